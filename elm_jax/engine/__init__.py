@@ -1,0 +1,1 @@
+"""Engines: the loops that train, score and embed."""

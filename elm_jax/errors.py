@@ -1,0 +1,13 @@
+"""The error a person can mend: it says what was wanted, what came and what to do.
+
+Everything a user can get wrong (a name, a path, a file, a macro) raises `UserError`; the command line
+prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """What was wanted, what came and what to do, in one clear sentence."""
+
+
+class ContaminationError(UserError):
+    """An expert was about to be scored as zero-shot on a dataset it was trained on."""

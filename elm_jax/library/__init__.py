@@ -1,0 +1,1 @@
+"""Library: a directory of experts, each complete in itself."""

@@ -1,0 +1,1 @@
+"""Merging: several experts made into one. One method a file."""

@@ -1,0 +1,1 @@
+"""Models: the T5 network, the experts that stand beside it, and the names of their parameters."""

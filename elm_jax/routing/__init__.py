@@ -1,0 +1,1 @@
+"""Routing: which experts a task nobody trained on should use. One router a file."""

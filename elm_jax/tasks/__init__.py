@@ -1,0 +1,1 @@
+"""Tasks: what is defined, where its rows come from, and the prepared files the chips are fed with."""

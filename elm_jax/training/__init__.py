@@ -1,0 +1,1 @@
+"""Training: the loss, the optimisers and the step that trains many experts at once."""

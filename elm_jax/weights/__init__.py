@@ -1,0 +1,1 @@
+"""Weights: reading and writing the parameters of base models."""
