@@ -111,6 +111,8 @@ class Report:
 
     rows: tuple[Mapping[str, Any], ...]  # method, task, prompt, n, accuracy, low, high
     means: tuple[Mapping[str, Any], ...]  # method, macro, micro
-    comparisons: tuple[Mapping[str, Any], ...]  # a, b, difference, low, high, p
+    comparisons: tuple[Mapping[str, Any], ...]  # a, b, difference, low, high, p, p_holm, comparisons
     selections: tuple[Mapping[str, Any], ...]  # task, prompt, expert, votes
     environment: Mapping[str, Any]
+    tasks: tuple[Mapping[str, Any], ...] = ()  # method, task over its prompts: accuracy, low, high, spread
+    matrix: tuple[Mapping[str, Any], ...] = ()  # expert, family, task, prompt, n, accuracy

@@ -8,16 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["errors", "axes", "records", "names", "storage"],
-    [
-        "models",
-        "scoring",
-        "training",
-        "routing",
-        "merging",
-        "prompting",
-        "reporting/metrics",
-        "reporting/significance",
-    ],
+    ["models", "routing", "merging", "prompting", "reporting/metrics", "reporting/significance"],
+    ["scoring", "training"],
     ["tasks", "weights", "library", "reporting"],
     ["engine", "t5x_door"],
     ["runs"],

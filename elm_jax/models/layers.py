@@ -1,0 +1,130 @@
+"""Layers: what both stacks of the T5 are built from.
+
+Norm without mean or bias, unscaled attention, relative positions in buckets and float32 softmax are those of
+Raffel et al. (2020) and its T5 1.1 release; parameter names are T5X's.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from elm_jax.models import experts as ex
+from elm_jax.models.sizes import T5Config
+from elm_jax.records import Params
+
+MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
+
+
+def _fan_in(scale: float = 1.0) -> Callable[..., jax.Array]:
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
+def relative_bucket(
+    relative: Int[np.ndarray, "Q K"], *, bidirectional: bool, buckets: int, max_distance: int
+) -> Int[np.ndarray, "Q K"]:
+    """Returns the bucket of each (key position - query position): exact when near, logarithmic when far."""
+    distance, offset = -relative, np.zeros_like(relative)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance < 0) * buckets
+        distance = np.abs(distance)
+    distance = np.maximum(distance, 0)
+    exact = buckets // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(max_distance / exact)
+    far = np.minimum(exact + (ratio * (buckets - exact)).astype(np.int32), buckets - 1)
+    return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+class RelativePositions(nn.Module):
+    """A bias for every head and distance, shared by all layers of a stack."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, length: int) -> Float[Array, "1 H Q K"]:
+        shape = (self.config.num_heads, self.config.relpos_buckets)
+        initial = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        table = self.param("rel_embedding", initial, shape)
+        position = np.arange(length, dtype=np.int32)
+        buckets = relative_bucket(
+            position[None, :] - position[:, None],
+            bidirectional=self.bidirectional,
+            buckets=self.config.relpos_buckets,
+            max_distance=self.config.relpos_max_distance,
+        )
+        return jnp.take(table, buckets, axis=1)[None].astype(jnp.float32)
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm in float32; an expert's scale takes the place of the base's."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, expert: Params | None) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        if expert is not None:
+            scale = expert["scale"]
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
+        return (wide * ex.spread(scale.astype(jnp.float32), wide)).astype(self.config.dtype)
+
+
+class Dense(nn.Module):
+    """A matrix product without bias."""
+
+    features: int
+    dtype: str
+    initial: Callable[..., jax.Array] = _fan_in()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
+        return jnp.einsum("...d,df->...f", x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention without 1/sqrt(d), which T5 folds into its initial query weights."""
+
+    config: T5Config
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self, queries: Float[Array, "B Q D"], keys: Float[Array, "B K D"], bias: Float[Array, "#B #H #Q K"]
+    ) -> Float[Array, "B Q D"]:
+        config = self.config
+        width = config.num_heads * config.head_dim
+
+        def heads(name: str, x: jax.Array, initial: Callable[..., jax.Array]) -> jax.Array:
+            flat = Dense(width, config.dtype, initial, name=name)(x)
+            return flat.reshape(*flat.shape[:-1], config.num_heads, config.head_dim)
+
+        query = heads("query", queries, _fan_in(1.0 / config.head_dim))
+        key = heads("key", keys, _fan_in())
+        value = heads("value", keys, _fan_in())
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
+        weights = nn.Dropout(config.dropout_rate, deterministic=not self.train)(weights)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return Dense(config.emb_dim, config.dtype, name="out")(mixed.reshape(*mixed.shape[:2], width))
+
+
+class FeedForward(nn.Module):
+    """T5 1.1's gated feed-forward: `wo(gelu(wi_0 x) * wi_1 x)` with the tanh form of gelu."""
+
+    config: T5Config
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        gate = jax.nn.gelu(Dense(config.mlp_dim, config.dtype, name="wi_0")(x), approximate=True)
+        hidden = gate * Dense(config.mlp_dim, config.dtype, name="wi_1")(x)
+        hidden = nn.Dropout(config.dropout_rate, deterministic=not self.train)(hidden)
+        return Dense(config.emb_dim, config.dtype, name="wo")(hidden)

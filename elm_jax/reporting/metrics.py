@@ -1,0 +1,152 @@
+"""Metrics: the share of rows a method gets right, averaged over prompts and datasets, and how sure that is.
+
+All accuracies are fractions in [0, 1]. Two means are in use and both are named: the macro mean (prompts
+within a dataset first, then datasets; the paper's) and the micro mean (all prompts alike; what the original's
+scripts print as overall). They differ by points where datasets have different numbers of prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool
+
+from elm_jax.errors import UserError
+from elm_jax.names import split_id
+from elm_jax.records import TaskScores
+
+LEVEL = 0.95
+"""The confidence of every interval."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right rows with its 95 % interval."""
+
+    n: int  # distinct rows of the datasets behind it
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far the prompts of one dataset lie apart."""
+
+    prompts: int
+    lowest: float
+    median: float
+    highest: float
+    deviation: float  # standard deviation over prompts; 0 for a single one
+
+
+def hits(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
+    """Returns which rows are right, after checking that the scores are whole.
+
+    Raises:
+      UserError: no rows, columns of different lengths, a row twice, a label or prediction that is no choice.
+    """
+    name = f"Task {scores.task!r} as scored by {scores.method!r}"
+    n = len(scores.row_ids)
+    if n == 0:
+        raise UserError(f"{name} has no rows; an accuracy wants one at least.")
+    lengths = {len(scores.scores), len(scores.predictions), len(scores.labels)}
+    if lengths != {n}:
+        raise UserError(f"{name} names {n} rows, but has {sorted(lengths)} scores, predictions or labels.")
+    if len(set(scores.row_ids)) != n:
+        raise UserError(f"{name} holds {n - len(set(scores.row_ids))} rows more than once; score it again.")
+    choices = np.fromiter(map(len, scores.scores), int, n)
+    predictions, labels = np.asarray(scores.predictions), np.asarray(scores.labels)
+    for what, index in (("label", labels), ("prediction", predictions)):
+        wrong = (index < 0) | (index >= choices)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(
+                f"{name}: row {scores.row_ids[row]!r} has {what} {index[row]}, but {choices[row]} choices."
+            )
+    return predictions == labels
+
+
+def wilson(share: float, n: float | int, *, level: float = LEVEL) -> tuple[float, float]:
+    """Returns Wilson's interval for a share seen in n independent rows (Wilson 1927).
+
+    It stays inside [0, 1] and keeps its width at shares of 0 and 1. With level 0.95 and 8 right of 10:
+
+    >>> tuple(round(end, 3) for end in wilson(0.8, 10))
+    (0.49, 0.943)
+    """
+    z2_n = NormalDist().inv_cdf(0.5 + level / 2) ** 2 / n
+    centre = (share + z2_n / 2) / (1 + z2_n)
+    half = sqrt(z2_n) * sqrt(share * (1 - share) + z2_n / 4) / (1 + z2_n)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def accuracy(scores: TaskScores) -> Accuracy:
+    """Returns one task's share of right rows with its Wilson interval."""
+    right = hits(scores)
+    share = float(right.mean())
+    return Accuracy(len(right), share, *wilson(share, len(right)))
+
+
+def by_dataset(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
+    """Groups one method's scores by dataset, in order of first appearance."""
+    found: dict[str, list[TaskScores]] = {}
+    for task in scores:
+        found.setdefault(split_id(task.task)[0], []).append(task)
+    return found
+
+
+def macro_mean(scores: Sequence[TaskScores]) -> Accuracy:
+    """Returns the mean over datasets of the mean over prompts, with an interval that knows of shared rows.
+
+    Prompts of a dataset share its rows, so fifteen prompts are not fifteen times the evidence. The variance
+    is that of row totals (each row one cluster, each dataset one stratum); Wilson's interval is then taken
+    at the effective number of rows, share * (1 - share) / variance, never more than there are outcomes
+    (Korn and Graubard 1998, for surveys). For one prompt this is exactly the plain Wilson interval.
+    """
+    datasets = by_dataset(scores)
+    if not datasets:
+        raise UserError("A mean over tasks wants one task at least, but none came.")
+    shares, variance, rows, outcomes = [], 0.0, 0, 0
+    for prompts in datasets.values():
+        ids = {row: index for index, row in enumerate(dict.fromkeys(r for p in prompts for r in p.row_ids))}
+        influence = np.zeros(len(ids))
+        prompt_shares = []
+        for prompt in prompts:
+            right = hits(prompt)
+            share = right.mean()
+            influence[[ids[row] for row in prompt.row_ids]] += (right - share) / (right.size * len(prompts))
+            prompt_shares.append(share)
+            outcomes += right.size
+        shares.append(np.mean(prompt_shares))
+        variance += float(influence @ influence) / len(datasets) ** 2
+        rows += len(ids)
+    mean = float(np.mean(shares))
+    # Without any variance (all right, all wrong) only the number of rows says how much was seen.
+    independent = mean * (1 - mean)
+    effective = min(outcomes, independent / variance) if variance else (outcomes if independent else rows)
+    return Accuracy(rows, mean, *wilson(mean, effective))
+
+
+def micro_mean(scores: Sequence[TaskScores]) -> float:
+    """Returns the mean over prompts, whatever dataset they belong to."""
+    if not scores:
+        raise UserError("A mean over tasks wants one task at least, but none came.")
+    return float(np.mean([hits(task).mean() for task in scores]))
+
+
+def chance(scores: TaskScores) -> float:
+    """Returns the accuracy of guessing: the mean over rows of 1 / number of choices."""
+    hits(scores)
+    return float(np.mean([1 / len(choices) for choices in scores.scores]))
+
+
+def spread(scores: Sequence[TaskScores]) -> Spread:
+    """Returns how far the accuracies of one dataset's prompts lie apart."""
+    if not scores:
+        raise UserError("A spread over prompts wants one prompt at least, but none came.")
+    shares = np.array([hits(task).mean() for task in scores])
+    deviation = float(shares.std(ddof=1)) if len(shares) > 1 else 0.0
+    return Spread(len(shares), float(shares.min()), float(np.median(shares)), float(shares.max()), deviation)

@@ -1,0 +1,43 @@
+"""Denoising: the two ways a base learns from plain text, as (prompt, target) pairs of token ids.
+
+Span corruption is T5's pretraining (Raffel et al. 2020, section 3.1.4): spans of the text give way to
+sentinels, and the target spells them out. A prefix is T5's language-model adaptation (Lester et al. 2021): the
+prompt is the beginning of the text, the target the rest.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Pair = tuple[list[int], list[int]]
+
+
+def corrupt_spans(
+    tokens: Sequence[int], *, sentinel: int, eos: int, share: float, mean_length: float, rng: np.random.Generator
+) -> Pair:
+    """Masks about `share` of the tokens in spans of about `mean_length`; sentinels count down from `sentinel`.
+
+    At least one token is masked, and at least one is kept where there are two.
+    """
+    size = len(tokens)
+    masked = min(max(1, round(size * share)), max(1, size - 1))
+    spans = min(max(1, round(masked / mean_length)), masked, size - masked + 1)
+    # Cut the masked tokens into spans, none empty, and the kept ones into the gaps around them.
+    lengths = np.diff([0, *np.sort(rng.choice(np.arange(1, masked), spans - 1, replace=False)), masked])
+    gaps = np.sort(rng.choice(np.arange(size - masked + 1), spans, replace=False))
+    prompt: list[int] = []
+    target: list[int] = []
+    at = kept = 0
+    for span, (length, gap) in enumerate(zip(lengths, gaps, strict=True)):
+        keep = int(gap) - kept
+        prompt += [*tokens[at : at + keep], sentinel - span]
+        at, kept = at + keep, int(gap)
+        target += [sentinel - span, *tokens[at : at + int(length)]]
+        at += int(length)
+    return [*prompt, *tokens[at:], eos], [*target, eos]
+
+
+def cut_prefix(tokens: Sequence[int], *, eos: int, rng: np.random.Generator) -> Pair:
+    """Cuts the text at a random place; both sides hold at least one token where there are two."""
+    cut = int(rng.integers(1, max(2, len(tokens))))
+    return [*tokens[:cut], eos], [*tokens[cut:], eos]

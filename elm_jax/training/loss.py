@@ -1,0 +1,31 @@
+"""The loss: cross-entropy of the answer's tokens, with T5X's z-loss and label smoothing as options."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from elm_jax.axes import PAD, Targets
+
+
+def answer_loss(
+    logits: Float[Array, "B T V"],
+    targets: Targets,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """Returns the mean over real target tokens, in nats; 0 where there are none.
+
+    `z_loss` weighs log(Z)², which keeps the softmax's normaliser Z near 1 (T5X trains with 1e-4).
+    `label_smoothing` moves that share of the target's mass evenly onto all tokens.
+    """
+    real = targets != PAD
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = normaliser - chosen
+    if label_smoothing:
+        even = normaliser - logits.mean(axis=-1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * even
+    if z_loss:
+        loss = loss + z_loss * normaliser**2
+    return jnp.where(real, loss, 0.0).sum() / jnp.maximum(real.sum(), 1)

@@ -1,0 +1,69 @@
+"""Our own format of a base: `config.json` with its shape and fingerprint, `params.safetensors` with T5X's names."""
+
+from dataclasses import asdict, dataclass, fields
+
+import jax
+import numpy as np
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.models.sizes import T5Config
+from elm_jax.models.t5 import init_params
+from elm_jax.records import Params
+
+CONFIG = "config.json"
+PARAMS = "params.safetensors"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base: the shape of the network, its parameters, and what stands for them."""
+
+    config: T5Config
+    params: Params
+    fingerprint: str
+
+
+def of(config: T5Config, params: Params) -> Base:
+    """Returns the base with its fingerprint, which depends on the parameters' names, shapes, types and bytes."""
+    return Base(config, params, storage.array_fingerprint(paths.flatten(params)))
+
+
+def save(where: storage.PathLike, base: Base) -> None:
+    """Writes a base; `config.json` comes last, so that a directory that has it is whole."""
+    directory = storage.writable_directory(where)
+    storage.write_arrays(directory / PARAMS, paths.unstack_layers(paths.flatten(base.params)))
+    storage.write_json(directory / CONFIG, {"network": asdict(base.config), "fingerprint": base.fingerprint})
+
+
+def load(where: storage.PathLike) -> Base:
+    """Reads a base and checks it: every tensor there, none too many, shapes and fingerprint as written."""
+    remedy = "Train one with `elm quickstart`, or name the directory of one."
+    directory = storage.existing_directory(where, what="A base model", remedy=remedy)
+    told = storage.read_json(directory / CONFIG, what="A base model's configuration")
+    known = {field.name for field in fields(T5Config)}
+    config = T5Config(**{name: value for name, value in told["network"].items() if name in known})
+    file = directory / PARAMS
+    flat = paths.stack_layers(storage.read_arrays(file, what="A base model's parameters"))
+    check(flat, config, where=str(file))
+    base = of(config, paths.unflatten(flat))
+    if base.fingerprint != told["fingerprint"]:
+        raise UserError(
+            f"The base at {str(directory)!r} should have fingerprint {told['fingerprint']}, but its parameters "
+            f"have {base.fingerprint}: they were changed after it was written. Restore or train it again."
+        )
+    return base
+
+
+def check(flat: dict[str, np.ndarray], config: T5Config, *, where: str) -> None:
+    """Refuses parameters whose names or shapes are not those of the network."""
+    wanted = paths.flatten(jax.eval_shape(lambda: init_params(jax.random.key(0), config)))
+    for path, leaf in wanted.items():
+        if path not in flat:
+            raise UserError(f"{where!r} should hold {path!r} of shape {leaf.shape}, but lacks it.")
+        if flat[path].shape != leaf.shape:
+            raise UserError(f"{where!r} holds {path!r} as {flat[path].shape}; the network wants {leaf.shape}.")
+    extra = sorted(set(flat) - set(wanted))
+    if extra:
+        raise UserError(f"{where!r} holds {extra[0]!r}, which the network does not have.")

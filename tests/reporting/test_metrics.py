@@ -1,0 +1,110 @@
+"""Accuracies, their intervals and means, against numbers worked out by hand and against simulation."""
+
+import dataclasses
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.reporting import metrics
+
+Z2 = 1.959963984540054**2
+
+
+def test_accuracy_is_the_share_of_right_rows_with_wilsons_interval(make_task):
+    found = metrics.accuracy(make_task("cb/p", "base", [True] * 8 + [False] * 2))
+    centre, half = 0.8 + Z2 / 20, sqrt(Z2 * (0.8 * 0.2 / 10 + Z2 / 400))
+    assert (found.n, found.accuracy) == (10, 0.8)
+    assert found.low == pytest.approx((centre - half) / (1 + Z2 / 10))
+    assert found.high == pytest.approx((centre + half) / (1 + Z2 / 10))
+
+
+@pytest.mark.parametrize("n", [1, 3, 56, 10_000])
+def test_an_interval_stays_inside_zero_and_one_and_never_closes(n):
+    assert metrics.wilson(0.0, n) == (0.0, pytest.approx(Z2 / (n + Z2)))
+    assert metrics.wilson(1.0, n) == (pytest.approx(n / (n + Z2)), 1.0)
+
+
+def test_macro_and_micro_means_differ_where_datasets_have_different_numbers_of_prompts(make_task):
+    scores = [
+        make_task("a/1", "base", [True, True]),  # 1
+        make_task("a/2", "base", [True, False]),  # 1/2
+        make_task("a/3", "base", [False, False]),  # 0
+        make_task("b/1", "base", [True, True, True, True]),  # 1
+    ]
+    assert metrics.macro_mean(scores).accuracy == pytest.approx((0.5 + 1) / 2)
+    assert metrics.micro_mean(scores) == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert metrics.macro_mean(scores).n == 2 + 4
+
+
+def test_the_mean_of_one_task_has_the_interval_of_that_task(make_task):
+    task = make_task("a/1", "base", [True] * 7 + [False] * 6)
+    assert metrics.macro_mean([task]) == metrics.accuracy(task)
+
+
+def test_a_prompt_that_repeats_another_narrows_no_interval(make_task):
+    right = [True] * 7 + [False] * 6
+    once = metrics.macro_mean([make_task("a/1", "base", right)])
+    fifteen = metrics.macro_mean([make_task(f"a/{n}", "base", right) for n in range(15)])
+    assert dataclasses.astuple(fifteen) == pytest.approx(dataclasses.astuple(once))
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_mean_without_any_variance_is_as_sure_as_its_rows_allow(make_task, always):
+    prompts = [make_task(f"a/{n}", "base", [always] * 20) for n in range(3)]
+    found = metrics.macro_mean(prompts)
+    assert (found.low, found.high) == metrics.wilson(float(always), 20)
+
+
+def test_the_interval_of_a_mean_covers_the_truth_in_93_to_97_of_100_studies(make_task):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        scores = []
+        for dataset, share, rows in (("a", 0.3, 40), ("b", 0.7, 60)):
+            same, first = rng.random(rows) < 0.5, rng.random(rows) < share
+            for prompt in range(3):  # half of the rows come out alike under every prompt
+                right = np.where(same, first, rng.random(rows) < share)
+                scores.append(make_task(f"{dataset}/{prompt}", "base", right.tolist()))
+        mean = metrics.macro_mean(scores)
+        covered += mean.low <= 0.5 <= mean.high
+    assert 930 <= covered <= 970
+
+
+def test_chance_is_the_mean_over_rows_of_one_in_the_number_of_choices(make_task):
+    task = make_task("a/1", "base", [True, True], choices=2)
+    mixed = dataclasses.replace(task, scores=((-1.0, -2.0), (-1.0, -2.0, -3.0, -4.0)))
+    assert metrics.chance(task) == 0.5
+    assert metrics.chance(mixed) == pytest.approx((1 / 2 + 1 / 4) / 2)
+
+
+def test_spread_tells_the_range_the_median_and_the_deviation_over_prompts(make_task):
+    prompts = [make_task(f"a/{right}", "base", [True] * right + [False] * (4 - right)) for right in (1, 2, 4)]
+    found = metrics.spread(prompts)
+    assert (found.prompts, found.lowest, found.median, found.highest) == (3, 0.25, 0.5, 1.0)
+    assert found.deviation == pytest.approx(np.std([0.25, 0.5, 1.0], ddof=1))
+    assert metrics.spread(prompts[:1]).deviation == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row_ids": (), "scores": (), "predictions": (), "labels": ()}, "has no rows"),
+        ({"predictions": (0,)}, r"names 2 rows, but has \[1, 2\] scores, predictions or labels"),
+        ({"row_ids": ("x", "x")}, "holds 1 rows more than once"),
+        ({"labels": (0, -1)}, "row 'row-1' has label -1, but 3 choices"),
+        ({"predictions": (0, 3)}, "row 'row-1' has prediction 3, but 3 choices"),
+        ({"scores": ((-1.0,), ())}, "row 'row-1' has label 1, but 0 choices"),
+    ],
+)
+def test_scores_that_are_not_whole_are_refused_by_name(make_task, change, message):
+    broken = dataclasses.replace(make_task("a/1", "base", [True, True]), **change)
+    with pytest.raises(UserError, match=f"Task 'a/1' as scored by 'base'.*{message}"):
+        metrics.accuracy(broken)
+
+
+@pytest.mark.parametrize("mean", [metrics.macro_mean, metrics.micro_mean, metrics.spread])
+def test_a_mean_of_nothing_is_refused(mean):
+    with pytest.raises(UserError, match="wants one"):
+        mean([])

@@ -1,0 +1,201 @@
+"""Paired tests: hand-computed cases, properties, and a simulation of how often the interval is right."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elm_jax.errors import UserError
+from elm_jax.reporting.significance import holm, mcnemar, paired_difference
+
+
+def prompts_of(make_task, method, table, dataset="a"):
+    """One prompt a line of `table`, which says which rows are right."""
+    return [make_task(f"{dataset}/{n}", method, list(right)) for n, right in enumerate(table)]
+
+
+def test_the_difference_is_that_of_the_macro_means(make_task):
+    a = prompts_of(make_task, "roe", [[1, 1, 1, 0], [1, 1, 0, 0]]) + prompts_of(
+        make_task, "roe", [[1, 0]], "b"
+    )
+    b = prompts_of(make_task, "base", [[1, 0, 0, 0], [1, 1, 0, 0]]) + prompts_of(
+        make_task, "base", [[0, 0]], "b"
+    )
+    found = paired_difference(a, b)
+    assert (found.a, found.b) == ("roe", "base")
+    # dataset a: (3/4 + 2/4) / 2 - (1/4 + 2/4) / 2 = 1/4; dataset b: 1/2 - 0 = 1/2
+    assert found.difference == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert found.low <= found.difference <= found.high
+
+
+def test_equal_methods_differ_by_zero_with_p_one(make_task):
+    table = [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    found = paired_difference(prompts_of(make_task, "a", table), prompts_of(make_task, "b", table))
+    assert dataclasses.astuple(found) == ("a", "b", 0.0, 0.0, 0.0, 1.0)
+
+
+def test_swapping_the_methods_turns_the_difference_around(make_task):
+    rng = np.random.default_rng(1)
+    a = prompts_of(make_task, "a", rng.random((3, 40)) < 0.6)
+    b = prompts_of(make_task, "b", rng.random((3, 40)) < 0.5)
+    there, back = paired_difference(a, b), paired_difference(b, a)
+    assert back.difference == pytest.approx(-there.difference)
+    assert back.p == pytest.approx(there.p, abs=0.05)
+
+
+def test_the_order_of_rows_changes_nothing(make_task):
+    rng = np.random.default_rng(2)
+    (a,) = prompts_of(make_task, "a", rng.random((1, 30)) < 0.6)
+    (b,) = prompts_of(make_task, "b", rng.random((1, 30)) < 0.4)
+    order = rng.permutation(30)
+    columns = ("row_ids", "scores", "predictions", "labels")
+    shuffled = dataclasses.replace(b, **{c: tuple(getattr(b, c)[i] for i in order) for c in columns})
+    assert paired_difference([a], [shuffled]) == paired_difference([a], [b])
+
+
+def test_the_same_rows_under_a_second_prompt_are_no_new_evidence(make_task):
+    rng = np.random.default_rng(3)
+    right_a, right_b = rng.random(50) < 0.6, rng.random(50) < 0.5
+    once = paired_difference(prompts_of(make_task, "a", [right_a]), prompts_of(make_task, "b", [right_b]))
+    twice = paired_difference(
+        prompts_of(make_task, "a", [right_a] * 2), prompts_of(make_task, "b", [right_b] * 2)
+    )
+    assert dataclasses.astuple(twice) == pytest.approx(dataclasses.astuple(once))
+
+
+def test_the_same_rows_in_another_dataset_are_new_evidence(make_task):
+    rng = np.random.default_rng(3)
+    right_a, right_b = rng.random(50) < 0.6, rng.random(50) < 0.5
+    sides = [
+        prompts_of(make_task, method, [right]) + prompts_of(make_task, method, [right], "b")
+        for method, right in (("a", right_a), ("b", right_b))
+    ]
+    once = paired_difference(sides[0][:1], sides[1][:1])
+    twice = paired_difference(*sides)
+    assert twice.high - twice.low == pytest.approx((once.high - once.low) / np.sqrt(2), rel=0.1)
+
+
+def test_prompts_may_cover_different_rows_of_their_dataset(make_task):
+    sides = [
+        [
+            make_task("trec/ABBR", method, [right, right], row_ids=["1", "2"]),
+            make_task("trec/open", method, [True, right, False, False], row_ids=["2", "3", "4", "5"]),
+        ]
+        for method, right in (("a", True), ("b", False))
+    ]
+    found = paired_difference(*sides)
+    assert found.difference == pytest.approx((1 + 1 / 4) / 2)
+    assert np.isfinite([found.low, found.high, found.p]).all()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12))
+def test_p_is_never_zero_nor_smaller_than_so_few_rows_can_show(make_task, rows):
+    a, b = (
+        prompts_of(make_task, name, [side]) for name, side in zip("ab", zip(*rows, strict=True), strict=True)
+    )
+    found = paired_difference(a, b, samples=50)
+    differing = sum(x != y for x, y in rows)
+    assert min(1.0, 2 / 2**differing) <= found.p <= 1.0
+    assert found.low <= found.high
+
+
+def test_p_is_not_zero_where_every_sample_agrees(make_task):
+    a, b = prompts_of(make_task, "a", [[1] * 500]), prompts_of(make_task, "b", [[0] * 500])
+    assert paired_difference(a, b, samples=999).p == pytest.approx(2 / 1000)
+    assert mcnemar(*prompts_of(make_task, "a", [[1] * 5000]), *prompts_of(make_task, "b", [[0] * 5000])).p > 0
+
+
+def test_the_interval_covers_the_truth_in_93_to_97_of_100_studies_and_p_keeps_its_level(make_task):
+    rng = np.random.default_rng(0)
+    covered = false_alarms = 0
+    for _ in range(500):
+        share = {"a": 0.6, "b": 0.5}
+        tables = {"a": [], "b": [], "c": []}
+        for dataset, rows in (("x", 60), ("y", 90)):
+            # Rows are hard or easy for both methods, and half of them come out alike under both prompts.
+            luck, alike = rng.random(rows), rng.random(rows) < 0.5
+            for method in tables:
+                own = np.where(rng.random(rows) < 0.5, luck, rng.random(rows))
+                draws = [np.where(alike, own, rng.random(rows)) for _ in range(2)]
+                table = [draw < share.get(method, 0.5) for draw in draws]
+                tables[method] += prompts_of(make_task, method, table, dataset)
+        found = paired_difference(tables["a"], tables["b"], samples=400, seed=int(rng.integers(2**31)))
+        covered += found.low <= 0.1 <= found.high
+        false_alarms += paired_difference(tables["b"], tables["c"], samples=400).p < 0.05
+    assert 0.93 * 500 <= covered <= 0.97 * 500
+    assert false_alarms <= 0.07 * 500
+
+
+def test_two_thousand_samples_over_twelve_prompts_take_well_under_a_second(make_task):
+    rng = np.random.default_rng(0)
+    sides = [
+        [make_task(f"{n // 2}/{n % 2}", method, rng.random(100) < 0.5) for n in range(12)] for method in "ab"
+    ]
+    start = time.process_time()
+    paired_difference(*sides)
+    assert time.process_time() - start < 0.5
+
+
+def test_mcnemar_throws_a_coin_for_each_row_that_only_one_gets_right(make_task):
+    (a,) = prompts_of(make_task, "a", [[1, 1, 1, 1, 1, 1, 0, 0]])
+    (b,) = prompts_of(make_task, "b", [[0, 0, 0, 0, 0, 1, 1, 0]])
+    found = mcnemar(a, b)
+    assert (found.only_a, found.only_b) == (5, 1)
+    assert found.p == pytest.approx(2 * (1 + 6) / 2**6)  # 0 or 1 of 6 coins, on either side
+    assert mcnemar(a, a).p == 1.0
+
+
+def test_holm_multiplies_the_smallest_by_the_number_and_never_falls():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+    assert holm([0.4, 0.9]) == pytest.approx((0.8, 0.9))
+    assert holm([0.7, 0.8]) == (1.0, 1.0)
+    assert holm([]) == ()
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_keeps_order_and_lies_between_p_and_bonferroni(ps):
+    corrected = holm(ps)
+    assert all(p <= c <= max(p, min(1, p * len(ps))) + 1e-12 for p, c in zip(ps, corrected, strict=True))
+    assert [c for _, c in sorted(zip(ps, corrected, strict=True))] == sorted(corrected)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_holm_refuses_what_is_no_p_value(p):
+    with pytest.raises(UserError, match="between 0 and 1"):
+        holm([0.5, p])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "a/9"}, "same tasks only, but 'a/0' was scored for 'roe' alone"),
+        (
+            {"row_ids": ("row-0", "row-7")},
+            r"task 'a/0' row 'row-1' was scored for 'roe' alone \(2 such rows\)",
+        ),
+        ({"labels": (0, 2)}, "task 'a/0' row 'row-1' has label 1 on one side, 2 on the other"),
+        ({"row_ids": ("row-0", "row-0")}, r"Task 'a/0' as scored by 'base'.*2 row ids \(1 distinct\)"),
+        ({"predictions": (1,)}, "Task 'a/0' as scored by 'base'.*1 predictions"),
+        ({"row_ids": (), "labels": (), "predictions": (), "scores": ()}, r"0 row ids"),
+    ],
+)
+def test_sides_that_were_not_scored_on_the_same_rows_are_refused(make_task, change, message):
+    a = make_task("a/0", "roe", [True, False])
+    b = dataclasses.replace(make_task("a/0", "base", [True, True]), **change)
+    with pytest.raises(UserError, match=message):
+        paired_difference([a], [b])
+    with pytest.raises(UserError, match=message):
+        mcnemar(a, b)
+
+
+def test_an_empty_side_a_repeated_task_and_no_samples_are_refused(make_task):
+    a = make_task("a/0", "roe", [True, False])
+    with pytest.raises(UserError, match="one side is empty"):
+        paired_difference([a], [])
+    with pytest.raises(UserError, match="'roe' has scores of a task twice"):
+        paired_difference([a, a], [a])
+    with pytest.raises(UserError, match="one sample at least, but 0 came"):
+        paired_difference([a], [a], samples=0)
