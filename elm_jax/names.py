@@ -42,7 +42,9 @@ def directory_name(part: str) -> str:
     >>> directory_name("C1 or C2? premise, so/because…")
     'C1%20or%20C2%3F%20premise%2C%20so%2Fbecause%E2%80%A6'
     """
-    return quote(part, safe="").replace(".", "%2E") if part.startswith(".") else quote(part, safe="")
+    # A name that starts with a dot is hidden, and one with a tilde is a home directory or a backup to some.
+    quoted = quote(part, safe="").replace("~", "%7E")
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def from_directory_name(name: str) -> str:

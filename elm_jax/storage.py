@@ -13,13 +13,23 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_safetensors
+from ml_dtypes import bfloat16
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as dump_safetensors
 
 from elm_jax.errors import UserError
 
 FORMAT = 1
+# The names that safetensors gives to types; its own reader for NumPy has none for bfloat16.
+_DTYPES = {
+    "BF16": np.dtype(bfloat16),
+    **{
+        f"{letter}{8 * size}": np.dtype(f"<{kind}{size}" if size > 1 else f"{kind}{size}")
+        for letter, kind, sizes in (("F", "f", (2, 4, 8)), ("I", "i", (1, 2, 4, 8)), ("U", "u", (1, 2, 4, 8)))
+        for size in sizes
+    },
+    "BOOL": np.dtype(bool),
+}
 PathLike = str | os.PathLike[str]
 
 
@@ -100,10 +110,11 @@ def read_jsonl(where: PathLike, *, what: str) -> list[dict[str, Any]]:
     """Reads one JSON object a line; a broken line is named."""
     rows = []
     try:
-        lines = path(where).read_text().splitlines()
+        text = path(where).read_text()
     except FileNotFoundError:
         raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no file is there.") from None
-    for number, line in enumerate(lines, start=1):
+    # Not `splitlines`, which also cuts at the separators that Unicode allows inside a string.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
@@ -115,18 +126,25 @@ def write_arrays(
     where: PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes named arrays as safetensors."""
-    plain = {name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}
+    plain = {name: np.asarray(value, order="C") for name, value in sorted(arrays.items())}
     write_bytes(where, dump_safetensors(plain, metadata={"format": str(FORMAT), **(metadata or {})}))
 
 
 def read_arrays(where: PathLike, *, what: str) -> dict[str, np.ndarray]:
     """Reads named arrays from safetensors; a truncated file is an error that names it."""
     try:
-        return parse_safetensors(path(where).read_bytes())
+        tensors = deserialize(path(where).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no file is there.") from None
     except SafetensorError as error:
         raise UserError(f"{what} at {os.fspath(where)!r} is no whole safetensors file ({error}).") from None
+    unknown = {told["dtype"] for _, told in tensors} - set(_DTYPES)
+    if unknown:
+        raise UserError(f"{what} at {os.fspath(where)!r} holds {unknown.pop()}, which elm_jax does not read.")
+    return {
+        name: np.frombuffer(told["data"], _DTYPES[told["dtype"]]).reshape(told["shape"])
+        for name, told in tensors
+    }
 
 
 def fingerprint(value: Any) -> str:
@@ -139,7 +157,7 @@ def array_fingerprint(arrays: Mapping[str, Any]) -> str:
     """Returns 16 hexadecimal digits that stand for named arrays: names, shapes, types and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(arrays.items()):
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ def test_a_directory_name_turns_back_into_the_name(name):
     assert names.from_directory_name(quoted) == name
     assert "/" not in quoted
     assert not quoted.startswith(".")
+    assert "~" not in quoted
 
 
 def test_an_id_splits_at_its_first_slash_only():

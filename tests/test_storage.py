@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from elm_jax import storage
 from elm_jax.errors import UserError
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def test_json_comes_back_with_its_format(tmp_path):
@@ -13,6 +19,19 @@ def test_json_comes_back_with_its_format(tmp_path):
         "format": 1,
         "name": "Read And Extract ",
     }
+
+
+@given(st.lists(st.dictionaries(WORDS, WORDS, max_size=2)))
+def test_json_lines_come_back_whatever_the_strings_hold(tmp_path_factory, rows):
+    file = tmp_path_factory.mktemp("lines") / "x.jsonl"
+    storage.write_jsonl(file, rows or [{}])
+    assert storage.read_jsonl(file, what="Rows") == (rows or [{}])
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(UserError, match="line 2, is no JSON"):
+        storage.read_jsonl(tmp_path / "x.jsonl", what="Rows")
 
 
 def test_another_format_is_refused(tmp_path):
@@ -43,6 +62,17 @@ def test_arrays_come_back_and_a_truncated_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"Weights at '.*x.safetensors' is no whole safetensors file"):
         storage.read_arrays(file, what="Weights")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16", "int32", "uint8", "bool"])
+def test_arrays_of_every_type_come_back_with_it(tmp_path, dtype):
+    kind = np.dtype(bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    value = np.array([[0, 1], [1, 0]]).astype(kind)
+    storage.write_arrays(tmp_path / "x.safetensors", {"a": value, "scalar": kind.type(1)})
+    found = storage.read_arrays(tmp_path / "x.safetensors", what="Weights")
+    assert found["a"].dtype == kind
+    assert found["scalar"].shape == ()
+    np.testing.assert_array_equal(found["a"], value)
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys():

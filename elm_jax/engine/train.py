@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax import storage
+from elm_jax.axes import Array
 from elm_jax.engine import checkpoints
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
@@ -75,8 +76,8 @@ def train_group(
 ) -> list[Params]:
     """Trains the jobs' experts together and returns their parameters, in the order of the jobs.
 
-    With a `checkpoint_dir` the state is saved every `plan.save_every` steps, and a call with the same jobs and
-    plan goes on from the last save. A job without rows, or a checkpoint of other jobs, is a UserError.
+    With a `checkpoint_dir` the state is saved every `plan.save_every` steps, and a call with the same jobs
+    and plan goes on from the last save. A job without rows, or a checkpoint of other jobs, is a UserError.
     """
     for job in jobs:
         if not len(job.prompts):
@@ -90,7 +91,8 @@ def train_group(
         config, plan.kind, optimizer, z_loss=plan.z_loss, label_smoothing=plan.label_smoothing
     )
     state = step.start(
-        step.stack([ex.init(plan.kind, jax.random.key(job.seed), base, plan.width) for job in jobs]), optimizer
+        step.stack([ex.init(plan.kind, jax.random.key(job.seed), base, plan.width) for job in jobs]),
+        optimizer,
     )
     store = checkpoints.Store(checkpoint_dir, _identity(config, jobs, plan))
     done, state = store.latest(state)
@@ -105,6 +107,15 @@ def train_group(
             store.save(done, state)
     store.close()
     return [jax.tree.map(np.asarray, step.unstack(state.params, place)) for place in range(len(jobs))]
+
+
+def fresh(base: Params, plan: Plan, seeds: Sequence[int]) -> Params:
+    """Returns fresh experts [E, …], each a function of its own seed alone."""
+
+    def one(seed: Array, params: Params) -> Params:
+        return ex.init(plan.kind, jax.random.key(seed), params, plan.width)
+
+    return jax.jit(jax.vmap(one, in_axes=(0, None)))(np.asarray(seeds, np.uint32), base)
 
 
 def _batch(jobs: Sequence[Job], plan: Plan, shape: tuple[int, int], done: int) -> step.GroupBatch:

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
+from elm_jax.axes import Array, ExpertOfRow
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.records import Params
@@ -74,7 +75,7 @@ def place(kind: str, base: Params, owned: Params | None) -> tuple[Params, Params
     return (owned, None) if kind == "full" and owned is not None else (base, owned)
 
 
-def rows_of(params: Params | None, expert_of_row: Int[Array, " B"] | None) -> Params | None:
+def rows_of(params: Params | None, expert_of_row: ExpertOfRow | None) -> Params | None:
     """Gives every row its expert: [E, …] becomes [B, …]; without an index the one expert serves all rows."""
     if params is None or expert_of_row is None:
         return params

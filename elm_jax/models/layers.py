@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from elm_jax.axes import Array
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
@@ -66,7 +67,7 @@ class Norm(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, expert: Params | None) -> jax.Array:
+    def __call__(self, x: Array, expert: Params | None) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         if expert is not None:
             scale = expert["scale"]
@@ -83,7 +84,7 @@ class Dense(nn.Module):
     initial: Callable[..., jax.Array] = _fan_in()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> jax.Array:
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
         return jnp.einsum("...d,df->...f", x.astype(self.dtype), kernel.astype(self.dtype))
 
@@ -101,7 +102,7 @@ class Attention(nn.Module):
         config = self.config
         width = config.num_heads * config.head_dim
 
-        def heads(name: str, x: jax.Array, initial: Callable[..., jax.Array]) -> jax.Array:
+        def heads(name: str, x: Array, initial: Callable[..., jax.Array]) -> jax.Array:
             flat = Dense(width, config.dtype, initial, name=name)(x)
             return flat.reshape(*flat.shape[:-1], config.num_heads, config.head_dim)
 

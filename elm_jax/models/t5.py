@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
-from elm_jax.axes import PAD, Answers, Encoded, ExpertOfRow, Prompts
+from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, Prompts
 from elm_jax.models import experts as ex
 from elm_jax.models.layers import MASKED, Attention, Dense, FeedForward, Norm, RelativePositions
 from elm_jax.models.sizes import T5Config
@@ -181,7 +181,7 @@ class Embedder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Array) -> jax.Array:
         shape = (self.config.vocab_size, self.config.emb_dim)
         table = self.param("embedding", nn.initializers.normal(1.0), shape)
         return jnp.take(table.astype(self.config.dtype), tokens, axis=0)
@@ -233,6 +233,10 @@ class T5(nn.Module):
 
 
 def init_params(key: jax.Array, config: T5Config) -> dict[str, Any]:
-    """Returns fresh float32 parameters."""
-    tokens = jnp.ones((1, 1), jnp.int32)
-    return T5(config).init(key, tokens, tokens[:, :, None])["params"]
+    """Returns fresh float32 parameters, drawn as T5X draws them."""
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        tokens = jnp.ones((1, 1), jnp.int32)
+        return dict(T5(config).init(key, tokens, tokens[:, :, None])["params"])
+
+    return jax.jit(init)(key)

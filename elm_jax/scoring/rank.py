@@ -7,9 +7,9 @@ normalisation; the prediction is the best choice, the first of equals (T0, Sanh 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 
-from elm_jax.axes import ChoiceMask, ChoiceScores, TokenLogProbs
+from elm_jax.axes import Array, ChoiceMask, ChoiceScores, TokenLogProbs
 
 
 def score_choices(
@@ -40,7 +40,7 @@ def predict(scores: ChoiceScores) -> Int[Array, " B"]:
     return jnp.asarray(scores).argmax(axis=-1).astype(jnp.int32)
 
 
-def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def token_log_probs(logits: Array, tokens: Array) -> jax.Array:
     """Returns log p of each token [..., T] under float32 logits [..., T, V]."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

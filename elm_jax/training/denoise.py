@@ -13,7 +13,13 @@ Pair = tuple[list[int], list[int]]
 
 
 def corrupt_spans(
-    tokens: Sequence[int], *, sentinel: int, eos: int, share: float, mean_length: float, rng: np.random.Generator
+    tokens: Sequence[int],
+    *,
+    sentinel: int,
+    eos: int,
+    share: float,
+    mean_length: float,
+    rng: np.random.Generator,
 ) -> Pair:
     """Masks about `share` of the tokens in spans of about `mean_length`; sentinels count down from `sentinel`.
 

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from elm_jax.axes import PAD, Targets
+from elm_jax.axes import PAD, Array, Targets
 
 
 def answer_loss(

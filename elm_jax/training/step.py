@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from elm_jax.axes import Array
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5

@@ -63,7 +63,9 @@ def check(flat: dict[str, np.ndarray], config: T5Config, *, where: str) -> None:
         if path not in flat:
             raise UserError(f"{where!r} should hold {path!r} of shape {leaf.shape}, but lacks it.")
         if flat[path].shape != leaf.shape:
-            raise UserError(f"{where!r} holds {path!r} as {flat[path].shape}; the network wants {leaf.shape}.")
+            raise UserError(
+                f"{where!r} holds {path!r} as {flat[path].shape}; the network wants {leaf.shape}."
+            )
     extra = sorted(set(flat) - set(wanted))
     if extra:
         raise UserError(f"{where!r} holds {extra[0]!r}, which the network does not have.")

@@ -1,0 +1,391 @@
+"""The command line, `elm`: one verb a function of `elm_jax.runs`.
+
+Nothing heavy is imported before a verb needs it, so that `elm --help` answers at once. A `UserError` is one
+sentence and exit code 2; results go to standard output, progress and errors to standard error.
+"""
+
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from elm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from elm_jax.reporting.tables import Table
+    from elm_jax.runs.evaluate import Outcome
+    from elm_jax.runs.workspace import Run
+
+app = typer.Typer(
+    help="Train experts on a frozen T5, retrieve, merge and score them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+tasks_app = typer.Typer(help="What is defined, and what the model will see.", no_args_is_help=True)
+experts_app = typer.Typer(help="The experts of a library.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(experts_app, name="experts")
+
+Out = Annotated[str, typer.Option("--out", help="Directory to write; a run that was stopped goes on there.")]
+RunDir = Annotated[str, typer.Option("--run", help="Directory of a run, as `elm quickstart` makes one.")]
+DataDir = Annotated[str | None, typer.Option(help="Directory of datasets.")]
+TemplatesDir = Annotated[str | None, typer.Option(help="Directory of templates, laid out as PromptSource's.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Tasks by id, dataset or group.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+GinFiles = Annotated[list[str] | None, typer.Option("--gin_file", help="A recipe; later ones win.")]
+GinBindings = Annotated[
+    list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
+]
+Limit = Annotated[int | None, typer.Option(help="Take only the first rows of each task.")]
+DEFAULT_OUT = "elm_out"
+
+
+@app.command()
+def quickstart(out: Out = DEFAULT_OUT, seed: Seed = 0) -> None:
+    """The whole path on the embedded suite, on a CPU, ending in a report."""
+    from elm_jax.runs import quickstart as runs
+
+    show_outcome(runs.quickstart(out=out, seed=seed))
+
+
+@app.command()
+def run(gin_file: GinFiles = None, gin_bindings: GinBindings = None) -> None:
+    """A whole recipe: train, index, route, merge, evaluate, report."""
+    from elm_jax.runs import pipeline, recipes
+
+    if not gin_file:
+        raise UserError(
+            "A recipe is wanted: elm run --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]."
+        )
+    show_outcome(recipes.bound(pipeline.run, gin_file, gin_bindings or [])())
+
+
+@app.command()
+def train(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8,
+    rate: Annotated[float, typer.Option(help="Learning rate, falling in a line to 0.")] = 1e-4,
+    width: Annotated[int | None, typer.Option(help="Bottleneck width; emb_dim // 32 without it.")] = None,
+    multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    gin_file: GinFiles = None,
+    gin_bindings: GinBindings = None,
+) -> None:
+    """One expert a task, many in one program; or the multitask baseline."""
+    from elm_jax.runs import data, recipes
+    from elm_jax.runs import train as runs
+
+    if gin_file:
+        trained = recipes.bound(runs.train, gin_file, gin_bindings or [])()
+    else:
+        opened = open_run(run, data_dir, templates_dir, limit)
+        budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, width=width)
+        specs = data.choose(names or [])
+        if multitask:
+            trained = [runs.train_multitask(opened, specs, multitask, budget, seed=seed)]
+        else:
+            trained = runs.train_experts(opened, specs, budget, seed=seed)
+    for expert in trained:
+        print(expert)
+
+
+@app.command()
+def index(
+    run: RunDir = DEFAULT_OUT,
+    rebuild: Annotated[bool, typer.Option(help="Embed all keys anew.")] = False,
+    size: Annotated[int, typer.Option(help="Training inputs of each expert to embed.")] = 100,
+    text_format: Annotated[str, typer.Option(help="How a row is written as a key.")] = "instance_new",
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+) -> None:
+    """Embed the keys of experts that lack them, so that routers find them."""
+    from elm_jax.runs import index as runs
+
+    opened = open_run(run, data_dir, templates_dir, None)
+    for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild):
+        print(expert)
+
+
+@app.command()
+def route(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    router: Annotated[str, typer.Option(help="How experts are chosen.")] = "roe",
+    experts: Annotated[int, typer.Option(help="How many of the most voted to take.")] = 1,
+    queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32,
+    explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which experts a task should use, and why."""
+    from dataclasses import asdict
+
+    from elm_jax.runs import data
+    from elm_jax.runs import route as runs
+
+    opened = open_run(run, data_dir, templates_dir, None)
+    selections = runs.route(opened, data.choose(names or []), router=router, experts=experts, queries=queries)
+    if as_json:
+        print(json.dumps([asdict(selection) for selection in selections], ensure_ascii=False))
+        return
+    for selection in selections:
+        print(f"{selection.task}: {', '.join(selection.weights)}")
+        if explain:
+            for line in runs.explain(selection):
+                print(f"  {line}")
+
+
+@app.command()
+def evaluate(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    merged: Annotated[int, typer.Option(help="Retrieved experts to merge.")] = 3,
+    queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    limit: Limit = None,
+) -> None:
+    """Route, merge, score and compare on unseen tasks; what is scored already is kept."""
+    from elm_jax.runs import data
+    from elm_jax.runs import evaluate as runs
+
+    opened = open_run(run, data_dir, templates_dir, limit)
+    specs = data.choose(names or [])
+    show_outcome(runs.evaluate(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
+
+
+@app.command()
+def report(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Tables, intervals, paired tests and the page of a run that was evaluated."""
+    from elm_jax.reporting import tables
+    from elm_jax.runs import report as runs
+    from elm_jax.runs.workspace import Workspace
+
+    made, files = runs.again(Workspace.open(run))
+    if as_json:
+        print(files["json"].read_text())
+        return
+    for table in (tables.methods_table(made), tables.comparisons_table(made), tables.selections_table(made)):
+        show(table)
+    print(files["html"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Devices, versions, what is missing and the command that mends it."""
+    from elm_jax.reporting import tables
+    from elm_jax.runs import doctor as runs
+
+    found = runs.doctor()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in tables.flat({name: value for name, value in found.items() if name != "mend"}):
+        print(f"{name:<32}{'missing' if value == 'None' else value}")
+    for command in found["mend"]:
+        print(f"to mend: {command}")
+
+
+@tasks_app.command("list")
+def tasks_list(
+    group: Annotated[str | None, typer.Option(help="Only this group.")] = None, as_json: AsJson = False
+) -> None:
+    """Every task: one entry a dataset-prompt pair."""
+    from elm_jax.tasks.specs import task_specs
+
+    found = [
+        {name: getattr(spec, name) for name in ("id", "group", "dataset", "config", "prompt", "metric")}
+        for spec in task_specs(group)
+    ]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for entry in found:
+        print(f"{entry['group']:<12} {entry['metric']:<10} {entry['id']}")
+
+
+@tasks_app.command("show")
+def tasks_show(
+    name: Annotated[str, typer.Argument(help="A task's id.")], templates_dir: TemplatesDir = None
+) -> None:
+    """One task: where it comes from, and its template where that is at hand."""
+    from dataclasses import asdict
+
+    from elm_jax.tasks import specs
+
+    spec = specs.find_task(name)
+    for field, value in asdict(spec).items():
+        print(f"{field:<10} {value}")
+    if templates_dir or spec.group.startswith("mini"):
+        template = specs.template_for(spec, templates_dir)
+        print(f"choices    {template.answer_choices}\n\n{template.jinja}")
+
+
+@tasks_app.command("preview")
+def tasks_preview(
+    name: Annotated[str, typer.Argument(help="A task's id.")],
+    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    split: Annotated[str | None, typer.Option(help="Another split than the task's own.")] = None,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+) -> None:
+    """Rows as the model will see them: input, choices, target."""
+    from elm_jax.tasks import specs
+
+    spec = specs.find_task(name)
+    found = specs.examples(spec, split or spec.split, data_dir=data_dir, templates_dir=templates_dir)
+    console = Console(highlight=False, soft_wrap=True)
+    for example in found.examples[:rows]:
+        console.rule(example.row_id)
+        console.print(example.input, markup=False)
+        for number, choice in enumerate(example.choices):
+            mark = "*" if number == example.label else " "
+            console.print(f"{mark} {choice}", markup=False)
+        console.print(f"-> {example.target}", markup=False, style="bold")
+    console.print(
+        f"{len(found.examples)} rows; {found.skipped} skipped, {found.outside} with a target outside."
+    )
+
+
+@experts_app.command("list")
+def experts_list(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """All experts of a run's library, with their sizes."""
+    from dataclasses import asdict
+
+    from elm_jax.library.store import Library
+    from elm_jax.runs.workspace import Workspace
+
+    library = Library.open(Workspace.open(run).library)
+    sizes = library.sizes()
+    if as_json:
+        print(json.dumps([{"id": expert, **asdict(size)} for expert, size in sizes.items()]))
+        return
+    for expert, size in sizes.items():
+        keys = "keys" if library.has_keys(expert) else "no keys"
+        print(f"{size.parameters:>12,} parameters {size.bytes:>12,} bytes  {keys:<8} {expert}")
+
+
+@experts_app.command("show")
+def experts_show(
+    name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
+) -> None:
+    """One expert's spec: base, recipe, and the parameters it owns."""
+    from elm_jax.library.store import Library
+    from elm_jax.reporting import tables
+    from elm_jax.runs.workspace import Workspace
+
+    spec = Library.open(Workspace.open(run).library).spec(name)
+    told = {"id": spec.id, "kind": spec.kind, "base": spec.base, "steps": spec.steps}
+    for field, value in tables.flat(
+        {**told, "datasets": ", ".join(spec.datasets), "recipe": dict(spec.recipe)}
+    ):
+        print(f"{field:<20} {value}")
+    for path in spec.paths:
+        print(f"owns                 {path}")
+
+
+@experts_app.command("verify")
+def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
+    """Checksums, base, missing files; exit code 1 if anything is wrong."""
+    from elm_jax.library.store import Library
+    from elm_jax.runs.workspace import Workspace
+    from elm_jax.weights import elm
+
+    workspace = Workspace.open(run)
+    library = Library.open(workspace.library)
+    findings = library.verify(base=elm.load(workspace.base).fingerprint)
+    for finding in findings:
+        print(f"{finding.expert}: {finding.problem}")
+    if findings:
+        raise typer.Exit(1)
+    print(f"{len(library.ids())} experts are sound.")
+
+
+@experts_app.command("remove")
+def experts_remove(
+    name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
+) -> None:
+    """Take one expert out of the library."""
+    from elm_jax.library.store import Library
+    from elm_jax.runs.workspace import Workspace
+
+    Library.open(Workspace.open(run).library).remove(name)
+
+
+def open_run(run: str, data_dir: str | None, templates_dir: str | None, limit: int | None) -> "Run":
+    """Opens a run's directory with its base."""
+    from elm_jax.runs import base, data
+    from elm_jax.runs.progress import Stages
+    from elm_jax.runs.workspace import Run, Workspace
+
+    workspace = Workspace.open(run)
+    found, pieces = base.load(workspace.base)
+    source = data.Source(data_dir=data_dir, templates_dir=templates_dir, limit=limit)
+    return Run(workspace, found, pieces, source, data.Lengths(), Stages())
+
+
+def show_outcome(outcome: "Outcome") -> None:
+    """Prints the one table, where the time went, and the path of the report."""
+    from elm_jax.reporting import tables
+
+    show(tables.methods_table(outcome.report))
+    spent = ", ".join(
+        f"{title} {seconds:.1f}" for title, seconds in outcome.seconds.items() if seconds >= 0.05
+    )
+    print(f"Seconds: {spent}; in all {sum(outcome.seconds.values()):.1f}.")
+    print(f"Report: {outcome.files['html']}")
+
+
+def show(table: "Table") -> None:
+    """Prints a table: drawn on a terminal, wide enough for every cell elsewhere."""
+    from rich.table import Table as Drawn
+
+    drawn = Drawn(title=table.title, caption=table.caption or None)
+    for number, name in enumerate(table.header):
+        drawn.add_column(name, justify="left" if number == 0 else "right")
+    for row in table.rows:
+        drawn.add_row(*row)
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else 200, highlight=False).print(drawn, markup=False)
+
+
+def spelled_out(arguments: list[str]) -> list[str]:
+    """Turns T5X's `--gin.NAME=VALUE` into `--gin_bindings=NAME = VALUE`.
+
+    >>> spelled_out(["run", "--gin.TRAIN_STEPS=5"])
+    ['run', '--gin_bindings=TRAIN_STEPS = 5']
+    """
+    return [
+        re.sub(r"^--gin\.([^=]+)=(.*)$", r"--gin_bindings=\1 = \2", word, flags=re.DOTALL)
+        for word in arguments
+    ]
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs the command line; a user's mistake is one sentence and exit code 2, Ctrl-C exit code 130."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        return app(spelled_out(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"elm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("elm: stopped. Run the same command again to go on where it was.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Store: a library is a directory of experts, each complete in itself.
+
+    <root>/<dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
+
+Adding, replacing or removing one expert touches no other, and at every instant each is whole or absent
+(`swap`), so any number of processes may read and write one library.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from etils import epath
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.library import files, swap
+from elm_jax.merging import agreement
+from elm_jax.models import paths
+from elm_jax.records import Expert, ExpertSpec, Keys
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong in a library, and what to do about it."""
+
+    expert: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an expert is."""
+
+    parameters: int
+    bytes: int  # of all its files
+
+
+@dataclass(frozen=True)
+class Library:
+    """A directory of experts; `Library.open` makes one.
+
+    It holds nothing but the place: what it returns is what is there now.
+    """
+
+    root: epath.Path
+
+    @classmethod
+    def open(cls, path: storage.PathLike, *, create: bool = False) -> "Library":
+        """Opens the library in a directory; with `create` an absent directory is made.
+
+        Raises a UserError if there is no such directory, or if it cannot be made.
+        """
+        if create:
+            return cls(storage.writable_directory(path))
+        remedy = "Train experts into it with `elm train`, or give the directory of another library."
+        return cls(storage.existing_directory(path, what="A library of experts", remedy=remedy))
+
+    def ids(self) -> tuple[str, ...]:
+        """Returns the ids of all experts, sorted; what a killed writer left unfinished is not among them."""
+        return tuple(
+            sorted(
+                f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}"
+                for dataset in self._datasets()
+                for name in swap.present(dataset, files.SPEC)
+                if names.directory_name(names.from_directory_name(name)) == name
+            )
+        )
+
+    def spec(self, identifier: str) -> ExpertSpec:
+        """Returns an expert's spec without reading its parameters; a UserError if there is no such expert."""
+        return self._describe(identifier).spec
+
+    def expert(self, identifier: str, *, base: str | None = None) -> Expert:
+        """Returns an expert with its parameters as NumPy arrays.
+
+        Raises a UserError if there is no such expert, if its files are damaged, or, before any parameter is
+        read, if it was not trained on `base`.
+        """
+        _require_base([self._describe(identifier)], base)
+        description, flat = self._read(identifier, _params)
+        return Expert(description.spec, paths.unflatten(flat))
+
+    def has_keys(self, identifier: str) -> bool:
+        """Says whether an expert's keys have been embedded."""
+        return self._read(identifier, lambda place: (place / files.KEYS).exists())
+
+    def keys(self, identifier: str) -> Keys:
+        """Returns an expert's keys; a UserError if it has none, or if they are damaged."""
+        if not self.has_keys(identifier):
+            raise UserError(f"Expert {identifier!r} has no keys yet. Run `elm index` to embed them.")
+        return self._read(identifier, lambda place: files.read_keys(place, identifier))
+
+    def load(self, identifiers: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
+        """Returns the parameters of several experts stacked, every array [E, …] in the order of the ids.
+
+        Raises a UserError, before any parameter is read, if an expert is unknown, was not trained on `base`,
+        or does not fit the first one in kind, base, paths or shapes.
+        """
+        descriptions = [self._describe(identifier) for identifier in identifiers]
+        _require_base(descriptions, base)
+        agreement.require([(description.spec, description.shapes) for description in descriptions])
+        first = descriptions[0]
+        stacked = {
+            path: np.empty(
+                (len(identifiers), *shape),
+                np.result_type(*{np.dtype(description.dtypes[path]) for description in descriptions}),
+            )
+            for path, shape in first.shapes.items()
+        }
+        for position, identifier in enumerate(identifiers):
+            description, flat = self._read(identifier, _params)
+            # Another writer may have replaced the expert since it was described.
+            agreement.require([(first.spec, first.shapes), (description.spec, description.shapes)])
+            for path, value in flat.items():
+                stacked[path][position] = value
+        return paths.unflatten(stacked)
+
+    def add(self, expert: Expert, keys: Keys | None = None, *, replace: bool = False) -> None:
+        """Puts an expert into the library, whole or not at all.
+
+        Raises a UserError if an expert of that id is there already and `replace` was not asked for, if spec
+        and parameters differ, or if the files cannot be written.
+        """
+        identifier = expert.spec.id
+
+        def fill(directory: epath.Path) -> None:
+            files.write(directory, expert, keys)
+
+        try:
+            swap.write(self._home(identifier), files.SPEC, fill, replace=replace)
+        except FileExistsError:
+            raise UserError(
+                f"The library at {self.root!s} should have no expert {identifier!r} yet, but it has. Ask for "
+                "it to be replaced, or remove it first."
+            ) from None
+
+    def remove(self, identifier: str) -> None:
+        """Takes an expert out of the library; a UserError if there is none of that id."""
+        home = self._home(identifier)
+        if swap.place(home, files.SPEC) is None:
+            raise self._unknown(identifier)
+        swap.remove(home)
+
+    def write_keys(self, identifier: str, keys: Keys) -> None:
+        """Writes an expert's keys, in place of those it had; its other files stay as they are."""
+        self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
+
+    def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, Size]:
+        """Returns how large experts are, without reading their parameters."""
+
+        def size(place: epath.Path) -> Size:
+            shapes = files.describe(place).shapes
+            parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+            return Size(parameters, sum(_length(place / name) for name in files.NAMES))
+
+        return {
+            identifier: self._read(identifier, size)
+            for identifier in (self.ids() if identifiers is None else identifiers)
+        }
+
+    def verify(self, identifiers: Iterable[str] | None = None, *, base: str | None = None) -> list[Finding]:
+        """Reads everything and returns what is wrong; nothing if all is sound.
+
+        Looked into are unreadable files, checksums of parameters and keys, missing, unknown and misshapen
+        parameters, and, where `base` is given, the base's fingerprint. Without ids it reads the whole
+        library, what killed writers left behind included.
+        """
+        found = [] if identifiers is not None else self._leftovers()
+        for identifier in self.ids() if identifiers is None else identifiers:
+            # Not by way of `_read`, which would raise what is to be reported.
+            place = swap.place(self._home(identifier), files.SPEC)
+            if place is None:
+                raise self._unknown(identifier)
+            problems = files.problems(place, identifier, base)
+            found += [Finding(identifier, problem) for problem in problems]
+        return found
+
+    def _leftovers(self) -> list[Finding]:
+        return [
+            Finding(
+                f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}",
+                f"{remains!s} was left behind by a writer that did not finish. If none is at work now, add "
+                "the expert anew if it is missing, and delete that directory.",
+            )
+            for dataset in self._datasets()
+            for name, remains in swap.leftovers(dataset, files.SPEC)
+        ]
+
+    def _datasets(self) -> list[epath.Path]:
+        return [entry for entry in swap.directories(self.root) if not entry.name.startswith(".")]
+
+    def _home(self, identifier: str) -> epath.Path:
+        dataset, prompt = names.split_id(identifier)
+        return self.root / names.directory_name(dataset) / names.directory_name(prompt)
+
+    def _describe(self, identifier: str) -> files.Description:
+        return self._read(identifier, files.describe)
+
+    def _read(self, identifier: str, reader: Callable[[epath.Path], T]) -> T:
+        try:
+            return swap.read(self._home(identifier), files.SPEC, reader)
+        except FileNotFoundError:
+            raise self._unknown(identifier) from None
+
+    def _unknown(self, identifier: str) -> UserError:
+        try:
+            names.resolve(identifier, self.ids(), kind="expert", where=f"the library at {self.root!s}")
+        except UserError as error:
+            return error
+        return UserError(f"Expert {identifier!r} was written by another while it was looked for. Try again.")
+
+
+def _length(file: epath.Path) -> int:
+    """Returns the bytes of a file, 0 if it is absent; epath's `stat` fails where the owner has no name."""
+    if not file.exists():
+        return 0
+    with file.open("rb") as stream:
+        return stream.seek(0, os.SEEK_END) or stream.tell()
+
+
+def _params(place: epath.Path) -> tuple[files.Description, dict[str, np.ndarray]]:
+    description = files.describe(place)
+    return description, files.read_params(place, description)
+
+
+def _require_base(descriptions: Iterable[files.Description], base: str | None) -> None:
+    for description in descriptions:
+        if base is not None and description.spec.base != base:
+            raise UserError(files.other_base(description.spec, base))

@@ -1,0 +1,162 @@
+"""The sandbox: the jinja environment that templates from anywhere are compiled and run in.
+
+It is PromptSource's environment (every default of jinja, plus `zip`, `choice` and `most_frequent`) with three
+changes. An unknown name is an error instead of an empty text. Random filters draw from a hash instead of the
+process's random numbers. And a template can neither reach Python's internals (jinja's sandbox) nor run away:
+
+- a rendering may spend `limits.BUDGET` characters. A turn of a loop or a call of a macro costs the text in it
+  and `limits.TURN` more, so a loop without an end meets an error in a second or so;
+- `range` gives at most 100,000 numbers (jinja's own limit);
+- what makes much out of little (`*`, `**`, `~`, `join`, `replace`, paddings, formats) is refused before it is
+  computed where the result would be too large, and no value may hold more than the budget, however nested.
+
+That stops mistakes and plain mischief. Code by a determined enemy belongs into a process with limits of its
+own.
+"""
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
+from jinja2.sandbox import SandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from elm_jax.prompting import limits
+
+
+class Rendering(Context):
+    """One rendering under way: what it may still spend, and what its random draws depend on."""
+
+    left = limits.BUDGET
+    draws = 0
+    key: Callable[[], str]
+
+    def spend(self, amount: int) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise SecurityError(f"it loops or writes without an end (more than {limits.BUDGET:,} characters)")
+
+    def draw(self, among: int) -> int:
+        """Returns the next of this rendering's random numbers, below `among`."""
+        self.draws += 1
+        text = f"{self.key()}\n{self.draws}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % among
+
+
+def run(source: str, variables: Mapping[str, Any], *, key: Callable[[], str]) -> str:
+    """Renders a template; its random draws are a function of `key()` alone.
+
+    Raises whatever jinja and the template raise: `jinja2.TemplateError`s, and any error of Python's.
+    """
+    template = compiled(source)
+    context = template.new_context(dict(variables))
+    context.key = key  # type: ignore[attr-defined]
+    return "".join(template.root_render_func(context))
+
+
+@functools.lru_cache(maxsize=8192)
+def compiled(source: str) -> jinja2.Template:
+    """Compiles a template once, with its guards."""
+    return ENVIRONMENT.from_string(_Guards().visit(ENVIRONMENT.parse(source)))
+
+
+@pass_context
+def _choice(context: Rendering, items: Sequence[Any]) -> Any:
+    if not items:
+        raise ValueError("it chooses from an empty list")
+    return items[context.draw(len(items))]
+
+
+def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
+    """Returns the items that occur most often, in the order they first occur; None where there are none."""
+    counts = Counter(items)
+    most = max(counts.values(), default=0)
+    return [item for item, count in counts.items() if count == most] or None
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else str(limits.bounded(value))
+
+
+@pass_context
+def _write(context: Rendering, value: Any) -> str:
+    text = _string(value)
+    context.spend(len(text))
+    return text
+
+
+@pass_context
+def _take_turn(context: Rendering, cost: int) -> bool:
+    context.spend(cost)
+    return True
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # keeps jinja's marks on what the filter is passed
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        limits.check_growth(name, [*args, *kwargs.values()])
+        return limits.bounded(function(*args, **kwargs))
+
+    return guarded
+
+
+class _Environment(SandboxedEnvironment):
+    context_class = Rendering
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(loader=jinja2.BaseLoader(), undefined=jinja2.StrictUndefined, finalize=_write)
+        self.binop_table |= {
+            "+": limits.add,
+            "*": limits.multiply,
+            "**": limits.power,
+            "%": limits.remainder,
+        }
+        self.globals["zip"] = zip
+        del self.globals["lipsum"]  # random text of any length
+        self.filters |= {name: _guarded(name, self.filters[name]) for name in limits.GROWING_FILTERS}
+        self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
+        # Names with a space: no template can call these two.
+        self.filters |= {"string": _string, "a turn": _take_turn, "a bounded value": limits.bounded}
+
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        name = getattr(obj, "__name__", "")
+        if name not in limits.GROWING_METHODS:
+            return super().call(context, obj, *args, **kwargs)
+        # The sandbox hands out str.format in a wrapper of its own.
+        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
+        limits.check_growth(name, [owner, *args, *kwargs.values()])
+        return limits.bounded(super().call(context, obj, *args, **kwargs))
+
+
+ENVIRONMENT = _Environment()
+
+
+class _Guards(NodeTransformer):
+    """Puts its price into every loop and macro, and a bound around every `~`."""
+
+    def visit_For(self, node: nodes.For | nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        cost = limits.TURN + sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        turn = _filter(nodes.Const(cost), "a turn")
+        node.body.insert(0, nodes.ExprStmt(turn).set_lineno(node.lineno))
+        if isinstance(node, nodes.For) and node.test is not None:  # the body may never be reached
+            node.test = nodes.And(turn, node.test)
+        return node
+
+    visit_Macro = visit_For
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        parts = [_filter(part, "string") for part in node.nodes]
+        return _filter(nodes.Concat(parts), "a bounded value").set_lineno(node.lineno)
+
+
+def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)

@@ -1,0 +1,85 @@
+"""Search: the rows of an index nearest to each query, exactly.
+
+The original compared every query with every key in a Python loop and kept the experts in a dictionary keyed
+by similarity, so that of equally near keys only one survived. Here it is one matrix product a block of rows,
+and ties go to the lowest row.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from elm_jax.axes import Array, Embeddings
+from elm_jax.errors import UserError
+
+BLOCK = 8192
+"""Rows compared at a time: the memory beside the rows is queries × BLOCK similarities, however many rows."""
+
+
+def top_k(
+    queries: Float[Array, "Q D"],
+    rows: Embeddings,
+    k: int,
+    *,
+    allowed: Bool[Array, " N"] | None = None,
+    block: int = BLOCK,
+) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
+    """Returns the `k` largest dot products of each query, largest first, and the rows they belong to.
+
+    Computed in float32 whatever comes in, on every device (no TF32 or bfloat16 passes). Of equal products
+    the lowest row comes first. Rows that `allowed` marks False are passed over; where fewer than `k` are
+    allowed the rest is -inf at row -1. Another `allowed` of the same shape compiles nothing. May be called
+    inside `jax.jit` with `k` and `block` fixed.
+
+    Raises a UserError if `k` is not between 1 and the number of rows.
+
+    >>> similarities, positions = top_k(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0], [2.0, 0.0]]), 1)
+    >>> similarities.tolist(), positions.tolist()
+    ([[2.0]], [[1]])
+    """
+    if not 1 <= k <= rows.shape[0]:
+        raise UserError(
+            f"The number of nearest rows should lie between 1 and the {rows.shape[0]} there are, but {k} "
+            "came."
+        )
+    if block < 1:
+        raise UserError(f"A block needs at least one row, but {block} came.")
+    mask = jnp.ones(rows.shape[0], bool) if allowed is None else jnp.asarray(allowed)
+    return _search(
+        jnp.asarray(queries, jnp.float32), jnp.asarray(rows, jnp.float32), mask, k, min(block, rows.shape[0])
+    )
+
+
+@partial(jax.jit, static_argnames=("k", "block"))
+def _search(
+    queries: Float[Array, "Q D"], rows: Float[Array, "N D"], allowed: Bool[Array, " N"], k: int, block: int
+) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
+    def merge(number: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # The last block is moved back so that all are of one size without copying the index to pad it; the
+        # rows it shares with the block before are masked.
+        start = jnp.minimum(number * block, rows.shape[0] - block)
+        position = start + jnp.arange(block, dtype=jnp.int32)
+        fresh = (position >= number * block) & jax.lax.dynamic_slice_in_dim(allowed, start, block)
+        product = jnp.matmul(
+            queries,
+            jax.lax.dynamic_slice_in_dim(rows, start, block).T,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        # `lax.top_k` puts 0 before -0, which would order ties by sign rather than by row.
+        product = jnp.where(product == 0.0, 0.0, product)
+        product = jnp.where(fresh[None, :], product, -jnp.inf)
+        near, at = jax.lax.top_k(product, min(k, block))
+        # `lax.top_k` prefers the earlier of equals, and what earlier blocks found stands first, as do the
+        # empty places it began with before rows that are not allowed.
+        similarity = jnp.concatenate([best[0], near], axis=1)
+        row = jnp.concatenate([best[1], position[at]], axis=1)
+        similarity, kept = jax.lax.top_k(similarity, k)
+        return similarity, jnp.take_along_axis(row, kept, axis=1)
+
+    nothing = (
+        jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
+        jnp.full((queries.shape[0], k), -1, jnp.int32),
+    )
+    return jax.lax.fori_loop(0, -(-rows.shape[0] // block), merge, nothing)

@@ -1,0 +1,111 @@
+"""The base of a run: a T5 read from disk, or a tiny one trained from scratch on plain text.
+
+A base trained here learns to denoise: half of its pairs have spans corrupted, as T5's pretraining, half are
+cut into a beginning and a rest, as its language-model adaptation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from elm_jax import storage
+from elm_jax.engine import train
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.runs.progress import Stages
+from elm_jax.runs.workspace import Workspace
+from elm_jax.tasks import vocabulary
+from elm_jax.tasks.vocabulary import Vocabulary
+from elm_jax.training import denoise
+from elm_jax.weights import elm
+from elm_jax.weights.elm import Base
+
+STAGE = "train the base"
+VOCABULARY = "vocabulary.model"
+SENTINELS = 8  # enough for the spans of one short text
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a base is trained from scratch."""
+
+    size: str = "tiny"
+    vocabulary_size: int = 1000
+    steps: int = 400
+    batch_size: int = 128
+    rate: float = 3e-3
+    warmup: int = 20
+    max_tokens: int = 64  # of one text
+    span_share: float = 0.3
+    span_length: float = 1.5
+
+
+def load(where: storage.PathLike) -> tuple[Base, Vocabulary]:
+    """Returns the base in a directory and its vocabulary."""
+    base = elm.load(where)
+    return base, vocabulary.load(storage.path(where) / VOCABULARY, extra_ids=SENTINELS)
+
+
+def pretrain(
+    workspace: Workspace,
+    texts: Sequence[str],
+    words: Sequence[str],
+    how: Pretraining,
+    *,
+    seed: int,
+    stages: Stages,
+) -> tuple[Base, Vocabulary]:
+    """Trains a base on `texts` unless the workspace has one; `words` are further texts for the vocabulary."""
+    if (workspace.base / elm.CONFIG).exists():
+        return load(workspace.base)
+    storage.writable_directory(workspace.base)
+    pieces = vocabulary.train(
+        [*texts, *words], workspace.base / VOCABULARY, size=how.vocabulary_size, extra_ids=SENTINELS
+    )
+    config = size(how.size, vocab_size=-(-pieces.size // 64) * 64)
+    prompts, targets = pairs(
+        [ids[: how.max_tokens] for ids in pieces.encode_all(texts)], pieces, how, seed=seed
+    )
+    plan = train.Plan(
+        kind="full", batch_size=how.batch_size, warmup=how.warmup, save_every=max(50, how.steps // 8)
+    )
+    job = train.Job("base", prompts, targets, how.steps, how.rate, seed)
+    with stages.stage(STAGE, how.steps) as advance:
+        (params,) = train.train_group(
+            config,
+            init_params(jax.random.key(seed), config),
+            [job],
+            plan,
+            checkpoint_dir=workspace.checkpoints / "base",
+            progress=lambda done, loss: advance(done, f"loss {loss:.2f}"),
+        )
+    elm.save(workspace.base, elm.of(config, params))
+    return load(workspace.base)
+
+
+def pairs(
+    tokens: Sequence[Sequence[int]], pieces: Vocabulary, how: Pretraining, *, seed: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the prompts and targets of all steps, drawn evenly from the texts."""
+    rng = np.random.default_rng(seed)
+    long_enough = [text for text in tokens if len(text) > 1]
+    chosen = rng.integers(0, len(long_enough), how.steps * how.batch_size)
+    made = []
+    for number, text in enumerate(chosen):
+        ids = long_enough[text]
+        if number % 2:
+            made.append(denoise.cut_prefix(ids, eos=pieces.eos, rng=rng))
+        else:
+            made.append(
+                denoise.corrupt_spans(
+                    ids,
+                    sentinel=pieces.size - 1,
+                    eos=pieces.eos,
+                    share=how.span_share,
+                    mean_length=how.span_length,
+                    rng=rng,
+                )
+            )
+    return [prompt for prompt, _ in made], [target for _, target in made]

@@ -1,0 +1,88 @@
+"""Data of a run: which tasks it means, their prompted examples, and the same as token ids."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.records import PromptedExample, TaskSpec
+from elm_jax.scoring.buckets import Row
+from elm_jax.tasks import prepared, specs
+from elm_jax.tasks.prepared import Prepared
+from elm_jax.tasks.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows and templates come from, and how much of them is taken."""
+
+    data_dir: storage.PathLike | None = None
+    templates_dir: storage.PathLike | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split, where not the catalogue's
+    seed: int = 42
+    limit: int | None = None  # rows a task, the first of them
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens of a prompt and of an answer are kept, end-of-sequence included."""
+
+    prompt: int = 256
+    answer: int = 128
+
+
+def choose(wanted: Iterable[str]) -> list[TaskSpec]:
+    """Returns the tasks that names stand for: a task's id, a dataset (all its prompts) or a group."""
+    known = specs.task_specs()
+    chosen: dict[str, TaskSpec] = {}
+    for name in wanted:
+        found = [spec for spec in known if name in (spec.id, spec.dataset, spec.group)]
+        if not found:
+            every = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
+            names.resolve(name, every, kind="task, dataset or group", where="the catalogue")
+        chosen |= {spec.id: spec for spec in found}
+    if not chosen:
+        raise UserError("At least one task is wanted, but none was named. `elm tasks list` shows them all.")
+    return list(chosen.values())
+
+
+def examples(spec: TaskSpec, source: Source) -> tuple[PromptedExample, ...]:
+    """Returns a task's prompted examples, of the split that the source or the catalogue says."""
+    split = source.splits.get(spec.dataset, spec.split)
+    return _rendered(spec, split, source.data_dir, source.templates_dir, source.seed)[: source.limit]
+
+
+# A run asks for the same task when it trains, indexes, routes and scores; the small ones are rendered once.
+@lru_cache(maxsize=64)
+def _rendered(
+    spec: TaskSpec,
+    split: str,
+    data_dir: storage.PathLike | None,
+    templates_dir: storage.PathLike | None,
+    seed: int,
+) -> tuple[PromptedExample, ...]:
+    return specs.examples(spec, split, data_dir=data_dir, templates_dir=templates_dir, seed=seed).examples
+
+
+def tokens(texts: Sequence[str], pieces: Vocabulary, length: int) -> list[list[int]]:
+    """Tokenises texts, each cut to `length` and ending with end-of-sequence."""
+    return [[*ids[: length - 1], pieces.eos] for ids in pieces.encode_all(texts)]
+
+
+def prepare(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths) -> Prepared:
+    """Tokenises a task's examples."""
+    return prepared.prepare(found, pieces, max_input=lengths.prompt, max_target=lengths.answer)
+
+
+def rows(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths, *, task: str) -> list[Row]:
+    """Returns the rows to rank; a row without choices, or whose answer is not one of them, is an error."""
+    for example in found:
+        if not example.choices or example.label is None:
+            lack = "no answer choices" if not example.choices else "a target outside its choices"
+            raise UserError(
+                f"Rank classification of {task!r} wants answer choices with the right one among them, but "
+                f"row {example.row_id!r} has {lack}. Evaluate another task; `elm tasks list` shows metrics."
+            )
+    made = prepare(found, pieces, lengths)
+    return [Row(made.inputs[row], prepared.choices_of(made, row)) for row in range(len(found))]

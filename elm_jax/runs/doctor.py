@@ -1,0 +1,50 @@
+"""`elm doctor`: what is here, what is missing, and the command that brings it."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow-datasets", "gin-config")
+EXTRAS = {
+    "hub": ("datasets",),
+    "plots": ("matplotlib",),
+    "track": ("tensorboard", "wandb"),
+    "parity": ("transformers", "torch"),
+    "test": ("pytest", "hypothesis", "beartype", "ruff", "pyright"),
+}
+
+
+def doctor() -> dict[str, Any]:
+    """Returns devices, versions, optional parts and room on disk; `mend` lists commands for what is missing."""
+    import jax
+
+    devices = [{"id": device.id, "kind": device.device_kind} for device in jax.devices()]
+    found = {name: _version(name) for name in CORE}
+    extras = {extra: {name: _version(name) for name in wanted} for extra, wanted in EXTRAS.items()}
+    mend = [f"pip install '{name}'" for name, there in found.items() if there is None]
+    mend += [f"pip install 'elm_jax[{extra}]'" for extra, wanted in extras.items() if None in wanted.values()]
+    if jax.default_backend() == "cpu":
+        mend.append("pip install 'elm_jax[tpu]' or 'elm_jax[cuda]' on a machine with an accelerator")
+    return {
+        "python": platform.python_version(),
+        "elm_jax": _version("elm_jax"),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "devices": devices,
+        "packages": found,
+        "extras": extras,
+        "t5x": "installed" if find_spec("t5x") else "absent: only the recipes in gin/t5x need it",
+        "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
+        "mend": mend,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

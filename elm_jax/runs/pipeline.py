@@ -1,0 +1,89 @@
+"""The whole path: a base, its experts and the multitask baseline, keys, routes, merges, scores, report.
+
+`elm quickstart` runs it on the embedded suite; a gin recipe runs it on any tasks. Every stage keeps what it
+made in the workspace and does nothing that is done, so a run that was stopped goes on where it was.
+"""
+
+from collections.abc import Sequence
+
+from elm_jax import storage
+from elm_jax.library import keys as formats
+from elm_jax.records import TaskSpec
+from elm_jax.runs import base as bases
+from elm_jax.runs import data
+from elm_jax.runs.evaluate import Outcome, evaluate
+from elm_jax.runs.index import TEXT_FORMAT, index
+from elm_jax.runs.progress import Stages
+from elm_jax.runs.train import Budget, train_experts, train_multitask
+from elm_jax.runs.workspace import DEFAULT, Run, Workspace
+
+MULTITASK = "baseline"
+
+
+def run(
+    *,
+    train_tasks: Sequence[str],
+    eval_tasks: Sequence[str],
+    out: storage.PathLike = DEFAULT,
+    initial_checkpoint: storage.PathLike | None = None,
+    pretraining: bases.Pretraining | None = None,
+    budget: Budget | None = None,
+    source: data.Source | None = None,
+    lengths: data.Lengths | None = None,
+    keys: int = formats.KEYS_PER_EXPERT,
+    queries: int = formats.QUERIES_PER_TASK,
+    text_format: str = TEXT_FORMAT,
+    merged: int = 3,
+    batch_size: int = 64,
+    base_texts: Sequence[str] | None = None,
+    title: str = "Retrieval of experts",
+    note: str = "",
+    seed: int = 0,
+    stages: Stages | None = None,
+) -> Outcome:
+    """Trains experts on `train_tasks` and compares ways to use them on `eval_tasks`.
+
+    Tasks are named by id, dataset or group. `initial_checkpoint` is a base's directory; without it a base is
+    trained from scratch on `base_texts`, or on the inputs of the training tasks. `keys` and `queries` are the
+    paper's S and Q; `merged` is how many of the retrieved experts are averaged for `roe_top<merged>_merge`.
+    Raises UserError for anything a user can mend.
+    """
+    workspace = Workspace.open(out, create=True)
+    stages = stages or Stages()
+    source, budget = source or data.Source(), budget or Budget()
+    train_specs, eval_specs = data.choose(train_tasks), data.choose(eval_tasks)
+    if initial_checkpoint is not None:
+        base, pieces = bases.load(initial_checkpoint)
+    else:
+        with stages.stage("read and render tasks", 1):
+            texts = base_texts or _inputs(train_specs, source)
+            words = _words(train_specs + eval_specs, source)
+        how = pretraining or bases.Pretraining()
+        base, pieces = bases.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
+
+    opened = Run(workspace, base, pieces, source, lengths or data.Lengths(), stages)
+    experts = train_experts(opened, train_specs, budget, seed=seed)
+    train_multitask(opened, train_specs, MULTITASK, budget, seed=seed)
+    index(opened, size=keys, text_format=text_format, ids=experts)
+    return evaluate(
+        opened,
+        eval_specs,
+        experts=experts,
+        queries=queries,
+        merged=merged,
+        batch_size=batch_size,
+        environment={"title": title, "note": note, "seed": seed, "budget": vars(budget)},
+    )
+
+
+def _inputs(specs: Sequence[TaskSpec], source: data.Source) -> list[str]:
+    return list(dict.fromkeys(example.input for spec in specs for example in data.examples(spec, source)))
+
+
+def _words(specs: Sequence[TaskSpec], source: data.Source) -> list[str]:
+    """Everything that the vocabulary must be able to write: inputs, choices and targets."""
+    told: dict[str, None] = {}
+    for spec in specs:
+        for example in data.examples(spec, source):
+            told |= dict.fromkeys((example.input, example.target, *example.choices))
+    return list(told)

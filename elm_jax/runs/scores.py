@@ -1,0 +1,196 @@
+"""Scores: every wanted expert on every wanted task, row by row, and what each method makes of that.
+
+Scores are kept one file a (task, expert), so a run that was killed repeats nothing that is whole, and an
+expert added tomorrow is scored alone. A method is a choice of expert for each task; several methods that
+choose the same expert share its scores.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+from etils import epath
+
+from elm_jax import names, storage
+from elm_jax.engine import evaluate as engine
+from elm_jax.library.store import Library
+from elm_jax.records import PromptedExample, TaskScores, TaskSpec
+from elm_jax.reporting import metrics
+from elm_jax.runs import data
+from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.scoring.buckets import Row
+
+BASE = "base"
+"""What stands for the base alone where an expert's id is wanted."""
+
+
+def score(
+    run: Run,
+    wanted: Mapping[str, Sequence[str]],
+    specs: Sequence[TaskSpec],
+    *,
+    batch_size: int = 64,
+    at_once: int = 64,
+) -> dict[tuple[str, str], TaskScores]:
+    """Scores the wanted experts of every task and returns (task, expert) -> scores.
+
+    `wanted` maps a task's id to expert ids, `BASE` for none. `at_once` experts are held together, and their
+    rows share batches.
+    """
+    tasks = {spec.id: data.examples(spec, run.source) for spec in specs}
+    rows = {task: data.rows(found, run.pieces, run.lengths, task=task) for task, found in tasks.items()}
+    stamps = {task: _stamp(run, found) for task, found in tasks.items()}
+    found: dict[tuple[str, str], TaskScores] = {}
+    missing: dict[str, list[str]] = {}
+    for task, experts in wanted.items():
+        for expert in dict.fromkeys(experts):
+            stamp = _expert_stamp(run.workspace, expert, stamps[task])
+            kept = _read(run.workspace, task, expert, stamp)
+            if kept is None:
+                missing.setdefault(expert, []).append(task)
+            else:
+                found[task, expert] = kept
+    total = sum(len(rows[task]) for tasks_of in missing.values() for task in tasks_of)
+    done = 0
+    with run.stages.stage("score answer choices", total) as advance:
+        for chunk, stack in _stacks(run, missing, at_once):
+            for task in dict.fromkeys(task for expert in chunk for task in missing[expert]):
+                scored = [expert for expert in chunk if task in missing[expert]]
+                mixed = [
+                    Row(row.prompt, row.answers, chunk.index(expert))
+                    for expert in scored
+                    for row in rows[task]
+                ]
+                scores = engine.score_rows(
+                    run.base.config,
+                    run.base.params,
+                    mixed,
+                    stack,
+                    batch_size=batch_size,
+                    progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
+                )
+                done += len(mixed)
+                size = len(rows[task])
+                for number, expert in enumerate(scored):
+                    own = scores[number * size : (number + 1) * size]
+                    made = _task_scores(task, expert, tasks[task], own)
+                    _write(run.workspace, made, _expert_stamp(run.workspace, expert, stamps[task]))
+                    found[task, expert] = made
+    return found
+
+
+def _stacks(
+    run: Run, missing: Mapping[str, Sequence[str]], at_once: int
+) -> Iterator[tuple[list[str], dict | None]]:
+    """Yields experts by the chunk, with their parameters stacked; the base comes alone, without any.
+
+    Every stack is filled up to one size, so that the next chunk compiles nothing.
+    """
+    if BASE in missing:
+        yield [BASE], None
+    experts = [expert for expert in missing if expert != BASE]
+    size = min(at_once, len(experts))
+    for at in range(0, len(experts), max(1, size)):
+        chunk = experts[at : at + size]
+        filled = chunk + [chunk[-1]] * (size - len(chunk))
+        params = [
+            home(run.workspace, expert).expert(expert, base=run.base.fingerprint).params for expert in filled
+        ]
+        yield chunk, jax.tree.map(lambda *leaves: np.stack(leaves), *params)
+
+
+def home(workspace: Workspace, expert: str) -> Library:
+    """Returns the library that an expert lies in: the experts', or that of what was made of several tasks."""
+    composites = Library.open(workspace.composites, create=True)
+    return composites if expert in composites.ids() else Library.open(workspace.library)
+
+
+def best_overall(
+    scores: Mapping[tuple[str, str], TaskScores], experts: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """Returns the expert with the best macro mean over the tasks, the first of equals: chosen in hindsight."""
+    return max(
+        experts, key=lambda expert: metrics.macro_mean([scores[task, expert] for task in tasks]).accuracy
+    )
+
+
+def best_each(
+    scores: Mapping[tuple[str, str], TaskScores], experts: Sequence[str], tasks: Sequence[str]
+) -> dict[str, str]:
+    """Returns each task's best expert, the first of equals: the oracle."""
+    return {
+        task: max(experts, key=lambda expert, task=task: metrics.accuracy(scores[task, expert]).accuracy)
+        for task in tasks
+    }
+
+
+def by_method(
+    scores: Mapping[tuple[str, str], TaskScores], methods: Mapping[str, Mapping[str, str]]
+) -> list[TaskScores]:
+    """Returns the scores under the names of methods, each a mapping from task to the expert it chose."""
+    return [
+        replace(scores[task, expert], method=method)
+        for method, chosen in methods.items()
+        for task, expert in chosen.items()
+    ]
+
+
+def _task_scores(
+    task: str, expert: str, examples: Sequence[PromptedExample], scores: Sequence[np.ndarray]
+) -> TaskScores:
+    return TaskScores(
+        task=task,
+        method=expert,
+        row_ids=tuple(example.row_id for example in examples),
+        scores=tuple(tuple(float(score) for score in row) for row in scores),
+        predictions=tuple(int(np.argmax(row)) for row in scores),
+        labels=tuple(-1 if example.label is None else example.label for example in examples),
+    )
+
+
+def _stamp(run: Run, examples: Sequence[PromptedExample]) -> str:
+    """Stands for what the scores of a task depend on besides the expert."""
+    told = [[example.row_id, example.input, list(example.choices), example.label] for example in examples]
+    return storage.fingerprint({"base": run.base.fingerprint, "rows": told, "lengths": vars(run.lengths)})
+
+
+def _expert_stamp(workspace: Workspace, expert: str, stamp: str) -> str:
+    if expert == BASE:
+        return storage.fingerprint([stamp, BASE])
+    spec = home(workspace, expert).spec(expert)
+    return storage.fingerprint([stamp, spec.id, spec.base, spec.steps, dict(spec.recipe)])
+
+
+def _file(workspace: Workspace, task: str, expert: str) -> epath.Path:
+    dataset, prompt = names.split_id(task)
+    folder = workspace.scores / names.directory_name(dataset) / names.directory_name(prompt)
+    return folder / f"{names.directory_name(expert)}.jsonl"
+
+
+def _write(workspace: Workspace, scores: TaskScores, stamp: str) -> None:
+    head = {"format": storage.FORMAT, "task": scores.task, "expert": scores.method, "stamp": stamp}
+    columns = zip(scores.row_ids, scores.scores, scores.predictions, scores.labels, strict=True)
+    rows = [
+        {"row": row, "scores": values, "prediction": prediction, "label": label}
+        for row, values, prediction, label in columns
+    ]
+    storage.write_jsonl(_file(workspace, scores.task, scores.method), [head, *rows])
+
+
+def _read(workspace: Workspace, task: str, expert: str, stamp: str) -> TaskScores | None:
+    """Returns the scores kept for an expert on a task, unless there are none or they are of something else."""
+    file = _file(workspace, task, expert)
+    if not file.exists():
+        return None
+    head, *rows = storage.read_jsonl(file, what="Scores")
+    if head.get("stamp") != stamp or head.get("format") != storage.FORMAT:
+        return None
+    return TaskScores(
+        task=task,
+        method=expert,
+        row_ids=tuple(row["row"] for row in rows),
+        scores=tuple(tuple(row["scores"]) for row in rows),
+        predictions=tuple(row["prediction"] for row in rows),
+        labels=tuple(row["label"] for row in rows),
+    )

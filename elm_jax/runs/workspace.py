@@ -1,0 +1,75 @@
+"""The workspace: the directory of one run, what lies where in it, and a run opened on it."""
+
+from dataclasses import dataclass
+
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.runs.data import Lengths, Source
+from elm_jax.runs.progress import Stages
+from elm_jax.tasks.vocabulary import Vocabulary
+from elm_jax.weights.elm import Base
+
+DEFAULT = "elm_out"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Places below one directory; `open` makes sure that it can be written."""
+
+    root: epath.Path
+
+    @classmethod
+    def open(cls, where: storage.PathLike = DEFAULT, *, create: bool = False) -> "Workspace":
+        """Returns the workspace at `where`; without `create` it must be there already."""
+        if create:
+            return cls(storage.writable_directory(where))
+        remedy = "Make one with `elm quickstart --out DIR`, or name another with --run."
+        return cls(storage.existing_directory(where, what="A run's directory", remedy=remedy))
+
+    @property
+    def base(self) -> epath.Path:
+        """The frozen base: configuration, parameters, vocabulary."""
+        return self.root / "base"
+
+    @property
+    def library(self) -> epath.Path:
+        """The trained experts."""
+        return self.root / "library"
+
+    @property
+    def composites(self) -> epath.Path:
+        """Experts over several tasks, merged or multitask; a library apart, so that no router finds them."""
+        return self.root / "composites"
+
+    @property
+    def selections(self) -> epath.Path:
+        """Which experts each router chose."""
+        return self.root / "selections"
+
+    @property
+    def scores(self) -> epath.Path:
+        """Per-row scores, one file a task and expert."""
+        return self.root / "scores"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Training under way."""
+        return self.root / "checkpoints"
+
+    @property
+    def report(self) -> epath.Path:
+        """The report's files."""
+        return self.root / "report"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A workspace with its base at hand, and how the run reads data and shows its progress."""
+
+    workspace: Workspace
+    base: Base
+    pieces: Vocabulary
+    source: Source
+    lengths: Lengths
+    stages: Stages

@@ -1,0 +1,143 @@
+"""The vocabulary: SentencePiece with T5's ids (0 padding, 1 end, 2 unknown) and its sentinels on top.
+
+It reads and writes the same model files as `seqio.SentencePieceVocabulary` and gives the same ids, without
+importing SeqIO or TensorFlow. The sentinel `<extra_id_0>` has the highest id, `size - 1`, as in T5.
+"""
+
+import hashlib
+import io
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import sentencepiece
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+
+PAD, EOS, UNK = 0, 1, 2
+KINDS = ("unigram", "word", "bpe")
+EXTRA_IDS = 100
+# SentencePiece skips a longer line in silence; the documents of a corpus are to be read whole.
+LONGEST_LINE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A loaded model: text to ids and back."""
+
+    size: int  # sentinels included
+    extra_ids: int
+    eos: int
+    fingerprint: str  # of the model's bytes and the number of sentinels
+    processor: sentencepiece.SentencePieceProcessor = field(repr=False, compare=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without an end-of-sequence."""
+        return self.processor.encode(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of many texts; much faster than one at a time."""
+        return self.processor.encode(list(texts)) if texts else []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text up to the first end-of-sequence; ids beyond the vocabulary read as unknown."""
+        known = [int(token) if token < self.size else UNK for token in ids]
+        return self.processor.decode(known[: known.index(EOS)] if EOS in known else known)
+
+
+def train(
+    texts: Iterable[str],
+    path: storage.PathLike,
+    size: int,
+    *,
+    kind: str = "unigram",
+    coverage: float = 1.0,
+    extra_ids: int = EXTRA_IDS,
+) -> Vocabulary:
+    """Trains a model of at most `size` pieces, sentinels not counted, writes it to `path` and loads it.
+
+    The same texts in the same order give the same bytes. `kind` "word" makes every word between spaces one
+    piece, and any other word unknown. `coverage` is the share of characters that get a piece of their own.
+    Raises `UserError` for texts that hold no words and for a size that cannot hold their characters.
+    """
+    if kind not in KINDS:
+        raise UserError(f"A kind of vocabulary is wanted, one of {', '.join(KINDS)}, but {kind!r} came.")
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError("Texts to train a vocabulary on are wanted, but none that holds a word came.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=size,
+            model_type=kind,
+            character_coverage=coverage,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            bos_id=-1,
+            hard_vocab_limit=False,
+            max_sentence_length=LONGEST_LINE,
+            num_threads=1,  # sums of several threads would round differently from run to run
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"A {kind} vocabulary of {size} pieces was to be trained on {len(lines)} lines, but "
+            f"SentencePiece refused ({reason}). Choose another size."
+        ) from None
+    storage.write_bytes(path, model.getvalue())
+    return load(path, extra_ids)
+
+
+def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Vocabulary:
+    """Loads a model file and puts `extra_ids` sentinels on top.
+
+    Raises `UserError` if the file is missing, is no SentencePiece model, or has other ids than T5's for
+    padding, end and unknown.
+    """
+    what = f"A SentencePiece model is wanted at {str(path)!r}"
+    try:
+        model = storage.path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{what}, but no file is there.") from None
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        if not model:
+            raise RuntimeError("the file is empty")
+        processor.LoadFromSerializedProto(model + _sentinels(extra_ids))
+    except RuntimeError:
+        raise UserError(
+            f"{what}, but the file there is none, or a broken one; fetch or train it again."
+        ) from None
+    ids = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+    if ids != (PAD, EOS, UNK):
+        raise UserError(
+            f"{what} with T5's ids for padding, end and unknown ({PAD}, {EOS}, {UNK}), but it has {ids}; "
+            "choose T5's model, or train one with these ids."
+        )
+    digest = hashlib.sha256(model).hexdigest()
+    return Vocabulary(
+        size=processor.get_piece_size(),
+        extra_ids=extra_ids,
+        eos=EOS,
+        fingerprint=storage.fingerprint({"model": digest, "extra_ids": extra_ids}),
+        processor=processor,
+    )
+
+
+def _sentinels(count: int) -> bytes:
+    """Pieces `▁<extra_id_i>`, the highest i first, as bytes that lengthen a serialised model.
+
+    A protocol buffer's repeated field may be continued at the end of the message, so no parser is needed:
+    field 1 of the model is a piece, whose fields are 1 its text, 2 its score, 3 its type (4, user-defined).
+    """
+    added = b""
+    for index in reversed(range(count)):
+        text = f"▁<extra_id_{index}>".encode()
+        piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
+        added += b"\x0a" + bytes([len(piece)]) + piece
+    return added

@@ -1,0 +1,72 @@
+"""Rows become prompted examples, and what does not is counted."""
+
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.prompting.render import Renderings, render
+from elm_jax.prompting.templates import Template
+from elm_jax.records import PromptedExample
+
+REVIEW = Template(
+    "review", "id", "{% if text %}{{text}} ||| {{answer_choices[label]}}{% endif %}", "bad ||| good"
+)
+
+
+def test_a_row_becomes_an_example_with_its_label():
+    made = render([{"text": "fine", "label": 1, "row_id": "x/0"}], REVIEW)
+    example = PromptedExample("x/0", "fine", "good", ("bad", "good"), 1)
+    assert made == Renderings((example,), skipped=0, outside=0)
+
+
+def test_rows_are_numbered_where_they_have_no_id_and_skipped_ones_count():
+    made = render([{"text": "a", "label": 0}, {"text": "", "label": 0}, {"text": "b", "label": 1}], REVIEW)
+    assert [example.row_id for example in made.examples] == ["0", "2"]
+    assert (made.skipped, made.outside) == (1, 0)
+
+
+def test_another_column_can_hold_the_id():
+    rows = [{"text": "a", "label": 0, "key": 17}]
+    assert render(rows, REVIEW, row_id="key").examples[0].row_id == "17"
+
+
+@pytest.mark.parametrize("row", [{"a": "", "b": "t"}, {"a": "i", "b": " "}])
+def test_an_empty_input_or_target_is_skipped_unless_kept(row):
+    template = Template("t", "id", "{{a}} ||| {{b}}")
+    assert render([row], template) == Renderings((), skipped=1, outside=0)
+    kept = render([row], template, keep_empty=True)
+    assert kept.examples == (PromptedExample("0", row["a"], row["b"].strip()),)
+
+
+def test_a_row_to_which_the_template_does_not_apply_is_kept_as_empty_texts():
+    kept = render([{"text": "", "label": 0}], REVIEW, keep_empty=True)
+    assert kept == Renderings((PromptedExample("0", "", ""),), skipped=0, outside=0)
+
+
+def test_a_target_outside_its_choices_has_no_label_and_is_counted():
+    negated = Template("t", "id", "{{text}} ||| {{answer_choices[label]}} review.", "bad ||| good")
+    made = render([{"text": "fine", "label": 1}], negated)
+    assert made.examples == (PromptedExample("0", "fine", "good review.", ("bad", "good"), None),)
+    assert made.outside == 1
+
+
+def test_the_label_is_found_though_the_choices_have_white_space_around_them():
+    template = Template("t", "id", "q ||| {{choices[label]}}", "{{choices | join('|||')}}")
+    made = render([{"choices": [" a", "b\n"], "label": 1}], template)
+    assert made.examples[0].label == 1
+    assert made.examples[0].choices == ("a", "b")
+
+
+def test_a_template_without_choices_gives_none():
+    made = render([{"a": "x"}], Template("t", "id", "{{a}} ||| y"))
+    assert made == Renderings((PromptedExample("0", "x", "y", (), None),), 0, 0)
+
+
+def test_the_cut_is_passed_on():
+    template = Template("t", "id", "{{a}} ||| y")
+    assert render([{"a": "x" * 30}], template, truncate=20).examples[0].input == "x" * 17 + "..."
+    assert render([{"a": "x" * 30}], template, truncate=None).examples[0].input == "x" * 30
+
+
+def test_the_row_that_fails_is_named():
+    with pytest.raises(UserError, match=r"at row '1', reads column 'text'"):
+        render([{"text": "a", "label": 0}, {"label": 0}], REVIEW)

@@ -1,0 +1,106 @@
+"""Top-k search is exact, keeps ties in the order of rows, and needs no more memory for more rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from elm_jax.errors import UserError
+from elm_jax.routing import search
+
+# Small whole numbers: sums are exact, so that equal similarities are equal to the last bit; both zeros occur.
+WHOLE = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0])
+
+
+def plain(queries, rows, k):
+    """The same by sorting everything; NumPy's stable sort keeps ties in order."""
+    products = queries @ rows.T
+    order = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(products, order, axis=1), order
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_it_equals_a_stable_sort_of_everything_ties_included(data):
+    count = data.draw(st.sampled_from([1, 5, 9]))
+    queries = data.draw(hnp.arrays(np.float32, (3, 2), elements=WHOLE))
+    rows = data.draw(hnp.arrays(np.float32, (count, 2), elements=WHOLE))
+    k = data.draw(st.sampled_from(sorted({1, min(4, count), count})))
+    block = data.draw(st.sampled_from([1, 4, 100]))
+    similarities, positions = search.top_k(queries, rows, k, block=block)
+    expected, order = plain(queries, rows, k)
+    np.testing.assert_array_equal(similarities, expected)
+    np.testing.assert_array_equal(positions, order)
+
+
+def test_equal_rows_tie_wherever_they_stand():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 384)).astype(np.float32)[rng.integers(0, 3, 301)]
+    queries = rng.normal(size=(5, 384)).astype(np.float32)
+    similarities, positions = search.top_k(queries, rows, 20, block=64)
+    assert all(len(set(row)) == 1 for row in np.asarray(similarities).tolist())
+    assert (np.diff(positions, axis=1) > 0).all()
+
+
+def test_zeros_of_both_signs_tie():
+    # The products are -0, 0, -0.
+    _, positions = search.top_k(-np.ones((1, 1)), np.array([[0.0], [-0.0], [0.0]]), 3)
+    assert positions.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("block", [7, 50, 99, 100, 1000])
+def test_the_size_of_blocks_changes_nothing(block):
+    rng = np.random.default_rng(1)
+    queries, rows = rng.normal(size=(4, 8)), rng.normal(size=(100, 8))
+    similarities, positions = search.top_k(queries, rows, 12, block=block)
+    expected, order = plain(queries, rows, 12)
+    np.testing.assert_array_equal(positions, order)
+    np.testing.assert_allclose(similarities, expected, rtol=1e-5)
+
+
+def test_rows_that_are_not_allowed_are_passed_over():
+    queries, rows = np.eye(1, 2), np.array([[3.0, 0], [2.0, 0], [1.0, 0]])
+    similarities, positions = search.top_k(queries, rows, 2, allowed=np.array([False, True, True]))
+    assert (similarities.tolist(), positions.tolist()) == ([[2.0, 1.0]], [[1, 2]])
+
+
+def test_where_fewer_rows_are_allowed_than_asked_for_the_rest_is_no_row():
+    queries, rows = np.eye(1, 2), np.array([[3.0, 0], [2.0, 0], [-1.0, 0]])
+    similarities, positions = search.top_k(queries, rows, 3, allowed=np.array([False, False, True]), block=2)
+    assert (similarities.tolist(), positions.tolist()) == ([[-1.0, -np.inf, -np.inf]], [[2, -1, -1]])
+
+
+def test_it_may_be_called_inside_jit():
+    queries, rows = np.eye(2, 3), np.arange(12.0).reshape(4, 3)
+    inside = jax.jit(lambda queries, rows: search.top_k(queries, rows, 2, block=3))
+    _, positions = inside(queries, rows)
+    assert positions.tolist() == [[3, 2], [3, 2]]
+
+
+def test_other_values_and_other_allowed_rows_compile_nothing():
+    queries, rows = jnp.ones((2, 3)), jnp.ones((5, 3))
+    search.top_k(queries, rows, 2, allowed=jnp.ones(5, bool))
+    compiled = search._search._cache_size()
+    search.top_k(queries * 2, rows * 3, 2, allowed=jnp.arange(5) > 2)
+    search.top_k(queries, rows, 2)
+    assert search._search._cache_size() == compiled
+
+
+def test_memory_beside_the_rows_does_not_grow_with_them():
+    def temporary(count):
+        sizes = [
+            jax.ShapeDtypeStruct(shape, dtype)
+            for shape, dtype in [((32, 16), jnp.float32), ((count, 16), jnp.float32), ((count,), jnp.bool_)]
+        ]
+        return search._search.lower(*sizes, k=4, block=1024).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(1_000_000) == temporary(10_000)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_a_k_that_the_rows_cannot_give_is_refused(k):
+    with pytest.raises(UserError, match=f"between 1 and the 3 there are, but {k} came"):
+        search.top_k(np.ones((1, 2)), np.ones((3, 2)), k)

@@ -1,0 +1,83 @@
+"""Every router answers one call, and those that read no keys choose as their name says."""
+
+import numpy as np
+import pytest
+
+from elm_jax.errors import ContaminationError, UserError
+from elm_jax.routing import table
+from elm_jax.routing.evidence import Index, Queries
+
+INDEX = Index(
+    experts=("a/1", "a/2", "b/1"),
+    datasets=(("a",), ("a",), ("b", "z")),
+    expert_of_row=np.array([0, 1, 2]),
+    vectors=np.eye(3, dtype=np.float32),
+    texts=("one", "two", "three"),
+    embedder="toy",
+    text_format="instance",
+)
+QUERIES = Queries("t/1", ("r0",), ("three",), np.eye(1, 3, 2, dtype=np.float32), "toy", "instance")
+OPTIONS = {"expert": "b/1", "accuracies": {"a/1": 0.5, "a/2": 0.25, "b/1": 0.75}}
+
+
+def route(name, **options):
+    return table.find(name).route(QUERIES, INDEX, **options)
+
+
+@pytest.mark.parametrize("name", table.ROUTERS)
+def test_every_router_answers_the_same_call_with_weights_that_sum_to_one(name):
+    needed = {option: OPTIONS[option] for option in table.find(name).reads if option in OPTIONS}
+    selection = route(name, exclude=["a"], **needed)
+    assert selection.weights == {"b/1": 1.0}
+    assert (selection.task, selection.router) == ("t/1", name)
+
+
+@pytest.mark.parametrize("name", table.ROUTERS)
+def test_a_router_needs_no_more_than_it_says_it_reads(name):
+    reads = table.find(name).reads
+    blind = Queries("t/1", ("r0",), text_format="instance", embedder="toy")
+    given = {option: getattr(QUERIES, option) for option in reads if option in ("vectors", "texts")}
+    needed = {option: OPTIONS[option] for option in reads if option in OPTIONS}
+    queries = Queries(**{**vars(blind), **given})
+    assert sum(table.find(name).route(queries, INDEX, **needed).weights.values()) == pytest.approx(1.0)
+
+
+def test_uniform_weighs_all_experts_alike():
+    assert route("uniform").weights == pytest.approx({"a/1": 1 / 3, "a/2": 1 / 3, "b/1": 1 / 3})
+
+
+def test_fixed_refuses_an_expert_trained_on_an_excluded_dataset():
+    with pytest.raises(ContaminationError, match="'b/1' was trained on b, z"):
+        route("fixed", expert="b/1", exclude=["z"])
+
+
+def test_fixed_refuses_an_unknown_expert_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"No expert named 'b/l' in the index .* Did you mean 'b/1'"):
+        route("fixed", expert="b/l")
+
+
+def test_the_oracle_takes_the_best_measured_and_the_first_of_equals():
+    assert route("oracle", accuracies={"b/1": 0.5, "a/2": 0.75}).weights == {"a/2": 1.0}
+    assert route("oracle", accuracies={"b/1": 0.5, "a/2": 0.5}).weights == {"a/2": 1.0}
+
+
+def test_the_oracle_takes_no_excluded_expert_however_good():
+    assert route("oracle", accuracies={"a/1": 1.0, "b/1": 0.1}, exclude=["a"]).weights == {"b/1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"),
+    [
+        ({}, "none that may be chosen was measured"),
+        ({"c/1": 0.5}, "No expert named 'c/1'"),
+        ({"a/1": float("nan")}, "accuracy is wanted for expert 'a/1', but nan came"),
+    ],
+)
+def test_the_oracle_refuses_measurements_it_cannot_use(accuracies, said):
+    with pytest.raises(UserError, match=said):
+        route("oracle", accuracies=accuracies)
+
+
+def test_an_unknown_router_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="Did you mean 'centroid'"):
+        table.find("centriod")
