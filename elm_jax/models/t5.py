@@ -22,6 +22,9 @@ from elm_jax.models.layers import MASKED, Attention, Dense, FeedForward, Norm, R
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
+# A stack this shallow compiles fast as it is, and XLA's CPU backend runs the gradient of a loop at half speed.
+UNROLLED = 4
+
 
 def _of(expert: Params | None, name: str) -> Params | None:
     return None if expert is None else expert.get(name)
@@ -105,6 +108,7 @@ def _scanned(
         split_rngs={"params": True, "dropout": True},
         in_axes=(1 if stacked else 0, *[nn.broadcast] * broadcast),
         length=length,
+        unroll=length if length <= UNROLLED else 1,
     )(config, name="layers", **fields)
 
 

@@ -33,6 +33,7 @@ class Pretraining:
 
     size: str = "tiny"
     vocabulary_size: int = 1000
+    vocabulary_kind: str = "unigram"
     steps: int = 400
     batch_size: int = 128
     rate: float = 3e-3
@@ -62,7 +63,11 @@ def pretrain(
         return load(workspace.base)
     storage.writable_directory(workspace.base)
     pieces = vocabulary.train(
-        [*texts, *words], workspace.base / VOCABULARY, size=how.vocabulary_size, extra_ids=SENTINELS
+        [*texts, *words],
+        workspace.base / VOCABULARY,
+        how.vocabulary_size,
+        kind=how.vocabulary_kind,
+        extra_ids=SENTINELS,
     )
     config = size(how.size, vocab_size=-(-pieces.size // 64) * 64)
     prompts, targets = pairs(

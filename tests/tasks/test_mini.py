@@ -4,10 +4,11 @@ import functools
 import re
 from collections import Counter, defaultdict
 
+import jinja2
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import Template, load_templates
+from elm_jax.prompting.templates import Rendered, Template, load_templates
 from elm_jax.tasks import mini, mini_words
 
 SEED = 7
@@ -22,8 +23,15 @@ def template_of(spec) -> Template:
 
 @functools.cache
 def rendered(spec, split):
+    """Every row through plain jinja, which is quick enough here to look at all of them."""
     template = template_of(spec)
-    return [template.render(row) for row in mini.rows(spec.dataset, split, seed=SEED)]
+    choices, prompt = (jinja2.Template(text) for text in (template.answer_choices, template.jinja))
+    found = []
+    for row in mini.rows(spec.dataset, split, seed=SEED):
+        shown = [choice.strip() for choice in choices.render(row).split("|||")]
+        asked, target = prompt.render(row, answer_choices=shown).split("|||")
+        found.append(Rendered(asked.strip(), target.strip(), tuple(shown)))
+    return found
 
 
 def words_of(texts):
@@ -58,6 +66,12 @@ def test_every_row_renders_to_a_short_prompt_whose_target_is_the_labelled_choice
             assert 2 <= len(made.choices) <= 4
             assert len(set(made.choices)) == len(made.choices)
             assert len(made.input.split()) <= 25
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
+def test_our_renderer_gives_what_jinja_gives(spec):
+    rows = mini.rows(spec.dataset, "validation", seed=SEED)[:3]
+    assert [template_of(spec).render(row) for row in rows] == rendered(spec, "validation")[:3]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)

@@ -21,7 +21,7 @@ def words(tmp_path_factory):
     )
 
 
-def example(row, text, choices=("bb", "cc dd"), label=1):
+def example(row, text, choices=("bb", "cc dd"), label: int | None = 1):
     target = choices[label] if choices else "dd ee"
     return PromptedExample(f"row-{row}", text, target, tuple(choices), label)
 
