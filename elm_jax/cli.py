@@ -157,14 +157,19 @@ def evaluate(
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     limit: Limit = None,
+    gin_file: GinFiles = None,
+    gin_bindings: GinBindings = None,
 ) -> None:
     """Route, merge, score and compare on unseen tasks; what is scored already is kept."""
-    from elm_jax.runs import data
+    from elm_jax.runs import data, recipes
     from elm_jax.runs import evaluate as runs
 
+    if gin_file:
+        show_outcome(recipes.bound(runs.evaluate, gin_file, gin_bindings or [])())
+        return
     opened = open_run(run, data_dir, templates_dir, limit)
     specs = data.choose(names or [])
-    show_outcome(runs.evaluate(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
+    show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
 
 
 @app.command()
@@ -328,13 +333,9 @@ def experts_remove(
 def open_run(run: str, data_dir: str | None, templates_dir: str | None, limit: int | None) -> "Run":
     """Opens a run's directory with its base."""
     from elm_jax.runs import base, data
-    from elm_jax.runs.progress import Stages
-    from elm_jax.runs.workspace import Run, Workspace
 
-    workspace = Workspace.open(run)
-    found, pieces = base.load(workspace.base)
     source = data.Source(data_dir=data_dir, templates_dir=templates_dir, limit=limit)
-    return Run(workspace, found, pieces, source, data.Lengths(), Stages())
+    return base.open_run(run, source=source)
 
 
 def show_outcome(outcome: "Outcome") -> None:

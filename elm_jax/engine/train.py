@@ -5,6 +5,7 @@ its number: a run that was killed goes on from its last checkpoint and ends with
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from elm_jax.axes import Array
 from elm_jax.engine import checkpoints
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
+from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.tasks.prepared import pad
@@ -82,6 +84,11 @@ def train_group(
     for job in jobs:
         if not len(job.prompts):
             raise UserError(f"Rows to train {job.id!r} on are wanted, but it has none.")
+        if len(job.prompts) != len(job.targets):
+            raise UserError(
+                f"A target for every prompt of {job.id!r} is wanted, but {len(job.targets)} came for "
+                f"{len(job.prompts)}."
+            )
     optimizer = optimizers.optimizer(plan.optimizer)
     shape = (
         max(len(row) for job in jobs for row in job.prompts),
@@ -94,18 +101,17 @@ def train_group(
         step.stack([ex.init(plan.kind, jax.random.key(job.seed), base, plan.width) for job in jobs]),
         optimizer,
     )
-    store = checkpoints.Store(checkpoint_dir, _identity(config, jobs, plan))
-    done, state = store.latest(state)
     last = max(job.steps for job in jobs)
-    loss = None
-    while done < last:
-        state, loss = run(state, base, _batch(jobs, plan, shape, done))
-        done += 1
-        if progress and (done % 10 == 0 or done == last):
-            progress(done, float(jnp.mean(loss)))
-        if done % plan.save_every == 0 and done < last:
-            store.save(done, state)
-    store.close()
+    identity = _identity(config, base, jobs, plan) if checkpoint_dir is not None else {}
+    with closing(checkpoints.Store(checkpoint_dir, identity)) as store:
+        done, state = store.latest(state)
+        while done < last:
+            state, loss = run(state, base, _batch(jobs, plan, shape, done))
+            done += 1
+            if progress and (done % 10 == 0 or done == last):
+                progress(done, float(jnp.mean(loss)))
+            if done % plan.save_every == 0 and done < last:
+                store.save(done, state)
     return [jax.tree.map(np.asarray, step.unstack(state.params, place)) for place in range(len(jobs))]
 
 
@@ -124,8 +130,8 @@ def _batch(jobs: Sequence[Job], plan: Plan, shape: tuple[int, int], done: int) -
     prompts, targets = [], []
     for job in jobs:
         rows = row_order(len(job.prompts), job.seed, done * plan.batch_size, plan.batch_size)
-        prompts.append(pad([job.prompts[row] for row in rows], shape[0]))
-        targets.append(pad([job.targets[row] for row in rows], shape[1]))
+        prompts.append(pad([np.asarray(job.prompts[row]) for row in rows], shape[0]))
+        targets.append(pad([np.asarray(job.targets[row]) for row in rows], shape[1]))
     seeds = np.array([job.seed for job in jobs], np.int32)
     return step.GroupBatch(
         prompts=np.stack(prompts),
@@ -136,7 +142,7 @@ def _batch(jobs: Sequence[Job], plan: Plan, shape: tuple[int, int], done: int) -
     )
 
 
-def _identity(config: T5Config, jobs: Sequence[Job], plan: Plan) -> dict[str, Any]:
+def _identity(config: T5Config, base: Params, jobs: Sequence[Job], plan: Plan) -> dict[str, Any]:
     """What must be the same for a checkpoint to be gone on from."""
 
     def of(job: Job) -> dict[str, Any]:
@@ -148,6 +154,7 @@ def _identity(config: T5Config, jobs: Sequence[Job], plan: Plan) -> dict[str, An
 
     return {
         "network": storage.fingerprint(vars(config)),
+        "base": storage.array_fingerprint(paths.flatten(base)),
         "plan": storage.fingerprint(vars(plan)),
         "jobs": [of(job) for job in jobs],
     }

@@ -14,8 +14,9 @@ from elm_jax import storage
 from elm_jax.engine import train
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
+from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
-from elm_jax.runs.workspace import Workspace
+from elm_jax.runs.workspace import Run, Workspace
 from elm_jax.tasks import vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
@@ -24,6 +25,7 @@ from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
+REMEMBERED = "base.json"  # where a base outside the workspace lies
 SENTINELS = 8  # enough for the spans of one short text
 
 
@@ -47,6 +49,34 @@ def load(where: storage.PathLike) -> tuple[Base, Vocabulary]:
     """Returns the base in a directory and its vocabulary."""
     base = elm.load(where)
     return base, vocabulary.load(storage.path(where) / VOCABULARY, extra_ids=SENTINELS)
+
+
+def open_run(
+    out: storage.PathLike,
+    *,
+    initial_checkpoint: storage.PathLike | None = None,
+    source: Source | None = None,
+    lengths: Lengths | None = None,
+    stages: Stages | None = None,
+) -> Run:
+    """Opens a workspace with its base: the one it was first opened with, or its own.
+
+    `initial_checkpoint` is a base's directory; the workspace remembers it.
+    """
+    if initial_checkpoint is None:
+        workspace = Workspace.open(out)
+        base, pieces = load(_remembered(workspace))
+    else:
+        base, pieces = load(initial_checkpoint)
+        workspace = Workspace.open(out, create=True)
+        place = str(storage.path(initial_checkpoint).resolve())
+        storage.write_json(workspace.root / REMEMBERED, {"base": place})
+    return Run(workspace, base, pieces, source or Source(), lengths or Lengths(), stages or Stages())
+
+
+def _remembered(workspace: Workspace) -> storage.PathLike:
+    note = workspace.root / REMEMBERED
+    return storage.read_json(note, what="The place of a base")["base"] if note.exists() else workspace.base
 
 
 def pretrain(

@@ -11,15 +11,18 @@ from typing import Any
 
 from etils import epath
 
+from elm_jax import storage
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
 from elm_jax.merging import table as merging
 from elm_jax.records import Report, TaskSpec
+from elm_jax.runs import base as bases
+from elm_jax.runs import data
 from elm_jax.runs import report as reports
 from elm_jax.runs import scores as scoring
 from elm_jax.runs.route import route
-from elm_jax.runs.workspace import Run
+from elm_jax.runs.workspace import DEFAULT, Run
 from elm_jax.tasks.specs import task_specs
 
 
@@ -33,6 +36,22 @@ class Outcome:
 
 
 def evaluate(
+    *,
+    tasks: Sequence[str],
+    out: storage.PathLike = DEFAULT,
+    initial_checkpoint: storage.PathLike | None = None,
+    source: data.Source | None = None,
+    lengths: data.Lengths | None = None,
+    queries: int = formats.QUERIES_PER_TASK,
+    merged: int = 3,
+    batch_size: int = 64,
+) -> Outcome:
+    """Compares every method on tasks named by id, dataset or group, with the experts of the library of `out`."""
+    run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
+    return compare(run, data.choose(tasks), queries=queries, merged=merged, batch_size=batch_size)
+
+
+def compare(
     run: Run,
     specs: Sequence[TaskSpec],
     *,
@@ -75,9 +94,13 @@ def evaluate(
     methods["best_single"] = dict.fromkeys(tasks, best)
     methods["oracle"] = scoring.best_each(scores, experts, tasks)
 
+    retrieval = [method for method in methods if method.startswith("roe_")]
+    pairs = [(method, "base") for method in methods if method not in ("base", "best_single", "oracle")]
+    pairs += [(method, "multitask") for method in retrieval if multitask]
     with run.stages.stage("compare and report", 1):
         made, files = reports.report(
             scoring.by_method(scores, methods),
+            pairs,
             [*top, *several],
             [scores[task, expert] for expert in experts for task in tasks],
             workspace=run.workspace,

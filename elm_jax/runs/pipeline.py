@@ -5,17 +5,18 @@ made in the workspace and does nothing that is done, so a run that was stopped g
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from elm_jax import storage
 from elm_jax.library import keys as formats
 from elm_jax.records import TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data
-from elm_jax.runs.evaluate import Outcome, evaluate
+from elm_jax.runs.evaluate import Outcome, compare
 from elm_jax.runs.index import TEXT_FORMAT, index
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.train import Budget, train_experts, train_multitask
-from elm_jax.runs.workspace import DEFAULT, Run, Workspace
+from elm_jax.runs.workspace import DEFAULT, Workspace
 
 MULTITASK = "baseline"
 
@@ -30,6 +31,7 @@ def run(
     budget: Budget | None = None,
     source: data.Source | None = None,
     lengths: data.Lengths | None = None,
+    train_rows: int | None = None,
     keys: int = formats.KEYS_PER_EXPERT,
     queries: int = formats.QUERIES_PER_TASK,
     text_format: str = TEXT_FORMAT,
@@ -44,29 +46,30 @@ def run(
     """Trains experts on `train_tasks` and compares ways to use them on `eval_tasks`.
 
     Tasks are named by id, dataset or group. `initial_checkpoint` is a base's directory; without it a base is
-    trained from scratch on `base_texts`, or on the inputs of the training tasks. `keys` and `queries` are the
+    trained from scratch on `base_texts`, or on the inputs of the training tasks. `train_rows` is how many rows
+    of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are the
     paper's S and Q; `merged` is how many of the retrieved experts are averaged for `roe_top<merged>_merge`.
     Raises UserError for anything a user can mend.
     """
-    workspace = Workspace.open(out, create=True)
     stages = stages or Stages()
     source, budget = source or data.Source(), budget or Budget()
+    trained_on = replace(source, limit=train_rows)
     train_specs, eval_specs = data.choose(train_tasks), data.choose(eval_tasks)
-    if initial_checkpoint is not None:
-        base, pieces = bases.load(initial_checkpoint)
-    else:
+    if initial_checkpoint is None:
+        workspace = Workspace.open(out, create=True)
         with stages.stage("read and render tasks", 1):
-            texts = base_texts or _inputs(train_specs, source)
-            words = _words(train_specs + eval_specs, source)
+            texts = base_texts or _inputs(train_specs, trained_on)
+            words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
         how = pretraining or bases.Pretraining()
-        base, pieces = bases.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-
-    opened = Run(workspace, base, pieces, source, lengths or data.Lengths(), stages)
-    experts = train_experts(opened, train_specs, budget, seed=seed)
-    train_multitask(opened, train_specs, MULTITASK, budget, seed=seed)
-    index(opened, size=keys, text_format=text_format, ids=experts)
-    return evaluate(
-        opened,
+        bases.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
+    run = bases.open_run(
+        out, initial_checkpoint=initial_checkpoint, source=trained_on, lengths=lengths, stages=stages
+    )
+    experts = train_experts(run, train_specs, budget, seed=seed)
+    train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
+    index(run, size=keys, text_format=text_format, ids=experts)
+    return compare(
+        replace(run, source=source),
         eval_specs,
         experts=experts,
         queries=queries,

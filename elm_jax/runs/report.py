@@ -16,6 +16,7 @@ from elm_jax.runs.workspace import Workspace
 
 def report(
     scores: Sequence[TaskScores],
+    pairs: Sequence[tuple[str, str]],
     selections: Sequence[Selection],
     matrix: Sequence[TaskScores],
     *,
@@ -25,7 +26,12 @@ def report(
 ) -> tuple[Report, Mapping[str, epath.Path]]:
     """Writes the report of one run and returns it with the paths of its files by ending."""
     made = summary.summarise(
-        scores, selections, {**machine(), **environment}, experts_matrix=matrix, families=families
+        scores,
+        selections,
+        {**machine(), **environment},
+        pairs=pairs,
+        experts_matrix=matrix,
+        families=families,
     )
     return made, summary.write_report(made, workspace.report)
 

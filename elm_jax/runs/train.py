@@ -1,7 +1,7 @@
 """`elm train`: one expert a task, many in one program; or one expert on all tasks, the multitask baseline."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from elm_jax import names, storage
 from elm_jax.engine import train as engine
@@ -11,8 +11,7 @@ from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data
-from elm_jax.runs.progress import Stages
-from elm_jax.runs.workspace import DEFAULT, Run, Workspace
+from elm_jax.runs.workspace import DEFAULT, Run
 from elm_jax.weights.elm import Base
 
 
@@ -26,6 +25,7 @@ class Budget:
     warmup: int = 0
     kind: str = "bottleneck"
     width: int | None = None  # emb_dim // 32
+    dropout: float = 0.1
     group: int = 32  # experts in one program
 
 
@@ -45,10 +45,7 @@ def train(
     The base is `initial_checkpoint`, a directory, or without it the base of `out`. `multitask` names one
     expert to be trained on all tasks together instead of one on each.
     """
-    workspace = Workspace.open(out, create=True)
-    base, pieces = bases.load(initial_checkpoint or workspace.base)
-    source, lengths = source or data.Source(), lengths or data.Lengths()
-    run = Run(workspace, base, pieces, source, lengths, Stages())
+    run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
     specs = data.choose(tasks)
     if multitask:
         return [train_multitask(run, specs, multitask, budget or Budget(), seed=seed)]
@@ -96,7 +93,7 @@ def train_multitask(run: Run, specs: Sequence[TaskSpec], name: str, budget: Budg
     identifier = names.task_id("multitask", name)
     found = [example for spec in specs for example in data.examples(spec, run.source)]
     made = data.prepare(found, run.pieces, run.lengths)
-    wide = Budget(**{**asdict(budget), "batch_size": budget.batch_size * len(specs), "group": 1})
+    wide = replace(budget, batch_size=budget.batch_size * len(specs), group=1)
     recipe = _recipe(run, wide, seed, rows=len(found)) | {"tasks": [spec.id for spec in specs]}
     if _is_done(library, identifier, recipe, run.base):
         return identifier
@@ -131,7 +128,7 @@ def _train(
     )
     name = storage.fingerprint([job.id for job in jobs])
     trained = engine.train_group(
-        run.base.config,
+        replace(run.base.config, dropout_rate=budget.dropout),
         run.base.params,
         jobs,
         plan,

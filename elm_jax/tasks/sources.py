@@ -1,179 +1,229 @@
-"""Sources: files of rows, read into plain Python dictionaries.
+"""Sources: one split of a dataset, opened wherever its rows are at hand.
 
-Every reader takes a file and returns its rows in order. Whatever is wrong with the file (absent, empty, no
-UTF-8, NUL bytes, a text of millions of characters, a row of another shape) is a `UserError` naming the file
-and the line.
+There is one interface for them all: `open_split` says how many rows there are and takes those whose numbers are
+asked for. Files are read below the data directory, TFDS and the hub through their own libraries, which are
+imported here and only when one of their datasets is opened.
 """
 
-import csv
-import io
-import json
-import re
-from collections.abc import Callable, Mapping
+import functools
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from elm_jax import storage
+from etils import epath
+
+from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.prompting.limits import BUDGET
-
-Row = dict[str, Any]
-
-# JSON can escape what no UTF-8 text holds: NUL, and one half of a pair of surrogates.
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+from elm_jax.tasks import files
+from elm_jax.tasks.datasets import READERS, Dataset, Source
 
 
-def read_jsonl(file: storage.PathLike) -> list[Row]:
-    """Reads one JSON object a line; empty lines are passed over."""
-    rows = []
-    for number, line in enumerate(_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{str(file)!r}, line {number}"
-        row = _json(line, where)
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON object is wanted, but {line[:40]!r} came.")
-        rows.append(_checked(row, where))
-    return _not_empty(rows, file)
+@dataclass(frozen=True)
+class Opened:
+    """A split whose rows can be taken."""
+
+    source: Source
+    origin: str  # how errors and reports call it: a file, a builder, a dataset of the hub
+    count: int  # rows
+    take: Callable[[Sequence[int]], list[Mapping[str, Any]]]  # numbers from 0 -> rows in that order
 
 
-def read_csv(file: storage.PathLike) -> list[Row]:
-    """Reads comma-separated values under a header, quoted as RFC 4180 says; every value is a text."""
-    lines = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
-    rows: list[Row] = []
-    header: list[str] | None = None
-    start = 1
-    # The parser's own limit is for the whole process, so it is put back; `_checked` has ours.
-    limit = csv.field_size_limit(2 * BUDGET)
-    try:
-        for values in lines:
-            where = f"{str(file)!r}, line {start}"
-            start = lines.line_num + 1
-            if header is None:
-                header = _header(values, where)
-            elif len(values) != len(header):
-                raise UserError(
-                    f"{where}: {len(header)} columns are wanted as in the header, but {len(values)} came. "
-                    'A value with commas or line breaks belongs in double quotes ("), a quote in it doubled.'
-                )
-            else:
-                rows.append(_checked(dict(zip(header, values, strict=True)), where))
-    except csv.Error as error:
-        raise UserError(f"{str(file)!r}, line {lines.line_num}, is no valid CSV: {error}.") from error
-    finally:
-        csv.field_size_limit(limit)
-    return _not_empty(rows, file)
+def open_split(
+    dataset: Dataset,
+    split: str,
+    data_dir: storage.PathLike | None = None,
+    *,
+    prompt: str = "",
+    again: str | None = None,
+) -> Opened:
+    """Opens a split at the source that `choose` finds.
 
-
-def read_dream(file: storage.PathLike) -> list[Row]:
-    """Reads DREAM's JSON: one row a question, with the columns of the hub's copy.
-
-    Each dialogue is `[turns, questions, dialogue id]`; `id` counts the questions from 0.
+    `prompt` stands in the names of files that differ by prompt. The file `again` is read once more after the
+    others. Raises `UserError` where nothing is at hand and nothing can be fetched, saying what to do; where
+    the split is unknown; and where what is there cannot be read.
     """
-    rows: list[Row] = []
-    dialogues = _json(_text(file), repr(str(file)))
-    if not isinstance(dialogues, list):
-        raise UserError(f"{str(file)!r} should hold a list of dialogues as DREAM's files do.")
-    for number, dialogue in enumerate(dialogues, start=1):
-        where = f"{str(file)!r}, dialogue {number}"
+    split = names.resolve(split, dataset.splits, kind="split", where=f"dataset {dataset.name!r}")
+    source = choose(dataset, data_dir)
+    theirs = source.splits.get(split, split)
+    if again is not None and not source.files:
+        raise UserError(f"{again!r} cannot be read twice: the rows of {dataset.name!r} come from {source.name}.")
+    if source.kind == "tfds":
+        return _open_tfds(source, theirs, data_dir)
+    if source.kind == "hub":
+        return _open_hub(source, theirs)
+    if source.kind == "function":
+        return _open_function(source, theirs)
+    assert data_dir is not None  # or else `choose` would have found none of the files
+    return _open_files(dataset, source, split, storage.path(data_dir), prompt, again)
+
+
+def choose(dataset: Dataset, data_dir: storage.PathLike | None = None) -> Source:
+    """Returns the first source whose rows are at hand; where none is, the first that can be fetched.
+
+    At hand is a dataset with a file of any split below the data directory, one that TFDS has prepared there
+    or in its own directory, and a function.
+    """
+    remedy = _remedy(dataset)
+    root = None
+    if data_dir is not None:
+        root = storage.existing_directory(data_dir, what="A directory of datasets", remedy=remedy)
+    for source in dataset.sources:
+        if source.kind == "function" or _prepared(source, root) or (root and _placed(dataset, source, root)):
+            return source
+    for source in dataset.sources:
+        if source.kind == "hub" or (source.kind == "tfds" and not source.manual):
+            return source
+    if root is None:
+        raise UserError(f"Rows of {dataset.name!r} are wanted, but no data directory was given. {remedy}")
+    raise UserError(f"Rows of {dataset.name!r} are wanted in {str(root)!r}, but no file is there. {remedy}")
+
+
+def _remedy(dataset: Dataset) -> str:
+    for source in dataset.sources:
+        if source.manual:
+            return source.manual.strip()
+    for source in dataset.sources:
+        if source.files:
+            file = next(iter(source.files.values()))[0]
+            return f"Place {file!r} in a directory and give it as the data directory."
+    return "Give the directory where its files or TFDS's are, or none."
+
+
+def _placed(dataset: Dataset, source: Source, root: epath.Path) -> bool:
+    prompts = list(dataset.prompts)
+    return any(
+        (root / file.replace("{prompt}", prompt)).is_file()
+        for of_split in source.files.values()
+        for file in of_split
+        for prompt in (prompts if "{prompt}" in file else prompts[:1])
+    )
+
+
+def _open_files(
+    dataset: Dataset, source: Source, split: str, root: epath.Path, prompt: str, again: str | None
+) -> Opened:
+    def places(of: str) -> list[epath.Path]:
+        return [root / file.replace("{prompt}", prompt) for file in source.files.get(of, ())]
+
+    wanted = places(split) + ([root / again] if again else [])
+    missing = next((place for place in wanted if not place.is_file()), None)
+    if missing or not wanted:
+        there = [of for of in source.files if all(place.is_file() for place in places(of))]
+        have = f"The splits there are: {', '.join(there)}." if there else _remedy(dataset)
+        place = f"at {str(missing)!r}" if missing else "as a file"
+        raise UserError(
+            f"The {split} split of {dataset.name!r} is wanted {place}, but no file is there. {have}"
+        )
+    origin = " and ".join(map(str, wanted))
+    if source.kind == "parquet" and len(wanted) == 1:  # the one kind that need not be read whole
+        table = files.open_parquet(wanted[0])
+        return Opened(source, origin, table.num_rows, lambda numbers: files.take(table, numbers, wanted[0]))
+    reader = READERS[source.kind]
+    if source.header:
+        reader = functools.partial(files.read_csv, header=source.header)
+    return _in_memory(source, origin, [row for place in wanted for row in reader(place)])
+
+
+def _open_function(source: Source, split: str) -> Opened:
+    function = source.function
+    if function is None:
+        module, _, name = source.name.partition(":")
         try:
-            turns, questions, identity = dialogue
-            found = [(entry["question"], entry["choice"], entry["answer"]) for entry in questions]
-        except (TypeError, ValueError, KeyError) as error:
-            raise UserError(f"{where}: [turns, questions, id] is wanted as in DREAM's files.") from error
-        for question, choice, answer in found:
-            row = {
-                "id": len(rows),
-                "dialogue_id": identity,
-                "dialogue": turns,
-                "question": question,
-                "choice": choice,
-                "answer": answer,
-            }
-            _check_dream(row, where)
-            rows.append(_checked(row, where))
-    return _not_empty(rows, file)
-
-
-READERS: Mapping[str, Callable[[storage.PathLike], list[Row]]] = {
-    "jsonl": read_jsonl,
-    "csv": read_csv,
-    "dream": read_dream,
-}
-"""Readers by the name that the catalogue gives them."""
-
-
-def _check_dream(row: Row, where: str) -> None:
-    for column in ("dialogue_id", "question", "answer"):
-        if not isinstance(row[column], str):
-            raise UserError(f"{where}: its {column} should be a text, but {row[column]!r} came.")
-    for column in ("dialogue", "choice"):
-        value = row[column]
-        if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where}: its {column} should be a list of texts, but {value!r} came.")
-
-
-def _text(file: storage.PathLike) -> str:
-    """Returns a file's text without its byte-order mark."""
-    try:
-        content = storage.path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"Rows are wanted from {str(file)!r}, but: {error.strerror or error}.") from error
-    nul = content.find(b"\0")
-    if nul >= 0:
-        line = content.count(b"\n", 0, nul) + 1
-        raise UserError(f"{str(file)!r}, line {line}, holds a NUL byte, which no text has. Remove it.")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{str(file)!r}, line {line}, is not UTF-8. Save the file as UTF-8.") from error
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        inner = f", line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(f"{where}{inner}: this is no JSON ({error.msg}).") from error
-    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
-        raise UserError(f"{where}: this JSON cannot be read ({error}).") from error
-
-
-def _header(values: list[str], where: str) -> list[str]:
-    twice = sorted({name for name in values if values.count(name) > 1})
-    if twice or "" in values:
-        wrong = repr(twice[0]) if twice else "an empty one"
-        raise UserError(f"{where}: every column should have a name of its own, but {wrong} came.")
-    return values
-
-
-def _checked(row: Row, where: str) -> Row:
-    try:
-        for column, value in row.items():
-            _check_value(value, column, where)
-    except RecursionError:
-        raise UserError(f"{where}: the row nests too deep.") from None
-    return row
-
-
-def _check_value(value: Any, column: str, where: str) -> None:
-    if isinstance(value, str):
-        if len(value) > BUDGET:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{where}: a text may have {BUDGET:,} characters, but column {column!r} has {len(value):,}. "
-                "Cut it or drop the row."
-            )
-        if _NO_TEXT.search(value):
-            raise UserError(f"{where}: column {column!r} holds a NUL or half a character, which no text has.")
-    elif isinstance(value, dict):
-        for item in [*value.keys(), *value.values()]:
-            _check_value(item, column, where)
-    elif isinstance(value, list):
-        for item in value:
-            _check_value(item, column, where)
+                f"A function that gives rows is wanted as package.module:name, but {source.name!r} is none "
+                f"({error})."
+            ) from error
+    name = source.name or function.__name__
+    rows = list(function(split))
+    if not rows or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"The function {name!r} should give rows of {split!r}, mappings by column, but did not.")
+    return _in_memory(source, f"{name}({split!r})", rows)
 
 
-def _not_empty(rows: list[Row], file: storage.PathLike) -> list[Row]:
-    if not rows:
-        raise UserError(f"Rows are wanted from {str(file)!r}, but it holds none.")
-    return rows
+def _in_memory(source: Source, origin: str, rows: Sequence[Mapping[str, Any]]) -> Opened:
+    return Opened(source, origin, len(rows), lambda numbers: [rows[number] for number in numbers])
+
+
+def _open_hub(source: Source, split: str) -> Opened:
+    try:
+        hub = importlib.import_module("datasets")
+    except ImportError:
+        raise UserError(
+            f"{source.name!r} is read from the Hugging Face hub with the package `datasets`, which is not "
+            "installed. Install the extra: pip install 'elm_jax[hub]'."
+        ) from None
+    origin = "/".join(["hub:" + source.name, *([source.config] if source.config else []), split])
+    try:
+        rows = hub.load_dataset(source.name, source.config, split=split, revision=source.revision)
+    except Exception as error:  # whatever its network, files and scripts may raise
+        raise UserError(
+            f"{origin!r} could not be loaded from the hub ({_reason(error)}). Where the hub is out of reach, "
+            "load it once elsewhere and bring its cache along."
+        ) from error
+    return Opened(source, origin, len(rows), lambda numbers: list(rows.select(numbers)))
+
+
+def _prepared(source: Source, root: epath.Path | None) -> epath.Path | None:
+    """Returns where TFDS has prepared a dataset, if it has."""
+    if source.kind != "tfds":
+        return None
+    own = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
+    for directory in [*([root] if root else []), storage.path(own)]:
+        place = directory / source.name.replace(":", "/")
+        if (place / "dataset_info.json").exists():
+            return place
+    return None
+
+
+def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) -> Opened:
+    import tensorflow_datasets as tfds
+
+    root = storage.path(data_dir) if data_dir is not None else None
+    try:
+        place = _prepared(source, root)
+        if place is not None:
+            builder = tfds.builder_from_directory(place)
+        else:
+            builder = tfds.builder(source.name, data_dir=root)
+            builder.download_and_prepare()
+        splits = builder.info.splits
+    except Exception as error:  # whatever its downloads, parsers and files may raise
+        raise UserError(
+            f"TFDS could not make {source.name!r} ready ({_reason(error)}). Where its servers are out of reach, "
+            "prepare it elsewhere (`tfds build`) and give its data directory."
+        ) from error
+    name = names.resolve(split, splits, kind="split", where=f"TFDS's {source.name!r}")
+    return Opened(
+        source,
+        f"tfds:{source.name}/{name}",
+        splits[name].num_examples,
+        lambda numbers: _take_tfds(builder, name, numbers),
+    )
+
+
+def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    try:
+        rows = builder.as_data_source(split)
+        return [rows[number] for number in numbers]
+    except NotImplementedError:  # files of a format that is read from the front
+        pass
+    places = {number: place for place, number in enumerate(numbers)}
+    taken: list[Mapping[str, Any]] = [{}] * len(places)
+    # One shard after the other, so that a row's number is its place in the files.
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)
+    dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
+    for number, row in enumerate(tfds.as_numpy(dataset.take(max(places, default=-1) + 1))):
+        if number in places:
+            taken[places[number]] = row
+    return taken
+
+
+def _reason(error: BaseException) -> str:
+    first = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first:.200}" if first else type(error).__name__

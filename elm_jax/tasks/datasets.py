@@ -1,0 +1,168 @@
+"""Datasets: what the catalogue says of each, and how its experts are trained.
+
+The catalogue is data, a YAML file a group (`catalogue/*.yaml`); `catalogue/train.yaml` explains the fields.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.tasks import columns, files, formats
+
+CATALOGUE = Path(__file__).parent / "catalogue"
+READERS: Mapping[str, files.Reader] = files.READERS | formats.READERS
+"""Readers of files by the name that the catalogue gives them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that a dataset's rows come from."""
+
+    kind: str  # "tfds", "hub", "function", or how files are read: one of READERS
+    name: str = ""  # of the builder, of the hub's dataset, or of the function
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> below the data directory
+    function: Callable[[str], Iterable[Mapping[str, Any]]] | None = None  # takes the split
+    config: str | None = None
+    revision: str | None = None
+    header: tuple[str, ...] = ()  # of CSV files that have none
+    adapter: str = "unchanged"  # one of columns.ADAPTERS
+    splits: Mapping[str, str] = field(default_factory=dict)  # our name of a split -> its own
+    lacks: tuple[str, ...] = ()  # columns that it cannot give
+    manual: str = ""  # what to do first where it cannot be fetched by itself
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an expert is trained, and on how much."""
+
+    epochs: int
+    rate: float  # learning rate at the start
+    batch: int  # rows a step
+    source_length: int  # tokens
+    target_length: int
+    rows: int  # the most that are taken of the split, for each prompt
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset of the catalogue."""
+
+    name: str
+    group: str
+    family: str
+    split: str  # what training reads, or evaluation where nothing is trained
+    splits: Mapping[str, int | None]  # rows, None where that is not known beforehand
+    columns: tuple[str, ...]  # of a row after its adapter
+    sources: tuple[Source, ...]
+    prompts: Mapping[str, str]  # prompt -> metric
+    evaluate: str | None = None  # the split that evaluation reads, where training reads another
+    templates: str | None = None  # folder of PromptSource's templates
+    template: Mapping[str, str] | None = None  # jinja and answer_choices of one template instead
+    config: str | None = None
+    aliases: tuple[str, ...] = ()
+    label: str | None = None
+    training: Training | None = None
+    exceptions: Mapping[str, Training] = field(default_factory=dict)  # prompt -> how its expert was trained
+    dataset_expert: Training | None = None
+    experts: tuple[str, ...] = ()  # prompts with an expert of their own
+    faithful: Mapping[str, Any] = field(default_factory=dict)  # switch -> what it does here
+
+
+@functools.cache
+def datasets() -> Mapping[str, Dataset]:
+    """Returns the catalogue's datasets by name."""
+    found: dict[str, Dataset] = {}
+    for file in sorted(CATALOGUE.glob("*.yaml")):
+        found |= read(file)
+    return found
+
+
+def read(file: storage.PathLike) -> dict[str, Dataset]:
+    """Reads the datasets of one YAML file; an unknown field or name in it is a `UserError` that says where."""
+    try:
+        content = yaml.safe_load(storage.path(file).read_text())
+        group, defaults, entries = content["group"], content.get("defaults") or {}, content["datasets"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(
+            f"A catalogue is wanted at {str(file)!r}, a YAML file of `group` and `datasets`, but: {error}."
+        ) from error
+    return {name: _dataset(name, group, defaults, entry, str(file)) for name, entry in entries.items()}
+
+
+def training(dataset: Dataset, prompt: str) -> Training:
+    """Returns how the expert of one prompt is trained."""
+    found = dataset.exceptions.get(prompt, dataset.training)
+    if found is None:
+        raise UserError(f"Dataset {dataset.name!r} is for evaluation: nothing says how to train on it.")
+    return found
+
+
+def _dataset(name: str, group: str, defaults: Mapping, entry: Mapping, file: str) -> Dataset:
+    where = f"{file!r}, dataset {name!r}"
+    fields = {**defaults, **entry}
+    metric = fields.pop("metric", "accuracy")
+    prompts = fields.get("prompts") or {}
+    base = defaults.get("training")
+    trained = {**base, **(entry.get("training") or {})} if base else entry.get("training")
+    exceptions = {
+        prompt: _record(Training, {**(trained or {}), **other}, where)
+        for prompt, other in (fields.get("exceptions") or {}).items()
+    }
+    expert = fields.get("dataset_expert")
+    fields |= {
+        "name": name,
+        "group": group,
+        "prompts": dict(prompts) if isinstance(prompts, Mapping) else dict.fromkeys(prompts, metric),
+        "sources": tuple(
+            _source(source, fields.get("config"), where) for source in fields.get("sources") or ()
+        ),
+        "columns": tuple(fields.get("columns") or ()),
+        "aliases": tuple(fields.get("aliases") or ()),
+        "training": _record(Training, trained, where) if trained else None,
+        "exceptions": exceptions,
+        "dataset_expert": _record(Training, {**(trained or {}), **expert}, where) if expert else None,
+    }
+    if "template" not in fields:
+        fields.setdefault("templates", name)
+    fields["experts"] = tuple(fields.get("experts", fields["prompts"] if trained else ()))
+    return _record(Dataset, fields, where)
+
+
+def _source(entry: Mapping, config: str | None, where: str) -> Source:
+    kinds = [*READERS, "tfds", "hub", "function"]
+    kind = next((key for key in entry if key in kinds), None)
+    if kind is None:
+        raise UserError(f"{where}: a source should be one of {', '.join(kinds)}, but {dict(entry)!r} came.")
+    fields = {"kind": kind, **{key: value for key, value in entry.items() if key != kind}}
+    if kind in READERS:
+        of = entry[kind].items()
+        fields["files"] = {
+            split: (place,) if isinstance(place, str) else tuple(place) for split, place in of
+        }
+    else:
+        fields["name"] = entry[kind]
+    if kind == "hub":
+        fields.setdefault("config", config)
+    for name in ("header", "lacks"):
+        fields[name] = tuple(fields.get(name) or ())
+    source = _record(Source, fields, where)
+    names.resolve(source.adapter, columns.ADAPTERS, kind="adapter", where=where)
+    return source
+
+
+def _record(kind: type, fields: Mapping[str, Any], where: str) -> Any:
+    known = dataclasses.fields(kind)
+    for name in fields:
+        names.resolve(name, [each.name for each in known], kind="field", where=where)
+    required = [each.name for each in known if each.default is each.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in fields]
+    if missing:
+        raise UserError(f"{where}: {', '.join(missing)} should be given for a {kind.__name__.lower()}.")
+    return kind(**fields)

@@ -1,0 +1,8 @@
+"""Runs a whole recipe: `python scripts/run.py --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]`."""
+
+import sys
+
+from elm_jax.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:]])

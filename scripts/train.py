@@ -1,0 +1,8 @@
+"""Trains experts: `python scripts/train.py --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]`."""
+
+import sys
+
+from elm_jax.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])
