@@ -27,14 +27,19 @@ app = typer.Typer(
     add_completion=False,
 )
 tasks_app = typer.Typer(help="What is defined, and what the model will see.", no_args_is_help=True)
+prompts_app = typer.Typer(help="PromptSource's templates.", no_args_is_help=True)
 experts_app = typer.Typer(help="The experts of a library.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(prompts_app, name="prompts")
 app.add_typer(experts_app, name="experts")
 
 Out = Annotated[str, typer.Option("--out", help="Directory to write; a run that was stopped goes on there.")]
 RunDir = Annotated[str, typer.Option("--run", help="Directory of a run, as `elm quickstart` makes one.")]
 DataDir = Annotated[str | None, typer.Option(help="Directory of datasets.")]
-TemplatesDir = Annotated[str | None, typer.Option(help="Directory of templates, laid out as PromptSource's.")]
+TemplatesDir = Annotated[
+    str | None,
+    typer.Option(help="Directory of templates, laid out as PromptSource's; the fetched ones without it."),
+]
 Names = Annotated[list[str] | None, typer.Argument(help="Tasks by id, dataset or group.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
@@ -209,17 +214,23 @@ def tasks_list(
     group: Annotated[str | None, typer.Option(help="Only this group.")] = None, as_json: AsJson = False
 ) -> None:
     """Every task: one entry a dataset-prompt pair."""
-    from elm_jax.tasks.specs import task_specs
+    from elm_jax.tasks import specs
 
-    found = [
-        {name: getattr(spec, name) for name in ("id", "group", "dataset", "config", "prompt", "metric")}
-        for spec in task_specs(group)
-    ]
+    found = specs.task_specs(group)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        entries = [
+            {
+                "id": spec.id,
+                "group": specs.group_of(spec),
+                **{name: getattr(spec, name) for name in ("dataset", "config", "prompt", "metric")},
+                "selector": spec.group,  # what commands take for all of them; the embedded suite has two
+            }
+            for spec in found
+        ]
+        print(json.dumps(entries, ensure_ascii=False))
         return
-    for entry in found:
-        print(f"{entry['group']:<12} {entry['metric']:<10} {entry['id']}")
+    for spec in found:
+        print(f"{spec.group:<12} {spec.metric:<11} {spec.id}")
 
 
 @tasks_app.command("show")
@@ -233,10 +244,10 @@ def tasks_show(
 
     spec = specs.find_task(name)
     for field, value in asdict(spec).items():
-        print(f"{field:<10} {value}")
-    if templates_dir or spec.group.startswith("mini"):
+        print(f"{field:<16} {value}")
+    if templates_dir or specs.has_template(spec):
         template = specs.template_for(spec, templates_dir)
-        print(f"choices    {template.answer_choices}\n\n{template.jinja}")
+        print(f"choices          {template.answer_choices}\n\n{template.jinja}")
 
 
 @tasks_app.command("preview")
@@ -263,6 +274,45 @@ def tasks_preview(
     console.print(
         f"{len(found.examples)} rows; {found.skipped} skipped, {found.outside} with a target outside."
     )
+
+
+@prompts_app.command("fetch")
+def prompts_fetch(
+    cache: Annotated[str | None, typer.Option(help="Directory to keep them in.")] = None,
+    index: Annotated[str | None, typer.Option(help="Package index; pip's own without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring PromptSource's templates from the package index into the cache; nothing is installed."""
+    from elm_jax.runs import prompts
+
+    fetched = prompts.fetch(cache=cache, index=index)
+    if as_json:
+        print(json.dumps({"directory": str(fetched.directory), "new": fetched.new}))
+        return
+    print(f"Templates of {fetched.datasets} datasets {'are now' if fetched.new else 'were already'} at")
+    print(fetched.directory)
+
+
+@prompts_app.command("list")
+def prompts_list(
+    dataset: Annotated[str | None, typer.Argument(help="A dataset's folder: its templates by name.")] = None,
+    templates_dir: TemplatesDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """The datasets that have templates, or one dataset's templates."""
+    from elm_jax.runs import prompts
+
+    if dataset:
+        found = {
+            name: each.answer_choices for name, each in prompts.templates(dataset, templates_dir).items()
+        }
+    else:
+        found = prompts.listing(templates_dir)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for name, told in found.items():
+        print(name if told is None else f"{name:<40} {told}")
 
 
 @experts_app.command("list")

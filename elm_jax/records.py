@@ -22,6 +22,7 @@ class TaskSpec:
     prompt: str
     group: str  # "train", "unseen", "mini-train", "mini-unseen", …
     split: str  # the split that training or evaluation reads by default
+    evaluation_split: str | None = None  # what evaluation reads, where that is another one
     config: str | None = None
     family: str | None = None  # the paper's category, or the skill of an embedded task
     metric: str = "accuracy"

@@ -1,4 +1,7 @@
-"""Evaluates methods on unseen tasks: `python scripts/evaluate.py --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]`."""
+"""Evaluates methods on unseen tasks:
+
+`python scripts/evaluate.py --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]`
+"""
 
 import sys
 

@@ -20,7 +20,7 @@ def compiled(config: T5Config) -> Callable[[Params, Prompts], jax.Array]:
     """Returns the compiled embedding of a batch [B, S] -> [B, D]: masked mean, then length 1."""
 
     def embed(params: Params, tokens: Prompts) -> jax.Array:
-        encoded = T5(config).apply({"params": params}, tokens, method="encode").astype(jnp.float32)
+        encoded = jnp.asarray(T5(config).apply({"params": params}, tokens, method="encode"), jnp.float32)
         real = (tokens != PAD)[..., None]
         mean = jnp.where(real, encoded, 0.0).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

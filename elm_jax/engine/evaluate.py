@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
+from elm_jax.axes import Array
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, likelihood
@@ -28,10 +28,10 @@ def score_rows(
     """
     run = likelihood.compiled(config)
     scores: list[np.ndarray] = [np.zeros(0)] * len(rows)
-    waiting: tuple[np.ndarray, jax.Array] | None = None
+    waiting: tuple[np.ndarray, Array] | None = None
     done = 0
 
-    def collect(positions: np.ndarray, batch_scores: jax.Array) -> int:
+    def collect(positions: np.ndarray, batch_scores: Array) -> int:
         for position, row_scores in zip(positions, np.asarray(batch_scores), strict=True):
             if position >= 0:
                 scores[position] = row_scores[: len(rows[position].answers)]

@@ -129,7 +129,7 @@ def _batch(jobs: Sequence[Job], plan: Plan, shape: tuple[int, int], done: int) -
     rate = optimizers.schedule(plan.schedule)
     prompts, targets = [], []
     for job in jobs:
-        rows = row_order(len(job.prompts), job.seed, done * plan.batch_size, plan.batch_size)
+        rows = row_order(len(job.prompts), job.seed, done * plan.batch_size, plan.batch_size).tolist()
         prompts.append(pad([np.asarray(job.prompts[row]) for row in rows], shape[0]))
         targets.append(pad([np.asarray(job.targets[row]) for row in rows], shape[1]))
     seeds = np.array([job.seed for job in jobs], np.int32)

@@ -63,7 +63,7 @@ def init(kind: str, key: jax.Array, base: Params, width: int | None = None) -> d
 
 
 def zeroed(expert: Params) -> dict[str, Any]:
-    """Returns the expert with its adapters set to zero: the base's own output, if its scales are the base's."""
+    """Returns the expert with its adapters set to zero: the base's output, if its scales are the base's."""
     flat = paths.flatten(expert)
     return paths.unflatten(
         {path: value * 0 if "_adapter/" in path else value for path, value in flat.items()}
@@ -82,7 +82,7 @@ def rows_of(params: Params | None, expert_of_row: ExpertOfRow | None) -> Params 
     return jax.tree.map(lambda value: jnp.take(value, expert_of_row, axis=0), params)
 
 
-def spread(value: Float[Array, "..."], like: jax.Array) -> jax.Array:
+def spread(value: Float[Array, "..."], like: Array) -> Array:
     """Shapes a vector, [D] for all rows or [B, D] row by row, so that it meets `like` [B, …, D]."""
     between = like.ndim - value.ndim
     if value.ndim == 1:
@@ -90,7 +90,7 @@ def spread(value: Float[Array, "..."], like: jax.Array) -> jax.Array:
     return value.reshape(value.shape[:1] + (1,) * between + value.shape[1:])
 
 
-def bottleneck(x: jax.Array, adapter: Params | None) -> jax.Array:
+def bottleneck(x: Array, adapter: Params | None) -> Array:
     """Applies an adapter to [B, …, D]; its kernels are [D, R] for all rows, or [B, D, R] row by row."""
     if adapter is None:
         return x
@@ -98,7 +98,7 @@ def bottleneck(x: jax.Array, adapter: Params | None) -> jax.Array:
     return x + _dense(hidden, adapter["up"])
 
 
-def _dense(x: jax.Array, params: Params) -> jax.Array:
+def _dense(x: Array, params: Params) -> Array:
     kernel = params["kernel"].astype(x.dtype)
     equation = "...d,dr->...r" if kernel.ndim == 2 else "b...d,bdr->b...r"
     return jnp.einsum(equation, x, kernel) + spread(params["bias"].astype(x.dtype), x)

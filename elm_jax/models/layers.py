@@ -20,7 +20,7 @@ from elm_jax.records import Params
 MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
 
 
-def _fan_in(scale: float = 1.0) -> Callable[..., jax.Array]:
+def _fan_in(scale: float = 1.0) -> Callable[..., Array]:
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
 
 
@@ -67,7 +67,7 @@ class Norm(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: Array, expert: Params | None) -> jax.Array:
+    def __call__(self, x: Array, expert: Params | None) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         if expert is not None:
             scale = expert["scale"]
@@ -81,10 +81,10 @@ class Dense(nn.Module):
 
     features: int
     dtype: str
-    initial: Callable[..., jax.Array] = _fan_in()
+    initial: Callable[..., Array] = _fan_in()
 
     @nn.compact
-    def __call__(self, x: Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
         # One flat product: XLA's CPU backend takes four times as long for the gradient of a batched one.
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         config = self.config
         width = config.num_heads * config.head_dim
 
-        def heads(name: str, x: Array, initial: Callable[..., jax.Array]) -> jax.Array:
+        def heads(name: str, x: Array, initial: Callable[..., Array]) -> Array:
             flat = Dense(width, config.dtype, initial, name=name)(x)
             return flat.reshape(*flat.shape[:-1], config.num_heads, config.head_dim)
 
@@ -125,7 +125,7 @@ class FeedForward(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         config = self.config
         gate = jax.nn.gelu(Dense(config.mlp_dim, config.dtype, name="wi_0")(x), approximate=True)
         hidden = gate * Dense(config.mlp_dim, config.dtype, name="wi_1")(x)

@@ -73,7 +73,8 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
         missing = [str(layer) for layer in range(max(layers) + 1) if layer not in layers]
         if missing:
             raise UserError(
-                f"{path!r} is wanted for layers 0 to {max(layers)}, but layer {', '.join(missing)} is missing."
+                f"{path!r} is wanted for layers 0 to {max(layers)}, but layer "
+                f"{', '.join(missing)} is missing."
             )
         stacked = [layers[layer] for layer in range(len(layers))]
         # NumPy's stays NumPy's: stacking on the host must not move a large base to the device.

@@ -22,7 +22,7 @@ from elm_jax.models.layers import MASKED, Attention, Dense, FeedForward, Norm, R
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
-# A stack this shallow compiles fast as it is, and XLA's CPU backend runs the gradient of a loop at half speed.
+# A stack this shallow compiles fast as it is, and XLA's CPU backend takes gradients of a loop at half speed.
 UNROLLED = 4
 
 
@@ -43,7 +43,7 @@ class EncoderLayer(nn.Module):
         expert: Params | None,
         expert_of_row: ExpertOfRow | None,
         bias: Float[Array, "B H S S"],
-    ) -> tuple[jax.Array, None]:
+    ) -> tuple[Array, None]:
         expert = ex.rows_of(expert, expert_of_row)
         drop = nn.Dropout(self.config.dropout_rate, deterministic=not self.train)
         normed = Norm(self.config, name="pre_attention_layer_norm")(
@@ -71,7 +71,7 @@ class DecoderLayer(nn.Module):
         encoded: Encoded,
         self_bias: Float[Array, "1 H T T"],
         cross_bias: Float[Array, "B 1 1 S"],
-    ) -> tuple[jax.Array, None]:
+    ) -> tuple[Array, None]:
         expert = ex.rows_of(expert, expert_of_row)
         drop = nn.Dropout(self.config.dropout_rate, deterministic=not self.train)
         shape = x.shape
@@ -106,7 +106,7 @@ def _scanned(
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(1 if stacked else 0, *[nn.broadcast] * broadcast),
+        in_axes=(1 if stacked else 0, *[nn.broadcast] * broadcast),  # pyright: ignore[reportArgumentType]
         length=length,
         unroll=length if length <= UNROLLED else 1,
     )(config, name="layers", **fields)
@@ -185,7 +185,7 @@ class Embedder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, tokens: Array) -> jax.Array:
+    def __call__(self, tokens: Array) -> Array:
         shape = (self.config.vocab_size, self.config.emb_dim)
         table = self.param("embedding", nn.initializers.normal(1.0), shape)
         return jnp.take(table.astype(self.config.dtype), tokens, axis=0)

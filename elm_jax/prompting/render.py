@@ -33,7 +33,7 @@ def render(
     `row_id` names the column that holds a row's id; a row without it is called by its number, from 0. The
     label is the index of the target among the choices, compared without the white space around them.
     With `keep_empty` an empty input or target, or a row that the template does not apply to, is kept as an
-    example with empty texts and no label, as the original trained on them (method.md, section 9).
+    example with empty texts and no label, as the paper's released code trained on them.
     Raises `UserError` as `Template.render` does, naming the row.
     """
     examples = []

@@ -13,12 +13,12 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "track": ("tensorboard", "wandb"),
     "parity": ("transformers", "torch"),
-    "test": ("pytest", "hypothesis", "beartype", "ruff", "pyright"),
+    "test": ("pytest", "hypothesis", "beartype", "ruff", "basedpyright"),
 }
 
 
 def doctor() -> dict[str, Any]:
-    """Returns devices, versions, optional parts and room on disk; `mend` lists commands for what is missing."""
+    """Returns devices, versions, optional parts and room on disk; `mend` has commands for what is missing."""
     import jax
 
     devices = [{"id": device.id, "kind": device.device_kind} for device in jax.devices()]

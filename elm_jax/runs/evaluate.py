@@ -46,7 +46,7 @@ def evaluate(
     merged: int = 3,
     batch_size: int = 64,
 ) -> Outcome:
-    """Compares every method on tasks named by id, dataset or group, with the experts of the library of `out`."""
+    """Compares every method on tasks named by id, dataset or group, with the experts in `out`."""
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
     return compare(run, data.choose(tasks), queries=queries, merged=merged, batch_size=batch_size)
 
@@ -133,6 +133,6 @@ def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequenc
         seen = sorted(targets & set(library.spec(expert).datasets))
         if seen:
             raise ContaminationError(
-                f"Zero-shot evaluation wants datasets that no expert was trained on, but {expert!r} was trained "
-                f"on {', '.join(seen)}. Leave out that task or that expert."
+                f"Zero-shot evaluation wants datasets that no expert was trained on, but {expert!r} was "
+                f"trained on {', '.join(seen)}. Leave out that task or that expert."
             )

@@ -46,9 +46,9 @@ def run(
     """Trains experts on `train_tasks` and compares ways to use them on `eval_tasks`.
 
     Tasks are named by id, dataset or group. `initial_checkpoint` is a base's directory; without it a base is
-    trained from scratch on `base_texts`, or on the inputs of the training tasks. `train_rows` is how many rows
-    of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are the
-    paper's S and Q; `merged` is how many of the retrieved experts are averaged for `roe_top<merged>_merge`.
+    trained from scratch on `base_texts`, or on the inputs of the training tasks. `train_rows` is how many
+    rows of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are
+    the paper's S and Q; `merged` is how many of the retrieved experts `roe_top<merged>_merge` averages.
     Raises UserError for anything a user can mend.
     """
     stages = stages or Stages()

@@ -5,7 +5,7 @@ function of ours knows gin: a recipe names functions by their path (gin's dynami
 command calls comes back here with the recipe's values bound to it.
 """
 
-import importlib.util  # gin's search for packaged files calls it without importing it
+import importlib.util  # noqa: F401  gin's search for packaged files calls it without importing it
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +15,9 @@ import gin
 from elm_jax import names
 from elm_jax.errors import UserError
 
-PACKAGED = Path(__file__).parents[1] / "_gin"
-CHECKOUT = Path(__file__).parents[2] / "gin"
+_HERE = Path(__file__).parents[1]
+# In a wheel the recipes lie in the package, in a checkout beside it.
+SHIPPED = next(root for root in (_HERE / "_recipes" / "gin", _HERE.parent / "gin") if root.parent.is_dir())
 
 
 def bound(
@@ -34,16 +35,13 @@ def bound(
 def load(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
     """Reads recipes into gin's configuration, in place of what it held."""
     gin.clear_config()
-    for place in (".", str(CHECKOUT.parent), str(PACKAGED.parent)):
+    for place in (".", str(SHIPPED.parent)):
         gin.add_config_file_search_path(place)
     found = [str(find(file)) for file in files]
     try:
         gin.parse_config_files_and_bindings(found, [], finalize_config=False)
         read_before = macros_read(found)
         gin.parse_config(list(bindings))
-        gin.finalize()
-    except UserError:
-        raise
     except Exception as error:  # gin raises whatever it met: SyntaxError, ValueError, ImportError, …
         raise UserError(f"The recipe {', '.join(files)} does not read: {_first_line(error)}") from error
     for binding in bindings:
@@ -52,21 +50,18 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
             where = f"the recipe {', '.join(files)}"
             names.resolve(name, sorted(read_before), kind="macro", where=where)
     if "gin.REQUIRED" in gin.config_str():
-        unset = sorted(set(re.findall(r"^(\w+) = %?gin\.REQUIRED", gin.config_str(), re.MULTILINE)))
+        unset = sorted(set(re.findall(r"^([A-Z]\w*) = +%?gin\.REQUIRED", gin.config_str(), re.MULTILINE)))
         raise UserError(f"The recipe wants values for {', '.join(unset)}: give them as --gin.NAME=VALUE.")
 
 
 def find(file: str) -> Path:
     """Returns a recipe's path: as given, or below the recipes that come with elm_jax."""
-    inside = file.removeprefix("gin/")
-    for candidate in (Path(file), CHECKOUT / inside, PACKAGED / inside):
+    for candidate in (Path(file), SHIPPED.parent / file):
         if candidate.is_file():
             return candidate
-    shipped = sorted(
-        str(path.relative_to(root.parent)) for root in (CHECKOUT,) for path in root.rglob("*.gin")
+    near = names.near_matches(
+        file, (str(path.relative_to(SHIPPED.parent)) for path in SHIPPED.rglob("*.gin"))
     )
-    shipped += [f"gin/{path.relative_to(PACKAGED)}" for path in PACKAGED.rglob("*.gin")]
-    near = names.near_matches(file, shipped)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"A recipe is wanted at {file!r}, but no file is there.{hint}")
 
@@ -82,11 +77,5 @@ def macros_read(files: Sequence[str]) -> set[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return (
-        next(line.strip() for line in str(error).splitlines() if line.strip())
-        if str(error).strip()
-        else type(error).__name__
-    )
-
-
-assert importlib.util  # imported for gin, see above
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

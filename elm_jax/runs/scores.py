@@ -109,7 +109,7 @@ def home(workspace: Workspace, expert: str) -> Library:
 def best_overall(
     scores: Mapping[tuple[str, str], TaskScores], experts: Sequence[str], tasks: Sequence[str]
 ) -> str:
-    """Returns the expert with the best macro mean over the tasks, the first of equals: chosen in hindsight."""
+    """Returns the expert with the best macro mean over the tasks, first of equals: chosen in hindsight."""
     return max(
         experts, key=lambda expert: metrics.macro_mean([scores[task, expert] for task in tasks]).accuracy
     )
@@ -179,7 +179,7 @@ def _write(workspace: Workspace, scores: TaskScores, stamp: str) -> None:
 
 
 def _read(workspace: Workspace, task: str, expert: str, stamp: str) -> TaskScores | None:
-    """Returns the scores kept for an expert on a task, unless there are none or they are of something else."""
+    """Returns the scores kept for an expert on a task, if there are any and of these very rows."""
     file = _file(workspace, task, expert)
     if not file.exists():
         return None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import jax
+import jax.numpy as jnp
 
 from elm_jax.axes import PAD, Answers, ChoiceMask, ChoiceScores, ExpertOfRow, Prompts
 from elm_jax.models.sizes import T5Config
@@ -27,7 +28,7 @@ def score(
     alone give finite numbers without meaning; choices outside `choice_mask` give -inf.
     """
     logits = T5(config).apply({"params": params}, prompts, answers, experts, expert_of_row)
-    logp = rank.token_log_probs(logits, answers)
+    logp = rank.token_log_probs(jnp.asarray(logits), answers)
     return rank.score_choices(logp, answers != PAD, choice_mask)
 
 

@@ -1,9 +1,10 @@
 """Columns: from a source's row to the row that the templates expect, in plain Python values.
 
-The templates were written for the hub's columns of 2022. Where a file has others, an adapter makes them.
+The templates were written for the hub's columns of 2022. Where a source has others, an adapter makes them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,24 @@ Row = Mapping[str, Any]
 Adapter = Callable[[Row, str], dict[str, Any]]
 """Takes a row and where it stands (for errors), returns the templates' columns."""
 
-UNLABELLED = -1
+UNLABELLED = (-1, "-1", "")
 """How the published datasets mark a row whose right answer is withheld."""
+
+# TREC's classes as TFDS and the hub number them. PromptSource has had templates for either.
+_TREC = {
+    "tfds_coarse": "DESC ENTY ABBR HUM NUM LOC",
+    "tfds_fine": "manner cremat animal exp ind gr title def date reason event state desc count other letter "
+    "religion food country color termeq city body dismed mount money product period substance sport plant "
+    "techmeth volsize instru abb speed word lang perc code dist temp symbol ord veh weight currency",
+    "hub_coarse": "ABBR ENTY DESC HUM LOC NUM",
+    "hub_fine": "ABBR:abb ABBR:exp ENTY:animal ENTY:body ENTY:color ENTY:cremat ENTY:currency ENTY:dismed "
+    "ENTY:event ENTY:food ENTY:instru ENTY:lang ENTY:letter ENTY:other ENTY:plant ENTY:product ENTY:religion "
+    "ENTY:sport ENTY:substance ENTY:symbol ENTY:techmeth ENTY:termeq ENTY:veh ENTY:word DESC:def DESC:desc "
+    "DESC:manner DESC:reason HUM:gr HUM:ind HUM:title HUM:desc LOC:city LOC:country LOC:mount LOC:other "
+    "LOC:state NUM:code NUM:count NUM:date NUM:dist NUM:money NUM:ord NUM:other NUM:period NUM:perc "
+    "NUM:speed NUM:temp NUM:volsize NUM:weight",
+}
+TREC_CLASSES: Mapping[str, Sequence[str]] = {name: classes.split() for name, classes in _TREC.items()}
 
 
 def plain(value: Any) -> Any:
@@ -37,6 +54,8 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if hasattr(value, "to_list"):  # TensorFlow's ragged arrays
+        return plain(value.to_list())
     return value
 
 
@@ -61,29 +80,121 @@ def story_cloze_csv(row: Row, where: str) -> dict[str, Any]:
     }
 
 
+def label_from_one(row: Row, where: str) -> dict[str, Any]:
+    """The CSV files of Zhang et al. (2015): labels are texts and count from 1."""
+    return {**row, "label": _whole_number(row, "label", where) - 1}
+
+
+def ag_news_tfds(row: Row, where: str) -> dict[str, Any]:
+    """TFDS's AG News: the text is in two columns."""
+    title, description = (_value(row, name, where) for name in ("title", "description"))
+    return {"text": f"{title} {description}", "label": _value(row, "label", where)}
+
+
+def anli_tfds(row: Row, where: str) -> dict[str, Any]:
+    """TFDS's ANLI: the premise is called context."""
+    return {**row, "premise": _value(row, "context", where)}
+
+
+def winogrande_tfds(row: Row, where: str) -> dict[str, Any]:
+    """TFDS's Winogrande: the answer, "1" or "2", is a label of 0 or 1."""
+    label = _whole_number(row, "label", where)
+    return {**row, "answer": "" if label < 0 else str(label + 1)}
+
+
+def hellaswag_tfds(row: Row, where: str) -> dict[str, Any]:
+    """TFDS's HellaSwag: the context has another name, its halves are not there, the label is a number."""
+    label = _whole_number(row, "label", where)
+    return {**row, "ctx": _value(row, "context", where), "label": "" if label < 0 else str(label)}
+
+
+def trec_tfds(row: Row, where: str) -> dict[str, Any]:
+    """TFDS's TREC: the classes as the older templates number them, and as the newer ones do."""
+    old_coarse, old_fine = (_whole_number(row, name, where) for name in ("label-coarse", "label-fine"))
+    coarse = TREC_CLASSES["tfds_coarse"][old_coarse]
+    fine = f"{coarse}:{TREC_CLASSES['tfds_fine'][old_fine]}"
+    return {
+        "text": _value(row, "text", where),
+        "label_coarse": old_coarse,
+        "label_fine": old_fine,
+        "coarse_label": TREC_CLASSES["hub_coarse"].index(coarse),
+        "fine_label": TREC_CLASSES["hub_fine"].index(fine),
+    }
+
+
+def trec_hub(row: Row, where: str) -> dict[str, Any]:
+    """The hub's TREC: the same, from the newer numbers."""
+    coarse_label, fine_label = (_whole_number(row, name, where) for name in ("coarse_label", "fine_label"))
+    coarse, fine = TREC_CLASSES["hub_fine"][fine_label].split(":")
+    return {
+        "text": _value(row, "text", where),
+        "label_coarse": TREC_CLASSES["tfds_coarse"].index(coarse),
+        "label_fine": TREC_CLASSES["tfds_fine"].index(fine),
+        "coarse_label": coarse_label,
+        "fine_label": fine_label,
+    }
+
+
+def wiki_hop_hub(row: Row, where: str) -> dict[str, Any]:
+    """The hub's WikiHop: some copies call the question query, as the original files do."""
+    return dict(row) if "question" in row else {**row, "question": _value(row, "query", where)}
+
+
+def bigbench_hub(row: Row, where: str) -> dict[str, Any]:
+    """The hub's BIG-bench, whose texts are the official code's."""
+    scores = list(_value(row, "multiple_choice_scores", where))
+    return {
+        "text": _value(row, "inputs", where),
+        "choices": _value(row, "multiple_choice_targets", where),
+        "label": scores.index(1) if scores.count(1) == 1 else None,
+    }
+
+
 ADAPTERS: Mapping[str, Adapter] = {
-    "unchanged": unchanged,
-    "cosmos_qa_csv": cosmos_qa_csv,
-    "story_cloze_csv": story_cloze_csv,
+    adapter.__name__: adapter
+    for adapter in (
+        unchanged,
+        cosmos_qa_csv,
+        story_cloze_csv,
+        label_from_one,
+        ag_news_tfds,
+        anli_tfds,
+        winogrande_tfds,
+        hellaswag_tfds,
+        trec_tfds,
+        trec_hub,
+        wiki_hop_hub,
+        bigbench_hub,
+    )
 }
 """Adapters by the name that the catalogue gives them."""
 
 
-def adapt(rows: Iterable[Row], adapter: str, *, label: str | None, file: str) -> list[dict[str, Any]]:
+def adapt(
+    rows: Iterable[Row],
+    adapter: str,
+    *,
+    label: str | None,
+    file: str,
+    columns: Sequence[str] = (),
+    numbers: Iterable[int] | None = None,
+) -> list[dict[str, Any]]:
     """Returns the rows in the templates' columns; refuses them where `label` marks one as unlabelled.
 
-    `label` is the column of the right answer's number; `file` is how errors call the source.
+    `label` is the column of the right answer; `file` is how errors call the source, and `numbers` are those
+    of the rows in it, from 0. Of a row's columns the `columns` are kept, and all of them must be there;
+    without any, all are kept.
     """
     adapted = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{file!r}, row {number}"
+    for number, row in zip(itertools.count() if numbers is None else numbers, rows, strict=False):
+        where = f"{file!r}, row {number + 1}"
         made = ADAPTERS[adapter](plain(row), where)
-        if label is not None and _value(made, label, where) in (UNLABELLED, str(UNLABELLED)):
+        if label is not None and _value(made, label, where) in UNLABELLED:
             raise UserError(
-                f"{where}: the right answer is withheld ({label} is {UNLABELLED}), so no target can be made "
-                "from this split. Choose a labelled one."
+                f"{where}: the right answer is withheld ({label} is {made[label]!r}), so no target can be "
+                "made from this split. Choose a labelled one."
             )
-        adapted.append(made)
+        adapted.append({name: _value(made, name, where) for name in columns} if columns else made)
     return adapted
 
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from elm_jax import names, storage
 from elm_jax.errors import UserError
+from elm_jax.prompting.reader import read_yaml
 from elm_jax.tasks import columns, files, formats
 
 CATALOGUE = Path(__file__).parent / "catalogue"
-READERS: Mapping[str, files.Reader] = files.READERS | formats.READERS
+READERS: Mapping[str, files.Reader] = {**files.READERS, **formats.READERS}
 """Readers of files by the name that the catalogue gives them."""
 
 
@@ -85,15 +84,23 @@ def datasets() -> Mapping[str, Dataset]:
 
 
 def read(file: storage.PathLike) -> dict[str, Dataset]:
-    """Reads the datasets of one YAML file; an unknown field or name in it is a `UserError` that says where."""
+    """Reads the datasets of one YAML file; whatever is wrong with it is a `UserError` that says where."""
     try:
-        content = yaml.safe_load(storage.path(file).read_text())
-        group, defaults, entries = content["group"], content.get("defaults") or {}, content["datasets"]
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(
-            f"A catalogue is wanted at {str(file)!r}, a YAML file of `group` and `datasets`, but: {error}."
-        ) from error
-    return {name: _dataset(name, group, defaults, entry, str(file)) for name, entry in entries.items()}
+        content = storage.path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"A catalogue is wanted at {str(file)!r}, but {error.strerror or error}.") from error
+    tree = read_yaml(str(file), content)
+    if not (isinstance(tree, dict) and isinstance(tree.get("datasets"), dict) and "group" in tree):
+        raise UserError(f"{str(file)!r} should hold a `group` and a mapping named `datasets`.")
+    found = {}
+    for name, entry in tree["datasets"].items():
+        try:
+            found[name] = _dataset(name, tree["group"], tree.get("defaults") or {}, entry, str(file))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{str(file)!r}, dataset {name!r}: a field has a wrong form ({error})."
+            ) from error
+    return found
 
 
 def training(dataset: Dataset, prompt: str) -> Training:
@@ -143,9 +150,7 @@ def _source(entry: Mapping, config: str | None, where: str) -> Source:
     fields = {"kind": kind, **{key: value for key, value in entry.items() if key != kind}}
     if kind in READERS:
         of = entry[kind].items()
-        fields["files"] = {
-            split: (place,) if isinstance(place, str) else tuple(place) for split, place in of
-        }
+        fields["files"] = {split: (place,) if isinstance(place, str) else tuple(place) for split, place in of}
     else:
         fields["name"] = entry[kind]
     if kind == "hub":

@@ -44,16 +44,16 @@ def read_dream(file: storage.PathLike) -> list[Row]:
 def read_bigbench(file: storage.PathLike) -> list[Row]:
     """Reads a task of BIG-bench: one row an example, with `text`, `choices` and the right choice's `label`.
 
-    The text is the paper's (its code differs from BIG-bench's own by a space before every choice, and keeps the
-    choices in the file's order): task prefix, input prefix, input, all choices where they belong to the input,
-    output prefix. The label is None where not exactly one choice is right.
+    The text is the paper's (its code differs from BIG-bench's own by a space before every choice, and keeps
+    the choices in the file's order): task prefix, input prefix, input, all choices where they belong to the
+    input, output prefix. The label is None where not exactly one choice is right.
     """
     task = _object(file)
     examples = task.get("examples")
     if not isinstance(examples, list):
         raise UserError(
-            f"{str(file)!r} should be a task of BIG-bench with `examples`, but has none. The file of a task with "
-            "subtasks has none itself: read those of its subfolders."
+            f"{str(file)!r} should be a task of BIG-bench with `examples`, but has none. The file of a task "
+            "with subtasks has none itself: read those of its subfolders."
         )
     prefixes = [
         task.get(name, usual)
@@ -92,7 +92,9 @@ def read_ct0(file: storage.PathLike) -> list[Row]:
     columns = _object(file)
     sources, targets = columns.get("src"), columns.get("tgt")
     if not (isinstance(sources, list) and isinstance(targets, list) and len(sources) == len(targets)):
-        raise UserError(f"{str(file)!r} should hold two lists of the same length, `src` and `tgt`, as CT0's do.")
+        raise UserError(
+            f"{str(file)!r} should hold two lists of the same length, `src` and `tgt`, as CT0's do."
+        )
     rows = []
     for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
         where = f"{str(file)!r}, pair {number}"

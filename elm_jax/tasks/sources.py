@@ -1,8 +1,8 @@
 """Sources: one split of a dataset, opened wherever its rows are at hand.
 
-There is one interface for them all: `open_split` says how many rows there are and takes those whose numbers are
-asked for. Files are read below the data directory, TFDS and the hub through their own libraries, which are
-imported here and only when one of their datasets is opened.
+There is one interface for them all: `open_split` says how many rows there are and takes those whose numbers
+are asked for. Files are read below the data directory, TFDS and the hub through their own libraries, which
+are imported here and only when one of their datasets is opened.
 """
 
 import functools
@@ -27,7 +27,7 @@ class Opened:
     source: Source
     origin: str  # how errors and reports call it: a file, a builder, a dataset of the hub
     count: int  # rows
-    take: Callable[[Sequence[int]], list[Mapping[str, Any]]]  # numbers from 0 -> rows in that order
+    take: Callable[[Sequence[int]], Sequence[Mapping[str, Any]]]  # numbers from 0 -> rows in that order
 
 
 def open_split(
@@ -48,7 +48,9 @@ def open_split(
     source = choose(dataset, data_dir)
     theirs = source.splits.get(split, split)
     if again is not None and not source.files:
-        raise UserError(f"{again!r} cannot be read twice: the rows of {dataset.name!r} come from {source.name}.")
+        raise UserError(
+            f"{again!r} cannot be read twice: the rows of {dataset.name!r} come from {source.name}."
+        )
     if source.kind == "tfds":
         return _open_tfds(source, theirs, data_dir)
     if source.kind == "hub":
@@ -140,7 +142,9 @@ def _open_function(source: Source, split: str) -> Opened:
     name = source.name or function.__name__
     rows = list(function(split))
     if not rows or not all(isinstance(row, Mapping) for row in rows):
-        raise UserError(f"The function {name!r} should give rows of {split!r}, mappings by column, but did not.")
+        raise UserError(
+            f"The function {name!r} should give rows of {split!r}, mappings by column, but did not."
+        )
     return _in_memory(source, f"{name}({split!r})", rows)
 
 
@@ -193,15 +197,16 @@ def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) ->
         splits = builder.info.splits
     except Exception as error:  # whatever its downloads, parsers and files may raise
         raise UserError(
-            f"TFDS could not make {source.name!r} ready ({_reason(error)}). Where its servers are out of reach, "
-            "prepare it elsewhere (`tfds build`) and give its data directory."
+            f"TFDS could not make {source.name!r} ready ({_reason(error)}). Where its servers are out of "
+            "reach, prepare it elsewhere (`tfds build`) and give its data directory."
         ) from error
-    name = names.resolve(split, splits, kind="split", where=f"TFDS's {source.name!r}")
+    whole = split.partition("[")[0]  # "train[:-300]" is a part of train
+    names.resolve(whole, splits, kind="split", where=f"TFDS's {source.name!r}")
     return Opened(
         source,
-        f"tfds:{source.name}/{name}",
-        splits[name].num_examples,
-        lambda numbers: _take_tfds(builder, name, numbers),
+        f"tfds:{source.name}/{split}",
+        splits[split].num_examples,
+        lambda numbers: _take_tfds(builder, split, numbers),
     )
 
 

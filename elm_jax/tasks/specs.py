@@ -1,56 +1,34 @@
 """Specs: every task by name, and the one door to its rows, its template and its prompted examples.
 
-The paper's tasks are data (`catalogue/*.yaml`); their rows and templates are read from directories that the
-caller gives. The embedded suite's (groups `mini-…`) are made by `mini` and need none.
+The paper's tasks are data (`datasets`); their rows come from `sources`, their templates from PromptSource's
+directory, or from the catalogue where PromptSource has none. The embedded suite's (groups `mini-…`) are made
+by `mini` and need neither.
 """
 
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
-
-import yaml
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings, render
 from elm_jax.prompting.templates import TRUNCATE, Template, load_templates
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import columns, mini, sources
+from elm_jax.tasks import aliases, columns, mini, promptsource, sources, subsets
+from elm_jax.tasks.datasets import Dataset, datasets, training
 
-CATALOGUE = Path(__file__).parent / "catalogue"
+FAITHFUL = ("empty_renderings", "first_rows", "dbpedia_labels", "homonyms")
+"""Switches to what the original did with data, all off by default.
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """One dataset of the catalogue; `catalogue/paper.yaml` says what the fields mean."""
-
-    name: str
-    group: str
-    family: str
-    templates: str
-    split: str
-    reader: str
-    files: Mapping[str, str]  # split -> file below the data directory
-    prompts: Mapping[str, str]  # prompt -> metric
-    config: str | None = None
-    adapter: str = "unchanged"
-    label: str | None = None
-
-
-@functools.cache
-def datasets() -> Mapping[str, Dataset]:
-    """Returns the catalogue's datasets by name."""
-    found = {}
-    for file in sorted(CATALOGUE.glob("*.yaml")):
-        for name, fields in yaml.safe_load(file.read_text("utf-8")).items():
-            found[name] = Dataset(name=name, **fields)
-    return found
+empty_renderings  keep rows that render to an empty input or target, or that the template does not apply to
+first_rows        take the first rows of the datasets that it took the first rows of, not a permutation's
+dbpedia_labels    shift DBpedia's classes by one, as its files count from 1 and its templates from 0
+homonyms          read the subtask homonyms of conceptual_combinations twice
+"""
 
 
 def task_specs(group: str | None = None) -> list[TaskSpec]:
-    """Returns all tasks, one a (dataset, prompt) pair, or those of one group."""
+    """Returns all tasks, one a (dataset, prompt) pair, or those of one group ("mini" is both of its two)."""
     specs = [
         TaskSpec(
             id=names.task_id(dataset.name, prompt),
@@ -58,6 +36,7 @@ def task_specs(group: str | None = None) -> list[TaskSpec]:
             prompt=prompt,
             group=dataset.group,
             split=dataset.split,
+            evaluation_split=dataset.evaluate,
             config=dataset.config,
             family=dataset.family,
             metric=metric,
@@ -68,57 +47,121 @@ def task_specs(group: str | None = None) -> list[TaskSpec]:
     specs += mini.task_specs()
     if group is None:
         return specs
-    names.resolve(group, dict.fromkeys(spec.group for spec in specs), kind="group", where="the catalogue")
-    return [spec for spec in specs if spec.group == group]
+    groups = dict.fromkeys(name for spec in specs for name in (group_of(spec), spec.group))
+    names.resolve(group, groups, kind="group", where="the catalogue")
+    return [spec for spec in specs if group in (group_of(spec), spec.group)]
+
+
+def group_of(spec: TaskSpec) -> str:
+    """Returns the group that a task is listed under: that of the embedded suite is one for all of it."""
+    return "mini" if _is_embedded(spec) else spec.group
 
 
 def find_task(name: str) -> TaskSpec:
-    """Returns the task of that id; an unknown one raises `UserError` with the nearest."""
+    """Returns the task of that id, or that the original spells so; else a `UserError` with the nearest."""
     known = {spec.id: spec for spec in task_specs()}
+    if name not in known:
+        with contextlib.suppress(UserError):  # the error below knows of the embedded tasks too
+            name = resolve_original(name)
     return known[names.resolve(name, known, kind="task", where="the catalogue")]
 
 
+def resolve_original(name: str) -> str:
+    """Returns the id of a task, or the name of a dataset, as the paper's released files may spell it.
+
+    >>> resolve_original("glue/mrpc@want to know")
+    'glue_mrpc/want to know'
+    """
+    return aliases.resolve(name, datasets())
+
+
 def load_rows(
-    spec: TaskSpec, split: str, data_dir: storage.PathLike | None = None, *, seed: int = 42
+    spec: TaskSpec,
+    split: str,
+    data_dir: storage.PathLike | None = None,
+    *,
+    seed: int = 42,
+    rows: int | None = None,
+    faithful: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Returns a split's rows in the templates' columns and plain Python values, with their ids in `row_id`.
 
-    The paper's datasets are read below `data_dir`; an embedded one is made from `seed`.
+    An embedded dataset is made from `seed`. Of any other the first `rows` are taken in the order of a
+    permutation drawn from `seed`. Without a number they are as many as the paper takes of the split that its
+    experts are trained on; of any other split they are all, in the source's order. `faithful` names some of
+    `FAITHFUL`.
     """
     if _is_embedded(spec):
-        return mini.rows(spec.dataset, split, seed=seed)
+        return mini.rows(spec.dataset, split, seed=seed)[:rows]
+    for switch in faithful:
+        names.resolve(switch, FAITHFUL, kind="switch", where="elm_jax.tasks.specs")
     dataset = datasets()[spec.dataset]
-    split = names.resolve(split, dataset.files, kind="split", where=f"dataset {dataset.name!r}")
-    remedy = f"Place {dataset.files[split]!r} in a directory and give it as the data directory."
-    if data_dir is None:
-        raise UserError(f"Rows of {dataset.name!r} are wanted, but no data directory was given. {remedy}")
-    root = storage.existing_directory(data_dir, what="A directory of datasets", remedy=remedy)
-    file = root / dataset.files[split]
-    if not file.is_file():
-        there = [name for name, other in dataset.files.items() if (root / other).is_file()]
-        have = f"The splits there are: {', '.join(there)}." if there else remedy
-        raise UserError(
-            f"The {split} split of {dataset.name!r} is wanted at {str(file)!r}, but no file is there. {have}"
-        )
-    rows = columns.adapt(
-        sources.READERS[dataset.reader](file), dataset.adapter, label=dataset.label, file=str(file)
+    switched = {name: what for name, what in dataset.faithful.items() if name in faithful}
+    opened = sources.open_split(dataset, split, data_dir, prompt=spec.prompt, again=switched.get("homonyms"))
+    if rows is None and dataset.training and split == dataset.split:
+        rows = training(dataset, spec.prompt).rows
+    if rows is None or "first_rows" in switched:
+        numbers = subsets.first(opened.count, opened.count if rows is None else rows)
+    else:
+        numbers = subsets.shuffled(opened.count, rows, seed=seed)
+    adapted = columns.adapt(
+        opened.take(numbers),
+        opened.source.adapter,
+        label=dataset.label,
+        file=opened.origin,
+        columns=[name for name in dataset.columns if name not in opened.source.lacks],
+        numbers=numbers,
     )
-    return [{**row, "row_id": f"{dataset.name}/{split}/{number}"} for number, row in enumerate(rows)]
+    kept = zip(numbers, adapted, strict=True)
+    if "dbpedia_labels" in switched:
+        kept = _shifted(kept, **switched["dbpedia_labels"])
+    # Rows of files that differ by prompt are other rows for every prompt.
+    own = any("{prompt}" in file for of_split in opened.source.files.values() for file in of_split)
+    named = f"{dataset.name}/{spec.prompt}/{split}" if own else f"{dataset.name}/{split}"
+    return [{**row, "row_id": f"{named}/{number}"} for number, row in kept]
 
 
 def template_for(spec: TaskSpec, templates_dir: storage.PathLike | None = None) -> Template:
-    """Returns a task's template, from `templates_dir` (laid out as PromptSource's) unless it is embedded."""
+    """Returns a task's template.
+
+    PromptSource's come from `templates_dir`, laid out as PromptSource's own, or else from what `elm prompts
+    fetch` brought. Raises `UserError` where neither is there, and where a template reads a column that the
+    dataset has not.
+    """
     if _is_embedded(spec):
-        directory, folder = mini.PROMPTS_DIR, spec.dataset
-    else:
-        directory, folder = templates_dir, datasets()[spec.dataset].templates
+        return _named(spec, mini.PROMPTS_DIR, spec.dataset)
+    dataset = datasets()[spec.dataset]
+    if dataset.template is not None:
+        return Template(
+            name=spec.prompt, id=spec.id, dataset=dataset.name, **dict[str, Any](dataset.template)
+        )
+    directory = promptsource.templates_directory() if templates_dir is None else templates_dir
     if directory is None:
         raise UserError(
-            f"The template of {spec.id!r} is PromptSource's, but no directory of templates was given. "
-            "Give one that holds its dataset folders."
+            f"The template of {spec.id!r} is PromptSource's, but no directory of templates was given and "
+            "none was fetched. Run `elm prompts fetch`, or give a directory that holds its dataset folders."
         )
-    found = load_templates(directory, folder)
-    return found[names.resolve(spec.prompt, found, kind="template", where=f"{folder!r} of {directory}")]
+    template = _named(spec, directory, dataset.templates or dataset.name)
+    check_columns(dataset, template)
+    return template
+
+
+def has_template(spec: TaskSpec) -> bool:
+    """Tells whether a task's template is at hand when no directory of templates is given."""
+    if _is_embedded(spec) or datasets()[spec.dataset].template is not None:
+        return True
+    return promptsource.templates_directory() is not None
+
+
+def check_columns(dataset: Dataset, template: Template) -> None:
+    """Refuses a template that reads a column which rows of the dataset do not have."""
+    missing = sorted(template.columns - set(dataset.columns))
+    if missing:
+        raise UserError(
+            f"Template {template.name!r} reads {', '.join(map(repr, missing))}, but rows of {dataset.name!r} "
+            f"have only these columns: {', '.join(map(repr, dataset.columns))}. Name it in the catalogue's "
+            "`columns` if its sources have it."
+        )
 
 
 def examples(
@@ -128,19 +171,37 @@ def examples(
     data_dir: storage.PathLike | None = None,
     templates_dir: storage.PathLike | None = None,
     seed: int = 42,
+    rows: int | None = None,
     truncate: int | None = TRUNCATE,
-    keep_empty: bool = False,
+    faithful: Collection[str] = (),
 ) -> Renderings:
-    """Returns a task's prompted examples of one split: its rows through its template.
+    """Returns a task's prompted examples of one split: its rows (see `load_rows`) through its template.
 
-    Raises `UserError` where a directory, file or column is missing, and where no row renders at all.
+    Texts that the source wrote itself (BIG-bench's and CT0's) are never truncated. Raises `UserError` where a
+    directory, file or column is missing, and where no row renders at all.
     """
     template = template_for(spec, templates_dir)
-    rows = load_rows(spec, split, data_dir, seed=seed)
-    renderings = render(rows, template, truncate=truncate, keep_empty=keep_empty)
+    found = load_rows(spec, split, data_dir, seed=seed, rows=rows, faithful=faithful)
+    if not _is_embedded(spec) and datasets()[spec.dataset].template is not None:
+        truncate = None
+    renderings = render(found, template, truncate=truncate, keep_empty="empty_renderings" in faithful)
     if not renderings.examples:
-        raise UserError(f"{spec.id!r} applies to none of the {len(rows):,} rows of the {split} split.")
+        raise UserError(f"{spec.id!r} applies to none of the {len(found):,} rows of the {split} split.")
     return renderings
+
+
+def _shifted(
+    rows: Iterable[tuple[int, dict[str, Any]]], column: str, classes: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Gives every row the class after its own. The last has none, and the original no target for it."""
+    for number, row in rows:
+        if row[column] + 1 < classes:
+            yield number, {**row, column: row[column] + 1}
+
+
+def _named(spec: TaskSpec, directory: storage.PathLike, folder: str) -> Template:
+    found = load_templates(directory, folder)
+    return found[names.resolve(spec.prompt, found, kind="template", where=f"{folder!r} of {directory}")]
 
 
 def _is_embedded(spec: TaskSpec) -> bool:

@@ -1,8 +1,8 @@
 """Denoising: the two ways a base learns from plain text, as (prompt, target) pairs of token ids.
 
 Span corruption is T5's pretraining (Raffel et al. 2020, section 3.1.4): spans of the text give way to
-sentinels, and the target spells them out. A prefix is T5's language-model adaptation (Lester et al. 2021): the
-prompt is the beginning of the text, the target the rest.
+sentinels, and the target spells them out. A prefix is T5's language-model adaptation (Lester et al. 2021):
+the prompt is the beginning of the text, the target the rest.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def corrupt_spans(
     mean_length: float,
     rng: np.random.Generator,
 ) -> Pair:
-    """Masks about `share` of the tokens in spans of about `mean_length`; sentinels count down from `sentinel`.
+    """Masks about `share` of the tokens in spans of about `mean_length`; sentinels count down.
 
     At least one token is masked, and at least one is kept where there are two.
     """

@@ -38,7 +38,7 @@ def linear(step: int, steps: int, rate: float, warmup: int = 0) -> float:
     >>> [linear(step, 4, 1.0) for step in range(5)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if step < warmup:
+    if step < min(warmup, steps):
         return rate * (step + 1) / warmup
     return rate * max(0, steps - step) / max(1, steps - warmup)
 

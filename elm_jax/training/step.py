@@ -71,14 +71,12 @@ def compiled(
     """Returns the step `(state, base, batch) -> (state, loss of each expert)`; the old state is given up."""
     network = T5(config, train=config.dropout_rate > 0)
 
-    def loss(
-        owned: Params, base: Params, prompts: jax.Array, targets: jax.Array, key: jax.Array
-    ) -> jax.Array:
+    def loss(owned: Params, base: Params, prompts: Array, targets: Array, key: jax.Array) -> Array:
         params, beside = ex.place(kind, base, owned)
         logits = network.apply({"params": params}, prompts, targets[:, None], beside, rngs={"dropout": key})
-        return answer_loss(logits[:, 0], targets, z_loss=z_loss, label_smoothing=label_smoothing)
+        return answer_loss(jnp.asarray(logits)[:, 0], targets, z_loss=z_loss, label_smoothing=label_smoothing)
 
-    def one(state: GroupState, base: Params, batch: GroupBatch) -> tuple[GroupState, jax.Array]:
+    def one(state: GroupState, base: Params, batch: GroupBatch) -> tuple[GroupState, Array]:
         value, gradient = jax.value_and_grad(loss)(
             state.params, base, batch.prompts, batch.targets, batch.dropout
         )

@@ -1,4 +1,4 @@
-"""Our own format of a base: `config.json` with its shape and fingerprint, `params.safetensors` with T5X's names."""
+"""Our own format of a base: `config.json` has its shape and fingerprint, `params.safetensors` T5X's names."""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -26,7 +26,7 @@ class Base:
 
 
 def of(config: T5Config, params: Params) -> Base:
-    """Returns the base with its fingerprint, which depends on the parameters' names, shapes, types and bytes."""
+    """Returns the base with its fingerprint, which stands for names, shapes, types and bytes."""
     return Base(config, params, storage.array_fingerprint(paths.flatten(params)))
 
 
@@ -50,8 +50,8 @@ def load(where: storage.PathLike) -> Base:
     base = of(config, paths.unflatten(flat))
     if base.fingerprint != told["fingerprint"]:
         raise UserError(
-            f"The base at {str(directory)!r} should have fingerprint {told['fingerprint']}, but its parameters "
-            f"have {base.fingerprint}: they were changed after it was written. Restore or train it again."
+            f"The base at {str(directory)!r} should have fingerprint {told['fingerprint']}, but has "
+            f"{base.fingerprint}: it was changed after it was written. Restore it, or train it again."
         )
     return base
 

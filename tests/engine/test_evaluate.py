@@ -1,0 +1,136 @@
+"""Evaluation: a row's scores are its own, whatever it is batched with, padded to or surrounded by."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elm_jax.engine import evaluate
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.models.t5 import T5
+from elm_jax.scoring import buckets, likelihood
+from elm_jax.scoring.buckets import Row
+from elm_jax.training.step import stack
+
+RNG = np.random.default_rng(4)
+
+
+def row(prompt: int, *answers: int) -> Row:
+    """A row of random tokens with these lengths."""
+    return Row(RNG.integers(3, 96, prompt), [RNG.integers(3, 96, length) for length in answers])
+
+
+# One choice and 79, answers of one token and of four, prompts at and between the steps of the ladder.
+ROWS = [
+    row(3, 1),
+    row(8, 2, 1),
+    row(14, 3, 4, 1),
+    row(5, *[1, 2] * 39, 2),
+    row(13, 4, 4),
+    row(7, 2),
+    row(8, 1, 2),
+]
+EXPERTS = 3
+
+
+@pytest.fixture(scope="module")
+def trees(base):
+    """Experts that change every score, and leave logits of the size that a real network has."""
+
+    def grown(seed):
+        rng = np.random.default_rng(seed)
+        flat = paths.flatten(ex.init_bottleneck(jax.random.key(seed), base, width=4))
+        return paths.unflatten(
+            {path: value * 8 if "_adapter/" in path else value + rng.normal(0, 0.2, value.shape).astype("f4")
+             for path, value in flat.items()}
+        )  # fmt: skip
+
+    return [grown(seed) for seed in range(EXPERTS)]
+
+
+@pytest.fixture(scope="module")
+def alone(config, base, trees):
+    """The scores [expert][row][choice] of every choice alone: no batch, no stack, no other choice."""
+
+    @jax.jit
+    def network(expert, prompt, answer):
+        return jax.nn.log_softmax(T5(config).apply({"params": base}, prompt, answer, expert))
+
+    def score(expert, prompt, answer):
+        prompt = np.pad(prompt, (0, 14 - len(prompt)))[None].astype(np.int32)
+        padded = np.pad(answer, (0, 4 - len(answer)))[None, None].astype(np.int32)
+        logp = np.asarray(network(expert, prompt, padded))[0, 0]
+        return logp[np.arange(len(answer)), answer].sum()
+
+    return [
+        [[score(tree, each.prompt, answer) for answer in each.answers] for each in ROWS] for tree in trees
+    ]
+
+
+def assert_scores(found, wanted):
+    assert [len(scores) for scores in found] == [len(scores) for scores in wanted]
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(wanted), atol=1e-5, rtol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    order=st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=10),
+    mix=st.lists(st.integers(0, EXPERTS - 1), min_size=10, max_size=10),
+    batch_size=st.sampled_from([2, 5]),
+)
+def test_order_batch_size_and_the_mix_of_experts_change_no_score(
+    config, base, trees, alone, order, mix, batch_size
+):
+    rows = [replace(ROWS[each], expert=expert) for each, expert in zip(order, mix, strict=False)]
+    found = evaluate.score_rows(config, base, rows, stack(trees), batch_size=batch_size)
+    assert_scores(found, [alone[expert][each] for each, expert in zip(order, mix, strict=False)])
+
+
+def test_padding_of_prompts_choices_and_answers_changes_no_score(config, base, trees, alone, monkeypatch):
+    monkeypatch.setattr(buckets, "LADDER", (23,))
+    monkeypatch.setattr(buckets, "CHOICES", (81,))
+    monkeypatch.setattr(buckets, "TOKENS", (6,))
+    mix = [position % EXPERTS for position in range(len(ROWS))]
+    rows = [replace(each, expert=expert) for each, expert in zip(ROWS, mix, strict=True)]
+    found = evaluate.score_rows(config, base, rows, stack(trees), batch_size=2)
+    assert_scores(found, [alone[expert][position] for position, expert in enumerate(mix)])
+
+
+def test_choices_that_only_fill_never_come_back(config, base, trees):
+    found = evaluate.score_rows(config, base, ROWS, stack(trees), batch_size=5)
+    assert [len(scores) for scores in found] == [1, 2, 3, 79, 2, 1, 2]
+    assert np.isfinite(np.concatenate(found)).all()
+
+
+def test_without_experts_the_base_scores(config, base):
+    zero = stack([ex.zeroed(ex.init_bottleneck(jax.random.key(0), base, width=4))] * EXPERTS)
+    few = [ROWS[1], ROWS[6]]
+    bare = evaluate.score_rows(config, base, few, batch_size=2)
+    assert_scores(evaluate.score_rows(config, base, few, zero, batch_size=2), bare)
+
+
+def test_other_experts_of_the_same_shape_compile_nothing(config, base, trees):
+    rows = [ROWS[1], ROWS[6]]
+    first = evaluate.score_rows(config, base, rows, stack(trees), batch_size=2)
+    compiled = likelihood.compiled(config)._cache_size()
+    second = evaluate.score_rows(config, base, rows, stack(trees[::-1]), batch_size=2)
+    assert likelihood.compiled(config)._cache_size() == compiled
+    assert np.abs(np.concatenate(first) - np.concatenate(second)).min() > 1e-3
+
+
+def test_progress_counts_rows_without_what_fills_the_batches(config, base, trees):
+    told = []
+    evaluate.score_rows(
+        config, base, ROWS, stack(trees), batch_size=2, progress=lambda done, of: told.append((done, of))
+    )
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (len(ROWS), len(ROWS))
+    assert {of for _, of in told} == {len(ROWS)}
+
+
+def test_no_rows_have_no_scores(config, base):
+    assert evaluate.score_rows(config, base, []) == []

@@ -1,0 +1,214 @@
+"""The whole path, at the smallest size: what it leaves behind, that it resumes, and what it refuses."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from elm_jax import cli, storage
+from elm_jax.engine import evaluate as scoring
+from elm_jax.engine import train as training
+from elm_jax.errors import ContaminationError, UserError
+from elm_jax.library.store import Library
+from elm_jax.runs import base, data, evaluate, pipeline
+from elm_jax.runs.base import Pretraining
+from elm_jax.runs.progress import Stages
+from elm_jax.runs.train import Budget
+
+TRAINED = ["mini_size_animal", "mini_sentiment_film"]
+UNSEEN = ["mini_size_suitcase"]
+METHODS = ["base", "multitask", "uniform_merge", "roe_top1", "roe_top2_merge", "best_single", "oracle"]
+
+
+def run(out, **changes):
+    settings = {
+        "train_tasks": TRAINED,
+        "eval_tasks": UNSEEN,
+        "out": out,
+        "pretraining": Pretraining(vocabulary_kind="word", steps=6, batch_size=8),
+        "budget": Budget(steps=6, batch_size=4, rate=1e-2, width=4, dropout=0.1),
+        "source": data.Source(limit=20),
+        "lengths": data.Lengths(prompt=24, answer=8),
+        "train_rows": 24,
+        "keys": 10,
+        "queries": 6,
+        "merged": 2,
+        "stages": Stages(),
+    }
+    return pipeline.run(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return out, run(out)
+
+
+def test_the_report_holds_every_method_on_every_prompt(finished):
+    out, outcome = finished
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert {row["method"] for row in report["rows"]} == set(METHODS)
+    assert len(report["rows"]) == 2 * len(METHODS)
+    assert all(row["n"] == 20 and row["low"] <= row["accuracy"] <= row["high"] for row in report["rows"])
+    assert [mean["method"] for mean in report["means"]] == METHODS
+    assert {(pair["a"], pair["b"]) for pair in report["comparisons"]} >= {
+        ("roe_top1", "base"),
+        ("roe_top1", "multitask"),
+    }
+    assert {selection["task"] for selection in report["selections"]} == set(UNSEEN)
+    assert all(selection["votes"] <= 6 for selection in report["selections"])
+    assert report["environment"]["devices"]
+    assert len(report["matrix"]) == 4 * 2
+    assert sorted(outcome.files) == ["csv", "html", "json", "md"]
+
+
+def test_every_expert_is_in_the_library_with_its_keys_and_the_composites_are_not(finished):
+    out, _ = finished
+    library = Library.open(out / "library")
+    assert len(library.ids()) == 4
+    assert all(len(library.keys(expert).texts) == 10 for expert in library.ids())
+    assert library.verify() == []
+    composites = Library.open(out / "composites")
+    assert "multitask/baseline" in composites.ids()
+    assert composites.spec("multitask/baseline").datasets == tuple(sorted(TRAINED))
+
+
+def test_the_oracle_is_no_worse_than_any_expert_and_the_best_expert_than_any_other(finished):
+    _, outcome = finished
+    of = {(row["method"], row["prompt"]): row["accuracy"] for row in outcome.report.rows}
+    best: dict[str, float] = {}
+    for row in outcome.report.matrix:
+        best[row["prompt"]] = max(best.get(row["prompt"], 0.0), row["accuracy"])
+    assert all(of["oracle", prompt] == accuracy for prompt, accuracy in best.items())
+
+
+def test_a_second_run_trains_nothing_scores_nothing_and_says_the_same(finished, monkeypatch):
+    out, outcome = finished
+
+    def never(*arguments, **options):
+        raise AssertionError("work was repeated")
+
+    monkeypatch.setattr(training, "train_group", never)
+    monkeypatch.setattr(scoring, "score_rows", never)
+    again = run(out)
+    assert again.report.rows == outcome.report.rows
+    assert again.report.comparisons == outcome.report.comparisons
+
+
+class Stopped(Stages):
+    """Stages in which somebody presses Ctrl-C as soon as one of them advances."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    @contextmanager
+    def stage(self, title, total):
+        with super().stage(title, total) as advance:
+
+            def stop(done, remark=""):
+                if title.startswith(self.title):
+                    raise KeyboardInterrupt
+                advance(done, remark)
+
+            yield stop
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(finished, tmp_path):
+    _, outcome = finished
+    for title in ("train the base", "train 4 experts", "train the multitask", "embed keys", "route", "score"):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, stages=Stopped(title))
+    assert run(tmp_path).report.rows == outcome.report.rows
+
+
+def test_another_recipe_in_the_same_directory_is_refused(finished):
+    out, _ = finished
+    other = Budget(steps=7, batch_size=4, rate=1e-2, width=4, dropout=0.1)
+    with pytest.raises(UserError, match="with another steps"):
+        run(out, budget=other)
+
+
+def test_an_expert_is_never_called_unseen_on_its_own_dataset(finished):
+    out, _ = finished
+    opened = base.open_run(out, source=data.Source(limit=4))
+    with pytest.raises(ContaminationError, match="was trained on mini_size_animal"):
+        evaluate.compare(opened, data.choose(["mini_size_animal"]))
+
+
+def test_a_task_without_choices_cannot_be_ranked(finished):
+    out, _ = finished
+    opened = base.open_run(out)
+    found = data.examples(data.choose(UNSEEN)[0], opened.source)[:1]
+    bare = [type(found[0])(**{**vars(found[0]), "choices": ()})]
+    with pytest.raises(UserError, match="has no answer choices"):
+        data.rows(bare, opened.pieces, opened.lengths, task="x/y")
+
+
+def test_scores_of_other_rows_are_scored_anew(finished):
+    out, _ = finished
+    evaluate.evaluate(tasks=UNSEEN, out=out, source=data.Source(limit=8), queries=6, merged=2)
+    report = storage.read_json(out / "report" / "report.json", what="A report")
+    assert {row["n"] for row in report["rows"]} == {8}
+
+
+def test_route_explains_its_choice(finished, capsys):
+    out, _ = finished
+    cli.app(
+        ["route", "mini_size_suitcase", "--run", str(out), "--queries", "6", "--explain"],
+        standalone_mode=False,
+    )
+    said = capsys.readouterr().out
+    assert "of 6 votes" in said
+    assert "nearest is mini_" in said
+
+
+def test_experts_are_listed_shown_and_verified(finished, capsys):
+    out, _ = finished
+    cli.app(["experts", "list", "--run", str(out)], standalone_mode=False)
+    cli.app(["experts", "show", "mini_size_animal/than a dog", "--run", str(out)], standalone_mode=False)
+    cli.app(["experts", "verify", "--run", str(out)], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "parameters" in said
+    assert "encoder/layers/attention_adapter/down/kernel" in said
+    assert "4 experts are sound" in said
+
+
+def test_an_unknown_expert_is_answered_with_the_nearest(finished, capsys):
+    out, _ = finished
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["experts", "show", "mini_size_animal/than a dgo", "--run", str(out)])
+    assert stop.value.code == 2
+    assert "Did you mean 'mini_size_animal/than a dog'" in capsys.readouterr().err
+
+
+def test_one_more_expert_tomorrow_leaves_the_others_as_they_are(finished, capsys):
+    out, _ = finished
+    library = Library.open(out / "library")
+    before = {expert: storage.file_fingerprint(_params(out, expert)) for expert in library.ids()}
+    asked = [
+        "train",
+        "mini_size_thing/compare with a chair",
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--width",
+        "4",
+    ]
+    cli.app([*asked, "--limit", "8", "--run", str(out)], standalone_mode=False)
+    cli.app(["index", "--size", "10", "--run", str(out)], standalone_mode=False)
+    assert capsys.readouterr().out.split("\n")[:2] == ["mini_size_thing/compare with a chair"] * 2
+    assert {expert: storage.file_fingerprint(_params(out, expert)) for expert in before} == before
+    library.remove("mini_size_thing/compare with a chair")
+
+
+def _params(out, expert):
+    dataset, prompt = expert.split("/", 1)
+    return out / "library" / dataset / prompt.replace(" ", "%20") / "params.safetensors"
+
+
+def test_a_base_from_elsewhere_is_remembered(finished, tmp_path):
+    out, _ = finished
+    first = base.open_run(tmp_path / "new", initial_checkpoint=out / "base")
+    assert base.open_run(tmp_path / "new").base.fingerprint == first.base.fingerprint

@@ -1,0 +1,96 @@
+"""Buckets: every row once, whole, in the smallest shape that holds it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elm_jax.errors import UserError
+from elm_jax.scoring import buckets
+from elm_jax.scoring.buckets import Row
+
+TOKENS = st.integers(1, 90)
+ROWS = st.lists(
+    st.tuples(
+        st.lists(TOKENS, min_size=1, max_size=20),
+        st.lists(st.lists(TOKENS, min_size=1, max_size=5), min_size=1, max_size=7),
+        st.integers(0, 4),
+    ),
+    max_size=12,
+)
+
+
+def rows_of(drawn) -> list[Row]:
+    """Made in the test, since making a row checks its types by chance, which hypothesis does not allow."""
+    return [Row(*fields) for fields in drawn]
+
+
+def real(tokens: np.ndarray) -> list[int]:
+    return [int(token) for token in tokens if token]
+
+
+@given(drawn=ROWS, batch_size=st.integers(1, 5))
+def test_every_row_comes_back_whole_and_exactly_once(drawn, batch_size):
+    rows, seen = rows_of(drawn), []
+    for batch in buckets.batches(rows, batch_size=batch_size):
+        assert len(batch.rows) == batch_size
+        for slot, position in enumerate(batch.rows):
+            if position < 0:
+                assert not batch.choice_mask[slot].any()
+                continue
+            seen.append(int(position))
+            row = rows[position]
+            assert real(batch.prompts[slot]) == row.prompt
+            choices = batch.answers[slot][batch.choice_mask[slot]]
+            assert [real(choice) for choice in choices] == row.answers
+            assert not batch.answers[slot][~batch.choice_mask[slot]].any()
+            assert batch.expert_of_row[slot] == row.expert
+    assert sorted(seen) == list(range(len(rows)))
+
+
+@given(drawn=ROWS, batch_size=st.integers(1, 5))
+def test_every_row_is_in_the_bucket_of_its_own_shape(drawn, batch_size):
+    rows = rows_of(drawn)
+    for batch in buckets.batches(rows, batch_size=batch_size):
+        shape = (batch.prompts.shape[1], *batch.answers.shape[1:])
+        assert {buckets.shape_of(rows[position]) for position in batch.rows if position >= 0} == {shape}
+
+
+@given(drawn=ROWS)
+def test_only_the_last_batch_of_a_bucket_is_filled_up(drawn):
+    rows = rows_of(drawn)
+    shapes = {buckets.shape_of(row) for row in rows}
+    unfilled = [batch for batch in buckets.batches(rows, batch_size=3) if batch.rows[-1] < 0]
+    assert len({(batch.prompts.shape, batch.answers.shape) for batch in unfilled}) == len(unfilled)
+    assert len(unfilled) <= len(shapes)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers", "shape"),
+    [
+        (1, [1], (8, 1, 2)),
+        (8, [2, 1], (8, 2, 2)),
+        (9, [2, 3, 1], (12, 3, 3)),
+        (1024, [256] * 79, (1024, 96, 256)),
+    ],
+)
+def test_a_bucket_is_the_smallest_that_holds_prompt_choices_and_longest_answer(prompt, answers, shape):
+    assert buckets.shape_of(Row([5] * prompt, [[5] * length for length in answers])) == shape
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (Row([5] * 1025, [[5]]), "prompt length of at most 1024 is wanted, but one of 1025 came"),
+        (Row([5], [[5]] * 129), "number of choices of at most 128 is wanted, but one of 129 came"),
+        (Row([5], [[5], [5] * 257]), "answer length of at most 256 is wanted, but one of 257 came"),
+        (Row([5], []), "at least one answer choice a row, but a row with none came"),
+    ],
+)
+def test_a_row_that_fits_no_bucket_is_refused_before_any_is_scored(row, told):
+    with pytest.raises(UserError, match=told):
+        next(buckets.batches([Row([5], [[5]]), row], batch_size=2))
+
+
+def test_no_rows_make_no_batches():
+    assert list(buckets.batches([], batch_size=4)) == []
