@@ -47,7 +47,7 @@ GinFiles = Annotated[list[str] | None, typer.Option("--gin_file", help="A recipe
 GinBindings = Annotated[
     list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
 ]
-Limit = Annotated[int | None, typer.Option(help="Take only the first rows of each task.")]
+Limit = Annotated[int | None, typer.Option(help="Take at most so many rows of each task.")]
 DEFAULT_OUT = "elm_out"
 
 

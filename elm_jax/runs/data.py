@@ -21,7 +21,7 @@ class Source:
     templates_dir: storage.PathLike | None = None
     splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split, where not the catalogue's
     seed: int = 42
-    limit: int | None = None  # rows a task, the first of them
+    limit: int | None = None  # rows a task at most, of a permutation drawn from the seed
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def choose(wanted: Iterable[str]) -> list[TaskSpec]:
 def examples(spec: TaskSpec, source: Source) -> tuple[PromptedExample, ...]:
     """Returns a task's prompted examples, of the split that the source or the catalogue says."""
     split = source.splits.get(spec.dataset, spec.split)
-    return _rendered(spec, split, source.data_dir, source.templates_dir, source.seed)[: source.limit]
+    return _rendered(spec, split, source.data_dir, source.templates_dir, source.seed, source.limit)
 
 
 # A run asks for the same task when it trains, indexes, routes and scores; the small ones are rendered once.
@@ -61,8 +61,10 @@ def _rendered(
     data_dir: storage.PathLike | None,
     templates_dir: storage.PathLike | None,
     seed: int,
+    limit: int | None,
 ) -> tuple[PromptedExample, ...]:
-    return specs.examples(spec, split, data_dir=data_dir, templates_dir=templates_dir, seed=seed).examples
+    found = specs.examples(spec, split, data_dir=data_dir, templates_dir=templates_dir, seed=seed, rows=limit)
+    return found.examples[:limit]
 
 
 def tokens(texts: Sequence[str], pieces: Vocabulary, length: int) -> list[list[int]]:

@@ -126,19 +126,21 @@ def _dataset(name: str, group: str, defaults: Mapping, entry: Mapping, file: str
     fields |= {
         "name": name,
         "group": group,
-        "prompts": dict(prompts) if isinstance(prompts, Mapping) else dict.fromkeys(prompts, metric),
+        "prompts": dict(prompts) if isinstance(prompts, Mapping) else dict.fromkeys(_texts(prompts), metric),
         "sources": tuple(
             _source(source, fields.get("config"), where) for source in fields.get("sources") or ()
         ),
-        "columns": tuple(fields.get("columns") or ()),
-        "aliases": tuple(fields.get("aliases") or ()),
+        "columns": _texts(fields.get("columns")),
+        "aliases": _texts(fields.get("aliases")),
         "training": _record(Training, trained, where) if trained else None,
         "exceptions": exceptions,
         "dataset_expert": _record(Training, {**(trained or {}), **expert}, where) if expert else None,
     }
+    if "splits" in fields:
+        fields["splits"] = dict(fields["splits"])
     if "template" not in fields:
         fields.setdefault("templates", name)
-    fields["experts"] = tuple(fields.get("experts", fields["prompts"] if trained else ()))
+    fields["experts"] = _texts(fields.get("experts", list(fields["prompts"]) if trained else None))
     return _record(Dataset, fields, where)
 
 
@@ -150,16 +152,24 @@ def _source(entry: Mapping, config: str | None, where: str) -> Source:
     fields = {"kind": kind, **{key: value for key, value in entry.items() if key != kind}}
     if kind in READERS:
         of = entry[kind].items()
-        fields["files"] = {split: (place,) if isinstance(place, str) else tuple(place) for split, place in of}
+        fields["files"] = {split: _texts(places) for split, places in of}
     else:
         fields["name"] = entry[kind]
     if kind == "hub":
         fields.setdefault("config", config)
     for name in ("header", "lacks"):
-        fields[name] = tuple(fields.get(name) or ())
+        fields[name] = _texts(fields.get(name))
     source = _record(Source, fields, where)
     names.resolve(source.adapter, columns.ADAPTERS, kind="adapter", where=where)
     return source
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Returns a list of texts that may have been left out, or be one text."""
+    texts = (value,) if isinstance(value, str) else tuple(value or ())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"texts are wanted, but {value!r} came")
+    return texts
 
 
 def _record(kind: type, fields: Mapping[str, Any], where: str) -> Any:

@@ -41,6 +41,14 @@ def read_dream(file: storage.PathLike) -> list[Row]:
     return not_empty(rows, file)
 
 
+_PREFIXES = {
+    "task_prefix": "",
+    "example_input_prefix": "\nQ: ",
+    "choice_prefix": "\n choice: ",
+    "example_output_prefix": "\nA: ",
+}
+
+
 def read_bigbench(file: storage.PathLike) -> list[Row]:
     """Reads a task of BIG-bench: one row an example, with `text`, `choices` and the right choice's `label`.
 
@@ -55,15 +63,10 @@ def read_bigbench(file: storage.PathLike) -> list[Row]:
             f"{str(file)!r} should be a task of BIG-bench with `examples`, but has none. The file of a task "
             "with subtasks has none itself: read those of its subfolders."
         )
-    prefixes = [
-        task.get(name, usual)
-        for name, usual in [
-            ("task_prefix", ""),
-            ("example_input_prefix", "\nQ: "),
-            ("choice_prefix", "\n choice: "),
-            ("example_output_prefix", "\nA: "),
-        ]
-    ]
+    for name in _PREFIXES:
+        if not isinstance(task.get(name, ""), str):
+            raise UserError(f"{str(file)!r}: its {name} should be a text, but {task[name]!r:.40} came.")
+    before, ask, choose, answer = (task.get(name, usual) for name, usual in _PREFIXES.items())
     rows = []
     for number, example in enumerate(examples, start=1):
         where = f"{str(file)!r}, example {number}"
@@ -74,7 +77,6 @@ def read_bigbench(file: storage.PathLike) -> list[Row]:
         # A text like "false" counts as true, as in both codes; logic_grid_puzzle has it.
         shown = list(scores) if task.get("append_choices_to_input", True) else []
         right = [place for place, score in enumerate(scores.values()) if score == 1]
-        before, ask, choose, answer = prefixes
         row = {
             "text": "".join([before, ask, text, *(choose + choice for choice in shown), answer]),
             "choices": list(scores),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
@@ -29,6 +29,7 @@ def real(tokens: np.ndarray) -> list[int]:
     return [int(token) for token in tokens if token]
 
 
+@settings(deadline=None)
 @given(drawn=ROWS, batch_size=st.integers(1, 5))
 def test_every_row_comes_back_whole_and_exactly_once(drawn, batch_size):
     rows, seen = rows_of(drawn), []
@@ -48,6 +49,7 @@ def test_every_row_comes_back_whole_and_exactly_once(drawn, batch_size):
     assert sorted(seen) == list(range(len(rows)))
 
 
+@settings(deadline=None)
 @given(drawn=ROWS, batch_size=st.integers(1, 5))
 def test_every_row_is_in_the_bucket_of_its_own_shape(drawn, batch_size):
     rows = rows_of(drawn)
@@ -56,6 +58,7 @@ def test_every_row_is_in_the_bucket_of_its_own_shape(drawn, batch_size):
         assert {buckets.shape_of(rows[position]) for position in batch.rows if position >= 0} == {shape}
 
 
+@settings(deadline=None)
 @given(drawn=ROWS)
 def test_only_the_last_batch_of_a_bucket_is_filled_up(drawn):
     rows = rows_of(drawn)

@@ -1,4 +1,4 @@
-"""Likelihood: scores are log-probabilities of the network's own, and experts come and go without compiling."""
+"""Likelihood: scores are the network's own log-probabilities, and experts are swapped without compiling."""
 
 import jax
 import numpy as np

@@ -1,5 +1,6 @@
 """The catalogue is the paper's: its datasets, prompts, metrics, sources, and how its experts were trained."""
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -36,8 +37,12 @@ FIELDS = {
     "max_train_samples_per_prompt": "rows",
 }
 ALL = datasets.datasets()
-needs_facts = pytest.mark.skipif(not EXPERTS.exists(), reason="the reference facts are not beside the checkout")
-needs_templates = pytest.mark.skipif(not TEMPLATES.exists(), reason="the real data are not beside the checkout")
+needs_facts = pytest.mark.skipif(
+    not EXPERTS.exists(), reason="the reference facts are not beside the checkout"
+)
+needs_templates = pytest.mark.skipif(
+    not TEMPLATES.exists(), reason="the real data are not beside the checkout"
+)
 
 
 def of(group):
@@ -73,7 +78,9 @@ def test_prompts_are_scored_as_in_the_paper():
 
 
 def test_prompts_keep_the_spaces_at_their_ends():
-    spaced = {(name, prompt) for name, each in ALL.items() for prompt in each.prompts if prompt != prompt.strip()}
+    spaced = {
+        (name, prompt) for name, each in ALL.items() for prompt in each.prompts if prompt != prompt.strip()
+    }
     assert spaced == {
         ("dbpedia_14", "given_a_choice_of_categories "),
         ("imdb", "Sentiment with choices "),
@@ -105,7 +112,11 @@ def test_every_split_that_is_read_has_its_size_and_a_source():
         assert dataset.sources
         for split in {dataset.split, dataset.evaluate or dataset.split}:
             assert split in dataset.splits
-            assert all(split in source.files for source in dataset.sources if len(dataset.sources) == 1 and source.files)
+            assert all(
+                split in source.files
+                for source in dataset.sources
+                if len(dataset.sources) == 1 and source.files
+            )
         if dataset.group != "targets":
             assert all(dataset.splits.values())
         assert dataset.label is None or dataset.label in dataset.columns
@@ -236,9 +247,13 @@ def test_a_dataset_of_ones_own_takes_a_few_lines(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("columns:", "colums:", "'reviews': No field named 'colums' .*'columns'"),
+        ("columns:", "colums:", "No field named 'colums' .* dataset 'reviews' .*'columns'"),
         ("- jsonl:", "- jsnl:", "a source should be one of jsonl, csv"),
-        ("jsonl: {train: reviews.jsonl}", "{jsonl: {train: a}, adapter: unchangd}", "No adapter named 'unchangd'"),
+        (
+            "jsonl: {train: reviews.jsonl}",
+            "{jsonl: {train: a}, adapter: unchangd}",
+            "No adapter named 'unchangd'",
+        ),
         ("jsonl: {train: reviews.jsonl}", "{hub: a/b, revison: x}", "No field named 'revison' .*'revision'"),
         ("splits: {train: 2}", "training: {epochs: 1}", "should be given for a training"),
         ("    splits: {train: 2}\n", "", "splits should be given for a dataset"),
@@ -250,8 +265,9 @@ def test_a_dataset_of_ones_own_takes_a_few_lines(tmp_path):
 )
 def test_a_mistake_in_a_catalogue_is_an_error_naming_file_and_place(tmp_path, old, new, message):
     (tmp_path / "mine.yaml").write_text(MINIMAL.replace(old, new))
-    with pytest.raises(UserError, match=rf"mine.yaml'.*{message}"):
+    with pytest.raises(UserError, match=message) as error:
         datasets.read(tmp_path / "mine.yaml")
+    assert "mine.yaml'" in str(error.value)
 
 
 def test_an_absent_catalogue_is_an_error(tmp_path):
@@ -264,7 +280,17 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-NAMES = ["splits", "columns", "sources", "prompts", "training", "exceptions", "dataset_expert", "experts", "label"]
+NAMES = [
+    "splits",
+    "columns",
+    "sources",
+    "prompts",
+    "training",
+    "exceptions",
+    "dataset_expert",
+    "experts",
+    "label",
+]
 
 
 @settings(max_examples=60, deadline=None)
@@ -273,7 +299,5 @@ def test_any_values_are_a_dataset_or_a_user_error(tmp_path_factory, fields):
     file = tmp_path_factory.mktemp("any") / "mine.yaml"
     entry = {"split": "train", "family": "x", **fields}
     file.write_text(yaml.safe_dump({"group": "mine", "datasets": {"one": entry}}))
-    try:
-        datasets.read(file)
-    except UserError as error:
-        assert "mine.yaml" in str(error)
+    with contextlib.suppress(UserError):
+        assert set(datasets.read(file)) == {"one"}

@@ -1,172 +1,208 @@
-"""Readers give plain rows, and name file and line of whatever is wrong."""
+"""A split is opened where its rows are at hand, and gives those that are asked for."""
 
-import csv
-import io
 import json
-from pathlib import Path
+import sys
+import types
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
 from elm_jax.tasks import sources
+from elm_jax.tasks.datasets import Dataset, Source, datasets
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5)
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(5)]
+
+
+def dataset(*found: Source) -> Dataset:
+    return Dataset(
+        name="reviews",
+        group="mine",
+        family="mine",
+        split="train",
+        splits={"train": 5, "test": 1},
+        columns=("text", "label"),
+        sources=found,
+        prompts={"p": "accuracy", "q": "accuracy"},
+    )
+
+
+def files(kind="jsonl", **fields) -> Source:
+    return Source(kind, files={"train": ("reviews/train.jsonl",), "test": ("reviews/test.jsonl",)}, **fields)
+
+
+@pytest.fixture(autouse=True)
+def no_tfds_of_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
 
 @pytest.fixture
-def file(tmp_path):
-    return tmp_path / "rows"
+def folder(tmp_path):
+    (tmp_path / "data" / "reviews").mkdir(parents=True)
+    (tmp_path / "data" / "reviews" / "train.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ROWS)
+    )
+    return tmp_path / "data"
 
 
-def read(reader, file: Path, content: str | bytes) -> list[sources.Row]:
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return sources.READERS[reader](file)
+def test_rows_are_taken_in_the_order_asked_for(folder):
+    opened = sources.open_split(dataset(files()), "train", folder)
+    assert opened.count == 5
+    assert list(opened.take([3, 0])) == [ROWS[3], ROWS[0]]
+    assert opened.origin == str(folder / "reviews" / "train.jsonl")
 
 
-def test_jsonl_gives_a_row_a_line_and_passes_over_empty_ones(file):
-    assert read("jsonl", file, '{"a": [1, "x"]}\r\n\n{"a": null}') == [{"a": [1, "x"]}, {"a": None}]
+def test_a_source_at_hand_goes_before_one_to_be_fetched(folder, tmp_path):
+    both = dataset(Source("hub", "owner/reviews"), files())
+    assert sources.choose(both, folder).kind == "jsonl"
+    assert sources.choose(both, tmp_path).kind == "hub"
+    assert sources.choose(both).kind == "hub"
 
 
-def test_a_line_separator_of_unicode_ends_no_line(file):
-    assert read("jsonl", file, '{"a": "x\u2028y\x85z"}\n') == [{"a": "x\u2028y\x85z"}]
+def test_what_tfds_has_prepared_is_at_hand(tmp_path):
+    both = dataset(Source("hub", "owner/reviews"), Source("tfds", "reviews/plain:1.0.0", manual="By hand."))
+    for root in ("data", "tfds"):  # the data directory, and TFDS's own
+        place = tmp_path / root / "reviews" / "plain" / "1.0.0"
+        place.mkdir(parents=True)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        assert sources.choose(both, tmp_path / "data").kind == "hub"
+        (place / "dataset_info.json").write_text("{}")
+        assert sources.choose(both, tmp_path / "data").kind == "tfds"
+        (place / "dataset_info.json").unlink()
 
 
-def test_csv_gives_texts_by_header(file):
-    content = '\ufeffa,b\r\n1,"x, ""y""\nz"\r\n,\r\n'
-    assert read("csv", file, content) == [{"a": "1", "b": 'x, "y"\nz'}, {"a": "", "b": ""}]
+def test_what_must_be_placed_by_hand_is_said(tmp_path):
+    by_hand = dataset(Source("tfds", "reviews:1.0.0", manual="Ask its authors."), files())
+    with pytest.raises(UserError, match=r"no data directory was given\. Ask its authors\."):
+        sources.choose(by_hand)
+    with pytest.raises(UserError, match=r"wanted in .* no file is there\. Place 'reviews/train.jsonl'"):
+        sources.choose(dataset(files()), tmp_path)
+    with pytest.raises(UserError, match=r"'absent'.* no directory is there\. Place 'reviews/train.jsonl'"):
+        sources.choose(dataset(files()), "absent")
+    with pytest.raises(UserError, match="by the form on their page"):
+        sources.choose(datasets()["story_cloze"])
 
 
-def test_a_long_text_in_a_csv_is_read_and_the_parsers_limit_is_put_back(file):
-    limit = csv.field_size_limit()
-    assert read("csv", file, "a\n" + "x" * 200_000)[0]["a"] == "x" * 200_000
-    assert csv.field_size_limit() == limit
+def test_a_missing_file_names_the_splits_that_are_there(folder):
+    with pytest.raises(UserError, match=r"test split of 'reviews' is wanted at .* there are: train\."):
+        sources.open_split(dataset(files()), "test", folder)
+    one = Source("jsonl", files={"train": ("reviews/train.jsonl",)})
+    with pytest.raises(UserError, match=r"test split .* is wanted as a file, .* there are: train\."):
+        sources.open_split(dataset(one), "test", folder)
 
 
-DIALOGUE = [
-    ["W: Hi.", "M: Ho."],
-    [
-        {"question": "Who?", "choice": ["W", "M"], "answer": "M"},
-        {"question": "What?", "choice": ["x", "y"], "answer": "x"},
-    ],
-    "4-1",
-]
+def test_an_unknown_split_is_an_error_with_the_nearest(folder):
+    with pytest.raises(UserError, match=r"No split named 'tran' in dataset 'reviews' .* 'train'"):
+        sources.open_split(dataset(files()), "tran", folder)
 
 
-def test_dream_gives_a_row_a_question(file):
-    rows = read("dream", file, json.dumps([DIALOGUE, [*DIALOGUE[:2], "4-2"]]))
-    assert [(row["id"], row["dialogue_id"], row["question"]) for row in rows] == [
-        (0, "4-1", "Who?"),
-        (1, "4-1", "What?"),
-        (2, "4-2", "Who?"),
-        (3, "4-2", "What?"),
-    ]
-    assert rows[1] == {
-        "id": 1,
-        "dialogue_id": "4-1",
-        "dialogue": ["W: Hi.", "M: Ho."],
-        "question": "What?",
-        "choice": ["x", "y"],
-        "answer": "x",
-    }
+def test_a_split_of_several_files_is_read_through_and_one_of_them_again(folder):
+    (folder / "more.jsonl").write_text('{"text": "more", "label": 1}\n')
+    of_two = Source("jsonl", files={"train": ("reviews/train.jsonl", "more.jsonl")})
+    opened = sources.open_split(dataset(of_two), "train", folder, again="more.jsonl")
+    assert opened.count == 7
+    assert [row["text"] for row in opened.take([4, 5, 6])] == ["row 4", "more", "more"]
 
 
-@pytest.mark.parametrize(
-    ("reader", "content", "message"),
-    [
-        ("jsonl", "", "holds none"),
-        ("jsonl", " \n\n", "holds none"),
-        ("jsonl", '{"a": 1}\n{"a": ', "line 2: this is no JSON"),
-        ("jsonl", '{"a": 1}\n[1]', "line 2: a JSON object is wanted"),
-        ("jsonl", b'{"a": 1}\n{"a": "\xff"}', "line 2, is not UTF-8"),
-        ("jsonl", '{"a": 1}\n\n{"a": "\0"}', "line 3, holds a NUL byte"),
-        ("jsonl", '{"a": 1}\n{"a": ["\\u0000"]}', "line 2: column 'a' holds a NUL"),
-        ("jsonl", '{"a": {"b": "\\ud800"}}', "line 1: column 'a' holds a NUL or half a character"),
-        ("jsonl", '{"a": 1}\n{"a": "' + "x" * 10_000_000 + '"}', "line 2: .* column 'a' has 10,000,000"),
-        ("jsonl", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: .*(cannot be read|too deep)"),
-        ("jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: this JSON cannot be read"),
-        ("csv", "", "holds none"),
-        ("csv", "a,b\n", "holds none"),
-        ("csv", 'a,b\n1,2\n"x\ny",2\n1\n', "line 5: 2 columns are wanted as in the header, but 1 came"),
-        ("csv", "a,b\n1,2,3\n", "line 2: 2 columns are wanted as in the header, but 3 came"),
-        ("csv", "a,b\n\n", "line 2: 2 columns are wanted as in the header, but 0 came"),
-        ("csv", "a,a\n1,2\n", "line 1: .* 'a' came"),
-        ("csv", "a,\n1,2\n", "line 1: .* an empty one came"),
-        ("csv", 'a\n"x', "line 2, is no valid CSV"),
-        ("csv", 'a\n"x"y\n', "line 2, is no valid CSV"),
-        ("csv", b"a\n\xff\n", "line 2, is not UTF-8"),
-        ("csv", "a\nx\0y\n", "line 2, holds a NUL byte"),
-        ("csv", "a\n" + "x" * 3_000_000, "line 2: .* column 'a' has 3,000,000"),
-        ("csv", "a\n" + "x" * 10_000_000, "line 2, is no valid CSV: field larger than field limit"),
-        ("dream", "", "this is no JSON"),
-        ("dream", "[]", "holds none"),
-        ("dream", "{}", "should hold a list of dialogues"),
-        ("dream", json.dumps([DIALOGUE, DIALOGUE[:2]]), "dialogue 2: .turns, questions, id. is wanted"),
-        ("dream", json.dumps([[["x"], [{"question": "q"}], "1"]]), "dialogue 1: .turns, questions, id"),
-        (
-            "dream",
-            json.dumps([["x", DIALOGUE[1], "1"]]),
-            "its dialogue should be a list of texts",
-        ),
-        ("dream", json.dumps([[*DIALOGUE[:2], 4]]), "dialogue 1: its dialogue_id should be a text"),
-        ("dream", '[\n[["x"],\n[}', "line 3: this is no JSON"),
-    ],
-    ids=lambda value: repr(value)[:40],
-)
-def test_bad_input_is_an_error_naming_file_and_place(file, reader, content, message):
-    with pytest.raises(UserError, match=rf"rows'.*{message}"):
-        read(reader, file, content)
+def test_files_may_differ_by_prompt(folder):
+    for prompt in ("p", "q"):
+        (folder / f"{prompt}.jsonl").write_text(json.dumps({"text": prompt}) + "\n")
+    own = dataset(Source("jsonl", files={"train": ("{prompt}.jsonl",)}))
+    assert list(sources.open_split(own, "train", folder, prompt="q").take([0])) == [{"text": "q"}]
 
 
-@pytest.mark.parametrize("reader", sources.READERS)
-def test_an_absent_file_and_a_folder_are_errors(tmp_path, reader):
-    for place in (tmp_path / "absent", tmp_path):
-        with pytest.raises(UserError, match="Rows are wanted from"):
-            sources.READERS[reader](place)
+def test_a_csv_without_a_header_is_read_by_the_names_of_its_source(folder):
+    (folder / "reviews" / "train.jsonl").write_text('"1","good"\n')
+    opened = sources.open_split(dataset(files("csv", header=("label", "text"))), "train", folder)
+    assert list(opened.take([0])) == [{"label": "1", "text": "good"}]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.dictionaries(NAMES, TEXTS | st.integers() | st.lists(TEXTS)), min_size=1))
-def test_jsonl_rows_come_back(tmp_path_factory, rows):
-    file = tmp_path_factory.mktemp("jsonl") / "rows"
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    assert read("jsonl", file, content) == rows
+def test_a_function_gives_rows_by_split():
+    mine = Source("function", function=lambda split: [{"text": split}])
+    opened = sources.open_split(dataset(mine), "test")
+    assert (opened.count, list(opened.take([0]))) == (1, [{"text": "test"}])
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.data(), st.lists(NAMES, min_size=1, max_size=4, unique=True))
-def test_csv_rows_come_back(tmp_path_factory, data, header):
-    rows = data.draw(st.lists(st.lists(TEXTS, min_size=len(header), max_size=len(header)), min_size=1))
-    text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([header, *rows])
-    file = tmp_path_factory.mktemp("csv") / "rows"
-    assert read("csv", file, text.getvalue()) == [dict(zip(header, row, strict=True)) for row in rows]
+def test_a_function_is_found_by_its_name(monkeypatch):
+    module = types.ModuleType("my_rows")
+    module.rows = lambda split: iter(ROWS)
+    monkeypatch.setitem(sys.modules, "my_rows", module)
+    assert sources.open_split(dataset(Source("function", "my_rows:rows")), "train").count == 5
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(sorted(sources.READERS)), st.binary(max_size=40))
-def test_any_bytes_are_rows_or_a_user_error(tmp_path_factory, reader, content):
-    try:
-        rows = read(reader, tmp_path_factory.mktemp("any") / "rows", content)
-    except UserError:
-        return
-    assert rows
+@pytest.mark.parametrize("name", ["my_rows:rows", "json:rows", "json", ":x", ""])
+def test_a_name_that_is_no_function_is_an_error(name):
+    with pytest.raises(UserError, match=r"wanted as package.module:name, but"):
+        sources.open_split(dataset(Source("function", name)), "train")
 
 
-@pytest.mark.parametrize(
-    ("reader", "name", "count"),
-    [
-        ("dream", "dream/train.json", 6116),
-        ("dream", "dream/dev.json", 2040),
-        ("dream", "dream/test.json", 2041),
-        ("csv", "cosmos_qa/valid.csv", 2985),
-        ("csv", "story_cloze/2016.csv", 1871),
-    ],
-)
-def test_the_real_files_have_as_many_rows_as_published(reader, name, count):
-    if not (SHARED / name).exists():
-        pytest.skip(f"{name} is not beside the checkout")
-    assert len(sources.READERS[reader](SHARED / name)) == count
+@pytest.mark.parametrize("rows", [[], ["text"]])
+def test_a_function_that_gives_no_rows_is_an_error(rows):
+    with pytest.raises(UserError, match="should give rows of 'train', mappings by column"):
+        sources.open_split(dataset(Source("function", function=lambda split: rows)), "train")
+
+
+HUB = Source("hub", "owner/reviews", config="plain", revision="abc", splits={"test": "validation"})
+
+
+def test_without_the_hubs_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"'owner/reviews' .* pip install 'elm_jax\[hub\]'"):
+        sources.open_split(dataset(HUB), "train")
+
+
+class Rows(list):
+    """What the hub's package gives, as far as it is used: rows that are selected by number."""
+
+    def select(self, numbers):
+        return Rows(self[number] for number in numbers)
+
+
+def test_the_hub_is_asked_for_config_revision_and_its_own_split(monkeypatch):
+    asked = {}
+
+    def load_dataset(name, config, **rest):
+        asked.update(name=name, config=config, **rest)
+        return Rows(ROWS)
+
+    package = types.ModuleType("datasets")
+    package.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    opened = sources.open_split(dataset(HUB), "test")
+    assert asked == {"name": "owner/reviews", "config": "plain", "split": "validation", "revision": "abc"}
+    assert list(opened.take([4, 1])) == [ROWS[4], ROWS[1]]
+    assert opened.origin == "hub:owner/reviews/plain/validation"
+
+
+def test_what_the_hub_refuses_is_one_sentence(monkeypatch):
+    def load_dataset(*_, **__):
+        raise RuntimeError("Dataset scripts are no longer supported\nmore")
+
+    package = types.ModuleType("datasets")
+    package.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    with pytest.raises(UserError, match=r"could not be loaded .*RuntimeError: Dataset scripts"):
+        sources.open_split(dataset(HUB), "train")
+
+
+def test_the_hubs_package_reads_a_local_folder(folder, tmp_path, monkeypatch):
+    hub = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    local = Source("hub", str(folder / "reviews"), splits={"test": "train[-2:]"})
+    opened = sources.open_split(dataset(local), "train")
+    assert list(opened.take([3, 0])) == [ROWS[3], ROWS[0]]
+    assert sources.open_split(dataset(local), "test").count == 2
+
+
+def test_a_file_cannot_be_read_twice_where_rows_do_not_come_from_files():
+    with pytest.raises(UserError, match="cannot be read twice"):
+        sources.open_split(dataset(HUB), "train", again="x.json")
+
+
+@pytest.mark.parametrize("name", datasets())
+def test_a_dataset_of_the_catalogue_can_be_fetched_or_says_what_to_do(name):
+    found = datasets()[name]
+    if any(source.kind in ("hub", "tfds") for source in found.sources):
+        assert sources.choose(found) in found.sources
+    else:
+        with pytest.raises(UserError, match="no data directory was given"):
+            sources.choose(found)

@@ -39,15 +39,8 @@ def test_label_smoothing_is_cross_entropy_with_the_smoothed_distribution():
 
 
 def test_both_together_add_up():
-    parts = [
-        float(answer_loss(LOGITS, TARGETS, **options))
-        for options in (
-            {"z_loss": 0.2, "label_smoothing": 0.1},
-            {"z_loss": 0.2},
-            {"label_smoothing": 0.1},
-            {},
-        )
-    ]
+    z, smooth = {"z_loss": 0.2}, {"label_smoothing": 0.1}
+    parts = [float(answer_loss(LOGITS, TARGETS, **options)) for options in (z | smooth, z, smooth, {})]
     assert parts[0] - parts[1] == pytest.approx(parts[2] - parts[3], rel=1e-5)
 
 

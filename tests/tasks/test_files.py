@@ -1,0 +1,160 @@
+"""Readers of files give plain rows, and name file and line of whatever is wrong."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from elm_jax.errors import UserError
+from elm_jax.tasks import datasets, files
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "rows"
+
+
+def read(reader, file: Path, content: str | bytes) -> list[files.Row]:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return datasets.READERS[reader](file)
+
+
+def test_jsonl_gives_a_row_a_line_and_passes_over_empty_ones(file):
+    assert read("jsonl", file, '{"a": [1, "x"]}\r\n\n{"a": null}') == [{"a": [1, "x"]}, {"a": None}]
+
+
+def test_a_line_separator_of_unicode_ends_no_line(file):
+    assert read("jsonl", file, '{"a": "x\u2028y\x85z"}\n') == [{"a": "x\u2028y\x85z"}]
+
+
+def test_csv_gives_texts_by_header(file):
+    content = '\ufeffa,b\r\n1,"x, ""y""\nz"\r\n,\r\n'
+    assert read("csv", file, content) == [{"a": "1", "b": 'x, "y"\nz'}, {"a": "", "b": ""}]
+
+
+def test_csv_without_a_header_takes_the_names_it_is_given(file):
+    file.write_text('"3","a, b"\n"1",""\n')
+    assert files.read_csv(file, header=("label", "text")) == [
+        {"label": "3", "text": "a, b"},
+        {"label": "1", "text": ""},
+    ]
+    with pytest.raises(UserError, match="line 1: 3 columns are wanted as in the header, but 2 came"):
+        files.read_csv(file, header=("label", "text", "more"))
+
+
+def test_parquet_gives_rows_whole_or_those_asked_for(file):
+    rows = [{"text": f"row {n}", "choices": {"label": ["A", "B"], "n": [n, n]}} for n in range(4)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    assert files.read_parquet(file) == rows
+    assert files.take(files.open_parquet(file), [2, 0], file) == [rows[2], rows[0]]
+
+
+def test_a_parquet_file_of_no_rows_or_with_a_long_text_is_an_error(file):
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), file)
+    with pytest.raises(UserError, match="rows', but it holds none"):
+        files.read_parquet(file)
+    parquet.write_table(pyarrow.table({"text": ["x", "y" * 10_000_000]}), file)
+    with pytest.raises(UserError, match=r"rows', row 2: .* column 'text' has 10,000,000"):
+        files.read_parquet(file)
+
+
+def test_a_long_text_in_a_csv_is_read_and_the_parsers_limit_is_put_back(file):
+    limit = csv.field_size_limit()
+    assert read("csv", file, "a\n" + "x" * 200_000)[0]["a"] == "x" * 200_000
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("reader", "content", "message"),
+    [
+        ("jsonl", "", "holds none"),
+        ("jsonl", " \n\n", "holds none"),
+        ("jsonl", '{"a": 1}\n{"a": ', "line 2: this is no JSON"),
+        ("jsonl", '{"a": 1}\n[1]', "line 2: a JSON object is wanted"),
+        ("jsonl", b'{"a": 1}\n{"a": "\xff"}', "line 2, is not UTF-8"),
+        ("jsonl", '{"a": 1}\n\n{"a": "\0"}', "line 3, holds a NUL byte"),
+        ("jsonl", '{"a": 1}\n{"a": ["\\u0000"]}', "line 2: column 'a' holds a NUL"),
+        ("jsonl", '{"a": {"b": "\\ud800"}}', "line 1: column 'a' holds a NUL or half a character"),
+        ("jsonl", '{"a": 1}\n{"a": "' + "x" * 10_000_000 + '"}', "line 2: .* column 'a' has 10,000,000"),
+        ("jsonl", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: .*(cannot be read|too deep)"),
+        ("jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: this JSON cannot be read"),
+        ("csv", "", "holds none"),
+        ("csv", "a,b\n", "holds none"),
+        ("csv", 'a,b\n1,2\n"x\ny",2\n1\n', "line 5: 2 columns are wanted as in the header, but 1 came"),
+        ("csv", "a,b\n1,2,3\n", "line 2: 2 columns are wanted as in the header, but 3 came"),
+        ("csv", "a,b\n\n", "line 2: 2 columns are wanted as in the header, but 0 came"),
+        ("csv", "a,a\n1,2\n", "line 1: .* 'a' came"),
+        ("csv", "a,\n1,2\n", "line 1: .* an empty one came"),
+        ("csv", 'a\n"x', "line 2, is no valid CSV"),
+        ("csv", 'a\n"x"y\n', "line 2, is no valid CSV"),
+        ("csv", b"a\n\xff\n", "line 2, is not UTF-8"),
+        ("csv", "a\nx\0y\n", "line 2, holds a NUL byte"),
+        ("csv", "a\n" + "x" * 3_000_000, "line 2: .* column 'a' has 3,000,000"),
+        ("csv", "a\n" + "x" * 10_000_000, "line 2, is no valid CSV: field larger than field limit"),
+        ("parquet", "", "A Parquet file is wanted at"),
+        ("parquet", b"PAR1 and nothing PAR1", "A Parquet file is wanted at"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_bad_input_is_an_error_naming_file_and_place(file, reader, content, message):
+    with pytest.raises(UserError, match=message) as error:
+        read(reader, file, content)
+    assert "rows'" in str(error.value)
+
+
+@pytest.mark.parametrize("reader", datasets.READERS)
+def test_an_absent_file_and_a_folder_are_errors(tmp_path, reader):
+    for place in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UserError, match=r"wanted (from|at)"):
+            datasets.READERS[reader](place)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.dictionaries(NAMES, TEXTS | st.integers() | st.lists(TEXTS)), min_size=1))
+def test_jsonl_rows_come_back(tmp_path_factory, rows):
+    file = tmp_path_factory.mktemp("jsonl") / "rows"
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert read("jsonl", file, content) == rows
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data(), st.lists(NAMES, min_size=1, max_size=4, unique=True))
+def test_csv_rows_come_back(tmp_path_factory, data, header):
+    rows = data.draw(st.lists(st.lists(TEXTS, min_size=len(header), max_size=len(header)), min_size=1))
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([header, *rows])
+    file = tmp_path_factory.mktemp("csv") / "rows"
+    assert read("csv", file, text.getvalue()) == [dict(zip(header, row, strict=True)) for row in rows]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(datasets.READERS)), st.binary(max_size=40))
+def test_any_bytes_are_rows_or_a_user_error(tmp_path_factory, reader, content):
+    try:
+        rows = read(reader, tmp_path_factory.mktemp("any") / "rows", content)
+    except UserError:
+        return
+    assert rows
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "count"),
+    [
+        ("csv", "cosmos_qa/valid.csv", 2985),
+        ("csv", "story_cloze/2016.csv", 1871),
+    ],
+)
+def test_the_real_files_have_as_many_rows_as_published(reader, name, count):
+    if not (SHARED / name).exists():
+        pytest.skip(f"{name} is not beside the checkout")
+    assert len(datasets.READERS[reader](SHARED / name)) == count
