@@ -188,8 +188,9 @@ def report(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
     if as_json:
         print(files["json"].read_text())
         return
-    for table in (tables.methods_table(made), tables.comparisons_table(made), tables.selections_table(made)):
-        show(table)
+    show(tables.methods_table(made), may_shrink=True)
+    show(tables.comparisons_table(made))
+    show(tables.selections_table(made))
     print(files["html"])
 
 
@@ -221,9 +222,8 @@ def tasks_list(
         entries = [
             {
                 "id": spec.id,
-                "group": specs.group_of(spec),
+                "group": group or spec.group,  # "mini" is the embedded suite, of two groups
                 **{name: getattr(spec, name) for name in ("dataset", "config", "prompt", "metric")},
-                "selector": spec.group,  # what commands take for all of them; the embedded suite has two
             }
             for spec in found
         ]
@@ -392,7 +392,7 @@ def show_outcome(outcome: "Outcome") -> None:
     """Prints the one table, where the time went, and the path of the report."""
     from elm_jax.reporting import tables
 
-    show(tables.methods_table(outcome.report))
+    show(tables.methods_table(outcome.report), may_shrink=True)
     spent = ", ".join(
         f"{title} {seconds:.1f}" for title, seconds in outcome.seconds.items() if seconds >= 0.05
     )
@@ -400,17 +400,31 @@ def show_outcome(outcome: "Outcome") -> None:
     print(f"Report: {outcome.files['html']}")
 
 
-def show(table: "Table") -> None:
-    """Prints a table: drawn on a terminal, wide enough for every cell elsewhere."""
+def show(table: "Table", *, may_shrink: bool = False) -> None:
+    """Prints a table: drawn on a terminal, wide enough for every cell elsewhere.
+
+    With `may_shrink` a terminal too narrow for all columns shows the first and the last two.
+    """
+    from dataclasses import replace
+
     from rich.table import Table as Drawn
 
+    width = Console().width if sys.stdout.isatty() else 200
+    cells = zip(table.header, *table.rows, strict=True)
+    if may_shrink and sum(max(map(len, column)) + 3 for column in cells) >= width:
+        kept = [0, len(table.header) - 2, len(table.header) - 1]
+        table = replace(
+            table,
+            header=tuple(table.header[column] for column in kept),
+            rows=tuple(tuple(row[column] for column in kept) for row in table.rows),
+            caption=f"{table.caption} The report shows the columns that do not fit here.",
+        )
     drawn = Drawn(title=table.title, caption=table.caption or None)
     for number, name in enumerate(table.header):
         drawn.add_column(name, justify="left" if number == 0 else "right")
     for row in table.rows:
         drawn.add_row(*row)
-    terminal = sys.stdout.isatty()
-    Console(width=None if terminal else 200, highlight=False).print(drawn, markup=False)
+    Console(width=width, highlight=False).print(drawn, markup=False)
 
 
 def spelled_out(arguments: list[str]) -> list[str]:

@@ -62,12 +62,15 @@ def init(kind: str, key: jax.Array, base: Params, width: int | None = None) -> d
     return KINDS[kind](key, base, width)
 
 
-def zeroed(expert: Params) -> dict[str, Any]:
-    """Returns the expert with its adapters set to zero: the base's output, if its scales are the base's."""
+def neutral(expert: Params, base: Params) -> dict[str, Any]:
+    """Returns the expert of `expert`'s shape that leaves every logit of the base as it is.
+
+    Its adapters are zero and its norm scales the base's, so rows of the base alone can share a batch with
+    rows of experts.
+    """
+    of_base = paths.flatten(base)
     flat = paths.flatten(expert)
-    return paths.unflatten(
-        {path: value * 0 if "_adapter/" in path else value for path, value in flat.items()}
-    )
+    return paths.unflatten({path: of_base.get(path, value * 0) for path, value in flat.items()})
 
 
 def place(kind: str, base: Params, owned: Params | None) -> tuple[Params, Params | None]:

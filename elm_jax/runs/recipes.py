@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+
 from elm_jax import names
 from elm_jax.errors import UserError
 

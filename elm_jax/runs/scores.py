@@ -15,7 +15,9 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.engine import evaluate as engine
 from elm_jax.library.store import Library
-from elm_jax.records import PromptedExample, TaskScores, TaskSpec
+from elm_jax.merging import agreement
+from elm_jax.models.experts import neutral
+from elm_jax.records import Params, PromptedExample, TaskScores, TaskSpec
 from elm_jax.reporting import metrics
 from elm_jax.runs import data
 from elm_jax.runs.workspace import Run, Workspace
@@ -82,21 +84,29 @@ def score(
 
 def _stacks(
     run: Run, missing: Mapping[str, Sequence[str]], at_once: int
-) -> Iterator[tuple[list[str], dict | None]]:
-    """Yields experts by the chunk, with their parameters stacked; the base comes alone, without any.
+) -> Iterator[tuple[list[str], Params | None]]:
+    """Yields experts by the chunk, with their parameters stacked.
 
-    Every stack is filled up to one size, so that the next chunk compiles nothing.
+    The base takes part as the expert that changes nothing, and every stack is filled up to one size, so that
+    another chunk compiles nothing.
     """
-    if BASE in missing:
+    if list(missing) == [BASE]:
         yield [BASE], None
-    experts = [expert for expert in missing if expert != BASE]
-    size = min(at_once, len(experts))
-    for at in range(0, len(experts), max(1, size)):
-        chunk = experts[at : at + size]
-        filled = chunk + [chunk[-1]] * (size - len(chunk))
-        params = [
-            home(run.workspace, expert).expert(expert, base=run.base.fingerprint).params for expert in filled
+        return
+    ids = sorted(missing, key=lambda expert: expert == BASE)
+    size = min(at_once, len(ids))
+    for at in range(0, len(ids), max(1, size)):
+        chunk = ids[at : at + size]
+        loaded = [
+            home(run.workspace, expert).expert(expert, base=run.base.fingerprint)
+            for expert in (chunk if chunk != [BASE] else ids[:1])
+            if expert != BASE
         ]
+        agreement.require([(expert.spec, agreement.shapes_of(expert.params)) for expert in loaded])
+        params = [expert.params for expert in loaded if expert.spec.id in chunk]
+        if BASE in chunk:
+            params.append(neutral(loaded[0].params, run.base.params))
+        params += params[-1:] * (size - len(params))
         yield chunk, jax.tree.map(lambda *leaves: np.stack(leaves), *params)
 
 

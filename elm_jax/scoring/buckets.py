@@ -13,9 +13,10 @@ from elm_jax.errors import UserError
 from elm_jax.records import ChoiceBatch
 
 Tokens = Sequence[int] | np.ndarray
-LADDER = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-CHOICES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-TOKENS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+# Every shape costs a compilation, which on short rows outweighs the padding that a finer ladder would save.
+LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+CHOICES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+TOKENS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
 @dataclass(frozen=True)

@@ -110,29 +110,14 @@ def hellaswag_tfds(row: Row, where: str) -> dict[str, Any]:
 
 def trec_tfds(row: Row, where: str) -> dict[str, Any]:
     """TFDS's TREC: the classes as the older templates number them, and as the newer ones do."""
-    old_coarse, old_fine = (_whole_number(row, name, where) for name in ("label-coarse", "label-fine"))
-    coarse = TREC_CLASSES["tfds_coarse"][old_coarse]
-    fine = f"{coarse}:{TREC_CLASSES['tfds_fine'][old_fine]}"
-    return {
-        "text": _value(row, "text", where),
-        "label_coarse": old_coarse,
-        "label_fine": old_fine,
-        "coarse_label": TREC_CLASSES["hub_coarse"].index(coarse),
-        "fine_label": TREC_CLASSES["hub_fine"].index(fine),
-    }
+    coarse = _trec_class(row, "label-coarse", "tfds_coarse", where)
+    return _trec_row(row, coarse, _trec_class(row, "label-fine", "tfds_fine", where), where)
 
 
 def trec_hub(row: Row, where: str) -> dict[str, Any]:
     """The hub's TREC: the same, from the newer numbers."""
-    coarse_label, fine_label = (_whole_number(row, name, where) for name in ("coarse_label", "fine_label"))
-    coarse, fine = TREC_CLASSES["hub_fine"][fine_label].split(":")
-    return {
-        "text": _value(row, "text", where),
-        "label_coarse": TREC_CLASSES["tfds_coarse"].index(coarse),
-        "label_fine": TREC_CLASSES["tfds_fine"].index(fine),
-        "coarse_label": coarse_label,
-        "fine_label": fine_label,
-    }
+    coarse, fine = _trec_class(row, "fine_label", "hub_fine", where).split(":")
+    return _trec_row(row, coarse, fine, where)
 
 
 def wiki_hop_hub(row: Row, where: str) -> dict[str, Any]:
@@ -196,6 +181,26 @@ def adapt(
             )
         adapted.append({name: _value(made, name, where) for name in columns} if columns else made)
     return adapted
+
+
+def _trec_class(row: Row, column: str, numbering: str, where: str) -> str:
+    number = _whole_number(row, column, where)
+    if not 0 <= number < len(TREC_CLASSES[numbering]):
+        most = len(TREC_CLASSES[numbering]) - 1
+        raise UserError(f"{where}: {column} should be a class of TREC, 0 to {most}, but {number} came.")
+    return TREC_CLASSES[numbering][number]
+
+
+def _trec_row(row: Row, coarse: str, fine: str, where: str) -> dict[str, Any]:
+    if f"{coarse}:{fine}" not in TREC_CLASSES["hub_fine"]:
+        raise UserError(f"{where}: TREC has no class {fine!r} within {coarse!r}.")
+    return {
+        "text": _value(row, "text", where),
+        "label_coarse": TREC_CLASSES["tfds_coarse"].index(coarse),
+        "label_fine": TREC_CLASSES["tfds_fine"].index(fine),
+        "coarse_label": TREC_CLASSES["hub_coarse"].index(coarse),
+        "fine_label": TREC_CLASSES["hub_fine"].index(f"{coarse}:{fine}"),
+    }
 
 
 def _value(row: Row, column: str, where: str) -> Any:

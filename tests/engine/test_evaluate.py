@@ -25,7 +25,7 @@ def row(prompt: int, *answers: int) -> Row:
 
 
 # One choice and 79, answers of one token and of four, prompts at and between the steps of the ladder.
-ROWS = [row(3, 1), row(8, 2, 1), row(14, 3, 4, 1), row(5, *[1, 2] * 39, 2), row(13, 4, 4, 4), row(7, 2)]
+ROWS = [row(3, 1), row(8, 2), row(14, 3, 4, 1), row(5, *[1, 2] * 39, 2), row(13, 4, 4, 4), row(7, 2)]
 EXPERTS = 3
 
 
@@ -105,13 +105,13 @@ def test_padding_of_prompts_choices_and_answers_changes_no_score(config, base, t
 
 def test_choices_that_only_fill_never_come_back(config, base, trees):
     found = evaluate.score_rows(config, base, ROWS, stack(trees), batch_size=4)
-    assert [len(scores) for scores in found] == [1, 2, 3, 79, 3, 1]
+    assert [len(scores) for scores in found] == [1, 1, 3, 79, 3, 1]
     assert np.isfinite(np.concatenate(found)).all()
 
 
 def test_without_experts_the_base_scores(config, base):
-    zero = stack([ex.zeroed(ex.init_bottleneck(jax.random.key(0), base, width=4))] * EXPERTS)
-    few = [ROWS[1], ROWS[2]]
+    zero = stack([ex.neutral(ex.init_bottleneck(jax.random.key(0), base, width=4), base)] * EXPERTS)
+    few = [ROWS[2], ROWS[4]]
     bare = evaluate.score_rows(config, base, few, batch_size=4)
     assert_scores(evaluate.score_rows(config, base, few, zero, batch_size=4), bare)
 

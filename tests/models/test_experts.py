@@ -27,7 +27,7 @@ def network(config, base):
 
 
 def test_a_zero_expert_leaves_every_logit_as_it_was(network, experts, base):
-    zero = ex.zeroed(ex.init_bottleneck(jax.random.key(0), base, width=4))
+    zero = ex.neutral(experts[0], base)
     np.testing.assert_array_equal(network(zero), network())
     assert np.abs(np.asarray(network(experts[0]) - network())).max() > 0.1
 
@@ -71,7 +71,7 @@ def test_a_fresh_adapter_is_small_and_its_biases_zero(base):
 
 
 def test_an_expert_owns_its_norm_scales(network, base):
-    owned = ex.zeroed(ex.init_bottleneck(jax.random.key(0), base, width=4))
+    owned = ex.neutral(ex.init_bottleneck(jax.random.key(0), base, width=4), base)
     owned["encoder"]["encoder_norm"]["scale"] = owned["encoder"]["encoder_norm"]["scale"] * 2
     changed = {**base, "encoder": {**base["encoder"], "encoder_norm": owned["encoder"]["encoder_norm"]}}
     config = size("tiny", vocab_size=96, emb_dim=32, head_dim=8, mlp_dim=48, num_decoder_layers=3)
@@ -87,11 +87,11 @@ def test_rows_of_different_experts_in_one_batch_score_as_each_alone(network, exp
         np.testing.assert_allclose(mixed[rows], np.asarray(network(tree))[rows], atol=1e-5)
 
 
-def test_swapping_experts_compiles_nothing(network, experts):
+def test_swapping_experts_compiles_nothing(network, experts, base):
     network(experts[0])
     compiled = network._cache_size()
     network(experts[1])
-    network(ex.zeroed(experts[2]))
+    network(ex.neutral(experts[2], base))
     assert network._cache_size() == compiled
 
 

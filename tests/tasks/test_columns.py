@@ -53,6 +53,14 @@ def test_any_array_becomes_what_json_can_write(array):
         assert isinstance(made, list)
 
 
+def test_a_ragged_array_becomes_a_list():
+    class Ragged:  # TensorFlow's, as far as it is used
+        def to_list(self):
+            return [[b"a"], [b"b", b"c"]]
+
+    assert columns.plain({"x": Ragged()}) == {"x": [["a"], ["b", "c"]]}
+
+
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(UserError, match="should be UTF-8"):
         columns.plain(b"\xff")
@@ -85,13 +93,80 @@ def test_a_label_that_is_no_whole_number_is_named(label):
 
 
 @pytest.mark.parametrize(
-    ("adapter", "label"), [("cosmos_qa_csv", "-1"), ("unchanged", -1), ("unchanged", "-1")]
+    ("adapter", "label"),
+    [("cosmos_qa_csv", "-1"), ("unchanged", -1), ("unchanged", "-1"), ("unchanged", "")],
 )
 def test_unlabelled_rows_are_refused(adapter, label):
-    with pytest.raises(UserError, match=r"'f.csv', row 2: the right answer is withheld \(label is -1\)"):
+    with pytest.raises(UserError, match=r"'f.csv', row 2: the right answer is withheld \(label is "):
         columns.adapt([{"label": "0"}, {"label": label}], adapter, label="label", file="f.csv")
 
 
 def test_a_row_is_left_as_it_is_where_nothing_is_to_adapt():
     row = {"a": 1, "b": [1, 2]}
     assert columns.adapt([row], "unchanged", label=None, file="f") == [row]
+
+
+def adapted(adapter, row):
+    (made,) = columns.adapt([row], adapter, label=None, file="f")
+    return made
+
+
+TREC = {"text": "Why?", "label_coarse": 0, "label_fine": 12, "coarse_label": 2, "fine_label": 25}  # DESC:desc
+
+
+@pytest.mark.parametrize(
+    ("adapter", "row", "wanted"),
+    [
+        ("label_from_one", {"label": "14", "title": "t"}, {"label": 13, "title": "t"}),
+        ("ag_news_tfds", {"title": "a", "description": "b", "label": 3}, {"text": "a b", "label": 3}),
+        ("anli_tfds", {"context": "c", "label": 1}, {"context": "c", "premise": "c", "label": 1}),
+        ("winogrande_tfds", {"label": 0}, {"label": 0, "answer": "1"}),
+        ("winogrande_tfds", {"label": -1}, {"label": -1, "answer": ""}),
+        ("hellaswag_tfds", {"context": "c", "label": 2}, {"context": "c", "ctx": "c", "label": "2"}),
+        ("hellaswag_tfds", {"context": "c", "label": -1}, {"context": "c", "ctx": "c", "label": ""}),
+        ("trec_tfds", {"text": "Why?", "label-coarse": 0, "label-fine": 12}, TREC),
+        ("trec_hub", {"text": "Why?", "coarse_label": 2, "fine_label": 25}, TREC),
+        ("wiki_hop_hub", {"query": "q"}, {"query": "q", "question": "q"}),
+        ("wiki_hop_hub", {"question": "q"}, {"question": "q"}),
+        (
+            "bigbench_hub",
+            {"inputs": "Q", "multiple_choice_targets": ["a", "b"], "multiple_choice_scores": [0, 1]},
+            {"text": "Q", "choices": ["a", "b"], "label": 1},
+        ),
+        (
+            "bigbench_hub",
+            {"inputs": "Q", "multiple_choice_targets": ["a", "b"], "multiple_choice_scores": [1, 1]},
+            {"text": "Q", "choices": ["a", "b"], "label": None},
+        ),
+    ],
+)
+def test_an_adapter_makes_the_templates_columns(adapter, row, wanted):
+    assert adapted(adapter, row) == wanted
+
+
+def test_every_fine_class_of_trec_is_the_same_in_both_numberings():
+    for fine_label, name in enumerate(columns.TREC_CLASSES["hub_fine"]):
+        coarse_label = columns.TREC_CLASSES["hub_coarse"].index(name.split(":")[0])
+        hub = adapted("trec_hub", {"text": "", "coarse_label": coarse_label, "fine_label": fine_label})
+        old = {"text": "", "label-coarse": hub["label_coarse"], "label-fine": hub["label_fine"]}
+        assert adapted("trec_tfds", old) == hub
+
+
+@pytest.mark.parametrize("adapter", sorted(set(columns.ADAPTERS) - {"unchanged"}))
+def test_a_row_without_the_columns_to_adapt_is_an_error_naming_one(adapter):
+    with pytest.raises(UserError, match=r"'f', row 1: column '.+' is wanted, but these came: 'other'"):
+        adapted(adapter, {"other": 1})
+
+
+@pytest.mark.parametrize("fine", [50, -1])
+def test_a_class_that_trec_has_not_is_an_error(fine):
+    with pytest.raises(UserError, match=r"'f', row 1: fine_label should be a class of TREC"):
+        adapted("trec_hub", {"text": "", "coarse_label": 0, "fine_label": fine})
+
+
+def test_only_the_columns_asked_for_are_kept_and_each_must_be_there():
+    rows = [{"a": 1, "b": 2}, {"a": 3}]
+    kept = columns.adapt(rows[:1], "unchanged", label=None, file="f", columns=["b"])
+    assert kept == [{"b": 2}]
+    with pytest.raises(UserError, match=r"'f', row 8: column 'b' is wanted, but these came: 'a'"):
+        columns.adapt(rows, "unchanged", label=None, file="f", columns=["b"], numbers=[3, 7])
