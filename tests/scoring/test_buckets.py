@@ -71,9 +71,9 @@ def test_only_the_last_batch_of_a_bucket_is_filled_up(drawn):
 @pytest.mark.parametrize(
     ("prompt", "answers", "shape"),
     [
-        (1, [1], (8, 1, 2)),
-        (8, [2, 1], (8, 2, 2)),
-        (9, [2, 3, 1], (12, 3, 3)),
+        (1, [1], (16, 1, 4)),
+        (16, [4, 1], (16, 2, 4)),
+        (17, [2, 5, 1], (24, 4, 8)),
         (1024, [256] * 79, (1024, 96, 256)),
     ],
 )
