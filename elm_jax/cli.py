@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from elm_jax.errors import UserError
 
@@ -20,7 +21,24 @@ if TYPE_CHECKING:
     from elm_jax.runs.evaluate import Outcome
     from elm_jax.runs.workspace import Run
 
+
+class OneSentence(TyperGroup):
+    """Ends a user's mistake with one sentence and exit code 2, Ctrl-C with exit code 130."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Runs the verb."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"elm: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("elm: stopped. Run the same command again to go on where it was.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=OneSentence,
     help="Train experts on a frozen T5, retrieve, merge and score them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -440,16 +458,9 @@ def spelled_out(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line; a user's mistake is one sentence and exit code 2, Ctrl-C exit code 130."""
+    """Runs the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        return app(spelled_out(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"elm: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("elm: stopped. Run the same command again to go on where it was.", file=sys.stderr)
-        sys.exit(130)
+    return app(spelled_out(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

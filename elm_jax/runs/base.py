@@ -5,7 +5,7 @@ cut into a beginning and a rest, as its language-model adaptation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ class Pretraining:
     rate: float = 3e-3
     warmup: int = 20
     max_tokens: int = 64  # of one text
+    max_target: int = 32  # of what follows a beginning
     span_share: float = 0.3
     span_length: float = 1.5
 
@@ -71,7 +72,16 @@ def open_run(
         workspace = Workspace.open(out, create=True)
         place = str(storage.path(initial_checkpoint).resolve())
         storage.write_json(workspace.root / REMEMBERED, {"base": place})
-    return Run(workspace, base, pieces, source or Source(), lengths or Lengths(), stages or Stages())
+    source = source or Source()
+    if source.prepared is None:
+        source = replace(source, prepared=workspace.prepared)
+    return Run(workspace, base, pieces, source, lengths or Lengths(), stages or Stages())
+
+
+def pieces_of(out: storage.PathLike) -> Vocabulary:
+    """Returns the vocabulary of a workspace's base, without reading the base."""
+    place = storage.path(_remembered(Workspace.open(out)))
+    return vocabulary.load(place / VOCABULARY, extra_ids=SENTINELS)
 
 
 def _remembered(workspace: Workspace) -> storage.PathLike:
@@ -131,7 +141,7 @@ def pairs(
     for number, text in enumerate(chosen):
         ids = long_enough[text]
         if number % 2:
-            made.append(denoise.cut_prefix(ids, eos=pieces.eos, rng=rng))
+            made.append(denoise.cut_prefix(ids, eos=pieces.eos, rng=rng, longest=how.max_target))
         else:
             made.append(
                 denoise.corrupt_spans(

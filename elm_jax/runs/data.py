@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from etils import epath
+
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import Row
-from elm_jax.tasks import prepared, specs
-from elm_jax.tasks.prepared import Prepared
+from elm_jax.tasks import identity, prepared, specs
+from elm_jax.tasks.prepared import Examples, Prepared
 from elm_jax.tasks.vocabulary import Vocabulary
 
 
@@ -22,6 +24,7 @@ class Source:
     splits: Mapping[str, str] = field(default_factory=dict)  # dataset -> split, where not the catalogue's
     seed: int = 42
     limit: int | None = None  # rows a task at most, of a permutation drawn from the seed
+    prepared: storage.PathLike | None = None  # where `elm prepare` put rows, which are not rendered again
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,66 @@ def choose(wanted: Iterable[str]) -> list[TaskSpec]:
     return list(chosen.values())
 
 
-def examples(spec: TaskSpec, source: Source) -> tuple[PromptedExample, ...]:
-    """Returns a task's prompted examples, of the split that the source or the catalogue says."""
-    split = source.splits.get(spec.dataset, spec.split)
-    return _rendered(spec, split, source.data_dir, source.templates_dir, source.seed, source.limit)
+def examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
+    """Returns a task's prompted examples, of the split that the source or the catalogue says.
+
+    They are read from the source's prepared rows where these are there and current, and rendered otherwise.
+    """
+    return _found(
+        spec,
+        split_of(spec, source),
+        source.data_dir,
+        source.templates_dir,
+        source.seed,
+        source.limit,
+        source.prepared,
+    )
+
+
+def split_of(spec: TaskSpec, source: Source) -> str:
+    """Returns the split of a task that a source says, or else the catalogue."""
+    return source.splits.get(spec.dataset, spec.split)
+
+
+def prepared_file(directory: storage.PathLike, spec: TaskSpec, split: str) -> epath.Path:
+    """Returns where a task's prepared rows of one split lie."""
+    folder = storage.path(directory) / names.directory_name(spec.dataset) / names.directory_name(spec.prompt)
+    return folder / f"{names.directory_name(split)}.safetensors"
+
+
+def rendering(spec: TaskSpec, source: Source) -> str:
+    """Returns what stands for a task's rendered rows; little is read for it, and none of the rows."""
+    split = split_of(spec, source)
+    template = specs.template_for(spec, source.templates_dir)
+    return prepared.rendering(
+        identity.of_split(spec, split, source.data_dir, rows=source.limit),
+        {name: getattr(template, name) for name in ("id", "name", "jinja", "answer_choices")},
+        seed=source.seed,
+    )
+
+
+def fingerprint(rendered: str, pieces: Vocabulary, lengths: Lengths) -> str:
+    """Returns what stands for a task's prepared rows, by what stands for its rendered ones."""
+    return prepared.fingerprint(rendered, pieces, max_input=lengths.prompt, max_target=lengths.answer)
 
 
 # A run asks for the same task when it trains, indexes, routes and scores; the small ones are rendered once.
 @lru_cache(maxsize=64)
-def _rendered(
+def _found(
     spec: TaskSpec,
     split: str,
     data_dir: storage.PathLike | None,
     templates_dir: storage.PathLike | None,
     seed: int,
     limit: int | None,
-) -> tuple[PromptedExample, ...]:
+    directory: storage.PathLike | None,
+) -> Sequence[PromptedExample]:
+    if directory is not None:
+        file = prepared_file(directory, spec, split)
+        carried = prepared.carried(file) if file.exists() else None
+        source = Source(data_dir, templates_dir, {spec.dataset: split}, seed, limit)
+        if carried and carried.startswith(f"{rendering(spec, source)}-"):
+            return Examples(prepared.load(file, carried), carried)
     found = specs.examples(spec, split, data_dir=data_dir, templates_dir=templates_dir, seed=seed, rows=limit)
     return found.examples[:limit]
 
@@ -73,7 +120,11 @@ def tokens(texts: Sequence[str], pieces: Vocabulary, length: int) -> list[list[i
 
 
 def prepare(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths) -> Prepared:
-    """Tokenises a task's examples."""
+    """Tokenises a task's examples, unless they were read from rows that were prepared just so."""
+    if isinstance(found, Examples):
+        rendered = found.fingerprint.partition("-")[0]
+        if found.fingerprint == fingerprint(rendered, pieces, lengths):
+            return found.prepared
     return prepared.prepare(found, pieces, max_input=lengths.prompt, max_target=lengths.answer)
 
 

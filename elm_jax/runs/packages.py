@@ -64,12 +64,8 @@ def pip_settings() -> dict[str, str]:
     settings: dict[str, str] = {}
     for section in ("global", "download", ":env:"):  # as pip does for `pip download`, the last one wins
         settings |= found.get(section, {})
-    if "index-url" not in settings and settings.get("no-index", "0").lower() not in (
-        "1",
-        "true",
-        "yes",
-        "on",
-    ):
+    no_index = settings.get("no-index", "").lower() in ("1", "true", "yes", "on")
+    if "index-url" not in settings and not no_index:
         # The help of the option names the index that pip goes to by itself.
         own = re.search(r"--index-url.*?\(default\s+(\w+://\S+?)\)", _pip("download", "--help"), re.DOTALL)
         settings |= {"index-url": own[1]} if own else {}

@@ -53,6 +53,8 @@ def run(
     """
     stages = stages or Stages()
     source, budget = source or data.Source(), budget or Budget()
+    if source.prepared is None:
+        source = replace(source, prepared=Workspace(storage.path(out)).prepared)
     trained_on = replace(source, limit=train_rows)
     train_specs, eval_specs = data.choose(train_tasks), data.choose(eval_tasks)
     if initial_checkpoint is None:

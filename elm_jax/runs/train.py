@@ -12,6 +12,7 @@ from elm_jax.records import Expert, ExpertSpec, TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data
 from elm_jax.runs.workspace import DEFAULT, Run
+from elm_jax.tasks import lists
 from elm_jax.weights.elm import Base
 
 
@@ -91,13 +92,14 @@ def train_multitask(run: Run, specs: Sequence[TaskSpec], name: str, budget: Budg
     """
     library = Library.open(run.workspace.composites, create=True)
     identifier = names.task_id("multitask", name)
-    found = [example for spec in specs for example in data.examples(spec, run.source)]
-    made = data.prepare(found, run.pieces, run.lengths)
+    made = [data.prepare(data.examples(spec, run.source), run.pieces, run.lengths) for spec in specs]
+    prompts = lists.of_tokens(row for each in made for row in each.inputs)
+    targets = lists.of_tokens(row for each in made for row in each.targets)
     wide = replace(budget, batch_size=budget.batch_size * len(specs), group=1)
-    recipe = _recipe(run, wide, seed, rows=len(found)) | {"tasks": [spec.id for spec in specs]}
+    recipe = _recipe(run, wide, seed, rows=len(prompts)) | {"tasks": [spec.id for spec in specs]}
     if _is_done(library, identifier, recipe, run.base):
         return identifier
-    job = engine.Job(identifier, made.inputs, made.targets, wide.steps, wide.rate, seed)
+    job = engine.Job(identifier, prompts, targets, wide.steps, wide.rate, seed)
     datasets = tuple(sorted({spec.dataset for spec in specs}))
     with run.stages.stage("train the multitask baseline", wide.steps) as advance:
         _train(

@@ -58,6 +58,11 @@ class Workspace:
         return self.root / "checkpoints"
 
     @property
+    def prepared(self) -> epath.Path:
+        """Rendered and tokenised rows, one file a task and split, where they were prepared beforehand."""
+        return self.root / "prepared"
+
+    @property
     def report(self) -> epath.Path:
         """The report's files."""
         return self.root / "report"

@@ -9,60 +9,74 @@ mapped into memory: opening it costs next to nothing, and of a row only its own 
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from elm_jax import storage
 from elm_jax.axes import PAD
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
+from elm_jax.tasks import lists
+from elm_jax.tasks.lists import Texts, TokenLists
 from elm_jax.tasks.vocabulary import EOS, Vocabulary
 
 WHAT = "A file of prepared rows"
 RENDERING = 1
-"""Counts the changes of our own code that make the same rows read otherwise; what is older is stale."""
-
-
-@dataclass(frozen=True, eq=False)
-class TokenLists(Sequence[np.ndarray]):
-    """Lists of token ids of different lengths, end to end in one array; list i is a view of it."""
-
-    tokens: Int[np.ndarray, " tokens"]  # int32
-    offsets: Int[np.ndarray, " edges"]  # int64; list i is tokens[offsets[i]:offsets[i + 1]]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        at = range(len(self))[index]  # counts from the end too, and raises IndexError beyond it
-        return self.tokens[self.offsets[at] : self.offsets[at + 1]]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        edges = self.offsets.tolist()
-        return (self.tokens[a:b] for a, b in itertools.pairwise(edges))
+"""Raised whenever our own code comes to render or tokenise the same rows otherwise: older files are stale."""
+_DTYPES = {"I32": "<i4", "I64": "<i8", "U8": "u1"}
+_TOKENS = ("inputs", "targets", "choices")
+_TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
+_ARRAYS = {"choice_starts", "labels"}
+_ARRAYS |= {f"{name}/{of}" for name in _TOKENS for of in ("tokens", "offsets")}
+_ARRAYS |= {f"{name}/{of}" for name in _TEXTS for of in ("content", "offsets")}
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """The N rows of one task in one split, as token ids; targets and choices end with end-of-sequence."""
 
-    row_ids: tuple[str, ...]
-    texts: tuple[str, ...]  # the inputs as text, which keys are embedded from
+    row_ids: Sequence[str]
+    texts: Sequence[str]  # the inputs as text, which keys are embedded from
+    target_texts: Sequence[str]
+    choice_texts: Sequence[str]  # in the places of `choices`
     inputs: TokenLists
     targets: TokenLists
     choices: TokenLists  # the choices of all rows; row i has those from choice_starts[i] to [i + 1]
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]  # index of the right choice; -1 where a row has none
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Sequence[PromptedExample]):
+    """The prompted examples that rows were prepared from; each is made when it is asked for."""
+
+    prepared: Prepared
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.prepared.row_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> PromptedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PromptedExample]: ...
+    def __getitem__(self, index: int | slice) -> PromptedExample | list[PromptedExample]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        made, row = self.prepared, range(len(self))[index]
+        start, end = made.choice_starts[row : row + 2].tolist()
+        label = int(made.labels[row])
+        return PromptedExample(
+            row_id=made.row_ids[row],
+            input=made.texts[row],
+            target=made.target_texts[row],
+            choices=tuple(made.choice_texts[start:end]),
+            label=None if label < 0 else label,
+        )
 
 
 def prepare(
@@ -76,7 +90,8 @@ def prepare(
     """Tokenises rendered rows; lists that are too long are cut, and still end with end-of-sequence.
 
     `max_input` and `max_target` count tokens, end-of-sequence included. `input_eos` is whether inputs end
-    with one too. Raises `UserError` for no rows, limits below 2, and labels outside a row's choices.
+    with one too. A row whose target is none of its choices has no label, and can be trained on all the same.
+    Raises `UserError` for no rows, limits below 2, and labels outside a row's choices.
     """
     if not examples:
         raise UserError("Rendered rows to prepare are wanted, but none came; look at the split's name.")
@@ -86,19 +101,23 @@ def prepare(
             f"max_target={max_target} came."
         )
     for example in examples:
-        if example.choices and (example.label is None or not 0 <= example.label < len(example.choices)):
+        if example.label is not None and not 0 <= example.label < len(example.choices):
             raise UserError(
                 f"Row {example.row_id!r} has {len(example.choices)} choices, but its label is "
-                f"{example.label}; only labelled rows can be prepared."
+                f"{example.label}; a label is the place of the right choice, from 0."
             )
     counts = [len(example.choices) for example in examples]
-    encode = vocabulary.encode_all
+    inputs = tuple(example.input for example in examples)
+    targets = tuple(example.target for example in examples)
+    choices = tuple(text for example in examples for text in example.choices)
     return Prepared(
         row_ids=tuple(example.row_id for example in examples),
-        texts=tuple(example.input for example in examples),
-        inputs=_joined(encode([example.input for example in examples]), max_input, input_eos),
-        targets=_joined(encode([example.target for example in examples]), max_target),
-        choices=_joined(encode([text for example in examples for text in example.choices]), max_target),
+        texts=inputs,
+        target_texts=targets,
+        choice_texts=choices,
+        inputs=_cut(vocabulary.encode_all(inputs), max_input, input_eos),
+        targets=_cut(vocabulary.encode_all(targets), max_target),
+        choices=_cut(vocabulary.encode_all(choices), max_target),
         choice_starts=np.cumsum([0, *counts], dtype=np.int64),
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
     )
@@ -110,36 +129,29 @@ def choices_of(prepared: Prepared, row: int) -> list[np.ndarray]:
     return prepared.choices[start:end]
 
 
+def rendering(data: Mapping[str, Any], template: Mapping[str, Any], **options: Any) -> str:
+    """Returns what stands for rendered rows: where they come from, their template, `options` of rendering."""
+    told = {"code": RENDERING, "data": dict(data), "template": dict(template), "options": options}
+    return storage.fingerprint(told)
+
+
 def fingerprint(
-    rows: Sequence[Mapping[str, Any]],
-    template: Mapping[str, Any],
-    vocabulary: Vocabulary,
-    **options: int | str | bool | None,
+    rendering: str, vocabulary: Vocabulary, *, max_input: int, max_target: int, input_eos: bool = True
 ) -> str:
-    """Returns what stands for everything that prepared rows depend on; `options` of rendering count too."""
-    return storage.fingerprint(
-        {
-            "format": storage.FORMAT,
-            "rows": list(rows),
-            "template": dict(template),
-            "vocabulary": vocabulary.fingerprint,
-            "options": options,
-        }
-    )
+    """Returns what stands for prepared rows: the rendered ones' fingerprint, a dash, the tokenising's."""
+    told = [storage.FORMAT, vocabulary.fingerprint, max_input, max_target, input_eos]
+    return f"{rendering}-{storage.fingerprint(told)}"
 
 
 def save(path: storage.PathLike, prepared: Prepared, fingerprint: str) -> None:
     """Writes prepared rows with the fingerprint of what they were made from."""
-    about = {"fingerprint": fingerprint, "row_ids": prepared.row_ids, "texts": prepared.texts}
-    lists = {name: getattr(prepared, name) for name in ("inputs", "targets", "choices")}
-    arrays = {
-        # Text travels as an array of bytes, so that reading goes through storage like any other array.
-        "about": np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8),
-        "choice_starts": prepared.choice_starts,
-        "labels": prepared.labels,
-        **{f"{name}/tokens": value.tokens for name, value in lists.items()},
-        **{f"{name}/offsets": value.offsets for name, value in lists.items()},
-    }
+    arrays: dict[str, Any] = {"choice_starts": prepared.choice_starts, "labels": prepared.labels}
+    for name in _TOKENS:
+        value = getattr(prepared, name)
+        arrays |= {f"{name}/tokens": value.tokens, f"{name}/offsets": value.offsets}
+    for name in _TEXTS:
+        texts = lists.of_texts(getattr(prepared, name))
+        arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
     storage.write_arrays(path, arrays, {"fingerprint": fingerprint})
 
 
@@ -149,39 +161,43 @@ def load(path: storage.PathLike, fingerprint: str | None = None) -> Prepared:
     Raises `UserError` if the file is missing, broken, no file of ours, or stale: made from other rows,
     another template, vocabulary or options than the fingerprint stands for.
     """
-    what = "A file of prepared rows"
-    arrays = storage.read_arrays(path, what=what)
-    try:
-        about = json.loads(arrays["about"].tobytes())
-        lists = {
-            name: TokenLists(arrays[f"{name}/tokens"], arrays[f"{name}/offsets"])
-            for name in ("inputs", "targets", "choices")
-        }
-        prepared = Prepared(
-            row_ids=tuple(about["row_ids"]),
-            texts=tuple(about["texts"]),
-            choice_starts=arrays["choice_starts"],
-            labels=arrays["labels"],
-            **lists,
-        )
-        found = about["fingerprint"]
-    except (KeyError, ValueError):
-        raise UserError(f"{what} is wanted at {str(path)!r}, but the file there is another kind.") from None
+    found, arrays = _read(path)
     if fingerprint is not None and found != fingerprint:
         raise UserError(
-            f"{what} with fingerprint {fingerprint} is wanted at {str(path)!r}, but {found} came: its rows, "
+            f"{WHAT} with fingerprint {fingerprint} is wanted at {str(path)!r}, but {found} came: its rows, "
             "template, vocabulary or options have changed since. Prepare the task again."
         )
-    return prepared
+
+    def tokens(name: str) -> TokenLists:
+        return TokenLists(arrays[f"{name}/tokens"], arrays[f"{name}/offsets"])
+
+    def texts(name: str) -> Texts:
+        return Texts(arrays[f"{name}/content"], arrays[f"{name}/offsets"])
+
+    return Prepared(
+        row_ids=texts("row_ids"),
+        texts=texts("texts"),
+        target_texts=texts("target_texts"),
+        choice_texts=texts("choice_texts"),
+        inputs=tokens("inputs"),
+        targets=tokens("targets"),
+        choices=tokens("choices"),
+        choice_starts=arrays["choice_starts"],
+        labels=arrays["labels"],
+    )
+
+
+def carried(path: storage.PathLike) -> str | None:
+    """Returns the fingerprint of a whole file of prepared rows; None where there is none."""
+    try:
+        return _read(path)[0]
+    except UserError:
+        return None
 
 
 def is_current(path: storage.PathLike, fingerprint: str) -> bool:
     """Whether a whole file with this fingerprint is there, so that nothing need be prepared again."""
-    try:
-        load(path, fingerprint)
-    except UserError:
-        return False
-    return True
+    return carried(path) == fingerprint
 
 
 def pad(rows: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N length"]:
@@ -203,9 +219,42 @@ def pad(rows: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N length"]:
     return padded
 
 
-def _joined(lists: Sequence[list[int]], longest: int, end: bool = True) -> TokenLists:
+def _cut(found: Sequence[list[int]], longest: int, end: bool = True) -> TokenLists:
     """Cuts every list, ends it with end-of-sequence if asked, and lays all end to end."""
-    kept = [[*tokens[: longest - 1], EOS] if end else tokens[:longest] for tokens in lists]
-    flat = [token for tokens in kept for token in tokens]
-    lengths = [len(tokens) for tokens in kept]
-    return TokenLists(np.array(flat, np.int32), np.cumsum([0, *lengths], dtype=np.int64))
+    kept = [[*tokens[: longest - 1], EOS] if end else tokens[:longest] for tokens in found]
+    flat = np.fromiter(itertools.chain.from_iterable(kept), np.int32)
+    return TokenLists(flat, lists.edges(map(len, kept)))
+
+
+def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns the fingerprint and the arrays of a file, which stay on disk until they are looked at."""
+    where = storage.path(path)
+    try:
+        if "://" in os.fspath(where):
+            content = np.frombuffer(where.read_bytes(), np.uint8)
+        else:
+            content = np.memmap(os.fspath(where), np.uint8, "r").view(np.ndarray)
+    except FileNotFoundError:
+        raise UserError(f"{WHAT} is wanted at {str(path)!r}, but no file is there.") from None
+    except (OSError, ValueError) as error:  # ValueError is what mapping an empty file gives
+        raise UserError(f"{WHAT} is wanted at {str(path)!r}, but it cannot be read ({error}).") from error
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    try:
+        head = json.loads(content[8:start].tobytes())
+        about = head.pop("__metadata__")
+        size = start + max(told["data_offsets"][1] for told in head.values())
+        if size > len(content):
+            raise UserError(
+                f"{WHAT} at {str(path)!r} should have {size:,} bytes, but has {len(content):,}: it is no "
+                "whole safetensors file. Delete it and prepare the task again."
+            )
+        if about["format"] != str(storage.FORMAT) or head.keys() != _ARRAYS:
+            raise ValueError
+        return about["fingerprint"], {
+            name: content[slice(*(start + offset for offset in told["data_offsets"]))].view(
+                _DTYPES[told["dtype"]]
+            )
+            for name, told in head.items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{WHAT} is wanted at {str(path)!r}, but the file there is another kind.") from None

@@ -54,7 +54,7 @@ def open_split(
     if source.kind == "tfds":
         return _open_tfds(source, theirs, data_dir)
     if source.kind == "hub":
-        return _open_hub(source, theirs)
+        return _open_hub(dataset, source, theirs)
     if source.kind == "function":
         return _open_function(source, theirs)
     assert data_dir is not None  # or else `choose` would have found none of the files
@@ -72,7 +72,7 @@ def choose(dataset: Dataset, data_dir: storage.PathLike | None = None) -> Source
     if data_dir is not None:
         root = storage.existing_directory(data_dir, what="A directory of datasets", remedy=remedy)
     for source in dataset.sources:
-        if source.kind == "function" or _prepared(source, root) or (root and _placed(dataset, source, root)):
+        if source.kind == "function" or prepared_at(source, root) or (root and _placed(dataset, source, root)):
             return source
     for source in dataset.sources:
         if source.kind == "hub" or (source.kind == "tfds" and not source.manual):
@@ -152,13 +152,14 @@ def _in_memory(source: Source, origin: str, rows: Sequence[Mapping[str, Any]]) -
     return Opened(source, origin, len(rows), lambda numbers: [rows[number] for number in numbers])
 
 
-def _open_hub(source: Source, split: str) -> Opened:
+def _open_hub(dataset: Dataset, source: Source, split: str) -> Opened:
+    own = f" Or: {_remedy(dataset)}" if any(other.files or other.manual for other in dataset.sources) else ""
     try:
         hub = importlib.import_module("datasets")
     except ImportError:
         raise UserError(
             f"{source.name!r} is read from the Hugging Face hub with the package `datasets`, which is not "
-            "installed. Install the extra: pip install 'elm_jax[hub]'."
+            f"installed. Install the extra: pip install 'elm_jax[hub]'.{own}"
         ) from None
     origin = "/".join(["hub:" + source.name, *([source.config] if source.config else []), split])
     try:
@@ -166,12 +167,12 @@ def _open_hub(source: Source, split: str) -> Opened:
     except Exception as error:  # whatever its network, files and scripts may raise
         raise UserError(
             f"{origin!r} could not be loaded from the hub ({_reason(error)}). Where the hub is out of reach, "
-            "load it once elsewhere and bring its cache along."
+            f"load it once elsewhere and bring its cache along.{own}"
         ) from error
     return Opened(source, origin, len(rows), lambda numbers: list(rows.select(numbers)))
 
 
-def _prepared(source: Source, root: epath.Path | None) -> epath.Path | None:
+def prepared_at(source: Source, root: epath.Path | None) -> epath.Path | None:
     """Returns where TFDS has prepared a dataset, if it has."""
     if source.kind != "tfds":
         return None
@@ -188,7 +189,7 @@ def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) ->
 
     root = storage.path(data_dir) if data_dir is not None else None
     try:
-        place = _prepared(source, root)
+        place = prepared_at(source, root)
         if place is not None:
             builder = tfds.builder_from_directory(place)
         else:

@@ -6,7 +6,7 @@ by `mini` and need neither.
 """
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax import names, storage
@@ -182,6 +182,19 @@ def examples(
     """
     template = template_for(spec, templates_dir)
     found = load_rows(spec, split, data_dir, seed=seed, rows=rows, faithful=faithful)
+    return render_rows(spec, split, found, template, truncate=truncate, faithful=faithful)
+
+
+def render_rows(
+    spec: TaskSpec,
+    split: str,
+    found: Sequence[Mapping[str, Any]],
+    template: Template,
+    *,
+    truncate: int | None = TRUNCATE,
+    faithful: Collection[str] = (),
+) -> Renderings:
+    """Returns what `examples` does, of rows that `load_rows` gave; several prompts may share them."""
     if not _is_embedded(spec) and datasets()[spec.dataset].template is not None:
         truncate = None
     renderings = render(found, template, truncate=truncate, keep_empty="empty_renderings" in faithful)

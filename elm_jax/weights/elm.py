@@ -42,12 +42,20 @@ def load(where: storage.PathLike) -> Base:
     remedy = "Train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
     told = storage.read_json(directory / CONFIG, what="A base model's configuration")
+    for name in ("network", "fingerprint"):
+        if name not in told:
+            raise UserError(
+                f"{str(directory / CONFIG)!r} lacks {name!r}. Restore it, or train the base again."
+            )
     known = {field.name for field in fields(T5Config)}
-    config = T5Config(**{name: value for name, value in told["network"].items() if name in known})
+    try:
+        config = T5Config(**{name: value for name, value in told["network"].items() if name in known})
+    except ValueError as error:
+        raise UserError(f"{str(directory / CONFIG)!r} describes no network: {error}") from None
     file = directory / PARAMS
-    flat = paths.stack_layers(storage.read_arrays(file, what="A base model's parameters"))
-    check(flat, config, where=str(file))
-    base = of(config, paths.unflatten(flat))
+    apart = storage.read_arrays(file, what="A base model's parameters")
+    check(apart, config, where=str(file))
+    base = of(config, paths.unflatten(paths.stack_layers(apart)))
     if base.fingerprint != told["fingerprint"]:
         raise UserError(
             f"The base at {str(directory)!r} should have fingerprint {told['fingerprint']}, but has "
@@ -57,8 +65,10 @@ def load(where: storage.PathLike) -> Base:
 
 
 def check(flat: dict[str, np.ndarray], config: T5Config, *, where: str) -> None:
-    """Refuses parameters whose names or shapes are not those of the network."""
-    wanted = paths.flatten(jax.eval_shape(lambda: init_params(jax.random.key(0), config)))
+    """Refuses parameters, named layer by layer, whose names or shapes are not those of the network."""
+    wanted = jax.eval_shape(
+        lambda: paths.unstack_layers(paths.flatten(init_params(jax.random.key(0), config)))
+    )
     for path, leaf in wanted.items():
         if path not in flat:
             raise UserError(f"{where!r} should hold {path!r} of shape {leaf.shape}, but lacks it.")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elm_jax.engine import evaluate
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
-from elm_jax.models.t5 import T5, init_params
+from elm_jax.models.t5 import T5
 from elm_jax.scoring import buckets, likelihood
 from elm_jax.scoring.buckets import Row
 from elm_jax.training.step import stack
@@ -21,23 +21,12 @@ RNG = np.random.default_rng(4)
 
 def row(prompt: int, *answers: int) -> Row:
     """A row of random tokens with these lengths."""
-    return Row(RNG.integers(3, 96, prompt), [RNG.integers(3, 96, length) for length in answers])
+    return Row(RNG.integers(3, 48, prompt), [RNG.integers(3, 48, length) for length in answers])
 
 
 # One choice and 79, answers of one token and of four, prompts at and between the steps of the ladder.
 ROWS = [row(3, 1), row(8, 2), row(14, 3, 4, 1), row(5, *[1, 2] * 39, 2), row(13, 4, 4, 4), row(7, 2)]
 EXPERTS = 3
-
-
-@pytest.fixture(scope="module")
-def config(config):
-    """One layer a stack: what the layers do is asked in tests of the network."""
-    return replace(config, num_encoder_layers=1, num_decoder_layers=1)
-
-
-@pytest.fixture(scope="module")
-def base(config):
-    return init_params(jax.random.key(0), config)
 
 
 @pytest.fixture(scope="module")

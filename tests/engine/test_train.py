@@ -13,8 +13,6 @@ from elm_jax.engine.train import Job, Plan
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
-from elm_jax.models.t5 import init_params
 
 PLAN = Plan("bottleneck", batch_size=4, width=4, z_loss=0.01, label_smoothing=0.1, save_every=4)
 FULL = Plan("full", batch_size=4, optimizer="adafactor", schedule="constant", warmup=3)
@@ -35,25 +33,6 @@ JOBS = [
     job("b", 3, 6, steps=13, rate=5e-4, seed=6),
     job("c", 9, 8, steps=20, rate=2e-4, seed=2**31 - 1),
 ]
-
-
-@pytest.fixture(scope="module")
-def config():
-    return size(
-        "tiny",
-        vocab_size=48,
-        emb_dim=16,
-        num_heads=2,
-        head_dim=8,
-        mlp_dim=24,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-    )
-
-
-@pytest.fixture(scope="module")
-def base(config):
-    return init_params(jax.random.key(0), config)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +136,25 @@ def test_progress_comes_every_ten_steps_and_at_the_end(config, base):
     train.train_group(config, base, jobs, PLAN, progress=lambda done, loss: told.append((done, loss)))
     assert [done for done, _ in told] == [10, 13]
     assert all(0 < loss < 10 for _, loss in told)
+
+
+def test_one_step_of_adam_moves_by_the_rate_of_the_first_step(config, base):
+    (found,) = train.train_group(config, base, [replace(JOBS[0], steps=1, rate=0.25)], PLAN)
+    assert distance(found, ex.init("bottleneck", jax.random.key(5), base, 4)) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_with_an_epoch_a_step_the_order_of_rows_is_nothing_and_their_pairing_all(config, base):
+    rows = job("rows", 4, 8, steps=20, rate=1e-3)
+
+    def trained(prompts, targets):
+        made = replace(
+            rows, prompts=[rows.prompts[at] for at in prompts], targets=[rows.targets[at] for at in targets]
+        )
+        return train.train_group(config, base, [made], PLAN)[0]
+
+    ordered = trained([0, 1, 2, 3], [0, 1, 2, 3])
+    assert_close([trained([2, 0, 3, 1], [2, 0, 3, 1])], [ordered])
+    assert distance(trained([2, 0, 3, 1], [0, 1, 2, 3]), ordered) > 1e-3
 
 
 def test_no_steps_give_the_fresh_expert(config, base):

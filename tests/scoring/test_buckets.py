@@ -70,29 +70,40 @@ def test_only_the_last_batch_of_a_bucket_is_filled_up(drawn):
 
 @pytest.mark.parametrize(
     ("prompt", "answers", "shape"),
-    [
-        (1, [1], (16, 1, 4)),
-        (16, [4, 1], (16, 2, 4)),
-        (17, [2, 5, 1], (24, 4, 8)),
-        (1024, [256] * 79, (1024, 96, 256)),
-    ],
+    [(1, [1], (4, 1, 2)), (4, [2, 1], (4, 2, 2)), (5, [1, 3, 1], (9, 5, 3)), (9, [3] * 5, (9, 5, 3))],
 )
-def test_a_bucket_is_the_smallest_that_holds_prompt_choices_and_longest_answer(prompt, answers, shape):
+def test_a_bucket_is_the_smallest_that_holds_prompt_choices_and_longest_answer(
+    monkeypatch, prompt, answers, shape
+):
+    monkeypatch.setattr(buckets, "LADDER", (4, 9))
+    monkeypatch.setattr(buckets, "CHOICES", (1, 2, 5))
+    monkeypatch.setattr(buckets, "TOKENS", (2, 3))
     assert buckets.shape_of(Row([5] * prompt, [[5] * length for length in answers])) == shape
 
 
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
-        (Row([5] * 1025, [[5]]), "prompt length of at most 1024 is wanted, but one of 1025 came"),
-        (Row([5], [[5]] * 129), "number of choices of at most 128 is wanted, but one of 129 came"),
-        (Row([5], [[5], [5] * 257]), "answer length of at most 256 is wanted, but one of 257 came"),
-        (Row([5], []), "at least one answer choice a row, but a row with none came"),
-    ],
-)
-def test_a_row_that_fits_no_bucket_is_refused_before_any_is_scored(row, told):
-    with pytest.raises(UserError, match=told):
+def test_the_longest_prompt_of_the_original_and_its_79_choices_have_a_bucket():
+    length, choices, tokens = buckets.shape_of(Row([5] * 768, [[5] * 256] * 79))
+    assert (length >= 768, choices >= 79, tokens >= 256) == (True, True, True)
+
+
+@pytest.mark.parametrize("what", ["prompt length", "number of choices", "answer length"])
+def test_a_row_too_large_for_every_bucket_is_refused_before_any_is_scored(what):
+    most = {
+        "prompt length": buckets.LADDER[-1],
+        "number of choices": buckets.CHOICES[-1],
+        "answer length": buckets.TOKENS[-1],
+    }
+    prompt, choices, tokens = ((most[name] + 1) if name == what else 1 for name in most)
+    row = Row([5] * prompt, [[5]] * (choices - 1) + [[5] * tokens])
+    with pytest.raises(
+        UserError, match=f"A {what} of at most {most[what]} is wanted, but one of {most[what] + 1}"
+    ):
         next(buckets.batches([Row([5], [[5]]), row], batch_size=2))
+
+
+def test_a_row_without_choices_is_refused():
+    with pytest.raises(UserError, match="at least one answer choice a row, but a row with none came"):
+        next(buckets.batches([Row([5], [])], batch_size=2))
 
 
 def test_no_rows_make_no_batches():

@@ -81,7 +81,7 @@ def test_lists_are_read_like_any_sequence(words):
         max_size=8,
     )
 )
-def test_what_was_saved_comes_back(words, tmp_path_factory, rows):
+def test_what_was_saved_comes_back_with_its_texts(words, tmp_path_factory, rows):
     found = [
         example(at, text, choices, len(choices) - 1 if choices else None)
         for at, (text, choices) in enumerate(rows)
@@ -90,7 +90,7 @@ def test_what_was_saved_comes_back(words, tmp_path_factory, rows):
     file = tmp_path_factory.mktemp("p") / "x.safetensors"
     prepared.save(file, made, "f" * 16)
     back = prepared.load(file, "f" * 16)
-    assert (back.row_ids, back.texts) == (made.row_ids, made.texts)
+    assert list(prepared.Examples(back, "f" * 16)) == found
     for name in ("inputs", "targets", "choices"):
         ours, theirs = getattr(made, name), getattr(back, name)
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)
@@ -107,7 +107,7 @@ def test_a_stale_missing_or_foreign_file_is_refused(words, tmp_path):
     prepared.save(file, made, "a" * 16)
     assert prepared.is_current(file, "a" * 16)
     assert not prepared.is_current(file, "b" * 16)
-    assert prepared.load(file).row_ids == ("row-0",)
+    assert list(prepared.load(file).row_ids) == ["row-0"]
     with pytest.raises(UserError, match=r"fingerprint b{16} is wanted .* but a{16} came"):
         prepared.load(file, "b" * 16)
     with pytest.raises(UserError, match="no file is there"):
@@ -120,18 +120,34 @@ def test_a_stale_missing_or_foreign_file_is_refused(words, tmp_path):
         prepared.load(file)
 
 
-def test_the_fingerprint_changes_with_rows_template_vocabulary_and_options(words, tmp_path):
+def test_the_fingerprint_changes_with_data_template_options_vocabulary_and_lengths(words, tmp_path):
     other = vocabulary.train(["aa bb"], tmp_path / "m", 50, kind="word", extra_ids=0)
-    rows, template = [{"text": "aa"}], {"jinja": "{{text}}"}
-    prints = [
-        prepared.fingerprint(rows, template, words, max_input=4),
-        prepared.fingerprint([{"text": "bb"}], template, words, max_input=4),
-        prepared.fingerprint(rows, {"jinja": "{{text}} ?"}, words, max_input=4),
-        prepared.fingerprint(rows, template, other, max_input=4),
-        prepared.fingerprint(rows, template, words, max_input=5),
+    data, template = {"file": "reviews.jsonl", "bytes": "0123"}, {"jinja": "{{text}}"}
+    rendered = [
+        prepared.rendering(data, template, seed=1),
+        prepared.rendering({**data, "bytes": "4567"}, template, seed=1),
+        prepared.rendering(data, {"jinja": "{{text}} ?"}, seed=1),
+        prepared.rendering(data, template, seed=2),
     ]
-    assert len(set(prints)) == 5
-    assert prints[0] == prepared.fingerprint(rows, template, words, max_input=4)
+    made = [prepared.fingerprint(each, words, max_input=4, max_target=4) for each in rendered]
+    made += [
+        prepared.fingerprint(rendered[0], other, max_input=4, max_target=4),
+        prepared.fingerprint(rendered[0], words, max_input=5, max_target=4),
+        prepared.fingerprint(rendered[0], words, max_input=4, max_target=5),
+        prepared.fingerprint(rendered[0], words, max_input=4, max_target=4, input_eos=False),
+    ]
+    assert len(set(made)) == 8
+    assert all(each.startswith(rendered[0] + "-") for each in [made[0], *made[4:]])
+    assert made[0] == prepared.fingerprint(
+        prepared.rendering(data, template, seed=1), words, max_input=4, max_target=4
+    )
+
+
+def test_a_row_whose_target_is_none_of_its_choices_has_no_label(words):
+    outside = PromptedExample("row-9", "aa", "cc", ("bb", "dd"), None)
+    made = prepared.prepare([outside], words, max_input=4, max_target=4)
+    assert made.labels.tolist() == [-1]
+    assert len(prepared.choices_of(made, 0)) == 2
 
 
 def test_bad_input_is_named(words):
@@ -139,7 +155,7 @@ def test_bad_input_is_named(words):
         prepared.prepare([], words, max_input=4, max_target=4)
     with pytest.raises(UserError, match="max_input=4 and max_target=1 came"):
         prepared.prepare([example(0, "aa")], words, max_input=4, max_target=1)
-    for label in (None, -1, 2):
+    for label in (-1, 2):
         bad = PromptedExample("row-9", "aa", "bb", ("bb", "cc"), label)
         with pytest.raises(UserError, match=f"'row-9' has 2 choices, but its label is {label}"):
             prepared.prepare([bad], words, max_input=4, max_target=4)
@@ -166,3 +182,26 @@ def test_twenty_thousand_rows_are_read_back_and_padded_in_a_second(words, tmp_pa
     taken = time.perf_counter() - start
     assert batch.shape == (20_000, 32)
     assert taken < 1.0
+
+
+def test_a_local_file_is_mapped_and_not_read_whole(words, tmp_path):
+    prepared.save(
+        tmp_path / "x", prepared.prepare([example(0, "aa")], words, max_input=4, max_target=4), "a" * 16
+    )
+    back = prepared.load(tmp_path / "x")
+    owner = back.inputs.tokens
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, np.memmap)
+
+
+@given(st.integers(0, 900))
+def test_a_file_that_was_cut_anywhere_is_refused(words, tmp_path_factory, kept):
+    file = tmp_path_factory.mktemp("b") / "x"
+    prepared.save(file, prepared.prepare([example(0, "aa")], words, max_input=4, max_target=4), "a" * 16)
+    content = file.read_bytes()
+    assert len(content) > 900
+    file.write_bytes(content[:kept])
+    assert prepared.carried(file) is None
+    with pytest.raises(UserError):
+        prepared.load(file)

@@ -148,6 +148,8 @@ def test_without_the_hubs_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"'owner/reviews' .* pip install 'elm_jax\[hub\]'"):
         sources.open_split(dataset(HUB), "train")
+    with pytest.raises(UserError, match=r"elm_jax\[hub\]'\. Or: Place 'reviews/train.jsonl' in a directory"):
+        sources.open_split(dataset(HUB, files()), "train")
 
 
 class Rows(list):

@@ -1,4 +1,4 @@
-"""What these tests share: XLA compiles for them in a third of the time, into programs that run slower."""
+"""What these tests share: XLA compiling fast rather than well."""
 
 import jax
 import pytest

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.training.loss import answer_loss
+from elm_jax.training import loss
+
+answer_loss = jax.jit(loss.answer_loss, static_argnames=("z_loss", "label_smoothing"))
 
 # Two rows of two tokens over a vocabulary of three: Z is 8, 4, 2 and 7, and the last token is padding.
 Z = np.array([[8.0, 4.0], [2.0, 7.0]])
@@ -53,13 +55,13 @@ def test_the_mean_is_over_tokens_not_over_rows():
 @pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.1}])
 def test_targets_of_padding_alone_give_zero_and_a_gradient_of_zero(options):
     targets = np.zeros((2, 2), np.int32)
-    value, gradient = jax.value_and_grad(lambda logits: answer_loss(logits, targets, **options))(LOGITS)
+    value, gradient = jax.value_and_grad(answer_loss)(LOGITS, targets, **options)
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros((2, 2, 3)))
 
 
 def test_logits_at_padding_get_no_gradient_and_the_real_ones_p_minus_target():
-    gradient = jax.grad(lambda logits: answer_loss(logits, TARGETS))(LOGITS)
+    gradient = jax.grad(answer_loss)(LOGITS, TARGETS)
     p = P / Z[..., None]
     wanted = (p - np.eye(3)[TARGETS]) / 3
     wanted[1, 1] = 0

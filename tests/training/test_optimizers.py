@@ -1,5 +1,6 @@
 """Optimisers and schedules: their first steps by hand, and where they end."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from elm_jax.training import optimizers
 
 def directions(optimizer, *gradients, params=None):
     params = params or gradients[0]
+    update = jax.jit(optimizer.update)
     state, found = optimizer.init(params), []
     for gradient in gradients:
-        direction, state = optimizer.update(gradient, state, params)
+        direction, state = update(gradient, state, params)
         found.append(direction)
     return found
 

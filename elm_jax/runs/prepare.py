@@ -1,0 +1,186 @@
+"""`elm prepare`: renders and tokenises tasks once, a file a task and split, so that no run does it again.
+
+A file that is there and current is left alone; whatever went into one and has changed since (its data, its
+template, the vocabulary, the options) makes it stale, and it is made anew. Files appear whole, so work that
+was stopped goes on with the tasks that are left.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.prompting.templates import Template
+from elm_jax.records import TaskSpec
+from elm_jax.runs import data
+from elm_jax.runs.data import Lengths, Source
+from elm_jax.runs.progress import Stages
+from elm_jax.tasks import identity, prepared, specs
+from elm_jax.tasks.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task and split to prepare: all that a process must be told."""
+
+    spec: TaskSpec
+    source: Source
+    lengths: Lengths
+    pieces: Vocabulary
+    file: epath.Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task and split."""
+
+    task: str
+    split: str
+    file: str
+    rows: int
+    made: bool  # now, and not before
+    skipped: int | None = None  # rows of the dataset that gave no example
+    outside: int | None = None  # examples whose target is none of their choices
+
+
+def prepare(
+    *,
+    tasks: Sequence[str],
+    pieces: Vocabulary,
+    source: Source,
+    lengths: Lengths | None = None,
+    processes: int = 1,
+    stages: Stages | None = None,
+) -> list[Outcome]:
+    """Prepares tasks named by id, dataset or group below `source.prepared`; returns what became of each.
+
+    Training and evaluation whose source, vocabulary and lengths are the same read the rows from there. More
+    than one process are fresh ones (spawned), so a script that asks for them keeps its own work under
+    `if __name__ == "__main__"`. A task that cannot be prepared leaves nothing behind and does not keep the
+    others from it; in the end it is a `UserError`.
+    """
+    if source.prepared is None:
+        raise UserError("A directory to prepare rows in is wanted, but none was named.")
+    lengths, stages = lengths or Lengths(), stages or Stages()
+    outcomes: dict[str, Outcome] = {}
+    problems: dict[str, str] = {}
+    jobs = {}
+    chosen = data.choose(tasks)
+    with stages.stage("look for what is prepared", len(chosen)) as advance:
+        for done, spec in enumerate(chosen, start=1):
+            file = data.prepared_file(source.prepared, spec, data.split_of(spec, source))
+            job = Job(spec, source, lengths, pieces, file)
+            kept = _kept(job) if file.exists() else None
+            if kept is None:
+                jobs[spec.id] = job
+            else:
+                outcomes[spec.id] = kept
+            advance(done, "")
+    title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
+    with stages.stage(title, len(jobs)) as advance:
+        for done, (task, result) in enumerate(_results(list(jobs.values()), processes), start=1):
+            if isinstance(result, Outcome):
+                outcomes[task] = result
+            else:
+                problems[task] = result
+            advance(done, task)
+    if problems:
+        raise UserError(_told(problems, len(chosen)))
+    return [outcomes[spec.id] for spec in chosen]
+
+
+def work(jobs: Sequence[Job]) -> list[tuple[str, Outcome | str]]:
+    """Prepares tasks whose rows are the same; of each, what became of it, or in a sentence what is wrong."""
+    return list(_worked(jobs))
+
+
+def _worked(jobs: Sequence[Job]) -> Iterator[tuple[str, Outcome | str]]:
+    rows = None
+    for job in jobs:
+        try:
+            template = specs.template_for(job.spec, job.source.templates_dir)
+            if rows is None:
+                rows = _rows(job)
+            yield job.spec.id, _one(job, rows, template)
+        except UserError as error:
+            yield job.spec.id, str(error)
+
+
+def _rows(job: Job) -> list[dict[str, Any]]:
+    source, split = job.source, data.split_of(job.spec, job.source)
+    return specs.load_rows(job.spec, split, source.data_dir, seed=source.seed, rows=source.limit)
+
+
+def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Outcome:
+    """Renders and tokenises one task into its file."""
+    split = data.split_of(job.spec, job.source)
+    rendered = specs.render_rows(job.spec, split, rows, template)
+    made = data.prepare(rendered.examples[: job.source.limit], job.pieces, job.lengths)
+    # Only now: what the first reading fetches (TFDS's files) is a part of the fingerprint.
+    prepared.save(job.file, made, _fingerprint(job))
+    return Outcome(
+        job.spec.id, split, str(job.file), len(made.labels), True, rendered.skipped, rendered.outside
+    )
+
+
+def _fingerprint(job: Job) -> str:
+    return data.fingerprint(data.rendering(job.spec, job.source), job.pieces, job.lengths)
+
+
+def _kept(job: Job) -> Outcome | None:
+    """Returns what is prepared already; None where it is stale, or where that cannot be told."""
+    try:
+        if not prepared.is_current(job.file, _fingerprint(job)):
+            return None
+    except UserError:  # no template or no source: making it will say so
+        return None
+    rows = len(prepared.load(job.file).labels)
+    return Outcome(job.spec.id, data.split_of(job.spec, job.source), str(job.file), rows, False)
+
+
+def _results(jobs: Sequence[Job], processes: int) -> Iterator[tuple[str, Outcome | str]]:
+    """Yields every task with its outcome, or with what is wrong, in the order they end."""
+    if min(processes, len(jobs)) <= 1:
+        for group in _groups(jobs, len(jobs)):
+            yield from _worked(group)
+        return
+    groups = _groups(jobs, -(-len(jobs) // processes))
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(groups)), mp_context=fresh) as pool:
+        try:
+            for future in as_completed([pool.submit(work, group) for group in groups]):
+                yield from future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that prepared tasks ended abruptly, perhaps for want of memory. What is done is "
+                "kept: run the same command again, with fewer processes."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _groups(jobs: Sequence[Job], most: int) -> list[list[Job]]:
+    """Puts together the tasks that read the same rows, at most so many, so that they are read once."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        try:
+            source = job.source
+            split = data.split_of(job.spec, source)
+            told = storage.fingerprint(identity.of_split(job.spec, split, source.data_dir, rows=source.limit))
+        except UserError:  # which preparing it says again
+            told = job.spec.id
+        groups.setdefault(told, []).append(job)
+    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), max(1, most))]
+
+
+def _told(problems: Mapping[str, str], tasks: int) -> str:
+    if tasks == 1:
+        return next(iter(problems.values()))
+    lines = "".join(f"\n  {task}: {problem}" for task, problem in problems.items())
+    return f"{len(problems)} of {tasks} tasks could not be prepared; the others are.{lines}"

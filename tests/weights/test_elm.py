@@ -1,0 +1,163 @@
+"""Our format of a base: what was saved comes back, and what was changed is refused by name."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.weights import elm
+
+NORM = "encoder/encoder_norm/scale"
+LAYER = "decoder/layers_1/mlp/wo/kernel"
+
+
+@pytest.fixture(scope="module")
+def base():
+    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12)
+    return elm.of(config, init_params(jax.random.key(0), config))
+
+
+@pytest.fixture
+def saved(base, tmp_path):
+    elm.save(tmp_path / "base", base)
+    return tmp_path / "base"
+
+
+def rewrite(saved, change):
+    """Changes the named tensors of a base on disk."""
+    file = saved / elm.PARAMS
+    arrays = storage.read_arrays(file, what="parameters")
+    change(arrays)
+    storage.write_arrays(file, arrays)
+
+
+def test_a_base_comes_back_with_the_same_shape_fingerprint_and_bytes(base, saved):
+    found = elm.load(saved)
+    assert (found.config, found.fingerprint) == (base.config, base.fingerprint)
+    assert jax.tree.structure(found.params) == jax.tree.structure(base.params)
+    before, after = paths.flatten(base.params), paths.flatten(found.params)
+    assert all(np.asarray(before[path]).tobytes() == after[path].tobytes() for path in before)
+
+
+def test_saving_what_was_loaded_writes_the_same_files(saved, tmp_path):
+    elm.save(tmp_path / "again", elm.load(saved))
+    for name in (elm.CONFIG, elm.PARAMS):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_tensors_on_disk_have_t5x_names_layer_by_layer(saved):
+    names = set(storage.read_arrays(saved / elm.PARAMS, what="parameters"))
+    assert {NORM, LAYER, "decoder/layers_0/mlp/wo/kernel", "decoder/logits_dense/kernel"} <= names
+    assert not any("/layers/" in name for name in names)
+
+
+def test_bfloat16_parameters_keep_their_type_and_fingerprint(base, tmp_path):
+    half = jax.tree.map(lambda leaf: np.asarray(leaf, bfloat16), base.params)
+    narrow = elm.of(replace(base.config, dtype="bfloat16"), half)
+    elm.save(tmp_path, narrow)
+    found = elm.load(tmp_path)
+    assert found.fingerprint == narrow.fingerprint != base.fingerprint
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype(bfloat16)}
+
+
+def test_the_fingerprint_stands_for_every_bit_of_every_parameter(base):
+    flat = {path: np.array(leaf) for path, leaf in paths.flatten(base.params).items()}
+    prints = {elm.of(base.config, paths.unflatten(flat)).fingerprint}
+    for path in flat:
+        changed = flat[path].copy()
+        changed.flat[-1] = np.nextafter(changed.flat[-1], np.float32(np.inf))
+        prints.add(elm.of(base.config, paths.unflatten({**flat, path: changed})).fingerprint)
+    assert len(prints) == len(flat) + 1
+    assert base.fingerprint in prints
+
+
+def test_a_changed_tensor_is_refused(saved):
+    def change(arrays):
+        arrays[NORM] = arrays[NORM] * np.float32(1.0001)
+
+    rewrite(saved, change)
+    with pytest.raises(UserError, match=r"base'.* should have fingerprint .* was changed"):
+        elm.load(saved)
+
+
+@pytest.mark.parametrize("name", [NORM, LAYER, "decoder/layers_0/mlp/wo/kernel"])
+def test_a_missing_tensor_is_named_with_its_file(saved, name):
+    rewrite(saved, lambda arrays: arrays.pop(name))
+    with pytest.raises(UserError, match=rf"params\.safetensors' should hold '{name}' of shape"):
+        elm.load(saved)
+
+
+@pytest.mark.parametrize("name", ["decoder/relpos", "decoder/layers_2/mlp/wo/kernel", "vision/kernel"])
+def test_a_tensor_too_many_is_named_with_its_file(saved, name):
+    rewrite(saved, lambda arrays: arrays.update({name: np.ones((12, 8), np.float32)}))
+    with pytest.raises(UserError, match=rf"params\.safetensors' holds '{name}', which the network"):
+        elm.load(saved)
+
+
+@pytest.mark.parametrize("name", [NORM, LAYER])
+def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(saved, name):
+    rewrite(saved, lambda arrays: arrays.update({name: np.ones((7, 3), np.float32)}))
+    wanted = {NORM: r"\(8,\)", LAYER: r"\(12, 8\)"}[name]
+    with pytest.raises(
+        UserError, match=rf"params\.safetensors' holds '{name}' as \(7, 3\); the network wants {wanted}"
+    ):
+        elm.load(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(saved, keep):
+    file = saved / elm.PARAMS
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"params\.safetensors' is no whole safetensors file"):
+        elm.load(saved)
+
+
+def test_a_missing_directory_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"no/base'.* no directory is there\. Train one with"):
+        elm.load(tmp_path / "no" / "base")
+
+
+@pytest.mark.parametrize("name", [elm.CONFIG, elm.PARAMS])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(UserError, match=f"{name}', but no file is there"):
+        elm.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda told: told.pop("network"), "lacks 'network'"),
+        (lambda told: told.pop("fingerprint"), "lacks 'fingerprint'"),
+        (lambda told: told.update(format=99), "should have format 1, but 99 came"),
+        (lambda told: told["network"].update(dtype="float16"), "float32 or bfloat16, but 'float16' came"),
+        (lambda told: told["network"].update(num_encoder_layers=3), "should hold 'encoder/layers_2/"),
+        (lambda told: told["network"].update(emb_dim=9), r"the network wants \(.*9"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(saved, change, told):
+    value = json.loads((saved / elm.CONFIG).read_text())
+    change(value)
+    (saved / elm.CONFIG).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=told):
+        elm.load(saved)
+
+
+def test_a_save_cut_short_leaves_no_base_to_load(base, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(storage, "write_json", full_disk)
+    with pytest.raises(UserError, match="the disk is full"):
+        elm.save(tmp_path, base)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"config\.json', but no file is there"):
+        elm.load(tmp_path)
