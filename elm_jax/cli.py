@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class OneSentence(TyperGroup):
     """Ends a user's mistake with one sentence and exit code 2, Ctrl-C with exit code 130."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Runs the verb."""
         try:
             return super().invoke(ctx)
@@ -399,11 +399,15 @@ def experts_remove(
 
 
 def open_run(run: str, data_dir: str | None, templates_dir: str | None, limit: int | None) -> "Run":
-    """Opens a run's directory with its base."""
-    from elm_jax.runs import base, data
+    """Opens a run's directory with its base; flags win over what the run remembers."""
+    from dataclasses import replace
 
-    source = data.Source(data_dir=data_dir, templates_dir=templates_dir, limit=limit)
-    return base.open_run(run, source=source)
+    from elm_jax.runs import base
+
+    opened = base.open_run(run)
+    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit}
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(opened, source=replace(opened.source, **given))
 
 
 def show_outcome(outcome: "Outcome") -> None:

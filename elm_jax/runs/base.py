@@ -5,7 +5,8 @@ cut into a beginning and a rest, as its language-model adaptation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
-REMEMBERED = "base.json"  # where a base outside the workspace lies
+REMEMBERED = "run.json"  # where the base lies and how data is read
 SENTINELS = 8  # enough for the spans of one short text
 
 
@@ -60,33 +61,44 @@ def open_run(
     lengths: Lengths | None = None,
     stages: Stages | None = None,
 ) -> Run:
-    """Opens a workspace with its base: the one it was first opened with, or its own.
+    """Opens a workspace with its base; what is not given is as it was when the workspace was last written.
 
-    `initial_checkpoint` is a base's directory; the workspace remembers it.
+    `initial_checkpoint` is a base's directory outside the workspace; the workspace remembers it.
     """
-    if initial_checkpoint is None:
-        workspace = Workspace.open(out)
-        base, pieces = load(_remembered(workspace))
-    else:
-        base, pieces = load(initial_checkpoint)
-        workspace = Workspace.open(out, create=True)
-        place = str(storage.path(initial_checkpoint).resolve())
-        storage.write_json(workspace.root / REMEMBERED, {"base": place})
-    source = source or Source()
+    if initial_checkpoint is not None:
+        remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
+    workspace = Workspace.open(out)
+    known = remembered(workspace)
+    base, pieces = load(known["base"] or workspace.base)
+    source = source or Source(**known["source"])
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
-    return Run(workspace, base, pieces, source, lengths or Lengths(), stages or Stages())
+    return Run(workspace, base, pieces, source, lengths or Lengths(**known["lengths"]), stages or Stages())
 
 
-def pieces_of(out: storage.PathLike) -> Vocabulary:
-    """Returns the vocabulary of a workspace's base, without reading the base."""
-    place = storage.path(_remembered(Workspace.open(out)))
-    return vocabulary.load(place / VOCABULARY, extra_ids=SENTINELS)
+def remember(
+    workspace: Workspace,
+    initial_checkpoint: storage.PathLike | None,
+    source: Source | None,
+    lengths: Lengths | None,
+) -> None:
+    """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags."""
+
+    def absolute(place: storage.PathLike | None) -> str | None:
+        return None if place is None else str(storage.path(place).resolve())
+
+    told = asdict(source or Source())
+    told |= {name: absolute(told[name]) for name in ("data_dir", "templates_dir", "prepared")}
+    note = {"base": absolute(initial_checkpoint), "source": told, "lengths": asdict(lengths or Lengths())}
+    storage.write_json(workspace.root / REMEMBERED, note)
 
 
-def _remembered(workspace: Workspace) -> storage.PathLike:
+def remembered(workspace: Workspace) -> dict[str, Any]:
+    """Returns what `remember` noted; the defaults where it never did."""
     note = workspace.root / REMEMBERED
-    return storage.read_json(note, what="The place of a base")["base"] if note.exists() else workspace.base
+    if note.exists():
+        return storage.read_json(note, what="A run's settings")
+    return {"base": None, "source": {}, "lengths": {}}
 
 
 def pretrain(

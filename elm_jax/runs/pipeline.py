@@ -64,9 +64,8 @@ def run(
             words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
         how = pretraining or bases.Pretraining()
         bases.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-    run = bases.open_run(
-        out, initial_checkpoint=initial_checkpoint, source=trained_on, lengths=lengths, stages=stages
-    )
+    bases.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
+    run = bases.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
     index(run, size=keys, text_format=text_format, ids=experts)

@@ -30,7 +30,7 @@ RENDERING = 1
 _DTYPES = {"I32": "<i4", "I64": "<i8", "U8": "u1"}
 _TOKENS = ("inputs", "targets", "choices")
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
-_ARRAYS = {"choice_starts", "labels"}
+_ARRAYS = {"fingerprint", "choice_starts", "labels"}
 _ARRAYS |= {f"{name}/{of}" for name in _TOKENS for of in ("tokens", "offsets")}
 _ARRAYS |= {f"{name}/{of}" for name in _TEXTS for of in ("content", "offsets")}
 
@@ -145,14 +145,19 @@ def fingerprint(
 
 def save(path: storage.PathLike, prepared: Prepared, fingerprint: str) -> None:
     """Writes prepared rows with the fingerprint of what they were made from."""
-    arrays: dict[str, Any] = {"choice_starts": prepared.choice_starts, "labels": prepared.labels}
+    arrays: dict[str, Any] = {
+        # Not in the file's metadata, whose order is another each time: the same rows give the same bytes.
+        "fingerprint": np.frombuffer(fingerprint.encode(), np.uint8),
+        "choice_starts": prepared.choice_starts,
+        "labels": prepared.labels,
+    }
     for name in _TOKENS:
         value = getattr(prepared, name)
         arrays |= {f"{name}/tokens": value.tokens, f"{name}/offsets": value.offsets}
     for name in _TEXTS:
         texts = lists.of_texts(getattr(prepared, name))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
-    storage.write_arrays(path, arrays, {"fingerprint": fingerprint})
+    storage.write_arrays(path, arrays)
 
 
 def load(path: storage.PathLike, fingerprint: str | None = None) -> Prepared:
@@ -250,11 +255,12 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
             )
         if about["format"] != str(storage.FORMAT) or head.keys() != _ARRAYS:
             raise ValueError
-        return about["fingerprint"], {
+        arrays = {
             name: content[slice(*(start + offset for offset in told["data_offsets"]))].view(
                 _DTYPES[told["dtype"]]
             )
             for name, told in head.items()
         }
+        return arrays["fingerprint"].tobytes().decode(), arrays
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{WHAT} is wanted at {str(path)!r}, but the file there is another kind.") from None

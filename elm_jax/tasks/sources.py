@@ -72,7 +72,11 @@ def choose(dataset: Dataset, data_dir: storage.PathLike | None = None) -> Source
     if data_dir is not None:
         root = storage.existing_directory(data_dir, what="A directory of datasets", remedy=remedy)
     for source in dataset.sources:
-        if source.kind == "function" or prepared_at(source, root) or (root and _placed(dataset, source, root)):
+        if (
+            source.kind == "function"
+            or prepared_at(source, root)
+            or (root and _placed(dataset, source, root))
+        ):
             return source
     for source in dataset.sources:
         if source.kind == "hub" or (source.kind == "tfds" and not source.manual):

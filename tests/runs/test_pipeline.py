@@ -212,3 +212,10 @@ def test_a_base_from_elsewhere_is_remembered(finished, tmp_path):
     out, _ = finished
     first = base.open_run(tmp_path / "new", initial_checkpoint=out / "base")
     assert base.open_run(tmp_path / "new").base.fingerprint == first.base.fingerprint
+
+
+def test_a_run_remembers_how_it_reads_data(finished):
+    out, _ = finished
+    opened = base.open_run(out)
+    assert opened.source == data.Source(limit=20, prepared=str(out.resolve() / "prepared"))
+    assert opened.lengths == data.Lengths(prompt=24, answer=8)

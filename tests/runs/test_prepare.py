@@ -1,0 +1,209 @@
+"""Preparing: once, whole, noticed when stale, and read by whatever asks for a task's rows."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.runs import data, prepare
+from elm_jax.runs.data import Lengths, Source
+from elm_jax.runs.progress import Stages
+from elm_jax.tasks import prepared, specs, vocabulary
+
+TASKS = ["mini_size_animal", "mini_sentiment_film"]
+LENGTHS = Lengths(prompt=24, answer=8)
+CLOZE = ["InputStoryid", *(f"InputSentence{n}" for n in range(1, 5))]
+CLOZE += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
+TEMPLATES = """\
+dataset: story_cloze
+templates:
+  1: !Template
+    answer_choices: "{{sentence_quiz1}} ||| {{sentence_quiz2}}"
+    id: "1"
+    jinja: "{{input_sentence_1}} What now? ||| {{answer_choices[answer_right_ending - 1]}}"
+    name: Novel Correct Ending
+"""
+MINI = "mini_size_animal/than a dog"
+NOVEL = "story_cloze/Novel Correct Ending"
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    words = [example.input for example in data.examples(specs.find_task(MINI), Source())]
+    return vocabulary.train(words, tmp_path_factory.mktemp("v") / "m.model", 300, kind="word", extra_ids=0)
+
+
+def made(tasks, pieces, directory, **changes):
+    source = Source(**{"limit": 20, "prepared": directory, **changes})
+    return prepare.prepare(tasks=tasks, pieces=pieces, source=source, lengths=LENGTHS, stages=Stages())
+
+
+@pytest.fixture
+def cloze(tmp_path):
+    """A directory of datasets and one of templates, small enough to be written here."""
+    (tmp_path / "t" / "story_cloze" / "2016").mkdir(parents=True)
+    (tmp_path / "t" / "story_cloze" / "2016" / "templates.yaml").write_text(TEMPLATES)
+    (tmp_path / "d" / "story_cloze").mkdir(parents=True)
+    write_cloze(
+        tmp_path, [["1", "a", "b", "c", "d", "yes", "no", "1"], ["2", "e", "f", "g", "h", "up", "in", "2"]]
+    )
+    return {"data_dir": tmp_path / "d", "templates_dir": tmp_path / "t", "limit": None}
+
+
+def write_cloze(place, rows):
+    with (place / "d" / "story_cloze" / "2016.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([CLOZE, *rows])
+
+
+def test_what_is_prepared_is_what_rendering_and_tokenising_give(pieces, tmp_path):
+    outcomes = made([*TASKS], pieces, tmp_path)
+    assert len(outcomes) == 4
+    for outcome in outcomes:
+        spec = specs.find_task(outcome.task)
+        rendered = data.examples(spec, Source(limit=20))
+        back = data.examples(spec, Source(limit=20, prepared=tmp_path))
+        assert isinstance(back, prepared.Examples)
+        assert tuple(back) == tuple(rendered)
+        ours, theirs = data.prepare(rendered, pieces, LENGTHS), data.prepare(back, pieces, LENGTHS)
+        assert theirs is back.prepared
+        for name in ("inputs", "targets", "choices"):
+            assert [row.tolist() for row in getattr(ours, name)] == [
+                row.tolist() for row in getattr(theirs, name)
+            ]
+        assert outcome.made
+        assert outcome.rows == len(rendered) == 20
+        assert (outcome.skipped, outcome.outside) == (0, 0)
+
+
+def test_rows_to_rank_are_the_same_from_the_cache(pieces, tmp_path):
+    made([MINI], pieces, tmp_path)
+    spec = specs.find_task(MINI)
+    rendered, back = (
+        data.examples(spec, Source(limit=20)),
+        data.examples(spec, Source(limit=20, prepared=tmp_path)),
+    )
+    for ours, theirs in zip(
+        data.rows(rendered, pieces, LENGTHS, task=MINI),
+        data.rows(back, pieces, LENGTHS, task=MINI),
+        strict=True,
+    ):
+        assert list(ours.prompt) == list(theirs.prompt)
+        assert [list(each) for each in ours.answers] == [list(each) for each in theirs.answers]
+
+
+def test_what_is_current_is_neither_rendered_nor_written_again(pieces, tmp_path, monkeypatch):
+    first = made(TASKS, pieces, tmp_path)
+    stamps = [os.stat(outcome.file).st_mtime_ns for outcome in first]
+
+    def never(*arguments, **options):
+        raise AssertionError("a row was read")
+
+    monkeypatch.setattr(specs, "load_rows", never)
+    again = made(TASKS, pieces, tmp_path)
+    assert [outcome.made for outcome in again] == [False] * 4
+    assert [outcome.rows for outcome in again] == [20] * 4
+    assert [os.stat(outcome.file).st_mtime_ns for outcome in again] == stamps
+
+
+def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(pieces, tmp_path, monkeypatch):
+    read = []
+    load_rows = specs.load_rows
+
+    def counted(spec, *arguments, **options):
+        read.append(spec.dataset)
+        return load_rows(spec, *arguments, **options)
+
+    monkeypatch.setattr(specs, "load_rows", counted)
+    made(TASKS, pieces, tmp_path)
+    assert sorted(read) == sorted(TASKS)
+
+
+def test_processes_give_the_same_bytes(pieces, tmp_path):
+    made(TASKS, pieces, tmp_path / "one")
+    source = Source(limit=20, prepared=tmp_path / "two")
+    outcomes = prepare.prepare(tasks=TASKS, pieces=pieces, source=source, lengths=LENGTHS, processes=2)
+    assert [outcome.task for outcome in outcomes] == [spec.id for spec in data.choose(TASKS)]
+    for outcome in outcomes:
+        spec = specs.find_task(outcome.task)
+        alone = data.prepared_file(tmp_path / "one", spec, spec.split)
+        assert alone.read_bytes() == data.prepared_file(tmp_path / "two", spec, spec.split).read_bytes()
+
+
+def test_a_file_that_is_half_there_is_made_again(pieces, tmp_path):
+    (outcome,) = made([MINI], pieces, tmp_path)
+    file = Path(outcome.file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    assert prepared.carried(file) is None
+    assert made([MINI], pieces, tmp_path)[0].made
+    assert file.read_bytes() == whole
+
+
+def test_a_change_of_data_template_vocabulary_or_options_makes_it_stale(pieces, tmp_path, cloze):
+    def again(pieces=pieces, lengths=LENGTHS, **changes):
+        source = Source(**{**cloze, "prepared": tmp_path / "p", **changes})
+        (outcome,) = prepare.prepare(tasks=[NOVEL], pieces=pieces, source=source, lengths=lengths)
+        return outcome.made
+
+    assert again()
+    assert not again()
+    write_cloze(
+        tmp_path, [["1", "a", "b", "c", "d", "yes", "no", "1"], ["2", "e", "f", "g", "h", "up", "in", "1"]]
+    )
+    assert again()
+    template = tmp_path / "t" / "story_cloze" / "2016" / "templates.yaml"
+    template.write_text(TEMPLATES.replace("What now?", "And then?"))
+    assert again()
+    assert not again()
+    assert again(seed=7)
+    assert again(limit=1)
+    assert again(lengths=Lengths(prompt=12, answer=8))
+    other = vocabulary.train(["aa bb"], tmp_path / "m", 50, kind="word", extra_ids=0)
+    assert again(pieces=other)
+    assert not again(pieces=other)
+
+
+def test_stale_rows_are_never_read(pieces, tmp_path, cloze):
+    source = Source(**cloze, prepared=tmp_path / "p")
+    prepare.prepare(tasks=[NOVEL], pieces=pieces, source=source, lengths=LENGTHS)
+    write_cloze(tmp_path, [["9", "new", "b", "c", "d", "yes", "no", "1"]])
+    found = data.examples(specs.find_task(NOVEL), source)
+    assert [example.input for example in found] == ["new What now?"]
+
+
+def test_rows_prepared_for_another_vocabulary_are_tokenised_anew(pieces, tmp_path):
+    made([MINI], pieces, tmp_path)
+    other = vocabulary.train(["the dog"], tmp_path / "m", 50, kind="word", extra_ids=0)
+    back = data.examples(specs.find_task(MINI), Source(limit=20, prepared=tmp_path))
+    assert isinstance(back, prepared.Examples)
+    assert data.prepare(back, other, LENGTHS).inputs[0].max() < other.size
+    assert data.prepare(back, pieces, Lengths(prompt=4, answer=8)).inputs[0].size == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds none"),
+        (b"InputStoryid,InputSentence1\n1,\xff\n", "line 2, is not UTF-8"),
+        (b"InputStoryid,InputSentence1\n1,a\0b\n", "line 2, holds a NUL byte"),
+        (b"InputStoryid,InputSentence1\n1,a,b\n", "2 columns are wanted"),
+        (b"InputStoryid,InputSentence1\n1," + b"a" * 10_000_000 + b"\n", "larger than field limit"),
+    ],
+    ids=["empty", "no UTF-8", "NUL", "columns", "10 MB"],
+)
+def test_bad_data_is_one_sentence_and_nothing_is_written(pieces, tmp_path, cloze, content, said):
+    (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        prepare.prepare(tasks=[NOVEL], pieces=pieces, source=Source(**cloze, prepared=tmp_path / "p"))
+    assert "2016.csv" in str(error.value)
+    assert not (tmp_path / "p").exists()
+
+
+def test_one_task_that_cannot_be_prepared_does_not_keep_the_others_from_it(pieces, tmp_path, cloze):
+    (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 2 tasks could not be prepared") as error:
+        made([NOVEL, MINI], pieces, tmp_path / "p", **cloze)
+    assert f"\n  {NOVEL}: Rows are wanted" in str(error.value)
+    assert data.prepared_file(tmp_path / "p", specs.find_task(MINI), "train").exists()
