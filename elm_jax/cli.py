@@ -66,6 +66,13 @@ GinBindings = Annotated[
     list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
 ]
 Limit = Annotated[int | None, typer.Option(help="Take at most so many rows of each task.")]
+Cache = Annotated[str | None, typer.Option("--cache", help="Directory of prepared rows; the run's own.")]
+VocabularyFile = Annotated[
+    str | None, typer.Option("--vocabulary", help="SentencePiece model; that of the run's base without it.")
+]
+ExtraIds = Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")]
+MaxPrompt = Annotated[int | None, typer.Option(help="Tokens of an input, the end included.")]
+MaxAnswer = Annotated[int | None, typer.Option(help="Tokens of an answer, the end included.")]
 DEFAULT_OUT = "elm_out"
 
 
@@ -90,6 +97,48 @@ def run(gin_file: GinFiles = None, gin_bindings: GinBindings = None) -> None:
 
 
 @app.command()
+def prepare(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    cache: Cache = None,
+    vocabulary: VocabularyFile = None,
+    extra_ids: ExtraIds = 100,
+    split: Annotated[str | None, typer.Option(help="Another split than each task's own.")] = None,
+    max_prompt: MaxPrompt = None,
+    max_answer: MaxAnswer = None,
+    processes: Annotated[int | None, typer.Option(help="How many at once; one a core without it.")] = None,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
+    from dataclasses import asdict, replace
+
+    from elm_jax.runs import base, data
+    from elm_jax.runs import prepare as runs
+
+    wanted = names or []
+    reading = base.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
+    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    source = given_to(reading.source, **given)
+    if split:
+        source = replace(source, splits={spec.dataset: split for spec in data.choose(wanted)})
+    made = runs.prepare(
+        tasks=wanted,
+        pieces=reading.pieces,
+        source=source,
+        lengths=given_to(reading.lengths, prompt=max_prompt, answer=max_answer),
+        processes=processes or os.cpu_count() or 1,
+    )
+    if as_json:
+        print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
+        return
+    for each in made:
+        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {runs.remark(each)}")
+
+
+@app.command()
 def train(
     names: Names = None,
     run: RunDir = DEFAULT_OUT,
@@ -100,6 +149,7 @@ def train(
     multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    cache: Cache = None,
     limit: Limit = None,
     seed: Seed = 0,
     gin_file: GinFiles = None,
@@ -112,7 +162,7 @@ def train(
     if gin_file:
         trained = recipes.bound(runs.train, gin_file, gin_bindings or [])()
     else:
-        opened = open_run(run, data_dir, templates_dir, limit)
+        opened = open_run(run, data_dir, templates_dir, limit, cache)
         budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, width=width)
         specs = data.choose(names or [])
         if multitask:
@@ -131,11 +181,12 @@ def index(
     text_format: Annotated[str, typer.Option(help="How a row is written as a key.")] = "instance_new",
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    cache: Cache = None,
 ) -> None:
     """Embed the keys of experts that lack them, so that routers find them."""
     from elm_jax.runs import index as runs
 
-    opened = open_run(run, data_dir, templates_dir, None)
+    opened = open_run(run, data_dir, templates_dir, None, cache)
     for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild):
         print(expert)
 
@@ -150,6 +201,7 @@ def route(
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
     """Which experts a task should use, and why."""
@@ -158,7 +210,7 @@ def route(
     from elm_jax.runs import data
     from elm_jax.runs import route as runs
 
-    opened = open_run(run, data_dir, templates_dir, None)
+    opened = open_run(run, data_dir, templates_dir, None, cache)
     selections = runs.route(opened, data.choose(names or []), router=router, experts=experts, queries=queries)
     if as_json:
         print(json.dumps([asdict(selection) for selection in selections], ensure_ascii=False))
@@ -179,6 +231,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    cache: Cache = None,
     limit: Limit = None,
     gin_file: GinFiles = None,
     gin_bindings: GinBindings = None,
@@ -190,7 +243,7 @@ def evaluate(
     if gin_file:
         show_outcome(recipes.bound(runs.evaluate, gin_file, gin_bindings or [])())
         return
-    opened = open_run(run, data_dir, templates_dir, limit)
+    opened = open_run(run, data_dir, templates_dir, limit, cache)
     specs = data.choose(names or [])
     show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
 
@@ -398,16 +451,24 @@ def experts_remove(
     Library.open(Workspace.open(run).library).remove(name)
 
 
-def open_run(run: str, data_dir: str | None, templates_dir: str | None, limit: int | None) -> "Run":
+def open_run(
+    run: str, data_dir: str | None, templates_dir: str | None, limit: int | None, cache: str | None = None
+) -> "Run":
     """Opens a run's directory with its base; flags win over what the run remembers."""
     from dataclasses import replace
 
     from elm_jax.runs import base
 
     opened = base.open_run(run)
-    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit}
-    given = {name: value for name, value in given.items() if value is not None}
-    return replace(opened, source=replace(opened.source, **given))
+    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    return replace(opened, source=given_to(opened.source, **given))
+
+
+def given_to(record: Any, **flags: Any) -> Any:
+    """Returns the record with the flags that were given."""
+    from dataclasses import replace
+
+    return replace(record, **{name: value for name, value in flags.items() if value is not None})
 
 
 def show_outcome(outcome: "Outcome") -> None:

@@ -13,6 +13,8 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tiny networks take longer to compile well than to run badly.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

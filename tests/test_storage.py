@@ -9,7 +9,6 @@ from ml_dtypes import bfloat16
 from elm_jax import storage
 from elm_jax.errors import UserError
 
-
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry2x32_p
 from jaxtyping import Float, Int
 
 from elm_jax.axes import Array
@@ -17,6 +18,7 @@ from elm_jax.models import experts as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
+LONGEST = 2**14  # rows may not be longer
 MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
 
 
@@ -91,6 +93,33 @@ class Dense(nn.Module):
         return flat.reshape(*x.shape[:-1], self.features)
 
 
+class Dropout(nn.Module):
+    """Dropout whose mask at a place depends on the key and the place alone, not on how far rows are padded.
+
+    So an expert trains the same beside neighbours with longer rows as it does alone; Flax's mask is drawn for
+    the whole padded array.
+    """
+
+    rate: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if not self.train or self.rate == 0.0:
+            return x
+        *leading, length, width = x.shape
+        # The last axis counts one word, all others the second, with room for any length on the padded axis.
+        row = np.arange(int(np.prod(leading, dtype=np.int64)), dtype=np.uint32) * np.uint32(LONGEST)
+        place = (row[:, None] + np.arange(length, dtype=np.uint32)).reshape(*leading, length, 1)
+        words = jax.random.key_data(self.make_rng("dropout"))[:2]
+        column = np.arange(width, dtype=np.uint32).reshape((1,) * (x.ndim - 1) + (width,))
+        bits = threefry2x32_p.bind(
+            *(jnp.broadcast_to(part, x.shape) for part in (words[0], words[1], place, column))
+        )[0]
+        kept = bits >= np.uint32(min(self.rate * 2**32, 2**32 - 1))
+        return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention without 1/sqrt(d), which T5 folds into its initial query weights."""
 
@@ -113,7 +142,7 @@ class Attention(nn.Module):
         value = heads("value", keys, _fan_in())
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
-        weights = nn.Dropout(config.dropout_rate, deterministic=not self.train)(weights)
+        weights = Dropout(config.dropout_rate, self.train)(weights)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return Dense(config.emb_dim, config.dtype, name="out")(mixed.reshape(*mixed.shape[:2], width))
 
@@ -129,5 +158,5 @@ class FeedForward(nn.Module):
         config = self.config
         gate = jax.nn.gelu(Dense(config.mlp_dim, config.dtype, name="wi_0")(x), approximate=True)
         hidden = gate * Dense(config.mlp_dim, config.dtype, name="wi_1")(x)
-        hidden = nn.Dropout(config.dropout_rate, deterministic=not self.train)(hidden)
+        hidden = Dropout(config.dropout_rate, self.train)(hidden)
         return Dense(config.emb_dim, config.dtype, name="wo")(hidden)

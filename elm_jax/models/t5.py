@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, Prompts
 from elm_jax.models import experts as ex
-from elm_jax.models.layers import MASKED, Attention, Dense, FeedForward, Norm, RelativePositions
+from elm_jax.models.layers import MASKED, Attention, Dense, Dropout, FeedForward, Norm, RelativePositions
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
@@ -45,7 +45,7 @@ class EncoderLayer(nn.Module):
         bias: Float[Array, "B H S S"],
     ) -> tuple[Array, None]:
         expert = ex.rows_of(expert, expert_of_row)
-        drop = nn.Dropout(self.config.dropout_rate, deterministic=not self.train)
+        drop = Dropout(self.config.dropout_rate, self.train)
         normed = Norm(self.config, name="pre_attention_layer_norm")(
             x, _of(expert, "pre_attention_layer_norm")
         )
@@ -73,7 +73,7 @@ class DecoderLayer(nn.Module):
         cross_bias: Float[Array, "B 1 1 S"],
     ) -> tuple[Array, None]:
         expert = ex.rows_of(expert, expert_of_row)
-        drop = nn.Dropout(self.config.dropout_rate, deterministic=not self.train)
+        drop = Dropout(self.config.dropout_rate, self.train)
         shape = x.shape
         apart = (shape[0] * shape[1], *shape[2:])  # every answer sees itself alone
         abreast = (shape[0], shape[1] * shape[2], shape[3])  # all answers look at one prompt
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
         expert_of_row: ExpertOfRow | None,
     ) -> Encoded:
         config = self.config
-        drop = nn.Dropout(config.dropout_rate, deterministic=not self.train)
+        drop = Dropout(config.dropout_rate, self.train)
         bias = RelativePositions(config, bidirectional=True, name="relpos_bias")(x.shape[1])
         bias = bias + jnp.where(real, 0.0, MASKED)[:, None, None, :]
         layers = _scanned(
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         expert_of_row: ExpertOfRow | None,
     ) -> Float[Array, "B C T V"]:
         config = self.config
-        drop = nn.Dropout(config.dropout_rate, deterministic=not self.train)
+        drop = Dropout(config.dropout_rate, self.train)
         length = x.shape[2]
         causal = np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED).astype(np.float32)
         self_bias = RelativePositions(config, bidirectional=False, name="relpos_bias")(length)

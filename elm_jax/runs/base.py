@@ -27,7 +27,7 @@ from elm_jax.weights.elm import Base
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
 REMEMBERED = "run.json"  # where the base lies and how data is read
-SENTINELS = 8  # enough for the spans of one short text
+SENTINELS = 16  # spans of one text at most
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ class Pretraining:
     max_target: int = 32  # of what follows a beginning
     span_share: float = 0.3
     span_length: float = 1.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read and tokenised: what of a run does not need its base."""
+
+    pieces: Vocabulary
+    source: Source
+    lengths: Lengths
 
 
 def load(where: storage.PathLike) -> tuple[Base, Vocabulary]:
@@ -74,6 +83,30 @@ def open_run(
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     return Run(workspace, base, pieces, source, lengths or Lengths(**known["lengths"]), stages or Stages())
+
+
+def reading(
+    out: storage.PathLike,
+    *,
+    vocabulary_file: storage.PathLike | None = None,
+    extra_ids: int = vocabulary.EXTRA_IDS,
+) -> Reading:
+    """Returns how a workspace reads rows, without its base being read.
+
+    With a vocabulary of one's own the workspace need not be there; prepared rows then go to where it will be.
+    """
+    workspace = Workspace.at(out) if vocabulary_file else Workspace.open(out)
+    known = remembered(workspace)
+    if vocabulary_file:
+        pieces = vocabulary.load(vocabulary_file, extra_ids)
+    else:
+        pieces = vocabulary.load(
+            storage.path(known["base"] or workspace.base) / VOCABULARY, extra_ids=SENTINELS
+        )
+    source = Source(**known["source"])
+    if source.prepared is None:
+        source = replace(source, prepared=workspace.prepared)
+    return Reading(pieces, source, Lengths(**known["lengths"]))
 
 
 def remember(
@@ -163,6 +196,7 @@ def pairs(
                     share=how.span_share,
                     mean_length=how.span_length,
                     rng=rng,
+                    most=SENTINELS,
                 )
             )
     return [prompt for prompt, _ in made], [target for _, target in made]

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
@@ -93,6 +93,17 @@ def prepare(
     if problems:
         raise UserError(_told(problems, len(chosen)))
     return [outcomes[spec.id] for spec in chosen]
+
+
+def remark(outcome: Outcome) -> str:
+    """Says in words what became of a task."""
+    if not outcome.made:
+        return "current already"
+    left = [
+        f"{outcome.skipped:,} rows not applied to" if outcome.skipped else "",
+        f"{outcome.outside:,} with a target outside the choices" if outcome.outside else "",
+    ]
+    return ", ".join(["made", *filter(None, left)])
 
 
 def work(jobs: Sequence[Job]) -> list[tuple[str, Outcome | str]]:
@@ -180,7 +191,14 @@ def _groups(jobs: Sequence[Job], most: int) -> list[list[Job]]:
 
 
 def _told(problems: Mapping[str, str], tasks: int) -> str:
+    """Returns what is wrong in one sentence, or in one a dataset where several tasks are concerned."""
     if tasks == 1:
         return next(iter(problems.values()))
-    lines = "".join(f"\n  {task}: {problem}" for task, problem in problems.items())
-    return f"{len(problems)} of {tasks} tasks could not be prepared; the others are.{lines}"
+    of_dataset: dict[str, list[str]] = {}
+    for task, problem in problems.items():
+        of_dataset.setdefault(names.split_id(task)[0], []).append(problem)
+    rest = "; the others are" if len(problems) < tasks else ""
+    lines = [f"{len(problems)} of {tasks} tasks could not be prepared{rest}."]
+    for dataset, found in of_dataset.items():
+        lines.append(f"  {dataset}, {len(found)} prompts: {found[0]}")
+    return "\n".join(lines)

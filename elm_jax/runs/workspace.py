@@ -27,6 +27,11 @@ class Workspace:
         remedy = "Make one with `elm quickstart --out DIR`, or name another with --run."
         return cls(storage.existing_directory(where, what="A run's directory", remedy=remedy))
 
+    @classmethod
+    def at(cls, where: storage.PathLike) -> "Workspace":
+        """Returns the workspace at `where`, be it there or not."""
+        return cls(storage.path(where))
+
     @property
     def base(self) -> epath.Path:
         """The frozen base: configuration, parameters, vocabulary."""

@@ -20,14 +20,16 @@ def corrupt_spans(
     share: float,
     mean_length: float,
     rng: np.random.Generator,
+    most: int | None = None,
 ) -> Pair:
-    """Masks about `share` of the tokens in spans of about `mean_length`; sentinels count down.
+    """Masks about `share` of the tokens in spans of about `mean_length`, at most `most` of them.
 
+    Sentinels count down from `sentinel`, one a span.
     At least one token is masked, and at least one is kept where there are two.
     """
     size = len(tokens)
     masked = min(max(1, round(size * share)), max(1, size - 1))
-    spans = min(max(1, round(masked / mean_length)), masked, size - masked + 1)
+    spans = min(max(1, round(masked / mean_length)), masked, size - masked + 1, most or size)
     # Cut the masked tokens into spans, none empty, and the kept ones into the gaps around them.
     lengths = np.diff([0, *np.sort(rng.choice(np.arange(1, masked), spans - 1, replace=False)), masked])
     gaps = np.sort(rng.choice(np.arange(size - masked + 1), spans, replace=False))

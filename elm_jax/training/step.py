@@ -56,7 +56,9 @@ def start(params: Params, optimizer: optax.GradientTransformation) -> GroupState
 
 def dropout_keys(seeds: Int[Array, " E"], step: Int[Array, " E"]) -> jax.Array:
     """Returns a dropout key for each expert that depends on its own seed and step alone."""
-    return jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(seeds, step)
+    return jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), at))(
+        seeds, step
+    )
 
 
 @lru_cache(maxsize=16)

@@ -1,17 +1,10 @@
-"""What the tests of engines share: a T5 of one layer a stack, and XLA compiling fast rather than well."""
+"""What the tests of engines share: a T5 of one layer a stack."""
 
 import jax
 import pytest
 
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """Preparing: once, whole, noticed when stale, and read by whatever asks for a task's rows."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from elm_jax import cli
 from elm_jax.errors import UserError
 from elm_jax.runs import data, prepare
 from elm_jax.runs.data import Lengths, Source
@@ -203,7 +205,24 @@ def test_bad_data_is_one_sentence_and_nothing_is_written(pieces, tmp_path, cloze
 
 def test_one_task_that_cannot_be_prepared_does_not_keep_the_others_from_it(pieces, tmp_path, cloze):
     (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(b"")
-    with pytest.raises(UserError, match="1 of 2 tasks could not be prepared") as error:
+    with pytest.raises(UserError, match="1 of 2 tasks could not be prepared; the others are") as error:
         made([NOVEL, MINI], pieces, tmp_path / "p", **cloze)
-    assert f"\n  {NOVEL}: Rows are wanted" in str(error.value)
+    assert "\n  story_cloze, 1 prompts: Rows are wanted" in str(error.value)
     assert data.prepared_file(tmp_path / "p", specs.find_task(MINI), "train").exists()
+
+
+def test_the_command_prepares_with_the_vocabulary_that_it_is_given(pieces, tmp_path, capsys):
+    vocabulary.train(["the dog is bigger"], tmp_path / "m.model", 50, kind="word")
+    asked = ["prepare", MINI, "--vocabulary", str(tmp_path / "m.model"), "--cache", str(tmp_path / "p")]
+    asked += ["--limit", "3", "--processes", "1", "--json"]
+    cli.app(asked, standalone_mode=False)
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["task"], told["split"], told["rows"], told["made"]) == (MINI, "train", 3, True)
+    assert len(prepared.load(told["file"]).inputs) == 3
+
+
+def test_the_command_without_a_run_or_a_vocabulary_says_what_it_wants(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["prepare", MINI, "--run", str(tmp_path / "none")])
+    assert stop.value.code == 2
+    assert "no directory is there" in capsys.readouterr().err

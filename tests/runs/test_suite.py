@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import gin
+import jax
 import pytest
 
 from elm_jax.runs import pipeline, recipes
@@ -11,6 +12,13 @@ from elm_jax.runs.quickstart import quickstart
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 RECIPES = Path(__file__).parents[2] / "gin" / "recipes"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_well():
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.slow
