@@ -42,7 +42,6 @@ class Pretraining:
     rate: float = 3e-3
     warmup: int = 20
     max_tokens: int = 64  # of one text
-    max_target: int = 32  # of what follows a beginning
     span_share: float = 0.3
     span_length: float = 1.5
 
@@ -186,7 +185,7 @@ def pairs(
     for number, text in enumerate(chosen):
         ids = long_enough[text]
         if number % 2:
-            made.append(denoise.cut_prefix(ids, eos=pieces.eos, rng=rng, longest=how.max_target))
+            made.append(denoise.cut_prefix(ids, eos=pieces.eos, rng=rng))
         else:
             made.append(
                 denoise.corrupt_spans(

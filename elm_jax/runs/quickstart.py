@@ -14,7 +14,7 @@ NOTE = (
     "The embedded suite: small tasks made by code, for seeing the method work. A tiny base was trained from "
     "scratch on plain statements of its facts; nothing here is a claim about the paper's numbers."
 )
-PRETRAINING = Pretraining(vocabulary_kind="word", steps=400, batch_size=192, rate=4e-3, max_target=9)
+PRETRAINING = Pretraining(vocabulary_kind="word", steps=400, batch_size=192, rate=4e-3)
 BUDGET = Budget(steps=80, batch_size=16, rate=1e-2, warmup=10, width=16, dropout=0.0)
 
 

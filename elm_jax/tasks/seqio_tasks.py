@@ -1,8 +1,8 @@
 """SeqIO tasks: every task in SeqIO's registry, for its Evaluator, its mixtures and T5X.
 
-`register` fills the registry, and nothing else here does; SeqIO and TensorFlow are imported when it is called.
-It reads no data: a task's rows are rendered, by the function that all of elm_jax renders with, when SeqIO asks
-for them, and handed over as tensors, so that the state of an iterator can be saved.
+`register` alone fills the registry; SeqIO and TensorFlow are imported when it is called. It reads no data: a
+task's rows are rendered, by the function that all of elm_jax renders with, when SeqIO asks for them, and are
+handed over as tensors, so that the state of an iterator can be saved.
 
 A module of one's own that T5X's gin files import is two lines:
 
@@ -20,10 +20,11 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import TRUNCATE
+from elm_jax.prompting.templates import TRUNCATE, Template
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import mini, specs, vocabulary
-from elm_jax.tasks.datasets import datasets
+from elm_jax.tasks.datasets import datasets, training
+from elm_jax.tasks.seqio_metrics import exact_match, rank_accuracy, rank_postprocess
 
 SCORE_EVAL = "_score_eval"
 """What the name of a task for rank classification ends with."""
@@ -59,70 +60,57 @@ def register(
     """Registers tasks (all without `wanted`) and their mixtures with SeqIO; what has these names is replaced.
 
     Each task is a `seqio.Task` to train on; one that has answer choices has a twin for rank classification,
-    with `_score_eval` after its name. Each dataset is a mixture under its own name, of equal rates, and so are
-    its twins; the tasks of the `multitask` groups are one mixture by T0's rates. `vocabulary` is one of
-    SeqIO's or the file of a SentencePiece model, which then gets `extra_ids` sentinels. The rest is what
-    `specs.examples` takes. `input_eos` is whether inputs end with end-of-sequence.
+    with `_score_eval` after its name. Each dataset is a mixture under its own name, of equal rates, and so
+    are its twins; the tasks of the `multitask` groups are one mixture by T0's rates. `vocabulary` is one of
+    SeqIO's or the file of a SentencePiece model, which then gets `extra_ids` sentinels. `input_eos` is
+    whether inputs end with end-of-sequence. The rest is what `specs.examples` takes.
     """
     import seqio
 
     if not isinstance(vocabulary, seqio.Vocabulary):
+        if not storage.path(vocabulary).is_file():
+            raise UserError(f"A SentencePiece model is wanted at {str(vocabulary)!r}, but no file is there.")
         vocabulary = seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=extra_ids)
-    features = {
-        "inputs": seqio.Feature(vocabulary, add_eos=input_eos),
-        "targets": seqio.Feature(vocabulary, add_eos=True),
+    pipeline = {
+        "output_features": {
+            "inputs": seqio.Feature(vocabulary, add_eos=input_eos),
+            "targets": seqio.Feature(vocabulary, add_eos=True),
+        },
+        "preprocessors": [
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
     }
-    preprocessors = [
-        seqio.preprocessors.tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        seqio.preprocessors.append_eos_after_trim,
-    ]
     reading = {"data_dir": data_dir, "templates_dir": templates_dir, "seed": seed, "rows": rows}
     reading |= {"truncate": truncate, "faithful": faithful}
     found = specs.task_specs() if wanted is None else list(wanted)
     called = seqio_names(found)
-    ranked = {spec.id: called[spec.id] + SCORE_EVAL for spec in found if _has_choices(spec, templates_dir)}
+    ranked = {task: called[task] + SCORE_EVAL for task in _with_choices(found, templates_dir)}
     for spec in found:
-        sizes = _sizes(spec, rows)
-        common = {"output_features": features, "preprocessors": preprocessors}
+        splits = list(_sizes(spec))
+        metrics = [exact_match] if spec.metric in ("accuracy", "exact_match") else []
+        source: Any = seqio.FunctionDataSource(_reader(spec, reading, _texts), splits, _taken(spec, rows))
         seqio.TaskRegistry.remove(called[spec.id])
-        seqio.TaskRegistry.add(
-            called[spec.id],
-            source=seqio.FunctionDataSource(_reader(spec, reading, _texts), list(sizes), _known(sizes)),
-            metric_fns=[exact_match] if spec.metric in ("accuracy", "exact_match") else [],
-            **common,
-        )
+        seqio.TaskRegistry.add(called[spec.id], source, metric_fns=metrics, **pipeline)
         if spec.id in ranked:
+            source = seqio.FunctionDataSource(_reader(spec, reading, _choices), splits)
+            judged = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
             seqio.TaskRegistry.remove(ranked[spec.id])
-            seqio.TaskRegistry.add(
-                ranked[spec.id],
-                source=seqio.FunctionDataSource(_reader(spec, reading, _choices), list(sizes)),
-                postprocess_fn=rank_postprocess,
-                metric_fns=[rank_accuracy],
-                **common,
-            )
-    of_dataset: dict[str, list[str]] = {}
+            seqio.TaskRegistry.add(ranked[spec.id], source, **judged, **pipeline)
+    mixtures: dict[str, list[tuple[str, float]]] = {}
     for spec in found:
-        of_dataset.setdefault(spec.dataset, []).append(called[spec.id])
+        mixtures.setdefault(spec.dataset, []).append((called[spec.id], 1.0))
         if spec.id in ranked:
-            of_dataset.setdefault(spec.dataset + SCORE_EVAL, []).append(ranked[spec.id])
-    for name, tasks in of_dataset.items():
+            mixtures.setdefault(spec.dataset + SCORE_EVAL, []).append((ranked[spec.id], 1.0))
+        if spec.group in multitask:
+            rate = t0_rate(_sizes(spec).get(spec.split), _prompts(spec))
+            mixtures.setdefault(MULTITASK, []).append((called[spec.id], rate))
+    for name, rates in mixtures.items():
         seqio.MixtureRegistry.remove(name)
-        seqio.MixtureRegistry.add(name, tasks, default_rate=1.0)
-    rates = [
-        (called[spec.id], t0_rate(_sizes(spec, None)[spec.split], _prompts(spec)))
-        for spec in found
-        if spec.group in multitask
-    ]
-    if rates:
-        seqio.MixtureRegistry.remove(MULTITASK)
-        seqio.MixtureRegistry.add(MULTITASK, rates)
-    return Registered(
-        tasks=called,
-        ranked=ranked,
-        mixtures={spec.dataset: spec.dataset for spec in found},
-        multitask=MULTITASK if rates else None,
-    )
+        seqio.MixtureRegistry.add(name, rates)
+    of_dataset = {spec.dataset: spec.dataset for spec in found}
+    return Registered(called, ranked, of_dataset, MULTITASK if MULTITASK in mixtures else None)
 
 
 def seqio_names(wanted: Sequence[TaskSpec]) -> dict[str, str]:
@@ -130,8 +118,8 @@ def seqio_names(wanted: Sequence[TaskSpec]) -> dict[str, str]:
 
     ANLI's three rounds share a folder and have their name at the end, as there.
 
-    >>> list(seqio_names([specs.find_task("glue_mrpc/want to know"), specs.find_task("anli_r1/must be true")]).values())
-    ['glue_mrpc_want_to_know', 'anli_must_be_true_r1']
+    >>> seqio_names([specs.find_task("anli_r1/must be true")])
+    {'anli_r1/must be true': 'anli_must_be_true_r1'}
     """
     known = datasets()
     shared = Counter(dataset.templates for dataset in known.values())
@@ -161,48 +149,6 @@ def t0_rate(rows: int | None, prompts: int) -> float:
     return float(rows) if rows is not None and rows <= CAP else CAP / prompts
 
 
-def rank_postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """Returns of a target what `rank_accuracy` needs: (row, choice), is it correct, its weight, its tokens."""
-    if not is_target or example is None:
-        return output
-    return (
-        tuple(np.asarray(example["idx"]).tolist()),
-        bool(example["is_correct"]),
-        float(example["weight"]),
-        int(np.count_nonzero(example["targets"])),
-    )
-
-
-def rank_accuracy(targets: Sequence[Any], scores: Any, *, per_token: bool = False) -> dict[str, float]:
-    """Returns the share of rows, in percent, whose best-scored choice is correct: rank classification.
-
-    `targets` are what `rank_postprocess` gives, a choice each, in any order; rows may have different numbers
-    of choices. A tie goes to the first choice. A row counts by its first choice's weight. `scores` are log
-    likelihoods, and with `per_token` they are divided by the number of the choice's tokens.
-    """
-    if isinstance(scores, tuple):  # scores, and whatever else the model told
-        scores = scores[0]
-    if len(targets) != len(scores):
-        raise UserError(f"A score is wanted for each of {len(targets)} choices, but {len(scores)} came.")
-    of_row: dict[int, list[tuple[int, float, bool, float]]] = {}
-    for ((row, choice), correct, weight, tokens), score in zip(targets, scores, strict=True):
-        value = float(score) / max(tokens, 1) if per_token else float(score)
-        of_row.setdefault(row, []).append((choice, value, correct, weight))
-    right = total = 0.0
-    for choices in of_row.values():
-        choices.sort(key=lambda entry: entry[0])
-        best = max(choices, key=lambda entry: entry[1])  # of equals the first
-        right += choices[0][3] * best[2]
-        total += choices[0][3]
-    return {"accuracy": 100 * right / total if total else 0.0}
-
-
-def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the share of predictions, in percent, that are their target but for white space around them."""
-    same = [target.strip() == told.strip() for target, told in zip(targets, predictions, strict=True)]
-    return {"exact_match": 100 * float(np.mean(same)) if same else 0.0}
-
-
 def _reader(
     spec: TaskSpec,
     reading: Mapping[str, Any],
@@ -217,9 +163,8 @@ def _reader(
         if shuffle_files and seed is not None:  # without a seed a restart would not find its place again
             order = np.random.default_rng(seed).permutation(len(found["row_id"]))
             found = {name: [values[at] for at in order.tolist()] for name, values in found.items()}
-        return tf.data.Dataset.from_tensor_slices(
-            {name: np.array(values, _DTYPES.get(name, object)) for name, values in found.items()}
-        )
+        tensors: Any = {name: np.array(values, _DTYPES.get(name, object)) for name, values in found.items()}
+        return tf.data.Dataset.from_tensor_slices(tensors)
 
     return read
 
@@ -260,31 +205,39 @@ def _choices(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, A
     }
 
 
-def _has_choices(spec: TaskSpec, templates_dir: storage.PathLike | None) -> bool:
-    """Whether a task has answer choices: as its template says, or its metric where that is not at hand."""
-    if spec.metric != "accuracy":
-        return False
-    if templates_dir is None and not specs.has_template(spec):
-        return True
-    return specs.template_for(spec, templates_dir).answer_choices is not None
+def _with_choices(wanted: Sequence[TaskSpec], templates_dir: storage.PathLike | None) -> list[str]:
+    """Returns the tasks that have answer choices: as their templates say, or their metric without these."""
+    read: dict[str, Mapping[str, Template]] = {}  # a folder's templates at once: to parse them takes time
+    found = []
+    for spec in wanted:
+        if not templates_dir and not specs.has_template(spec):
+            ranked = spec.metric == "accuracy"
+        else:
+            if spec.dataset not in read:
+                read[spec.dataset] = specs.templates_of(spec, templates_dir)
+            ranked = read[spec.dataset][spec.prompt].answer_choices is not None
+        found += [spec.id] if ranked else []
+    return found
 
 
-def _sizes(spec: TaskSpec, rows: int | None) -> dict[str, int | None]:
-    """Returns the splits of a task, with as many rows as are taken of each, None where that is not known."""
-    if spec.dataset not in datasets():
-        return {split: count if rows is None else min(rows, count) for split, count in mini.SPLITS.items()}
-    dataset = datasets()[spec.dataset]
-    return {
-        split: count if rows is None or count is None else min(rows, count)
-        for split, count in dataset.splits.items()
-    }
+def _sizes(spec: TaskSpec) -> dict[str, int | None]:
+    """Returns how many rows each split of a task has; None where that is not known beforehand."""
+    known = datasets().get(spec.dataset)
+    return dict(known.splits if known else mini.SPLITS)
 
 
-def _known(sizes: Mapping[str, int | None]) -> dict[str, int]:
-    return {split: count for split, count in sizes.items() if count is not None}
+def _taken(spec: TaskSpec, rows: int | None) -> dict[str, int]:
+    """Returns how many rows are taken of each split whose size is known."""
+    known, taken = datasets().get(spec.dataset), {}
+    for split, count in _sizes(spec).items():
+        most = rows
+        if most is None and known and known.training and split == known.split:
+            most = training(known, spec.prompt).rows
+        if count is not None:
+            taken[split] = count if most is None else min(count, most)
+    return taken
 
 
 def _prompts(spec: TaskSpec) -> int:
-    if spec.dataset not in datasets():
-        return sum(spec.dataset == other.dataset for other in mini.task_specs())
-    return len(datasets()[spec.dataset].prompts)
+    known = datasets().get(spec.dataset)
+    return len(known.prompts) if known else sum(spec.dataset == each.dataset for each in mini.task_specs())

@@ -128,22 +128,34 @@ def template_for(spec: TaskSpec, templates_dir: storage.PathLike | None = None) 
     fetch` brought. Raises `UserError` where neither is there, and where a template reads a column that the
     dataset has not.
     """
+    found = templates_of(spec, templates_dir)
+    where = f"the templates of {spec.dataset!r}"
+    template = found[names.resolve(spec.prompt, found, kind="template", where=where)]
+    if not _is_embedded(spec):
+        check_columns(datasets()[spec.dataset], template)
+    return template
+
+
+def templates_of(spec: TaskSpec, templates_dir: storage.PathLike | None = None) -> Mapping[str, Template]:
+    """Returns the templates of a task's dataset by name, among them those that no task is made of."""
     if _is_embedded(spec):
-        return _named(spec, mini.PROMPTS_DIR, spec.dataset)
+        return load_templates(mini.PROMPTS_DIR, spec.dataset)
     dataset = datasets()[spec.dataset]
     if dataset.template is not None:
-        return Template(
-            name=spec.prompt, id=spec.id, dataset=dataset.name, **dict[str, Any](dataset.template)
-        )
+        written = dict[str, Any](dataset.template)
+        return {
+            prompt: Template(
+                name=prompt, id=names.task_id(dataset.name, prompt), dataset=dataset.name, **written
+            )
+            for prompt in dataset.prompts
+        }
     directory = promptsource.templates_directory() if templates_dir is None else templates_dir
     if directory is None:
         raise UserError(
             f"The template of {spec.id!r} is PromptSource's, but no directory of templates was given and "
             "none was fetched. Run `elm prompts fetch`, or give a directory that holds its dataset folders."
         )
-    template = _named(spec, directory, dataset.templates or dataset.name)
-    check_columns(dataset, template)
-    return template
+    return load_templates(directory, dataset.templates or dataset.name)
 
 
 def has_template(spec: TaskSpec) -> bool:
@@ -210,11 +222,6 @@ def _shifted(
     for number, row in rows:
         if row[column] + 1 < classes:
             yield number, {**row, column: row[column] + 1}
-
-
-def _named(spec: TaskSpec, directory: storage.PathLike, folder: str) -> Template:
-    found = load_templates(directory, folder)
-    return found[names.resolve(spec.prompt, found, kind="template", where=f"{folder!r} of {directory}")]
 
 
 def _is_embedded(spec: TaskSpec) -> bool:

@@ -45,13 +45,7 @@ def corrupt_spans(
     return [*prompt, *tokens[at:], eos], [*target, eos]
 
 
-def cut_prefix(
-    tokens: Sequence[int], *, eos: int, rng: np.random.Generator, longest: int | None = None
-) -> Pair:
-    """Cuts the text at a random place; both sides hold at least one token where there are two.
-
-    `longest` is how many tokens the target holds at most, end-of-sequence included.
-    """
-    first = 1 if longest is None else max(1, len(tokens) - longest + 1)
-    cut = int(rng.integers(first, max(first + 1, len(tokens))))
+def cut_prefix(tokens: Sequence[int], *, eos: int, rng: np.random.Generator) -> Pair:
+    """Cuts the text at a random place; both sides hold at least one token where there are two."""
+    cut = int(rng.integers(1, max(2, len(tokens))))
     return [*tokens[:cut], eos], [*tokens[cut:], eos]

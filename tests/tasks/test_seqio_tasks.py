@@ -1,0 +1,283 @@
+"""SeqIO: every task is in its registry, says what `prepare` says, and is ranked by its own Evaluator.
+
+TensorFlow takes long to import, so all that needs SeqIO is in this file.
+"""
+
+import re
+import socket
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.records import PromptedExample
+from elm_jax.tasks import prepared, seqio_metrics, seqio_tasks, sources, specs, vocabulary
+from elm_jax.tasks.datasets import datasets
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
+TEMPLATES = Path(__file__).parents[2] / ".." / "shared" / "data" / "promptsource" / "templates"
+MINI = "mini_taxonomy_kind/what kind of thing"
+LENGTHS = {"inputs": 12, "targets": 3}
+
+
+@pytest.fixture(scope="module")
+def seqio():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import seqio
+    return seqio
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    found = specs.examples(specs.find_task(MINI), "train").examples
+    texts = [text for example in found for text in (example.input, *example.choices)]
+    file = tmp_path_factory.mktemp("v") / "m.model"
+    vocabulary.train(texts, file, 400, kind="word")
+    return file
+
+
+@pytest.fixture(scope="module")
+def registered(seqio, words):
+    return seqio_tasks.register(specs.task_specs("mini"), vocabulary=words, multitask=("mini-train",))
+
+
+def rows_of(dataset):
+    return list(dataset.as_numpy_iterator())
+
+
+def test_all_tasks_are_registered_in_under_a_second_without_network_or_data(seqio, words, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("registration reached for data")
+
+    monkeypatch.setattr(socket, "socket", never)
+    monkeypatch.setattr(sources, "open_split", never)
+    monkeypatch.setattr(specs, "load_rows", never)
+    known = specs.task_specs()
+    start = time.process_time()
+    made = seqio_tasks.register(
+        known, vocabulary=words, templates_dir=TEMPLATES if TEMPLATES.is_dir() else None
+    )
+    assert time.process_time() - start < 1.0
+    assert len(made.tasks) == len(known) > 450
+    assert set(made.tasks.values()) | set(made.ranked.values()) <= set(seqio.TaskRegistry.names())
+    assert {*made.mixtures, seqio_tasks.MULTITASK} <= set(seqio.MixtureRegistry.names())
+    assert all(re.fullmatch(r"[\w\d._:#]+", name) for name in made.tasks.values())
+    assert len(seqio.get_mixture_or_task("trec").tasks) == 18
+    assert len(seqio.get_mixture_or_task("story_cloze_score_eval").tasks) == 5
+
+
+def test_tasks_are_called_as_in_t0_and_p3(seqio, words):
+    ids = [
+        "glue_mrpc/want to know",
+        "imdb/Sentiment with choices ",
+        "super_glue_copa/C1 or C2? premise, so/because…",
+        "super_glue_wsc.fixed/GPT-3 Style",
+        "anli_r2/GPT-3 style",
+        "cos_e/i_think",
+        "story_cloze/Answer Given options",
+        MINI,
+    ]
+    found = seqio_tasks.seqio_names([specs.find_task(task) for task in ids])
+    assert list(found.values()) == [
+        "glue_mrpc_want_to_know",
+        "imdb_Sentiment_with_choices_",
+        "super_glue_copa_C1_or_C2_premise_so_because_",
+        "super_glue_wsc.fixed_GPT_3_Style",
+        "anli_GPT_3_style_r2",
+        "cos_e_v1.11_i_think",
+        "story_cloze_2016_Answer_Given_options",
+        "mini_taxonomy_kind_what_kind_of_thing",
+    ]
+
+
+def test_a_task_to_train_on_gives_what_prepare_gives_row_by_row(seqio, registered, words):
+    for task in (MINI, "mini_size_animal/than a dog"):
+        spec = specs.find_task(task)
+        ours = prepared.prepare(
+            specs.examples(spec, "train").examples, vocabulary.load(words), max_input=12, max_target=3
+        )
+        theirs = rows_of(
+            seqio.get_mixture_or_task(registered.tasks[task]).get_dataset(LENGTHS, "train", shuffle=False)
+        )
+        assert len(theirs) == len(ours.labels) == 288
+        for number, row in enumerate(theirs):
+            assert row["inputs"].tolist() == ours.inputs[number].tolist()
+            assert row["targets"].tolist() == ours.targets[number].tolist()
+            assert row["inputs_pretokenized"].decode() == ours.texts[number]
+            assert row["row_id"].decode() == ours.row_ids[number]
+
+
+def test_the_twin_gives_every_choice_a_row_and_marks_the_right_one(seqio, registered, words):
+    spec = specs.find_task(MINI)
+    examples = specs.examples(spec, "validation").examples
+    task = seqio.get_mixture_or_task(registered.ranked[MINI])
+    rows = rows_of(task.get_dataset(LENGTHS, "validation", shuffle=False))
+    assert len(rows) == sum(len(example.choices) for example in examples)
+    for row in rows:
+        number, choice = row["idx"].tolist()
+        assert row["targets_pretokenized"].decode() == examples[number].choices[choice]
+        assert row["is_correct"] == (choice == examples[number].label)
+        assert row["weight"] == 1.0
+
+
+def test_seqio_evaluates_with_its_own_evaluator(seqio, registered):
+    examples = specs.examples(specs.find_task(MINI), "validation").examples
+    evaluator = seqio.Evaluator(
+        registered.ranked[MINI], seqio.EncDecFeatureConverter(pack=False), async_compute_metrics=False
+    )
+    assert {name: len(shape) for name, shape in evaluator.model_feature_shapes.items()} == {
+        "encoder_input_tokens": 1,
+        "decoder_target_tokens": 1,
+        "decoder_input_tokens": 1,
+        "decoder_loss_weights": 1,
+    }
+
+    def right(dataset):
+        """Scores the right choice best, but for the first ten rows, where all choices are equal."""
+        told = rows_of(evaluator.cached_task_datasets[registered.ranked[MINI]])
+        scores = [float(row["is_correct"]) * (row["idx"][0] >= 10) for row in told]
+        return list(enumerate(scores))[::-1]  # SeqIO puts them in order
+
+    metrics, _ = evaluator.evaluate(compute_metrics=True, score_fn=right)
+    first = sum(example.label == 0 for example in examples[:10])
+    share = 100 * (len(examples) - 10 + first) / len(examples)
+    ((name, found),) = metrics.result().items()
+    assert name == registered.ranked[MINI]
+    assert float(getattr(found["accuracy"], "value", found["accuracy"])) == share
+
+
+def test_rows_with_different_numbers_of_choices_are_ranked_together():
+    targets = [
+        ((0, 0), False, 1.0, 2),
+        ((0, 1), True, 1.0, 4),
+        ((1, 0), False, 1.0, 1),
+        ((1, 1), False, 1.0, 1),
+        ((1, 2), True, 1.0, 1),
+        ((2, 0), True, 1.0, 1),
+    ]
+    scores = [-1.0, -2.0, -3.0, -2.5, -2.5, -9.0]
+    # Row 0 is wrong, row 1 ties and takes the earlier wrong one, row 2 has but one choice.
+    assert seqio_metrics.rank_accuracy(targets, scores) == {"accuracy": 100 / 3}
+    # By the token row 0 has -0.5 and -0.5: the first, which is wrong, still.
+    assert seqio_metrics.rank_accuracy(targets, scores, per_token=True) == {"accuracy": 100 / 3}
+    assert seqio_metrics.rank_accuracy(targets, [-1.0, -1.9, *scores[2:]], per_token=True) == {
+        "accuracy": 200 / 3
+    }
+    # A row of weight 2 counts twice; the order in which choices come does not count.
+    heavy = [(index, correct, 2.0 if index[0] == 2 else weight, n) for index, correct, weight, n in targets]
+    assert seqio_metrics.rank_accuracy(heavy[::-1], scores[::-1]) == {"accuracy": 50.0}
+    with pytest.raises(UserError, match="each of 6 choices, but 5 came"):
+        seqio_metrics.rank_accuracy(targets, scores[:5])
+
+
+def test_ranking_agrees_with_t5s_own_metric(seqio):
+    metrics = pytest.importorskip("t5.evaluation.metrics", reason="t5 is not installed", exc_type=ImportError)
+    rng = np.random.default_rng(0)
+    for fixed in (3, None):
+        targets = []
+        for row in range(50):
+            count = fixed or int(rng.integers(2, 6))
+            right = rng.integers(count)
+            targets += [
+                ((row, choice), bool(choice == right), 1.0, int(rng.integers(1, 9)))
+                for choice in range(count)
+            ]
+        scores = np.round(rng.normal(size=len(targets)), 1).tolist()  # rounded, so that some tie
+        for per_token in (False, True):
+            ours = seqio_metrics.rank_accuracy(targets, scores, per_token=per_token)
+            for classes in {None, fixed}:
+                theirs = metrics.rank_classification(
+                    targets, scores, num_classes=classes, normalize_by_target_length=per_token
+                )
+                assert ours["accuracy"] == pytest.approx(theirs["accuracy"])
+
+
+@pytest.mark.parametrize("name", ["task", "mixture"])
+def test_an_iterator_that_was_saved_goes_on_where_it_was(seqio, registered, tmp_path, name):
+    import tensorflow as tf
+
+    name = registered.tasks[MINI] if name == "task" else registered.mixtures["mini_taxonomy_kind"]
+
+    def batches():
+        return seqio.get_dataset(
+            name,
+            {"inputs": 24, "targets": 4},
+            dataset_split="train",
+            shuffle=True,
+            seed=3,
+            feature_converter=seqio.EncDecFeatureConverter(pack=False),
+            num_epochs=None,
+        ).batch(4)
+
+    whole = [batch["encoder_input_tokens"].numpy() for batch in batches().take(6)]
+    iterator = iter(batches())
+    for _ in range(3):
+        next(iterator)
+    place = tf.train.Checkpoint(iterator=iterator).save(str(tmp_path / "it"))
+    again = iter(batches())
+    tf.train.Checkpoint(iterator=again).restore(place)
+    for batch in whole[3:]:
+        assert batch.shape == (4, 24)
+        np.testing.assert_array_equal(next(again)["encoder_input_tokens"].numpy(), batch)
+
+
+def test_shuffling_with_a_seed_goes_over_all_rows_and_not_a_window(seqio, registered):
+    task = seqio.get_mixture_or_task(registered.tasks[MINI])
+    first, again, other = (
+        [row["row_id"] for row in rows_of(task.get_dataset(LENGTHS, "train", shuffle=True, seed=seed))]
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+
+
+def test_the_multitask_mixture_caps_as_t0_does(seqio, words):
+    made = seqio_tasks.register(specs.task_specs("train"), vocabulary=words)
+    mixture = seqio.get_mixture_or_task(seqio_tasks.MULTITASK)
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    assert len(rates) == 296
+    small, large = datasets()["cosmos_qa"], datasets()["amazon_polarity"]
+    assert (small.splits["train"] or 0) < 500_000 < (large.splits["train"] or 0)
+    assert rates[made.tasks["cosmos_qa/no_prompt_id"]] == small.splits["train"]
+    assert rates[made.tasks["amazon_polarity/would_you_buy"]] == pytest.approx(500_000 / 9)
+    capped = seqio.get_mixture_or_task(made.tasks["amazon_polarity/would_you_buy"])
+    assert capped.num_input_examples("train") == 50_000  # what the paper's expert is trained on
+    assert capped.num_input_examples("test") == 400_000
+
+
+def test_a_row_whose_target_is_none_of_its_choices_cannot_be_ranked(seqio, registered, monkeypatch):
+    outside = PromptedExample("row-7", "a", "b", ("c", "d"), None)
+
+    class Found:
+        examples = (outside,)
+
+    monkeypatch.setattr(specs, "examples", lambda *arguments, **options: Found)
+    with pytest.raises(UserError, match="row 'row-7' has a target outside its choices"):
+        seqio.get_mixture_or_task(registered.ranked[MINI]).get_dataset(LENGTHS, "train", shuffle=False)
+
+
+def test_a_vocabulary_that_is_not_there_is_one_sentence(seqio, tmp_path):
+    with pytest.raises(UserError, match=r"A SentencePiece model is wanted at .* but no file is there"):
+        seqio_tasks.register(specs.task_specs("mini"), vocabulary=tmp_path / "none.model")
+
+
+def test_two_tasks_of_one_name_are_refused():
+    import dataclasses
+
+    spec = specs.find_task(MINI)
+    twin = dataclasses.replace(spec, id=spec.id + "!", prompt=spec.prompt.replace(" ", "-"))
+    with pytest.raises(UserError, match="both 'mini_taxonomy_kind_what_kind_of_thing'"):
+        seqio_tasks.seqio_names([spec, twin])
+
+
+def test_importing_the_module_imports_neither_seqio_nor_tensorflow():
+    import subprocess
+    import sys
+
+    code = "import sys, elm_jax.tasks.seqio_tasks; print({'seqio', 'tensorflow'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
