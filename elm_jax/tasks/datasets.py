@@ -64,6 +64,7 @@ class Dataset:
     evaluate: str | None = None  # the split that evaluation reads, where training reads another
     templates: str | None = None  # folder of PromptSource's templates
     template: Mapping[str, str] | None = None  # jinja and answer_choices of one template instead
+    inline: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # prompt -> the same, of its own
     config: str | None = None
     aliases: tuple[str, ...] = ()
     label: str | None = None
@@ -75,12 +76,38 @@ class Dataset:
 
 
 @functools.cache
-def datasets() -> Mapping[str, Dataset]:
-    """Returns the catalogue's datasets by name."""
+def catalogue() -> Mapping[str, Dataset]:
+    """Returns the datasets that come with elm_jax, by name."""
     found: dict[str, Dataset] = {}
     for file in sorted(CATALOGUE.glob("*.yaml")):
         found |= read(file)
     return found
+
+
+# An expert's id must find its task again wherever it turns up, so a process knows what was defined in it, as
+# SeqIO's registry does.
+_added: dict[str, Dataset] = {}
+
+
+def datasets() -> Mapping[str, Dataset]:
+    """Returns all datasets by name: the catalogue's, and those that were added."""
+    return {**catalogue(), **_added}
+
+
+def add(found: Mapping[str, Dataset]) -> None:
+    """Adds datasets of one's own to this process; one that was added before is replaced.
+
+    Raises `UserError` for a name that the catalogue has.
+    """
+    taken = next((name for name in found if name in catalogue()), None)
+    if taken is not None:
+        raise UserError(f"{taken!r} is a dataset of the catalogue already. Call your own otherwise.")
+    _added.update(found)
+
+
+def added() -> Mapping[str, Dataset]:
+    """Returns the datasets that were added."""
+    return dict(_added)
 
 
 def read(file: storage.PathLike) -> dict[str, Dataset]:
@@ -89,17 +116,19 @@ def read(file: storage.PathLike) -> dict[str, Dataset]:
         content = storage.path(file).read_bytes()
     except OSError as error:
         raise UserError(f"A catalogue is wanted at {str(file)!r}, but {error.strerror or error}.") from error
-    tree = read_yaml(str(file), content)
+    return parse(read_yaml(str(file), content), str(file))
+
+
+def parse(tree: Any, file: str) -> dict[str, Dataset]:
+    """Returns the datasets that the content of a YAML file says; `file` is for errors."""
     if not (isinstance(tree, dict) and isinstance(tree.get("datasets"), dict) and "group" in tree):
-        raise UserError(f"{str(file)!r} should hold a `group` and a mapping named `datasets`.")
+        raise UserError(f"{file!r} should hold a `group` and a mapping named `datasets`.")
     found = {}
     for name, entry in tree["datasets"].items():
         try:
-            found[name] = _dataset(name, tree["group"], tree.get("defaults") or {}, entry, str(file))
+            found[name] = _dataset(name, tree["group"], tree.get("defaults") or {}, entry, file)
         except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{str(file)!r}, dataset {name!r}: a field has a wrong form ({error})."
-            ) from error
+            raise UserError(f"{file!r}, dataset {name!r}: a field has a wrong form ({error}).") from error
     return found
 
 
@@ -138,7 +167,7 @@ def _dataset(name: str, group: str, defaults: Mapping, entry: Mapping, file: str
     }
     if "splits" in fields:
         fields["splits"] = dict(fields["splits"])
-    if "template" not in fields:
+    if "template" not in fields and "inline" not in fields:
         fields.setdefault("templates", name)
     fields["experts"] = _texts(fields.get("experts", list(fields["prompts"]) if trained else None))
     return _record(Dataset, fields, where)

@@ -141,11 +141,13 @@ def templates_of(spec: TaskSpec, templates_dir: storage.PathLike | None = None) 
     if _is_embedded(spec):
         return load_templates(mini.PROMPTS_DIR, spec.dataset)
     dataset = datasets()[spec.dataset]
-    if dataset.template is not None:
-        written = dict[str, Any](dataset.template)
+    if dataset.template or dataset.inline:
         return {
             prompt: Template(
-                name=prompt, id=names.task_id(dataset.name, prompt), dataset=dataset.name, **written
+                name=prompt,
+                id=names.task_id(dataset.name, prompt),
+                dataset=dataset.name,
+                **dict[str, Any](dataset.inline.get(prompt) or dataset.template),
             )
             for prompt in dataset.prompts
         }
@@ -160,7 +162,7 @@ def templates_of(spec: TaskSpec, templates_dir: storage.PathLike | None = None) 
 
 def has_template(spec: TaskSpec) -> bool:
     """Tells whether a task's template is at hand when no directory of templates is given."""
-    if _is_embedded(spec) or datasets()[spec.dataset].template is not None:
+    if _is_embedded(spec) or datasets()[spec.dataset].template or datasets()[spec.dataset].inline:
         return True
     return promptsource.templates_directory() is not None
 
@@ -168,7 +170,7 @@ def has_template(spec: TaskSpec) -> bool:
 def check_columns(dataset: Dataset, template: Template) -> None:
     """Refuses a template that reads a column which rows of the dataset do not have."""
     missing = sorted(template.columns - set(dataset.columns))
-    if missing:
+    if missing and dataset.columns:  # a dataset of one's own need not name any
         raise UserError(
             f"Template {template.name!r} reads {', '.join(map(repr, missing))}, but rows of {dataset.name!r} "
             f"have only these columns: {', '.join(map(repr, dataset.columns))}. Name it in the catalogue's "
