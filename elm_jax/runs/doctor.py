@@ -37,7 +37,7 @@ def doctor() -> dict[str, Any]:
         "devices": devices,
         "packages": found,
         "extras": extras,
-        "t5x": "installed" if find_spec("t5x") else "absent: only the recipes in gin/t5x need it",
+        "t5x": "installed" if find_spec("t5x") else "absent; nothing here needs it",
         "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "mend": mend,
     }
