@@ -73,6 +73,14 @@ def test_a_macro_that_nothing_reads_is_answered_with_the_nearest(capsys):
     assert "'TRAIN_STEPS'" in said
 
 
+def test_data_that_a_recipe_does_not_find_is_one_sentence(capsys, tmp_path):
+    recipe = "--gin_file=gin/recipes/dream_to_story_cloze.gin"
+    places = [f"--gin.{name}='{tmp_path / name}'" for name in ("DATA_DIR", "TEMPLATES_DIR", "MODEL_DIR")]
+    said = told(capsys, "run", recipe, *places)
+    assert said.count("\n") == 1
+    assert str(tmp_path) in said
+
+
 def test_a_recipe_without_its_tasks_says_what_it_wants(capsys):
     said = told(capsys, "run", "--gin_file=gin/runs/pipeline.gin")
     assert "EVAL_TASKS, MIXTURE_OR_TASK_NAME" in said

@@ -30,7 +30,16 @@ def bound(
     binding on the command line that nothing reads.
     """
     load(files, bindings)
-    return gin.get_configurable(function)
+    configured = gin.get_configurable(function)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return configured(*arguments, **options)
+        except UserError as error:
+            # Gin adds where it was called from, which helps nobody who can mend the mistake.
+            raise UserError(str(error).partition("\n  In call to configurable")[0]) from error
+
+    return call
 
 
 def load(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
