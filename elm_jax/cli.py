@@ -18,8 +18,10 @@ from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.reporting.tables import Table
+    from elm_jax.runs.data import Lengths, Source
     from elm_jax.runs.evaluate import Outcome
     from elm_jax.runs.workspace import Run
+    from elm_jax.tasks.vocabulary import Vocabulary
 
 
 class OneSentence(TyperGroup):
@@ -70,6 +72,11 @@ Cache = Annotated[str | None, typer.Option("--cache", help="Directory of prepare
 VocabularyFile = Annotated[
     str | None, typer.Option("--vocabulary", help="SentencePiece model; that of the run's base without it.")
 ]
+TaskFiles = Annotated[
+    list[str] | None, typer.Option("--tasks", help="A file that defines tasks of your own, YAML or Python.")
+]
+KnownRun = Annotated[str | None, typer.Option("--run", help="A run whose base and data are used.")]
+Split = Annotated[str | None, typer.Option(help="Another split than each task's own.")]
 ExtraIds = Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")]
 MaxPrompt = Annotated[int | None, typer.Option(help="Tokens of an input, the end included.")]
 MaxAnswer = Annotated[int | None, typer.Option(help="Tokens of an answer, the end included.")]
@@ -103,13 +110,15 @@ def prepare(
     cache: Cache = None,
     vocabulary: VocabularyFile = None,
     extra_ids: ExtraIds = 100,
-    split: Annotated[str | None, typer.Option(help="Another split than each task's own.")] = None,
+    split: Split = None,
     max_prompt: MaxPrompt = None,
     max_answer: MaxAnswer = None,
     processes: Annotated[int | None, typer.Option(help="How many at once; one a core without it.")] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
     limit: Limit = None,
+    module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
@@ -121,16 +130,17 @@ def prepare(
     wanted = names or []
     reading = base.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
     given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
     source = given_to(reading.source, **given)
-    if split:
-        source = replace(source, splits={spec.dataset: split for spec in data.choose(wanted)})
-    made = runs.prepare(
-        tasks=wanted,
-        pieces=reading.pieces,
-        source=source,
-        lengths=given_to(reading.lengths, prompt=max_prompt, answer=max_answer),
-        processes=processes or os.cpu_count() or 1,
-    )
+    how = {"tasks": wanted, "pieces": reading.pieces}
+    how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
+    if module:
+        source = replace(source, splits=dict.fromkeys(wanted, split or "train"))
+        made = runs.prepare_seqio(module, source=source, **how)
+    else:
+        if split:
+            source = replace(source, splits={spec.dataset: split for spec in data.choose(wanted, source)})
+        made = runs.prepare(source=source, processes=processes or os.cpu_count() or 1, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
         return
@@ -149,6 +159,7 @@ def train(
     multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
     cache: Cache = None,
     limit: Limit = None,
     seed: Seed = 0,
@@ -162,9 +173,9 @@ def train(
     if gin_file:
         trained = recipes.bound(runs.train, gin_file, gin_bindings or [])()
     else:
-        opened = open_run(run, data_dir, templates_dir, limit, cache)
+        opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
         budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, width=width)
-        specs = data.choose(names or [])
+        specs = data.choose(names or [], opened.source)
         if multitask:
             trained = [runs.train_multitask(opened, specs, multitask, budget, seed=seed)]
         else:
@@ -181,12 +192,13 @@ def index(
     text_format: Annotated[str, typer.Option(help="How a row is written as a key.")] = "instance_new",
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
     cache: Cache = None,
 ) -> None:
     """Embed the keys of experts that lack them, so that routers find them."""
     from elm_jax.runs import index as runs
 
-    opened = open_run(run, data_dir, templates_dir, None, cache)
+    opened = open_run(run, data_dir, templates_dir, None, cache, tasks)
     for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild):
         print(expert)
 
@@ -201,6 +213,7 @@ def route(
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
@@ -210,8 +223,10 @@ def route(
     from elm_jax.runs import data
     from elm_jax.runs import route as runs
 
-    opened = open_run(run, data_dir, templates_dir, None, cache)
-    selections = runs.route(opened, data.choose(names or []), router=router, experts=experts, queries=queries)
+    opened = open_run(run, data_dir, templates_dir, None, cache, own_files(names, tasks))
+    selections = runs.route(
+        opened, data.choose(names or [], opened.source), router=router, experts=experts, queries=queries
+    )
     if as_json:
         print(json.dumps([asdict(selection) for selection in selections], ensure_ascii=False))
         return
@@ -231,6 +246,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
     cache: Cache = None,
     limit: Limit = None,
     gin_file: GinFiles = None,
@@ -243,8 +259,8 @@ def evaluate(
     if gin_file:
         show_outcome(recipes.bound(runs.evaluate, gin_file, gin_bindings or [])())
         return
-    opened = open_run(run, data_dir, templates_dir, limit, cache)
-    specs = data.choose(names or [])
+    opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
+    specs = data.choose(names or [], opened.source)
     show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
 
 
@@ -283,11 +299,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 @tasks_app.command("list")
 def tasks_list(
-    group: Annotated[str | None, typer.Option(help="Only this group.")] = None, as_json: AsJson = False
+    group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
+    tasks: TaskFiles = None,
+    as_json: AsJson = False,
 ) -> None:
     """Every task: one entry a dataset-prompt pair."""
     from elm_jax.tasks import specs
 
+    task_files(tasks)
     found = specs.task_specs(group)
     if as_json:
         entries = [
@@ -306,13 +325,16 @@ def tasks_list(
 
 @tasks_app.command("show")
 def tasks_show(
-    name: Annotated[str, typer.Argument(help="A task's id.")], templates_dir: TemplatesDir = None
+    name: Annotated[str, typer.Argument(help="A task's id.")],
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
 ) -> None:
     """One task: where it comes from, and its template where that is at hand."""
     from dataclasses import asdict
 
     from elm_jax.tasks import specs
 
+    task_files(tasks)
     spec = specs.find_task(name)
     for field, value in asdict(spec).items():
         print(f"{field:<16} {value}")
@@ -325,26 +347,79 @@ def tasks_show(
 def tasks_preview(
     name: Annotated[str, typer.Argument(help="A task's id.")],
     rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
-    split: Annotated[str | None, typer.Option(help="Another split than the task's own.")] = None,
+    split: Split = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    run: KnownRun = None,
+    vocabulary: VocabularyFile = None,
+    extra_ids: ExtraIds = 100,
+    max_prompt: MaxPrompt = None,
+    max_answer: MaxAnswer = None,
 ) -> None:
-    """Rows as the model will see them: input, choices, target."""
+    """Rows as the model will see them: input, choices, target; tokens too with --run or --vocabulary."""
+    from elm_jax.runs import data
+    from elm_jax.runs import preview as runs
     from elm_jax.tasks import specs
 
+    task_files(tasks)
+    source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     spec = specs.find_task(name)
-    found = specs.examples(spec, split or spec.split, data_dir=data_dir, templates_dir=templates_dir)
+    source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
+    if split:
+        source = given_to(source, splits={spec.dataset: split})
+    shown, count = runs.preview(spec, source, rows=rows, pieces=pieces, lengths=lengths)
     console = Console(highlight=False, soft_wrap=True)
-    for example in found.examples[:rows]:
-        console.rule(example.row_id)
-        console.print(example.input, markup=False)
-        for number, choice in enumerate(example.choices):
-            mark = "*" if number == example.label else " "
-            console.print(f"{mark} {choice}", markup=False)
-        console.print(f"-> {example.target}", markup=False, style="bold")
-    console.print(
-        f"{len(found.examples)} rows; {found.skipped} skipped, {found.outside} with a target outside."
-    )
+    for row in shown:
+        console.rule(row.example.row_id)
+        for line in row.lines:
+            console.print(line)
+    console.print(f"{len(shown)} of {count} rows of the {data.split_of(spec, source)} split.")
+
+
+@tasks_app.command("check")
+def tasks_check(
+    name: Annotated[
+        str, typer.Argument(help="A task's id, a dataset, a group, or a file that defines tasks.")
+    ],
+    split: Split = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A kind of finding that is no reason to fail.")
+    ] = None,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    run: KnownRun = None,
+    vocabulary: VocabularyFile = None,
+    extra_ids: ExtraIds = 100,
+    max_prompt: MaxPrompt = None,
+    max_answer: MaxAnswer = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is wrong with tasks, before anything is trained on them; exit code 1 if anything is."""
+    from dataclasses import asdict
+
+    from elm_jax.runs import check as runs
+    from elm_jax.runs import data
+
+    task_files(tasks)
+    source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
+    source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
+    allowed, chosen = runs.kinds(allow or ()), data.choose([name], source)
+    if split:
+        source = given_to(source, splits={spec.dataset: split for spec in chosen})
+    checked = runs.check(chosen, source, pieces=pieces, lengths=lengths)
+    refused = runs.without(checked, allowed)
+    if as_json:
+        print(json.dumps([asdict(each) for each in checked], ensure_ascii=False))
+    else:
+        for each in checked:
+            print(f"{each.task} ({each.split}): applies to {each.applies:,} of {each.rows:,} rows.")
+            for finding in each.findings:
+                print(f"  {finding.kind}: {finding.says}")
+    if any(each.findings for each in refused):
+        raise typer.Exit(1)
 
 
 @prompts_app.command("fetch")
@@ -452,16 +527,56 @@ def experts_remove(
 
 
 def open_run(
-    run: str, data_dir: str | None, templates_dir: str | None, limit: int | None, cache: str | None = None
+    run: str,
+    data_dir: str | None,
+    templates_dir: str | None,
+    limit: int | None,
+    cache: str | None = None,
+    tasks: list[str] | None = None,
 ) -> "Run":
     """Opens a run's directory with its base; flags win over what the run remembers."""
     from dataclasses import replace
 
     from elm_jax.runs import base
 
+    files = task_files(tasks)
     opened = base.open_run(run)
+    base.remember_tasks(opened.workspace, files)
     given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    given["tasks"] = [*opened.source.tasks, *files]
     return replace(opened, source=given_to(opened.source, **given))
+
+
+def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:
+    """Returns the files that define tasks, be they given as such or among the names."""
+    from elm_jax.runs import data
+
+    return [*(tasks or []), *filter(data.is_task_file, names or [])]
+
+
+def task_files(files: list[str] | None) -> list[str]:
+    """Reads files that define tasks, and returns where they are."""
+    from elm_jax.tasks import own
+
+    for file in files or []:
+        own.load(file)
+    return [os.path.abspath(file) for file in files or []]
+
+
+def read_as(
+    run: str | None, vocabulary: str | None, extra_ids: int, max_prompt: int | None, max_answer: int | None
+) -> "tuple[Source, Vocabulary | None, Lengths]":
+    """Returns how rows are read and tokenised where a run or a vocabulary was given; else no vocabulary."""
+    if run or vocabulary:
+        from elm_jax.runs import base
+
+        found = base.reading(run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids)
+        source, pieces, lengths = found.source, found.pieces, found.lengths
+    else:
+        from elm_jax.runs import data
+
+        source, pieces, lengths = data.Source(), None, data.Lengths()
+    return source, pieces, given_to(lengths, prompt=max_prompt, answer=max_answer)
 
 
 def given_to(record: Any, **flags: Any) -> Any:

@@ -4,7 +4,7 @@ A base trained here learns to denoise: half of its pairs have spans corrupted, a
 cut into a beginning and a rest, as its language-model adaptation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Run, Workspace
-from elm_jax.tasks import vocabulary
+from elm_jax.tasks import own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
 from elm_jax.weights import elm
@@ -79,6 +79,8 @@ def open_run(
     known = remembered(workspace)
     base, pieces = load(known["base"] or workspace.base)
     source = source or Source(**known["source"])
+    for file in source.tasks:
+        own.load(file)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     return Run(workspace, base, pieces, source, lengths or Lengths(**known["lengths"]), stages or Stages())
@@ -103,6 +105,8 @@ def reading(
             storage.path(known["base"] or workspace.base) / VOCABULARY, extra_ids=SENTINELS
         )
     source = Source(**known["source"])
+    for file in source.tasks:
+        own.load(file)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     return Reading(pieces, source, Lengths(**known["lengths"]))
@@ -121,8 +125,19 @@ def remember(
 
     told = asdict(source or Source())
     told |= {name: absolute(told[name]) for name in ("data_dir", "templates_dir", "prepared")}
+    told["tasks"] = [absolute(file) for file in told["tasks"]]
     note = {"base": absolute(initial_checkpoint), "source": told, "lengths": asdict(lengths or Lengths())}
     storage.write_json(workspace.root / REMEMBERED, note)
+
+
+def remember_tasks(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
+    """Notes files that define tasks of one's own beside those that a workspace knows already."""
+    known = remembered(workspace)
+    there = known["source"].get("tasks", [])
+    found = [*there, *(str(storage.path(file).resolve()) for file in files)]
+    if set(found) != set(there):
+        known["source"]["tasks"] = list(dict.fromkeys(found))
+        storage.write_json(workspace.root / REMEMBERED, known)
 
 
 def remembered(workspace: Workspace) -> dict[str, Any]:

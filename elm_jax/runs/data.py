@@ -10,9 +10,12 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import Row
-from elm_jax.tasks import identity, prepared, specs
+from elm_jax.tasks import datasets, identity, own, prepared, specs
 from elm_jax.tasks.prepared import Examples, Prepared
 from elm_jax.tasks.vocabulary import Vocabulary
+
+SEQIO = "seqio"
+"""The prompt and group of tasks that were registered with SeqIO by hand, which have none."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Source:
     seed: int = 42
     limit: int | None = None  # rows a task at most, of a permutation drawn from the seed
     prepared: storage.PathLike | None = None  # where `elm prepare` put rows, which are not rendered again
+    tasks: Sequence[storage.PathLike] = ()  # files that define tasks of one's own
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,52 @@ class Lengths:
     answer: int = 128
 
 
-def choose(wanted: Iterable[str]) -> list[TaskSpec]:
-    """Returns the tasks that names stand for: a task's id, a dataset (all its prompts) or a group."""
-    known = specs.task_specs()
+def choose(wanted: Iterable[str], source: Source | None = None) -> list[TaskSpec]:
+    """Returns the tasks that names stand for: a task's id, a dataset (all its prompts) or a group.
+
+    A source's own tasks are known too, and those of SeqIO that it has prepared rows of. A name may also be a
+    file that defines tasks: all of these.
+    """
+    source = source or Source()
+    for file in source.tasks:
+        own.load(file)
     chosen: dict[str, TaskSpec] = {}
     for name in wanted:
-        found = [spec for spec in known if name in (spec.id, spec.dataset, spec.group)]
-        if not found:
-            every = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
-            names.resolve(name, every, kind="task, dataset or group", where="the catalogue")
+        found = own.load(name) if is_task_file(name) else _named(name, source)
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
         raise UserError("At least one task is wanted, but none was named. `elm tasks list` shows them all.")
     return list(chosen.values())
+
+
+def find(task: str, source: Source) -> TaskSpec:
+    """Returns the task of that id, be it the catalogue's, one's own or SeqIO's."""
+    return seqio_prepared(task, source) or specs.find_task(task)
+
+
+def choices_expression(spec: TaskSpec, source: Source) -> str | None:
+    """Returns the jinja that a task's answer choices come from; None where there is none, or no template."""
+    if spec.group == SEQIO:
+        return None
+    return specs.template_for(spec, source.templates_dir).answer_choices
+
+
+def seqio_task(name: str, split: str = "train") -> TaskSpec:
+    """Returns what stands for a task that was registered with SeqIO by hand."""
+    return TaskSpec(id=names.task_id(name, SEQIO), dataset=name, prompt=SEQIO, group=SEQIO, split=split)
+
+
+def seqio_prepared(name: str, source: Source) -> TaskSpec | None:
+    """Returns a task of SeqIO's, by its name or id, if the source has prepared rows of it."""
+    task, _, prompt = name.partition("/")
+    if prompt not in ("", SEQIO) or source.prepared is None:
+        return None
+    spec = seqio_task(task)
+    there = sorted(prepared_file(source.prepared, spec, "x").parent.glob("*.safetensors"))
+    splits = [names.from_directory_name(file.name.removesuffix(".safetensors")) for file in there]
+    if not splits:
+        return None
+    return spec if spec.split in splits else seqio_task(task, splits[0])
 
 
 def examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
@@ -63,6 +100,7 @@ def examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
         source.seed,
         source.limit,
         source.prepared,
+        repr(datasets.added().get(spec.dataset)),
     )
 
 
@@ -103,7 +141,10 @@ def _found(
     seed: int,
     limit: int | None,
     directory: storage.PathLike | None,
+    defined: str,  # how one's own dataset is, which may be defined anew
 ) -> Sequence[PromptedExample]:
+    if spec.group == SEQIO:
+        return _of_seqio(spec, split, directory)
     if directory is not None:
         file = prepared_file(directory, spec, split)
         carried = prepared.carried(file) if file.exists() else None
@@ -112,6 +153,34 @@ def _found(
             return Examples(prepared.load(file, carried), carried)
     found = specs.examples(spec, split, data_dir=data_dir, templates_dir=templates_dir, seed=seed, rows=limit)
     return found.examples[:limit]
+
+
+def _of_seqio(spec: TaskSpec, split: str, directory: storage.PathLike | None) -> Examples:
+    """Returns what was prepared through SeqIO; nothing else can make it but the module that registers it."""
+    file = None if directory is None else prepared_file(directory, spec, split)
+    if file is None or not file.exists():
+        raise UserError(
+            f"Prepared rows of SeqIO's task {spec.dataset!r} are wanted, of its {split} split, but none are "
+            f"there. Run `elm prepare {spec.dataset} --module MODULE --split {split}`."
+        )
+    return Examples(prepared.load(file), prepared.carried(file) or "")
+
+
+def is_task_file(name: str) -> bool:
+    """Says whether a name is that of a file which defines tasks."""
+    return name.endswith((".yaml", ".yml", ".py"))
+
+
+def _named(name: str, source: Source) -> list[TaskSpec]:
+    known = specs.task_specs()
+    found = [spec for spec in known if name in (spec.id, spec.dataset, spec.group, specs.group_of(spec))]
+    prepared_with_seqio = None if found else seqio_prepared(name, source)
+    if prepared_with_seqio:
+        return [prepared_with_seqio]
+    if not found:
+        every = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
+        names.resolve(name, every, kind="task, dataset or group", where="the catalogue")
+    return found
 
 
 def tokens(texts: Sequence[str], pieces: Vocabulary, length: int) -> list[list[int]]:

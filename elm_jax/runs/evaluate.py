@@ -48,7 +48,7 @@ def evaluate(
 ) -> Outcome:
     """Compares every method on tasks named by id, dataset or group, with the experts in `out`."""
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    return compare(run, data.choose(tasks), queries=queries, merged=merged, batch_size=batch_size)
+    return compare(run, data.choose(tasks, run.source), queries=queries, merged=merged, batch_size=batch_size)
 
 
 def compare(

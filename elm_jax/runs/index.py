@@ -8,7 +8,6 @@ from elm_jax.library.store import Library
 from elm_jax.records import Keys
 from elm_jax.runs import data
 from elm_jax.runs.workspace import Run
-from elm_jax.tasks import specs
 
 TEXT_FORMAT = "instance_new"
 
@@ -30,10 +29,9 @@ def index(
     lacking = [expert for expert in wanted if rebuild or not library.has_keys(expert)]
     with run.stages.stage("embed keys", len(lacking)) as advance:
         for done, expert in enumerate(lacking, start=1):
-            spec = specs.find_task(expert)
+            spec = data.find(expert, run.source)
             chosen = formats.sample(data.examples(spec, run.source), size, run.source.seed)
-            expression = specs.template_for(spec, run.source.templates_dir).answer_choices
-            texts = formats.texts(chosen, text_format, expression)
+            texts = formats.texts(chosen, text_format, data.choices_expression(spec, run.source))
             library.write_keys(expert, embed_texts(run, texts, text_format))
             advance(done, "")
     return lacking

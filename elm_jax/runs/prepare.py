@@ -6,6 +6,7 @@ was stopped goes on with the tasks that are left.
 """
 
 import multiprocessing
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,8 @@ from elm_jax.records import TaskSpec
 from elm_jax.runs import data
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
-from elm_jax.tasks import identity, prepared, specs
+from elm_jax.tasks import datasets, identity, prepared, seqio_rows, specs
+from elm_jax.tasks.datasets import Dataset
 from elm_jax.tasks.vocabulary import Vocabulary
 
 
@@ -34,6 +36,7 @@ class Job:
     lengths: Lengths
     pieces: Vocabulary
     file: epath.Path
+    own: Mapping[str, Dataset]  # definitions that a fresh process does not have
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ def prepare(
     outcomes: dict[str, Outcome] = {}
     problems: dict[str, str] = {}
     jobs = {}
-    chosen = data.choose(tasks)
+    chosen = data.choose(tasks, source)
     with stages.stage("look for what is prepared", len(chosen)) as advance:
         for done, spec in enumerate(chosen, start=1):
             file = data.prepared_file(source.prepared, spec, data.split_of(spec, source))
-            job = Job(spec, source, lengths, pieces, file)
+            own = {name: made for name, made in datasets.added().items() if name == spec.dataset}
+            job = Job(spec, source, lengths, pieces, file, own)
             kept = _kept(job) if file.exists() else None
             if kept is None:
                 jobs[spec.id] = job
@@ -95,6 +99,40 @@ def prepare(
     return [outcomes[spec.id] for spec in chosen]
 
 
+def prepare_seqio(
+    module: str,
+    *,
+    tasks: Sequence[str],
+    pieces: Vocabulary,
+    source: Source,
+    lengths: Lengths | None = None,
+    stages: Stages | None = None,
+) -> list[Outcome]:
+    """Prepares tasks that a module registers with SeqIO by hand, through SeqIO.
+
+    The split is `source.splits`' for the task's name, else train. A task called NAME is then known to
+    training and evaluation as `NAME/seqio`.
+    """
+    if source.prepared is None or not tasks:
+        raise UserError("A directory to prepare rows in and the names of SeqIO's tasks are wanted.")
+    lengths, stages = lengths or Lengths(), stages or Stages()
+    outcomes = []
+    with stages.stage(f"prepare {len(tasks)} tasks through SeqIO", len(tasks)) as advance:
+        for done, name in enumerate(tasks, start=1):
+            split = source.splits.get(name, "train")
+            spec = data.seqio_task(name, split)
+            file = data.prepared_file(source.prepared, spec, split)
+            asked = {"limit": source.limit, "seed": source.seed}
+            told = data.fingerprint(seqio_rows.rendering(module, name, split, **asked), pieces, lengths)
+            stale = not (file.exists() and prepared.is_current(file, told))
+            if stale:
+                cut = {"max_input": lengths.prompt, "max_target": lengths.answer}
+                prepared.save(file, seqio_rows.read(module, name, split, pieces, **cut, **asked), told)
+            outcomes.append(Outcome(spec.id, split, str(file), len(prepared.load(file).labels), stale))
+            advance(done, name)
+    return outcomes
+
+
 def remark(outcome: Outcome) -> str:
     """Says in words what became of a task."""
     if not outcome.made:
@@ -108,6 +146,8 @@ def remark(outcome: Outcome) -> str:
 
 def work(jobs: Sequence[Job]) -> list[tuple[str, Outcome | str]]:
     """Prepares tasks whose rows are the same; of each, what became of it, or in a sentence what is wrong."""
+    for job in jobs:
+        datasets.add(job.own)
     return list(_worked(jobs))
 
 
@@ -161,7 +201,12 @@ def _results(jobs: Sequence[Job], processes: int) -> Iterator[tuple[str, Outcome
         for group in _groups(jobs, len(jobs)):
             yield from _worked(group)
         return
-    groups = _groups(jobs, -(-len(jobs) // processes))
+    travels = [_travels(job) for job in jobs]
+    yield from _worked([job for job, goes in zip(jobs, travels, strict=True) if not goes])
+    going = [job for job, goes in zip(jobs, travels, strict=True) if goes]
+    groups = _groups(going, -(-len(jobs) // processes))
+    if not groups:
+        return
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(groups)), mp_context=fresh) as pool:
         try:
@@ -174,6 +219,15 @@ def _results(jobs: Sequence[Job], processes: int) -> Iterator[tuple[str, Outcome
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _travels(job: Job) -> bool:
+    """Says whether another process can be told of a job: functions within functions, say, cannot be."""
+    try:
+        pickle.dumps(job.own)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _groups(jobs: Sequence[Job], most: int) -> list[list[Job]]:

@@ -13,7 +13,6 @@ from elm_jax.routing.evidence import Index, Queries
 from elm_jax.runs import data
 from elm_jax.runs.index import embed_texts
 from elm_jax.runs.workspace import Run, Workspace
-from elm_jax.tasks import specs
 
 
 def route(
@@ -50,8 +49,7 @@ def label(router: str, experts: int) -> str:
 def ask(run: Run, spec: TaskSpec, keys: Index, size: int) -> Queries:
     """Returns a task's queries: a few of its inputs, unlabelled, written and embedded as the keys were."""
     examples = formats.sample(data.examples(spec, run.source), size, run.source.seed)
-    expression = specs.template_for(spec, run.source.templates_dir).answer_choices
-    texts = formats.texts(examples, keys.text_format, expression)
+    texts = formats.texts(examples, keys.text_format, data.choices_expression(spec, run.source))
     embedded = embed_texts(run, texts, keys.text_format)
     return Queries(
         task=spec.id,

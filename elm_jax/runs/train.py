@@ -47,7 +47,7 @@ def train(
     expert to be trained on all tasks together instead of one on each.
     """
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    specs = data.choose(tasks)
+    specs = data.choose(tasks, run.source)
     if multitask:
         return [train_multitask(run, specs, multitask, budget or Budget(), seed=seed)]
     return train_experts(run, specs, budget or Budget(), seed=seed)

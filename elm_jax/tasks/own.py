@@ -1,4 +1,4 @@
-'''Your own tasks: datasets and prompts defined in a few lines of YAML or Python, used like the catalogue's.
+"""Your own tasks: datasets and prompts defined in a few lines of YAML or Python, used like the catalogue's.
 
 A multiple-choice task over files of JSON lines, with two prompts, in YAML; the files lie beside it:
 
@@ -28,11 +28,13 @@ The same in Python:
 
 Either file is given to the commands as `--tasks FILE`, and its tasks are then known as `reviews/is it good`
 and `reviews/would you buy`, all of them as `reviews`. Templates are PromptSource's: jinja, with `|||` between
-input and target, and between choices. A prompt without choices generates. A dataset may also say whatever the
-catalogue's say (`tasks/catalogue/train.yaml` explains the fields): `columns`, which are then checked, `label`,
-`sources`, `family`, `split`, `evaluate`, `training`.
-'''
+input and target, and between choices. A prompt without choices generates. A dataset may also say whatever
+the catalogue's say (`tasks/catalogue/train.yaml` explains the fields): `columns`, which are then checked,
+`label`, `sources`, `family`, `split`, `evaluate`, `training`.
+"""
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -47,6 +49,7 @@ from elm_jax.prompting.reader import read_yaml
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import datasets, mini, specs
 from elm_jax.tasks.datasets import Dataset, Source
+from elm_jax.tasks.files import read_csv
 
 GROUP = "own"
 FILES = ("jsonl", "csv", "parquet")
@@ -62,10 +65,8 @@ def load(file: storage.PathLike) -> list[TaskSpec]:
         raise UserError(f"A file of tasks is wanted at {str(file)!r}, but no file is there.")
     if place.suffix == ".py":
         before = datasets.added()
-        module(file)
-        found = {name: made for name, made in datasets.added().items() if before.get(name) is not made}
-        # What was loaded before is not run again, and has defined its tasks already.
-        return _specs(found or before)
+        module(file, again=True)
+        return _specs({name: made for name, made in datasets.added().items() if before.get(name) is not made})
     return _add(read_yaml(str(file), place.read_bytes()), str(file), os.fspath(place.parent))
 
 
@@ -99,22 +100,47 @@ def define(
     return _add({"datasets": {name: entry}}, where, os.getcwd(), rows)
 
 
-def module(name: storage.PathLike) -> Any:
-    """Imports a module of the user's by its name or its file; the working directory is searched too."""
-    found = os.fspath(name)
-    directory = os.getcwd()
-    if found.endswith(".py"):
-        directory, found = os.path.split(os.path.abspath(found))
-        found = found.removesuffix(".py")
+def module_file(name: storage.PathLike) -> str:
+    """Returns the file of a module of the user's, which is not imported for it."""
+    called = os.fspath(name)
+    if called.endswith(".py"):
+        if os.path.isfile(called):
+            return os.path.realpath(called)
+    else:
+        place = os.path.join(os.getcwd(), *called.split("."))
+        for file in (f"{place}.py", os.path.join(place, "__init__.py")):
+            if os.path.isfile(file):
+                return file
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(called)
+            if spec and spec.origin and os.path.isfile(spec.origin):
+                return spec.origin
+    raise UserError(f"A Python module is wanted, but none called {called!r} is there or installed.")
+
+
+def module(name: storage.PathLike, *, again: bool = False) -> Any:
+    """Imports a module of the user's by its name or its file; the working directory is searched too.
+
+    With `again` it is run once more where it was imported before.
+    """
+    called, directory = os.fspath(name), os.getcwd()
+    file = None
+    if called.endswith(".py"):
+        file = os.path.realpath(called)
+        directory, called = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
     if directory not in sys.path:  # processes that are started from here search it as well
         sys.path.insert(0, directory)
+    known = called in sys.modules
     try:
-        return importlib.import_module(found)
+        found = importlib.import_module(called)
+        if file and os.path.realpath(found.__file__ or "") != file:
+            raise UserError(f"{str(name)!r} has the name of another module, {called!r}. Rename it.")
+        return importlib.reload(found) if again and known else found
     except UserError:
         raise
     except Exception as error:  # the user's own code may raise whatever it likes
         raise UserError(
-            f"The module {found!r} cannot be imported from {directory!r} ({type(error).__name__}: {error})."
+            f"The module {called!r} cannot be imported from {directory!r} ({type(error).__name__}: {error})."
         ) from error
 
 
@@ -124,15 +150,17 @@ def _add(
     """Fills in what one's own datasets may leave out, and adds them."""
     if not isinstance(tree, dict) or not isinstance(tree.get("datasets"), dict) or not tree["datasets"]:
         raise UserError(f"{where!r} should hold a mapping named `datasets`, but does not.")
-    defaults = tree.get("defaults") or {}
+    group, defaults = tree.get("group", GROUP), tree.get("defaults") or {}
+    if group in {each.group for each in datasets.catalogue().values()} or str(group).startswith("mini"):
+        raise UserError(f"{where!r}: {group!r} is a group of the catalogue's. Call your own otherwise.")
     entries = {}
     for name, entry in tree["datasets"].items():
         if not isinstance(name, str) or "/" in name or not isinstance(entry, dict):
-            raise UserError(f"{where!r}: {name!r} should be a dataset's name without a slash, with fields below.")
+            raise UserError(f"{where!r}: {name!r} should be a dataset's name (no slash) with its fields.")
         if name in mini.DATASETS:
             raise UserError(f"{name!r} is a dataset of the embedded suite already. Call your own otherwise.")
         entries[name] = _filled(name, {**defaults, **entry}, f"{where!r}, dataset {name!r}")
-    found = datasets.parse({"group": tree.get("group", GROUP), "datasets": entries}, where)
+    found = datasets.parse({"group": group, "datasets": entries}, where)
     found = {name: _at_hand(made, directory, rows) for name, made in found.items()}
     datasets.add(found)
     return _specs(found)
@@ -162,8 +190,8 @@ def _filled(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
         fields = dict(made)
         ranked = fields.get("answer_choices") is not None
         metrics[str(prompt)] = fields.pop("metric", "accuracy" if ranked else "exact_match")
-        unknown = set(fields) - {"jinja", "answer_choices"}
-        if unknown or not all(isinstance(text, str | None) for text in fields.values()) or "jinja" not in fields:
+        texts = all(isinstance(text, str | None) for text in fields.values())
+        if not texts or set(fields) - {"jinja", "answer_choices"} or not isinstance(fields.get("jinja"), str):
             raise UserError(
                 f"{where}, prompt {prompt!r}: texts called `jinja` and `answer_choices` are wanted, and a "
                 f"`metric` may be there, but {made!r:.200} came."
@@ -175,9 +203,7 @@ def _filled(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
 def _at_hand(
     dataset: Dataset, directory: str, rows: Callable[[str], Iterable[Mapping[str, Any]]] | None
 ) -> Dataset:
-    """Makes the files of a dataset stand below the directory of its definition, not below a data directory."""
-    import dataclasses
-
+    """Makes the files of a dataset stand below the directory of its definition, not a data directory."""
     placed = []
     for source in dataset.sources:
         if source.files:
@@ -199,9 +225,7 @@ def _read(
 ) -> list[Mapping[str, Any]]:
     if split not in files:
         raise UserError(f"A file of the {split} split is wanted, but there are only: {', '.join(files)}.")
-    reader = datasets.READERS[kind]
-    if header:
-        reader = functools.partial(reader, header=header)
+    reader = functools.partial(read_csv, header=header) if header else datasets.READERS[kind]
     return [row for file in files[split] for row in reader(file)]
 
 

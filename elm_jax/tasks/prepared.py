@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from jaxtyping import Int
@@ -61,10 +61,10 @@ class Examples(Sequence[PromptedExample]):
         return len(self.prepared.row_ids)
 
     @overload
-    def __getitem__(self, index: int) -> PromptedExample: ...
+    def __getitem__(self, index: SupportsIndex) -> PromptedExample: ...
     @overload
     def __getitem__(self, index: slice) -> list[PromptedExample]: ...
-    def __getitem__(self, index: int | slice) -> PromptedExample | list[PromptedExample]:
+    def __getitem__(self, index: SupportsIndex | slice) -> PromptedExample | list[PromptedExample]:
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         made, row = self.prepared, range(len(self))[index]

@@ -10,6 +10,7 @@ A module of one's own that T5X's gin files import is two lines:
     seqio_tasks.register(vocabulary="spiece.model", data_dir="data", templates_dir="templates")
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -90,11 +91,13 @@ def register(
     for spec in found:
         splits = list(_sizes(spec))
         metrics = [exact_match] if spec.metric in ("accuracy", "exact_match") else []
-        source: Any = seqio.FunctionDataSource(_reader(spec, reading, _texts), splits, _taken(spec, rows))
+        read = functools.partial(_read, spec=spec, reading=reading)
+        texts = functools.partial(read, columns=_texts)
+        source: Any = seqio.FunctionDataSource(texts, splits, _taken(spec, rows))
         seqio.TaskRegistry.remove(called[spec.id])
         seqio.TaskRegistry.add(called[spec.id], source, metric_fns=metrics, **pipeline)
         if spec.id in ranked:
-            source = seqio.FunctionDataSource(_reader(spec, reading, _choices), splits)
+            source = seqio.FunctionDataSource(functools.partial(read, columns=_choices), splits)
             judged = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
             seqio.TaskRegistry.remove(ranked[spec.id])
             seqio.TaskRegistry.add(ranked[spec.id], source, **judged, **pipeline)
@@ -149,24 +152,24 @@ def t0_rate(rows: int | None, prompts: int) -> float:
     return float(rows) if rows is not None and rows <= CAP else CAP / prompts
 
 
-def _reader(
+def _read(
+    split: str,
+    shuffle_files: bool,
+    seed: int | None = None,
+    *,
     spec: TaskSpec,
     reading: Mapping[str, Any],
     columns: Callable[[TaskSpec, Sequence[PromptedExample]], dict[str, Any]],
-) -> Callable[..., Any]:
-    """Returns the function that SeqIO calls for a split's rows."""
+) -> Any:
+    """What SeqIO calls for the rows of a split, once the rest is bound."""
+    import tensorflow as tf
 
-    def read(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
-        import tensorflow as tf
-
-        found = columns(spec, specs.examples(spec, split, **reading).examples)
-        if shuffle_files and seed is not None:  # without a seed a restart would not find its place again
-            order = np.random.default_rng(seed).permutation(len(found["row_id"]))
-            found = {name: [values[at] for at in order.tolist()] for name, values in found.items()}
-        tensors: Any = {name: np.array(values, _DTYPES.get(name, object)) for name, values in found.items()}
-        return tf.data.Dataset.from_tensor_slices(tensors)
-
-    return read
+    found = columns(spec, specs.examples(spec, split, **reading).examples)
+    if shuffle_files and seed is not None:  # without a seed a restart would not find its place again
+        order = np.random.default_rng(seed).permutation(len(found["row_id"]))
+        found = {name: [values[at] for at in order.tolist()] for name, values in found.items()}
+    tensors: Any = {name: np.array(values, _DTYPES.get(name, object)) for name, values in found.items()}
+    return tf.data.Dataset.from_tensor_slices(tensors)
 
 
 _DTYPES = {"idx": np.int32, "is_correct": np.bool_, "weight": np.float32}

@@ -141,15 +141,15 @@ def templates_of(spec: TaskSpec, templates_dir: storage.PathLike | None = None) 
     if _is_embedded(spec):
         return load_templates(mini.PROMPTS_DIR, spec.dataset)
     dataset = datasets()[spec.dataset]
+    written: dict[str, Any] = {
+        prompt: dataset.inline.get(prompt, dataset.template) for prompt in dataset.prompts
+    }
     if dataset.template or dataset.inline:
         return {
             prompt: Template(
-                name=prompt,
-                id=names.task_id(dataset.name, prompt),
-                dataset=dataset.name,
-                **dict[str, Any](dataset.inline.get(prompt) or dataset.template),
+                name=prompt, id=names.task_id(dataset.name, prompt), dataset=dataset.name, **fields
             )
-            for prompt in dataset.prompts
+            for prompt, fields in written.items()
         }
     directory = promptsource.templates_directory() if templates_dir is None else templates_dir
     if directory is None:
@@ -165,6 +165,11 @@ def has_template(spec: TaskSpec) -> bool:
     if _is_embedded(spec) or datasets()[spec.dataset].template or datasets()[spec.dataset].inline:
         return True
     return promptsource.templates_directory() is not None
+
+
+def is_truncated(spec: TaskSpec) -> bool:
+    """Tells whether the values that a task's template writes may be cut: not those of whole texts."""
+    return _is_embedded(spec) or datasets()[spec.dataset].template is None
 
 
 def check_columns(dataset: Dataset, template: Template) -> None:
@@ -209,7 +214,7 @@ def render_rows(
     faithful: Collection[str] = (),
 ) -> Renderings:
     """Returns what `examples` does, of rows that `load_rows` gave; several prompts may share them."""
-    if not _is_embedded(spec) and datasets()[spec.dataset].template is not None:
+    if not is_truncated(spec):
         truncate = None
     renderings = render(found, template, truncate=truncate, keep_empty="empty_renderings" in faithful)
     if not renderings.examples:

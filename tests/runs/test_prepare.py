@@ -133,6 +133,23 @@ def test_processes_give_the_same_bytes(pieces, tmp_path):
         assert alone.read_bytes() == data.prepared_file(tmp_path / "two", spec, spec.split).read_bytes()
 
 
+def test_what_was_prepared_is_neither_read_nor_rendered_by_those_who_ask_for_it(
+    pieces, tmp_path, monkeypatch
+):
+    made(TASKS, pieces, tmp_path)
+
+    def never(*arguments, **options):
+        raise AssertionError("work was repeated")
+
+    monkeypatch.setattr(specs, "load_rows", never)
+    monkeypatch.setattr(specs, "render_rows", never)
+    monkeypatch.setattr(prepared, "prepare", never)
+    for spec in data.choose(TASKS):
+        found = data.examples(spec, Source(limit=20, prepared=tmp_path))
+        assert len(data.prepare(found, pieces, LENGTHS).targets) == 20
+        assert len(data.rows(found, pieces, LENGTHS, task=spec.id)) == 20
+
+
 def test_a_file_that_is_half_there_is_made_again(pieces, tmp_path):
     (outcome,) = made([MINI], pieces, tmp_path)
     file = Path(outcome.file)

@@ -14,7 +14,16 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
-from elm_jax.tasks import prepared, seqio_metrics, seqio_tasks, sources, specs, vocabulary
+from elm_jax.runs import data, prepare
+from elm_jax.tasks import (
+    prepared,
+    seqio_metrics,
+    seqio_rows,
+    seqio_tasks,
+    sources,
+    specs,
+    vocabulary,
+)
 from elm_jax.tasks.datasets import datasets
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
@@ -258,6 +267,90 @@ def test_a_row_whose_target_is_none_of_its_choices_cannot_be_ranked(seqio, regis
     monkeypatch.setattr(specs, "examples", lambda *arguments, **options: Found)
     with pytest.raises(UserError, match="row 'row-7' has a target outside its choices"):
         seqio.get_mixture_or_task(registered.ranked[MINI]).get_dataset(LENGTHS, "train", shuffle=False)
+
+
+BY_HAND = """\
+import functools
+import seqio
+import tensorflow as tf
+from elm_jax.tasks import seqio_tasks, specs
+
+words = seqio.SentencePieceVocabulary({words!r}, extra_ids=100)
+feature = seqio.Feature(words, add_eos=True)
+
+
+def rows(split, shuffle_files, seed=None):
+    told = {{"inputs": ["what is a dog", "kind"], "targets": ["a", "dog"]}}
+    return tf.data.Dataset.from_tensor_slices(told)
+
+
+seqio.TaskRegistry.add(
+    "by_hand",
+    source=seqio.FunctionDataSource(rows, ["train"]),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+    output_features={{"inputs": feature, "targets": feature}},
+)
+seqio_tasks.register(specs.task_specs("mini"), vocabulary=words)
+"""
+
+
+@pytest.fixture(scope="module")
+def by_hand(words, tmp_path_factory):
+    file = tmp_path_factory.mktemp("m") / "tasks_by_hand.py"
+    file.write_text(BY_HAND.format(words=str(words)))
+    return str(file)
+
+
+def test_a_task_registered_by_hand_is_prepared_through_seqio(seqio, by_hand, words, tmp_path):
+    pieces = vocabulary.load(words)
+    how = {"pieces": pieces, "lengths": data.Lengths(12, 3), "source": data.Source(prepared=tmp_path)}
+    (outcome,) = prepare.prepare_seqio(by_hand, tasks=["by_hand"], **how)
+    assert (outcome.task, outcome.split, outcome.rows, outcome.made) == ("by_hand/seqio", "train", 2, True)
+    assert not prepare.prepare_seqio(by_hand, tasks=["by_hand"], **how)[0].made
+    (spec,) = data.choose(["by_hand"], how["source"])
+    assert spec == data.find("by_hand/seqio", how["source"])
+    found = data.examples(spec, how["source"])
+    assert [(example.input, example.target) for example in found] == [("what is a dog", "a"), ("kind", "dog")]
+    made = data.prepare(found, pieces, data.Lengths(12, 3))
+    assert made.inputs[0].tolist() == [*pieces.encode("what is a dog"), 1]
+    assert made.targets[1].tolist() == [*pieces.encode("dog"), 1]
+    with pytest.raises(UserError, match="No task, dataset or group named 'by_hand'"):
+        data.choose(["by_hand"])
+    with pytest.raises(UserError, match="--split validation"):
+        data.examples(data.seqio_task("by_hand", "validation"), how["source"])
+
+
+def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registered):
+    pieces = vocabulary.load(words)
+    made = seqio_rows.read(
+        by_hand, registered.ranked[MINI], "validation", pieces, max_input=12, max_target=3, limit=9
+    )
+    examples = specs.examples(specs.find_task(MINI), "validation").examples[:3]
+    ours = prepared.prepare(examples, pieces, max_input=12, max_target=3)
+    assert tuple(prepared.Examples(made, "")) == examples
+    for name in ("inputs", "targets", "choices"):
+        assert [row.tolist() for row in getattr(made, name)] == [row.tolist() for row in getattr(ours, name)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "by_hnd"}, "No task or mixture named 'by_hnd' .*'by_hand'"),
+        ({"split": "valid"}, "No split named 'valid'"),
+        ({"name": "mini_taxonomy_kind"}, "is a mixture of SeqIO's and has no end"),
+        ({"module": "no_such_module"}, "cannot be imported"),
+    ],
+)
+def test_what_seqio_does_not_know_is_one_sentence(seqio, by_hand, words, changed, said):
+    asked = {"module": by_hand, "name": "by_hand", "split": "train", **changed}
+    with pytest.raises(UserError, match=said):
+        seqio_rows.read(**asked, vocabulary=vocabulary.load(words), max_input=12, max_target=3)
+
+
+def test_another_vocabulary_than_the_tasks_is_refused(seqio, by_hand, words):
+    other = vocabulary.load(words, extra_ids=7)
+    with pytest.raises(UserError, match="another vocabulary"):
+        seqio_rows.read(by_hand, "by_hand", "train", other, max_input=12, max_target=3)
 
 
 def test_a_vocabulary_that_is_not_there_is_one_sentence(seqio, tmp_path):

@@ -1,0 +1,205 @@
+"""Your own tasks: a few lines of YAML or Python, and they are like the catalogue's; mistakes are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from elm_jax import cli
+from elm_jax.errors import UserError
+from elm_jax.runs import base, data, prepare
+from elm_jax.runs.workspace import Workspace
+from elm_jax.tasks import datasets, own, specs, vocabulary
+
+EXAMPLE = Path(__file__).parent / "own_reviews" / "reviews.yaml"
+GOOD = "reviews/is it good"
+ROWS = [{"text": "It broke.", "label": 0}, {"text": "I like it.", "label": 1}]
+PYTHON = """\
+from elm_jax.tasks import own
+
+own.define(
+    "films",
+    jsonl={"train": "films.jsonl"},
+    prompts={
+        "good or bad": ("{{text}} ||| {{answer_choices[label]}}", "bad ||| good"),
+        "retell": "{{answer}} ||| {{text}}",
+    },
+)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_added(monkeypatch):
+    monkeypatch.setattr(datasets, "_added", {})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path
+
+
+def written(folder, text):
+    (folder / "mine.yaml").write_text(text)
+    return folder / "mine.yaml"
+
+
+MINE = """\
+datasets:
+  mine:
+    jsonl: rows.jsonl
+    prompts:
+      good: {jinja: "{{text}} ||| {{answer_choices[label]}}", answer_choices: "no ||| yes"}
+"""
+
+
+def test_the_example_is_at_most_fifteen_lines_and_gives_two_tasks():
+    assert len(EXAMPLE.read_text().splitlines()) <= 15
+    found = own.load(EXAMPLE)
+    assert [spec.id for spec in found] == [GOOD, "reviews/would you buy"]
+    assert {spec.metric for spec in found} == {"accuracy"}
+    made = specs.examples(found[0], "train").examples
+    assert made[0].input == "The lamp broke on the first day. Is this good?"
+    assert made[0].choices == ("no", "yes")
+    assert [example.target for example in made] == ["no", "yes", "no", "yes"]
+    assert made[0].row_id == "reviews/train/0"
+
+
+def test_the_examples_of_the_docstring_are_those_that_work():
+    """The YAML in the module's docstring is read as it stands."""
+    lines = (own.__doc__ or "").splitlines()
+    start = lines.index("    datasets:")
+    end = next(at for at in range(start, len(lines)) if not lines[at])
+    assert end - start <= 15
+    tree = own.read_yaml("docstring", "\n".join(lines[start:end]).encode())
+    assert [spec.id for spec in own._add(tree, "docstring", ".")] == [GOOD, "reviews/would you buy"]
+
+
+def test_what_was_added_is_found_like_any_other():
+    own.load(EXAMPLE)
+    assert specs.find_task(GOOD).group == "own"
+    assert {spec.id for spec in specs.task_specs("own")} == {GOOD, "reviews/would you buy"}
+    assert [spec.id for spec in data.choose(["reviews"])] == [GOOD, "reviews/would you buy"]
+    with pytest.raises(UserError, match=f"Did you mean '{GOOD}'"):
+        specs.find_task("reviews/is it god")
+
+
+def test_a_python_file_defines_tasks_too_and_a_prompt_without_choices_generates(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films.jsonl").write_text('{"text": "Long.", "label": 0, "answer": "A film"}\n')
+    (tmp_path / "film_tasks.py").write_text(PYTHON)
+    ranked, told = own.load(tmp_path / "film_tasks.py")
+    assert (ranked.metric, told.metric) == ("accuracy", "exact_match")
+    (example,) = specs.examples(told, "train").examples
+    assert (example.input, example.target, example.choices) == ("A film", "Long.", ())
+    assert own.load(tmp_path / "film_tasks.py") == [ranked, told]
+
+
+def test_rows_may_come_from_a_function():
+    (spec,) = own.define(
+        "made up",
+        rows=lambda split: [{"n": at, "split": split} for at in range(3)],
+        splits=("train", "test"),
+        prompts={"count": "{{split}} {{n}} ||| {{n}}"},
+    )
+    assert [example.input for example in specs.examples(spec, "test").examples] == [
+        "test 0",
+        "test 1",
+        "test 2",
+    ]
+
+
+def test_one_that_is_defined_again_is_the_new_one(folder):
+    file = written(folder, MINE)
+    (spec,) = own.load(file)
+    before = data.examples(spec, data.Source())
+    written(folder, MINE.replace("{{text}}", "Well: {{text}}"))
+    own.load(file)
+    after = data.examples(spec, data.Source())
+    assert [example.input for example in before] == ["It broke.", "I like it."]
+    assert [example.input for example in after] == ["Well: It broke.", "Well: I like it."]
+
+
+def test_they_are_prepared_in_other_processes_and_noticed_when_their_file_changes(folder, tmp_path):
+    pieces = vocabulary.train(["It broke. I like it no yes"], tmp_path / "m", 60, extra_ids=0)
+    file = written(folder, MINE + '      sure: {jinja: "{{text}} Sure? ||| {{label}}"}\n')
+    source = data.Source(prepared=tmp_path / "p")
+
+    def made():
+        return [outcome.made for outcome in prepare.prepare(tasks=[str(file)], **how)]
+
+    how = {"pieces": pieces, "source": source, "processes": 2}
+    assert made() == [True, True]
+    assert made() == [False, False]
+    (folder / "rows.jsonl").write_text('{"text": "New.", "label": 1}\n')
+    assert made() == [True, True]
+    written(folder, file.read_text().replace("Sure?", "Really?"))
+    assert made() == [False, True]
+
+
+def test_what_another_process_cannot_be_told_is_prepared_here(tmp_path):
+    pieces = vocabulary.train(["a b c d"], tmp_path / "m", 60, extra_ids=0)
+    for name in ("one", "two"):
+        own.define(name, rows=lambda split: [{"n": "a"}], prompts={"p": "{{n}} ||| b"})
+    source = data.Source(prepared=tmp_path / "p")
+    made = prepare.prepare(tasks=["one", "two"], pieces=pieces, source=source, processes=2)
+    assert [outcome.rows for outcome in made] == [1, 1]
+
+
+def test_a_run_remembers_the_files_that_define_its_tasks(tmp_path):
+    vocabulary.train(["a b c d"], tmp_path / "m", 60)
+    workspace = Workspace.open(tmp_path / "run", create=True)
+    base.remember_tasks(workspace, [EXAMPLE])
+    base.remember_tasks(workspace, [EXAMPLE])
+    source = base.reading(tmp_path / "run", vocabulary_file=tmp_path / "m").source
+    assert list(source.tasks) == [str(EXAMPLE.resolve())]
+    assert data.find(GOOD, source).dataset == "reviews"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("datasets:", "dataset:", "should hold a mapping named `datasets`"),
+        ("  mine:", "  my/ne:", "should be a dataset's name"),
+        ("  mine:", "  dream:", "'dream' is a dataset of the catalogue already"),
+        ("  mine:", "  mini_size_animal:", "a dataset of the embedded suite already"),
+        ("datasets:", "group: train\ndatasets:", "'train' is a group of the catalogue's"),
+        ("    jsonl: rows.jsonl\n", "", "rows are wanted from files"),
+        ("jsonl:", "jsnol:", "rows are wanted from files"),
+        ("    jsonl: rows.jsonl", "    jsonl: rows.jsonl\n    colums: [text]", "No field named 'colums'"),
+        ("jinja:", "jina:", "texts called `jinja` and `answer_choices` are wanted"),
+        ("      good: {", "      good: 5 #", "`prompts` should map"),
+        ("datasets:", "datasets: [", "is not plain YAML"),
+        ("datasets:", "datasets: !!python/object:os.system", "is not plain YAML"),
+        ('"no ||| yes"', "7", "texts called `jinja`"),
+    ],
+)
+def test_a_mistake_names_the_file_and_the_place(folder, old, new, said):
+    file = written(folder, MINE.replace(old, new))
+    with pytest.raises(UserError, match=said):
+        own.load(file)
+    assert datasets.added() == {}
+
+
+def test_a_file_that_is_not_there_and_code_that_fails_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="A file of tasks is wanted at"):
+        own.load(tmp_path / "none.yaml")
+    (tmp_path / "broken_tasks.py").write_text("1 / 0\n")
+    with pytest.raises(UserError, match=r"'broken_tasks' cannot be imported .*ZeroDivisionError"):
+        own.load(tmp_path / "broken_tasks.py")
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(UserError, match="has the name of another module, 'json'"):
+        own.load(tmp_path / "json.py")
+
+
+def test_columns_that_are_named_are_checked_before_a_row_is_read(folder):
+    (spec,) = own.load(written(folder, MINE.replace("    jsonl", "    columns: [txt, label]\n    jsonl")))
+    with pytest.raises(UserError, match="Template 'good' reads 'text', but rows of 'mine' have only"):
+        specs.template_for(spec)
+
+
+def test_the_commands_know_the_tasks_of_a_file(capsys):
+    cli.app(["tasks", "list", "--tasks", str(EXAMPLE), "--group", "own", "--json"], standalone_mode=False)
+    assert [entry["id"] for entry in json.loads(capsys.readouterr().out)] == [GOOD, "reviews/would you buy"]
+    cli.app(["tasks", "show", GOOD, "--tasks", str(EXAMPLE)], standalone_mode=False)
+    assert "Is this good?" in capsys.readouterr().out
