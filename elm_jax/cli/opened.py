@@ -1,0 +1,71 @@
+"""What flags open: a run with its base, files of tasks, a vocabulary."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from elm_jax.cli.options import DEFAULT_OUT
+
+if TYPE_CHECKING:
+    from elm_jax.runs.data import Lengths, Source
+    from elm_jax.runs.workspace import Run
+    from elm_jax.tasks.vocabulary import Vocabulary
+
+
+def open_run(
+    run: str,
+    data_dir: str | None,
+    templates_dir: str | None,
+    limit: int | None,
+    cache: str | None = None,
+    tasks: list[str] | None = None,
+) -> "Run":
+    """Opens a run's directory with its base; flags win over what the run remembers."""
+    from dataclasses import replace
+
+    from elm_jax.runs import base
+
+    files = task_files(tasks)
+    opened = base.open_run(run)
+    base.remember_tasks(opened.workspace, files)
+    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    given["tasks"] = [*opened.source.tasks, *files]
+    return replace(opened, source=given_to(opened.source, **given))
+
+
+def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:
+    """Returns the files that define tasks, be they given as such or among the names."""
+    from elm_jax.runs import data
+
+    return [*(tasks or []), *filter(data.is_task_file, names or [])]
+
+
+def task_files(files: list[str] | None) -> list[str]:
+    """Reads files that define tasks, and returns where they are."""
+    from elm_jax.tasks import own
+
+    for file in files or []:
+        own.load(file)
+    return [os.path.abspath(file) for file in files or []]
+
+
+def read_as(
+    run: str | None, vocabulary: str | None, extra_ids: int, max_prompt: int | None, max_answer: int | None
+) -> "tuple[Source, Vocabulary | None, Lengths]":
+    """Returns how rows are read and tokenised where a run or a vocabulary was given; else no vocabulary."""
+    if run or vocabulary:
+        from elm_jax.runs import base
+
+        found = base.reading(run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids)
+        source, pieces, lengths = found.source, found.pieces, found.lengths
+    else:
+        from elm_jax.runs import data
+
+        source, pieces, lengths = data.Source(), None, data.Lengths()
+    return source, pieces, given_to(lengths, prompt=max_prompt, answer=max_answer)
+
+
+def given_to(record: Any, **flags: Any) -> Any:
+    """Returns the record with the flags that were given."""
+    from dataclasses import replace
+
+    return replace(record, **{name: value for name, value in flags.items() if value is not None})

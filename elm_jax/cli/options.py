@@ -1,0 +1,34 @@
+"""Options: the flags and arguments that several verbs take, described once."""
+
+from typing import Annotated
+
+import typer
+
+Out = Annotated[str, typer.Option("--out", help="Directory to write; a run that was stopped goes on there.")]
+RunDir = Annotated[str, typer.Option("--run", help="Directory of a run, as `elm quickstart` makes one.")]
+DataDir = Annotated[str | None, typer.Option(help="Directory of datasets.")]
+TemplatesDir = Annotated[
+    str | None,
+    typer.Option(help="Directory of templates, laid out as PromptSource's; the fetched ones without it."),
+]
+Names = Annotated[list[str] | None, typer.Argument(help="Tasks by id, dataset or group.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+GinFiles = Annotated[list[str] | None, typer.Option("--gin_file", help="A recipe; later ones win.")]
+GinBindings = Annotated[
+    list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
+]
+Limit = Annotated[int | None, typer.Option(help="Take at most so many rows of each task.")]
+Cache = Annotated[str | None, typer.Option("--cache", help="Directory of prepared rows; the run's own.")]
+VocabularyFile = Annotated[
+    str | None, typer.Option("--vocabulary", help="SentencePiece model; that of the run's base without it.")
+]
+TaskFiles = Annotated[
+    list[str] | None, typer.Option("--tasks", help="A file that defines tasks of your own, YAML or Python.")
+]
+KnownRun = Annotated[str | None, typer.Option("--run", help="A run whose base and data are used.")]
+Split = Annotated[str | None, typer.Option(help="Another split than each task's own.")]
+ExtraIds = Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")]
+MaxPrompt = Annotated[int | None, typer.Option(help="Tokens of an input, the end included.")]
+MaxAnswer = Annotated[int | None, typer.Option(help="Tokens of an answer, the end included.")]
+DEFAULT_OUT = "elm_out"

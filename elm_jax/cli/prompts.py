@@ -1,0 +1,52 @@
+"""`elm prompts`: PromptSource's templates."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from elm_jax.cli.options import (
+    AsJson,
+    TemplatesDir,
+)
+
+app = typer.Typer(help="PromptSource's templates.", no_args_is_help=True)
+
+
+@app.command("fetch")
+def prompts_fetch(
+    cache: Annotated[str | None, typer.Option(help="Directory to keep them in.")] = None,
+    index: Annotated[str | None, typer.Option(help="Package index; pip's own without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring PromptSource's templates from the package index into the cache; nothing is installed."""
+    from elm_jax.runs import prompts
+
+    fetched = prompts.fetch(cache=cache, index=index)
+    if as_json:
+        print(json.dumps({"directory": str(fetched.directory), "new": fetched.new}))
+        return
+    print(f"Templates of {fetched.datasets} datasets {'are now' if fetched.new else 'were already'} at")
+    print(fetched.directory)
+
+
+@app.command("list")
+def prompts_list(
+    dataset: Annotated[str | None, typer.Argument(help="A dataset's folder: its templates by name.")] = None,
+    templates_dir: TemplatesDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """The datasets that have templates, or one dataset's templates."""
+    from elm_jax.runs import prompts
+
+    if dataset:
+        found = {
+            name: each.answer_choices for name, each in prompts.templates(dataset, templates_dir).items()
+        }
+    else:
+        found = prompts.listing(templates_dir)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for name, told in found.items():
+        print(name if told is None else f"{name:<40} {told}")

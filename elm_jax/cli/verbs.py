@@ -1,0 +1,247 @@
+"""Verbs: what `elm` does with a run, from the quickstart to the report."""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from elm_jax.cli.opened import given_to, open_run, own_files, task_files
+from elm_jax.cli.options import (
+    DEFAULT_OUT,
+    AsJson,
+    Cache,
+    DataDir,
+    ExtraIds,
+    GinBindings,
+    GinFiles,
+    Limit,
+    MaxAnswer,
+    MaxPrompt,
+    Names,
+    Out,
+    RunDir,
+    Seed,
+    Split,
+    TaskFiles,
+    TemplatesDir,
+    VocabularyFile,
+)
+from elm_jax.cli.shown import show, show_outcome
+from elm_jax.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def quickstart(out: Out = DEFAULT_OUT, seed: Seed = 0) -> None:
+    """The whole path on the embedded suite, on a CPU, ending in a report."""
+    from elm_jax.runs import quickstart as runs
+
+    show_outcome(runs.quickstart(out=out, seed=seed))
+
+
+@app.command()
+def run(gin_file: GinFiles = None, gin_bindings: GinBindings = None) -> None:
+    """A whole recipe: train, index, route, merge, evaluate, report."""
+    from elm_jax.runs import pipeline, recipes
+
+    if not gin_file:
+        raise UserError(
+            "A recipe is wanted: elm run --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]."
+        )
+    show_outcome(recipes.bound(pipeline.run, gin_file, gin_bindings or [])())
+
+
+@app.command()
+def prepare(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    cache: Cache = None,
+    vocabulary: VocabularyFile = None,
+    extra_ids: ExtraIds = 100,
+    split: Split = None,
+    max_prompt: MaxPrompt = None,
+    max_answer: MaxAnswer = None,
+    processes: Annotated[int | None, typer.Option(help="How many at once; one a core without it.")] = None,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    limit: Limit = None,
+    module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
+    from dataclasses import asdict, replace
+
+    from elm_jax.runs import base, data
+    from elm_jax.runs import prepare as runs
+
+    wanted = names or []
+    reading = base.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
+    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
+    source = given_to(reading.source, **given)
+    how = {"tasks": wanted, "pieces": reading.pieces}
+    how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
+    if module:
+        source = replace(source, splits=dict.fromkeys(wanted, split or "train"))
+        made = runs.prepare_seqio(module, source=source, **how)
+    else:
+        if split:
+            source = replace(source, splits={spec.dataset: split for spec in data.choose(wanted, source)})
+        made = runs.prepare(source=source, processes=processes or os.cpu_count() or 1, **how)
+    if as_json:
+        print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
+        return
+    for each in made:
+        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {runs.remark(each)}")
+
+
+@app.command()
+def train(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8,
+    rate: Annotated[float, typer.Option(help="Learning rate, falling in a line to 0.")] = 1e-4,
+    width: Annotated[int | None, typer.Option(help="Bottleneck width; emb_dim // 32 without it.")] = None,
+    multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    cache: Cache = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    gin_file: GinFiles = None,
+    gin_bindings: GinBindings = None,
+) -> None:
+    """One expert a task, many in one program; or the multitask baseline."""
+    from elm_jax.runs import data, recipes
+    from elm_jax.runs import train as runs
+
+    if gin_file:
+        trained = recipes.bound(runs.train, gin_file, gin_bindings or [])()
+    else:
+        opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
+        budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, width=width)
+        specs = data.choose(names or [], opened.source)
+        if multitask:
+            trained = [runs.train_multitask(opened, specs, multitask, budget, seed=seed)]
+        else:
+            trained = runs.train_experts(opened, specs, budget, seed=seed)
+    for expert in trained:
+        print(expert)
+
+
+@app.command()
+def index(
+    run: RunDir = DEFAULT_OUT,
+    rebuild: Annotated[bool, typer.Option(help="Embed all keys anew.")] = False,
+    size: Annotated[int, typer.Option(help="Training inputs of each expert to embed.")] = 100,
+    text_format: Annotated[str, typer.Option(help="How a row is written as a key.")] = "instance_new",
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    cache: Cache = None,
+) -> None:
+    """Embed the keys of experts that lack them, so that routers find them."""
+    from elm_jax.runs import index as runs
+
+    opened = open_run(run, data_dir, templates_dir, None, cache, tasks)
+    for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild):
+        print(expert)
+
+
+@app.command()
+def route(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    router: Annotated[str, typer.Option(help="How experts are chosen.")] = "roe",
+    experts: Annotated[int, typer.Option(help="How many of the most voted to take.")] = 1,
+    queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32,
+    explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which experts a task should use, and why."""
+    from dataclasses import asdict
+
+    from elm_jax.runs import data
+    from elm_jax.runs import route as runs
+
+    opened = open_run(run, data_dir, templates_dir, None, cache, own_files(names, tasks))
+    selections = runs.route(
+        opened, data.choose(names or [], opened.source), router=router, experts=experts, queries=queries
+    )
+    if as_json:
+        print(json.dumps([asdict(selection) for selection in selections], ensure_ascii=False))
+        return
+    for selection in selections:
+        print(f"{selection.task}: {', '.join(selection.weights)}")
+        if explain:
+            for line in runs.explain(selection):
+                print(f"  {line}")
+
+
+@app.command()
+def evaluate(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    merged: Annotated[int, typer.Option(help="Retrieved experts to merge.")] = 3,
+    queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    cache: Cache = None,
+    limit: Limit = None,
+    gin_file: GinFiles = None,
+    gin_bindings: GinBindings = None,
+) -> None:
+    """Route, merge, score and compare on unseen tasks; what is scored already is kept."""
+    from elm_jax.runs import data, recipes
+    from elm_jax.runs import evaluate as runs
+
+    if gin_file:
+        show_outcome(recipes.bound(runs.evaluate, gin_file, gin_bindings or [])())
+        return
+    opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
+    specs = data.choose(names or [], opened.source)
+    show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
+
+
+@app.command()
+def report(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Tables, intervals, paired tests and the page of a run that was evaluated."""
+    from elm_jax.reporting import tables
+    from elm_jax.runs import report as runs
+    from elm_jax.runs.workspace import Workspace
+
+    made, files = runs.again(Workspace.open(run))
+    if as_json:
+        print(files["json"].read_text())
+        return
+    show(tables.methods_table(made), may_shrink=True)
+    show(tables.comparisons_table(made))
+    show(tables.selections_table(made))
+    print(files["html"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Devices, versions, what is missing and the command that mends it."""
+    from elm_jax.reporting import tables
+    from elm_jax.runs import doctor as runs
+
+    found = runs.doctor()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in tables.flat({name: value for name, value in found.items() if name != "mend"}):
+        print(f"{name:<32}{'missing' if value == 'None' else value}")
+    for command in found["mend"]:
+        print(f"to mend: {command}")
