@@ -28,7 +28,7 @@ class Source:
     seed: int = 42
     limit: int | None = None  # rows a task at most, of a permutation drawn from the seed
     prepared: storage.PathLike | None = None  # where `elm prepare` put rows, which are not rendered again
-    tasks: Sequence[storage.PathLike] = ()  # files that define tasks of one's own
+    tasks: Sequence[storage.PathLike] = field(default_factory=list)  # files that define one's own tasks
 
 
 @dataclass(frozen=True)
