@@ -88,7 +88,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
-        # One flat product: XLA's CPU backend takes four times as long for the gradient of a batched one.
+        # One flat product: with batched ones a gradient takes 1.4 times as long on XLA's CPU backend.
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
         return flat.reshape(*x.shape[:-1], self.features)
 
