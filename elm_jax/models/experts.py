@@ -78,6 +78,11 @@ def place(kind: str, base: Params, owned: Params | None) -> tuple[Params, Params
     return (owned, None) if kind == "full" and owned is not None else (base, owned)
 
 
+def child(expert: Params | None, name: str) -> Params | None:
+    """Returns the part of an expert below a name, or None where it owns nothing there."""
+    return None if expert is None else expert.get(name)
+
+
 def rows_of(params: Params | None, expert_of_row: ExpertOfRow | None) -> Params | None:
     """Gives every row its expert: [E, …] becomes [B, …]; without an index the one expert serves all rows."""
     if params is None or expert_of_row is None:

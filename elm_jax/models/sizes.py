@@ -20,6 +20,9 @@ class T5Config:
     num_decoder_layers: int = 8
     head_dim: int = 64
     mlp_dim: int = 1024
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")  # a single one is T5 1.0's feed-forward, ("relu",)
+    logits_via_embedding: bool = False  # the output layer is the table of embeddings, as in T5 1.0
+    scale_decoder_outputs: bool = True  # logits of a tied output layer are divided by sqrt(emb_dim)
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     dropout_rate: float = 0.1
@@ -28,6 +31,7 @@ class T5Config:
     remat: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))  # JSON has lists
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"T5 computes in float32 or bfloat16, but {self.dtype!r} came.")
 

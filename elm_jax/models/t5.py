@@ -26,10 +26,6 @@ from elm_jax.records import Params
 UNROLLED = 4
 
 
-def _of(expert: Params | None, name: str) -> Params | None:
-    return None if expert is None else expert.get(name)
-
-
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each with norm before, adapter after, and a residual around."""
 
@@ -47,13 +43,15 @@ class EncoderLayer(nn.Module):
         expert = ex.rows_of(expert, expert_of_row)
         drop = Dropout(self.config.dropout_rate, self.train)
         normed = Norm(self.config, name="pre_attention_layer_norm")(
-            x, _of(expert, "pre_attention_layer_norm")
+            x, ex.child(expert, "pre_attention_layer_norm")
         )
-        attended = Attention(self.config, self.train, name="attention")(normed, normed, bias)
-        x = x + drop(ex.bottleneck(attended, _of(expert, "attention_adapter")))
-        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, _of(expert, "pre_mlp_layer_norm"))
-        fed = FeedForward(self.config, self.train, name="mlp")(normed)
-        return x + drop(ex.bottleneck(fed, _of(expert, "mlp_adapter"))), None
+        attended = Attention(self.config, self.train, name="attention")(
+            normed, normed, bias, ex.child(expert, "attention")
+        )
+        x = x + drop(ex.bottleneck(attended, ex.child(expert, "attention_adapter")))
+        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.child(expert, "pre_mlp_layer_norm"))
+        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"))
+        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter"))), None
 
 
 class DecoderLayer(nn.Module):
@@ -79,22 +77,24 @@ class DecoderLayer(nn.Module):
         abreast = (shape[0], shape[1] * shape[2], shape[3])  # all answers look at one prompt
 
         normed = Norm(self.config, name="pre_self_attention_layer_norm")(
-            x, _of(expert, "pre_self_attention_layer_norm")
+            x, ex.child(expert, "pre_self_attention_layer_norm")
         ).reshape(apart)
-        attended = Attention(self.config, self.train, name="self_attention")(normed, normed, self_bias)
-        x = x + drop(ex.bottleneck(attended.reshape(shape), _of(expert, "self_attention_adapter")))
+        attended = Attention(self.config, self.train, name="self_attention")(
+            normed, normed, self_bias, ex.child(expert, "self_attention")
+        )
+        x = x + drop(ex.bottleneck(attended.reshape(shape), ex.child(expert, "self_attention_adapter")))
 
         normed = Norm(self.config, name="pre_cross_attention_layer_norm")(
-            x, _of(expert, "pre_cross_attention_layer_norm")
+            x, ex.child(expert, "pre_cross_attention_layer_norm")
         ).reshape(abreast)
         attended = Attention(self.config, self.train, name="encoder_decoder_attention")(
-            normed, encoded, cross_bias
+            normed, encoded, cross_bias, ex.child(expert, "encoder_decoder_attention")
         )
         x = x + drop(attended.reshape(shape))
 
-        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, _of(expert, "pre_mlp_layer_norm"))
-        fed = FeedForward(self.config, self.train, name="mlp")(normed)
-        return x + drop(ex.bottleneck(fed, _of(expert, "mlp_adapter"))), None
+        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.child(expert, "pre_mlp_layer_norm"))
+        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"))
+        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter"))), None
 
 
 def _scanned(
@@ -138,8 +138,8 @@ class Encoder(nn.Module):
             2,
             train=self.train,
         )
-        x, _ = layers(drop(x), _of(expert, "layers"), expert_of_row, bias)
-        final = ex.rows_of(_of(expert, "encoder_norm"), expert_of_row)
+        x, _ = layers(drop(x), ex.child(expert, "layers"), expert_of_row, bias)
+        final = ex.rows_of(ex.child(expert, "encoder_norm"), expert_of_row)
         return drop(Norm(config, name="encoder_norm")(x, final))
 
 
@@ -173,8 +173,8 @@ class Decoder(nn.Module):
             4,
             train=self.train,
         )
-        x, _ = layers(drop(x), _of(expert, "layers"), expert_of_row, encoded, self_bias, cross_bias)
-        final = ex.rows_of(_of(expert, "decoder_norm"), expert_of_row)
+        x, _ = layers(drop(x), ex.child(expert, "layers"), expert_of_row, encoded, self_bias, cross_bias)
+        final = ex.rows_of(ex.child(expert, "decoder_norm"), expert_of_row)
         x = drop(Norm(config, name="decoder_norm")(x, final))
         return Dense(config.vocab_size, "float32", name="logits_dense")(x)
 
@@ -207,7 +207,7 @@ class T5(nn.Module):
     ) -> Encoded:
         """Returns the encoder's output; what stands at padding has no meaning."""
         return self.encoder(
-            self.token_embedder(prompts), prompts != PAD, _of(experts, "encoder"), expert_of_row
+            self.token_embedder(prompts), prompts != PAD, ex.child(experts, "encoder"), expert_of_row
         )
 
     def decode(
@@ -221,7 +221,7 @@ class T5(nn.Module):
         """Returns float32 logits of every token of every answer, each seeing the tokens before it."""
         shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)
         return self.decoder(
-            self.token_embedder(shifted), encoded, prompts != PAD, _of(experts, "decoder"), expert_of_row
+            self.token_embedder(shifted), encoded, prompts != PAD, ex.child(experts, "decoder"), expert_of_row
         )
 
     def __call__(
