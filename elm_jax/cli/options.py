@@ -31,4 +31,12 @@ Split = Annotated[str | None, typer.Option(help="Another split than each task's 
 ExtraIds = Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")]
 MaxPrompt = Annotated[int | None, typer.Option(help="Tokens of an input, the end included.")]
 MaxAnswer = Annotated[int | None, typer.Option(help="Tokens of an answer, the end included.")]
+Truncate = Annotated[
+    int | None,
+    typer.Option(help="Characters of a value that a template may write, 2048 without it; 0 for no limit."),
+]
+Faithful = Annotated[
+    list[str] | None,
+    typer.Option(help="One of the original's ways with data, see `elm_jax.tasks.specs.FAITHFUL`, or all."),
+]
 DEFAULT_OUT = "elm_out"

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from elm_jax.cli.opened import given_to, read_as, task_files
+from elm_jax.cli.opened import given_to, read_as, rendered_as, task_files
 from elm_jax.cli.options import (
     AsJson,
     DataDir,
     ExtraIds,
+    Faithful,
     KnownRun,
     Limit,
     MaxAnswer,
@@ -18,6 +19,7 @@ from elm_jax.cli.options import (
     Split,
     TaskFiles,
     TemplatesDir,
+    Truncate,
     VocabularyFile,
 )
 
@@ -83,6 +85,8 @@ def tasks_preview(
     extra_ids: ExtraIds = 100,
     max_prompt: MaxPrompt = None,
     max_answer: MaxAnswer = None,
+    truncate: Truncate = None,
+    faithful: Faithful = None,
 ) -> None:
     """Rows as the model will see them: input, choices, target; tokens too with --run or --vocabulary."""
     from elm_jax.runs import data
@@ -92,6 +96,7 @@ def tasks_preview(
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     spec = specs.find_task(name)
+    source = rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
     if split:
         source = given_to(source, splits={spec.dataset: split})
@@ -122,6 +127,8 @@ def tasks_check(
     max_prompt: MaxPrompt = None,
     max_answer: MaxAnswer = None,
     limit: Limit = None,
+    truncate: Truncate = None,
+    faithful: Faithful = None,
     as_json: AsJson = False,
 ) -> None:
     """What is wrong with tasks, before anything is trained on them; exit code 1 if anything is."""
@@ -132,6 +139,7 @@ def tasks_check(
 
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
+    source = rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
     allowed, chosen = runs.kinds(allow or ()), data.choose([name], source)
     if split:

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from elm_jax.cli.opened import given_to, open_run, own_files, task_files
+from elm_jax.cli.opened import given_to, open_run, own_files, rendered_as, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     AsJson,
     Cache,
     DataDir,
     ExtraIds,
+    Faithful,
     GinBindings,
     GinFiles,
     Limit,
@@ -25,6 +26,7 @@ from elm_jax.cli.options import (
     Split,
     TaskFiles,
     TemplatesDir,
+    Truncate,
     VocabularyFile,
 )
 from elm_jax.cli.shown import show, show_outcome
@@ -68,6 +70,8 @@ def prepare(
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
     limit: Limit = None,
+    truncate: Truncate = None,
+    faithful: Faithful = None,
     module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +85,7 @@ def prepare(
     reading = base.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
     given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
-    source = given_to(reading.source, **given)
+    source = rendered_as(given_to(reading.source, **given), truncate, faithful)
     how = {"tasks": wanted, "pieces": reading.pieces}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:
@@ -174,9 +178,8 @@ def route(
     from elm_jax.runs import route as runs
 
     opened = open_run(run, data_dir, templates_dir, None, cache, own_files(names, tasks))
-    selections = runs.route(
-        opened, data.choose(names or [], opened.source), router=router, experts=experts, queries=queries
-    )
+    specs = data.choose(names or [], opened.source, evaluation=True)
+    selections = runs.route(opened, specs, router=router, experts=experts, queries=queries)
     if as_json:
         print(json.dumps([asdict(selection) for selection in selections], ensure_ascii=False))
         return
@@ -210,7 +213,7 @@ def evaluate(
         show_outcome(recipes.bound(runs.evaluate, gin_file, gin_bindings or [])())
         return
     opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
-    specs = data.choose(names or [], opened.source)
+    specs = data.choose(names or [], opened.source, evaluation=True)
     show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
 
 

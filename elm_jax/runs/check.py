@@ -9,7 +9,7 @@ from typing import Any
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting import limits
-from elm_jax.prompting.templates import TRUNCATE, Rendered, Template
+from elm_jax.prompting.templates import Rendered, Template
 from elm_jax.records import TaskSpec
 from elm_jax.runs import data
 from elm_jax.runs.data import Lengths, Source
@@ -81,12 +81,11 @@ def check(
             told = identity.of_split(spec, split, source.data_dir, rows=source.limit)
             key = storage.fingerprint(told)
             if before[0] != key:
-                rows = specs.load_rows(spec, split, source.data_dir, seed=source.seed, rows=source.limit)
-                before = (key, rows)
+                before = (key, data.load_rows(spec, source))
         except UserError as error:
             checked.append(Checked(spec.id, split, 0, 0, (Finding("rows", str(error)),)))
             continue
-        truncate = TRUNCATE if specs.is_truncated(spec) else None
+        truncate = data.truncation(spec, source)
         checked.append(_checked(spec, split, before[1], template, truncate, pieces, lengths or Lengths()))
     return checked
 

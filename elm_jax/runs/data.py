@@ -1,13 +1,16 @@
 """Data of a run: which tasks it means, their prompted examples, and the same as token ids."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
+from elm_jax.prompting.templates import TRUNCATE
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import Row
 from elm_jax.tasks import datasets, identity, own, prepared, specs
@@ -29,6 +32,8 @@ class Source:
     limit: int | None = None  # rows a task at most, of a permutation drawn from the seed
     prepared: storage.PathLike | None = None  # where `elm prepare` put rows, which are not rendered again
     tasks: Sequence[storage.PathLike] = field(default_factory=list)  # files that define one's own tasks
+    truncate: int | None = TRUNCATE  # characters of a value that a template writes; None is no limit
+    faithful: Sequence[str] = ()  # the original's ways with data, of `specs.FAITHFUL`, or "all"
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,13 @@ class Lengths:
     answer: int = 128
 
 
-def choose(wanted: Iterable[str], source: Source | None = None) -> list[TaskSpec]:
+def choose(
+    wanted: Iterable[str], source: Source | None = None, *, evaluation: bool = False
+) -> list[TaskSpec]:
     """Returns the tasks that names stand for: a task's id, a dataset (all its prompts) or a group.
 
     A source's own tasks are known too, and those of SeqIO that it has prepared rows of. A name may also be a
-    file that defines tasks: all of these.
+    file that defines tasks: all of these. For `evaluation` a task's split is the one that evaluation reads.
     """
     source = source or Source()
     for file in source.tasks:
@@ -54,6 +61,8 @@ def choose(wanted: Iterable[str], source: Source | None = None) -> list[TaskSpec
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
         raise UserError("At least one task is wanted, but none was named. `elm tasks list` shows them all.")
+    if evaluation:
+        return [replace(spec, split=spec.evaluation_split or spec.split) for spec in chosen.values()]
     return list(chosen.values())
 
 
@@ -100,6 +109,8 @@ def examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
         source.seed,
         source.limit,
         source.prepared,
+        source.truncate,
+        switches(source),
         repr(datasets.added().get(spec.dataset)),
     )
 
@@ -107,6 +118,32 @@ def examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
 def split_of(spec: TaskSpec, source: Source) -> str:
     """Returns the split of a task that a source says, or else the catalogue."""
     return source.splits.get(spec.dataset, spec.split)
+
+
+def switches(source: Source) -> tuple[str, ...]:
+    """Returns the original's ways with data that a source asks for, in `specs.FAITHFUL`'s order."""
+    if "all" in source.faithful:
+        return specs.FAITHFUL
+    for switch in source.faithful:
+        names.resolve(switch, (*specs.FAITHFUL, "all"), kind="switch", where="elm_jax.tasks.specs")
+    return tuple(switch for switch in specs.FAITHFUL if switch in source.faithful)
+
+
+def load_rows(spec: TaskSpec, source: Source) -> list[dict[str, Any]]:
+    """Returns the rows of a task's dataset that a source says, before any template is applied."""
+    return specs.load_rows(
+        spec,
+        split_of(spec, source),
+        source.data_dir,
+        seed=source.seed,
+        rows=source.limit,
+        faithful=switches(source),
+    )
+
+
+def truncation(spec: TaskSpec, source: Source) -> int | None:
+    """Returns how many characters of a value a task's template may write; None where there is no limit."""
+    return source.truncate if specs.is_truncated(spec) else None
 
 
 def prepared_file(directory: storage.PathLike, spec: TaskSpec, split: str) -> epath.Path:
@@ -123,6 +160,8 @@ def rendering(spec: TaskSpec, source: Source) -> str:
         identity.of_split(spec, split, source.data_dir, rows=source.limit),
         {name: getattr(template, name) for name in ("id", "name", "jinja", "answer_choices")},
         seed=source.seed,
+        truncate=source.truncate,
+        faithful=switches(source),
     )
 
 
@@ -141,6 +180,8 @@ def _found(
     seed: int,
     limit: int | None,
     directory: storage.PathLike | None,
+    truncate: int | None,
+    faithful: tuple[str, ...],
     defined: str,  # how one's own dataset is, which may be defined anew
 ) -> Sequence[PromptedExample]:
     if spec.group == SEQIO:
@@ -148,10 +189,21 @@ def _found(
     if directory is not None:
         file = prepared_file(directory, spec, split)
         carried = prepared.carried(file) if file.exists() else None
-        source = Source(data_dir, templates_dir, {spec.dataset: split}, seed, limit)
+        source = Source(
+            data_dir, templates_dir, {spec.dataset: split}, seed, limit, truncate=truncate, faithful=faithful
+        )
         if carried and carried.startswith(f"{rendering(spec, source)}-"):
             return Examples(prepared.load(file, carried), carried)
-    found = specs.examples(spec, split, data_dir=data_dir, templates_dir=templates_dir, seed=seed, rows=limit)
+    found = specs.examples(
+        spec,
+        split,
+        data_dir=data_dir,
+        templates_dir=templates_dir,
+        seed=seed,
+        rows=limit,
+        truncate=truncate,
+        faithful=faithful,
+    )
     return found.examples[:limit]
 
 
@@ -173,7 +225,10 @@ def is_task_file(name: str) -> bool:
 
 def _named(name: str, source: Source) -> list[TaskSpec]:
     known = specs.task_specs()
-    found = [spec for spec in known if name in (spec.id, spec.dataset, spec.group, specs.group_of(spec))]
+    found = _meant(name, known)
+    if not found:
+        with contextlib.suppress(UserError):  # the error below knows more names
+            found = _meant(specs.resolve_original(name), known)
     prepared_with_seqio = None if found else seqio_prepared(name, source)
     if prepared_with_seqio:
         return [prepared_with_seqio]
@@ -181,6 +236,10 @@ def _named(name: str, source: Source) -> list[TaskSpec]:
         every = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
         names.resolve(name, every, kind="task, dataset or group", where="the catalogue")
     return found
+
+
+def _meant(name: str, known: Sequence[TaskSpec]) -> list[TaskSpec]:
+    return [spec for spec in known if name in (spec.id, spec.dataset, spec.group, specs.group_of(spec))]
 
 
 def tokens(texts: Sequence[str], pieces: Vocabulary, length: int) -> list[list[int]]:

@@ -48,7 +48,8 @@ def evaluate(
 ) -> Outcome:
     """Compares every method on tasks named by id, dataset or group, with the experts in `out`."""
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    return compare(run, data.choose(tasks, run.source), queries=queries, merged=merged, batch_size=batch_size)
+    specs = data.choose(tasks, run.source, evaluation=True)
+    return compare(run, specs, queries=queries, merged=merged, batch_size=batch_size)
 
 
 def compare(

@@ -56,7 +56,8 @@ def run(
     if source.prepared is None:
         source = replace(source, prepared=Workspace(storage.path(out)).prepared)
     trained_on = replace(source, limit=train_rows)
-    train_specs, eval_specs = data.choose(train_tasks, source), data.choose(eval_tasks, source)
+    train_specs = data.choose(train_tasks, source)
+    eval_specs = data.choose(eval_tasks, source, evaluation=True)
     if initial_checkpoint is None:
         workspace = Workspace.open(out, create=True)
         with stages.stage("read and render tasks", 1):

@@ -157,21 +157,17 @@ def _worked(jobs: Sequence[Job]) -> Iterator[tuple[str, Outcome | str]]:
         try:
             template = specs.template_for(job.spec, job.source.templates_dir)
             if rows is None:
-                rows = _rows(job)
+                rows = data.load_rows(job.spec, job.source)
             yield job.spec.id, _one(job, rows, template)
         except UserError as error:
             yield job.spec.id, str(error)
 
 
-def _rows(job: Job) -> list[dict[str, Any]]:
-    source, split = job.source, data.split_of(job.spec, job.source)
-    return specs.load_rows(job.spec, split, source.data_dir, seed=source.seed, rows=source.limit)
-
-
 def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Outcome:
     """Renders and tokenises one task into its file."""
     split = data.split_of(job.spec, job.source)
-    rendered = specs.render_rows(job.spec, split, rows, template)
+    how = {"truncate": job.source.truncate, "faithful": data.switches(job.source)}
+    rendered = specs.render_rows(job.spec, split, rows, template, **how)
     made = data.prepare(rendered.examples[: job.source.limit], job.pieces, job.lengths)
     # Only now: what the first reading fetches (TFDS's files) is a part of the fingerprint.
     prepared.save(job.file, made, _fingerprint(job))

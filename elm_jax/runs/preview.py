@@ -7,7 +7,7 @@ from rich.text import Text
 
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
-from elm_jax.prompting.templates import TRUNCATE, Rendered
+from elm_jax.prompting.templates import Rendered
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.runs import data
 from elm_jax.runs.data import Lengths, Source
@@ -42,8 +42,7 @@ def preview(
     """
     split = data.split_of(spec, source)
     template = specs.template_for(spec, source.templates_dir)
-    found = specs.load_rows(spec, split, source.data_dir, seed=source.seed, rows=source.limit)
-    truncate = TRUNCATE if specs.is_truncated(spec) else None
+    found, truncate = data.load_rows(spec, source), data.truncation(spec, source)
     shown: list[Previewed] = []
     for row in found:
         if len(shown) == rows:

@@ -150,6 +150,8 @@ def _recipe(run: Run, budget: Budget, seed: int, *, rows: int) -> dict:
         "schedule": "linear",
         "seed": seed,
         "data_seed": run.source.seed,
+        "truncate": run.source.truncate,
+        "faithful": list(data.switches(run.source)),
         "rows": rows,
         "max_prompt": run.lengths.prompt,
         "max_answer": run.lengths.answer,

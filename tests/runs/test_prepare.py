@@ -54,6 +54,49 @@ def cloze(tmp_path):
     return {"data_dir": tmp_path / "d", "templates_dir": tmp_path / "t", "limit": None}
 
 
+def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pieces, cloze, tmp_path):
+    templates = tmp_path / "t" / "story_cloze" / "2016" / "templates.yaml"
+    templates.write_text(TEMPLATES.replace("answer_choices[answer_right_ending - 1]", "''"))
+    write_cloze(tmp_path, [["1", "long " * 9, "b", "c", "d", "yes", "no", "1"]])
+    spec = specs.find_task(NOVEL)
+    with pytest.raises(UserError, match="applies to none of the 1 rows"):
+        data.examples(spec, Source(**cloze))
+    kept = {**cloze, "prepared": tmp_path / "p", "faithful": ["empty_renderings"]}
+    (whole,) = data.examples(spec, Source(**kept))
+    (cut,) = data.examples(spec, Source(**kept, truncate=8))
+    assert whole.input == "long " * 9 + " What now?"
+    assert cut.input == "long... What now?"
+    # What was prepared one way is stale for another, and current for its own.
+    for truncate in (None, 8):
+        (outcome,) = made([NOVEL], pieces, tmp_path / "p", **{**kept, "truncate": truncate})
+        assert outcome.made
+        (back,) = data.examples(spec, Source(**kept, truncate=truncate))
+        assert back == (cut if truncate else whole)
+    (again,) = made([NOVEL], pieces, tmp_path / "p", **{**kept, "truncate": 8})
+    assert not again.made
+
+
+def test_all_stands_for_every_switch_and_an_unknown_one_is_named():
+    assert data.switches(Source(faithful=("all",))) == specs.FAITHFUL
+    assert data.switches(Source(faithful=["homonyms", "first_rows"])) == ("first_rows", "homonyms")
+    with pytest.raises(UserError, match=r"No switch named 'homonym' .*'homonyms'"):
+        data.switches(Source(faithful=["homonym"]))
+
+
+def test_evaluation_reads_the_split_that_the_catalogue_names_for_it():
+    def splits(**how):
+        chosen = data.choose(["trec/trec1", "rte@does this imply"], **how)
+        return {spec.id: data.split_of(spec, Source()) for spec in chosen}
+
+    assert splits() == {"trec/trec1": "train", "super_glue_rte/does this imply": "validation"}
+    assert splits(evaluation=True) == {"trec/trec1": "test", "super_glue_rte/does this imply": "validation"}
+
+
+def test_a_dataset_is_meant_by_any_of_its_names():
+    (alone,) = {spec.dataset for spec in data.choose(["rte", "super_glue/rte", "super_glue_rte"])}
+    assert alone == "super_glue_rte"
+
+
 def write_cloze(place, rows):
     with (place / "d" / "story_cloze" / "2016.csv").open("w", newline="") as file:
         csv.writer(file).writerows([CLOZE, *rows])
