@@ -8,7 +8,10 @@ are imported here and only when one of their datasets is opened.
 import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +201,7 @@ def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) ->
             builder = tfds.builder_from_directory(place)
         else:
             builder = tfds.builder(source.name, data_dir=root)
+            _refuse_unreachable(builder.url_infos)
             builder.download_and_prepare()
         splits = builder.info.splits
     except Exception as error:  # whatever its downloads, parsers and files may raise
@@ -213,6 +217,23 @@ def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) ->
         splits[split].num_examples,
         lambda numbers: _take_tfds(builder, split, numbers),
     )
+
+
+def _refuse_unreachable(urls: Iterable[str]) -> None:
+    """Raises if no server's name is known here; TFDS itself would ask for them for more than three minutes.
+
+    One that is not known says nothing: the addresses are those of all of a builder's datasets.
+    """
+    hosts = sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls} - {""})
+    if not urllib.request.getproxies() and hosts and not any(map(_resolves, hosts)):
+        raise ConnectionError(f"no server's name resolves: {', '.join(hosts)}")
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
 
 
 def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> list[Mapping[str, Any]]:

@@ -208,3 +208,21 @@ def test_a_dataset_of_the_catalogue_can_be_fetched_or_says_what_to_do(name):
     else:
         with pytest.raises(UserError, match="no data directory was given"):
             sources.choose(found)
+
+
+def test_a_machine_without_names_of_servers_learns_so_at_once(monkeypatch, tmp_path):
+    known = {"here.example"}
+
+    def lookup(host, port):
+        if host not in known:
+            raise OSError("Name or service not known")
+        return [host]
+
+    monkeypatch.setattr(sources.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    sources._refuse_unreachable(["https://gone.example/a", "https://here.example/b"])
+    sources._refuse_unreachable([])
+    with pytest.raises(ConnectionError, match=r"no server's name resolves: gone\.example"):
+        sources._refuse_unreachable(["https://gone.example/a", "https://gone.example/b"])
+    monkeypatch.setattr(sources.urllib.request, "getproxies", lambda: {"https": "https://proxy.example"})
+    sources._refuse_unreachable(["https://gone.example/a"])
