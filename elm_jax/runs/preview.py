@@ -37,7 +37,7 @@ def preview(
 ) -> tuple[list[Previewed], int]:
     """Returns the first rows that the template applies to, ready to print, and how many rows there are.
 
-    With a vocabulary, tokens are counted and what is beyond the limits is marked. Raises `UserError` as
+    With a vocabulary, tokens are counted and what is beyond the limits is marked; words without. Raises `UserError` as
     rendering does, and where the template applies to no row.
     """
     split = data.split_of(spec, source)
@@ -65,13 +65,17 @@ def _lines(
         mark = Text("* " if number == example.label else "  ")
         yield mark + _marked(choice, choice, pieces, lengths.answer)
     yield Text("-> ", style="bold") + _marked(example.target, whole.target, pieces, lengths.answer)
-    if pieces is not None:
-        texts = [example.input, example.target, *example.choices]
+    texts = [example.input, example.target, *example.choices]
+    if pieces is None:
+        counts = [len(text.split()) for text in texts]
+        told, hint = [f"input {counts[0]}", f"target {counts[1]}"], "; tokens with --run or --vocabulary"
+    else:
         counts = [len(ids) + 1 for ids in pieces.encode_all(texts)]  # each with its end
         told = [f"input {counts[0]} (limit {lengths.prompt})", f"target {counts[1]} (limit {lengths.answer})"]
-        if example.choices:
-            told.append(f"choices {', '.join(map(str, counts[2:]))}")
-        yield Text(f"tokens: {', '.join(told)}", style="dim")
+        hint = ""
+    if example.choices:
+        told.append(f"choices {', '.join(map(str, counts[2:]))}")
+    yield Text(f"{'words' if pieces is None else 'tokens'}: {', '.join(told)}{hint}", style="dim")
 
 
 def _marked(text: str, whole: str, pieces: Vocabulary | None, most: int) -> Text:

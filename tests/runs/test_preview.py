@@ -36,7 +36,14 @@ def test_a_row_is_its_input_its_choices_with_the_right_one_marked_and_its_target
     (row,), count = preview.preview(defined([{"text": "one"}, {"text": "two"}]), Source(), rows=1)
     assert count == 2
     assert row.example.row_id == "mine/train/0"
-    assert [line.plain for line in row.lines] == ["one", "* no", "  yes", "-> no"]
+    assert [line.plain for line in row.lines[:4]] == ["one", "* no", "  yes", "-> no"]
+
+
+def test_without_a_vocabulary_words_are_counted():
+    (row,), _ = preview.preview(defined([{"text": "one two  three"}]), Source())
+    assert row.lines[-1].plain == (
+        "words: input 3, target 1, choices 1, 1; tokens with --run or --vocabulary"
+    )
 
 
 def test_rows_that_the_template_does_not_apply_to_are_passed_over():
