@@ -30,7 +30,7 @@ Either file is given to the commands as `--tasks FILE`, and its tasks are then k
 and `reviews/would you buy`, all of them as `reviews`. Templates are PromptSource's: jinja, with `|||` between
 input and target, and between choices. A prompt without choices generates. A dataset may also say whatever
 the catalogue's say (`tasks/catalogue/train.yaml` explains the fields): `columns`, which are then checked,
-`label`, `sources`, `family`, `split`, `evaluate`, `training`.
+`label` (the column `label` where a prompt reads one), `sources`, `family`, `split`, `evaluate`, `training`.
 """
 
 import contextlib
@@ -39,6 +39,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -197,6 +198,9 @@ def _filled(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
                 f"`metric` may be there, but {made!r:.200} came."
             )
         inline[str(prompt)] = fields
+    # A label of -1 would take the last choice: rows that carry one have no right answer.
+    if any(re.search(r"\{[{%][^}]*\blabel\b", made["jinja"]) for made in inline.values()):
+        entry.setdefault("label", "label")
     return {**entry, "prompts": metrics, "inline": inline}
 
 

@@ -198,6 +198,17 @@ def test_columns_that_are_named_are_checked_before_a_row_is_read(folder):
         specs.template_for(spec)
 
 
+def test_a_label_of_minus_one_is_refused_not_taken_for_the_last_choice():
+    def examples(jinja, row):
+        (spec,) = own.define("mine", rows=lambda split: [row], prompts={"p": (jinja, "no ||| yes")})
+        return specs.examples(spec, "train").examples
+
+    with pytest.raises(UserError, match="row 1: the right answer is withheld \\(label is -1\\)"):
+        examples("a ||| {{answer_choices[label]}}", {"label": -1})
+    # A template that only speaks of labels needs none.
+    assert examples("Which label? {{text}} ||| yes", {"text": "b"})[0].input == "Which label? b"
+
+
 def test_the_commands_know_the_tasks_of_a_file(capsys):
     cli.app(["tasks", "list", "--tasks", str(EXAMPLE), "--group", "own", "--json"], standalone_mode=False)
     assert [entry["id"] for entry in json.loads(capsys.readouterr().out)] == [GOOD, "reviews/would you buy"]
