@@ -25,7 +25,7 @@ from elm_jax.prompting.templates import TRUNCATE, Template
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import mini, specs, vocabulary
 from elm_jax.tasks.datasets import datasets, training
-from elm_jax.tasks.seqio_metrics import exact_match, rank_accuracy, rank_postprocess
+from elm_jax.tasks.seqio_metrics import rank_accuracy, rank_postprocess, written
 
 SCORE_EVAL = "_score_eval"
 """What the name of a task for rank classification ends with."""
@@ -60,11 +60,12 @@ def register(
 ) -> Registered:
     """Registers tasks (all without `wanted`) and their mixtures with SeqIO; what has these names is replaced.
 
-    Each task is a `seqio.Task` to train on; one that has answer choices has a twin for rank classification,
-    with `_score_eval` after its name. Each dataset is a mixture under its own name, of equal rates, and so
-    are its twins; the tasks of the `multitask` groups are one mixture by T0's rates. `vocabulary` is one of
-    SeqIO's or the file of a SentencePiece model, which then gets `extra_ids` sentinels. `input_eos` is
-    whether inputs end with end-of-sequence. The rest is what `specs.examples` takes.
+    Each task is a `seqio.Task` to train on, whose metric (`seqio_metrics.WRITTEN`) judges written answers;
+    one that has answer choices has a twin for rank classification, with `_score_eval` after its name. Each
+    dataset is a mixture under its own name, of equal rates, and so are its twins; the tasks of the
+    `multitask` groups are one mixture by T0's rates. `vocabulary` is one of SeqIO's or the file of a
+    SentencePiece model, which then gets `extra_ids` sentinels. `input_eos` is whether inputs end with
+    end-of-sequence. The rest is what `specs.examples` takes.
     """
     import seqio
 
@@ -88,14 +89,14 @@ def register(
     found = specs.task_specs() if wanted is None else list(wanted)
     called = seqio_names(found)
     ranked = {task: called[task] + SCORE_EVAL for task in _with_choices(found, templates_dir)}
+    metrics = {spec.id: [written(spec.metric, spec.id)] for spec in found}
     for spec in found:
         splits = list(_sizes(spec))
-        metrics = [exact_match] if spec.metric in ("accuracy", "exact_match") else []
         read = functools.partial(_read, spec=spec, reading=reading)
         texts = functools.partial(read, columns=_texts)
         source: Any = seqio.FunctionDataSource(texts, splits, _taken(spec, rows))
         seqio.TaskRegistry.remove(called[spec.id])
-        seqio.TaskRegistry.add(called[spec.id], source, metric_fns=metrics, **pipeline)
+        seqio.TaskRegistry.add(called[spec.id], source, metric_fns=metrics[spec.id], **pipeline)
         if spec.id in ranked:
             source = seqio.FunctionDataSource(functools.partial(read, columns=_choices), splits)
             judged = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}

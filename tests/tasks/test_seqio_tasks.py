@@ -3,8 +3,10 @@
 TensorFlow takes long to import, so all that needs SeqIO is in this file.
 """
 
+import dataclasses
 import re
 import socket
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -183,6 +185,71 @@ def test_rows_with_different_numbers_of_choices_are_ranked_together():
         seqio_metrics.rank_accuracy(targets, scores[:5])
 
 
+def test_every_task_has_the_metric_that_the_catalogue_names(seqio, words):
+    named = {
+        "imdb/Sentiment with choices ": "exact_match",
+        "ropes/prompt_mix": "exact_match",
+        "gigaword/generate_summary_for_this": "rouge",
+        "haiku/do_nothing": "rouge",
+        "esnli/explain_why": "rouge",  # BERTScore needs another network
+        "asset/simplification_1": "bleu",
+    }
+    chosen = [specs.find_task(task) for task in named]
+    assert [spec.metric for spec in chosen] == [
+        "accuracy",
+        "exact_match",
+        "rouge_l",
+        "rouge_1",
+        "bert_score",
+        "bleu",
+    ]
+    made = seqio_tasks.register(chosen, vocabulary=words)
+    for task, metric in named.items():
+        functions = seqio.get_mixture_or_task(made.tasks[task]).metric_fns
+        assert [function.__name__ for function in functions] == [metric]
+    assert {spec.metric for spec in specs.task_specs()} <= set(seqio_metrics.WRITTEN)
+
+
+def test_rouge_is_the_mean_of_its_rows():
+    pytest.importorskip("rouge_score", reason="the extra generation is not installed")
+    targets = ["the cat sat on the mat", "it rains"]
+    # Of cat, sat, on, mat (from mats) 4 of 5 and 4 of 6 words are shared, and in order; of pairs cat sat and
+    # sat on, 2 of 4 and 2 of 5.
+    told = seqio_metrics.rouge(targets, ["a cat sat on mats", "It rains!"])
+    assert told["rouge1"] == told["rougeL"] == pytest.approx(100 * (8 / 11 + 1) / 2)
+    assert told["rouge2"] == pytest.approx(100 * (4 / 9 + 1) / 2)
+    assert seqio_metrics.rouge(["mat on sat cat"], ["cat sat on mat"])["rougeL"] == 25.0  # one word in order
+    assert seqio_metrics.rouge([], []) == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+
+
+def test_bleu_is_of_all_rows_and_takes_predictions_as_predictions():
+    pytest.importorskip("sacrebleu", reason="the extra generation is not installed")
+    targets, told = ["a b c d e f g", "h i"], ["a b c d e f", "h i"]
+    # All that was written is right, but 8 words of 9; the other way round it would not be too short.
+    assert seqio_metrics.bleu(targets, told)["bleu"] == pytest.approx(100 * np.exp(1 - 9 / 8))
+    # 8 of 9 words, 6 of 7 pairs, 4 of 5 triples and 3 of 4 fours are right.
+    parts = [8 / 9, 6 / 7, 4 / 5, 3 / 4]
+    assert seqio_metrics.bleu(told, targets)["bleu"] == pytest.approx(100 * np.prod(parts) ** 0.25)
+    assert seqio_metrics.bleu([], []) == {"bleu": 0.0}
+    with pytest.raises(UserError, match="each of 2 rows, but 1 came"):
+        seqio_metrics.bleu(targets, told[:1])
+
+
+@pytest.mark.parametrize(("metric", "module"), [("rouge", "rouge_score.rouge_scorer"), ("bleu", "sacrebleu")])
+def test_a_package_that_is_absent_is_one_sentence(metric, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.split(".")[0]
+    with pytest.raises(UserError, match=rf"{package} is wanted .* pip install 'elm_jax\[generation\]'"):
+        getattr(seqio_metrics, metric)(["a"], ["a"])
+
+
+def test_a_metric_that_seqio_cannot_be_given_is_refused_with_the_nearest(seqio, registered, words):
+    task = dataclasses.replace(specs.find_task(MINI), metric="rogue_l")
+    with pytest.raises(UserError, match=f"No metric named 'rogue_l' .*{MINI}.*'rouge_l'"):
+        seqio_tasks.register([task], vocabulary=words)
+    assert registered.tasks[MINI] in seqio.TaskRegistry.names()  # and what was there still is
+
+
 def test_ranking_agrees_with_t5s_own_metric(seqio):
     metrics = pytest.importorskip("t5.evaluation.metrics", reason="t5 is not installed", exc_type=ImportError)
     rng = np.random.default_rng(0)
@@ -359,8 +426,6 @@ def test_a_vocabulary_that_is_not_there_is_one_sentence(seqio, tmp_path):
 
 
 def test_two_tasks_of_one_name_are_refused():
-    import dataclasses
-
     spec = specs.find_task(MINI)
     twin = dataclasses.replace(spec, id=spec.id + "!", prompt=spec.prompt.replace(" ", "-"))
     with pytest.raises(UserError, match="both 'mini_taxonomy_kind_what_kind_of_thing'"):
@@ -369,7 +434,6 @@ def test_two_tasks_of_one_name_are_refused():
 
 def test_importing_the_module_imports_neither_seqio_nor_tensorflow():
     import subprocess
-    import sys
 
     code = "import sys, elm_jax.tasks.seqio_tasks; print({'seqio', 'tensorflow'} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
