@@ -4,15 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elm_jax.engine.choices import score_choices
+    from elm_jax.engine.embed import load_embedder
     from elm_jax.prompting.templates import load_templates
     from elm_jax.tasks.specs import examples, find_task, task_specs
+    from elm_jax.weights.load import load_model
 
-__all__ = ["examples", "find_task", "load_templates", "task_specs"]
+__all__ = [
+    "examples",
+    "find_task",
+    "load_embedder",
+    "load_model",
+    "load_templates",
+    "score_choices",
+    "task_specs",
+]
 
 _HOMES = {
     "examples": "elm_jax.tasks.specs",
     "find_task": "elm_jax.tasks.specs",
+    "load_embedder": "elm_jax.engine.embed",
+    "load_model": "elm_jax.weights.load",
     "load_templates": "elm_jax.prompting.templates",
+    "score_choices": "elm_jax.engine.choices",
     "task_specs": "elm_jax.tasks.specs",
 }
 

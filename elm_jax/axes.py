@@ -4,6 +4,7 @@ B examples in a batch    C answer choices     T answer tokens
 S prompt tokens          V vocabulary         D embedding width
 N rows of the index      Q retrieval queries  E experts
 L layers of a stack      H heads              R bottleneck width
+I items of one shape, N nodes and M edges of a trie of answers (`scoring.tries`)
 
 Token id 0 is padding everywhere, so masks are never carried beside token arrays: a token is real where
 its id is not 0.
@@ -11,7 +12,7 @@ its id is not 0.
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 # Arrays come from JAX on the device side and from NumPy on the host side; a function that takes one takes
 # the other.
@@ -20,10 +21,8 @@ Array = jax.Array | np.ndarray
 Prompts = Int[Array, "B S"]  # token ids, 0 = padding
 Answers = Int[Array, "B C T"]  # token ids of every answer choice, end-of-sequence included
 Targets = Int[Array, "B T"]  # token ids of the one answer to learn
-ChoiceMask = Bool[Array, "B C"]  # False on choices added to fill the batch
 ExpertOfRow = Int[Array, " B"]  # which of the stacked experts a row uses
-ChoiceScores = Float[Array, "B C"]  # nats; -inf on choices that only fill the batch
-TokenLogProbs = Float[Array, "B C T"]  # nats; 0 on padding
+ChoiceScores = Float[Array, "B C"]  # nats
 Encoded = Float[Array, "B S D"]  # the encoder's output
 Embeddings = Float[Array, "N D"]  # rows of the index, or of the queries
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from elm_jax.axes import Answers, Array, ChoiceMask, Embeddings, ExpertOfRow, Prompts
+from elm_jax.axes import Embeddings
 
 Params = Mapping[str, Any]
 
@@ -81,17 +81,6 @@ class Selection:
     votes: Mapping[str, int]  # expert id -> votes, most first
     queries: tuple[str, ...]  # row ids of the queries that voted
     nearest: tuple[tuple[str, float], ...] = ()  # per query: the winning expert and its similarity
-
-
-@dataclass(frozen=True)
-class ChoiceBatch:
-    """Rows to score: every prompt once, with all of its answer choices."""
-
-    prompts: Prompts
-    answers: Answers
-    choice_mask: ChoiceMask
-    expert_of_row: ExpertOfRow
-    rows: Array  # [B] position of the row in the list that was batched; -1 on rows that only fill
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""What every test stands on: eight CPU devices, rank promotion an error, and a T5 small enough to test."""
+"""What every test stands on: eight CPU devices, rank promotion an error, a small T5 and a sentence encoder."""
 
+import json
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import size
@@ -30,5 +33,102 @@ def base(config):
 @pytest.fixture(scope="session")
 def experts(base):
     """Three experts whose adapters are large enough to change every logit."""
-    made = [ex.init_bottleneck(jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
     return [jax.tree.map(lambda leaf, by=5.0 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "dog", "cat", "run", "##s", "a", "!", "Dog", "e", "é"]
+
+
+@pytest.fixture(scope="session")
+def write_encoder():
+    """Writes a sentence encoder of random weights in sentence-transformers' layout; returns its tensors."""
+
+    def write(place, *, kind="bert", pooling="mean_tokens", normalized=True, length=9, seed=0):
+        sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12}
+        config = {"model_type": kind, "vocab_size": len(WORDS), "max_position_embeddings": 20, **sizes}
+        config |= {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "pad_token_id": 0}
+        tensors = _encoder_tensors(kind, config, np.random.default_rng(seed))
+        kinds = ["Transformer", "Pooling", *(["Normalize"] if normalized else [])]
+        paths = ["", "1_Pooling", "2_Normalize"]
+        files = {
+            "config.json": config,
+            "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
+            "tokenizer.json": tokenizer_json(),
+            "tokenizer_config.json": {"do_lower_case": True, "model_max_length": 512},
+            "1_Pooling/config.json": {"word_embedding_dimension": 8, f"pooling_mode_{pooling}": True},
+            "modules.json": [
+                {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{step}"}
+                for at, (step, path) in enumerate(zip(kinds, paths, strict=False))
+            ],
+        }
+        for name, told in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(json.dumps(told))
+        # Integers that no parameter is, as published files hold them.
+        positions = {"embeddings.position_ids": np.arange(20)[None]}
+        save_file(tensors | positions, place / "model.safetensors", {"format": "pt"})
+        return tensors
+
+    return write
+
+
+def tokenizer_json():
+    """A word-piece tokenizer that puts [CLS] before and [SEP] after, and pads and cuts as published ones do."""
+    special = [
+        {"id": number, "content": word, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for number, word in enumerate(WORDS[:4])
+    ]
+    ends = {word: {"id": word, "ids": [WORDS.index(word)], "tokens": [word]} for word in ("[CLS]", "[SEP]")}
+    single = [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    ]
+    return {
+        "version": "1.0",
+        "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": None}
+        | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": special,
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+        | {"strip_accents": None, "lowercase": False},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single}
+        | {"special_tokens": ends},
+        "decoder": None,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+        | {"max_input_chars_per_word": 100, "vocab": {word: at for at, word in enumerate(WORDS)}},
+    }
+
+
+def _encoder_tensors(kind, config, rng):
+    """Tensors under the names of transformers' BertModel or MPNetModel, [out, in]."""
+    width, inside = config["hidden_size"], config["intermediate_size"]
+    mpnet = kind == "mpnet"
+    parts = "attention.attn.{}" if mpnet else "attention.self.{}"
+    shapes = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+        "embeddings.LayerNorm": (width,),
+        "pooler.dense": (width, width),
+    }
+    if mpnet:
+        shapes["encoder.relative_attention_bias.weight"] = (32, config["num_attention_heads"])
+    else:
+        shapes["embeddings.token_type_embeddings.weight"] = (2, width)
+    for layer in range(config["num_hidden_layers"]):
+        own = {parts.format(part): (width, width) for part in ("qkv" if mpnet else ("query", "key", "value"))}
+        own["attention.attn.o" if mpnet else "attention.output.dense"] = (width, width)
+        own["attention.LayerNorm" if mpnet else "attention.output.LayerNorm"] = (width,)
+        own |= {"intermediate.dense": (inside, width), "output.dense": (width, inside)}
+        own["output.LayerNorm"] = (width,)
+        shapes |= {f"encoder.layer.{layer}.{name}": shape for name, shape in own.items()}
+    made = {}
+    for name, shape in shapes.items():
+        if name.endswith(".weight"):
+            made[name] = rng.normal(size=shape)
+        else:
+            made[f"{name}.weight"], made[f"{name}.bias"] = rng.normal(size=shape), rng.normal(size=shape[:1])
+    return {name: value.astype(np.float32) for name, value in made.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from elm_jax.cli import experts, prompts, tasks, verbs
+from elm_jax.cli import convert, experts, merge, prompts, tasks, verbs
 from elm_jax.errors import UserError
 
 
@@ -39,6 +39,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(verbs.app)
+app.command()(convert.convert)
+app.command()(merge.merge)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(experts.app, name="experts")

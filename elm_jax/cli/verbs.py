@@ -109,7 +109,9 @@ def train(
     steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate, falling in a line to 0.")] = 1e-4,
+    kind: Annotated[str, typer.Option(help="What an expert owns: bottleneck, lora, ia3 or full.")] = "bottleneck",
     width: Annotated[int | None, typer.Option(help="Bottleneck width; emb_dim // 32 without it.")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA's rank; 8 without it.")] = None,
     multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
@@ -128,7 +130,8 @@ def train(
         trained = recipes.bound(runs.train, gin_file, gin_bindings or [])()
     else:
         opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
-        budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, width=width)
+        given = {name: value for name, value in (("width", width), ("rank", rank)) if value is not None}
+        budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, kind=kind, options=given)
         specs = data.choose(names or [], opened.source)
         if multitask:
             trained = [runs.train_multitask(opened, specs, multitask, budget, seed=seed)]
@@ -144,6 +147,10 @@ def index(
     rebuild: Annotated[bool, typer.Option(help="Embed all keys anew.")] = False,
     size: Annotated[int, typer.Option(help="Training inputs of each expert to embed.")] = 100,
     text_format: Annotated[str, typer.Option(help="How a row is written as a key.")] = "instance_new",
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="t5 (the base's encoder), or a sentence encoder by name or directory; kept."),
+    ] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -153,7 +160,9 @@ def index(
     from elm_jax.runs import index as runs
 
     opened = open_run(run, data_dir, templates_dir, None, cache, tasks)
-    for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild):
+    for expert in runs.index(
+        opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder
+    ):
         print(expert)
 
 
@@ -196,7 +205,7 @@ def evaluate(
     run: RunDir = DEFAULT_OUT,
     merged: Annotated[int, typer.Option(help="Retrieved experts to merge.")] = 3,
     queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens scored at once.")] = 8192,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -214,7 +223,7 @@ def evaluate(
         return
     opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
     specs = data.choose(names or [], opened.source, evaluation=True)
-    show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_size=batch_size))
+    show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_tokens=batch_tokens))
 
 
 @app.command()

@@ -1,15 +1,22 @@
-"""Evaluation: the scores of many rows, batched by length whatever tasks and experts they belong to."""
+"""Evaluation: the scores of many rows under many experts, batched by length whatever task they belong to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
+from jaxtyping import Int
 
 from elm_jax.axes import Array
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.scoring import buckets, likelihood
+from elm_jax.scoring import buckets, likelihood, rank
 
-Progress = Callable[[int, int], None]  # rows done, rows in all
+Progress = Callable[[int, int], None]  # pairs done, pairs in all
+BATCH_TOKENS = 8192  # of prompts and tries together
+# What the compilation of one shape costs, in products and sums that the device could do meanwhile: some three
+# seconds of two CPU cores; on an accelerator some twenty at a third of 300 T/s, a guess.
+COMPILATION = {"cpu": 3e11, "other": 2e15}
+Scored = tuple[list[buckets.Item], Int[np.ndarray, " B"], np.ndarray, Array]
 
 
 def score_rows(
@@ -17,36 +24,104 @@ def score_rows(
     params: Params,
     rows: Sequence[buckets.Row],
     experts: Params | None = None,
+    pairs: Int[np.ndarray, "P 2"] | None = None,
     *,
-    batch_size: int = 64,
+    batch_tokens: int = BATCH_TOKENS,
+    shapes: Sequence[buckets.Shape] | None = None,
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
-    """Returns, in the order of the rows, the score in nats of each of a row's choices.
+    """Returns, in the order of the pairs, the score in nats of each of a row's choices.
 
-    `experts` is a stack [E, …] that every row's `expert` indexes, or None for the base alone. The next batch
-    is assembled while the device works on the last one.
+    A pair is a row's number and an expert's, of the stack [E, …]; without pairs every row is scored once, by
+    the first expert or, without experts, by the base alone. A prompt that several rows share is encoded once
+    for each expert, and so is every distinct beginning of its answers. `shapes` are those of
+    `shapes_for`, given more rows than these, so that several calls share compilations. The next batch is
+    assembled while the
+    device works on the last one.
     """
-    run = likelihood.compiled(config)
-    scores: list[np.ndarray] = [np.zeros(0)] * len(rows)
-    waiting: tuple[np.ndarray, Array] | None = None
-    done = 0
-
-    def collect(positions: np.ndarray, batch_scores: Array) -> int:
-        for position, row_scores in zip(positions, np.asarray(batch_scores), strict=True):
-            if position >= 0:
-                scores[position] = row_scores[: len(rows[position].answers)]
-        return int((positions >= 0).sum())
-
-    for batch in buckets.batches(rows, batch_size=batch_size):
-        index = batch.expert_of_row if experts is not None else None
-        pending = run(params, batch.prompts, batch.answers, batch.choice_mask, experts, index)
+    if pairs is None:
+        pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), int)], axis=1)
+    found = buckets.items(rows)
+    if shapes is None:
+        shapes = shapes_for(params, rows, experts=len(pairs) / max(1, len(rows)))
+    experts_of: dict[int, list[int]] = {}
+    for row, expert in pairs.tolist():
+        experts_of.setdefault(row, []).append(expert)
+    scores: dict[tuple[int, int], np.ndarray] = {}
+    done, waiting = 0, None
+    for batch in _batches(found, experts_of, shapes, batch_tokens, config, params, experts):
         if waiting is not None:
-            done += collect(*waiting)
+            done += _collect(*waiting, rows, scores)
             if progress:
-                progress(done, len(rows))
-        waiting = (np.asarray(batch.rows), pending)
+                progress(min(done, len(pairs)), len(pairs))
+        waiting = batch
     if waiting is not None:
-        done += collect(*waiting)
-        if progress:
-            progress(done, len(rows))
-    return scores
+        _collect(*waiting, rows, scores)
+    if progress:
+        progress(len(pairs), len(pairs))
+    return [scores[row, expert] for row, expert in pairs.tolist()]
+
+
+def _batches(
+    found: Sequence[buckets.Item],
+    experts_of: dict[int, list[int]],
+    shapes: Sequence[buckets.Shape],
+    batch_tokens: int,
+    config: T5Config,
+    params: Params,
+    experts: Params | None,
+) -> Iterator[Scored]:
+    """Yields batches that the device has begun to score, the longest first."""
+    run = likelihood.compiled(config)
+    worth = worth_of_shape(params)
+    members: dict[buckets.Shape, list[int]] = {}
+    for number, item in enumerate(found):
+        members.setdefault(buckets.shape_of(item, shapes), []).append(number)
+    for shape in sorted(members, reverse=True):
+        here = [found[number] for number in members[shape]]
+        laid = buckets.assemble(here, shape)
+        units = [
+            (place, expert)
+            for place, item in enumerate(here)
+            for expert in dict.fromkeys(expert for row in item.rows for expert in experts_of.get(row, ()))
+        ]
+        for chosen, size in buckets.split(units, shape, batch_tokens, worth=worth):
+            # What fills a batch repeats its first item.
+            place, expert = np.array(chosen + chosen[:1] * (size - len(chosen)), np.int32).T
+            index = expert if experts is not None else None
+            *arrays, paths = (array[place] for array in laid)
+            pending = run(params, *arrays, experts, index)
+            yield [here[number] for number, _ in chosen], expert[: len(chosen)], paths[: len(chosen)], pending
+
+
+def shapes_for(
+    params: Params, rows: Sequence[buckets.Row], *, experts: float = 1.0
+) -> list[buckets.Shape]:
+    """Returns the shapes that it is best to score rows in, each under so many experts on average."""
+    return buckets.shapes(buckets.items(rows), worth=worth_of_shape(params) / max(experts, 1.0))
+
+
+def worth_of_shape(params: Params) -> float:
+    """Returns how many tokens of padding cost as much as the compilation of one more shape."""
+    cost = COMPILATION["cpu" if jax.default_backend() == "cpu" else "other"]
+    return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
+
+
+def _collect(
+    found: Sequence[buckets.Item],
+    expert_of_item: Int[np.ndarray, " B"],
+    paths: np.ndarray,
+    pending: Array,
+    rows: Sequence[buckets.Row],
+    scores: dict[tuple[int, int], np.ndarray],
+) -> int:
+    """Puts a batch's scores where they belong; returns how many rows were begun."""
+    of_answers = rank.answer_scores(np.asarray(pending)[: len(found)], paths)
+    begun = 0
+    for item, expert, own in zip(found, expert_of_item.tolist(), of_answers, strict=True):
+        for (row, choice), score in zip(item.answers, own[: len(item.answers)], strict=True):
+            if (row, expert) not in scores:
+                scores[row, expert] = np.full(len(rows[row].answers), np.nan, np.float32)
+                begun += 1
+            scores[row, expert][choice] = score
+    return begun

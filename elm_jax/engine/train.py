@@ -4,9 +4,9 @@ The rows of every expert are visited in permutations that depend on its seed alo
 its number: a run that was killed goes on from its last checkpoint and ends with the same parameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ class Plan:
 
     kind: str
     batch_size: int
-    width: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # of a fresh expert, by kind
     optimizer: str = "adamw"
     schedule: str = "linear"
     warmup: int = 0
@@ -98,7 +98,7 @@ def train_group(
         config, plan.kind, optimizer, z_loss=plan.z_loss, label_smoothing=plan.label_smoothing
     )
     state = step.start(
-        step.stack([ex.init(plan.kind, jax.random.key(job.seed), base, plan.width) for job in jobs]),
+        step.stack([ex.init(plan.kind, jax.random.key(job.seed), base, **plan.options) for job in jobs]),
         optimizer,
     )
     last = max(job.steps for job in jobs)
@@ -119,7 +119,7 @@ def fresh(base: Params, plan: Plan, seeds: Sequence[int]) -> Params:
     """Returns fresh experts [E, …], each a function of its own seed alone."""
 
     def one(seed: Array, params: Params) -> Params:
-        return ex.init(plan.kind, jax.random.key(seed), params, plan.width)
+        return ex.init(plan.kind, jax.random.key(seed), params, **plan.options)
 
     return jax.jit(jax.vmap(one, in_axes=(0, None)))(np.asarray(seeds, np.uint32), base)
 

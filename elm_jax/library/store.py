@@ -73,7 +73,11 @@ class Library:
 
     def spec(self, identifier: str) -> ExpertSpec:
         """Returns an expert's spec without reading its parameters; a UserError if there is no such expert."""
-        return self._describe(identifier).spec
+        return self.describe(identifier).spec
+
+    def describe(self, identifier: str) -> files.Description:
+        """Returns an expert's spec and the shapes of its parameters, which are not read."""
+        return self._read(identifier, files.describe)
 
     def expert(self, identifier: str, *, base: str | None = None) -> Expert:
         """Returns an expert with its parameters as NumPy arrays.
@@ -81,7 +85,7 @@ class Library:
         Raises a UserError if there is no such expert, if its files are damaged, or, before any parameter is
         read, if it was not trained on `base`.
         """
-        _require_base([self._describe(identifier)], base)
+        _require_base([self.describe(identifier)], base)
         description, flat = self._read(identifier, _params)
         return Expert(description.spec, paths.unflatten(flat))
 
@@ -101,7 +105,7 @@ class Library:
         Raises a UserError, before any parameter is read, if an expert is unknown, was not trained on `base`,
         or does not fit the first one in kind, base, paths or shapes.
         """
-        descriptions = [self._describe(identifier) for identifier in identifiers]
+        descriptions = [self.describe(identifier) for identifier in identifiers]
         _require_base(descriptions, base)
         agreement.require([(description.spec, description.shapes) for description in descriptions])
         first = descriptions[0]
@@ -197,9 +201,6 @@ class Library:
     def _home(self, identifier: str) -> epath.Path:
         dataset, prompt = names.split_id(identifier)
         return self.root / names.directory_name(dataset) / names.directory_name(prompt)
-
-    def _describe(self, identifier: str) -> files.Description:
-        return self._read(identifier, files.describe)
 
     def _read(self, identifier: str, reader: Callable[[epath.Path], T]) -> T:
         try:

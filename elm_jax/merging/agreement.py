@@ -4,6 +4,7 @@ It is looked into before any arithmetic and, where they lie in files, before any
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -14,16 +15,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Parameter path -> shape."""
 
 
+def leaves_of(params: Params) -> dict[str, Any]:
+    """Returns every parameter by its path, in the order of `jax.tree`.
+
+    >>> leaves_of({"encoder": {"encoder_norm": {"scale": 1.0}}})
+    {'encoder/encoder_norm/scale': 1.0}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in leaves}
+
+
 def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its path.
 
     >>> shapes_of({"encoder": {"encoder_norm": {"scale": jax.numpy.ones(3)}}})
     {'encoder/encoder_norm/scale': (3,)}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(value.shape) for path, value in leaves
-    }
+    return {path: tuple(value.shape) for path, value in leaves_of(params).items()}
 
 
 def require(experts: Sequence[tuple[ExpertSpec, Shapes]]) -> None:

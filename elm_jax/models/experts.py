@@ -1,13 +1,29 @@
 """Experts: small trees of parameters beside a frozen base, one kind for every way to own some.
 
-A bottleneck expert is the original's adapter (arXiv 2302.03202, as its released code has it): after
-self-attention and after feed-forward of both stacks `y = x + up(gelu(down(x)))`, width `emb_dim // 32`, with
-biases, weights drawn from N(0, 0.01²), none on cross-attention; and a scale of its own for every norm. A full
-expert owns every parameter of the base.
+A tree has the base's own structure, so whatever acts on a parameter lies at that parameter's path, and the
+layers of a stack share one array with a leading axis L. With P the path of a projection (`query`, `key`,
+`value`, `out` of an attention, `wi_0`, `wi_1` or `wi`, and `wo` of `mlp`), of I inputs and O outputs:
+
+    kind        leaves                                      shape           acts as
+    bottleneck  {stack}/layers/{block}_adapter/down/kernel  [L, D, R]       y = x + up(gelu(down(x))), after
+                {stack}/layers/{block}_adapter/down/bias    [L, R]          the block and before its residual
+                {stack}/layers/{block}_adapter/up/kernel    [L, R, D]
+                {stack}/layers/{block}_adapter/up/bias      [L, D]
+                every norm's scale, at its own path         [L, D] or [D]   in place of the base's
+    lora        P/lora_a                                    [L, I, R]       y = x kernel + (x lora_a) lora_b
+                P/lora_b                                    [L, R, O]
+    ia3         P/ia3_out, at every key and value           [L, O]          y = (x kernel) * ia3_out
+                P/ia3_in, at every wo                       [L, I]          y = (x * ia3_in) kernel
+    full        every parameter of the base                 the base's      in place of the base's
+
+LoRA's factor alpha / r is no part of a tree: a reader of files multiplies `lora_b` by it, a writer gives
+alpha = r. Many experts of one kind are stacked into leaves [E, L, ...], and every row names its own.
+
+This file tells what a tree does to the rows that pass it; `kinds` has the fresh ones.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import inspect
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,61 +32,52 @@ from jaxtyping import Float
 from elm_jax.axes import Array, ExpertOfRow
 from elm_jax.errors import UserError
 from elm_jax.models import paths
+from elm_jax.models.kinds import KINDS
 from elm_jax.records import Params
 
-REDUCTION = 32
-INITIAL_STD = 0.01
-# The blocks that an adapter follows, by stack; cross-attention has none.
-ADAPTED = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "mlp")}
+
+class Layers(NamedTuple):
+    """The layers of stacked experts, leaves [E, L, …], and which of the experts every row has."""
+
+    params: Params
+    expert_of_row: ExpertOfRow
 
 
-def init_bottleneck(key: jax.Array, base: Params, width: int | None = None) -> dict[str, Any]:
-    """Returns a fresh bottleneck expert for a base: adapters near zero, norm scales as the base has them.
+class Grouped(NamedTuple):
+    """A kernel of every expert, [E, …, I, O], for a product over rows sorted by expert."""
 
-    `width` is the bottleneck's R; the original's, and the default, is `emb_dim // 32`, at least 1.
+    kernel: Array
+    expert_of_row: Any = None  # [B], which `rows_of` adds
+
+
+def init(kind: str, key: jax.Array, base: Params, **options: Any) -> dict[str, Any]:
+    """Returns a fresh expert of a kind by name; an option of None is as good as none.
+
+    Raises a UserError for a kind, or an option of it, that does not exist.
     """
-    emb_dim = base["token_embedder"]["embedding"].shape[1]
-    width = width or max(1, emb_dim // REDUCTION)
-    flat: dict[str, Any] = {}
-    for stack, blocks in ADAPTED.items():
-        layers = base[stack]["layers"]["mlp"]["wo"]["kernel"].shape[0]
-        for block in blocks:
-            key, down, up = jax.random.split(key, 3)
-            at = f"{stack}/layers/{block}_adapter"
-            flat[f"{at}/down/kernel"] = INITIAL_STD * jax.random.normal(down, (layers, emb_dim, width))
-            flat[f"{at}/down/bias"] = jnp.zeros((layers, width))
-            flat[f"{at}/up/kernel"] = INITIAL_STD * jax.random.normal(up, (layers, width, emb_dim))
-            flat[f"{at}/up/bias"] = jnp.zeros((layers, emb_dim))
-    scales = {path: value for path, value in paths.flatten(base).items() if path.endswith("norm/scale")}
-    flat |= {path: jnp.asarray(value, jnp.float32) for path, value in scales.items()}
-    return paths.unflatten(flat)
-
-
-def init_full(key: jax.Array, base: Params, width: int | None = None) -> dict[str, Any]:
-    """Returns a full expert: a float32 copy of every parameter of the base. `key` and `width` go unused."""
-    del key, width
-    return jax.tree.map(lambda value: jnp.array(value, jnp.float32), dict(base))
-
-
-KINDS: Mapping[str, Callable[..., dict[str, Any]]] = {"bottleneck": init_bottleneck, "full": init_full}
-
-
-def init(kind: str, key: jax.Array, base: Params, width: int | None = None) -> dict[str, Any]:
-    """Returns a fresh expert of a kind by name."""
     if kind not in KINDS:
         raise UserError(f"An expert kind is wanted, one of {', '.join(KINDS)}; {kind!r} came.")
-    return KINDS[kind](key, base, width)
+    given = {name: value for name, value in options.items() if value is not None}
+    known = list(inspect.signature(KINDS[kind]).parameters)[2:]
+    for name in given:
+        if name not in known:
+            has = f"has {' and '.join(known)}" if known else "has none"
+            raise UserError(f"An option of {kind!r} experts is wanted, which {has}; {name!r} came.")
+    return KINDS[kind](key, base, **given)
 
 
 def neutral(expert: Params, base: Params) -> dict[str, Any]:
     """Returns the expert of `expert`'s shape that leaves every logit of the base as it is.
 
-    Its adapters are zero and its norm scales the base's, so rows of the base alone can share a batch with
-    rows of experts.
+    Its adapters and LoRA are zero, its (IA)³ vectors ones, and the rest is the base's; so rows of the base
+    alone can share a batch with rows of experts.
     """
     of_base = paths.flatten(base)
-    flat = paths.flatten(expert)
-    return paths.unflatten({path: of_base.get(path, value * 0) for path, value in flat.items()})
+
+    def changing_nothing(path: str, value: Array) -> Array:
+        return of_base[path] if path in of_base else value * 0 + (1 if "/ia3_" in path else 0)
+
+    return paths.unflatten({path: changing_nothing(path, v) for path, v in paths.flatten(expert).items()})
 
 
 def place(kind: str, base: Params, owned: Params | None) -> tuple[Params, Params | None]:
@@ -83,11 +90,58 @@ def child(expert: Params | None, name: str) -> Params | None:
     return None if expert is None else expert.get(name)
 
 
-def rows_of(params: Params | None, expert_of_row: ExpertOfRow | None) -> Params | None:
-    """Gives every row its expert: [E, …] becomes [B, …]; without an index the one expert serves all rows."""
-    if params is None or expert_of_row is None:
+def by_layer(layers: Params | None, expert_of_row: ExpertOfRow | None) -> tuple[Any, Any]:
+    """Returns the two values that a layer's `rows_of` takes: one to cut along L, one the same for all layers.
+
+    One expert for all rows is cut itself. Of stacked experts, [E, L, …], numbers of layers are cut instead:
+    with L brought to the front a scan would first write a second stack.
+    """
+    if layers is None or expert_of_row is None:
+        return layers, expert_of_row
+    return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), Layers(layers, expert_of_row)
+
+
+def rows_of(params: Any, rows: Layers | ExpertOfRow | None) -> Params | None:
+    """Gives every row its expert, [E, …] becomes [B, …]; without an index the one expert serves all rows.
+
+    `params` and `rows` are a tree and an index, or what `by_layer` made of them. What is gathered moves, so
+    stacks are best kept in the type that the network computes in.
+    """
+    if params is None or rows is None:
         return params
-    return jax.tree.map(lambda value: jnp.take(value, expert_of_row, axis=0), params)
+    tree, index, layer = (
+        (rows.params, rows.expert_of_row, (params,)) if isinstance(rows, Layers) else (params, rows, ())
+    )
+
+    def of_rows(value: Array | Grouped) -> Array | Grouped:
+        if isinstance(value, Grouped):
+            return Grouped(value.kernel[(slice(None), *layer)], index)
+        return jnp.asarray(value).at[(index, *layer)].get(mode="fill")  # an index too large gives NaN
+
+    return jax.tree.map(of_rows, tree, is_leaf=lambda value: isinstance(value, Grouped))
+
+
+def grouped(stack: Params) -> dict[str, Any]:
+    """Marks the kernels of stacked experts for the grouped product, which is never chosen by itself.
+
+    A kernel [E, L, I, O] can reach the rows in two ways that give the same. Gathered, the rows' own kernels
+    [B, I, O] make one batched product: all tokens of a row use one expert, so a row is a group already and
+    nothing is sorted. Grouped, the rows are sorted by expert and `jax.lax.ragged_dot` reads each kernel once.
+
+    Gathering is what happens without this mark. Measured on a CPU (benchmarks/mixed_experts.py) it costs a
+    few hundredths of a call; the grouped product makes the call last three times as long, for XLA expands it
+    there into a product of all rows with all E kernels. For accelerators the choice is by reasoning, and not
+    measured. On GPUs JAX 0.10 has kernels of its own for it only behind experimental flags. Where it is
+    native, as on TPUs, count the values that a down- and an up-projection, D to R to D, move for B rows of N
+    tokens, all of different experts: gathering reads, writes and reads again, 6 B D R; the grouped product
+    reads 2 B D R, and sorting rows in and out costs it 4 B N D. So gathering moves less unless rows are
+    shorter than the rank, N < R, as short answers are beside a wide bottleneck.
+    """
+
+    def mark(value: Array) -> Array | Grouped:
+        return Grouped(value) if value.ndim == 4 else value
+
+    return jax.tree.map(mark, dict(stack))
 
 
 def spread(value: Float[Array, "..."], like: Array) -> Array:
@@ -98,15 +152,45 @@ def spread(value: Float[Array, "..."], like: Array) -> Array:
     return value.reshape(value.shape[:1] + (1,) * between + value.shape[1:])
 
 
-def bottleneck(x: Array, adapter: Params | None) -> Array:
-    """Applies an adapter to [B, …, D]; its kernels are [D, R] for all rows, or [B, D, R] row by row."""
+def product(x: Float[Array, "B *between I"], kernel: Array | Grouped) -> Float[Array, "B *between O"]:
+    """Multiplies by a kernel [I, O] for all rows, [B, I, O] row by row, or one that is to be grouped."""
+    inputs, outputs = x.shape[-1], (*x.shape[:-1], -1)
+    if isinstance(kernel, Grouped):
+        rows, stack = x.reshape(x.shape[0], -1, inputs), jnp.asarray(kernel.kernel, x.dtype)
+        order = jnp.argsort(kernel.expert_of_row)
+        sizes = jnp.bincount(kernel.expert_of_row, length=stack.shape[0]) * rows.shape[1]
+        flat = jax.lax.ragged_dot(rows[order].reshape(-1, inputs), stack, sizes)
+        return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
+    kernel = kernel.astype(x.dtype)
+    if kernel.ndim == 2:
+        return (x.reshape(-1, inputs) @ kernel).reshape(outputs)
+    return jnp.einsum("bni,bio->bno", x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+
+
+def bottleneck(x: Float[Array, "B *between D"], adapter: Params | None) -> Float[Array, "B *between D"]:
+    """Applies an adapter: `x + up(gelu(down(x)))`, with the tanh form of gelu."""
     if adapter is None:
         return x
-    hidden = jax.nn.gelu(_dense(x, adapter["down"]), approximate=True)
-    return x + _dense(hidden, adapter["up"])
+
+    def dense(x: Array, params: Params) -> Array:
+        return product(x, params["kernel"]) + spread(params["bias"].astype(x.dtype), x)
+
+    return x + dense(jax.nn.gelu(dense(x, adapter["down"]), approximate=True), adapter["up"])
 
 
-def _dense(x: Array, params: Params) -> Array:
-    kernel = params["kernel"].astype(x.dtype)
-    equation = "...d,dr->...r" if kernel.ndim == 2 else "b...d,bdr->b...r"
-    return jnp.einsum(equation, x, kernel) + spread(params["bias"].astype(x.dtype), x)
+def taken(x: Float[Array, "B *between I"], expert: Params | None) -> Float[Array, "B *between I"]:
+    """Returns what a projection takes in the place of x."""
+    if expert is None or "ia3_in" not in expert:
+        return x
+    return x * spread(expert["ia3_in"].astype(x.dtype), x)
+
+
+def given(
+    x: Float[Array, "B *between I"], y: Float[Array, "B *between O"], expert: Params | None
+) -> Float[Array, "B *between O"]:
+    """Returns what a projection gives in the place of y, which it made of x."""
+    if expert is not None and "lora_a" in expert:
+        y = y + product(product(x, expert["lora_a"]), expert["lora_b"])
+    if expert is not None and "ia3_out" in expert:
+        y = y * spread(expert["ia3_out"].astype(y.dtype), y)
+    return y

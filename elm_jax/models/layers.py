@@ -4,31 +4,51 @@ Norm without mean or bias, unscaled attention, relative positions in buckets and
 Raffel et al. (2020) and its T5 1.1 release; parameter names are T5X's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from operator import mul
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry2x32_p
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array
 from elm_jax.models import experts as ex
+from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
 LONGEST = 2**14  # rows may not be longer
 MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
+# [N, K, H, P] each: P is the width of a head, N whatever attends apart, rows or rows and their answers.
+KeysValues = tuple[Float[Array, "_ _ H P"], Float[Array, "_ _ H P"]]
+# [N, H, Q, K] each, or 1 where all are alike: added to the logits of attention, in float32. They stay apart
+# until then: masks differ by row and relative positions by head, and their sum, an array of rows x heads,
+# would be kept in memory for all layers.
+Biases = tuple[Float[Array, "_ _ _ _"], ...]
+_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=True),
+    "linear": lambda x: x,
+    "relu": jax.nn.relu,
+}
 
 
-def _fan_in(scale: float = 1.0) -> Callable[..., Array]:
-    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+def mask(seen: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the bias that hides what is not seen."""
+    return jnp.where(seen, 0.0, MASKED)
+
+
+def _fan_in(distribution: Literal["normal", "truncated_normal"], scale: float = 1.0) -> Callable[..., Array]:
+    return nn.initializers.variance_scaling(scale, "fan_in", distribution)
 
 
 def relative_bucket(
-    relative: Int[np.ndarray, "Q K"], *, bidirectional: bool, buckets: int, max_distance: int
-) -> Int[np.ndarray, "Q K"]:
+    relative: Int[np.ndarray, "*places"], *, bidirectional: bool, buckets: int, max_distance: int
+) -> Int[np.ndarray, "*places"]:
     """Returns the bucket of each (key position - query position): exact when near, logarithmic when far."""
     distance, offset = -relative, np.zeros_like(relative)
     if bidirectional:
@@ -43,24 +63,52 @@ def relative_bucket(
 
 
 class RelativePositions(nn.Module):
-    """A bias for every head and distance, shared by all layers of a stack."""
+    """A bias for every head and distance, shared by all layers of a stack.
+
+    At [h, i] stands the bias of head h where key position minus query position is i, or i - 2 length.
+    """
 
     config: T5Config
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, length: int) -> Float[Array, "1 H Q K"]:
+    def __call__(self, length: int) -> Float[Array, "H _"]:
         shape = (self.config.num_heads, self.config.relpos_buckets)
         initial = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = self.param("rel_embedding", initial, shape)
-        position = np.arange(length, dtype=np.int32)
         buckets = relative_bucket(
-            position[None, :] - position[:, None],
+            np.concatenate([np.arange(length, dtype=np.int32), np.arange(-length, 0, dtype=np.int32)]),
             bidirectional=self.bidirectional,
             buckets=self.config.relpos_buckets,
             max_distance=self.config.relpos_max_distance,
         )
-        return jnp.take(table, buckets, axis=1)[None].astype(jnp.float32)
+        return jnp.take(table, buckets, axis=1).astype(jnp.float32)
+
+
+def bias_of_all(by_distance: Float[Array, "H _"]) -> Float[Array, "1 H Q Q"]:
+    """Returns the bias of every query and key position, from `RelativePositions`."""
+    heads, twice = by_distance.shape
+    length = twice // 2
+    # Every row is the one above, one place to the right: the rows of length 2 Q of one long row, cut again
+    # into rows one shorter. A gather gives the same, and costs a scatter in the backward pass.
+    rows = jnp.broadcast_to(by_distance[:, None], (heads, length, twice)).reshape(heads, -1)
+    return rows[:, :-length].reshape(1, heads, length, twice - 1)[..., :length]
+
+
+def bias_of_depths(by_distance: Float[Array, "H _"], depths: Int[Array, "B N"]) -> Float[Array, "B H N N"]:
+    """Returns the bias of nodes whose positions are their depths in a tree, from `RelativePositions`."""
+    distance = (depths[:, None, :] - depths[:, :, None]) % by_distance.shape[1]
+    return jnp.moveaxis(by_distance[:, distance], 0, 1)
+
+
+def bias_of_one(by_distance: Float[Array, "H _"], position: Int[Array, ""]) -> Float[Array, "1 H 1 K"]:
+    """Returns the bias of one query position and every key position, from `RelativePositions`."""
+    return jnp.roll(by_distance, position, axis=1)[None, :, None, : by_distance.shape[1] // 2]
+
+
+# What is cheap is computed again for the gradient rather than kept: norms and activations would keep several
+# arrays for each one that the products around them need. Within a scan XLA cannot undo it.
+_again = partial(jax.checkpoint, prevent_cse=False)
 
 
 class Norm(nn.Module):
@@ -73,9 +121,13 @@ class Norm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         if expert is not None:
             scale = expert["scale"]
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
-        return (wide * ex.spread(scale.astype(jnp.float32), wide)).astype(self.config.dtype)
+
+        def scaled(x: Array, scale: Array) -> Array:
+            wide = x.astype(jnp.float32)
+            wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
+            return (wide * ex.spread(scale.astype(jnp.float32), wide)).astype(self.config.dtype)
+
+        return _again(scaled)(x, scale)
 
 
 class Dense(nn.Module):
@@ -83,14 +135,13 @@ class Dense(nn.Module):
 
     features: int
     dtype: str
-    initial: Callable[..., Array] = _fan_in()
+    initial: Callable[..., Array] = _fan_in("truncated_normal")
 
     @nn.compact
     def __call__(self, x: Array, expert: Params | None = None) -> Array:
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
-        # One flat product: with batched ones a gradient takes 1.4 times as long on XLA's CPU backend.
-        flat = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
-        return flat.reshape(*x.shape[:-1], self.features)
+        x = ex.taken(x.astype(self.dtype), expert)
+        return ex.given(x, sharding.product(x, kernel, str(self.name)), expert)
 
 
 class Dropout(nn.Module):
@@ -120,41 +171,75 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(logits: Float[Array, "*axes K"], dtype: str) -> Float[Array, "*axes K"]:
+    """Softmax over keys in float32, which keeps nothing for its gradient but what it returns.
+
+    JAX's own keeps the exponentials too, in float32: the largest arrays that training has.
+    """
+    return _softmax_forward(logits, dtype)[0]
+
+
+def _softmax_forward(logits: Array, dtype: str) -> tuple[Array, Array]:
+    weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+    return weights, weights
+
+
+def _softmax_backward(dtype: str, weights: Array, gradient: Array) -> tuple[Array]:
+    del dtype
+    weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+    return (weights * (gradient - (weights * gradient).sum(axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 class Attention(nn.Module):
-    """Multi-head attention without 1/sqrt(d), which T5 folds into its initial query weights."""
+    """Multi-head attention without 1/sqrt(d), which T5 folds into its initial query weights.
+
+    Any axes may stand between rows and positions: each of their entries sees itself alone where keys have
+    them too, and all of them look at the same keys where keys do not.
+    """
 
     config: T5Config
     train: bool = False
 
-    @nn.compact
-    def __call__(
-        self,
-        queries: Float[Array, "B Q D"],
-        keys: Float[Array, "B K D"],
-        bias: Float[Array, "#B #H #Q K"],
-        expert: Params | None = None,
-    ) -> Float[Array, "B Q D"]:
+    def setup(self) -> None:
         config = self.config
         width = config.num_heads * config.head_dim
+        normal = _fan_in("normal")
+        self.query = Dense(width, config.dtype, _fan_in("normal", 1.0 / config.head_dim))
+        self.key = Dense(width, config.dtype, normal)
+        self.value = Dense(width, config.dtype, normal)
+        self.out = Dense(config.emb_dim, config.dtype, normal)
+        self.drop = Dropout(config.dropout_rate, self.train)
 
-        def heads(name: str, x: Array, initial: Callable[..., Array]) -> Array:
-            flat = Dense(width, config.dtype, initial, name=name)(x, ex.child(expert, name))
-            return flat.reshape(*flat.shape[:-1], config.num_heads, config.head_dim)
+    def keys_values(self, x: Float[Array, "B *between K D"], expert: Params | None) -> KeysValues:
+        """Returns keys and values of [N, K, H, P], where N counts rows and what is between."""
+        shape = (-1, x.shape[-2], self.config.num_heads, self.config.head_dim)
+        keys = self.key(x, ex.child(expert, "key")).reshape(shape)
+        return keys, self.value(x, ex.child(expert, "value")).reshape(shape)
 
-        query = heads("query", queries, _fan_in(1.0 / config.head_dim))
-        key = heads("key", keys, _fan_in())
-        value = heads("value", keys, _fan_in())
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
-        weights = Dropout(config.dropout_rate, self.train)(weights)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return Dense(config.emb_dim, config.dtype, name="out")(
-            mixed.reshape(*mixed.shape[:2], width), ex.child(expert, "out")
-        )
+    def __call__(
+        self,
+        x: Float[Array, "B *between Q D"],
+        keys_values: KeysValues,
+        biases: Biases,
+        expert: Params | None = None,
+    ) -> Float[Array, "B *between Q D"]:
+        keys, values = keys_values
+        query = self.query(x, ex.child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
+        logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
+        weights = jnp.asarray(softmax(sum(biases, logits), self.config.dtype))
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", self.drop(weights), values)
+        return self.out(mixed.reshape(*x.shape[:-1], -1), ex.child(expert, "out"))
 
 
 class FeedForward(nn.Module):
-    """T5 1.1's gated feed-forward: `wo(gelu(wi_0 x) * wi_1 x)` with the tanh form of gelu."""
+    """`wo` of the product of the activations, each of a projection of its own.
+
+    T5 1.0 has a single one, `wo(relu(wi x))`; T5 1.1 and all after it two, `wo(gelu(wi_0 x) * wi_1 x)`.
+    """
 
     config: T5Config
     train: bool = False
@@ -166,6 +251,11 @@ class FeedForward(nn.Module):
         def dense(name: str, features: int, x: Array) -> Array:
             return Dense(features, config.dtype, name=name)(x, ex.child(expert, name))
 
-        hidden = jax.nn.gelu(dense("wi_0", config.mlp_dim, x), approximate=True)
-        hidden = hidden * dense("wi_1", config.mlp_dim, x)
+        activations = [_ACTIVATIONS[name] for name in config.mlp_activations]
+        names = ["wi"] if len(activations) == 1 else [f"wi_{number}" for number in range(len(activations))]
+
+        def activated(*parts: Array) -> Array:
+            return reduce(mul, (activation(x) for activation, x in zip(activations, parts, strict=True)))
+
+        hidden = _again(activated)(*(dense(name, config.mlp_dim, x) for name in names))
         return dense("wo", config.emb_dim, Dropout(config.dropout_rate, self.train)(hidden))

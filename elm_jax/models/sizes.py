@@ -1,8 +1,12 @@
 """Sizes: the shapes of the T5 family by name, and the record that holds one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from elm_jax import names
+
+ACTIVATIONS = ("gelu", "linear", "relu")
 
 
 @dataclass(frozen=True)
@@ -34,38 +38,63 @@ class T5Config:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))  # JSON has lists
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"T5 computes in float32 or bfloat16, but {self.dtype!r} came.")
+        unknown = set(self.mlp_activations) - set(ACTIVATIONS)
+        if unknown or not self.mlp_activations:
+            raise ValueError(
+                f"mlp_activations are some of {', '.join(ACTIVATIONS)}, but {self.mlp_activations!r} came."
+            )
 
 
-def _t5_1_1(emb_dim: int, heads: int, layers: int, mlp_dim: int) -> T5Config:
-    return T5Config(
-        emb_dim=emb_dim,
-        num_heads=heads,
-        num_encoder_layers=layers,
-        num_decoder_layers=layers,
-        mlp_dim=mlp_dim,
-    )
+def _family(prefix: str, shapes: Mapping[str, tuple[int, ...]], **shared: Any) -> dict[str, T5Config]:
+    """Returns the shapes of one family; a shape is told as the six numbers that `order` names."""
+    order = ("emb_dim", "num_heads", "head_dim", "num_encoder_layers", "num_decoder_layers", "mlp_dim")
+    return {
+        prefix + name: T5Config(**dict(zip(order, shape, strict=True)), **shared)
+        for name, shape in shapes.items()
+    }
 
+
+_T5_1_1 = {
+    "small": (512, 6, 64, 8, 8, 1024),
+    "base": (768, 12, 64, 12, 12, 2048),
+    "large": (1024, 16, 64, 24, 24, 2816),
+    "xl": (2048, 32, 64, 24, 24, 5120),
+    "xxl": (4096, 64, 64, 24, 24, 10240),
+}
+_T5_1_0 = {
+    "small": (512, 8, 64, 6, 6, 2048),
+    "base": (768, 12, 64, 12, 12, 3072),
+    "large": (1024, 16, 64, 24, 24, 4096),
+    "3b": (1024, 32, 128, 24, 24, 16384),
+    "11b": (1024, 128, 128, 24, 24, 65536),
+}
+_BYT5 = {
+    "small": (1472, 6, 64, 12, 4, 3584),
+    "base": (1536, 12, 64, 18, 6, 3968),
+    "large": (1536, 16, 64, 36, 12, 3840),
+    "xl": (2560, 32, 64, 36, 12, 6720),
+    "xxl": (4672, 64, 64, 36, 12, 12352),
+}
 
 SIZES = {
     # Learns the embedded suite on a laptop's CPU.
-    "tiny": T5Config(
-        vocab_size=1024,
-        emb_dim=64,
-        num_heads=4,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        head_dim=16,
-        mlp_dim=128,
-        dropout_rate=0.0,
-    ),
-    "small": _t5_1_1(512, 6, 8, 1024),
-    "base": _t5_1_1(768, 12, 12, 2048),
-    "large": _t5_1_1(1024, 16, 24, 2816),
-    "xl": _t5_1_1(2048, 32, 24, 5120),
-    "xxl": _t5_1_1(4096, 64, 24, 10240),
+    **_family("", {"tiny": (64, 4, 16, 2, 2, 128)}, vocab_size=1024, dropout_rate=0.0),
+    **_family("", _T5_1_1),
+    **_family("t5-", _T5_1_0, mlp_activations=("relu",), logits_via_embedding=True),
+    **_family("mt5-", _T5_1_1, vocab_size=250112),
+    **_family("byt5-", _BYT5, vocab_size=384),
 }
+"""T5 1.1's shapes go by their size alone, `small` to `xxl`; LM-adapted T5, T0 and Flan-T5 have the same.
+
+Others carry their family: `t5-small` to `t5-11b` are T5 1.0 (Raffel et al., 2020), `mt5-small` to `mt5-xxl`
+mT5 (Xue et al., 2021), `byt5-small` to `byt5-xxl` ByT5 (Xue et al., 2022), which reads bytes.
+"""
 
 
-def size(name: str, **changes: int | float | str | bool) -> T5Config:
-    """Returns the T5 1.1 shape of that name, with some fields changed."""
+def size(name: str, **changes: int | float | str | bool | tuple[str, ...]) -> T5Config:
+    """Returns the shape of that name, with some fields changed.
+
+    >>> size("t5-3b").head_dim, size("byt5-xl").num_decoder_layers, size("mt5-xl").vocab_size
+    (128, 12, 250112)
+    """
     return replace(SIZES[names.resolve(name, SIZES, kind="model size", where="elm_jax")], **changes)

@@ -1,11 +1,13 @@
-"""The T5 network: an encoder-decoder of T5 1.1's shape with room for experts beside it.
+"""The T5 network: an encoder-decoder for all of the T5 family, with room for experts beside it.
 
-Parameters carry T5X's names, with the layers of a stack in one scanned array, so that compile time does not
-grow with depth. An expert comes as a separate tree: its norm scales take the place of the base's and its
-adapters follow self-attention and feed-forward. Either one expert serves all rows (`expert_of_row` is None
-and the tree has no leading axis), or the trees of E experts are stacked and every row names its own.
+Parameters carry T5X's names, with the layers of a stack in one scanned array. An expert comes as a separate
+tree: its norm scales take the place of the base's, its adapters follow self-attention and feed-forward, and
+what it has for a projection acts there. Either one expert serves all rows (`expert_of_row` is None and the
+tree has no leading axis), or the trees of E experts are stacked and every row names its own.
 
-A prompt is encoded once and all of its C answers are decoded against it.
+A prompt is encoded once and all of its C answers are decoded against it. Rows may be packed: several short
+examples in a row, told apart by segment ids, 1, 2, … in prompt and answer alike and 0 on padding; a packed
+row has one expert. Answers may also be decoded token by token, with a cache that the caller hands on.
 """
 
 from typing import Any
@@ -13,182 +15,32 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, Prompts
+from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
-from elm_jax.models.layers import MASKED, Attention, Dense, Dropout, FeedForward, Norm, RelativePositions
+from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
+from elm_jax.models.stacks import Cache, Decoder, Encoder
 from elm_jax.records import Params
-
-# A stack this shallow compiles fast as it is, and XLA's CPU backend takes gradients of a loop at half speed.
-UNROLLED = 4
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with norm before, adapter after, and a residual around."""
-
-    config: T5Config
-    train: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        expert: Params | None,
-        expert_of_row: ExpertOfRow | None,
-        bias: Float[Array, "B H S S"],
-    ) -> tuple[Array, None]:
-        expert = ex.rows_of(expert, expert_of_row)
-        drop = Dropout(self.config.dropout_rate, self.train)
-        normed = Norm(self.config, name="pre_attention_layer_norm")(
-            x, ex.child(expert, "pre_attention_layer_norm")
-        )
-        attended = Attention(self.config, self.train, name="attention")(
-            normed, normed, bias, ex.child(expert, "attention")
-        )
-        x = x + drop(ex.bottleneck(attended, ex.child(expert, "attention_adapter")))
-        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.child(expert, "pre_mlp_layer_norm"))
-        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"))
-        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter"))), None
-
-
-class DecoderLayer(nn.Module):
-    """As the encoder's, causal, with attention to the prompt between, whose keys all its answers share."""
-
-    config: T5Config
-    train: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B C T D"],
-        expert: Params | None,
-        expert_of_row: ExpertOfRow | None,
-        encoded: Encoded,
-        self_bias: Float[Array, "1 H T T"],
-        cross_bias: Float[Array, "B 1 1 S"],
-    ) -> tuple[Array, None]:
-        expert = ex.rows_of(expert, expert_of_row)
-        drop = Dropout(self.config.dropout_rate, self.train)
-        shape = x.shape
-        apart = (shape[0] * shape[1], *shape[2:])  # every answer sees itself alone
-        abreast = (shape[0], shape[1] * shape[2], shape[3])  # all answers look at one prompt
-
-        normed = Norm(self.config, name="pre_self_attention_layer_norm")(
-            x, ex.child(expert, "pre_self_attention_layer_norm")
-        ).reshape(apart)
-        attended = Attention(self.config, self.train, name="self_attention")(
-            normed, normed, self_bias, ex.child(expert, "self_attention")
-        )
-        x = x + drop(ex.bottleneck(attended.reshape(shape), ex.child(expert, "self_attention_adapter")))
-
-        normed = Norm(self.config, name="pre_cross_attention_layer_norm")(
-            x, ex.child(expert, "pre_cross_attention_layer_norm")
-        ).reshape(abreast)
-        attended = Attention(self.config, self.train, name="encoder_decoder_attention")(
-            normed, encoded, cross_bias, ex.child(expert, "encoder_decoder_attention")
-        )
-        x = x + drop(attended.reshape(shape))
-
-        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.child(expert, "pre_mlp_layer_norm"))
-        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"))
-        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter"))), None
-
-
-def _scanned(
-    layer: type[nn.Module], config: T5Config, length: int, stacked: bool, broadcast: int, **fields: Any
-):
-    """Runs one layer `length` times over its parameters; a stack of experts, [E, L, …], is cut along L."""
-    layer = nn.remat(layer, prevent_cse=False) if config.remat else layer
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(1 if stacked else 0, *[nn.broadcast] * broadcast),  # pyright: ignore[reportArgumentType]
-        length=length,
-        unroll=length if length <= UNROLLED else 1,
-    )(config, name="layers", **fields)
-
-
-class Encoder(nn.Module):
-    """The stack that reads the prompt."""
-
-    config: T5Config
-    train: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        real: Bool[Array, "B S"],
-        expert: Params | None,
-        expert_of_row: ExpertOfRow | None,
-    ) -> Encoded:
-        config = self.config
-        drop = Dropout(config.dropout_rate, self.train)
-        bias = RelativePositions(config, bidirectional=True, name="relpos_bias")(x.shape[1])
-        bias = bias + jnp.where(real, 0.0, MASKED)[:, None, None, :]
-        layers = _scanned(
-            EncoderLayer,
-            config,
-            config.num_encoder_layers,
-            expert_of_row is not None,
-            2,
-            train=self.train,
-        )
-        x, _ = layers(drop(x), ex.child(expert, "layers"), expert_of_row, bias)
-        final = ex.rows_of(ex.child(expert, "encoder_norm"), expert_of_row)
-        return drop(Norm(config, name="encoder_norm")(x, final))
-
-
-class Decoder(nn.Module):
-    """The stack that reads the answers and predicts their next tokens."""
-
-    config: T5Config
-    train: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B C T D"],
-        encoded: Encoded,
-        real: Bool[Array, "B S"],
-        expert: Params | None,
-        expert_of_row: ExpertOfRow | None,
-    ) -> Float[Array, "B C T V"]:
-        config = self.config
-        drop = Dropout(config.dropout_rate, self.train)
-        length = x.shape[2]
-        causal = np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED).astype(np.float32)
-        self_bias = RelativePositions(config, bidirectional=False, name="relpos_bias")(length)
-        self_bias = self_bias + causal[None, None]
-        cross_bias = jnp.where(real, 0.0, MASKED)[:, None, None, :]
-        layers = _scanned(
-            DecoderLayer,
-            config,
-            config.num_decoder_layers,
-            expert_of_row is not None,
-            4,
-            train=self.train,
-        )
-        x, _ = layers(drop(x), ex.child(expert, "layers"), expert_of_row, encoded, self_bias, cross_bias)
-        final = ex.rows_of(ex.child(expert, "decoder_norm"), expert_of_row)
-        x = drop(Norm(config, name="decoder_norm")(x, final))
-        return Dense(config.vocab_size, "float32", name="logits_dense")(x)
 
 
 class Embedder(nn.Module):
-    """The table of token embeddings that both stacks read from."""
+    """The table of token embeddings that both stacks read from, and T5 1.0's output layer."""
 
     config: T5Config
 
-    @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def setup(self) -> None:
         shape = (self.config.vocab_size, self.config.emb_dim)
-        table = self.param("embedding", nn.initializers.normal(1.0), shape)
-        return jnp.take(table.astype(self.config.dtype), tokens, axis=0)
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape)
+
+    def __call__(self, tokens: Int[Array, "*places"]) -> Float[Array, "*places D"]:
+        return sharding.lookup(self.embedding, tokens).astype(self.config.dtype)
+
+    def attend(self, hidden: Float[Array, "*places D"]) -> Float[Array, "*places V"]:
+        """Returns float32 products of states with every token's embedding."""
+        return sharding.product(hidden.astype(jnp.float32), self.embedding.T, "logits_dense")
 
 
 class T5(nn.Module):
@@ -202,13 +54,33 @@ class T5(nn.Module):
         self.encoder = Encoder(self.config, self.train)
         self.decoder = Decoder(self.config, self.train)
 
+    def __call__(
+        self,
+        prompts: Prompts,
+        answers: Answers,
+        experts: Params | None = None,
+        expert_of_row: ExpertOfRow | None = None,
+        prompt_segments: Prompts | None = None,
+        answer_segments: Answers | None = None,
+    ) -> Float[Array, "B C T V"]:
+        """Encodes every prompt once and returns float32 logits of all of its answers."""
+        encoded = self.encode(prompts, experts, expert_of_row, prompt_segments)
+        return self.decode(
+            encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments
+        )
+
     def encode(
-        self, prompts: Prompts, experts: Params | None = None, expert_of_row: ExpertOfRow | None = None
+        self,
+        prompts: Prompts,
+        experts: Params | None = None,
+        expert_of_row: ExpertOfRow | None = None,
+        prompt_segments: Prompts | None = None,
     ) -> Encoded:
         """Returns the encoder's output; what stands at padding has no meaning."""
-        return self.encoder(
-            self.token_embedder(prompts), prompts != PAD, ex.child(experts, "encoder"), expert_of_row
-        )
+        seen = (prompts != PAD)[:, None]
+        if prompt_segments is not None:
+            seen = seen & (prompt_segments[:, :, None] == prompt_segments[:, None])
+        return self.encoder(self.token_embedder(prompts), seen, ex.child(experts, "encoder"), expert_of_row)
 
     def decode(
         self,
@@ -217,23 +89,112 @@ class T5(nn.Module):
         answers: Answers,
         experts: Params | None = None,
         expert_of_row: ExpertOfRow | None = None,
+        prompt_segments: Prompts | None = None,
+        answer_segments: Answers | None = None,
     ) -> Float[Array, "B C T V"]:
         """Returns float32 logits of every token of every answer, each seeing the tokens before it."""
-        shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)
-        return self.decoder(
-            self.token_embedder(shifted), encoded, prompts != PAD, ex.child(experts, "decoder"), expert_of_row
+        return self.project(
+            self.decode_hidden(
+                encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments
+            )
         )
 
-    def __call__(
+    def decode_hidden(
         self,
+        encoded: Encoded,
         prompts: Prompts,
         answers: Answers,
         experts: Params | None = None,
         expert_of_row: ExpertOfRow | None = None,
-    ) -> Float[Array, "B C T V"]:
-        """Encodes every prompt once and returns float32 logits of all of its answers."""
-        encoded = self.encode(prompts, experts, expert_of_row)
-        return self.decode(encoded, prompts, answers, experts, expert_of_row)
+        prompt_segments: Prompts | None = None,
+        answer_segments: Answers | None = None,
+    ) -> Float[Array, "B C T D"]:
+        """Returns the decoder's states, of which `project` makes the logits."""
+        if (prompt_segments is None) != (answer_segments is None):
+            raise UserError(
+                "Packed rows want segment ids of prompts and of answers, but only one of the two came."
+            )
+        shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)
+        position = jnp.arange(answers.shape[2])
+        seen = (position[None] <= position[:, None])[None]
+        prompt_seen = (prompts != PAD)[:, None]
+        if prompt_segments is not None and answer_segments is not None:
+            before = jnp.pad(answer_segments[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=-1)
+            shifted = jnp.where(answer_segments == before, shifted, PAD)
+            of_answer = answer_segments.reshape(-1, answers.shape[2])
+            seen = seen & (of_answer[:, :, None] == of_answer[:, None])
+            of_token = answer_segments.reshape(answers.shape[0], -1)
+            prompt_seen = prompt_seen & (of_token[:, :, None] == prompt_segments[:, None])
+        return self.decoder(
+            self.token_embedder(shifted),
+            encoded,
+            seen,
+            prompt_seen,
+            ex.child(experts, "decoder"),
+            expert_of_row,
+        )
+
+    def decode_trie(
+        self,
+        encoded: Encoded,
+        prompts: Prompts,
+        nodes: Int[Array, "B N"],
+        depths: Int[Array, "B N"],
+        sees: Bool[Array, "B N N"],
+        experts: Params | None = None,
+        expert_of_row: ExpertOfRow | None = None,
+    ) -> Float[Array, "B N D"]:
+        """Returns the decoder's states at the nodes of a tree of answers, `scoring.tries`.
+
+        A node holds the token that it reads (padding where an answer starts) and its position in its answers;
+        `sees` says which nodes it attends to.
+        """
+        hidden = self.decoder(
+            self.token_embedder(nodes)[:, None],
+            encoded,
+            sees,
+            (prompts != PAD)[:, None],
+            ex.child(experts, "decoder"),
+            expert_of_row,
+            depths,
+        )
+        return hidden[:, 0]
+
+    def project(self, hidden: Float[Array, "*places D"]) -> Float[Array, "*places V"]:
+        """Returns float32 logits of the decoder's states, all of them or those that are wanted."""
+        if not self.config.logits_via_embedding:
+            return self.decoder.project(hidden)
+        logits = self.token_embedder.attend(hidden)
+        return logits * self.config.emb_dim**-0.5 if self.config.scale_decoder_outputs else logits
+
+    def start_cache(
+        self,
+        encoded: Encoded,
+        prompts: Prompts,
+        length: int,
+        experts: Params | None = None,
+        expert_of_row: ExpertOfRow | None = None,
+    ) -> Cache:
+        """Returns the cache before the first of at most `length` tokens, one answer to a row."""
+        return self.decoder.start(
+            encoded, prompts != PAD, length, ex.child(experts, "decoder"), expert_of_row
+        )
+
+    def decode_step(
+        self,
+        cache: Cache,
+        tokens: Int[Array, " B"],
+        experts: Params | None = None,
+        expert_of_row: ExpertOfRow | None = None,
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Returns float32 logits of the tokens after these, and the cache that has these.
+
+        The first tokens are PAD, with which every answer starts. Experts are those that `start_cache` had. A
+        cache of `length` tokens takes no more: the next would overwrite the last.
+        """
+        x = self.token_embedder(tokens)[:, None, None]
+        hidden, cache = self.decoder.step(x, cache, ex.child(experts, "decoder"), expert_of_row)
+        return self.project(hidden[:, 0, 0]), cache
 
 
 def init_params(key: jax.Array, config: T5Config) -> dict[str, Any]:

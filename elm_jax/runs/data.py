@@ -33,7 +33,7 @@ class Source:
     prepared: storage.PathLike | None = None  # where `elm prepare` put rows, which are not rendered again
     tasks: Sequence[storage.PathLike] = field(default_factory=list)  # files that define one's own tasks
     truncate: int | None = TRUNCATE  # characters of a value that a template writes; None is no limit
-    faithful: Sequence[str] = ()  # the original's ways with data, of `specs.FAITHFUL`, or "all"
+    faithful: Sequence[str] = field(default_factory=list)  # ways of the original: `specs.FAITHFUL`, or "all"
 
 
 @dataclass(frozen=True)

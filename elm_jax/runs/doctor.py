@@ -10,6 +10,7 @@ from typing import Any
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow-datasets", "gin-config")
 EXTRAS = {
     "hub": ("datasets",),
+    "generation": ("rouge-score", "sacrebleu"),
     "plots": ("matplotlib",),
     "track": ("tensorboard", "wandb"),
     "parity": ("transformers", "torch"),

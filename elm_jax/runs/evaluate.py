@@ -12,15 +12,16 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
+from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
-from elm_jax.merging import table as merging
 from elm_jax.records import Report, TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data
 from elm_jax.runs import report as reports
 from elm_jax.runs import scores as scoring
+from elm_jax.runs.merge import merge
 from elm_jax.runs.route import route
 from elm_jax.runs.workspace import DEFAULT, Run
 from elm_jax.tasks.specs import task_specs
@@ -44,12 +45,12 @@ def evaluate(
     lengths: data.Lengths | None = None,
     queries: int = formats.QUERIES_PER_TASK,
     merged: int = 3,
-    batch_size: int = 64,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Outcome:
     """Compares every method on tasks named by id, dataset or group, with the experts in `out`."""
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
     specs = data.choose(tasks, run.source, evaluation=True)
-    return compare(run, specs, queries=queries, merged=merged, batch_size=batch_size)
+    return compare(run, specs, queries=queries, merged=merged, batch_tokens=batch_tokens)
 
 
 def compare(
@@ -59,7 +60,7 @@ def compare(
     experts: Sequence[str] | None = None,
     queries: int = formats.QUERIES_PER_TASK,
     merged: int = 3,
-    batch_size: int = 64,
+    batch_tokens: int = BATCH_TOKENS,
     environment: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Compares every method on the tasks and writes the report.
@@ -78,8 +79,8 @@ def compare(
         advance(1, "")
         several = route(run, specs, queries=queries, experts=merged)
     with run.stages.stage("merge", 1):
-        uniform = merge(run, experts)
-        retrieved = {selection.task: merge(run, list(selection.weights)) for selection in several}
+        uniform = merge(run, list(dict.fromkeys(experts))).spec.id
+        retrieved = {selection.task: merge(run, list(selection.weights)).spec.id for selection in several}
     composites = Library.open(run.workspace.composites)
     multitask = next((found for found in composites.ids() if found.startswith("multitask/")), None)
 
@@ -90,7 +91,7 @@ def compare(
     methods["roe_top1"] = {selection.task: next(iter(selection.weights)) for selection in top}
     methods[f"roe_top{merged}_merge"] = retrieved
     wanted = {task: [*(chosen[task] for chosen in methods.values()), *experts] for task in tasks}
-    scores = scoring.score(run, wanted, specs, batch_size=batch_size)
+    scores = scoring.score(run, wanted, specs, batch_tokens=batch_tokens)
     best = scoring.best_overall(scores, experts, tasks)
     methods["best_single"] = dict.fromkeys(tasks, best)
     methods["oracle"] = scoring.best_each(scores, experts, tasks)
@@ -115,16 +116,6 @@ def compare(
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
         )
     return Outcome(made, files, dict(run.stages.seconds))
-
-
-def merge(run: Run, experts: Sequence[str], method: str = "average") -> str:
-    """Merges experts of the library into the workspace's composites and returns the merged one's id."""
-    library = Library.open(run.workspace.library)
-    made = merging.find(method)(
-        [library.expert(expert, base=run.base.fingerprint) for expert in dict.fromkeys(experts)]
-    )
-    Library.open(run.workspace.composites, create=True).add(made, replace=True)
-    return made.spec.id
 
 
 def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:

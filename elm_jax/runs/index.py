@@ -1,15 +1,26 @@
-"""`elm index`: embeds a few training inputs of every expert that lacks keys, so that routers can find it."""
+"""`elm index`: embeds a few training inputs of every expert that lacks keys, so that routers can find it.
+
+A run embeds with its base's encoder, or with a sentence encoder that it then remembers: queries must be
+embedded as the keys were.
+"""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+from elm_jax import storage
 from elm_jax.engine import embed
+from elm_jax.engine.embed import Embedder
+from elm_jax.errors import UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
 from elm_jax.records import Keys
 from elm_jax.runs import data
-from elm_jax.runs.workspace import Run
+from elm_jax.runs.workspace import Run, Workspace
 
 TEXT_FORMAT = "instance_new"
+T5 = "t5"
+"""The embedder that every run has: its base's encoder, the mean over a text's tokens."""
+REMEMBERED = "embedder.json"
 
 
 def index(
@@ -19,30 +30,84 @@ def index(
     text_format: str = TEXT_FORMAT,
     rebuild: bool = False,
     ids: Sequence[str] | None = None,
+    embedder: str | None = None,
 ) -> list[str]:
     """Writes the keys of experts that lack them, or with `rebuild` of all; returns whose were written.
 
-    Adding an expert embeds its own texts only.
+    Adding an expert embeds its own texts only. `embedder` is "t5", a sentence encoder's name on the hub or
+    its directory, and the run remembers it; without one it is what the run remembers, or else "t5".
+
+    Raises a UserError if an expert has keys of another embedder and `rebuild` was not asked for.
     """
     library = Library.open(run.workspace.library)
     wanted = library.ids() if ids is None else ids
+    known = remembered(run.workspace)
+    named = known if embedder is None else _absolute(embedder)
+    chosen = opened(run, named)
     lacking = [expert for expert in wanted if rebuild or not library.has_keys(expert)]
+    for expert in [] if rebuild else [expert for expert in wanted if expert not in lacking]:
+        came = library.keys(expert).embedder
+        if came != chosen.name:
+            raise UserError(
+                f"Keys of {chosen.name!r} are wanted, which {named!r} is, but {expert!r} has keys of "
+                f"{came!r}. Embed all keys anew with `elm index --rebuild`, or name their own embedder with "
+                "--embedder."
+            )
+    if named != known:
+        storage.write_json(run.workspace.root / REMEMBERED, {"embedder": named})
     with run.stages.stage("embed keys", len(lacking)) as advance:
         for done, expert in enumerate(lacking, start=1):
             spec = data.find(expert, run.source)
-            chosen = formats.sample(data.examples(spec, run.source), size, run.source.seed)
-            texts = formats.texts(chosen, text_format, data.choices_expression(spec, run.source))
-            library.write_keys(expert, embed_texts(run, texts, text_format))
+            examples = formats.sample(data.examples(spec, run.source), size, run.source.seed)
+            texts = formats.texts(examples, text_format, data.choices_expression(spec, run.source))
+            library.write_keys(expert, _keys(chosen, texts, text_format))
             advance(done, "")
     return lacking
 
 
 def embed_texts(run: Run, texts: Sequence[str], text_format: str) -> Keys:
-    """Embeds texts with the base's encoder."""
-    ids = data.tokens(texts, run.pieces, run.lengths.prompt)
-    return Keys(
-        vectors=embed.embed_rows(run.base.config, run.base.params, ids),
-        texts=tuple(texts),
-        embedder=embed.embedder_name(run.base.fingerprint),
-        text_format=text_format,
+    """Embeds texts as the run embeds its keys."""
+    return _keys(opened(run, remembered(run.workspace)), texts, text_format)
+
+
+def opened(run: Run, name: str) -> Embedder:
+    """Returns an embedder by name: the run's own base for "t5", else a sentence encoder."""
+    if name != T5:
+        return _loaded(name)
+    config, params = run.base.config, run.base.params
+    return Embedder(
+        name=embed.embedder_name(run.base.fingerprint),
+        fingerprint=run.base.fingerprint,
+        dimension=config.emb_dim,
+        max_length=run.lengths.prompt,
+        embed=lambda texts: embed.embed_rows(
+            config, params, data.tokens(texts, run.pieces, run.lengths.prompt)
+        ),
     )
+
+
+def require_embedder(name: str | None) -> None:
+    """Refuses an embedder that cannot be loaded, before hours are spent on what needs it."""
+    if name not in (None, T5):
+        _loaded(_absolute(name))
+
+
+def remembered(workspace: Workspace) -> str:
+    """Returns the embedder that a workspace's keys were last made with."""
+    file = workspace.root / REMEMBERED
+    return storage.read_json(file, what="A run's embedder")["embedder"] if file.exists() else T5
+
+
+# A run asks for it when it embeds keys, and again for the queries of every task.
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> Embedder:
+    return embed.load_embedder(name)
+
+
+def _absolute(name: str) -> str:
+    where = storage.path(name)
+    return str(where.resolve()) if name != T5 and where.is_dir() else name
+
+
+def _keys(embedder: Embedder, texts: Sequence[str], text_format: str) -> Keys:
+    return Keys(embedder(texts), tuple(texts), embedder.name, text_format)

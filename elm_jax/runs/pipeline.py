@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from elm_jax import storage
+from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.library import keys as formats
 from elm_jax.records import TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data
 from elm_jax.runs.evaluate import Outcome, compare
-from elm_jax.runs.index import TEXT_FORMAT, index
+from elm_jax.runs.index import TEXT_FORMAT, index, require_embedder
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.train import Budget, train_experts, train_multitask
 from elm_jax.runs.workspace import DEFAULT, Workspace
@@ -35,8 +36,9 @@ def run(
     keys: int = formats.KEYS_PER_EXPERT,
     queries: int = formats.QUERIES_PER_TASK,
     text_format: str = TEXT_FORMAT,
+    embedder: str | None = None,
     merged: int = 3,
-    batch_size: int = 64,
+    batch_tokens: int = BATCH_TOKENS,
     base_texts: Sequence[str] | None = None,
     title: str = "Retrieval of experts",
     note: str = "",
@@ -49,8 +51,10 @@ def run(
     trained from scratch on `base_texts`, or on the inputs of the training tasks. `train_rows` is how many
     rows of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are
     the paper's S and Q; `merged` is how many of the retrieved experts `roe_top<merged>_merge` averages.
+    `embedder` is what keys and queries are embedded with, as `index` has it.
     Raises UserError for anything a user can mend.
     """
+    require_embedder(embedder)
     stages = stages or Stages()
     source, budget = source or data.Source(), budget or Budget()
     if source.prepared is None:
@@ -69,14 +73,14 @@ def run(
     run = bases.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
-    index(run, size=keys, text_format=text_format, ids=experts)
+    index(run, size=keys, text_format=text_format, ids=experts, embedder=embedder)
     return compare(
         replace(run, source=source),
         eval_specs,
         experts=experts,
         queries=queries,
         merged=merged,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         environment={"title": title, "note": note, "seed": seed, "budget": vars(budget)},
     )
 

@@ -37,8 +37,8 @@ def preview(
 ) -> tuple[list[Previewed], int]:
     """Returns the first rows that the template applies to, ready to print, and how many rows there are.
 
-    With a vocabulary, tokens are counted and what is beyond the limits is marked; words without. Raises `UserError` as
-    rendering does, and where the template applies to no row.
+    With a vocabulary, tokens are counted and what is beyond the limits is marked; words without. Raises
+    `UserError` as rendering does, and where the template applies to no row.
     """
     split = data.split_of(spec, source)
     template = specs.template_for(spec, source.templates_dir)

@@ -15,7 +15,7 @@ NOTE = (
     "scratch on plain statements of its facts; nothing here is a claim about the paper's numbers."
 )
 PRETRAINING = Pretraining(vocabulary_kind="word", steps=400, batch_size=192, rate=4e-3)
-BUDGET = Budget(steps=80, batch_size=16, rate=1e-2, warmup=10, width=16, dropout=0.0)
+BUDGET = Budget(steps=80, batch_size=16, rate=1e-2, warmup=10, options={"width": 16}, dropout=0.0)
 
 
 def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None) -> Outcome:
@@ -29,7 +29,6 @@ def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages
         source=Source(),
         lengths=Lengths(prompt=48, answer=8),
         base_texts=mini.statements(Source().seed),
-        batch_size=128,
         title="elm quickstart",
         note=NOTE,
         seed=seed,

@@ -11,9 +11,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from elm_jax import names, storage
 from elm_jax.engine import evaluate as engine
+from elm_jax.errors import UserError
 from elm_jax.library.store import Library
 from elm_jax.merging import agreement
 from elm_jax.models.experts import neutral
@@ -21,8 +23,10 @@ from elm_jax.records import Params, PromptedExample, TaskScores, TaskSpec
 from elm_jax.reporting import metrics
 from elm_jax.runs import data
 from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.scoring import rank
 from elm_jax.scoring.buckets import Row
 
+GROUP = 4096  # rows, counted once for each of their experts, that are scored between two writes
 BASE = "base"
 """What stands for the base alone where an expert's id is wanted."""
 
@@ -32,17 +36,24 @@ def score(
     wanted: Mapping[str, Sequence[str]],
     specs: Sequence[TaskSpec],
     *,
-    batch_size: int = 64,
+    batch_tokens: int = engine.BATCH_TOKENS,
     at_once: int = 64,
+    by: str = "sum",
 ) -> dict[tuple[str, str], TaskScores]:
     """Scores the wanted experts of every task and returns (task, expert) -> scores.
 
     `wanted` maps a task's id to expert ids, `BASE` for none. `at_once` experts are held together, and their
-    rows share batches.
+    rows share batches. `by` is one of `rank.SCORES`. Raises `UserError` for a row that cannot be ranked, and
+    for an expert whose scores are no numbers.
     """
+    names.resolve(by, rank.SCORES, kind="score", where="rank classification")
     tasks = {spec.id: data.examples(spec, run.source) for spec in specs}
     rows = {task: data.rows(found, run.pieces, run.lengths, task=task) for task, found in tasks.items()}
-    stamps = {task: _stamp(run, found) for task, found in tasks.items()}
+    if by == "calibrated":
+        rows = {
+            task: [*own, *(Row([run.pieces.eos], row.answers) for row in own)] for task, own in rows.items()
+        }
+    stamps = {task: _stamp(run, found, by) for task, found in tasks.items()}
     found: dict[tuple[str, str], TaskScores] = {}
     missing: dict[str, list[str]] = {}
     for task, experts in wanted.items():
@@ -54,32 +65,61 @@ def score(
             else:
                 found[task, expert] = kept
     total = sum(len(rows[task]) for tasks_of in missing.values() for task in tasks_of)
+    every = [row for task in {task for of in missing.values() for task in of} for row in rows[task]]
+    shapes = engine.shapes_for(run.base.params, every, experts=total / max(1, len(every)))
     done = 0
     with run.stages.stage("score answer choices", total) as advance:
         for chunk, stack in _stacks(run, missing, at_once):
-            for task in dict.fromkeys(task for expert in chunk for task in missing[expert]):
-                scored = [expert for expert in chunk if task in missing[expert]]
-                mixed = [
-                    Row(row.prompt, row.answers, chunk.index(expert))
-                    for expert in scored
-                    for row in rows[task]
-                ]
+            for group in _groups(chunk, missing, rows):
                 scores = engine.score_rows(
                     run.base.config,
                     run.base.params,
-                    mixed,
+                    [row for task, _ in group for row in rows[task]],
                     stack,
-                    batch_size=batch_size,
+                    _pairs([(len(rows[task]), experts) for task, experts in group]),
+                    batch_tokens=batch_tokens,
+                    shapes=shapes,
                     progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
                 )
-                done += len(mixed)
-                size = len(rows[task])
-                for number, expert in enumerate(scored):
-                    own = scores[number * size : (number + 1) * size]
-                    made = _task_scores(task, expert, tasks[task], own)
-                    _write(run.workspace, made, _expert_stamp(run.workspace, expert, stamps[task]))
-                    found[task, expert] = made
+                done += len(scores)
+                at = 0
+                for task, experts in group:
+                    for number in experts:
+                        expert, own = chunk[number], scores[at : at + len(rows[task])]
+                        made = _task_scores(task, expert, tasks[task], rows[task], own, by)
+                        _write(run.workspace, made, _expert_stamp(run.workspace, expert, stamps[task]))
+                        found[task, expert] = made
+                        at += len(own)
     return found
+
+
+def _groups(
+    chunk: Sequence[str], missing: Mapping[str, Sequence[str]], rows: Mapping[str, Sequence[Row]]
+) -> Iterator[list[tuple[str, list[int]]]]:
+    """Yields tasks with the numbers of the experts that lack them, enough of them together to fill batches.
+
+    Their scores are written when all of a group is done: what a run that is killed has to do again.
+    """
+    group, pairs = [], 0
+    for task in dict.fromkeys(task for expert in chunk for task in missing.get(expert, ())):
+        experts = [number for number, expert in enumerate(chunk) if task in missing.get(expert, ())]
+        group.append((task, experts))
+        pairs += len(rows[task]) * len(experts)
+        if pairs >= GROUP:
+            yield group
+            group, pairs = [], 0
+    if group:
+        yield group
+
+
+def _pairs(tasks: Sequence[tuple[int, Sequence[int]]]) -> Int[np.ndarray, "P 2"]:
+    """Returns (row, expert), expert by expert, of tasks that follow each other with so many rows each."""
+    pairs, first = [], 0
+    for count, experts in tasks:
+        numbers = np.arange(first, first + count)
+        pairs += [np.stack([numbers, np.full(count, expert)], axis=1) for expert in experts]
+        first += count
+    return np.concatenate(pairs)
 
 
 def _stacks(
@@ -147,22 +187,39 @@ def by_method(
 
 
 def _task_scores(
-    task: str, expert: str, examples: Sequence[PromptedExample], scores: Sequence[np.ndarray]
+    task: str,
+    expert: str,
+    examples: Sequence[PromptedExample],
+    rows: Sequence[Row],
+    sums: Sequence[np.ndarray],
+    by: str,
 ) -> TaskScores:
+    """Makes scores of sums; where they are calibrated, the second half of the rows have no prompt."""
+    scores = []
+    for number, example in enumerate(examples):
+        without = sums[number + len(examples)] if by == "calibrated" else None
+        own = rank.scored(by, sums[number], [len(answer) for answer in rows[number].answers], without)
+        if not np.isfinite(own).all():
+            raise UserError(
+                f"Scores are wanted, but with {expert!r} those of row {example.row_id!r} are no numbers: its "
+                "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
+            )
+        scores.append(own)
     return TaskScores(
         task=task,
         method=expert,
         row_ids=tuple(example.row_id for example in examples),
         scores=tuple(tuple(float(score) for score in row) for row in scores),
-        predictions=tuple(int(np.argmax(row)) for row in scores),
+        predictions=tuple(rank.predict(row) for row in scores),
         labels=tuple(-1 if example.label is None else example.label for example in examples),
     )
 
 
-def _stamp(run: Run, examples: Sequence[PromptedExample]) -> str:
+def _stamp(run: Run, examples: Sequence[PromptedExample], by: str) -> str:
     """Stands for what the scores of a task depend on besides the expert."""
-    told = [[example.row_id, example.input, list(example.choices), example.label] for example in examples]
-    return storage.fingerprint({"base": run.base.fingerprint, "rows": told, "lengths": vars(run.lengths)})
+    rows = [[example.row_id, example.input, list(example.choices), example.label] for example in examples]
+    told = {"base": run.base.fingerprint, "rows": rows, "lengths": vars(run.lengths), "score": by}
+    return storage.fingerprint(told)
 
 
 def _expert_stamp(workspace: Workspace, expert: str, stamp: str) -> str:

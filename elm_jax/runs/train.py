@@ -1,7 +1,8 @@
 """`elm train`: one expert a task, many in one program; or one expert on all tasks, the multitask baseline."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from elm_jax import names, storage
 from elm_jax.engine import train as engine
@@ -18,14 +19,14 @@ from elm_jax.weights.elm import Base
 
 @dataclass(frozen=True)
 class Budget:
-    """How long, how fast and how wide an expert is trained; the defaults are the paper's but for `steps`."""
+    """What expert is trained, how long and how fast; the defaults are the paper's but for `steps`."""
 
     steps: int = 1000
     batch_size: int = 8
     rate: float = 1e-4
     warmup: int = 0
     kind: str = "bottleneck"
-    width: int | None = None  # emb_dim // 32
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind, see `models.kinds`
     dropout: float = 0.1
     group: int = 32  # experts in one program
 
@@ -124,7 +125,7 @@ def _train(
     plan = engine.Plan(
         kind=budget.kind,
         batch_size=budget.batch_size,
-        width=budget.width,
+        options=budget.options,
         warmup=budget.warmup,
         save_every=max(25, budget.steps // 8),
     )

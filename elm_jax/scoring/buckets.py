@@ -1,80 +1,219 @@
-"""Buckets: the few shapes that rows are batched in, chosen from the data's own lengths.
+"""Buckets: the few shapes that rows are scored in, chosen from the data's own lengths.
 
-Every row goes into the smallest bucket that holds its prompt, its answers and its number of choices. Few
-shapes mean few compilations; a row's scores do not depend on the bucket it falls in.
+Rows with one prompt are one item: it is encoded once, and all its answers stand in one trie. Items of similar
+length share a shape. Few shapes mean few compilations, close ones little padding; what a row scores does not
+depend on the shape it falls in.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from elm_jax.errors import UserError
-from elm_jax.records import ChoiceBatch
+from elm_jax.scoring import tries
+from elm_jax.scoring.tries import Tokens, Trie
 
-Tokens = Sequence[int] | np.ndarray
 # Every shape costs a compilation, which on short rows outweighs the padding that a finer ladder would save.
-LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-CHOICES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-TOKENS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+LONGEST_PROMPT = 2048
+MOST_NODES = 512  # answers whose trie would have more are spread over several items
+PROMPT_STEP, NODE_STEP = 8, 4  # lengths are multiples of these
+MOST_PROMPT_LENGTHS, MOST_NODE_COUNTS = 10, 4  # shapes at most, however much is to be scored
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row to score: a prompt, its answer choices, and which of the stacked experts scores it."""
+    """One row to score: a prompt and its answer choices."""
 
     prompt: Tokens
     answers: Sequence[Tokens]
-    expert: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt with the answers of all rows that have it; `answers` are (row, choice) in the trie's order."""
+
+    prompt: Tokens
+    trie: Trie
+    answers: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that have the prompt."""
+        return list(dict.fromkeys(row for row, _ in self.answers))
+
+
+class Shape(NamedTuple):
+    """The lengths of a bucket: tokens of a prompt, nodes of a trie, edges of a trie."""
+
+    prompt: int
+    nodes: int
+    edges: int
+
+
+class Tries(NamedTuple):
+    """I items of one shape: prompts of S tokens and tries of N nodes and M edges, filled up with padding."""
+
+    prompts: Int[np.ndarray, "I S"]
+    nodes: Int[np.ndarray, "I N"]  # tokens that the decoder reads
+    depths: Int[np.ndarray, "I N"]  # their positions in their answers
+    sees: Bool[np.ndarray, "I N N"]  # padding sees itself alone
+    real: Bool[np.ndarray, "I N"]
+    edge_nodes: Int[np.ndarray, "I M"]
+    edge_tokens: Int[np.ndarray, "I M"]
+    paths: Int[np.ndarray, "I C T"]  # edges of every answer; M where there is none
+
+
+def items(rows: Sequence[Row]) -> list[Item]:
+    """Returns the distinct prompts with their answers.
+
+    Raises `UserError` for a row without answers, an empty answer, and a prompt that is empty or too long.
+    """
+    together: dict[bytes, list[int]] = {}
+    for number, row in enumerate(rows):
+        if not row.answers:
+            raise UserError(f"At least one answer choice a row is wanted, but row {number} has none.")
+        if not 0 < len(row.prompt) <= LONGEST_PROMPT:
+            raise UserError(
+                f"A prompt of 1 to {LONGEST_PROMPT} tokens is wanted, but that of row {number} has "
+                f"{len(row.prompt)}."
+            )
+        together.setdefault(np.asarray(row.prompt, np.int32).tobytes(), []).append(number)
+    found = []
+    known: dict[tuple[bytes, ...], Trie] = {}  # the same few choices may belong to many prompts
+    for numbers in together.values():
+        answers = [(number, choice) for number in numbers for choice in range(len(rows[number].answers))]
+        for part in _parts(rows, answers):
+            tokens = [rows[number].answers[choice] for number, choice in part]
+            key = tuple(np.asarray(answer, np.int32).tobytes() for answer in tokens)
+            if key not in known:
+                known[key] = tries.build(tokens)
+            found.append(Item(rows[numbers[0]].prompt, known[key], tuple(part)))
+    return found
+
+
+def _parts(rows: Sequence[Row], answers: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cuts the answers of one prompt where their trie might grow too large."""
+    part, tokens = [], 0
+    for number, choice in answers:
+        length = len(rows[number].answers[choice])
+        if part and tokens + length > MOST_NODES:
+            yield part
+            part, tokens = [], 0
+        part.append((number, choice))
+        tokens += length
+    yield part
+
+
+def shapes(found: Sequence[Item], *, worth: float = 0.0) -> list[Shape]:
+    """Returns few shapes that hold all items with little padding, the smallest first.
+
+    A further shape must save `worth` tokens of padding, that is, what its compilation costs.
+    """
+    if not found:
+        return []
+    lengths = np.array([len(item.prompt) for item in found])
+    nodes = np.array([len(item.trie.tokens) for item in found])
+    edges = np.array([len(item.trie.edge_nodes) for item in found])
+    chosen = []
+    shortest = 0
+    for length in rungs(lengths, PROMPT_STEP, MOST_PROMPT_LENGTHS, worth):
+        here = (shortest < lengths) & (lengths <= length)
+        fewest = 0
+        for count in rungs(nodes[here], NODE_STEP, MOST_NODE_COUNTS, worth):
+            inside = here & (fewest < nodes) & (nodes <= count)
+            chosen.append(Shape(length, count, _up(int(edges[inside].max()), NODE_STEP)))
+            fewest = count
+        shortest = length
+    return chosen
 
 
 def rung(length: int, ladder: Sequence[int], *, what: str) -> int:
-    """Returns the smallest step of the ladder that holds `length`."""
+    """Returns the smallest step of a ladder that holds `length`: for texts that come a few at a time."""
     for step in ladder:
         if length <= step:
             return step
     raise UserError(f"A {what} of at most {ladder[-1]} is wanted, but one of {length} came.")
 
 
-def shape_of(row: Row) -> tuple[int, int, int]:
-    """Returns the bucket (S, C, T) of a row."""
-    if not row.answers:
-        raise UserError(
-            "Rank classification wants at least one answer choice a row, but a row with none came."
-        )
-    return (
-        rung(len(row.prompt), LADDER, what="prompt length"),
-        rung(len(row.answers), CHOICES, what="number of choices"),
-        rung(max(len(answer) for answer in row.answers), TOKENS, what="answer length"),
+def rungs(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: float = 0.0) -> list[int]:
+    """Returns the lengths, multiples of `step` and at most `most`, that all of `lengths` are padded up to.
+
+    They are those whose padding and number, each counted as `worth` tokens, cost least.
+
+    >>> rungs(np.array([3, 3, 3, 16]), 4, 8), rungs(np.array([3, 3, 3, 16]), 4, 8, worth=40.0)
+    ([4, 16], [16])
+    """
+    tops, member = np.unique(-(-lengths // step) * step, return_inverse=True)
+    before = np.concatenate([[0], np.cumsum(np.bincount(member))])  # rows that are shorter than each top
+    # Rows of tops i to j, all padded to top j.
+    padded = tops[None, :] * (before[None, 1:] - before[:-1, None]).astype(float)
+    padded[np.tril_indices(len(tops), -1)] = np.inf
+    least, begins = [padded[0]], [np.zeros(len(tops), int)]
+    for _ in range(min(most, len(tops)) - 1):
+        table = np.vstack([np.full(len(tops), np.inf), least[-1][:-1, None] + padded[1:]])
+        begins.append(table.argmin(axis=0))
+        least.append(table.min(axis=0))
+    level = int(np.argmin([total[-1] + number * worth for number, total in enumerate(least)]))
+    at, found = len(tops) - 1, []
+    for begin in begins[level::-1]:
+        found.append(int(tops[at]))
+        at = int(begin[at]) - 1
+    return found[::-1]
+
+
+def shape_of(item: Item, among: Sequence[Shape]) -> Shape:
+    """Returns the first of the shapes that holds an item."""
+    sizes = (len(item.prompt), len(item.trie.tokens), len(item.trie.edge_nodes))
+    return next(
+        shape for shape in among if all(size <= room for size, room in zip(sizes, shape, strict=True))
     )
 
 
-def batches(rows: Sequence[Row], *, batch_size: int) -> Iterator[ChoiceBatch]:
-    """Yields every row once, bucket by bucket, in batches of `batch_size` rows; the last one is filled up."""
-    buckets: dict[tuple[int, int, int], list[int]] = {}
-    for position, row in enumerate(rows):
-        buckets.setdefault(shape_of(row), []).append(position)
-    for shape, members in sorted(buckets.items(), reverse=True):
-        for start in range(0, len(members), batch_size):
-            yield assemble(rows, members[start : start + batch_size], shape, batch_size)
+def split(units: list, shape: Shape, batch_tokens: int, *, worth: float = 0.0) -> Iterator[tuple[list, int]]:
+    """Yields parts of the units, and the size of the batch that each is filled up to.
+
+    That is as many as have `batch_tokens`; a quarter of it, for the rest, where that is enough and `worth` a
+    compilation.
+    """
+    tokens = shape.prompt + shape.nodes
+    most = max(1, batch_tokens // tokens)
+    for start in range(0, len(units), most):
+        part = units[start : start + most]
+        few = len(part) <= most // 4 and (most - most // 4) * tokens > worth
+        yield part, most // 4 if few else most
 
 
-def assemble(
-    rows: Sequence[Row], members: Sequence[int], shape: tuple[int, int, int], batch_size: int
-) -> ChoiceBatch:
-    """Pads the rows at `members` to one batch [batch_size, S], [batch_size, C, T]."""
-    length, choices, tokens = shape
-    prompts = np.zeros((batch_size, length), np.int32)
-    answers = np.zeros((batch_size, choices, tokens), np.int32)
-    choice_mask = np.zeros((batch_size, choices), bool)
-    experts = np.zeros(batch_size, np.int32)
-    positions = np.full(batch_size, -1, np.int32)
-    for slot, position in enumerate(members):
-        row = rows[position]
-        prompts[slot, : len(row.prompt)] = row.prompt
-        for choice, answer in enumerate(row.answers):
-            answers[slot, choice, : len(answer)] = answer
-        choice_mask[slot, : len(row.answers)] = True
-        experts[slot] = row.expert
-        positions[slot] = position
-    return ChoiceBatch(prompts, answers, choice_mask, experts, positions)
+def assemble(found: Sequence[Item], shape: Shape) -> Tries:
+    """Lays out items that a shape holds."""
+    count, choices = len(found), max(len(item.trie.paths) for item in found)
+    longest = max(len(path) for item in found for path in item.trie.paths)
+    laid = Tries(
+        prompts=np.zeros((count, shape.prompt), np.int32),
+        nodes=np.zeros((count, shape.nodes), np.int32),
+        depths=np.zeros((count, shape.nodes), np.int32),
+        sees=np.broadcast_to(np.eye(shape.nodes, dtype=bool), (count, shape.nodes, shape.nodes)).copy(),
+        real=np.zeros((count, shape.nodes), bool),
+        edge_nodes=np.zeros((count, shape.edges), np.int32),
+        edge_tokens=np.zeros((count, shape.edges), np.int32),
+        paths=np.full((count, choices, longest), shape.edges, np.int32),
+    )
+    for place, item in enumerate(found):
+        trie, nodes, edges = item.trie, len(item.trie.tokens), len(item.trie.edge_nodes)
+        laid.prompts[place, : len(item.prompt)] = item.prompt
+        laid.nodes[place, :nodes] = trie.tokens
+        laid.depths[place, :nodes] = trie.depths
+        laid.sees[place, :nodes, :nodes] = trie.sees
+        laid.real[place, :nodes] = True
+        laid.edge_nodes[place, :edges] = trie.edge_nodes
+        laid.edge_tokens[place, :edges] = trie.edge_tokens
+        for choice, path in enumerate(trie.paths):
+            laid.paths[place, choice, : len(path)] = path
+    return laid
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,42 +1,71 @@
-"""Likelihood: the score of every answer choice under the network, each prompt encoded once."""
+"""Likelihood: what the network makes of every distinct continuation of many prompts, each encoded once."""
 
 from collections.abc import Callable
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
-from elm_jax.axes import PAD, Answers, ChoiceMask, ChoiceScores, ExpertOfRow, Prompts
+from elm_jax.axes import Array, ExpertOfRow, Prompts
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
-from elm_jax.scoring import rank
+
+LOGITS_AT_ONCE = 2**23  # 32 MB in float32
 
 
-def score(
+def edge_logp(
     config: T5Config,
     params: Params,
     prompts: Prompts,
-    answers: Answers,
-    choice_mask: ChoiceMask,
+    nodes: Int[Array, "B N"],
+    depths: Int[Array, "B N"],
+    sees: Bool[Array, "B N N"],
+    real: Bool[Array, "B N"],
+    edge_nodes: Int[Array, "B M"],
+    edge_tokens: Int[Array, "B M"],
     experts: Params | None = None,
     expert_of_row: ExpertOfRow | None = None,
-) -> ChoiceScores:
-    """Returns the summed log-probability of every choice's real tokens, in nats.
+) -> Float[Array, "B M"]:
+    """Returns the log-probability in nats of every edge of every prompt's trie (see `scoring.tries`).
 
-    `experts` is one expert's tree for all rows, or with `expert_of_row` a stack of E trees. Rows of padding
-    alone give finite numbers without meaning; choices outside `choice_mask` give -inf.
+    `experts` is one expert's tree for all rows, or with `expert_of_row` a stack of E trees. The output layer
+    is computed for real nodes alone, and for a few of them at a time. Edges of padding mean nothing.
     """
-    logits = T5(config).apply({"params": params}, prompts, answers, experts, expert_of_row)
-    logp = rank.token_log_probs(jnp.asarray(logits), answers)
-    return rank.score_choices(logp, answers != PAD, choice_mask)
+
+    def network(method: str, *arguments: Array | Params | None) -> Array:
+        return jnp.asarray(T5(config).apply({"params": params}, *arguments, method=method))
+
+    encoded = network("encode", prompts, experts, expert_of_row)
+    hidden = network("decode_trie", encoded, prompts, nodes, depths, sees, experts, expert_of_row)
+    rows, count = nodes.shape
+    hidden = hidden.reshape(rows * count, -1)
+    size = min(rows * count, max(64, LOGITS_AT_ONCE // config.vocab_size))
+    # Real nodes first, filled up to whole chunks.
+    order = jnp.argsort(~jnp.asarray(real).reshape(-1))
+    place = jnp.argsort(order).astype(jnp.int32)
+    order = jnp.pad(order, (0, -len(order) % size))
+    edge_place = place[(jnp.arange(rows, dtype=jnp.int32) * count)[:, None] + edge_nodes]
+
+    def chunk(number: Array, found: Array) -> Array:
+        chosen = jax.lax.dynamic_slice_in_dim(order, number * size, size)
+        logits = network("project", hidden[chosen])
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        local = edge_place - number * size
+        inside = (local >= 0) & (local < size)
+        local = jnp.clip(local, 0, size - 1)
+        return jnp.where(inside, logits[local, edge_tokens] - normaliser[local], found)
+
+    chunks = (jnp.asarray(real).sum() + size - 1) // size
+    return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(edge_nodes.shape, jnp.float32))
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config) -> Callable[..., ChoiceScores]:
-    """Returns `score` for one shape of network, compiled once for each shape of batch.
+def compiled(config: T5Config) -> Callable[..., Float[Array, "B M"]]:
+    """Returns `edge_logp` for one shape of network, compiled once for each shape of batch.
 
     One function a shape of network, so that its compilations are shared by every caller and can be counted
     (`compiled(config)._cache_size()`).
     """
-    return jax.jit(lambda *arguments: score(config, *arguments))
+    return jax.jit(lambda *arguments: edge_logp(config, *arguments))

@@ -1,46 +1,56 @@
-"""Rank classification: from token log-probabilities to the score of every choice, and to the choice made.
+"""Rank classification: from log-probabilities of tokens to the score of every choice, and to the choice made.
 
 A choice's score is the sum of the log-probabilities of its tokens, end-of-sequence included, without length
 normalisation; the prediction is the best choice, the first of equals (T0, Sanh et al. 2022; method of arXiv
-2302.03202).
+2302.03202). Two other scores are had by name: the mean over its tokens, so that a long answer does not lose
+for its length alone, and the sum less the sum without the prompt, so that a likely answer does not win for
+that alone (Holtzman et al. 2021).
 """
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Bool, Int
+from collections.abc import Sequence
 
-from elm_jax.axes import Array, ChoiceMask, ChoiceScores, TokenLogProbs
+import numpy as np
+from jaxtyping import Float, Int
+
+from elm_jax import names
+
+SCORES = ("sum", "mean", "calibrated")
 
 
-def score_choices(
-    token_logp: TokenLogProbs,
-    token_mask: Bool[Array, "B C T"],
-    choice_mask: ChoiceMask,
-    *,
-    per_token: bool = False,
-) -> ChoiceScores:
-    """Returns the score of every choice in nats; choices that only fill the batch get -inf.
+def answer_scores(
+    edge_logp: Float[np.ndarray, "B M"], paths: Int[np.ndarray, "B C T"]
+) -> Float[np.ndarray, "B C"]:
+    """Returns the sum over the edges of every answer in nats, from those of its trie (`scoring.tries`).
 
-    `per_token` takes the mean over a choice's tokens instead of the sum, so that a long answer does not lose
-    for its length alone.
-
-    >>> logp = jnp.array([[[-1.0, 0.0, 0.0], [-0.5, -0.5, -0.5]]])
-    >>> mask = jnp.array([[[True, False, False], [True, True, True]]])
-    >>> score_choices(logp, mask, jnp.ones((1, 2), bool)).tolist()
-    [[-1.0, -1.5]]
+    An entry M of a path is none; sums are made in float64, in the order of the tokens.
     """
-    score = jnp.where(token_mask, token_logp, 0.0).sum(axis=-1)
-    if per_token:
-        score = score / jnp.maximum(token_mask.sum(axis=-1), 1)
-    return jnp.where(choice_mask, score, -jnp.inf)
+    padded = np.pad(edge_logp.astype(np.float64), ((0, 0), (0, 1)))
+    flat = np.take_along_axis(padded, paths.reshape(len(paths), -1), axis=1)
+    return flat.reshape(paths.shape).sum(axis=-1).astype(np.float32)
 
 
-def predict(scores: ChoiceScores) -> Int[Array, " B"]:
-    """Returns the best choice of every row, the first of equals."""
-    return jnp.asarray(scores).argmax(axis=-1).astype(jnp.int32)
+def scored(
+    score: str,
+    sums: Float[np.ndarray, " C"],
+    lengths: Sequence[int],
+    without_prompt: Float[np.ndarray, " C"] | None = None,
+) -> Float[np.ndarray, " C"]:
+    """Returns a row's scores of that name, from the sums over its answers' tokens in nats.
+
+    `lengths` counts each answer's tokens, `without_prompt` are the sums where the prompt is empty.
+
+    >>> scored("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
+    [-1.0, -0.75]
+    """
+    names.resolve(score, SCORES, kind="score", where="rank classification")
+    if score == "mean":
+        return sums / np.asarray(lengths, sums.dtype)
+    if score == "calibrated":
+        assert without_prompt is not None
+        return sums - without_prompt
+    return sums
 
 
-def token_log_probs(logits: Array, tokens: Array) -> jax.Array:
-    """Returns log p of each token [..., T] under float32 logits [..., T, V]."""
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+def predict(scores: Float[np.ndarray, " C"]) -> int:
+    """Returns the best choice of a row, the first of equals."""
+    return int(np.argmax(scores))

@@ -1,7 +1,5 @@
 """Evaluation: a row's scores are its own, whatever it is batched with, padded to or surrounded by."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -24,9 +22,10 @@ def row(prompt: int, *answers: int) -> Row:
     return Row(RNG.integers(3, 48, prompt), [RNG.integers(3, 48, length) for length in answers])
 
 
-# One choice and 79, answers of one token and of four, prompts at and between the steps of the ladder.
+# One choice and 79, answers of one token and of four, prompts at and between the lengths of the shapes.
 ROWS = [row(3, 1), row(8, 2), row(14, 3, 4, 1), row(5, *[1, 2] * 39, 2), row(13, 4, 4, 4), row(7, 2)]
 EXPERTS = 3
+SHAPES = [buckets.Shape(8, 84, 120), buckets.Shape(16, 12, 16)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def trees(base):
         return value * 8 if "_adapter/" in path else value + noise
 
     def grown(seed):
-        flat = paths.flatten(ex.init_bottleneck(jax.random.key(seed), base, width=4))
+        flat = paths.flatten(ex.init("bottleneck", jax.random.key(seed), base, width=4))
         return paths.unflatten({path: change(path, value, seed) for path, value in flat.items()})
 
     return [grown(seed) for seed in range(EXPERTS)]
@@ -70,46 +69,57 @@ def assert_scores(found, wanted):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    order=st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=10),
-    mix=st.lists(st.integers(0, EXPERTS - 1), min_size=10, max_size=10),
-    batch_size=st.sampled_from([1, 4]),
+    pairs=st.lists(
+        st.tuples(st.integers(0, len(ROWS) - 1), st.integers(0, EXPERTS - 1)),
+        min_size=1,
+        max_size=10,
+        unique=True,
+    ),
+    batch_tokens=st.sampled_from([1, 64]),
 )
 def test_order_batch_size_and_the_mix_of_experts_change_no_score(
-    config, base, trees, alone, order, mix, batch_size
+    config, base, trees, alone, pairs, batch_tokens
 ):
-    rows = [replace(ROWS[each], expert=expert) for each, expert in zip(order, mix, strict=False)]
-    found = evaluate.score_rows(config, base, rows, stack(trees), batch_size=batch_size)
-    assert_scores(found, [alone[expert][each] for each, expert in zip(order, mix, strict=False)])
+    found = evaluate.score_rows(
+        config, base, ROWS, stack(trees), np.array(pairs), batch_tokens=batch_tokens, shapes=SHAPES
+    )
+    assert_scores(found, [alone[expert][each] for each, expert in pairs])
 
 
-def test_padding_of_prompts_choices_and_answers_changes_no_score(config, base, trees, alone, monkeypatch):
-    monkeypatch.setattr(buckets, "LADDER", (23,))
-    monkeypatch.setattr(buckets, "CHOICES", (81,))
-    monkeypatch.setattr(buckets, "TOKENS", (6,))
-    mix = [position % EXPERTS for position in range(len(ROWS))]
-    rows = [replace(each, expert=expert) for each, expert in zip(ROWS, mix, strict=True)]
-    found = evaluate.score_rows(config, base, rows, stack(trees), batch_size=4)
-    assert_scores(found, [alone[expert][position] for position, expert in enumerate(mix)])
+def test_padding_of_prompts_and_tries_changes_no_score(config, base, trees, alone):
+    wide = [buckets.Shape(prompt=23, nodes=90, edges=200)]
+    mix = np.array([(position, position % EXPERTS) for position in range(len(ROWS))])
+    found = evaluate.score_rows(config, base, ROWS, stack(trees), mix, shapes=wide, batch_tokens=400)
+    assert_scores(found, [alone[expert][position] for position, expert in mix.tolist()])
 
 
 def test_choices_that_only_fill_never_come_back(config, base, trees):
-    found = evaluate.score_rows(config, base, ROWS, stack(trees), batch_size=4)
+    found = evaluate.score_rows(config, base, ROWS, stack(trees), shapes=SHAPES)
     assert [len(scores) for scores in found] == [1, 1, 3, 79, 3, 1]
     assert np.isfinite(np.concatenate(found)).all()
 
 
+def test_rows_with_one_prompt_are_encoded_once_and_score_as_each_alone(config, base, monkeypatch):
+    shared = [Row(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[4], ROWS[2])]
+    assert len(buckets.items(shared)) == 1
+    (alone,) = evaluate.score_rows(config, base, [shared[1]])
+    first, second, again = evaluate.score_rows(config, base, shared)
+    np.testing.assert_allclose(second, alone, atol=1e-5)
+    np.testing.assert_array_equal(first, again)
+
+
 def test_without_experts_the_base_scores(config, base):
-    zero = stack([ex.neutral(ex.init_bottleneck(jax.random.key(0), base, width=4), base)] * EXPERTS)
+    zero = stack([ex.neutral(ex.init("bottleneck", jax.random.key(0), base, width=4), base)] * EXPERTS)
     few = [ROWS[2], ROWS[4]]
-    bare = evaluate.score_rows(config, base, few, batch_size=4)
-    assert_scores(evaluate.score_rows(config, base, few, zero, batch_size=4), bare)
+    bare = evaluate.score_rows(config, base, few)
+    assert_scores(evaluate.score_rows(config, base, few, zero), bare)
 
 
 def test_other_experts_of_the_same_shape_compile_nothing(config, base, trees):
     rows = [ROWS[0], ROWS[1]]
-    first = evaluate.score_rows(config, base, rows, stack(trees), batch_size=4)
+    first = evaluate.score_rows(config, base, rows, stack(trees))
     compiled = likelihood.compiled(config)._cache_size()
-    second = evaluate.score_rows(config, base, rows, stack(trees[::-1]), batch_size=4)
+    second = evaluate.score_rows(config, base, rows, stack(trees[::-1]))
     assert likelihood.compiled(config)._cache_size() == compiled
     assert np.abs(np.concatenate(first) - np.concatenate(second)).min() > 1e-3
 
@@ -117,7 +127,13 @@ def test_other_experts_of_the_same_shape_compile_nothing(config, base, trees):
 def test_progress_counts_rows_without_what_fills_the_batches(config, base, trees):
     told = []
     evaluate.score_rows(
-        config, base, ROWS, stack(trees), batch_size=4, progress=lambda done, of: told.append((done, of))
+        config,
+        base,
+        ROWS,
+        stack(trees),
+        shapes=SHAPES,
+        batch_tokens=64,
+        progress=lambda done, of: told.append((done, of)),
     )
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (len(ROWS), len(ROWS))

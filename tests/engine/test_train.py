@@ -14,7 +14,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 
-PLAN = Plan("bottleneck", batch_size=4, width=4, z_loss=0.01, label_smoothing=0.1, save_every=4)
+PLAN = Plan("bottleneck", batch_size=4, options={"width": 4}, z_loss=0.01, label_smoothing=0.1, save_every=4)
 FULL = Plan("full", batch_size=4, optimizer="adafactor", schedule="constant", warmup=3)
 
 
@@ -112,7 +112,7 @@ def test_exactly_the_owned_parameters_move_and_all_of_them(base, together):
             parts = ("scale",) if block.endswith("norm") else adapter
             owned |= {f"{stack}/layers/{block}/{part}" for part in parts}
     for each, expert in zip(JOBS, flat(together), strict=True):
-        fresh = paths.flatten(ex.init("bottleneck", jax.random.key(each.seed), base, PLAN.width))
+        fresh = paths.flatten(ex.init("bottleneck", jax.random.key(each.seed), base, **PLAN.options))
         assert set(expert) == set(fresh) == owned
         still = [path for path in expert if np.abs(expert[path] - fresh[path]).max() < each.rate]
         assert still == []
@@ -141,7 +141,9 @@ def test_progress_comes_every_ten_steps_and_at_the_end(config, base):
 
 def test_one_step_of_adam_moves_by_the_rate_of_the_first_step(config, base):
     (found,) = train.train_group(config, base, [replace(JOBS[0], steps=1, rate=0.25)], PLAN)
-    assert distance(found, ex.init("bottleneck", jax.random.key(5), base, 4)) == pytest.approx(0.25, rel=1e-3)
+    assert distance(found, ex.init("bottleneck", jax.random.key(5), base, width=4)) == pytest.approx(
+        0.25, rel=1e-3
+    )
 
 
 def test_with_an_epoch_a_step_the_order_of_rows_is_nothing_and_their_pairing_all(config, base):
@@ -160,7 +162,7 @@ def test_with_an_epoch_a_step_the_order_of_rows_is_nothing_and_their_pairing_all
 
 def test_no_steps_give_the_fresh_expert(config, base):
     (found,) = train.train_group(config, base, [replace(JOBS[0], steps=0)], PLAN)
-    assert_close([found], [ex.init("bottleneck", jax.random.key(5), base, 4)])
+    assert_close([found], [ex.init("bottleneck", jax.random.key(5), base, width=4)])
 
 
 class Killed(Exception):

@@ -8,7 +8,7 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.merging import agreement
-from elm_jax.merging.average import average
+from elm_jax.merging.merger import merge
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
 
@@ -31,6 +31,10 @@ def random(name, seed):
 
 ONE = expert("a", [[[1.0], [2.0]]], [1.0, 1.0])
 TWO = expert("b", [[[3.0], [6.0]]], [2.0, 3.0], steps=30)
+
+
+def average(experts, weights=None, **options):
+    return merge("average", experts, weights=weights, **options)
 
 
 def values(merged):
@@ -84,7 +88,14 @@ def test_half_precision_is_summed_in_float32_and_cast_once():
 
 def test_the_spec_says_what_it_was_merged_from():
     spec = average([ONE, TWO], [3.0, 1.0]).spec
-    assert spec.recipe == {"method": "average", "merged_from": ["a/p", "b/p"], "weights": [0.75, 0.25]}
+    note = spec.recipe["note"]
+    assert "two factors of every adapter were averaged, not their product" in note
+    assert spec.recipe == {
+        "method": "average",
+        "merged_from": ["a/p", "b/p"],
+        "weights": [0.75, 0.25],
+        "note": note,
+    }
     assert (spec.datasets, spec.steps, spec.kind, spec.base) == (("a", "b"), 30, "bottleneck", "base")
     assert spec.paths == ONE.spec.paths
     assert spec.id.startswith("merged/average-")

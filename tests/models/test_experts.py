@@ -1,34 +1,75 @@
-"""Experts: what they are, what they leave alone, and that each row gets its own."""
+"""Experts: what they leave alone, what they do, and that each row gets its own, however that is computed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
-from elm_jax.models.t5 import T5, init_params
+from elm_jax.models.t5 import T5
 from elm_jax.training.step import stack
 
 RNG = np.random.default_rng(1)
 PROMPTS = RNG.integers(3, 96, (6, 7)).astype(np.int32)
 ANSWERS = RNG.integers(3, 96, (6, 2, 4)).astype(np.int32)
+INDEX = np.array([2, 0, 1, 1, 0, 2], np.int32)
+EVERY = ["query", "key", "value", "out", "wi_0", "wi_1", "wo"]
+OPTIONS = {
+    "bottleneck": {"width": 4},
+    "lora": {"rank": 3, "projections": EVERY},
+    "ia3": {"projections": EVERY},
+}
 
 
 @pytest.fixture(scope="module")
 def network(config, base):
-    return jax.jit(
-        lambda *experts: T5(config).apply(
-            {"params": base}, jnp.asarray(PROMPTS), jnp.asarray(ANSWERS), *experts
-        )
+    """Logits of the rows above under an expert, or a stack and an index, beside the base or others."""
+    compiled = jax.jit(
+        lambda params, *experts: T5(config).apply({"params": params}, PROMPTS, ANSWERS, *experts)
     )
 
+    def run(*experts, params=base):
+        return np.asarray(compiled(params, *experts))
 
-def test_a_zero_expert_leaves_every_logit_as_it_was(network, experts, base):
-    np.testing.assert_allclose(network(ex.neutral(experts[0], base)), network(), atol=1e-5)
-    assert np.abs(np.asarray(network(experts[0]) - network())).max() > 0.1
+    run.programs = compiled._cache_size
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    """Three experts of every kind that stand beside a base, each far from where it started."""
+
+    def far(fresh):
+        return jax.tree.map(
+            lambda leaf: np.asarray(leaf) + RNG.normal(0, 0.2, leaf.shape).astype(np.float32), fresh
+        )
+
+    made = {kind: ex.init(kind, jax.random.key(0), base, **OPTIONS[kind]) for kind in OPTIONS}
+    return {kind: [far(fresh) for _ in range(3)] for kind, fresh in made.items()}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_neutral_expert_leaves_every_logit_as_it_was(network, trained, base, kind):
+    expert = trained[kind][0]
+    np.testing.assert_allclose(network(ex.neutral(expert, base)), network(), atol=1e-5)
+    assert np.abs(network(expert) - network()).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_fresh_expert_changes_no_logit(network, base, kind):
+    fresh = ex.init(kind, jax.random.key(0), base, **OPTIONS[kind])
+    np.testing.assert_allclose(network(fresh), network(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_every_parameter_of_an_expert_changes_logits(network, trained, base, kind):
+    flat = paths.flatten(trained[kind][0])
+    neutral = paths.flatten(ex.neutral(trained[kind][0], base))
+    whole = network(trained[kind][0])
+    for path in flat:
+        without = network(paths.unflatten({**flat, path: neutral[path]}))
+        assert np.abs(without - whole).max() > 1e-4, path
 
 
 def test_an_adapter_is_x_plus_up_of_gelu_of_down():
@@ -45,53 +86,94 @@ def test_an_adapter_is_x_plus_up_of_gelu_of_down():
     )
 
 
-def test_the_original_expert_of_xl_has_25618432_parameters():
-    # 96 adapters of 2 x 2048 x 64 weights and 64 + 2048 biases, and 122 norm scales of 2048.
-    expert = jax.eval_shape(
-        lambda: ex.init_bottleneck(jax.random.key(0), init_params(jax.random.key(0), size("xl")))
-    )
-    flat = paths.flatten(expert)
-    adapters = sum(leaf.size for path, leaf in flat.items() if "_adapter/" in path)
-    scales = sum(leaf.size for path, leaf in flat.items() if path.endswith("norm/scale"))
-    assert (adapters, scales) == (25_368_576, 249_856)
-    assert adapters + scales == sum(leaf.size for leaf in flat.values())
+def test_lora_adds_the_product_of_its_factors_to_what_a_projection_gives():
+    expert = {"lora_a": jnp.array([[1.0], [2.0]]), "lora_b": jnp.array([[10.0, 0.0, -1.0]])}
+    x, y = jnp.array([[[1.0, 1.0]], [[0.0, 3.0]]]), jnp.ones((2, 1, 3))
+    np.testing.assert_allclose(ex.given(x, y, expert), [[[31.0, 1.0, -2.0]], [[61.0, 1.0, -5.0]]])
+    assert ex.taken(x, expert) is x
 
 
-def test_cross_attention_has_no_adapter(experts):
-    adapted = {path.split("/")[2] for path in paths.flatten(experts[0]) if "_adapter/" in path}
-    assert adapted == {"attention_adapter", "self_attention_adapter", "mlp_adapter"}
-
-
-def test_a_fresh_adapter_is_small_and_its_biases_zero(base):
-    flat = paths.flatten(ex.init_bottleneck(jax.random.key(5), base, width=16))
-    kernels = np.concatenate([np.ravel(leaf) for path, leaf in flat.items() if path.endswith("kernel")])
-    assert 0.0095 < kernels.std() < 0.0105
-    assert not any(np.any(leaf) for path, leaf in flat.items() if path.endswith("bias"))
+def test_ia3_scales_what_a_projection_takes_or_gives():
+    x, y = jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0, 5.0]]])
+    np.testing.assert_allclose(ex.taken(x, {"ia3_in": jnp.array([2.0, -1.0])}), [[[2.0, -2.0]]])
+    np.testing.assert_allclose(ex.given(x, y, {"ia3_out": jnp.array([0.0, 10.0])}), [[[0.0, 50.0]]])
 
 
 def test_an_expert_owns_its_norm_scales(network, base):
-    owned = ex.neutral(ex.init_bottleneck(jax.random.key(0), base, width=4), base)
+    owned = ex.neutral(ex.init("bottleneck", jax.random.key(0), base, width=4), base)
     owned["encoder"]["encoder_norm"]["scale"] = owned["encoder"]["encoder_norm"]["scale"] * 2
     changed = {**base, "encoder": {**base["encoder"], "encoder_norm": owned["encoder"]["encoder_norm"]}}
-    config = size("tiny", vocab_size=96, emb_dim=32, head_dim=8, mlp_dim=48, num_decoder_layers=3)
-    by_hand = T5(config).apply({"params": changed}, jnp.asarray(PROMPTS), jnp.asarray(ANSWERS))
-    np.testing.assert_allclose(network(owned), by_hand, atol=1e-5)
+    np.testing.assert_allclose(network(owned), network(params=changed), atol=1e-5)
 
 
-def test_rows_of_different_experts_in_one_batch_score_as_each_alone(network, experts):
-    index = np.array([2, 0, 1, 1, 0, 2], np.int32)
-    mixed = np.asarray(network(stack(experts), index))
-    for expert, tree in enumerate(experts):
-        rows = index == expert
-        np.testing.assert_allclose(mixed[rows], np.asarray(network(tree))[rows], atol=1e-5)
+@pytest.mark.parametrize("how", ["gathered", "grouped"])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_rows_of_different_experts_in_one_batch_score_as_each_alone(network, trained, kind, how):
+    together = stack(trained[kind])
+    mixed = network(ex.grouped(together) if how == "grouped" else together, INDEX)
+    for expert, tree in enumerate(trained[kind]):
+        rows = expert == INDEX
+        np.testing.assert_allclose(mixed[rows], network(tree)[rows], atol=1e-5)
 
 
-def test_swapping_experts_compiles_nothing(network, experts, base):
-    network(experts[0])
-    compiled = network._cache_size()
-    network(experts[1])
-    network(ex.neutral(experts[2], base))
-    assert network._cache_size() == compiled
+@pytest.mark.parametrize("index", [[0, 1, 2, 3], [3, 3, 3, 3], [2, 0, 2, 0], [1, 3, 0, 3]])
+def test_rows_may_come_in_any_order_and_experts_have_no_rows(index):
+    kernels = RNG.normal(size=(5, 2, 3, 4)).astype(np.float32)
+    x = RNG.normal(size=(4, 2, 6, 3)).astype(np.float32)
+    wanted = np.stack([x[row] @ kernels[expert, 1] for row, expert in enumerate(index)])
+    for tree in ({"k": kernels}, ex.grouped({"k": kernels})):
+        cut, rows = ex.by_layer(tree, np.array(index, np.int32))
+        found = ex.product(jnp.asarray(x), ex.rows_of(cut[1], rows)["k"])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_a_scan_over_layers_reads_a_stack_without_copying_it():
+    stacked = {"kernel": jnp.asarray(RNG.normal(size=(32, 6, 8, 8)), jnp.float32)}
+    x, index = jnp.asarray(RNG.normal(size=(2, 3, 8)), jnp.float32), np.array([30, 4], np.int32)
+
+    @jax.jit
+    def layers(stacked, x):
+        cut, rows = ex.by_layer(stacked, index)
+        return jax.lax.scan(lambda x, at: (ex.product(x, ex.rows_of(at, rows)["kernel"]), None), x, cut)[0]
+
+    wanted = [np.linalg.multi_dot([row, *stacked["kernel"][at]]) for row, at in zip(x, index, strict=True)]
+    np.testing.assert_allclose(layers(stacked, x), wanted, rtol=1e-4)
+    memory = layers.lower(stacked, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < stacked["kernel"].nbytes / 4
+
+
+def test_an_expert_that_does_not_exist_gives_no_number():
+    found = ex.rows_of({"scale": np.ones((3, 2), np.float32)}, np.array([0, 3], np.int32))["scale"]
+    assert np.isnan(found).any(axis=1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("mark", [lambda tree: tree, ex.grouped])
+def test_gradients_of_a_row_reach_its_own_expert_alone(mark):
+    stacked = {"a": RNG.normal(size=(3, 1, 4, 2)), "b": RNG.normal(size=(3, 1, 2, 4))}
+    stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), stacked)
+    x, index = jnp.asarray(RNG.normal(size=(4, 5, 4)), jnp.float32), np.array([2, 0, 2, 2], np.int32)
+
+    def total(tree):
+        cut, rows = ex.by_layer(mark(tree), index)
+        own = ex.rows_of(cut[0], rows)
+        return (ex.product(ex.product(x, own["a"]), own["b"]) ** 2).sum()
+
+    found = jax.jit(jax.grad(total))(stacked)
+    for expert in range(3):
+        rows = x[index == expert]
+        alone = jax.grad(lambda tree, rows=rows: ((rows @ tree["a"] @ tree["b"]) ** 2).sum())(
+            jax.tree.map(lambda leaf, expert=expert: leaf[expert, 0], stacked)
+        )
+        for name in stacked:
+            np.testing.assert_allclose(found[name][expert, 0], alone[name], atol=1e-3)
+
+
+def test_swapping_experts_compiles_nothing(network, trained, base):
+    network(trained["lora"][0])
+    programs = network.programs()
+    network(trained["lora"][1])
+    network(ex.neutral(trained["lora"][2], base))
+    assert network.programs() == programs
 
 
 def test_a_full_expert_is_the_base_and_stands_in_its_place(base):
@@ -99,8 +181,3 @@ def test_a_full_expert_is_the_base_and_stands_in_its_place(base):
     params, beside = ex.place("full", base, full)
     assert beside is None
     assert jax.tree.all(jax.tree.map(np.array_equal, params, base))
-
-
-def test_an_unknown_kind_is_refused(base):
-    with pytest.raises(UserError, match="one of bottleneck, full; 'lora2' came"):
-        ex.init("lora2", jax.random.key(0), base)

@@ -1,6 +1,7 @@
 """The network: what it may depend on, what it may not, and that it is T5."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def test_the_encoder_sees_both_directions(config, base):
 
 
 def test_dropout_at_a_place_does_not_depend_on_the_padding_after_it(config, base):
-    noisy = T5Config(**{**vars(config), "dropout_rate": 0.3})
+    # One layer a stack has every dropout there is, and compiles in a third of the time.
+    config = replace(config, num_encoder_layers=1, num_decoder_layers=1)
+    first = {path: leaf[:1] if "/layers/" in path else leaf for path, leaf in paths.flatten(base).items()}
+    base, noisy = paths.unflatten(first), replace(config, dropout_rate=0.3)
     network = jax.jit(
         lambda prompts, answers, seed: T5(noisy, train=True).apply(
             {"params": base}, prompts, answers, rngs={"dropout": jax.random.key(seed)}
@@ -95,23 +99,11 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert abs(float((np.asarray(found) == 0).mean()) - 0.25) < 0.007
 
 
-def test_remat_changes_no_logit(config, base):
-    cheap = T5Config(**{**vars(config), "remat": True})
-    np.testing.assert_allclose(
-        logits(cheap, base, PROMPTS, ANSWERS), logits(config, base, PROMPTS, ANSWERS), atol=1e-6
-    )
-
-
 def test_bfloat16_gives_float32_logits_near_the_float32_ones(config, base):
-    half = T5Config(**{**vars(config), "dtype": "bfloat16"})
+    half = replace(config, dtype="bfloat16")
     found = logits(half, base, PROMPTS, ANSWERS)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, logits(config, base, PROMPTS, ANSWERS), atol=0.15)
-
-
-def test_float16_is_refused():
-    with pytest.raises(ValueError, match="'float16' came"):
-        T5Config(dtype="float16")
 
 
 def test_buckets_of_relative_positions_are_exact_when_near_and_logarithmic_when_far():

@@ -26,7 +26,7 @@ def run(out, **changes):
         "eval_tasks": UNSEEN,
         "out": out,
         "pretraining": Pretraining(vocabulary_kind="word", steps=6, batch_size=8),
-        "budget": Budget(steps=6, batch_size=4, rate=1e-2, width=4, dropout=0.1),
+        "budget": Budget(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
         "source": data.Source(limit=20),
         "lengths": data.Lengths(prompt=24, answer=8),
         "train_rows": 24,
@@ -124,7 +124,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(finish
 
 def test_another_recipe_in_the_same_directory_is_refused(finished):
     out, _ = finished
-    other = Budget(steps=7, batch_size=4, rate=1e-2, width=4, dropout=0.1)
+    other = Budget(steps=7, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1)
     with pytest.raises(UserError, match="with another steps"):
         run(out, budget=other)
 

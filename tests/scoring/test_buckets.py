@@ -1,4 +1,6 @@
-"""Buckets: every row once, whole, in the smallest shape that holds it."""
+"""Buckets: every prompt once with all its answers, in few shapes with little padding."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -9,12 +11,11 @@ from elm_jax.errors import UserError
 from elm_jax.scoring import buckets
 from elm_jax.scoring.buckets import Row
 
-TOKENS = st.integers(1, 90)
+TOKENS = st.integers(1, 9)
 ROWS = st.lists(
     st.tuples(
         st.lists(TOKENS, min_size=1, max_size=20),
         st.lists(st.lists(TOKENS, min_size=1, max_size=5), min_size=1, max_size=7),
-        st.integers(0, 4),
     ),
     max_size=12,
 )
@@ -25,86 +26,109 @@ def rows_of(drawn) -> list[Row]:
     return [Row(*fields) for fields in drawn]
 
 
-def real(tokens: np.ndarray) -> list[int]:
-    return [int(token) for token in tokens if token]
-
-
-@settings(deadline=None)
-@given(drawn=ROWS, batch_size=st.integers(1, 5))
-def test_every_row_comes_back_whole_and_exactly_once(drawn, batch_size):
-    rows, seen = rows_of(drawn), []
-    for batch in buckets.batches(rows, batch_size=batch_size):
-        assert len(batch.rows) == batch_size
-        for slot, position in enumerate(batch.rows):
-            if position < 0:
-                assert not batch.choice_mask[slot].any()
-                continue
-            seen.append(int(position))
-            row = rows[position]
-            assert real(batch.prompts[slot]) == row.prompt
-            choices = batch.answers[slot][batch.choice_mask[slot]]
-            assert [real(choice) for choice in choices] == row.answers
-            assert not batch.answers[slot][~batch.choice_mask[slot]].any()
-            assert batch.expert_of_row[slot] == row.expert
-    assert sorted(seen) == list(range(len(rows)))
-
-
-@settings(deadline=None)
-@given(drawn=ROWS, batch_size=st.integers(1, 5))
-def test_every_row_is_in_the_bucket_of_its_own_shape(drawn, batch_size):
+@given(ROWS)
+def test_every_choice_is_in_the_item_of_its_prompt_exactly_once(drawn):
     rows = rows_of(drawn)
-    for batch in buckets.batches(rows, batch_size=batch_size):
-        shape = (batch.prompts.shape[1], *batch.answers.shape[1:])
-        assert {buckets.shape_of(rows[position]) for position in batch.rows if position >= 0} == {shape}
+    found = buckets.items(rows)
+    assert len(found) == len({tuple(row.prompt) for row in rows})
+    told = {}
+    for item in found:
+        for answer, path in zip(item.answers, item.trie.paths, strict=True):
+            assert answer not in told
+            told[answer] = (list(item.prompt), item.trie.edge_tokens[path].tolist())
+    assert told == {
+        (number, choice): (row.prompt, tokens)
+        for number, row in enumerate(rows)
+        for choice, tokens in enumerate(row.answers)
+    }
+
+
+def test_answers_too_many_for_one_trie_are_spread_over_several_items(monkeypatch):
+    monkeypatch.setattr(buckets, "MOST_NODES", 5)
+    found = buckets.items([Row([7], [[1, 2], [3, 4], [5, 6], [7, 8, 9, 1, 2, 3]])])
+    assert [item.answers for item in found] == [((0, 0), (0, 1)), ((0, 2),), ((0, 3),)]
 
 
 @settings(deadline=None)
-@given(drawn=ROWS)
-def test_only_the_last_batch_of_a_bucket_is_filled_up(drawn):
-    rows = rows_of(drawn)
-    shapes = {buckets.shape_of(row) for row in rows}
-    unfilled = [batch for batch in buckets.batches(rows, batch_size=3) if batch.rows[-1] < 0]
-    assert len({(batch.prompts.shape, batch.answers.shape) for batch in unfilled}) == len(unfilled)
-    assert len(unfilled) <= len(shapes)
+@given(ROWS)
+def test_what_is_laid_out_is_the_item_and_padding(drawn):
+    found = buckets.items(rows_of(drawn))
+    among = buckets.shapes(found)
+    for item in found:
+        shape = buckets.shape_of(item, among)
+        laid = buckets.assemble([item], shape)
+        nodes, edges = len(item.trie.tokens), len(item.trie.edge_tokens)
+        assert laid.prompts.shape == (1, shape.prompt)
+        assert laid.prompts[0][laid.prompts[0] > 0].tolist() == list(item.prompt)
+        assert laid.real[0].tolist() == [True] * nodes + [False] * (shape.nodes - nodes)
+        assert laid.nodes[0, :nodes].tolist() == item.trie.tokens.tolist()
+        assert laid.sees[0, :nodes, :nodes].tolist() == item.trie.sees.tolist()
+        assert laid.sees[0, nodes:].sum() == shape.nodes - nodes  # itself, so that no softmax is empty
+        assert not laid.edge_tokens[0, edges:].any()
+        for path, laid_path in zip(item.trie.paths, laid.paths[0], strict=True):
+            assert laid_path[laid_path < shape.edges].tolist() == path.tolist()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 5.0, 60.0]),
+)
+def test_lengths_to_pad_up_to_are_those_that_cost_least(drawn, most, worth):
+    lengths = np.array(drawn)
+    tops = sorted({-(-length // 4) * 4 for length in drawn})
+
+    def cost(chosen):
+        return sum(min(top for top in chosen if top >= length) for length in drawn) + worth * len(chosen)
+
+    every = [
+        (*some, tops[-1])
+        for number in range(min(most, len(tops)))
+        for some in itertools.combinations(tops[:-1], number)
+    ]
+    found = buckets.rungs(lengths, 4, most, worth)
+    assert len(found) <= most
+    assert cost(found) == min(map(cost, every))
+
+
+def test_shapes_pad_little_where_much_is_scored_and_are_few_where_little_is():
+    rng = np.random.default_rng(0)
+    rows = [
+        Row(rng.integers(3, 99, length), [rng.integers(3, 99, rng.integers(2, 12)) for _ in range(4)])
+        for length in rng.gamma(4, 20, 400).astype(int) + 5
+    ]
+    found = buckets.items(rows)
+    among = buckets.shapes(found)
+    padded = [buckets.shape_of(item, among) for item in found]
+    real = sum(len(item.prompt) + len(item.trie.tokens) for item in found)
+    assert real / sum(shape.prompt + shape.nodes for shape in padded) > 0.85
+    assert len(buckets.shapes(found, worth=1e9)) == 1
+
+
+def test_batches_are_full_but_the_last_which_is_a_quarter_where_that_pays():
+    shape = buckets.Shape(prompt=10, nodes=6, edges=8)
+    units = list(range(11))
+    assert [(len(part), size) for part, size in buckets.split(units, shape, 64)] == [(4, 4), (4, 4), (3, 4)]
+    assert [(len(part), size) for part, size in buckets.split(units[:9], shape, 64)][-1] == (1, 1)
+    assert [size for _, size in buckets.split(units[:9], shape, 64, worth=100.0)] == [4, 4, 4]
+    assert [size for _, size in buckets.split(units[:2], shape, 1)] == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answers", "shape"),
-    [(1, [1], (4, 1, 2)), (4, [2, 1], (4, 2, 2)), (5, [1, 3, 1], (9, 5, 3)), (9, [3] * 5, (9, 5, 3))],
+    ("row", "said"),
+    [
+        (Row([5], []), "At least one answer choice a row is wanted, but row 1 has none"),
+        (Row([], [[5]]), "A prompt of 1 to 2048 tokens is wanted, but that of row 1 has 0"),
+        (Row([5] * 2049, [[5]]), "A prompt of 1 to 2048 tokens is wanted, but that of row 1 has 2049"),
+        (Row([5], [[5], []]), "An answer choice of at least one token is wanted"),
+    ],
 )
-def test_a_bucket_is_the_smallest_that_holds_prompt_choices_and_longest_answer(
-    monkeypatch, prompt, answers, shape
-):
-    monkeypatch.setattr(buckets, "LADDER", (4, 9))
-    monkeypatch.setattr(buckets, "CHOICES", (1, 2, 5))
-    monkeypatch.setattr(buckets, "TOKENS", (2, 3))
-    assert buckets.shape_of(Row([5] * prompt, [[5] * length for length in answers])) == shape
+def test_a_row_that_cannot_be_scored_is_named_before_any_is(row, said):
+    with pytest.raises(UserError, match=said):
+        buckets.items([Row([5], [[5]]), row])
 
 
-def test_the_longest_prompt_of_the_original_and_its_79_choices_have_a_bucket():
-    length, choices, tokens = buckets.shape_of(Row([5] * 768, [[5] * 256] * 79))
-    assert (length >= 768, choices >= 79, tokens >= 256) == (True, True, True)
-
-
-@pytest.mark.parametrize("what", ["prompt length", "number of choices", "answer length"])
-def test_a_row_too_large_for_every_bucket_is_refused_before_any_is_scored(what):
-    most = {
-        "prompt length": buckets.LADDER[-1],
-        "number of choices": buckets.CHOICES[-1],
-        "answer length": buckets.TOKENS[-1],
-    }
-    prompt, choices, tokens = ((most[name] + 1) if name == what else 1 for name in most)
-    row = Row([5] * prompt, [[5]] * (choices - 1) + [[5] * tokens])
-    with pytest.raises(
-        UserError, match=f"A {what} of at most {most[what]} is wanted, but one of {most[what] + 1}"
-    ):
-        next(buckets.batches([Row([5], [[5]]), row], batch_size=2))
-
-
-def test_a_row_without_choices_is_refused():
-    with pytest.raises(UserError, match="at least one answer choice a row, but a row with none came"):
-        next(buckets.batches([Row([5], [])], batch_size=2))
-
-
-def test_no_rows_make_no_batches():
-    assert list(buckets.batches([], batch_size=4)) == []
+def test_no_rows_have_no_items_and_no_shapes():
+    assert buckets.items([]) == []
+    assert buckets.shapes([]) == []

@@ -1,4 +1,4 @@
-"""Likelihood: scores are the network's own log-probabilities, and experts are swapped without compiling."""
+"""Likelihood: edges are the network's own log-probabilities, and experts are swapped without compiling."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ import pytest
 
 from elm_jax.models import experts as ex
 from elm_jax.models.t5 import T5, init_params
-from elm_jax.scoring import likelihood
+from elm_jax.scoring import buckets, likelihood
 from elm_jax.training.step import stack
 
 RNG = np.random.default_rng(2)
 PROMPTS = RNG.integers(3, 96, (4, 8)).astype(np.int32)
-ANSWERS = RNG.integers(3, 96, (4, 3, 3)).astype(np.int32)
-ANSWERS[1, :, 2] = ANSWERS[2, 0, 1:] = 0
-REAL = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]], bool)
+PROMPTS[2, 5:] = 0
+# Choices that share a beginning, that begin one another, and one alone.
+ANSWERS = [[[7, 8, 1], [7, 9, 1], [7, 8, 8, 1]], [[5], [5, 6]], [[7, 1], [9, 1]], [[60, 61, 62, 63]]]
 
 
 @pytest.fixture(scope="module")
@@ -32,54 +32,95 @@ def base(config):
 @pytest.fixture(scope="module")
 def experts(base):
     """Three experts whose adapters are large enough to change every score."""
-    made = [ex.init_bottleneck(jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
     return [jax.tree.map(lambda leaf, by=1.5 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
 
 
 @pytest.fixture(scope="module")
-def score(config, base):
-    return lambda *rest: np.asarray(likelihood.compiled(config)(base, PROMPTS, ANSWERS, REAL, *rest))
+def laid():
+    rows = [
+        buckets.Row(prompt[prompt > 0], answers) for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
+    ]
+    found = buckets.items(rows)
+    return buckets.assemble(found, buckets.Shape(8, 8, 8)), found
 
 
-def test_a_score_is_the_summed_log_softmax_of_the_choices_tokens(config, base, score, experts):
-    logits = jax.jit(lambda expert: T5(config).apply({"params": base}, PROMPTS, ANSWERS, expert))(experts[0])
-    logp = np.asarray(jax.nn.log_softmax(logits))
+@pytest.fixture(scope="module")
+def score(config, base, laid):
+    *arrays, _ = laid[0]
+    return lambda *rest: np.asarray(likelihood.compiled(config)(base, *arrays, *rest))
+
+
+def real_edges(found, laid):
+    return [found[place, : len(item.trie.edge_tokens)] for place, item in enumerate(laid[1])]
+
+
+def test_an_edge_is_the_log_softmax_of_its_token_after_its_beginning(config, base, score, experts, laid):
+    network = jax.jit(
+        lambda prompt, answer, expert: T5(config).apply({"params": base}, prompt, answer, expert)
+    )
     found = score(experts[0])
-    for row, choice in zip(*np.nonzero(REAL), strict=True):
-        real = [token for token in ANSWERS[row, choice] if token]
-        by_hand = sum(logp[row, choice, place, token] for place, token in enumerate(real))
-        np.testing.assert_allclose(found[row, choice], by_hand, rtol=1e-5)
+    for place, answers in enumerate(ANSWERS):
+        for answer, path in zip(answers, laid[1][place].trie.paths, strict=True):
+            padded = np.pad(answer, (0, 4 - len(answer)))[None, None].astype(np.int32)
+            logp = jax.nn.log_softmax(network(PROMPTS[place : place + 1], padded, experts[0]))[0, 0]
+            by_hand = np.asarray(logp)[np.arange(len(answer)), answer]
+            np.testing.assert_allclose(found[place, path], by_hand, atol=1e-5)
 
 
-def test_choices_that_only_fill_get_minus_infinity_and_all_others_are_finite(score, experts):
-    found = score(experts[1])
-    assert np.isneginf(found[~REAL]).all()
-    assert np.isfinite(found[REAL]).all()
+def test_the_output_layer_taken_in_parts_gives_the_same(config, base, score, laid, monkeypatch):
+    whole = score()
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 0)  # 64 nodes at a time, of 8 rows of 32
+    *arrays, _ = buckets.assemble([*laid[1], *laid[1]], buckets.Shape(8, 32, 8))
+    parts = np.asarray(jax.jit(lambda *batch: likelihood.edge_logp(config, base, *batch))(*arrays))
+    for first, second in ((0, 4), (4, 8)):
+        for ours, theirs in zip(real_edges(parts[first:second], laid), real_edges(whole, laid), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_row_of_padding_alone_gives_finite_numbers(config, base):
-    empty = np.zeros_like(PROMPTS), np.zeros_like(ANSWERS), REAL
-    assert np.isfinite(np.asarray(likelihood.compiled(config)(base, *empty))[REAL]).all()
+def test_no_array_of_all_tokens_by_all_words_is_ever_made(config, base):
+    wide = replace(config, vocab_size=40_000)
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), wide))
+    rows, nodes = 64, 16
+    arrays = buckets.Tries(
+        *(np.zeros(shape, np.int32) for shape in [(rows, 8), (rows, nodes), (rows, nodes)]),
+        *(np.zeros(shape, bool) for shape in [(rows, nodes, nodes), (rows, nodes)]),
+        *(np.zeros((rows, 16), np.int32) for _ in range(2)),
+        paths=np.zeros((rows, 1, 1), np.int32),
+    )
+    lowered = jax.jit(lambda params, *batch: likelihood.edge_logp(wide, params, *batch)).lower(
+        params, *arrays[:-1]
+    )
+    assert f"{rows * nodes}x40000" not in lowered.as_text()
+    assert f"{2**23 // 40_000}x40000" in lowered.as_text()
 
 
-def test_swapping_one_expert_for_another_compiles_nothing(config, base, score, experts):
+def test_padding_of_a_batch_gives_finite_numbers(score):
+    assert np.isfinite(score()).all()
+
+
+def test_swapping_one_expert_for_another_compiles_nothing(config, base, score, experts, laid):
     first = score(experts[0])
     compiled = likelihood.compiled(config)._cache_size()
     assert compiled > 0
     second = score(experts[1])
     score(ex.neutral(experts[2], base))
     assert likelihood.compiled(config)._cache_size() == compiled
-    assert np.abs(first[REAL] - second[REAL]).min() > 1e-3
+    for ours, theirs in zip(real_edges(first, laid), real_edges(second, laid), strict=True):
+        assert np.abs(ours - theirs).min() > 1e-4
 
 
-def test_swapping_the_stack_or_the_expert_of_a_row_compiles_nothing(config, base, score, experts):
+def test_swapping_the_stack_or_the_expert_of_a_row_compiles_nothing(config, score, experts, laid):
     first = score(stack(experts), np.array([0, 1, 2, 0], np.int32))
     compiled = likelihood.compiled(config)._cache_size()
     second = score(stack(experts[::-1]), np.array([2, 1, 0, 2], np.int32))
     other = score(stack(experts), np.array([1, 2, 0, 1], np.int32))
     assert likelihood.compiled(config)._cache_size() == compiled
-    np.testing.assert_allclose(first, second, rtol=1e-5)
-    assert np.abs(first[REAL] - other[REAL]).min() > 1e-3
+    for same, again, changed in zip(
+        *(real_edges(each, laid) for each in (first, second, other)), strict=True
+    ):
+        np.testing.assert_allclose(same, again, rtol=1e-5)
+        assert np.abs(same - changed).min() > 1e-4
 
 
 def test_one_function_serves_every_caller_of_one_shape_of_network(config):

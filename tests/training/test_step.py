@@ -39,7 +39,7 @@ def base(config):
 
 @pytest.fixture(scope="module")
 def owned(base):
-    return [ex.init_bottleneck(jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    return [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
 
 
 @pytest.fixture(scope="module")

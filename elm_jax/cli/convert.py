@@ -1,0 +1,32 @@
+"""`elm convert`: weights in and out."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from elm_jax.cli.options import AsJson
+
+
+def convert(
+    src: Annotated[str, typer.Argument(help="A model's directory or name, a PEFT adapter, or an expert.")],
+    dst: Annotated[str, typer.Argument(help="New directory; an expert's is LIBRARY/DATASET/PROMPT.")],
+    to: Annotated[str, typer.Option("--to", help="hf, t5x or elm; an expert goes to elm or peft.")],
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; as stored without it.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base that an expert was trained on.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Take an expert out of a T5X checkpoint: bottleneck, lora, ia3, full.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Weights in and out: Hugging Face, T5X, PEFT and our own format."""
+    from dataclasses import asdict
+
+    from elm_jax.runs import convert as runs
+
+    made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind)
+    if as_json:
+        print(json.dumps(asdict(made)))
+        return
+    print(f"{made.directory}: {made.what} of {made.parameters:,} parameters as {made.format}.")
+    print(f"Fingerprint of the {'model' if made.what == 'model' else 'base'}: {made.fingerprint}")

@@ -1,0 +1,127 @@
+"""BERT's encoder and its kin: the network of MiniLM, of SimCSE (BERT or RoBERTa) and of MPNet.
+
+The kin differ in how positions are told. BERT counts them from 0 (Devlin et al., 2019; MiniLM is a small one,
+Wang et al., 2020), RoBERTa from the id of padding plus 1, and MPNet (Song et al., 2020) also adds a bias per
+distance to the attention of every layer, in T5's buckets. Norms come after each residual, gelu is exact.
+Parameters are a tree of plain arrays with the layers of the stack in one, queries, keys and values in one
+product, and the embedding of the only token type in use added to those of the positions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from elm_jax.axes import Array, Encoded, Prompts
+from elm_jax.models.layers import MASKED, relative_bucket
+from elm_jax.records import Params
+
+RELPOS_DISTANCE = 128  # beyond it all distances share MPNet's last bucket
+ACTIVATIONS: Mapping[str, Callable[[Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of an encoder; `dtype` is what matrix products take in, all else is float32."""
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    num_layers: int
+    mlp_dim: int
+    positions: int  # rows of the table of positions
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-12
+    pad: int | None = None  # where positions are counted from it: RoBERTa, MPNet
+    relpos_buckets: int = 0  # MPNet's 32; 0 is no bias
+    dtype: str = "float32"
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that has a position for each."""
+        return self.positions if self.pad is None else self.positions - self.pad - 1
+
+
+def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Array, " B"]) -> Encoded:
+    """Returns the last layer's float32 states; what stands beyond a text's length has no meaning.
+
+    Lengths come beside the tokens because no id is padding in all of these vocabularies: 0 is MPNet's first.
+    """
+    rows, length = tokens.shape
+    x = jnp.take(params["embedder"]["token"], tokens, axis=0)
+    x = x.astype(jnp.float32) + _positions(config, params["embedder"]["position"], tokens)
+    x = _norm(config, params["embedder"]["norm"], x.reshape(rows * length, -1))
+    seen = jnp.arange(length)[None] < jnp.asarray(lengths)[:, None]
+    biases = jnp.where(seen, 0.0, MASKED)[:, None, None]
+    if config.relpos_buckets:
+        biases = biases + _by_distance(config, params["relpos"], length)[None]
+    x, _ = jax.lax.scan(lambda x, layer: (_layer(config, layer, x, biases), None), x, params["layers"])
+    return x.reshape(rows, length, -1)
+
+
+def _positions(config: BertConfig, table: Array, tokens: Prompts) -> Float[Array, "#B S D"]:
+    """Returns the embeddings of positions, those of RoBERTa's kin counted over what is not padding."""
+    table = jnp.asarray(table, jnp.float32)
+    if config.pad is None:
+        return table[None, : tokens.shape[1]]
+    real = (jnp.asarray(tokens) != config.pad).astype(jnp.int32)
+    return jnp.take(table, jnp.cumsum(real, axis=1) * real + config.pad, axis=0, mode="clip")
+
+
+def _by_distance(config: BertConfig, table: Array, length: int) -> Float[Array, "H S S"]:
+    place = np.arange(length, dtype=np.int32)
+    buckets = relative_bucket(
+        place[None] - place[:, None],
+        bidirectional=True,
+        buckets=config.relpos_buckets,
+        max_distance=RELPOS_DISTANCE,
+    )
+    return jnp.moveaxis(jnp.asarray(table, jnp.float32)[buckets], -1, 0)
+
+
+def _layer(
+    config: BertConfig, layer: Params, x: Float[Array, "M D"], biases: Float[Array, "B _ _ S"]
+) -> Float[Array, "M D"]:
+    """Takes the tokens of all texts, one below the other: products of two matrices are XLA's fastest."""
+    heads, (rows, length) = config.num_heads, (biases.shape[0], biases.shape[-1])
+    qkv = _dense(config, layer["attention"]["qkv"], x)
+    q, k, v = jnp.moveaxis(qkv.reshape(rows, length, 3, heads, -1), (2, 3), (0, 2))
+    logits = _product(config, "bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k) + biases
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    attended = _product(config, "bhqk,bhkp->bhqp", weights, v)
+    # Divided late: what is divided is smaller by the length over the width of a head.
+    attended = attended / weights.sum(axis=-1, keepdims=True)
+    attended = jnp.moveaxis(attended, 1, 2).reshape(rows * length, -1)
+    x = _norm(config, layer["attention_norm"], x + _dense(config, layer["attention"]["out"], attended))
+    inside = ACTIVATIONS[config.activation](_dense(config, layer["mlp"]["wi"], x))
+    return _norm(config, layer["mlp_norm"], x + _dense(config, layer["mlp"]["wo"], inside))
+
+
+def _dense(config: BertConfig, params: Params, x: Float[Array, "M _"]) -> Float[Array, "M _"]:
+    return _product(config, "md,de->me", x, params["kernel"]) + params["bias"][None].astype(jnp.float32)
+
+
+def _product(config: BertConfig, axes: str, left: Array, right: Array) -> jax.Array:
+    return jnp.einsum(
+        axes,
+        left.astype(config.dtype),
+        right.astype(config.dtype),
+        # Else an accelerator would round float32 to TF32 or bfloat16.
+        precision=jax.lax.Precision.HIGHEST if config.dtype == "float32" else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _norm(config: BertConfig, params: Params, x: Float[Array, "M D"]) -> Float[Array, "M D"]:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    scaled = centred * jax.lax.rsqrt(variance + config.norm_epsilon)
+    return scaled * params["scale"][None].astype(jnp.float32) + params["bias"][None].astype(jnp.float32)

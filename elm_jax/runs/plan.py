@@ -1,0 +1,271 @@
+"""Plan: the memory that a base, its experts and their training take on one device, before any is bought.
+
+Parameters, moments and gradients are counted from the shapes that the network and the kinds of experts make,
+laid out as `models.sharding` lays them out. What stands between the layers is estimated, see `activations`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from elm_jax.engine.evaluate import BATCH_TOKENS
+from elm_jax.errors import UserError
+from elm_jax.models import experts as ex
+from elm_jax.models import paths, sharding
+from elm_jax.models.sizes import T5Config
+from elm_jax.models.t5 import init_params
+from elm_jax.reporting.tables import Table
+from elm_jax.runs import activations
+from elm_jax.runs.slices import GB, Slice, slice_of
+from elm_jax.training import optimizers, step
+
+SLICES = ("v4-8", "v5e-256", "h200", "8xh100")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be held and done; the base is held in the type that the network computes in."""
+
+    network: T5Config
+    experts: int = 0  # held at once, to score with
+    kind: str = "bottleneck"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind
+    expert_dtype: str = "float32"  # of those held; training is always float32
+    group: int = 32  # experts that train together
+    batch_size: int = 8  # rows of each
+    prompt: int = 512  # tokens of a row
+    answer: int = 128
+    optimizer: str = "adamw"
+    batch_tokens: int = BATCH_TOKENS  # scored at once on a device
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device."""
+
+    base: int
+    experts: int
+    scoring: int  # what lies between when scoring
+    state: int  # parameters and moments of the group that trains
+    gradients: int
+    activations: int  # what lies between in a step, kept for all layers
+    activations_remat: int  # the same where a layer is computed again for its gradient
+
+
+@dataclass(frozen=True)
+class Share:
+    """A slice, the mesh made of it, and what one of its devices needs."""
+
+    slice: Slice
+    mesh: Mapping[str, int]
+    need: Need
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a work needs in all, as on one device without end, and on slices."""
+
+    work: Work
+    parameters: int  # of the base
+    expert_parameters: int  # of one expert
+    in_all: Need
+    shares: tuple[Share, ...]
+
+
+def plan(work: Work, slices: Sequence[str] = SLICES, mesh: Mapping[str, int] | None = None) -> Plan:
+    """Returns what a work needs on one device of each slice.
+
+    Without a `mesh`, sizes by axis as `sharding.mesh` takes them, it is the one with the least `fsdp` that
+    everything fits: experts apart as far as they go, the rest data. Raises a UserError for an unknown slice,
+    a mesh that a slice's devices do not make, or less than one of anything.
+    """
+    for name in ("group", "batch_size", "prompt", "answer", "batch_tokens"):
+        if getattr(work, name) < 1:
+            raise UserError(f"At least 1 is wanted for {name}, but {getattr(work, name)} came.")
+    if work.experts < 0:
+        raise UserError(f"A number of experts is wanted, 0 or more, but {work.experts} came.")
+    base, expert = shapes(work)
+    return Plan(
+        work,
+        sum(leaf.size for leaf in jax.tree.leaves(base)),
+        sum(leaf.size for leaf in jax.tree.leaves(expert)),
+        need(work, sharding.fitted(1, **dict.fromkeys(sharding.AXES, 1))),
+        tuple(_share(work, slice_of(name), mesh) for name in slices),
+    )
+
+
+def shapes(work: Work) -> tuple[Any, Any]:
+    """Returns the shapes of a work's base and of one fresh expert, as the network and the kind make them."""
+    return _shapes(work.network, work.kind, tuple(sorted(work.options.items())))
+
+
+def need(work: Work, mesh: Mapping[str, int]) -> Need:
+    """Returns what one device of a mesh of these sizes needs for a work."""
+    on = AbstractMesh(
+        tuple(mesh[axis] for axis in sharding.AXES),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * len(sharding.AXES),
+    )
+    base, expert = shapes(work)
+    stacked = _stacked(expert, work.group)
+    state = jax.eval_shape(lambda params: step.start(params, optimizers.optimizer(work.optimizer)), stacked)
+    held = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(work.expert_dtype)),
+        _stacked(expert, work.experts),
+    )
+    batch = jax.ShapeDtypeStruct((work.group, work.batch_size), jnp.int32)
+    rows = _bytes(batch, sharding.batch_shardings(on, batch, experts=True)) // batch.dtype.itemsize
+    network, where = work.network, (work.prompt, work.answer, mesh["tensor"])
+    beside = _gathered(base, network, mesh)
+    scored = max(1, work.batch_tokens // (work.prompt + work.answer))
+    # A batch of rows has a layer's part of every row's expert beside the stack of all.
+    whole = sum(leaf.size * jnp.dtype(work.expert_dtype).itemsize for leaf in jax.tree.leaves(expert))
+    own = scored * whole // (network.num_encoder_layers + network.num_decoder_layers) * (work.experts > 0)
+    return Need(
+        base=_bytes(base, sharding.shardings(on, base)),
+        experts=_bytes(held, sharding.shardings(on, held, experts=True)) if work.experts else 0,
+        scoring=beside + own + activations.scoring(network, scored, *where),
+        state=_bytes(state, sharding.shardings(on, state, experts=True)),
+        gradients=_bytes(stacked, sharding.shardings(on, stacked, experts=True)),
+        activations=beside + activations.training(network, rows, *lengths, mesh["tensor"]),
+        activations_remat=beside
+        + activations.training(replace(network, remat=True), rows, *lengths, mesh["tensor"]),
+    )
+
+
+def verdict(exact: int, estimated: int, memory: int) -> str:
+    """Returns whether bytes fit: "yes" even where the truth is twice the estimate, "perhaps" or "no"."""
+    if exact + estimated > memory:
+        return "no"
+    return "yes" if exact + 2 * estimated <= memory else "perhaps"
+
+
+def verdicts(share: Share) -> dict[str, str]:
+    """Returns whether evaluation, training and training with remat fit one device of a slice."""
+    need, memory = share.need, share.slice.memory
+    trained = need.base + need.state + need.gradients
+    return {
+        "evaluation": verdict(need.base + need.experts, need.scoring, memory),
+        "training": verdict(trained, need.activations, memory),
+        "training with remat": verdict(trained, need.activations_remat, memory),
+    }
+
+
+def table(found: Plan) -> Table:
+    """Returns a plan as a table: what for, in all, and on one device of each slice."""
+    work, every = found.work, [found.in_all, *(share.need for share in found.shares)]
+    dtype = work.network.dtype
+
+    def line(what: str, *parts: str) -> tuple[str, ...]:
+        return (what, *(_gb(sum(getattr(need, part) for part in parts)) for need in every))
+
+    def of_shares(what: str, values: Sequence[str]) -> tuple[str, ...]:
+        return (what, "", *values)
+
+    fits = [verdicts(share) for share in found.shares]
+    rows = [
+        line(f"base of {_short(found.parameters)} parameters, {dtype}", "base"),
+        line(
+            f"{work.experts} {work.kind} experts of {_short(found.expert_parameters)}, {work.expert_dtype}",
+            "experts",
+        ),
+        line(f"scoring {work.batch_tokens} tokens at once, about", "scoring"),
+        line("evaluation", "base", "experts", "scoring"),
+        line(f"{work.group} that train: parameters and {work.optimizer}'s moments", "state"),
+        line("their gradients", "gradients"),
+        line(f"{work.batch_size} rows of each, {work.prompt} + {work.answer} tokens, about", "activations"),
+        line("the same with remat, about", "activations_remat"),
+        line("training", "base", "state", "gradients", "activations"),
+        line("training with remat", "base", "state", "gradients", "activations_remat"),
+        of_shares("a device has", [_gb(share.slice.memory) for share in found.shares]),
+        *(
+            of_shares(f"{what} fits", [one[what] for one in fits])
+            for what in ("evaluation", "training", "training with remat")
+        ),
+        of_shares("mesh", [_mesh(share.mesh) for share in found.shares]),
+    ]
+    header = (
+        "GB (10⁹ bytes)",
+        "in all",
+        *(f"{s.slice.name}: each of {s.slice.devices}" for s in found.shares),
+    )
+    return Table(
+        "Memory",
+        header,
+        tuple(rows),
+        "What stands without “about” is counted from shapes. The rest is estimated within a factor of two: "
+        "“perhaps” fits only if the estimate is not exceeded. JAX takes three quarters of a GPU unless "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.",
+    )
+
+
+def _share(work: Work, slice: Slice, mesh: Mapping[str, int] | None) -> Share:
+    if mesh is not None:
+        sizes = sharding.fitted(slice.devices, **(dict.fromkeys(sharding.AXES, 1) | dict(mesh)))
+        return Share(slice, sizes, need(work, sizes))
+    shares = []
+    for fsdp in range(1, slice.devices + 1):
+        if slice.devices % fsdp:
+            continue
+        expert = math.gcd(work.group, slice.devices // fsdp)
+        sizes = {"expert": expert, "data": slice.devices // fsdp // expert, "fsdp": fsdp, "tensor": 1}
+        shares.append(Share(slice, sizes, need(work, sizes)))
+        fits = verdicts(shares[-1])
+        if fits["evaluation"] == fits["training with remat"] == "yes":
+            return shares[-1]
+    return min(shares, key=lambda share: list(verdicts(share).values()).count("no"))
+
+
+@lru_cache(maxsize=8)
+def _shapes(network: T5Config, kind: str, options: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+    made = jax.eval_shape(lambda: init_params(jax.random.key(0), network))
+    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(network.dtype)), made)
+    return base, jax.eval_shape(lambda base: ex.init(kind, jax.random.key(0), base, **dict(options)), base)
+
+
+def _stacked(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), tree)
+
+
+def _bytes(tree: Any, layout: Any) -> int:
+    """Returns the bytes of the part of a tree of shapes that one device has."""
+    return sum(
+        math.prod(to.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, to in zip(jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True)
+    )
+
+
+def _gathered(base: Any, network: T5Config, mesh: Mapping[str, int]) -> int:
+    """Returns the bytes of what a device has of the base for a moment beside its own part.
+
+    The kernels of one layer where `fsdp` splits them, and the output layer in float32.
+    """
+    flat = paths.flatten(base)
+    layers: dict[str, int] = {}
+    for path, leaf in flat.items():
+        if "/layers/" in path and mesh["fsdp"] > 1:
+            stack = path.partition("/")[0]
+            layers[stack] = layers.get(stack, 0) + math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
+    output = network.vocab_size * network.emb_dim * 4 * (network.dtype != "float32")
+    return max(layers.values(), default=0) // mesh["tensor"] + output // (mesh["fsdp"] * mesh["tensor"])
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.2f}" if count < 100 * GB else f"{count / GB:.0f}"
+
+
+def _short(count: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return str(count)
+
+
+def _mesh(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"

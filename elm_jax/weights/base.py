@@ -1,0 +1,203 @@
+"""The base: a network's shape with its parameters, put together from the tensors of a checkpoint.
+
+One stacked parameter at a time is filled, layer by layer, hashed and handed to its devices, so that beside
+the parameters no more than the largest of them is ever in memory.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from ml_dtypes import bfloat16
+from numpy.typing import DTypeLike
+
+from elm_jax import storage
+from elm_jax.axes import Array
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.models.sizes import T5Config
+from elm_jax.models.t5 import init_params
+from elm_jax.records import Params
+from elm_jax.weights import tensors
+from elm_jax.weights.tensors import Tensor
+
+READERS = 8  # layers of a parameter that are read at once
+DTYPES: Mapping[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(bfloat16)}
+Place = Callable[[str, np.ndarray], Array]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base: the shape of the network, its parameters, and what stands for them."""
+
+    config: T5Config
+    params: Params
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds before it is read: the network's shape, and its tensors by T5X's names.
+
+    The layers of a stack may be apart, `encoder/layers_0/mlp/wo/kernel`, or together,
+    `encoder/layers/mlp/wo/kernel` of [L, F, D].
+    """
+
+    config: T5Config
+    tensors: Mapping[str, Tensor]
+    where: str
+    # How the file would have a parameter of the network that it lacks: its name and shape.
+    wanted: Callable[[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = lambda path, shape: (path, shape)
+
+
+def of(config: T5Config, params: Params) -> Base:
+    """Returns the base with its fingerprint, which stands for names, shapes, types and bytes."""
+    return Base(config, params, storage.array_fingerprint(paths.flatten(params)))
+
+
+def check(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tensor]]]:
+    """Returns shape and tensors of every parameter of the network, one tensor or one a layer.
+
+    Raises a UserError that names the first tensor that is missing, of a wrong shape or type, or too many.
+    """
+    found, used = {}, set()
+    for path, shape in shapes(checkpoint.config).items():
+        before, stacked, after = path.partition(f"/{paths.STACK}/")
+        together = not stacked or path in checkpoint.tensors
+        names = [path] if together else [f"{before}/layers_{layer}/{after}" for layer in range(shape[0])]
+        wanted = shape if together else shape[1:]
+        for name in names:
+            _check_one(checkpoint, name, wanted)
+        used |= set(names)
+        found[path] = shape, [checkpoint.tensors[name] for name in names]
+    for name in sorted(set(checkpoint.tensors) - used):
+        tensor = checkpoint.tensors[name]
+        raise UserError(
+            f"{tensor.file!r} holds {tensor.name!r}, which the network does not have. A T5 of "
+            f"{checkpoint.config.num_encoder_layers} and {checkpoint.config.num_decoder_layers} layers is "
+            "wanted: name another checkpoint, or mend its configuration."
+        )
+    return found
+
+
+def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place) -> Base:
+    """Reads a checkpoint whose tensors are those of its network.
+
+    With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
+    other floating types become float32. `place` takes each parameter to where it is wanted.
+    """
+    digest = hashlib.sha256()
+    params = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, (shape, layers) in sorted(check(checkpoint).items()):
+            whole = np.empty(shape, DTYPES[dtype] if dtype else _common({layer.dtype for layer in layers}))
+            parts = [whole] if layers[0].seen == shape else list(whole)
+            list(pool.map(Tensor.read_into, layers, parts))
+            # As `storage.array_fingerprint` has it, without all parameters at hand.
+            digest.update(f"{path}:{whole.dtype}:{whole.shape};".encode())
+            digest.update(whole.reshape(-1).view(np.uint8).data)
+            params[path] = place(path, whole)
+            del whole, parts
+    return Base(checkpoint.config, paths.unflatten(params), digest.hexdigest()[:16])
+
+
+@lru_cache(maxsize=8)
+def shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of the network, stacked, by path."""
+    made = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    return {path: leaf.shape for path, leaf in paths.flatten(made).items()}
+
+
+def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] | None = None) -> T5Config:
+    """Returns the network that fields by name describe; a UserError names the one that cannot be.
+
+    Names that are no field are passed over, fields that are not told have their defaults. `called` says what
+    the file calls a field.
+    """
+    known: dict[str, Any] = {field.name: field.default for field in fields(T5Config) if field.name in told}
+    for name, default in known.items():
+        value = told[name]
+        if not _is_like(value, default):
+            raise UserError(
+                f"{where!r} should describe a network, but its {(called or {}).get(name, name)} is "
+                f"{value!r:.100}. Restore it, or name another checkpoint."
+            )
+    try:
+        # JSON has lists for tuples, and 0 for 0.0.
+        config = T5Config(**{name: type(default)(told[name]) for name, default in known.items()})
+    except ValueError as error:
+        raise UserError(f"{where!r} describes no network: {error}") from None
+    if config.relpos_buckets < 4 or config.relpos_max_distance <= config.relpos_buckets // 2:
+        raise UserError(
+            f"{where!r} should have 4 buckets of relative positions or more, half of them below the largest "
+            f"distance, but has {config.relpos_buckets} up to distance {config.relpos_max_distance}."
+        )
+    return config
+
+
+def precision(found: Mapping[str, Tensor], dtype: str | None) -> str:
+    """Returns what to compute in: what was asked for, or bfloat16 where the whole checkpoint is that."""
+    narrow = bool(found) and {tensor.dtype for tensor in found.values()} == {DTYPES["bfloat16"]}
+    return dtype or ("bfloat16" if narrow else "float32")
+
+
+def dtype_name(dtype: DTypeLike | None) -> str | None:
+    """Returns the name of a type that parameters may have; None stands for what is stored."""
+    if dtype is None:
+        return None
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise UserError(f"A dtype is wanted, float32 or bfloat16 (float16 overflows in T5); {name!r} came.")
+    return name
+
+
+def on_host(path: str, value: np.ndarray) -> Array:
+    """Leaves a parameter where it was read."""
+    del path
+    return value
+
+
+def _check_one(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
+    tensor = checkpoint.tensors.get(name)
+    if tensor is None:
+        called, shape = checkpoint.wanted(name, wanted)
+        raise UserError(f"{checkpoint.where!r} should hold {called!r} of shape {shape}, but lacks it.")
+    if tensor.seen != wanted:
+        raise UserError(
+            f"{tensor.file!r} holds {tensor.name!r} as {tensor.shape}; the network wants "
+            f"{tensor.as_stored(wanted)}."
+        )
+    if tensor.dtype not in tensors.FLOATS:
+        raise UserError(
+            f"{tensor.file!r} holds {tensor.name!r} as {tensor.dtype}; a floating type is wanted."
+        )
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Says whether a value may be that of a field with this default; sizes are positive."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return type(value) is int and 0 < value < 2**31
+    if isinstance(default, float):
+        return type(value) in (int, float) and 0 <= value < 1
+    if isinstance(default, tuple):
+        return isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, type(default))
+
+
+def _common(found: set[np.dtype]) -> np.dtype:
+    return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else DTYPES["float32"]
+
+
+def flat(base: Base) -> dict[str, Any]:
+    """Returns the parameters of a base layer by layer under T5X's names; arrays on the host stay views."""
+    return paths.unstack_layers({path: np.asarray(leaf) for path, leaf in paths.flatten(base.params).items()})

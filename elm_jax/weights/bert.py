@@ -1,0 +1,144 @@
+"""Hugging Face's files of BERT, RoBERTa and MPNet, as the shape and the parameters of `models.minilm`.
+
+PyTorch keeps a projection as [out, in] and queries, keys and values apart; the network has [in, out], and the
+three in one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from elm_jax.errors import UserError
+from elm_jax.models import minilm, paths
+from elm_jax.models.minilm import BertConfig
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "mpnet")
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "emb_dim": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "mlp_dim": "intermediate_size",
+    "positions": "max_position_embeddings",
+}
+_BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention/out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp/wi": "intermediate.dense",
+    "mlp/wo": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+_MPNET = {
+    **_BERT,
+    "query": "attention.attn.q",
+    "key": "attention.attn.k",
+    "value": "attention.attn.v",
+    "attention/out": "attention.attn.o",
+    "attention_norm": "attention.LayerNorm",
+}
+
+
+def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
+    """Returns the shape that a `config.json` describes; a UserError names what cannot be."""
+    sizes = {}
+    for name, theirs in _SIZES.items():
+        sizes[name] = told.get(theirs)
+        if type(sizes[name]) is not int or not 0 < sizes[name] < 2**31:
+            raise UserError(
+                f"{where!r} should tell {theirs!r}, a positive number, but tells {sizes[name]!r:.50}. "
+                "Download it again."
+            )
+    if sizes["emb_dim"] % sizes["num_heads"]:
+        raise UserError(
+            f"{where!r} should have a hidden_size that its {sizes['num_heads']} heads share evenly, but has "
+            f"{sizes['emb_dim']}."
+        )
+    activation = told.get("hidden_act", "gelu")
+    if activation not in minilm.ACTIVATIONS:
+        raise UserError(
+            f"{where!r} should have a hidden_act of {', '.join(minilm.ACTIVATIONS)}, but has "
+            f"{activation!r:.50}."
+        )
+    positions = told.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise UserError(f"{where!r} should have absolute positions, but has {positions!r:.50} ones.")
+    kind = told["model_type"]
+    return BertConfig(
+        **sizes,
+        activation=activation,
+        norm_epsilon=float(told.get("layer_norm_eps", 1e-12)),
+        pad=None if kind == "bert" else int(told.get("pad_token_id", 1)),
+        relpos_buckets=int(told.get("relative_attention_num_buckets", 32)) if kind == "mpnet" else 0,
+        dtype=dtype,
+    )
+
+
+def params(
+    config: BertConfig, found: Mapping[str, np.ndarray], kind: str, *, where: str
+) -> dict[str, np.ndarray]:
+    """Returns the network's float32 parameters by path, of tensors by PyTorch's names.
+
+    A head's prefix (`bert.`) may stand before the names; what the network does not have is left alone.
+
+    Raises a UserError that names the first tensor that is missing or of another shape.
+    """
+    family = kind.removeprefix("xlm-")
+    found = {name.removeprefix(f"{family}."): array for name, array in found.items()}
+    names = _MPNET if kind == "mpnet" else _BERT
+    width = config.emb_dim
+
+    def get(name: str, *shape: int | None) -> np.ndarray:
+        return tensor(found, name, shape, where=where)
+
+    def dense(name: str, fan_in: int, fan_out: int) -> tuple[np.ndarray, np.ndarray]:
+        return get(f"{name}.weight", fan_out, fan_in).T, get(f"{name}.bias", fan_out)
+
+    position = get("embeddings.position_embeddings.weight", config.positions, width)
+    if kind != "mpnet":
+        position = position + get("embeddings.token_type_embeddings.weight", None, width)[:1]
+    made: dict[str, Any] = {
+        "embedder/token": get("embeddings.word_embeddings.weight", config.vocab_size, width),
+        "embedder/position": position,
+        "embedder/norm/scale": get("embeddings.LayerNorm.weight", width),
+        "embedder/norm/bias": get("embeddings.LayerNorm.bias", width),
+    }
+    if config.relpos_buckets:
+        shape = (config.relpos_buckets, config.num_heads)
+        made["relpos"] = get("encoder.relative_attention_bias.weight", *shape)
+    for layer in range(config.num_layers):
+        own = {path: f"encoder.layer.{layer}.{name}" for path, name in names.items()}
+        kernels, biases = zip(
+            *(dense(own[part], width, width) for part in ("query", "key", "value")), strict=True
+        )
+        pairs = {
+            "attention/qkv": (np.concatenate(kernels, axis=1), np.concatenate(biases)),
+            "attention/out": dense(own["attention/out"], width, width),
+            "mlp/wi": dense(own["mlp/wi"], width, config.mlp_dim),
+            "mlp/wo": dense(own["mlp/wo"], config.mlp_dim, width),
+        }
+        for path, (kernel, bias) in pairs.items():
+            made[f"{paths.STACK}_{layer}/{path}/kernel"] = kernel
+            made[f"{paths.STACK}_{layer}/{path}/bias"] = bias
+        for path in ("attention_norm", "mlp_norm"):
+            made[f"{paths.STACK}_{layer}/{path}/scale"] = get(f"{own[path]}.weight", width)
+            made[f"{paths.STACK}_{layer}/{path}/bias"] = get(f"{own[path]}.bias", width)
+    return paths.stack_layers(made)
+
+
+def tensor(
+    found: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...], *, where: str
+) -> np.ndarray:
+    """Returns a tensor as float32; a UserError if it is missing or of another shape, None being any size."""
+    wanted = tuple("any" if size is None else size for size in shape)
+    if name not in found:
+        raise UserError(f"{where!r} should hold {name!r} of shape {wanted}, but lacks it.")
+    array = found[name]
+    if len(array.shape) != len(shape) or any(
+        size not in (None, own) for size, own in zip(shape, array.shape, strict=True)
+    ):
+        raise UserError(f"{where!r} holds {name!r} as {array.shape}; the network wants {wanted}.")
+    return array.astype(np.float32, copy=False)

@@ -1,0 +1,222 @@
+"""Embedders: sentence encoders in sentence-transformers' layout, from a directory or from the hub.
+
+    modules.json  config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+    sentence_bert_config.json  1_Pooling/config.json  2_Dense/config.json  2_Dense/model.safetensors
+
+The network may be BERT's, RoBERTa's or MPNet's (`models.minilm`), or the encoder of a T5 (GTR, sentence-T5).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from etils import epath
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.models.minilm import BertConfig
+from elm_jax.models.sizes import T5Config
+from elm_jax.records import Params
+from elm_jax.weights import base as bases
+from elm_jax.weights import bert, hf_config, hf_names, huggingface, steps, tokenizer, torch_bin
+from elm_jax.weights.bert import tensor
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+OWNER = "sentence-transformers"  # whose the names without an owner are
+KNOWN = (
+    *("all-MiniLM-L6-v2", "all-MiniLM-L12-v2", "all-mpnet-base-v2", "nli-mpnet-base-v2"),
+    *("paraphrase-MiniLM-L6-v2", "paraphrase-mpnet-base-v2", "multi-qa-MiniLM-L6-cos-v1"),
+    *(f"{family}-{size}" for family in ("gtr-t5", "sentence-t5") for size in ("base", "large", "xl", "xxl")),
+)
+"""Names to suggest; any other of the hub is looked for too."""
+_DESCRIBING = (steps.MODULES, steps.CONFIG, "sentence_*_config.json", "tokenizer*.json", f"*/{steps.CONFIG}")
+_LAYOUT = (
+    *(steps.MODULES, steps.CONFIG, huggingface.SAFETENSORS, tokenizer.FILE, tokenizer.BESIDE),
+    *(tokenizer.OWN[0], f"1_Pooling/{steps.CONFIG}"),
+)
+_WEIGHTS = (("model*.safetensors*", "*/model.safetensors"), ("pytorch_model.bin", "*/pytorch_model.bin"))
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A sentence encoder as it was read, parameters on the host."""
+
+    network: BertConfig | T5Config
+    params: Params
+    pooling: str  # one of `models.pooling.POOLINGS`
+    projections: tuple[Params, ...]  # kernel [in, out] and perhaps bias
+    activations: tuple[str, ...]  # what follows each projection
+    normalized: bool
+    tokenizer: "Tokenizer"
+    max_length: int  # tokens of a text that are read, special ones included
+    kind: str  # `model_type` of the network
+    fingerprint: str  # of all that decides what vector a text gets
+
+
+def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath.Path:
+    """Returns the directory that a path or a name stands for, fetched from the hub if its cache lacks it.
+
+    Raises a UserError that says which files are missing, from which repository, and where to put them.
+    """
+    text = str(path_or_name)
+    where = storage.path(path_or_name)
+    if where.is_dir():
+        return where
+    if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
+        raise UserError(
+            f"A sentence encoder is wanted at {text!r}, but no directory is there. Name the directory of "
+            f"one, or a model of the hub such as {KNOWN[0]!r}."
+        )
+    return fetch(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
+
+
+def fetch(repository: str, *, pooling: str | None = None) -> epath.Path:
+    """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    lacking, why = [*_LAYOUT], "offline mode is on"
+    for weights in (None, *_WEIGHTS):
+        try:
+            place = huggingface_hub.snapshot_download(
+                repository,
+                allow_patterns=None if weights is None else [*_DESCRIBING, *weights],
+                local_files_only=weights is None,
+            )
+        except Exception as error:  # the hub's, its client's and the system's, by many names
+            if weights is None:
+                continue
+            why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            break
+        directory = storage.path(place)
+        lacking = missing(directory, pooling=pooling)
+        # A plain checkpoint that is whole: how it pools must be told, which is for `read` to say.
+        if not lacking or (weights is not None and lacking == [steps.MODULES]):
+            return directory
+        why = "its repository has no more"
+    short = repository.removeprefix(f"{OWNER}/")
+    near = [] if short in KNOWN else names.near_matches(short, KNOWN)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UserError(
+        f"The sentence encoder {repository!r} is wanted, but no directory has that name, and the cache at "
+        f"{constants.HF_HUB_CACHE!r} lacks its {', '.join(lacking)}, which could not be fetched ({why:.200})."
+        f"{hint} Where there is a network, run `hf download {repository} --local-dir DIR`, or put these "
+        f"files of https://huggingface.co/{repository} into DIR; then name DIR."
+    )
+
+
+def missing(root: epath.Path, *, pooling: str | None = None) -> list[str]:
+    """Returns the files that a directory lacks to be read, by name."""
+    told = pooling is not None or (root / steps.MODULES).exists()
+    try:
+        found = steps.read(root, pooling if told else "mean")
+    except UserError:  # `read` says so again, but for a file that is absent
+        pooled = f"1_Pooling/{steps.CONFIG}"
+        return [] if (root / pooled).exists() else [pooled]
+    places = (found.network, *found.projections)
+    wanted = [place / steps.CONFIG for place in places] + [found.network / tokenizer.FILE]
+    wanted += [place / huggingface.SAFETENSORS for place in places if not huggingface.weights_in(place)]
+    absent = [str(file.relative_to(root)) for file in wanted if not file.exists()]
+    return absent if told else [steps.MODULES, *absent]
+
+
+def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "float32") -> SentenceEncoder:
+    """Reads a directory in sentence-transformers' layout, or a plain checkpoint whose pooling is told.
+
+    `pooling`, "mean", "cls", "max" or "pooler" (the first token through BERT's own pooler, as supervised
+    SimCSE has it), is for directories without `modules.json`; nothing is normalised there.
+
+    Raises a UserError that names the file, and what it lacks.
+    """
+    dtype = bases.dtype_name(dtype) or "float32"
+    remedy = f"Name the directory of one, or a model of the hub such as {KNOWN[0]!r}."
+    found = steps.read(storage.existing_directory(where, what="A sentence encoder", remedy=remedy), pooling)
+    file = found.network / steps.CONFIG
+    told = steps.object_of(file)
+    kind, families = told.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
+    if kind not in families:
+        raise UserError(
+            f"{str(file)!r} should describe a model of type {', '.join(families)}, but describes "
+            f"{kind!r:.50}."
+        )
+    held, weights = _tensors(found.network)
+    if kind in bert.FAMILIES:
+        network = bert.network(told, dtype=dtype, where=str(file))
+        flat, longest = bert.params(network, held, kind, where=weights), network.longest
+    else:
+        network = hf_config.network(hf_config.read(found.network), head=False, dtype=dtype, where=str(file))
+        flat, longest = _t5_encoder(network, held, where=weights), None
+    pieces, length = tokenizer.read(found.network, longest)
+    projections = [_linear(*_tensors(place), "linear") for place in found.projections]
+    activations = [steps.activation(place) for place in found.projections]
+    if found.pooling == "pooler":
+        projections, activations = [_linear(held, weights, "pooler.dense")], ["tanh"]
+    flat = {path: leaf.astype(bases.DTYPES[dtype], copy=False) for path, leaf in flat.items()}
+    pooled = "cls" if found.pooling == "pooler" else found.pooling
+    return SentenceEncoder(
+        network=network,
+        params=paths.unflatten(flat),
+        pooling=pooled,
+        projections=tuple(projections),
+        activations=tuple(activations),
+        normalized=found.normalized,
+        tokenizer=pieces,
+        max_length=length,
+        kind=kind,
+        fingerprint=storage.fingerprint(
+            {
+                "network": vars(network),
+                "weights": [storage.array_fingerprint(each) for each in (flat, *projections)],
+                "steps": [pooled, *activations, found.normalized],
+                "tokenizer": [pieces.to_str(), length],
+            }
+        ),
+    )
+
+
+def _tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the tensors of a directory by name, and the file that tells them."""
+    name = huggingface.weights_in(directory) or ""
+    file = directory / name
+    if name == huggingface.TORCH:
+        return {key: found.read() for key, found in torch_bin.index(file).items()}, str(file)
+    if not name.startswith(huggingface.SAFETENSORS):
+        raise UserError(
+            f"{str(directory)!r} should hold weights in {huggingface.SAFETENSORS} or {huggingface.TORCH}, "
+            "but holds neither. Download one of them too."
+        )
+    shards = [name]
+    if name.endswith(huggingface.INDEX):
+        shards = sorted(set(steps.object_of(file).get("weight_map", {}).values()))
+    # Not `safetensors.index`, which refuses the integers that BERT's files hold beside their weights.
+    read = [storage.read_arrays(directory / shard, what="Weights of a sentence encoder") for shard in shards]
+    return {key: array for part in read for key, array in part.items()}, str(file)
+
+
+def _linear(found: Mapping[str, np.ndarray], where: str, name: str) -> dict[str, np.ndarray]:
+    kernel = tensor(found, f"{name}.weight", (None, None), where=where).T
+    if f"{name}.bias" not in found:
+        return {"kernel": kernel}
+    return {"kernel": kernel, "bias": tensor(found, f"{name}.bias", (kernel.shape[1],), where=where)}
+
+
+def _t5_encoder(config: T5Config, found: dict[str, np.ndarray], *, where: str) -> dict[str, np.ndarray]:
+    """Returns the parameters of a T5's encoder alone, by path."""
+    copies = [found[name] for name in hf_names.COPIES if name in found]
+    found = {hf_names.EMBEDDING: copies[0], **found} if copies else found
+    made = {}
+    for path, shape in bases.shapes(config).items():
+        if not path.startswith(("token_embedder/", "encoder/")):
+            continue
+        before, stack, after = path.partition(f"/{paths.STACK}/")
+        apart = [f"{before}/{paths.STACK}_{layer}/{after}" for layer in range(shape[0])] if stack else [path]
+        order = -1 if hf_names.is_turned(path) else 1
+        wanted = (shape[1:] if stack else shape)[::order]
+        leaves = [tensor(found, hf_names.torch_name(name), wanted, where=where) for name in apart]
+        leaves = [leaf.T if order < 0 else leaf for leaf in leaves]
+        made[path] = np.stack(leaves) if stack else leaves[0]
+    return made

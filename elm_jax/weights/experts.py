@@ -1,0 +1,138 @@
+"""Experts that T5X trained, and whether an expert's tree fits a base.
+
+T5X writes the whole model, so an expert trained there, by a network with this package's names for adapters,
+LoRA or (IA)³, is a part of a checkpoint. The rest of it must be the base, to the bit: else another base was
+trained on, or this one was not frozen.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.models import kinds, paths
+from elm_jax.models.sizes import T5Config
+from elm_jax.records import Params
+from elm_jax.weights import base as bases
+from elm_jax.weights import t5x
+from elm_jax.weights.base import Base
+from elm_jax.weights.tensors import Tensor
+
+# What an expert of each kind owns, by the end of its path.
+OWNED: Mapping[str, re.Pattern[str]] = {
+    "bottleneck": re.compile(r".*(_adapter/(down|up)/(kernel|bias)|norm/scale)"),
+    "lora": re.compile(r".*/lora_[ab]"),
+    "ia3": re.compile(r".*/ia3_(in|out)"),
+    "full": re.compile(r".*"),
+}
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+_ADAPTERS = {
+    f"{stack}/{paths.STACK}/{block}_adapter/{half}"
+    for stack, blocks in kinds.ADAPTED.items()
+    for block in blocks
+    for half in ("down", "up")
+}
+
+
+def from_t5x(
+    where: storage.PathLike, base: Base, kind: str, owned: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Returns the expert in a checkpoint of T5X's, float32, as a tree beside its base.
+
+    It owns what experts of the kind do, or the parameters that `owned` names by stacked path. A UserError
+    names the first parameter that is missing, misshapen or too many, or that differs from the base's.
+    """
+    pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.experts")]
+    text = repr(str(storage.path(where)))
+    found = _stacked(t5x.parameters(where), text)
+    of_base = paths.flatten(base.params)
+    chosen = set(owned) if owned is not None else {path for path in found if pattern.fullmatch(path)}
+    for path in sorted(chosen - set(found)) or ([] if chosen else ["an expert's parameters"]):
+        raise UserError(f"{text} should hold {path!r} of an expert of kind {kind!r}, but lacks it.")
+    for path in sorted((set(found) ^ set(of_base)) - chosen):
+        raise UserError(
+            f"{text} should hold the base and an expert of kind {kind!r}, but "
+            f"{'holds' if path in found else 'lacks'} {path!r}. Give the base that it was trained on, and "
+            "the expert's kind."
+        )
+    flat = {}
+    for path, layers in found.items():
+        if path in chosen:
+            flat[path] = _read(layers, np.dtype(np.float32))
+        elif not _is_same(layers, np.asarray(of_base[path])):
+            raise UserError(
+                f"{text} holds {path!r} otherwise than the base: it was trained on another base, or that "
+                "parameter was not frozen. Give its own base, or name all that the expert owns."
+            )
+    tree = paths.unflatten(flat)
+    require_fit(tree, base.config, what=text)
+    return tree
+
+
+def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
+    """Refuses a tree, of one expert alone, that does not fit a base of this shape; names the parameter."""
+    sizes: dict[str, Any] = {
+        "embed": config.emb_dim,
+        "joined_kv": config.num_heads * config.head_dim,
+        "mlp": config.mlp_dim,
+        "vocab": config.vocab_size,
+        "heads": config.num_heads,
+        "relpos_buckets": config.relpos_buckets,
+    }
+    owners = {path.rpartition("/")[0] for path in bases.shapes(config)} | _ADAPTERS
+    ranks: dict[str, int] = {}
+    for path, value in paths.flatten(tree).items():
+        owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
+        if owner not in owners:
+            raise UserError(f"{what} has {path!r}, where the base has nothing that it could act on.")
+        axes = kinds.axes_of(path)
+        layers = config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers
+        pair = owner.rpartition("/")[0] if owner in _ADAPTERS else owner
+        if "rank" in axes and len(shape) == len(axes):
+            ranks.setdefault(pair, shape[axes.index("rank")])
+        known = {**sizes, "layers": layers, "rank": ranks.get(pair, "R")}
+        wanted = tuple(known[axis] for axis in axes)
+        if shape != wanted:
+            told = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
+            raise UserError(f"{what} has {path!r} as {shape}; the base wants ({told}).")
+
+
+def _stacked(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor | list[Tensor]]:
+    """Returns the tensors by stacked path, one or one a layer; a UserError if layers do not go together."""
+    apart: dict[str, dict[int, Tensor]] = {}
+    together: dict[str, Tensor | list[Tensor]] = {}
+    for path, tensor in found.items():
+        layer = _LAYER.fullmatch(path)
+        if layer is None:
+            together[path] = tensor
+        else:
+            stack, number, rest = layer.groups()
+            apart.setdefault(f"{stack}/{paths.STACK}/{rest}", {})[int(number)] = tensor
+    for path, layers in apart.items():
+        if set(layers) != set(range(len(layers))) or len({tensor.seen for tensor in layers.values()}) > 1:
+            raise UserError(
+                f"{where} should hold {path!r} of one shape for all layers, but it is not so: layers "
+                f"{', '.join(f'{number} {tensor.seen}' for number, tensor in sorted(layers.items()))} came."
+            )
+        together[path] = [layers[number] for number in range(len(layers))]
+    return dict(sorted(together.items()))
+
+
+def _read(layers: Tensor | list[Tensor], dtype: np.dtype) -> np.ndarray:
+    if isinstance(layers, Tensor):
+        whole = np.empty(layers.seen, dtype)
+        layers.read_into(whole)
+        return whole
+    whole = np.empty((len(layers), *layers[0].seen), dtype)
+    for layer, part in zip(layers, whole, strict=True):
+        layer.read_into(part)
+    return whole
+
+
+def _is_same(layers: Tensor | list[Tensor], wanted: np.ndarray) -> bool:
+    """Says whether a parameter is the base's, to the bit in the base's type."""
+    found = _read(layers, wanted.dtype)
+    return found.shape == wanted.shape and found.tobytes() == wanted.tobytes()

@@ -1,0 +1,100 @@
+"""Names of Hugging Face's T5 for the parameters that T5X, and this package, call otherwise.
+
+PyTorch keeps a projection as [out, in] and the table of relative positions as [buckets, heads]; the network
+has both the other way round. The Flax files of transformers 4 have T5X's kernels under PyTorch's names.
+"""
+
+import re
+
+_MODULES = {
+    "encoder": {"attention": "layer.0.SelfAttention", "mlp": "layer.1.DenseReluDense"},
+    "decoder": {
+        "self_attention": "layer.0.SelfAttention",
+        "encoder_decoder_attention": "layer.1.EncDecAttention",
+        "mlp": "layer.2.DenseReluDense",
+    },
+}
+_NORMS = {
+    "encoder": {"pre_attention_layer_norm": "layer.0", "pre_mlp_layer_norm": "layer.1"},
+    "decoder": {
+        "pre_self_attention_layer_norm": "layer.0",
+        "pre_cross_attention_layer_norm": "layer.1",
+        "pre_mlp_layer_norm": "layer.2",
+    },
+}
+_LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)(?:/kernel)?")
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
+_OUTSIDE = {
+    "token_embedder/embedding": EMBEDDING,
+    "decoder/logits_dense/kernel": HEAD,
+    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    "decoder/decoder_norm/scale": "decoder.final_layer_norm.weight",
+    **{
+        f"{stack}/relpos_bias/rel_embedding": f"{stack}.block.0.layer.0.SelfAttention."
+        "relative_attention_bias.weight"
+        for stack in _MODULES
+    },
+}
+# Copies of the table of embeddings, and a table that transformers 3 wrote and nothing reads.
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def torch_name(path: str) -> str:
+    """Returns PyTorch's name of a parameter of one layer, or of one outside the layers.
+
+    >>> torch_name("decoder/layers_3/encoder_decoder_attention/out/kernel")
+    'decoder.block.3.layer.1.EncDecAttention.o.weight'
+    """
+    if path in _OUTSIDE:
+        return _OUTSIDE[path]
+    found = _LAYER.fullmatch(path)
+    if found is None:
+        return path
+    stack, layer, block, name = found.groups()
+    if block in _NORMS[stack]:
+        return f"{stack}.block.{layer}.{_NORMS[stack][block]}.layer_norm.weight"
+    return f"{module_name(stack, layer, block, name)}.weight"
+
+
+def module_name(stack: str, layer: str | int, block: str, name: str) -> str:
+    """Returns PyTorch's name of a projection.
+
+    >>> module_name("encoder", 0, "mlp", "wi_0")
+    'encoder.block.0.layer.1.DenseReluDense.wi_0'
+    """
+    return f"{stack}.block.{layer}.{_MODULES[stack].get(block, block)}.{_LETTERS.get(name, name)}"
+
+
+def projection(module: str) -> tuple[str, int, str, str] | None:
+    """The inverse of `module_name`: stack, layer, block and name, or None where it is no projection."""
+    found = re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.(layer\.\d\.\w+)\.(\w+)", module)
+    if found is None:
+        return None
+    stack, layer, inside, letter = found.groups()
+    blocks = {name: block for block, name in _MODULES[stack].items()}
+    names = {letter: name for name, letter in _LETTERS.items()} | {"wi": "wi", "wi_0": "wi_0", "wi_1": "wi_1"}
+    names["wo"] = "wo"
+    if inside not in blocks or letter not in names:
+        return None
+    return stack, int(layer), blocks[inside], names[letter]
+
+
+def flax_name(path: str) -> str:
+    """Returns the name of a parameter in a Flax file of transformers 4.
+
+    >>> flax_name("encoder/layers_0/mlp/wo/kernel")
+    'encoder/block/0/layer/1/DenseReluDense/wo/kernel'
+    """
+    *modules, last = torch_name(path).split(".")
+    if path.endswith("/kernel"):
+        last = "kernel"
+    elif path.endswith("embedding"):
+        last = "embedding"
+    return "/".join([*modules, last])
+
+
+def is_turned(path: str, *, flax: bool = False) -> bool:
+    """Says whether a file has the axes of a parameter the other way round than the network."""
+    return path.endswith("rel_embedding") or (path.endswith("/kernel") and not flax)

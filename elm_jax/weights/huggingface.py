@@ -1,0 +1,181 @@
+"""Hugging Face's checkpoints of T5: safetensors, Flax's msgpack or PyTorch's .bin, whole or in shards."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.weights import base as bases
+from elm_jax.weights import hf_config, hf_names, msgpack, safetensors, tensors, torch_bin
+from elm_jax.weights.base import Base, Checkpoint
+from elm_jax.weights.tensors import Tensor
+
+SHARD = 5 * 10**9  # bytes of one file of weights
+SAFETENSORS, FLAX, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
+INDEX = ".index.json"
+
+
+def weights_in(directory: epath.Path) -> str | None:
+    """Returns the file of weights, or the index of its shards, that is read; None if there is none."""
+    for name in (SAFETENSORS, FLAX, TORCH):
+        for file in (name, name + INDEX):
+            if (directory / file).exists():
+                return file
+    return None
+
+
+def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoint:
+    """Returns what a directory holds, its parameters unread.
+
+    A `lm_head.weight` in the file is the head. Where logits are scaled as well, as transformers does for T5
+    1.0 whatever its head, a head equal to the embeddings is tied to them, and another comes scaled.
+    """
+    directory = storage.path(where)
+    told = hf_config.read(directory)
+    file = weights_in(directory)
+    if file is None:
+        raise UserError(
+            f"{str(directory)!r} should hold {SAFETENSORS}, {FLAX} or {TORCH}, whole or in shards, but holds "
+            "none. Download the weights too."
+        )
+    flax = file.startswith(FLAX)
+    found = _index(directory, file)
+    name_of = hf_names.flax_name if flax else hf_names.torch_name
+    embedding, called = _embedding(found, flax), name_of("decoder/logits_dense/kernel")
+    head, scaled = found.get(called), hf_config.is_scaled(told)
+    if head is not None and scaled and embedding is not None and _same(head, embedding, turned=flax):
+        del found[called]
+        head = None
+    precision = bases.precision(found, dtype)
+    config = hf_config.network(
+        told, head=head is not None, dtype=precision, where=str(directory / hf_config.FILE)
+    )
+    if head is not None and scaled:
+        found[called] = tensors.times(head, config.emb_dim**-0.5)
+    by_path = {}
+    for path, (shape, _) in _apart(bases.shapes(config)).items():
+        tensor = found.pop(name_of(path), None)
+        if tensor is not None:
+            turned = hf_names.is_turned(path, flax=flax) and len(tensor.shape) == len(shape)
+            by_path[path] = tensors.transposed(tensor) if turned else tensor
+    # What is left is too many: the check that names it finds it under its own name.
+    by_path |= {name: tensor for name, tensor in found.items() if not _is_copy(name)}
+
+    def wanted(path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        return name_of(path), shape[::-1] if hf_names.is_turned(path, flax=flax) else shape
+
+    return Checkpoint(config, by_path, str(directory / file), wanted)
+
+
+def save(where: storage.PathLike, base: Base, *, shard: int = SHARD) -> None:
+    """Writes a base as safetensors and the `config.json` from which transformers builds the same network."""
+    directory = storage.writable_directory(where)
+    arrays = {
+        hf_names.torch_name(path): leaf.T if hf_names.is_turned(path) else leaf
+        for path, leaf in bases.flat(base).items()
+    }
+    dtypes = {leaf.dtype for leaf in arrays.values()}
+    config = hf_config.written(base.config, str(dtypes.pop()) if len(dtypes) == 1 else "float32")
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for name, leaf in arrays.items():
+        if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + leaf.nbytes > shard:
+            shards.append({})
+        shards[-1][name] = leaf
+    placed = {}
+    for number, part in enumerate(shards, start=1):
+        name = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        safetensors.write(directory / name, part, {"format": "pt"})
+        placed |= dict.fromkeys(part, name)
+    if len(shards) > 1:
+        total = sum(leaf.nbytes for leaf in arrays.values())
+        told = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        storage.write_bytes(directory / (SAFETENSORS + INDEX), _json(told))
+    storage.write_bytes(directory / hf_config.FILE, _json(config))
+
+
+def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
+    """Returns the tensors of a file of weights, or of all shards that an index names."""
+    readers: Mapping[str, Callable[[epath.Path], dict[str, Tensor]]] = {
+        SAFETENSORS: safetensors.index,
+        FLAX: lambda where: _leaves(paths.flatten(msgpack.index(where)), where),
+        TORCH: torch_bin.index,
+    }
+    read = readers[file.removesuffix(INDEX)]
+    if not file.endswith(INDEX):
+        return read(directory / file)
+    placed = _weight_map(directory / file)
+    found: dict[str, Tensor] = {}
+    for shard in sorted(set(placed.values())):
+        if not (directory / shard).exists():
+            raise UserError(
+                f"{str(directory / file)!r} names {shard!r} as one of its shards, but no such file is there. "
+                "Download it too."
+            )
+        found |= read(directory / shard)
+    for name, shard in placed.items():
+        if name not in found:
+            raise UserError(
+                f"{str(directory / shard)!r} should hold {name!r}, as its index says, but lacks it."
+            )
+    return found
+
+
+def _weight_map(file: epath.Path) -> dict[str, str]:
+    try:
+        placed = json.loads(file.read_bytes())["weight_map"]
+        if all(isinstance(shard, str) and epath.Path(shard).name == shard for shard in placed.values()):
+            return placed
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(
+        f"{str(file)!r} should name the file of every tensor in its 'weight_map', but does not. Download it "
+        "again."
+    )
+
+
+def _leaves(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
+    for name, leaf in found.items():
+        if not isinstance(leaf, Tensor):
+            raise UserError(f"{str(where)!r} holds {name!r} as {leaf!r:.50}, where an array is wanted.")
+    return dict(found)
+
+
+def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
+    """Returns the table of embeddings, which some files have under a copy's name alone."""
+    name = hf_names.flax_name("token_embedder/embedding") if flax else hf_names.EMBEDDING
+    for copy in hf_names.COPIES:
+        if name not in found and copy in found:
+            found[name] = found[copy]
+    return found.get(name)
+
+
+def _is_copy(name: str) -> bool:
+    return name in hf_names.COPIES or name == hf_names.UNREAD
+
+
+def _same(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
+    if turned:
+        head = tensors.transposed(head)
+    return head.seen == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
+
+
+def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns shape and stacked path of every parameter, layer by layer."""
+    apart = {}
+    for path, shape in stacked.items():
+        before, stack, after = path.partition(f"/{paths.STACK}/")
+        if not stack:
+            apart[path] = shape, path
+            continue
+        for layer in range(shape[0]):
+            apart[f"{before}/{paths.STACK}_{layer}/{after}"] = shape[1:], path
+    return apart
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

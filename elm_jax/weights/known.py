@@ -1,0 +1,73 @@
+"""Known models: where the published checkpoints of the T5 family lie, on the hub and in T5X's bucket.
+
+Bucket addresses are those that T5X's documentation lists (docs/models.md); none of them was opened while this
+table was written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from elm_jax import names
+
+BUCKET = "gs://t5-data/pretrained_models/t5x"
+
+
+@dataclass(frozen=True)
+class Known:
+    """One published model."""
+
+    hub: str  # its repository on the Hugging Face hub
+    bucket: str | None = None  # its T5X checkpoint
+    # Whether inputs ended with the end-of-sequence token in training; T0's did not (Sanh et al., 2022).
+    eos_on_input: bool = True
+
+
+def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, Known]:
+    """Returns the models of a family by size; `{}` stands for the size."""
+    found = {}
+    for size, step in steps.items():
+        at = f"{BUCKET}/{bucket.format(size)}/checkpoint_{step}" if bucket else None
+        repository = hub.format(size.lower())
+        found[repository.partition("/")[2]] = Known(repository, at)
+    return found
+
+
+_SIZES = ("small", "base", "large", "xl", "xxl")
+_FLAN = {"small": 1198000, "base": 1184000, "large": 1164000, "xl": 1138000, "xxl": 1114000}
+_T5 = {"small": 1000000, "base": 999900, "large": 1000700, "3B": 1000000, "11B": 1000000}
+_T0 = ("T0", "T0_3B", "T0p", "T0pp", "T0_single_prompt", "T0_original_task_only")
+
+KNOWN: Mapping[str, Known] = {
+    **_family("google-t5/t5-{}", "t5_{}", _T5),
+    **_family("google/t5-v1_1-{}", "t5_1_1_{}", dict.fromkeys(_SIZES, 1000000)),
+    **_family("google/t5-{}-lm-adapt", "t5_1_1_lm100k_{}", dict.fromkeys(_SIZES, 1100000)),
+    **_family("google/flan-t5-{}", "flan_t5_{}", _FLAN),
+    **_family("google/mt5-{}", "mt5_{}", dict.fromkeys(_SIZES, 1000000)),
+    **_family("google/byt5-{}", "byt5_{}", dict.fromkeys(_SIZES, 1000000)),
+    **_family("bigscience/mt0-{}", None, dict.fromkeys(_SIZES, 0)),
+    **{name: Known(f"bigscience/{name}", eos_on_input=False) for name in _T0},
+}
+# Other spellings that are in use.
+ALIASES: Mapping[str, str] = {
+    **{f"t5-v1_1-{size}-lm-adapt": f"t5-{size}-lm-adapt" for size in _SIZES},
+    **{f"t5_1_1_lm100k_{size}": f"t5-{size}-lm-adapt" for size in _SIZES},
+}
+
+
+def find(name: str) -> Known:
+    """Returns the model of a name, a hub id or another spelling of either.
+
+    An id of the hub that is in no table stands for itself. Raises a UserError with the nearest names if it is
+    neither.
+
+    >>> find("t5-v1_1-xl-lm-adapt").hub
+    'google/t5-xl-lm-adapt'
+    """
+    owner, slash, short = name.rpartition("/")
+    short = ALIASES.get(short, short)
+    if short in KNOWN and owner in ("", "google", KNOWN[short].hub.partition("/")[0]):
+        return KNOWN[short]
+    if slash and name.count("/") == 1 and owner and short:
+        return Known(name)
+    where = "elm_jax's table of models, nor a directory of that name"
+    return KNOWN[names.resolve(name, [*KNOWN, *ALIASES], kind="model", where=where)]

@@ -1,0 +1,142 @@
+"""Loading a model: from a directory of whatever format, or by name from the hub's cache."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from numpy.typing import DTypeLike
+
+from elm_jax import storage
+from elm_jax.axes import Array
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.models.sharding import sharding_of
+from elm_jax.weights import base as bases
+from elm_jax.weights import elm, hf_config, hub, huggingface, known, t5x
+from elm_jax.weights.base import Base, Checkpoint, Place
+
+Sharding = (
+    jax.sharding.Mesh | jax.sharding.Sharding | Callable[[str, tuple[int, ...]], Any] | Mapping[str, Any]
+)
+READERS: Mapping[str, Callable[..., Checkpoint]] = {
+    "elm": elm.checkpoint,
+    "hf": huggingface.checkpoint,
+    "t5x": t5x.checkpoint,
+}
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
+
+
+def load_model(
+    path_or_name: storage.PathLike, dtype: DTypeLike | None = None, sharding: Sharding | None = None
+) -> Base:
+    """Returns a T5 read from a directory, local or `gs://`, or by name: shape, parameters, fingerprint.
+
+    Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or `pytorch_model.bin` with
+    `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of our own. A name is one
+    of `elm_jax.weights.known`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+
+    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
+    bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
+    becomes float32). The fingerprint stands for the parameters as returned, whatever file they came from.
+
+    `sharding` says where they go: a mesh of `elm_jax.models.sharding`, one sharding for all, a function of
+    path and shape, or a tree of the parameters' form; the default device without it. No more than one
+    parameter at a time is in the host's memory beside them.
+
+    Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
+    """
+    return read(path_or_name, dtype=dtype, place=_placing(sharding))
+
+
+def read(
+    path_or_name: storage.PathLike, *, dtype: DTypeLike | None = None, place: Place = bases.on_host
+) -> Base:
+    """Returns the model that `load_model` does, with its parameters where `place` puts them."""
+    dtype = bases.dtype_name(dtype)
+    directory = find(path_or_name)
+    kind = format_of(directory)
+    if kind == "elm":
+        found = elm.checkpoint(directory, dtype=dtype)
+        base = bases.assemble(found, dtype=dtype, place=place)
+        if dtype is None:
+            elm.require(base, directory)
+        return base
+    return bases.assemble(READERS[kind](directory, dtype=dtype), dtype=dtype, place=place)
+
+
+def find(path_or_name: storage.PathLike) -> epath.Path:
+    """Returns the directory that a path or a name stands for, fetched from the hub if need be."""
+    text = str(path_or_name)
+    where = storage.path(path_or_name)
+    try:
+        there, inside = where.exists(), where.is_dir()
+    except Exception as error:  # a bucket's client raises errors of its own
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"A model is wanted at {text!r}, but that place does not answer ({why:.200}). Check the network "
+            "and who may read there, or copy it to a directory."
+        ) from None
+    if inside:
+        return where
+    if there:
+        if where.suffix in PICKLES and where.name != huggingface.TORCH:
+            raise _pickle(where)
+        return where.parent
+    if text.startswith(("/", ".", "~")) or "://" in text or not text:
+        raise UserError(
+            f"A model is wanted at {text!r}, but no directory is there. Name the directory of a checkpoint, "
+            "or a model such as 't5-v1_1-xl-lm-adapt'."
+        )
+    return hub.fetch(known.find(text))
+
+
+def format_of(directory: epath.Path) -> str:
+    """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
+    if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
+        return "elm"
+    if huggingface.weights_in(directory):
+        return "hf"
+    if t5x.find(directory):
+        return "t5x"
+    entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.suffix in PICKLES:
+            raise _pickle(entry)
+    there = ", ".join(entry.name for entry in entries[:6]) or "nothing"
+    if (directory / hf_config.FILE).exists():
+        there += ": a configuration without its weights"
+    elif (directory / "adapter_config.json").exists() or (directory / "expert.json").exists():
+        there += ": an expert, which `elm convert` reads, but no model"
+    raise UserError(
+        f"{str(directory)!r} should hold a model (safetensors or msgpack with {hf_config.FILE}, a T5X "
+        f"checkpoint, or {elm.PARAMS} with {elm.CONFIG}), but holds {there}."
+    )
+
+
+def _placing(sharding: Sharding | None) -> Place:
+    """Returns what takes each parameter to its devices."""
+    if isinstance(sharding, jax.sharding.Mesh):
+        sharding = sharding_of(sharding)
+    tree = paths.flatten(sharding) if isinstance(sharding, Mapping) else None
+
+    def place(path: str, value: np.ndarray) -> Array:
+        wanted: Any = sharding
+        if tree is not None:
+            wanted = tree.get(path)
+        elif callable(sharding):
+            wanted = sharding(path, value.shape)
+        if wanted is None:
+            return jax.device_put(value).block_until_ready()
+        made = jax.make_array_from_callback(value.shape, wanted, lambda index: value[index])
+        return made.block_until_ready()
+
+    return place
+
+
+def _pickle(where: epath.Path) -> UserError:
+    return UserError(
+        f"{str(where)!r} is a pickle, which may run any program, and is never opened. Safetensors, Flax's "
+        f"msgpack, a T5X checkpoint or a hub model's {huggingface.TORCH} is wanted."
+    )

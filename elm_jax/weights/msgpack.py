@@ -1,0 +1,147 @@
+"""MessagePack as Flax writes it: the tree of a file with its arrays left where they are.
+
+Read in place rather than unpacked whole, so that a checkpoint of 11 GB costs no memory beside its parameters.
+An array is an extension of type 1 that holds its shape, the name of its type and its bytes; one of more than
+a gigabyte comes in flat chunks.
+"""
+
+import math
+import struct
+from typing import IO, Any
+
+import numpy as np
+from etils import epath
+from ml_dtypes import bfloat16
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.weights import tensors
+from elm_jax.weights.tensors import Tensor
+
+DEEPEST = 64
+NDARRAY, SCALAR = 1, 3  # Flax's types of extension
+CHUNKED = "__msgpack_chunked_array__"
+# First byte -> how the number that follows is packed: the length of what comes next, or the value itself.
+_STRINGS = {0xD9: ">B", 0xDA: ">H", 0xDB: ">I", 0xC4: ">B", 0xC5: ">H", 0xC6: ">I"}
+_EXTENSIONS = {0xC7: ">B", 0xC8: ">H", 0xC9: ">I"}
+_FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+_ARRAYS = {0xDC: ">H", 0xDD: ">I"}
+_MAPS = {0xDE: ">H", 0xDF: ">I"}
+_NUMBERS = {0xCA + place: f">{letter}" for place, letter in enumerate("fdBHIQbhiq")}
+_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+
+
+def index(where: storage.PathLike) -> dict[str, Any]:
+    """Returns a file's tree with a `Tensor` for every array; a UserError if it is cut short or another."""
+    file = storage.path(where)
+    with tensors.opened(file) as stream:
+        total = tensors.length(stream)
+        try:
+            tree = _Reader(stream, total, file).value("", 0)
+            if stream.tell() != total:
+                raise ValueError("bytes follow its end")
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(
+                f"{str(file)!r} is no whole MessagePack file of Flax's: {error}. Download or copy it again."
+            ) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{str(file)!r} should hold a tree of parameters, but a {type(tree).__name__} came.")
+    return tree
+
+
+class _Reader:
+    """A place in a file and what is left of it."""
+
+    def __init__(self, stream: IO[bytes], total: int, file: epath.Path) -> None:
+        self.stream, self.total, self.file = stream, total, file
+
+    def value(self, name: str, depth: int) -> Any:
+        """Returns the next value; `name` is its path in the tree."""
+        if depth > DEEPEST:
+            raise ValueError(f"it is more than {DEEPEST} levels deep")
+        kind = self.take(1)[0]
+        if kind < 0x80 or kind >= 0xE0:
+            return kind if kind < 0x80 else kind - 256
+        if kind < 0x90 or kind in _MAPS:
+            size = kind & 0x0F if kind < 0x90 else self.number(_MAPS[kind])
+            return self.entries(name, size, depth)
+        if kind < 0xA0 or kind in _ARRAYS:
+            size = kind & 0x0F if kind < 0xA0 else self.number(_ARRAYS[kind])
+            return [self.value(name, depth + 1) for _ in range(size)]
+        if kind < 0xC0 or kind in _STRINGS:
+            content = self.take(kind & 0x1F if kind < 0xC0 else self.number(_STRINGS[kind]))
+            return content if kind in (0xC4, 0xC5, 0xC6) else content.decode()
+        if kind in _NUMBERS:
+            return self.number(_NUMBERS[kind])
+        if kind in _CONSTANTS:
+            return _CONSTANTS[kind]
+        if kind in _EXTENSIONS or kind in _FIXED_EXTENSIONS:
+            size = _FIXED_EXTENSIONS.get(kind) or self.number(_EXTENSIONS[kind])
+            return self.extension(name, size, depth)
+        raise ValueError(f"byte {self.stream.tell() - 1} begins no value")
+
+    def entries(self, name: str, size: int, depth: int) -> Any:
+        tree = {}
+        for _ in range(size):
+            key = self.value(name, depth + 1)
+            if not isinstance(key, str):
+                raise ValueError(f"a key of {name!r} is no string")
+            tree[key] = self.value(f"{name}/{key}" if name else key, depth + 1)
+        return self.chunks(name, tree) if CHUNKED in tree else tree
+
+    def chunks(self, name: str, tree: dict[str, Any]) -> Tensor:
+        """Returns the array whose flat chunks a tree has."""
+        shape, parts = tree.get("shape"), tree.get("chunks")
+        if not (isinstance(shape, dict) and isinstance(parts, dict) and parts):
+            raise ValueError(f"{name!r} comes in chunks, but has no shape or no chunks")
+        sizes: tuple[Any, ...] = tuple(shape.get(str(axis)) for axis in range(len(shape)))
+        found = [parts.get(str(number)) for number in range(len(parts))]
+        flat = [part for part in found if isinstance(part, Tensor) and len(part.shape) == 1]
+        whole = all(type(size) is int and size >= 0 for size in sizes) and len(flat) == len(found)
+        if not whole or sum(part.shape[0] for part in flat) != math.prod(sizes):
+            raise ValueError(f"the chunks of {name!r} do not make its shape")
+        return tensors.joined(flat, sizes, name)
+
+    def extension(self, name: str, size: int, depth: int) -> Tensor:
+        kind = self.take(1)[0]
+        end = self.stream.tell() + size
+        if kind not in (NDARRAY, SCALAR):
+            raise ValueError(f"{name!r} is an extension of type {kind}, which is no array")
+        if self.take(1)[0] != 0x93:
+            raise ValueError(f"{name!r} should be a shape, a type and bytes")
+        shape, called = self.value(name, depth + 1), self.value(name, depth + 1)
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"the shape of {name!r} is no list of sizes")
+        dtype = _dtype(called, name)
+        mark = self.take(1)[0]
+        if mark not in (0xC4, 0xC5, 0xC6):
+            raise ValueError(f"{name!r} should end with its bytes")
+        held = self.number(_STRINGS[mark])
+        start = self.stream.tell()
+        if held != math.prod(shape) * dtype.itemsize or start + held != end:
+            raise ValueError(f"{name!r} of {tuple(shape)} does not take the {held} bytes it has")
+        if end > self.total:
+            raise ValueError(f"{name!r} should end at byte {end}, but the file has {self.total}")
+        self.stream.seek(end)
+        return tensors.span(name, self.file, start, tuple(shape), dtype)
+
+    def number(self, packed: str) -> Any:
+        return struct.unpack(packed, self.take(struct.calcsize(packed)))[0]
+
+    def take(self, size: int) -> bytes:
+        if self.stream.tell() + size > self.total:
+            raise ValueError(f"the file ends at byte {self.total}, within a value")
+        return self.stream.read(size)
+
+
+def _dtype(called: Any, name: str) -> np.dtype:
+    # Old files call bfloat16 by the bytes it takes.
+    if called in ("bfloat16", "V2", b"V2"):
+        return np.dtype(bfloat16)
+    try:
+        found = np.dtype(str(called.decode() if isinstance(called, bytes) else called))
+    except (TypeError, ValueError, SyntaxError):
+        raise ValueError(f"{name!r} has an unknown type {called!r:.50}") from None
+    if found.kind not in "biuf":
+        raise ValueError(f"{name!r} is of type {found}, not of numbers")
+    return found

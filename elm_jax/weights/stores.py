@@ -1,0 +1,120 @@
+"""Stores: arrays that TensorStore reads, as T5X and Orbax leave them, local or in a bucket.
+
+Either every array is a directory of zarr chunks, or all of them share one OCDBT database.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from elm_jax.errors import UserError
+from elm_jax.weights.tensors import Tensor
+
+MANIFEST = "manifest.ocdbt"
+_METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
+_WHOLE = "It is not whole: copy it again, or name another checkpoint."
+
+
+def names_in(directory: epath.Path) -> dict[str, str]:
+    """Returns the arrays of a directory by name, each with TensorStore's driver for it."""
+    if (directory / MANIFEST).exists():
+        try:
+            keys = [key.decode() for key in ts.KvStore.open(_database(directory)).result().list().result()]
+        except Exception as error:  # TensorStore raises what its parts raise
+            raise UserError(
+                f"{str(directory)!r} holds a database of arrays that does not open ({_reason(error)}). "
+                f"{_WHOLE}"
+            ) from None
+    else:
+        keys = [
+            f"{entry.name}/{name}"
+            for entry in directory.iterdir()
+            for name in _METADATA
+            if (entry / name).exists()
+        ]
+    split = (key.rpartition("/") for key in keys)
+    return {name: _METADATA[last] for name, _, last in split if last in _METADATA and name}
+
+
+def index(
+    directory: epath.Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
+    """Returns the named arrays of a directory, unread; `names` gives each its driver.
+
+    `shapes` are those that an index promises; an array of another is a UserError, as is one that does not
+    open.
+    """
+    inside = _database(directory) if (directory / MANIFEST).exists() else None
+    context = ts.Context()  # one for all, so that the database's nodes are read once
+    opening = {
+        name: ts.open(
+            {
+                "driver": driver,
+                "kvstore": {**inside, "path": f"{name}/"} if inside else place(directory / name),
+                # A chunk that is absent would be read as zeros.
+                "fill_missing_data_reads": False,
+            },
+            open=True,
+            read=True,
+            context=context,
+        )
+        for name, driver in names.items()
+    }
+    found = {}
+    for name, promise in opening.items():
+        try:
+            store = promise.result()
+        except Exception as error:  # TensorStore raises what its parts raise
+            raise UserError(
+                f"{str(directory)!r} should hold the array {name!r}, but it does not open "
+                f"({_reason(error)}). {_WHOLE}"
+            ) from None
+        wanted = (shapes or {}).get(name, store.shape)
+        if tuple(store.shape) != tuple(wanted):
+            raise UserError(
+                f"{str(directory)!r} holds {name!r} as {tuple(store.shape)}; its index says {tuple(wanted)}. "
+                f"{_WHOLE}"
+            )
+        found[name] = _tensor(name, str(directory), store)
+    return found
+
+
+def place(directory: epath.Path) -> dict[str, Any]:
+    """Returns TensorStore's description of a directory, local or in a bucket."""
+    text = str(directory)
+    if text.startswith("gs://"):
+        bucket, _, inside = text.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{inside}/"}
+    return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # it refuses a path with ..
+
+
+def _tensor(name: str, file: str, store: ts.TensorStore) -> Tensor:
+    def fill(out: np.ndarray) -> None:
+        try:
+            # Written by TensorStore itself, a chunk at a time and converted, with no copy between.
+            target = ts.array(out, copy=False, write=True)
+            target.write(ts.cast(store, target.dtype)).result()
+        except Exception as error:  # TensorStore raises what its parts raise
+            raise UserError(
+                f"{file!r} should hold all of the array {name!r}, but a part of it cannot be read "
+                f"({_reason(error)}). {_WHOLE}"
+            ) from None
+
+    try:
+        dtype = np.dtype(store.dtype.numpy_dtype)
+    except (TypeError, ValueError):
+        dtype = np.dtype(object)
+    return Tensor(name, file, tuple(store.shape), dtype, fill)
+
+
+def _database(directory: epath.Path) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": place(directory)}
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first words of TensorStore's message, which goes on with places in its own source."""
+    return str(error).split(" [", 1)[0][:200]

@@ -1,0 +1,234 @@
+"""T5X's checkpoints, read and written without T5X: Orbax's, and the legacy ones of msgpack and zarr.
+
+Parameters lie below `target`, by names that are this package's too. T5X's scanned network has the layers of a
+stack together, on axis 1, as `encoder/encoder/...` and `decoder/decoder/...`. A checkpoint carries no
+configuration; names and shapes tell it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.weights import base as bases
+from elm_jax.weights import msgpack, stores
+from elm_jax.weights.base import Checkpoint
+from elm_jax.weights.tensors import Tensor, held
+
+TARGET = "target"
+STEP = re.compile(r"checkpoint_(\d+)")
+LEGACY, STATE = "checkpoint", "state"
+UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$")
+_EMBEDDING = "token_embedder/embedding"
+_ORBAX = (stores.MANIFEST, "_METADATA")
+
+
+def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
+    """Returns how a T5X checkpoint is kept and where; None if the directory is none.
+
+    A directory of several, `checkpoint_1000` and so on, stands for the latest.
+    """
+    if UNFINISHED.search(directory.name):
+        raise UserError(
+            f"{str(directory)!r} was never finished: its writer was stopped. Name an earlier checkpoint."
+        )
+    if (directory / LEGACY).exists() and not any((directory / name).exists() for name in _ORBAX):
+        return "legacy", directory
+    for place in (directory, directory / STATE, directory / "default"):
+        if _is_orbax(place):
+            return "orbax", place
+    steps = [entry for entry in directory.iterdir() if STEP.fullmatch(entry.name)]
+    if steps:
+        return find(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
+    if STEP.fullmatch(directory.name) or (directory / STATE).is_dir():
+        raise UserError(
+            f"{str(directory)!r} should hold a T5X checkpoint, as {STATE}/{stores.MANIFEST} or {LEGACY}, but "
+            "has neither: it is half written, or half copied. Copy it again, or name an earlier one."
+        )
+    return None
+
+
+def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoint:
+    """Returns what a checkpoint holds, its parameters unread, and the shape that they tell."""
+    found = parameters(where)
+    named = str(storage.path(where))
+    return Checkpoint(
+        bases.config_of(_fields(found, dtype, named), where=named),
+        found,
+        named,
+        lambda path, shape: (f"{TARGET}/{path}", shape),
+    )
+
+
+def parameters(where: storage.PathLike) -> dict[str, Tensor]:
+    """Returns the parameters of a checkpoint by T5X's names, unread; a scanned stack has its layers first."""
+    directory = storage.path(where)
+    kept = find(directory)
+    if kept is None:
+        raise UserError(f"A T5X checkpoint is wanted at {str(directory)!r}, but nothing there is one.")
+    kind, place = kept
+    found = _orbax(place) if kind == "orbax" else _legacy(place)
+    if not found:
+        raise UserError(
+            f"{str(place)!r} should hold parameters below {TARGET!r}, as T5X keeps them, but holds none."
+        )
+    return _shared_positions(dict(map(_native, found, found.values())), str(place))
+
+
+def _is_orbax(directory: epath.Path) -> bool:
+    if not directory.is_dir():
+        return False
+    return any((directory / name).exists() for name in (*_ORBAX, f"{TARGET}.{_EMBEDDING.replace('/', '.')}"))
+
+
+def _orbax(directory: epath.Path) -> dict[str, Tensor]:
+    if not (directory / stores.MANIFEST).exists() and not any(directory.glob(f"{TARGET}.*")):
+        raise UserError(
+            f"{str(directory)!r} should hold arrays, as {stores.MANIFEST} or as {TARGET}.*, but holds "
+            "neither: it is half written, or half copied. Copy it again, or name an earlier checkpoint."
+        )
+    below = {
+        name: driver for name, driver in stores.names_in(directory).items() if name.startswith(f"{TARGET}.")
+    }
+    return _below(stores.index(directory, below), ".")
+
+
+def _legacy(directory: epath.Path) -> dict[str, Tensor]:
+    """Reads the index, which has small arrays in itself and says of the others where they lie."""
+    file = directory / LEGACY
+    with file.open("rb") as stream:
+        if stream.read(21) == b"model_checkpoint_path":
+            raise UserError(
+                f"{str(file)!r} belongs to a TensorFlow checkpoint, which is not read. Convert it with T5X's "
+                "scripts/convert_tf_checkpoint.py, or get the model from the hub."
+            )
+    tree = msgpack.index(file)
+    state = tree.get("optimizer", tree)
+    target = state.get(TARGET) if isinstance(state, dict) else None
+    if not isinstance(target, dict):
+        raise UserError(f"{str(file)!r} should hold parameters below 'optimizer/{TARGET}', but holds none.")
+    inline, drivers, shapes, names = {}, {}, {}, {}
+    for path, leaf in _leaves(target):
+        if isinstance(leaf, Tensor):
+            inline[path] = replace(leaf, name=f"{TARGET}/{path}")
+            continue
+        folder, shape = _described(leaf, f"{TARGET}/{path}", file)
+        names[folder], drivers[folder], shapes[folder] = path, "zarr", shape
+    found = stores.index(directory, drivers, shapes)
+    return inline | {path: found[folder] for folder, path in names.items()}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and "kvstore" not in value:
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _described(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, ...]]:
+    """Returns the folder and the shape that the index gives an array."""
+    try:
+        folder = (leaf["kvstore"].get("path") or leaf["path"]).strip("/")
+        shape = tuple(leaf["metadata"]["shape"])
+    except (TypeError, KeyError, AttributeError):
+        folder, shape = "", ()
+    if not folder or "/" in folder or folder.startswith(".") or not all(type(n) is int for n in shape):
+        raise UserError(
+            f"{str(file)!r} should say in which folder beside it {name!r} lies, and its shape, but does not."
+        )
+    return folder, shape
+
+
+def _below(found: Mapping[str, Tensor], separator: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{TARGET}{separator}").replace(separator, "/"): tensor
+        for name, tensor in found.items()
+    }
+
+
+def _native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Returns a parameter's name and axes as this package has them; only T5X's scanned ones differ."""
+    scanned = re.fullmatch(r"(encoder/encoder|decoder/decoder)/(.+)", path)
+    if scanned is None or len(tensor.shape) < 2:
+        return path, tensor
+    stack = scanned.group(1).partition("/")[0]
+    axes = (1, 0, *range(2, len(tensor.shape)))
+    return f"{stack}/{paths.STACK}/{scanned.group(2)}", replace(tensor, axes=axes)
+
+
+def _shared_positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Returns the tensors with one table of relative positions a stack, where all its layers have the same.
+
+    T5X's scanned network, and umT5, have a table in every layer.
+    """
+    for stack in ("encoder", "decoder"):
+        pattern = re.compile(rf"{stack}/layers(_\d+)?/relpos_bias/rel_embedding")
+        tables = {path: found.pop(path) for path in list(found) if pattern.fullmatch(path)}
+        if not tables:
+            continue
+        read = [table for path in sorted(tables) for table in _each(tables[path], path)]
+        if any(table.tobytes() != read[0].tobytes() for table in read):
+            raise UserError(
+                f"{where!r} holds a table of relative positions for every layer of its {stack}, and they "
+                "differ; the network has one for all. Name a checkpoint whose layers share theirs."
+            )
+        first = next(iter(tables.values()))
+        found[f"{stack}/relpos_bias/rel_embedding"] = held(first.name, where, read[0])
+    return found
+
+
+def _each(tensor: Tensor, path: str) -> list[np.ndarray]:
+    value = tensor.read()
+    return list(value) if f"/{paths.STACK}/" in path else [value]
+
+
+def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Any]:
+    """Returns what names and shapes tell of the network."""
+
+    def shape(*names: str) -> tuple[int, ...]:
+        for name in names:
+            if name in found and len(found[name].seen) == 2 + name.count(f"/{paths.STACK}/"):
+                return found[name].seen[-2:]
+        raise UserError(
+            f"{where!r} should hold a T5, with '{TARGET}/{names[0]}' of two axes, but lacks it. Name another "
+            "checkpoint."
+        )
+
+    def layer(stack: str, name: str) -> tuple[int, ...]:
+        return shape(f"{stack}/{paths.STACK}_0/{name}", f"{stack}/{paths.STACK}/{name}")
+
+    vocabulary, width = shape(_EMBEDDING)
+    heads, buckets = shape("encoder/relpos_bias/rel_embedding")
+    joined = layer("encoder", "attention/query/kernel")[1]
+    if joined % heads:
+        raise UserError(
+            f"{where!r} should share its {joined} query columns among the {heads} heads that its table of "
+            "relative positions has, but they do not divide."
+        )
+    single = any(re.fullmatch(r"encoder/layers(_0)?/mlp/wi/kernel", name) for name in found)
+    return {
+        "vocab_size": vocabulary,
+        "emb_dim": width,
+        "num_heads": heads,
+        "head_dim": joined // heads,
+        "num_encoder_layers": _layers(found, "encoder"),
+        "num_decoder_layers": _layers(found, "decoder"),
+        "mlp_dim": layer("encoder", "mlp/wo/kernel")[0],
+        "mlp_activations": ("relu",) if single else ("gelu", "linear"),
+        "logits_via_embedding": "decoder/logits_dense/kernel" not in found,
+        "relpos_buckets": buckets,
+        "dtype": bases.precision(found, dtype),
+    }
+
+
+def _layers(found: Mapping[str, Tensor], stack: str) -> int:
+    apart = {int(layer.group(1)) for name in found if (layer := re.match(rf"{stack}/layers_(\d+)/", name))}
+    together = [tensor.seen[0] for name, tensor in found.items() if name.startswith(f"{stack}/layers/")]
+    return len(apart) or min(together, default=0)

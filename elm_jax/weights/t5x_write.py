@@ -1,0 +1,57 @@
+"""Writing T5X's checkpoints with Orbax, so that T5X trains, evaluates and infers from them.
+
+T5X restores `target`, the step and, to train, the state of its optimizer, Adafactor unless told otherwise.
+The step written is 0: Adafactor then takes its first accumulators from the first gradient alone, so that
+zeros are the state of a fresh start. TRAIN_STEPS counts from there.
+"""
+
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.models import paths
+from elm_jax.weights import base as bases
+from elm_jax.weights.base import Base
+from elm_jax.weights.t5x import STATE, TARGET
+
+DIRECTORY = "checkpoint_0"
+FACTORED = 128  # both axes of a matrix must have as many for Adafactor to keep rows and columns alone
+
+
+def save(where: storage.PathLike, base: Base) -> None:
+    """Writes a base as `checkpoint_0` in a directory.
+
+    T5X divides the logits of a tied head by sqrt(emb_dim); where the network does not, its head is written
+    apart.
+    """
+    directory = storage.writable_directory(where).resolve()
+    flat = bases.flat(base)
+    if base.config.logits_via_embedding and not base.config.scale_decoder_outputs:
+        flat["decoder/logits_dense/kernel"] = np.ascontiguousarray(flat["token_embedder/embedding"].T)
+    states = {path: _fresh(value.shape) for path, value in flat.items()}
+    tree = {
+        TARGET: paths.unflatten(flat),
+        STATE: {"step": np.zeros((), np.int32), "param_states": paths.unflatten(states)},
+    }
+    _write(directory, tree)
+
+
+def _write(directory: epath.Path, tree: dict[str, Any]) -> None:
+    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", enable_async_checkpointing=False)
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        manager.save(0, args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree)}))
+
+
+def _fresh(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Returns Adafactor's state before its first step; what it does not use is a single zero."""
+    state: dict[str, np.ndarray] = {name: np.zeros(1, np.float32) for name in ("m", "v", "v_col", "v_row")}
+    order = [int(axis) for axis in np.argsort(shape)]
+    if len(shape) > 1 and shape[order[-2]] >= FACTORED:
+        state["v_row"] = np.zeros(np.delete(shape, order[-1]), np.float32)
+        state["v_col"] = np.zeros(np.delete(shape, order[-2]), np.float32)
+    else:
+        state["v"] = np.zeros(shape, np.float32)
+    return state

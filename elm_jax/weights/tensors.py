@@ -1,0 +1,137 @@
+"""Tensors: what a checkpoint holds, by name and shape, before any of it is read.
+
+A tensor fills an array that its reader gives it and converts on the way, so that no checkpoint lies in memory
+beside the parameters made of it. Files are read, never mapped: a mapped page counts as memory too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import IO
+
+import numpy as np
+from etils import epath
+from ml_dtypes import bfloat16
+
+from elm_jax.errors import UserError
+
+# Bytes of a file in memory at a time: so few that a block stays in the cache while it is turned.
+BLOCK = 2**20
+FLOATS = tuple(np.dtype(kind) for kind in (bfloat16, np.float16, np.float32, np.float64))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor that has not been read."""
+
+    name: str  # as its file calls it
+    file: str
+    shape: tuple[int, ...]  # as it lies there
+    dtype: np.dtype
+    fill: Callable[[np.ndarray], None]  # writes it into an array of that shape and any float type
+    axes: tuple[int, ...] | None = None  # the file's axes in the network's order; None where that is theirs
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape as the network has it."""
+        return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
+
+    def as_stored(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns a shape of the network's as the file has it."""
+        if self.axes is None or len(shape) != len(self.axes):
+            return tuple(shape)
+        return tuple(shape[axis] for axis in np.argsort(self.axes))
+
+    def read_into(self, out: np.ndarray) -> None:
+        """Reads the tensor into an array that has the network's order of axes."""
+        self.fill(out if self.axes is None else out.transpose(np.argsort(self.axes)))
+
+    def read(self) -> np.ndarray:
+        """Returns the tensor as the network has it, in its own type."""
+        out = np.empty(self.seen, self.dtype)
+        self.read_into(out)
+        return out
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """Returns a tensor whose axes the network has the other way round."""
+    return replace(tensor, axes=tuple(reversed(range(len(tensor.shape)))))
+
+
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """Returns a tensor that comes multiplied by a number."""
+
+    def fill(out: np.ndarray) -> None:
+        wide = np.empty(tensor.shape, np.float32)
+        tensor.fill(wide)
+        out[...] = wide * np.float32(factor)
+
+    return replace(tensor, fill=fill)
+
+
+def held(name: str, file: str, value: np.ndarray) -> Tensor:
+    """Returns a tensor that is in memory already."""
+
+    def fill(out: np.ndarray) -> None:
+        out[...] = value
+
+    return Tensor(name, file, value.shape, value.dtype, fill)
+
+
+def span(name: str, file: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """Returns a tensor that lies in a file from a byte on, row after row."""
+
+    def fill(out: np.ndarray) -> None:
+        with opened(file) as stream:
+            stream.seek(offset)
+            _copy(stream, out.reshape(1) if out.ndim == 0 else out, dtype, f"{name!r} in {str(file)!r}")
+
+    return Tensor(name, str(file), shape, dtype, fill)
+
+
+def joined(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> Tensor:
+    """Returns a tensor whose elements lie in flat parts, one after the other."""
+
+    def fill(out: np.ndarray) -> None:
+        flat, start = np.empty(shape, out.dtype).reshape(-1), 0
+        for part in parts:
+            part.fill(flat[start : start + part.shape[0]])
+            start += part.shape[0]
+        out[...] = flat.reshape(shape)
+
+    return replace(parts[0], name=name, shape=shape, fill=fill)
+
+
+def opened(file: epath.Path) -> IO[bytes]:
+    """Opens a file to read its bytes; one sentence where the system refuses."""
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(
+            f"{str(file)!r} was to be read, but the system refused ({error.strerror or error})."
+        ) from None
+
+
+def length(stream: IO[bytes]) -> int:
+    """Returns the bytes of an open file and goes back to its first."""
+    stream.seek(0, 2)
+    total = stream.tell()
+    stream.seek(0)
+    return total
+
+
+def _copy(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -> None:
+    if not out.size:
+        return
+    row = dtype.itemsize * out[0].size
+    if row > BLOCK and out.ndim > 1:
+        for part in out:
+            _copy(stream, part, dtype, what)
+        return
+    rows = max(1, BLOCK // row)
+    for start in range(0, len(out), rows):
+        part = out[start : start + rows]
+        wanted = dtype.itemsize * part.size
+        content = stream.read(wanted)
+        if len(content) != wanted:
+            raise UserError(f"{what} should go on, but the file ends. Copy it again: it is not whole.")
+        part[...] = np.frombuffer(content, dtype).reshape(part.shape)

@@ -1,0 +1,84 @@
+"""Tokenizer: the `tokenizer.json` of a sentence encoder, cut and lower-cased as the files beside it say."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from elm_jax.errors import UserError
+from elm_jax.weights import steps
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE = "tokenizer.json"
+BESIDE = "tokenizer_config.json"
+# One of these says how the first step reads texts, by the network that it had at the time.
+OWN = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
+LENGTH = 512  # of texts, where nothing tells
+_BERT = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def read(directory: epath.Path, longest: int | None) -> tuple["Tokenizer", int]:
+    """Returns the tokenizer of a directory, and how many tokens of a text it keeps, special ones included.
+
+    `longest` is how many the network has positions for. No text is padded.
+
+    Raises a UserError if the file is absent or no tokenizer, or if the tokenizers package is not installed.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError(
+            "A sentence encoder wants the tokenizers package, which is not installed. Run `pip install "
+            "tokenizers`."
+        ) from None
+    own, beside = _first(directory, OWN), _first(directory, (BESIDE,))
+    length = _length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
+    told = _told(directory / FILE, own, beside)
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(told))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+    except Exception as error:  # the package raises plain exceptions
+        raise UserError(
+            f"{str(directory / FILE)!r} is no tokenizer ({error!s:.200}). Download it again."
+        ) from None
+    return tokenizer, length
+
+
+def _told(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tokenizer's description with the changes that the files beside it make."""
+    if not file.exists():
+        raise UserError(
+            f"A sentence encoder has its tokenizer in {FILE}, but {str(file.parent)!r} has no such file. "
+            "Download it too; where a model is published without one, transformers' `AutoTokenizer` makes it "
+            "and its `save_pretrained` writes it."
+        )
+    told = steps.object_of(file)
+    normalizer = told.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
+        normalizer |= {ours: beside[theirs] for theirs, ours in _BERT.items() if theirs in beside}
+    if own.get("do_lower_case"):
+        before: dict[str, Any] = {"type": "Lowercase"}
+        every = [before, normalizer] if normalizer else [before]
+        told["normalizer"] = {"type": "Sequence", "normalizers": every}
+    return told
+
+
+def _length(told: tuple[Any, ...], longest: int | None) -> int:
+    # A tokenizer without a limit says 10^30.
+    known = next((length for length in told if type(length) is int and 2 < length < 10**6), longest or LENGTH)
+    return min(known, longest or known)
+
+
+def _first(directory: epath.Path, files: tuple[str, ...]) -> dict[str, Any]:
+    for name in files:
+        if (directory / name).exists():
+            return steps.object_of(directory / name)
+    return {}

@@ -1,0 +1,45 @@
+"""LoRA and (IA)³ train through the grouped step, and the base they stand beside does not move."""
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.training import optimizers, step
+
+RNG = np.random.default_rng(3)
+PROMPTS = RNG.integers(3, 48, (2, 4, 8)).astype(np.int32)
+TARGETS = RNG.integers(3, 48, (2, 4, 4)).astype(np.int32)
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def config():
+    narrow = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24}
+    return size("tiny", vocab_size=48, num_encoder_layers=1, num_decoder_layers=1, **narrow)
+
+
+@pytest.fixture(scope="module")
+def base(config):
+    return init_params(jax.random.key(0), config)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_ten_steps_lower_the_loss_of_every_expert_and_leave_the_base(config, base, kind):
+    fresh = [ex.init(kind, jax.random.key(seed), base) for seed in (1, 2)]
+    before = jax.tree.map(np.array, base)
+    optimizer = optimizers.optimizer("adamw")
+    run, state, losses = step.compiled(config, kind, optimizer), step.start(step.stack(fresh), optimizer), []
+    for at in range(STEPS):
+        keys = step.dropout_keys(np.array([1, 2], np.int32), np.full(2, at, np.int32))
+        rate, active = np.array([0.03, 0.03], np.float32), np.ones(2, bool)
+        state, loss = run(state, base, step.GroupBatch(PROMPTS, TARGETS, rate, keys, active))
+        losses.append(np.asarray(loss))
+    assert (losses[-1] < losses[0] - 0.1).all()
+    assert jax.tree.all(jax.tree.map(np.array_equal, base, before))
+    for at, start in enumerate(fresh):
+        moved, start = paths.flatten(step.unstack(state.params, at)), paths.flatten(start)
+        assert all(np.any(np.asarray(leaf) != start[path]) for path, leaf in moved.items())

@@ -1,0 +1,59 @@
+"""Layers: attention's softmax and positions, and a feed-forward of any activations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elm_jax.models import layers
+from elm_jax.models.sizes import size
+
+RNG = np.random.default_rng(11)
+
+
+def test_softmax_and_its_gradient_are_jaxs_own():
+    logits = jnp.asarray(RNG.normal(size=(2, 3, 5)) * 4, jnp.float32).at[0, 0, 1:].set(layers.MASKED)
+    weights = jnp.asarray(RNG.normal(size=(2, 3, 5)), jnp.float32)
+
+    def gradient(softmax):
+        return jax.value_and_grad(lambda x: (softmax(x) * weights).sum())(logits)
+
+    found, wanted = gradient(lambda x: layers.softmax(x, "float32")), gradient(jax.nn.softmax)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
+
+
+def test_a_gradient_keeps_one_array_of_attention_weights():
+    logits = jnp.zeros((2, 3, 5))
+    _, backward = jax.vjp(lambda x: layers.softmax(x, "bfloat16"), logits)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size >= logits.size]
+    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
+
+
+def test_relative_positions_are_laid_out_by_key_minus_query():
+    # The bias of distance d is d itself: 0, 1, 2, then -3, -2, -1.
+    by_distance = jnp.asarray([[0, 1, 2, -3, -2, -1]], jnp.float32)
+    wanted = [[0, 1, 2], [-1, 0, 1], [-2, -1, 0]]
+    assert layers.bias_of_all(by_distance)[0, 0].tolist() == wanted
+    rows = [layers.bias_of_one(by_distance, jnp.asarray(at))[0, 0, 0].tolist() for at in range(3)]
+    assert rows == wanted
+
+
+@pytest.mark.parametrize(
+    ("activations", "names"),
+    [(("relu",), {"wi", "wo"}), (("gelu", "linear"), {"wi_0", "wi_1", "wo"})],
+)
+def test_a_feed_forward_has_a_projection_for_every_activation(activations, names):
+    feed_forward = layers.FeedForward(size("tiny", emb_dim=6, mlp_dim=10, mlp_activations=activations))
+    x = jnp.asarray(RNG.normal(size=(2, 3, 6)), jnp.float32)
+    found, variables = feed_forward.init_with_output(jax.random.key(0), x)
+    kernels = {name: np.asarray(leaf["kernel"]) for name, leaf in variables["params"].items()}
+    assert kernels.keys() == names
+
+    if "wi" in names:
+        hidden = np.maximum(x @ kernels["wi"], 0)
+    else:
+        gate = np.asarray(x @ kernels["wi_0"])
+        gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        hidden = gelu * (x @ kernels["wi_1"])
+    np.testing.assert_allclose(found, hidden @ kernels["wo"], atol=1e-5)

@@ -1,0 +1,127 @@
+"""Against transformers: its models give the same logits here, and ours the same there."""
+
+import jax
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+
+from elm_jax.errors import UserError
+from elm_jax.models.t5 import T5
+from elm_jax.weights import huggingface
+from elm_jax.weights.load import load_model, read
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore"),  # transformers' and torch's own
+]
+torch = pytest.importorskip("torch", reason="torch is not installed; `pip install elm_jax[parity]` brings it")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed, nor is elm_jax[parity]"
+)
+
+SHAPE = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "d_kv": 5,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 2,
+    "relative_attention_num_buckets": 8,
+    "decoder_start_token_id": 0,
+}
+FAMILIES = {
+    "1.0": ("T5", {}),
+    "1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mT5": ("MT5", {}),
+}
+RNG = np.random.default_rng(0)
+PROMPTS = RNG.integers(3, 40, (3, 7)).astype(np.int32)
+PROMPTS[1, 4:] = 0
+ANSWERS = RNG.integers(3, 40, (3, 5)).astype(np.int32)
+
+
+def random_model(family, *, untied):
+    """Returns a model of transformers' with weights large enough for every logit to matter."""
+    kind, changes = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SHAPE, **changes)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+        if untied:
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(40, 16))
+    return model
+
+
+def theirs(model):
+    arguments = {"input_ids": PROMPTS, "attention_mask": PROMPTS > 0, "labels": ANSWERS.astype(np.int64)}
+    with torch.no_grad():
+        return model(**{name: torch.tensor(value) for name, value in arguments.items()}).logits.numpy()
+
+
+def ours(base):
+    network = jax.jit(lambda params: T5(base.config).apply({"params": params}, PROMPTS, ANSWERS[:, None]))
+    return np.asarray(network(base.params))[:, 0]
+
+
+@pytest.mark.parametrize("untied", [False, True], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers_and_go_back_to_it(family, untied, tmp_path):
+    model = random_model(family, untied=untied)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="8KB" if untied else "5GB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == untied
+    found = load_model(tmp_path / "theirs")
+    wanted = theirs(model)
+    np.testing.assert_allclose(ours(found), wanted, atol=1e-4)
+
+    huggingface.save(tmp_path / "ours", found)
+    back = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(theirs(back), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("age", ["zip", "before zip", "shards"])
+def test_a_bin_goes_through_the_weights_only_loader(tmp_path, age):
+    model = random_model("1.1", untied=True)
+    model.save_pretrained(tmp_path)
+    wanted = read(tmp_path).fingerprint
+    (tmp_path / "model.safetensors").unlink()
+    state = dict(model.state_dict())
+    if age == "shards":
+        names = sorted(state)
+        placed = {name: f"pytorch_model-{number % 2}.bin" for number, name in enumerate(names)}
+        for file in set(placed.values()):
+            torch.save({name: state[name] for name in names if placed[name] == file}, tmp_path / file)
+        index = str({"weight_map": placed}).replace("'", '"')
+        (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    else:
+        torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=age == "zip")
+    assert read(tmp_path).fingerprint == wanted
+
+
+def test_a_bin_of_bfloat16_keeps_its_bits(tmp_path):
+    model = random_model("1.1", untied=True).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    wanted = read(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    found = read(tmp_path)
+    assert found.fingerprint == wanted.fingerprint
+    assert found.params["token_embedder"]["embedding"].dtype == bfloat16
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([1, 2], "should hold tensors by name"),
+        ({"shared.weight": 3}, "'shared.weight' as int"),
+        ({"model": {"shared.weight": torch.ones(2)}}, "'model' as dict"),
+    ],
+)
+def test_a_bin_of_something_else_is_one_sentence(tmp_path, content, told):
+    random_model("1.1", untied=True).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=told):
+        read(tmp_path)

@@ -1,0 +1,57 @@
+"""PyTorch's `.bin`: never unpickled here, and explained where torch is not installed."""
+
+import os
+import pickle
+import sys
+
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.weights.load import read
+
+
+class Malicious:
+    """What a pickle can do: unpickling it makes a directory."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.where),)
+
+
+@pytest.fixture
+def place(t5_1_1, writers, tmp_path):
+    place = writers["hf"](tmp_path, t5_1_1)
+    (place / "model.safetensors").unlink()
+    (place / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "harmed")))
+    return place
+
+
+def test_without_torch_a_bin_is_explained(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        UserError, match=r"pytorch_model\.bin' is a pickle.*torch is not installed.*pip install"
+    ):
+        read(place)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cut", [False, True])
+def test_with_torch_a_pickle_of_something_else_is_refused_and_not_run(place, cut):
+    pytest.importorskip("torch", reason="torch is not installed; elm_jax[parity] brings it")
+    file = place / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[: 10 if cut else None])
+    with pytest.raises(UserError, match=r"refuses it .* Nothing was unpickled"):
+        read(place)
+    assert not (place / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "weights.pt", "state.ckpt", "x.pickle"])
+def test_a_pickle_by_another_name_is_never_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "harmed")))
+    for where in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=rf"{name}' is a pickle, .* is never opened"):
+            read(where)
+    assert not (tmp_path / "harmed").exists()
