@@ -186,6 +186,7 @@ def test_what_the_hub_refuses_is_one_sentence(monkeypatch):
         sources.open_split(dataset(HUB), "train")
 
 
+@pytest.mark.parity
 def test_the_hubs_package_reads_a_local_folder(folder, tmp_path, monkeypatch):
     hub = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
     monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
