@@ -13,6 +13,7 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.engine import train
+from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.runs.data import Lengths, Source
@@ -22,10 +23,12 @@ from elm_jax.tasks import own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
 from elm_jax.weights import elm
+from elm_jax.weights import load as weights
 from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
+PUBLISHED = "spiece.model"  # what T5's vocabulary is called on the hub
 REMEMBERED = "run.json"  # where the base lies and how data is read
 SENTINELS = 16  # spans of one text at most
 
@@ -55,10 +58,28 @@ class Reading:
     lengths: Lengths
 
 
-def load(where: storage.PathLike) -> tuple[Base, Vocabulary]:
-    """Returns the base in a directory and its vocabulary."""
-    base = elm.load(where)
-    return base, vocabulary.load(storage.path(where) / VOCABULARY, extra_ids=SENTINELS)
+def load(where: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> tuple[Base, Vocabulary]:
+    """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary."""
+    directory = weights.find(where)
+    return weights.read(directory), pieces_of(directory, vocabulary_file)
+
+
+def pieces_of(directory: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Vocabulary:
+    """Returns the vocabulary of a base: the file given, or what lies with it, ours or T5's own.
+
+    T5's has its sentinels on top of the model's pieces, mT5's has them among these.
+    """
+    ours = storage.path(directory) / VOCABULARY
+    if vocabulary_file is None and ours.exists():
+        return vocabulary.load(ours, extra_ids=SENTINELS)
+    file = storage.path(vocabulary_file) if vocabulary_file else storage.path(directory) / PUBLISHED
+    if vocabulary_file is None and not file.exists():
+        raise UserError(
+            f"A vocabulary is wanted beside the base at {str(directory)!r}, as {VOCABULARY} or {PUBLISHED}, "
+            "but neither is there. Name a SentencePiece model as VOCABULARY of the recipe."
+        )
+    bare = vocabulary.load(file, extra_ids=0)
+    return bare if bare.has("<extra_id_0>") else vocabulary.load(file)
 
 
 def open_run(
@@ -71,14 +92,14 @@ def open_run(
 ) -> Run:
     """Opens a workspace with its base; what is not given is as it was when the workspace was last written.
 
-    `initial_checkpoint` is a base's directory outside the workspace; the workspace remembers it.
+    `initial_checkpoint` is a base outside the workspace, a directory or a name; the workspace remembers it.
     """
     if initial_checkpoint is not None:
         remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
     workspace = Workspace.open(out)
     known = remembered(workspace)
-    base, pieces = load(known["base"] or workspace.base)
     source = source or Source(**known["source"])
+    base, pieces = load(known["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
         own.load(file)
     if source.prepared is None:
@@ -98,13 +119,11 @@ def reading(
     """
     workspace = Workspace.at(out) if vocabulary_file else Workspace.open(out)
     known = remembered(workspace)
+    source = Source(**known["source"])
     if vocabulary_file:
         pieces = vocabulary.load(vocabulary_file, extra_ids)
     else:
-        pieces = vocabulary.load(
-            storage.path(known["base"] or workspace.base) / VOCABULARY, extra_ids=SENTINELS
-        )
-    source = Source(**known["source"])
+        pieces = pieces_of(known["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
         own.load(file)
     if source.prepared is None:
@@ -124,9 +143,10 @@ def remember(
         return None if place is None else str(storage.path(place).resolve())
 
     told = asdict(source or Source())
-    told |= {name: absolute(told[name]) for name in ("data_dir", "templates_dir", "prepared")}
+    told |= {name: absolute(told[name]) for name in ("data_dir", "templates_dir", "prepared", "vocabulary")}
     told["tasks"] = [absolute(file) for file in told["tasks"]]
-    note = {"base": absolute(initial_checkpoint), "source": told, "lengths": asdict(lengths or Lengths())}
+    base = None if initial_checkpoint is None else absolute(weights.find(initial_checkpoint))
+    note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
     storage.write_json(workspace.root / REMEMBERED, note)
 
 

@@ -32,6 +32,7 @@ class Source:
     limit: int | None = None  # rows a task at most, of a permutation drawn from the seed
     prepared: storage.PathLike | None = None  # where `elm prepare` put rows, which are not rendered again
     tasks: Sequence[storage.PathLike] = field(default_factory=list)  # files that define one's own tasks
+    vocabulary: storage.PathLike | None = None  # SentencePiece model, where none lies with the base
     truncate: int | None = TRUNCATE  # characters of a value that a template writes; None is no limit
     faithful: Sequence[str] = field(default_factory=list)  # ways of the original: `specs.FAITHFUL`, or "all"
 

@@ -40,6 +40,10 @@ class Vocabulary:
         """Returns the ids of many texts; much faster than one at a time."""
         return self.processor.encode(list(texts)) if texts else []
 
+    def has(self, piece: str) -> bool:
+        """Says whether a piece is in the vocabulary, with or without the mark of a word's beginning."""
+        return any(self.processor.piece_to_id(each) != UNK for each in (piece, f"▁{piece}"))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first end-of-sequence; ids beyond the vocabulary read as unknown."""
         known = [int(token) if token < self.size else UNK for token in ids]
