@@ -1,4 +1,4 @@
-"""What every test stands on: eight CPU devices, rank promotion an error, a small T5 and a sentence encoder."""
+"""What every test stands on: eight CPU devices, rank promotion an error, a small T5, a sentence encoder."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def write_encoder():
 
 
 def tokenizer_json():
-    """A word-piece tokenizer that puts [CLS] before and [SEP] after, and pads and cuts as published ones do."""
+    """A word-piece tokenizer that puts [CLS] before and [SEP] after, and pads and cuts as some do."""
     special = [
         {"id": number, "content": word, "special": True, "normalized": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)

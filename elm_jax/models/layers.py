@@ -95,8 +95,12 @@ def bias_of_all(by_distance: Float[Array, "H _"]) -> Float[Array, "1 H Q Q"]:
     return rows[:, :-length].reshape(1, heads, length, twice - 1)[..., :length]
 
 
-def bias_of_depths(by_distance: Float[Array, "H _"], depths: Int[Array, "B N"]) -> Float[Array, "B H N N"]:
-    """Returns the bias of nodes whose positions are their depths in a tree, from `RelativePositions`."""
+def bias_of_depths(
+    by_distance: Float[Array, "H _"], depths: Int[Array, "B N"] | None
+) -> Float[Array, "_ H N N"]:
+    """Returns the bias of tokens whose positions are their depths in a tree, or one after the other."""
+    if depths is None:
+        return bias_of_all(by_distance)
     distance = (depths[:, None, :] - depths[:, :, None]) % by_distance.shape[1]
     return jnp.moveaxis(by_distance[:, distance], 0, 1)
 

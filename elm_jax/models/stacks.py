@@ -62,6 +62,9 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Array, None]:
         expert = ex.rows_of(expert, rows)
         drop = Dropout(self.config.dropout_rate, self.train)
+        if self.config.relpos_per_layer:
+            positions = RelativePositions(self.config, bidirectional=True, name="relpos_bias")
+            biases = (bias_of_all(positions(x.shape[1])), *biases)
         normed = Norm(self.config, name="pre_attention_layer_norm")(
             x, ex.child(expert, "pre_attention_layer_norm")
         )
@@ -89,6 +92,8 @@ class DecoderLayer(nn.Module):
         self.pre_mlp_layer_norm = Norm(config)
         self.mlp = FeedForward(config, self.train)
         self.drop = Dropout(config.dropout_rate, self.train)
+        if config.relpos_per_layer:
+            self.relpos_bias = RelativePositions(config, bidirectional=False)
 
     def __call__(
         self,
@@ -98,9 +103,12 @@ class DecoderLayer(nn.Module):
         encoded: Encoded,
         self_biases: Biases,
         cross_biases: Biases,
+        depths: Int[Array, "B T"] | None,
     ) -> tuple[Array, None]:
         """Takes all tokens of the answers."""
         expert = ex.rows_of(expert, rows)
+        if self.config.relpos_per_layer:
+            self_biases = (bias_of_depths(self.relpos_bias(x.shape[2]), depths), *self_biases)
         _, prompt = self.read_prompt(encoded, expert, None)
         return self._blocks(x, expert, lambda own: own, prompt, self_biases, cross_biases)[0], None
 
@@ -117,6 +125,8 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Array, KeysValues]:
         """Takes the token at a position, with this layer's part of a cache; returns its keys and values."""
         expert = ex.rows_of(expert, rows)
+        if self.config.relpos_per_layer:
+            self_biases = (bias_of_one(self.relpos_bias(answer[0].shape[1]), position), *self_biases)
         seen = partial(_put, answer, position=position, axis=1)
         return self._blocks(x, expert, seen, prompt, self_biases, cross_biases)
 
@@ -182,7 +192,8 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.relpos_bias = RelativePositions(config, bidirectional=True)
+        if not config.relpos_per_layer:
+            self.relpos_bias = RelativePositions(config, bidirectional=True)
         axes = (0, nn.broadcast, nn.broadcast)
         self.layers = _scanned(EncoderLayer, config, config.num_encoder_layers, self.train, __call__=axes)
         self.encoder_norm = Norm(config)
@@ -196,7 +207,9 @@ class Encoder(nn.Module):
         expert_of_row: ExpertOfRow | None,
     ) -> Encoded:
         """`seen` is True where a query, [B, Q, K], or every query, [B, 1, K], may look at a key."""
-        biases = (bias_of_all(self.relpos_bias(x.shape[1])), mask(seen)[:, None])
+        biases = (mask(seen)[:, None],)
+        if not self.config.relpos_per_layer:
+            biases = (bias_of_all(self.relpos_bias(x.shape[1])), *biases)
         layers = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
         x, _ = self.layers(self.drop(x), *layers, biases)
         final = ex.rows_of(ex.child(expert, "encoder_norm"), expert_of_row)
@@ -211,13 +224,14 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         config, shared = self.config, nn.broadcast
-        self.relpos_bias = RelativePositions(config, bidirectional=False)
+        if not config.relpos_per_layer:
+            self.relpos_bias = RelativePositions(config, bidirectional=False)
         self.layers = _scanned(
             DecoderLayer,
             config,
             config.num_decoder_layers,
             self.train,
-            __call__=(0, shared, shared, shared, shared),
+            __call__=(0, shared, shared, shared, shared, shared),
             step=(0, 0, 0, shared, shared, shared, shared),
             read_prompt=(0, shared),
         )
@@ -242,11 +256,11 @@ class Decoder(nn.Module):
         `prompt_seen` which see which tokens of the prompt, [B, 1, S] or [B, C * T, S]. `depths` are the
         positions of tokens that do not stand one after the other.
         """
-        by_distance = self.relpos_bias(x.shape[2])
-        position_bias = bias_of_all(by_distance) if depths is None else bias_of_depths(by_distance, depths)
-        biases = (position_bias, mask(seen)[:, None])
+        biases = (mask(seen)[:, None],)
+        if not self.config.relpos_per_layer:
+            biases = (bias_of_depths(self.relpos_bias(x.shape[2]), depths), *biases)
         layers = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
-        x, _ = self.layers(self.drop(x), *layers, encoded, biases, (mask(prompt_seen)[:, None],))
+        x, _ = self.layers(self.drop(x), *layers, encoded, biases, (mask(prompt_seen)[:, None],), depths)
         return self._finish(x, expert, expert_of_row)
 
     def start(
@@ -274,7 +288,9 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B 1 1 D"], Cache]:
         """Returns the state of one more token of every row, and the cache that has it."""
         length, position = cache.answer[0].shape[2], cache.position
-        before = (jnp.arange(length) <= position)[None, None, None]
+        biases = (mask((jnp.arange(length) <= position)[None, None, None]),)
+        if not self.config.relpos_per_layer:
+            biases = (bias_of_one(self.relpos_bias(length), position), *biases)
         cut, rows = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
         x, found = self.layers.step(
             self.drop(x),
@@ -283,7 +299,7 @@ class Decoder(nn.Module):
             cache.answer,
             rows,
             position,
-            (bias_of_one(self.relpos_bias(length), position), mask(before)),
+            biases,
             (mask(cache.real)[:, None, None],),
         )
         answer = _put(cache.answer, found, position, axis=2)

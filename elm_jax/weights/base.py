@@ -27,6 +27,7 @@ from elm_jax.weights import tensors
 from elm_jax.weights.tensors import Tensor
 
 READERS = 8  # layers of a parameter that are read at once
+LARGEST, MOST_LAYERS = 2**24, 2**10  # a size beyond these is a mistake, and would take forever to find out
 DTYPES: Mapping[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(bfloat16)}
 Place = Callable[[str, np.ndarray], Array]
 
@@ -132,6 +133,11 @@ def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] 
         config = T5Config(**{name: type(default)(told[name]) for name, default in known.items()})
     except ValueError as error:
         raise UserError(f"{where!r} describes no network: {error}") from None
+    if max(config.num_encoder_layers, config.num_decoder_layers) > MOST_LAYERS:
+        raise UserError(
+            f"{where!r} should describe a network of at most {MOST_LAYERS} layers a stack, but has "
+            f"{config.num_encoder_layers} and {config.num_decoder_layers}."
+        )
     if config.relpos_buckets < 4 or config.relpos_max_distance <= config.relpos_buckets // 2:
         raise UserError(
             f"{where!r} should have 4 buckets of relative positions or more, half of them below the largest "
@@ -186,7 +192,7 @@ def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):
-        return type(value) is int and 0 < value < 2**31
+        return type(value) is int and 0 < value < LARGEST
     if isinstance(default, float):
         return type(value) in (int, float) and 0 <= value < 1
     if isinstance(default, tuple):

@@ -71,7 +71,8 @@ def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
         **sizes,
         activation=activation,
         norm_epsilon=float(told.get("layer_norm_eps", 1e-12)),
-        pad=None if kind == "bert" else int(told.get("pad_token_id", 1)),
+        # MPNet's is 1 whatever its configuration says, as transformers has it.
+        pad={"bert": None, "mpnet": 1}.get(kind, told.get("pad_token_id", 1)),
         relpos_buckets=int(told.get("relative_attention_num_buckets", 32)) if kind == "mpnet" else 0,
         dtype=dtype,
     )

@@ -64,7 +64,7 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     """
     text = str(path_or_name)
     where = storage.path(path_or_name)
-    if where.is_dir():
+    if text and where.is_dir():
         return where
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
@@ -98,6 +98,8 @@ def fetch(repository: str, *, pooling: str | None = None) -> epath.Path:
         if not lacking or (weights is not None and lacking == [steps.MODULES]):
             return directory
         why = "its repository has no more"
+        if weights is not None and not any(file.endswith(huggingface.SAFETENSORS) for file in lacking):
+            break  # the weights are there; those of another format would not help
     short = repository.removeprefix(f"{OWNER}/")
     near = [] if short in KNOWN else names.near_matches(short, KNOWN)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

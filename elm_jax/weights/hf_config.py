@@ -61,7 +61,7 @@ def read(directory: epath.Path) -> dict[str, Any]:
             f"{told.get('model_type')!r:.50}. elm_jax has T5 alone."
         )
     for name in _REQUIRED:
-        if name not in told:
+        if told.get(name) is None:
             raise UserError(f"{str(file)!r} should tell {name!r}, but lacks it. Download it again.")
     return told
 
@@ -103,6 +103,11 @@ def written(config: T5Config, dtype: str) -> dict[str, Any]:
         raise UserError(
             f"Hugging Face's T5 has no feed-forward of {', '.join(config.mlp_activations)}; "
             "convert to another format."
+        )
+    if config.relpos_per_layer:
+        raise UserError(
+            "Hugging Face's T5 has one table of relative positions a stack, but this one has one a layer; "
+            "convert to elm."
         )
     scaled = config.logits_via_embedding and config.scale_decoder_outputs
     return {

@@ -23,6 +23,7 @@ _NORMS = {
     },
 }
 _LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_MLP = ("wi", "wi_0", "wi_1", "wo")
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)(?:/kernel)?")
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 _OUTSIDE = {
@@ -74,8 +75,7 @@ def projection(module: str) -> tuple[str, int, str, str] | None:
         return None
     stack, layer, inside, letter = found.groups()
     blocks = {name: block for block, name in _MODULES[stack].items()}
-    names = {letter: name for name, letter in _LETTERS.items()} | {"wi": "wi", "wi_0": "wi_0", "wi_1": "wi_1"}
-    names["wo"] = "wo"
+    names = {letter: name for name, letter in _LETTERS.items()} | {name: name for name in _MLP}
     if inside not in blocks or letter not in names:
         return None
     return stack, int(layer), blocks[inside], names[letter]

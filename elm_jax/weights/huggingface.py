@@ -58,7 +58,7 @@ def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoi
     if head is not None and scaled:
         found[called] = tensors.times(head, config.emb_dim**-0.5)
     by_path = {}
-    for path, (shape, _) in _apart(bases.shapes(config)).items():
+    for path, shape in _apart(bases.shapes(config)).items():
         tensor = found.pop(name_of(path), None)
         if tensor is not None:
             turned = hf_names.is_turned(path, flax=flax) and len(tensor.shape) == len(shape)
@@ -164,16 +164,16 @@ def _same(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
     return head.seen == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
 
 
-def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Returns shape and stacked path of every parameter, layer by layer."""
+def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter, layer by layer."""
     apart = {}
     for path, shape in stacked.items():
         before, stack, after = path.partition(f"/{paths.STACK}/")
         if not stack:
-            apart[path] = shape, path
-            continue
-        for layer in range(shape[0]):
-            apart[f"{before}/{paths.STACK}_{layer}/{after}"] = shape[1:], path
+            apart[path] = shape
+        else:
+            layers = range(shape[0])
+            apart |= {f"{before}/{paths.STACK}_{layer}/{after}": shape[1:] for layer in layers}
     return apart
 
 

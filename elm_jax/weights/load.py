@@ -56,14 +56,16 @@ def read(
     """Returns the model that `load_model` does, with its parameters where `place` puts them."""
     dtype = bases.dtype_name(dtype)
     directory = find(path_or_name)
-    kind = format_of(directory)
-    if kind == "elm":
-        found = elm.checkpoint(directory, dtype=dtype)
-        base = bases.assemble(found, dtype=dtype, place=place)
-        if dtype is None:
-            elm.require(base, directory)
-        return base
-    return bases.assemble(READERS[kind](directory, dtype=dtype), dtype=dtype, place=place)
+    try:
+        kind = format_of(directory)
+        base = bases.assemble(READERS[kind](directory, dtype=dtype), dtype=dtype, place=place)
+    except OSError as error:
+        raise UserError(
+            f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
+        ) from error
+    if kind == "elm" and dtype is None:
+        elm.require(base, directory)
+    return base
 
 
 def find(path_or_name: storage.PathLike) -> epath.Path:

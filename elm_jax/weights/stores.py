@@ -5,6 +5,7 @@ Either every array is a directory of zarr chunks, or all of them share one OCDBT
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,22 +94,23 @@ def place(directory: epath.Path) -> dict[str, Any]:
 
 
 def _tensor(name: str, file: str, store: ts.TensorStore) -> Tensor:
-    def fill(out: np.ndarray) -> None:
-        try:
-            # Written by TensorStore itself, a chunk at a time and converted, with no copy between.
-            target = ts.array(out, copy=False, write=True)
-            target.write(ts.cast(store, target.dtype)).result()
-        except Exception as error:  # TensorStore raises what its parts raise
-            raise UserError(
-                f"{file!r} should hold all of the array {name!r}, but a part of it cannot be read "
-                f"({_reason(error)}). {_WHOLE}"
-            ) from None
-
     try:
         dtype = np.dtype(store.dtype.numpy_dtype)
     except (TypeError, ValueError):
         dtype = np.dtype(object)
-    return Tensor(name, file, tuple(store.shape), dtype, fill)
+    return Tensor(name, file, tuple(store.shape), dtype, partial(_read, name, file, store))
+
+
+def _read(name: str, file: str, store: ts.TensorStore, out: np.ndarray) -> None:
+    try:
+        # Written by TensorStore itself, a chunk at a time and converted, with no copy between.
+        target = ts.array(out, copy=False, write=True)
+        target.write(ts.cast(store, target.dtype)).result()
+    except Exception as error:  # TensorStore raises what its parts raise
+        raise UserError(
+            f"{file!r} should hold all of the array {name!r}, but a part of it cannot be read "
+            f"({_reason(error)}). {_WHOLE}"
+        ) from None
 
 
 def _database(directory: epath.Path) -> dict[str, Any]:

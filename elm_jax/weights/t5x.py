@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.weights import base as bases
-from elm_jax.weights import msgpack, stores
+from elm_jax.weights import msgpack, stores, tensors
 from elm_jax.weights.base import Checkpoint
 from elm_jax.weights.tensors import Tensor, held
 
@@ -27,6 +26,7 @@ LEGACY, STATE = "checkpoint", "state"
 UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$")
 _EMBEDDING = "token_embedder/embedding"
 _ORBAX = (stores.MANIFEST, "_METADATA")
+_TABLE = re.compile(rf"(encoder|decoder)/{paths.STACK}(_\d+)?/relpos_bias/rel_embedding")
 
 
 def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
@@ -35,17 +35,19 @@ def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
     A directory of several, `checkpoint_1000` and so on, stands for the latest.
     """
     if UNFINISHED.search(directory.name):
-        raise UserError(
-            f"{str(directory)!r} was never finished: its writer was stopped. Name an earlier checkpoint."
-        )
+        raise _unfinished(directory)
     if (directory / LEGACY).exists() and not any((directory / name).exists() for name in _ORBAX):
         return "legacy", directory
     for place in (directory, directory / STATE, directory / "default"):
         if _is_orbax(place):
             return "orbax", place
-    steps = [entry for entry in directory.iterdir() if STEP.fullmatch(entry.name)]
+    entries = list(directory.iterdir())
+    steps = [entry for entry in entries if STEP.fullmatch(entry.name)]
     if steps:
         return find(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
+    for entry in entries:
+        if UNFINISHED.search(entry.name):
+            raise _unfinished(entry)
     if STEP.fullmatch(directory.name) or (directory / STATE).is_dir():
         raise UserError(
             f"{str(directory)!r} should hold a T5X checkpoint, as {STATE}/{stores.MANIFEST} or {LEGACY}, but "
@@ -78,7 +80,13 @@ def parameters(where: storage.PathLike) -> dict[str, Tensor]:
         raise UserError(
             f"{str(place)!r} should hold parameters below {TARGET!r}, as T5X keeps them, but holds none."
         )
-    return _shared_positions(dict(map(_native, found, found.values())), str(place))
+    return _positions(dict(map(_native, found, found.values())), str(place))
+
+
+def _unfinished(directory: epath.Path) -> UserError:
+    return UserError(
+        f"{str(directory)!r} was never finished: its writer was stopped. Name an earlier checkpoint."
+    )
 
 
 def _is_orbax(directory: epath.Path) -> bool:
@@ -102,7 +110,7 @@ def _orbax(directory: epath.Path) -> dict[str, Tensor]:
 def _legacy(directory: epath.Path) -> dict[str, Tensor]:
     """Reads the index, which has small arrays in itself and says of the others where they lie."""
     file = directory / LEGACY
-    with file.open("rb") as stream:
+    with tensors.opened(file) as stream:
         if stream.read(21) == b"model_checkpoint_path":
             raise UserError(
                 f"{str(file)!r} belongs to a TensorFlow checkpoint, which is not read. Convert it with T5X's "
@@ -154,39 +162,39 @@ def _below(found: Mapping[str, Tensor], separator: str) -> dict[str, Tensor]:
 
 
 def _native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """Returns a parameter's name and axes as this package has them; only T5X's scanned ones differ."""
-    scanned = re.fullmatch(r"(encoder/encoder|decoder/decoder)/(.+)", path)
-    if scanned is None or len(tensor.shape) < 2:
-        return path, tensor
-    stack = scanned.group(1).partition("/")[0]
-    axes = (1, 0, *range(2, len(tensor.shape)))
-    return f"{stack}/{paths.STACK}/{scanned.group(2)}", replace(tensor, axes=axes)
+    """Returns a parameter's name and axes as this package has them; only T5X's scanned ones differ.
 
-
-def _shared_positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Returns the tensors with one table of relative positions a stack, where all its layers have the same.
-
-    T5X's scanned network, and umT5, have a table in every layer.
+    Their heads stand apart, too: [embed, layers, heads, width] and, where they lead out, [heads, layers,
+    width, embed].
     """
-    for stack in ("encoder", "decoder"):
-        pattern = re.compile(rf"{stack}/layers(_\d+)?/relpos_bias/rel_embedding")
-        tables = {path: found.pop(path) for path in list(found) if pattern.fullmatch(path)}
-        if not tables:
-            continue
-        read = [table for path in sorted(tables) for table in _each(tables[path], path)]
-        if any(table.tobytes() != read[0].tobytes() for table in read):
-            raise UserError(
-                f"{where!r} holds a table of relative positions for every layer of its {stack}, and they "
-                "differ; the network has one for all. Name a checkpoint whose layers share theirs."
-            )
-        first = next(iter(tables.values()))
-        found[f"{stack}/relpos_bias/rel_embedding"] = held(first.name, where, read[0])
-    return found
+    scanned = re.fullmatch(r"(encoder/encoder|decoder/decoder)/(.+)", path)
+    if scanned and len(tensor.shape) > 1:
+        stack = scanned.group(1).partition("/")[0]
+        path = f"{stack}/{paths.STACK}/{scanned.group(2)}"
+        tensor = replace(tensor, axes=(1, 0, *range(2, len(tensor.shape))))
+    heads = re.search(r"/(query|key|value|out)/kernel$", path)
+    stacked = path.count(f"/{paths.STACK}/")
+    if heads and len(tensor.shape) == 3 + stacked:
+        tensor = replace(tensor, merged=stacked + (heads.group(1) != "out"))
+    return path, tensor
 
 
-def _each(tensor: Tensor, path: str) -> list[np.ndarray]:
-    value = tensor.read()
-    return list(value) if f"/{paths.STACK}/" in path else [value]
+def _positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Returns the tensors with one table of relative positions a stack, if the layers of all share theirs.
+
+    T5X's scanned network has a table in every layer, and where they differ they stay as they are.
+    """
+    tables = {path: found.pop(path) for path in list(found) if _TABLE.fullmatch(path)}
+    read = {path: tensor.read() for path, tensor in tables.items()}
+    shared = {}
+    for path, value in sorted(read.items()):
+        stack = path.partition("/")[0]
+        for table in value if f"/{paths.STACK}/" in path else [value]:
+            own = held(tables[path].name, where, table)
+            first = shared.setdefault(f"{stack}/relpos_bias/rel_embedding", own)
+            if first.read().tobytes() != table.tobytes():
+                return found | tables
+    return found | shared
 
 
 def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Any]:
@@ -205,7 +213,8 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
         return shape(f"{stack}/{paths.STACK}_0/{name}", f"{stack}/{paths.STACK}/{name}")
 
     vocabulary, width = shape(_EMBEDDING)
-    heads, buckets = shape("encoder/relpos_bias/rel_embedding")
+    table = "relpos_bias/rel_embedding"
+    heads, buckets = shape(f"encoder/{table}", f"encoder/layers/{table}", f"encoder/layers_0/{table}")
     joined = layer("encoder", "attention/query/kernel")[1]
     if joined % heads:
         raise UserError(
@@ -224,6 +233,7 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
         "mlp_activations": ("relu",) if single else ("gelu", "linear"),
         "logits_via_embedding": "decoder/logits_dense/kernel" not in found,
         "relpos_buckets": buckets,
+        "relpos_per_layer": f"encoder/{table}" not in found,
         "dtype": bases.precision(found, dtype),
     }
 

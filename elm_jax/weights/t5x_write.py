@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from elm_jax import storage
+from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.weights import base as bases
 from elm_jax.weights.base import Base
@@ -27,6 +28,11 @@ def save(where: storage.PathLike, base: Base) -> None:
     T5X divides the logits of a tied head by sqrt(emb_dim); where the network does not, its head is written
     apart.
     """
+    if base.config.relpos_per_layer:
+        raise UserError(
+            "T5X's network has one table of relative positions a stack unless scanned, but this one has "
+            "one a layer; convert to elm."
+        )
     directory = storage.writable_directory(where).resolve()
     flat = bases.flat(base)
     if base.config.logits_via_embedding and not base.config.scale_decoder_outputs:

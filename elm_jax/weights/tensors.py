@@ -6,6 +6,7 @@ beside the parameters made of it. Files are read, never mapped: a mapped page co
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO
 
 import numpy as np
@@ -29,10 +30,19 @@ class Tensor:
     dtype: np.dtype
     fill: Callable[[np.ndarray], None]  # writes it into an array of that shape and any float type
     axes: tuple[int, ...] | None = None  # the file's axes in the network's order; None where that is theirs
+    merged: int | None = None  # which of these the network has as one with the next, as heads and their width
 
     @property
     def seen(self) -> tuple[int, ...]:
         """The shape as the network has it."""
+        shape = self._apart
+        if self.merged is None:
+            return shape
+        before, both = shape[: self.merged], shape[self.merged : self.merged + 2]
+        return (*before, both[0] * both[1], *shape[self.merged + 2 :])
+
+    @property
+    def _apart(self) -> tuple[int, ...]:
         return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
 
     def as_stored(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -42,8 +52,9 @@ class Tensor:
         return tuple(shape[axis] for axis in np.argsort(self.axes))
 
     def read_into(self, out: np.ndarray) -> None:
-        """Reads the tensor into an array that has the network's order of axes."""
-        self.fill(out if self.axes is None else out.transpose(np.argsort(self.axes)))
+        """Reads the tensor into an array, its rows one after the other, that is as the network has it."""
+        apart = out.reshape(self._apart, copy=False)
+        self.fill(apart if self.axes is None else apart.transpose(np.argsort(self.axes)))
 
     def read(self) -> np.ndarray:
         """Returns the tensor as the network has it, in its own type."""
@@ -59,46 +70,22 @@ def transposed(tensor: Tensor) -> Tensor:
 
 def times(tensor: Tensor, factor: float) -> Tensor:
     """Returns a tensor that comes multiplied by a number."""
-
-    def fill(out: np.ndarray) -> None:
-        wide = np.empty(tensor.shape, np.float32)
-        tensor.fill(wide)
-        out[...] = wide * np.float32(factor)
-
-    return replace(tensor, fill=fill)
+    return replace(tensor, fill=partial(_multiply, tensor, factor))
 
 
 def held(name: str, file: str, value: np.ndarray) -> Tensor:
     """Returns a tensor that is in memory already."""
-
-    def fill(out: np.ndarray) -> None:
-        out[...] = value
-
-    return Tensor(name, file, value.shape, value.dtype, fill)
+    return Tensor(name, file, value.shape, value.dtype, partial(_copy, value))
 
 
 def span(name: str, file: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     """Returns a tensor that lies in a file from a byte on, row after row."""
-
-    def fill(out: np.ndarray) -> None:
-        with opened(file) as stream:
-            stream.seek(offset)
-            _copy(stream, out.reshape(1) if out.ndim == 0 else out, dtype, f"{name!r} in {str(file)!r}")
-
-    return Tensor(name, str(file), shape, dtype, fill)
+    return Tensor(name, str(file), shape, dtype, partial(_read, name, file, offset, dtype))
 
 
 def joined(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> Tensor:
     """Returns a tensor whose elements lie in flat parts, one after the other."""
-
-    def fill(out: np.ndarray) -> None:
-        flat, start = np.empty(shape, out.dtype).reshape(-1), 0
-        for part in parts:
-            part.fill(flat[start : start + part.shape[0]])
-            start += part.shape[0]
-        out[...] = flat.reshape(shape)
-
-    return replace(parts[0], name=name, shape=shape, fill=fill)
+    return replace(parts[0], name=name, shape=shape, fill=partial(_join, parts, shape))
 
 
 def opened(file: epath.Path) -> IO[bytes]:
@@ -119,13 +106,39 @@ def length(stream: IO[bytes]) -> int:
     return total
 
 
-def _copy(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -> None:
+def _multiply(tensor: Tensor, factor: float, out: np.ndarray) -> None:
+    wide = np.empty(tensor.shape, np.float32)
+    tensor.fill(wide)
+    out[...] = wide * np.float32(factor)
+
+
+def _copy(value: np.ndarray, out: np.ndarray) -> None:
+    out[...] = value
+
+
+def _join(parts: Sequence[Tensor], shape: tuple[int, ...], out: np.ndarray) -> None:
+    flat, start = np.empty(shape, out.dtype).reshape(-1), 0
+    for part in parts:
+        part.fill(flat[start : start + part.shape[0]])
+        start += part.shape[0]
+    out[...] = flat.reshape(shape)
+
+
+def _read(name: str, file: epath.Path, offset: int, dtype: np.dtype, out: np.ndarray) -> None:
+    with opened(file) as stream:
+        stream.seek(offset)
+        what = f"{name!r} in {str(file)!r}"
+        _read_rows(stream, out.reshape(1) if out.ndim == 0 else out, dtype, what)
+
+
+def _read_rows(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -> None:
+    """Reads an array a few rows at a time."""
     if not out.size:
         return
     row = dtype.itemsize * out[0].size
     if row > BLOCK and out.ndim > 1:
         for part in out:
-            _copy(stream, part, dtype, what)
+            _read_rows(stream, part, dtype, what)
         return
     rows = max(1, BLOCK // row)
     for start in range(0, len(out), rows):

@@ -23,6 +23,7 @@ SHAPES = {
         "num_decoder_layers": UNROLLED + 1,
         "mlp_activations": ("relu",),
         "logits_via_embedding": True,
+        "relpos_per_layer": True,
     },
 }
 

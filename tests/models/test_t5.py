@@ -1,9 +1,7 @@
 """The network: what it may depend on, what it may not, and that it is T5."""
 
-import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +9,9 @@ import pytest
 
 from elm_jax.models import paths
 from elm_jax.models.layers import Dropout, relative_bucket
-from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5, init_params
 
-T5X = Path(__file__).parents[2] / ".." / "shared" / "data" / "t5x_checkpoints" / "tiny"
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(3, 96, (4, 10)).astype(np.int32)
 ANSWERS = RNG.integers(3, 96, (4, 3, 5)).astype(np.int32)
@@ -129,30 +126,13 @@ def test_xl_has_the_published_number_of_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == wanted == 2_849_757_184
 
 
-@pytest.mark.skipif(not T5X.exists(), reason="the T5X checkpoint lies beside the checkout, and is not there")
-@pytest.mark.filterwarnings("ignore")
-def test_logits_and_scores_are_those_that_t5x_computed():
-    import orbax.checkpoint as ocp
-
-    told = json.loads((T5X / "config.json").read_text())
-    fields = (
-        "vocab_size",
-        "emb_dim",
-        "num_heads",
-        "num_encoder_layers",
-        "num_decoder_layers",
-        "head_dim",
-        "mlp_dim",
-    )
-    config = T5Config(**{field: told[field] for field in fields})
-    restored = ocp.PyTreeCheckpointer().restore((T5X / "orbax" / "checkpoint_0" / "state").resolve())
-    flat = {path: np.asarray(leaf) for path, leaf in paths.flatten(restored["target"]).items()}
-    params = paths.unflatten(paths.stack_layers(flat))
-    expected = np.load(T5X / "expected.npz")
-    prompts, targets = expected["encoder_input_tokens"], expected["decoder_target_tokens"]
-
-    found = logits(config, params, prompts, targets[:, None])[:, 0]
-    real = targets > 0
-    np.testing.assert_allclose(found[real], expected["logits"][real], atol=1e-4)
-    logp = jax.nn.log_softmax(found)[np.arange(6)[:, None], np.arange(9)[None], targets]
-    np.testing.assert_allclose(np.where(real, logp, 0).sum(axis=1), expected["scores"], atol=1e-4)
+def test_tables_of_positions_of_every_layer_act_as_the_shared_one_where_they_are_alike(config, base):
+    apart = replace(config, relpos_per_layer=True)
+    flat = paths.flatten(base)
+    for stack, layers in (("encoder", 2), ("decoder", 3)):
+        table = flat.pop(f"{stack}/relpos_bias/rel_embedding")
+        flat[f"{stack}/layers/relpos_bias/rel_embedding"] = np.stack([np.asarray(table)] * layers)
+    found = logits(apart, paths.unflatten(flat), PROMPTS, ANSWERS)
+    np.testing.assert_allclose(found, logits(config, base, PROMPTS, ANSWERS), atol=1e-5)
+    flat["decoder/layers/relpos_bias/rel_embedding"][1, :, 1] += 1
+    assert np.abs(logits(apart, paths.unflatten(flat), PROMPTS, ANSWERS) - found).max() > 1e-3

@@ -158,12 +158,20 @@ def write_hf(where, base, *, weights="safetensors", shards=1, arrays=None, **cha
 
 
 def t5x_tree(params, *, scanned=False):
-    """Returns parameters as T5X has them: layers apart, or together on axis 1 with a table in every layer."""
+    """Returns parameters as T5X has them.
+
+    Either layers are apart, or they are together on axis 1, with heads apart and a table in every layer.
+    """
     flat = {path: np.asarray(value) for path, value in paths.flatten(params).items()}
+    heads = flat["encoder/relpos_bias/rel_embedding"].shape[0]
     named = {}
     for path, value in flat.items():
         stack, _, rest = path.partition("/layers/")
         if rest and scanned:
+            if rest.endswith(("query/kernel", "key/kernel", "value/kernel")):
+                value = value.reshape(*value.shape[:2], heads, -1)
+            elif rest.endswith("out/kernel"):
+                value = value.reshape(value.shape[0], heads, -1, value.shape[2])
             named[f"{stack}/{stack}/{rest}"] = np.ascontiguousarray(np.moveaxis(value, 0, 1))
         elif rest:
             named |= {f"{stack}/layers_{layer}/{rest}": each for layer, each in enumerate(value)}
@@ -191,7 +199,7 @@ def write_legacy(where, tree, *, step=7):
     """Writes `checkpoint_7` as T5X did before Orbax: large arrays as zarr, small ones in the index."""
     directory = Path(where) / f"checkpoint_{step}"
     directory.mkdir(parents=True)
-    index = {}
+    index, writing = {}, []
     for path, value in paths.flatten(tree).items():
         if value.size < 10:
             index[path] = value
@@ -207,8 +215,10 @@ def write_legacy(where, tree, *, step=7):
                 "compressor": {"id": "gzip", "level": 1},
             },
         }
-        ts.open(spec, create=True, open=True).result().write(value).result()
+        writing.append(ts.open(spec, create=True, open=True).result().write(value))
         index[path] = {**spec, "kvstore": {"driver": "file", "path": f"{name}/"}}
+    for each in writing:
+        each.result()
     content = {"version": 3, "optimizer": {"target": paths.unflatten(index), "state": {"step": step}}}
     (directory / "checkpoint").write_bytes(msgpack_serialize(content))
     return directory

@@ -43,7 +43,7 @@ def test_a_type_may_be_given_by_name_or_itself(dtype):
     assert bases.dtype_name(dtype) == "bfloat16"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "half", "nonsense", np.int32, 3])
+@pytest.mark.parametrize("dtype", ["float16", "half", "nonsense", np.int32])
 def test_any_other_type_is_refused(dtype):
     with pytest.raises(UserError, match="A dtype is wanted, float32 or bfloat16"):
         bases.dtype_name(dtype)

@@ -27,11 +27,11 @@ def beside(base, tree):
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize(("kept", "scanned"), [("orbax", False), ("legacy", True)])
 def test_an_expert_comes_out_of_a_checkpoint_as_it_was_trained(
-    model, writers, same, tmp_path, kind, kept, scanned
+    t5_1_1, writers, same, tmp_path, kind, kept, scanned
 ):
-    tree = drawn(kind, model.params)
-    place = writers[kept](tmp_path, writers["tree"](beside(model, tree), scanned=scanned))
-    assert same(experts.from_t5x(place, model, kind), tree)
+    tree = drawn(kind, t5_1_1.params)
+    place = writers[kept](tmp_path, writers["tree"](beside(t5_1_1, tree), scanned=scanned))
+    assert same(experts.from_t5x(place, t5_1_1, kind), tree)
 
 
 def test_a_stack_kept_as_ours_is_read_too(t5_1_1, writers, same, tmp_path):

@@ -65,7 +65,7 @@ def test_t0_alone_was_trained_without_an_end_on_its_inputs():
 
 @pytest.mark.parametrize("name", ["t5-v1_1-xl-lm-adpat", "flan-t5-xxxl", "T0_3b"])
 def test_a_misspelt_name_is_answered_with_the_nearest(name):
-    with pytest.raises(UserError, match="No model named .* nor a directory of that name.* Did you mean "):
+    with pytest.raises(UserError, match=r"No model named .* nor a directory of that name.* Did you mean "):
         load_model(name)
 
 
@@ -116,7 +116,7 @@ def test_the_first_kind_of_weights_that_a_repository_has_is_fetched(
         asked.append(allow_patterns)
         place = tmp_path / "fetched"
         place.mkdir(exist_ok=True)
-        for pattern in allow_patterns:
+        for pattern in allow_patterns or ():
             for file in source.glob(pattern):
                 (place / file.name).write_bytes(file.read_bytes())
         return str(place)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
@@ -65,6 +65,7 @@ def test_an_array_in_chunks_is_put_together(tmp_path, monkeypatch):
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None)
 def test_a_file_cut_anywhere_is_one_sentence_that_names_it(tmp_path_factory, share):
     file = tmp_path_factory.mktemp("cut") / "x.msgpack"
     whole = msgpack_serialize(TREE)
@@ -74,6 +75,7 @@ def test_a_file_cut_anywhere_is_one_sentence_that_names_it(tmp_path_factory, sha
 
 
 @given(content=st.binary(max_size=100))
+@settings(deadline=None)
 def test_any_other_file_is_read_or_one_sentence(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("any") / "x.msgpack"
     file.write_bytes(content)
@@ -82,6 +84,7 @@ def test_any_other_file_is_read_or_one_sentence(tmp_path_factory, content):
 
 
 @given(place=st.integers(0, 10**6), byte=st.integers(0, 255))
+@settings(deadline=None)
 def test_a_changed_byte_is_read_or_one_sentence(tmp_path_factory, place, byte):
     file = tmp_path_factory.mktemp("changed") / "x.msgpack"
     content = bytearray(msgpack_serialize({"a": {"b": np.ones((2, 2), np.float32)}, "c": 1}))

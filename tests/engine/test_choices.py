@@ -1,0 +1,116 @@
+"""Scores of answer choices that come as padded arrays: their sums, their experts, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import elm_jax
+from elm_jax.errors import UserError
+from elm_jax.models.t5 import T5
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.weights import base as bases
+
+RNG = np.random.default_rng(0)
+PROMPTS = RNG.integers(3, 48, (3, 6))
+PROMPTS[1, 4:] = 0
+ANSWERS = RNG.integers(3, 48, (3, 2, 4))
+ANSWERS[0, 1, 2:] = 0
+ANSWERS[2, 0, 1:] = 0
+
+
+@pytest.fixture(scope="module")
+def model(config, base):
+    return bases.of(config, base)
+
+
+@pytest.fixture(scope="module")
+def plain(config):
+    """The scores by the definition: log-softmax at every real token, summed."""
+    run = jax.jit(lambda params, *rest: T5(config).apply({"params": params}, *rest))
+
+    def scores(params, expert=None):
+        logits = run(params, PROMPTS.astype(np.int32), ANSWERS.astype(np.int32), expert)
+        logp = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), ANSWERS[..., None], axis=-1)[..., 0]
+        return np.where(ANSWERS > 0, logp, 0).sum(axis=-1)
+
+    return scores
+
+
+def test_scores_are_sums_over_the_real_tokens(model, plain):
+    found = elm_jax.score_choices(model, PROMPTS, ANSWERS)
+    assert (found.shape, found.dtype) == ((3, 2), np.float32)
+    np.testing.assert_allclose(found, plain(model.params), rtol=1e-5)
+
+
+def test_padding_and_the_kind_of_array_change_no_score(model):
+    prompts = jnp.asarray(np.pad(PROMPTS, ((0, 0), (0, 3))), jnp.int32)
+    answers = jnp.asarray(np.pad(ANSWERS, ((0, 0), (0, 0), (0, 2))), jnp.int32)
+    found = elm_jax.score_choices(model, prompts, answers)
+    np.testing.assert_allclose(found, elm_jax.score_choices(model, PROMPTS, ANSWERS), rtol=1e-5)
+
+
+def test_an_answer_of_padding_alone_scores_zero(model):
+    answers = np.concatenate([ANSWERS, np.zeros_like(ANSWERS[:, :1])], axis=1)
+    answers[1] = 0
+    found = elm_jax.score_choices(model, PROMPTS, answers)
+    np.testing.assert_array_equal(found[:, 2], 0)
+    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_allclose(
+        found[[0, 2], :2], elm_jax.score_choices(model, PROMPTS, ANSWERS)[[0, 2]], rtol=1e-5
+    )
+
+
+def test_no_rows_give_no_scores(model):
+    assert elm_jax.score_choices(model, PROMPTS[:0], ANSWERS[:0]).shape == (0, 2)
+
+
+def test_an_expert_scores_as_a_tree_and_as_a_record(model, experts, plain):
+    wanted = plain(model.params, experts[0])
+    assert np.abs(wanted - plain(model.params)).max() > 1e-2
+    np.testing.assert_allclose(elm_jax.score_choices(model, PROMPTS, ANSWERS, experts[0]), wanted, rtol=1e-4)
+    record = Expert(spec("bottleneck", model.fingerprint), experts[0])
+    np.testing.assert_allclose(elm_jax.score_choices(model, PROMPTS, ANSWERS, record), wanted, rtol=1e-4)
+
+
+def test_a_full_expert_takes_the_place_of_the_base(model, plain):
+    other: dict = jax.tree.map(lambda leaf: leaf * 1.1, dict(model.params))
+    record = Expert(spec("full", model.fingerprint), other)
+    np.testing.assert_allclose(elm_jax.score_choices(model, PROMPTS, ANSWERS, other), plain(other), rtol=1e-4)
+    np.testing.assert_allclose(
+        elm_jax.score_choices(model, PROMPTS, ANSWERS, record), plain(other), rtol=1e-4
+    )
+
+
+def spec(kind, base):
+    return ExpertSpec("dream/baseline", kind, base, (), ("dream",), 0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "told"),
+    [
+        (PROMPTS[0], ANSWERS, r"prompts should be integers \[B, S\], but int64 of shape \(6,\) came"),
+        (PROMPTS, ANSWERS[:, 0], r"answers should be integers \[B, C, T\], but int64 of shape \(3, 4\) came"),
+        (PROMPTS.astype(np.float32), ANSWERS, r"prompts should be integers \[B, S\], but float32"),
+        (PROMPTS, ANSWERS > 0, r"answers should be integers \[B, C, T\], but bool"),
+        (PROMPTS[:2], ANSWERS, "2 prompts and 3 rows of answers came"),
+        (PROMPTS + 45, ANSWERS, r"prompts should hold token ids from 0 to 47, .* but \d+ came"),
+        (PROMPTS, ANSWERS - 45, r"answers should hold token ids from 0 to 47, .* but -\d+ came"),
+        (PROMPTS[:, ::-1], ANSWERS, "prompts should be padded with 0 at the end"),
+        (PROMPTS, ANSWERS[..., ::-1], "answers should be padded with 0 at the end"),
+        (PROMPTS * np.array([[1], [0], [1]]), ANSWERS, "row 1 has padding alone"),
+        ([[1, 2], [3]], ANSWERS, r"prompts of \[B, S\] are wanted, but rows of different lengths came"),
+        ("text", ANSWERS, r"prompts should be integers \[B, S\]"),
+    ],
+)
+def test_arrays_that_are_no_prompts_or_answers_are_one_sentence(model, prompts, answers, told):
+    with pytest.raises(UserError, match=told):
+        elm_jax.score_choices(model, prompts, answers)
+
+
+def test_an_expert_of_another_base_or_shape_is_refused(model, experts):
+    with pytest.raises(UserError, match="but 'dream/baseline' was trained on base 'other'"):
+        elm_jax.score_choices(model, PROMPTS, ANSWERS, Expert(spec("bottleneck", "other"), experts[0]))
+    stacked = jax.tree.map(lambda leaf: leaf[None], experts[0])
+    with pytest.raises(UserError, match=r"The expert has 'decoder/.*; the base wants"):
+        elm_jax.score_choices(model, PROMPTS, ANSWERS, stacked)

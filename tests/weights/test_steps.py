@@ -1,0 +1,122 @@
+"""Steps of a sentence encoder: what `modules.json` lists, old and new, and what it may not."""
+
+import json
+
+import pytest
+from etils import epath
+
+from elm_jax.errors import UserError
+from elm_jax.weights import steps
+
+
+@pytest.fixture
+def place(write_encoder, tmp_path):
+    write_encoder(tmp_path)
+    return epath.Path(tmp_path)
+
+
+def put(file, value):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(value))
+
+
+def listed(place, *kinds):
+    found = [(kind, f"{at}_{kind}" if at else "") for at, kind in enumerate(kinds)]
+    put(place / "modules.json", [{"type": f"a.b.{kind}", "path": path} for kind, path in found])
+    put(place / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+
+
+def test_the_steps_are_those_listed(place):
+    assert steps.read(place, None) == steps.Steps(place, "mean", (), True)
+    listed(place, "Transformer", "Pooling", "Dense", "Dense")
+    projections = (place / "2_Dense", place / "3_Dense")
+    assert steps.read(place, None) == steps.Steps(place, "mean", projections, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode": "cls", "include_prompt": True}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_pooling_is_read_as_every_version_wrote_it(place, told, pooling):
+    put(place / "1_Pooling" / "config.json", told)
+    assert steps.read(place, None).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"pooling_mode": "lasttoken"},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        {"pooling_mode_mean_sqrt_len_tokens": True},
+        {"pooling_mode": 3},
+        {},
+    ],
+)
+def test_pooling_that_is_not_ours_is_refused(place, told):
+    put(place / "1_Pooling" / "config.json", told)
+    with pytest.raises(UserError, match="should pool by one of mean, cls, max, but says"):
+        steps.read(place, None)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("Pooling", "Transformer"),
+        ("Transformer",),
+        ("Transformer", "Pooling", "Normalize", "Dense"),
+        ("Transformer", "Pooling", "LSTM"),
+        (),
+    ],
+)
+def test_steps_that_are_unknown_or_out_of_order_are_refused(place, kinds):
+    listed(place, *kinds)
+    with pytest.raises(UserError, match="should list one Transformer, one Pooling, then any Dense"):
+        steps.read(place, None)
+
+
+@pytest.mark.parametrize("told", [{}, [1], [{"type": "Transformer"}]])
+def test_a_list_of_something_else_is_refused(place, told):
+    put(place / "modules.json", told)
+    with pytest.raises(UserError, match="should list steps with type and path"):
+        steps.read(place, None)
+
+
+def test_a_plain_checkpoint_pools_as_it_is_told(tmp_path):
+    place = epath.Path(tmp_path)
+    assert steps.read(place, "pooler") == steps.Steps(place, "pooler", (), False)
+    with pytest.raises(UserError, match=r"should say in modules.json how .* Say it with pooling"):
+        steps.read(place, None)
+    with pytest.raises(UserError, match="No pooling named 'meen'"):
+        steps.read(place, "meen")
+
+
+def test_pooling_is_told_once(place):
+    with pytest.raises(UserError, match=r"Pooling was told to be 'cls', but .* says how it is"):
+        steps.read(place, "cls")
+
+
+def test_what_follows_a_projection_is_known_or_refused(place):
+    put(place / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
+    assert steps.activation(place / "2_Dense") == "identity"
+    put(place / "2_Dense" / "config.json", {"activation_function": "evil.module.Tanh", "use_residual": True})
+    with pytest.raises(UserError, match="and no residual, but has 'Tanh' and one"):
+        steps.activation(place / "2_Dense")
+
+
+def test_a_file_that_is_absent_or_broken_is_named(place):
+    (place / "1_Pooling" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"1_Pooling.config.json' is no JSON"):
+        steps.read(place, None)
+    (place / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(
+        UserError, match=r"A sentence encoder has 'config.json' in .*1_Pooling', but no such file"
+    ):
+        steps.read(place, None)
+    put(place / "1_Pooling" / "config.json", [])
+    with pytest.raises(UserError, match="should hold a JSON object, but a list came"):
+        steps.read(place, None)
