@@ -10,8 +10,8 @@ All sides score the same rows with the same random weights of T5 1.1 small's sha
 state: every side scores all rows once before it is timed. Rows are real: Story Cloze, DREAM and BIG-bench's,
 with a vocabulary trained on them. Sides take turns, and a ratio is the median of the rounds' own ratios.
 
-T0's way repeats the prompt for each choice and takes eight rows at once in file order (`ratios.t0_way`). Tuned
-sorts (prompt, choice) pairs by length and takes the best of three batch sizes (`ratios.tuned`). `flops_share`
+T0's way repeats the prompt for each choice and takes eight rows at once in file order (`ratios.t0_way`).
+Tuned sorts (prompt, choice) pairs by length and takes the best of three batch sizes (`ratios.tuned`). `flops_share`
 counts the products of real tokens alone, against the rate that JAX reaches on large matrices in the same
 round: the parameters of encoder and decoder twice for every token that goes through them, attention, and the
 output layer for every distinct beginning of an answer.
@@ -35,6 +35,7 @@ from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import buckets
 from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.tries import Tokens
 from elm_jax.tasks import specs, vocabulary
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -205,11 +206,11 @@ def pytorch(config: T5Config, params: Any) -> Any:
         return transformers.T5ForConditionalGeneration.from_pretrained(Path(place) / "model").eval()
 
 
-def pairs_scores(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
+def pairs_scores(model: Any, pairs: Sequence[tuple[Tokens, Tokens]]) -> np.ndarray:
     """Returns the summed log-probability of every (prompt, answer), a batch of them at once."""
     import torch
 
-    def padded(lists: Sequence[Sequence[int]]) -> Any:
+    def padded(lists: Sequence[Tokens]) -> Any:
         longest = max(map(len, lists))
         return torch.tensor([[*each, *[0] * (longest - len(each))] for each in lists])
 
@@ -245,7 +246,7 @@ def tuned(model: Any, rows: Sequence[Row], batch: int) -> list[np.ndarray]:
 def lm_eval(model: Any) -> Callable[[Sequence[Row]], list[np.ndarray]] | None:
     """Returns lm-eval's own `hf` model over the same network; None where lm-eval is not installed."""
     try:
-        from lm_eval.models.huggingface import HFLM
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     import tokenizers

@@ -7,8 +7,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
-    ["errors", "axes", "records", "names", "storage"],
-    ["models", "routing", "merging", "prompting", "reporting/metrics", "reporting/significance"],
+    ["errors", "axes", "cache", "records", "names", "storage"],
+    [
+        "models",
+        "routing",
+        "merging",
+        "prompting",
+        "reporting/metrics",
+        "reporting/significance",
+        "reporting/written",
+    ],
     ["scoring", "training"],
     ["tasks", "weights", "library", "reporting"],
     ["engine", "t5x_door"],

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from elm_jax.cli import convert, experts, merge, prompts, tasks, verbs
+from elm_jax.cli import compilations, convert, doctor, experts, merge, prompts, tasks, verbs
 from elm_jax.errors import UserError
 
 
@@ -39,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(verbs.app)
+app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(merge.merge)
 app.add_typer(tasks.app, name="tasks")
@@ -61,4 +62,6 @@ def spelled_out(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "jax" not in sys.modules:
+        compilations.keep(os.environ)
     return app(spelled_out(sys.argv[1:] if arguments is None else arguments))

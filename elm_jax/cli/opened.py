@@ -1,9 +1,11 @@
 """What flags open: a run with its base, files of tasks, a vocabulary."""
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from elm_jax.cli.options import DEFAULT_OUT
+from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.runs.data import Lengths, Source
@@ -77,3 +79,20 @@ def given_to(record: Any, **flags: Any) -> Any:
     from dataclasses import replace
 
     return replace(record, **{name: value for name, value in flags.items() if value is not None})
+
+
+def router_options(given: list[str]) -> dict[str, Any]:
+    """Splits options NAME=VALUE of a router; a value that is no JSON is text."""
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in ("experts", "queries", "router"):
+            raise UserError(
+                f"An option of a router as k=10 is wanted, but {text!r} came; --experts, --queries and "
+                "--router are flags of their own."
+            )
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from elm_jax.cli.opened import given_to, open_run, own_files, rendered_as, task_files
+from elm_jax.cli.opened import given_to, open_run, own_files, rendered_as, router_options, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     AsJson,
@@ -109,7 +109,9 @@ def train(
     steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate, falling in a line to 0.")] = 1e-4,
-    kind: Annotated[str, typer.Option(help="What an expert owns: bottleneck, lora, ia3 or full.")] = "bottleneck",
+    kind: Annotated[
+        str, typer.Option(help="What an expert owns: bottleneck, lora, ia3 or full.")
+    ] = "bottleneck",
     width: Annotated[int | None, typer.Option(help="Bottleneck width; emb_dim // 32 without it.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA's rank; 8 without it.")] = None,
     multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
@@ -160,9 +162,7 @@ def index(
     from elm_jax.runs import index as runs
 
     opened = open_run(run, data_dir, templates_dir, None, cache, tasks)
-    for expert in runs.index(
-        opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder
-    ):
+    for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder):
         print(expert)
 
 
@@ -173,6 +173,9 @@ def route(
     router: Annotated[str, typer.Option(help="How experts are chosen.")] = "roe",
     experts: Annotated[int, typer.Option(help="How many of the most voted to take.")] = 1,
     queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the router, NAME=VALUE; may be repeated.")
+    ] = None,
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
@@ -186,17 +189,17 @@ def route(
     from elm_jax.runs import data
     from elm_jax.runs import route as runs
 
+    given = router_options(option or [])
     opened = open_run(run, data_dir, templates_dir, None, cache, own_files(names, tasks))
     specs = data.choose(names or [], opened.source, evaluation=True)
-    selections = runs.route(opened, specs, router=router, experts=experts, queries=queries)
+    made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
     if as_json:
-        print(json.dumps([asdict(selection) for selection in selections], ensure_ascii=False))
+        print(json.dumps([asdict(selection) for selection, _ in made], ensure_ascii=False))
         return
-    for selection in selections:
+    for selection, lines in made:
         print(f"{selection.task}: {', '.join(selection.weights)}")
-        if explain:
-            for line in runs.explain(selection):
-                print(f"  {line}")
+        for line in lines:
+            print(f"  {line}")
 
 
 @app.command()
@@ -241,19 +244,3 @@ def report(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
     show(tables.comparisons_table(made))
     show(tables.selections_table(made))
     print(files["html"])
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Devices, versions, what is missing and the command that mends it."""
-    from elm_jax.reporting import tables
-    from elm_jax.runs import doctor as runs
-
-    found = runs.doctor()
-    if as_json:
-        print(json.dumps(found))
-        return
-    for name, value in tables.flat({name: value for name, value in found.items() if name != "mend"}):
-        print(f"{name:<32}{'missing' if value == 'None' else value}")
-    for command in found["mend"]:
-        print(f"to mend: {command}")

@@ -94,9 +94,7 @@ def _batches(
             yield [here[number] for number, _ in chosen], expert[: len(chosen)], paths[: len(chosen)], pending
 
 
-def shapes_for(
-    params: Params, rows: Sequence[buckets.Row], *, experts: float = 1.0
-) -> list[buckets.Shape]:
+def shapes_for(params: Params, rows: Sequence[buckets.Row], *, experts: float = 1.0) -> list[buckets.Shape]:
     """Returns the shapes that it is best to score rows in, each under so many experts on average."""
     return buckets.shapes(buckets.items(rows), worth=worth_of_shape(params) / max(experts, 1.0))
 

@@ -17,7 +17,8 @@ layers of a stack share one array with a leading axis L. With P the path of a pr
     full        every parameter of the base                 the base's      in place of the base's
 
 LoRA's factor alpha / r is no part of a tree: a reader of files multiplies `lora_b` by it, a writer gives
-alpha = r. Many experts of one kind are stacked into leaves [E, L, ...], and every row names its own.
+alpha = r. Many experts of one kind are stacked into leaves [E, L, ...], and every row names its own; or every
+token weighs them, as `gating` tells.
 
 This file tells what a tree does to the rows that pass it; `kinds` has the fresh ones.
 """
@@ -31,7 +32,7 @@ from jaxtyping import Float
 
 from elm_jax.axes import Array, ExpertOfRow
 from elm_jax.errors import UserError
-from elm_jax.models import paths
+from elm_jax.models import gating, paths
 from elm_jax.models.kinds import KINDS
 from elm_jax.records import Params
 
@@ -189,7 +190,9 @@ def given(
     x: Float[Array, "B *between I"], y: Float[Array, "B *between O"], expert: Params | None
 ) -> Float[Array, "B *between O"]:
     """Returns what a projection gives in the place of y, which it made of x."""
-    if expert is not None and "lora_a" in expert:
+    if expert is not None and "gate" in expert:
+        y = y + gating.change(x, expert)
+    elif expert is not None and "lora_a" in expert:
         y = y + product(product(x, expert["lora_a"]), expert["lora_b"])
     if expert is not None and "ia3_out" in expert:
         y = y * spread(expert["ia3_out"].astype(y.dtype), y)

@@ -184,7 +184,9 @@ def _run(
 def _failure(template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None) -> str:
     about = _about(template, row_id)
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"{about} should be jinja, but its line {error.lineno} is not: {str(error.message).rstrip('.')}."
+        return (
+            f"{about} should be jinja, but its line {error.lineno} is not: {str(error.message).rstrip('.')}."
+        )
     name = re.fullmatch(r"'(.+)' is undefined", str(error))
     if isinstance(error, jinja2.UndefinedError) and name and name[1] not in row:
         have = ", ".join(repr(column) for column in row) or "none"

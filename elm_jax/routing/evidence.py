@@ -1,7 +1,8 @@
 """Evidence: what a router looks at, the queries of one task and the index of the library's keys.
 
-Every router is a function `(queries, index, *, exclude=(), ...) -> Selection`. Both sides must come from one
-embedder and one text format: the original embedded raw inputs as queries and formatted texts as keys
+Every router is a function `(queries, index, *, exclude=(), ...) -> Selection`, or `Gate` if it chooses token
+by token. Both sides must come from one embedder and one text format: the original embedded raw inputs as
+queries and formatted texts as keys
 (a defect of its released retrieval), which here is an error.
 """
 
@@ -68,10 +69,11 @@ def rows_of(index: Index, allowed: Bool[np.ndarray, " E"]) -> Bool[np.ndarray, "
     return rows
 
 
-def vectors_of(queries: Queries, index: Index) -> Embeddings:
+def vectors_of(queries: Queries, index: Index, *, any_format: bool = False) -> Embeddings:
     """Returns the queries' vectors, comparable with the index's, or says why they are not.
 
-    Raises a UserError if there are none, or if embedder, text format or width differ from the index's.
+    Raises a UserError if there are none, or if embedder, text format (but with `any_format`, as the original
+    has it) or width differ from the index's.
     """
     if queries.vectors is None or queries.vectors.shape[0] == 0:
         raise UserError(
@@ -84,7 +86,8 @@ def vectors_of(queries: Queries, index: Index) -> Embeddings:
             f"came with {queries.vectors.shape[0]} vectors."
         )
     _agree(queries, index, "embedder", queries.embedder, index.embedder)
-    _agree(queries, index, "text format", queries.text_format, index.text_format)
+    if not any_format:
+        _agree(queries, index, "text format", queries.text_format, index.text_format)
     wide, wanted = queries.vectors.shape[1], index.vectors.shape[1]
     if wide != wanted:
         raise UserError(

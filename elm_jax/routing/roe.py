@@ -2,7 +2,8 @@
 
 Each of a few unlabelled inputs of a task looks up its nearest keys in the library by dot product, each key
 votes for the expert whose training input it is, and the winner serves the task; or, per instance, each input
-is served by its own winner. Equally near keys are ordered by row, votes as `vote.rank` says.
+is served by its own winner. Equally near keys are ordered by row, votes as `vote.rank` says. What the
+released code does otherwise can be had with `faithful`: True, or names of `faithful.SWITCHES`.
 """
 
 from collections.abc import Collection
@@ -12,11 +13,17 @@ from jaxtyping import Float, Int
 
 from elm_jax.records import Selection
 from elm_jax.routing import evidence, search, vote
+from elm_jax.routing import faithful as switches
 from elm_jax.routing.evidence import Index, Queries
 
 
 def neighbours(
-    queries: Queries, index: Index, k: int = 1, *, exclude: Collection[str] = ()
+    queries: Queries,
+    index: Index,
+    k: int = 1,
+    *,
+    exclude: Collection[str] = (),
+    faithful: bool | Collection[str] = False,
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
     """Returns each query's `k` nearest rows of the index, nearest first: similarities and rows.
 
@@ -25,8 +32,11 @@ def neighbours(
 
     Raises a UserError if queries and index do not compare, or if the index holds fewer than `k` rows.
     """
-    vectors = evidence.vectors_of(queries, index)
+    on = switches.chosen(faithful)
+    vectors = evidence.vectors_of(queries, index, any_format="raw_queries" in on)
     allowed = evidence.rows_of(index, evidence.candidates(index, exclude))
+    if "ties" in on:
+        return switches.last_of_equals(vectors, index, k, allowed)
     similarities, rows = search.top_k(vectors, index.vectors, k, allowed=allowed)
     return np.asarray(similarities), np.asarray(rows)
 
@@ -38,6 +48,7 @@ def roe(
     k: int = 1,
     experts: int = 1,
     weighting: str = "uniform",
+    faithful: bool | Collection[str] = False,
     exclude: Collection[str] = (),
 ) -> Selection:
     """Returns the experts with most votes among the `k` nearest keys of every query.
@@ -47,10 +58,14 @@ def roe(
 
     Raises a UserError if queries and index do not compare, or an option makes no sense.
     """
-    similarities, rows = neighbours(queries, index, k, exclude=exclude)
-    return vote.elect(
-        "roe", queries, index, _owners(index, rows), similarities, experts=experts, weighting=weighting
-    )
+    on = switches.chosen(faithful)
+    similarities, rows = neighbours(queries, index, k, exclude=exclude, faithful=on)
+    voters = _owners(index, rows)
+    if "nearest_only" in on:
+        voters, similarities = voters[:, :1], similarities[:, :1]
+    if "renamed" in on:
+        voters = np.where(voters >= 0, switches.renamed(index)[voters], -1)
+    return vote.elect("roe", queries, index, voters, similarities, experts=experts, weighting=weighting)
 
 
 def roe_per_instance(

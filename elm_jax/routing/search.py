@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, Embeddings
@@ -47,9 +48,49 @@ def top_k(
     if block < 1:
         raise UserError(f"A block needs at least one row, but {block} came.")
     mask = jnp.ones(rows.shape[0], bool) if allowed is None else jnp.asarray(allowed)
-    return _search(
-        jnp.asarray(queries, jnp.float32), jnp.asarray(rows, jnp.float32), mask, k, min(block, rows.shape[0])
+    return _search(jnp.asarray(queries, jnp.float32), jnp.asarray(rows), mask, k, min(block, rows.shape[0]))
+
+
+def top_k_sharded(
+    queries: Float[Array, "Q D"],
+    rows: Embeddings,
+    k: int,
+    *,
+    mesh: Mesh,
+    axis: str,
+    allowed: Bool[Array, " N"] | None = None,
+    block: int = BLOCK,
+) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
+    """As `top_k`, of rows that lie in equal parts along an axis of a mesh.
+
+    Every device searches its own rows, and only the `k` best of each part travel.
+
+    Raises a UserError as `top_k` does, or if the rows do not make equal parts.
+    """
+    parts = mesh.shape[axis]
+    if rows.shape[0] % parts:
+        raise UserError(
+            f"Rows that {parts} devices can share evenly are wanted, but {rows.shape[0]} came. Add rows that "
+            "`allowed` marks False."
+        )
+    local = rows.shape[0] // parts
+    mask = jnp.ones(rows.shape[0], bool) if allowed is None else jnp.asarray(allowed)
+
+    def search(queries: jax.Array, rows: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        similarity, row = top_k(queries, rows, min(k, local), allowed=allowed, block=block)
+        row = jnp.where(row < 0, -1, row + jax.lax.axis_index(axis) * local)
+        # Parts stand in the order of rows, so the first of equals is the lowest row here too.
+        similarity, row = (jax.lax.all_gather(found, axis, axis=1, tiled=True) for found in (similarity, row))
+        similarity, kept = jax.lax.top_k(similarity, k)
+        return similarity, jnp.take_along_axis(row, kept, axis=1)
+
+    if not 1 <= k <= rows.shape[0]:
+        return top_k(queries, rows, k)  # which says what is wrong
+    specs = (PartitionSpec(), PartitionSpec(axis), PartitionSpec(axis))
+    mapped = jax.shard_map(
+        search, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec(), PartitionSpec()), check_vma=False
     )
+    return mapped(jnp.asarray(queries, jnp.float32), jnp.asarray(rows), mask)
 
 
 @partial(jax.jit, static_argnames=("k", "block"))
@@ -62,11 +103,9 @@ def _search(
         start = jnp.minimum(number * block, rows.shape[0] - block)
         position = start + jnp.arange(block, dtype=jnp.int32)
         fresh = (position >= number * block) & jax.lax.dynamic_slice_in_dim(allowed, start, block)
-        product = jnp.matmul(
-            queries,
-            jax.lax.dynamic_slice_in_dim(rows, start, block).T,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        # Widened here, for float32 copies of all rows would be twice a bfloat16 index.
+        here = jax.lax.dynamic_slice_in_dim(rows, start, block).astype(jnp.float32)
+        product = jnp.matmul(queries, here.T, precision=jax.lax.Precision.HIGHEST)
         # `lax.top_k` puts 0 before -0, which would order ties by sign rather than by row.
         product = jnp.where(product == 0.0, 0.0, product)
         product = jnp.where(fresh[None, :], product, -jnp.inf)

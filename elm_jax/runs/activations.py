@@ -1,7 +1,7 @@
 """Activations: an estimate of the bytes that stand between the layers, for rows of a length.
 
-It is within a factor of two of what XLA reports for its CPU backend, which a test holds it to; accelerators
-fuse more, so there it is rather too much.
+A test holds it to within a factor of two of what XLA reports for its CPU backend, which keeps what others may
+fuse. On accelerators it has not been measured.
 """
 
 import jax.numpy as jnp
@@ -21,12 +21,14 @@ def training(network: T5Config, rows: int, prompt: int, answer: int, tensor: int
         feed-forward   4 D + w (2 D + 3 F)            2 F where it has a single projection
         dropout        w (D + H K), w (D + F)         what it leaves of each of them
 
-    Beside the layers stands the largest of: what the gradient of one layer makes, 8 H K + 2 w F of a token;
-    logits, their softmax and its gradient, 12 V of a token of the answer. With `remat` every layer keeps its
-    input alone, w D, and one of them at a time has the rest. `tensor` splits J, F, H and V.
+    Beside the layers stands the largest of: what the gradient of one layer makes, 8 H K + 2 w F of a token,
+    and 16 H K more to draw dropout; logits, their softmax and its gradient, 12 V of a token of the answer.
+    With `remat` every layer keeps its input alone, w D, and one of them at a time has the rest. `tensor`
+    splits J, F, H and V.
     """
     emb, joined, inner, heads, vocabulary, w = _widths(network, tensor)
-    drop = w * (network.dropout_rate > 0)
+    dropped = network.dropout_rate > 0
+    drop = w * dropped
 
     def attention(queries: int, keys: int, projections: int) -> int:
         kept = 4 * emb + w * (2 * emb + projections * joined) + 4 * heads * keys
@@ -36,7 +38,7 @@ def training(network: T5Config, rows: int, prompt: int, answer: int, tensor: int
         return tokens * (4 * emb + w * 2 * emb + _inner(network, inner) + drop * (emb + inner))
 
     def backward(tokens: int) -> int:
-        return tokens * (8 * heads * prompt + 2 * w * inner)
+        return tokens * ((8 + 16 * dropped) * heads * prompt + 2 * w * inner)
 
     encoder = attention(prompt, prompt, 3) + feed_forward(prompt)
     across = attention(answer, prompt, 1) + prompt * w * 2 * joined

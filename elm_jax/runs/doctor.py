@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from elm_jax import storage
+
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow-datasets", "gin-config")
 EXTRAS = {
     "hub": ("datasets",),
@@ -40,8 +42,20 @@ def doctor() -> dict[str, Any]:
         "extras": extras,
         "t5x": "installed" if find_spec("t5x") else "absent; nothing here needs it",
         "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
+        "compiled": _compiled(),
         "mend": mend,
     }
+
+
+def _compiled() -> str:
+    """Returns where compiled programs are kept, and how many."""
+    import jax
+
+    place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if not place or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
+        return "not kept"
+    kept = list(storage.path(place).glob("*-cache"))
+    return f"{len(kept)} programs, {sum(file.stat().length for file in kept) / 1e6:.1f} MB, in {place}"
 
 
 def _version(package: str) -> str | None:

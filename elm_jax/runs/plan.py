@@ -18,12 +18,13 @@ from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import paths, sharding
-from elm_jax.models.sizes import T5Config
+from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
 from elm_jax.reporting.tables import Table
 from elm_jax.runs import activations
 from elm_jax.runs.slices import GB, Slice, slice_of
 from elm_jax.training import optimizers, step
+from elm_jax.weights.base import dtype_name
 
 SLICES = ("v4-8", "v5e-256", "h200", "8xh100")
 
@@ -88,6 +89,7 @@ def plan(work: Work, slices: Sequence[str] = SLICES, mesh: Mapping[str, int] | N
     for name in ("group", "batch_size", "prompt", "answer", "batch_tokens"):
         if getattr(work, name) < 1:
             raise UserError(f"At least 1 is wanted for {name}, but {getattr(work, name)} came.")
+    dtype_name(work.expert_dtype)
     if work.experts < 0:
         raise UserError(f"A number of experts is wanted, 0 or more, but {work.experts} came.")
     base, expert = shapes(work)
@@ -98,6 +100,11 @@ def plan(work: Work, slices: Sequence[str] = SLICES, mesh: Mapping[str, int] | N
         need(work, sharding.fitted(1, **dict.fromkeys(sharding.AXES, 1))),
         tuple(_share(work, slice_of(name), mesh) for name in slices),
     )
+
+
+def network(name: str, dtype: str) -> T5Config:
+    """Returns the network of a size by name, its base held and computed with in `dtype`."""
+    return size(name, dtype=str(dtype_name(dtype)))
 
 
 def shapes(work: Work) -> tuple[Any, Any]:
@@ -133,9 +140,8 @@ def need(work: Work, mesh: Mapping[str, int]) -> Need:
         scoring=beside + own + activations.scoring(network, scored, *where),
         state=_bytes(state, sharding.shardings(on, state, experts=True)),
         gradients=_bytes(stacked, sharding.shardings(on, stacked, experts=True)),
-        activations=beside + activations.training(network, rows, *lengths, mesh["tensor"]),
-        activations_remat=beside
-        + activations.training(replace(network, remat=True), rows, *lengths, mesh["tensor"]),
+        activations=beside + activations.training(network, rows, *where),
+        activations_remat=beside + activations.training(replace(network, remat=True), rows, *where),
     )
 
 
@@ -176,13 +182,13 @@ def table(found: Plan) -> Table:
             "experts",
         ),
         line(f"scoring {work.batch_tokens} tokens at once, about", "scoring"),
-        line("evaluation", "base", "experts", "scoring"),
+        line("all for evaluation", "base", "experts", "scoring"),
         line(f"{work.group} that train: parameters and {work.optimizer}'s moments", "state"),
         line("their gradients", "gradients"),
         line(f"{work.batch_size} rows of each, {work.prompt} + {work.answer} tokens, about", "activations"),
         line("the same with remat, about", "activations_remat"),
-        line("training", "base", "state", "gradients", "activations"),
-        line("training with remat", "base", "state", "gradients", "activations_remat"),
+        line("all for training", "base", "state", "gradients", "activations"),
+        line("all for training with remat", "base", "state", "gradients", "activations_remat"),
         of_shares("a device has", [_gb(share.slice.memory) for share in found.shares]),
         *(
             of_shares(f"{what} fits", [one[what] for one in fits])
@@ -205,17 +211,17 @@ def table(found: Plan) -> Table:
     )
 
 
-def _share(work: Work, slice: Slice, mesh: Mapping[str, int] | None) -> Share:
+def _share(work: Work, devices: Slice, mesh: Mapping[str, int] | None) -> Share:
     if mesh is not None:
-        sizes = sharding.fitted(slice.devices, **(dict.fromkeys(sharding.AXES, 1) | dict(mesh)))
-        return Share(slice, sizes, need(work, sizes))
+        sizes = sharding.fitted(devices.devices, **(dict.fromkeys(sharding.AXES, 1) | dict(mesh)))
+        return Share(devices, sizes, need(work, sizes))
     shares = []
-    for fsdp in range(1, slice.devices + 1):
-        if slice.devices % fsdp:
+    for fsdp in range(1, devices.devices + 1):
+        if devices.devices % fsdp:
             continue
-        expert = math.gcd(work.group, slice.devices // fsdp)
-        sizes = {"expert": expert, "data": slice.devices // fsdp // expert, "fsdp": fsdp, "tensor": 1}
-        shares.append(Share(slice, sizes, need(work, sizes)))
+        expert = math.gcd(work.group, devices.devices // fsdp)
+        sizes = {"expert": expert, "data": devices.devices // fsdp // expert, "fsdp": fsdp, "tensor": 1}
+        shares.append(Share(devices, sizes, need(work, sizes)))
         fits = verdicts(shares[-1])
         if fits["evaluation"] == fits["training with remat"] == "yes":
             return shares[-1]

@@ -1,15 +1,22 @@
 """`elm route`: which experts of the library a task should use, and why."""
 
-from collections.abc import Sequence
+import inspect
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from elm_jax import storage
+from etils import epath
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
 from elm_jax.records import Selection, TaskSpec
-from elm_jax.routing import table
+from elm_jax.routing import faithful, table
 from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.explain import explain
+from elm_jax.routing.gate import Gate
 from elm_jax.runs import data
 from elm_jax.runs.index import embed_texts
 from elm_jax.runs.workspace import Run, Workspace
@@ -24,33 +31,91 @@ def route(
     queries: int = formats.QUERIES_PER_TASK,
     **options: Any,
 ) -> list[Selection]:
-    """Returns a selection for every task and keeps them in the workspace under `<router>_top<experts>`.
+    """Returns a selection for every task and keeps them in the workspace under the router's `label`.
 
+    `experts` is how many to take, of a router that can take several; other options are the router's own.
     Experts trained on the task's own dataset are passed over: they would not be zero-shot there.
+
+    Raises a UserError, before anything is embedded, for a router or an option that does not exist, and for a
+    router that needs what no option gave.
     """
+    return [made for made, _ in explained(run, wanted, router, experts, queries, shown=False, **options)]
+
+
+def explained(
+    run: Run,
+    wanted: Sequence[TaskSpec],
+    router: str = "roe",
+    experts: int = 1,
+    queries: int = formats.QUERIES_PER_TASK,
+    *,
+    shown: bool = True,
+    **options: Any,
+) -> list[tuple[Selection, list[str]]]:
+    """As `route`, with the lines that tell why: votes, the margin, the nearest keys; none without `shown`."""
     chosen = table.find(router)
-    keys = formats.index(Library.open(run.workspace.library))
-    if router == "roe":
+    name = label(router, experts, options)
+    known = inspect.signature(chosen.route).parameters
+    if "experts" in known:
         options["experts"] = experts
-    selections = []
+    _require(router, chosen, known, options)
+    library = Library.open(run.workspace.library)
+    keys = formats.index(library)
+    if "params" in chosen.reads:
+        options["params"] = library.load(keys.experts, base=run.base.fingerprint)
+    bare = "raw_queries" in faithful.chosen(options.get("faithful", False))
+    made = []
     for spec in wanted:
-        asked = ask(run, spec, keys, queries)
+        asked = ask(run, spec, keys, queries, text_format=faithful.RAW if bare else None)
         found = chosen.route(asked, keys, exclude={spec.dataset}, **options)
-        selections.append(replace(found, router=label(router, experts)))
-    keep(run.workspace, label(router, experts), selections)
-    return selections
+        if isinstance(found, Gate):
+            raise AssertionError(f"{router} is listed as a router of tasks, but gave a gate")
+        found = replace(found, router=name)
+        made.append((found, explain(found, asked, keys, exclude={spec.dataset}) if shown else []))
+    keep(run.workspace, name, [selection for selection, _ in made])
+    return made
 
 
-def label(router: str, experts: int) -> str:
-    """Names a router with the number of experts it takes: `roe_top3`."""
-    return f"{router}_top{experts}"
+def _require(name: str, router: table.Router, known: Collection[str], options: Mapping[str, Any]) -> None:
+    """Raises what is wrong with a router's options, or says that it is no router of tasks."""
+    if router.level == "token":
+        raise UserError(
+            f"A router that chooses experts for a task is wanted, but {name!r} chooses them for every token, "
+            "inside the network. Name one of "
+            f"{', '.join(other for other, one in table.ROUTERS.items() if one.level != 'token')}."
+        )
+    free = [option for option in known if option not in ("queries", "index", "exclude", "params")]
+    for option in options:
+        names.resolve(option, free, kind="option", where=f"router {name!r}")
+    for needed in sorted(set(router.reads) & {"expert", "accuracies", "loss"} - set(options)):
+        raise UserError(
+            f"Router {name!r} needs the option {needed!r}, but it did not come. Give it as "
+            f"--option {needed}=VALUE, or choose another router."
+            if needed == "expert"
+            else f"Router {name!r} needs {needed!r}, which come from labels of the task, but none came. Give "
+            "them to `elm_jax.runs.route.route`, or choose another router."
+        )
 
 
-def ask(run: Run, spec: TaskSpec, keys: Index, size: int) -> Queries:
-    """Returns a task's queries: a few of its inputs, unlabelled, written and embedded as the keys were."""
+def label(router: str, experts: int, options: Mapping[str, Any] | None = None) -> str:
+    """Names a router with how many experts it takes and its other options: `roe_top3`, `roe_top1,k=5`."""
+    short = (str, int, float, list, tuple)  # what measurements say would make no name
+    plain = {name: value for name, value in (options or {}).items() if isinstance(value, short)}
+    told = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in plain.items()
+    ]
+    return ",".join([f"{router}_top{experts}", *sorted(told)])
+
+
+def ask(run: Run, spec: TaskSpec, keys: Index, size: int, *, text_format: str | None = None) -> Queries:
+    """Returns a task's queries: a few of its inputs, unlabelled, embedded as the keys were.
+
+    They are written as the keys were too, unless `text_format` is another, as the original's was.
+    """
+    text_format = text_format or keys.text_format
     examples = formats.sample(data.examples(spec, run.source), size, run.source.seed)
-    texts = formats.texts(examples, keys.text_format, data.choices_expression(spec, run.source))
-    embedded = embed_texts(run, texts, keys.text_format)
+    texts = formats.texts(examples, text_format, data.choices_expression(spec, run.source))
+    embedded = embed_texts(run, texts, text_format)
     return Queries(
         task=spec.id,
         row_ids=tuple(example.row_id for example in examples),
@@ -66,12 +131,12 @@ def keep(workspace: Workspace, name: str, selections: Sequence[Selection]) -> No
     there = {selection.task: selection for selection in kept(workspace, name)}
     there |= {selection.task: selection for selection in selections}
     rows = [asdict(selection) for selection in there.values()]
-    storage.write_json(workspace.selections / f"{name}.json", {"selections": rows})
+    storage.write_json(_file(workspace, name), {"selections": rows})
 
 
 def kept(workspace: Workspace, name: str) -> list[Selection]:
     """Returns the selections that a router made before; none if it made none."""
-    file = workspace.selections / f"{name}.json"
+    file = _file(workspace, name)
     if not file.exists():
         return []
     return [
@@ -87,11 +152,5 @@ def kept(workspace: Workspace, name: str) -> list[Selection]:
     ]
 
 
-def explain(selection: Selection) -> list[str]:
-    """Tells why: the votes, and for a few queries the nearest expert and how near."""
-    lines = [
-        f"{votes:>4} of {len(selection.queries)} votes  {expert}" for expert, votes in selection.votes.items()
-    ]
-    for query, (expert, similarity) in list(zip(selection.queries, selection.nearest, strict=False))[:5]:
-        lines.append(f"query {query}: nearest is {expert} at {similarity:.3f}")
-    return lines
+def _file(workspace: Workspace, name: str) -> epath.Path:
+    return workspace.selections / f"{names.directory_name(name)}.json"

@@ -58,7 +58,7 @@ def score(
     missing: dict[str, list[str]] = {}
     for task, experts in wanted.items():
         for expert in dict.fromkeys(experts):
-            stamp = _expert_stamp(run.workspace, expert, stamps[task])
+            stamp = expert_stamp(run.workspace, expert, stamps[task])
             kept = _read(run.workspace, task, expert, stamp)
             if kept is None:
                 missing.setdefault(expert, []).append(task)
@@ -69,14 +69,14 @@ def score(
     shapes = engine.shapes_for(run.base.params, every, experts=total / max(1, len(every)))
     done = 0
     with run.stages.stage("score answer choices", total) as advance:
-        for chunk, stack in _stacks(run, missing, at_once):
-            for group in _groups(chunk, missing, rows):
+        for chunk, stack in stacks(run, missing, at_once):
+            for group in groups(chunk, missing, rows):
                 scores = engine.score_rows(
                     run.base.config,
                     run.base.params,
                     [row for task, _ in group for row in rows[task]],
                     stack,
-                    _pairs([(len(rows[task]), experts) for task, experts in group]),
+                    pairs_of([(len(rows[task]), experts) for task, experts in group]),
                     batch_tokens=batch_tokens,
                     shapes=shapes,
                     progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
@@ -87,13 +87,13 @@ def score(
                     for number in experts:
                         expert, own = chunk[number], scores[at : at + len(rows[task])]
                         made = _task_scores(task, expert, tasks[task], rows[task], own, by)
-                        _write(run.workspace, made, _expert_stamp(run.workspace, expert, stamps[task]))
+                        _write(run.workspace, made, expert_stamp(run.workspace, expert, stamps[task]))
                         found[task, expert] = made
                         at += len(own)
     return found
 
 
-def _groups(
+def groups(
     chunk: Sequence[str], missing: Mapping[str, Sequence[str]], rows: Mapping[str, Sequence[Row]]
 ) -> Iterator[list[tuple[str, list[int]]]]:
     """Yields tasks with the numbers of the experts that lack them, enough of them together to fill batches.
@@ -112,7 +112,7 @@ def _groups(
         yield group
 
 
-def _pairs(tasks: Sequence[tuple[int, Sequence[int]]]) -> Int[np.ndarray, "P 2"]:
+def pairs_of(tasks: Sequence[tuple[int, Sequence[int]]]) -> Int[np.ndarray, "P 2"]:
     """Returns (row, expert), expert by expert, of tasks that follow each other with so many rows each."""
     pairs, first = [], 0
     for count, experts in tasks:
@@ -122,7 +122,7 @@ def _pairs(tasks: Sequence[tuple[int, Sequence[int]]]) -> Int[np.ndarray, "P 2"]
     return np.concatenate(pairs)
 
 
-def _stacks(
+def stacks(
     run: Run, missing: Mapping[str, Sequence[str]], at_once: int
 ) -> Iterator[tuple[list[str], Params | None]]:
     """Yields experts by the chunk, with their parameters stacked.
@@ -222,7 +222,8 @@ def _stamp(run: Run, examples: Sequence[PromptedExample], by: str) -> str:
     return storage.fingerprint(told)
 
 
-def _expert_stamp(workspace: Workspace, expert: str, stamp: str) -> str:
+def expert_stamp(workspace: Workspace, expert: str, stamp: str) -> str:
+    """Stands for what an expert's work on a task depends on, of which `stamp` is all but the expert."""
     if expert == BASE:
         return storage.fingerprint([stamp, BASE])
     spec = home(workspace, expert).spec(expert)

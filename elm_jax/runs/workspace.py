@@ -53,6 +53,11 @@ class Workspace:
         return self.root / "selections"
 
     @property
+    def generated(self) -> epath.Path:
+        """Written answers, one file a task and expert."""
+        return self.root / "generated"
+
+    @property
     def scores(self) -> epath.Path:
         """Per-row scores, one file a task and expert."""
         return self.root / "scores"

@@ -174,7 +174,7 @@ def adapt(
     for number, row in zip(itertools.count() if numbers is None else numbers, rows, strict=False):
         where = f"{file!r}, row {number + 1}"
         made = ADAPTERS[adapter](plain(row), where)
-        if label is not None and _value(made, label, where) in UNLABELLED:
+        if label in made and made[label] in UNLABELLED:
             raise UserError(
                 f"{where}: the right answer is withheld ({label} is {made[label]!r}), so no target can be "
                 "made from this split. Choose a labelled one."

@@ -1,9 +1,8 @@
 """PromptSource: which release of its templates is the catalogue's, and where they are kept."""
 
-import os
-
 from etils import epath
 
+from elm_jax import cache as caches
 from elm_jax import storage
 
 VERSION = "0.2.3"  # the last release; the paper's prompt names are all in it
@@ -13,9 +12,8 @@ SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
 
 
 def cache_directory(cache: storage.PathLike | None = None) -> epath.Path:
-    """Returns where elm_jax keeps what it fetched: `cache`, else $ELM_JAX_CACHE, else ~/.cache/elm_jax."""
-    usual = os.path.join("~", ".cache", "elm_jax")
-    return storage.path(cache or os.environ.get("ELM_JAX_CACHE") or usual)
+    """Returns where elm_jax keeps what it fetched: `cache`, else its usual place."""
+    return storage.path(cache or caches.directory())
 
 
 def release_directory(cache: storage.PathLike | None = None) -> epath.Path:

@@ -1,10 +1,9 @@
 """SeqIO's metrics: of the scores of choices, and of the answers that a model writes, for its Evaluator.
 
-They are percentages, as T5's are, and take and give what T5's functions of the same purpose do. ROUGE and
-BLEU are computed by the packages of the extra `generation`, which are imported when they are wanted.
+They are percentages, as T5's are, and take and give what T5's functions of the same purpose do. Those of
+written answers are `reporting.written`'s.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from elm_jax import names
 from elm_jax.errors import UserError
+from elm_jax.reporting.written import bleu, exact_match, rouge, squad
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
@@ -52,33 +52,6 @@ def rank_accuracy(targets: Sequence[Any], scores: Any, *, per_token: bool = Fals
     return {"accuracy": 100 * right / total if total else 0.0}
 
 
-def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the share of predictions, in percent, that are their target but for white space around them."""
-    same = [target.strip() == told.strip() for target, told in zip(targets, predictions, strict=True)]
-    return {"exact_match": 100 * float(np.mean(same)) if same else 0.0}
-
-
-def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the means of ROUGE-1, ROUGE-2 and ROUGE-L (F1), in percent, with words stemmed.
-
-    They see the letters a to z and digits alone, as rouge-score does by default.
-    """
-    kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = _package("rouge_score.rouge_scorer").RougeScorer(kinds, use_stemmer=True)
-    found = [scorer.score(target, told) for target, told in zip(targets, predictions, strict=True)]
-    return {kind: 100 * float(np.mean([each[kind].fmeasure for each in found] or [0.0])) for kind in kinds}
-
-
-def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the BLEU of all predictions together, in percent, by sacrebleu with its tokeniser `intl`."""
-    if len(targets) != len(predictions):
-        raise UserError(f"An answer is wanted for each of {len(targets)} rows, but {len(predictions)} came.")
-    if not targets:
-        return {"bleu": 0.0}
-    told = _package("sacrebleu").corpus_bleu(list(predictions), [list(targets)], tokenize="intl")
-    return {"bleu": float(told.score)}
-
-
 WRITTEN: Mapping[str, Metric] = {
     "accuracy": exact_match,
     "exact_match": exact_match,
@@ -86,6 +59,8 @@ WRITTEN: Mapping[str, Metric] = {
     "rouge_2": rouge,
     "rouge_l": rouge,
     "bleu": bleu,
+    "squad_em": squad,
+    "squad_f1": squad,
     "bert_score": rouge,  # BERTScore is computed by another network, which SeqIO's users have to bring
 }
 """A task's metric, as the catalogue calls it -> what is computed of the answers that a model writes."""
@@ -98,13 +73,3 @@ def written(metric: str, task: str) -> Metric:
     """
     where = f"elm_jax.tasks.seqio_metrics, which {task!r} asks for it"
     return WRITTEN[names.resolve(metric, WRITTEN, kind="metric", where=where)]
-
-
-def _package(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"{module.partition('.')[0]} is wanted to judge written answers, but it is not installed. "
-            "Install the extra: pip install 'elm_jax[generation]'."
-        ) from error

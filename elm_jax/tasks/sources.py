@@ -201,7 +201,7 @@ def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) ->
             builder = tfds.builder_from_directory(place)
         else:
             builder = tfds.builder(source.name, data_dir=root)
-            _refuse_unreachable(builder.url_infos)
+            _refuse_unreachable(builder.url_infos or ())
             builder.download_and_prepare()
         splits = builder.info.splits
     except Exception as error:  # whatever its downloads, parsers and files may raise

@@ -44,9 +44,22 @@ MIXED = (("expert", 2), ("fsdp", 2), ("tensor", 2))
 COLLECTIVES = r"(?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 
 
+def drawn(make, *leading):
+    """Returns a tree of that form with scales of one and else random leaves, with axes more in front."""
+    flat = paths.flatten(jax.eval_shape(make))
+    return paths.unflatten(
+        {
+            path: np.ones((*leading, *leaf.shape), np.float32)
+            if path.endswith("scale")
+            else RNG.normal(0, leaf.shape[-2] ** -0.5, (*leading, *leaf.shape)).astype(np.float32)
+            for path, leaf in flat.items()
+        }
+    )
+
+
 @pytest.fixture(scope="module")
 def base():
-    return init_params(jax.random.key(0), CONFIG)
+    return drawn(lambda: init_params(jax.random.key(0), CONFIG))
 
 
 def on(**sizes):
@@ -130,9 +143,7 @@ def group(base):
     base = paths.unflatten(first)
     optimizer = optimizers.optimizer("adamw")
     run = step.compiled(config, "bottleneck", optimizer)
-    made = jax.jit(jax.vmap(lambda key: ex.init("bottleneck", key, base, width=4)))(
-        jax.random.split(jax.random.key(1), 4)
-    )
+    made = drawn(lambda: ex.init("bottleneck", jax.random.key(1), base, width=4), 4)
     batch = step.GroupBatch(
         prompts=np.stack([np.roll(PROMPTS, seed) for seed in range(4)]),
         targets=np.stack([np.roll(TARGETS, seed) for seed in range(4)]),
@@ -143,7 +154,7 @@ def group(base):
 
     @lru_cache
     def group(*sizes):
-        state = step.start(jax.tree.map(jnp.copy, made), optimizer)
+        state = step.start(jax.tree.map(jnp.asarray, made), optimizer)
         arguments = [state, base, batch]
         if sizes:
             there = on(**dict(sizes))

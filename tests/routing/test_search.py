@@ -100,6 +100,43 @@ def test_memory_beside_the_rows_does_not_grow_with_them():
     assert temporary(1_000_000) == temporary(10_000)
 
 
+def mesh():
+    return jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+
+
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_sharded_it_finds_the_same_ties_included(k):
+    rng = np.random.default_rng(2)
+    rows = rng.integers(-1, 2, (4 * len(jax.devices()), 3)).astype(np.float32)
+    queries, allowed = rng.integers(-1, 2, (4, 3)).astype(np.float32), np.arange(len(rows)) % 5 != 0
+    whole = search.top_k(queries, rows, k, allowed=allowed)
+    parts = search.top_k_sharded(queries, rows, k, mesh=mesh(), axis="data", allowed=allowed)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_sharded_no_rows_travel():
+    there = mesh()
+    sharding = jax.sharding.NamedSharding(there, jax.sharding.PartitionSpec("data"))
+    rows = jax.device_put(np.ones((128, 16), np.float32), sharding)
+    find = jax.jit(lambda queries, rows: search.top_k_sharded(queries, rows, 2, mesh=there, axis="data"))
+    program = find.lower(np.ones((3, 16), np.float32), rows).compile().as_text()
+    gathered = [line for line in program.splitlines() if "all-gather(" in line]
+    assert gathered
+    assert not any("128,16" in line for line in gathered)
+
+
+def test_rows_that_do_not_make_equal_parts_are_refused():
+    with pytest.raises(UserError, match="can share evenly are wanted, but 9 came"):
+        search.top_k_sharded(np.ones((1, 2)), np.ones((9, 2)), 1, mesh=mesh(), axis="data")
+
+
+def test_narrow_rows_are_compared_in_float32():
+    rows = jnp.array([[1.0, 2**-9], [1.0, 0.0]], jnp.bfloat16)
+    similarities, positions = search.top_k(np.ones((1, 2), np.float32), rows, 2)
+    assert (similarities.tolist(), positions.tolist()) == ([[1.0 + 2**-9, 1.0]], [[0, 1]])
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_a_k_that_the_rows_cannot_give_is_refused(k):
     with pytest.raises(UserError, match=f"between 1 and the 3 there are, but {k} came"):

@@ -1,0 +1,122 @@
+"""Generation: the answers that many experts write to many prompts, batched by length whatever the expert."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from elm_jax.axes import PAD, Array
+from elm_jax.engine.evaluate import BATCH_TOKENS, Progress, worth_of_shape
+from elm_jax.errors import UserError
+from elm_jax.models.sizes import T5Config
+from elm_jax.records import Params
+from elm_jax.scoring import buckets, generate
+from elm_jax.scoring.tries import Tokens
+
+Unit = tuple[bytes, int]  # a prompt and an expert: what is written once, however often it is asked for
+Written = tuple[list[Unit], Array]
+
+
+def generate_rows(
+    config: T5Config,
+    params: Params,
+    prompts: Sequence[Tokens],
+    length: int,
+    eos: int,
+    experts: Params | None = None,
+    pairs: Int[np.ndarray, "P 2"] | None = None,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    lengths: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> list[np.ndarray]:
+    """Returns, in the order of the pairs, the `length` tokens of each answer, padded after its end.
+
+    A pair is a prompt's number and an expert's, of the stack [E, …]; without pairs every prompt is answered
+    once, by the first expert or, without experts, by the base alone. The same prompt under the same expert is
+    answered once. An answer ends with `generate.NO_NUMBERS` where an expert gives none. `lengths` are those
+    of `lengths_for`, given more prompts than these, so that several calls share compilations. The next batch
+    is assembled while the device works on the last one.
+
+    Raises `UserError` for a prompt that is empty or too long, and for a length below one token.
+    """
+    if length < 1:
+        raise UserError(f"Answers of at least one token are wanted, but a length of {length} came.")
+    keys = [_key(number, prompt) for number, prompt in enumerate(prompts)]
+    if pairs is None:
+        pairs = np.stack([np.arange(len(prompts)), np.zeros(len(prompts), int)], axis=1)
+    asked = [(keys[prompt], expert) for prompt, expert in pairs.tolist()]
+    times: dict[Unit, int] = {}
+    for unit in asked:
+        times[unit] = times.get(unit, 0) + 1
+    if lengths is None:
+        lengths = lengths_for(params, prompts, experts=len(pairs) / max(1, len(prompts)))
+    answers: dict[Unit, np.ndarray] = {}
+    done, waiting = 0, None
+
+    def fetch(units: list[Unit], pending: Array) -> int:
+        answers.update(zip(units, np.asarray(pending)[: len(units)], strict=True))
+        return sum(times[unit] for unit in units)
+
+    for batch in _batches(list(times), lengths, length, eos, batch_tokens, config, params, experts):
+        if waiting is not None:
+            done += fetch(*waiting)
+            if progress:
+                progress(done, len(pairs))
+        waiting = batch
+    if waiting is not None:
+        fetch(*waiting)
+    if progress:
+        progress(len(pairs), len(pairs))
+    return [answers[unit] for unit in asked]
+
+
+def lengths_for(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
+    """Returns the lengths that it is best to pad prompts to, each under so many experts on average."""
+    if not prompts:
+        return []
+    distinct = {_key(number, prompt): len(prompt) for number, prompt in enumerate(prompts)}
+    tokens = np.array(list(distinct.values()))
+    worth = worth_of_shape(params) / max(experts, 1.0)
+    return buckets.rungs(tokens, buckets.PROMPT_STEP, buckets.MOST_PROMPT_LENGTHS, worth)
+
+
+def _batches(
+    units: Sequence[Unit],
+    lengths: Sequence[int],
+    length: int,
+    eos: int,
+    batch_tokens: int,
+    config: T5Config,
+    params: Params,
+    experts: Params | None,
+) -> Iterator[Written]:
+    """Yields batches that the device has begun to answer, the longest prompts first."""
+    run = generate.compiled(config, length)
+    worth = worth_of_shape(params)
+    members: dict[int, list[tuple[Unit, np.ndarray]]] = {}
+    for unit in units:
+        prompt = np.frombuffer(unit[0], np.int32)
+        members.setdefault(next(room for room in lengths if len(prompt) <= room), []).append((unit, prompt))
+    for room in sorted(members, reverse=True):
+        # A batch lasts as long as its longest answer, and an expert's answers are of a length.
+        here = sorted(members[room], key=lambda member: member[0][1])
+        shape = buckets.Shape(room, length, 0)
+        for chosen, size in buckets.split(here, shape, batch_tokens, worth=worth):
+            laid = np.full((size, room), PAD, np.int32)
+            # What fills a batch repeats its first prompt.
+            filled = chosen + chosen[:1] * (size - len(chosen))
+            for row, (_, prompt) in zip(laid, filled, strict=True):
+                row[: len(prompt)] = prompt
+            index = np.array([expert for (_, expert), _ in filled], np.int32)
+            beside = (experts, None if experts is None else index)
+            yield [unit for unit, _ in chosen], run(params, laid, np.int32(eos), *beside)
+
+
+def _key(number: int, prompt: Tokens) -> bytes:
+    if not 0 < len(prompt) <= buckets.LONGEST_PROMPT:
+        raise UserError(
+            f"A prompt of 1 to {buckets.LONGEST_PROMPT} tokens is wanted, but prompt {number} has "
+            f"{len(prompt)}."
+        )
+    return np.asarray(prompt, np.int32).tobytes()

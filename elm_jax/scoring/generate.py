@@ -1,0 +1,85 @@
+"""Generation: the answers that the network writes itself, each token the likeliest after those before it.
+
+Greedy decoding, as the original evaluates tasks whose answers are free text. A prompt is encoded once; then
+tokens are decoded one at a time, with a cache of the keys and values of those before.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Int
+
+from elm_jax.axes import PAD, Array, ExpertOfRow, Prompts
+from elm_jax.models.sizes import T5Config
+from elm_jax.models.stacks import Cache
+from elm_jax.models.t5 import T5
+from elm_jax.records import Params
+
+NO_NUMBERS = -1
+"""Stands, once, where the network gave no numbers to choose by, and ends the answer."""
+State = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], Cache]
+
+
+def generate(
+    config: T5Config,
+    params: Params,
+    prompts: Prompts,
+    length: int,
+    eos: int | Int[Array, ""],
+    experts: Params | None = None,
+    expert_of_row: ExpertOfRow | None = None,
+) -> Int[Array, "B T"]:
+    """Returns at most `length` tokens for every prompt, end-of-sequence included, and padding after it.
+
+    Of equally likely tokens the first is taken. `experts` is one expert's tree for all rows, or with
+    `expert_of_row` a stack of E trees. Decoding stops when the last row has ended. Where the logits hold NaN
+    a row has `NO_NUMBERS`.
+    """
+    beside = (experts, expert_of_row)
+
+    def network(method: str, *arguments: Any) -> Any:
+        return T5(config).apply({"params": params}, *arguments, *beside, method=method)
+
+    rows = prompts.shape[0]
+    cache = network("start_cache", network("encode", prompts), prompts, length)
+
+    def some_go_on(state: State) -> Bool[Array, ""]:
+        _, _, ended, cache = state
+        return (cache.position < length) & ~jnp.all(ended)
+
+    def step(state: State) -> State:
+        tokens, last, ended, cache = state
+        position = cache.position
+        logits, cache = network("decode_step", cache, last)
+        best = logits.argmax(axis=-1).astype(jnp.int32)
+        # The maximum is NaN as soon as one of the logits is.
+        found = jnp.where(ended, PAD, jnp.where(jnp.isnan(logits.max(axis=-1)), NO_NUMBERS, best))
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, found[:, None], position, axis=1)
+        return tokens, jnp.maximum(found, PAD), ended | (found == eos) | (found == NO_NUMBERS), cache
+
+    nothing = jnp.full((rows, length), PAD, jnp.int32)
+    start = (nothing, jnp.full(rows, PAD, jnp.int32), jnp.zeros(rows, bool), cache)
+    return jax.lax.while_loop(some_go_on, step, start)[0]
+
+
+@lru_cache(maxsize=8)
+def compiled(config: T5Config, length: int) -> Callable[..., Int[Array, "B T"]]:
+    """Returns `generate` for one shape of network and one length, compiled once for each shape of batch.
+
+    It takes parameters, prompts, end-of-sequence, experts and their index, and as `likelihood.compiled` its
+    compilations can be counted.
+    """
+
+    def run(
+        params: Params,
+        prompts: Prompts,
+        eos: Int[Array, ""],
+        experts: Params | None = None,
+        expert_of_row: ExpertOfRow | None = None,
+    ) -> Int[Array, "B T"]:
+        return generate(config, params, prompts, length, eos, experts, expert_of_row)
+
+    return jax.jit(run)

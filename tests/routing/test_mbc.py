@@ -1,0 +1,70 @@
+"""MBC: LoRA experts with like parameters make one group, whose keys elect it together."""
+
+import numpy as np
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.mbc import clusters, mbc
+
+NAMES = ("a/1", "b/1", "c/1", "d/1", "e/1")
+# Two directions, whatever the length: a, c and e one way, b and d the other.
+DIRECTIONS = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.3], [0.1, 2.0], [0.5, 0.0]])
+INDEX = Index(
+    experts=NAMES,
+    datasets=(("x",), ("y",), ("z",), ("y",), ("x",)),
+    expert_of_row=np.arange(5),
+    vectors=np.array([[1.0, 0, 0], [0, 1, 0], [0.9, 0, 0], [0, 0, 1], [0.8, 0, 0]], np.float32),
+    texts=NAMES,
+    embedder="toy",
+    text_format="instance",
+)
+
+
+def params(order=range(5)):
+    rows = DIRECTIONS[list(order)].astype(np.float32)
+    return {"mlp": {"wo": {"lora_a": rows[:, None, :, None], "lora_b": rows[:, None, None, :]}}}
+
+
+def ask(*vectors):
+    rows = tuple(f"r{row}" for row in range(len(vectors)))
+    return Queries("t/1", rows, vectors=np.array(vectors, np.float32), embedder="toy", text_format="instance")
+
+
+def test_experts_of_one_direction_make_one_group_whatever_their_size():
+    assert clusters(params(), NAMES, 2) == (("a/1", "c/1", "e/1"), ("b/1", "d/1"))
+    assert clusters(params(), NAMES, 2, dimensions=1) == clusters(params(), NAMES, 2)
+
+
+def test_the_order_of_experts_changes_no_group():
+    order = [3, 4, 1, 0, 2]
+    found = clusters(params(order), [NAMES[expert] for expert in order], 2)
+    assert [frozenset(name[0] for name in group) for group in found] == [frozenset("bd"), frozenset("ace")]
+
+
+def test_one_group_has_all_and_as_many_as_directions_have_one_each():
+    assert clusters(params(), NAMES, 1) == (NAMES,)
+    # a and e have one direction.
+    assert clusters(params(), NAMES, 4) == (("a/1", "e/1"), ("b/1",), ("c/1",), ("d/1",))
+
+
+def test_the_group_with_most_votes_is_chosen_whole_though_another_expert_has_more():
+    # b has two votes, and a, c and e one each: three of their group.
+    selection = mbc(
+        ask([0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]), INDEX, params=params(), groups=2
+    )
+    assert selection.weights == pytest.approx({"a/1": 1 / 3, "c/1": 1 / 3, "e/1": 1 / 3})
+    assert selection.votes == {"a/1": 3, "b/1": 2}
+    assert selection.router == "mbc"
+
+
+def test_an_excluded_expert_is_not_chosen_with_its_group():
+    selection = mbc(ask([1, 0, 0]), INDEX, params=params(), groups=2, exclude=["x"])
+    assert selection.weights == {"c/1": 1.0}
+
+
+def test_a_number_of_clusters_that_makes_no_sense_is_refused():
+    with pytest.raises(UserError, match="Between 1 and 5 clusters are wanted, but 6 came"):
+        clusters(params(), NAMES, 6)
+    with pytest.raises(UserError, match="A stack of 4 experts is wanted, but one of 5 came"):
+        clusters(params(), NAMES[:4], 2)

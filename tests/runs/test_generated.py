@@ -1,0 +1,204 @@
+"""Answers of a run: kept whole with what they are worth, written once, judged anew without the network."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax.engine import generate as engine
+from elm_jax.errors import UserError
+from elm_jax.library.store import Library
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.reporting import written
+from elm_jax.runs import base as bases
+from elm_jax.runs import data, generated, scores
+from elm_jax.runs.workspace import Workspace
+from elm_jax.tasks import vocabulary
+from elm_jax.weights import elm
+
+ROWS = 12
+TASKS = ["mini_size_animal/than a dog", "mini_sentiment_film"]
+EXPERTS = ["mini_calendar_day/one", "mini_calendar_day/two"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on an untrained base of one layer a stack, with two experts drawn at random."""
+    workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
+    source, lengths = data.Source(limit=ROWS), data.Lengths(prompt=24, answer=5)
+    examples = [each for spec in data.choose(TASKS) for each in data.examples(spec, source)]
+    texts = [text for each in examples for text in (each.input, *each.choices)]
+    pieces = vocabulary.train(
+        texts, workspace.base / bases.VOCABULARY, 400, kind="word", extra_ids=bases.SENTINELS
+    )
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    config = size("tiny", vocab_size=pieces.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+    elm.save(workspace.base, elm.of(config, params))
+    bases.remember(workspace, None, source, lengths)
+    opened = bases.open_run(workspace.root)
+    library = Library.open(workspace.library, create=True)
+    for number, expert in enumerate(EXPERTS):
+        add(
+            library,
+            opened,
+            expert,
+            ex.init("bottleneck", jax.random.key(number), params, width=4),
+            1 + number,
+        )
+    return opened
+
+
+def add(library, run, expert, tree, by):
+    grown = jax.tree.map(lambda leaf: np.asarray(leaf * by), tree)
+    owned = tuple(sorted(paths.flatten(grown)))
+    spec = ExpertSpec(expert, "bottleneck", run.base.fingerprint, owned, ("mini_calendar_day",), 1)
+    library.add(Expert(spec, grown))
+
+
+@pytest.fixture(scope="module")
+def specs(run):
+    return data.choose(TASKS, run.source)
+
+
+@pytest.fixture(scope="module")
+def wanted(specs):
+    """One expert and the base for one task, both experts for the others."""
+    first, *others = [spec.id for spec in specs]
+    return {first: [EXPERTS[0], scores.BASE], **dict.fromkeys(others, EXPERTS)}
+
+
+@pytest.fixture(scope="module")
+def finished(run, specs, wanted):
+    return generated.generate(run, wanted, specs)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("answers were written again")
+
+    monkeypatch.setattr(engine, "generate_rows", never)
+
+
+def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, wanted, finished):
+    assert set(finished) == {(task, expert) for task, experts in wanted.items() for expert in experts}
+    for (task, expert), answers in finished.items():
+        examples = data.examples(next(spec for spec in specs if spec.id == task), run.source)
+        assert (answers.task, answers.expert) == (task, expert)
+        assert answers.row_ids == tuple(example.row_id for example in examples)
+        assert answers.targets == tuple(example.target for example in examples)
+        assert len(answers.predictions) == len(answers.judgement.rows) == ROWS
+        assert all(len(run.pieces.encode(told)) <= 5 for told in answers.predictions)
+        assert answers.judgement.measure == "exact match"
+    assert len({answers.predictions for answers in finished.values()}) == len(finished)
+
+
+def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finished):
+    task = specs[0].id
+    tree = Library.open(run.workspace.library).expert(EXPERTS[0]).params
+    prompts = list(data.prepare(data.examples(specs[0], run.source), run.pieces, run.lengths).inputs)
+    stack = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
+    found = engine.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
+    assert [run.pieces.decode(answer[answer > 0].tolist()) for answer in found] == list(
+        finished[task, EXPERTS[0]].predictions
+    )
+
+
+def test_a_file_holds_the_value_of_the_task_and_a_line_for_each_row(run, specs, finished):
+    place = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog"
+    assert sorted(file.name for file in place.iterdir()) == ["base.jsonl", "mini_calendar_day%2Fone.jsonl"]
+    head, *rows = map(json.loads, (place / "base.jsonl").read_text().splitlines())
+    answers = finished[specs[0].id, "base"]
+    assert (head["measure"], head["value"]) == ("exact match", answers.judgement.value)
+    assert head["low"] <= head["value"] <= head["high"]
+    assert [row["prediction"] for row in rows] == list(answers.predictions)
+    assert rows[0].keys() == {"row", "target", "prediction", "value"}
+
+
+def test_a_second_call_writes_nothing_and_says_the_same(run, specs, wanted, finished, no_network):
+    assert generated.generate(run, wanted, specs) == finished
+
+
+def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, monkeypatch):
+    asked = []
+
+    def hook(targets, predictions, inputs):
+        asked.append(list(inputs))
+        return [float(len(told)) for told in predictions]
+
+    monkeypatch.setitem(written.HOOKS, "length", hook)
+    task = specs[0].id
+    told = generated.generate(run, {task: ["base"]}, specs, metric="length")[task, "base"]
+    assert told.predictions == finished[task, "base"].predictions
+    assert told.judgement.value == np.mean([len(each) for each in told.predictions])
+    assert asked == [[example.input for example in data.examples(specs[0], run.source)]]
+    assert generated.generate(run, {task: ["base"]}, specs) == {(task, "base"): finished[task, "base"]}
+
+
+def test_the_originals_bleu_comes_with_all_of_its_ways(run, specs, finished, no_network):
+    pytest.importorskip("sacrebleu", reason="the extra generation is not installed")
+    task = specs[0].id
+    faithful = replace(run, source=replace(run.source, faithful=("all",)))
+    for of, swapped, measure in (
+        (run, None, "bleu (intl)"),
+        (faithful, None, "bleu (intl, swapped)"),
+        (faithful, False, "bleu (intl)"),
+        (run, True, "bleu (intl, swapped)"),
+    ):
+        told = generated.generate(of, {task: ["base"]}, specs, metric="bleu", swapped_bleu=swapped)
+        assert told[task, "base"].judgement.measure == measure
+    generated.generate(run, {task: ["base"]}, specs)  # as it was
+
+
+def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, finished, monkeypatch):
+    file = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog" / "base.jsonl"
+    before = file.read_bytes()
+    file.unlink()
+    rows = []
+    whole = engine.generate_rows
+
+    def counted(config, params, prompts, *others, **options):
+        rows.append(len(prompts))
+        return whole(config, params, prompts, *others, **options)
+
+    monkeypatch.setattr(engine, "generate_rows", counted)
+    assert generated.generate(run, wanted, specs) == finished
+    assert rows == [ROWS]
+    assert file.read_bytes() == before
+
+
+def test_other_rows_are_answered_anew(run, specs, finished):
+    task = specs[0].id
+    fewer = replace(run, source=replace(run.source, limit=3))
+    told = generated.generate(fewer, {task: ["base"]}, specs)[task, "base"]
+    assert len(told.predictions) == 3
+    generated.generate(run, {task: ["base"]}, specs)  # as it was
+
+
+def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, no_network):
+    with pytest.raises(UserError, match="pip install bert-score"):
+        generated.generate(run, {specs[0].id: [EXPERTS[1]]}, specs, metric="bert_score")
+
+
+def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
+    library = Library.open(run.workspace.library)
+    tree = ex.init("bottleneck", jax.random.key(0), run.base.params, width=4)
+    add(library, run, "mini_calendar_day/broken", tree, np.nan)
+    with pytest.raises(UserError, match="'mini_calendar_day/broken' gives no numbers"):
+        generated.generate(run, {specs[0].id: ["mini_calendar_day/broken"]}, specs)
+    library.remove("mini_calendar_day/broken")
+
+
+def test_a_task_without_rows_is_refused(run, specs, no_network):
+    empty = replace(run, source=replace(run.source, limit=0))
+    with pytest.raises(UserError, match="none of the 0 rows"):
+        generated.generate(empty, {specs[0].id: ["base"]}, specs)

@@ -1,0 +1,117 @@
+"""The index of a run: what keys are embedded with, that the run remembers it, and that nothing else is."""
+
+import numpy as np
+import pytest
+
+from elm_jax import cli
+from elm_jax.errors import UserError
+from elm_jax.library.store import Library
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.runs import base as bases
+from elm_jax.runs import data, pipeline, recipes, route
+from elm_jax.runs import index as runs
+from elm_jax.runs.progress import Stages
+from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.tasks import vocabulary
+from elm_jax.weights import elm
+from elm_jax.weights.base import Base
+
+BASE = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    texts = ["A film was good .", "Is a cat larger than a dog ?"] * 4
+    return vocabulary.train(texts, tmp_path_factory.mktemp("pieces") / "m.model", 64, kind="word")
+
+
+@pytest.fixture
+def run(config, base, pieces, tmp_path):
+    workspace = Workspace.open(tmp_path / "run", create=True)
+    library = Library.open(workspace.library, create=True)
+    for task in data.choose(["mini_sentiment_film", "mini_size_animal"]):
+        spec = ExpertSpec(task.id, "bottleneck", BASE, ("scale",), (task.dataset,), 1)
+        library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
+    made = Base(config, base, BASE)
+    return Run(workspace, made, pieces, data.Source(limit=12), data.Lengths(prompt=24, answer=8), Stages())
+
+
+@pytest.fixture(scope="module")
+def encoder(write_encoder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoder")
+    write_encoder(place)
+    return place
+
+
+def library_of(run):
+    return Library.open(run.workspace.library)
+
+
+def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
+    written = runs.index(run, size=3)
+    assert sorted(written) == sorted(library_of(run).ids())
+    keys = library_of(run).keys(written[0])
+    assert keys.embedder == f"t5-encoder-mean/{BASE}"
+    assert keys.vectors.shape == (3, config.emb_dim)
+    assert runs.index(run, size=3) == []
+    assert not (run.workspace.root / runs.REMEMBERED).exists()
+
+
+def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encoder):
+    library = library_of(run)
+    first, *others = library.ids()
+    assert runs.index(run, size=3, ids=[first], embedder=str(encoder)) == [first]
+    assert runs.index(run, size=3) == others
+    names = {library.keys(expert).embedder for expert in library.ids()}
+    assert len(names) == 1
+    assert names.pop().startswith("bert-mean/")
+    assert library.keys(first).vectors.shape == (3, 8)
+    (selection,) = route.route(run, data.choose(["mini_size_suitcase"])[:1], queries=4)
+    assert sum(selection.votes.values()) == 4
+
+
+def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monkeypatch):
+    monkeypatch.chdir(encoder.parent)
+    runs.index(run, size=2, embedder=encoder.name)
+    monkeypatch.chdir("/")
+    assert runs.remembered(run.workspace) == str(encoder.resolve())
+    assert runs.embed_texts(run, ["the dog"], "instance").vectors.shape == (1, 8)
+
+
+def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, encoder):
+    runs.index(run, size=2)
+    with pytest.raises(
+        UserError, match=r"Keys of 'bert-mean/\w+' are wanted, .* has keys of 't5-encoder-mean/"
+    ):
+        runs.index(run, size=2, embedder=str(encoder))
+    assert runs.remembered(run.workspace) == runs.T5
+    written = runs.index(run, size=2, embedder=str(encoder), rebuild=True)
+    assert sorted(written) == sorted(library_of(run).ids())
+    with pytest.raises(UserError, match="are wanted, which 't5' is, but"):
+        runs.index(run, size=2, embedder="t5")
+    assert runs.index(run, size=2, embedder="t5", rebuild=True) == written
+    assert runs.remembered(run.workspace) == runs.T5
+
+
+def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
+    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
+        pipeline.run(
+            train_tasks=["mini-train"], eval_tasks=["mini-unseen"], out=tmp_path, embedder="./absent"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_names_the_embedder(tmp_path):
+    bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
+    bound = recipes.bound(pipeline.run, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
+    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
+        bound()
+
+
+def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
+    elm.save(run.workspace.base, elm.of(config, base))
+    vocabulary.train(["A film was good ."] * 4, run.workspace.base / bases.VOCABULARY, 64, kind="word")
+    asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
+    cli.app(asked, standalone_mode=False)
+    assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())
+    assert runs.remembered(run.workspace) == str(encoder.resolve())
