@@ -1,6 +1,6 @@
 """How fast answer choices are ranked, beside PyTorch as T0's script does it, tuned PyTorch, and lm-eval.
 
-Run     python -m benchmarks.rank_scoring [--json FILE] [--rows 40] [--data DIR] [--templates DIR]
+Run     python -m benchmarks.rank_scoring [--json FILE] [--rows 20] [--data DIR] [--templates DIR]
         wants torch and transformers (the parity extra); lm_eval too, else that side is left out
 Takes   about six minutes on two cores
 Expect  six times T0's way over the mix, ten times on rows of four and more choices, three times the tuned
@@ -11,10 +11,10 @@ state: every side scores all rows once before it is timed. Rows are real: Story 
 with a vocabulary trained on them. Sides take turns, and a ratio is the median of the rounds' own ratios.
 
 T0's way repeats the prompt for each choice and takes eight rows at once in file order (`ratios.t0_way`).
-Tuned sorts (prompt, choice) pairs by length and takes the best of three batch sizes (`ratios.tuned`). `flops_share`
-counts the products of real tokens alone, against the rate that JAX reaches on large matrices in the same
-round: the parameters of encoder and decoder twice for every token that goes through them, attention, and the
-output layer for every distinct beginning of an answer.
+Tuned sorts (prompt, choice) pairs by length and takes the best of three batch sizes (`ratios.tuned`).
+`flops_share` counts the products of real tokens alone, against the rate that JAX reaches on large matrices in
+the same round: the parameters of encoder and decoder twice for every token that goes through them, attention,
+and the output layer for every distinct beginning of an answer.
 """
 
 import argparse
@@ -55,7 +55,7 @@ MOST_PROMPT, MOST_ANSWER = 512, 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--rows", type=int, default=40, help="of each task")
+    parser.add_argument("--rows", type=int, default=20, help="of each task")
     parser.add_argument("--data", type=Path, default=SHARED, help="directory of datasets")
     parser.add_argument("--templates", type=Path, default=None, help="PromptSource's")
     parser.add_argument("--rounds", type=int, default=2, help="how often all sides are timed")
