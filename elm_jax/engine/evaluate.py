@@ -28,6 +28,7 @@ def score_rows(
     *,
     batch_tokens: int = BATCH_TOKENS,
     shapes: Sequence[buckets.Shape] | None = None,
+    worth: float | None = None,
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Returns, in the order of the pairs, the score in nats of each of a row's choices.
@@ -35,13 +36,15 @@ def score_rows(
     A pair is a row's number and an expert's, of the stack [E, …]; without pairs every row is scored once, by
     the first expert or, without experts, by the base alone. A prompt that several rows share is encoded once
     for each expert, and so is every distinct beginning of its answers. `shapes` are those of
-    `shapes_for`, given more rows than these, so that several calls share compilations. The next batch is
+    `shapes_for`, given more rows than these, so that several calls share compilations. `worth` is how many
+    tokens of padding a compilation may save, as `worth_of_shape` has it without one. The next batch is
     assembled while the
     device works on the last one.
     """
     if pairs is None:
         pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), int)], axis=1)
     found = buckets.items(rows)
+    worth = worth_of_shape(params) if worth is None else worth
     if shapes is None:
         shapes = shapes_for(params, rows, experts=len(pairs) / max(1, len(rows)))
     experts_of: dict[int, list[int]] = {}
@@ -49,7 +52,7 @@ def score_rows(
         experts_of.setdefault(row, []).append(expert)
     scores: dict[tuple[int, int], np.ndarray] = {}
     done, waiting = 0, None
-    for batch in _batches(found, experts_of, shapes, batch_tokens, config, params, experts):
+    for batch in _batches(found, experts_of, shapes, worth, batch_tokens, config, params, experts):
         if waiting is not None:
             done += _collect(*waiting, rows, scores)
             if progress:
@@ -66,6 +69,7 @@ def _batches(
     found: Sequence[buckets.Item],
     experts_of: dict[int, list[int]],
     shapes: Sequence[buckets.Shape],
+    worth: float,
     batch_tokens: int,
     config: T5Config,
     params: Params,
@@ -73,7 +77,6 @@ def _batches(
 ) -> Iterator[Scored]:
     """Yields batches that the device has begun to score, the longest first."""
     run = likelihood.compiled(config)
-    worth = worth_of_shape(params)
     members: dict[buckets.Shape, list[int]] = {}
     for number, item in enumerate(found):
         members.setdefault(buckets.shape_of(item, shapes), []).append(number)

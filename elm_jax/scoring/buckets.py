@@ -18,6 +18,8 @@ from elm_jax.scoring.tries import Tokens, Trie
 
 # Every shape costs a compilation, which on short rows outweighs the padding that a finer ladder would save.
 LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Of a batch, so that there are few: none is more than half as large again as the one before.
+SIZES = tuple(sorted({1, *(each << power for power in range(14) for each in (2, 3))}))
 LONGEST_PROMPT = 2048
 MOST_NODES = 512  # answers whose trie would have more are spread over several items
 PROMPT_STEP, NODE_STEP = 8, 4  # lengths are multiples of these
@@ -174,17 +176,22 @@ def shape_of(item: Item, among: Sequence[Shape]) -> Shape:
 
 
 def split(units: list, shape: Shape, batch_tokens: int, *, worth: float = 0.0) -> Iterator[tuple[list, int]]:
-    """Yields parts of the units, and the size of the batch that each is filled up to.
+    """Yields parts of the units, and the size of the batch that each is filled up to, the same for all.
 
-    That is as many as have `batch_tokens`; a quarter of it, for the rest, where that is enough and `worth` a
-    compilation.
+    That is what has `batch_tokens`, or less where units shared out evenly need less and the padding that
+    this saves is `worth` a compilation.
     """
+    if not units:
+        return
     tokens = shape.prompt + shape.nodes
     most = max(1, batch_tokens // tokens)
-    for start in range(0, len(units), most):
-        part = units[start : start + most]
-        few = len(part) <= most // 4 and (most - most // 4) * tokens > worth
-        yield part, most // 4 if few else most
+    count = -(-len(units) // most)
+    even = -(-len(units) // count)
+    size = min(most, next(size for size in SIZES if size >= even) if even <= SIZES[-1] else most)
+    if (most - size) * count * tokens <= worth:
+        size = most
+    for start in range(0, len(units), size):
+        yield units[start : start + size], size
 
 
 def assemble(found: Sequence[Item], shape: Shape) -> Tries:

@@ -106,13 +106,19 @@ def test_shapes_pad_little_where_much_is_scored_and_are_few_where_little_is():
     assert len(buckets.shapes(found, worth=1e9)) == 1
 
 
-def test_batches_are_full_but_the_last_which_is_a_quarter_where_that_pays():
+def test_batches_are_as_large_as_they_may_be_or_even_where_that_saves_what_a_compilation_is_worth():
     shape = buckets.Shape(prompt=10, nodes=6, edges=8)
-    units = list(range(11))
-    assert [(len(part), size) for part, size in buckets.split(units, shape, 64)] == [(4, 4), (4, 4), (3, 4)]
-    assert [(len(part), size) for part, size in buckets.split(units[:9], shape, 64)][-1] == (1, 1)
-    assert [size for _, size in buckets.split(units[:9], shape, 64, worth=100.0)] == [4, 4, 4]
-    assert [size for _, size in buckets.split(units[:2], shape, 1)] == [1, 1]
+
+    def sizes(count, batch_tokens, **how):
+        return [(len(part), size) for part, size in buckets.split([0] * count, shape, batch_tokens, **how)]
+
+    # Eight of 16 tokens at once: nine units are five and four, in batches of six, which saves 4 x 16 tokens.
+    assert sizes(16, 128) == [(8, 8), (8, 8)]
+    assert sizes(9, 128) == [(6, 6), (3, 6)]
+    assert sizes(9, 128, worth=64.0) == [(8, 8), (1, 8)]
+    assert sizes(3, 128) == [(3, 3)]
+    assert sizes(2, 1) == [(1, 1), (1, 1)]
+    assert sizes(0, 128) == []
 
 
 @pytest.mark.parametrize(
