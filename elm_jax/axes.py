@@ -22,7 +22,6 @@ Prompts = Int[Array, "B S"]  # token ids, 0 = padding
 Answers = Int[Array, "B C T"]  # token ids of every answer choice, end-of-sequence included
 Targets = Int[Array, "B T"]  # token ids of the one answer to learn
 ExpertOfRow = Int[Array, " B"]  # which of the stacked experts a row uses
-ChoiceScores = Float[Array, "B C"]  # nats
 Encoded = Float[Array, "B S D"]  # the encoder's output
 Embeddings = Float[Array, "N D"]  # rows of the index, or of the queries
 

@@ -35,10 +35,9 @@ def score_rows(
 
     A pair is a row's number and an expert's, of the stack [E, …]; without pairs every row is scored once, by
     the first expert or, without experts, by the base alone. A prompt that several rows share is encoded once
-    for each expert, and so is every distinct beginning of its answers. `shapes` are those of
-    `shapes_for`, given more rows than these, so that several calls share compilations. `worth` is how many
-    tokens of padding a compilation may save, as `worth_of_shape` has it without one. The next batch is
-    assembled while the
+    for each expert, and so is every distinct beginning of its answers. `shapes` are those of `shapes_for`,
+    given more rows than these, so that several calls share compilations. `worth` is how many tokens of
+    padding a compilation must save; `worth_of_shape` says without it. The next batch is assembled while the
     device works on the last one.
     """
     if pairs is None:
@@ -46,7 +45,7 @@ def score_rows(
     found = buckets.items(rows)
     worth = worth_of_shape(params) if worth is None else worth
     if shapes is None:
-        shapes = shapes_for(params, rows, experts=len(pairs) / max(1, len(rows)))
+        shapes = buckets.shapes(found, worth=worth * len(rows) / max(len(rows), len(pairs), 1))
     experts_of: dict[int, list[int]] = {}
     for row, expert in pairs.tolist():
         experts_of.setdefault(row, []).append(expert)
