@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import T5, init_params
-from elm_jax.training.loss import answer_loss
+from elm_jax.training.loss import token_losses
 
 
 def logits(config: T5Config) -> Callable[..., Any]:
@@ -34,7 +34,7 @@ def gradient(config: T5Config) -> Callable[..., Any]:
         network = T5(config, train=True)
         rngs = {"dropout": jax.random.key(0)}
         found = jnp.asarray(network.apply({"params": params}, prompts, answers, rngs=rngs))
-        return answer_loss(found[:, 0], answers[:, 0])
+        return token_losses(found[:, 0], answers[:, 0]).mean()
 
     return jax.grad(loss)
 

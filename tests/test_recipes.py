@@ -10,6 +10,18 @@ from elm_jax.runs import recipes
 
 ROOT = Path(__file__).parents[1] / "gin"
 COMPLETE = sorted((ROOT / "recipes").glob("*.gin"))
+# These read T5X's own files, which only T5X brings; tests/t5x_door/test_gin.py runs them.
+UNDER_T5X = [
+    ROOT / "t5x" / f"{name}.gin"
+    for name in ("prompt_expert", "dataset_expert", "multitask", "score", "infer")
+]
+# What T5X's finetune.gin, eval.gin and infer.gin read, as far as ours set it.
+MACROS_OF_T5X = {"MODEL", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "TRAIN_STEPS", "MODEL_DIR"} | {
+    "INITIAL_CHECKPOINT_PATH",
+    "USE_CACHED_TASKS",
+    "RANDOM_SEED",
+    "BATCH_SIZE",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +40,31 @@ def test_a_recipe_is_complete_and_every_macro_is_read(recipe):
     assert defined <= recipes.macros_read([str(recipe)])
 
 
-@pytest.mark.parametrize("recipe", COMPLETE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", [*COMPLETE, *UNDER_T5X], ids=lambda path: path.stem)
 def test_a_recipe_opens_with_run_takes_and_expect(recipe):
     head = re.match(r"(#.*\n)+", recipe.read_text())
     assert head
     for word in ("Run", "Takes", "Expect"):
         assert re.search(rf"^# {word} +\S", head.group(), re.MULTILINE)
+
+
+def texts(recipe):
+    """Returns what a recipe for T5X says, and the recipes of ours that it includes, comments aside."""
+    text = re.sub(r"#.*", "", recipe.read_text())
+    found = [text]
+    for file in re.findall(r"^include '(gin/.+)'", text, re.MULTILINE):
+        found += texts(ROOT.parent / file)
+    return found
+
+
+@pytest.mark.parametrize("recipe", UNDER_T5X, ids=lambda path: path.stem)
+def test_a_recipe_for_t5x_reads_what_it_defines_and_defines_what_it_reads(recipe):
+    whole = "\n".join(texts(recipe))
+    defined = set(re.findall(r"^([A-Z][A-Z0-9_]*) =", whole, re.MULTILINE))
+    read = set(re.findall(r"%([A-Z][A-Z0-9_]*)", whole))
+    assert {"MODEL", "VOCABULARY_FILE", "DROPOUT_RATE", "OPTIMIZER"} <= defined
+    assert defined <= read | MACROS_OF_T5X
+    assert read <= defined | MACROS_OF_T5X
 
 
 def test_no_package_hides_gin():

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from elm_jax.cli import compilations, convert, doctor, experts, merge, prompts, tasks, verbs
+from elm_jax.cli import compilations, convert, doctor, experts, merge, prompts, tasks, training, verbs
 from elm_jax.errors import UserError
 
 
@@ -39,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(verbs.app)
+app.command()(training.train)
 app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(merge.merge)

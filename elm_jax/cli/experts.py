@@ -77,3 +77,40 @@ def experts_remove(
     from elm_jax.runs.workspace import Workspace
 
     Library.open(Workspace.open(run).library).remove(name)
+
+
+@app.command("add")
+def experts_add(
+    src: Annotated[
+        str, typer.Argument(help="A checkpoint of T5X's, an exported expert, or an adapter of PEFT's.")
+    ],
+    id: Annotated[
+        str | None, typer.Option("--id", help="DATASET/PROMPT; an exported expert brings its own.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="bottleneck, lora, ia3 or full; told by the parameters' names without.")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="What it was trained on; may be repeated. That of --id without it."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
+    run: RunDir = DEFAULT_OUT,
+) -> None:
+    """Put an expert that was made elsewhere into the library."""
+    from elm_jax.runs import adopt
+
+    spec = adopt.add(src, id=id, kind=kind, datasets=dataset or (), run=run, replace=replace)
+    print(f"{spec.id}: {spec.kind}, {spec.steps} steps, trained on {', '.join(spec.datasets)}.")
+
+
+@app.command("export")
+def experts_export(
+    name: Annotated[str, typer.Argument(help="An expert's id.")],
+    dst: Annotated[str, typer.Argument(help="New directory.")],
+    run: RunDir = DEFAULT_OUT,
+) -> None:
+    """Copy one expert out of the library, for `elm experts add` to take elsewhere."""
+    from elm_jax.runs import adopt
+
+    print(adopt.export(name, dst, run=run))

@@ -103,47 +103,6 @@ def prepare(
 
 
 @app.command()
-def train(
-    names: Names = None,
-    run: RunDir = DEFAULT_OUT,
-    steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8,
-    rate: Annotated[float, typer.Option(help="Learning rate, falling in a line to 0.")] = 1e-4,
-    kind: Annotated[
-        str, typer.Option(help="What an expert owns: bottleneck, lora, ia3 or full.")
-    ] = "bottleneck",
-    width: Annotated[int | None, typer.Option(help="Bottleneck width; emb_dim // 32 without it.")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA's rank; 8 without it.")] = None,
-    multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
-    data_dir: DataDir = None,
-    templates_dir: TemplatesDir = None,
-    tasks: TaskFiles = None,
-    cache: Cache = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    gin_file: GinFiles = None,
-    gin_bindings: GinBindings = None,
-) -> None:
-    """One expert a task, many in one program; or the multitask baseline."""
-    from elm_jax.runs import data, recipes
-    from elm_jax.runs import train as runs
-
-    if gin_file:
-        trained = recipes.bound(runs.train, gin_file, gin_bindings or [])()
-    else:
-        opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
-        given = {name: value for name, value in (("width", width), ("rank", rank)) if value is not None}
-        budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, kind=kind, options=given)
-        specs = data.choose(names or [], opened.source)
-        if multitask:
-            trained = [runs.train_multitask(opened, specs, multitask, budget, seed=seed)]
-        else:
-            trained = runs.train_experts(opened, specs, budget, seed=seed)
-    for expert in trained:
-        print(expert)
-
-
-@app.command()
 def index(
     run: RunDir = DEFAULT_OUT,
     rebuild: Annotated[bool, typer.Option(help="Embed all keys anew.")] = False,

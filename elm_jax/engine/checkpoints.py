@@ -2,41 +2,46 @@
 
 A directory belongs to one run: `identity.json` says which, and a run that differs is refused rather than
 continued. Saves happen in the background; one that was cut short, or damaged since, is never restored: the
-one before it is.
+one before it is. On several hosts all of them save their part, into a directory that all of them see.
 """
 
+import logging
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from elm_jax import storage
 from elm_jax.errors import UserError
 
-STATE = "default"  # Orbax's name for the state in the directory of a step
-FILES = "files.json"  # beside it: the size of every file of the state
+STATE = "state"
+POSITION = "position"
+FILES = "files.json"  # in the directory of a step: size and checksum of every file of the two
+IDENTITY = "identity.json"
+_CHUNK = 1 << 24
+_log = logging.getLogger(__name__)
 
 
 class Store:
     """The checkpoints of one run; without a directory it keeps nothing."""
 
-    def __init__(self, directory: storage.PathLike | None, identity: dict[str, Any]) -> None:
+    def __init__(self, directory: storage.PathLike | None, identity: Mapping[str, Any]) -> None:
+        self.identity: dict[str, Any] = dict(identity)
         self._manager: ocp.CheckpointManager | None = None
         if directory is None:
             return
-        where = storage.writable_directory(directory).resolve()
-        stamp = where / "identity.json"
-        if stamp.exists():
-            found = storage.read_json(stamp, what="A checkpoint's identity").get("run", {})
-            differs = [name for name in identity if found.get(name) != identity[name]]
-            if differs:
-                raise UserError(
-                    f"The checkpoints in {str(where)!r} belong to another run: what differs is its "
-                    f"{' and its '.join(differs)}. Give this run a directory of its own, or delete that one."
-                )
-        else:
-            storage.write_json(stamp, {"run": identity})
+        where = storage.path(directory)
+        if jax.process_index() == 0:
+            storage.writable_directory(where)
+            self.identity = _claim(where.resolve(), identity)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("elm_jax checkpoints are open")
+            self.identity = _claim(where.resolve(), identity)
+        where = where.resolve()
         # Orbax calls this when a save is written but not yet committed, so the list is in every whole step.
         listing = ocp.options.AsyncOptions(post_finalization_callback=lambda: _list_files(where))
         options = ocp.CheckpointManagerOptions(
@@ -44,61 +49,138 @@ class Store:
         )
         self._manager = ocp.CheckpointManager(str(where), options=options)
 
-    def latest(self, state: Any) -> tuple[int, Any]:
-        """Returns the newest whole step and its state, or 0 and the state given.
+    def position(self) -> tuple[int, dict[str, Any]] | None:
+        """Returns the newest whole step and what was noted with it; None where there is none.
 
-        Newer steps that lack a file or a part of one are deleted. One that is whole by its sizes and still
-        cannot be read is a UserError.
+        Newer steps that lack a file or a part of one are deleted.
         """
         if self._manager is None:
-            return 0, state
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            return None
         for step in sorted(self._manager.all_steps(), reverse=True):
-            directory = self._manager.directory / str(step)
-            if not _is_whole(directory):
-                # Left there, it would keep Orbax from saving this step again.
-                self._manager.delete(step)
-                continue
-            try:
-                return step, self._manager.restore(step, args=ocp.args.StandardRestore(like))
-            except Exception as error:  # Orbax raises what its parts raise, bare `Exception` among them
-                raise UserError(
-                    f"A checkpoint is wanted at {str(directory)!r}, but it is damaged and cannot be read "
-                    f"({type(error).__name__}). Delete it to go on from the one before."
-                ) from error
-        return 0, state
+            if _is_whole(self._directory(step)):
+                restored = self._restore(step, POSITION, ocp.args.JsonRestore())
+                return step, restored
+            _log.warning("The checkpoint at %s is damaged, and deleted.", self._directory(step))
+            # Left there, it would keep Orbax from saving this step again.
+            self._manager.delete(step)
+        return None
 
-    def save(self, step: int, state: Any) -> None:
-        """Copies the state and writes it in the background."""
-        if self._manager is not None:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state of a step, laid out on devices as `like` is; damage is a UserError."""
+
+        def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+        return self._restore(step, STATE, ocp.args.StandardRestore(jax.tree.map(wanted, like)))
+
+    def save(self, step: int, state: Any, position: Mapping[str, Any]) -> None:
+        """Copies the state and writes it in the background; what went wrong with the last save is told."""
+        if self._manager is None or step in self._manager.all_steps():
+            return
+        args = {STATE: ocp.args.StandardSave(state), POSITION: ocp.args.JsonSave(dict(position))}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # Orbax raises what its parts raise, bare `Exception` among them
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
         """Waits until what was saved is whole on disk."""
-        if self._manager is not None:
+        if self._manager is None:
+            return
+        try:
             self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+        finally:
             self._manager.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.close()
+        except UserError:
+            if error is None:
+                raise
+
+    def _directory(self, step: int) -> epath.Path:
+        assert self._manager is not None
+        return self._manager.directory / str(step)
+
+    def _restore(self, step: int, item: str, args: Any) -> Any:
+        assert self._manager is not None
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:
+            raise UserError(
+                f"A checkpoint is wanted at {str(self._directory(step))!r}, but it is damaged and cannot be "
+                f"read ({type(error).__name__}). Delete it to go on from the one before."
+            ) from error
+
+    def _unwritten(self, error: Exception) -> UserError:
+        assert self._manager is not None
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = text if len(text) < 160 else f"… {text[-160:]}"  # the system's own words stand at the end
+        return UserError(
+            f"A checkpoint was to be written to {str(self._manager.directory)!r}, but could not be "
+            f"({reason}). Earlier checkpoints and finished experts are as they were: free space or "
+            "choose another directory, and run the same command."
+        )
+
+
+def _claim(where: epath.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes whose checkpoints a directory holds; refuses another run's. Returns what was noted first.
+
+    Of the names that a run may have otherwise each time, those that begin with an underscore, the first
+    note holds.
+    """
+    stamp = where / IDENTITY
+    if not stamp.exists():
+        storage.write_json(stamp, {"run": dict(identity)})
+        return dict(identity)
+    found = storage.read_json(stamp, what="A checkpoint's identity").get("run", {})
+    fixed = [name for name in identity if not name.startswith("_")]
+    differs = [name for name in fixed if found.get(name) != identity[name]]
+    if differs:
+        raise UserError(
+            f"The checkpoints in {str(where)!r} belong to another run: what differs is its "
+            f"{' and its '.join(differs)}. Give this run a directory of its own, or delete that one."
+        )
+    return found
 
 
 def _list_files(where: epath.Path) -> None:
     """Lists the files of every step that has no list yet."""
+    if jax.process_index():
+        return
     for directory in where.iterdir():
         if directory.is_dir() and not (directory / FILES).exists():
-            storage.write_json(directory / FILES, {"sizes": _sizes(directory / STATE)})
+            storage.write_json(directory / FILES, {"files": _files(directory)})
 
 
 def _is_whole(directory: epath.Path) -> bool:
-    """Says whether every file of a step's state is there, as long as it was written."""
+    """Says whether every file of a step's state is there, and as it was written."""
     try:
-        wanted = storage.read_json(directory / FILES, what="A checkpoint's list of files")["sizes"]
+        wanted = storage.read_json(directory / FILES, what="A checkpoint's list of files")["files"]
     except UserError:
         return False
-    return wanted.items() <= _sizes(directory / STATE).items()
+    return wanted.items() <= _files(directory).items()
 
 
-def _sizes(directory: epath.Path) -> dict[str, int]:
+def _files(directory: epath.Path) -> dict[str, str]:
+    """Returns the size and checksum of every file; disks and copies are known to turn bits."""
     return {
-        str((parent / name).relative_to(directory)): (parent / name).stat().length
-        for parent, _, names in directory.walk()
+        str((parent / name).relative_to(directory)): _checksum(parent / name)
+        for item in (STATE, POSITION)
+        for parent, _, names in (directory / item).walk()
         for name in names
     }
+
+
+def _checksum(file: epath.Path) -> str:
+    found = 0
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            found = zlib.crc32(chunk, found)
+    return f"{file.stat().length} {found:08x}"

@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from elm_jax.axes import Array, ExpertOfRow
+from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
 from elm_jax.errors import UserError
-from elm_jax.models import gating, paths
+from elm_jax.models import gating, paths, sharding
 from elm_jax.models.kinds import KINDS
 from elm_jax.records import Params
 
@@ -41,7 +42,21 @@ class Layers(NamedTuple):
     """The layers of stacked experts, leaves [E, L, …], and which of the experts every row has."""
 
     params: Params
-    expert_of_row: ExpertOfRow
+    expert_of_row: Any  # [B], or `Segmented`
+
+
+class Segmented(NamedTuple):
+    """Which of the stacked experts every segment of a packed row has, and the segment of every token."""
+
+    expert_of_segment: ExpertOfSegment
+    segments: Int[Array, "B N"]  # 1 to G, 0 on padding
+
+
+class Slotted(NamedTuple):
+    """What the experts of G segments own, [B, G, …], for the tokens of packed rows."""
+
+    value: Array
+    segments: Any  # [B, N]
 
 
 class Grouped(NamedTuple):
@@ -91,7 +106,25 @@ def child(expert: Params | None, name: str) -> Params | None:
     return None if expert is None else expert.get(name)
 
 
-def by_layer(layers: Params | None, expert_of_row: ExpertOfRow | None) -> tuple[Any, Any]:
+def segmented(
+    expert_of_row: ExpertOfRow | ExpertOfSegment | None, segments: Int[Array, "B N"] | None
+) -> ExpertOfRow | Segmented | None:
+    """Joins the experts of segments with the segments of tokens; experts of whole rows stay as they are."""
+    if expert_of_row is None or expert_of_row.ndim == 1:
+        return expert_of_row
+    if segments is None:
+        raise UserError("Experts of segments want rows with segment ids, but none came.")
+    return Segmented(expert_of_row, segments)
+
+
+def of_other_tokens(rows: Any, segments: Int[Array, "B N"] | None) -> Any:
+    """Returns what `by_layer` made, for other tokens of the same rows; None where they have no segments."""
+    if not isinstance(rows, Layers) or not isinstance(rows.expert_of_row, Segmented):
+        return None
+    return rows._replace(expert_of_row=rows.expert_of_row._replace(segments=segments))
+
+
+def by_layer(layers: Params | None, expert_of_row: ExpertOfRow | Segmented | None) -> tuple[Any, Any]:
     """Returns the two values that a layer's `rows_of` takes: one to cut along L, one the same for all layers.
 
     One expert for all rows is cut itself. Of stacked experts, [E, L, …], numbers of layers are cut instead:
@@ -102,7 +135,7 @@ def by_layer(layers: Params | None, expert_of_row: ExpertOfRow | None) -> tuple[
     return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), Layers(layers, expert_of_row)
 
 
-def rows_of(params: Any, rows: Layers | ExpertOfRow | None) -> Params | None:
+def rows_of(params: Any, rows: Layers | Segmented | ExpertOfRow | None) -> Params | None:
     """Gives every row its expert, [E, …] becomes [B, …]; without an index the one expert serves all rows.
 
     `params` and `rows` are a tree and an index, or what `by_layer` made of them. What is gathered moves, so
@@ -114,10 +147,13 @@ def rows_of(params: Any, rows: Layers | ExpertOfRow | None) -> Params | None:
         (rows.params, rows.expert_of_row, (params,)) if isinstance(rows, Layers) else (params, rows, ())
     )
 
-    def of_rows(value: Array | Grouped) -> Array | Grouped:
+    def of_rows(value: Array | Grouped) -> Array | Grouped | Slotted:
         if isinstance(value, Grouped):
             return Grouped(value.kernel[(slice(None), *layer)], index)
-        return jnp.asarray(value).at[(index, *layer)].get(mode="fill")  # an index too large gives NaN
+        value = jnp.asarray(value)
+        if isinstance(index, Segmented):
+            return Slotted(sharding.gathered(value, index.expert_of_segment, *layer), index.segments)
+        return value.at[(index, *layer)].get(mode="fill")  # an index too large gives NaN
 
     return jax.tree.map(of_rows, tree, is_leaf=lambda value: isinstance(value, Grouped))
 
@@ -145,15 +181,49 @@ def grouped(stack: Params) -> dict[str, Any]:
     return jax.tree.map(mark, dict(stack))
 
 
-def spread(value: Float[Array, "..."], like: Array) -> Array:
-    """Shapes a vector, [D] for all rows or [B, D] row by row, so that it meets `like` [B, …, D]."""
+def spread(value: Array | Slotted, like: Array) -> Array:
+    """Shapes a vector, [D] for all rows or [B, D] row by row, so that it meets `like` [B, …, D].
+
+    One that is slotted becomes [B, …, D], every token's own.
+    """
+    if isinstance(value, Slotted):
+        chosen = _chosen(value)
+        own = sum(
+            jnp.where(chosen[:, :, place, None], value.value[:, None, place].astype(like.dtype), 0)
+            for place in range(chosen.shape[2])
+        )
+        return jnp.asarray(own).reshape(like.shape)
+    value = value.astype(like.dtype)
     between = like.ndim - value.ndim
     if value.ndim == 1:
         return value.reshape((1,) * between + value.shape)
     return value.reshape(value.shape[:1] + (1,) * between + value.shape[1:])
 
 
-def product(x: Float[Array, "B *between I"], kernel: Array | Grouped) -> Float[Array, "B *between O"]:
+def _chosen(slotted: Slotted) -> Bool[Array, "B N G"]:
+    """Returns which of the experts of its row a token has; padding has the first."""
+    slot = jnp.maximum(slotted.segments - 1, 0)
+    return slot[..., None] == np.arange(slotted.value.shape[1], dtype=np.int32)[None, None]
+
+
+def _slotted_product(x: Float[Array, "B N I"], kernel: Slotted) -> Float[Array, "B N O"]:
+    """Multiplies every token by the kernel of its own segment's expert, among those of its row.
+
+    The kernels of a row stand side by side in one, G times as wide on its narrow side, and what is not a
+    token's own is masked there.
+    """
+    chosen, value = _chosen(kernel), kernel.value.astype(x.dtype)
+    rows, places, inputs, outputs = value.shape
+    if inputs < outputs:
+        wide = jnp.where(chosen[..., None], x[:, :, None], 0).reshape(*x.shape[:2], -1)
+        return jnp.einsum("bni,bio->bno", wide, value.reshape(rows, places * inputs, outputs))
+    found = jnp.einsum("bni,bgio->bngo", x, value)
+    return jnp.where(chosen[..., None], found, 0).sum(axis=2)
+
+
+def product(
+    x: Float[Array, "B *between I"], kernel: Array | Grouped | Slotted
+) -> Float[Array, "B *between O"]:
     """Multiplies by a kernel [I, O] for all rows, [B, I, O] row by row, or one that is to be grouped."""
     inputs, outputs = x.shape[-1], (*x.shape[:-1], -1)
     if isinstance(kernel, Grouped):
@@ -162,6 +232,8 @@ def product(x: Float[Array, "B *between I"], kernel: Array | Grouped) -> Float[A
         sizes = jnp.bincount(kernel.expert_of_row, length=stack.shape[0]) * rows.shape[1]
         flat = jax.lax.ragged_dot(rows[order].reshape(-1, inputs), stack, sizes)
         return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
+    if isinstance(kernel, Slotted):
+        return _slotted_product(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
     kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
         return (x.reshape(-1, inputs) @ kernel).reshape(outputs)
@@ -174,7 +246,8 @@ def bottleneck(x: Float[Array, "B *between D"], adapter: Params | None) -> Float
         return x
 
     def dense(x: Array, params: Params) -> Array:
-        return product(x, params["kernel"]) + spread(params["bias"].astype(x.dtype), x)
+        y = product(x, params["kernel"])
+        return y + spread(params["bias"], y)
 
     return x + dense(jax.nn.gelu(dense(x, adapter["down"]), approximate=True), adapter["up"])
 
@@ -183,7 +256,7 @@ def taken(x: Float[Array, "B *between I"], expert: Params | None) -> Float[Array
     """Returns what a projection takes in the place of x."""
     if expert is None or "ia3_in" not in expert:
         return x
-    return x * spread(expert["ia3_in"].astype(x.dtype), x)
+    return x * spread(expert["ia3_in"], x)
 
 
 def given(
@@ -195,5 +268,5 @@ def given(
     elif expert is not None and "lora_a" in expert:
         y = y + product(product(x, expert["lora_a"]), expert["lora_b"])
     if expert is not None and "ia3_out" in expert:
-        y = y * spread(expert["ia3_out"].astype(y.dtype), y)
+        y = y * spread(expert["ia3_out"], y)
     return y

@@ -7,22 +7,20 @@ Raffel et al. (2020) and its T5 1.1 release; parameter names are T5X's.
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from operator import mul
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry2x32_p
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
-from elm_jax.axes import Array
+from elm_jax.axes import Array, Seeds
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
-LONGEST = 2**14  # rows may not be longer
 MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
 # [N, K, H, P] each: P is the width of a head, N whatever attends apart, rows or rows and their answers.
 KeysValues = tuple[Float[Array, "_ _ H P"], Float[Array, "_ _ H P"]]
@@ -126,10 +124,10 @@ class Norm(nn.Module):
         if expert is not None:
             scale = expert["scale"]
 
-        def scaled(x: Array, scale: Array) -> Array:
+        def scaled(x: Array, scale: Any) -> Array:
             wide = x.astype(jnp.float32)
             wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
-            return (wide * ex.spread(scale.astype(jnp.float32), wide)).astype(self.config.dtype)
+            return (wide * ex.spread(scale, wide)).astype(self.config.dtype)
 
         return _again(scaled)(x, scale)
 
@@ -148,31 +146,76 @@ class Dense(nn.Module):
         return ex.given(x, sharding.product(x, kernel, str(self.name)), expert)
 
 
-class Dropout(nn.Module):
-    """Dropout whose mask at a place depends on the key and the place alone, not on how far rows are padded.
+class Tokens(NamedTuple):
+    """Tokens as dropout tells them apart: a word for each, and its position in its segment."""
 
-    So an expert trains the same beside neighbours with longer rows as it does alone; Flax's mask is drawn for
-    the whole padded array.
+    word: UInt32[Array, "B N"]
+    position: UInt32[Array, "B N"]
+
+
+def tokens_of(seeds: Seeds | None, segments: Int[Array, "B N"] | None, length: int) -> Tokens | None:
+    """Returns what tells the tokens of rows apart: a seed for every row, or for every segment of it.
+
+    A token's word depends on its seed and its position in its segment, not on where in a row that lies.
+    """
+    if seeds is None:
+        return None
+    seeds = jnp.asarray(seeds, jnp.uint32)
+    position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (seeds.shape[0], length))
+    if segments is not None:
+        segments = jnp.asarray(segments)
+        begins = jnp.diff(segments, axis=1, prepend=-1) != 0
+        position = position - jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
+    if seeds.ndim == 2:
+        seeds = jnp.take_along_axis(seeds, jnp.maximum(jnp.asarray(segments) - 1, 0), axis=1)
+    else:
+        seeds = seeds[:, None]
+    position = position.astype(jnp.uint32)
+    return Tokens(_hash(_hash(seeds) + position * np.uint32(0xC2B2AE35)), position)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask at a place depends on the layer, the token and the place in it alone.
+
+    So an expert trains the same beside any neighbours, however rows are packed and padded, as it does alone;
+    Flax's mask is drawn for the whole padded array. Bits come from an integer hash: JAX's generator takes a
+    third of a training step on a CPU.
     """
 
     rate: float
     train: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, tokens: Tokens | None = None, keys: Tokens | None = None) -> Array:
+        """Takes states [B, …, N, W], or weights [B, H, N, K] with the `keys` that they weigh.
+
+        Without tokens a place is told by its row's number and its position.
+        """
         if not self.train or self.rate == 0.0:
             return x
         *leading, length, width = x.shape
-        # The last axis counts one word, all others the second, with room for any length on the padded axis.
-        row = np.arange(int(np.prod(leading, dtype=np.int64)), dtype=np.uint32) * np.uint32(LONGEST)
-        place = (row[:, None] + np.arange(length, dtype=np.uint32)).reshape(*leading, length, 1)
-        words = jax.random.key_data(self.make_rng("dropout"))[:2]
-        column = np.arange(width, dtype=np.uint32).reshape((1,) * (x.ndim - 1) + (width,))
-        bits = threefry2x32_p.bind(
-            *(jnp.broadcast_to(part, x.shape) for part in (words[0], words[1], place, column))
-        )[0]
+        if tokens is None:
+            tokens = tokens_of(np.arange(leading[0], dtype=np.uint32), None, length)
+        assert tokens is not None
+        words = jax.random.key_data(self.make_rng("dropout"))
+        inside = int(np.prod(leading, dtype=np.int64)) // tokens.word.shape[0]  # answers of a row, heads
+        parts = (np.arange(inside, dtype=np.uint32) * np.uint32(0x85EBCA6B))[None, :, None]
+        of_token = _hash(tokens.word ^ words[0])[:, None] + words[1]
+        of_place = _hash(of_token + parts).reshape(*leading, length, 1)
+        if keys is None:
+            column = np.arange(width, dtype=np.uint32).reshape((1,) * (x.ndim - 1) + (width,))
+        else:
+            column = keys.position[:, None, None]
+        bits = _hash(of_place + column * np.uint32(0x9E3779B9))
         kept = bits >= np.uint32(min(self.rate * 2**32, 2**32 - 1))
         return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
+def _hash(x: UInt32[Array, "*places"]) -> UInt32[Array, "*places"]:
+    """Mixes the bits of every word: two multiplications between three shifts."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -230,12 +273,14 @@ class Attention(nn.Module):
         keys_values: KeysValues,
         biases: Biases,
         expert: Params | None = None,
+        tokens: Tokens | None = None,
+        keys_of: Tokens | None = None,
     ) -> Float[Array, "B *between Q D"]:
         keys, values = keys_values
         query = self.query(x, ex.child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
         weights = jnp.asarray(softmax(sum(biases, logits), self.config.dtype))
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", self.drop(weights), values)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", self.drop(weights, tokens, keys_of), values)
         return self.out(mixed.reshape(*x.shape[:-1], -1), ex.child(expert, "out"))
 
 
@@ -249,7 +294,7 @@ class FeedForward(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, expert: Params | None = None) -> Array:
+    def __call__(self, x: Array, expert: Params | None = None, tokens: Tokens | None = None) -> Array:
         config = self.config
 
         def dense(name: str, features: int, x: Array) -> Array:
@@ -262,4 +307,4 @@ class FeedForward(nn.Module):
             return reduce(mul, (activation(x) for activation, x in zip(activations, parts, strict=True)))
 
         hidden = _again(activated)(*(dense(name, config.mlp_dim, x) for name in names))
-        return dense("wo", config.emb_dim, Dropout(config.dropout_rate, self.train)(hidden))
+        return dense("wo", config.emb_dim, Dropout(config.dropout_rate, self.train)(hidden, tokens))

@@ -24,14 +24,15 @@ from elm_jax.errors import UserError
 from elm_jax.models.kinds import KERNELS, axes_of
 
 AXES = ("expert", "data", "fsdp", "tensor")
+TENSOR = ("tensor", "model")  # the second is T5X's name, under which our network may train too
 Rules = Mapping[str, tuple[str, ...]]
 RULES: Rules = {
     "experts": ("expert",),
     "batch": ("expert", "data", "fsdp"),
-    "vocab": ("tensor",),
-    "mlp": ("tensor",),
-    "heads": ("tensor",),
-    "joined_kv": ("tensor",),
+    "vocab": TENSOR,
+    "mlp": TENSOR,
+    "heads": TENSOR,
+    "joined_kv": TENSOR,
     "embed": ("fsdp",),
     "layers": (),  # a scan takes one after the other
     "rank": (),  # narrow on purpose
@@ -115,17 +116,11 @@ def sharding_of(on: Mesh, rules: Rules = RULES) -> Callable[[str, Sequence[int]]
     return lambda path, shape: NamedSharding(on, spec(on, _axes(path), shape, rules))
 
 
-def batch_shardings(
-    on: Mesh | AbstractMesh, batch: Any, *, experts: bool = False, rules: Rules = RULES
-) -> Any:
-    """Returns a sharding for every array of a batch, whose rows are split over all axes but `tensor`.
-
-    With `experts` it is the batch of a group of experts that train together, of arrays [E, B, …] and [E].
-    """
-    front = ("experts", "batch") if experts else ("batch",)
+def batch_shardings(on: Mesh | AbstractMesh, batch: Any, *, rules: Rules = RULES) -> Any:
+    """Returns a sharding for every array of a batch, whose rows are split over all axes but `tensor`."""
 
     def of_leaf(leaf: Any) -> NamedSharding:
-        axes = (*front, *(None,) * leaf.ndim)[: leaf.ndim]
+        axes = ("batch", *(None,) * leaf.ndim)[: leaf.ndim]
         return NamedSharding(on, spec(on, axes, leaf.shape, rules))
 
     return jax.tree.map(of_leaf, batch)
@@ -167,25 +162,46 @@ def product(
     return _pin(y, on, {-1: tokens, 0: rows}) if wide else y
 
 
-def apart(group: Callable[..., Any], base: Any, experts: int) -> Callable[..., Any]:
-    """Returns a group's step, `(state, base, batch) -> (state, loss)`, with every expert on its own devices.
+def gathered(stack: Array, of: Int[Array, "B G"], *layer: Any) -> Float[Array, "B G *axes"]:
+    """Gives every segment its expert's own out of a stack [E, …], or out of one layer of [E, L, …].
 
-    On a mesh with an `expert` axis each of its parts runs the step of its own experts, so that nothing can
+    On a mesh every device has that layer whole for a moment. Within `apart` XLA's partitioner, left to
+    itself, ends the process over a gather from what `fsdp` and `tensor` split.
+    """
+    on = _mesh_of(stack)
+    if any(size > 1 for size in on.shape.values()):
+        stack, layer = stack[(slice(None), *layer)], ()
+        stack = _pin(stack, on, dict.fromkeys(range(1, stack.ndim), ()))
+    return jnp.asarray(stack).at[(of, *layer)].get(mode="fill")  # an index too large gives NaN
+
+
+def apart(add: Callable[..., Any], base: Any, experts: int) -> Callable[..., Any]:
+    """Returns a group's program, `(params, base, rows, sums) -> sums`, with every expert on its own devices.
+
+    On a mesh with an `expert` axis each of its parts runs the rows of its own experts, so that nothing can
     travel between them; that the base lies there is how the mesh is known.
     """
     on = _mesh_of(jax.tree.leaves(base)[0])
     parts = on.shape.get("expert", 1)
     if parts == 1 or experts % parts:
-        return group
+        return add
     mapped, same = PartitionSpec("expert"), PartitionSpec()
     return jax.shard_map(
-        group,
+        add,
         mesh=on,
-        in_specs=(mapped, same, mapped),
+        in_specs=(mapped, same, mapped, mapped),
         out_specs=mapped,
         axis_names={"expert"},
         check_vma=False,
     )
+
+
+def kept(tree: Any, like: Array) -> Any:
+    """Returns what belongs to stacked experts, pinned to lie on the mesh of `like` as it is to stay there."""
+    on = _mesh_of(like)
+    if not any(size > 1 for size in on.shape.values()):
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(on, tree, experts=True))
 
 
 def _axes(path: str) -> tuple[str | None, ...]:

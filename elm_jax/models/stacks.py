@@ -24,6 +24,7 @@ from elm_jax.models.layers import (
     KeysValues,
     Norm,
     RelativePositions,
+    Tokens,
     bias_of_all,
     bias_of_depths,
     bias_of_one,
@@ -59,6 +60,7 @@ class EncoderLayer(nn.Module):
         expert: Any,
         rows: Any,
         biases: Biases,
+        tokens: Tokens | None,
     ) -> tuple[Array, None]:
         expert = ex.rows_of(expert, rows)
         drop = Dropout(self.config.dropout_rate, self.train)
@@ -70,11 +72,11 @@ class EncoderLayer(nn.Module):
         )
         attention = Attention(self.config, self.train, name="attention")
         own = ex.child(expert, "attention")
-        attended = attention(normed, attention.keys_values(normed, own), biases, own)
-        x = x + drop(ex.bottleneck(attended, ex.child(expert, "attention_adapter")))
+        attended = attention(normed, attention.keys_values(normed, own), biases, own, tokens, tokens)
+        x = x + drop(ex.bottleneck(attended, ex.child(expert, "attention_adapter")), tokens)
         normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.child(expert, "pre_mlp_layer_norm"))
-        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"))
-        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter"))), None
+        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"), tokens)
+        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter")), tokens), None
 
 
 class DecoderLayer(nn.Module):
@@ -104,13 +106,18 @@ class DecoderLayer(nn.Module):
         self_biases: Biases,
         cross_biases: Biases,
         depths: Int[Array, "B T"] | None,
+        tokens: Tokens | None,
+        prompt_tokens: Tokens | None,
+        prompt_rows: Any,
     ) -> tuple[Array, None]:
-        """Takes all tokens of the answers."""
+        """Takes all tokens of the answers; `prompt_rows` is None where the prompt's rows are `rows` too."""
+        of_prompt = None if prompt_rows is None else ex.rows_of(expert, prompt_rows)
         expert = ex.rows_of(expert, rows)
         if self.config.relpos_per_layer:
             self_biases = (bias_of_depths(self.relpos_bias(x.shape[2]), depths), *self_biases)
-        _, prompt = self.read_prompt(encoded, expert, None)
-        return self._blocks(x, expert, lambda own: own, prompt, self_biases, cross_biases)[0], None
+        _, prompt = self.read_prompt(encoded, expert if of_prompt is None else of_prompt, None)
+        seen = (tokens, prompt_tokens)
+        return self._blocks(x, expert, lambda own: own, prompt, self_biases, cross_biases, *seen)[0], None
 
     def step(
         self,
@@ -143,21 +150,24 @@ class DecoderLayer(nn.Module):
         prompt: KeysValues,
         self_biases: Biases,
         cross_biases: Biases,
+        tokens: Tokens | None = None,
+        prompt_tokens: Tokens | None = None,
     ) -> tuple[Array, KeysValues]:
         """Returns the layer's output, and the tokens' own keys and values; `seen` adds those before them."""
         own = ex.child(expert, "self_attention")
         normed = self.pre_self_attention_layer_norm(x, ex.child(expert, "pre_self_attention_layer_norm"))
         found = self.self_attention.keys_values(normed, own)
-        attended = self.self_attention(normed, seen(found), self_biases, own)
-        x = x + self.drop(ex.bottleneck(attended, ex.child(expert, "self_attention_adapter")))
+        attended = self.self_attention(normed, seen(found), self_biases, own, tokens, tokens)
+        x = x + self.drop(ex.bottleneck(attended, ex.child(expert, "self_attention_adapter")), tokens)
 
         own = ex.child(expert, "encoder_decoder_attention")
         normed = self.pre_cross_attention_layer_norm(x, ex.child(expert, "pre_cross_attention_layer_norm"))
-        x = x + self.drop(self.encoder_decoder_attention(normed, prompt, cross_biases, own))
+        attended = self.encoder_decoder_attention(normed, prompt, cross_biases, own, tokens, prompt_tokens)
+        x = x + self.drop(attended, tokens)
 
         normed = self.pre_mlp_layer_norm(x, ex.child(expert, "pre_mlp_layer_norm"))
-        fed = self.mlp(normed, ex.child(expert, "mlp"))
-        return x + self.drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter"))), found
+        fed = self.mlp(normed, ex.child(expert, "mlp"), tokens)
+        return x + self.drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter")), tokens), found
 
 
 def _put(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
@@ -194,7 +204,7 @@ class Encoder(nn.Module):
         config = self.config
         if not config.relpos_per_layer:
             self.relpos_bias = RelativePositions(config, bidirectional=True)
-        axes = (0, nn.broadcast, nn.broadcast)
+        axes = (0, nn.broadcast, nn.broadcast, nn.broadcast)
         self.layers = _scanned(EncoderLayer, config, config.num_encoder_layers, self.train, __call__=axes)
         self.encoder_norm = Norm(config)
         self.drop = Dropout(config.dropout_rate, self.train)
@@ -204,16 +214,17 @@ class Encoder(nn.Module):
         x: Float[Array, "B S D"],
         seen: Bool[Array, "B #S S"],
         expert: Params | None,
-        expert_of_row: ExpertOfRow | None,
+        expert_of_row: ExpertOfRow | ex.Segmented | None,
+        tokens: Tokens | None = None,
     ) -> Encoded:
         """`seen` is True where a query, [B, Q, K], or every query, [B, 1, K], may look at a key."""
         biases = (mask(seen)[:, None],)
         if not self.config.relpos_per_layer:
             biases = (bias_of_all(self.relpos_bias(x.shape[1])), *biases)
         layers = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
-        x, _ = self.layers(self.drop(x), *layers, biases)
+        x, _ = self.layers(self.drop(x, tokens), *layers, biases, tokens)
         final = ex.rows_of(ex.child(expert, "encoder_norm"), expert_of_row)
-        return self.drop(self.encoder_norm(x, final))
+        return self.drop(self.encoder_norm(x, final), tokens)
 
 
 class Decoder(nn.Module):
@@ -231,7 +242,7 @@ class Decoder(nn.Module):
             config,
             config.num_decoder_layers,
             self.train,
-            __call__=(0, shared, shared, shared, shared, shared),
+            __call__=(0, *[shared] * 8),
             step=(0, 0, 0, shared, shared, shared, shared),
             read_prompt=(0, shared),
         )
@@ -247,8 +258,11 @@ class Decoder(nn.Module):
         seen: Bool[Array, "N #T T"],
         prompt_seen: Bool[Array, "B _ S"],
         expert: Params | None,
-        expert_of_row: ExpertOfRow | None,
+        expert_of_row: ExpertOfRow | ex.Segmented | None,
         depths: Int[Array, "B T"] | None = None,
+        tokens: Tokens | None = None,
+        prompt_tokens: Tokens | None = None,
+        prompt_segments: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B C T D"]:
         """Returns the states before the output layer.
 
@@ -259,9 +273,14 @@ class Decoder(nn.Module):
         biases = (mask(seen)[:, None],)
         if not self.config.relpos_per_layer:
             biases = (bias_of_depths(self.relpos_bias(x.shape[2]), depths), *biases)
-        layers = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
-        x, _ = self.layers(self.drop(x), *layers, encoded, biases, (mask(prompt_seen)[:, None],), depths)
-        return self._finish(x, expert, expert_of_row)
+        cut, rows = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
+        prompt_rows = ex.of_other_tokens(rows, prompt_segments)
+        cross = (mask(prompt_seen)[:, None],)
+        dropped = (tokens, prompt_tokens)
+        x, _ = self.layers(
+            self.drop(x, tokens), cut, rows, encoded, biases, cross, depths, *dropped, prompt_rows
+        )
+        return self._finish(x, expert, expert_of_row, tokens)
 
     def start(
         self,
@@ -309,6 +328,12 @@ class Decoder(nn.Module):
         """Returns float32 logits by the decoder's own output layer."""
         return self.logits_dense(hidden)
 
-    def _finish(self, x: Array, expert: Params | None, expert_of_row: ExpertOfRow | None) -> Array:
+    def _finish(
+        self,
+        x: Array,
+        expert: Params | None,
+        expert_of_row: ExpertOfRow | ex.Segmented | None,
+        tokens: Tokens | None = None,
+    ) -> Array:
         final = ex.rows_of(ex.child(expert, "decoder_norm"), expert_of_row)
-        return self.drop(self.decoder_norm(x, final))
+        return self.drop(self.decoder_norm(x, final), tokens)

@@ -7,7 +7,8 @@ tree has no leading axis), or the trees of E experts are stacked and every row n
 
 A prompt is encoded once and all of its C answers are decoded against it. Rows may be packed: several short
 examples in a row, told apart by segment ids, 1, 2, … in prompt and answer alike and 0 on padding; a packed
-row has one expert. Answers may also be decoded token by token, with a cache that the caller hands on.
+row has one expert, or one for each of its segments, and then one answer to a prompt. Answers may also be
+decoded token by token, with a cache that the caller hands on.
 """
 
 from typing import Any
@@ -17,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, Prompts
+from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, ExpertOfSegment, Prompts, Seeds
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
+from elm_jax.models.layers import tokens_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.stacks import Cache, Decoder, Encoder
 from elm_jax.records import Params
@@ -47,7 +49,7 @@ class T5(nn.Module):
     """Logits of answers given prompts; `encode` alone serves embedders."""
 
     config: T5Config
-    train: bool = False  # dropout on; wants an rng named "dropout"
+    train: bool = False  # dropout on; wants an rng named "dropout", and a seed for every row
 
     def setup(self) -> None:
         self.token_embedder = Embedder(self.config)
@@ -59,28 +61,36 @@ class T5(nn.Module):
         prompts: Prompts,
         answers: Answers,
         experts: Params | None = None,
-        expert_of_row: ExpertOfRow | None = None,
+        expert_of_row: ExpertOfRow | ExpertOfSegment | None = None,
         prompt_segments: Prompts | None = None,
         answer_segments: Answers | None = None,
+        seeds: Seeds | None = None,
     ) -> Float[Array, "B C T V"]:
         """Encodes every prompt once and returns float32 logits of all of its answers."""
-        encoded = self.encode(prompts, experts, expert_of_row, prompt_segments)
+        encoded = self.encode(prompts, experts, expert_of_row, prompt_segments, seeds)
         return self.decode(
-            encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments
+            encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments, seeds
         )
 
     def encode(
         self,
         prompts: Prompts,
         experts: Params | None = None,
-        expert_of_row: ExpertOfRow | None = None,
+        expert_of_row: ExpertOfRow | ExpertOfSegment | None = None,
         prompt_segments: Prompts | None = None,
+        seeds: Seeds | None = None,
     ) -> Encoded:
         """Returns the encoder's output; what stands at padding has no meaning."""
         seen = (prompts != PAD)[:, None]
         if prompt_segments is not None:
             seen = seen & (prompt_segments[:, :, None] == prompt_segments[:, None])
-        return self.encoder(self.token_embedder(prompts), seen, ex.child(experts, "encoder"), expert_of_row)
+        return self.encoder(
+            self.token_embedder(prompts),
+            seen,
+            ex.child(experts, "encoder"),
+            ex.segmented(expert_of_row, prompt_segments),
+            tokens_of(seeds, prompt_segments, prompts.shape[1]),
+        )
 
     def decode(
         self,
@@ -88,14 +98,15 @@ class T5(nn.Module):
         prompts: Prompts,
         answers: Answers,
         experts: Params | None = None,
-        expert_of_row: ExpertOfRow | None = None,
+        expert_of_row: ExpertOfRow | ExpertOfSegment | None = None,
         prompt_segments: Prompts | None = None,
         answer_segments: Answers | None = None,
+        seeds: Seeds | None = None,
     ) -> Float[Array, "B C T V"]:
         """Returns float32 logits of every token of every answer, each seeing the tokens before it."""
         return self.project(
             self.decode_hidden(
-                encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments
+                encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments, seeds
             )
         )
 
@@ -105,9 +116,10 @@ class T5(nn.Module):
         prompts: Prompts,
         answers: Answers,
         experts: Params | None = None,
-        expert_of_row: ExpertOfRow | None = None,
+        expert_of_row: ExpertOfRow | ExpertOfSegment | None = None,
         prompt_segments: Prompts | None = None,
         answer_segments: Answers | None = None,
+        seeds: Seeds | None = None,
     ) -> Float[Array, "B C T D"]:
         """Returns the decoder's states, of which `project` makes the logits."""
         if (prompt_segments is None) != (answer_segments is None):
@@ -131,7 +143,12 @@ class T5(nn.Module):
             seen,
             prompt_seen,
             ex.child(experts, "decoder"),
-            expert_of_row,
+            ex.segmented(expert_of_row, None if answer_segments is None else answer_segments[:, 0]),
+            tokens=tokens_of(
+                seeds, None if answer_segments is None else answer_segments[:, 0], answers.shape[2]
+            ),
+            prompt_tokens=tokens_of(seeds, prompt_segments, prompts.shape[1]),
+            prompt_segments=prompt_segments,
         )
 
     def decode_trie(

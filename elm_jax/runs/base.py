@@ -13,9 +13,12 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.engine import train
+from elm_jax.engine.group import Plan
+from elm_jax.engine.jobs import Job
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
+from elm_jax.runs import watching
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Run, Workspace
@@ -31,6 +34,7 @@ VOCABULARY = "vocabulary.model"
 PUBLISHED = "spiece.model"  # what T5's vocabulary is called on the hub
 REMEMBERED = "run.json"  # where the base lies and how data is read
 SENTINELS = 16  # spans of one text at most
+BATCH_TOKENS = 32768
 
 
 @dataclass(frozen=True)
@@ -192,18 +196,19 @@ def pretrain(
     prompts, targets = pairs(
         [ids[: how.max_tokens] for ids in pieces.encode_all(texts)], pieces, how, seed=seed
     )
-    plan = train.Plan(
-        kind="full", batch_size=how.batch_size, warmup=how.warmup, save_every=max(50, how.steps // 8)
+    plan = Plan(kind="full", batch_tokens=BATCH_TOKENS, save_every=max(50, how.steps // 8))
+    job = Job(
+        "base", prompts, targets, how.steps, how.rate, seed, batch_size=how.batch_size, warmup=how.warmup
     )
-    job = train.Job("base", prompts, targets, how.steps, how.rate, seed)
-    with stages.stage(STAGE, how.steps) as advance:
+    fresh = init_params(jax.random.key(seed), config)
+    with watching.training(stages, STAGE) as watch:
         (params,) = train.train_group(
             config,
-            init_params(jax.random.key(seed), config),
+            fresh,
             [job],
             plan,
             checkpoint_dir=workspace.checkpoints / "base",
-            progress=lambda done, loss: advance(done, f"loss {loss:.2f}"),
+            watch=watch,
         )
     elm.save(workspace.base, elm.of(config, params))
     return load(workspace.base)

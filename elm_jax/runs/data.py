@@ -45,6 +45,18 @@ class Lengths:
     answer: int = 128
 
 
+def feature_lengths(features: Mapping[str, int] | None = None) -> Lengths | None:
+    """Returns lengths that come as T5X's TASK_FEATURE_LENGTHS, of "inputs" and "targets"."""
+    if features is None:
+        return None
+    if set(features) != {"inputs", "targets"}:
+        raise UserError(
+            "TASK_FEATURE_LENGTHS should be {'inputs': tokens, 'targets': tokens}, but came with "
+            f"{', '.join(map(repr, features)) or 'nothing'}."
+        )
+    return Lengths(features["inputs"], features["targets"])
+
+
 def choose(
     wanted: Iterable[str], source: Source | None = None, *, evaluation: bool = False
 ) -> list[TaskSpec]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
+from elm_jax.engine.batches import MOST_SEGMENTS
 from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
@@ -39,9 +40,10 @@ class Work:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the kind
     expert_dtype: str = "float32"  # of those held; training is always float32
     group: int = 32  # experts that train together
-    batch_size: int = 8  # rows of each
-    prompt: int = 512  # tokens of a row
+    train_tokens: int = 8192  # of a batch that trains, on all devices together
+    prompt: int = 512  # tokens of a row, several examples or the longest
     answer: int = 128
+    segments: int = MOST_SEGMENTS  # examples packed into a row that trains, at most
     optimizer: str = "adamw"
     batch_tokens: int = BATCH_TOKENS  # scored at once on a device
 
@@ -54,8 +56,8 @@ class Need:
     experts: int
     scoring: int  # what lies between when scoring
     state: int  # parameters and moments of the group that trains
-    gradients: int
-    activations: int  # what lies between in a step, kept for all layers
+    gradients: int  # added up until an expert moves
+    activations: int  # what lies between in a batch or a move, kept for all layers
     activations_remat: int  # the same where a layer is computed again for its gradient
 
 
@@ -86,7 +88,7 @@ def plan(work: Work, slices: Sequence[str] = SLICES, mesh: Mapping[str, int] | N
     everything fits: experts apart as far as they go, the rest data. Raises a UserError for an unknown slice,
     a mesh that a slice's devices do not make, or less than one of anything.
     """
-    for name in ("group", "batch_size", "prompt", "answer", "batch_tokens"):
+    for name in ("group", "train_tokens", "prompt", "answer", "segments", "batch_tokens"):
         if getattr(work, name) < 1:
             raise UserError(f"At least 1 is wanted for {name}, but {getattr(work, name)} came.")
     dtype_name(work.expert_dtype)
@@ -113,36 +115,60 @@ def shapes(work: Work) -> tuple[Any, Any]:
 
 
 def need(work: Work, mesh: Mapping[str, int]) -> Need:
-    """Returns what one device of a mesh of these sizes needs for a work."""
+    """Returns what one device of a mesh of these sizes needs for a work.
+
+    The rows of a batch and the experts of a group are multiples of the parts that they are split into, as
+    `engine` has them; of full experts a part has one.
+    """
     on = AbstractMesh(
         tuple(mesh[axis] for axis in sharding.AXES),
         sharding.AXES,
         axis_types=(AxisType.Auto,) * len(sharding.AXES),
     )
     base, expert = shapes(work)
-    stacked = _stacked(expert, work.group)
+    parts, network, where = mesh["expert"], work.network, (work.prompt, work.answer, mesh["tensor"])
+    places = parts if work.kind == "full" else -(-work.group // parts) * parts
+    stacked = _stacked(expert, places)
     state = jax.eval_shape(lambda params: step.start(params, optimizers.optimizer(work.optimizer)), stacked)
-    held = jax.tree.map(
+    scored_with = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(work.expert_dtype)),
         _stacked(expert, work.experts),
     )
-    batch = jax.ShapeDtypeStruct((work.group, work.batch_size), jnp.int32)
-    rows = _bytes(batch, sharding.batch_shardings(on, batch, experts=True)) // batch.dtype.itemsize
-    network, where = work.network, (work.prompt, work.answer, mesh["tensor"])
+    sums = jax.eval_shape(step.nothing, stacked)
+    gradient = _bytes(sums.gradient, sharding.shardings(on, sums.gradient, experts=True))
+    rows = max(1, work.train_tokens // (work.prompt + work.answer) // splits(mesh))
     beside = _gathered(base, network, mesh)
     scored = max(1, work.batch_tokens // (work.prompt + work.answer))
     # A batch of rows has a layer's part of every row's expert beside the stack of all.
     whole = sum(leaf.size * jnp.dtype(work.expert_dtype).itemsize for leaf in jax.tree.leaves(expert))
     own = scored * whole // (network.num_encoder_layers + network.num_decoder_layers) * (work.experts > 0)
+
+    def between(network: T5Config) -> int:
+        batch = gradient + beside + activations.training(network, rows, *where)
+        if places > parts:  # a single one is not gathered: it serves all rows
+            batch += activations.gathered(network, expert, rows, work.segments, work.prompt, work.answer)
+        # No batch is at work while experts move: a direction, and parameters and moments before they stay.
+        return max(batch, 3 * gradient)
+
     return Need(
         base=_bytes(base, sharding.shardings(on, base)),
-        experts=_bytes(held, sharding.shardings(on, held, experts=True)) if work.experts else 0,
+        experts=_bytes(scored_with, sharding.shardings(on, scored_with, experts=True)) if work.experts else 0,
         scoring=beside + own + activations.scoring(network, scored, *where),
         state=_bytes(state, sharding.shardings(on, state, experts=True)),
-        gradients=_bytes(stacked, sharding.shardings(on, stacked, experts=True)),
-        activations=beside + activations.training(network, rows, *where),
-        activations_remat=beside + activations.training(replace(network, remat=True), rows, *where),
+        gradients=_bytes(sums, sharding.shardings(on, sums, experts=True)),
+        activations=between(replace(network, remat=False)),
+        activations_remat=between(replace(network, remat=True)),
     )
+
+
+def splits(mesh: Mapping[str, int]) -> int:
+    """Returns how many devices of a mesh of these sizes share out the rows of a batch."""
+    return math.prod(mesh[axis] for axis in sharding.RULES["batch"])
+
+
+def held(need: Need) -> int:
+    """Returns the bytes that training holds all the time."""
+    return need.base + need.state + need.gradients
 
 
 def verdict(exact: int, estimated: int, memory: int) -> str:
@@ -155,7 +181,7 @@ def verdict(exact: int, estimated: int, memory: int) -> str:
 def verdicts(share: Share) -> dict[str, str]:
     """Returns whether evaluation, training and training with remat fit one device of a slice."""
     need, memory = share.need, share.slice.memory
-    trained = need.base + need.state + need.gradients
+    trained = held(need)
     return {
         "evaluation": verdict(need.base + need.experts, need.scoring, memory),
         "training": verdict(trained, need.activations, memory),
@@ -169,7 +195,7 @@ def table(found: Plan) -> Table:
     dtype = work.network.dtype
 
     def line(what: str, *parts: str) -> tuple[str, ...]:
-        return (what, *(_gb(sum(getattr(need, part) for part in parts)) for need in every))
+        return (what, *(gb(sum(getattr(need, part) for part in parts)) for need in every))
 
     def of_shares(what: str, values: Sequence[str]) -> tuple[str, ...]:
         return (what, "", *values)
@@ -185,11 +211,14 @@ def table(found: Plan) -> Table:
         line("all for evaluation", "base", "experts", "scoring"),
         line(f"{work.group} that train: parameters and {work.optimizer}'s moments", "state"),
         line("their gradients", "gradients"),
-        line(f"{work.batch_size} rows of each, {work.prompt} + {work.answer} tokens, about", "activations"),
+        line(
+            f"a batch of {work.train_tokens} tokens, rows of {work.prompt} + {work.answer}, about",
+            "activations",
+        ),
         line("the same with remat, about", "activations_remat"),
         line("all for training", "base", "state", "gradients", "activations"),
         line("all for training with remat", "base", "state", "gradients", "activations_remat"),
-        of_shares("a device has", [_gb(share.slice.memory) for share in found.shares]),
+        of_shares("a device has", [gb(share.slice.memory) for share in found.shares]),
         *(
             of_shares(f"{what} fits", [one[what] for one in fits])
             for what in ("evaluation", "training", "training with remat")
@@ -219,7 +248,8 @@ def _share(work: Work, devices: Slice, mesh: Mapping[str, int] | None) -> Share:
     for fsdp in range(1, devices.devices + 1):
         if devices.devices % fsdp:
             continue
-        expert = math.gcd(work.group, devices.devices // fsdp)
+        # Full experts train one by one; of others no part may have more places than it needs.
+        expert = 1 if work.kind == "full" else math.gcd(work.group, devices.devices // fsdp)
         sizes = {"expert": expert, "data": devices.devices // fsdp // expert, "fsdp": fsdp, "tensor": 1}
         shares.append(Share(devices, sizes, need(work, sizes)))
         fits = verdicts(shares[-1])
@@ -262,7 +292,8 @@ def _gathered(base: Any, network: T5Config, mesh: Mapping[str, int]) -> int:
     return max(layers.values(), default=0) // mesh["tensor"] + output // (mesh["fsdp"] * mesh["tensor"])
 
 
-def _gb(count: int) -> str:
+def gb(count: int) -> str:
+    """Returns bytes in GB, as tables and sentences have them."""
     return f"{count / GB:.2f}" if count < 100 * GB else f"{count / GB:.0f}"
 
 

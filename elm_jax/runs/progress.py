@@ -32,14 +32,20 @@ class Stages:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Advance]:
         """Shows one stage while it lasts and keeps the seconds it took."""
-        started = time.monotonic()
-        try:
+        with self.timed(title):
             if self.console.is_terminal:
                 with _bar(self.console) as progress:
                     task = progress.add_task(title, total=total, remark="")
                     yield lambda done, remark="": progress.update(task, completed=done, remark=remark)
             else:
                 yield self._lines(title, total)
+
+    @contextmanager
+    def timed(self, title: str) -> Iterator[None]:
+        """Keeps the seconds that a stage took, and says so in a log; what it shows is the caller's."""
+        started = time.monotonic()
+        try:
+            yield
         finally:
             self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - started
         if not self.console.is_terminal:

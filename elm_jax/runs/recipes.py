@@ -22,14 +22,19 @@ SHIPPED = next(root for root in (_HERE / "_recipes" / "gin", _HERE.parent / "gin
 
 
 def bound(
-    function: Callable[..., Any], files: Sequence[str], bindings: Sequence[str] = ()
+    function: Callable[..., Any],
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    *,
+    places: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """Returns the function with the values of recipes and bindings applied.
 
-    Raises UserError for a file that is not there, gin that does not parse, a macro without a value, and a
-    binding on the command line that nothing reads.
+    `places` are further directories that recipes and what they include are looked for in. Raises UserError
+    for a file that is not there, gin that does not parse, a macro without a value, and a binding on the
+    command line that nothing reads.
     """
-    load(files, bindings)
+    load(files, bindings, places=places)
     configured = gin.get_configurable(function)
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -42,12 +47,17 @@ def bound(
     return call
 
 
-def load(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
+def resolved() -> str:
+    """Returns what gin holds: every macro and parameter with the value that won."""
+    return gin.config_str()
+
+
+def load(files: Sequence[str], bindings: Sequence[str] = (), *, places: Sequence[str] = ()) -> None:
     """Reads recipes into gin's configuration, in place of what it held."""
     gin.clear_config()
-    for place in (".", str(SHIPPED.parent)):
+    for place in (".", *places, str(SHIPPED.parent)):
         gin.add_config_file_search_path(place)
-    found = [str(find(file)) for file in files]
+    found = [str(find(file, places)) for file in files]
     try:
         gin.parse_config_files_and_bindings(found, [], finalize_config=False)
         read_before = macros_read(found)
@@ -64,9 +74,9 @@ def load(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
         raise UserError(f"The recipe wants values for {', '.join(unset)}: give them as --gin.NAME=VALUE.")
 
 
-def find(file: str) -> Path:
-    """Returns a recipe's path: as given, or below the recipes that come with elm_jax."""
-    for candidate in (Path(file), SHIPPED.parent / file):
+def find(file: str, places: Sequence[str] = ()) -> Path:
+    """Returns a recipe's path: as given, in one of the places, or below those that come with elm_jax."""
+    for candidate in (Path(file), *(Path(place) / file for place in places), SHIPPED.parent / file):
         if candidate.is_file():
             return candidate
     near = names.near_matches(

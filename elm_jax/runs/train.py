@@ -1,88 +1,114 @@
-"""`elm train`: one expert a task, many in one program; or one expert on all tasks, the multitask baseline."""
+"""`elm train`: one expert a task, one a dataset, or one on all tasks, many at once and resumed at will."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
-from elm_jax import names, storage
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from elm_jax import storage
+from elm_jax.engine import jobs as job_rows
 from elm_jax.engine import train as engine
+from elm_jax.engine.events import Watch
+from elm_jax.engine.group import Plan
+from elm_jax.engine.jobs import Held, Job
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
-from elm_jax.models import paths
-from elm_jax.records import Expert, ExpertSpec, TaskSpec
+from elm_jax.models import paths, sharding
+from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data
+from elm_jax.runs import courses, data, flops, hosts, room, stopping, watching
+from elm_jax.runs import plan as sizing
+from elm_jax.runs.courses import Budget, Course
+from elm_jax.runs.forecast import Forecast, forecast
 from elm_jax.runs.workspace import DEFAULT, Run
-from elm_jax.tasks import lists
+from elm_jax.tasks import lists, prepared
+from elm_jax.tasks.prepared import Prepared
 from elm_jax.weights.elm import Base
+
+MOST_PLACES = 64  # experts at once, where memory would hold more
+TRAIN_TOKENS = 8192  # of a batch on one device, where memory holds as many
+Stopped = engine.Stopped
+DryRun = Callable[[Forecast], None]
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What expert is trained, how long and how fast; the defaults are the paper's but for `steps`."""
+class Entry:
+    """An expert to be trained, and what will be noted of how."""
 
-    steps: int = 1000
-    batch_size: int = 8
-    rate: float = 1e-4
-    warmup: int = 0
-    kind: str = "bottleneck"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind, see `models.kinds`
-    dropout: float = 0.1
-    group: int = 32  # experts in one program
+    job: Job
+    recipe: Mapping[str, Any]
+    datasets: tuple[str, ...]
 
 
 def train(
     *,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     out: storage.PathLike = DEFAULT,
     initial_checkpoint: storage.PathLike | None = None,
     budget: Budget | None = None,
     source: data.Source | None = None,
     lengths: data.Lengths | None = None,
-    multitask: str | None = None,
+    as_: str = "experts",
+    name: str | None = None,
+    mesh: Mapping[str, int] | None = None,
+    trackers: Sequence[str] = (),
+    dry_run: DryRun | None = None,
     seed: int = 0,
 ) -> list[str]:
     """Trains experts on tasks named by id, dataset or group, into the library of `out`; returns their ids.
 
-    The base is `initial_checkpoint`, a directory, or without it the base of `out`. `multitask` names one
-    expert to be trained on all tasks together instead of one on each.
+    The base is `initial_checkpoint`, a directory or a name, or without it the base of `out`. `as_` is
+    "experts", one a task; "dataset", one a dataset on all its prompts; or "multitask", one called `name` on
+    all tasks, which goes to the composites. `mesh` has the sizes of the axes of a mesh of all devices.
+    With `dry_run` nothing is trained: it is told what would be.
     """
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    specs = data.choose(tasks, run.source)
-    if multitask:
-        return [train_multitask(run, specs, multitask, budget or Budget(), seed=seed)]
-    return train_experts(run, specs, budget or Budget(), seed=seed)
+    specs = data.choose([tasks] if isinstance(tasks, str) else tasks, run.source)
+    return train_chosen(
+        run,
+        specs,
+        budget or Budget(),
+        as_=as_,
+        name=name,
+        lengths=lengths,
+        mesh=mesh,
+        trackers=trackers,
+        dry_run=dry_run,
+        seed=seed,
+    )
+
+
+def train_chosen(
+    run: Run,
+    specs: Sequence[TaskSpec],
+    budget: Budget,
+    *,
+    as_: str = "experts",
+    name: str | None = None,
+    lengths: data.Lengths | None = None,
+    mesh: Mapping[str, int] | None = None,
+    trackers: Sequence[str] = (),
+    dry_run: DryRun | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Trains experts on tasks, in a run that is open; else as `train`."""
+    chosen = courses.courses(specs, budget, as_=as_, name=name, lengths=lengths or _lengths(run, budget))
+    if dry_run is not None:
+        entries = [_entry(run, course, budget, seed) for course in chosen]
+        on = mesh_of(budget, mesh)
+        plan = _plan(run.base, budget, entries, on)
+        dry_run(forecast(run.base, [entry.job for entry in entries], plan, on))
+        return []
+    return train_courses(run, chosen, budget, mesh=mesh, trackers=trackers, seed=seed)
 
 
 def train_experts(run: Run, specs: Sequence[TaskSpec], budget: Budget, *, seed: int) -> list[str]:
-    """Trains one expert for every task that the library lacks, in groups, and returns all their ids.
-
-    All start from the same fresh expert, as the original's do, which helps to merge them. An expert that is
-    there with another recipe is a UserError.
-    """
-    library = Library.open(run.workspace.library, create=True)
-    missing = []
-    for spec in specs:
-        found = data.examples(spec, run.source)
-        recipe = _recipe(run, budget, seed, rows=len(found))
-        if not _is_done(library, spec.id, recipe, run.base):
-            made = data.prepare(found, run.pieces, run.lengths)
-            job = engine.Job(spec.id, made.inputs, made.targets, budget.steps, budget.rate, seed)
-            missing.append((job, recipe, (spec.dataset,)))
-    # Rows of one length together: a group is padded to its longest.
-    missing.sort(key=lambda entry: max(map(len, entry[0].prompts)))
-    groups = [missing[at : at + budget.group] for at in range(0, len(missing), budget.group)]
-    title = f"train {len(missing)} experts" if missing else "experts are trained already"
-    with run.stages.stage(title, budget.steps * len(groups)) as advance:
-        for number, group in enumerate(groups):
-            _train(
-                run,
-                group,
-                budget,
-                library,
-                lambda done, loss, before=number * budget.steps: advance(before + done, f"loss {loss:.2f}"),
-            )
-    return [spec.id for spec in specs]
+    """Trains one expert for every task that the library lacks, and returns all their ids."""
+    return train_chosen(run, specs, budget, seed=seed)
 
 
 def train_multitask(run: Run, specs: Sequence[TaskSpec], name: str, budget: Budget, *, seed: int) -> str:
@@ -91,85 +117,235 @@ def train_multitask(run: Run, specs: Sequence[TaskSpec], name: str, budget: Budg
     It sees as many rows as all experts of the tasks together: as many steps, with batches as many times
     larger as there are tasks.
     """
-    library = Library.open(run.workspace.composites, create=True)
-    identifier = names.task_id("multitask", name)
-    made = [data.prepare(data.examples(spec, run.source), run.pieces, run.lengths) for spec in specs]
-    prompts = lists.of_tokens(row for each in made for row in each.inputs)
-    targets = lists.of_tokens(row for each in made for row in each.targets)
-    wide = replace(budget, batch_size=budget.batch_size * len(specs), group=1)
-    recipe = _recipe(run, wide, seed, rows=len(prompts)) | {"tasks": [spec.id for spec in specs]}
-    if _is_done(library, identifier, recipe, run.base):
-        return identifier
-    job = engine.Job(identifier, prompts, targets, wide.steps, wide.rate, seed)
-    datasets = tuple(sorted({spec.dataset for spec in specs}))
-    with run.stages.stage("train the multitask baseline", wide.steps) as advance:
-        _train(
-            run,
-            [(job, recipe, datasets)],
-            wide,
-            library,
-            lambda done, loss: advance(done, f"loss {loss:.2f}"),
-        )
-    return identifier
+    wide = replace(budget, batch_size=(budget.batch_size or courses.BATCH_SIZE) * len(specs))
+    return train_chosen(run, specs, wide, as_="multitask", name=name, seed=seed)[0]
 
 
-def _train(
+def train_courses(
     run: Run,
-    entries: Sequence[tuple[engine.Job, dict, tuple[str, ...]]],
+    chosen: Sequence[Course],
     budget: Budget,
-    library: Library,
-    progress: engine.Progress,
-) -> None:
-    """Trains one group and puts its experts into the library."""
-    jobs = [job for job, _, _ in entries]
-    plan = engine.Plan(
+    *,
+    mesh: Mapping[str, int] | None = None,
+    trackers: Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]:
+    """Trains the experts that the library lacks, many at once, and returns the ids of all.
+
+    All start from the same fresh expert, as the original's do, which helps to merge them. An expert that is
+    there with another recipe is a UserError; so is one that was stopped, when all others are done.
+    """
+    composite = any(course.id.startswith(f"{courses.MULTITASK}/") for course in chosen)
+    where = run.workspace.composites if composite else run.workspace.library
+    library = Library.open(where, create=True)
+    entries = [_entry(run, course, budget, seed) for course in chosen]
+    done = [entry.job.id for entry in entries if _is_done(library, entry, run.base)]
+    missing = len(entries) - len(done)
+    title = f"train {missing} expert{'s' * (missing != 1)}" if missing else "experts are trained already"
+    checkpoints = run.workspace.checkpoints / storage.fingerprint(sorted(entry.job.id for entry in entries))
+    if not missing:
+        with run.stages.stage(title, 0):
+            _forget(checkpoints)
+        return [course.id for course in chosen]
+    # Long rows first: the batches that take longest and need most memory come at once.
+    entries.sort(key=lambda entry: (-max(map(len, entry.job.prompts)), entry.job.id))
+    by_id = {entry.job.id: entry for entry in entries}
+    config = replace(run.base.config, dropout_rate=budget.dropout)
+
+    def keep(job: Job, params: Params) -> None:
+        if hosts.is_first():
+            entry = by_id[job.id]
+            owned = tuple(paths.flatten(params))
+            of = (run.base.fingerprint, owned, entry.datasets, job.steps, entry.recipe)
+            library.add(Expert(ExpertSpec(job.id, budget.kind, *of), params), replace=True)
+
+    on = mesh_of(budget, mesh)
+    plan = _plan(run.base, budget, entries, on)
+    with ExitStack() as stack:
+        stack.enter_context(hosts.together(Stopped))
+        stop = stack.enter_context(stopping.preemption())
+        watch = stack.enter_context(_watched(run, title, entries, budget, on, trackers))
+        ended = engine.train(
+            config,
+            run.base.params,
+            [entry.job for entry in entries],
+            plan,
+            keep,
+            finished=done,
+            identity={"base": run.base.fingerprint},
+            checkpoint_dir=checkpoints,
+            watch=watch,
+            stop=stop,
+            mesh=on,
+        )
+        hosts.meet("experts are kept")
+    if ended.failed:
+        raise UserError("\n".join(map(engine.told, ended.failed)))
+    _forget(checkpoints)
+    return [course.id for course in chosen]
+
+
+def mesh_of(budget: Budget, sizes: Mapping[str, int] | None) -> Mesh | None:
+    """Returns the mesh of all devices that a budget trains on; None where one device is all it takes.
+
+    Without sizes, experts lie apart on accelerators as far as they go, and the parameters of full ones are
+    split; what a CPU is divided into is used on request alone, or where a job has several processes.
+    """
+    devices = jax.device_count()
+    if sizes is None:
+        if devices == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1):
+            return None
+        sizes = {"fsdp" if budget.kind == "full" else "expert": devices}
+    rest = 1 if -1 in sizes.values() else -1
+    return sharding.mesh(None, **{"data": rest, **sizes})
+
+
+def _lengths(run: Run, budget: Budget) -> data.Lengths | None:
+    """Returns the run's lengths, unless the paper's table says an expert's own."""
+    return None if budget.paper else run.lengths
+
+
+def _plan(base: Base, budget: Budget, entries: Sequence[Entry], on: Mesh | None) -> Plan:
+    """Returns how the experts share the devices; what the budget leaves open is what memory holds."""
+    jobs = [entry.job for entry in entries]
+    most = budget.places or min(MOST_PLACES, len(jobs))
+    places, tokens = budget.places, budget.batch_tokens
+    if places is None or tokens is None:
+        work = sizing.Work(
+            base.config,
+            kind=budget.kind,
+            options=_plain(budget.options),
+            prompt=max(int(job_rows.lengths(job.prompts).max()) for job in jobs),
+            answer=max(int(job_rows.lengths(job.targets).max()) for job in jobs),
+            train_tokens=tokens or TRAIN_TOKENS,
+            optimizer=budget.optimizer,
+        )
+        fits = room.fit(work, room.memory(), on.shape if on else None, most_places=most)
+        places, tokens = places or fits[0], tokens or fits[1]
+    return Plan(
         kind=budget.kind,
-        batch_size=budget.batch_size,
-        options=budget.options,
+        options=_plain(budget.options),
+        optimizer=budget.optimizer,
+        clip=budget.clip,
+        z_loss=budget.z_loss,
+        label_smoothing=budget.label_smoothing,
+        places=places,
+        batch_tokens=tokens,
+        save_every=budget.save_every or max(25, max(job.steps for job in jobs) // 8),
+        validate_every=budget.validate_every,
+        keep=budget.keep,
+    )
+
+
+def _watched(
+    run: Run, title: str, entries: Sequence[Entry], budget: Budget, on: Mesh | None, trackers: Sequence[str]
+) -> AbstractContextManager[Watch]:
+    """Returns what shows the training of these experts, and keeps how it went."""
+    config = run.base.config
+    trees = sizing.shapes(sizing.Work(config, kind=budget.kind, options=_plain(budget.options)))
+    rows = flops.attended(
+        (row for entry in entries for row in entry.job.prompts),
+        (row for entry in entries for row in entry.job.targets),
+    )
+    devices = jax.devices()[:1] if on is None else on.devices.flat
+    return watching.training(
+        run.stages,
+        title,
+        cost=flops.cost(config, budget.kind, *trees, rows),
+        peak=flops.peaks(devices, config.dtype),
+        logs=run.workspace.logs,
+        trackers=trackers,
+        shows=hosts.is_first(),
+    )
+
+
+def _entry(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
+    """Returns the rows of a course and what will be noted of its training."""
+    source = courses.source_of(course, run.source)
+    made = [_prepared(run, course, spec, source) for spec in course.specs]
+    prompts, targets = _joined([each.inputs for each in made]), _joined([each.targets for each in made])
+    held = None
+    if budget.validate_every:
+        rows = budget.validate_rows
+        out = [(spec, courses.held_out(spec, run.source, rows)) for spec in course.specs]
+        held = _held([_prepared(run, course, spec, where) for spec, where in out])
+    job = Job(
+        id=course.id,
+        prompts=prompts,
+        targets=targets,
+        steps=course.steps_on(len(prompts)),
+        rate=course.rate,
+        seed=seed,
+        batch_size=course.batch_size,
+        schedule=budget.schedule,
         warmup=budget.warmup,
-        save_every=max(25, budget.steps // 8),
+        held=held,
     )
-    name = storage.fingerprint([job.id for job in jobs])
-    trained = engine.train_group(
-        replace(run.base.config, dropout_rate=budget.dropout),
-        run.base.params,
-        jobs,
-        plan,
-        checkpoint_dir=run.workspace.checkpoints / f"experts-{name}",
-        progress=progress,
-    )
-    for (job, recipe, datasets), params in zip(entries, trained, strict=True):
-        owned = tuple(paths.flatten(params))
-        spec = ExpertSpec(job.id, budget.kind, run.base.fingerprint, owned, datasets, budget.steps, recipe)
-        library.add(Expert(spec, params), replace=True)
-
-
-def _recipe(run: Run, budget: Budget, seed: int, *, rows: int) -> dict:
-    made = {name: value for name, value in asdict(budget).items() if name != "group"}
-    return made | {
-        "optimizer": "adamw",
-        "schedule": "linear",
-        "seed": seed,
+    recipe = {
+        **{
+            name: getattr(job, name) for name in ("steps", "rate", "seed", "batch_size", "schedule", "warmup")
+        },
+        **{name: getattr(budget, name) for name in ("optimizer", "clip", "z_loss", "label_smoothing")},
+        "kind": budget.kind,
+        "options": dict(budget.options),
+        "dropout": budget.dropout,
+        "keep": budget.keep,
         "data_seed": run.source.seed,
         "truncate": run.source.truncate,
         "faithful": list(data.switches(run.source)),
-        "rows": rows,
-        "max_prompt": run.lengths.prompt,
-        "max_answer": run.lengths.answer,
+        "rows": len(prompts),
+        "max_prompt": course.lengths.prompt,
+        "max_answer": course.lengths.answer,
     }
+    if len(course.specs) > 1:
+        recipe["tasks"] = [spec.id for spec in course.specs]
+    return Entry(job, recipe, tuple(sorted({spec.dataset for spec in course.specs})))
 
 
-def _is_done(library: Library, identifier: str, recipe: dict, base: Base) -> bool:
+def _prepared(run: Run, course: Course, spec: TaskSpec, source: data.Source) -> Prepared:
+    return data.prepare(data.examples(spec, source), run.pieces, course.lengths)
+
+
+def _joined(tokens: Sequence[lists.TokenLists]) -> lists.TokenLists:
+    if len(tokens) == 1:
+        return tokens[0]
+    return lists.of_tokens(row for each in tokens for row in each)
+
+
+def _held(made: Sequence[Prepared]) -> Held:
+    """Returns prepared rows to judge an expert on; its accuracy is known where every row has its choices."""
+    ranked = all((each.labels >= 0).all() and len(each.choices) for each in made)
+    choices = [prepared.choices_of(each, row) for each in made for row in range(len(each.labels))]
+    labels = np.concatenate([each.labels for each in made]).tolist()
+    return Held(
+        _joined([each.inputs for each in made]),
+        _joined([each.targets for each in made]),
+        choices if ranked else None,
+        labels if ranked else None,
+    )
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _is_done(library: Library, entry: Entry, base: Base) -> bool:
     """Says whether the library has this very expert; one of the same name but another recipe is an error."""
-    if identifier not in library.ids():
+    if entry.job.id not in library.ids():
         return False
-    spec = library.spec(identifier)
-    differs = [name for name, value in recipe.items() if spec.recipe.get(name) != value]
+    spec = library.spec(entry.job.id)
+    differs = [name for name, value in entry.recipe.items() if spec.recipe.get(name) != value]
     if spec.base != base.fingerprint:
         differs.append("base")
     if differs:
         raise UserError(
-            f"Expert {identifier!r} is in the library at {str(library.root)!r} already, with another "
+            f"Expert {entry.job.id!r} is in the library at {str(library.root)!r} already, with another "
             f"{' and '.join(differs)}. Remove it with `elm experts remove`, or name another directory."
         )
     return True
+
+
+def _forget(checkpoints: Any) -> None:
+    """Deletes the checkpoints of a run that is over."""
+    if hosts.is_first() and checkpoints.exists():
+        checkpoints.rmtree()

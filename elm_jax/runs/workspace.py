@@ -68,6 +68,11 @@ class Workspace:
         return self.root / "checkpoints"
 
     @property
+    def logs(self) -> epath.Path:
+        """What happened in training: the journal, and what trackers write."""
+        return self.root / "logs"
+
+    @property
     def prepared(self) -> epath.Path:
         """Rendered and tokenised rows, one file a task and split, where they were prepared beforehand."""
         return self.root / "prepared"

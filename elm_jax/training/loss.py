@@ -7,19 +7,18 @@ from jaxtyping import Float
 from elm_jax.axes import PAD, Array, Targets
 
 
-def answer_loss(
+def token_losses(
     logits: Float[Array, "B T V"],
     targets: Targets,
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """Returns the mean over real target tokens, in nats; 0 where there are none.
+) -> Float[Array, "B T"]:
+    """Returns the loss of every real target token, in nats; 0 on padding.
 
     `z_loss` weighs log(Z)², which keeps the softmax's normaliser Z near 1 (T5X trains with 1e-4).
     `label_smoothing` moves that share of the target's mass evenly onto all tokens.
     """
-    real = targets != PAD
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = normaliser - chosen
@@ -28,4 +27,9 @@ def answer_loss(
         loss = (1 - label_smoothing) * loss + label_smoothing * even
     if z_loss:
         loss = loss + z_loss * normaliser**2
-    return jnp.where(real, loss, 0.0).sum() / jnp.maximum(real.sum(), 1)
+    return jnp.where(targets != PAD, loss, 0.0)
+
+
+def answer_loss(logits: Float[Array, "B T V"], targets: Targets, **options: float) -> Float[Array, ""]:
+    """Returns the mean over all real target tokens of a batch; 0 where there are none."""
+    return token_losses(logits, targets, **options).sum() / jnp.maximum((targets != PAD).sum(), 1)

@@ -1,26 +1,30 @@
-"""The grouped step: E experts advance by one step in one program, over one frozen base.
+"""The grouped step: E experts advance in one program, over one frozen base.
 
-The step of a single expert is written once and mapped over the group, so every expert has its own rows,
-learning rate, dropout and end, and its gradient, clipping and optimiser state never meet a neighbour's. The
-base is not mapped: its products run over the rows of all experts at once.
+Examples of all experts stand packed in the rows of a batch; every segment names the place of its expert,
+which is gathered for it, so the products with the base run over the tokens of all experts at once. Gradients
+are added up over as many batches as an expert's step takes, each example weighed by its share of the expert's
+loss; then the expert moves by its own rate. No gradient, clipping or moment ever meets a neighbour's.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.axes import Array
+from elm_jax.axes import Array, ExpertOfSegment, Prompts, Seeds, Targets
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
-from elm_jax.training.loss import answer_loss
+from elm_jax.training.loss import token_losses
+
+GOING = -1
 
 
 class GroupState(NamedTuple):
@@ -28,16 +32,40 @@ class GroupState(NamedTuple):
 
     params: Params
     moments: Any
+    stopped: Int[Array, " E"]  # the step whose loss or gradient was not finite, GOING where all were
 
 
-class GroupBatch(NamedTuple):
-    """The rows of one step: `active` is False for an expert that has ended and must not move."""
+class Rows(NamedTuple):
+    """A batch: packed rows with segments 1 to G, and 0 on padding, of any of the group's experts."""
 
-    prompts: Int[Array, "E B S"]
-    targets: Int[Array, "E B T"]
+    prompts: Prompts
+    prompt_segments: Prompts
+    targets: Targets
+    target_segments: Targets
+    place: ExpertOfSegment  # of the segment's expert, among those on its part of the mesh
+    share: Float[Array, "B G"]  # 1 / the real target tokens of the expert's step
+    seeds: Seeds
+
+
+class Sums(NamedTuple):
+    """What batches have added up so far, for every expert since it last moved."""
+
+    gradient: Params
+    loss: Float[Array, " E"]
+
+
+class Move(NamedTuple):
+    """How experts move; those whose step is not yet whole are not `active` and do not."""
+
     rate: Float[Array, " E"]
-    dropout: Array  # E keys
     active: Bool[Array, " E"]
+    step: Int[Array, " E"]  # of the expert's own, told where its loss is not finite
+
+
+Gather = Callable[[Params, Params, Rows, Sums], Sums]
+Measure = Callable[[Params, Params, Rows, Float[Array, " E"]], Float[Array, " E"]]
+Begin = Callable[[Any, Params], GroupState]
+Advance = Callable[[GroupState, Sums, Move], tuple[GroupState, Sums, Float[Array, " E"]]]
 
 
 def stack(trees: list[Params]) -> Params:
@@ -45,55 +73,155 @@ def stack(trees: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def unstack(tree: Params, index: int) -> Params:
-    """Returns one tree of a stack."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
 def start(params: Params, optimizer: optax.GradientTransformation) -> GroupState:
     """Returns the state before the first step of stacked experts [E, …]."""
-    return GroupState(params, jax.vmap(optimizer.init)(params))
+    places = jax.tree.leaves(params)[0].shape[0]
+    return GroupState(params, jax.vmap(optimizer.init)(params), jnp.full(places, GOING, jnp.int32))
 
 
-def dropout_keys(seeds: Int[Array, " E"], step: Int[Array, " E"]) -> jax.Array:
-    """Returns a dropout key for each expert that depends on its own seed and step alone."""
-    return jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), at))(
-        seeds, step
-    )
+@partial(jax.jit, keep_unused=True)  # what tells it the devices
+def nothing(params: Params) -> Sums:
+    """Returns the sums before the first batch."""
+    leaf = jax.tree.leaves(params)[0]
+    none = Sums(jax.tree.map(jnp.zeros_like, params), jnp.zeros(leaf.shape[0], jnp.float32))
+    return sharding.kept(none, leaf)
+
+
+def seeds(seed: int, step: int, rows: int) -> np.ndarray:
+    """Returns what dropout in the rows of one step of an expert is drawn from, and from nothing else."""
+    return np.random.default_rng((seed, step)).integers(0, 2**32, rows, np.uint32)
 
 
 @lru_cache(maxsize=16)
-def compiled(
-    config: T5Config,
-    kind: str,
-    optimizer: optax.GradientTransformation,
-    *,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Callable[[GroupState, Params, GroupBatch], tuple[GroupState, Float[Array, " E"]]]:
-    """Returns the step `(state, base, batch) -> (state, loss of each expert)`; the old state is given up."""
-    network = T5(config, train=config.dropout_rate > 0)
+def gather(config: T5Config, kind: str, *, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Gather:
+    """Returns the function `(params, base, rows, sums) -> sums` that adds a batch; the old sums are given up.
 
-    def loss(owned: Params, base: Params, prompts: Array, targets: Array, key: jax.Array) -> Array:
-        params, beside = ex.place(kind, base, owned)
-        logits = network.apply({"params": params}, prompts, targets[:, None], beside, rngs={"dropout": key})
-        return answer_loss(jnp.asarray(logits)[:, 0], targets, z_loss=z_loss, label_smoothing=label_smoothing)
+    Parameters are those of E experts, [E, …]; full ones train one to a part of the mesh, for no row has a
+    network of its own.
+    """
+    total = _total(config, kind, train=True, z_loss=z_loss, label_smoothing=label_smoothing)
 
-    def one(state: GroupState, base: Params, batch: GroupBatch) -> tuple[GroupState, Array]:
-        value, gradient = jax.value_and_grad(loss)(
-            state.params, base, batch.prompts, batch.targets, batch.dropout
+    def add(params: Params, base: Params, rows: Rows, sums: Sums) -> Sums:
+        gradient, loss = jax.grad(total, has_aux=True)(params, base, rows)
+        return jax.tree.map(jnp.add, sums, Sums(gradient, loss))
+
+    return jax.jit(_apart(add), donate_argnums=3)
+
+
+@lru_cache(maxsize=16)
+def measure(config: T5Config, kind: str) -> Measure:
+    """Returns the function `(params, base, rows, loss) -> loss` that adds a batch's plain loss."""
+    total = _total(config, kind, train=False)
+
+    def add(params: Params, base: Params, rows: Rows, loss: Array) -> Array:
+        return loss + total(params, base, rows)[1]
+
+    return jax.jit(_apart(add))
+
+
+@lru_cache(maxsize=16)
+def advance(optimizer: optax.GradientTransformation) -> Advance:
+    """Returns the function `(state, sums, move) -> (state, sums, loss of each)`; the old two are given up.
+
+    The sums of those who moved begin anew. An expert whose loss or gradient is not finite stays where it is,
+    from this step on.
+    """
+
+    def one(state: GroupState, sums: Sums, move: Move) -> tuple[GroupState, Sums, Array]:
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.norm(sums.gradient))
+        going = move.active & (state.stopped == GOING)
+        direction, moments = optimizer.update(sums.gradient, state.moments, state.params)
+        params = jax.tree.map(lambda p, d: p - move.rate * d, state.params, direction)
+        stopped = jnp.where(going & ~finite, move.step, state.stopped)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(going & finite, new, old),
+            (params, moments),
+            (state.params, state.moments),
         )
-        direction, moments = optimizer.update(gradient, state.moments, state.params)
-        params = jax.tree.map(lambda p, d: p - batch.rate * d, state.params, direction)
-        moved = GroupState(params, moments)
-        return jax.tree.map(lambda new, old: jnp.where(batch.active, new, old), moved, state), value
+        rest = jax.tree.map(lambda leaf: jnp.where(move.active, 0, leaf), sums)
+        return GroupState(kept[0], kept[1], stopped), rest, sums.loss
 
-    def group(state: GroupState, base: Params, batch: GroupBatch) -> tuple[GroupState, Array]:
-        if batch.rate.shape[0] > 1:
-            every = jax.vmap(one, in_axes=(0, None, 0))
-            return sharding.apart(every, base, batch.rate.shape[0])(state, base, batch)
-        # A group of one is not mapped: a batch dimension of 1 costs XLA's CPU backend a sixth of the step.
-        alone = jax.tree.map(lambda leaf: leaf[0], (state, batch))
-        return jax.tree.map(lambda leaf: leaf[None], one(alone[0], base, alone[1]))
+    def every(state: GroupState, sums: Sums, move: Move) -> tuple[GroupState, Sums, Array]:
+        moved, rest, loss = jax.vmap(one)(state, sums, move)
+        on = jax.tree.leaves(state.params)[0]
+        return sharding.kept(moved, on), sharding.kept(rest, on), loss
 
-    return jax.jit(group, donate_argnums=0)
+    return jax.jit(every, donate_argnums=(0, 1))
+
+
+@lru_cache(maxsize=16)
+def begin(kind: str, options: tuple[tuple[str, Any], ...], optimizer: optax.GradientTransformation) -> Begin:
+    """Returns the function `(seeds, base) -> state` of fresh experts, each a function of its seed alone."""
+
+    def fresh(seeds: Array, base: Params) -> GroupState:
+        def one(seed: Array) -> Params:
+            return ex.init(kind, jax.random.key(seed), base, **dict(options))
+
+        state = start(jax.vmap(one)(seeds), optimizer)
+        return sharding.kept(state, jax.tree.leaves(base)[0])
+
+    return jax.jit(fresh)
+
+
+@partial(jax.jit, donate_argnums=0)
+def put(tree: Any, place: Int[Array, ""], one: Any) -> Any:
+    """Returns stacked trees with the one of a stack of one at a place."""
+    put = jax.tree.map(lambda leaf, new: leaf.at[place].set(new[0]), tree, one)
+    return sharding.kept(put, jax.tree.leaves(tree)[0])
+
+
+@partial(jax.jit, donate_argnums=(0, 1))
+def taken_up(state: GroupState, sums: Sums, place: Int[Array, ""]) -> tuple[GroupState, Sums]:
+    """Lets the expert at a place that was stopped go on from where it is, with no sums."""
+    leaf = jax.tree.leaves(state.params)[0]
+    state = state._replace(stopped=jnp.asarray(state.stopped).at[place].set(GOING))
+    sums = jax.tree.map(lambda leaf: leaf.at[place].set(0), sums)
+    return sharding.kept(state, leaf), sharding.kept(sums, leaf)
+
+
+@jax.jit
+def taken(tree: Any, place: Int[Array, ""]) -> Any:
+    """Returns what stands at one place of stacked trees, as a stack of one."""
+    return jax.tree.map(lambda leaf: leaf[place][None], tree)
+
+
+def _total(config: T5Config, kind: str, *, train: bool, **options: float) -> Callable[..., Any]:
+    """Returns `(params, base, rows) -> (loss of all experts together, loss of each)`."""
+    network = T5(config, train=train and config.dropout_rate > 0)
+    # What tells layers apart; what tells rows and steps apart comes with the rows.
+    rngs: Mapping[str, Any] = {"dropout": jax.random.key(0, impl="threefry2x32")} if network.train else {}
+
+    def total(params: Params, base: Params, rows: Rows) -> tuple[Array, Array]:
+        places = jax.tree.leaves(params)[0].shape[0]
+        # One expert is not gathered: it serves all rows.
+        owned, index = (params, rows.place) if places > 1 else (jax.tree.map(lambda p: p[0], params), None)
+        placed, beside = ex.place(kind, base, owned)
+        segments = rows.prompt_segments, rows.target_segments[:, None]
+        logits = network.apply(
+            {"params": placed},
+            rows.prompts,
+            rows.targets[:, None],
+            beside,
+            index,
+            *segments,
+            rows.seeds,
+            rngs=rngs,
+        )
+        slot = jnp.maximum(rows.target_segments - 1, 0)
+        losses = token_losses(jnp.asarray(logits)[:, 0], rows.targets, **options)
+        losses = losses * jnp.take_along_axis(jnp.asarray(rows.share), slot, axis=1)
+        place = jnp.take_along_axis(jnp.asarray(rows.place), slot, axis=1)
+        each = jax.ops.segment_sum(losses.reshape(-1), place.reshape(-1), places)
+        return each.sum(), each
+
+    return total
+
+
+def _apart(add: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function with every expert's rows on its own part of the mesh that the base lies on."""
+
+    def on_mesh(params: Params, base: Params, rows: Rows, sums: Any) -> Any:
+        leaf = jax.tree.leaves(params)[0]
+        return sharding.kept(sharding.apart(add, base, leaf.shape[0])(params, base, rows, sums), leaf)
+
+    return on_mesh

@@ -49,6 +49,8 @@ def _write(directory: epath.Path, tree: dict[str, Any]) -> None:
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", enable_async_checkpointing=False)
     with ocp.CheckpointManager(directory, options=options) as manager:
         manager.save(0, args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(tree)}))
+    # T5X's own have it, and a run that saves its position in the data looks for it.
+    (directory / DIRECTORY / "dataset").mkdir()
 
 
 def _fresh(shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -1,5 +1,9 @@
 """Checkpoints: the newest whole one comes back, a damaged or foreign one never does."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +22,20 @@ def state(step: int):
 
 
 def latest(directory, identity=RUN):
-    store = Store(directory, identity)
-    try:
-        return store.latest(state(0))
-    finally:
-        store.close()
+    """The newest whole step with its state, or 0; what was noted with it must be of that step."""
+    with Store(directory, identity) as store:
+        found = store.position()
+        if found is None:
+            return 0, state(0)
+        step, noted = found
+        assert noted == {"at": step}
+        return step, store.restore(step, state(0))
 
 
 def save(directory, *steps):
-    store = Store(directory, RUN)
-    for step in steps:
-        store.save(step, state(step))
-    store.close()
+    with Store(directory, RUN) as store:
+        for step in steps:
+            store.save(step, state(step), {"at": step})
 
 
 def assert_step(found, step):
@@ -38,10 +44,9 @@ def assert_step(found, step):
 
 
 def test_without_a_directory_nothing_is_kept():
-    store = Store(None, RUN)
-    store.save(3, state(3))
-    assert_step(store.latest(state(0)), 0)
-    store.close()
+    with Store(None, RUN) as store:
+        store.save(3, state(3), {})
+        assert store.position() is None
 
 
 def test_the_newest_step_comes_back_bit_for_bit_and_two_are_kept(tmp_path):
@@ -55,12 +60,11 @@ def test_the_newest_step_comes_back_bit_for_bit_and_two_are_kept(tmp_path):
 
 def test_what_is_saved_is_the_state_of_that_moment_though_training_goes_on_in_its_place(tmp_path):
     onward = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
-    store = Store(tmp_path, RUN)
     now = state(5)
-    store.save(5, now)
-    for _ in range(20):
-        now = onward(now)
-    store.close()
+    with Store(tmp_path, RUN) as store:
+        store.save(5, now, {"at": 5})
+        for _ in range(20):
+            now = onward(now)
     assert_step(latest(tmp_path), 5)
 
 
@@ -83,7 +87,7 @@ def largest(step):
 @pytest.mark.parametrize("damage", [delete, halve, empty])
 @pytest.mark.parametrize(
     "which",
-    [largest, *("default/" + name for name in ("manifest.ocdbt", "_METADATA")), "files.json"],
+    [largest, *("state/" + name for name in ("manifest.ocdbt", "_METADATA")), "files.json"],
     ids=["largest", "manifest", "metadata", "list"],
 )
 def test_a_half_written_step_is_passed_over_for_the_one_before_and_saved_again(tmp_path, which, damage):
@@ -113,16 +117,58 @@ def test_a_save_cut_short_before_its_end_is_never_read_and_is_cleared_away(tmp_p
     assert not (tmp_path / "10.orbax-checkpoint-tmp").exists()
 
 
-def test_a_step_damaged_at_its_full_size_is_refused_and_the_one_before_is_left(tmp_path):
+def test_a_step_with_a_bit_turned_is_passed_over_for_the_one_before_and_that_is_told(tmp_path, caplog):
     save(tmp_path, 5, 10)
-    file = tmp_path / "10" / "default" / "_METADATA"
-    file.write_bytes(b"?" * file.stat().st_size)
-    with pytest.raises(UserError, match=r"10'.* damaged .* Delete it to go on from the one before"):
-        latest(tmp_path)
-    for inside in sorted((tmp_path / "10").rglob("*"), reverse=True):
-        inside.rmdir() if inside.is_dir() else inside.unlink()
-    (tmp_path / "10").rmdir()
+    file = largest(tmp_path / "10")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
     assert_step(latest(tmp_path), 5)
+    assert f"The checkpoint at {tmp_path / '10'} is damaged, and deleted." in caplog.messages
+
+
+def test_a_state_of_another_form_is_an_error_that_names_the_step(tmp_path):
+    save(tmp_path, 5)
+    with Store(tmp_path, RUN) as store:
+        other = {"w": {"kernel": jnp.zeros((3, 700)), "bias": jnp.zeros(3)}}
+        with pytest.raises(UserError, match=r"5'.* damaged .* Delete it to go on from the one before"):
+            store.restore(5, other)
+
+
+def test_of_what_may_differ_each_time_the_first_note_holds(tmp_path):
+    with Store(tmp_path, RUN | {"_queue": ["a", "b"]}) as store:
+        assert store.identity["_queue"] == ["a", "b"]
+    with Store(tmp_path, RUN | {"_queue": ["b"]}) as store:
+        assert store.identity["_queue"] == ["a", "b"]
+
+
+def test_a_save_that_fails_is_told_in_a_sentence_and_the_one_before_is_left(tmp_path):
+    """The system refuses files beyond a size, as it does all of them where a disk is full."""
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+import jax.numpy as jnp, numpy as np
+from elm_jax.engine.checkpoints import Store
+from elm_jax.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+small, large = (np.random.default_rng(0).normal(size=size) for size in (10, 2_000_000))
+try:
+    with Store({str(tmp_path)!r}, {{"run": "a"}}) as store:
+        store.save(5, {{"w": jnp.asarray(small)}}, {{"at": 5}})
+        store._manager.wait_until_finished()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        store.save(10, {{"w": jnp.asarray(large)}}, {{"at": 10}})
+except UserError as error:
+    print(error)
+with Store({str(tmp_path)!r}, {{"run": "a"}}) as store:
+    print(store.position())
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    sentence, left = told.stdout.strip().splitlines()
+    assert "A checkpoint was to be written" in sentence
+    assert "File too large" in sentence
+    assert "Earlier checkpoints and finished experts are as they were" in sentence
+    assert left == "(5, {'at': 5})"
 
 
 @pytest.mark.parametrize(

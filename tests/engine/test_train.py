@@ -9,13 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elm_jax.engine import train
-from elm_jax.engine.train import Job, Plan
+from elm_jax.engine.evaluate import score_rows
+from elm_jax.engine.group import Plan
+from elm_jax.engine.jobs import Held, Job, row_order
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
-from elm_jax.models import paths
+from elm_jax.models import paths, sharding
+from elm_jax.models.t5 import T5
+from elm_jax.scoring.buckets import Row
+from elm_jax.training import step
+from elm_jax.training.loss import token_losses
 
-PLAN = Plan("bottleneck", batch_size=4, options={"width": 4}, z_loss=0.01, label_smoothing=0.1, save_every=4)
-FULL = Plan("full", batch_size=4, optimizer="adafactor", schedule="constant", warmup=3)
+PLAN = Plan("bottleneck", options={"width": 4}, z_loss=0.01, label_smoothing=0.1, save_every=4)
+FULL = Plan("full", optimizer="adafactor")
+CONSTANT = {"schedule": "constant", "warmup": 3}
 
 
 def job(name: str, rows: int, longest: int, **fields) -> Job:
@@ -24,7 +31,7 @@ def job(name: str, rows: int, longest: int, **fields) -> Job:
     lengths = [longest, *rng.integers(2, longest + 1, rows - 1)]
     prompts = [rng.integers(3, 48, length) for length in lengths]
     targets = [rng.integers(3, 48, max(1, length // 2)) for length in lengths]
-    return Job(name, prompts, targets, **fields)
+    return Job(name, prompts, targets, **{"batch_size": 4, **fields})
 
 
 # Different rows, lengths, rates, seeds and ends; one has fewer rows than a batch.
@@ -80,7 +87,8 @@ def test_dropout_of_an_expert_in_a_group_is_that_of_the_expert_alone(config, bas
 
 
 def test_full_experts_in_one_group_equal_each_alone_and_move_every_parameter(config, base):
-    jobs, before = [JOBS[0], JOBS[2]], paths.flatten(base)
+    jobs = [replace(each, **CONSTANT) for each in (JOBS[0], JOBS[2])]
+    before = paths.flatten(base)
     found = train.train_group(config, base, jobs, FULL)
     assert_close(found, [train.train_group(config, base, [each], FULL)[0] for each in jobs])
     for expert in flat(found):
@@ -90,7 +98,7 @@ def test_full_experts_in_one_group_equal_each_alone_and_move_every_parameter(con
 
 def test_an_expert_that_has_ended_stays_while_its_neighbours_go_on(config, base, together):
     stopped = train.train_group(config, base, [replace(each, steps=13) for each in JOBS], PLAN)
-    assert_same_bytes([together[1]], [stopped[1]])
+    assert_close([together[1]], [stopped[1]])
     assert distance(together[0], stopped[0]) > 1e-3
 
 
@@ -131,12 +139,20 @@ def test_results_are_in_the_order_of_the_jobs(config, base, together):
     assert_close(found, [together[at] for at in order])
 
 
-def test_progress_comes_every_ten_steps_and_at_the_end(config, base):
+def test_every_round_is_told_with_the_step_loss_and_rate_of_every_expert_in_it(config, base):
     told = []
-    jobs = [replace(each, steps=13) for each in JOBS]
-    train.train_group(config, base, jobs, PLAN, progress=lambda done, loss: told.append((done, loss)))
-    assert [done for done, _ in told] == [10, 13]
-    assert all(0 < loss < 10 for _, loss in told)
+    train.train_group(config, base, JOBS, PLAN, watch=told.append)
+    assert [event.round for event in told] == list(range(1, 21))
+    assert [len(event.standings) for event in told] == [3] * 13 + [2] * 7
+    assert [each.step for event in told for each in event.standings if each.expert == "b"] == [*range(1, 14)]
+    first = {each.expert: each.rate for each in told[0].standings}
+    assert first == pytest.approx({"a": 1e-3, "b": 5e-4, "c": 2e-4})
+    assert all(0 < each.loss < 10 for event in told for each in event.standings)
+    assert [(event.steps_done, event.steps) for event in told[-2:]] == [(51, 53), (53, 53)]
+    assert [(event.round, event.finished) for event in told if event.finished] == [
+        (13, ("b",)),
+        (20, ("a", "c")),
+    ]
 
 
 def test_one_step_of_adam_moves_by_the_rate_of_the_first_step(config, base):
@@ -169,63 +185,236 @@ class Killed(Exception):
     """Stands for what ends a run from outside."""
 
 
-def killed(config, base, jobs, plan, directory, at):
-    """Trains until `at` steps are done and then no more."""
+def trained(library, config, base, jobs, plan, directory, **options):
+    """Trains into a library, and returns what it holds in the order of the jobs."""
 
-    def progress(done, loss):
-        if done == at:
+    def done(job, params):
+        again = library.setdefault(job.id, params)
+        assert_same_bytes([params], [again])
+
+    train.train(config, base, jobs, plan, done, checkpoint_dir=directory, **options)
+    return [library[job.id] for job in jobs]
+
+
+def killed(library, config, base, jobs, plan, directory, at):
+    """Trains until a round is told, and no further."""
+
+    def watch(event):
+        if event.round == at:
             raise Killed
 
     with pytest.raises(Killed):
-        train.train_group(config, base, jobs, plan, checkpoint_dir=directory, progress=progress)
+        trained(library, config, base, jobs, plan, directory, watch=watch)
 
 
-@pytest.mark.parametrize(("at", "saved"), [(10, ["4", "8"]), (20, ["12", "16"])])
+@pytest.mark.parametrize(("at", "saved"), [(10, ["4", "8"]), (19, ["12", "16"])])
 def test_a_killed_run_called_again_ends_with_the_same_bytes(config, base, together, tmp_path, at, saved):
-    killed(config, base, JOBS, PLAN, tmp_path, at)
+    library, rounds = {}, []
+    killed(library, config, base, JOBS, PLAN, tmp_path, at)
     assert sorted(each.name for each in tmp_path.iterdir() if each.is_dir()) == sorted(saved)
-    told = []
-    found = train.train_group(
-        config, base, JOBS, PLAN, checkpoint_dir=tmp_path, progress=lambda done, loss: told.append(done)
+    found = trained(
+        library, config, base, JOBS, PLAN, tmp_path, watch=lambda event: rounds.append(event.round)
     )
     assert_same_bytes(found, together)
-    assert told == ([10, 20] if at == 10 else [20])
+    assert rounds == list(range(int(saved[1]) + 1, 21))
 
 
 def test_a_run_killed_before_its_first_save_and_one_killed_twice_end_with_the_same_bytes(
     config, base, together, tmp_path
 ):
-    early, twice = tmp_path / "early", tmp_path / "twice"
+    early, twice, library = tmp_path / "early", tmp_path / "twice", {}
     late = replace(PLAN, save_every=15)
-    killed(config, base, JOBS, late, early, 10)
-    assert_same_bytes(train.train_group(config, base, JOBS, late, checkpoint_dir=early), together)
-    killed(config, base, JOBS, PLAN, twice, 10)
-    killed(config, base, JOBS, PLAN, twice, 20)
-    assert_same_bytes(train.train_group(config, base, JOBS, PLAN, checkpoint_dir=twice), together)
+    killed({}, config, base, JOBS, late, early, 10)
+    assert_same_bytes(trained({}, config, base, JOBS, late, early), together)
+    killed(library, config, base, JOBS, PLAN, twice, 10)
+    killed(library, config, base, JOBS, PLAN, twice, 19)
+    assert_same_bytes(trained(library, config, base, JOBS, PLAN, twice), together)
 
 
 def test_a_half_written_checkpoint_costs_steps_and_changes_no_byte(config, base, together, tmp_path):
-    killed(config, base, JOBS, PLAN, tmp_path, 20)
+    library = {}
+    killed(library, config, base, JOBS, PLAN, tmp_path, 19)
     files = [file for file in (tmp_path / "16").rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-40])
-    assert_same_bytes(train.train_group(config, base, JOBS, PLAN, checkpoint_dir=tmp_path), together)
+    assert_same_bytes(trained(library, config, base, JOBS, PLAN, tmp_path), together)
 
 
 def test_the_checkpoints_of_another_run_are_refused_naming_what_differs(config, base, tmp_path):
-    killed(config, base, JOBS, PLAN, tmp_path, 10)
+    killed({}, config, base, JOBS, PLAN, tmp_path, 10)
 
-    def refused(told, *, config=config, base=base, jobs=JOBS, plan=PLAN):
+    def refused(told, *, config=config, jobs=JOBS, plan=PLAN, **more):
         with pytest.raises(UserError, match=f"belong to another run: what differs is its {told}[.]"):
-            train.train_group(config, base, jobs, plan, checkpoint_dir=tmp_path)
+            trained({}, config, base, jobs, plan, tmp_path, **more)
 
-    refused("plan", plan=replace(PLAN, warmup=1))
+    refused("plan", plan=replace(PLAN, z_loss=0.02))
     refused("network", config=replace(config, dropout_rate=0.1))
-    refused("base", base=jax.tree.map(lambda leaf: leaf * 1.001, base))
+    refused("base", identity={"base": "b"})
     refused("jobs", jobs=JOBS[::-1])
     refused("jobs", jobs=[*JOBS[:2], replace(JOBS[2], rate=3e-4)])
     refused("jobs", jobs=[*JOBS[:2], replace(JOBS[2], prompts=[*JOBS[2].prompts[:-1], np.array([3, 4])])])
-    refused("plan and its jobs", plan=replace(PLAN, batch_size=5), jobs=JOBS[:2])
+    refused("plan and its jobs", plan=replace(PLAN, clip=0.5), jobs=JOBS[:2])
+
+
+# Ends, lengths, batch sizes, rates and schedules of their own; more of them than places.
+MIXED = [
+    job("m", 9, 8, steps=50, rate=1e-3, seed=1),
+    job("nn", 20, 6, steps=7, rate=5e-4, seed=2, batch_size=1),
+    job("ooo", 5, 8, steps=12, rate=2e-3, seed=3, batch_size=7, schedule="constant", warmup=4),
+    job("pppp", 30, 3, steps=0, rate=1e-3, seed=4),
+    job("qqqqq", 8, 8, steps=20, rate=1e-3, seed=5, batch_size=3, warmup=2),
+]
+FEW = replace(PLAN, places=2, batch_tokens=40)  # some three rows of the longest: a step takes several batches
+
+
+@pytest.fixture(scope="module")
+def mixed(config, base):
+    dropping = replace(config, dropout_rate=0.1)
+    told = []
+    return dropping, train.train_group(dropping, base, MIXED, FEW, watch=told.append), told
+
+
+def test_experts_that_come_and_go_with_batches_of_any_size_equal_each_alone(base, mixed):
+    dropping, found, _ = mixed
+    alone = [train.train_group(dropping, base, [each], PLAN)[0] for each in MIXED]
+    assert_close(found, alone)
+
+
+def test_whoever_waits_takes_the_place_of_the_next_who_is_done(mixed):
+    _, _, told = mixed
+    assert max(len(event.standings) for event in told) <= FEW.places
+    ended = [name for event in told for name in event.finished]
+    assert [event.waiting for event in told][:2] == [3, 3]
+    assert told[-1].waiting == 0
+    assert sorted(ended) == sorted(each.id for each in MIXED)
+    assert told[-1].steps_done == told[-1].steps == sum(each.steps for each in MIXED)
+    assert all(event.prompt_tokens + event.answer_tokens <= event.padded_tokens for event in told)
+
+
+def test_a_place_that_is_taken_again_compiles_nothing(config, base, mixed):
+    dropping, _, _ = mixed
+    programs = step.gather(dropping, "bottleneck", z_loss=0.01, label_smoothing=0.1)
+    before = programs._cache_size(), step.put._cache_size(), step.taken._cache_size()
+    train.train_group(dropping, base, MIXED, FEW)
+    assert (programs._cache_size(), step.put._cache_size(), step.taken._cache_size()) == before
+
+
+@pytest.mark.parametrize("at", [3, 17, 44])
+def test_a_run_with_places_taken_again_that_is_killed_ends_with_the_same_bytes(base, mixed, tmp_path, at):
+    dropping, found, _ = mixed
+    library = {}
+    killed(library, dropping, base, MIXED, FEW, tmp_path, at)
+    assert_same_bytes(trained(library, dropping, base, MIXED, FEW, tmp_path), found)
+
+
+def test_what_was_finished_before_the_run_began_is_not_trained_and_may_be_told_again(config, base, tmp_path):
+    library = {}
+    killed(library, config, base, JOBS, PLAN, tmp_path, 15)
+    assert set(library) == {"b"}
+    trained(library, config, base, JOBS, PLAN, tmp_path, finished=["b"])  # the run began with b
+    other = {"b": library["b"]}
+    train.train(config, base, JOBS, PLAN, lambda job, params: other.update({job.id: params}), finished=["b"])
+    assert other["b"] is library["b"]
+    assert_close([other["a"], other["c"]], [library["a"], library["c"]])
+
+
+def test_a_run_asked_to_stop_saves_and_the_next_goes_on(config, base, together, tmp_path):
+    library = {}
+    with pytest.raises(train.Stopped, match="Stopped after round 7; the same command goes on from there"):
+        trained(library, config, base, JOBS, PLAN, tmp_path, stop=lambda round: round == 7)
+    assert "7" in {each.name for each in tmp_path.iterdir()}
+    assert_same_bytes(trained(library, config, base, JOBS, PLAN, tmp_path), together)
+
+
+def test_an_expert_whose_loss_is_not_finite_stops_and_is_named_and_the_others_go_on(config, base, together):
+    wild = replace(job("wild", 6, 8, steps=20, rate=1e30, seed=9))
+    library, told = {}, []
+    ended = train.train(
+        config,
+        base,
+        [JOBS[0], wild, *JOBS[1:]],
+        PLAN,
+        lambda job, params: library.update({job.id: params}),
+        watch=told.append,
+    )
+    assert set(library) == {"a", "b", "c"}
+    assert_close([library[each.id] for each in JOBS], together)
+    (failure,) = ended.failed
+    assert failure.expert == "wild"
+    broken = [each.step for event in told for each in event.standings if not np.isfinite(each.loss)]
+    assert failure.step == broken[0]
+    assert list(failure.rows) == row_order(6, 9, (failure.step - 1) * 4, 4).tolist()
+    assert [each for event in told for each in event.failed] == [failure]
+    assert (
+        f"'wild' was stopped at step {failure.step}: its loss or gradient was not finite on rows"
+        in train.told(failure)
+    )
+    with pytest.raises(UserError, match="'wild' was stopped at step"):
+        train.train_group(config, base, [wild], PLAN)
+
+
+def with_held(each: Job, rows: int = 5) -> Job:
+    rng = np.random.default_rng(rows)
+    prompts = [rng.integers(3, 48, 6) for _ in range(rows)]
+    choices = [[rng.integers(3, 48, length) for length in (1, 2, 2)] for _ in range(rows)]
+    labels = rng.integers(0, 3, rows).tolist()
+    targets = [own[label] for own, label in zip(choices, labels, strict=True)]
+    return replace(each, held=Held(prompts, targets, choices, labels))
+
+
+def test_validation_tells_loss_and_accuracy_at_its_steps_and_changes_no_expert(config, base, together):
+    told = []
+    plan = replace(PLAN, validate_every=6)
+    found = train.train_group(config, base, [with_held(JOBS[0]), *JOBS[1:]], plan, watch=told.append)
+    assert_same_bytes(found, together)
+    validations = [each for event in told for each in event.validations]
+    assert [(each.expert, each.step) for each in validations] == [("a", at) for at in (6, 12, 18, 20)]
+    held = with_held(JOBS[0]).held
+    network = T5(config)
+    loss = 0.0
+    for prompt, target in zip(held.prompts, held.targets, strict=True):
+        logits = network.apply({"params": base}, prompt[None], target[None, None], found[0])[:, 0]
+        loss += float(token_losses(logits, target[None]).sum())
+    assert validations[-1].loss == pytest.approx(loss / sum(map(len, held.targets)), abs=1e-4)
+    rows = [Row(prompt, own) for prompt, own in zip(held.prompts, held.choices, strict=True)]
+    stacked = jax.tree.map(lambda leaf: leaf[None], found[0])
+    scores = score_rows(config, base, rows, stacked)
+    right = [int(np.argmax(own)) == label for own, label in zip(scores, held.labels, strict=True)]
+    assert validations[-1].accuracy == pytest.approx(np.mean(right))
+
+
+def test_the_best_step_is_kept_where_it_is_asked_for(config, base):
+    fast = with_held(replace(JOBS[0], rate=0.3, held=None))
+    fast = replace(fast, held=replace(fast.held, choices=None, labels=None))
+    told = []
+    plan = replace(PLAN, validate_every=1, keep="best")
+    (found,) = train.train_group(config, base, [fast], plan, watch=told.append)
+    losses = [each.loss for event in told for each in event.validations]
+    best = int(np.argmin(losses))
+    assert best < len(losses) - 1
+    marked = [at for at, each in enumerate(v for event in told for v in event.validations) if each.best]
+    assert marked[-1] == best
+    held = fast.held
+    again = train.train_group(config, base, [replace(fast, held=held)], replace(plan, keep="last"))
+    assert distance(found, again[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"expert": 2, "data": 2}, {"expert": 1, "fsdp": 4}, {"expert": 4, "data": 1}]
+)
+def test_on_a_mesh_experts_become_what_they_become_on_one_device(config, base, together, sizes):
+    on = sharding.mesh(jax.devices()[:4], **sizes)
+    assert_close(train.train_group(config, base, JOBS, replace(PLAN, batch_tokens=48), mesh=on), together)
+
+
+def test_a_run_goes_on_on_other_devices(config, base, together, tmp_path):
+    library, plan = {}, replace(PLAN, places=4)
+    one = sharding.mesh(jax.devices()[:2], expert=2, data=1)
+    killed(library, config, base, JOBS, plan, tmp_path, 10)
+    with pytest.raises(UserError, match="3 experts side by side, which a mesh with an expert axis of 2"):
+        trained(library, config, base, JOBS, plan, tmp_path, mesh=one)
+    rows = sharding.mesh(jax.devices()[:4], expert=1, data=4)
+    assert_close(trained(library, config, base, JOBS, plan, tmp_path, mesh=rows), together)
 
 
 def test_a_job_without_rows_is_refused(config, base):
@@ -246,23 +435,21 @@ ROWS, SEEDS = st.integers(1, 12), st.integers(0, 2**32 - 1)
 @settings(deadline=None)
 @given(ROWS, SEEDS, st.integers(0, 5))
 def test_every_epoch_visits_every_row_once(rows, seed, epoch):
-    found = train.row_order(rows, seed, epoch * rows, rows)
+    found = row_order(rows, seed, epoch * rows, rows)
     assert sorted(found.tolist()) == list(range(rows))
 
 
 @settings(deadline=None)
 @given(ROWS, SEEDS, st.integers(0, 30), st.lists(st.integers(1, 15), min_size=1, max_size=6))
 def test_the_order_does_not_depend_on_where_it_is_taken_up(rows, seed, start, pieces):
-    whole = train.row_order(rows, seed, start, sum(pieces))
+    whole = row_order(rows, seed, start, sum(pieces))
     parts = []
     for count in pieces:
-        parts += train.row_order(rows, seed, start, count).tolist()
+        parts += row_order(rows, seed, start, count).tolist()
         start += count
     assert parts == whole.tolist()
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {
-        tuple(train.row_order(30, seed, epoch * 30, 30).tolist()) for seed in range(3) for epoch in range(3)
-    }
+    orders = {tuple(row_order(30, seed, epoch * 30, 30).tolist()) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9

@@ -11,8 +11,16 @@ from elm_jax.models.t5 import init_params
 from elm_jax.training import optimizers, step
 
 RNG = np.random.default_rng(3)
-PROMPTS = RNG.integers(3, 48, (2, 4, 8)).astype(np.int32)
-TARGETS = RNG.integers(3, 48, (2, 4, 4)).astype(np.int32)
+SEGMENTS = np.repeat(np.array([[1, 1, 1, 1, 2, 2, 2, 2]], np.int32), 4, axis=0)
+ROWS = step.Rows(  # of two examples, one of each expert
+    RNG.integers(3, 48, (4, 8)).astype(np.int32),
+    SEGMENTS,
+    RNG.integers(3, 48, (4, 8)).astype(np.int32),
+    SEGMENTS,
+    np.array([[0, 1], [1, 0], [0, 1], [1, 0]], np.int32),
+    np.full((4, 2), 1 / 16, np.float32),
+    np.zeros((4, 2), np.uint32),
+)
 STEPS = 10
 
 
@@ -32,14 +40,16 @@ def test_ten_steps_lower_the_loss_of_every_expert_and_leave_the_base(config, bas
     fresh = [ex.init(kind, jax.random.key(seed), base) for seed in (1, 2)]
     before = jax.tree.map(np.array, base)
     optimizer = optimizers.optimizer("adamw")
-    run, state, losses = step.compiled(config, kind, optimizer), step.start(step.stack(fresh), optimizer), []
+    gather, advance = step.gather(config, kind), step.advance(optimizer)
+    state = step.start(step.stack(fresh), optimizer)
+    sums, losses = step.nothing(state.params), []
     for at in range(STEPS):
-        keys = step.dropout_keys(np.array([1, 2], np.int32), np.full(2, at, np.int32))
-        rate, active = np.array([0.03, 0.03], np.float32), np.ones(2, bool)
-        state, loss = run(state, base, step.GroupBatch(PROMPTS, TARGETS, rate, keys, active))
+        sums = gather(state.params, base, ROWS, sums)
+        move = step.Move(np.full(2, 0.03, np.float32), np.ones(2, bool), np.full(2, at, np.int32))
+        state, sums, loss = advance(state, sums, move)
         losses.append(np.asarray(loss))
     assert (losses[-1] < losses[0] - 0.1).all()
     assert jax.tree.all(jax.tree.map(np.array_equal, base, before))
     for at, start in enumerate(fresh):
-        moved, start = paths.flatten(step.unstack(state.params, at)), paths.flatten(start)
-        assert all(np.any(np.asarray(leaf) != start[path]) for path, leaf in moved.items())
+        moved, start = paths.flatten(step.taken(state.params, np.int32(at))), paths.flatten(start)
+        assert all(np.any(np.asarray(leaf)[0] != start[path]) for path, leaf in moved.items())

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.models.t5 import T5
@@ -125,6 +126,87 @@ def test_rows_may_come_in_any_order_and_experts_have_no_rows(index):
         cut, rows = ex.by_layer(tree, np.array(index, np.int32))
         found = ex.product(jnp.asarray(x), ex.rows_of(cut[1], rows)["k"])
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+# Tokens of three rows, their segments, the expert of each segment, and so of each token; padding is in none.
+SEGMENTS = np.array([[1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 0], [1, 2, 2, 0, 0, 0]], np.int32)
+OF_SEGMENT = np.array([[2, 0, 2], [3, 1, 1], [0, 3, 0]], np.int32)
+OF_TOKEN = np.take_along_axis(OF_SEGMENT, np.maximum(SEGMENTS - 1, 0), axis=1)
+REAL = SEGMENTS > 0
+
+
+def slotted(stack):
+    """Gives every segment its expert, out of layer 1 of a stack."""
+    cut, rows = ex.by_layer(stack, ex.segmented(OF_SEGMENT, SEGMENTS))
+    found = ex.rows_of(cut[1], rows)
+    assert all(isinstance(leaf, ex.Slotted) for leaf in found.values())
+    return found
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 2), (2, 5), (4, 4)], ids=["down", "up", "square"])
+def test_every_token_of_a_packed_row_meets_the_kernel_of_its_own_segment(inputs, outputs):
+    kernels = RNG.normal(size=(4, 2, inputs, outputs)).astype(np.float32)
+    x = RNG.normal(size=(3, 6, inputs)).astype(np.float32)
+    found = np.asarray(ex.product(jnp.asarray(x), slotted({"k": kernels})["k"]))
+    wanted = np.einsum("bni,bnio->bno", x, kernels[OF_TOKEN, 1])
+    np.testing.assert_allclose(found[REAL], wanted[REAL], atol=1e-5)
+    between = ex.product(jnp.asarray(x)[:, None], slotted({"k": kernels})["k"])  # an answer to each prompt
+    np.testing.assert_allclose(np.asarray(between)[:, 0], found, atol=1e-6)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 2), (2, 5)], ids=["down", "up"])
+def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_own_tokens(inputs, outputs):
+    kernels = RNG.normal(size=(4, 2, inputs, outputs)).astype(np.float32)
+    x = RNG.normal(size=(3, 6, inputs)).astype(np.float32)
+    pull = np.where(REAL[..., None], RNG.normal(size=(3, 6, outputs)), 0).astype(np.float32)
+
+    def total(stack):
+        return (ex.product(jnp.asarray(x), slotted(stack)["k"]) * pull).sum()
+
+    found = np.asarray(jax.jit(jax.grad(total))({"k": jnp.asarray(kernels)})["k"])
+    assert not found[:, 0].any()
+    for expert in range(4):
+        own = REAL & (expert == OF_TOKEN)
+        np.testing.assert_allclose(found[expert, 1], x[own].T @ pull[own], atol=1e-4)
+
+
+@pytest.mark.parametrize("between", [(), (1,)], ids=["prompts", "answers"])
+def test_a_vector_of_a_segment_is_spread_over_its_own_tokens(between):
+    vectors = RNG.normal(size=(4, 2, 5)).astype(np.float32)
+    like = jnp.zeros((3, *between, 6, 5))
+    found = np.asarray(ex.spread(slotted({"v": vectors})["v"], like)).reshape(3, 6, 5)
+    np.testing.assert_allclose(found[REAL], vectors[OF_TOKEN, 1][REAL], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_own_expert(trained, kind):
+    """What a kind has for an attention's key, or its adapter, by token and gathered by hand."""
+    stacked = stack([*trained[kind], trained[kind][0]])["encoder"]["layers"]
+    x = RNG.normal(size=(3, 6, 32)).astype(np.float32)
+    y = RNG.normal(size=(3, 6, width_of_key(kind, stacked))).astype(np.float32)
+
+    def passed(own, x, y):
+        if kind == "bottleneck":
+            return ex.bottleneck(x, own["attention_adapter"])
+        return ex.given(x, y, own["attention"]["key"])
+
+    cut, rows = ex.by_layer(stacked, ex.segmented(OF_SEGMENT, SEGMENTS))
+    found = np.asarray(passed(ex.rows_of(cut[1], rows), jnp.asarray(x), jnp.asarray(y)))
+    for row, token in np.argwhere(REAL):
+        own = jax.tree.map(lambda leaf, at=OF_TOKEN[row, token]: leaf[at, 1], stacked)
+        wanted = passed(own, jnp.asarray(x[row, token][None, None]), jnp.asarray(y[row, token][None, None]))
+        np.testing.assert_allclose(found[row, token], wanted[0, 0], atol=1e-5)
+
+
+def width_of_key(kind, stacked):
+    """The outputs of an attention's key."""
+    names = {"lora": "lora_b", "ia3": "ia3_out"}
+    return stacked["attention"]["key"][names[kind]].shape[-1] if kind in names else 32
+
+
+def test_segments_of_experts_want_rows_with_segment_ids():
+    with pytest.raises(UserError, match="want rows with segment ids, but none came"):
+        ex.segmented(OF_SEGMENT, None)
 
 
 def test_a_scan_over_layers_reads_a_stack_without_copying_it():

@@ -55,7 +55,10 @@ def base():
     return jax.tree.map(lambda leaf: RNG.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
-@pytest.fixture(scope="module", params=["the base", "an expert for each packed row"])
+WAYS = ["the base", "an expert for each packed row", "bottleneck", "lora", "ia3"]  # the last by segment
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def logits(request, network, base):
     """Packed and unpacked logits of all answer tokens, in one order."""
     prompts, answers, *segments = packed()
@@ -66,6 +69,15 @@ def logits(request, network, base):
         # Norm scales of 1 to 1.4 set them apart and leave the logits, and so their rounding, small.
         experts = stack([jax.tree.map(lambda leaf, by=1 + n / 5: leaf * by, made[n]) for n in range(3)])
         beside = (experts, np.array([2, 0], np.int32)), (experts, np.array([2, 2, 2, 0, 0], np.int32))
+    if request.param in ex.KINDS:  # an expert for each segment: rows of three and of two examples
+        seeds = jax.random.split(jax.random.key(1), 3)
+        options = {} if request.param == "bottleneck" else {"projections": ("key", "value", "wo", "out")}
+        options = {} if request.param == "ia3" else options
+        made = [ex.init(request.param, seed, base, **options) for seed in seeds]
+        noisy = [jax.tree.map(lambda leaf: leaf + RNG.normal(0, 0.1, leaf.shape), tree) for tree in made]
+        experts = stack([jax.tree.map(np.float32, tree) for tree in noisy])
+        of_segments = np.array([[2, 0, 2], [1, 0, 0]], np.int32)
+        beside = (experts, of_segments), (experts, np.array([2, 0, 2, 1, 0], np.int32))
     together = np.asarray(network(base, prompts, answers, *beside[0], *segments))[:, 0]
     prompts, targets = pad([prompt for prompt, _ in alone], 6), pad([answer for _, answer in alone], 4)
     apart = np.asarray(network(base, prompts, targets[:, None], *beside[1]))[:, 0]

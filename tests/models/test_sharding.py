@@ -17,7 +17,7 @@ from elm_jax.models import paths, sharding
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training import optimizers, step
-from elm_jax.training.loss import answer_loss
+from elm_jax.training.loss import token_losses
 
 # Five layers, so that they are scanned; every width another number, so that a shape tells what it is of.
 CONFIG = size(
@@ -72,7 +72,7 @@ def run(base):
 
     def loss(params, prompts, targets):
         logits = T5(CONFIG).apply({"params": params}, prompts, targets[:, None])
-        return answer_loss(jnp.asarray(logits)[:, 0], targets)
+        return token_losses(jnp.asarray(logits)[:, 0], targets).mean()
 
     @lru_cache
     def run(layout=None):
@@ -137,54 +137,75 @@ def test_no_device_works_on_all_rows(run, layout):
 
 @pytest.fixture(scope="module")
 def group(base):
-    """Steps four experts, on one device or on a mesh; returns the program, the new state and the losses."""
+    """Steps four experts, on one device or on a mesh; returns the programs, the new state and the losses.
+
+    Rows are packed, those of each part of the mesh with examples of its own two experts.
+    """
     config = replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
     first = {path: leaf[:1] if "/layers/" in path else leaf for path, leaf in paths.flatten(base).items()}
     base = paths.unflatten(first)
     optimizer = optimizers.optimizer("adamw")
-    run = step.compiled(config, "bottleneck", optimizer)
     made = drawn(lambda: ex.init("bottleneck", jax.random.key(1), base, width=4), 4)
-    batch = step.GroupBatch(
-        prompts=np.stack([np.roll(PROMPTS, seed) for seed in range(4)]),
-        targets=np.stack([np.roll(TARGETS, seed) for seed in range(4)]),
-        rate=np.array([1e-3, 2e-3, 0.0, 1e-2], np.float32),
-        dropout=step.dropout_keys(np.arange(4, dtype=np.int32), np.zeros(4, np.int32)),
-        active=np.array([True, True, True, False]),
+    segments = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2]], np.int32), 16, axis=0)
+    of_targets = np.repeat(np.array([[1, 1, 2]], np.int32), 16, axis=0)
+    place = np.repeat(np.array([[0, 1], [1, 1], [1, 0], [0, 0]], np.int32), 4, axis=0)
+    rows = step.Rows(
+        PROMPTS,
+        np.where(PROMPTS > 0, segments, 0),
+        TARGETS,
+        np.where(TARGETS > 0, of_targets, 0),
+        place,
+        RNG.uniform(0.5, 1.5, place.shape).astype(np.float32),
+        np.zeros(place.shape, np.uint32),
+    )
+    move = step.Move(
+        np.array([1e-3, 2e-3, 0.0, 1e-2], np.float32),
+        np.array([True, True, True, False]),
+        np.zeros(4, np.int32),
     )
 
     @lru_cache
     def group(*sizes):
+        # On one device the second half of the rows is that of the last two experts; on a mesh they are the
+        # first two of the second part.
+        numbered = rows if sizes else rows._replace(place=place + 2 * (np.arange(16) >= 8)[:, None])
         state = step.start(jax.tree.map(jnp.asarray, made), optimizer)
-        arguments = [state, base, batch]
+        sums, laid, beneath = step.nothing(state.params), numbered, base
         if sizes:
             there = on(**dict(sizes))
-            layout = (
-                sharding.shardings(there, state, experts=True),
-                sharding.shardings(there, base),
-                sharding.batch_shardings(there, batch, experts=True),
+            state, sums = (
+                sharding.place(tree, sharding.shardings(there, tree, experts=True)) for tree in (state, sums)
             )
-            arguments = sharding.place(arguments, list(layout))
-        program = run.lower(*arguments).compile()
-        state, loss = program(*arguments)
-        return program.as_text(), state, loss
+            beneath = sharding.place(base, sharding.shardings(there, base))
+            laid = sharding.place(numbered, sharding.batch_shardings(there, numbered))
+        gather = step.gather(config, "bottleneck").lower(state.params, beneath, laid, sums).compile()
+        sums = gather(state.params, beneath, laid, sums)
+        advance = step.advance(optimizer).lower(state, sums, move).compile()
+        state, rest, loss = advance(state, sums, move)
+        return (gather.as_text(), advance.as_text()), (state, rest), loss
 
     return group
 
 
 def test_experts_on_a_mesh_step_as_they_do_on_one_device(group):
     _, wanted, wanted_loss = group()
-    _, state, loss = group(*MIXED)
+    _, found, loss = group(*MIXED)
     np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
-    # What Adam keeps has the gradients; its first step has little more than their signs.
-    for one, same in zip(jax.tree.leaves(state.moments), jax.tree.leaves(wanted.moments), strict=True):
+    # What Adam keeps has the gradients; its first step has little more than their signs. Those of the one
+    # that does not move are in the sums.
+    for one, same in zip(
+        jax.tree.leaves((found[0].moments, found[1])),
+        jax.tree.leaves((wanted[0].moments, wanted[1])),
+        strict=True,
+    ):
         np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-5 * np.abs(same).max())
-    assert all(leaf.sharding.spec[0] == "expert" for leaf in jax.tree.leaves(state))
+    assert all(leaf.sharding.spec[0] == "expert" for leaf in jax.tree.leaves(found))
 
 
 def test_nothing_travels_between_experts(group):
-    found = groups_of_devices(group(*MIXED)[0])
-    assert found  # the devices of an expert share its rows, heads and kernels
-    for together in found:
+    gather, advance = group(*MIXED)[0]
+    assert groups_of_devices(gather)  # the devices of an expert share its rows, heads and kernels
+    for together in groups_of_devices(gather) + groups_of_devices(advance):
         assert len({device // 4 for device in together}) == 1
 
 
@@ -196,6 +217,13 @@ def groups_of_devices(text):
             continue
         if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line):
             found += [list(map(int, one.split(","))) for one in re.findall(r"\{([\d,]+)\}", listed[1])]
+        elif named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\},", line):
+            sizes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", named[1])}
+            together = named[2].split(",")
+            apart = [axis for axis in sizes if axis not in together]
+            order = [list(sizes).index(axis) for axis in (*apart, *together)]  # refuses a part of an axis
+            ids = np.arange(8).reshape(list(sizes.values())).transpose(order)
+            found += ids.reshape(-1, math.prod(sizes[axis] for axis in together)).tolist()
         else:
             counted = r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
             by, order, turned = re.findall(counted, line)[0]
@@ -209,6 +237,8 @@ def test_groups_of_devices_are_read_in_every_way_that_programs_write_them():
     assert groups_of_devices("a = f32[] all-reduce(b), replica_groups={{0,2},{1,3}}, use") == [[0, 2], [1, 3]]
     assert groups_of_devices("a = f32[] all-reduce(b), replica_groups=[2,4]<=[8]")[1] == [4, 5, 6, 7]
     assert groups_of_devices("a = f32[] all-gather(b), replica_groups=[4,2]<=[2,4]T(1,0)")[1] == [1, 5]
+    named = "a = f32[] all-reduce(b), replica_groups=mesh['x'=2,'y'=2,'z'=2] {'x','z'}, use"
+    assert groups_of_devices(named) == [[0, 1, 4, 5], [2, 3, 6, 7]]
     permuted = "a = f32[] collective-permute(b), source_target_pairs={{0,1},{1,0}}"
     assert groups_of_devices(permuted) == [[0, 1], [1, 0]]
 
@@ -251,12 +281,12 @@ def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
     assert sharding.spec(there, ("batch", None), (2, 4)) == PartitionSpec(None, None)
 
 
-def test_rows_are_split_over_all_axes_but_tensor_and_experts_come_first():
+def test_rows_are_split_over_all_axes_but_tensor_and_experts_over_their_own():
     there = on(expert=2, fsdp=2, tensor=2)
     assert sharding.batch_shardings(there, PROMPTS).spec == PartitionSpec(("expert", "fsdp"), None)
-    of_group = sharding.batch_shardings(there, np.zeros((4, 6, 7)), experts=True)
-    assert of_group.spec == PartitionSpec("expert", "fsdp", None)
-    assert sharding.batch_shardings(there, np.zeros(4), experts=True).spec == PartitionSpec("expert")
+    losses, places = sharding.shardings(there, (np.zeros(4), np.zeros((4, 6))), experts=True)
+    assert losses.spec == PartitionSpec("expert")
+    assert places.spec == PartitionSpec("expert", None)
 
 
 def test_one_size_of_a_mesh_may_be_what_is_left():

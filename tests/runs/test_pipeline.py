@@ -10,7 +10,7 @@ from elm_jax.engine import evaluate as scoring
 from elm_jax.engine import train as training
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.library.store import Library
-from elm_jax.runs import base, data, evaluate, pipeline
+from elm_jax.runs import base, data, evaluate, pipeline, watching
 from elm_jax.runs.base import Pretraining
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.train import Budget
@@ -88,7 +88,7 @@ def test_a_second_run_trains_nothing_scores_nothing_and_says_the_same(finished, 
     def never(*arguments, **options):
         raise AssertionError("work was repeated")
 
-    monkeypatch.setattr(training, "train_group", never)
+    monkeypatch.setattr(training, "train", never)
     monkeypatch.setattr(scoring, "score_rows", never)
     again = run(out)
     assert again.report.rows == outcome.report.rows
@@ -114,9 +114,27 @@ class Stopped(Stages):
             yield stop
 
 
+class StoppedInTraining(Stages):
+    """The same, where what advances is training."""
+
+    def __init__(self, title: str, monkeypatch) -> None:
+        super().__init__()
+        told = watching.Lines.__call__
+
+        def stop(lines, event, reading):
+            if lines._title.startswith(title):
+                raise KeyboardInterrupt
+            told(lines, event, reading)
+
+        monkeypatch.setattr(watching.Lines, "__call__", stop)
+
+
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(finished, tmp_path):
     _, outcome = finished
-    for title in ("train the base", "train 4 experts", "train the multitask", "embed keys", "route", "score"):
+    for title in ("train the base", "train 4 experts", "train 1 expert"):
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            run(tmp_path, stages=StoppedInTraining(title, patched))
+    for title in ("embed keys", "route", "score"):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, stages=Stopped(title))
     assert run(tmp_path).report.rows == outcome.report.rows

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +20,47 @@ from elm_jax.training import optimizers, step
 NETWORK = size(
     "tiny", emb_dim=128, num_heads=4, head_dim=64, mlp_dim=256, num_encoder_layers=5, num_decoder_layers=5
 )
-WORK = plan.Work(NETWORK, experts=6, kind="lora", group=4, batch_size=8, prompt=96, answer=24)
+# A batch of 32 rows of three examples at most.
+WORK = plan.Work(
+    NETWORK, experts=6, kind="lora", group=4, train_tokens=32 * 120, prompt=96, answer=24, segments=3
+)
 ONE = {"expert": 1, "data": 1, "fsdp": 1, "tensor": 1}
+
+
+def shape(*sizes, dtype=jnp.int32) -> Any:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def nbytes(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Compiles a training step of a work, from shapes alone."""
+    """Compiles the programs of a work, from shapes alone; returns what each takes, and the rows."""
 
     def compiled(work):
         base, expert = plan.shapes(work)
         optimizer = optimizers.optimizer(work.optimizer)
-        state = jax.eval_shape(
-            lambda: step.start(
-                jax.tree.map(lambda leaf: jnp.zeros((work.group, *leaf.shape)), expert), optimizer
-            )
+        places = 1 if work.kind == "full" else work.group
+        params = jax.tree.map(lambda leaf: shape(places, *leaf.shape, dtype=leaf.dtype), expert)
+        state = jax.eval_shape(lambda params: step.start(params, optimizer), params)
+        sums = jax.eval_shape(step.nothing, params)
+        count, segments = work.train_tokens // (work.prompt + work.answer), work.segments
+        prompts, answers = shape(count, work.prompt), shape(count, work.answer)
+        rows: Any = step.Rows(
+            prompts,
+            prompts,
+            answers,
+            answers,
+            shape(count, segments),
+            shape(count, segments, dtype=jnp.float32),
+            shape(count, segments, dtype=jnp.uint32),
         )
-        batch = step.GroupBatch(
-            prompts=np.zeros((work.group, work.batch_size, work.prompt), np.int32),
-            targets=np.zeros((work.group, work.batch_size, work.answer), np.int32),
-            rate=np.zeros(work.group, np.float32),
-            dropout=step.dropout_keys(np.zeros(work.group, np.int32), np.zeros(work.group, np.int32)),
-            active=np.zeros(work.group, bool),
-        )
-        run = step.compiled(work.network, work.kind, optimizer)
-        return run.lower(state, base, batch).compile().memory_analysis(), batch
+        move = step.Move(shape(places, dtype=jnp.float32), shape(places, dtype=jnp.bool_), shape(places))
+        gather = step.gather(work.network, work.kind).lower(params, base, rows, sums)
+        advance = step.advance(optimizer).lower(state, sums, move)
+        return *(each.compile().memory_analysis() for each in (gather, advance)), rows, move
 
     return compiled
 
@@ -58,18 +75,47 @@ def test_parameters_are_those_of_the_published_checkpoints():
     assert found.expert_parameters == 2 * 24 * 2 * adapter + (24 * 5 + 2) * 2048
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_arguments_of_a_step_are_counted_exactly_and_what_lies_between_within_a_factor_of_two(
-    compiled, remat
-):
-    work = replace(WORK, network=replace(NETWORK, remat=remat))
-    found, batch = compiled(work)
+WORKS = {
+    "lora": WORK,
+    "remat": replace(WORK, network=replace(NETWORK, remat=True)),
+    "one for all": replace(WORK, group=1),
+    "ia3": replace(WORK, kind="ia3"),
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_arguments_of_a_step_are_counted_exactly_and_what_lies_between_within_a_factor_of_two(compiled, name):
+    work = WORKS[name]
+    gather, advance, rows, move = compiled(work)
     needed = plan.need(work, ONE)
-    # Without dropout its keys are no arguments.
-    rows = sum(leaf.nbytes for leaf in (batch.prompts, batch.targets, batch.rate, batch.active))
-    assert found.argument_size_in_bytes == needed.base + needed.state + rows
-    between = needed.gradients + (needed.activations_remat if remat else needed.activations)
-    assert between / 2 < found.temp_size_in_bytes < 2 * between
+    # Without dropout its seeds are no arguments; a batch has no moments.
+    params = needed.gradients - 4 * work.group  # all but the losses
+    used = nbytes(rows._replace(seeds=None)) - nbytes(rows.place) * (work.group == 1)
+    assert advance.argument_size_in_bytes == needed.state + needed.gradients + nbytes(move)
+    if work.group > 1:
+        assert gather.argument_size_in_bytes == needed.base + params + needed.gradients + used
+    between = needed.activations_remat if work.network.remat else needed.activations
+    assert between / 2 < max(gather.temp_size_in_bytes, advance.temp_size_in_bytes) < 2 * between
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["bottleneck", "full"])
+def test_experts_with_parameters_of_the_base_are_counted_too(compiled, kind, optimizer):
+    work = replace(WORK, kind=kind, optimizer=optimizer)
+    gather, advance, _, move = compiled(work)
+    needed = plan.need(work, ONE)
+    assert advance.argument_size_in_bytes == needed.state + needed.gradients + nbytes(move)
+    found = max(gather.temp_size_in_bytes, advance.temp_size_in_bytes)
+    assert needed.activations / 2 < found < 2 * needed.activations
+
+
+def test_where_moving_takes_more_than_a_batch_it_is_what_counts(compiled):
+    work = replace(WORK, kind="bottleneck", options={"width": 64}, group=32, train_tokens=120, segments=1)
+    gather, advance, *_ = compiled(work)
+    needed = plan.need(work, ONE)
+    assert advance.temp_size_in_bytes > gather.temp_size_in_bytes
+    assert needed.activations == 3 * (needed.gradients - 4 * 32)
+    assert needed.activations / 2 < advance.temp_size_in_bytes < 2 * needed.activations
 
 
 def test_what_lies_between_when_scoring_is_within_a_factor_of_two():
@@ -105,15 +151,44 @@ def test_a_device_of_a_mesh_holds_what_the_plan_says():
     assert of_a_device(step.stack([expert] * 6), experts=True) == {needed.experts}
     state = step.start(step.stack([expert] * 4), optimizers.optimizer("adamw"))
     assert of_a_device(state, experts=True) == {needed.state}
+    assert of_a_device(step.nothing(state.params), experts=True) == {needed.gradients}
     assert needed.base < plan.need(WORK, ONE).base / 3
 
 
-def test_rows_that_a_mesh_does_not_divide_are_on_every_device():
+def test_rows_and_places_are_what_a_group_makes_of_them():
+    """A mesh has a multiple of rows of its devices, and of places of its parts; see `engine.group`."""
     work = replace(WORK, group=3)
-    apart = plan.need(work, ONE | {"expert": 3}).activations
-    assert apart == plan.need(replace(WORK, group=1), ONE).activations
-    # Neither 3 experts nor 8 rows go into 5 parts.
-    assert plan.need(work, ONE | {"expert": 5}).activations == plan.need(work, ONE).activations
+    apart = plan.need(work, ONE | {"expert": 2})
+    assert apart.state == plan.need(replace(work, group=2), ONE).state  # two of four places
+    # 32 rows are 16 for either of two devices, and 10 for each of three.
+    for parts, rows in ((2, 16), (3, 10)):
+        two = replace(work, group=2)
+        alone = plan.need(replace(two, train_tokens=rows * 120), ONE).activations
+        assert plan.need(replace(two, group=2 * parts), ONE | {"expert": parts}).activations == alone
+    few = replace(work, train_tokens=1)
+    assert (
+        plan.need(few, ONE | {"data": 4}).activations
+        == plan.need(replace(few, train_tokens=120), ONE).activations
+    )
+
+
+def test_a_part_of_a_mesh_has_one_full_expert_whatever_the_group():
+    full = replace(WORK, kind="full")
+    one, two = plan.need(full, ONE), plan.need(full, ONE | {"expert": 2})
+    assert one.state == two.state == plan.need(replace(full, group=1), ONE).state
+    assert one.state == 3 * one.base + 8  # parameters and two moments; its count, and whether it stopped
+
+
+def test_what_segments_gather_is_counted_by_hand():
+    """One LoRA of rank 2 at queries and values, of 4 tokens and 1, two segments; w is 4 bytes."""
+    network = replace(NETWORK, num_encoder_layers=1, num_decoder_layers=1)
+    _, expert = plan.shapes(replace(WORK, network=network, options={"rank": 2}))
+    of_attention = 2 * (128 + 256) * 2  # two projections, two factors of rank 2
+    encoder = 4 * (2 * of_attention + 4 * 2 * 4 * 2)  # four kernels
+    decoder = 4 * (2 * 2 * of_attention + 1 * 2 * 8 * 2)
+    assert activations.gathered(network, expert, 3, 2, 4, 1) == 3 * (encoder + decoder)
+    again = replace(network, remat=True)
+    assert activations.gathered(again, expert, 3, 2, 4, 1) == 3 * max(encoder, decoder)
 
 
 def test_an_xl_and_296_experts_fit_a_v4_8_and_one_h200():
@@ -130,7 +205,7 @@ def test_an_xl_and_296_experts_fit_a_v4_8_and_one_h200():
 
 def test_the_base_is_split_no_further_than_it_must():
     small, large = (
-        plan.plan(plan.Work(size(name, dtype="bfloat16"), group=8, batch_size=1), ["v5e-8"]).shares[0]
+        plan.plan(plan.Work(size(name, dtype="bfloat16"), group=8), ["v5e-8"]).shares[0]
         for name in ("large", "xxl")
     )
     assert small.mesh == ONE | {"expert": 8}

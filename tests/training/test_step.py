@@ -1,5 +1,7 @@
 """The grouped step: an expert moves as its own rows, rate and end say, and nothing else moves."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,23 @@ import pytest
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5, init_params
+from elm_jax.records import Params
 from elm_jax.training import optimizers, step
-from elm_jax.training.loss import answer_loss
+from elm_jax.training.loss import token_losses
+from elm_jax.training.step import GOING, Move, Rows
 
 RNG = np.random.default_rng(3)
-PROMPTS = RNG.integers(3, 48, (3, 4, 8)).astype(np.int32)
-TARGETS = RNG.integers(3, 48, (3, 4, 4)).astype(np.int32)
-PROMPTS[1, :, 6:] = TARGETS[0, 2:, 3] = TARGETS[2, 1] = 0
+# Rows of two examples each, of three experts: the segments' experts are PLACE.
+PROMPTS = RNG.integers(3, 48, (4, 8)).astype(np.int32)
+TARGETS = RNG.integers(3, 48, (4, 6)).astype(np.int32)
+PROMPT_SEGMENTS = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2, 2]], np.int32), 4, axis=0)
+TARGET_SEGMENTS = np.repeat(np.array([[1, 1, 1, 2, 2, 2]], np.int32), 4, axis=0)
+PLACE = np.array([[0, 1], [2, 0], [1, 1], [0, 2]], np.int32)
+TARGETS[0, 5] = TARGET_SEGMENTS[0, 5] = 0  # padding: the first example of expert 1 has two target tokens
+PROMPTS[2, 6:] = PROMPT_SEGMENTS[2, 6:] = 0
+TOKENS = np.array([9, 8, 6])  # real target tokens of each expert
 LOSS = {"z_loss": 0.01, "label_smoothing": 0.1}
+PARTS = (slice(0, 2), slice(2, 4))
 
 
 @pytest.fixture(scope="module")
@@ -39,32 +50,62 @@ def base(config):
 
 @pytest.fixture(scope="module")
 def owned(base):
-    return [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    """Three experts that do something, as a stack."""
+    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    return jax.tree.map(np.asarray, step.stack([jax.tree.map(lambda leaf: leaf * 3, tree) for tree in made]))
+
+
+def rows(*, prompts=PROMPTS, targets=TARGETS, share=1 / TOKENS, seeds=0):
+    return Rows(
+        prompts,
+        np.where(prompts > 0, PROMPT_SEGMENTS, 0),
+        targets,
+        TARGET_SEGMENTS.copy(),
+        PLACE,
+        share[PLACE].astype(np.float32),
+        np.full(PLACE.shape, seeds, np.uint32) + np.arange(8, dtype=np.uint32).reshape(4, 2),
+    )
+
+
+def move(rate=(1e-3, 1e-3, 1e-3), active=(1, 1, 1), at=0):
+    return Move(np.array(rate, np.float32), np.array(active, bool), np.array([5, 6, 7], np.int32) + at)
 
 
 @pytest.fixture(scope="module")
-def run(config, base):
-    """Steps a group from its state, which the compiled step may take for itself, and the rows given."""
-    optimizer = optimizers.optimizer("adamw")
-    compiled = step.compiled(config, "bottleneck", optimizer, **LOSS)
+def gather(config, base):
+    """Adds batches to sums, new ones where none are given; the sums are on the host."""
 
-    def run(experts, *batches, state=None):
-        state = state or step.start(step.stack(experts), optimizer)
+    def gather(params, *batches, sums=None, **other):
+        run = step.gather(replace(config, **other), "bottleneck", **LOSS)
+        sums = step.nothing(params) if sums is None else sums
         for batch in batches:
-            state, loss = compiled(state, base, batch)
-        return jax.tree.map(np.asarray, state), np.asarray(loss)
+            sums = run(params, base, batch, jax.tree.map(jnp.array, sums))
+        return host(sums)
 
-    return run
+    return gather
 
 
-def batch(*, prompts=PROMPTS, targets=TARGETS, rate=(1e-3, 1e-3, 1e-3), keys=(0, 1, 2), active=(1, 1, 1)):
-    return step.GroupBatch(
-        prompts=prompts,
-        targets=targets,
-        rate=np.array(rate, np.float32),
-        dropout=step.dropout_keys(np.array(keys, np.int32), np.zeros(3, np.int32)),
-        active=np.array(active, bool),
-    )
+OPTIMIZER = optimizers.optimizer("adamw")
+
+
+def advance(state, sums, moving):
+    """Moves copies of what is given, which the program takes for itself."""
+    state, sums = jax.tree.map(jnp.array, (state, sums))
+    return host(step.advance(OPTIMIZER)(state, sums, moving))
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.fixture(scope="module")
+def start(owned):
+    return host(step.start(owned, OPTIMIZER))
+
+
+@pytest.fixture(scope="module")
+def sums(owned, gather):
+    return gather(owned, rows())
 
 
 def of(tree, index):
@@ -75,92 +116,256 @@ def equal(a, b):
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_the_loss_of_every_expert_is_its_own_on_its_own_rows(config, base, owned, run):
-    network = jax.jit(
-        lambda expert, prompts, targets: T5(config).apply(
-            {"params": base}, prompts, targets[:, None], expert
-        )[:, 0]
+def assert_close(found, wanted, rtol=1e-5):
+    for one, same in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, same, rtol=rtol, atol=rtol * np.abs(same).max())
+
+
+def test_losses_and_gradients_of_every_expert_are_its_own_on_its_own_examples_each_in_a_row(
+    config, base, owned, sums
+):
+    """The mean over all real target tokens of an expert's examples, none of them packed."""
+
+    @jax.jit
+    def own(expert, prompts, targets):
+        def loss(expert):
+            logits = T5(config).apply({"params": base}, prompts, targets[:, None], expert)
+            losses = token_losses(jnp.asarray(logits)[:, 0], targets, **LOSS)
+            return losses.sum() / (targets > 0).sum()
+
+        return jax.value_and_grad(loss)(expert)
+
+    for number in range(3):
+        chosen = [(row, segment) for row, segment in np.ndindex(4, 2) if PLACE[row, segment] == number]
+        prompts, targets = np.zeros((len(chosen), 8), np.int32), np.zeros((len(chosen), 6), np.int32)
+        for at, (row, segment) in enumerate(chosen):
+            for into, tokens, ids in (
+                (prompts, PROMPTS, PROMPT_SEGMENTS),
+                (targets, TARGETS, TARGET_SEGMENTS),
+            ):
+                found = tokens[row][ids[row] == segment + 1]
+                into[at, : len(found)] = found
+        assert (targets > 0).sum() == TOKENS[number]
+        loss, gradient = own(jax.tree.map(lambda leaf, at=number: leaf[at], owned), prompts, targets)
+        np.testing.assert_allclose(sums.loss[number], loss, rtol=1e-5)
+        assert_close(of(sums.gradient, number), jax.tree.leaves(gradient))
+
+
+def test_sums_gathered_over_several_batches_equal_those_of_one(owned, gather, sums):
+    parts = [Rows(*(field[part] for field in rows())) for part in PARTS]
+    for order in (parts, parts[::-1]):
+        assert_close(gather(owned, *order), sums)
+    assert np.abs(gather(owned, parts[0]).loss - sums.loss).min() > 0.1
+
+
+def test_a_place_without_rows_in_a_batch_gets_nothing(owned, gather):
+    found = gather(owned, Rows(*(field[:1] for field in rows())))  # of experts 0 and 1
+    assert found.loss[2] == 0 != found.loss[0]
+    assert not any(leaf.any() for leaf in of(found.gradient, 2))
+
+
+def test_an_expert_that_is_not_active_keeps_sums_parameters_and_moments_bit_for_bit(
+    owned, start, gather, sums
+):
+    before, _, _ = advance(start, sums, move())
+    again = gather(owned, rows())
+    after, rest, loss = advance(before, again, move(active=(1, 0, 1), rate=(1e-3, np.nan, 1e-3)))
+    assert equal(of(after, 1), of(before, 1))
+    assert equal(of(rest, 1), of(again, 1))
+    np.testing.assert_array_equal(loss, again.loss)
+    for number in (0, 2):
+        assert not equal(of(after.params, number), of(before.params, number))
+        assert not any(leaf.any() for leaf in of(rest, number))
+
+
+def test_rows_rate_and_parameters_of_one_expert_do_not_reach_its_neighbours(owned, start, gather):
+    segments = PLACE == 1
+    of_one = np.take_along_axis(segments, np.maximum(PROMPT_SEGMENTS - 1, 0), axis=1)
+    prompts = np.where(of_one & (PROMPTS > 0), 40, PROMPTS).astype(np.int32)
+    own = np.take_along_axis(segments, np.maximum(TARGET_SEGMENTS - 1, 0), axis=1)
+    targets = np.where(own & (TARGETS > 0), 41, TARGETS).astype(np.int32)
+    swapped = jax.tree.map(lambda leaf: leaf[[0, 0, 2]], owned)
+    plain, _, plain_loss = advance(start, gather(owned, rows()), move())
+    found, _, loss = advance(
+        host(step.start(swapped, OPTIMIZER)),
+        gather(swapped, rows(prompts=prompts, targets=targets, share=np.array([1 / 9, 3.0, 1 / 6]))),
+        move(rate=(1e-3, 0.5, 1e-3)),
     )
-    wanted = [
-        answer_loss(network(tree, PROMPTS[at], TARGETS[at]), TARGETS[at], **LOSS)
-        for at, tree in enumerate(owned)
-    ]
-    np.testing.assert_allclose(run(owned, batch())[1], wanted, rtol=1e-5)
-
-
-def test_an_expert_that_has_ended_keeps_parameters_and_moments_bit_for_bit(owned, run):
-    before, _ = run(owned, batch())
-    held, _ = run(owned, batch(), batch(active=(1, 0, 1), rate=(1e-3, np.nan, 1e-3)))
-    assert equal(of(held, 1), of(before, 1))
-    assert not equal(of(held.params, 0), of(before.params, 0))
-    assert not equal(of(held.params, 2), of(before.params, 2))
-
-
-def test_rows_rate_and_dropout_of_one_expert_do_not_reach_its_neighbours(owned, run):
-    prompts, targets = PROMPTS.copy(), TARGETS.copy()
-    prompts[1], targets[1] = 40, 41
-    plain, plain_loss = run(owned, batch(), batch())
-    other = batch(prompts=prompts, targets=targets, rate=(1e-3, 0.5, 1e-3), keys=(0, 9, 2))
-    found, loss = run([owned[0], owned[0], owned[2]], other, other)
-    for at in (0, 2):
-        np.testing.assert_allclose(loss[at], plain_loss[at], atol=1e-6)
-        for one, same in zip(of(found.params, at), of(plain.params, at), strict=True):
-            np.testing.assert_allclose(one, same, atol=1e-6)
+    for number in (0, 2):
+        np.testing.assert_allclose(loss[number], plain_loss[number], rtol=1e-6)
+        assert_close(of(found.params, number), of(plain.params, number), rtol=1e-6)
+    assert abs(loss[1] - plain_loss[1]) > 1
     assert not equal(of(found.params, 1), of(plain.params, 1))
 
 
-def test_a_move_is_the_direction_times_the_experts_own_rate(owned, run):
-    same = [owned[0]] * 3
-    rows = {"prompts": PROMPTS[[0, 0, 0]], "targets": TARGETS[[0, 0, 0]]}
-    after, _ = run(same, batch(rate=(1e-3, 4e-3, 0.0), **rows))
-    for start, slow, fast, still in zip(
-        jax.tree.leaves(owned[0]), *(of(after.params, at) for at in range(3)), strict=True
+def test_a_move_is_the_direction_times_the_experts_own_rate(owned, sums):
+    same, alike = (jax.tree.map(lambda leaf: leaf[[0, 0, 0]], tree) for tree in (owned, sums))
+    after, _, _ = advance(host(step.start(same, OPTIMIZER)), alike, move(rate=(1e-3, 4e-3, 0.0)))
+    for begun, slow, fast, still in zip(
+        of(owned, 0), *(of(after.params, number) for number in range(3)), strict=True
     ):
-        np.testing.assert_allclose(fast - start, 4 * (slow - start), rtol=1e-3, atol=1e-6)
-        np.testing.assert_array_equal(still, start)
+        np.testing.assert_allclose(fast - begun, 4 * (slow - begun), rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(still, begun)
 
 
-def test_targets_of_padding_alone_move_nothing(owned, run):
-    targets = TARGETS.copy()
-    targets[1] = 0
-    after, loss = run(owned, batch(targets=targets))
+def test_the_first_move_of_adam_is_its_rate_against_the_sign_of_the_gradient(start, sums):
+    after, _, _ = advance(start, sums, move(rate=(1e-3, 2e-3, 4e-3)))
+    norms = [np.sqrt(sum((leaf**2).sum() for leaf in of(sums.gradient, number))) for number in range(3)]
+    for number, rate in enumerate((1e-3, 2e-3, 4e-3)):
+        clip = min(1, 1 / norms[number])
+        for found, begun, gradient in zip(
+            of(after.params, number), of(start.params, number), of(sums.gradient, number), strict=True
+        ):
+            wanted = begun - rate * clip * gradient / (clip * np.abs(gradient) + 1e-8)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_targets_of_padding_alone_move_nothing(owned, start, gather):
+    own = np.take_along_axis(PLACE == 1, np.maximum(TARGET_SEGMENTS - 1, 0), axis=1)
+    found = gather(owned, rows(targets=np.where(own, 0, TARGETS).astype(np.int32)))
+    after, _, loss = advance(start, found, move())
     assert loss[1] == 0
-    assert equal(of(after.params, 1), jax.tree.leaves(owned[1]))
+    assert equal(of(after.params, 1), of(owned, 1))
 
 
-def test_the_base_stays_bit_for_bit(base, owned, run):
-    before = jax.tree.map(np.array, base)
-    run(owned, *[batch(rate=(0.1, 0.1, 0.1))] * 3)
+def broken(sums, number, *, loss=np.nan, gradient=0.0):
+    """Returns sums whose loss or gradient of one expert is not finite."""
+    gradients = jax.tree.map(np.copy, sums.gradient)
+    jax.tree.leaves(gradients)[0][number] += gradient
+    losses = sums.loss.copy()
+    losses[number] += loss
+    return step.Sums(gradients, losses)
+
+
+@pytest.mark.parametrize("how", [{"loss": np.nan}, {"loss": 0.0, "gradient": np.inf}])
+def test_an_expert_whose_loss_or_gradient_is_not_finite_stops_at_its_step_and_its_neighbours_go_on(
+    start, sums, how
+):
+    wanted, _, _ = advance(start, sums, move())
+    found, rest, loss = advance(start, broken(sums, 1, **how), move())
+    assert found.stopped.tolist() == [GOING, 6, GOING]
+    assert equal(of(found._replace(stopped=start.stopped), 1), of(start, 1))
+    assert np.isfinite(loss[1]) == ("gradient" in how)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(rest))
+    for number in (0, 2):
+        assert equal(of(found, number), of(wanted, number))
+
+
+def test_an_expert_that_stopped_stays_where_it_is_whatever_comes_after(start, sums):
+    stopped, _, _ = advance(start, broken(sums, 1), move())
+    for next_one in (sums, broken(sums, 1)):
+        again, rest, _ = advance(stopped, next_one, move(at=10))
+        assert equal(of(again, 1), of(stopped, 1))
+        assert not any(leaf.any() for leaf in of(rest, 1))
+        assert not equal(of(again.params, 0), of(stopped.params, 0))
+
+
+def test_an_expert_that_waits_for_the_rest_of_its_step_is_not_stopped_by_sums_that_are_not_finite(
+    start, sums
+):
+    held, _, _ = advance(start, broken(sums, 1), move(active=(1, 0, 1)))
+    assert held.stopped.tolist() == [GOING] * 3
+
+
+def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_row_with_it(owned, gather):
+    far = jax.tree.map(np.copy, owned)
+    far["decoder"]["decoder_norm"]["scale"][1] = np.inf
+    batch = rows()._replace(place=np.array([[0, 0], [2, 0], [1, 1], [0, 2]], np.int32))
+    # The row has one example and room for two: what is left is its own expert's too.
+    for segments in (batch.prompt_segments, batch.target_segments):
+        segments[2] = np.minimum(segments[2], 1)
+    found, wanted = gather(far, batch), gather(owned, batch)
+    assert np.isfinite(found.loss).tolist() == [True, False, True]
+    after, _, _ = advance(host(step.start(far, OPTIMIZER)), found, move())
+    assert after.stopped.tolist() == [GOING, 6, GOING]
+    for number in (0, 2):
+        assert_close(of(found, number), of(wanted, number))
+
+
+def test_the_base_stays_bit_for_bit(base, owned, start, gather):
+    before = host(base)
+    state = start
+    for _ in range(3):
+        state, _, _ = advance(state, gather(state.params, rows()), move(rate=(0.1, 0.1, 0.1)))
     assert jax.tree.all(jax.tree.map(np.array_equal, base, before))
 
 
-def test_the_loss_falls_on_rows_seen_again(owned, run):
-    first = run(owned, batch())[1]
-    last = run(owned, *[batch(rate=(0.01, 0.01, 0.01))] * 20)[1]
-    assert (last < first - 0.3).all()
+def test_the_loss_falls_on_rows_seen_again(start, gather):
+    state, losses = start, []
+    for _ in range(20):
+        state, _, loss = advance(state, gather(state.params, rows()), move(rate=(0.01, 0.01, 0.01)))
+        losses.append(loss)
+    assert (losses[-1] < losses[0] - 0.3).all()
 
 
-def test_every_batch_of_a_shape_runs_the_program_of_the_first(config, owned, run):
-    run(owned, batch())
-    compiled = step.compiled(config, "bottleneck", optimizers.optimizer("adamw"), **LOSS)
-    programs = compiled._cache_size()
-    assert programs > 0
-    run(owned[::-1], batch(rate=(0.0, 1.0, 2.0)), batch(active=(0, 1, 0), keys=(7, 8, 9)))
-    assert compiled._cache_size() == programs
+def test_every_batch_of_a_shape_runs_the_programs_of_the_first(config, owned, start, gather, sums):
+    advance(start, sums, move())
+    compiled = step.gather(config, "bottleneck", **LOSS), step.advance(OPTIMIZER)
+    programs = [each._cache_size() for each in compiled]  # pyright: ignore[reportFunctionMemberAccess]
+    assert min(programs) > 0
+    turned = rows()._replace(place=PLACE[::-1].copy())
+    found = gather(jax.tree.map(lambda leaf: leaf[::-1].copy(), owned), turned, rows(seeds=9))
+    advance(start, found, move(rate=(0.0, 1.0, 2.0), active=(0, 1, 0), at=3))
+    assert [each._cache_size() for each in compiled] == programs  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def test_a_dropout_key_depends_on_the_experts_seed_and_step_alone():
-    def bits(seeds, steps):
-        keys = step.dropout_keys(np.array(seeds, np.int32), np.array(steps, np.int32))
-        return [tuple(row) for row in np.asarray(jax.random.key_data(keys)).tolist()]
-
-    assert bits([5, 6, 7], [3, 3, 4])[1] == bits([6], [3])[0]
-    assert len(set(bits([1, 1, 2, 2], [1, 2, 1, 2]))) == 4
+def test_dropout_is_a_function_of_the_seeds(owned, gather, sums):
+    one, same, other = (gather(owned, rows(seeds=seed), dropout_rate=0.3) for seed in (1, 1, 20))
+    assert equal(jax.tree.leaves(one), jax.tree.leaves(same))
+    assert np.abs(one.loss - other.loss).min() > 1e-3
+    assert np.abs(one.loss - sums.loss).min() > 1e-3
 
 
-def test_stack_and_unstack_are_inverse():
-    trees = [{"a": {"b": jnp.arange(3.0) + at}, "c": jnp.full((2, 2), at)} for at in range(3)]
+def test_seeds_of_one_example_reach_its_own_expert_alone(owned, gather):
+    plain, changed = rows(), rows()
+    changed.seeds[0, 1] += 100  # of expert 1
+    before, after = (gather(owned, batch, dropout_rate=0.3) for batch in (plain, changed))
+    assert abs(before.loss[1] - after.loss[1]) > 1e-4
+    for number in (0, 2):
+        np.testing.assert_allclose(after.loss[number], before.loss[number], rtol=1e-6)
+        assert_close(of(after.gradient, number), of(before.gradient, number))
+
+
+def test_the_measure_has_no_dropout_no_z_loss_and_no_label_smoothing(config, base, owned):
+    wanted = step.gather(config, "bottleneck")(owned, base, rows(), step.nothing(owned)).loss
+    run = step.measure(replace(config, dropout_rate=0.5), "bottleneck")
+    found = run(owned, base, rows(), np.zeros(3, np.float32))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(run(owned, base, rows(seeds=9), found), 2 * np.asarray(wanted), rtol=1e-6)
+
+
+def test_seeds_depend_on_the_experts_seed_and_step_alone():
+    assert step.seeds(6, 3, 4).tolist() == step.seeds(6, 3, 4).tolist()
+    assert step.seeds(6, 3, 2).tolist() == step.seeds(6, 3, 4)[:2].tolist()
+    drawn = [step.seeds(seed, at, 4) for seed in (1, 2) for at in (1, 2)]
+    assert all(each.dtype == np.uint32 for each in drawn)
+    assert len(set(np.concatenate(drawn).tolist())) == 16
+
+
+def test_fresh_experts_depend_on_their_own_seed_alone_and_are_those_of_the_kind(base):
+    begin = step.begin("bottleneck", (("width", 4),), OPTIMIZER)
+    three, one = begin(np.array([7, 8, 9], np.uint32), base), begin(np.array([8], np.uint32), base)
+    assert_close(of(three, 1), of(one, 0), rtol=1e-6)
+    wanted = ex.init("bottleneck", jax.random.key(8), base, width=4)
+    assert_close(of(one.params, 0), jax.tree.leaves(wanted), rtol=1e-6)
+    assert three.stopped.tolist() == [GOING] * 3
+
+
+def test_what_is_put_at_a_place_is_what_is_taken_from_it_and_its_neighbours_stay():
+    tree = {"a": {"b": np.arange(12.0).reshape(3, 4)}, "c": np.array([1, 2, 3])}
+    one = {"a": {"b": np.full((1, 4), -1.0)}, "c": np.array([9])}
+    found = step.put(jax.tree.map(jnp.asarray, tree), np.int32(1), one)
+    assert found["c"].tolist() == [1, 9, 3]
+    assert found["a"]["b"][:, 0].tolist() == [0, -1, 8]
+    taken = step.taken(found, np.int32(1))
+    assert jax.tree.all(jax.tree.map(np.array_equal, taken, one))
+
+
+def test_a_stack_has_every_tree_at_its_place():
+    trees: list[Params] = [{"a": {"b": jnp.arange(3.0) + at}, "c": jnp.full((2, 2), at)} for at in range(3)]
     stacked = step.stack(trees)
     assert stacked["a"]["b"].shape == (3, 3)
     for at, tree in enumerate(trees):
-        assert jax.tree.all(jax.tree.map(np.array_equal, step.unstack(stacked, at), tree))
+        assert jax.tree.all(
+            jax.tree.map(lambda leaf, one, at=at: np.array_equal(leaf[at], one), stacked, tree)
+        )

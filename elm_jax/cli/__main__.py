@@ -1,0 +1,5 @@
+"""`python -m elm_jax.cli` is `elm`."""
+
+from elm_jax.cli.entry import main
+
+main()

@@ -1,0 +1,116 @@
+"""`elm experts add` and `export`: an expert made elsewhere into a run's library, and one out of it."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.library import files, swap
+from elm_jax.library.store import Library
+from elm_jax.models import paths
+from elm_jax.records import Expert, ExpertSpec, Keys, Params
+from elm_jax.runs import base as bases
+from elm_jax.runs.workspace import DEFAULT, Workspace
+from elm_jax.weights import experts, load, peft, t5x
+from elm_jax.weights.base import Base
+
+
+def add(
+    src: storage.PathLike,
+    *,
+    id: str | None = None,
+    kind: str | None = None,
+    datasets: Sequence[str] = (),
+    run: storage.PathLike = DEFAULT,
+    replace: bool = False,
+) -> ExpertSpec:
+    """Puts an expert into a run's library, whole or not at all, and returns its spec.
+
+    `src` is a checkpoint that T5X wrote, or a directory of several of which the last is taken; an expert's
+    directory of another library; or an adapter of PEFT's. What T5X wrote holds the base too, which must be
+    the run's to the bit. `kind` is told by the names of the parameters where it is not given. `datasets` are
+    what the expert was trained on, and where it is never zero-shot; without any it is the one that `id`
+    begins with. An expert of a library brings its own id, datasets and keys along.
+
+    Raises a UserError for what is none of these, another base, and an expert of that id that is there.
+    """
+    source, workspace = storage.path(src), Workspace.open(run)
+    base = load.read(bases.remembered(workspace)["base"] or workspace.base)
+    if not source.is_dir():
+        raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
+    expert, keys = _of_library(source, base, id) if (source / files.SPEC).exists() else (None, None)
+    if expert is None:
+        if id is None:
+            raise UserError(f"The expert at {str(source)!r} needs an id: --id DATASET/PROMPT.")
+        found, tree = _made_elsewhere(source, base, kind)
+        expert = Expert(
+            ExpertSpec(
+                id=id,
+                kind=found,
+                base=base.fingerprint,
+                paths=tuple(paths.flatten(tree)),
+                datasets=tuple(datasets) or (names.split_id(id)[0],),
+                steps=_steps(source),
+                recipe={"added from": str(source)},
+            ),
+            tree,
+        )
+    Library.open(workspace.library, create=True).add(expert, keys, replace=replace)
+    return expert.spec
+
+
+def export(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
+    """Copies an expert out of a run's library to a new directory, its keys included, for `add` to take.
+
+    Raises a UserError if there is no such expert, or if anything is there.
+    """
+    home = storage.path(dst)
+    library = Library.open(Workspace.open(run).library)
+    expert = library.expert(id)
+    keys = library.keys(id) if library.has_keys(id) else None
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
+    swap.write(home, files.SPEC, lambda place: files.write(place, expert, keys))
+    return home
+
+
+def kind_of(found: Params, base: Base) -> str:
+    """Returns what kind of expert T5X trained, by the names that its checkpoint has beside the base's."""
+    added = {re.sub(r"/layers_\d+/", "/layers/", path) for path in found} - set(paths.flatten(base.params))
+    if not added:
+        return "full"
+    for kind, owned in experts.OWNED.items():
+        if kind != "full" and all(owned.fullmatch(path) for path in added):
+            return kind
+    raise UserError(
+        f"Beside the base an expert of one kind is wanted, {', '.join(experts.OWNED)}, but "
+        f"{sorted(added)[0]!r} came. Give the base that it was trained on, or name the kind with --kind."
+    )
+
+
+def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None]:
+    told = files.describe(source)
+    for problem in files.problems(source, told.spec.id, base.fingerprint):
+        raise UserError(problem)
+    if id not in (None, told.spec.id):
+        raise UserError(f"The expert at {str(source)!r} is {told.spec.id!r}; it cannot become {id!r}.")
+    tree = paths.unflatten(files.read_params(source, told))
+    keys = files.read_keys(source, told.spec.id) if (source / files.KEYS).exists() else None
+    return Expert(told.spec, tree), keys
+
+
+def _made_elsewhere(source: epath.Path, base: Base, kind: str | None) -> tuple[str, dict[str, Any]]:
+    if (source / peft.CONFIG).exists():
+        return peft.load(source, base.config)
+    kind = kind or kind_of(t5x.parameters(source), base)
+    return kind, experts.from_t5x(source, base, kind)
+
+
+def _steps(source: epath.Path) -> int:
+    """Returns the number of the checkpoint, or of the last in the directory; 0 where there are no numbers."""
+    inside = [source.name, *(entry.name for entry in source.iterdir())]
+    steps = [int(found.group(1)) for name in inside if (found := t5x.STEP.fullmatch(name))]
+    return max(steps, default=0)

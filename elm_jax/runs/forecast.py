@@ -1,0 +1,178 @@
+"""Forecast: what a training would take, said before any of it is done."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from elm_jax.engine import batches
+from elm_jax.engine.group import Plan
+from elm_jax.engine.jobs import Job
+from elm_jax.models import sharding
+from elm_jax.reporting.tables import Table
+from elm_jax.runs import flops, room
+from elm_jax.runs import plan as sizing
+from elm_jax.weights.elm import Base
+
+UTILISATION = 0.4  # of a device's peak that training is taken to reach
+OF_PRODUCTS = 0.5  # the same, of the rate at which it was seen to multiply matrices
+SIDE = 2048  # of the matrices that are multiplied to see it
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be trained and what it takes."""
+
+    jobs: tuple[Job, ...]
+    plan: Plan
+    shape: batches.Shape
+    filled: float  # share of a batch that is real tokens
+    prompt_tokens: float  # real ones, of all steps
+    answer_tokens: float
+    need: sizing.Need  # bytes of one device
+    memory: int  # that one device has
+    remat: bool  # whether layers are computed again for the gradient
+    flops: float
+    rate: float  # FLOP/s that are taken to be reached
+    reason: str  # why these
+
+    @property
+    def batches(self) -> float:
+        """How many batches it is cut into."""
+        return (self.prompt_tokens + self.answer_tokens) / (self.filled * self.shape.tokens)
+
+    @property
+    def between(self) -> int:
+        """The bytes of one device that lie between the layers, about."""
+        return self.need.activations_remat if self.remat else self.need.activations
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes, compilation left out."""
+        return self.flops / self.rate
+
+
+def forecast(base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None) -> Forecast:
+    """Returns what it takes to train these jobs' experts beside a base."""
+    parts = mesh.shape["expert"] if mesh else 1
+    multiple = mesh.devices.size // mesh.shape["tensor"] if mesh else 1
+    given = [batches.known(job) for job in jobs]
+    places = parts if plan.kind == "full" else -(-min(plan.places, len(jobs)) // parts) * parts
+    shape = batches.shape_for(given, plan.batch_tokens, places=places, parts=parts, multiple=multiple)
+    visits = [each.job.steps * each.job.batch_size for each in given]
+    prompts = sum(each.prompt.mean() * count for each, count in zip(given, visits, strict=True))
+    answers = sum(each.target.mean() * count for each, count in zip(given, visits, strict=True))
+    seen = flops.attended(
+        (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
+    )
+    work = sizing.Work(
+        base.config,
+        kind=plan.kind,
+        options=plan.options,
+        group=places,
+        train_tokens=shape.tokens,
+        prompt=shape.prompt,
+        answer=shape.target,
+        segments=shape.segments,
+        optimizer=plan.optimizer,
+    )
+    cost = flops.cost(base.config, plan.kind, *sizing.shapes(work), seen)
+    devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
+    rate, reason = _rate(devices, base.config.dtype)
+    return Forecast(
+        jobs=tuple(jobs),
+        plan=plan,
+        shape=shape,
+        filled=batches.filled(given[:places], shape, places, parts),
+        prompt_tokens=float(prompts),
+        answer_tokens=float(answers),
+        need=sizing.need(work, dict(mesh.shape) if mesh else dict.fromkeys(sharding.AXES, 1)),
+        memory=room.memory(),
+        remat=base.config.remat,
+        flops=cost.prompt * float(prompts) + cost.answer * float(answers),
+        rate=rate,
+        reason=reason,
+    )
+
+
+def tables(found: Forecast) -> list[Table]:
+    """Returns a forecast as tables: every expert, and all of them together."""
+    rows = [
+        (
+            job.id,
+            f"{len(job.prompts):,}",
+            f"{job.steps:,}",
+            str(job.batch_size),
+            f"{job.rate:g}",
+            job.schedule,
+        )
+        for job in found.jobs
+    ]
+    experts = Table("Experts", ("expert", "rows", "steps", "batch", "rate", "schedule"), tuple(rows), "")
+    plan, shape = found.plan, found.shape
+    told = [
+        (
+            "experts",
+            f"{len(found.jobs):,} of kind {plan.kind}, {min(plan.places, len(found.jobs))} at a time",
+        ),
+        ("steps", f"{sum(job.steps for job in found.jobs):,}"),
+        ("tokens", f"{found.prompt_tokens:,.0f} of prompts and {found.answer_tokens:,.0f} of answers"),
+        (
+            "a batch",
+            f"{shape.rows} rows of {shape.prompt} + {shape.target} tokens, up to {shape.segments} examples "
+            f"in each, {100 * found.filled:.0f} % real",
+        ),
+        ("batches", f"{found.batches:,.0f}, saved every {plan.save_every:,}"),
+        (
+            "memory of a device, GB",
+            f"{sizing.gb(found.need.base)} base, {sizing.gb(sizing.held(found.need) - found.need.base)} "
+            f"experts, about {sizing.gb(found.between)} between; {sizing.gb(found.memory)} there",
+        ),
+        ("model FLOPs", f"{found.flops:.3g}"),
+        ("time, about", _time(found.seconds)),
+    ]
+    return [experts, Table("Training", ("what", "how much"), tuple(told), f"The time is for {found.reason}.")]
+
+
+def _rate(devices: Sequence[Any], dtype: str) -> tuple[float, str]:
+    """Returns the FLOP/s that training is taken to reach, and why."""
+    peak = flops.peaks(devices, dtype)
+    if peak is not None:
+        return UTILISATION * peak, f"{100 * UTILISATION:.0f} % of the devices' published {peak:.3g} FLOP/s"
+    seen = _products(dtype) * (1 if jax.default_backend() == "cpu" else len(devices))
+    return OF_PRODUCTS * seen, (
+        f"{100 * OF_PRODUCTS:.0f} % of the {seen:.3g} FLOP/s that matrix products were just seen to reach"
+    )
+
+
+def _products(dtype: str) -> float:
+    """Returns the FLOP/s of products of matrices on the first device, the best of three."""
+    square = jnp.ones((SIDE, SIDE), dtype)
+    product = jax.jit(jnp.matmul)
+    product(square, square).block_until_ready()
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        product(square, square).block_until_ready()
+        best = min(best, time.perf_counter() - started)
+    return 2 * SIDE**3 / best
+
+
+def _time(seconds: float) -> str:
+    """Returns a duration a reader can hold in mind.
+
+    >>> _time(59), _time(5400), _time(200000)
+    ('59 s', '1 h 30 min', '2 d 7 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

@@ -1,0 +1,86 @@
+"""Hosts: the processes of one job, each with its own devices, that run the same command together."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+from jax.experimental import multihost_utils
+
+from elm_jax.errors import UserError
+
+SILENCE = 60  # seconds without a sign of life after which a process counts as lost
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """How a process finds the others; what is None the surroundings say, as on a TPU pod or under Slurm."""
+
+    coordinator: str | None = None  # address and port of the first process
+    count: int | None = None
+    index: int | None = None
+
+
+def join(hosts: Hosts) -> None:
+    """Joins the job, before any device is used; a UserError if the others cannot be found.
+
+    Where a process is lost the others end within two minutes, with a message, instead of waiting for it.
+    """
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address=hosts.coordinator,
+            num_processes=hosts.count,
+            process_id=hosts.index,
+            heartbeat_timeout_seconds=SILENCE,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            "The other processes of the job are wanted, but cannot be found "
+            f"({str(error).splitlines()[0]}). Give --coordinator_address, --process_count and "
+            "--process_index, or run without --multiprocess."
+        ) from error
+
+
+@contextmanager
+def together(*expected: type[BaseException]) -> Iterator[None]:
+    """Ends a process of several at once when it fails, with a message, so that no other waits for it.
+
+    Leaving in the usual way would wait for the others, which wait for this one. What is `expected` happens to
+    all of them alike and goes on its way; so does everything where there is one process.
+    """
+    try:
+        yield
+    except expected:
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = str(error).splitlines()[0][:300]
+            told = (
+                "another process of the job ended, or cannot be reached. Run the same command in all "
+                f"processes again to go on from the last checkpoint. ({reason})"
+            )
+        elif isinstance(error, UserError):
+            told = str(error)
+        else:
+            told = "".join(traceback.format_exception(error))
+        print(f"elm: process {jax.process_index()}: {told}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def meet(where: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def is_first() -> bool:
+    """Says whether this process is the one that shows progress and writes results."""
+    return jax.process_index() == 0

@@ -1,0 +1,77 @@
+"""Registry: the tasks that a gin file names, put into SeqIO's registry when T5X first asks for them."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from elm_jax import names, storage
+from elm_jax.prompting.templates import TRUNCATE
+from elm_jax.records import TaskSpec
+from elm_jax.tasks import own, seqio_tasks, specs
+from elm_jax.tasks.seqio_tasks import MULTITASK, SCORE_EVAL
+
+
+def registered(
+    name: str,
+    vocabulary: Any,
+    *,
+    tasks: Sequence[str] = (),
+    files: Sequence[str] = (),
+    data_dir: storage.PathLike | None = None,
+    templates_dir: storage.PathLike | None = None,
+    seed: int = 42,
+    rows: int | None = None,
+    truncate: int | None = TRUNCATE,
+    faithful: Collection[str] = (),
+    input_eos: bool = True,
+) -> str:
+    """Registers what a name stands for with SeqIO, and returns what SeqIO calls it.
+
+    The name is a task's id or SeqIO's name for it, or a dataset, which is the mixture of its prompts; with
+    `_score_eval` at its end, the twin for rank classification. `elm_multitask` is the mixture of `tasks`,
+    which are named likewise, or by group. A name that SeqIO has already, because the gin file imports a
+    module that registers it, stays as it is. `files` define tasks of one's own; the rest is what
+    `seqio_tasks.register` takes.
+
+    Raises a UserError for a name that nothing has.
+    """
+    for file in files:
+        own.load(file)
+    known = specs.task_specs()
+    called = seqio_tasks.seqio_names(known)
+    bare = name.removesuffix(SCORE_EVAL)
+    wanted = [spec for each in (tasks or [bare]) for spec in known if each in _names_of(spec, called)]
+    if not wanted and not tasks and _is_registered(name):
+        return name
+    for each in tasks or [bare]:
+        if not any(each in _names_of(spec, called) for spec in wanted):
+            every = {other for spec in known for other in _names_of(spec, called)}
+            names.resolve(each, every, kind="task or dataset", where="the catalogue or SeqIO's registry")
+    made = seqio_tasks.register(
+        list({spec.id: spec for spec in wanted}.values()),
+        vocabulary=vocabulary,
+        data_dir=data_dir,
+        templates_dir=templates_dir,
+        seed=seed,
+        rows=rows,
+        truncate=truncate,
+        faithful=faithful,
+        input_eos=input_eos,
+        multitask={spec.group for spec in wanted},
+    )
+    found = made.tasks.get(bare, bare) + name[len(bare) :]
+    return names.resolve(found, _registered(made), kind="task or mixture", where="what was registered")
+
+
+def _names_of(spec: TaskSpec, called: dict[str, str]) -> tuple[str, ...]:
+    return spec.id, called[spec.id], spec.dataset, spec.group
+
+
+def _registered(made: seqio_tasks.Registered) -> list[str]:
+    ranked = [spec + SCORE_EVAL for spec in made.mixtures]
+    return [*made.tasks.values(), *made.ranked.values(), *made.mixtures, *ranked, MULTITASK]
+
+
+def _is_registered(name: str) -> bool:
+    import seqio
+
+    return name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}

@@ -1,0 +1,208 @@
+"""The recipes for training: what each trains, by which of the paper's budgets, and what overrides it."""
+
+from collections import Counter
+from pathlib import Path
+
+import gin
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.library.store import Library
+from elm_jax.records import TaskSpec
+from elm_jax.runs import base as bases
+from elm_jax.runs import data, recipes, train
+from elm_jax.runs.base import Pretraining
+from elm_jax.runs.progress import Stages
+from elm_jax.runs.workspace import Workspace
+from elm_jax.tasks import budgets
+
+ROOT = Path(__file__).parents[1] / "gin"
+SHARED = "gin/runs/train.gin"
+NAMES = [
+    "prompt_expert",
+    "all_prompt_experts",
+    "dataset_expert_adapter",
+    "dataset_expert",
+    "multitask",
+    "continual",
+]
+OF_T5X = {
+    "MIXTURE_OR_TASK_NAME",
+    "TASK_FEATURE_LENGTHS",
+    "TRAIN_STEPS",
+    "BATCH_SIZE",
+    "MODEL_DIR",
+    "INITIAL_CHECKPOINT_PATH",
+    "DROPOUT_RATE",
+    "RANDOM_SEED",
+    "EVAL_PERIOD",
+    "LABEL_SMOOTHING",
+    "Z_LOSS",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_trace_of_gin():
+    yield
+    gin.clear_config()
+
+
+def file(name):
+    return str(ROOT / "recipes" / f"{name}.gin")
+
+
+def budget(name, *bindings):
+    return recipes.bound(train.Budget, [file(name)], bindings)()
+
+
+def tasks(name) -> list[TaskSpec]:
+    recipes.load([file(name)])
+    told = gin.query_parameter("%MIXTURE_OR_TASK_NAME")
+    return data.choose([told] if isinstance(told, str) else told)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_t5xs_names_of_macros_are_read(name):
+    assert recipes.macros_read([file(name)]) >= OF_T5X
+
+
+def test_the_shared_file_wants_to_know_what_to_train_on_and_nothing_else():
+    with pytest.raises(UserError, match=r"wants values for MIXTURE_OR_TASK_NAME:"):
+        recipes.load([SHARED])
+    recipes.load([SHARED], ["MIXTURE_OR_TASK_NAME = 'dream'"])
+
+
+@pytest.mark.parametrize(
+    ("name", "datasets", "count"),
+    [
+        ("prompt_expert", {"cosmos_qa"}, 1),
+        ("dataset_expert_adapter", {"cosmos_qa"}, 13),
+        ("dataset_expert", {"cosmos_qa"}, 13),
+    ],
+)
+def test_a_recipe_for_one_expert_trains_on_cosmos_qa_unless_told_otherwise(name, datasets, count):
+    found = tasks(name)
+    assert {spec.dataset for spec in found} == datasets
+    assert len(found) == count
+
+
+@pytest.mark.parametrize("name", ["all_prompt_experts", "multitask"])
+def test_recipes_for_all_train_on_the_papers_296_prompts_of_36_datasets(name):
+    found = tasks(name)
+    assert Counter(spec.group for spec in found) == {"train": 296}
+    assert len({spec.dataset for spec in found}) == 36
+
+
+def test_continual_learning_adds_the_ten_targets_that_have_an_expert():
+    found = tasks("continual")
+    assert len(found) == 10
+    assert {spec.group for spec in found} == {"targets"}
+    assert {budgets.of_target(spec).max_prompt for spec in found} == {512}
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "trained"),
+    [
+        ("prompt_expert", "prompt", "experts"),
+        ("all_prompt_experts", "prompt", "experts"),
+        ("dataset_expert_adapter", "dataset_adapter", "dataset"),
+        ("dataset_expert", "dataset", "dataset"),
+        ("continual", "target", "experts"),
+    ],
+)
+def test_the_papers_budget_holds_where_a_recipe_sets_nothing(name, paper, trained):
+    found = budget(name)
+    assert found.paper == paper
+    assert (found.steps, found.epochs, found.batch_size, found.rate) == (None, None, None, None)
+    assert gin.query_parameter("%TRAIN_AS") == trained
+    assert gin.query_parameter("%TASK_FEATURE_LENGTHS") is None
+    assert gin.query_parameter("%MAX_TRAIN_SAMPLES") is None
+
+
+@pytest.mark.parametrize("name", ["prompt_expert", "dataset_expert_adapter", "multitask", "continual"])
+def test_an_adapter_is_trained_with_the_originals_adamw(name):
+    found = budget(name)
+    assert (found.kind, found.optimizer, found.schedule, found.clip) == ("bottleneck", "adamw", "linear", 1.0)
+    assert (found.dropout, found.warmup, found.keep, found.validate_every) == (0.1, 0, "last", 0)
+
+
+def test_all_parameters_are_trained_with_the_originals_adafactor():
+    found = budget("dataset_expert")
+    assert (found.kind, found.optimizer, found.schedule, found.clip) == ("full", "adafactor", "constant", 0.5)
+
+
+def test_the_multitask_baseline_has_no_budget_of_the_papers_and_says_its_own():
+    found = budget("multitask")
+    assert found.paper is None
+    assert (found.steps, found.batch_size, found.rate) == (10_000, 128, 1e-4)
+    assert gin.query_parameter("%TRAIN_AS") == "multitask"
+    assert gin.query_parameter("%EXPERT_NAME") == "baseline"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_macro_that_is_set_overrides_the_papers_value_and_no_other(name):
+    usual, found = budget(name), budget(name, "TRAIN_STEPS = 7", "EXPERT_KIND = 'lora'")
+    assert (found.steps, found.kind) == (7, "lora")
+    assert (found.batch_size, found.rate, found.paper) == (usual.batch_size, usual.rate, usual.paper)
+
+
+def test_lengths_are_t5xs_inputs_and_targets_or_the_papers():
+    def lengths(*bindings):
+        return recipes.bound(data.feature_lengths, [file("prompt_expert")], bindings)()
+
+    assert lengths() is None
+    assert lengths("TASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 9}") == data.Lengths(40, 9)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a tiny base and two experts, of a dataset that the recipes below do not train on."""
+    out = tmp_path_factory.mktemp("run")
+    texts = [row.input for spec in data.choose(["mini"]) for row in data.examples(spec, data.Source(limit=9))]
+    how = Pretraining(vocabulary_kind="word", steps=2, batch_size=4)
+    bases.pretrain(Workspace.open(out, create=True), texts, [], how, seed=0, stages=Stages())
+    assert len(trained("prompt_expert", out, "MIXTURE_OR_TASK_NAME = 'mini_size_animal'")) == 2
+    gin.clear_config()
+    return out
+
+
+def trained(name, out, *bindings):
+    small = [
+        f"MODEL_DIR = '{out}'",
+        "TRAIN_STEPS = 2",
+        "BATCH_SIZE = 4",
+        "LEARNING_RATE = 1e-2",
+        "TASK_FEATURE_LENGTHS = {'inputs': 24, 'targets': 8}",
+        "MAX_TRAIN_SAMPLES = 8",
+        "EXPERT_OPTIONS = {'width': 4}",
+        *bindings,
+    ]
+    return recipes.bound(train.train, [file(name)], small)()
+
+
+def files_of(library):
+    return {path: path.read_bytes() for path in library.rglob("*") if path.is_file()}
+
+
+def test_experts_that_join_a_library_leave_those_it_has_as_they_were(run):
+    before = files_of(run / "library")
+    old = set(Library.open(run / "library").ids())
+    new = trained(
+        "continual", run, "MIXTURE_OR_TASK_NAME = 'mini_sentiment_film'", "EXPERT_OPTIONS = {'width': 4}"
+    )
+    assert len(new) == 2
+    assert set(Library.open(run / "library").ids()) == old | set(new)
+    after = files_of(run / "library")
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_dataset_has_one_adapter_for_all_its_prompts(run):
+    named = "MIXTURE_OR_TASK_NAME = ('mini_opposite_word', 'mini_opposite_turn')"
+    assert len(trained("dataset_expert_adapter", run, named)) == 2
+
+
+def test_the_multitask_baseline_is_one_expert_apart_from_the_library(run):
+    made = trained("multitask", run, "MIXTURE_OR_TASK_NAME = 'mini_sentiment_film'", "EXPERT_NAME = 'other'")
+    assert made == ["multitask/other"]
+    assert "multitask/other" in Library.open(run / "composites").ids()
+    assert "multitask/other" not in Library.open(run / "library").ids()
