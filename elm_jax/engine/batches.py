@@ -15,12 +15,13 @@ import numpy as np
 
 from elm_jax.engine import jobs
 from elm_jax.engine.jobs import Job
+from elm_jax.models.sizes import T5Config
 from elm_jax.training import step
 
 STEP = 8  # lengths are multiples of it
 MOST_SEGMENTS = 8  # in a row; every one of them costs its part of an adapter's products for all
 OVERHEAD = 256  # tokens that a batch costs beside its own: parameters are read, and experts moved
-WELL_FILLED = 0.92
+WELL_FILLED = 0.93  # of a batch that is real; what has less is much the worse for it
 EMPTY, SHARED = -1, -2  # what a row belongs to, if not to the expert at a place
 TRIED = 24  # batches that a shape is tried on
 
@@ -157,12 +158,19 @@ def _packed(
 
 
 def shape_for(
-    given: Sequence[Known], batch_tokens: int, *, places: int, parts: int = 1, multiple: int = 1
+    given: Sequence[Known],
+    batch_tokens: int,
+    *,
+    places: int,
+    parts: int = 1,
+    multiple: int = 1,
+    attention: float = 0.0,
 ) -> Shape:
     """Returns the shape that batches of these jobs are best packed into, tried on their first steps.
 
     A batch has `batch_tokens` at most, unless one row a device has more, and a `multiple` of rows: of the
-    devices that split them. It is as large as can be filled well, and of those the one that costs least.
+    devices that split them. It is one that is filled well, and of those the one that costs least for a real
+    token; `attention` is what a token costs to attend to another, as a part of what it costs itself.
     """
     every = [*given, *(own for each in given if (own := held(each.job)))]
     longest = max(int(each.prompt.max()) for each in every)
@@ -183,9 +191,16 @@ def shape_for(
             for rows in {max(1, most // by // multiple) * multiple for by in (1, 2, 4, 8)}:
                 shape = Shape(rows, length, answer, segments)
                 share = filled(given[:places], shape, places, parts)
-                worth = share * shape.tokens / (shape.tokens + OVERHEAD)
-                tried.append((share >= WELL_FILLED, worth, shape))
+                worth = share * shape.tokens / (shape.tokens * (1 + attention * length) + OVERHEAD)
+                tried.append((worth * min(1.0, share / WELL_FILLED) ** 4, shape))
     return max(tried)[-1]
+
+
+def attention(network: T5Config) -> float:
+    """Returns what a token costs to attend to another, as a part of what it costs itself, in products."""
+    inner = network.num_heads * network.head_dim
+    wide = network.mlp_dim * (len(network.mlp_activations) + 1)
+    return 2 * inner / (network.emb_dim * (4 * inner + wide))
 
 
 def filled(given: Sequence[Known], shape: Shape, places: int, parts: int) -> float:

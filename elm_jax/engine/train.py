@@ -242,7 +242,12 @@ class _Run:
         given = [self.known[name] for name in queue] or list(self.known.values())
         group = self.group
         return batches.shape_for(
-            given, self.plan.batch_tokens, places=group.places, parts=group.parts, multiple=group.rows
+            given,
+            self.plan.batch_tokens,
+            places=group.places,
+            parts=group.parts,
+            multiple=group.rows,
+            attention=batches.attention(self.config),
         )
 
     def _release(self) -> None:

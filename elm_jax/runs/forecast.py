@@ -62,7 +62,14 @@ def forecast(base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None) -> 
     multiple = mesh.devices.size // mesh.shape["tensor"] if mesh else 1
     given = [batches.known(job) for job in jobs]
     places = parts if plan.kind == "full" else -(-min(plan.places, len(jobs)) // parts) * parts
-    shape = batches.shape_for(given, plan.batch_tokens, places=places, parts=parts, multiple=multiple)
+    shape = batches.shape_for(
+        given,
+        plan.batch_tokens,
+        places=places,
+        parts=parts,
+        multiple=multiple,
+        attention=batches.attention(base.config),
+    )
     visits = [each.job.steps * each.job.batch_size for each in given]
     prompts = sum(each.prompt.mean() * count for each, count in zip(given, visits, strict=True))
     answers = sum(each.target.mean() * count for each, count in zip(given, visits, strict=True))
