@@ -6,11 +6,12 @@ from pathlib import Path
 import gin
 import pytest
 
+from elm_jax.cli import main
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
 from elm_jax.records import TaskSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data, recipes, train
+from elm_jax.runs import data, forecast, journal, recipes, train
 from elm_jax.runs.base import Pretraining
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Workspace
@@ -206,3 +207,63 @@ def test_the_multitask_baseline_is_one_expert_apart_from_the_library(run):
     assert made == ["multitask/other"]
     assert "multitask/other" in Library.open(run / "composites").ids()
     assert "multitask/other" not in Library.open(run / "library").ids()
+
+
+def test_steps_are_validated_on_the_evaluation_split_as_often_as_asked_and_that_is_kept(run):
+    named = (
+        "MIXTURE_OR_TASK_NAME = 'mini_taxonomy_kind'",
+        "EVAL_PERIOD = 1",
+        "EVAL_ROWS = 6",
+        "KEEP = 'best'",
+    )
+    made = trained("prompt_expert", run, *named)
+    told = [
+        (record["expert"], record["step"])
+        for record in journal.read(run / "logs" / "training.jsonl")
+        if record["kind"] == "validation"
+    ]
+    assert sorted(told) == sorted((expert, step) for expert in made for step in (1, 2))
+    library = Library.open(run / "library")
+    assert all(library.spec(expert).recipe["keep"] == "best" for expert in made)
+
+
+def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(run):
+    before, told = files_of(run), []
+    named = ["MIXTURE_OR_TASK_NAME = 'mini_opposite_word'", f"MODEL_DIR = '{run}'", "TRAIN_STEPS = 30"]
+    call = recipes.bound(train.train, [SHARED], [*named, "MAX_TRAIN_SAMPLES = 16", "BATCH_SIZE = 4"])
+    assert call(dry_run=told.append) == []
+    assert files_of(run) == before
+    (found,) = told
+    assert [(len(job.prompts), job.steps, job.batch_size) for job in found.jobs] == [(16, 30, 4)] * 2
+    real = sum(30 * 4 * sum(map(len, job.prompts)) / 16 for job in found.jobs)
+    assert found.prompt_tokens == pytest.approx(real)
+    assert 0 < found.filled <= 1
+    assert found.batches == pytest.approx(
+        (found.prompt_tokens + found.answer_tokens) / (found.filled * found.shape.tokens)
+    )
+    experts, training = forecast.tables(found)
+    assert [row[0] for row in experts.rows] == [job.id for job in found.jobs]
+    assert dict(training.rows)["steps"] == "60"
+
+
+def test_the_command_prints_the_resolved_recipe_and_the_forecast_and_reads_t5xs_flags(run, capsys, tmp_path):
+    (tmp_path / "mine.gin").write_text(
+        "include 'gin/runs/train.gin'\nMIXTURE_OR_TASK_NAME = 'mini_size_animal'\n"
+    )
+    flags = ["--gin_file=mine.gin", f"--gin_search_paths=elsewhere,{tmp_path}", f"--gin.MODEL_DIR='{run}'"]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "train",
+                *flags,
+                "--gin.TRAIN_STEPS=7",
+                "--gin.PAPER=None",
+                "--dry_run",
+                "--tfds_data_dir=/nowhere",
+            ]
+        )
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert "TRAIN_STEPS = 7" in told
+    assert "mini_size_animal/than a dog" in told
+    assert "memory of a device" in told

@@ -6,6 +6,7 @@ lengths and batch sizes the experts have, and one program serves all of them. Wh
 stays as it is drawn, wherever it stands and whoever stands beside it.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,20 +25,26 @@ OVERHEAD = 256  # tokens that a batch costs beside its own: parameters are read,
 WELL_FILLED = 0.93  # of a batch that is real; what has less is much the worse for it
 EMPTY, SHARED = -1, -2  # what a row belongs to, if not to the expert at a place
 TRIED = 24  # batches that a shape is tried on
+FOLDED = (1, 2, 4)  # rows whose targets stand in one
 
 
 class Shape(NamedTuple):
-    """Rows of a batch, tokens of their prompts and of their targets, and segments of each at most."""
+    """Rows of a batch, tokens of their prompts and of their targets, and segments of each at most.
+
+    The targets of so many rows as `folded` stand in one row of targets: an outlier finds room there beside
+    short ones, and not every row has to be as wide as it.
+    """
 
     rows: int
     prompt: int
     target: int
     segments: int
+    folded: int = 1
 
     @property
     def tokens(self) -> int:
         """How many are computed, padding among them."""
-        return self.rows * (self.prompt + self.target)
+        return self.rows * self.prompt + self.rows // self.folded * self.target
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,17 +150,22 @@ def _packed(
     # Those of the first expert come before all, so that no example waits for ever.
     chosen.sort(key=lambda offer: (order[offer.place] > 0, -offer.prompt, order[offer.place], offer.at))
     rows: list[list[Offer]] = [[] for _ in range(shape.rows)]
-    left = np.tile(np.array([[shape.prompt, shape.target, shape.segments]]), (shape.rows, 1))
-    owner = np.full(shape.rows, EMPTY)
+    left = np.tile(np.array([[shape.prompt, shape.segments]]), (shape.rows, 1))
+    # Of the row of targets that every row's are in, and of who is alone with them.
+    beside = np.arange(shape.rows) // shape.folded
+    targets = np.full(shape.rows // shape.folded, shape.target)
+    owner = np.full(len(targets), EMPTY)
     for offer in chosen:
-        takes = np.array([offer.prompt, offer.target, 1])
+        takes = np.array([offer.prompt, 1])
         own = offer.place if offer.place in alone else SHARED
-        fits = np.flatnonzero((left >= takes[None]).all(axis=1) & ((owner == EMPTY) | (owner == own)))
+        free = (targets >= offer.target) & ((owner == EMPTY) | (owner == own))
+        fits = np.flatnonzero((left >= takes[None]).all(axis=1) & free[beside])
         if fits.size:
             best = int(fits[left[fits, 0].argmin()])
             rows[best].append(offer)
             left[best] -= takes
-            owner[best] = own
+            targets[beside[best]] -= offer.target
+            owner[beside[best]] = own
     return [tuple(row) for row in rows]
 
 
@@ -182,14 +194,17 @@ def shape_for(
     for stretch in (1.0, 1.25, 1.5, 2.0):
         length = _up(longest * stretch)
         segments = min(MOST_SEGMENTS, math.ceil(1.3 * length / prompt))
-        for slack in (1.15, 1.6):
-            answer = _up(max(widest, slack * target * length / prompt))
-            needed = -(-offered // length)
-            if tried and multiple * (length + answer) > batch_tokens:
+        for slack, folded in itertools.product((1.15, 1.6), FOLDED):
+            fitting = slack * target * length / prompt
+            answer = _up(max(widest, fitting * folded))
+            if folded > 1 and fitting * folded / 2 >= widest:
+                continue  # folded half as far, rows are wide enough for the widest already
+            needed, row, least = -(-offered // length), length + answer / folded, multiple * folded
+            if tried and least * row > batch_tokens:
                 continue
-            most = min(batch_tokens // (length + answer), needed + needed // 4 + 1)
-            for rows in {max(1, most // by // multiple) * multiple for by in (1, 2, 4, 8)}:
-                shape = Shape(rows, length, answer, segments)
+            most = min(int(batch_tokens // row), needed + needed // 4 + 1)
+            for rows in {max(1, most // by // least) * least for by in (1, 2, 4, 8)}:
+                shape = Shape(rows, length, answer, segments, folded)
                 share = filled(given[:places], shape, places, parts)
                 worth = share * shape.tokens / (shape.tokens * (1 + attention * length) + OVERHEAD)
                 tried.append((worth * min(1.0, share / WELL_FILLED) ** 4, shape))
@@ -226,7 +241,7 @@ def filled(given: Sequence[Known], shape: Shape, places: int, parts: int) -> flo
 
 
 def assemble(batch: Batch, of: Mapping[int, Job], which: slice = slice(None), *, own: int) -> step.Rows:
-    """Lays out rows of a batch, all or those of a slice: no others are read.
+    """Lays out rows of a batch, all or those of a slice, folded ones together: no others are read.
 
     `of` has the job of every place, `own` is how many places a part of the mesh has; places are numbered
     within it.
@@ -234,19 +249,23 @@ def assemble(batch: Batch, of: Mapping[int, Job], which: slice = slice(None), *,
     chosen, shape = batch.rows[which], batch.shape
     widths = (shape.prompt, shape.prompt, shape.target, shape.target, *(shape.segments,) * 3)
     dtypes = (*(np.int32,) * 5, np.float32, np.uint32)
+    counts = [len(chosen) // (shape.folded if name in step.OF_TARGETS else 1) for name in step.Rows._fields]
     laid = step.Rows(
-        *(np.zeros((len(chosen), wide), dtype) for wide, dtype in zip(widths, dtypes, strict=True))
+        *(np.zeros((rows, wide), kind) for rows, wide, kind in zip(counts, widths, dtypes, strict=True))
     )
+    target = 0
     for number, row in enumerate(chosen):
-        prompt = target = 0
+        beside, nth = divmod(number, shape.folded)
+        prompt, target = 0, target if nth else 0
         # Segments that are not there are its first one's expert: no other is to meet what stands in the row.
         laid.place[number] = row[0].place % own if row else 0
         for segment, offer in enumerate(row):
             job = of[offer.place]
             here = number, slice(prompt, prompt + offer.prompt)
-            there = number, slice(target, target + offer.target)
+            there = beside, slice(target, target + offer.target)
             laid.prompts[here], laid.prompt_segments[here] = job.prompts[offer.row], segment + 1
-            laid.targets[there], laid.target_segments[there] = job.targets[offer.row], segment + 1
+            laid.targets[there] = job.targets[offer.row]
+            laid.target_segments[there] = nth * shape.segments + segment + 1
             laid.place[number, segment] = offer.place % own
             laid.share[number, segment] = offer.share
             laid.seeds[number, segment] = offer.seed

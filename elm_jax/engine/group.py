@@ -121,19 +121,23 @@ class Group:
 
         def part(field: str) -> Any:
             def of_index(index: Any) -> np.ndarray:
-                here = slice(*index[0].indices(batch.shape.rows)[:2])
+                by = batch.shape.folded if field in step.OF_TARGETS else 1
+                first, last, _ = index[0].indices(batch.shape.rows // by)
+                here = slice(first * by, last * by)
                 if (here.start, here.stop) not in known:
                     known[here.start, here.stop] = batches.assemble(batch, of, here, own=own)
                 return getattr(known[here.start, here.stop], field)
 
             return of_index
 
-        rows, prompt, target, segments = batch.shape
+        rows, prompt, target, segments, folded = batch.shape
         widths = (prompt, prompt, target, target, segments, segments, segments)
         to = NamedSharding(self.mesh, PartitionSpec(sharding.RULES["batch"]))
         return step.Rows(
             *(
-                jax.make_array_from_callback((rows, width), to, part(name))
+                jax.make_array_from_callback(
+                    (rows // folded if name in step.OF_TARGETS else rows, width), to, part(name)
+                )
                 for name, width in zip(step.Rows._fields, widths, strict=True)
             )
         )

@@ -127,6 +127,7 @@ def task_specs() -> list[TaskSpec]:
             prompt=prompt,
             group="mini-unseen" if dataset.unseen else "mini-train",
             split="validation" if dataset.unseen else "train",
+            evaluation_split="validation",
             family=dataset.family,
         )
         for dataset in DATASETS.values()

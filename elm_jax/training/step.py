@@ -36,15 +36,22 @@ class GroupState(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A batch: packed rows with segments 1 to G, and 0 on padding, of any of the group's experts."""
+    """A batch: packed rows with segments 1 to G, and 0 on padding, of any of the group's experts.
+
+    Targets have a row for every `folded` rows of prompts, whose segments they count on: 1 to G are those of
+    the first, G + 1 to 2 G those of the second.
+    """
 
     prompts: Prompts
     prompt_segments: Prompts
-    targets: Targets
-    target_segments: Targets
+    targets: Int[Array, "_ T"]
+    target_segments: Int[Array, "_ T"]
     place: ExpertOfSegment  # of the segment's expert, among those on its part of the mesh
     share: Float[Array, "B G"]  # 1 / the real target tokens of the expert's step
     seeds: Seeds
+
+
+OF_TARGETS = ("targets", "target_segments")
 
 
 class Sums(NamedTuple):
@@ -196,25 +203,39 @@ def _total(config: T5Config, kind: str, *, train: bool, **options: float) -> Cal
         # One expert is not gathered: it serves all rows.
         owned, index = (params, rows.place) if places > 1 else (jax.tree.map(lambda p: p[0], params), None)
         placed, beside = ex.place(kind, base, owned)
-        segments = rows.prompt_segments, rows.target_segments[:, None]
-        logits = network.apply(
-            {"params": placed},
-            rows.prompts,
-            rows.targets[:, None],
-            beside,
-            index,
-            *segments,
-            rows.seeds,
-            rngs=rngs,
-        )
+        logits = network.apply({"params": placed}, rows, beside, index, rngs=rngs, method=_logits)
         slot = jnp.maximum(rows.target_segments - 1, 0)
-        losses = token_losses(jnp.asarray(logits)[:, 0], rows.targets, **options)
-        losses = losses * jnp.take_along_axis(jnp.asarray(rows.share), slot, axis=1)
-        place = jnp.take_along_axis(jnp.asarray(rows.place), slot, axis=1)
+        losses = token_losses(jnp.asarray(logits), rows.targets, **options)
+        losses = losses * jnp.take_along_axis(_beside(rows.share, rows), slot, axis=1)
+        place = jnp.take_along_axis(_beside(rows.place, rows), slot, axis=1)
         each = jax.ops.segment_sum(losses.reshape(-1), place.reshape(-1), places)
         return each.sum(), each
 
     return total
+
+
+def _logits(network: T5, rows: Rows, expert: Params | None, place: Any) -> Float[Array, "_ T V"]:
+    """Returns the logits of the targets; the decoder reads the prompts that are folded as one."""
+    encoded = network.encode(rows.prompts, expert, place, rows.prompt_segments, rows.seeds)
+    count, slots = rows.prompts.shape[0], rows.share.shape[1]
+    before = np.arange(count, dtype=np.int32)[:, None] % (count // rows.targets.shape[0]) * slots
+    segments = jnp.where(rows.prompt_segments > 0, rows.prompt_segments + before, 0)
+    return network.decode(
+        _beside(encoded, rows),
+        _beside(rows.prompts, rows),
+        rows.targets[:, None],
+        expert,
+        None if place is None else _beside(place, rows),
+        _beside(segments, rows),
+        rows.target_segments[:, None],
+        _beside(rows.seeds, rows),
+    )[:, 0]
+
+
+def _beside(of_prompts: Array, rows: Rows) -> Array:
+    """Returns what rows of prompts have, [B, N, …], one after another for the row of their targets."""
+    of_prompts = jnp.asarray(of_prompts)
+    return of_prompts.reshape(rows.targets.shape[0], -1, *of_prompts.shape[2:])
 
 
 def _apart(add: Callable[..., Any]) -> Callable[..., Any]:

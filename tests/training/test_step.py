@@ -1,6 +1,7 @@
 """The grouped step: an expert moves as its own rows, rate and end say, and nothing else moves."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,16 @@ def test_sums_gathered_over_several_batches_equal_those_of_one(owned, gather, su
     for order in (parts, parts[::-1]):
         assert_close(gather(owned, *order), sums)
     assert np.abs(gather(owned, parts[0]).loss - sums.loss).min() > 0.1
+
+
+def test_rows_folded_for_their_targets_give_the_losses_and_gradients_of_rows_apart(owned, gather):
+    apart = rows(seeds=7)
+    on = np.where(apart.target_segments > 0, apart.target_segments + np.array([[0], [2], [0], [2]]), 0)
+    folded = apart._replace(
+        targets=apart.targets.reshape(2, 12), target_segments=on.reshape(2, 12).astype(np.int32)
+    )
+    found, wanted = (gather(owned, each, dropout_rate=0.2) for each in (folded, apart))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), found, wanted)
 
 
 def test_a_place_without_rows_in_a_batch_gets_nothing(owned, gather):
