@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.axes import Array, ExpertOfSegment, Prompts, Seeds, Targets
+from elm_jax.axes import Array, ExpertOfSegment, Prompts, Seeds
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config

@@ -64,7 +64,7 @@ def test_rows_are_held_out_of_the_evaluation_split_alone():
     (spec,) = data.choose(["mini_size_animal/than a dog"])
     found = courses.held_out(spec, Source(), 6)
     assert (found.splits, found.limit) == ({"mini_size_animal": "validation"}, 6)
-    with pytest.raises(UserError, match="A split to validate .* the catalogue has none beside the one"):
+    with pytest.raises(UserError, match=r"A split to validate .* the catalogue has none beside the one"):
         courses.held_out(replace(spec, evaluation_split="train"), Source(), 6)
 
 

@@ -1,0 +1,240 @@
+"""How fast experts train in one group, beside one at a time, one plain batch, PyTorch and PEFT.
+
+Run     python -m benchmarks.grouped_training [--json FILE] [--sides …] [--rounds 5] [--steps 40] …
+        wants torch, transformers and peft (the parity extra) for the sides `pytorch` and `peft`
+Takes   about half an hour on two cores that do nothing else: half of it is `separate_runs`
+Expect  one group twice as fast as eight processes one after another; 0.95 of a plain batch's tokens a second;
+        1.5 times those of PyTorch and of PEFT
+
+All sides train on the same rows of eight prompts of DREAM and CosmosQA, prompts of 256 tokens at most and
+answers of 128, eight rows a step, beside the same frozen random network of T5 1.1 small's shape, in float32
+with dropout of 0.1, AdamW and gradients clipped to norm 1. Experts are bottlenecks of width 16 with their
+norm scales; for `peft` LoRA of rank 8 on queries and values, on both sides.
+
+    separate_runs  wall time of a process that trains eight experts as a group, against those of eight that
+                   train one each: from their start, with imports and compilation, to the last expert's file.
+                   Rows are prepared before; what was compiled is not kept. Once each, one after another.
+    grouping       tokens a second of the group against those of one expert with batches of 64 of all rows
+    pytorch        against transformers' T5 with the same adapters, which trains the experts in turn
+    peft           against PEFT's LoRA in the same way
+
+All but the first are in steady state. Every side is warmed up and then trains on `--tokens` real tokens or a
+few more; sides take turns so for `--rounds`, and a ratio is the median of the rounds' own ratios. Real tokens
+alone count. `flops_share` has the products that they need, as `elm_jax.runs.flops` counts them, against the
+rate that JAX reaches on large matrices in the same round.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import torch_training, training_rows
+from benchmarks.rank_scoring import SHARED, matmul_rate, pytorch, ratio
+from benchmarks.torch_training import Tally
+from elm_jax.engine import batches
+from elm_jax.engine.batches import Offer
+from elm_jax.engine.group import Group, Plan
+from elm_jax.engine.jobs import Job
+from elm_jax.models import experts as ex
+from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.t5 import init_params
+from elm_jax.runs import flops
+from elm_jax.training import step
+
+SIDES = ("separate_runs", "grouping", "pytorch", "peft")
+LORA = {"rank": torch_training.RANK, "projections": ("query", "value")}
+Run = Callable[[int], Tally]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=5, help="how often the sides in steady state are timed")
+    parser.add_argument("--tokens", type=int, default=8000, help="real ones, of a side in a round")
+    parser.add_argument("--steps", type=int, default=40, help="of every expert of `separate_runs`")
+    parser.add_argument("--data", type=Path, default=SHARED, help="directory of datasets")
+    parser.add_argument("--templates", type=Path, default=None, help="PromptSource's")
+    parser.add_argument("--size", default="small", help="T5 1.1's size")
+    options = parser.parse_args()
+
+    config = size(options.size, dropout_rate=0.1)
+    params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
+    rows = training_rows.real_rows(options.data, options.templates, options.steps * training_rows.BATCH)
+    result: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        **{name: getattr(options, name) for name in ("size", "rounds", "tokens", "steps")},
+        "ratios": {},
+    }
+    with tempfile.TemporaryDirectory() as place:
+        training_rows.write(Path(place), config, params, rows)
+        jobs = training_rows.jobs(Path(place), options.steps)
+        if "separate_runs" in options.sides:
+            merge(result, separate_runs(Path(place), len(jobs), options.steps))
+    if set(options.sides) - {"separate_runs"}:
+        merge(result, steady(config, params, jobs, options.sides, options.rounds, options.tokens))
+    for name, value in result.items():
+        print(f"{name:20} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def merge(result: dict[str, Any], more: Mapping[str, Any]) -> None:
+    result["ratios"] |= more["ratios"]
+    result |= {name: value for name, value in more.items() if name != "ratios"}
+
+
+def separate_runs(where: Path, experts: int, steps: int) -> dict[str, Any]:
+    """Returns the wall time of one process for all experts, and of one for each."""
+
+    def process(*numbers: int) -> float:
+        command = [sys.executable, "-m", "benchmarks.training_rows", str(where), "--steps", str(steps)]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, "--experts", *map(str, numbers)],
+            check=True,
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        )
+        return time.perf_counter() - start
+
+    together = process(*range(experts))
+    apart = [process(number) for number in range(experts)]
+    return {
+        "ratios": {"separate_runs": sum(apart) / together},
+        "seconds": {"group": together, "separate_runs": apart},
+    }
+
+
+def steady(
+    config: T5Config, params: Any, jobs: Sequence[Job], sides: Sequence[str], rounds: int, tokens: int
+) -> dict[str, Any]:
+    """Returns the rates of all sides in steady state, timed in turns."""
+    base = jax.device_put(params)
+    plain = Job(
+        "plain",
+        [row for job in jobs for row in job.prompts],
+        [row for job in jobs for row in job.targets],
+        jobs[0].steps,
+        jobs[0].rate,
+        batch_size=sum(job.batch_size for job in jobs),
+    )
+    runs: dict[str, Run] = {}
+    result: dict[str, Any] = {"shapes": {}}
+    if {"grouping", "pytorch"} & set(sides):
+        runs["group"] = grouped(config, base, jobs, Plan("bottleneck", places=len(jobs)), result["shapes"])
+    if "grouping" in sides:
+        runs["grouping"] = grouped(config, base, [plain], Plan("bottleneck", places=1), result["shapes"])
+    if "pytorch" in sides:
+        runs["pytorch"], result["pytorch_attention"] = theirs(config, params, jobs, "bottleneck")
+    if "peft" in sides:
+        plan = Plan("lora", LORA, places=len(jobs))
+        runs["group_lora"] = grouped(config, base, jobs, plan, result["shapes"])
+        runs["peft"], result["peft_attention"] = theirs(config, params, jobs, "lora")
+
+    for run in runs.values():
+        run(tokens)
+    costs = {kind: cost(config, base, jobs, kind, own) for kind, own in (("bottleneck", {}), ("lora", LORA))}
+    found: dict[str, list[tuple[Tally, float]]] = {name: [] for name in runs}
+    rates = []
+    for _ in range(rounds):
+        rates.append(matmul_rate())
+        for name, run in runs.items():
+            start = time.perf_counter()
+            tally = run(tokens)
+            found[name].append((tally, time.perf_counter() - start))
+
+    speeds = {name: [tally.real / seconds for tally, seconds in own] for name, own in found.items()}
+    result["tokens_per_second"] = {name: statistics.median(own) for name, own in speeds.items()}
+    result["real_share"] = {
+        name: sum(tally.real for tally, _ in own) / sum(tally.computed for tally, _ in own)
+        for name, own in found.items()
+    }
+    result["matmul_gflops"] = statistics.median(rates) / 1e9
+    result["flops_share"] = {
+        name: statistics.median(
+            costs["lora" if name in ("group_lora", "peft") else "bottleneck"].of(tally.prompt, tally.answer)
+            / seconds
+            / rate
+            for (tally, seconds), rate in zip(own, rates, strict=True)
+        )
+        for name, own in found.items()
+    }
+    result["formula"] = costs["bottleneck"].formula
+    beside = {"grouping": "group", "pytorch": "group", "peft": "group_lora"}
+    # Of speeds, so the one beside comes second: how many times as fast the group is.
+    result["ratios"] = {
+        name: ratio(speeds[ours], speeds[name]) for name, ours in beside.items() if name in runs
+    }
+    return result
+
+
+def grouped(config: T5Config, base: Any, jobs: Sequence[Job], plan: Plan, shapes: dict[str, Any]) -> Run:
+    """Returns the function that trains a group on so many real tokens, batch by batch as the engine does."""
+    count = len(jobs)
+    group = Group(config, base, plan, places=count)
+    known = [batches.known(job) for job in jobs]
+    shape = batches.shape_for(known, plan.batch_tokens, places=count)
+    shapes[f"{plan.kind}, {count}"] = shape._asdict()
+    state = group.begin([job.seed for job in jobs])
+    sums = step.nothing(state.params)
+    done = [0] * count
+    waiting: list[list[Offer]] = [[] for _ in jobs]
+
+    def run(tokens: int) -> Tally:
+        nonlocal state, sums
+        tally = Tally()
+        while tally.real < tokens:
+            for place, found in enumerate(known):
+                waiting[place] = waiting[place] or batches.of_step(found, place, done[place])
+            order = sorted(range(count), key=lambda place: (done[place], -len(waiting[place])))
+            batch = batches.pack([waiting[place] for place in order], shape, places=count)
+            for offer in batch.taken:
+                waiting[offer.place].remove(offer)
+                tally = tally.plus(offer.prompt, offer.target)
+            tally = tally.plus(computed=shape.tokens)
+            sums = group.gather(state.params, batch, dict(enumerate(jobs)), sums)
+            whole = [place for place in range(count) if not waiting[place]]
+            if whole:
+                active = np.isin(np.arange(count), whole)
+                rate = np.where(active, jobs[0].rate, 0).astype(np.float32)
+                move = step.Move(rate, active, np.array(done, np.int32) + 1)
+                state, sums, _ = group.advance(state, sums, move)
+                for place in whole:
+                    done[place] += 1
+        jax.block_until_ready((state, sums))
+        return tally
+
+    return run
+
+
+def theirs(config: T5Config, params: Any, jobs: Sequence[Job], kind: str) -> tuple[Run, str]:
+    """Returns PyTorch's, and the attention that it was fastest with."""
+    trainer, attention = torch_training.fastest(lambda: pytorch(config, params), jobs, kind)
+    return trainer.run, attention
+
+
+def cost(
+    config: T5Config, base: Any, jobs: Sequence[Job], kind: str, options: Mapping[str, Any]
+) -> flops.Cost:
+    """Returns what a token costs beside the base in an expert of that kind."""
+    expert = jax.eval_shape(lambda key: ex.init(kind, key, base, **options), jax.random.key(0))
+    seen = flops.attended(
+        (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
+    )
+    return flops.cost(config, kind, base, expert, seen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Rows to train on: those of eight prompts of DREAM and CosmosQA, and a process that trains on them.
+
+Run     python -m benchmarks.training_rows DIR --experts 0 1 … --steps 40
+
+DIR is what `write` made: a base, and the rows, rendered and tokenised. The process does all that a run of its
+own does, from its imports to the file of every finished expert.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elm_jax.engine.jobs import Job
+from elm_jax.models.sizes import T5Config
+from elm_jax.records import Params
+from elm_jax.tasks import lists, specs, vocabulary
+from elm_jax.tasks.lists import TokenLists
+
+TASKS = {
+    "dream/baseline": "train",
+    "dream/read_the_following_conversation_and_answer_the_question": "train",
+    "dream/generate-first-utterance": "train",
+    "dream/generate-last-utterance": "train",
+    "cosmos_qa/context_answer_to_question": "validation",
+    "cosmos_qa/context_question_description_answer_text": "validation",
+    "cosmos_qa/no_prompt_id": "validation",
+    "cosmos_qa/only_question_answer": "validation",
+}
+MOST_PROMPT, MOST_ANSWER = 256, 128
+BATCH, RATE = 8, 1e-4
+PIECES = 8000
+BASE, ROWS = "base", "rows.npz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("where", type=Path)
+    parser.add_argument("--experts", type=int, nargs="+", required=True, help="numbers of the rows' tasks")
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+
+    import jax
+
+    from elm_jax.engine import train
+    from elm_jax.engine.group import Plan
+    from elm_jax.models import paths
+    from elm_jax.weights import elm, safetensors
+
+    base = elm.load(options.where / BASE)
+    every = jobs(options.where, options.steps)
+    chosen = [every[number] for number in options.experts]
+
+    def keep(job: Job, params: Params) -> None:
+        own = {path: np.asarray(value) for path, value in paths.flatten(params).items()}
+        safetensors.write(options.where / f"{job.id.replace('/', '-')}.safetensors", own, {})
+
+    train.train(
+        base.config, jax.device_put(base.params), chosen, Plan("bottleneck", places=len(chosen)), keep
+    )
+
+
+def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple[TokenLists, TokenLists]]:
+    """Returns so many prompts and targets of every task, with a vocabulary trained on them."""
+    where = templates or data / "promptsource" / "templates"
+    found = {
+        task: specs.examples(
+            specs.find_task(task), split, data_dir=data, templates_dir=where, rows=count
+        ).examples
+        for task, split in TASKS.items()
+    }
+    texts = [text for own in found.values() for each in own for text in (each.input, each.target)]
+    with tempfile.TemporaryDirectory() as place:
+        pieces = vocabulary.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
+
+        def tokens(texts: Sequence[str], most: int) -> TokenLists:
+            return lists.of_tokens([*row[: most - 1], pieces.eos] for row in pieces.encode_all(texts))
+
+        return {
+            task: (
+                tokens([each.input for each in own], MOST_PROMPT),
+                tokens([each.target for each in own], MOST_ANSWER),
+            )
+            for task, own in found.items()
+        }
+
+
+def write(where: Path, config: T5Config, params: Params, rows: dict) -> None:
+    """Writes what a process of its own reads."""
+    from elm_jax.weights import base, elm
+
+    elm.save(where / BASE, base.of(config, params))
+    laid = {
+        f"{task}|{name}|{part}": getattr(tokens, part)
+        for task, own in rows.items()
+        for name, tokens in zip(("prompts", "targets"), own, strict=True)
+        for part in ("tokens", "offsets")
+    }
+    np.savez(where / ROWS, **laid)  # pyright: ignore[reportArgumentType]
+
+
+def jobs(where: Path, steps: int) -> list[Job]:
+    """Returns one job a task of the rows that were written."""
+    with np.load(where / ROWS) as laid:
+
+        def tokens(task: str, name: str) -> TokenLists:
+            return TokenLists(laid[f"{task}|{name}|tokens"], laid[f"{task}|{name}|offsets"])
+
+        return [
+            Job(task, tokens(task, "prompts"), tokens(task, "targets"), steps, RATE, batch_size=BATCH)
+            for task in TASKS
+        ]
+
+
+if __name__ == "__main__":
+    main()
