@@ -185,7 +185,8 @@ def grouped(config: T5Config, base: Any, jobs: Sequence[Job], plan: Plan, shapes
     count = len(jobs)
     group = Group(config, base, plan, places=count)
     known = [batches.known(job) for job in jobs]
-    shape = batches.shape_for(known, plan.batch_tokens, places=count)
+    attention = batches.attention(config)
+    shape = batches.shape_for(known, plan.batch_tokens, places=count, attention=attention)
     shapes[f"{plan.kind}, {count}"] = shape._asdict()
     state = group.begin([job.seed for job in jobs])
     sums = step.nothing(state.params)

@@ -83,7 +83,7 @@ def forecast(base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None) -> 
         group=places,
         train_tokens=shape.tokens,
         prompt=shape.prompt,
-        answer=shape.target,
+        answer=-(-shape.target // shape.folded),  # a row of targets belongs to several of prompts
         segments=shape.segments,
         optimizer=plan.optimizer,
     )
@@ -130,8 +130,8 @@ def tables(found: Forecast) -> list[Table]:
         ("tokens", f"{found.prompt_tokens:,.0f} of prompts and {found.answer_tokens:,.0f} of answers"),
         (
             "a batch",
-            f"{shape.rows} rows of {shape.prompt} + {shape.target} tokens, up to {shape.segments} examples "
-            f"in each, {100 * found.filled:.0f} % real",
+            f"{shape.rows} rows of {shape.prompt} tokens of prompts, up to {shape.segments} in each, and "
+            f"{shape.rows // shape.folded} of {shape.target} of answers, {100 * found.filled:.0f} % real",
         ),
         ("batches", f"{found.batches:,.0f}, saved every {plan.save_every:,}"),
         (
