@@ -299,7 +299,7 @@ def test_a_place_that_is_taken_again_compiles_nothing(config, base, mixed):
     assert (programs._cache_size(), step.put._cache_size(), step.taken._cache_size()) == before
 
 
-@pytest.mark.parametrize("at", [3, 44])
+@pytest.mark.parametrize("at", [17])
 def test_a_run_with_places_taken_again_that_is_killed_ends_with_the_same_bytes(base, mixed, tmp_path, at):
     dropping, found, _ = mixed
     library = {}
@@ -405,9 +405,7 @@ def test_the_best_step_is_kept_where_it_is_asked_for(config, base):
     assert distance(found, again[0]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"expert": 2, "data": 2}, {"expert": 1, "fsdp": 4}, {"expert": 4, "data": 1}]
-)
+@pytest.mark.parametrize("sizes", [{"expert": 2, "data": 2}, {"expert": 1, "fsdp": 4}])
 def test_on_a_mesh_experts_become_what_they_become_on_one_device(config, base, together, sizes):
     on = sharding.mesh(jax.devices()[:4], **sizes)
     assert_close(train.train_group(config, base, JOBS, replace(PLAN, batch_tokens=48), mesh=on), together)

@@ -162,7 +162,7 @@ def files(root):
 
 def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(make_run):
     whole, torn = make_run("whole"), make_run("torn")
-    steps = 150
+    steps = 100
     began = time.monotonic()
     codes, said = ended([start(whole, steps=steps)])
     assert codes == [0], said
