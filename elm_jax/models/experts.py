@@ -187,12 +187,8 @@ def spread(value: Array | Slotted, like: Array) -> Array:
     One that is slotted becomes [B, …, D], every token's own.
     """
     if isinstance(value, Slotted):
-        chosen = _chosen(value)
-        own = sum(
-            jnp.where(chosen[:, :, place, None], value.value[:, None, place].astype(like.dtype), 0)
-            for place in range(chosen.shape[2])
-        )
-        return jnp.asarray(own).reshape(like.shape)
+        own = jnp.einsum("bng,bgd->bnd", _chosen(value).astype(like.dtype), value.value.astype(like.dtype))
+        return own.reshape(like.shape)
     value = value.astype(like.dtype)
     between = like.ndim - value.ndim
     if value.ndim == 1:

@@ -109,7 +109,8 @@ def bias_of_one(by_distance: Float[Array, "H _"], position: Int[Array, ""]) -> F
 
 
 # What is cheap is computed again for the gradient rather than kept: norms and activations would keep several
-# arrays for each one that the products around them need. Within a scan XLA cannot undo it.
+# arrays for each one that the products around them need, and attention its weights before and after dropout,
+# the largest arrays of all. Within a scan XLA cannot undo it.
 _again = partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -133,7 +134,7 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """A matrix product without bias."""
+    """A matrix product without bias; what enters it can be had as an intermediate of Flax's, `input`."""
 
     features: int
     dtype: str
@@ -142,6 +143,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array, expert: Params | None = None) -> Array:
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
+        self.sow("intermediates", "input", x)  # nothing, unless it is asked for
         x = ex.taken(x.astype(self.dtype), expert)
         return ex.given(x, sharding.product(x, kernel, str(self.name)), expert)
 
@@ -185,19 +187,24 @@ class Dropout(nn.Module):
     rate: float
     train: bool
 
-    @nn.compact
     def __call__(self, x: Array, tokens: Tokens | None = None, keys: Tokens | None = None) -> Array:
         """Takes states [B, …, N, W], or weights [B, H, N, K] with the `keys` that they weigh.
 
         Without tokens a place is told by its row's number and its position.
         """
+        return self.of(tokens, keys)(x)
+
+    def of(self, tokens: Tokens | None = None, keys: Tokens | None = None) -> Callable[[Array], Array]:
+        """Returns the dropout of those tokens as a plain function, which may be computed again."""
         if not self.train or self.rate == 0.0:
-            return x
+            return lambda x: x
+        return partial(self._drop, jax.random.key_data(self.make_rng("dropout")), tokens, keys)
+
+    def _drop(self, words: Array, tokens: Tokens | None, keys: Tokens | None, x: Array) -> Array:
         *leading, length, width = x.shape
         if tokens is None:
             tokens = tokens_of(np.arange(leading[0], dtype=np.uint32), None, length)
         assert tokens is not None
-        words = jax.random.key_data(self.make_rng("dropout"))
         inside = int(np.prod(leading, dtype=np.int64)) // tokens.word.shape[0]  # answers of a row, heads
         parts = (np.arange(inside, dtype=np.uint32) * np.uint32(0x85EBCA6B))[None, :, None]
         of_token = _hash(tokens.word ^ words[0])[:, None] + words[1]
@@ -216,29 +223,6 @@ def _hash(x: UInt32[Array, "*places"]) -> UInt32[Array, "*places"]:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def softmax(logits: Float[Array, "*axes K"], dtype: str) -> Float[Array, "*axes K"]:
-    """Softmax over keys in float32, which keeps nothing for its gradient but what it returns.
-
-    JAX's own keeps the exponentials too, in float32: the largest arrays that training has.
-    """
-    return _softmax_forward(logits, dtype)[0]
-
-
-def _softmax_forward(logits: Array, dtype: str) -> tuple[Array, Array]:
-    weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
-    return weights, weights
-
-
-def _softmax_backward(dtype: str, weights: Array, gradient: Array) -> tuple[Array]:
-    del dtype
-    weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
-    return (weights * (gradient - (weights * gradient).sum(axis=-1, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class Attention(nn.Module):
@@ -278,9 +262,14 @@ class Attention(nn.Module):
     ) -> Float[Array, "B *between Q D"]:
         keys, values = keys_values
         query = self.query(x, ex.child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
-        logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
-        weights = jnp.asarray(softmax(sum(biases, logits), self.config.dtype))
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", self.drop(weights, tokens, keys_of), values)
+        drop = self.drop.of(tokens, keys_of)
+
+        def mix(query: Array, keys: Array, values: Array, biases: Biases) -> Array:
+            logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
+            weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
+            return jnp.einsum("nhqk,nkhd->nqhd", drop(weights), values)
+
+        mixed = _again(mix)(query, keys, values, biases)
         return self.out(mixed.reshape(*x.shape[:-1], -1), ex.child(expert, "out"))
 
 

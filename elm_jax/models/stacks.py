@@ -185,7 +185,7 @@ def _scanned(
         # Where there is no loop, XLA would see that what is computed again was there already, and keep it.
         layer = nn.remat(layer, prevent_cse=unrolled)
     shared: Mapping[str, Any] = {
-        "variable_axes": {"params": 0},
+        "variable_axes": {"params": 0, "intermediates": 0},
         "split_rngs": {"params": True, "dropout": True},
         "length": length,
         "unroll": length if unrolled else 1,

@@ -21,33 +21,32 @@ def training(network: T5Config, rows: int, prompt: int, answer: int, tensor: int
     With w bytes of the type computed in, widths D of the model, J of all heads and F of the feed-forward, and
     H heads, a layer keeps for its gradient, of every token,
 
-        attention      4 D + w (2 D + 3 J) + 4 H K    K keys; its softmax is float32, as norms are
-        across stacks  4 D + w (2 D + J) + 4 H K      and w 2 J of every token of the prompt
+        attention      4 D + w (2 D + 4 J)            its weights are made again for the gradient
+        across stacks  4 D + w (2 D + 2 J)            and w 2 J of every token of the prompt
         feed-forward   4 D + w (2 D + 3 F)            2 F where it has a single projection
-        dropout        w (D + H K), w (D + F)         what it leaves of each of them
+        dropout        w D, w (D + F)                 what it leaves of each of them
 
-    Beside the layers stands the largest of: what the gradient of one layer makes, 8 H K + 2 w F of a token,
-    and 16 H K more to draw dropout; logits, their softmax and its gradient, 12 V of a token of the answer.
-    With `remat` every layer keeps its input alone, w D, and one of them at a time has the rest. `tensor`
-    splits J, F, H and V.
+    Beside the layers stands the largest of: what the gradient of one layer makes, 16 H K + 2 w F of a token
+    that has K keys, and 16 H K more to draw dropout; logits, their softmax and its gradient, 12 V of a token
+    of the answer. With `remat` every layer keeps its input alone, w D, and one of them at a time has the
+    rest. `tensor` splits J, F, H and V.
     """
     emb, joined, inner, heads, vocabulary, w = _widths(network, tensor)
     dropped = network.dropout_rate > 0
     drop = w * dropped
 
-    def attention(queries: int, keys: int, projections: int) -> int:
-        kept = 4 * emb + w * (2 * emb + projections * joined) + 4 * heads * keys
-        return queries * (kept + drop * (emb + heads * keys))
+    def attention(queries: int, projections: int) -> int:
+        return queries * (4 * emb + w * (2 * emb + (projections + 1) * joined) + drop * emb)
 
     def feed_forward(tokens: int) -> int:
         return tokens * (4 * emb + w * 2 * emb + _inner(network, inner) + drop * (emb + inner))
 
     def backward(tokens: int) -> int:
-        return tokens * ((8 + 16 * dropped) * heads * prompt + 2 * w * inner)
+        return tokens * ((16 + 16 * dropped) * heads * prompt + 2 * w * inner)
 
-    encoder = attention(prompt, prompt, 3) + feed_forward(prompt)
-    across = attention(answer, prompt, 1) + prompt * w * 2 * joined
-    decoder = attention(answer, answer, 3) + across + feed_forward(answer)
+    encoder = attention(prompt, 3) + feed_forward(prompt)
+    across = attention(answer, 1) + prompt * w * 2 * joined
+    decoder = attention(answer, 3) + across + feed_forward(answer)
     logits = 12 * vocabulary * answer
     deep, deep_answer = network.num_encoder_layers, network.num_decoder_layers
     if network.remat:

@@ -1,4 +1,4 @@
-"""Layers: attention's softmax and positions, and a feed-forward of any activations."""
+"""Layers: what attention keeps, its positions, and a feed-forward of any activations."""
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,24 @@ from elm_jax.models.sizes import size
 RNG = np.random.default_rng(11)
 
 
-def test_softmax_and_its_gradient_are_jaxs_own():
-    logits = jnp.asarray(RNG.normal(size=(2, 3, 5)) * 4, jnp.float32).at[0, 0, 1:].set(layers.MASKED)
-    weights = jnp.asarray(RNG.normal(size=(2, 3, 5)), jnp.float32)
+def test_a_gradient_keeps_no_weights_of_attention():
+    rows, heads, width, length = 2, 3, 4, 50
+    config = size("tiny", num_heads=heads, head_dim=width, emb_dim=heads * width, dropout_rate=0.1)
+    attention = layers.Attention(config, train=True)
+    tokens = layers.tokens_of(np.arange(rows, dtype=np.uint32), None, length)
 
-    def gradient(softmax):
-        return jax.value_and_grad(lambda x: (softmax(x) * weights).sum())(logits)
+    def attend(x):
+        keys_values = (x, 2 * x)
+        return attention.apply(
+            {"params": params}, x.reshape(rows, length, -1), keys_values, (), None, tokens, tokens,
+            rngs={"dropout": jax.random.key(0)},
+        )  # fmt: skip
 
-    found, wanted = gradient(lambda x: layers.softmax(x, "float32")), gradient(jax.nn.softmax)
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
-    np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
-
-
-def test_a_gradient_keeps_one_array_of_attention_weights():
-    logits = jnp.zeros((2, 3, 5))
-    _, backward = jax.vjp(lambda x: layers.softmax(x, "bfloat16"), logits)
-    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size >= logits.size]
-    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
+    x = jnp.asarray(RNG.normal(size=(rows, length, heads, width)), jnp.float32)
+    out = {"kernel": jnp.ones((heads * width, config.emb_dim))}
+    params = {"query": {"kernel": jnp.eye(heads * width)}, "out": out}
+    _, backward = jax.vjp(attend, x)
+    assert max(leaf.size for leaf in jax.tree.leaves(backward)) < rows * heads * length * length
 
 
 def test_relative_positions_are_laid_out_by_key_minus_query():
