@@ -1,28 +1,31 @@
 """How fast answer choices are ranked, beside PyTorch as T0's script does it, tuned PyTorch, and lm-eval.
 
-Run     python -m benchmarks.rank_scoring [--json FILE] [--rows 20] [--data DIR] [--templates DIR]
-        wants torch and transformers (the parity extra); lm_eval too, else that side is left out
-Takes   about six minutes on two cores
+Run     python -m benchmarks.rank_scoring [--json FILE] [--rows 20] [--many 60] [--sides t0_way tuned lm_eval]
+        wants torch and transformers (the parity extra), and for that side lm-eval and accelerate
+Takes   about five minutes on two cores
 Expect  six times T0's way over the mix, ten times on rows of four and more choices, three times the tuned
         one and lm-eval; half of the machine's measured rate of float32 products
 
 All sides score the same rows with the same random weights of T5 1.1 small's shape, in float32 and steady
-state: every side scores all rows once before it is timed. Rows are real: Story Cloze, DREAM and BIG-bench's,
-with a vocabulary trained on them. Sides take turns, and a ratio is the median of the rounds' own ratios.
+state: ours has scored all rows before it is timed, PyTorch some. Rows are real: Story Cloze, DREAM and
+BIG-bench's, with a vocabulary trained on them; those of four and more choices are of BIG-bench's tasks, up to
+`--many` of each. Sides take turns, and a ratio is the median of the rounds' own ratios.
 
 T0's way repeats the prompt for each choice and takes eight rows at once in file order (`ratios.t0_way`).
-Tuned sorts (prompt, choice) pairs by length and takes the best of three batch sizes (`ratios.tuned`).
+Tuned sorts (prompt, choice) pairs by length and takes that one of three batch sizes which is best on a fifth
+of the rows (`ratios.tuned`). lm-eval's is its `hf` model, sixteen pairs at once, by its `loglikelihood`.
 `flops_share` counts the products of real tokens alone, against the rate that JAX reaches on large matrices in
 the same round: the parameters of encoder and decoder twice for every token that goes through them, attention,
 and the output layer for every distinct beginning of an answer.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,108 +52,139 @@ TASKS = {
     "winowhy/zero_shot": None,
     "strategyqa/zero_shot": None,
 }
+MANY = {
+    "conceptual_combinations/zero_shot": None,
+    "code_line_description/zero_shot": None,
+    "hindu_knowledge/zero_shot": None,
+    "logical_deduction/zero_shot": None,
+    "logic_grid_puzzle/zero_shot": None,
+}
 MOST_PROMPT, MOST_ANSWER = 512, 128
+SIDES = ("t0_way", "tuned", "lm_eval")
+Side = Callable[[Sequence[Row]], list[np.ndarray]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--rows", type=int, default=20, help="of each task")
+    parser.add_argument("--rows", type=int, default=20, help="of each task of the mix")
+    parser.add_argument("--many", type=int, default=60, help="of each task with many choices")
+    parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="what to compare with")
     parser.add_argument("--data", type=Path, default=SHARED, help="directory of datasets")
     parser.add_argument("--templates", type=Path, default=None, help="PromptSource's")
-    parser.add_argument("--rounds", type=int, default=2, help="how often all sides are timed")
+    parser.add_argument("--rounds", type=int, default=1, help="how often all sides are timed")
     parser.add_argument("--size", default="small", help="T5 1.1's size")
     options = parser.parse_args()
 
     config = size(options.size, dropout_rate=0.0)
     params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
-    rows = real_rows(options.data, options.templates, options.rows)
-    many = [row for row in rows if len(row.answers) >= 4]
+    mix, more = real_rows(options.data, options.templates, {"mix": options.rows, "many": options.many})
+    workloads = {"mix": mix, "many_choices": [row for row in more if len(row.answers) >= 4]}
 
-    sides: dict[str, Callable[[Sequence[Row]], list[np.ndarray]]] = {}
     # Shapes as for many experts, since in steady state compilations cost nothing.
-    steady = {"shapes": evaluate.shapes_for(params, rows, experts=32), "worth": 0.0}
-    sides["ours"] = lambda rows: evaluate.score_rows(config, params, rows, **steady)
-    shapes = steady["shapes"]
-    torch_model = pytorch(config, params)
-    for batch in (8, 16, 32):
-        sides[f"tuned {batch}"] = lambda rows, batch=batch: tuned(torch_model, rows, batch)
-    sides["t0_way"] = lambda rows: t0_way(torch_model, rows)
-    if (harness := lm_eval(torch_model)) is not None:
+    every = [row for rows in workloads.values() for row in rows]
+    steady = {"shapes": evaluate.shapes_for(params, every, experts=32), "worth": 0.0}
+    on_device = jax.device_put(params)
+    sides: dict[str, Side] = {"ours": lambda rows: evaluate.score_rows(config, on_device, rows, **steady)}
+    tuned_batch = None
+    if options.sides:
+        torch_model = pytorch(config, params)
+    if "t0_way" in options.sides:
+        sides["t0_way"] = lambda rows: t0_way(torch_model, rows)
+    if "tuned" in options.sides:
+        some = mix[::5]
+        speed = {size: timed(lambda size=size: tuned(torch_model, some, size))[0] for size in (16, 8, 16, 32)}
+        tuned_batch = min(speed, key=lambda size: speed[size])
+        sides["tuned"] = lambda rows: tuned(torch_model, rows, tuned_batch)
+    if "lm_eval" in options.sides and (harness := lm_eval(torch_model, config.vocab_size)) is not None:
         sides["lm_eval"] = harness
 
-    truth = sides["ours"](rows)
-    sides["ours"](many)
-    for name in [*sides][1:]:  # also what warms each of them up
-        found = sides[name](rows)
-        worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(truth, found, strict=True))
-        same = sum(int(ours.argmax() == theirs.argmax()) for ours, theirs in zip(truth, found, strict=True))
-        print(f"{name:10} agrees within {worst:.1e} nats, {same} of {len(rows)} predictions alike")
-        assert worst < 1e-2, name
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    on_many: dict[str, list[float]] = {name: [] for name in ("ours", "t0_way")}
+    truth = {workload: sides["ours"](rows) for workload, rows in workloads.items()}
+    for name in [*sides][1:]:
+        sides[name](mix[::20])
+    asked = [(name, "mix") for name in sides] + [(name, "many_choices") for name in ("ours", "t0_way")]
+    asked = [(name, workload) for name, workload in asked if name in sides]
+    seconds: dict[tuple[str, str], list[float]] = {each: [] for each in asked}
     rate = []
     for _ in range(options.rounds):
         rate.append(matmul_rate())
-        for name, side in sides.items():
-            seconds[name].append(timed(lambda side=side: side(rows)))
-        for name in on_many:
-            on_many[name].append(timed(lambda name=name: sides[name](many)))
-    best = min((name for name in sides if name.startswith("tuned")), key=lambda name: min(seconds[name]))
-    ratios = {
-        "t0_way": ratio(seconds["t0_way"], seconds["ours"]),
-        "t0_way_many_choices": ratio(on_many["t0_way"], on_many["ours"]),
-        "tuned": ratio(seconds[best], seconds["ours"]),
-    }
-    if "lm_eval" in seconds:
-        ratios["lm_eval"] = ratio(seconds["lm_eval"], seconds["ours"])
-    flops = real_flops(config, params, rows)
-    share = [flops / own / product for own, product in zip(seconds["ours"], rate, strict=True)]
-    result = {
-        "device": jax.devices()[0].device_kind,
-        "rows": len(rows),
-        "choices": sum(len(row.answers) for row in rows),
-        "rows_of_four_and_more": len(many),
-        "real_share": real_share(rows, shapes),
-        "shapes": len(shapes),
-        "seconds": {name: min(times) for name, times in seconds.items()},
-        "tuned_best": best,
+        for name, workload in asked:
+            took, found = timed(lambda name=name, workload=workload: sides[name](workloads[workload]))
+            seconds[name, workload].append(took)
+            agree(f"{name}, {workload}", truth[workload], found)
+
+    def ratio_of(name: str, workload: str) -> float:
+        return ratio(seconds[name, workload], seconds["ours", workload])
+
+    ratios = {name: ratio_of(name, "mix") for name in sides if name != "ours"}
+    if "t0_way" in sides:
+        ratios["t0_way_many_choices"] = ratio_of("t0_way", "many_choices")
+    result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "tuned_batch": tuned_batch}
+    for workload, rows in workloads.items():
+        own, flops = seconds["ours", workload], real_flops(config, params, rows)
+        result[workload] = {
+            "rows": len(rows),
+            "choices": sum(len(row.answers) for row in rows),
+            "real_share": real_share(rows, steady["shapes"]),
+            "seconds": {name: min(times) for (name, on), times in seconds.items() if on == workload},
+            "scoring_gflops": statistics.median(flops / each for each in own) / 1e9,
+            "flops_share": statistics.median(
+                flops / each / most for each, most in zip(own, rate, strict=True)
+            ),
+        }
+    result |= {
+        "shapes": len(steady["shapes"]),
         "ratios": ratios,
         "matmul_gflops": statistics.median(rate) / 1e9,
-        "scoring_gflops": statistics.median(flops / own for own in seconds["ours"]) / 1e9,
-        "flops_share": statistics.median(share),
+        "flops_share": result["mix"]["flops_share"],
     }
     for name, value in result.items():
-        print(f"{name:24} {value}")
+        print(f"{name:16} {value}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def real_rows(data: Path, templates: Path | None, count: int) -> list[Row]:
-    """Returns rows of real tasks, tokenised with a vocabulary trained on them."""
-    examples = []
-    for task, split in TASKS.items():
-        spec = specs.find_task(task)
-        where = templates or data / "promptsource" / "templates"
-        found = specs.examples(spec, split or spec.split, data_dir=data, templates_dir=where).examples
-        drawn = np.random.default_rng(0).permutation(len(found))[:count]
-        examples += [found[number] for number in sorted(drawn.tolist())]
-    texts = [text for example in examples for text in (example.input, *example.choices)]
+def agree(name: str, truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> None:
+    """Fails unless a side's scores are ours, and says how near they are."""
+    pairs = list(zip(truth, found, strict=True))
+    worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    same = sum(int(ours.argmax() == theirs.argmax()) for ours, theirs in pairs)
+    print(f"{name:22} agrees within {worst:.1e} nats, {same} of {len(truth)} predictions alike")
+    assert worst < 1e-2, name
+
+
+def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> list[list[Row]]:
+    """Returns the rows of the mix and of the tasks with many choices, with a vocabulary trained on them."""
+    where = templates or data / "promptsource" / "templates"
+    drawn = []
+    for tasks, count in ((TASKS, counts["mix"]), (MANY, counts["many"])):
+        examples = []
+        for task, split in tasks.items():
+            spec = specs.find_task(task)
+            found = specs.examples(spec, split or spec.split, data_dir=data, templates_dir=where).examples
+            chosen = np.random.default_rng(0).permutation(len(found))[:count]
+            examples += [found[number] for number in sorted(chosen.tolist())]
+        drawn.append(examples)
+    texts = [text for own in drawn for example in own for text in (example.input, *example.choices)]
     with tempfile.TemporaryDirectory() as place:
         pieces = vocabulary.train(texts, Path(place) / "m.model", 8000, kind="unigram", extra_ids=0)
         return [
-            Row(
-                [*pieces.encode(example.input)[: MOST_PROMPT - 1], pieces.eos],
-                [[*pieces.encode(choice)[: MOST_ANSWER - 1], pieces.eos] for choice in example.choices],
-            )
-            for example in examples
+            [
+                Row(
+                    [*pieces.encode(example.input)[: MOST_PROMPT - 1], pieces.eos],
+                    [[*pieces.encode(choice)[: MOST_ANSWER - 1], pieces.eos] for choice in example.choices],
+                )
+                for example in own
+            ]
+            for own in drawn
         ]
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Returns the seconds that work took, and what it gave."""
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    found = work()
+    return time.perf_counter() - start, found
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
@@ -162,7 +196,7 @@ def matmul_rate() -> float:
     a = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
-    return 2 * 2048**3 / min(timed(lambda: product(a).block_until_ready()) for _ in range(8))
+    return 2 * 2048**3 / min(timed(lambda: product(a).block_until_ready())[0] for _ in range(8))
 
 
 def real_flops(config: T5Config, params: Any, rows: Sequence[Row]) -> float:
@@ -245,29 +279,43 @@ def tuned(model: Any, rows: Sequence[Row], batch: int) -> list[np.ndarray]:
     return np.split(scores, np.cumsum([len(row.answers) for row in rows])[:-1])
 
 
-def lm_eval(model: Any) -> Callable[[Sequence[Row]], list[np.ndarray]] | None:
-    """Returns lm-eval's own `hf` model over the same network; None where lm-eval is not installed."""
+def lm_eval(model: Any, vocabulary_size: int) -> Side | None:
+    """Returns lm-eval's own `hf` model over the same network; None where lm-eval is not installed.
+
+    It asks for texts: here a word for every token id, which its tokenizer reads back.
+    """
     try:
-        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-    except ImportError:
+        instance: Any = importlib.import_module("lm_eval.api.instance").Instance
+        model_class: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+    except ImportError as error:
+        print(f"lm_eval is left out: {error}")
         return None
     import tokenizers
     import transformers
 
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="</s>"))
-    named = {"eos_token": "</s>", "pad_token": "<pad>"}
+    words = {_word(token): token for token in range(vocabulary_size)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=_word(2)))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    named = {"eos_token": _word(1), "pad_token": _word(0), "unk_token": _word(2)}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+    model.tie_weights = lambda *arguments, **options: None  # lm-eval would, and so lose the output layer
     how = {"backend": "seq2seq", "batch_size": 16, "max_length": MOST_PROMPT}
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, **how)
+    harness = model_class(pretrained=model, tokenizer=tokenizer, **how)
+
+    def told(tokens: Tokens) -> str:
+        return " ".join(map(_word, tokens))
 
     def score(rows: Sequence[Row]) -> list[np.ndarray]:
-        pairs = [(row.prompt, answer) for row in rows for answer in row.answers]
-        asked = [((str(at), ""), list(prompt), list(answer)) for at, (prompt, answer) in enumerate(pairs)]
-        told = harness._loglikelihood_tokens(asked, disable_tqdm=True)
-        scores = np.array([score for score, _ in told], np.float32)
+        pairs = [(told(row.prompt), f" {told(answer)}") for row in rows for answer in row.answers]
+        asked = [instance("loglikelihood", {}, pair, at) for at, pair in enumerate(pairs)]
+        scores = np.array([score for score, _ in harness.loglikelihood(asked, disable_tqdm=True)], np.float32)
         return np.split(scores, np.cumsum([len(row.answers) for row in rows])[:-1])
 
     return score
+
+
+def _word(token: int) -> str:
+    return f"t{token:06}"  # all of a length, or the end would be found within other words
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Evaluates methods on unseen tasks:
+"""Evaluates methods on unseen tasks, with the flags of `elm evaluate`; on a pod, on every host of it:
 
-`python scripts/evaluate.py --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]`
+`python scripts/evaluate.py --multiprocess --gin_file=gin/runs/evaluate.gin [--gin.MACRO=VALUE ...]`
 """
 
 import sys

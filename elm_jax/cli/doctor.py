@@ -64,14 +64,14 @@ def doctor(
 
 
 def _here(as_json: bool) -> None:
-    from elm_jax.reporting import tables
+    from elm_jax.reporting import documents
     from elm_jax.runs import doctor as runs
 
     found = runs.doctor()
     if as_json:
         print(json.dumps(found))
         return
-    for name, value in tables.flat({name: value for name, value in found.items() if name != "mend"}):
+    for name, value in documents.flat({name: value for name, value in found.items() if name != "mend"}):
         print(f"{name:<32}{'missing' if value == 'None' else value}")
     for command in found["mend"]:
         print(f"to mend: {command}")

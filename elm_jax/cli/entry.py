@@ -12,7 +12,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from elm_jax.cli import compilations, convert, doctor, experts, merge, prompts, tasks, training, verbs
+from elm_jax.cli import (
+    compilations,
+    convert,
+    doctor,
+    evaluation,
+    experts,
+    merge,
+    prompts,
+    reporting,
+    tasks,
+    training,
+    verbs,
+)
 from elm_jax.errors import UserError
 
 
@@ -40,9 +52,11 @@ app = typer.Typer(
 )
 app.add_typer(verbs.app)
 app.command()(training.train)
+app.command()(evaluation.evaluate)
 app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(merge.merge)
+app.command()(reporting.report)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(experts.app, name="experts")

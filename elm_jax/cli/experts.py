@@ -1,7 +1,7 @@
 """`elm experts`: the experts of a library."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,56 +11,66 @@ from elm_jax.cli.options import (
     RunDir,
 )
 
+if TYPE_CHECKING:
+    from elm_jax.runs.listing import Listed
+
 app = typer.Typer(help="The experts of a library.", no_args_is_help=True)
 
 
 @app.command("list")
-def experts_list(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
-    """All experts of a run's library, with their sizes."""
-    from dataclasses import asdict
-
+def experts_list(
+    run: RunDir = DEFAULT_OUT,
+    composites: Annotated[
+        bool, typer.Option("--composites", help="Those that were merged, or trained on many tasks.")
+    ] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Their accuracies in this run, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """All experts of a run's library: sizes, owners, and how they scored."""
+    from elm_jax.cli.shown import show
     from elm_jax.library.store import Library
+    from elm_jax.runs import listing
     from elm_jax.runs.workspace import Workspace
 
-    library = Library.open(Workspace.open(run).library)
-    sizes = library.sizes()
+    workspace = Workspace.open(run)
+    wanted = Library.open(workspace.composites, create=True).ids() if composites else None
+    found = listing.listed(workspace, wanted, scored=scores)
     if as_json:
-        print(json.dumps([{"id": expert, **asdict(size)} for expert, size in sizes.items()]))
+        print(json.dumps([_told(one) for one in found], ensure_ascii=False))
         return
-    for expert, size in sizes.items():
-        keys = "keys" if library.has_keys(expert) else "no keys"
-        print(f"{size.parameters:>12,} parameters {size.bytes:>12,} bytes  {keys:<8} {expert}")
+    show(listing.table(found, scored=scores), may_shrink=True)
 
 
 @app.command("show")
 def experts_show(
-    name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
+    name: Annotated[str, typer.Argument(help="An expert's id.")],
+    run: RunDir = DEFAULT_OUT,
+    as_json: AsJson = False,
 ) -> None:
-    """One expert's spec: base, recipe, and the parameters it owns."""
-    from elm_jax.library.store import Library
-    from elm_jax.reporting import tables
+    """One expert: size, owner, base, recipe, how it scored, and the parameters it owns."""
+    from elm_jax.runs import listing
     from elm_jax.runs.workspace import Workspace
 
-    spec = Library.open(Workspace.open(run).library).spec(name)
-    told = {"id": spec.id, "kind": spec.kind, "base": spec.base, "steps": spec.steps}
-    for field, value in tables.flat(
-        {**told, "datasets": ", ".join(spec.datasets), "recipe": dict(spec.recipe)}
-    ):
-        print(f"{field:<20} {value}")
-    for path in spec.paths:
-        print(f"owns                 {path}")
+    (found,) = listing.listed(Workspace.open(run), [name], scored=True)
+    if as_json:
+        print(json.dumps(_told(found), ensure_ascii=False))
+        return
+    for field, value in listing.lines(found):
+        print(f"{field:<24} {value}")
 
 
 @app.command("verify")
 def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
     """Checksums, base, missing files; exit code 1 if anything is wrong."""
     from elm_jax.library.store import Library
+    from elm_jax.runs import base as bases
     from elm_jax.runs.workspace import Workspace
-    from elm_jax.weights import elm
+    from elm_jax.weights import load
 
     workspace = Workspace.open(run)
     library = Library.open(workspace.library)
-    findings = library.verify(base=elm.load(workspace.base).fingerprint)
+    fingerprint = load.read(bases.remembered(workspace)["base"] or workspace.base).fingerprint
+    findings = library.verify(base=fingerprint)
     for finding in findings:
         print(f"{finding.expert}: {finding.problem}")
     if findings:
@@ -73,10 +83,10 @@ def experts_remove(
     name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
 ) -> None:
     """Take one expert out of the library."""
-    from elm_jax.library.store import Library
+    from elm_jax.runs.stacks import homes
     from elm_jax.runs.workspace import Workspace
 
-    Library.open(Workspace.open(run).library).remove(name)
+    homes(Workspace.open(run))(name).remove(name)
 
 
 @app.command("add")
@@ -114,3 +124,25 @@ def experts_export(
     from elm_jax.runs import adopt
 
     print(adopt.export(name, dst, run=run))
+
+
+def _told(one: "Listed") -> dict[str, Any]:
+    """Returns what a script may want to know of an expert."""
+    about, size, spec = one.about, one.size, one.about.spec
+    return {
+        "id": spec.id,
+        "kind": spec.kind,
+        "owner": about.owner,
+        "base": spec.base,
+        "steps": spec.steps,
+        "datasets": list(spec.datasets),
+        "parameters": size.parameters,
+        "bytes": size.bytes,
+        "keys": one.keys,
+        "checksum": about.checksum,
+        "recipe": dict(spec.recipe),
+        "accuracies": {
+            task: {"accuracy": share, "rows": rows} for task, (share, rows) in one.accuracies.items()
+        },
+        "owns": list(spec.paths),
+    }

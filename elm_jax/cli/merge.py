@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir
+from elm_jax.cli.opened import open_run, task_files
+from elm_jax.cli.options import DEFAULT_OUT, AsJson, DataDir, RunDir, TaskFiles, TemplatesDir
 from elm_jax.errors import UserError
 
-NO_OPTIONS = ("base", "experts", "id", "method", "run", "statistics", "weights", "workspace")
+NO_OPTIONS = ("base", "experts", "id", "method", "rows", "run", "statistics", "weights", "workspace")
 """Names that the functions behind this verb give a meaning of their own."""
 
 
@@ -24,10 +25,17 @@ def merge(
     ] = None,
     statistics: Annotated[
         list[str] | None,
-        typer.Option(help="What the method knows of data: a safetensors file an expert, in their order."),
+        typer.Option(
+            help="What the method knows of data: a safetensors file an expert, in their order. Without them "
+            "they are taken of each expert's training rows."
+        ),
     ] = None,
+    rows: Annotated[int, typer.Option(help="Training rows of an expert that statistics are taken of.")] = 256,
     id: Annotated[str | None, typer.Option("--id", help="What the merged expert is called.")] = None,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and their options.")] = False,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Make one expert of several; it goes to the run's composites, where no router finds it."""
@@ -35,7 +43,6 @@ def merge(
         _list(as_json)
         return
     from elm_jax import storage
-    from elm_jax.runs import base
     from elm_jax.runs import merge as runs
     from elm_jax.runs.workspace import Workspace
 
@@ -46,8 +53,10 @@ def merge(
         "id": id,
     }
     # Judged on specs alone before the base is read, which `open_run` does.
+    task_files(tasks)
     runs.plan(Workspace.open(run), experts or [], method, **asked)
-    spec = runs.merge(base.open_run(run), experts or [], method, **asked).spec
+    opened = open_run(run, data_dir, templates_dir, None, None, tasks)
+    spec = runs.merge(opened, experts or [], method, rows=rows, **asked).spec
     if as_json:
         told = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}
         print(json.dumps(told, ensure_ascii=False))

@@ -39,4 +39,13 @@ Faithful = Annotated[
     list[str] | None,
     typer.Option(help="One of the original's ways with data, see `elm_jax.tasks.specs.FAITHFUL`, or all."),
 ]
+Multiprocess = Annotated[
+    bool,
+    typer.Option("--multiprocess", "--multiprocess_gpu", help="This is one of several processes of a job."),
+]
+Coordinator = Annotated[
+    str | None, typer.Option("--coordinator_address", help="Address and port of the job's first process.")
+]
+ProcessCount = Annotated[int | None, typer.Option("--process_count", help="How many processes the job has.")]
+ProcessIndex = Annotated[int | None, typer.Option("--process_index", help="Which of them this is, from 0.")]
 DEFAULT_OUT = "elm_out"

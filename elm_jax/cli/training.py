@@ -9,11 +9,15 @@ from elm_jax.cli.opened import open_run, own_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     Cache,
+    Coordinator,
     DataDir,
     GinBindings,
     GinFiles,
     Limit,
+    Multiprocess,
     Names,
+    ProcessCount,
+    ProcessIndex,
     RunDir,
     Seed,
     TaskFiles,
@@ -63,21 +67,10 @@ def train(
         bool,
         typer.Option("--dry-run", "--dry_run", help="Say what would be trained and what it takes; no more."),
     ] = False,
-    multiprocess: Annotated[
-        bool,
-        typer.Option(
-            "--multiprocess", "--multiprocess_gpu", help="This is one of several processes of a job."
-        ),
-    ] = False,
-    coordinator: Annotated[
-        str | None, typer.Option("--coordinator_address", help="Address and port of the job's first process.")
-    ] = None,
-    process_count: Annotated[
-        int | None, typer.Option("--process_count", help="How many processes the job has.")
-    ] = None,
-    process_index: Annotated[
-        int | None, typer.Option("--process_index", help="Which of them this is, from 0.")
-    ] = None,
+    multiprocess: Multiprocess = False,
+    coordinator: Coordinator = None,
+    process_count: ProcessCount = None,
+    process_index: ProcessIndex = None,
 ) -> None:
     """Train experts, many in one program: one a task, one a dataset, or one on all tasks.
 

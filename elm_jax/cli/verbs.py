@@ -1,4 +1,4 @@
-"""Verbs: what `elm` does with a run, from the quickstart to the report."""
+"""Verbs: what `elm` does with a run, from the quickstart to the evaluation."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from elm_jax.cli.options import (
     Truncate,
     VocabularyFile,
 )
-from elm_jax.cli.shown import show, show_outcome
+from elm_jax.cli.shown import show_outcome
 from elm_jax.errors import UserError
 
 app = typer.Typer()
@@ -159,47 +159,3 @@ def route(
         print(f"{selection.task}: {', '.join(selection.weights)}")
         for line in lines:
             print(f"  {line}")
-
-
-@app.command()
-def evaluate(
-    names: Names = None,
-    run: RunDir = DEFAULT_OUT,
-    merged: Annotated[int, typer.Option(help="Retrieved experts to merge.")] = 3,
-    queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens scored at once.")] = 8192,
-    data_dir: DataDir = None,
-    templates_dir: TemplatesDir = None,
-    tasks: TaskFiles = None,
-    cache: Cache = None,
-    limit: Limit = None,
-    gin_file: GinFiles = None,
-    gin_bindings: GinBindings = None,
-) -> None:
-    """Route, merge, score and compare on unseen tasks; what is scored already is kept."""
-    from elm_jax.runs import data, recipes
-    from elm_jax.runs import evaluate as runs
-
-    if gin_file:
-        show_outcome(recipes.bound(runs.evaluate, gin_file, gin_bindings or [])())
-        return
-    opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
-    specs = data.choose(names or [], opened.source, evaluation=True)
-    show_outcome(runs.compare(opened, specs, merged=merged, queries=queries, batch_tokens=batch_tokens))
-
-
-@app.command()
-def report(run: RunDir = DEFAULT_OUT, as_json: AsJson = False) -> None:
-    """Tables, intervals, paired tests and the page of a run that was evaluated."""
-    from elm_jax.reporting import tables
-    from elm_jax.runs import report as runs
-    from elm_jax.runs.workspace import Workspace
-
-    made, files = runs.again(Workspace.open(run))
-    if as_json:
-        print(files["json"].read_text())
-        return
-    show(tables.methods_table(made), may_shrink=True)
-    show(tables.comparisons_table(made))
-    show(tables.selections_table(made))
-    print(files["html"])

@@ -39,7 +39,7 @@ def score_choices(
     empty = np.flatnonzero(~(prompts != PAD).any(axis=1))
     if empty.size:
         raise UserError(f"A prompt of at least one token is wanted, but row {empty[0]} has padding alone.")
-    params, owned = _beside(model, experts)
+    params, owned = beside(model, experts)
     rows = [
         Row(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
         for prompt, own in zip(prompts, answers, strict=True)
@@ -79,7 +79,7 @@ def _tokens(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def _beside(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
+def beside(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
     """Returns the parameters to score with and the expert that stands beside them."""
     if experts is None:
         return model.params, None

@@ -1,12 +1,14 @@
 """Evaluation: the scores of many rows under many experts, batched by length whatever task they belong to."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
-from elm_jax.axes import Array
+from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, likelihood, rank
@@ -16,10 +18,29 @@ BATCH_TOKENS = 8192  # of prompts and tries together
 # What the compilation of one shape costs, in products and sums that the device could do meanwhile: some three
 # seconds of two CPU cores; on an accelerator some twenty at a third of 300 T/s, a guess.
 COMPILATION = {"cpu": 3e11, "other": 2e15}
-Scored = tuple[list[buckets.Item], Int[np.ndarray, " B"], np.ndarray, Array]
+Scored = tuple[list[buckets.Item], Int[np.ndarray, " B"], np.ndarray, likelihood.Edges]
+
+
+class Rated(NamedTuple):
+    """What the network makes of a row's C choices."""
+
+    scores: Float[np.ndarray, " C"]  # in nats
+    greedy: Bool[np.ndarray, " C"]  # whether no token of the choice has a likelier one in its place
 
 
 def score_rows(
+    config: T5Config,
+    params: Params,
+    rows: Sequence[buckets.Row],
+    experts: Params | None = None,
+    pairs: Int[np.ndarray, "P 2"] | None = None,
+    **options: Any,
+) -> list[np.ndarray]:
+    """Returns, in the order of the pairs, the score in nats of each of a row's choices; see `rate_rows`."""
+    return [rated.scores for rated in rate_rows(config, params, rows, experts, pairs, **options)]
+
+
+def rate_rows(
     config: T5Config,
     params: Params,
     rows: Sequence[buckets.Row],
@@ -30,15 +51,18 @@ def score_rows(
     shapes: Sequence[buckets.Shape] | None = None,
     worth: float | None = None,
     progress: Progress | None = None,
-) -> list[np.ndarray]:
-    """Returns, in the order of the pairs, the score in nats of each of a row's choices.
+    stacked: bool = True,
+) -> list[Rated]:
+    """Returns, in the order of the pairs, what the network makes of each of a row's choices.
 
     A pair is a row's number and an expert's, of the stack [E, …]; without pairs every row is scored once, by
-    the first expert or, without experts, by the base alone. A prompt that several rows share is encoded once
-    for each expert, and so is every distinct beginning of its answers. `shapes` are those of `shapes_for`,
-    given more rows than these, so that several calls share compilations. `worth` is how many tokens of
-    padding a compilation must save; `worth_of_shape` says without it. The next batch is assembled while the
-    device works on the last one.
+    the first expert or, without experts, by the base alone. Where they are not `stacked`, experts are one
+    tree for all rows: a single expert's, or that of a gate (`models.gating`). A prompt that several rows
+    share is encoded once for each expert, and so is every distinct beginning of its answers. `shapes` are
+    those of `shapes_for`, given more rows than these, so that several calls share compilations. `worth` is
+    how many tokens of padding a compilation must save; `worth_of_shape` says without it. Where the parameters
+    lie on a mesh, the rows of a batch are split over it. The next batch is assembled while the device works
+    on the last one.
     """
     if pairs is None:
         pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), int)], axis=1)
@@ -49,9 +73,10 @@ def score_rows(
     experts_of: dict[int, list[int]] = {}
     for row, expert in pairs.tolist():
         experts_of.setdefault(row, []).append(expert)
-    scores: dict[tuple[int, int], np.ndarray] = {}
+    scores: dict[tuple[int, int], Rated] = {}
     done, waiting = 0, None
-    for batch in _batches(found, experts_of, shapes, worth, batch_tokens, config, params, experts):
+    indexed = stacked and experts is not None
+    for batch in _batches(found, experts_of, shapes, worth, batch_tokens, config, params, experts, indexed):
         if waiting is not None:
             done += _collect(*waiting, rows, scores)
             if progress:
@@ -73,9 +98,12 @@ def _batches(
     config: T5Config,
     params: Params,
     experts: Params | None,
+    indexed: bool,
 ) -> Iterator[Scored]:
     """Yields batches that the device has begun to score, the longest first."""
     run = likelihood.compiled(config)
+    mesh = _mesh_of(params)
+    apart = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in sharding.RULES["batch"])
     members: dict[buckets.Shape, list[int]] = {}
     for number, item in enumerate(found):
         members.setdefault(buckets.shape_of(item, shapes), []).append(number)
@@ -88,10 +116,13 @@ def _batches(
             for expert in dict.fromkeys(expert for row in item.rows for expert in experts_of.get(row, ()))
         ]
         for chosen, size in buckets.split(units, shape, batch_tokens, worth=worth):
+            size = -(-size // apart) * apart
             # What fills a batch repeats its first item.
             place, expert = np.array(chosen + chosen[:1] * (size - len(chosen)), np.int32).T
-            index = expert if experts is not None else None
+            index = expert if indexed else None
             *arrays, paths = (array[place] for array in laid)
+            if mesh is not None:
+                arrays = sharding.place(arrays, sharding.batch_shardings(mesh, arrays))
             pending = run(params, *arrays, experts, index)
             yield [here[number] for number, _ in chosen], expert[: len(chosen)], paths[: len(chosen)], pending
 
@@ -107,21 +138,35 @@ def worth_of_shape(params: Params) -> float:
     return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
 
 
+def _mesh_of(params: Params) -> jax.sharding.Mesh | None:
+    """Returns the mesh of several devices that parameters lie on, if they do."""
+    leaf = jax.tree.leaves(params)[0]
+    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, jax.sharding.NamedSharding):
+        return None
+    mesh = leaf.sharding.mesh
+    return mesh if isinstance(mesh, jax.sharding.Mesh) and mesh.size > 1 else None
+
+
 def _collect(
     found: Sequence[buckets.Item],
     expert_of_item: Int[np.ndarray, " B"],
     paths: np.ndarray,
-    pending: Array,
+    pending: likelihood.Edges,
     rows: Sequence[buckets.Row],
-    scores: dict[tuple[int, int], np.ndarray],
+    scores: dict[tuple[int, int], Rated],
 ) -> int:
     """Puts a batch's scores where they belong; returns how many rows were begun."""
-    of_answers = rank.answer_scores(np.asarray(pending)[: len(found)], paths)
+    count = len(found)
+    of_answers = rank.answer_scores(np.asarray(pending.logp)[:count], paths)
+    greedy = rank.answers_are_greedy(np.asarray(pending.likeliest)[:count], paths)
     begun = 0
-    for item, expert, own in zip(found, expert_of_item.tolist(), of_answers, strict=True):
-        for (row, choice), score in zip(item.answers, own[: len(item.answers)], strict=True):
+    for place, (item, expert) in enumerate(zip(found, expert_of_item.tolist(), strict=True)):
+        for number, (row, choice) in enumerate(item.answers):
             if (row, expert) not in scores:
-                scores[row, expert] = np.full(len(rows[row].answers), np.nan, np.float32)
+                choices = len(rows[row].answers)
+                scores[row, expert] = Rated(np.full(choices, np.nan, np.float32), np.zeros(choices, bool))
                 begun += 1
-            scores[row, expert][choice] = score
+            rated = scores[row, expert]
+            rated.scores[choice] = of_answers[place, number]
+            rated.greedy[choice] = greedy[place, number]
     return begun

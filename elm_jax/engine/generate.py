@@ -29,14 +29,16 @@ def generate_rows(
     batch_tokens: int = BATCH_TOKENS,
     lengths: Sequence[int] | None = None,
     progress: Progress | None = None,
+    stacked: bool = True,
 ) -> list[np.ndarray]:
     """Returns, in the order of the pairs, the `length` tokens of each answer, padded after its end.
 
     A pair is a prompt's number and an expert's, of the stack [E, …]; without pairs every prompt is answered
     once, by the first expert or, without experts, by the base alone. The same prompt under the same expert is
-    answered once. An answer ends with `generate.NO_NUMBERS` where an expert gives none. `lengths` are those
-    of `lengths_for`, given more prompts than these, so that several calls share compilations. The next batch
-    is assembled while the device works on the last one.
+    answered once. Experts that are not `stacked` are one tree for all prompts. An answer ends with
+    `generate.NO_NUMBERS` where an expert gives none. `lengths` are those of `lengths_for`, given more prompts
+    than these, so that several calls share compilations. The next batch is assembled while the device works
+    on the last one.
 
     Raises `UserError` for a prompt that is empty or too long, and for a length below one token.
     """
@@ -58,7 +60,9 @@ def generate_rows(
         answers.update(zip(units, np.asarray(pending)[: len(units)], strict=True))
         return sum(times[unit] for unit in units)
 
-    for batch in _batches(list(times), lengths, length, eos, batch_tokens, config, params, experts):
+    indexed = stacked and experts is not None
+    units = list(times)
+    for batch in _batches(units, lengths, length, eos, batch_tokens, config, params, experts, indexed):
         if waiting is not None:
             done += fetch(*waiting)
             if progress:
@@ -90,6 +94,7 @@ def _batches(
     config: T5Config,
     params: Params,
     experts: Params | None,
+    indexed: bool,
 ) -> Iterator[Written]:
     """Yields batches that the device has begun to answer, the longest prompts first."""
     run = generate.compiled(config, length)
@@ -109,7 +114,7 @@ def _batches(
             for row, (_, prompt) in zip(laid, filled, strict=True):
                 row[: len(prompt)] = prompt
             index = np.array([expert for (_, expert), _ in filled], np.int32)
-            beside = (experts, None if experts is None else index)
+            beside = (experts, index if indexed else None)
             yield [unit for unit, _ in chosen], run(params, laid, np.int32(eos), *beside)
 
 

@@ -1,10 +1,12 @@
 """Files of one expert: what its directory holds, and how that is written, read back and checked.
 
-`expert.json` has the spec, the shape and type of every parameter, and the checksum of `params.safetensors`.
+`expert.json` has the spec, the owner, the shape and type of every parameter, and the checksum of
+`params.safetensors`.
 `keys.safetensors`, which may come later or never, carries its own description and checksum, so that keys can
 be written again without touching the other two.
 """
 
+import getpass
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from elm_jax.records import Expert, ExpertSpec, Keys
 
 SPEC, PARAMS, KEYS = NAMES = "expert.json", "params.safetensors", "keys.safetensors"
 
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class Description:
@@ -29,10 +33,14 @@ class Description:
     shapes: Mapping[str, tuple[int, ...]]  # parameter path -> shape
     dtypes: Mapping[str, str]  # parameter path -> type
     checksum: str  # of the file of parameters
+    owner: str = UNKNOWN  # who put it into its first library
 
 
-def write(directory: epath.Path, expert: Expert, keys: Keys | None) -> None:
-    """Writes everything of an expert; the directory is taken to be nobody else's yet."""
+def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str | None = None) -> None:
+    """Writes everything of an expert; the directory is taken to be nobody else's yet.
+
+    Without an owner it is the user whose process this is, by the name that the system has for them.
+    """
     spec, flat = expert.spec, paths.flatten(expert.params)
     agreement.require([(spec, agreement.shapes_of(expert.params))])
     storage.write_arrays(directory / PARAMS, flat)
@@ -51,6 +59,7 @@ def write(directory: epath.Path, expert: Expert, keys: Keys | None) -> None:
                 path: {"shape": list(flat[path].shape), "dtype": str(flat[path].dtype)} for path in spec.paths
             },
             "checksum": storage.file_fingerprint(directory / PARAMS),
+            "owner": owner or _user(),
         },
     )
 
@@ -75,6 +84,7 @@ def describe(directory: epath.Path) -> Description:
             {path: tuple(about["shape"]) for path, about in parameters.items()},
             {path: about["dtype"] for path, about in parameters.items()},
             value["checksum"],
+            value.get("owner", UNKNOWN),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -84,7 +94,10 @@ def describe(directory: epath.Path) -> Description:
 
 
 def read_params(directory: epath.Path, description: Description) -> dict[str, np.ndarray]:
-    """Reads path -> parameter; a UserError names the first path that is missing, unknown or misshapen."""
+    """Reads path -> parameter.
+
+    A UserError names the first path that is missing, unknown or misshapen, or a file that was changed.
+    """
     flat = storage.read_arrays(directory / PARAMS, what=f"Expert {description.spec.id!r}")
     for path in sorted(set(description.shapes) | set(flat)):
         wanted = description.shapes.get(path)
@@ -94,6 +107,11 @@ def read_params(directory: epath.Path, description: Description) -> dict[str, np
                 f"Expert {description.spec.id!r} should hold {path} as {_shape(wanted)}, but its file holds "
                 f"{_shape(came)} there. Add the expert anew."
             )
+    if storage.file_fingerprint(directory / PARAMS) != description.checksum:
+        raise UserError(
+            f"Parameters at {directory / PARAMS!s} are not as they were written (checksum). "
+            "Add the expert anew."
+        )
     return flat
 
 
@@ -164,11 +182,6 @@ def problems(directory: epath.Path, identifier: str, base: str | None) -> list[s
         found.append(other_base(description.spec, base))
     try:
         read_params(directory, description)
-        if storage.file_fingerprint(directory / PARAMS) != description.checksum:
-            found.append(
-                f"Parameters at {directory / PARAMS!s} are not as they were written (checksum). "
-                "Add the expert anew."
-            )
     except (UserError, OSError) as error:
         found.append(str(error))
     try:
@@ -185,6 +198,13 @@ def other_base(spec: ExpertSpec, base: str) -> str:
         f"An expert of base {base!r} is wanted, but {spec.id!r} was trained on base {spec.base!r}. "
         "Load its own base, or train the expert on this one."
     )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need have no name
+        return UNKNOWN
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

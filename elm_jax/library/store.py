@@ -71,6 +71,13 @@ class Library:
             )
         )
 
+    def __contains__(self, identifier: str) -> bool:
+        """Says whether there is an expert of that id."""
+        try:
+            return swap.place(self._home(identifier), files.SPEC) is not None
+        except UserError:
+            return False  # what can be no id
+
     def spec(self, identifier: str) -> ExpertSpec:
         """Returns an expert's spec without reading its parameters; a UserError if there is no such expert."""
         return self.describe(identifier).spec
@@ -86,8 +93,15 @@ class Library:
         read, if it was not trained on `base`.
         """
         _require_base([self.describe(identifier)], base)
-        description, flat = self._read(identifier, _params)
+        description, flat = self.read(identifier)
         return Expert(description.spec, paths.unflatten(flat))
+
+    def read(self, identifier: str) -> tuple[files.Description, dict[str, np.ndarray]]:
+        """Returns what `describe` does, and path -> parameter of the same writing.
+
+        Raises a UserError if there is no such expert, or if its files are damaged.
+        """
+        return self._read(identifier, _params)
 
     def has_keys(self, identifier: str) -> bool:
         """Says whether an expert's keys have been embedded."""
@@ -103,7 +117,8 @@ class Library:
         """Returns the parameters of several experts stacked, every array [E, …] in the order of the ids.
 
         Raises a UserError, before any parameter is read, if an expert is unknown, was not trained on `base`,
-        or does not fit the first one in kind, base, paths or shapes.
+        or does not fit the first one in kind, base, paths or shapes; and if its files are damaged. What is
+        to be loaded again and again is better taken from a `shelf.Shelf`, which keeps what fits.
         """
         descriptions = [self.describe(identifier) for identifier in identifiers]
         _require_base(descriptions, base)
@@ -117,15 +132,17 @@ class Library:
             for path, shape in first.shapes.items()
         }
         for position, identifier in enumerate(identifiers):
-            description, flat = self._read(identifier, _params)
+            description, flat = self.read(identifier)
             # Another writer may have replaced the expert since it was described.
             agreement.require([(first.spec, first.shapes), (description.spec, description.shapes)])
             for path, value in flat.items():
                 stacked[path][position] = value
         return paths.unflatten(stacked)
 
-    def add(self, expert: Expert, keys: Keys | None = None, *, replace: bool = False) -> None:
-        """Puts an expert into the library, whole or not at all.
+    def add(
+        self, expert: Expert, keys: Keys | None = None, *, replace: bool = False, owner: str | None = None
+    ) -> None:
+        """Puts an expert into the library, whole or not at all; its owner is the user without another.
 
         Raises a UserError if an expert of that id is there already and `replace` was not asked for, if spec
         and parameters differ, or if the files cannot be written.
@@ -133,7 +150,7 @@ class Library:
         identifier = expert.spec.id
 
         def fill(directory: epath.Path) -> None:
-            files.write(directory, expert, keys)
+            files.write(directory, expert, keys, owner)
 
         try:
             swap.write(self._home(identifier), files.SPEC, fill, replace=replace)

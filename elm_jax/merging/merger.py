@@ -18,7 +18,7 @@ from elm_jax.errors import UserError
 from elm_jax.merging import agreement, changes
 from elm_jax.merging.method import Method
 from elm_jax.merging.parts import Form, Part, Piece
-from elm_jax.merging.plan import Plan, plan
+from elm_jax.merging.plan import Plan, lacking, plan
 from elm_jax.records import Expert, ExpertSpec, Params
 
 Flat = Mapping[str, Any]
@@ -47,7 +47,8 @@ def merge(
     `options`, fingerprints of the `statistics`, a `note` on what was combined and, of LoRA whose ΔW was
     merged, the relative `error` (Frobenius, over all kernels) of writing that with the rank it has.
 
-    Raises a UserError, before any arithmetic, as `plan` does or if the base is missing or of another shape.
+    Raises a UserError, before any arithmetic, as `plan` does, if statistics are missing, or if the base
+    is missing or of another shape.
     """
     shapes = [agreement.shapes_of(expert.params) for expert in experts]
     known = None if statistics is None else [agreement.leaves_of(tree) for tree in statistics]
@@ -59,6 +60,8 @@ def merge(
         id=id,
         **options,
     )
+    if made.method.reads is not None and known is None:
+        raise lacking(method, len(experts), "none")
     of_base = _base(made, base, shapes[0])
     playing = [number for number, weight in enumerate(made.weights) if weight]
     flats = [agreement.leaves_of(experts[number].params) for number in playing]

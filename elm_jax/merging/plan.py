@@ -51,11 +51,12 @@ def plan(
     """Returns the plan of a merge by the method of that name.
 
     `weights` are one an expert, alike without them; `statistics` are the shapes of what `regmean` and
-    `fisher` read, one table an expert; `id` is what the merged expert is to be called.
+    `fisher` read, one table an expert, or None where they are yet to be taken as `reads` says; `id` is what
+    the merged expert is to be called.
 
     Raises a UserError for an unknown method or option, an option, weight or id that does not fit, experts
     that are not of one kind, base and shape, a kind that the method cannot merge, and statistics that are
-    missing, misshapen or not wanted.
+    misshapen, not of every expert, or not wanted.
     """
     chosen = table.find(method)
     agreement.require(experts)
@@ -153,16 +154,12 @@ def _require_statistics(
     reads: Mapping[str, tuple[int, ...]],
     statistics: Sequence[Shapes] | None,
 ) -> None:
-    if method.reads is None:
-        if statistics is not None:
-            raise UserError(f"Method {name!r} reads no statistics, but some came. Leave them out.")
+    if statistics is None:
         return
-    if statistics is None or len(statistics) != len(specs):
-        came = "none" if statistics is None else str(len(statistics))
-        raise UserError(
-            f"Method {name!r} wants statistics of the data of every one of {len(specs)} experts, but {came} "
-            "came. elm_jax.merging.statistics tells how to get them; 'average' needs none."
-        )
+    if method.reads is None:
+        raise UserError(f"Method {name!r} reads no statistics, but some came. Leave them out.")
+    if len(statistics) != len(specs):
+        raise lacking(name, len(specs), str(len(statistics)))
     for spec, shapes in zip(specs, statistics, strict=True):
         for path, shape in reads.items():
             if shapes.get(path) != shape:
@@ -170,3 +167,11 @@ def _require_statistics(
                     f"Method {name!r} wants statistics of {spec.id!r} for {path} as {shape}, but "
                     f"{shapes.get(path, 'nothing')} came. See elm_jax.merging.statistics."
                 )
+
+
+def lacking(name: str, wanted: int, came: str) -> UserError:
+    """Returns what says that a method lacks statistics."""
+    return UserError(
+        f"Method {name!r} wants statistics of the data of every one of {wanted} experts, but {came} came. "
+        "elm_jax.runs.statistics takes them of a run's experts; 'average' needs none."
+    )

@@ -91,7 +91,10 @@ def neutral(expert: Params, base: Params) -> dict[str, Any]:
     of_base = paths.flatten(base)
 
     def changing_nothing(path: str, value: Array) -> Array:
-        return of_base[path] if path in of_base else value * 0 + (1 if "/ia3_" in path else 0)
+        if path in of_base:
+            return of_base[path]
+        # Not of its values, which may be no numbers.
+        return (np.ones if "/ia3_" in path else np.zeros)(value.shape, value.dtype)
 
     return paths.unflatten({path: changing_nothing(path, v) for path, v in paths.flatten(expert).items()})
 

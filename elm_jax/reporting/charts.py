@@ -1,4 +1,4 @@
-"""Charts: the numbers of a report turned into positions and shades, ready to be drawn by the page."""
+"""Charts: the numbers of a report turned into positions and plain lists, ready to be drawn by the page."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,11 +6,13 @@ from math import ceil, floor
 from typing import Any
 
 from elm_jax.records import Report
-from elm_jax.reporting import tables
+from elm_jax.reporting import layout, tables
 
-FOREST_WIDTH = 320.0
+FOREST_WIDTH = 300.0
 SPREAD_WIDTH = 236.0
 NO_FAMILY = "no family"
+COMPARED = ("difference", "low", "p", "p_holm", "better_a", "p_mcnemar_holm")
+"""What each column of the comparisons is sorted by."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Axis:
 def axis_over(values: Iterable[float], width: float) -> Axis:
     """Returns an axis over all values, ending at round numbers, with three to seven ticks.
 
-    >>> axis_over([-0.021, 0.173], 100.0).ticks
-    [-0.05, 0.0, 0.05, 0.1, 0.15000000000000002, 0.2]
+    >>> [round(tick, 2) for tick in axis_over([-0.021, 0.173], 100.0).ticks]
+    [-0.05, 0.0, 0.05, 0.1, 0.15, 0.2]
     """
     found = list(values)
     low, high = min(found), max(found)
@@ -54,19 +56,25 @@ def forest(report: Report) -> dict[str, Any]:
         return {}
     ends = [row[end] for row in report.comparisons for end in ("low", "high", "difference")]
     axis = axis_over([*ends, 0.0], FOREST_WIDTH)
-    texts = tables.comparisons_table(report)
+    in_order = sorted(report.comparisons, key=lambda row: list(layout.BLOCKS).index(row["labels"]))
     lines = [
         {
             "a": row["a"],
             "b": row["b"],
+            "mark": tables.MARKS[row["labels"]],
             "at": axis.at(row["difference"]),
             "from": axis.at(row["low"]),
             "to": axis.at(row["high"]),
             "sure": row["p_holm"] < 0.05,
-            "cells": [(row["difference"], text[1]), (row["low"], text[2])],
-            "ps": [(row["p"], text[3]), (row["p_holm"], text[4])],
+            "cells": list(
+                zip(
+                    [row[name] for name in COMPARED],
+                    tables.comparison_cells(row),
+                    strict=True,
+                )
+            ),
         }
-        for row, text in zip(report.comparisons, texts.rows, strict=True)
+        for row in in_order
     ]
     ticks = [(axis.at(tick), tables.points(tick)) for tick in axis.ticks]
     return {
@@ -74,7 +82,7 @@ def forest(report: Report) -> dict[str, Any]:
         "ticks": ticks,
         "zero": axis.at(0.0),
         "width": axis.width,
-        "caption": texts.caption,
+        "caption": tables.comparisons_note(report.comparisons),
     }
 
 
@@ -83,6 +91,8 @@ def spreads(report: Report) -> list[dict[str, Any]]:
 
     All datasets share one axis, so that distances can be compared between them.
     """
+    if not report.rows:
+        return []
     shares = [row[key] for row in report.rows for key in ("accuracy", "chance")]
     axis = axis_over(shares, SPREAD_WIDTH)
     levels = tables.chance_levels(report)
@@ -92,70 +102,84 @@ def spreads(report: Report) -> list[dict[str, Any]]:
         by_cell.setdefault((row["task"], row["method"]), []).append(row)
     return [
         {
-            "task": task,
-            "prompts": len(by_cell[task, report.means[0]["method"]]),
-            "chance": axis.at(levels[task]),
+            "task": column.name,
+            "prompts": len(by_cell[column.task, report.means[0]["method"]]),
+            "chance": axis.at(levels[column.task]),
             "ticks": [(axis.at(tick), f"{100 * tick:.0f}") for tick in axis.ticks],
             "width": axis.width,
             "lines": [
-                {
-                    "method": mean["method"],
-                    "hindsight": mean["hindsight"],
-                    "mean": axis.at(means[mean["method"], task]["accuracy"]),
-                    "mean_text": tables.percent(means[mean["method"], task]["accuracy"]),
-                    "from": axis.at(min(row["accuracy"] for row in by_cell[task, mean["method"]])),
-                    "to": axis.at(max(row["accuracy"] for row in by_cell[task, mean["method"]])),
-                    "points": [
-                        (axis.at(row["accuracy"]), f"{row['prompt']}: {tables.percent(row['accuracy'])}")
-                        for row in by_cell[task, mean["method"]]
-                    ],
-                }
+                _strip(mean, axis, means[mean["method"], column.task], by_cell[column.task, mean["method"]])
                 for mean in report.means
             ],
         }
-        for task in tables.task_names(report)
+        for column in tables.columns(report)
     ]
 
 
-def heat_map(report: Report) -> dict[str, Any]:
-    """Returns experts (grouped by family) by tasks, each cell with its shade on two scales; or nothing.
+def _strip(
+    mean: Mapping[str, Any], axis: Axis, over_prompts: Mapping[str, Any], prompts: list[Mapping[str, Any]]
+) -> dict[str, Any]:
+    lowest, highest = over_prompts["lowest"], over_prompts["highest"]
+    return {
+        "method": mean["method"],
+        "aside": mean["labels"] != "none" or over_prompts["seen"],
+        "mark": (tables.HINDSIGHT if mean["labels"] == "hindsight" else "")
+        + (tables.SEEN if over_prompts["seen"] else ""),
+        "mean": axis.at(over_prompts["accuracy"]),
+        "mean_text": tables.percent(over_prompts["accuracy"]),
+        "reach_text": f"{tables.percent(lowest)} to {tables.percent(highest)}",
+        "from": axis.at(lowest),
+        "to": axis.at(highest),
+        "points": [
+            (axis.at(row["accuracy"]), f"{row['prompt']}: {tables.percent(row['accuracy'])}")
+            for row in prompts
+        ],
+    }
 
-    `shade` is relative to the whole map, `task_shade` to the experts on that one task: both from 0 (lowest)
-    to 1 (highest). Cells of chosen experts say which routers chose them, and whether as their first choice.
+
+def heat_map(report: Report) -> dict[str, Any]:
+    """Returns experts (grouped by family) by prompts, as lists of numbers for the page's script; or nothing.
+
+    Accuracies and the ends of their intervals are in thousandths, None where an expert was not scored. Chosen
+    cells are (expert, column, whether it was a router's first choice, what the routers say), by number.
     """
     if not report.matrix:
         return {}
-    values = {(row["expert"], row["task"], row["prompt"]): row["accuracy"] for row in report.matrix}
     family = {row["expert"]: row["family"] or NO_FAMILY for row in report.matrix}
-    columns: dict[str, list[str]] = {}
+    experts = sorted(family, key=lambda name: (family[name] == NO_FAMILY, family[name], name))
+    prompts: dict[str, list[str]] = {}
+    rows: dict[tuple[str, str], int] = {}
     for row in report.matrix:
-        prompts = columns.setdefault(row["task"], [])
-        if row["prompt"] not in prompts:
-            prompts.append(row["prompt"])
-    keys = [(task, prompt) for task, prompts in columns.items() for prompt in prompts]
-    column_values = {key: [v for (_, *at), v in values.items() if tuple(at) == key] for key in keys}
-    reach = {key: (min(found), max(found)) for key, found in column_values.items()}
-    whole = (min(values.values()), max(values.values()))
-    chosen = _choices(report)
-    first = {(row["task"], row["prompt"], row["expert"]) for row in report.selections}
-    families: dict[str, list[dict[str, Any]]] = {}
-    for expert in sorted(family, key=lambda name: (family[name] == NO_FAMILY, family[name], name)):
-        cells = [
-            {
-                **_shades(values.get((expert, *key)), whole, reach[key]),
-                "chosen": chosen.get((*key, expert), []),
-                "first": (*key, expert) in first,
-            }
-            for key in keys
-        ]
-        families.setdefault(family[expert], []).append({"expert": expert, "cells": cells})
+        if (row["task"], row["prompt"]) not in rows:
+            prompts.setdefault(row["task"], []).append(row["prompt"])
+        rows[row["task"], row["prompt"]] = row["n"]
+    tasks = layout.columns(prompts)
+    keys = [(column.task, prompt) for column in tasks for prompt in prompts[column.task]]
+    numbers = {key: number for number, key in enumerate(keys)}
+    places = {expert: number for number, expert in enumerate(experts)}
+    values: dict[str, list[list[int | None]]] = {
+        name: [[None] * len(keys) for _ in experts] for name in ("accuracy", "low", "high")
+    }
+    seen = []
+    for row in report.matrix:
+        at = places[row["expert"]], numbers[row["task"], row["prompt"]]
+        for name, table in values.items():
+            table[at[0]][at[1]] = round(10 * float(tables.percent(row[name])))
+        if row["seen"]:
+            seen.append(at)
+    said = _choices(report)
+    firsts = {(row["expert"], row["task"], row["prompt"]) for row in report.selections}
     return {
-        "columns": columns,
-        "keys": keys,
-        "families": families,
-        "low": tables.percent(whole[0]),
-        "high": tables.percent(whole[1]),
-        "stops": [n / 10 for n in range(11)],
+        "tasks": [{"name": column.name, "prompts": prompts[column.task]} for column in tasks],
+        "rows": [rows[key] for key in keys],
+        "experts": [(expert, family[expert]) for expert in experts],
+        **values,
+        "seen": seen,
+        "chosen": [
+            (places[expert], numbers[task, prompt], int((expert, task, prompt) in firsts), "; ".join(texts))
+            for (task, prompt, expert), texts in said.items()
+            if expert in places and (task, prompt) in numbers
+        ],
     }
 
 
@@ -165,23 +189,6 @@ def _choices(report: Report) -> dict[tuple[str, str, str], list[str]]:
     for row in report.selections:
         for name in row["weights"]:
             votes = row["voters"].get(name, 0)
-            text = f"{row['router']}: {votes} of {row['queries']} votes"
+            text = f"{row['router']}: {votes} of {row['queries']} votes" if row["voters"] else row["router"]
             said.setdefault((row["task"], row["prompt"], name), []).append(text)
     return said
-
-
-def _shades(value: float | None, whole: tuple[float, float], column: tuple[float, float]) -> dict[str, Any]:
-    if value is None:
-        return {"text": "–", "percent": "not scored", "shade": None, "task_shade": None, "best": False}
-    return {
-        "text": f"{100 * value:.0f}",
-        "percent": f"{tables.percent(value)} %",
-        "shade": _inside(value, whole),
-        "task_shade": _inside(value, column),
-        "best": value == column[1] and column[1] > column[0],
-    }
-
-
-def _inside(value: float, ends: tuple[float, float]) -> float:
-    low, high = ends
-    return round((value - low) / (high - low), 3) if high > low else 0.5

@@ -5,7 +5,7 @@ within a dataset first, then datasets; the paper's) and the micro mean (all prom
 scripts print as overall). They differ by points where datasets have different numbers of prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -45,6 +45,8 @@ class Spread:
 def hits(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
     """Returns which rows are right, after checking that the scores are whole.
 
+    Scores of the choices may be missing altogether, as where only what was right is kept of a run.
+
     Raises:
       UserError: no rows, columns of different lengths, a row twice, a label or prediction that is no choice.
     """
@@ -52,13 +54,15 @@ def hits(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
     n = len(scores.row_ids)
     if n == 0:
         raise UserError(f"{name} has no rows; an accuracy wants one at least.")
-    lengths = {len(scores.scores), len(scores.predictions), len(scores.labels)}
+    lengths = {len(scores.scores or scores.labels), len(scores.predictions), len(scores.labels)}
     if lengths != {n}:
         raise UserError(f"{name} names {n} rows, but has {sorted(lengths)} scores, predictions or labels.")
     if len(set(scores.row_ids)) != n:
         raise UserError(f"{name} holds {n - len(set(scores.row_ids))} rows more than once; score it again.")
-    choices = np.fromiter(map(len, scores.scores), int, n)
     predictions, labels = np.asarray(scores.predictions), np.asarray(scores.labels)
+    if not scores.scores:
+        return predictions == labels
+    choices = np.fromiter(map(len, scores.scores), int, n)
     for what, index in (("label", labels), ("prediction", predictions)):
         wrong = (index < 0) | (index >= choices)
         if wrong.any():
@@ -99,8 +103,19 @@ def by_dataset(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
 
 
 def macro_mean(scores: Sequence[TaskScores]) -> Accuracy:
-    """Returns the mean over datasets of the mean over prompts, with an interval that knows of shared rows.
+    """Returns the mean over datasets of the mean over prompts, with an interval that knows of shared rows."""
+    return _mean(scores, lambda prompts, datasets, _: 1 / (prompts * datasets))
 
+
+def micro_mean(scores: Sequence[TaskScores]) -> Accuracy:
+    """Returns the mean over prompts, whatever dataset they belong to, with an interval alike."""
+    return _mean(scores, lambda _, __, every: 1 / every)
+
+
+def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float]) -> Accuracy:
+    """Returns the weighted mean over prompts.
+
+    `weigh` says what a prompt counts, given the prompts of its dataset, the datasets, and all prompts.
     Prompts of a dataset share its rows, so fifteen prompts are not fifteen times the evidence. The variance
     is that of row totals (each row one cluster, each dataset one stratum); Wilson's interval is then taken
     at the effective number of rows, share * (1 - share) / variance, never more than there are outcomes
@@ -109,32 +124,24 @@ def macro_mean(scores: Sequence[TaskScores]) -> Accuracy:
     datasets = by_dataset(scores)
     if not datasets:
         raise UserError("A mean over tasks wants one task at least, but none came.")
-    shares, variance, rows, outcomes = [], 0.0, 0, 0
+    mean, variance, rows, outcomes = 0.0, 0.0, 0, 0
     for prompts in datasets.values():
         ids = {row: index for index, row in enumerate(dict.fromkeys(r for p in prompts for r in p.row_ids))}
         influence = np.zeros(len(ids))
-        prompt_shares = []
+        weight = weigh(len(prompts), len(datasets), len(scores))
         for prompt in prompts:
             right = hits(prompt)
-            share = right.mean()
-            influence[[ids[row] for row in prompt.row_ids]] += (right - share) / (right.size * len(prompts))
-            prompt_shares.append(share)
+            share = float(right.mean())
+            influence[[ids[row] for row in prompt.row_ids]] += weight * (right - share) / right.size
+            mean += weight * share
             outcomes += right.size
-        shares.append(np.mean(prompt_shares))
-        variance += float(influence @ influence) / len(datasets) ** 2
+        variance += float(influence @ influence)
         rows += len(ids)
-    mean = float(np.mean(shares))
+    mean = min(1.0, mean)  # the weights' sum may be a rounding more than 1
     # Without any variance (all right, all wrong) only the number of rows says how much was seen.
     independent = mean * (1 - mean)
     effective = min(outcomes, independent / variance) if variance else (outcomes if independent else rows)
     return Accuracy(rows, mean, *wilson(mean, effective))
-
-
-def micro_mean(scores: Sequence[TaskScores]) -> float:
-    """Returns the mean over prompts, whatever dataset they belong to."""
-    if not scores:
-        raise UserError("A mean over tasks wants one task at least, but none came.")
-    return float(np.mean([hits(task).mean() for task in scores]))
 
 
 def chance(scores: TaskScores) -> float:

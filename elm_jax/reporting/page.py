@@ -1,9 +1,12 @@
 """The page: a report as one HTML file that opens anywhere, fetches nothing and escapes every name.
 
-The markup, style and script are the files `page.html.jinja`, `page.css` and `page.js` beside this one; the
-page forbids itself the network with a content security policy.
+The markup, style and scripts are the files beside this one; the page forbids itself the network, and every
+script but its own, with a content security policy. What the scripts draw lies in it as JSON.
 """
 
+import base64
+import hashlib
+import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -11,52 +14,67 @@ from typing import Any
 import jinja2
 
 from elm_jax.records import Report
-from elm_jax.reporting import charts, tables
+from elm_jax.reporting import charts, documents, layout, published, tables
 
-METHODS = {
-    "base": "the base model without any expert",
-    "multitask": "one expert trained on all training tasks together, on the same budget",
-    "uniform_merge": "all experts averaged into one, each with the same weight",
-    "roe_top1": "retrieval of experts: the expert with the most votes",
-    "roe_top3_merge": "retrieval of experts: the three experts with the most votes, merged",
-    **tables.HINDSIGHT,
-}
-"""What the methods of our runs are; others are shown by name alone."""
+SCRIPTS = ("page.js", "heatmap.js", "browser.js")
+AT_ONCE = 8
+"""How many parts of a bar of votes are drawn; the others are summed up."""
 
 
 def html(report: Report) -> str:
     """Returns the whole page as text."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_asset),
     )
     environment.filters.update(percent=tables.percent, points=tables.points, p_value=tables.p_value)
     note = report.environment.get("note")
-    return environment.from_string(_asset("page.html.jinja")).render(
+    script = "\n".join(_asset(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    generated = tables.generated_table(report)
+    return environment.get_template("page.html.jinja").render(
         style=_asset("page.css"),
-        script=_asset("page.js"),
+        script=script,
+        digest=digest,
         title=str(report.environment.get("title", "Report")),
         note=note if isinstance(note, str) else "",
         lead=lead(report),
         headline=headline(report),
         forest=charts.forest(report),
+        generated=generated if generated.rows else None,
         spreads=charts.spreads(report),
-        heat=charts.heat_map(report),
+        heat=embedded(charts.heat_map(report)),
         selections=selections(report),
+        examples=embedded(examples(report)),
         rows=report.rows,
-        setting=[pair for pair in tables.flat(report.environment) if pair[0] not in ("note", "title")],
+        setting=[pair for pair in documents.flat(report.environment) if pair[0] not in ("note", "title")],
     )
 
 
+def embedded(value: Mapping[str, Any]) -> str:
+    """Returns JSON that may stand inside a script element, which no text in it can end; "" for nothing."""
+    if not value:
+        return ""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate({ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"})
+
+
 def lead(report: Report) -> dict[str, Any]:
-    """Returns what a reader should take away first: the best method without hindsight, and its lead."""
-    fair = [mean for mean in report.means if not mean["hindsight"]] or list(report.means)
-    best = max(fair, key=lambda mean: mean["macro"])
+    """Returns what a reader should take away first: the best zero-shot method, and its lead; or nothing."""
+    best_of_all = tables.best_mean(report, "macro")
+    best = next((mean for mean in report.means if mean["method"] in best_of_all), None)
+    if best is None:
+        return {}
     against = [row for row in report.comparisons if row["a"] == best["method"]]
+    datasets = {row["task"] for row in report.tasks} - set(best["left_out"])
     return {
         "best": best,
-        "only": len(fair) == 1,
-        "datasets": len(tables.task_names(report)),
-        "prompts": len({(row["task"], row["prompt"]) for row in report.rows}),
+        "only": sum(mean["labels"] == "none" for mean in report.means) == 1,
+        "datasets": len(datasets),
+        "prompts": len({(row["task"], row["prompt"]) for row in report.rows if row["task"] in datasets}),
         "chance": tables.chance_means(report)[0],
         "comparison": against[0] if against else None,
         "comparisons": len(report.comparisons),
@@ -64,61 +82,99 @@ def lead(report: Report) -> dict[str, Any]:
 
 
 def headline(report: Report) -> dict[str, Any]:
-    """Returns the cells of methods by datasets: text, interval, whether the method is the best there."""
-    tasks = tables.task_names(report)
+    """Returns the cells of methods by datasets in blocks: value, interval, whether it is the best."""
+    if not report.means:
+        return {}
+    columns = tables.columns(report)
     cells = tables.by_method_and_task(report)
-    methods = [mean["method"] for mean in report.means]
-    best = {
-        task: tables.best_of({method: cells[method, task]["accuracy"] for method in methods}, report)
-        for task in tasks
-    }
-    best_macro = tables.best_of({mean["method"]: mean["macro"] for mean in report.means}, report)
-    best_micro = tables.best_of({mean["method"]: mean["micro"] for mean in report.means}, report)
+    first = report.means[0]["method"]
+    best = {column.task: tables.best_cell(report, column.task) for column in columns}
+    best_macro, best_micro = tables.best_mean(report, "macro"), tables.best_mean(report, "micro")
     levels = tables.chance_levels(report)
+    notes = {row["method"]: row["note"] for row in report.methods}
+    blocks: dict[str, list[dict[str, Any]]] = {}
+    for mean in report.means:
+        method = mean["method"]
+        line = {
+            "mean": mean,
+            "what": notes.get(method, ""),
+            "cells": [
+                {**cells[method, column.task], "best": method in best[column.task]} for column in columns
+            ],
+            "best_macro": method in best_macro,
+            "best_micro": method in best_micro,
+        }
+        blocks.setdefault(mean["labels"], []).append(line)
+    groups: list[list[Any]] = []
+    for column in columns:
+        if not groups or groups[-1][0] != column.group:
+            groups.append([column.group, 0])
+        groups[-1][1] += 1
+    names = [column.task for column in columns]
+    others = published.rows(names)
     return {
+        "groups": groups if columns[0].group else [],
         "tasks": [
-            {"name": task, "prompts": cells[methods[0], task]["prompts"], "n": cells[methods[0], task]["n"]}
-            for task in tasks
-        ],
-        "lines": [
             {
-                "mean": mean,
-                "what": METHODS.get(mean["method"], ""),
-                "cells": [
-                    {**cells[mean["method"], task], "best": mean["method"] in best[task]} for task in tasks
-                ],
-                "best_macro": mean["method"] in best_macro,
-                "best_micro": mean["method"] in best_micro,
+                "name": column.name,
+                "title": f"{column.task}: {cells[first, column.task]['prompts']} prompts, "
+                f"{cells[first, column.task]['n']:,} rows",
+                "starts": number == 0 or column.group != columns[number - 1].group,
             }
-            for mean in report.means
+            for number, column in enumerate(columns)
         ],
-        "chance": [levels[task] for task in tasks],
+        "blocks": [
+            {"title": layout.BLOCKS[labels], "labels": labels, "lines": lines}
+            for labels, lines in blocks.items()
+        ],
+        "published": [(row.model, row.macro, [row.cells.get(task) for task in names]) for row in others],
+        "published_note": published.note(names) if others else "",
+        "chance": [levels[column.task] for column in columns],
         "chance_means": tables.chance_means(report),
         "shares": any(mean["gap_share"] is not None for mean in report.means),
-        "hindsight": [mean["method"] for mean in report.means if mean["hindsight"]],
-        "glossary": [(method, METHODS[method]) for method in methods if method in METHODS],
+        "hindsight": [mean["method"] for mean in report.means if mean["labels"] == "hindsight"],
+        "seen": tables.seen_note(report).strip(),
+        "glossary": [(row["method"], row["note"]) for row in report.methods if row["note"]],
     }
 
 
 def selections(report: Report) -> list[dict[str, Any]]:
     """Returns each selection with its votes as shares of a bar, the chosen experts first."""
-    return [
-        {
-            **row,
-            "chosen": tables.chosen_experts(row),
-            "votes_text": tables.votes_of(row),
-            "bar": [
-                {"expert": name, "votes": votes, "chosen": name in row["weights"]}
-                for name, votes in _chosen_first(row)
-                if votes
-            ],
-        }
-        for row in report.selections
-    ]
+    found = []
+    for row in report.selections:
+        voters = sorted(row["voters"].items(), key=lambda voter: (voter[0] not in row["weights"], -voter[1]))
+        parts = [
+            {"expert": name, "votes": votes, "chosen": name in row["weights"]}
+            for name, votes in voters
+            if votes
+        ]
+        rest = parts[AT_ONCE:]
+        if len(rest) > 1:
+            votes = sum(part["votes"] for part in rest)
+            parts = [*parts[:AT_ONCE], {"expert": f"{len(rest)} others", "votes": votes, "chosen": False}]
+        found.append(
+            {
+                **row,
+                "chosen": tables.chosen_experts(row),
+                "votes_text": tables.votes_of(row),
+                "rank_text": tables.rank_of(row),
+                "bar": parts,
+            }
+        )
+    return found
 
 
-def _chosen_first(row: Mapping[str, Any]) -> list[tuple[str, int]]:
-    return sorted(row["voters"].items(), key=lambda voter: (voter[0] not in row["weights"], -voter[1]))
+def examples(report: Report) -> dict[str, Any]:
+    """Returns the rows to look at, with the methods that answered them in the order of blocks; or nothing."""
+    if not report.examples:
+        return {}
+    answered = {method for row in report.examples for method in row["answers"]}
+    listed = [row["method"] for row in report.methods if row["method"] in answered]
+    return {
+        "methods": [*listed, *sorted(answered - set(listed))],
+        "tasks": list(dict.fromkeys(row["task"] for row in report.examples)),
+        "rows": report.examples,
+    }
 
 
 def _asset(name: str) -> str:

@@ -5,7 +5,8 @@ over 56 rows are 56 pieces of evidence, not 840.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +31,20 @@ class Difference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Rows of one task that only one of two methods gets right, and the exact two-sided p."""
+    """Rows right under more prompts with one of two methods than the other, and the exact two-sided p."""
 
-    only_a: int
-    only_b: int
+    better_a: int
+    better_b: int
     p: float
+
+
+@dataclass(frozen=True)
+class GapShare:
+    """How much of the way from a baseline to an oracle a method goes, with a 95 % interval if it has one."""
+
+    share: float
+    low: float | None
+    high: float | None
 
 
 def paired_difference(
@@ -50,45 +60,66 @@ def paired_difference(
     Raises:
       UserError: the sides differ in tasks, rows or labels.
     """
-    if samples < 1:
-        raise UserError(f"A bootstrap wants one sample at least, but {samples} came.")
-    datasets: dict[str, list[dict[str, int]]] = {}
-    for task, row_differences in _paired(a, b).items():
-        datasets.setdefault(split_id(task)[0], []).append(row_differences)
-    rng = np.random.default_rng(seed)
-    observed, resampled, differing = [], np.zeros(samples), 0
-    for prompts in datasets.values():
-        clusters = _clusters(prompts)
-        differing += int(np.any(clusters[:, : len(prompts)], axis=1).sum())
-        observed.append(float(_prompt_mean(clusters.sum(axis=0, keepdims=True))[0]))
-        resampled += _resampled(clusters, samples, rng) / len(datasets)
-    resampled = resampled.round(12)  # sums in another order must not make zeros look like tiny differences
+    observed, resampled, differing = _bootstrap([_paired(a, b)], samples, seed)
+    resampled = resampled[0].round(12)  # sums in another order must not make zeros look like tiny differences
     below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
     share = (min(below, above) + 1) / (samples + 1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Difference(
         a=a[0].method,
         b=b[0].method,
-        difference=float(np.mean(observed)),
+        difference=float(observed[0]),
         low=float(low),
         high=float(high),
         p=min(1.0, max(2 * share, 2.0 ** (1 - differing))),
     )
 
 
-def mcnemar(a: TaskScores, b: TaskScores) -> McNemar:
-    """Compares two methods on one task by McNemar's exact test: a coin thrown for each differing row.
+def gap_share(
+    method: Sequence[TaskScores],
+    baseline: Sequence[TaskScores],
+    oracle: Sequence[TaskScores],
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> GapShare | None:
+    """Returns which share of the gap between the macro means of baseline and oracle a method closes.
+
+    The interval is of the same clustered bootstrap, which draws the rows of all three alike. There is none
+    where the gap may as well be nothing (more than one sample in forty has none); without a gap there is no
+    share either, and None comes.
+    """
+    sides = [_paired(method, baseline), _paired(oracle, baseline)]
+    (own, whole), (owns, wholes), _ = _bootstrap(sides, samples, seed)
+    if whole <= 0:
+        return None
+    gaps = wholes > 1e-12  # a sample without a gap says nothing about the share
+    if gaps.mean() < 0.975:
+        return GapShare(float(own / whole), None, None)
+    low, high = np.quantile(owns[gaps] / wholes[gaps], [0.025, 0.975])
+    return GapShare(float(own / whole), float(low), float(high))
+
+
+def mcnemar(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemar:
+    """Compares two methods by McNemar's exact test: a coin thrown for each row on which they differ.
+
+    A row counts once, for the method that gets it right under more of its prompts; where both do under
+    equally many it does not count. For a single prompt this is the plain test.
 
     Raises:
-      UserError: the sides differ in task, rows or labels.
+      UserError: the sides differ in tasks, rows or labels.
     """
     from scipy.stats import binomtest  # half a second of imports that the bootstrap does not need
 
-    (differences,) = _paired([a], [b]).values()
-    only_a = sum(difference > 0 for difference in differences.values())
-    only_b = sum(difference < 0 for difference in differences.values())
-    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return McNemar(only_a, only_b, max(float(p), sys.float_info.min))
+    totals: Counter[tuple[str, str]] = Counter()
+    for task, differences in _paired(a, b).items():
+        dataset, _ = split_id(task)
+        for row, difference in differences.items():
+            totals[dataset, row] += difference
+    better_a = sum(total > 0 for total in totals.values())
+    better_b = sum(total < 0 for total in totals.values())
+    p = binomtest(better_a, better_a + better_b).pvalue if better_a + better_b else 1.0
+    return McNemar(better_a, better_b, max(float(p), sys.float_info.min))
 
 
 def holm(ps: Iterable[float]) -> tuple[float, ...]:
@@ -158,20 +189,45 @@ def _row_differences(a: TaskScores, b: TaskScores) -> dict[str, int]:
     return {row: int(right) - int(of_b[row][0]) for row, (right, _) in of_a.items()}
 
 
-def _clusters(prompts: Sequence[dict[str, int]]) -> Int[np.ndarray, "rows twice_prompts"]:
-    """Returns one line a row: its difference under each prompt, then 1 for each prompt that has the row."""
-    ids = {row: index for index, row in enumerate(dict.fromkeys(row for prompt in prompts for row in prompt))}
-    lines = np.zeros((len(ids), 2 * len(prompts)), int)
-    for column, prompt in enumerate(prompts):
-        at = [ids[row] for row in prompt]
-        lines[at, column] = list(prompt.values())
-        lines[at, len(prompts) + column] = 1
+def _bootstrap(
+    sides: Sequence[Mapping[str, Mapping[str, int]]], samples: int, seed: int
+) -> tuple[Float[np.ndarray, " sides"], Float[np.ndarray, "sides samples"], int]:
+    """Returns the macro means of row differences, those of every sample, and how many rows differ.
+
+    Each side maps task -> row -> difference, all over the same rows, which are drawn alike for all sides.
+    """
+    if samples < 1:
+        raise UserError(f"A bootstrap wants one sample at least, but {samples} came.")
+    datasets: dict[str, list[str]] = {}
+    for task in sides[0]:
+        datasets.setdefault(split_id(task)[0], []).append(task)
+    rng = np.random.default_rng(seed)
+    observed, resampled, differing = np.zeros(len(sides)), np.zeros((len(sides), samples)), 0
+    for tasks in datasets.values():
+        clusters = _clusters([[side[task] for task in tasks] for side in sides])
+        differing += int(np.any(clusters[:, : -len(tasks)], axis=1).sum())
+        observed += _prompt_means(clusters.sum(axis=0, keepdims=True), len(sides))[:, 0] / len(datasets)
+        resampled += _resampled(clusters, len(sides), samples, rng) / len(datasets)
+    return observed, resampled, differing
+
+
+def _clusters(sides: Sequence[Sequence[Mapping[str, int]]]) -> Int[np.ndarray, "rows columns"]:
+    """Returns one line a row: its differences under each prompt, side by side; then 1 for a prompt it has."""
+    every = [row for prompt in sides[0] for row in prompt]
+    ids = {row: index for index, row in enumerate(dict.fromkeys(every))}
+    prompts = len(sides[0])
+    lines = np.zeros((len(ids), (len(sides) + 1) * prompts), int)
+    for number, side in enumerate(sides):
+        for column, prompt in enumerate(side):
+            at = [ids[row] for row in prompt]
+            lines[at, number * prompts + column] = list(prompt.values())
+            lines[at, len(sides) * prompts + column] = 1
     return lines
 
 
 def _resampled(
-    clusters: Int[np.ndarray, "rows twice_prompts"], samples: int, rng: np.random.Generator
-) -> Float[np.ndarray, " samples"]:
+    clusters: Int[np.ndarray, "rows columns"], sides: int, samples: int, rng: np.random.Generator
+) -> Float[np.ndarray, "sides samples"]:
     """Returns the dataset's mean over prompts in each of the bootstrap's samples.
 
     Rows with equal lines are interchangeable, and most are equal: drawing how often each distinct line comes
@@ -179,14 +235,14 @@ def _resampled(
     """
     lines, counts = np.unique(clusters, axis=0, return_counts=True)
     draws = rng.multinomial(len(clusters), counts / len(clusters), size=samples)
-    return _prompt_mean(draws.astype(float) @ lines)
+    return _prompt_means(draws.astype(float) @ lines, sides)
 
 
-def _prompt_mean(
-    totals: Int[np.ndarray, "N twice_prompts"] | Float[np.ndarray, "N twice_prompts"],
-) -> Float[np.ndarray, " N"]:
+def _prompt_means(
+    totals: Int[np.ndarray, "N columns"] | Float[np.ndarray, "N columns"], sides: int
+) -> Float[np.ndarray, "sides N"]:
     """Returns the mean over prompts of sum / count; a prompt that a sample left without rows is left out."""
-    sums, counts = np.split(totals, 2, axis=1)
+    *sums, counts = np.split(totals, sides + 1, axis=1)
     present = counts > 0
-    means = np.divide(sums, counts, out=np.zeros(sums.shape), where=present)
-    return means.sum(axis=1) / present.sum(axis=1)
+    means = [np.divide(own, counts, out=np.zeros(own.shape), where=present) for own in sums]
+    return np.stack([own.sum(axis=1) for own in means]) / present.sum(axis=1)[None]

@@ -1,28 +1,21 @@
-"""A summary: the scores of a run turned into one report, and that report written and read.
+"""A summary: the scores of a run turned into one report.
 
-Everything on the pages is in the report, so `read_report` and `write_report` make the same pages again.
+Everything on the pages is in the report. Datasets that a method's expert was trained on are no zero-shot
+evidence: they are shown and marked, and left out whole of its means, gaps and comparisons.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from etils import epath
-
-from elm_jax import names, storage
+from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import Report, Selection, TaskScores
-from elm_jax.reporting import metrics, page, significance, tables
+from elm_jax.reporting import layout, metrics, significance
 
-PARTS = {  # what one row of each part holds at least
-    "rows": {"method", "task", "prompt", "n", "accuracy", "low", "high", "chance"},
-    "means": {"method", "macro", "micro", "low", "high", "n", "hindsight", "gap_share"},
-    "comparisons": {"a", "b", "difference", "low", "high", "p", "p_holm", "comparisons"},
-    "selections": {"task", "prompt", "router", "expert", "votes", "queries", "weights", "voters"},
-    "tasks": {"method", "task", "prompts", "n", "accuracy", "low", "high", "chance", "lowest", "highest"},
-    "matrix": {"expert", "family", "task", "prompt", "n", "accuracy"},
-}
+Methods = Mapping[str, Sequence[TaskScores]]
+ORACLE = "oracle"
 
 
 def summarise(
@@ -32,8 +25,11 @@ def summarise(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     baseline: str | None = "base",
-    experts_matrix: Sequence[TaskScores] = (),
+    experts_matrix: Iterable[TaskScores] = (),
     families: Mapping[str, str] | None = None,
+    methods: Sequence[Mapping[str, Any]] = (),
+    generated: Sequence[Mapping[str, Any]] = (),
+    examples: Sequence[Mapping[str, Any]] = (),
     samples: int = 2000,
     seed: int = 0,
 ) -> Report:
@@ -43,75 +39,103 @@ def summarise(
       scores: every method on every task; `TaskScores.method` names the method.
       selections: what the routers chose.
       environment: versions, devices, seeds and times, JSON-like; a `note` in it opens the page.
-      pairs: the pairs of methods to compare. By default every method with the baseline, except those of
-        `tables.HINDSIGHT`: they were picked on these very rows, so no p value holds for them.
+      pairs: the pairs of methods to compare. By default every method with the baseline, except those picked
+        in hindsight: they were picked on these very rows, so no p value holds for them. A pair without a
+        dataset that neither saw is left out.
       baseline: the method that others are compared with, and from which the oracle's gap is counted.
       experts_matrix: every expert on every task, for the heat map; `TaskScores.method` is the expert's id.
+        It is read once, from front to back.
       families: family of an expert's id or of its dataset, to group the heat map by.
+      methods: what methods are: method, router, merge, labels ("none", "few", "hindsight"), note.
+      generated: what was made of answers in free text, one a method, task and prompt.
+      examples: rows to look at, as `Report.examples` has them.
       samples: bootstrap samples of each comparison.
       seed: the seed of the bootstrap.
 
     Raises:
       UserError: no scores, methods scored on different tasks, an unknown method in `pairs` or `baseline`.
     """
-    methods = _by_method(scores)
+    found = _by_method(scores)
+    if not found and not generated:
+        raise UserError("A report wants the scores of one method at least, but none came.")
+    every = dict.fromkeys([*found, *(row["method"] for row in generated)])
+    described = layout.described(list(every), methods)
+    found = {row["method"]: found[row["method"]] for row in described if row["method"] in found}
+    labels = {row["method"]: row["labels"] for row in described}
+    if not found:
+        baseline = None
     if baseline is not None:
-        baseline = names.resolve(baseline, methods, kind="method", where="the scores to report")
+        baseline = names.resolve(baseline, found, kind="method", where="the scores to report")
     if pairs is None:
-        pairs = [(m, baseline) for m in methods if baseline and m != baseline and m not in tables.HINDSIGHT]
+        usable = [method for method in found if labels[method] != "hindsight"]
+        pairs = [(method, baseline) for method in usable if baseline and method != baseline]
+    for method in (method for pair in pairs for method in pair):
+        names.resolve(method, found, kind="method", where="the scores to report")
+    oracle = next((row["method"] for row in described if ORACLE in (row["router"], row["method"])), None)
+    oracle = oracle if oracle in found else None
     families = families or {}
+    matrix = tuple(_matrix_row(task, families) for task in experts_matrix)
     return Report(
-        rows=tuple(_row(task) for of_method in methods.values() for task in of_method),
-        means=_means(methods, baseline),
-        comparisons=_comparisons(methods, pairs, samples=samples, seed=seed),
-        selections=tuple(_selection(selection) for selection in selections),
-        environment=json.loads(json.dumps(environment, default=str)),
+        rows=tuple(_row(task) for of_method in found.values() for task in of_method),
+        means=_means(found, labels, baseline, oracle, samples=samples, seed=seed),
+        comparisons=compared([(found[a], found[b]) for a, b in pairs], labels, samples=samples, seed=seed),
+        selections=tuple(_selection(selection, matrix) for selection in selections),
+        environment=_plain(environment),
         tasks=tuple(
             _task(method, dataset, prompts)
-            for method, of_method in methods.items()
+            for method, of_method in found.items()
             for dataset, prompts in metrics.by_dataset(of_method).items()
         ),
-        matrix=tuple(_matrix_row(task, families) for task in experts_matrix),
+        matrix=matrix,
+        methods=described,
+        generated=tuple(_plain(row) for row in generated),
+        examples=tuple(_plain(row) for row in examples),
     )
 
 
-def write_report(report: Report, directory: storage.PathLike) -> dict[str, epath.Path]:
-    """Writes report.html, .md, .csv and .json, each whole or not at all; returns the paths by ending.
-
-    The JSON comes last: where it stands, the pages beside it show the same report.
-    """
-    folder = storage.writable_directory(directory)
-    paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
-    storage.write_bytes(paths["html"], page.html(report).encode())
-    storage.write_bytes(paths["md"], tables.markdown(report).encode())
-    storage.write_bytes(paths["csv"], tables.csv_rows(report).encode())
-    storage.write_json(paths["json"], asdict(report))
-    return paths
+def zero_shot(scores: Sequence[TaskScores]) -> list[TaskScores]:
+    """Returns one method's scores without the datasets that it saw, under whatever prompt."""
+    seen = {names.split_id(task.task)[0] for task in scores if task.seen}
+    return [task for task in scores if names.split_id(task.task)[0] not in seen]
 
 
-def read_report(directory: storage.PathLike) -> Report:
-    """Reads the report that `write_report` wrote.
+def fair(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> tuple[list[TaskScores], list[TaskScores]]:
+    """Returns the scores of two methods on the datasets that neither saw."""
+    unseen = {task.task for task in zero_shot(a)} & {task.task for task in zero_shot(b)}
+    return [task for task in a if task.task in unseen], [task for task in b if task.task in unseen]
 
-    Raises:
-      UserError: no such directory or file, no JSON, another format, or JSON that is no report.
-    """
-    folder = storage.existing_directory(directory, what="A report", remedy="Evaluate into it first.")
-    where = folder / "report.json"
-    value = storage.read_json(where, what="A report")
-    missing = [part.name for part in fields(Report) if part.name not in value]
-    if missing:
-        raise UserError(f"{str(where)!r} is no report: it lacks {', '.join(missing)}. Evaluate once more.")
-    for part, wanted in PARTS.items():
-        rows = value[part]
-        whole = isinstance(rows, list) and all(isinstance(row, dict) and wanted <= row.keys() for row in rows)
-        if not whole:
-            raise UserError(
-                f"{str(where)!r} is no report: its {part} should be a list of objects with "
-                f"{', '.join(sorted(wanted))}. Evaluate once more."
-            )
-    if not isinstance(value["environment"], dict):
-        raise UserError(f"{str(where)!r} is no report: its environment should be an object.")
-    return Report(environment=value["environment"], **{part: tuple(value[part]) for part in PARTS})
+
+def compared(
+    pairs: Sequence[tuple[Sequence[TaskScores], Sequence[TaskScores]]],
+    labels: Mapping[str, str],
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[dict[str, Any], ...]:
+    """Compares each pair on the datasets that neither saw; p values are corrected for all pairs together."""
+    rows = []
+    for a, b in (fair(*pair) for pair in pairs):
+        if not a:
+            continue
+        bootstrap = significance.paired_difference(a, b, samples=samples, seed=seed)
+        coin = significance.mcnemar(a, b)
+        both = {labels.get(bootstrap.a, "none"), labels.get(bootstrap.b, "none")}
+        rows.append(
+            {
+                **asdict(bootstrap),
+                "better_a": coin.better_a,
+                "better_b": coin.better_b,
+                "p_mcnemar": coin.p,
+                "tasks": len(metrics.by_dataset(a)),
+                "labels": max(both, key=list(layout.BLOCKS).index),
+            }
+        )
+    corrected = significance.holm(row["p"] for row in rows)
+    coins = significance.holm(row["p_mcnemar"] for row in rows)
+    return tuple(
+        {**row, "p_holm": p, "p_mcnemar_holm": p_coin, "comparisons": len(rows)}
+        for row, p, p_coin in zip(rows, corrected, coins, strict=True)
+    )
 
 
 def _by_method(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
@@ -119,10 +143,8 @@ def _by_method(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
     methods: dict[str, list[TaskScores]] = {}
     for task in scores:
         methods.setdefault(task.method, []).append(task)
-    if not methods:
-        raise UserError("A report wants the scores of one method at least, but none came.")
-    first = next(iter(methods))
-    wanted = {task.task for task in methods[first]}
+    first = next(iter(methods), "")
+    wanted = {task.task for task in methods.get(first, ())}
     for method, of_method in methods.items():
         found = [task.task for task in of_method]
         if len(set(found)) != len(found):
@@ -146,53 +168,81 @@ def _row(task: TaskScores) -> dict[str, Any]:
         "prompt": prompt,
         **asdict(metrics.accuracy(task)),
         "chance": metrics.chance(task),
+        "seen": task.seen,
     }
 
 
 def _task(method: str, dataset: str, prompts: Sequence[TaskScores]) -> dict[str, Any]:
     guess = sum(metrics.chance(prompt) for prompt in prompts) / len(prompts)
     over_prompts = {"method": method, "task": dataset, **asdict(metrics.macro_mean(prompts)), "chance": guess}
-    return {**over_prompts, **asdict(metrics.spread(prompts))}
+    seen = any(prompt.seen for prompt in prompts)
+    return {**over_prompts, **asdict(metrics.spread(prompts)), "seen": seen}
 
 
-def _means(methods: Mapping[str, Sequence[TaskScores]], baseline: str | None) -> tuple[dict[str, Any], ...]:
-    macro = {method: metrics.macro_mean(of_method) for method, of_method in methods.items()}
-    gap = macro["oracle"].accuracy - macro[baseline].accuracy if baseline and "oracle" in macro else 0.0
-    return tuple(
-        {
-            "method": method,
-            "macro": mean.accuracy,
-            "low": mean.low,
-            "high": mean.high,
-            "n": mean.n,
-            "micro": metrics.micro_mean(methods[method]),
-            "hindsight": method in tables.HINDSIGHT,
-            "gap_share": (mean.accuracy - macro[baseline].accuracy) / gap if baseline and gap > 0 else None,
-        }
-        for method, mean in macro.items()
-    )
-
-
-def _comparisons(
-    methods: Mapping[str, Sequence[TaskScores]], pairs: Sequence[tuple[str, str]], *, samples: int, seed: int
+def _means(
+    methods: Methods,
+    labels: Mapping[str, str],
+    baseline: str | None,
+    oracle: str | None,
+    *,
+    samples: int,
+    seed: int,
 ) -> tuple[dict[str, Any], ...]:
-    found = []
-    for a, b in pairs:
-        for method in (a, b):
-            names.resolve(method, methods, kind="method", where="the scores to report")
-        found.append(significance.paired_difference(methods[a], methods[b], samples=samples, seed=seed))
-    corrected = significance.holm(difference.p for difference in found)
-    return tuple(
-        {**asdict(difference), "p_holm": p_holm, "comparisons": len(found)}
-        for difference, p_holm in zip(found, corrected, strict=True)
-    )
+    rows = []
+    for method, of_method in methods.items():
+        own = zero_shot(of_method)
+        macro, micro = (metrics.macro_mean(own), metrics.micro_mean(own)) if own else (None, None)
+        used, every = metrics.by_dataset(own), metrics.by_dataset(of_method)
+        share = None
+        if baseline and oracle:
+            share = _gap_share(own, methods[baseline], methods[oracle], samples=samples, seed=seed)
+        rows.append(
+            {
+                "method": method,
+                "labels": labels[method],
+                "macro": macro and macro.accuracy,
+                "low": macro and macro.low,
+                "high": macro and macro.high,
+                "n": macro.n if macro else 0,
+                "micro": micro and micro.accuracy,
+                "micro_low": micro and micro.low,
+                "micro_high": micro and micro.high,
+                "gap_share": share and share.share,
+                "gap_low": share and share.low,
+                "gap_high": share and share.high,
+                "left_out": [dataset for dataset in every if dataset not in used],
+            }
+        )
+    return tuple(rows)
 
 
-def _selection(selection: Selection) -> dict[str, Any]:
+def _gap_share(
+    own: Sequence[TaskScores],
+    baseline: Sequence[TaskScores],
+    oracle: Sequence[TaskScores],
+    *,
+    samples: int,
+    seed: int,
+) -> significance.GapShare | None:
+    sides = [own, zero_shot(baseline), zero_shot(oracle)]
+    common = set.intersection(*({task.task for task in side} for side in sides))
+    sides = [[task for task in side if task.task in common] for side in sides]
+    return significance.gap_share(*sides, samples=samples, seed=seed) if common else None
+
+
+def _selection(selection: Selection, matrix: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns one choice with its votes, how near the voters were, and its rank in hindsight if known."""
     if not selection.weights:
         raise UserError(f"The selection for task {selection.task!r} by {selection.router!r} has no expert.")
     dataset, prompt = names.split_id(selection.task)
     expert = max(selection.weights, key=lambda name: (selection.weights[name], selection.votes.get(name, 0)))
+    near = [similarity for winner, similarity in selection.nearest if winner == expert]
+    of_task = {
+        row["expert"]: row["accuracy"]
+        for row in matrix
+        if (row["task"], row["prompt"]) == (dataset, prompt) and not row["seen"]
+    }
+    own = of_task.get(expert)
     return {
         "task": dataset,
         "prompt": prompt,
@@ -202,18 +252,24 @@ def _selection(selection: Selection) -> dict[str, Any]:
         "queries": len(selection.queries),
         "weights": {name: float(weight) for name, weight in selection.weights.items()},
         "voters": {name: int(votes) for name, votes in selection.votes.items()},
+        "similarity": sum(near) / len(near) if near else None,
+        "rank": None if own is None else 1 + sum(other > own for other in of_task.values()),
+        "ranked": len(of_task),
     }
 
 
 def _matrix_row(task: TaskScores, families: Mapping[str, str]) -> dict[str, Any]:
     dataset, prompt = names.split_id(task.task)
     family = families.get(task.method) or families.get(task.method.partition("/")[0])
-    right = metrics.hits(task)
     return {
         "expert": task.method,
         "family": family,
         "task": dataset,
         "prompt": prompt,
-        "n": len(right),
-        "accuracy": float(right.mean()),
+        **asdict(metrics.accuracy(task)),
+        "seen": task.seen,
     }
+
+
+def _plain(value: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(value, default=str))

@@ -1,22 +1,20 @@
-"""Tables: the numbers of a report as plain rows of text, for Markdown, CSV and the terminal.
+"""Tables: the numbers of a report as plain rows of text, for Markdown and the terminal.
 
 Accuracies are percentages with one decimal; differences are percentage points.
 """
 
-import csv
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from elm_jax.records import Report
+from elm_jax.reporting import layout, published
 
-HINDSIGHT = {
-    "best_single": "the one expert with the best mean over these very rows",
-    "oracle": "for each task the expert that is best on these very rows",
-}
-"""Methods picked by looking at the answers: marks to measure others by, not methods to use."""
+NOTHING = "–"
+SEEN = " ‡"
+HINDSIGHT = " †"
+MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT}
+"""What follows the name of a method, or of two that are compared, by the labels they saw."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,13 @@ class Table:
     caption: str = ""
 
 
-def percent(share: float) -> str:
-    """Returns a fraction as a percentage with one decimal.
+def percent(share: float | None) -> str:
+    """Returns a fraction as a percentage with one decimal; a dash for none.
 
     >>> percent(0.6125)
     '61.3'
     """
-    return f"{_half_up(100 * share):.1f}"
+    return NOTHING if share is None else f"{_half_up(100 * share):.1f}"
 
 
 def points(difference: float) -> str:
@@ -48,13 +46,13 @@ def points(difference: float) -> str:
     return f"{rounded:+.1f}" if rounded else "0.0"
 
 
-def interval(low: float, high: float, *, show: Callable[[float], str] = percent) -> str:
-    """Returns an interval in brackets, in percent or, with `show=points`, in points.
+def interval(low: float | None, high: float | None, *, show: Callable[[float], str] = percent) -> str:
+    """Returns an interval in brackets, in percent or, with `show=points`, in points; nothing for none.
 
     >>> interval(0.58, 0.643)
     '[58.0, 64.3]'
     """
-    return f"[{show(low)}, {show(high)}]"
+    return "" if low is None or high is None else f"[{show(low)}, {show(high)}]"
 
 
 def p_value(p: float) -> str:
@@ -66,9 +64,9 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def task_names(report: Report) -> list[str]:
-    """Returns the datasets of a report in their order."""
-    return list(dict.fromkeys(row["task"] for row in report.tasks))
+def columns(report: Report) -> list[layout.Column]:
+    """Returns the datasets of a report as columns, in the paper's order where they are the paper's."""
+    return layout.columns(row["task"] for row in report.tasks)
 
 
 def by_method_and_task(report: Report) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -88,57 +86,105 @@ def chance_means(report: Report) -> tuple[float, float]:
     return sum(over_tasks) / len(over_tasks), sum(over_prompts) / len(over_prompts)
 
 
-def best_of(values: Mapping[str, float], report: Report) -> set[str]:
-    """Returns the methods with the highest value among those that used no hindsight; ties are all best."""
-    fair = {mean["method"] for mean in report.means if not mean["hindsight"]}
-    rounded = {method: percent(value) for method, value in values.items() if method in fair}
+def best_of(values: Mapping[str, float | None], report: Report) -> set[str]:
+    """Returns the methods with the highest value among those that saw no labels; ties are all best."""
+    fair = {mean["method"] for mean in report.means if mean["labels"] == "none"}
+    rounded = {m: percent(value) for m, value in values.items() if m in fair and value is not None}
     top = max((float(value) for value in rounded.values()), default=0.0)
     return {method for method, value in rounded.items() if float(value) == top}
 
 
+def best_mean(report: Report, mean: str) -> set[str]:
+    """Returns the methods that are best by a mean, of those whose mean is over the most datasets."""
+    least = min((len(row["left_out"]) for row in report.means if row["labels"] == "none"), default=0)
+    values = {row["method"]: row[mean] for row in report.means if len(row["left_out"]) == least}
+    return best_of(values, report)
+
+
+def best_cell(report: Report, task: str) -> set[str]:
+    """Returns the methods that are best on a dataset, of those that never saw it."""
+    cells = {row["method"]: row for row in report.tasks if row["task"] == task}
+    return best_of({m: None if row["seen"] else row["accuracy"] for m, row in cells.items()}, report)
+
+
 def methods_table(report: Report) -> Table:
-    """Returns methods by datasets, with both means; methods that used hindsight carry a dagger."""
-    tasks = task_names(report)
+    """Returns methods by datasets, block by block, with both means; below them what was published."""
+    tasks = columns(report)
     cells = by_method_and_task(report)
-    rows: list[tuple[str, ...]] = [
-        (
-            mean["method"] + (" †" if mean["hindsight"] else ""),
-            *(percent(cells[mean["method"], task]["accuracy"]) for task in tasks),
-            f"{percent(mean['macro'])} {interval(mean['low'], mean['high'])}",
-            percent(mean["micro"]),
+    rows: list[tuple[str, ...]] = []
+    wide = len(tasks) + 3
+
+    def block(title: str) -> None:
+        rows.append((f"{title}:", *[""] * (wide - 1)))
+
+    labels = [mean["labels"] for mean in report.means]
+    for mean, before in zip(report.means, ["none", *labels], strict=False):
+        if mean["labels"] != before:
+            block(layout.BLOCKS[mean["labels"]].partition(":")[0])
+        own = [cells[mean["method"], column.task] for column in tasks]
+        rows.append(
+            (
+                mean["method"] + (HINDSIGHT if mean["labels"] == "hindsight" else ""),
+                *(percent(cell["accuracy"]) + (SEEN if cell["seen"] else "") for cell in own),
+                f"{percent(mean['macro'])} {interval(mean['low'], mean['high'])}".strip(),
+                percent(mean["micro"]),
+            )
         )
-        for mean in report.means
-    ]
     levels, means = chance_levels(report), chance_means(report)
-    rows.append(("chance", *(percent(levels[task]) for task in tasks), *map(percent, means)))
+    rows.append(("chance", *(percent(levels[column.task]) for column in tasks), *map(percent, means)))
+    names = [column.task for column in tasks]
+    others = published.rows(names)
+    if others:
+        block("published")
+    for other in others:
+        shares = (percent(other.cells.get(task)) for task in names)
+        rows.append((other.model, *shares, percent(other.macro), NOTHING))
     return Table(
         "Accuracy in percent",
-        ("method", *tasks, "macro mean", "micro mean"),
+        ("method", *(column.name for column in tasks), "macro mean", "micro mean"),
         tuple(rows),
         "Each task is the mean over its prompts; the macro mean is over tasks, the micro mean over prompts. "
-        "Brackets hold 95 % intervals." + _hindsight_note(report),
+        "Brackets hold 95 % intervals."
+        + _few_shot_note(report)
+        + _hindsight_note(report)
+        + seen_note(report)
+        + (f" {published.note(names)}" if others else ""),
     )
 
 
 def comparisons_table(report: Report) -> Table:
     """Returns the paired comparisons; the caption says how many were made."""
+    in_order = sorted(report.comparisons, key=lambda row: list(layout.BLOCKS).index(row["labels"]))
     rows = tuple(
-        (
-            f"{row['a']} − {row['b']}",
-            points(row["difference"]),
-            interval(row["low"], row["high"], show=points),
-            p_value(row["p"]),
-            p_value(row["p_holm"]),
-        )
-        for row in report.comparisons
+        (f"{row['a']} − {row['b']}{MARKS[row['labels']]}", *comparison_cells(row)) for row in in_order
     )
-    made = len(rows)
-    return Table(
-        "Paired comparisons",
-        ("methods", "points", "95 % interval", "p", "p (Holm)"),
-        rows,
+    return Table("Paired comparisons", ("methods", *COMPARED), rows, comparisons_note(report.comparisons))
+
+
+COMPARED = ("points", "95 % interval", "p", "p (Holm)", "rows better : worse", "p (McNemar, Holm)")
+
+
+def comparison_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what is said of one comparison, column by column of `COMPARED`."""
+    return (
+        points(row["difference"]),
+        interval(row["low"], row["high"], show=points),
+        p_value(row["p"]),
+        p_value(row["p_holm"]),
+        f"{row['better_a']:,} : {row['better_b']:,}",
+        p_value(row["p_mcnemar_holm"]),
+    )
+
+
+def comparisons_note(
+    comparisons: Sequence[Mapping[str, Any]], of: tuple[str, str] = ("the first method", "the second")
+) -> str:
+    """Returns what must be said where comparisons are shown; `of` is what differs."""
+    made = len(comparisons)
+    return (
         f"{made} comparison{'' if made == 1 else 's'} of macro means on the same rows; rows are drawn anew "
-        f"as clusters across prompts. p (Holm) is corrected for all {made}.",
+        "as clusters across prompts. McNemar’s exact test counts each row once: better where it is right "
+        f"under more prompts with {of[0]} than with {of[1]}. Holm corrects for all {made}."
     )
 
 
@@ -151,11 +197,34 @@ def selections_table(report: Report) -> Table:
             row["router"],
             chosen_experts(row),
             votes_of(row),
+            rank_of(row),
             ", ".join(f"{name} {votes}" for name, votes in row["voters"].items() if name != row["expert"]),
         )
         for row in report.selections
     )
-    return Table("Chosen experts", ("task", "prompt", "router", "expert", "votes", "other votes"), rows)
+    header = ("task", "prompt", "router", "expert", "votes", "rank in hindsight", "other votes")
+    return Table("Chosen experts", header, rows)
+
+
+def generated_table(report: Report) -> Table:
+    """Returns tasks in free text by methods, each value with its interval and its measure's full name."""
+    methods = list(dict.fromkeys(row["method"] for row in report.generated))
+    cells = {(row["task"], row["prompt"], row["measure"], row["method"]): row for row in report.generated}
+    lines = dict.fromkeys(key[:3] for key in cells)
+    rows = tuple((*line, *(generated_cell(cells.get((*line, m))) for m in methods)) for line in lines)
+    caption = "A measure names its tokeniser. Brackets hold 95 % intervals of a bootstrap over rows."
+    if any(row["seen"] for row in report.generated):
+        caption += f"{SEEN} not zero-shot: trained on that dataset."
+    return Table("Generated answers", ("task", "prompt", "measure", *methods), rows, caption)
+
+
+def generated_cell(row: Mapping[str, Any] | None) -> str:
+    """Returns a value, which is in percent already, with its interval if it has one."""
+    if row is None:
+        return NOTHING
+    whole = percent(row["value"] / 100)
+    ends = "" if row["low"] is None else f" {interval(row['low'] / 100, row['high'] / 100)}"
+    return f"{whole}{ends}{SEEN if row['seen'] else ''}"
 
 
 def chosen_experts(selection: Mapping[str, Any]) -> str:
@@ -164,72 +233,46 @@ def chosen_experts(selection: Mapping[str, Any]) -> str:
     if len(weights) == 1:
         return selection["expert"]
     heaviest_first = sorted(weights, key=lambda name: -weights[name])
+    if len(weights) > 5:
+        return f"{len(weights)} experts, {heaviest_first[0]} ({100 * weights[heaviest_first[0]]:.0f} %) first"
+    if max(weights.values()) - min(weights.values()) < 1e-6:
+        return f"{' + '.join(heaviest_first)} (each {100 * weights[heaviest_first[0]]:.0f} %)"
     return " + ".join(f"{name} ({100 * weights[name]:.0f} %)" for name in heaviest_first)
 
 
 def votes_of(selection: Mapping[str, Any]) -> str:
     """Returns how many of the queries voted for the chosen expert; a dash for a router without votes."""
-    return f"{selection['votes']} of {selection['queries']}" if selection["queries"] else "–"
+    votes = selection["queries"] and selection["voters"]
+    return f"{selection['votes']} of {selection['queries']}" if votes else NOTHING
 
 
-def markdown(report: Report) -> str:
-    """Returns the report as one Markdown document."""
-    parts = ["# Report\n"]
-    note = report.environment.get("note")
-    parts += [f"{_cell(note)}\n"] if isinstance(note, str) else []
-    tables = [methods_table(report), comparisons_table(report), selections_table(report)]
-    parts += [to_markdown(table) for table in tables if table.rows]
-    environment = tuple((name, value) for name, value in flat(report.environment) if name != "note")
-    parts.append(to_markdown(Table("Environment", ("what", "value"), environment)))
-    return "\n".join(parts)
+def rank_of(selection: Mapping[str, Any]) -> str:
+    """Returns which place the chosen expert has among all on these very rows; a dash if unknown."""
+    return NOTHING if selection["rank"] is None else f"{selection['rank']} of {selection['ranked']}"
 
 
-def to_markdown(table: Table) -> str:
-    """Returns a table as Markdown; the bar between cells, line breaks and markup in names stay text."""
-    numeric = {
-        column
-        for column in range(1, len(table.header))
-        if all(row[column][:1] in "+-<[0123456789" for row in table.rows)
-    }
-    rule = ["---:" if column in numeric else "---" for column in range(len(table.header))]
-    lines = [f"## {table.title}", ""]
-    lines += ["| " + " | ".join(map(_cell, line)) + " |" for line in (table.header,)]
-    lines.append("| " + " | ".join(rule) + " |")
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
-    return "\n".join([*lines, *(["", table.caption] if table.caption else []), ""])
+def seen_note(report: Report) -> str:
+    """Returns what must be said where a method was trained on a dataset of the table; nothing otherwise."""
+    left = [f"{mean['method']}: {', '.join(mean['left_out'])}" for mean in report.means if mean["left_out"]]
+    if not left:
+        return ""
+    return (
+        " ‡ not zero-shot: trained on that dataset, which is left out of the method’s means, gap and "
+        f"comparisons ({'; '.join(left)})."
+    )
 
 
-def csv_rows(report: Report) -> str:
-    """Returns one CSV line for each method, task and prompt, in full precision; fractions, not percent."""
-    columns = ("method", "task", "prompt", "n", "accuracy", "low", "high", "chance")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([row[column] for column in columns] for row in report.rows)
-    return out.getvalue()
-
-
-def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Returns nested values as (dotted name, text), in order."""
-    if isinstance(value, Mapping):
-        return [pair for key, v in value.items() for pair in flat(v, f"{name}.{key}" if name else str(key))]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [(name, ", ".join(map(str, value)))]
-    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
+def _few_shot_note(report: Report) -> str:
+    used = [row["method"] for row in report.methods if row["labels"] == "few"]
+    return f" Chosen with a few labelled rows of each task: {', '.join(used)}." if used else ""
 
 
 def _hindsight_note(report: Report) -> str:
-    used = [mean["method"] for mean in report.means if mean["hindsight"]]
-    notes = [f"{method} is {HINDSIGHT[method]}" for method in used if method in HINDSIGHT]
+    used = [row for row in report.methods if row["labels"] == "hindsight"]
+    notes = [f"{row['method']} is {row['note']}" for row in used if row["note"]]
     return f" † picked in hindsight: {'; '.join(notes)}." if notes else ""
 
 
 def _half_up(value: float) -> float:
     # Formatting alone would print 61.25 as 61.2: halves go to even.
     return float(f"{value + (1e-9 if value >= 0 else -1e-9):.1f}")
-
-
-def _cell(text: str) -> str:
-    # Brackets and "<" stay plain where they cannot open a link or a tag: intervals and p values read better.
-    escaped = re.sub(r"[\\|`*]|<(?=\S)|\](?=[(\[])", lambda mark: "\\" + mark.group(), text)
-    return " ".join(escaped.split())

@@ -4,6 +4,7 @@ Needs no embedder. The released code of Retrieval of Experts (arXiv 2302.03202) 
 index cannot be built; here it works row by row, like RoE.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -54,6 +55,7 @@ def _scores(queries: Sequence[str], keys: Sequence[str]) -> Float[np.ndarray, "Q
     """Returns the BM25 score (Lucene's form, k1 = 1.5, b = 0.75) of every key for every query."""
     import bm25s  # imports scipy
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to tell of every index
     def words(texts: Sequence[str]) -> list[list[str]]:
         return bm25s.tokenize(
             list(texts), token_pattern=WORD, stopwords=[], return_ids=False, show_progress=False

@@ -7,6 +7,7 @@ released code does otherwise can be had with `faithful`: True, or names of `fait
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -33,6 +34,8 @@ def neighbours(
     Raises a UserError if queries and index do not compare, or if the index holds fewer than `k` rows.
     """
     on = switches.chosen(faithful)
+    if "padded_keys" in on:
+        index = replace(index, embedder=index.embedder.removesuffix(switches.PADDED))
     vectors = evidence.vectors_of(queries, index, any_format="raw_queries" in on)
     allowed = evidence.rows_of(index, evidence.candidates(index, exclude))
     if "ties" in on:

@@ -13,6 +13,7 @@ from elm_jax.library.store import Library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.runs import base as bases
+from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import DEFAULT, Workspace
 from elm_jax.weights import experts, load, peft, t5x
 from elm_jax.weights.base import Base
@@ -33,7 +34,7 @@ def add(
     directory of another library; or an adapter of PEFT's. What T5X wrote holds the base too, which must be
     the run's to the bit. `kind` is told by the names of the parameters where it is not given. `datasets` are
     what the expert was trained on, and where it is never zero-shot; without any it is the one that `id`
-    begins with. An expert of a library brings its own id, datasets and keys along.
+    begins with. An expert of a library brings its own id, datasets, owner and keys along.
 
     Raises a UserError for what is none of these, another base, and an expert of that id that is there.
     """
@@ -41,8 +42,10 @@ def add(
     base = load.read(bases.remembered(workspace)["base"] or workspace.base)
     if not source.is_dir():
         raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
-    expert, keys = _of_library(source, base, id) if (source / files.SPEC).exists() else (None, None)
-    if expert is None:
+    expert, keys, owner = None, None, None
+    if (source / files.SPEC).exists():
+        expert, keys, owner = _of_library(source, base, id)
+    else:
         if id is None:
             raise UserError(f"The expert at {str(source)!r} needs an id: --id DATASET/PROMPT.")
         found, tree = _made_elsewhere(source, base, kind)
@@ -58,22 +61,22 @@ def add(
             ),
             tree,
         )
-    Library.open(workspace.library, create=True).add(expert, keys, replace=replace)
+    Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
 
 def export(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
-    """Copies an expert out of a run's library to a new directory, its keys included, for `add` to take.
+    """Copies an expert of a run, merged ones too, to a new directory, its keys included, for `add` to take.
 
     Raises a UserError if there is no such expert, or if anything is there.
     """
     home = storage.path(dst)
-    library = Library.open(Workspace.open(run).library)
-    expert = library.expert(id)
+    library = homes(Workspace.open(run))(id)
+    expert, owner = library.expert(id), library.describe(id).owner
     keys = library.keys(id) if library.has_keys(id) else None
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
-    swap.write(home, files.SPEC, lambda place: files.write(place, expert, keys))
+    swap.write(home, files.SPEC, lambda place: files.write(place, expert, keys, owner))
     return home
 
 
@@ -91,7 +94,7 @@ def kind_of(found: Params, base: Base) -> str:
     )
 
 
-def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None]:
+def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None, str]:
     told = files.describe(source)
     for problem in files.problems(source, told.spec.id, base.fingerprint):
         raise UserError(problem)
@@ -99,7 +102,7 @@ def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert,
         raise UserError(f"The expert at {str(source)!r} is {told.spec.id!r}; it cannot become {id!r}.")
     tree = paths.unflatten(files.read_params(source, told))
     keys = files.read_keys(source, told.spec.id) if (source / files.KEYS).exists() else None
-    return Expert(told.spec, tree), keys
+    return Expert(told.spec, tree), keys, told.owner
 
 
 def _made_elsewhere(source: epath.Path, base: Base, kind: str | None) -> tuple[str, dict[str, Any]]:

@@ -1,30 +1,40 @@
-"""`elm evaluate`: routes tasks, merges what was retrieved, scores every expert, and compares the methods.
+"""`elm evaluate`: lets every method choose experts for every task, scores what was chosen, compares.
 
-The methods are the base alone, the multitask baseline where there is one, the best single expert and the
-oracle (both picked in hindsight), the uniform merge of the whole library, and retrieval of experts with the
-first of the vote or an average of its first few.
+Everything is decided before any weight is read: which methods there are, what each of them chooses, which
+experts are made of others for that, and what of all that was scored before. Then each expert is loaded once
+for all tasks that want it. Tasks with answer choices are ranked, the others answered in free text.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from etils import epath
+from rich.console import Console
 
-from elm_jax import storage
+from elm_jax import names, storage
 from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
 from elm_jax.records import Report, TaskSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data
+from elm_jax.runs import choices as choosing
+from elm_jax.runs import composites, data, estimate, generated, hosts
+from elm_jax.runs import methods as ways
 from elm_jax.runs import report as reports
 from elm_jax.runs import scores as scoring
-from elm_jax.runs.merge import merge
-from elm_jax.runs.route import route
-from elm_jax.runs.workspace import DEFAULT, Run
+from elm_jax.runs.choices import Choices
+from elm_jax.runs.estimate import Estimate
+from elm_jax.runs.methods import Method
+from elm_jax.runs.progress import Stages
+from elm_jax.runs.results import Results
+from elm_jax.runs.rows import Cell
+from elm_jax.runs.workspace import DEFAULT, Run, Workspace
+from elm_jax.scoring import rank
 from elm_jax.tasks.specs import task_specs
+
+Told = Callable[[Estimate], None]
 
 
 @dataclass(frozen=True)
@@ -38,19 +48,49 @@ class Outcome:
 
 def evaluate(
     *,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     out: storage.PathLike = DEFAULT,
     initial_checkpoint: storage.PathLike | None = None,
     source: data.Source | None = None,
     lengths: data.Lengths | None = None,
+    methods: Sequence[str] | None = None,
     queries: int = formats.QUERIES_PER_TASK,
     merged: int = 3,
     batch_tokens: int = BATCH_TOKENS,
-) -> Outcome:
-    """Compares every method on tasks named by id, dataset or group, with the experts in `out`."""
+    by: str = "sum",
+    oracle: bool = False,
+    seen: bool = False,
+    told: Told | None = None,
+    dry_run: bool = False,
+) -> Outcome | None:
+    """Compares methods on tasks named by id, dataset or group, with the experts in `out`.
+
+    All else is as `compare` has it. Methods are judged before the base is read.
+    """
+    check(Workspace.at(out), methods)
     run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    specs = data.choose(tasks, run.source, evaluation=True)
-    return compare(run, specs, queries=queries, merged=merged, batch_tokens=batch_tokens)
+    return compare(
+        run,
+        data.choose([tasks] if isinstance(tasks, str) else tasks, run.source, evaluation=True),
+        methods=methods,
+        queries=queries,
+        merged=merged,
+        batch_tokens=batch_tokens,
+        by=by,
+        oracle=oracle,
+        seen=seen,
+        told=told,
+        dry_run=dry_run,
+    )
+
+
+def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
+    """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
+    wanted = ways.parse_all(methods or ())
+    if wanted and workspace.library.is_dir():
+        library = Library.open(workspace.library)
+        described = [library.describe(expert) for expert in library.ids()]
+        ways.require(wanted, [(about.spec, about.shapes) for about in described])
 
 
 def compare(
@@ -58,64 +98,69 @@ def compare(
     specs: Sequence[TaskSpec],
     *,
     experts: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
     queries: int = formats.QUERIES_PER_TASK,
     merged: int = 3,
     batch_tokens: int = BATCH_TOKENS,
+    by: str = "sum",
+    oracle: bool = False,
+    seen: bool = False,
+    told: Told | None = None,
+    dry_run: bool = False,
     environment: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Compares every method on the tasks and writes the report.
+) -> Outcome | None:
+    """Compares methods on the tasks and writes the report; what was scored before is not scored again.
 
-    `experts` are those of the library to use, all without it; `merged` is how many of the retrieved ones
-    `roe_top<merged>_merge` averages. What was scored before is not scored again.
+    `methods` are strings as `runs.methods` reads them, the base always among them; without them they are
+    those of `methods.default`, with `merged` retrieved experts averaged. `experts` are those of the library
+    to use, all without it. `by` is how choices are scored. With `oracle` every expert works on every task,
+    and the best ones in hindsight are among the methods. An expert that was trained on one of the tasks'
+    datasets is refused, unless `seen` results are asked for, which are then marked.
+
+    `told` hears how much is to be done and how long it takes; with `dry_run` no more is done. Returns None
+    then, and on all of several hosts but the first, which writes the report.
     """
+    names.resolve(by, rank.SCORES, kind="score", where="rank classification")
+    if not hosts.is_first():
+        run = replace(run, stages=Stages(Console(quiet=True)))
     library = Library.open(run.workspace.library)
-    experts = list(experts or library.ids())
+    experts = list(dict.fromkeys(experts or library.ids()))
     if not experts:
         raise UserError("An evaluation wants experts, but the library has none. Train some with `elm train`.")
-    tasks = [spec.id for spec in specs]
-    refuse_contaminated(library, experts, specs)
-    with run.stages.stage("route", 2) as advance:
-        top = route(run, specs, queries=queries, experts=1)
-        advance(1, "")
-        several = route(run, specs, queries=queries, experts=merged)
-    with run.stages.stage("merge", 1):
-        uniform = merge(run, list(dict.fromkeys(experts))).spec.id
-        retrieved = {selection.task: merge(run, list(selection.weights)).spec.id for selection in several}
-    composites = Library.open(run.workspace.composites)
-    multitask = next((found for found in composites.ids() if found.startswith("multitask/")), None)
-
-    methods: dict[str, dict[str, str]] = {"base": dict.fromkeys(tasks, scoring.BASE)}
-    if multitask:
-        methods["multitask"] = dict.fromkeys(tasks, multitask)
-    methods["uniform_merge"] = dict.fromkeys(tasks, uniform)
-    methods["roe_top1"] = {selection.task: next(iter(selection.weights)) for selection in top}
-    methods[f"roe_top{merged}_merge"] = retrieved
-    wanted = {task: [*(chosen[task] for chosen in methods.values()), *experts] for task in tasks}
-    scores = scoring.score(run, wanted, specs, batch_tokens=batch_tokens)
-    best = scoring.best_overall(scores, experts, tasks)
-    methods["best_single"] = dict.fromkeys(tasks, best)
-    methods["oracle"] = scoring.best_each(scores, experts, tasks)
-
-    retrieval = [method for method in methods if method.startswith("roe_")]
-    pairs = [(method, "base") for method in methods if method not in ("base", "best_single", "oracle")]
-    pairs += [(method, "multitask") for method in retrieval if multitask]
-    with run.stages.stage("compare and report", 1):
-        made, files = reports.report(
-            scoring.by_method(scores, methods),
-            pairs,
-            [*top, *several],
-            [scores[task, expert] for expert in experts for task in tasks],
-            workspace=run.workspace,
-            environment={
-                "base": run.base.fingerprint,
-                "network": vars(run.base.config),
-                "best_single": best,
-                **(environment or {}),
-                "seconds": reports.store_seconds(run.workspace, run.stages.seconds),
-            },
-            families={spec.id: spec.family or spec.dataset for spec in task_specs()},
+    described = {expert: library.describe(expert) for expert in experts}
+    pairs = [(about.spec, about.shapes) for about in described.values()]
+    wanted = _methods(run, methods, merged, oracle, mixed=len(ways.same_shape(pairs)) > 1)
+    ways.require(wanted, pairs)
+    if not seen:
+        refuse_contaminated(library, experts, specs)
+    with hosts.together():
+        ranked, written = _ways_to_answer(run, specs)
+        chosen = _chosen(run, specs, wanted, experts, queries, seen=seen)
+        every = any(method.router in ways.HINDSIGHT for method in wanted)
+        cells = _cells(specs, chosen, experts if every else ())
+        if told or dry_run:
+            if told and hosts.is_first():
+                told(estimate.ahead(run, cells, ranked, written, chosen, by))
+            if dry_run:
+                return None
+        _make(run, chosen, specs)
+        of_ranked, of_written = (
+            [cell for cell in cells if cell.task in {spec.id for spec in own}] for own in (ranked, written)
         )
-    return Outcome(made, files, dict(run.stages.seconds))
+        how = {"batch_tokens": batch_tokens, "gated": chosen.gates, "named": list(chosen.composites)}
+        scores = answers = {}
+        if ranked:
+            scores = scoring.score(run, of_ranked, ranked, by=by, **how)
+        if written:
+            answers = generated.generate(run, of_written, written, **how)
+        outcome = None
+        if hosts.is_first():
+            found = Results(run, ranked, written, experts, wanted, chosen, scores, answers)
+            outcome = _report(
+                found, every=every, environment={**_about(by, found, every), **(environment or {})}
+            )
+        hosts.meet("the report is written")
+    return outcome
 
 
 def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:
@@ -126,5 +171,114 @@ def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequenc
         if seen:
             raise ContaminationError(
                 f"Zero-shot evaluation wants datasets that no expert was trained on, but {expert!r} was "
-                f"trained on {', '.join(seen)}. Leave out that task or that expert."
+                f"trained on {', '.join(seen)}. Leave out that task or that expert, or ask for results on "
+                "seen data, which are marked, with --seen."
             )
+
+
+def _methods(
+    run: Run, asked: Sequence[str] | None, merged: int, oracle: bool, *, mixed: bool
+) -> list[Method]:
+    """Returns the methods, the base among them, and with `oracle` those that are chosen in hindsight."""
+    if asked:
+        wanted = ways.parse_all(asked)
+        if not any(method.router == "base" for method in wanted):
+            wanted = [*ways.parse_all(["base"]), *wanted]
+        lacking = [name for name in ways.HINDSIGHT if oracle and all(name != each.router for each in wanted)]
+        return ways.unlike([*wanted, *ways.parse_all(lacking)])
+    wanted = ways.default(merged, hindsight=oracle, mixed=mixed)
+    there = choosing.multitask_experts(run)
+    return [method for method in wanted if there or method.router != "multitask"]
+
+
+def _ways_to_answer(run: Run, specs: Sequence[TaskSpec]) -> tuple[list[TaskSpec], list[TaskSpec]]:
+    """Returns the tasks that are ranked and those that are answered in free text: no row has choices."""
+    ranked, written = [], []
+    for spec in specs:
+        examples = data.examples(spec, run.source)
+        if not len(examples):
+            raise UserError(
+                f"Rows of {spec.id!r} are wanted to evaluate, but there are none. Look at its split."
+            )
+        (ranked if any(example.choices for example in examples) else written).append(spec)
+    return ranked, written
+
+
+def _chosen(
+    run: Run,
+    specs: Sequence[TaskSpec],
+    wanted: Sequence[Method],
+    experts: Sequence[str],
+    queries: int,
+    *,
+    seen: bool,
+) -> Choices:
+    """Returns what the methods choose; one host decides, and the others read what it decided."""
+    if hosts.is_first():
+        with run.stages.stage("route", len(wanted)) as advance:
+            chosen = choosing.choose(run, specs, wanted, experts, queries, advance, seen=seen)
+        choosing.keep(run.workspace, chosen)
+    hosts.meet("experts are chosen")
+    return choosing.kept(run.workspace)
+
+
+def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:
+    """Makes what was chosen and is not there."""
+    if hosts.is_first():
+        by_id = {spec.id: spec for spec in specs}
+        with run.stages.stage("merge", len(chosen.composites)) as advance:
+            for done, composite in enumerate(chosen.composites.values(), start=1):
+                composites.make(run, composite, by_id)
+                advance(done, "")
+    hosts.meet("experts are merged")
+
+
+def _cells(specs: Sequence[TaskSpec], chosen: Choices, experts: Sequence[str]) -> list[Cell]:
+    """Returns what has to be scored: all that any method chose, and the experts on every task."""
+    cells: dict[Cell, None] = {}
+    for spec in specs:
+        cells |= dict.fromkeys(
+            cell for own in chosen.scorers.values() for cell in scoring.cells_of(spec.id, own[spec.id])
+        )
+        cells |= dict.fromkeys(Cell(spec.id, expert) for expert in experts)
+    # Where all rows are wanted anyway, those of some rows are among them.
+    return [cell for cell in cells if not cell.rows or Cell(cell.task, cell.scorer) not in cells]
+
+
+def _about(by: str, found: Results, every: bool) -> dict[str, Any]:
+    """Returns what a report says of how it came about."""
+    run = found.run
+    told: dict[str, Any] = {"base": run.base.fingerprint, "network": vars(run.base.config)}
+    if every:
+        told["best_single"] = found.best_single
+    return told | ({} if by == "sum" else {"score": by})
+
+
+def _report(found: Results, *, every: bool, environment: Mapping[str, Any]) -> Outcome:
+    """Writes the report: every fair method against the base, retrieval against the multitask baseline too."""
+    run, wanted = found.run, found.wanted
+    base = next(method.name for method in wanted if method.router == "base")
+    multitask = next((method.name for method in wanted if method.router == "multitask"), None)
+    fair = [method for method in wanted if method.router != "base" and method.labels != "hindsight"]
+    retrieval = [method for method in fair if ways.is_retrieval(method)]
+    pairs = [(method.name, base) for method in fair]
+    pairs += [(method.name, multitask) for method in retrieval if multitask]
+    pairs = pairs if found.ranked else []  # what is written is not compared
+    fitted = [composites.selection(run, each) for each in found.choices.composites.values() if each.task]
+    with run.stages.stage("compare and report", 1):
+        made, files = reports.report(
+            found.by_method(),
+            pairs,
+            [*found.choices.selections, *fitted],
+            found.matrix() if every else (),
+            workspace=run.workspace,
+            environment={
+                **environment,
+                "seconds": reports.store_seconds(run.workspace, run.stages.seconds),
+            },
+            families={spec.id: spec.family or spec.dataset for spec in task_specs()},
+            methods=[ways.told(method) for method in wanted],
+            generated=found.written_by_method(),
+            examples=found.examples(retrieval[0] if retrieval else None),
+        )
+    return Outcome(made, files, dict(run.stages.seconds))

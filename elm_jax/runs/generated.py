@@ -5,14 +5,13 @@ is in a whole file, and another measure judges kept answers without the network.
 holds what the task got, the others one row each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import storage
 from elm_jax.axes import PAD
 from elm_jax.engine import generate as engine
 from elm_jax.engine.evaluate import BATCH_TOKENS
@@ -20,10 +19,16 @@ from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.reporting import written
 from elm_jax.reporting.written import Judgement
-from elm_jax.runs import data, scores
-from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.runs import data, hosts, rows
+from elm_jax.runs.choices import Chosen
+from elm_jax.runs.gates import Gated
+from elm_jax.runs.rows import Cell
+from elm_jax.runs.stacks import stacks
+from elm_jax.runs.workspace import Run
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.generate import NO_NUMBERS
+
+COLUMNS: Sequence[str] = ("row", "target", "prediction", "value")
 
 
 @dataclass(frozen=True)
@@ -40,110 +45,157 @@ class Answers:
 
 def generate(
     run: Run,
-    wanted: Mapping[str, Sequence[str]],
+    cells: Sequence[Cell],
     specs: Sequence[TaskSpec],
     *,
     metric: str | None = None,
     swapped_bleu: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
     at_once: int = 64,
-) -> dict[tuple[str, str], Answers]:
-    """Lets the wanted experts answer every task greedily and returns (task, expert) -> answers.
+    gated: Mapping[str, Gated] | None = None,
+    named: Collection[str] = (),
+) -> dict[Cell, Answers]:
+    """Lets the scorers of cells answer their tasks greedily; what was kept of their answers is read.
 
-    `wanted` maps a task's id to expert ids, `scores.BASE` for none; answers have at most as many tokens as
-    the run's lengths say. `metric` is one of `written.MEASURES` or a hook's name, without it each task's own;
-    any task can be answered, one with choices by exact match. `swapped_bleu` is the original's BLEU, and
-    without it on where the run's source is faithful in all. `at_once` experts are held together, and their
-    rows share batches.
+    Answers have at most as many tokens as the run's lengths say. `metric` is one of `written.MEASURES` or a
+    hook's name, without it each task's own; any task can be answered, one with choices by exact match.
+    `swapped_bleu` is the original's BLEU, and without it on where the run's source is faithful in all.
+    `at_once` experts are held together, and their rows share batches. `gated` are the gates among the
+    scorers, and `named` others whose names stand for all that they are. Where several hosts do this together,
+    each writes its share, and all return everything.
 
     Raises `UserError` for a measure that is not there (before anything is generated), a task without rows,
     and an expert that gives no numbers.
     """
-    if swapped_bleu is None:
-        swapped_bleu = "all" in run.source.faithful
+    swapped = "all" in run.source.faithful if swapped_bleu is None else swapped_bleu
     metrics = {spec.id: metric or spec.metric for spec in specs}
     for name in set(metrics.values()):
         written.require(name)
     tasks = {spec.id: data.examples(spec, run.source) for spec in specs}
-    stamps = {task: _stamp(run, examples) for task, examples in tasks.items()}
-    told: dict[tuple[str, str], Answers] = {}
-    missing: dict[str, list[str]] = {}
+    stamps = _stamps(run, tasks, (*(gated or {}), *named))
+    told: dict[Cell, Answers] = {}
+    lacking: list[Cell] = []
 
-    def keep(task: str, expert: str, texts: Sequence[str]) -> None:
-        examples, stamp = tasks[task], scores.expert_stamp(run.workspace, expert, stamps[task])
-        made = _judged(task, expert, examples, texts, metrics[task], swapped_bleu=swapped_bleu)
-        _write(run.workspace, made, stamp, _judging(metrics[task], swapped_bleu))
-        told[task, expert] = made
+    def keep(cell: Cell, texts: Sequence[str]) -> None:
+        made = _judged(cell, tasks[cell.task], texts, metrics[cell.task], swapped_bleu=swapped)
+        _write(run, made, cell, tasks[cell.task], stamps(cell), _judging(metrics[cell.task], swapped))
+        told[cell] = made
 
-    for task, experts in wanted.items():
-        for expert in dict.fromkeys(experts):
-            stamp = scores.expert_stamp(run.workspace, expert, stamps[task])
-            kept = _read(run.workspace, task, expert, stamp)
-            if kept is None:
-                missing.setdefault(expert, []).append(task)
-            elif kept[0] == _judging(metrics[task], swapped_bleu):
-                told[task, expert] = kept[1]
-            else:
-                keep(task, expert, kept[1].predictions)
-    rows = {
+    for cell in cells:
+        kept = _read(run, cell, tasks[cell.task], stamps(cell))
+        if kept is None:
+            lacking.append(cell)
+        elif kept[0] == _judging(metrics[cell.task], swapped):
+            told[cell] = kept[1]
+        else:
+            keep(cell, kept[1].predictions)
+    hosts.meet("what lacks answers is known")
+    prompts = {
         task: [Row(prompt, ()) for prompt in data.prepare(tasks[task], run.pieces, run.lengths).inputs]
-        for task in {task for of in missing.values() for task in of}
+        for task in dict.fromkeys(cell.task for cell in lacking)
     }
-    total = sum(len(rows[task]) for tasks_of in missing.values() for task in tasks_of)
-    every = [row.prompt for of_task in rows.values() for row in of_task]
+    share = hosts.share(
+        rows.by_scorer(lacking), lambda cell: sum(len(row.prompt) for row in prompts[cell.task])
+    )
+    total = sum(len(cell.rows) or len(prompts[cell.task]) for cell in share)
+    every = [row.prompt for of_task in prompts.values() for row in of_task]
     lengths = engine.lengths_for(run.base.params, every, experts=total / max(1, len(every)))
     done = 0
     with run.stages.stage("write answers", total) as advance:
-        for chunk, stack in scores.stacks(run, missing, at_once):
-            for group in scores.groups(chunk, missing, rows):
+        for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
+            for group in rows.groups(stack, share, prompts):
+                own, pairs = rows.laid(group, stack, prompts, run.pieces.eos)
                 tokens = engine.generate_rows(
                     run.base.config,
-                    run.base.params,
-                    [row.prompt for task, _ in group for row in rows[task]],
+                    stack.params,
+                    [row.prompt for row in own],
                     run.lengths.answer,
                     run.pieces.eos,
-                    stack,
-                    scores.pairs_of([(len(rows[task]), experts) for task, experts in group]),
+                    stack.experts,
+                    pairs,
                     batch_tokens=batch_tokens,
                     lengths=lengths,
+                    stacked=stack.stacked,
                     progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
                 )
                 done += len(tokens)
                 at = 0
-                for task, experts in group:
-                    for number in experts:
-                        own = tokens[at : at + len(rows[task])]
-                        keep(task, chunk[number], _texts(run, tasks[task], chunk[number], own))
-                        at += len(own)
+                for cell in group:
+                    count = len(cell.rows) or len(prompts[cell.task])
+                    keep(cell, _texts(run, _chosen(cell, tasks[cell.task]), cell, tokens[at : at + count]))
+                    at += count
+    hosts.meet("answers are kept")
+    for cell in lacking:
+        if cell not in told:
+            kept = _read(run, cell, tasks[cell.task], stamps(cell))
+            if kept is None:
+                raise UserError(
+                    f"Answers of {cell.scorer!r} to {cell.task!r} are wanted, which another process was to "
+                    "write, but they are not there. Let all processes see one directory."
+                )
+            told[cell] = kept[1]
     return told
 
 
+def missing(
+    run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
+) -> list[Cell]:
+    """Returns the cells of which no answers are kept; of files no more than the head is read."""
+    tasks = {spec.id: data.examples(spec, run.source) for spec in specs}
+    stamps = _stamps(run, tasks, named)
+    return [cell for cell in cells if rows.stamp_of(_where(run, cell, tasks[cell.task])) != stamps(cell)]
+
+
+def together(
+    run: Run,
+    parts: Mapping[Cell, Answers],
+    spec: TaskSpec,
+    method: str,
+    chosen: Chosen,
+    left_out: Sequence[str] = (),
+) -> Answers:
+    """Returns a method's answers to a task, put together where every row has a scorer of its own.
+
+    They are judged by the task's own measure. Rows of the ids in `left_out` do not count.
+    """
+    place = {
+        (row, cell.scorer): (own, at) for cell, own in parts.items() for at, row in enumerate(own.row_ids)
+    }
+    examples, texts = [], []
+    for number, example in enumerate(data.examples(spec, run.source)):
+        if example.row_id not in left_out:
+            own, at = place[example.row_id, chosen if isinstance(chosen, str) else chosen[number]]
+            examples.append(example)
+            texts.append(own.predictions[at])
+    swapped = "all" in run.source.faithful
+    return _judged(Cell(spec.id, method), examples, texts, spec.metric, swapped_bleu=swapped)
+
+
+def _chosen(cell: Cell, examples: Sequence[PromptedExample]) -> Sequence[PromptedExample]:
+    return [examples[row] for row in cell.rows] if cell.rows else examples
+
+
 def _texts(
-    run: Run, examples: Sequence[PromptedExample], expert: str, tokens: Sequence[np.ndarray]
+    run: Run, examples: Sequence[PromptedExample], cell: Cell, tokens: Sequence[np.ndarray]
 ) -> list[str]:
     for example, answer in zip(examples, tokens, strict=True):
         if NO_NUMBERS in answer:
             raise UserError(
-                f"Answers are wanted, but {expert!r} gives no numbers for row {example.row_id!r}: its "
+                f"Answers are wanted, but {cell.scorer!r} gives no numbers for row {example.row_id!r}: its "
                 "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
             )
     return [run.pieces.decode(answer[answer != PAD].tolist()) for answer in tokens]
 
 
 def _judged(
-    task: str,
-    expert: str,
-    examples: Sequence[PromptedExample],
-    predictions: Sequence[str],
-    metric: str,
-    *,
-    swapped_bleu: bool,
+    cell: Cell, examples: Sequence[PromptedExample], texts: Sequence[str], metric: str, *, swapped_bleu: bool
 ) -> Answers:
-    targets = tuple(example.target for example in examples)
-    inputs = [example.input for example in examples]
-    found = written.judge(metric, targets, predictions, inputs, swapped_bleu=swapped_bleu)
-    rows = tuple(example.row_id for example in examples)
-    return Answers(task, expert, rows, targets, tuple(predictions), found)
+    chosen = _chosen(cell, examples)
+    targets = tuple(example.target for example in chosen)
+    inputs = [example.input for example in chosen]
+    found = written.judge(metric, targets, texts, inputs, swapped_bleu=swapped_bleu)
+    ids = tuple(example.row_id for example in chosen)
+    return Answers(cell.task, cell.scorer, ids, targets, tuple(texts), found)
 
 
 def _judging(metric: str, swapped_bleu: bool) -> str:
@@ -151,43 +203,50 @@ def _judging(metric: str, swapped_bleu: bool) -> str:
     return f"{metric}, swapped" if swapped_bleu and metric == "bleu" else metric
 
 
-def _stamp(run: Run, examples: Sequence[PromptedExample]) -> str:
-    """Stands for what the answers to a task depend on besides the expert, and for their targets."""
-    rows = [[example.row_id, example.input, example.target] for example in examples]
-    told = {"base": run.base.fingerprint, "rows": rows, "lengths": vars(run.lengths), "way": "greedy"}
-    return storage.fingerprint(told)
+def _stamps(run: Run, tasks: Mapping[str, Sequence[PromptedExample]], named: Collection[str]) -> rows.Stamp:
+    """Returns the stamp of a cell's answers: of base, rows, their targets, lengths and scorer."""
+    told = {}
+    for task, examples in tasks.items():
+        own = [[example.row_id, example.input, example.target] for example in examples]
+        told[task] = storage.fingerprint(
+            {"base": run.base.fingerprint, "rows": own, "lengths": vars(run.lengths), "way": "greedy"}
+        )
+    of_scorer = rows.stamps(run, named)
+    return lambda cell: of_scorer(cell.scorer, told[cell.task])
 
 
-def _file(workspace: Workspace, task: str, expert: str) -> epath.Path:
-    dataset, prompt = names.split_id(task)
-    folder = workspace.generated / names.directory_name(dataset) / names.directory_name(prompt)
-    return folder / f"{names.directory_name(expert)}.jsonl"
+def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample]) -> epath.Path:
+    ids = [example.row_id for example in examples] if cell.rows else ()
+    return rows.file(run.workspace.generated, cell, ids)
 
 
-def _write(workspace: Workspace, answers: Answers, stamp: str, judging: str) -> None:
+def _write(
+    run: Run,
+    answers: Answers,
+    cell: Cell,
+    examples: Sequence[PromptedExample],
+    stamp: str,
+    judging: str,
+) -> None:
     judgement = asdict(answers.judgement)
     values = judgement.pop("rows") or [None] * len(answers.row_ids)
-    head = {"format": storage.FORMAT, "task": answers.task, "expert": answers.expert, "stamp": stamp}
-    head |= {"judging": judging, **judgement}
-    columns = zip(answers.row_ids, answers.targets, answers.predictions, values, strict=True)
-    rows: list[Mapping[str, Any]] = [
-        {"row": row, "target": target, "prediction": prediction, "value": value}
-        for row, target, prediction, value in columns
+    head = {"task": answers.task, "expert": answers.expert, "stamp": stamp, "judging": judging, **judgement}
+    lines = [
+        dict(zip(COLUMNS, columns, strict=True))
+        for columns in zip(answers.row_ids, answers.targets, answers.predictions, values, strict=True)
     ]
-    storage.write_jsonl(_file(workspace, answers.task, answers.expert), [head, *rows])
+    rows.write(_where(run, cell, examples), head, lines)
 
 
-def _read(workspace: Workspace, task: str, expert: str, stamp: str) -> tuple[str, Answers] | None:
+def _read(
+    run: Run, cell: Cell, examples: Sequence[PromptedExample], stamp: str
+) -> tuple[str, Answers] | None:
     """Returns how answers were judged and the answers, if there are any and to these very rows."""
-    file = _file(workspace, task, expert)
-    if not file.exists():
+    kept = rows.read(_where(run, cell, examples), stamp, COLUMNS)
+    if kept is None:
         return None
-    head, *rows = storage.read_jsonl(file, what="Answers")
-    if head.get("stamp") != stamp or head.get("format") != storage.FORMAT:
-        return None
-    row_ids, targets, predictions, values = (
-        tuple(row[name] for row in rows) for name in ("row", "target", "prediction", "value")
-    )
+    head, lines = kept
+    row_ids, targets, predictions, values = (tuple(row[name] for row in lines) for name in COLUMNS)
     of_rows = () if None in values else values
     judgement = Judgement(head["measure"], head["value"], head["low"], head["high"], of_rows)
-    return head["judging"], Answers(task, expert, row_ids, targets, predictions, judgement)
+    return head["judging"], Answers(cell.task, cell.scorer, row_ids, targets, predictions, judgement)

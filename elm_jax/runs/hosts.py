@@ -3,15 +3,17 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
 from elm_jax.errors import UserError
 
+T = TypeVar("T")
 SILENCE = 60  # seconds without a sign of life after which a process counts as lost
 
 
@@ -79,6 +81,29 @@ def meet(where: str) -> None:
     """Waits until all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
+
+
+def share(items: Sequence[T], cost: Callable[[T], int]) -> list[T]:
+    """Returns this process's part of the items, a stretch of them that costs about as much as every other's.
+
+    All processes must come with the same items in the same order.
+    """
+    return part(items, [cost(item) for item in items], jax.process_count(), jax.process_index())
+
+
+def part(items: Sequence[T], costs: Sequence[int], count: int, index: int) -> list[T]:
+    """Returns one of `count` stretches of like costs: that of the items whose middle falls into it.
+
+    >>> [part("abcd", [3, 1, 1, 1], 2, index) for index in range(2)]
+    [['a'], ['b', 'c', 'd']]
+    """
+    total, before, found = float(sum(costs)), 0.0, []
+    for item, cost in zip(items, costs, strict=True):
+        middle = before + cost / 2
+        if min(count - 1, int(middle * count / total) if total else 0) == index:
+            found.append(item)
+        before += cost
+    return found
 
 
 def is_first() -> bool:

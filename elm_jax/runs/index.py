@@ -4,8 +4,12 @@ A run embeds with its base's encoder, or with a sentence encoder that it then re
 embedded as the keys were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
+
+import jax
+import numpy as np
 
 from elm_jax import storage
 from elm_jax.engine import embed
@@ -13,9 +17,13 @@ from elm_jax.engine.embed import Embedder
 from elm_jax.errors import UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
+from elm_jax.models import t5
+from elm_jax.models.sizes import T5Config
 from elm_jax.records import Keys
-from elm_jax.runs import data
+from elm_jax.routing import faithful
+from elm_jax.runs import data, statistics
 from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.tasks import prepared
 
 TEXT_FORMAT = "instance_new"
 T5 = "t5"
@@ -31,11 +39,14 @@ def index(
     rebuild: bool = False,
     ids: Sequence[str] | None = None,
     embedder: str | None = None,
+    padded: bool = False,
 ) -> list[str]:
     """Writes the keys of experts that lack them, or with `rebuild` of all; returns whose were written.
 
-    Adding an expert embeds its own texts only. `embedder` is "t5", a sentence encoder's name on the hub or
-    its directory, and the run remembers it; without one it is what the run remembers, or else "t5".
+    Adding an expert embeds its own texts only; one on several tasks has as many of each. `embedder` is "t5",
+    a sentence encoder's name on the hub or its directory, and the run remembers it; without one it is what
+    the run remembers, or else "t5". With `padded` keys of "t5" are pooled as the original's are
+    (`routing.faithful`), under another name, which only a router with that switch compares with queries.
 
     Raises a UserError if an expert has keys of another embedder and `rebuild` was not asked for.
     """
@@ -43,7 +54,7 @@ def index(
     wanted = library.ids() if ids is None else ids
     known = remembered(run.workspace)
     named = known if embedder is None else _absolute(embedder)
-    chosen = opened(run, named)
+    chosen = _over_padding(run, named) if padded else opened(run, named)
     lacking = [expert for expert in wanted if rebuild or not library.has_keys(expert)]
     for expert in [] if rebuild else [expert for expert in wanted if expert not in lacking]:
         came = library.keys(expert).embedder
@@ -57,9 +68,12 @@ def index(
         storage.write_json(run.workspace.root / REMEMBERED, {"embedder": named})
     with run.stages.stage("embed keys", len(lacking)) as advance:
         for done, expert in enumerate(lacking, start=1):
-            spec = data.find(expert, run.source)
-            examples = formats.sample(data.examples(spec, run.source), size, run.source.seed)
-            texts = formats.texts(examples, text_format, data.choices_expression(spec, run.source))
+            rows = statistics.rows_of(library.spec(expert), run.source, size)
+            texts = [
+                text
+                for task, example in rows
+                for text in formats.texts([example], text_format, data.choices_expression(task, run.source))
+            ]
             library.write_keys(expert, _keys(chosen, texts, text_format))
             advance(done, "")
     return lacking
@@ -84,6 +98,28 @@ def opened(run: Run, name: str) -> Embedder:
             config, params, data.tokens(texts, run.pieces, run.lengths.prompt)
         ),
     )
+
+
+def _over_padding(run: Run, name: str) -> Embedder:
+    """Returns the run's own encoder, its states averaged over all places of texts padded to one length."""
+    if name != T5:
+        raise UserError(f"Keys pooled over padding are wanted, which {T5!r} alone makes, but {name!r} came.")
+    plain = opened(run, T5)
+    encode = _encoder(run.base.config)
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        rows = list(map(np.asarray, data.tokens(texts, run.pieces, faithful.PADDED_LENGTH)))
+        tokens = prepared.pad(rows, faithful.PADDED_LENGTH)
+        # One text at a time: the original's ways are for comparison, and need not be fast.
+        hidden = [encode(run.base.params, row[None]) for row in tokens]
+        return np.concatenate([np.asarray(faithful.padded_mean(one)) for one in hidden])
+
+    return replace(plain, name=plain.name + faithful.PADDED, embed=embed)
+
+
+@lru_cache(maxsize=1)
+def _encoder(config: T5Config) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, tokens: t5.T5(config).apply({"params": params}, tokens, method="encode"))
 
 
 def require_embedder(name: str | None) -> None:

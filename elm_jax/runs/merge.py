@@ -8,7 +8,10 @@ from elm_jax.merging import agreement, merger
 from elm_jax.merging import plan as plans
 from elm_jax.merging.plan import Plan
 from elm_jax.records import Expert, Params
-from elm_jax.runs.scores import home
+from elm_jax.runs import base as bases
+from elm_jax.runs import data
+from elm_jax.runs import statistics as of_data
+from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import Run, Workspace
 
 
@@ -22,16 +25,26 @@ def plan(
     id: str | None = None,
     **options: Any,
 ) -> Plan:
-    """Returns the plan of a merge of experts by their ids, or raises what is wrong; no weight is read."""
-    described = [home(workspace, expert).describe(expert) for expert in experts]
-    return plans.plan(
+    """Returns the plan of a merge of experts by their ids, or raises what is wrong; no weight is read.
+
+    Statistics that a method wants and that did not come can be computed where the run knows what the experts
+    were trained on; where it does not, that is a UserError.
+    """
+    home_of = homes(workspace)
+    described = [home_of(expert).describe(expert) for expert in experts]
+    made = plans.plan(
         method,
         [(description.spec, description.shapes) for description in described],
         weights=weights,
-        statistics=statistics and [agreement.shapes_of(tree) for tree in statistics],
+        statistics=None if statistics is None else [agreement.shapes_of(tree) for tree in statistics],
         id=id,
         **options,
     )
+    if made.method.reads is not None and statistics is None:
+        source = data.Source(**bases.remembered(workspace)["source"])
+        for spec in made.specs:
+            of_data.trained_on(spec, source)
+    return made
 
 
 def merge(
@@ -42,22 +55,26 @@ def merge(
     weights: Sequence[float] | None = None,
     statistics: Sequence[Params] | None = None,
     id: str | None = None,
+    rows: int = of_data.ROWS,
     **options: Any,
 ) -> Expert:
     """Merges experts of the library, or composites, into the workspace's composites and returns the result.
 
     Everything is as `merging.merger.merge` has it; the plan is judged before the weights of any expert are
-    read.
+    read. Statistics that a method wants are taken of `rows` of every expert's training rows, if none came.
     """
-    plan(run.workspace, experts, method, weights=weights, statistics=statistics, id=id, **options)
-    made = merger.merge(
+    made = plan(run.workspace, experts, method, weights=weights, statistics=statistics, id=id, **options)
+    if statistics is None and made.method.reads is not None:
+        statistics = of_data.of_method(run, experts, method, made.reads, rows=rows)
+    home_of = homes(run.workspace)
+    merged = merger.merge(
         method,
-        [home(run.workspace, expert).expert(expert, base=run.base.fingerprint) for expert in experts],
+        [home_of(expert).expert(expert, base=run.base.fingerprint) for expert in experts],
         weights=weights,
         base=run.base.params,
         statistics=statistics,
         id=id,
         **options,
     )
-    Library.open(run.workspace.composites, create=True).add(made, replace=True)
-    return made
+    Library.open(run.workspace.composites, create=True).add(merged, replace=True)
+    return merged

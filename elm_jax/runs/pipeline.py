@@ -37,6 +37,7 @@ def run(
     queries: int = formats.QUERIES_PER_TASK,
     text_format: str = TEXT_FORMAT,
     embedder: str | None = None,
+    methods: Sequence[str] | None = None,
     merged: int = 3,
     batch_tokens: int = BATCH_TOKENS,
     base_texts: Sequence[str] | None = None,
@@ -50,7 +51,8 @@ def run(
     Tasks are named by id, dataset or group. `initial_checkpoint` is a base's directory; without it a base is
     trained from scratch on `base_texts`, or on the inputs of the training tasks. `train_rows` is how many
     rows of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are
-    the paper's S and Q; `merged` is how many of the retrieved experts `roe_top<merged>_merge` averages.
+    the paper's S and Q. `methods` are as `runs.methods` reads them; without them those of `methods.default`,
+    of which `roe_top<merged>_merge` averages `merged` experts.
     `embedder` is what keys and queries are embedded with, as `index` has it.
     Raises UserError for anything a user can mend.
     """
@@ -74,15 +76,20 @@ def run(
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
     index(run, size=keys, text_format=text_format, ids=experts, embedder=embedder)
-    return compare(
+    outcome = compare(
         replace(run, source=source),
         eval_specs,
         experts=experts,
+        methods=methods,
         queries=queries,
         merged=merged,
         batch_tokens=batch_tokens,
+        oracle=True,
         environment={"title": title, "note": note, "seed": seed, "budget": vars(budget)},
     )
+    if outcome is None:
+        raise AssertionError("one host alone runs the whole path")
+    return outcome
 
 
 def _inputs(specs: Sequence[TaskSpec], source: data.Source) -> list[str]:

@@ -3,7 +3,8 @@
 import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from etils import epath
@@ -12,14 +13,64 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.library import keys as formats
 from elm_jax.library.store import Library
-from elm_jax.records import Selection, TaskSpec
+from elm_jax.records import Params, Selection, TaskSpec
 from elm_jax.routing import faithful, table
 from elm_jax.routing.evidence import Index, Queries
 from elm_jax.routing.explain import explain
 from elm_jax.routing.gate import Gate
-from elm_jax.runs import data
+from elm_jax.runs import data, gates
 from elm_jax.runs.index import embed_texts
 from elm_jax.runs.workspace import Run, Workspace
+
+
+@dataclass
+class Desk:
+    """What routers look at, each read or embedded once for all of them."""
+
+    run: Run
+    experts: Sequence[str] | None = None  # of the library, all without it
+    size: int = formats.QUERIES_PER_TASK
+    _asked: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
+
+    @cached_property
+    def library(self) -> Library:
+        """The run's library."""
+        return Library.open(self.run.workspace.library)
+
+    @cached_property
+    def keyed(self) -> Index:
+        """The experts with their keys."""
+        return formats.index(self.library, self.experts)
+
+    @cached_property
+    def bare(self) -> Index:
+        """The experts without their keys."""
+        return gates.bare_index(self.library, self.experts or self.library.ids())
+
+    @cached_property
+    def params(self) -> Params:
+        """The experts' parameters, stacked."""
+        return self.library.load(self.bare.experts, base=self.run.base.fingerprint)
+
+    def index(self, router: table.Router) -> Index:
+        """Returns the index that a router compares with."""
+        return self.keyed if _reads_keys(router) else self.bare
+
+    def queries(
+        self, spec: TaskSpec, router: table.Router, text_format: str | None = None, *, every: bool = False
+    ) -> Queries:
+        """Returns a few queries of a task, or one for every row; none where the router reads none."""
+        if not _reads_keys(router):
+            return Queries(spec.id, ())
+        size = None if every else self.size
+        key = (spec.id, text_format, size)
+        if key not in self._asked:
+            self._asked[key] = ask(self.run, spec, self.keyed, size, text_format=text_format)
+        return self._asked[key]
+
+
+def _reads_keys(router: table.Router) -> bool:
+    return bool({"vectors", "texts"} & set(router.reads))
 
 
 def route(
@@ -50,28 +101,36 @@ def explained(
     queries: int = formats.QUERIES_PER_TASK,
     *,
     shown: bool = True,
+    desk: Desk | None = None,
+    every: bool = False,
+    seen: bool = False,
     **options: Any,
 ) -> list[tuple[Selection, list[str]]]:
-    """As `route`, with the lines that tell why: votes, the margin, the nearest keys; none without `shown`."""
+    """As `route`, with the lines that tell why: votes, the margin, the nearest keys; none without `shown`.
+
+    `desk` has what several routers look at. With `every` all rows of a task are its queries, in their order,
+    and with `seen` experts may be chosen that were trained on the task's own dataset.
+    """
     chosen = table.find(router)
     name = label(router, experts, options)
     known = inspect.signature(chosen.route).parameters
     if "experts" in known:
         options["experts"] = experts
     _require(router, chosen, known, options)
-    library = Library.open(run.workspace.library)
-    keys = formats.index(library)
+    desk = desk or Desk(run, size=queries)
+    index = desk.index(chosen)
     if "params" in chosen.reads:
-        options["params"] = library.load(keys.experts, base=run.base.fingerprint)
+        options["params"] = desk.params
     bare = "raw_queries" in faithful.chosen(options.get("faithful", False))
     made = []
     for spec in wanted:
-        asked = ask(run, spec, keys, queries, text_format=faithful.RAW if bare else None)
-        found = chosen.route(asked, keys, exclude={spec.dataset}, **options)
+        exclude = () if seen else {spec.dataset}
+        asked = desk.queries(spec, chosen, faithful.RAW if bare else None, every=every)
+        found = chosen.route(asked, index, exclude=exclude, **options)
         if isinstance(found, Gate):
             raise AssertionError(f"{router} is listed as a router of tasks, but gave a gate")
         found = replace(found, router=name)
-        made.append((found, explain(found, asked, keys, exclude={spec.dataset}) if shown else []))
+        made.append((found, explain(found, asked, index, exclude=exclude) if shown else []))
     keep(run.workspace, name, [selection for selection, _ in made])
     return made
 
@@ -107,13 +166,18 @@ def label(router: str, experts: int, options: Mapping[str, Any] | None = None) -
     return ",".join([f"{router}_top{experts}", *sorted(told)])
 
 
-def ask(run: Run, spec: TaskSpec, keys: Index, size: int, *, text_format: str | None = None) -> Queries:
+def ask(
+    run: Run, spec: TaskSpec, keys: Index, size: int | None, *, text_format: str | None = None
+) -> Queries:
     """Returns a task's queries: a few of its inputs, unlabelled, embedded as the keys were.
 
-    They are written as the keys were too, unless `text_format` is another, as the original's was.
+    Without `size` they are all, in their order. They are written as the keys were too, unless `text_format`
+    is another, as the original's was.
     """
     text_format = text_format or keys.text_format
-    examples = formats.sample(data.examples(spec, run.source), size, run.source.seed)
+    examples = data.examples(spec, run.source)
+    if size is not None:
+        examples = formats.sample(examples, size, run.source.seed)
     texts = formats.texts(examples, text_format, data.choices_expression(spec, run.source))
     embedded = embed_texts(run, texts, text_format)
     return Queries(

@@ -1,264 +1,288 @@
 """Scores: every wanted expert on every wanted task, row by row, and what each method makes of that.
 
-Scores are kept one file a (task, expert), so a run that was killed repeats nothing that is whole, and an
-expert added tomorrow is scored alone. A method is a choice of expert for each task; several methods that
-choose the same expert share its scores.
+Scores are kept one file a cell (`runs.rows`), so a run that was killed repeats nothing that is whole, and an
+expert added tomorrow is scored alone. A method is a choice of scorers for each task; several methods that
+choose the same one share its scores. What is odd about a row has an outcome of its own:
+
+    no choices in any row of a task                it is answered in free text (`runs.generated`)
+    no choices in some rows, or none is the target UserError that names the row
+    one choice                                     it is scored, and right
+    equal choices                                  they score the same, and the first of them is meant
+    an empty prompt                                it is scored after end-of-sequence alone
+    a choice longer than the limit                 it is cut, and then ends with end-of-sequence
+    a task without rows                            UserError that names the task
+    scores that are no numbers                     UserError that names the expert and the row
+    results of another version in the directory    as `runs.rows` says
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 
-import jax
 import numpy as np
-from etils import epath
-from jaxtyping import Int
 
 from elm_jax import names, storage
 from elm_jax.engine import evaluate as engine
 from elm_jax.errors import UserError
-from elm_jax.library.store import Library
-from elm_jax.merging import agreement
-from elm_jax.models.experts import neutral
-from elm_jax.records import Params, PromptedExample, TaskScores, TaskSpec
-from elm_jax.reporting import metrics
-from elm_jax.runs import data
-from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.records import PromptedExample, TaskScores, TaskSpec
+from elm_jax.runs import data, hosts, rows
+from elm_jax.runs.choices import Chosen
+from elm_jax.runs.gates import Gated
+from elm_jax.runs.rows import Cell
+from elm_jax.runs.stacks import stacks
+from elm_jax.runs.workspace import Run
 from elm_jax.scoring import rank
 from elm_jax.scoring.buckets import Row
 
-GROUP = 4096  # rows, counted once for each of their experts, that are scored between two writes
-BASE = "base"
-"""What stands for the base alone where an expert's id is wanted."""
+COLUMNS: Sequence[str] = ("row", "label", "prediction", "scores")
+Scores = dict[Cell, TaskScores]
 
 
 def score(
     run: Run,
-    wanted: Mapping[str, Sequence[str]],
+    cells: Sequence[Cell],
     specs: Sequence[TaskSpec],
     *,
     batch_tokens: int = engine.BATCH_TOKENS,
     at_once: int = 64,
     by: str = "sum",
-) -> dict[tuple[str, str], TaskScores]:
-    """Scores the wanted experts of every task and returns (task, expert) -> scores.
+    gated: Mapping[str, Gated] | None = None,
+    named: Collection[str] = (),
+) -> Scores:
+    """Scores cells of tasks with answer choices; what was kept of them is read.
 
-    `wanted` maps a task's id to expert ids, `BASE` for none. `at_once` experts are held together, and their
-    rows share batches. `by` is one of `rank.SCORES`. Raises `UserError` for a row that cannot be ranked, and
-    for an expert whose scores are no numbers.
+    `at_once` experts are held together, and their rows share batches. `by` is one of `rank.SCORES`; the other
+    two are made of sums, which are kept too. `gated` are the gates among the scorers, and `named` others
+    whose names stand for all that they are. Where several hosts do this together, each scores its share, and
+    all return everything.
+
+    Raises `UserError` for what the table above says.
     """
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")
-    tasks = {spec.id: data.examples(spec, run.source) for spec in specs}
-    rows = {task: data.rows(found, run.pieces, run.lengths, task=task) for task, found in tasks.items()}
-    if by == "calibrated":
-        rows = {
-            task: [*own, *(Row([run.pieces.eos], row.answers) for row in own)] for task, own in rows.items()
-        }
-    stamps = {task: _stamp(run, found, by) for task, found in tasks.items()}
-    found: dict[tuple[str, str], TaskScores] = {}
-    missing: dict[str, list[str]] = {}
-    for task, experts in wanted.items():
-        for expert in dict.fromkeys(experts):
-            stamp = expert_stamp(run.workspace, expert, stamps[task])
-            kept = _read(run.workspace, task, expert, stamp)
-            if kept is None:
-                missing.setdefault(expert, []).append(task)
-            else:
-                found[task, expert] = kept
-    total = sum(len(rows[task]) for tasks_of in missing.values() for task in tasks_of)
-    every = [row for task in {task for of in missing.values() for task in of} for row in rows[task]]
+    bare = [cell._replace(prompted=False) for cell in cells] if by == "calibrated" else []
+    examples = {spec.id: data.examples(spec, run.source) for spec in specs}
+    ranked = ranked_rows(run, examples)
+    gated = gated or {}
+    named = (*gated, *named)
+    sums = _sums(run, [*cells, *bare], examples, ranked, batch_tokens, at_once, gated, named)
+    if by == "sum":
+        return sums
+    made = {}
+    stamps = _stamps(run, examples, named, by)
+    for cell in cells:
+        without = sums[cell._replace(prompted=False)].scores if bare else None
+        lengths = [
+            [len(answer) for answer in ranked[cell.task][row].answers] for row in _numbers(cell, ranked)
+        ]
+        found = [
+            rank.scored(by, np.asarray(own), counts, None if without is None else np.asarray(without[place]))
+            for place, (own, counts) in enumerate(zip(sums[cell].scores, lengths, strict=True))
+        ]
+        made[cell] = _task_scores(cell, examples[cell.task], found)
+        if hosts.is_first():
+            _write(run, made[cell], cell, examples[cell.task], stamps(cell), by)
+    return made
+
+
+def ranked_rows(run: Run, examples: Mapping[str, Sequence[PromptedExample]]) -> dict[str, list[Row]]:
+    """Returns the token ids of tasks' rows; raises what is wrong with them."""
+    return {task: data.rows(found, run.pieces, run.lengths, task=task) for task, found in examples.items()}
+
+
+def missing(
+    run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
+) -> list[Cell]:
+    """Returns the cells of which no scores are kept; of files no more than the head is read."""
+    examples = {spec.id: data.examples(spec, run.source) for spec in specs}
+    stamps = _stamps(run, examples, named)
+    return [
+        cell for cell in cells if rows.stamp_of(_where(run, cell, examples[cell.task], "sum")) != stamps(cell)
+    ]
+
+
+def _sums(
+    run: Run,
+    cells: Sequence[Cell],
+    examples: Mapping[str, Sequence[PromptedExample]],
+    ranked: Mapping[str, Sequence[Row]],
+    batch_tokens: int,
+    at_once: int,
+    gated: Mapping[str, Gated],
+    named: Collection[str],
+) -> Scores:
+    """Returns the summed log-probabilities of every cell's answers, of which those that lack are scored."""
+    stamps = _stamps(run, examples, named)
+    found: Scores = {}
+    lacking = []
+    for cell in cells:
+        kept = _read(run, cell, examples[cell.task], stamps(cell))
+        if kept is None:
+            lacking.append(cell)
+        else:
+            found[cell] = kept
+    hosts.meet("what lacks scores is known")
+    tokens = {task: [_tokens(row) for row in own] for task, own in ranked.items()}
+    of_task = {task: sum(own) for task, own in tokens.items()}
+    share = hosts.share(
+        rows.by_scorer(lacking),
+        lambda cell: sum(tokens[cell.task][row] for row in cell.rows) or of_task[cell.task],
+    )
+    total = sum(len(_numbers(cell, ranked)) for cell in share)
+    every = [row for task in dict.fromkeys(cell.task for cell in lacking) for row in ranked[task]]
     shapes = engine.shapes_for(run.base.params, every, experts=total / max(1, len(every)))
     done = 0
     with run.stages.stage("score answer choices", total) as advance:
-        for chunk, stack in stacks(run, missing, at_once):
-            for group in groups(chunk, missing, rows):
+        for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
+            for group in rows.groups(stack, share, ranked):
+                own, pairs = rows.laid(group, stack, ranked, run.pieces.eos)
                 scores = engine.score_rows(
                     run.base.config,
-                    run.base.params,
-                    [row for task, _ in group for row in rows[task]],
-                    stack,
-                    pairs_of([(len(rows[task]), experts) for task, experts in group]),
+                    stack.params,
+                    own,
+                    stack.experts,
+                    pairs,
                     batch_tokens=batch_tokens,
                     shapes=shapes,
+                    stacked=stack.stacked,
                     progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
                 )
-                done += len(scores)
                 at = 0
-                for task, experts in group:
-                    for number in experts:
-                        expert, own = chunk[number], scores[at : at + len(rows[task])]
-                        made = _task_scores(task, expert, tasks[task], rows[task], own, by)
-                        _write(run.workspace, made, expert_stamp(run.workspace, expert, stamps[task]))
-                        found[task, expert] = made
-                        at += len(own)
+                for cell in group:
+                    count = len(_numbers(cell, ranked))
+                    made = _task_scores(cell, examples[cell.task], scores[at : at + count])
+                    _write(run, made, cell, examples[cell.task], stamps(cell))
+                    found[cell] = made
+                    at += count
+                done += len(scores)
+    hosts.meet("scores are kept")
+    for cell in lacking:
+        if cell not in found:
+            kept = _read(run, cell, examples[cell.task], stamps(cell))
+            if kept is None:
+                raise UserError(
+                    f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, which another process was to "
+                    "write, but they are not there. Let all processes see one directory."
+                )
+            found[cell] = kept
     return found
 
 
-def groups(
-    chunk: Sequence[str], missing: Mapping[str, Sequence[str]], rows: Mapping[str, Sequence[Row]]
-) -> Iterator[list[tuple[str, list[int]]]]:
-    """Yields tasks with the numbers of the experts that lack them, enough of them together to fill batches.
-
-    Their scores are written when all of a group is done: what a run that is killed has to do again.
-    """
-    group, pairs = [], 0
-    for task in dict.fromkeys(task for expert in chunk for task in missing.get(expert, ())):
-        experts = [number for number, expert in enumerate(chunk) if task in missing.get(expert, ())]
-        group.append((task, experts))
-        pairs += len(rows[task]) * len(experts)
-        if pairs >= GROUP:
-            yield group
-            group, pairs = [], 0
-    if group:
-        yield group
-
-
-def pairs_of(tasks: Sequence[tuple[int, Sequence[int]]]) -> Int[np.ndarray, "P 2"]:
-    """Returns (row, expert), expert by expert, of tasks that follow each other with so many rows each."""
-    pairs, first = [], 0
-    for count, experts in tasks:
-        numbers = np.arange(first, first + count)
-        pairs += [np.stack([numbers, np.full(count, expert)], axis=1) for expert in experts]
-        first += count
-    return np.concatenate(pairs)
-
-
-def stacks(
-    run: Run, missing: Mapping[str, Sequence[str]], at_once: int
-) -> Iterator[tuple[list[str], Params | None]]:
-    """Yields experts by the chunk, with their parameters stacked.
-
-    The base takes part as the expert that changes nothing, and every stack is filled up to one size, so that
-    another chunk compiles nothing.
-    """
-    if list(missing) == [BASE]:
-        yield [BASE], None
-        return
-    ids = sorted(missing, key=lambda expert: expert == BASE)
-    size = min(at_once, len(ids))
-    for at in range(0, len(ids), max(1, size)):
-        chunk = ids[at : at + size]
-        loaded = [
-            home(run.workspace, expert).expert(expert, base=run.base.fingerprint)
-            for expert in (chunk if chunk != [BASE] else ids[:1])
-            if expert != BASE
-        ]
-        agreement.require([(expert.spec, agreement.shapes_of(expert.params)) for expert in loaded])
-        params = [expert.params for expert in loaded if expert.spec.id in chunk]
-        if BASE in chunk:
-            params.append(neutral(loaded[0].params, run.base.params))
-        params += params[-1:] * (size - len(params))
-        yield chunk, jax.tree.map(lambda *leaves: np.stack(leaves), *params)
-
-
-def home(workspace: Workspace, expert: str) -> Library:
-    """Returns the library that an expert lies in: the experts', or that of what was made of several tasks."""
-    composites = Library.open(workspace.composites, create=True)
-    return composites if expert in composites.ids() else Library.open(workspace.library)
-
-
-def best_overall(
-    scores: Mapping[tuple[str, str], TaskScores], experts: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """Returns the expert with the best macro mean over the tasks, first of equals: chosen in hindsight."""
-    return max(
-        experts, key=lambda expert: metrics.macro_mean([scores[task, expert] for task in tasks]).accuracy
+def of_rows(scores: Mapping[Cell, TaskScores], task: str, chosen: Chosen, method: str) -> TaskScores:
+    """Returns a method's scores of a task, put together where every row has a scorer of its own."""
+    if isinstance(chosen, str):
+        return replace(scores[Cell(task, chosen)], method=method)
+    where = {}
+    for cell in at_hand(scores, task, chosen):
+        numbers = cell.rows or range(len(chosen))
+        where |= {(row, cell.scorer): (scores[cell], place) for place, row in enumerate(numbers)}
+    picked = [where[row, scorer] for row, scorer in enumerate(chosen)]
+    return TaskScores(
+        task=task,
+        method=method,
+        row_ids=tuple(part.row_ids[place] for part, place in picked),
+        scores=tuple(part.scores[place] for part, place in picked),
+        predictions=tuple(part.predictions[place] for part, place in picked),
+        labels=tuple(part.labels[place] for part, place in picked),
     )
 
 
-def best_each(
-    scores: Mapping[tuple[str, str], TaskScores], experts: Sequence[str], tasks: Sequence[str]
-) -> dict[str, str]:
-    """Returns each task's best expert, the first of equals: the oracle."""
-    return {
-        task: max(experts, key=lambda expert, task=task: metrics.accuracy(scores[task, expert]).accuracy)
-        for task in tasks
-    }
+def at_hand(found: Container[Cell], task: str, chosen: Chosen) -> list[Cell]:
+    """Returns the cells that a choice for a task is put together of: whole ones, where these are there."""
+    cells = cells_of(task, chosen)
+    return [cell if cell in found else Cell(task, cell.scorer) for cell in cells]
 
 
-def by_method(
-    scores: Mapping[tuple[str, str], TaskScores], methods: Mapping[str, Mapping[str, str]]
-) -> list[TaskScores]:
-    """Returns the scores under the names of methods, each a mapping from task to the expert it chose."""
-    return [
-        replace(scores[task, expert], method=method)
-        for method, chosen in methods.items()
-        for task, expert in chosen.items()
-    ]
+def cells_of(task: str, chosen: Chosen) -> list[Cell]:
+    """Returns the cells that a method's choice for a task consists of."""
+    if isinstance(chosen, str):
+        return [Cell(task, chosen)]
+    by_scorer: dict[str, list[int]] = {}
+    for row, scorer in enumerate(chosen):
+        by_scorer.setdefault(scorer, []).append(row)
+    return [Cell(task, scorer, tuple(own)) for scorer, own in by_scorer.items()]
 
 
-def _task_scores(
-    task: str,
-    expert: str,
-    examples: Sequence[PromptedExample],
-    rows: Sequence[Row],
-    sums: Sequence[np.ndarray],
-    by: str,
-) -> TaskScores:
-    """Makes scores of sums; where they are calibrated, the second half of the rows have no prompt."""
-    scores = []
-    for number, example in enumerate(examples):
-        without = sums[number + len(examples)] if by == "calibrated" else None
-        own = rank.scored(by, sums[number], [len(answer) for answer in rows[number].answers], without)
+def without_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
+    """Returns the scores of all rows but those of these ids."""
+    kept = [place for place, row in enumerate(scores.row_ids) if row not in set(left_out)]
+    return replace(
+        scores,
+        **{
+            name: tuple(getattr(scores, name)[place] for place in kept)
+            for name in ("row_ids", "scores", "predictions", "labels")
+        },
+    )
+
+
+def _task_scores(cell: Cell, examples: Sequence[PromptedExample], scores: Sequence[np.ndarray]) -> TaskScores:
+    chosen = [examples[row] for row in cell.rows] if cell.rows else examples
+    for example, own in zip(chosen, scores, strict=True):
         if not np.isfinite(own).all():
             raise UserError(
-                f"Scores are wanted, but with {expert!r} those of row {example.row_id!r} are no numbers: its "
-                "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
+                f"Scores are wanted, but with {cell.scorer!r} those of row {example.row_id!r} are no "
+                "numbers: its weights hold NaN or infinity. Train it again, or `elm experts remove` it."
             )
-        scores.append(own)
     return TaskScores(
-        task=task,
-        method=expert,
-        row_ids=tuple(example.row_id for example in examples),
-        scores=tuple(tuple(float(score) for score in row) for row in scores),
+        task=cell.task,
+        method=cell.scorer,
+        row_ids=tuple(example.row_id for example in chosen),
+        scores=tuple(tuple(float(each) for each in row) for row in scores),
         predictions=tuple(rank.predict(row) for row in scores),
-        labels=tuple(-1 if example.label is None else example.label for example in examples),
+        labels=tuple(-1 if example.label is None else example.label for example in chosen),
     )
 
 
-def _stamp(run: Run, examples: Sequence[PromptedExample], by: str) -> str:
-    """Stands for what the scores of a task depend on besides the expert."""
-    rows = [[example.row_id, example.input, list(example.choices), example.label] for example in examples]
-    told = {"base": run.base.fingerprint, "rows": rows, "lengths": vars(run.lengths), "score": by}
-    return storage.fingerprint(told)
+def _numbers(cell: Cell, ranked: Mapping[str, Sequence[Row]]) -> Sequence[int]:
+    return cell.rows or range(len(ranked[cell.task]))
 
 
-def expert_stamp(workspace: Workspace, expert: str, stamp: str) -> str:
-    """Stands for what an expert's work on a task depends on, of which `stamp` is all but the expert."""
-    if expert == BASE:
-        return storage.fingerprint([stamp, BASE])
-    spec = home(workspace, expert).spec(expert)
-    return storage.fingerprint([stamp, spec.id, spec.base, spec.steps, dict(spec.recipe)])
+def _tokens(row: Row) -> int:
+    """Returns how many tokens a row has, of prompt and answers: what hosts share evenly."""
+    return len(row.prompt) + sum(map(len, row.answers))
 
 
-def _file(workspace: Workspace, task: str, expert: str) -> epath.Path:
-    dataset, prompt = names.split_id(task)
-    folder = workspace.scores / names.directory_name(dataset) / names.directory_name(prompt)
-    return folder / f"{names.directory_name(expert)}.jsonl"
+def _stamps(
+    run: Run, examples: Mapping[str, Sequence[PromptedExample]], named: Collection[str], by: str = "sum"
+) -> rows.Stamp:
+    """Returns the stamp of a cell's scores: of base, rows, lengths, way of scoring and scorer."""
+    told = {}
+    for task, found in examples.items():
+        own = [[example.row_id, example.input, list(example.choices), example.label] for example in found]
+        told[task] = storage.fingerprint(
+            {"base": run.base.fingerprint, "rows": own, "lengths": vars(run.lengths), "score": by}
+        )
+    of_scorer = rows.stamps(run, named)
+    return lambda cell: of_scorer(cell.scorer, told[cell.task])
 
 
-def _write(workspace: Workspace, scores: TaskScores, stamp: str) -> None:
-    head = {"format": storage.FORMAT, "task": scores.task, "expert": scores.method, "stamp": stamp}
-    columns = zip(scores.row_ids, scores.scores, scores.predictions, scores.labels, strict=True)
-    rows = [
-        {"row": row, "scores": values, "prediction": prediction, "label": label}
-        for row, values, prediction, label in columns
+def _kind(cell: Cell, by: str) -> str:
+    return "without_prompt" if not cell.prompted else "" if by == "sum" else by
+
+
+def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample], by: str):
+    ids = [example.row_id for example in examples] if cell.rows else ()
+    return rows.file(run.workspace.scores, cell, ids, _kind(cell, by))
+
+
+def _write(
+    run: Run,
+    scores: TaskScores,
+    cell: Cell,
+    examples: Sequence[PromptedExample],
+    stamp: str,
+    by: str = "sum",
+) -> None:
+    head = {"task": cell.task, "expert": cell.scorer, "stamp": stamp, "score": _kind(cell, by) or "sum"}
+    lines = [
+        dict(zip(COLUMNS, values, strict=True))
+        for values in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
     ]
-    storage.write_jsonl(_file(workspace, scores.task, scores.method), [head, *rows])
+    rows.write(_where(run, cell, examples, by), head, lines)
 
 
-def _read(workspace: Workspace, task: str, expert: str, stamp: str) -> TaskScores | None:
-    """Returns the scores kept for an expert on a task, if there are any and of these very rows."""
-    file = _file(workspace, task, expert)
-    if not file.exists():
+def _read(run: Run, cell: Cell, examples: Sequence[PromptedExample], stamp: str) -> TaskScores | None:
+    """Returns the sums kept for a cell, if there are any and of these very rows."""
+    kept = rows.read(_where(run, cell, examples, "sum"), stamp, COLUMNS)
+    if kept is None:
         return None
-    head, *rows = storage.read_jsonl(file, what="Scores")
-    if head.get("stamp") != stamp or head.get("format") != storage.FORMAT:
-        return None
-    return TaskScores(
-        task=task,
-        method=expert,
-        row_ids=tuple(row["row"] for row in rows),
-        scores=tuple(tuple(row["scores"]) for row in rows),
-        predictions=tuple(row["prediction"] for row in rows),
-        labels=tuple(row["label"] for row in rows),
-    )
+    ids, labels, predictions, scores = (tuple(row[name] for row in kept[1]) for name in COLUMNS)
+    return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)

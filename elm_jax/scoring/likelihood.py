@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,14 @@ from elm_jax.records import Params
 LOGITS_AT_ONCE = 2**23  # 32 MB in float32
 
 
-def edge_logp(
+class Edges(NamedTuple):
+    """What the network makes of every edge of every prompt's trie (see `scoring.tries`)."""
+
+    logp: Float[Array, "B M"]  # log-probability in nats
+    likeliest: Bool[Array, "B M"]  # whether no token is likelier there: the greedy choice
+
+
+def edges(
     config: T5Config,
     params: Params,
     prompts: Prompts,
@@ -27,8 +35,8 @@ def edge_logp(
     edge_tokens: Int[Array, "B M"],
     experts: Params | None = None,
     expert_of_row: ExpertOfRow | None = None,
-) -> Float[Array, "B M"]:
-    """Returns the log-probability in nats of every edge of every prompt's trie (see `scoring.tries`).
+) -> Edges:
+    """Returns what the network makes of the edges of B prompts' tries of N nodes and M edges.
 
     `experts` is one expert's tree for all rows, or with `expert_of_row` a stack of E trees. The output layer
     is computed for real nodes alone, and for a few of them at a time. Edges of padding mean nothing.
@@ -48,24 +56,30 @@ def edge_logp(
     order = jnp.pad(order, (0, -len(order) % size))
     edge_place = place[(jnp.arange(rows, dtype=jnp.int32) * count)[:, None] + edge_nodes]
 
-    def chunk(number: Array, found: Array) -> Array:
+    def chunk(number: Array, found: Edges) -> Edges:
         chosen = jax.lax.dynamic_slice_in_dim(order, number * size, size)
         logits = network("project", hidden[chosen])
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        best = logits.max(axis=-1)
+        normaliser = best + jnp.log(jnp.exp(logits - best[:, None]).sum(axis=-1))
         local = edge_place - number * size
         inside = (local >= 0) & (local < size)
         local = jnp.clip(local, 0, size - 1)
-        return jnp.where(inside, logits[local, edge_tokens] - normaliser[local], found)
+        own = logits[local, edge_tokens]
+        return Edges(
+            jnp.where(inside, own - normaliser[local], found.logp),
+            jnp.where(inside, own >= best[local], found.likeliest),
+        )
 
     chunks = (jnp.asarray(real).sum() + size - 1) // size
-    return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(edge_nodes.shape, jnp.float32))
+    nothing = Edges(jnp.zeros(edge_nodes.shape, jnp.float32), jnp.zeros(edge_nodes.shape, bool))
+    return jax.lax.fori_loop(0, chunks, chunk, nothing)
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config) -> Callable[..., Float[Array, "B M"]]:
-    """Returns `edge_logp` for one shape of network, compiled once for each shape of batch.
+def compiled(config: T5Config) -> Callable[..., Edges]:
+    """Returns `edges` for one shape of network, compiled once for each shape of batch.
 
     One function a shape of network, so that its compilations are shared by every caller and can be counted
     (`compiled(config)._cache_size()`).
     """
-    return jax.jit(lambda *arguments: edge_logp(config, *arguments))
+    return jax.jit(lambda *arguments: edges(config, *arguments))

@@ -10,7 +10,7 @@ that alone (Holtzman et al. 2021).
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from elm_jax import names
 
@@ -27,6 +27,15 @@ def answer_scores(
     padded = np.pad(edge_logp.astype(np.float64), ((0, 0), (0, 1)))
     flat = np.take_along_axis(padded, paths.reshape(len(paths), -1), axis=1)
     return flat.reshape(paths.shape).sum(axis=-1).astype(np.float32)
+
+
+def answers_are_greedy(
+    likeliest: Bool[np.ndarray, "B M"], paths: Int[np.ndarray, "B C T"]
+) -> Bool[np.ndarray, "B C"]:
+    """Says of every answer whether greedy decoding would write it, as far as it goes: all its edges are."""
+    padded = np.pad(likeliest, ((0, 0), (0, 1)), constant_values=True)
+    flat = np.take_along_axis(padded, paths.reshape(len(paths), -1), axis=1)
+    return np.asarray(flat.reshape(paths.shape).all(axis=-1))
 
 
 def scored(

@@ -1,16 +1,23 @@
-"""`elm experts add` and `export`: out of one run's library and into another's, in words that a user reads."""
+"""`elm experts`: what it tells of them, and out of one run's library and into another's."""
+
+import getpass
+import json
+import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from elm_jax import cli
+from elm_jax import cli, names, storage
+from elm_jax.library import files
 from elm_jax.library.store import Library
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
+from elm_jax.runs import base as bases
 from elm_jax.runs.workspace import Workspace
 from elm_jax.weights import elm
 
@@ -40,7 +47,7 @@ def runs(base, tmp_path):
     for name in ("one", "two"):
         elm.save(Workspace.open(tmp_path / name, create=True).base, base)
     tree = jax.tree.map(np.asarray, ex.init("lora", jax.random.key(1), base.params))
-    spec = ExpertSpec("a/b", "lora", base.fingerprint, tuple(paths.flatten(tree)), ("a",), 7)
+    spec = ExpertSpec("a/b", "lora", base.fingerprint, tuple(paths.flatten(tree)), ("a",), 7, {"rate": 0.1})
     Library.open(tmp_path / "one" / "library", create=True).add(Expert(spec, tree))
     return tmp_path
 
@@ -65,3 +72,101 @@ def test_what_is_no_expert_is_one_sentence(runs, elm_says):
     assert code == 2
     assert told.count("\n") == 1
     assert "no directory is there" in told
+
+
+def scored(run, task, expert, right):
+    """Writes the scores of an expert on a task, as an evaluation does: a head, then a line a row."""
+    lines = [
+        {"row": str(row), "label": 1, "prediction": int(good), "scores": [0.0, 1.0]}
+        for row, good in enumerate(right)
+    ]
+    dataset, prompt = task.split("/")
+    file = run / "scores" / dataset / prompt / f"{names.directory_name(expert)}.jsonl"
+    storage.write_jsonl(file, [{"format": 1, "task": task, "expert": expert, "stamp": "x"}, *lines])
+
+
+def test_a_list_has_sizes_owners_and_mean_accuracies(runs, elm_says):
+    run = runs / "one"
+    scored(run, "a/of", "a/b", [True, True, True, False])
+    scored(run, "c/of", "a/b", [True, False])
+    code, said, _ = elm_says("list", "--run", run, "--json", "--scores")
+    (told,) = json.loads(said)
+    size = Library.open(run / "library").sizes()["a/b"]
+    assert code == 0
+    assert (told["id"], told["parameters"], told["bytes"]) == ("a/b", size.parameters, size.bytes)
+    assert told["owner"] == getpass.getuser()
+    assert told["accuracies"] == {
+        "a/of": {"accuracy": 0.75, "rows": 4},
+        "c/of": {"accuracy": 0.5, "rows": 2},
+    }
+    table = elm_says("list", "--run", run, "--scores")[1]
+    assert "62.5 of 2" in table
+    assert "62.5" not in elm_says("list", "--run", run)[1]
+
+
+def test_one_expert_is_shown_with_its_recipe_and_where_it_scored(runs, elm_says):
+    run = runs / "one"
+    scored(run, "a/of", "a/b", [True, True, True, False])
+    scored(run, "c/of", "a/other", [True])
+    said = elm_says("show", "a/b", "--run", run)[1]
+    lines = [line.split(maxsplit=1) for line in said.splitlines()]
+    assert ["owner", getpass.getuser()] in lines
+    assert ["recipe.rate", "0.1"] in lines
+    assert ["accuracy", "75.0 % of 4 rows of a/of, trained on its dataset"] in lines
+    assert "c/of" not in said
+    owned = Library.open(run / "library").spec("a/b").paths
+    assert [value for field, value in lines if field == "owns"] == list(owned)
+
+
+def test_who_made_an_expert_goes_with_it_and_is_unknown_where_nothing_tells(runs, elm_says, base):
+    library = Library.open(runs / "one" / "library")
+    library.add(library.expert("a/b"), replace=True, owner="ada")
+    elm_says("export", "a/b", runs / "out", "--run", runs / "one")
+    elm_says("add", runs / "out", "--run", runs / "two")
+    other = Library.open(runs / "two" / "library")
+    assert other.describe("a/b").owner == "ada"
+    file = other.root / "a" / "b" / files.SPEC
+    told = json.loads(file.read_text())
+    del told["owner"]
+    file.write_text(json.dumps(told))
+    assert other.describe("a/b").owner == "unknown"
+    assert other.verify(base=base.fingerprint) == []
+
+
+def test_merged_experts_are_listed_shown_exported_and_removed_too(runs, elm_says):
+    run = runs / "one"
+    expert = Library.open(run / "library").expert("a/b")
+    composites = Library.open(run / "composites", create=True)
+    composites.add(replace(expert, spec=replace(expert.spec, id="merged/x")))
+    assert [one["id"] for one in json.loads(elm_says("list", "--run", run, "--json")[1])] == ["a/b"]
+    assert "merged/x" in elm_says("list", "--composites", "--run", run)[1]
+    assert elm_says("show", "merged/x", "--run", run)[1].startswith("id ")
+    assert elm_says("export", "merged/x", runs / "out", "--run", run)[0] == 0
+    assert elm_says("remove", "merged/x", "--run", run)[0] == 0
+    assert composites.ids() == ()
+    assert Library.open(run / "library").ids() == ("a/b",)
+
+
+def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
+    run = runs / "one"
+    assert elm_says("verify", "--run", run)[:2] == (0, "1 experts are sound.\n")
+    (run / "library" / "a" / "b" / files.PARAMS).unlink()
+    code, said, _ = elm_says("verify", "--run", run)
+    assert code == 1
+    assert said.startswith("a/b: ")
+
+
+def test_a_library_is_verified_against_a_base_that_lies_elsewhere(runs, elm_says, base, tmp_path):
+    elm.save(tmp_path / "elsewhere", base)
+    run = runs / "one"
+    bases.remember(Workspace.open(run), tmp_path / "elsewhere", None, None)
+    shutil.rmtree(run / "base")
+    assert elm_says("verify", "--run", run)[0] == 0
+
+
+@pytest.mark.parametrize("verb", ["show", "remove", "export"])
+def test_an_unknown_expert_is_one_sentence_with_the_nearest(runs, elm_says, verb):
+    more = [runs / "out"] if verb == "export" else []
+    code, said, told = elm_says(verb, "a/bb", *more, "--run", runs / "one")
+    assert (code, said, told.count("\n")) == (2, "", 1)
+    assert "Did you mean 'a/b'?" in told

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elm_jax.engine import evaluate
+from elm_jax.engine import evaluate, generate
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.models.t5 import T5
@@ -142,3 +142,20 @@ def test_progress_counts_rows_without_what_fills_the_batches(config, base, trees
 
 def test_no_rows_have_no_scores(config, base):
     assert evaluate.score_rows(config, base, []) == []
+
+
+def test_a_choice_is_greedy_where_generation_begins_with_it(config, base, trees):
+    length, eos = 3, 1
+    prompts = [each.prompt for each in ROWS]
+    written = generate.generate_rows(config, base, prompts, length, eos, stack(trees[:1]))
+
+    def other(token):
+        return 3 if token != 3 else 4
+
+    rows, wanted = [], []
+    for prompt, tokens in zip(prompts, np.array(written).tolist(), strict=True):
+        real = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
+        rows.append(Row(prompt, [real, real[:1], [*real[:-1], other(real[-1])], [other(real[0]), *real[1:]]]))
+        wanted.append([True, True, False, False])
+    found = evaluate.rate_rows(config, base, rows, stack(trees[:1]))
+    assert [rated.greedy.tolist() for rated in found] == wanted

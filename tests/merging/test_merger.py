@@ -226,3 +226,9 @@ def test_scaling_an_expert_s_change_leaves_its_adapters_as_they_are(merged, expe
         if "_adapter" in path:
             np.testing.assert_array_equal(value, one[path])
     np.testing.assert_allclose(got[LAST], 2 * one[LAST] - of_base, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_a_merge_by_statistics_wants_them(expert, toy_base, method):
+    with pytest.raises(UserError, match=f"'{method}' wants statistics .*every one of 2 experts, but none"):
+        merge(method, [expert("lora", name) for name in "ab"], base=toy_base)

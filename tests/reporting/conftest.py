@@ -100,3 +100,19 @@ def report():
     from elm_jax.reporting.summary import summarise
 
     return summarise(**make_run(), samples=200)
+
+
+@pytest.fixture
+def small():
+    right = {"base": (1, 0, 0), "roe": (3, 2, 0), "oracle": (4, 4, 2)}
+    scores = [
+        make_task(task, method, [True] * n + [False] * (4 - n), choices=choices)
+        for method, counts in right.items()
+        for (task, choices), n in zip((("a/1", 2), ("a/2", 2), ("b/1", 4)), counts, strict=True)
+    ]
+    selection = Selection(
+        "a/1", "roe", {"x/1": 0.75, "y/1": 0.25}, {"x/1": 5, "z/1": 2, "y/1": 1}, ("1",) * 8
+    )
+    from elm_jax.reporting.summary import summarise
+
+    return summarise(scores, [selection], {"seed": 3, "versions": {"jax": "0.10"}}, samples=50)

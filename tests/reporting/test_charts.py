@@ -56,54 +56,31 @@ def heat(make_task):
         for expert, counts in shares.items()
         for task, n in zip(("a/1", "b/1"), counts, strict=True)
     ]
-    matrix.append(make_task("a/1", "z/1", [True, False]))
+    matrix.append(dataclasses.replace(make_task("a/1", "z/1", [True, False]), seen=True))
     selections = [Selection("b/1", "roe", {"y/1": 0.7, "x/1": 0.3}, {"y/1": 5, "x/1": 2}, ("1",) * 8)]
     scores = [make_task("a/1", "base", [True])]
     families = {"x": "verbs", "y": "nouns"}
-    report = summarise(scores, selections, {}, experts_matrix=matrix, families=families)
-    cells = {
-        (line["expert"], *key): cell
-        for lines in charts.heat_map(report)["families"].values()
-        for line in lines
-        for key, cell in zip(charts.heat_map(report)["keys"], line["cells"], strict=True)
-    }
-    return charts.heat_map(report), cells
+    return charts.heat_map(summarise(scores, selections, {}, experts_matrix=matrix, families=families))
 
 
 def test_experts_are_grouped_by_family_and_the_unknown_ones_come_last(heat):
-    chart, _ = heat
-    assert {family: [line["expert"] for line in lines] for family, lines in chart["families"].items()} == {
-        "nouns": ["y/1"],
-        "verbs": ["x/1"],
-        charts.NO_FAMILY: ["z/1"],
-    }
-    assert list(chart["families"])[-1] == charts.NO_FAMILY
+    assert heat["experts"] == [("y/1", "nouns"), ("x/1", "verbs"), ("z/1", charts.NO_FAMILY)]
 
 
-def test_shades_go_from_the_lowest_to_the_highest_of_the_map_and_of_the_task(heat):
-    _, cells = heat
-    assert [cells[expert, "a", "1"]["shade"] for expert in ("x/1", "y/1")] == [1.0, 0.5]
-    assert [cells[expert, "b", "1"]["shade"] for expert in ("x/1", "y/1")] == [0.0, 0.25]
-    assert [cells[expert, "b", "1"]["task_shade"] for expert in ("x/1", "y/1")] == [0.0, 1.0]
-    assert [cells[expert, "b", "1"]["best"] for expert in ("x/1", "y/1")] == [False, True]
+def test_a_cell_is_in_thousandths_and_none_where_an_expert_was_not_scored(heat):
+    assert heat["tasks"] == [{"name": "a", "prompts": ["1"]}, {"name": "b", "prompts": ["1"]}]
+    assert heat["accuracy"] == [[500, 250], [1000, 0], [500, None]]
+    ends = zip(heat["low"][0], heat["accuracy"][0], heat["high"][0], strict=True)
+    assert all(low < value < high for low, value, high in ends)
+    assert heat["seen"] == [(2, 0)]
 
 
 def test_chosen_experts_are_marked_with_their_votes_and_the_heaviest_is_first(heat):
-    _, cells = heat
-    assert cells["y/1", "b", "1"]["chosen"] == ["roe: 5 of 8 votes"]
-    assert cells["y/1", "b", "1"]["first"]
-    assert cells["x/1", "b", "1"]["chosen"] == ["roe: 2 of 8 votes"]
-    assert not cells["x/1", "b", "1"]["first"]
-    assert not cells["x/1", "a", "1"]["chosen"]
-
-
-def test_a_pair_that_was_not_scored_has_no_shade(heat):
-    _, cells = heat
-    assert cells["z/1", "b", "1"]["shade"] is None
-    assert cells["z/1", "b", "1"]["percent"] == "not scored"
+    assert heat["chosen"] == [(0, 1, 1, "roe: 5 of 8 votes"), (1, 1, 0, "roe: 2 of 8 votes")]
 
 
 def test_nothing_to_draw_gives_nothing(report):
-    empty = dataclasses.replace(report, comparisons=(), matrix=())
+    empty = dataclasses.replace(report, comparisons=(), matrix=(), rows=())
     assert charts.forest(empty) == {}
     assert charts.heat_map(empty) == {}
+    assert charts.spreads(empty) == []

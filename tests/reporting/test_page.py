@@ -1,15 +1,20 @@
 """The page as a parser sees it: whole, sortable, self-contained, and no name of a user becomes markup."""
 
+import base64
 import dataclasses
+import hashlib
+import html
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from elm_jax.records import Selection
 from elm_jax.reporting import page
 from elm_jax.reporting.summary import summarise
 
-VOID = {"meta", "link", "input", "br"}
+VOID = {"meta", "link", "input", "br", "col", "wbr"}
 ODD = " <script src=x>\"'&|"
 
 
@@ -75,9 +80,23 @@ def test_parts_without_content_are_left_out(report):
     assert sections == ["accuracy", "prompts", "rows", "environment"]
 
 
+def test_every_link_inside_the_page_leads_somewhere(parsed):
+    ids = {element["attrs"].get("id") for element in parsed.elements}
+    inside = [element["attrs"]["href"] for element in parsed.all("a")]
+    assert len(inside) == 8
+    assert {link.removeprefix("#") for link in inside} <= ids
+
+
+def test_every_table_has_a_caption_and_headers_with_their_scope(parsed):
+    captions = [element for element in parsed.all("caption") if "table" in element["path"]]
+    assert len(captions) == len(parsed.all("table")) == 4
+    assert all(header["attrs"].get("scope") for header in parsed.all("th"))
+    assert all("aria-label" in scroll["attrs"] for scroll in parsed.classed("div", "scroll"))
+
+
 def test_the_lead_names_the_best_method_without_hindsight_and_its_comparison(parsed, report):
     (lead,) = parsed.classed("p", "lead")
-    best = max((m for m in report.means if not m["hindsight"]), key=lambda m: m["macro"])
+    best = max((m for m in report.means if m["labels"] == "none"), key=lambda m: m["macro"])
     assert squeezed(lead).startswith(f"{best['method']} gets {100 * best['macro']:.1f} %")
     assert "6 tasks with 12 prompts, 360 rows in all" in squeezed(lead)
     assert "after correction for 4 comparisons" in squeezed(lead)
@@ -89,6 +108,7 @@ def test_the_headline_shows_every_cell_with_its_interval_and_chance_below(parsed
         for element in parsed.all("td")
         if "data-value" in element["attrs"] and "mean" not in element["attrs"]["class"]
     ]
+    assert len(report.tasks) == 7 * 6
     for cell, task in zip(cells, report.tasks, strict=False):
         low, high = 100 * task["low"], 100 * task["high"]
         assert float(cell["attrs"]["data-value"]) == task["accuracy"]
@@ -109,12 +129,14 @@ def test_hindsight_is_explained_and_never_the_best(parsed):
 
 def test_every_column_with_a_button_sits_in_a_sortable_table(parsed):
     buttons = [element for element in parsed.all("button") if "th" in element["path"]]
-    assert len(buttons) == 10 + 5 + 5 + 6
+    assert len(buttons) == 10 + 7 + 7 + 6
     assert len(parsed.classed("table", "sortable")) == 4
 
 
 def test_filters_name_a_table_that_exists(parsed):
-    for element in parsed.classed("input", "filter"):
+    filters = [element for element in parsed.all("input") if "data-filters" in element["attrs"]]
+    assert len(filters) == 2
+    for element in filters:
         assert len(parsed.all("table", id=element["attrs"]["data-filters"])) == 1
 
 
@@ -123,28 +145,24 @@ def test_each_comparison_is_drawn_and_the_number_of_them_is_said(parsed):
     assert any("4 comparisons of macro means" in squeezed(p) for p in parsed.classed("p", "caption"))
 
 
-def test_the_heat_map_has_a_cell_for_each_expert_and_prompt_with_its_value_on_hover(parsed, report):
-    cells = parsed.classed("td", "heat")
-    assert len(cells) == len(report.matrix) == 12 * 12
-    titles = {cell["attrs"]["title"].split(" · ")[0] for cell in cells}
-    for row in report.matrix:
-        where = f"{row['expert']} on {row['task']}/{row['prompt']}"
-        assert f"{where}: {page.tables.percent(row['accuracy'])} %" in titles
-    assert [squeezed(family) for family in parsed.classed("tr", "family")] == [
-        "calendar",
-        "comparison",
-        "sentiment",
-        "taxonomy",
-    ]
+def test_what_the_scripts_draw_lies_in_the_page_as_json(parsed, report):
+    (data,) = [element for element in parsed.all("script") if element["attrs"].get("id") == "heat-data"]
+    heat = json.loads(data["text"])
+    assert sum(value is not None for line in heat["accuracy"] for value in line) == len(report.matrix)
 
 
-def test_the_experts_that_were_chosen_are_marked(parsed, report):
-    first = {(row["expert"], f"{row['task']}/{row['prompt']}") for row in report.selections}
-    marked = {
-        tuple(cell["attrs"]["title"].split(": ")[0].split(" on ")) for cell in parsed.classed("td", "chosen")
-    }
-    assert marked == first
-    assert len(parsed.classed("td", "merged")) == 12 * 2
+def test_no_text_ends_the_script_that_holds_it():
+    text = "</script><!-- \u2028 & <script>"
+    assert json.loads(page.embedded({"a": text})) == {"a": text}
+    assert not set("<>&\u2028") & set(page.embedded({"a": text}))
+    assert page.embedded({}) == ""
+
+
+def test_only_the_pages_own_script_may_run(report):
+    text = page.html(report)
+    script = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)[-1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(text)
 
 
 def test_votes_are_drawn_in_proportion(parsed, report):
@@ -159,11 +177,12 @@ def test_votes_are_drawn_in_proportion(parsed, report):
 def test_the_page_fetches_nothing(parsed, report):
     text = page.html(report)
     assert not re.search(r"https?:|//[a-z]", re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))
+    assert "http:" not in text
+    assert "https:" not in text
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
     assert not any("src" in element["attrs"] for element in parsed.elements)
-    assert [element["attrs"]["href"] for element in parsed.elements if "href" in element["attrs"]] == [
-        "data:,"
-    ]
+    links = [element["attrs"]["href"] for element in parsed.elements if "href" in element["attrs"]]
+    assert {link for link in links if not link.startswith("#")} == {"data:,"}
     (policy,) = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["attrs"]["content"].startswith("default-src 'none';")
 
@@ -179,7 +198,7 @@ def test_no_name_becomes_markup(make_run):
     odd = summarise(**make_run(rows=10, odd=ODD), samples=10)
     plain = summarise(**make_run(rows=10), samples=10)
     parsed = Page(page.html(odd))
-    assert len(parsed.all("script")) == 1
+    assert len(parsed.all("script")) == 2
     assert len(parsed.elements) == len(Page(page.html(plain)).elements)
     assert any(f"colour{ODD}" in squeezed(button) for button in parsed.all("button"))
 
@@ -197,3 +216,49 @@ def test_a_title_and_a_note_in_the_environment_open_the_page(report):
 def test_one_method_on_one_prompt_makes_a_page(make_task):
     text = page.html(summarise([make_task("a/1", "base", [True, False])], [], {}))
     assert "1 task with 1 prompt, 2 rows in all" in " ".join(Page(text).all("header")[0]["text"].split())
+
+
+def test_votes_beyond_the_eighth_part_are_summed_up(make_task):
+    votes = {f"x/{number}": 1 for number in range(12)}
+    selection = Selection("a/1", "roe", {"x/3": 1.0}, votes, ("1",) * 12)
+    parsed = Page(page.html(summarise([make_task("a/1", "base", [True])], [selection], {})))
+    titles = [part["attrs"].get("title", "") for part in parsed.all("span")]
+    assert [title for title in titles if title.startswith(("x/3", "4 others"))] == ["x/3: 1", "4 others: 4"]
+
+
+def test_few_shot_methods_stand_in_a_block_of_their_own_and_are_never_the_best(make_task):
+    scores = [make_task("a/1", "base", [True, False]), make_task("a/1", "lorahub", [True, True])]
+    methods = [{"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": "5 rows"}]
+    parsed = Page(page.html(summarise(scores, [], {}, methods=methods, samples=10)))
+    (block,) = parsed.classed("tbody", "few")
+    assert squeezed(block).startswith("few-shot: chosen with a few labelled rows of the task lorahub 100.0")
+    assert len(parsed.classed("td", "best")) == 3
+    (lead,) = parsed.classed("p", "lead")
+    assert squeezed(lead).startswith("base gets 50.0 %")
+
+
+def test_cells_that_were_seen_are_marked_and_the_mean_says_what_it_is_over(make_task):
+    scores = [make_task(task, of, [True, False]) for of in ("base", "multi") for task in ("a/1", "b/1")]
+    scores[2] = dataclasses.replace(scores[2], seen=True)
+    parsed = Page(page.html(summarise(scores, [], {}, samples=10)))
+    (cell,) = parsed.classed("td", "seen")
+    assert squeezed(cell).startswith("50.0 ‡")
+    assert any("1 of 2 tasks" in squeezed(mean) for mean in parsed.classed("td", "mean"))
+
+
+def test_the_papers_tasks_stand_under_their_headings_beside_published_rows(make_task):
+    scores = [make_task(f"{task}/1", "base", [True]) for task in ("story_cloze", "super_glue_cb")]
+    parsed = Page(page.html(summarise(scores, [], {})))
+    groups = [squeezed(head) for head in parsed.all("th", scope="colgroup")]
+    assert groups == ["Means", "Natural language inference", "Sentence completion"]
+    (block,) = parsed.classed("tbody", "published")
+    assert "published, not measured here" in squeezed(block)
+    assert "T0-3B 66.9 – 48.8 84.9" in squeezed(block)
+
+
+def test_a_report_of_generated_answers_alone_makes_a_page():
+    row = {"method": "roe", "task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.5}
+    row |= {"low": 10.0, "high": 15.0, "seen": False}
+    parsed = Page(page.html(summarise([], [], {}, generated=[row])))
+    assert [section["attrs"]["id"] for section in parsed.all("section")] == ["generated", "environment"]
+    assert "12.5 [10.0, 15.0]" in squeezed(parsed.all("table", id="written")[0])

@@ -1,17 +1,13 @@
-"""A run's scores become a report, and the report comes back from its file as it was."""
+"""A run's scores become a report: means, gaps, comparisons, and what is left out of them."""
 
-import csv
 import dataclasses
-import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
-from elm_jax.records import Report, Selection
-from elm_jax.reporting import significance, summary
-from elm_jax.reporting.summary import read_report, summarise, write_report
+from elm_jax.records import Selection
+from elm_jax.reporting import significance
+from elm_jax.reporting.summary import summarise
 
 
 def test_every_method_task_and_prompt_has_a_row_with_its_interval(make_task):
@@ -40,8 +36,9 @@ def test_means_name_macro_and_micro_and_the_share_of_the_oracles_gap(make_task):
     assert (base["macro"], roe["macro"], oracle["macro"]) == pytest.approx((1 / 16, 5 / 16, 3 / 4))
     assert roe["micro"] == pytest.approx(5 / 12)
     assert (base["gap_share"], oracle["gap_share"]) == (0.0, 1.0)
+    assert base["micro_low"] < base["micro"] < base["micro_high"]
     assert roe["gap_share"] == pytest.approx((5 - 1) / (12 - 1))
-    assert [mean["hindsight"] for mean in (base, roe, oracle)] == [False, False, True]
+    assert [mean["labels"] for mean in (base, roe, oracle)] == ["none", "none", "hindsight"]
 
 
 def test_a_task_is_summed_up_over_its_prompts(make_task):
@@ -67,6 +64,97 @@ def test_given_pairs_replace_the_default_ones(make_run):
         ("roe_top1", "multitask", 1)
     ]
     assert report.comparisons[0]["p_holm"] == report.comparisons[0]["p"]
+
+
+def test_both_tests_are_made_of_each_pair_and_corrected(make_run):
+    report = summarise(**make_run(), samples=100)
+    assert all(row["better_a"] + row["better_b"] <= 6 * 60 for row in report.comparisons)
+    assert [row["p_mcnemar_holm"] for row in report.comparisons] == list(
+        significance.holm(row["p_mcnemar"] for row in report.comparisons)
+    )
+
+
+def test_methods_stand_in_blocks_by_the_labels_they_saw(make_task):
+    scores = [make_task("a/1", method, [True, False]) for method in ("oracle", "lorahub", "base", "roe")]
+    methods = [
+        {"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": "five rows"}
+    ]
+    report = summarise(scores, [], {}, methods=methods, samples=10)
+    assert [(mean["method"], mean["labels"]) for mean in report.means] == [
+        ("base", "none"),
+        ("roe", "none"),
+        ("lorahub", "few"),
+        ("oracle", "hindsight"),
+    ]
+    assert [row["method"] for row in report.methods] == [row["method"] for row in report.rows]
+    assert [(row["a"], row["labels"]) for row in report.comparisons] == [("roe", "none"), ("lorahub", "few")]
+
+
+@pytest.fixture
+def with_seen(make_task):
+    """`multi` was trained on a under one prompt; on b it gets 3 of 4 right where base gets 1 and oracle 4."""
+    right = {"base": (0, 0, 1), "multi": (4, 4, 3), "oracle": (4, 4, 4)}
+    scores = [
+        make_task(task, method, [True] * n + [False] * (4 - n))
+        for method, counts in right.items()
+        for task, n in zip(("a/1", "a/2", "b/1"), counts, strict=True)
+    ]
+    scores = [
+        dataclasses.replace(task, seen=True) if (task.task, task.method) == ("a/2", "multi") else task
+        for task in scores
+    ]
+    return summarise(scores, [], {}, samples=50)
+
+
+def test_a_dataset_that_was_seen_is_left_out_whole_of_means_gap_and_comparisons(with_seen):
+    base, multi, oracle = with_seen.means
+    assert (multi["macro"], multi["micro"], multi["n"]) == (0.75, 0.75, 4)
+    assert (base["macro"], base["n"], oracle["macro"]) == (0.125, 8, 1.0)
+    assert (multi["left_out"], base["left_out"]) == (["a"], [])
+    assert multi["gap_share"] == pytest.approx((3 - 1) / (4 - 1))
+    (pair,) = with_seen.comparisons
+    assert (pair["a"], pair["difference"], pair["tasks"]) == ("multi", 0.5, 1)
+    assert (pair["better_a"], pair["better_b"]) == (2, 0)
+
+
+def test_what_was_seen_is_shown_and_says_so(with_seen):
+    assert [(row["prompt"], row["seen"]) for row in with_seen.rows if row["method"] == "multi"] == [
+        ("1", False),
+        ("2", True),
+        ("1", False),
+    ]
+    seen = {(row["method"], row["task"]) for row in with_seen.tasks if row["seen"]}
+    assert seen == {("multi", "a")}
+
+
+def test_a_method_that_saw_everything_has_no_mean_and_no_comparison(make_task):
+    scores = [make_task("a/1", "base", [True, False]), make_task("a/1", "multi", [True, True])]
+    scores[1] = dataclasses.replace(scores[1], seen=True)
+    report = summarise(scores, [], {}, samples=10)
+    assert (report.means[1]["macro"], report.means[1]["micro"], report.means[1]["n"]) == (None, None, 0)
+    assert report.comparisons == ()
+
+
+def test_what_was_generated_makes_a_report_of_its_own():
+    row = {"method": "roe", "task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.5}
+    row |= {"low": 10.0, "high": 15.0, "seen": False}
+    report = summarise([], [], {}, generated=[row])
+    assert report.generated == (row,)
+    assert [method["method"] for method in report.methods] == ["roe"]
+    assert (report.rows, report.means, report.comparisons) == ((), (), ())
+
+
+def test_a_selection_tells_its_rank_in_hindsight_and_how_near_its_voters_were(make_task):
+    matrix = [
+        make_task("cb/p", expert, [True] * n + [False] * (4 - n))
+        for expert, n in (("w/1", 4), ("x/1", 3), ("y/1", 2), ("z/1", 2))
+    ]
+    matrix[0] = dataclasses.replace(matrix[0], seen=True)
+    nearest = (("y/1", 0.5), ("x/1", 0.9), ("y/1", 0.7))
+    selection = Selection("cb/p", "roe", {"y/1": 1.0}, {"y/1": 2, "x/1": 1}, ("1", "2", "3"), nearest)
+    report = summarise([make_task("cb/p", "base", [True])], [selection], {}, experts_matrix=iter(matrix))
+    (row,) = report.selections
+    assert (row["rank"], row["ranked"], row["similarity"]) == (2, 3, pytest.approx(0.6))
 
 
 def test_a_selection_names_its_heaviest_expert_and_all_voters(make_task):
@@ -111,88 +199,6 @@ def test_a_selection_without_experts_is_refused(make_task):
         summarise([make_task("a/1", "base", [True])], [Selection("a/1", "roe", {}, {}, ())], {})
 
 
-def test_a_report_comes_back_as_it_was_and_makes_the_same_pages(report, tmp_path):
-    paths = write_report(report, tmp_path / "new" / "report")
-    assert {ending: path.name for ending, path in paths.items()} == {
-        ending: f"report.{ending}" for ending in ("html", "md", "csv", "json")
-    }
-    assert sorted(file.name for file in paths["json"].parent.iterdir()) == sorted(
-        p.name for p in paths.values()
-    )
-    read = read_report(paths["json"].parent)
-    assert read == report
-    again = write_report(read, tmp_path / "again")
-    assert all(again[ending].read_bytes() == path.read_bytes() for ending, path in paths.items())
-
-
-def test_the_json_is_the_record_field_by_field(report, tmp_path):
-    value = json.loads(write_report(report, tmp_path)["json"].read_text())
-    assert set(value) == {"format", *(part.name for part in dataclasses.fields(Report))}
-    assert {"method", "task", "prompt", "n", "accuracy", "low", "high"} <= value["rows"][0].keys()
-    assert value["environment"]["versions"]["jax"] == "0.10.2"
-
-
-def test_the_csv_holds_every_number_in_full(report, tmp_path):
-    lines = list(csv.DictReader(write_report(report, tmp_path)["csv"].read_text().splitlines()))
-    assert [float(line["accuracy"]) for line in lines] == [row["accuracy"] for row in report.rows]
-
-
 def test_values_that_json_does_not_know_are_written_as_text(make_task, tmp_path):
     report = summarise([make_task("a/1", "base", [True])], [], {"out": tmp_path, "shape": (1, 2)})
     assert report.environment == {"out": str(tmp_path), "shape": [1, 2]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is no JSON"),
-        ('{"format": 99}', "should have format 1, but 99 came"),
-        ('{"format": 1, "name": "an expert"}', "is no report: it lacks rows, means"),
-    ],
-)
-def test_a_foreign_file_is_refused(tmp_path, content, message):
-    (tmp_path / "report.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_report(tmp_path)
-
-
-@pytest.mark.parametrize("part", [*summary.PARTS, "environment"])
-def test_a_part_of_another_shape_is_refused_by_name(report, tmp_path, part):
-    value = json.loads(json.dumps({"format": 1, **dataclasses.asdict(report)}))
-    for foreign in ("text", 5, [{"something": "else"}]):
-        (tmp_path / "report.json").write_text(json.dumps({**value, part: foreign}))
-        with pytest.raises(UserError, match=f"is no report: its {part} should be"):
-            read_report(tmp_path)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(["format", "environment", *summary.PARTS]), st.just(1) | JSON))
-def test_any_other_json_is_a_report_or_one_clear_error(tmp_path, value):
-    (tmp_path / "report.json").write_text(json.dumps(value))
-    whole = value.get("format") == 1 and isinstance(value.get("environment"), dict)
-    whole = whole and all(value.get(part) == [] for part in summary.PARTS)
-    if whole:
-        assert read_report(tmp_path) == Report((), (), (), (), value["environment"])
-    else:
-        with pytest.raises(UserError, match=r"report\.json"):
-            read_report(tmp_path)
-
-
-def test_a_missing_directory_or_file_is_said_so(tmp_path):
-    with pytest.raises(UserError, match=r"no directory is there\. Evaluate into it first"):
-        read_report(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="but no file is there"):
-        read_report(tmp_path)
-
-
-def test_an_unwritable_directory_is_refused(report, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_report(report, tmp_path / "file")

@@ -1,29 +1,11 @@
-"""Tables of text: the right number in the right cell, and names that cannot break the table."""
+"""Tables of text: the right number in the right cell, what is not zero-shot apart and marked."""
 
 import dataclasses
-import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from elm_jax.records import Selection
 from elm_jax.reporting import tables
 from elm_jax.reporting.summary import summarise
-
-
-@pytest.fixture
-def small(make_task):
-    right = {"base": (1, 0, 0), "roe": (3, 2, 0), "oracle": (4, 4, 2)}
-    scores = [
-        make_task(task, method, [True] * n + [False] * (4 - n), choices=choices)
-        for method, counts in right.items()
-        for (task, choices), n in zip((("a/1", 2), ("a/2", 2), ("b/1", 4)), counts, strict=True)
-    ]
-    selection = Selection(
-        "a/1", "roe", {"x/1": 0.75, "y/1": 0.25}, {"x/1": 5, "z/1": 2, "y/1": 1}, ("1",) * 8
-    )
-    return summarise(scores, [selection], {"seed": 3, "versions": {"jax": "0.10"}}, samples=50)
 
 
 def test_methods_by_tasks_in_percent_with_chance_as_the_last_row(small):
@@ -32,12 +14,13 @@ def test_methods_by_tasks_in_percent_with_chance_as_the_last_row(small):
     assert [row[:3] for row in table.rows] == [
         ("base", "12.5", "0.0"),
         ("roe", "62.5", "0.0"),
+        ("hindsight:", "", ""),
         ("oracle †", "100.0", "50.0"),
         ("chance", "50.0", "25.0"),
     ]
     assert table.rows[1][3].startswith("31.3 [")
     assert table.rows[1][4] == "41.7"
-    assert table.rows[3][3:] == ("37.5", "41.7")
+    assert table.rows[4][3:] == ("37.5", "41.7")
 
 
 def test_methods_picked_in_hindsight_are_marked_and_explained(small):
@@ -47,20 +30,86 @@ def test_methods_picked_in_hindsight_are_marked_and_explained(small):
 
 def test_comparisons_are_in_points_and_the_caption_counts_them(small):
     table = tables.comparisons_table(small)
-    ((methods, points, *_),) = table.rows
+    ((methods, points, *rest),) = table.rows
     assert (methods, points) == ("roe − base", "+25.0")
+    assert rest[3] == "3 : 0"
     assert table.caption.startswith("1 comparison of macro means")
 
 
 def test_selections_show_what_was_merged_and_who_else_had_votes(small):
-    ((task, prompt, router, expert, votes, others),) = tables.selections_table(small).rows
-    assert (task, prompt, router, votes) == ("a", "1", "roe", "5 of 8")
+    ((task, prompt, router, expert, votes, rank, others),) = tables.selections_table(small).rows
+    assert (task, prompt, router, votes, rank) == ("a", "1", "roe", "5 of 8", "–")
     assert expert == "x/1 (75 %) + y/1 (25 %)"
     assert others == "z/1 2, y/1 1"
 
 
 def test_a_router_without_votes_shows_a_dash():
-    assert tables.votes_of({"votes": 0, "queries": 0}) == "–"
+    assert tables.votes_of({"votes": 0, "queries": 0, "voters": {}}) == "–"
+    assert tables.votes_of({"votes": 0, "queries": 8, "voters": {}}) == "–"
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ({"a": 0.2, "b": 0.8}, "b (80 %) + a (20 %)"),
+        (dict.fromkeys("ab", 0.5), "a + b (each 50 %)"),
+        ({letter: number / 21 for number, letter in enumerate("abcdef", 1)}, "6 experts, f (29 %) first"),
+    ],
+)
+def test_merged_experts_are_named_with_their_weights_and_many_are_counted(weights, text):
+    assert tables.chosen_experts({"weights": weights, "expert": ""}) == text
+
+
+def test_few_shot_methods_stand_apart_in_every_table(make_task):
+    scores = [make_task("a/1", method, [True, False]) for method in ("base", "lorahub", "oracle")]
+    methods = [{"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": ""}]
+    report = summarise(scores, [], {}, methods=methods, samples=10)
+    table = tables.methods_table(report)
+    assert [row[0] for row in table.rows] == [
+        "base",
+        "few-shot:",
+        "lorahub",
+        "hindsight:",
+        "oracle †",
+        "chance",
+    ]
+    assert "Chosen with a few labelled rows of each task: lorahub." in table.caption
+    assert tables.comparisons_table(report).rows[0][0] == "lorahub − base (few-shot)"
+
+
+def test_a_task_that_was_seen_is_marked_and_never_the_best(make_task):
+    scores = [make_task("a/1", "base", [True, False]), make_task("b/1", "base", [True, False])]
+    scores += [make_task("a/1", "multi", [True, True]), make_task("b/1", "multi", [True, False])]
+    scores[2] = dataclasses.replace(scores[2], seen=True)
+    report = summarise(scores, [], {}, samples=10)
+    table = tables.methods_table(report)
+    assert table.rows[1][:3] == ("multi", "100.0 ‡", "50.0")
+    assert "‡ not zero-shot: trained on that dataset" in table.caption
+    assert "(multi: a)" in table.caption
+    assert tables.best_cell(report, "a") == {"base"}
+    # A mean over fewer tasks is not measured against one over all.
+    assert tables.best_mean(report, "macro") == {"base"}
+
+
+def test_the_papers_tasks_stand_in_its_order_with_published_rows_below(make_task):
+    tasks = ("own/1", "story_cloze/1", "super_glue_rte/1")
+    table = tables.methods_table(summarise([make_task(task, "base", [True]) for task in tasks], [], {}))
+    assert table.header == ("method", "RTE", "StoryCloze", "own", "macro mean", "micro mean")
+    assert table.rows[2][0] == "published:"
+    assert table.rows[4] == ("T0-3B", "60.6", "84.9", "–", "–", "–")
+    assert "arXiv 2305.14045" in table.caption
+
+
+def test_generated_values_are_percent_already_and_name_their_measure():
+    row = {"task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.45}
+    rows = [
+        {**row, "method": "base", "low": 10.0, "high": 15.0, "seen": False},
+        {**row, "method": "roe", "low": None, "high": None, "seen": True},
+    ]
+    table = tables.generated_table(summarise([], [], {}, generated=rows))
+    assert table.header == ("task", "prompt", "measure", "base", "roe")
+    assert table.rows == (("haiku", "p", "bleu (intl)", "12.5 [10.0, 15.0]", "12.5 ‡"),)
+    assert "not zero-shot" in table.caption
 
 
 def test_the_best_is_best_among_those_without_hindsight_and_ties_share_it(small):
@@ -79,46 +128,3 @@ def test_percentages_round_halves_up(value, text):
 )
 def test_points_carry_their_sign_but_zero_has_none(value, text):
     assert tables.points(value) == text
-
-
-def test_markdown_has_a_table_for_each_part_and_numbers_to_the_right(small):
-    lines = tables.markdown(small).splitlines()
-    assert [line for line in lines if line.startswith("#")] == [
-        "# Report",
-        "## Accuracy in percent",
-        "## Paired comparisons",
-        "## Chosen experts",
-        "## Environment",
-    ]
-    assert "| --- | ---: | ---: | ---: | ---: |" in lines
-    assert "| roe − base | +25.0 | " in tables.markdown(small)
-    assert "| versions.jax | 0.10 |" in lines
-
-
-def test_a_report_without_comparisons_or_selections_leaves_their_tables_out(small):
-    lean = dataclasses.replace(small, comparisons=(), selections=())
-    assert "Paired" not in tables.markdown(lean)
-    assert "Chosen" not in tables.markdown(lean)
-
-
-@given(st.text(alphabet="ab|\\`*<>[]()\n\t _", max_size=12))
-def test_no_name_breaks_a_markdown_table(name):
-    written = tables.to_markdown(tables.Table("t", ("x", "y"), ((name, "1"),)))
-    row = written.splitlines()[4]
-    bars = [at for at, mark in enumerate(row) if mark == "|" and not _escaped(row, at)]
-    assert len(bars) == 3
-    assert "<a" not in row.replace("\\<", "")
-    assert not re.search(r"(?<!\\)\](?=\()", row)
-
-
-def _escaped(text, at):
-    before = text[:at]
-    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
-
-
-def test_nested_values_are_shown_under_dotted_names():
-    assert tables.flat({"a": {"b": [1, 2], "c": 0.123456}, "d": None}) == [
-        ("a.b", "1, 2"),
-        ("a.c", "0.1235"),
-        ("d", "None"),
-    ]

@@ -17,7 +17,9 @@ from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting import written
 from elm_jax.runs import base as bases
-from elm_jax.runs import data, generated, scores
+from elm_jax.runs import data, generated, rows
+from elm_jax.runs.rows import Cell
+from elm_jax.runs.stacks import BASE
 from elm_jax.runs.workspace import Workspace
 from elm_jax.tasks import vocabulary
 from elm_jax.weights import elm
@@ -73,7 +75,7 @@ def specs(run):
 def wanted(specs):
     """One expert and the base for one task, both experts for the others."""
     first, *others = [spec.id for spec in specs]
-    return {first: [EXPERTS[0], scores.BASE], **dict.fromkeys(others, EXPERTS)}
+    return rows.whole({first: [EXPERTS[0], BASE], **dict.fromkeys(others, EXPERTS)})
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +92,8 @@ def no_network(monkeypatch):
 
 
 def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, wanted, finished):
-    assert set(finished) == {(task, expert) for task, experts in wanted.items() for expert in experts}
-    for (task, expert), answers in finished.items():
+    assert set(finished) == set(wanted)
+    for (task, expert, *_), answers in finished.items():
         examples = data.examples(next(spec for spec in specs if spec.id == task), run.source)
         assert (answers.task, answers.expert) == (task, expert)
         assert answers.row_ids == tuple(example.row_id for example in examples)
@@ -109,19 +111,19 @@ def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finishe
     stack = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
     found = engine.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
     assert [run.pieces.decode(answer[answer > 0].tolist()) for answer in found] == list(
-        finished[task, EXPERTS[0]].predictions
+        finished[Cell(task, EXPERTS[0])].predictions
     )
 
 
 def test_a_file_holds_the_value_of_the_task_and_a_line_for_each_row(run, specs, finished):
     place = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog"
     assert sorted(file.name for file in place.iterdir()) == ["base.jsonl", "mini_calendar_day%2Fone.jsonl"]
-    head, *rows = map(json.loads, (place / "base.jsonl").read_text().splitlines())
-    answers = finished[specs[0].id, "base"]
+    head, *lines = map(json.loads, (place / "base.jsonl").read_text().splitlines())
+    answers = finished[Cell(specs[0].id, "base")]
     assert (head["measure"], head["value"]) == ("exact match", answers.judgement.value)
     assert head["low"] <= head["value"] <= head["high"]
-    assert [row["prediction"] for row in rows] == list(answers.predictions)
-    assert rows[0].keys() == {"row", "target", "prediction", "value"}
+    assert [row["prediction"] for row in lines] == list(answers.predictions)
+    assert lines[0].keys() == {"row", "target", "prediction", "value"}
 
 
 def test_a_second_call_writes_nothing_and_says_the_same(run, specs, wanted, finished, no_network):
@@ -137,11 +139,13 @@ def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, m
 
     monkeypatch.setitem(written.HOOKS, "length", hook)
     task = specs[0].id
-    told = generated.generate(run, {task: ["base"]}, specs, metric="length")[task, "base"]
-    assert told.predictions == finished[task, "base"].predictions
+    told = generated.generate(run, [Cell(task, "base")], specs, metric="length")[Cell(task, "base")]
+    assert told.predictions == finished[Cell(task, "base")].predictions
     assert told.judgement.value == np.mean([len(each) for each in told.predictions])
     assert asked == [[example.input for example in data.examples(specs[0], run.source)]]
-    assert generated.generate(run, {task: ["base"]}, specs) == {(task, "base"): finished[task, "base"]}
+    assert generated.generate(run, [Cell(task, "base")], specs) == {
+        Cell(task, "base"): finished[Cell(task, "base")]
+    }
 
 
 def test_the_originals_bleu_comes_with_all_of_its_ways(run, specs, finished, no_network):
@@ -154,39 +158,39 @@ def test_the_originals_bleu_comes_with_all_of_its_ways(run, specs, finished, no_
         (faithful, False, "bleu (intl)"),
         (run, True, "bleu (intl, swapped)"),
     ):
-        told = generated.generate(of, {task: ["base"]}, specs, metric="bleu", swapped_bleu=swapped)
-        assert told[task, "base"].judgement.measure == measure
-    generated.generate(run, {task: ["base"]}, specs)  # as it was
+        told = generated.generate(of, [Cell(task, "base")], specs, metric="bleu", swapped_bleu=swapped)
+        assert told[Cell(task, "base")].judgement.measure == measure
+    generated.generate(run, [Cell(task, "base")], specs)  # as it was
 
 
 def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, finished, monkeypatch):
     file = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog" / "base.jsonl"
     before = file.read_bytes()
     file.unlink()
-    rows = []
+    asked = []
     whole = engine.generate_rows
 
     def counted(config, params, prompts, *others, **options):
-        rows.append(len(prompts))
+        asked.append(len(prompts))
         return whole(config, params, prompts, *others, **options)
 
     monkeypatch.setattr(engine, "generate_rows", counted)
     assert generated.generate(run, wanted, specs) == finished
-    assert rows == [ROWS]
+    assert asked == [ROWS]
     assert file.read_bytes() == before
 
 
 def test_other_rows_are_answered_anew(run, specs, finished):
     task = specs[0].id
     fewer = replace(run, source=replace(run.source, limit=3))
-    told = generated.generate(fewer, {task: ["base"]}, specs)[task, "base"]
+    told = generated.generate(fewer, [Cell(task, "base")], specs)[Cell(task, "base")]
     assert len(told.predictions) == 3
-    generated.generate(run, {task: ["base"]}, specs)  # as it was
+    generated.generate(run, [Cell(task, "base")], specs)  # as it was
 
 
 def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, no_network):
     with pytest.raises(UserError, match="pip install bert-score"):
-        generated.generate(run, {specs[0].id: [EXPERTS[1]]}, specs, metric="bert_score")
+        generated.generate(run, [Cell(specs[0].id, EXPERTS[1])], specs, metric="bert_score")
 
 
 def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
@@ -194,11 +198,11 @@ def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
     tree = ex.init("bottleneck", jax.random.key(0), run.base.params, width=4)
     add(library, run, "mini_calendar_day/broken", tree, np.nan)
     with pytest.raises(UserError, match="'mini_calendar_day/broken' gives no numbers"):
-        generated.generate(run, {specs[0].id: ["mini_calendar_day/broken"]}, specs)
+        generated.generate(run, [Cell(specs[0].id, "mini_calendar_day/broken")], specs)
     library.remove("mini_calendar_day/broken")
 
 
 def test_a_task_without_rows_is_refused(run, specs, no_network):
     empty = replace(run, source=replace(run.source, limit=0))
     with pytest.raises(UserError, match="none of the 0 rows"):
-        generated.generate(empty, {specs[0].id: ["base"]}, specs)
+        generated.generate(empty, [Cell(specs[0].id, "base")], specs)

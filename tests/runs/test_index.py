@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from elm_jax import cli
+from elm_jax import cli, names
 from elm_jax.errors import UserError
+from elm_jax.library import files, keys
 from elm_jax.library.store import Library
+from elm_jax.models.t5 import T5
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data, pipeline, recipes, route
@@ -55,6 +57,68 @@ def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
     assert keys.vectors.shape == (3, config.emb_dim)
     assert runs.index(run, size=3) == []
     assert not (run.workspace.root / runs.REMEMBERED).exists()
+
+
+def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch):
+    runs.index(run, size=3)
+    library = library_of(run)
+    before = {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in library.ids()}
+    task = data.choose(["mini_opposite_word"])[0]
+    library.add(
+        Expert(
+            ExpertSpec(task.id, "bottleneck", BASE, ("scale",), (task.dataset,), 1),
+            {"scale": np.ones(3, np.float32)},
+        )
+    )
+    embedded = []
+    embed = runs._keys
+
+    def counted(embedder, texts, text_format):
+        embedded.extend(texts)
+        return embed(embedder, texts, text_format)
+
+    monkeypatch.setattr(runs, "_keys", counted)
+    assert runs.index(run, size=3) == [task.id]
+    assert tuple(embedded) == library.keys(task.id).texts
+    assert len(embedded) == 3
+    assert {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in before} == before
+
+
+def swapped(expert):
+    return "/".join(map(names.directory_name, names.split_id(expert)))
+
+
+def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
+    library = library_of(run)
+    tasks = data.choose(["mini_sentiment_film"])
+    recipe = {"tasks": [task.id for task in tasks]}
+    spec = ExpertSpec("mini_sentiment_film/all", "bottleneck", BASE, ("scale",), ("d",), 1, recipe)
+    library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
+    runs.index(run, size=4, ids=[spec.id])
+    wanted = [
+        example.input
+        for task in tasks
+        for example in keys.sample(data.examples(task, run.source), 2, run.source.seed)
+    ]
+    assert list(library.keys(spec.id).texts) == wanted
+
+
+def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alone(run, config, base):
+    first = library_of(run).ids()[0]
+    (plain,) = runs.index(run, size=1, ids=[first]) and [library_of(run).keys(first)]
+    runs.index(run, size=1, rebuild=True, padded=True)
+    found = library_of(run).keys(first)
+    assert found.texts == plain.texts
+    tokens = np.zeros((1, 256), np.int32)
+    ids = data.tokens(found.texts, run.pieces, 256)[0]
+    tokens[0, : len(ids)] = ids
+    hidden = T5(config).apply({"params": base}, tokens, method="encode")
+    np.testing.assert_allclose(found.vectors[0], np.asarray(hidden)[0].sum(0) / 256, rtol=1e-4, atol=1e-5)
+    task = data.choose(["mini_size_suitcase"])[:1]
+    with pytest.raises(UserError, match=r"one embedder, but the index has 't5-encoder-mean/.*padding incl"):
+        route.route(run, task, queries=4)
+    (selection,) = route.route(run, task, queries=4, faithful=["padded_keys"])
+    assert sum(selection.votes.values()) == 4
 
 
 def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encoder):

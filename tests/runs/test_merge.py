@@ -151,7 +151,10 @@ def test_a_composite_can_be_merged_again(prepared, merge):
         (["one/lora", "two/lora", "--weights", "1"], "1 came for 2 experts"),
         (["one/lora", "two/full"], "'one/lora' has kind 'lora' and 'two/full' has 'full'"),
         (["one/bottleneck", "two/bottleneck", "--method", "ties"], "Use average or concatenate."),
-        (["one/lora", "two/lora", "--method", "fisher"], "wants statistics"),
+        (
+            ["one/lora", "two/lora", "--method", "fisher"],
+            "The training rows of expert 'one/lora' are wanted. No task",
+        ),
         (["one/lora", "two/lora", "--id", "both"], "'both' came"),
         ([], "At least one expert is wanted"),
     ],

@@ -48,7 +48,7 @@ def laid():
 @pytest.fixture(scope="module")
 def score(config, base, laid):
     *arrays, _ = laid[0]
-    return lambda *rest: np.asarray(likelihood.compiled(config)(base, *arrays, *rest))
+    return lambda *rest: np.asarray(likelihood.compiled(config)(base, *arrays, *rest).logp)
 
 
 def real_edges(found, laid):
@@ -72,7 +72,7 @@ def test_the_output_layer_taken_in_parts_gives_the_same(config, base, score, lai
     whole = score()
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 0)  # 64 nodes at a time, of 8 rows of 32
     *arrays, _ = buckets.assemble([*laid[1], *laid[1]], buckets.Shape(8, 32, 8))
-    parts = np.asarray(jax.jit(lambda *batch: likelihood.edge_logp(config, base, *batch))(*arrays))
+    parts = np.asarray(jax.jit(lambda *batch: likelihood.edges(config, base, *batch).logp)(*arrays))
     for first, second in ((0, 4), (4, 8)):
         for ours, theirs in zip(real_edges(parts[first:second], laid), real_edges(whole, laid), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -88,7 +88,7 @@ def test_no_array_of_all_tokens_by_all_words_is_ever_made(config, base):
         *(np.zeros((rows, 16), np.int32) for _ in range(2)),
         paths=np.zeros((rows, 1, 1), np.int32),
     )
-    lowered = jax.jit(lambda params, *batch: likelihood.edge_logp(wide, params, *batch)).lower(
+    lowered = jax.jit(lambda params, *batch: likelihood.edges(wide, params, *batch)).lower(
         params, *arrays[:-1]
     )
     assert f"{rows * nodes}x40000" not in lowered.as_text()

@@ -1,0 +1,115 @@
+"""`elm evaluate`: which methods work on which tasks, from names and flags or from a recipe."""
+
+from typing import Annotated, Any
+
+import typer
+
+from elm_jax.cli.opened import open_run, own_files
+from elm_jax.cli.options import (
+    DEFAULT_OUT,
+    Cache,
+    Coordinator,
+    DataDir,
+    GinBindings,
+    GinFiles,
+    Limit,
+    Multiprocess,
+    Names,
+    ProcessCount,
+    ProcessIndex,
+    RunDir,
+    TaskFiles,
+    TemplatesDir,
+)
+from elm_jax.cli.shown import show_outcome
+
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]], as roe:experts=3+ties; may be repeated.",
+    ),
+]
+
+
+def evaluate(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    method: Methods = None,
+    groups: Annotated[
+        list[str] | None, typer.Option("--groups", help="A group of tasks, as unseen; may be repeated.")
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Every expert on every task, and the best in hindsight.")
+    ] = False,
+    by: Annotated[str, typer.Option(help="How choices are scored: sum, mean or calibrated.")] = "sum",
+    seen: Annotated[
+        bool, typer.Option("--seen", help="Tasks whose data experts were trained on too, marked so.")
+    ] = False,
+    merged: Annotated[int, typer.Option(help="Retrieved experts to merge, without --method.")] = 3,
+    queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens scored at once.")] = 8192,
+    data_dir: DataDir = None,
+    templates_dir: TemplatesDir = None,
+    tasks: TaskFiles = None,
+    cache: Cache = None,
+    limit: Limit = None,
+    gin_file: GinFiles = None,
+    gin_bindings: GinBindings = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", "--dry_run", help="Say how much is to be scored, and how long."),
+    ] = False,
+    multiprocess: Multiprocess = False,
+    coordinator: Coordinator = None,
+    process_count: ProcessCount = None,
+    process_index: ProcessIndex = None,
+) -> None:
+    """Compare methods on unseen tasks: route, merge, score, report.
+
+    What is scored already is kept: an evaluation that was stopped goes on where it was when the same command
+    is given again.
+    """
+    from elm_jax.runs import evaluate as runs
+    from elm_jax.runs.workspace import Workspace
+
+    if multiprocess:
+        from elm_jax.runs import hosts
+
+        hosts.join(hosts.Hosts(coordinator, process_count, process_index))
+    told: dict[str, Any] = {"told": _show if dry_run else _tell, "dry_run": dry_run}
+    if gin_file:
+        from elm_jax.runs import recipes
+
+        outcome = recipes.bound(runs.evaluate, gin_file, gin_bindings or [])(**told)
+    else:
+        from elm_jax.runs import data
+        from elm_jax.tasks.specs import task_specs
+
+        runs.check(Workspace.at(run), method)
+        opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
+        for group in groups or []:
+            task_specs(group)  # a name that is no group's is refused
+        wanted = [*(names or []), *(groups or [])]
+        outcome = runs.compare(
+            opened,
+            data.choose(wanted, opened.source, evaluation=True),
+            methods=method,
+            queries=queries,
+            merged=merged,
+            batch_tokens=batch_tokens,
+            by=by,
+            oracle=oracle,
+            seen=seen,
+            **told,
+        )
+    if outcome is not None:
+        show_outcome(outcome)
+
+
+def _show(estimate: Any) -> None:
+    print(estimate)
+
+
+def _tell(estimate: Any) -> None:
+    typer.echo(str(estimate), err=True)

@@ -1,0 +1,75 @@
+"""Documents: a report as one Markdown file and as CSV, with every number that the page shows or more."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from elm_jax.records import Report
+from elm_jax.reporting import tables
+
+
+def markdown(report: Report) -> str:
+    """Returns the report as one Markdown document."""
+    parts = ["# Report\n"]
+    note = report.environment.get("note")
+    parts += [f"{_cell(note)}\n"] if isinstance(note, str) else []
+    others = (tables.generated_table, tables.comparisons_table, tables.selections_table)
+    made = [*([tables.methods_table(report)] if report.means else []), *(of(report) for of in others)]
+    parts += [to_markdown(table) for table in made if table.rows]
+    environment = tuple((name, value) for name, value in flat(report.environment) if name != "note")
+    parts.append(to_markdown(tables.Table("Environment", ("what", "value"), environment)))
+    return "\n".join(parts)
+
+
+def to_markdown(table: tables.Table) -> str:
+    """Returns a table as Markdown; the bar between cells, line breaks and markup in names stay text."""
+    numeric = {
+        column
+        for column in range(1, len(table.header))
+        if all(row[column][:1] in "+-–<[0123456789" for row in table.rows)
+    }
+    rule = ["---:" if column in numeric else "---" for column in range(len(table.header))]
+    lines = [f"## {table.title}", ""]
+    lines += ["| " + " | ".join(map(_cell, line)) + " |" for line in (table.header,)]
+    lines.append("| " + " | ".join(rule) + " |")
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
+    return "\n".join([*lines, *(["", table.caption] if table.caption else []), ""])
+
+
+def csv_rows(report: Report) -> str:
+    """Returns one CSV line for each method, task and prompt, in full precision; fractions, not percent."""
+    labels = {row["method"]: row["labels"] for row in report.methods}
+    names = ("method", "task", "prompt", "n", "accuracy", "low", "high", "chance", "seen", "labels")
+    rows = ({**row, "seen": int(row["seen"]), "labels": labels[row["method"]]} for row in report.rows)
+    return _csv(names, rows)
+
+
+def csv_generated(report: Report) -> str:
+    """Returns one CSV line for each method, task and prompt answered in free text; percent."""
+    names = ("method", "task", "prompt", "n", "measure", "value", "low", "high", "seen")
+    return _csv(names, ({**row, "seen": int(row["seen"])} for row in report.generated))
+
+
+def _csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([row[name] for name in names] for row in rows)
+    return out.getvalue()
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Returns nested values as (dotted name, text), in order."""
+    if isinstance(value, Mapping):
+        return [pair for key, v in value.items() for pair in flat(v, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [(name, ", ".join(map(str, value)))]
+    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
+
+
+def _cell(text: str) -> str:
+    # Brackets and "<" stay plain where they cannot open a link or a tag: intervals and p values read better.
+    escaped = re.sub(r"[\\|`*]|<(?=\S)|\](?=[(\[])", lambda mark: "\\" + mark.group(), text)
+    return " ".join(escaped.split())

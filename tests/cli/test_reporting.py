@@ -1,0 +1,86 @@
+"""`elm report`: tables of one run, two runs side by side, one sentence for a mistake."""
+
+import json
+
+import pytest
+
+from elm_jax import cli
+from elm_jax.records import TaskScores
+from elm_jax.runs import report as reports
+from elm_jax.runs.workspace import Workspace
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of ten rows: `roe` gets 3 right in the first, 8 in the second."""
+    places = []
+    for name, right in (("first", 3), ("second", 8)):
+        rows = tuple(f"row-{row}" for row in range(10))
+        scores = [
+            TaskScores(
+                "a/1",
+                method,
+                rows,
+                ((-1.0, -2.0),) * 10,
+                tuple(int(row >= n) for row in range(10)),
+                (0,) * 10,
+            )
+            for method, n in (("base", 2), ("roe", right))
+        ]
+        places.append(str(tmp_path / name))
+        workspace = Workspace.open(places[-1], create=True)
+        given = {"workspace": workspace, "environment": {}, "families": {}}
+        reports.report(scores, [("roe", "base")], [], [], **given)
+    return places
+
+
+def said(capsys, *arguments):
+    cli.app(["report", *arguments], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_one_run_is_shown_as_tables_with_the_path_of_its_page(runs, capsys):
+    for arguments in ([runs[0]], ["--run", runs[0]]):
+        told = said(capsys, *arguments)
+        assert "Accuracy in percent" in told
+        assert "roe − base" in told
+        assert told.splitlines()[-1].endswith("report.html")
+
+
+def test_one_run_as_json_is_its_report(runs, capsys):
+    assert [mean["macro"] for mean in json.loads(said(capsys, runs[1], "--json"))["means"]] == [0.2, 0.8]
+
+
+def test_two_runs_are_compared_in_markdown(runs, capsys):
+    lines = said(capsys, *runs).splitlines()
+    assert lines[0] == "## Second run − first run"
+    (roe,) = [line for line in lines if line.startswith("| roe | 30.0 ")]
+    assert " | +50.0 | " in roe
+    assert " | 5 : 0 | " in roe
+    assert "## Difference by task" in lines
+
+
+def test_two_runs_are_compared_in_json(runs, capsys):
+    found = json.loads(said(capsys, *runs, "--method", "base=roe", "--json"))
+    assert (found["first"], found["second"]) == tuple(runs)
+    (row,) = found["comparisons"]
+    assert (row["b"], row["a"], row["difference"]) == ("base", "roe", pytest.approx(0.6))
+    assert [told["task"] for told in row["by_task"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["{0}", "{1}", "{0}"], "two to compare, but 3 came"),
+        (["{0}", "--method", "roe"], "--method chooses what is compared of two runs"),
+        (["{0}", "{1}", "--method", "rose"], "No method named 'rose'"),
+        (["{0}/nothing"], "no directory is there"),
+    ],
+)
+def test_a_mistake_is_one_sentence(runs, capsys, extra, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", *(word.format(*runs) for word in extra)])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in told
+    assert told.count("\n") == 1

@@ -1,0 +1,152 @@
+"""A report comes back from its folder as it was; what is none is refused, with what to do."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from elm_jax.errors import UserError
+from elm_jax.records import Report
+from elm_jax.reporting import folder, metrics
+from elm_jax.reporting.folder import read_report, read_rows, write_report
+from elm_jax.reporting.summary import summarise
+
+
+def test_a_report_comes_back_as_it_was_and_makes_the_same_pages(report, tmp_path):
+    paths = write_report(report, tmp_path / "new" / "report")
+    assert {ending: path.name for ending, path in paths.items()} == {
+        ending: f"report.{ending}" for ending in ("html", "md", "csv", "json")
+    }
+    assert sorted(file.name for file in paths["json"].parent.iterdir()) == sorted(
+        p.name for p in paths.values()
+    )
+    read = read_report(paths["json"].parent)
+    assert read == report
+    again = write_report(read, tmp_path / "again")
+    assert all(again[ending].read_bytes() == path.read_bytes() for ending, path in paths.items())
+
+
+def test_the_json_is_the_record_field_by_field(report, tmp_path):
+    value = json.loads(write_report(report, tmp_path)["json"].read_text())
+    assert set(value) == {"format", *(part.name for part in dataclasses.fields(Report))}
+    assert {"method", "task", "prompt", "n", "accuracy", "low", "high"} <= value["rows"][0].keys()
+    assert value["environment"]["versions"]["jax"] == "0.10.2"
+
+
+def test_the_csv_holds_every_number_in_full(report, tmp_path):
+    lines = list(csv.DictReader(write_report(report, tmp_path)["csv"].read_text().splitlines()))
+    assert [float(line["accuracy"]) for line in lines] == [row["accuracy"] for row in report.rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ('{"format": 99}', "should have format 1, but 99 came"),
+        ('{"format": 1, "name": "an expert"}', "is no report of this version: it lacks rows, means"),
+    ],
+)
+def test_a_foreign_file_is_refused(tmp_path, content, message):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize("part", [*folder.PARTS, "environment"])
+def test_a_part_of_another_shape_is_refused_by_name(report, tmp_path, part):
+    value = json.loads(json.dumps({"format": 1, **dataclasses.asdict(report)}))
+    for foreign in ("text", 5, [{"something": "else"}]):
+        (tmp_path / "report.json").write_text(json.dumps({**value, part: foreign}))
+        with pytest.raises(UserError, match=f"is no report.*: its {part} should be"):
+            read_report(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["format", "environment", *folder.PARTS]), st.just(1) | JSON))
+def test_any_other_json_is_a_report_or_one_clear_error(tmp_path, value):
+    (tmp_path / "report.json").write_text(json.dumps(value))
+    whole = value.get("format") == 1 and isinstance(value.get("environment"), dict)
+    whole = whole and all(value.get(part) == [] for part in folder.PARTS)
+    if whole:
+        assert read_report(tmp_path) == Report((), (), (), (), value["environment"])
+    else:
+        with pytest.raises(UserError, match=r"report\.json"):
+            read_report(tmp_path)
+
+
+def test_a_missing_directory_or_file_is_said_so(tmp_path):
+    with pytest.raises(UserError, match=r"no directory is there\. Evaluate into it first"):
+        read_report(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="but no file is there"):
+        read_report(tmp_path)
+
+
+def test_an_unwritable_directory_is_refused(report, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(report, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"format": 99}', "should have format 1"), ('{"format": 1, "rows": []}', "it lacks means")],
+)
+def test_a_report_of_another_version_is_refused_with_what_to_do(tmp_path, content, message):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(UserError, match=rf"{message}.*Evaluate once more with `elm evaluate`"):
+        read_report(tmp_path)
+
+
+def test_what_was_right_row_by_row_comes_back(make_task, tmp_path):
+    scores = [
+        make_task("a/1", "base", [True, False, True], row_ids=["x", "y", "z"]),
+        make_task("b/1", "base", [False]),
+        dataclasses.replace(make_task("b/1", "roe", [True]), seen=True),
+    ]
+    turned = {"row_ids": ("z", "y", "x"), "labels": (2, 1, 0), "predictions": (0, 1, 0)}
+    scores.insert(1, dataclasses.replace(scores[0], method="roe", **turned))
+    report = summarise(scores, [], {}, samples=10)
+    write_report(report, tmp_path, scores)
+    read = read_rows(tmp_path, read_report(tmp_path))
+    found = {
+        (task.method, task.task): (task.row_ids, metrics.hits(task).tolist())
+        for tasks in read.values()
+        for task in tasks
+    }
+    assert found == {
+        ("base", "a/1"): (("x", "y", "z"), [True, False, True]),
+        ("roe", "a/1"): (("z", "y", "x"), [False, True, True]),
+        ("base", "b/1"): (("row-0",), [False]),
+        ("roe", "b/1"): (("row-0",), [True]),
+    }
+    assert [task.seen for task in read["roe"]] == [False, True]
+
+
+def test_rows_that_are_missing_or_of_another_report_are_refused(make_task, tmp_path):
+    scores = [make_task("a/1", "base", [True, False])]
+    report = summarise(scores, [], {})
+    write_report(report, tmp_path)
+    with pytest.raises(UserError, match=r"no file is there\. Evaluate once more"):
+        read_rows(tmp_path, report)
+    write_report(report, tmp_path, scores)
+    other = summarise([make_task("a/1", "base", [True, True])], [], {})
+    with pytest.raises(UserError, match=r"is of another report\. Evaluate once more"):
+        read_rows(tmp_path, other)
+
+
+def test_generated_answers_have_a_csv_of_their_own(tmp_path):
+    row = {"method": "roe", "task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.5}
+    row |= {"low": None, "high": None, "seen": True}
+    write_report(summarise([], [], {}, generated=[row]), tmp_path)
+    (line,) = csv.DictReader((tmp_path / "generated.csv").read_text().splitlines())
+    assert line == {**{name: str(value) for name, value in row.items()}, "low": "", "high": "", "seen": "1"}

@@ -1,0 +1,316 @@
+"""Evaluation by any methods: what each of them is scored with, that nothing is done twice, what is marked."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elm_jax.engine import evaluate as engine
+from elm_jax.engine import generate as writing
+from elm_jax.errors import ContaminationError, UserError
+from elm_jax.library.store import Library
+from elm_jax.records import TaskScores
+from elm_jax.runs import choices as choosing
+from elm_jax.runs import data, evaluate, rows, scores
+from elm_jax.runs.rows import Cell
+from elm_jax.tasks import datasets
+
+from .conftest import BOTTLENECK, LORA, ROWS, TRAINED, UNSEEN, add_expert
+
+METHODS = (
+    "roe",
+    "roe:experts=2+average",
+    "bm25",
+    "centroid",
+    "uniform",
+    "roe_per_instance",
+    f"one=fixed:expert={TRAINED[2]}",
+)
+TOKENS = ("arrow:k=2", "spectr:k=2", "average_activation:k=2", "mbc:groups=2", "lorahub:shots=3,trials=8")
+
+
+@pytest.fixture(scope="module")
+def run(make_run):
+    return make_run()
+
+
+@pytest.fixture(scope="module")
+def outcome(run, unseen):
+    return evaluate.compare(run, unseen, methods=METHODS, queries=4, oracle=True)
+
+
+@pytest.fixture(scope="module")
+def lora(make_run):
+    return make_run(LORA)
+
+
+def kept(run, task, scorer):
+    """The scores of a file, by row."""
+    where = rows.file(run.workspace.scores, Cell(task, scorer), ())
+    return {row["row"]: row for row in map(json.loads, where.read_text().splitlines()[1:])}
+
+
+def accuracies(outcome):
+    return {(row["method"], row["prompt"]): row["accuracy"] for row in outcome.report.rows}
+
+
+def never(*arguments, **options):
+    raise AssertionError("work was repeated")
+
+
+def test_every_method_has_every_task_and_says_what_it_is(outcome):
+    names = ["base", *METHODS[:-1], "one", "best_single", "oracle"]
+    assert {row["method"] for row in outcome.report.rows} == set(names)
+    assert len(outcome.report.rows) == 2 * len(names)
+    told = {row["method"]: row for row in outcome.report.methods}
+    assert told["roe:experts=2+average"]["merge"] == "average"
+    assert told["roe"]["merge"] is None
+    assert told["one"]["router"] == f"fixed:expert={TRAINED[2]}"
+    assert told["oracle"]["labels"] == "hindsight"
+    assert len(outcome.report.matrix) == len(TRAINED) * 2
+
+
+def test_a_fixed_expert_and_the_oracle_are_what_the_matrix_says(outcome):
+    matrix = {(row["expert"], row["prompt"]): row["accuracy"] for row in outcome.report.matrix}
+    found = accuracies(outcome)
+    for prompt in {prompt for _, prompt in matrix}:
+        assert found["one", prompt] == matrix[TRAINED[2], prompt]
+        assert found["oracle", prompt] == max(matrix[expert, prompt] for expert in TRAINED)
+
+
+def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
+    del outcome
+    chosen = choosing.kept(run.workspace)
+    task = unseen[0].id
+    experts = chosen.scorers["roe_per_instance"][task]
+    assert len(experts) == ROWS
+    assert len(set(experts)) > 1
+    examples = data.examples(unseen[0], run.source)
+    cells = scores.cells_of(task, experts)
+    found = scores.of_rows(scores.score(run, cells, unseen), task, experts, "each")
+    assert found.row_ids == tuple(example.row_id for example in examples)
+    for expert, row, own in zip(experts, found.row_ids, found.scores, strict=True):
+        np.testing.assert_allclose(own, kept(run, task, expert)[row]["scores"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outcome, monkeypatch):
+    monkeypatch.setattr(engine, "score_rows", never)
+    again = evaluate.compare(run, unseen, methods=METHODS, queries=4, oracle=True)
+    assert again.report.rows == outcome.report.rows
+    assert again.report.comparisons == outcome.report.comparisons
+    assert again.report.examples == outcome.report.examples
+
+
+def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
+    run = make_run()
+    outcome = evaluate.compare(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+    files = {file.name for file in run.workspace.scores.glob("*/*/*")}
+    assert files == {"base.jsonl", "mini_size_animal%2Fbeside%20a%20dog.jsonl"}
+    assert outcome.report.matrix == ()
+
+
+def test_experts_of_several_kinds_are_evaluated_together(make_run, unseen):
+    kinds = dict(zip(TRAINED, [BOTTLENECK, ("bottleneck", {"width": 6}), LORA, ("full", {})], strict=True))
+    outcome = evaluate.compare(make_run(kinds), unseen, queries=4, oracle=True)
+    assert [row["method"] for row in outcome.report.means] == ["base", "roe_top1", "best_single", "oracle"]
+    assert {row["expert"] for row in outcome.report.matrix} == set(TRAINED)
+
+
+def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unseen):
+    outcome = evaluate.compare(lora, unseen, methods=TOKENS, queries=4)
+    assert {row["method"] for row in outcome.report.rows} == {"base", *TOKENS}
+    labels = {row["method"]: row["labels"] for row in outcome.report.methods}
+    assert labels[TOKENS[-1]] == "few"
+    assert {labels[method] for method in TOKENS[:-1]} == {"none"}
+    # The task has no training split: the three rows that were shown count for no method.
+    assert {row["n"] for row in outcome.report.rows} == {ROWS - 3}
+    chosen = choosing.kept(lora.workspace)
+    assert len(chosen.gates) == 3
+    assert {len(rows) for rows in chosen.left_out.values()} == {3}
+    fitted = [row for row in outcome.report.selections if row["router"] == "lorahub"]
+    assert len(fitted) == 2
+    assert set(fitted[0]["weights"]) == set(TRAINED)
+
+
+def test_gates_are_scored_once_and_anew_where_an_expert_is_another(lora, unseen, monkeypatch):
+    evaluate.compare(lora, unseen, methods=["arrow:k=1"], queries=4)
+    before = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "score_rows", never)
+        evaluate.compare(lora, unseen, methods=["arrow:k=1"], queries=4)
+    add_expert(lora, TRAINED[0], *LORA, seed=9)
+    evaluate.compare(lora, unseen, methods=["arrow:k=1"], queries=4)
+    after = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
+    assert after != before
+    assert kept(lora, unseen[0].id, after) != kept(lora, unseen[0].id, before)
+
+
+def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
+    only = TRAINED[1]
+    evaluate.compare(
+        lora,
+        unseen,
+        experts=[only],
+        methods=["spectr", f"fixed:expert={only}", "lorahub:trials=3"],
+        queries=4,
+    )
+    chosen = choosing.kept(lora.workspace).scorers["spectr"]
+    for spec in unseen:
+        gated, alone = kept(lora, spec.id, chosen[spec.id]), kept(lora, spec.id, only)
+        for row, own in alone.items():
+            np.testing.assert_allclose(gated[row]["scores"], own["scores"], rtol=1e-4, atol=1e-4)
+
+
+def test_an_expert_is_never_called_unseen_on_its_own_dataset(run, unseen):
+    trained = data.choose([TRAINED[0]])
+    with pytest.raises(ContaminationError, match="with --seen"):
+        evaluate.compare(run, [*unseen, *trained], methods=["roe"])
+
+
+def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(run):
+    specs = data.choose([TRAINED[0]], evaluation=True)
+    methods = ["roe", "roe:seen=true", "uniform", f"other=fixed:expert={TRAINED[2]}"]
+    methods += [f"own=fixed:expert={TRAINED[0]}"]
+    outcome = evaluate.compare(run, specs, methods=methods, queries=4, oracle=True, seen=True)
+    marked = {row["method"]: row["seen"] for row in outcome.report.rows}
+    assert marked["own"] is True
+    assert not any(marked[name] for name in ("base", "roe", "uniform", "other", "oracle", "best_single"))
+    seen = {row["expert"]: row["seen"] for row in outcome.report.matrix}
+    assert seen == {name: name.startswith("mini_size_animal/") for name in TRAINED}
+    chosen = choosing.kept(run.workspace)
+    assert chosen.scorers["roe"][specs[0].id] in TRAINED[2:]
+    (uniform,) = chosen.composites.values()
+    assert uniform.members == tuple(sorted(TRAINED[2:]))
+
+
+def test_other_ways_to_score_are_made_of_sums_without_the_network(run, unseen, outcome, monkeypatch):
+    del outcome
+    task, cells = unseen[0].id, [Cell(unseen[0].id, TRAINED[0])]
+    scores.score(run, cells, unseen, by="calibrated")
+    monkeypatch.setattr(engine, "score_rows", never)
+    ranked = scores.ranked_rows(run, {task: data.examples(unseen[0], run.source)})[task]
+    sums = scores.score(run, cells, unseen)[cells[0]].scores
+    mean = scores.score(run, cells, unseen, by="mean")[cells[0]].scores
+    calibrated = scores.score(run, cells, unseen, by="calibrated")[cells[0]].scores
+    for row, own, per_token, less in zip(ranked, sums, mean, calibrated, strict=True):
+        lengths = [len(answer) for answer in row.answers]
+        np.testing.assert_allclose(per_token, np.array(own) / lengths, rtol=1e-5)
+        # All rows of the task have the same two choices, so what is taken off is the same for all.
+        np.testing.assert_allclose(np.subtract(own, less), np.subtract(sums[0], calibrated[0]), atol=1e-4)
+    where = rows.file(run.workspace.scores, cells[0], (), "mean")
+    assert json.loads(where.read_text().splitlines()[0])["score"] == "mean"
+
+
+def test_a_way_to_score_that_does_not_exist_is_refused_before_routing(run, unseen):
+    with pytest.raises(UserError, match="No score named 'summ'"):
+        evaluate.compare(run, unseen, by="summ")
+
+
+def test_examples_to_look_at_start_with_what_the_first_retrieval_got_wrong(outcome):
+    examples = outcome.report.examples
+    right = [example["answers"]["roe"]["right"] for example in examples]
+    assert len(examples) == 2 * ROWS
+    assert right == sorted(right)
+    first = examples[0]
+    assert first["answers"]["roe"]["prediction"] in first["choices"]
+    assert first["answers"]["roe"]["prediction"] != first["target"]
+    assert len(first["answers"]["base"]["scores"]) == len(first["choices"])
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Two tasks of one's own over the same rows, one with choices and one that is answered in free text."""
+    monkeypatch.setattr(datasets, "_added", {})
+    lines = [{"text": f"a small dog {number}", "label": number % 2} for number in range(6)]
+    (tmp_path / "pets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "pets.yaml").write_text(
+        """
+datasets:
+  pets:
+    jsonl: {validation: pets.jsonl}
+    split: validation
+    prompts:
+      choose:
+        answer_choices: "cat ||| dog"
+        jinja: "{{text}} what ||| {{answer_choices[label]}}"
+      say:
+        metric: exact_match
+        jinja: "{{text}} say ||| {{['cat', 'dog'][label]}}"
+"""
+    )
+    return data.choose([str(tmp_path / "pets.yaml")], evaluation=True)
+
+
+def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, monkeypatch):
+    methods = ["roe", "roe_per_instance", "roe:experts=2"]
+    outcome = evaluate.compare(run, written, methods=methods, queries=4, oracle=True)
+    assert {row["prompt"] for row in outcome.report.rows} == {"choose"}
+    found = {row["method"]: row for row in outcome.report.generated}
+    assert set(found) == {"base", *methods, "best_single", "oracle"}
+    assert {row["measure"] for row in found.values()} == {"exact match"}
+    assert {(row["task"], row["prompt"], row["n"], row["seen"]) for row in found.values()} == {
+        ("pets", "say", 6, False)
+    }
+    assert found["oracle"]["value"] >= found["best_single"]["value"]
+    said = [example for example in outcome.report.examples if example["prompt"] == "say"]
+    assert len(said) == 6
+    assert said[0]["choices"] == []
+    assert said[0]["answers"]["roe"]["scores"] is None
+    monkeypatch.setattr(writing, "generate_rows", never)
+    again = evaluate.compare(run, written, methods=methods, queries=4, oracle=True)
+    assert again.report.generated == outcome.report.generated
+
+
+def test_tasks_that_are_all_answered_in_free_text_are_reported_alone(run, written):
+    outcome = evaluate.compare(run, [written[1]], methods=["roe", "lorahub:shots=2,trials=8"], queries=4)
+    assert outcome.report.rows == ()
+    assert {row["n"] for row in outcome.report.generated} == {4}
+
+
+def test_an_estimate_comes_first_and_a_dry_run_scores_nothing(make_run, unseen, monkeypatch):
+    run = make_run()
+    told = []
+    methods = [f"fixed:expert={TRAINED[0]}"]
+    assert evaluate.compare(run, unseen, methods=methods, told=told.append, dry_run=True) is None
+    (ahead,) = told
+    assert (ahead.work.cells, ahead.work.pairs) == (4, 4 * ROWS)
+    assert ahead.work.tokens > 0
+    assert ahead.rate > 0
+    assert "48 pairs of row and expert in 4 files" in str(ahead)
+    assert not run.workspace.scores.exists()
+    evaluate.compare(run, unseen, methods=methods)
+    evaluate.compare(run, unseen, methods=methods, told=told.append, dry_run=True)
+    assert str(told[1]) == "Nothing is left to score: all of it is kept from before."
+
+
+def test_a_multitask_expert_that_is_not_there_is_asked_for_in_vain(run, unseen):
+    with pytest.raises(UserError, match="An expert that was trained on many tasks is wanted"):
+        evaluate.compare(run, unseen, methods=["multitask"])
+
+
+def test_methods_are_judged_before_a_base_is_read(run):
+    with pytest.raises(UserError, match="Router 'arrow' compares LoRA experts"):
+        evaluate.check(run.workspace, ["arrow"])
+    with pytest.raises(UserError, match="Did you mean 'roe'"):
+        evaluate.check(run.workspace, ["reo"])
+
+
+def test_more_shots_than_rows_are_refused(lora, unseen):
+    with pytest.raises(UserError, match=f"{ROWS} labelled rows of '{UNSEEN}/.*' are wanted for LoraHub"):
+        evaluate.compare(lora, unseen, methods=[f"lorahub:shots={ROWS}"])
+
+
+def test_shots_come_from_a_training_split_where_there_is_one(lora):
+    specs = data.choose(["mini_opposite_word"], evaluation=True)[:1]
+    outcome = evaluate.compare(lora, specs, methods=["lorahub:shots=3,trials=8"])
+    assert {row["n"] for row in outcome.report.rows} == {ROWS}
+    (fitted,) = choosing.kept(lora.workspace).composites.values()
+    recipe = Library.open(lora.workspace.composites).spec(fitted.id).recipe
+    assert all(row.startswith("train-") for row in recipe["shots"])
+
+
+def test_scores_with_rows_left_out_keep_the_others_in_order():
+    found = TaskScores("t/p", "m", ("a", "b", "c"), ((1.0,), (2.0,), (3.0,)), (0, 0, 0), (0, 0, 0))
+    assert scores.without_rows(found, ["b"]).row_ids == ("a", "c")
+    assert scores.without_rows(found, ["b"]).scores == ((1.0,), (3.0,))
+    assert scores.without_rows(found, []) == found

@@ -1,0 +1,25 @@
+"""Work that processes share: each item belongs to exactly one, and none has much more than another."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elm_jax.runs import hosts
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 5))
+def test_every_item_is_in_one_part_and_order_is_kept(costs, count):
+    items = list(range(len(costs)))
+    parts = [hosts.part(items, costs, count, index) for index in range(count)]
+    assert [item for part in parts for item in part] == items
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 5))
+def test_parts_cost_the_same_up_to_one_item(costs, count):
+    items = list(range(len(costs)))
+    for index in range(count):
+        own = sum(costs[item] for item in hosts.part(items, costs, count, index))
+        assert abs(own - sum(costs) / count) <= max(costs)
+
+
+def test_one_process_has_everything():
+    assert hosts.share("abc", lambda item: 1) == ["a", "b", "c"]
