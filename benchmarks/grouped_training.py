@@ -43,14 +43,16 @@ import numpy as np
 from benchmarks import torch_training, training_rows
 from benchmarks.rank_scoring import SHARED, matmul_rate, pytorch, ratio
 from benchmarks.torch_training import Tally
-from elm_jax.engine import batches
+from elm_jax.axes import PAD
+from elm_jax.engine import batches, evaluate
 from elm_jax.engine.batches import Offer
 from elm_jax.engine.group import Group, Plan
-from elm_jax.engine.jobs import Job
+from elm_jax.engine.jobs import Job, rows_of_step
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
 from elm_jax.runs import flops
+from elm_jax.scoring.buckets import Row
 from elm_jax.training import step
 
 SIDES = ("separate_runs", "grouping", "pytorch", "peft")
@@ -137,6 +139,8 @@ def steady(
     )
     runs: dict[str, Run] = {}
     result: dict[str, Any] = {"shapes": {}}
+    if {"pytorch", "peft"} & set(sides):
+        result["loss"] = losses(config, params, jobs)
     if {"grouping", "pytorch"} & set(sides):
         runs["group"] = grouped(config, base, jobs, Plan("bottleneck", places=len(jobs)), result["shapes"])
     if "grouping" in sides:
@@ -229,6 +233,23 @@ def theirs(config: T5Config, params: Any, jobs: Sequence[Job], kind: str) -> tup
     """Returns PyTorch's, and the attention that it was fastest with."""
     trainer, attention = torch_training.fastest(lambda: pytorch(config, params), jobs, kind)
     return trainer.run, attention
+
+
+def losses(config: T5Config, params: Any, jobs: Sequence[Job]) -> dict[str, float]:
+    """Returns the base's loss on the first rows of all jobs, ours and PyTorch's, which have to be one."""
+    import torch
+
+    chosen = [(job, row) for job in jobs for row in rows_of_step(job, 0)]
+    rows = [Row(job.prompts[row], [job.targets[row]]) for job, row in chosen]
+    scores = np.concatenate(evaluate.score_rows(config, params, rows))
+    prompts = torch.from_numpy(torch_training.padded([row.prompt for row in rows]))
+    targets = torch.from_numpy(torch_training.padded([row.answers[0] for row in rows]))
+    with torch.no_grad():
+        wanted = targets.masked_fill(targets == PAD, -100)
+        theirs = pytorch(config, params)(input_ids=prompts, attention_mask=prompts != PAD, labels=wanted).loss
+    found = {"ours": -float(scores.sum()) / int((targets != PAD).sum()), "pytorch": float(theirs)}
+    assert abs(found["ours"] - found["pytorch"]) < 1e-4 * found["pytorch"], found
+    return found
 
 
 def cost(

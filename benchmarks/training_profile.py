@@ -36,12 +36,12 @@ COUNT = 4  # batches
 # The first that fits a compiled operation's name in the network, or its own.
 KINDS = {
     "experts": r"bn[gio],b\w+->|_adapter|layers/bn|bgd|scatter|gather",
-    "attention": r"nhqk|nqhd|nkhd|attention/(reduce|sub|exp|mul|checkpoint|drop|jit)|checkpoint/(reduce|sub|exp)",
+    "attention": r"n[hqk]{2,3}d?|attention/(reduce|sub|exp|mul|drop|jit)|checkpoint/(reduce|sub|exp)",
     "output layer and loss": r"logits_dense|project|log_softmax|logsumexp",
     "products of the base": r"/(query|key|value|out|wi_\d|wi|wo)/dot_general",
     "dropout": r"drop|select_n|xor|shift",
     "norms and activations": r"norm|tanh|gelu|rsqrt|integer_pow|mlp/",
-    "keeping and cutting what the scan over layers needs": r"dynamic_(update_)?(index|slice)|broadcast_in_dim",
+    "keeping and cutting for the scan over layers": r"dynamic_(update_)?(index|slice)|broadcast_in_dim",
 }
 
 
@@ -128,7 +128,7 @@ def kind_of(operation: str, asked: str) -> str:
     if operation.startswith(("while", "call")):
         return "loops themselves"
     if re.match(r"wrapped_broadcast|copy|bitcast_dynamic|dynamic-slice", operation):
-        return "keeping and cutting what the scan over layers needs"
+        return "keeping and cutting for the scan over layers"
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, asked)), "other")
 
 
