@@ -10,6 +10,9 @@ from urllib.parse import quote, unquote
 
 from elm_jax.errors import UserError
 
+FEW = 20
+"""As many names are all told where none is near."""
+
 
 def task_id(dataset: str, prompt: str) -> str:
     """Returns the id of a (dataset, prompt) pair.
@@ -69,4 +72,6 @@ def resolve(name: str, known: Iterable[str], *, kind: str, where: str) -> str:
         return name
     near = near_matches(name, known)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    if not near and 0 < len(known) <= FEW:
+        hint = f" There are {', '.join(known)}."
     raise UserError(f"No {kind} named {name!r} in {where} ({len(known)} known).{hint}")

@@ -39,6 +39,13 @@ def test_a_trailing_space_belongs_to_the_name():
         names.resolve("imdb/Sentiment with choices", EXPERTS, kind="expert", where="the library")
 
 
+def test_where_no_name_is_near_a_few_are_all_told_and_many_are_counted():
+    with pytest.raises(UserError, match=r"\(2 known\)\. There are red, blue\."):
+        names.resolve("xyz", ["red", "blue"], kind="colour", where="the box")
+    with pytest.raises(UserError, match=r"\(21 known\)\.$"):
+        names.resolve("xyz", [f"c{number}" for number in range(21)], kind="colour", where="the box")
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'cosmos_qa/only_question_answer'"):
         names.resolve("cosmos_qa/only_question_anwser", EXPERTS, kind="expert", where="the library")

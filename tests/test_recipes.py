@@ -6,7 +6,8 @@ from pathlib import Path
 import gin
 import pytest
 
-from elm_jax.runs import recipes
+from elm_jax.runs import data, recipes
+from elm_jax.runs import methods as ways
 
 ROOT = Path(__file__).parents[1] / "gin"
 COMPLETE = sorted((ROOT / "recipes").glob("*.gin"))
@@ -85,3 +86,11 @@ def test_what_a_recipe_binds_reaches_the_function():
     budget = recipes.bound(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
     assert budget.steps == 11
     assert budget.kind == "bottleneck"
+
+
+def test_the_recipe_for_evaluation_names_the_papers_tasks_and_methods_that_can_be_together():
+    recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")])
+    specs = data.choose(gin.query_parameter("%EVAL_TASKS"), evaluation=True)
+    assert len({spec.id for spec in specs}) == 113 + 13
+    methods = ways.parse_all(gin.query_parameter("%METHODS"))
+    assert [method.router for method in methods] == ["roe", "roe", "roe_per_instance", "bm25", "uniform"]

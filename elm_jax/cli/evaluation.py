@@ -1,5 +1,7 @@
 """`elm evaluate`: which methods work on which tasks, from names and flags or from a recipe."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +24,18 @@ from elm_jax.cli.options import (
     TemplatesDir,
 )
 from elm_jax.cli.shown import show_outcome
+from elm_jax.errors import UserError
 
+BESIDE_RECIPE = {
+    "gin_file",
+    "gin_bindings",
+    "dry_run",
+    "multiprocess",
+    "coordinator",
+    "process_count",
+    "process_index",
+}
+"""Flags that stand beside a recipe; all else the recipe says."""
 Methods = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,6 +83,12 @@ def evaluate(
     What is scored already is kept: an evaluation that was stopped goes on where it was when the same command
     is given again.
     """
+    given = dict(locals())
+    if gin_file:
+        _require_recipe_alone(given)
+    for name in ("merged", "queries", "batch_tokens", "limit"):
+        if given[name] is not None and given[name] < 1:
+            raise UserError(f"A number of at least 1 is wanted for {_flag(name)}, but {given[name]} came.")
     from elm_jax.runs import evaluate as runs
     from elm_jax.runs.workspace import Workspace
 
@@ -105,6 +124,20 @@ def evaluate(
         )
     if outcome is not None:
         show_outcome(outcome)
+
+
+def _require_recipe_alone(given: Mapping[str, Any]) -> None:
+    """Refuses flags beside a recipe that it would not hear of."""
+    for name, parameter in inspect.signature(evaluate).parameters.items():
+        if name not in BESIDE_RECIPE and given[name] != parameter.default:
+            raise UserError(
+                f"With --gin_file the recipe says what is evaluated and how, but {_flag(name)} came too. "
+                "Give it as a macro, as --gin.METHODS=..., or leave the recipe out."
+            )
+
+
+def _flag(name: str) -> str:
+    return "the names of tasks" if name == "names" else f"--{name.replace('_', '-')}"
 
 
 def _show(estimate: Any) -> None:

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
 
 def show_outcome(outcome: "Outcome") -> None:
-    """Prints the one table, where the time went, and the path of the report."""
+    """Prints the methods' tables, where the time went, and the path of the report."""
     from elm_jax.reporting import tables
 
-    show(tables.methods_table(outcome.report), may_shrink=True)
+    if outcome.report.means:
+        show(tables.methods_table(outcome.report), may_shrink=True)
+    if outcome.report.generated:
+        show(tables.generated_table(outcome.report))
     spent = ", ".join(
         f"{title} {seconds:.1f}" for title, seconds in outcome.seconds.items() if seconds >= 0.05
     )

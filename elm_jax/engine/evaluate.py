@@ -68,8 +68,10 @@ def rate_rows(
         pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), int)], axis=1)
     found = buckets.items(rows)
     worth = worth_of_shape(params) if worth is None else worth
-    if shapes is None:
-        shapes = buckets.shapes(found, worth=worth * len(rows) / max(len(rows), len(pairs), 1))
+    # Answers of one prompt go together, so what rows alone fit into may not hold those of several.
+    shapes = shapes or ()
+    strays = [item for item in found if not any(buckets.holds(shape, item) for shape in shapes)]
+    shapes = [*shapes, *buckets.shapes(strays, worth=worth * len(rows) / max(len(rows), len(pairs), 1))]
     experts_of: dict[int, list[int]] = {}
     for row, expert in pairs.tolist():
         experts_of.setdefault(row, []).append(expert)

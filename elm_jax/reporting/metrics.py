@@ -8,7 +8,8 @@ scripts print as overall). They differ by points where datasets have different n
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -29,6 +30,17 @@ class Accuracy:
     accuracy: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many rows of a task a method got right, where the rows themselves are not at hand."""
+
+    task: str
+    method: str
+    n: int
+    right: int
+    seen: bool = False  # as in TaskScores
 
 
 @dataclass(frozen=True)
@@ -87,16 +99,25 @@ def wilson(share: float, n: float | int, *, level: float = LEVEL) -> tuple[float
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def accuracy(scores: TaskScores) -> Accuracy:
-    """Returns one task's share of right rows with its Wilson interval."""
+def count(scores: TaskScores) -> Count:
+    """Returns how many rows are right; raises what `hits` raises."""
     right = hits(scores)
-    share = float(right.mean())
-    return Accuracy(len(right), share, *wilson(share, len(right)))
+    return Count(scores.task, scores.method, len(right), int(right.sum()), scores.seen)
 
 
-def by_dataset(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
+def accuracy(scores: TaskScores | Count) -> Accuracy:
+    """Returns one task's share of right rows with its Wilson interval."""
+    counted = scores if isinstance(scores, Count) else count(scores)
+    share = counted.right / counted.n
+    return Accuracy(counted.n, share, *wilson(share, counted.n))
+
+
+Of = TypeVar("Of", TaskScores, Count)
+
+
+def by_dataset(scores: Sequence[Of]) -> dict[str, list[Of]]:
     """Groups one method's scores by dataset, in order of first appearance."""
-    found: dict[str, list[TaskScores]] = {}
+    found: dict[str, list[Of]] = {}
     for task in scores:
         found.setdefault(split_id(task.task)[0], []).append(task)
     return found
@@ -105,6 +126,13 @@ def by_dataset(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
 def macro_mean(scores: Sequence[TaskScores]) -> Accuracy:
     """Returns the mean over datasets of the mean over prompts, with an interval that knows of shared rows."""
     return _mean(scores, lambda prompts, datasets, _: 1 / (prompts * datasets))
+
+
+def macro_share(counts: Sequence[Count]) -> float:
+    """Returns the macro mean alone, of one task or more."""
+    datasets = by_dataset(counts).values()
+    of_each = (fmean(prompt.right / prompt.n for prompt in prompts) for prompts in datasets)
+    return fmean(of_each)
 
 
 def micro_mean(scores: Sequence[TaskScores]) -> Accuracy:

@@ -25,7 +25,7 @@ def summarise(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     baseline: str | None = "base",
-    experts_matrix: Iterable[TaskScores] = (),
+    experts_matrix: Iterable[metrics.Count] = (),
     families: Mapping[str, str] | None = None,
     methods: Sequence[Mapping[str, Any]] = (),
     generated: Sequence[Mapping[str, Any]] = (),
@@ -43,8 +43,8 @@ def summarise(
         in hindsight: they were picked on these very rows, so no p value holds for them. A pair without a
         dataset that neither saw is left out.
       baseline: the method that others are compared with, and from which the oracle's gap is counted.
-      experts_matrix: every expert on every task, for the heat map; `TaskScores.method` is the expert's id.
-        It is read once, from front to back.
+      experts_matrix: every expert on every task, for the heat map; `Count.method` is the expert's id. It is
+        read once, from front to back.
       families: family of an expert's id or of its dataset, to group the heat map by.
       methods: what methods are: method, router, merge, labels ("none", "few", "hindsight"), note.
       generated: what was made of answers in free text, one a method, task and prompt.
@@ -74,12 +74,16 @@ def summarise(
     oracle = next((row["method"] for row in described if ORACLE in (row["router"], row["method"])), None)
     oracle = oracle if oracle in found else None
     families = families or {}
-    matrix = tuple(_matrix_row(task, families) for task in experts_matrix)
+    matrix = tuple(_matrix_row(count, families) for count in experts_matrix)
+    in_hindsight: dict[tuple[str, str], dict[str, float]] = {}
+    for row in matrix:
+        if not row["seen"]:
+            in_hindsight.setdefault((row["task"], row["prompt"]), {})[row["expert"]] = row["accuracy"]
     return Report(
         rows=tuple(_row(task) for of_method in found.values() for task in of_method),
         means=_means(found, labels, baseline, oracle, samples=samples, seed=seed),
         comparisons=compared([(found[a], found[b]) for a, b in pairs], labels, samples=samples, seed=seed),
-        selections=tuple(_selection(selection, matrix) for selection in selections),
+        selections=tuple(_selection(selection, in_hindsight) for selection in selections),
         environment=_plain(environment),
         tasks=tuple(
             _task(method, dataset, prompts)
@@ -230,18 +234,19 @@ def _gap_share(
     return significance.gap_share(*sides, samples=samples, seed=seed) if common else None
 
 
-def _selection(selection: Selection, matrix: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns one choice with its votes, how near the voters were, and its rank in hindsight if known."""
+def _selection(
+    selection: Selection, in_hindsight: Mapping[tuple[str, str], Mapping[str, float]]
+) -> dict[str, Any]:
+    """Returns one choice with its votes, how near the voters were, and its rank in hindsight if known.
+
+    `in_hindsight` has every task's accuracies by expert.
+    """
     if not selection.weights:
         raise UserError(f"The selection for task {selection.task!r} by {selection.router!r} has no expert.")
     dataset, prompt = names.split_id(selection.task)
     expert = max(selection.weights, key=lambda name: (selection.weights[name], selection.votes.get(name, 0)))
     near = [similarity for winner, similarity in selection.nearest if winner == expert]
-    of_task = {
-        row["expert"]: row["accuracy"]
-        for row in matrix
-        if (row["task"], row["prompt"]) == (dataset, prompt) and not row["seen"]
-    }
+    of_task = in_hindsight.get((dataset, prompt), {})
     own = of_task.get(expert)
     return {
         "task": dataset,
@@ -258,16 +263,16 @@ def _selection(selection: Selection, matrix: Sequence[Mapping[str, Any]]) -> dic
     }
 
 
-def _matrix_row(task: TaskScores, families: Mapping[str, str]) -> dict[str, Any]:
-    dataset, prompt = names.split_id(task.task)
-    family = families.get(task.method) or families.get(task.method.partition("/")[0])
+def _matrix_row(count: metrics.Count, families: Mapping[str, str]) -> dict[str, Any]:
+    dataset, prompt = names.split_id(count.task)
+    family = families.get(count.method) or families.get(count.method.partition("/")[0])
     return {
-        "expert": task.method,
+        "expert": count.method,
         "family": family,
         "task": dataset,
         "prompt": prompt,
-        **asdict(metrics.accuracy(task)),
-        "seen": task.seen,
+        **asdict(metrics.accuracy(count)),
+        "seen": count.seen,
     }
 
 

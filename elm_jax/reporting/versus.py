@@ -39,11 +39,13 @@ def compare(
     """Returns one row for each pair of methods: means, difference, paired tests, and the same by dataset.
 
     `first` and `second` map methods to their tasks; `pairs` names a method of each, without it those that
-    both have; `called` are the runs' names in errors; `labels` are those that methods saw, as in a report.
+    both have, but those trained on every dataset; `called` are the runs' names in errors; `labels` are those
+    that methods saw, as in a report.
 
     Raises:
       UserError: no method in common, an unknown one, other tasks, other rows, other labels.
     """
+    named = pairs is not None
     if pairs is None:
         pairs = [(method, method) for method in first if method in second]
         if not pairs:
@@ -57,12 +59,18 @@ def compare(
         names.resolve(b, second, kind="method", where=called[1])
         _require_same(first[a], second[b], called)
         new, old = summary.fair(second[b], first[a])
-        if not new:
+        if new:
+            sides.append((new, old))
+        elif named:
             raise UserError(
                 f"{a!r} and {b!r} are to be compared where neither was trained on the task's dataset, but "
                 "there is no such task. Name other methods with --method."
             )
-        sides.append((new, old))
+    if not sides:
+        raise UserError(
+            "Methods are compared on tasks whose datasets they were not trained on, but none that both runs "
+            "have was evaluated on such a task. Evaluate both on unseen ones."
+        )
     done = summary.compared(sides, labels or {}, samples=samples, seed=seed)
     return tuple(
         {

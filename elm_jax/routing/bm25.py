@@ -56,6 +56,7 @@ def _scores(queries: Sequence[str], keys: Sequence[str]) -> Float[np.ndarray, "Q
     import bm25s  # imports scipy
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to tell of every index
+
     def words(texts: Sequence[str]) -> list[list[str]]:
         return bm25s.tokenize(
             list(texts), token_pattern=WORD, stopwords=[], return_ids=False, show_progress=False

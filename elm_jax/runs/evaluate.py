@@ -148,7 +148,7 @@ def compare(
             [cell for cell in cells if cell.task in {spec.id for spec in own}] for own in (ranked, written)
         )
         how = {"batch_tokens": batch_tokens, "gated": chosen.gates, "named": list(chosen.composites)}
-        scores = answers = {}
+        scores, answers = scoring.Scores(run, {}, {}), {}
         if ranked:
             scores = scoring.score(run, of_ranked, ranked, by=by, **how)
         if written:

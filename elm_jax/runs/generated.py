@@ -143,7 +143,7 @@ def missing(
     """Returns the cells of which no answers are kept; of files no more than the head is read."""
     tasks = {spec.id: data.examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, named)
-    return [cell for cell in cells if rows.stamp_of(_where(run, cell, tasks[cell.task])) != stamps(cell)]
+    return [cell for cell in cells if not rows.head_of(_where(run, cell, tasks[cell.task]), stamps(cell))]
 
 
 def together(
@@ -217,7 +217,7 @@ def _stamps(run: Run, tasks: Mapping[str, Sequence[PromptedExample]], named: Col
 
 def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample]) -> epath.Path:
     ids = [example.row_id for example in examples] if cell.rows else ()
-    return rows.file(run.workspace.generated, cell, ids)
+    return rows.file(run.workspace.generated, cell, ids, limit=run.source.limit)
 
 
 def _write(

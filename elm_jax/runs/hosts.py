@@ -62,19 +62,27 @@ def together(*expected: type[BaseException]) -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            reason = str(error).splitlines()[0][:300]
+        if isinstance(error, UserError):
+            told = str(error)
+        elif (reason := _of_others(error)) is not None:
             told = (
                 "another process of the job ended, or cannot be reached. Run the same command in all "
                 f"processes again to go on from the last checkpoint. ({reason})"
             )
-        elif isinstance(error, UserError):
-            told = str(error)
         else:
             told = "".join(traceback.format_exception(error))
         print(f"elm: process {jax.process_index()}: {told}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _of_others(error: BaseException | None) -> str | None:
+    """Returns what the runtime said where an error, or what led to it, is of its traffic with the others."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower():
+            return (str(error).splitlines() or [""])[0][:300]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def meet(where: str) -> None:

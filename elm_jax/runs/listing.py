@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from elm_jax import names, storage
+from elm_jax import names
 from elm_jax.library import swap
 from elm_jax.library.files import Description
 from elm_jax.library.store import Library, Size
 from elm_jax.reporting.documents import flat
 from elm_jax.reporting.tables import Table, percent
+from elm_jax.runs import rows
 from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import Workspace
 
@@ -40,26 +41,26 @@ def listed(
 def accuracies_of(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
     """Returns task -> accuracy and rows of every task that an expert was scored on in this run.
 
-    They are what was last scored; an expert that was replaced since has those of the one before.
+    They are what was last scored, of all rows where these were, else of a limited number; an expert that was
+    replaced since has those of the one before.
     """
     found = {}
-    name = f"{names.directory_name(expert)}.jsonl"
+    name = names.directory_name(expert)
     for dataset in swap.directories(workspace.scores):
         for prompt in swap.directories(dataset):
-            if not (prompt / name).exists():
-                continue
-            _, *rows = storage.read_jsonl(prompt / name, what="A file of scores")
-            if rows:
+            files = [prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))]
+            heads = (rows.opening(file) for file in files if file.exists())
+            counted = next((head for head in heads if head and head.get("rows")), None)
+            if counted:
                 task = f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(prompt.name)}"
-                right = sum(row["prediction"] == row["label"] for row in rows)
-                found[task] = right / len(rows), len(rows)
+                found[task] = counted["right"] / counted["rows"], counted["rows"]
     return found
 
 
 def table(found: Sequence[Listed], *, scored: bool) -> Table:
     """Returns experts as a table, a line each."""
     header = ("expert", "kind", "steps", "owner", "keys", "parameters", "bytes")
-    rows = []
+    told = []
     for one in found:
         spec = one.about.spec
         keys = "yes" if one.keys else "no"
@@ -67,12 +68,12 @@ def table(found: Sequence[Listed], *, scored: bool) -> Table:
         accuracies = [accuracy for accuracy, _ in one.accuracies.values()]
         mean = f"{percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
         own = (spec.id, spec.kind, str(spec.steps), one.about.owner, keys, *size)
-        rows.append((*own, mean) if scored else own)
+        told.append((*own, mean) if scored else own)
     caption = "Accuracy: the mean in percent over the tasks scored in this run, and how many they are."
     return Table(
         f"{len(found)} experts",
         (*header, "accuracy") if scored else header,
-        tuple(rows),
+        tuple(told),
         caption if scored else "",
     )
 
@@ -93,7 +94,7 @@ def lines(one: Listed) -> list[tuple[str, str]]:
         ("checksum", one.about.checksum),
     ]
     told += flat({"recipe": dict(spec.recipe)})
-    for task, (accuracy, rows) in one.accuracies.items():
+    for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
-        told.append(("accuracy", f"{percent(accuracy)} % of {rows} rows of {task}{seen}"))
+        told.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
     return told + [("owns", path) for path in spec.paths]

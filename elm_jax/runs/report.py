@@ -11,6 +11,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.records import Report, Selection, TaskScores
 from elm_jax.reporting import folder, summary, versus
+from elm_jax.reporting.metrics import Count
 from elm_jax.runs.workspace import Workspace
 
 BASELINE = "base"
@@ -24,7 +25,7 @@ def report(
     scores: Sequence[TaskScores],
     pairs: Sequence[tuple[str, str]],
     selections: Sequence[Selection],
-    matrix: Iterable[TaskScores],
+    matrix: Iterable[Count],
     *,
     workspace: Workspace,
     environment: Mapping[str, Any],

@@ -12,11 +12,13 @@ from typing import Any
 from elm_jax.library.store import Library
 from elm_jax.records import TaskScores, TaskSpec
 from elm_jax.reporting import metrics
+from elm_jax.reporting.metrics import Count
 from elm_jax.runs import composites, data, generated, scores
 from elm_jax.runs.choices import Choices, Chosen, multitask_experts
 from elm_jax.runs.generated import Answers
 from elm_jax.runs.methods import Method
 from elm_jax.runs.rows import Cell
+from elm_jax.runs.scores import Scores
 from elm_jax.runs.stacks import BASE
 from elm_jax.runs.workspace import Run
 
@@ -33,7 +35,7 @@ class Results:
     experts: Sequence[str]
     wanted: Sequence[Method]
     choices: Choices
-    scores: Mapping[Cell, TaskScores]
+    scores: Scores
     answers: Mapping[Cell, Answers]
 
     @cached_property
@@ -46,7 +48,7 @@ class Results:
         unseen = [expert for expert in self.experts if not any(self.seen(spec, expert) for spec in tasks)]
         among = unseen or self.experts
         if self.ranked:
-            return best_overall(self._whole, among, [spec.id for spec in tasks])
+            return best_overall(self._counts, among, [spec.id for spec in tasks])
         return max(among, key=lambda expert: sum(self._value(spec, expert) for spec in tasks))
 
     @cached_property
@@ -56,7 +58,7 @@ class Results:
         for spec in (*self.ranked, *self.written):
             unseen = [expert for expert in self.experts if not self.seen(spec, expert)]
             may[spec.id] = unseen or self.experts
-        best = best_each(self._whole, {spec.id: may[spec.id] for spec in self.ranked})
+        best = best_each(self._counts, {spec.id: may[spec.id] for spec in self.ranked})
         for spec in self.written:
             best[spec.id] = max(may[spec.id], key=lambda expert, spec=spec: self._value(spec, expert))
         return best
@@ -82,11 +84,11 @@ class Results:
             for spec in self.ranked
         ]
 
-    def matrix(self) -> Iterator[TaskScores]:
-        """Yields every expert's scores of every task with answer choices."""
+    def matrix(self) -> Iterator[Count]:
+        """Yields how much every expert got right of every task with answer choices."""
         for expert in self.experts:
             for spec in self.ranked:
-                yield replace(self._whole[spec.id, expert], seen=self.seen(spec, expert))
+                yield replace(self._counts[spec.id, expert], seen=self.seen(spec, expert))
 
     def written_by_method(self) -> list[dict[str, Any]]:
         """Returns how good every method's answers are to every task without choices."""
@@ -150,11 +152,11 @@ class Results:
         return scores.without_rows(found, self.choices.left_out.get(spec.id, ()))
 
     @cached_property
-    def _whole(self) -> dict[tuple[str, str], TaskScores]:
-        """Every expert's scores of every task."""
+    def _counts(self) -> dict[tuple[str, str], Count]:
+        """How much every expert got right of every task; of their rows no more than one cell's are held."""
         return {
-            (spec.id, expert): scores.without_rows(
-                self.scores[Cell(spec.id, expert)], self.choices.left_out.get(spec.id, ())
+            (spec.id, expert): self.scores.count(
+                Cell(spec.id, expert), self.choices.left_out.get(spec.id, ())
             )
             for expert in self.experts
             for spec in self.ranked
@@ -196,19 +198,17 @@ class Results:
 
 
 def best_overall(
-    scores: Mapping[tuple[str, str], TaskScores], experts: Sequence[str], tasks: Sequence[str]
+    counts: Mapping[tuple[str, str], Count], experts: Sequence[str], tasks: Sequence[str]
 ) -> str:
     """Returns the expert with the best macro mean over the tasks, first of equals: chosen in hindsight."""
-    return max(
-        experts, key=lambda expert: metrics.macro_mean([scores[task, expert] for task in tasks]).accuracy
-    )
+    return max(experts, key=lambda expert: metrics.macro_share([counts[task, expert] for task in tasks]))
 
 
 def best_each(
-    scores: Mapping[tuple[str, str], TaskScores], experts: Mapping[str, Sequence[str]]
+    counts: Mapping[tuple[str, str], Count], experts: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """Returns each task's best expert among those it may have, the first of equals: the oracle."""
     return {
-        task: max(own, key=lambda expert, task=task: metrics.accuracy(scores[task, expert]).accuracy)
+        task: max(own, key=lambda expert, task=task: counts[task, expert].right / counts[task, expert].n)
         for task, own in experts.items()
     }

@@ -47,13 +47,19 @@ def schema() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("rows.schema.json").read_text())
 
 
-def file(folder: epath.Path, cell: Cell, row_ids: Sequence[str], kind: str = "") -> epath.Path:
-    """Returns where a cell's rows lie; `kind` tells several files of one cell apart."""
+def file(
+    folder: epath.Path, cell: Cell, row_ids: Sequence[str], kind: str = "", limit: int | None = None
+) -> epath.Path:
+    """Returns where a cell's rows lie; `kind` tells several files of one cell apart.
+
+    So does the `limit` of a task's rows: to try something on a few must not cost what all of them took.
+    """
     dataset, prompt = names.split_id(cell.task)
     place = folder / names.directory_name(dataset) / names.directory_name(prompt)
     if cell.rows:
         place = place / f"rows-{storage.fingerprint([row_ids[row] for row in cell.rows])}"
-    return place / f"{names.directory_name(cell.scorer)}{f'.{kind}' if kind else ''}.jsonl"
+    limited = "" if limit is None else f"limit_{limit}"
+    return place / ".".join(filter(None, (names.directory_name(cell.scorer), kind, limited, "jsonl")))
 
 
 Stamp = Callable[[Cell], str]
@@ -89,11 +95,11 @@ def write(where: epath.Path, head: Mapping[str, Any], lines: Sequence[Mapping[st
     storage.write_jsonl(where, [{"format": storage.FORMAT, **head}, *lines])
 
 
-def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[str, Any], list[Any]] | None:
-    """Returns a file's head and rows, None if there is none or its stamp is another; see above for others."""
+def head_of(where: epath.Path, stamp: str) -> dict[str, Any] | None:
+    """Returns a file's head, None if there is no file or its stamp is another; see above for others."""
     if not where.exists():
         return None
-    head = _head(where)
+    head = opening(where)
     if head is None or not isinstance(head.get("format"), int) or "stamp" not in head:
         raise UserError(
             f"A file of results is wanted at {str(where)!r}, but what lies there has another form. Move it "
@@ -104,7 +110,13 @@ def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[st
             f"Results of format {storage.FORMAT} are wanted, but {str(where)!r} has format {head['format']}: "
             "a later elm_jax wrote it. Use that one, or name another directory."
         )
-    if head["format"] < storage.FORMAT or head["stamp"] != stamp:
+    return None if head["format"] < storage.FORMAT or head["stamp"] != stamp else head
+
+
+def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[str, Any], list[Any]] | None:
+    """Returns a file's head and rows, None where `head_of` does; rows that were changed are a UserError."""
+    head = head_of(where, stamp)
+    if head is None:
         return None
     found = storage.read_jsonl(where, what="A file of results")
     if any(row.keys() != set(columns) for row in found[1:]):
@@ -115,14 +127,8 @@ def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[st
     return head, found[1:]
 
 
-def stamp_of(where: epath.Path) -> str | None:
-    """Returns the stamp of a file of results, None where there is none to be had."""
-    head = _head(where) if where.exists() else None
-    return None if head is None else head.get("stamp")
-
-
-def _head(where: epath.Path) -> dict[str, Any] | None:
-    """Returns the first line of a file; None where that is no JSON object."""
+def opening(where: epath.Path) -> dict[str, Any] | None:
+    """Returns the first line of a file, be it whose it may; None where that is no JSON object."""
     with where.open() as stream:
         try:
             head = json.loads(stream.readline())

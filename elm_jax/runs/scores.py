@@ -1,8 +1,9 @@
 """Scores: every wanted expert on every wanted task, row by row, and what each method makes of that.
 
 Scores are kept one file a cell (`runs.rows`), so a run that was killed repeats nothing that is whole, and an
-expert added tomorrow is scored alone. A method is a choice of scorers for each task; several methods that
-choose the same one share its scores. What is odd about a row has an outcome of its own:
+expert added tomorrow is scored alone. They are read when they are wanted and held no longer: those of all of
+the paper's experts on all of its rows are 37 million. A method is a choice of scorers for each task; several
+methods that choose the same one share its scores. What is odd about a row has an outcome of its own:
 
     no choices in any row of a task                it is answered in free text (`runs.generated`)
     no choices in some rows, or none is the target UserError that names the row
@@ -16,14 +17,17 @@ choose the same one share its scores. What is odd about a row has an outcome of 
 """
 
 from collections.abc import Collection, Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.engine import evaluate as engine
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskScores, TaskSpec
+from elm_jax.reporting import metrics
+from elm_jax.reporting.metrics import Count
 from elm_jax.runs import data, hosts, rows
 from elm_jax.runs.choices import Chosen
 from elm_jax.runs.gates import Gated
@@ -34,7 +38,37 @@ from elm_jax.scoring import rank
 from elm_jax.scoring.buckets import Row
 
 COLUMNS: Sequence[str] = ("row", "label", "prediction", "scores")
-Scores = dict[Cell, TaskScores]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of cells, which are read from a run's directory each time they are asked for."""
+
+    run: Run
+    examples: Mapping[str, Sequence[PromptedExample]]  # by task
+    stamps: Mapping[Cell, str]
+    by: str = "sum"
+
+    def __getitem__(self, cell: Cell) -> TaskScores:
+        where = _where(self.run, cell, self.examples[cell.task], self.by)
+        kept = rows.read(where, self.stamps[cell], COLUMNS)
+        if kept is None:
+            raise UserError(_gone(cell))
+        ids, labels, predictions, scores = (tuple(row[name] for row in kept[1]) for name in COLUMNS)
+        return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)
+
+    def count(self, cell: Cell, left_out: Sequence[str] = ()) -> Count:
+        """Returns how many rows are right, without those of these ids; a file's head says it of all."""
+        if left_out:
+            return metrics.count(without_rows(self[cell], left_out))
+        where = _where(self.run, cell, self.examples[cell.task], self.by)
+        head = rows.head_of(where, self.stamps[cell])
+        if head is None:
+            raise UserError(_gone(cell))
+        return Count(cell.task, cell.scorer, head["rows"], head["right"])
+
+    def __contains__(self, cell: object) -> bool:
+        return cell in self.stamps
 
 
 def score(
@@ -48,12 +82,12 @@ def score(
     gated: Mapping[str, Gated] | None = None,
     named: Collection[str] = (),
 ) -> Scores:
-    """Scores cells of tasks with answer choices; what was kept of them is read.
+    """Scores cells of tasks with answer choices, but those of which scores are kept, and returns all.
 
     `at_once` experts are held together, and their rows share batches. `by` is one of `rank.SCORES`; the other
     two are made of sums, which are kept too. `gated` are the gates among the scorers, and `named` others
     whose names stand for all that they are. Where several hosts do this together, each scores its share, and
-    all return everything.
+    all return everything, which lies in a directory that all see.
 
     Raises `UserError` for what the table above says.
     """
@@ -66,9 +100,12 @@ def score(
     sums = _sums(run, [*cells, *bare], examples, ranked, batch_tokens, at_once, gated, named)
     if by == "sum":
         return sums
-    made = {}
     stamps = _stamps(run, examples, named, by)
-    for cell in cells:
+    made = Scores(run, examples, {cell: stamps(cell) for cell in cells}, by)
+    for cell in cells if hosts.is_first() else ():
+        where = _where(run, cell, examples[cell.task], by)
+        if rows.head_of(where, stamps(cell)) is not None:
+            continue
         without = sums[cell._replace(prompted=False)].scores if bare else None
         lengths = [
             [len(answer) for answer in ranked[cell.task][row].answers] for row in _numbers(cell, ranked)
@@ -77,9 +114,8 @@ def score(
             rank.scored(by, np.asarray(own), counts, None if without is None else np.asarray(without[place]))
             for place, (own, counts) in enumerate(zip(sums[cell].scores, lengths, strict=True))
         ]
-        made[cell] = _task_scores(cell, examples[cell.task], found)
-        if hosts.is_first():
-            _write(run, made[cell], cell, examples[cell.task], stamps(cell), by)
+        _write(where, _task_scores(cell, examples[cell.task], found), cell, stamps(cell), by)
+    hosts.meet("scores are made of sums")
     return made
 
 
@@ -95,7 +131,9 @@ def missing(
     examples = {spec.id: data.examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, examples, named)
     return [
-        cell for cell in cells if rows.stamp_of(_where(run, cell, examples[cell.task], "sum")) != stamps(cell)
+        cell
+        for cell in cells
+        if not rows.head_of(_where(run, cell, examples[cell.task], "sum"), stamps(cell))
     ]
 
 
@@ -110,15 +148,10 @@ def _sums(
     named: Collection[str],
 ) -> Scores:
     """Returns the summed log-probabilities of every cell's answers, of which those that lack are scored."""
-    stamps = _stamps(run, examples, named)
-    found: Scores = {}
-    lacking = []
-    for cell in cells:
-        kept = _read(run, cell, examples[cell.task], stamps(cell))
-        if kept is None:
-            lacking.append(cell)
-        else:
-            found[cell] = kept
+    stamp_of = _stamps(run, examples, named)
+    stamps = {cell: stamp_of(cell) for cell in cells}
+    where = {cell: _where(run, cell, examples[cell.task], "sum") for cell in stamps}
+    lacking = [cell for cell in stamps if rows.head_of(where[cell], stamps[cell]) is None]
     hosts.meet("what lacks scores is known")
     tokens = {task: [_tokens(row) for row in own] for task, own in ranked.items()}
     of_task = {task: sum(own) for task, own in tokens.items()}
@@ -149,31 +182,27 @@ def _sums(
                 for cell in group:
                     count = len(_numbers(cell, ranked))
                     made = _task_scores(cell, examples[cell.task], scores[at : at + count])
-                    _write(run, made, cell, examples[cell.task], stamps(cell))
-                    found[cell] = made
+                    _write(where[cell], made, cell, stamps[cell])
                     at += count
                 done += len(scores)
     hosts.meet("scores are kept")
     for cell in lacking:
-        if cell not in found:
-            kept = _read(run, cell, examples[cell.task], stamps(cell))
-            if kept is None:
-                raise UserError(
-                    f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, which another process was to "
-                    "write, but they are not there. Let all processes see one directory."
-                )
-            found[cell] = kept
-    return found
+        if rows.head_of(where[cell], stamps[cell]) is None:
+            raise UserError(
+                f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, which another process was to "
+                "write, but they are not there. Let all processes see one directory."
+            )
+    return Scores(run, examples, stamps)
 
 
-def of_rows(scores: Mapping[Cell, TaskScores], task: str, chosen: Chosen, method: str) -> TaskScores:
+def of_rows(scores: Scores, task: str, chosen: Chosen, method: str) -> TaskScores:
     """Returns a method's scores of a task, put together where every row has a scorer of its own."""
     if isinstance(chosen, str):
         return replace(scores[Cell(task, chosen)], method=method)
     where = {}
     for cell in at_hand(scores, task, chosen):
-        numbers = cell.rows or range(len(chosen))
-        where |= {(row, cell.scorer): (scores[cell], place) for place, row in enumerate(numbers)}
+        own, numbers = scores[cell], cell.rows or range(len(chosen))
+        where |= {(row, cell.scorer): (own, place) for place, row in enumerate(numbers)}
     picked = [where[row, scorer] for row, scorer in enumerate(chosen)]
     return TaskScores(
         task=task,
@@ -203,7 +232,9 @@ def cells_of(task: str, chosen: Chosen) -> list[Cell]:
 
 def without_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
     """Returns the scores of all rows but those of these ids."""
-    kept = [place for place, row in enumerate(scores.row_ids) if row not in set(left_out)]
+    if not left_out:
+        return scores
+    kept = [place for place, row in enumerate(scores.row_ids) if row not in left_out]
     return replace(
         scores,
         **{
@@ -248,7 +279,8 @@ def _stamps(
     for task, found in examples.items():
         own = [[example.row_id, example.input, list(example.choices), example.label] for example in found]
         told[task] = storage.fingerprint(
-            {"base": run.base.fingerprint, "rows": own, "lengths": vars(run.lengths), "score": by}
+            # What a head holds is told too, so that a file with another one is written anew.
+            {"base": run.base.fingerprint, "rows": own, "lengths": vars(run.lengths), "score": by, "head": 2}
         )
     of_scorer = rows.stamps(run, named)
     return lambda cell: of_scorer(cell.scorer, told[cell.task])
@@ -258,31 +290,24 @@ def _kind(cell: Cell, by: str) -> str:
     return "without_prompt" if not cell.prompted else "" if by == "sum" else by
 
 
-def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample], by: str):
+def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample], by: str) -> epath.Path:
     ids = [example.row_id for example in examples] if cell.rows else ()
-    return rows.file(run.workspace.scores, cell, ids, _kind(cell, by))
+    return rows.file(run.workspace.scores, cell, ids, _kind(cell, by), run.source.limit)
 
 
-def _write(
-    run: Run,
-    scores: TaskScores,
-    cell: Cell,
-    examples: Sequence[PromptedExample],
-    stamp: str,
-    by: str = "sum",
-) -> None:
+def _write(where: epath.Path, scores: TaskScores, cell: Cell, stamp: str, by: str = "sum") -> None:
     head = {"task": cell.task, "expert": cell.scorer, "stamp": stamp, "score": _kind(cell, by) or "sum"}
+    counted = metrics.count(scores)
+    head |= {"rows": counted.n, "right": counted.right}
     lines = [
         dict(zip(COLUMNS, values, strict=True))
         for values in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
     ]
-    rows.write(_where(run, cell, examples, by), head, lines)
+    rows.write(where, head, lines)
 
 
-def _read(run: Run, cell: Cell, examples: Sequence[PromptedExample], stamp: str) -> TaskScores | None:
-    """Returns the sums kept for a cell, if there are any and of these very rows."""
-    kept = rows.read(_where(run, cell, examples, "sum"), stamp, COLUMNS)
-    if kept is None:
-        return None
-    ids, labels, predictions, scores = (tuple(row[name] for row in kept[1]) for name in COLUMNS)
-    return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)
+def _gone(cell: Cell) -> str:
+    return (
+        f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, but their file is gone, or another one now. "
+        "Let nothing else write to this directory, and evaluate once more."
+    )

@@ -4,28 +4,30 @@ Experts of one kind and shape stand in one stack, of any number of kinds and sha
 base's place and stands alone; so does a gate, which weighs a whole library token by token.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from elm_jax.library.files import Description
+from elm_jax.library.shelf import NEUTRAL, Shelf
 from elm_jax.library.store import Library
 from elm_jax.models import experts as ex
-from elm_jax.models import paths
 from elm_jax.records import Params
-from elm_jax.runs import gates
+from elm_jax.runs import gates, room
 from elm_jax.runs.gates import Gated
 from elm_jax.runs.workspace import Run, Workspace
 
 BASE = "base"
 """What stands for the base alone where an expert's id is wanted."""
+SHARE = 0.25
+"""Of a device's memory that a stack takes at most; the base and what it computes lie beside it."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What is at hand together, and what the network takes for it."""
+    """What is at hand together, and what the network takes for it; experts are good until the next stack."""
 
     places: Mapping[str, int]  # where every scorer stands in the stack
     params: Params  # the base's, or those of the full expert in its stead
@@ -38,8 +40,10 @@ def stacks(
 ) -> Iterator[Stack]:
     """Yields every scorer once: experts of the run by id, `BASE`, and gates by name.
 
-    At most `at_once` experts are held together. The base takes part, where it can, as the expert that changes
-    nothing, and every stack of a shape is filled up to one size, so that another one compiles nothing.
+    At most `at_once` experts are held together, and no more than `SHARE` of a device's memory has room for,
+    but one. They are written over those of the stack before, on the device, so that every stack of a shape is
+    of one size and another one compiles nothing. The base takes part, where it can, as the expert that
+    changes nothing, which every stack has.
     """
     gated = gated or {}
     wanted = list(dict.fromkeys(scorers))
@@ -56,13 +60,11 @@ def stacks(
                 owned = home_of(name).expert(name, base=run.base.fingerprint).params
                 yield Stack({name: 0}, *ex.place(kind, run.base.params, owned))
             continue
-        ids = [*members, *([BASE] if alone else ())]
-        alone = False
-        size = min(at_once, len(ids))
-        for at in range(0, len(ids), size):
-            chunk = ids[at : at + size]
-            places = {name: place for place, name in enumerate(chunk)}
-            yield Stack(places, run.base.params, _stacked(run, chunk, size, members, home_of))
+        shelf = _shelf(run, members, home_of, at_once)
+        for chunk, params, places in shelf.chunks(list(members)):
+            there = {name: int(place) for name, place in zip(chunk, places, strict=True)}
+            yield Stack({BASE: NEUTRAL, **there} if alone else there, run.base.params, params)
+            alone = False
     if alone:
         yield Stack({BASE: 0}, run.base.params)
     for name in wanted:
@@ -91,29 +93,24 @@ def _shape(description: Description) -> tuple[str, Any]:
     return kind, () if kind == "full" else tuple(sorted(shapes.items()))
 
 
-def _stacked(
-    run: Run,
-    chunk: Sequence[str],
-    size: int,
-    members: Mapping[str, Description],
-    home_of: Callable[[str], Library],
-) -> dict[str, Any]:
-    """Returns the parameters of a chunk as [size, …]; what is left of the size repeats the last of it."""
+def _shelf(
+    run: Run, members: Mapping[str, Description], home_of: Callable[[str], Library], at_once: int
+) -> Shelf:
+    """Returns an empty shelf for experts of one shape: every one of them is wanted once, so none is kept."""
     first = next(iter(members.values()))
-    stack = {
-        path: np.empty(
-            (size, *shape), np.result_type(*{np.dtype(each.dtypes[path]) for each in members.values()})
-        )
-        for path, shape in first.shapes.items()
-    }
-    for number, name in enumerate(chunk):
-        if name == BASE:
-            # Of shapes alone: what an expert holds, NaN perhaps, is not for the base to have.
-            bare = {path: np.zeros(shape, first.dtypes[path]) for path, shape in first.shapes.items()}
-            own = ex.neutral(paths.unflatten(bare), run.base.params)
-        else:
-            own = home_of(name).expert(name, base=run.base.fingerprint).params
-        for path, value in paths.flatten(own).items():
-            stack[path][number] = value
-            stack[path][number + 1 :] = value
-    return paths.unflatten(stack)
+    dtype = np.result_type(
+        *{np.dtype(own) for description in members.values() for own in description.dtypes.values()}
+    )
+    one = sum(int(np.prod(shape)) for shape in first.shapes.values()) * dtype.itemsize
+    places = max(1, min(at_once, len(members), int(SHARE * room.memory()) // one - 1))
+    # The composites first, where both have one of that id, as in `homes`.
+    libraries = set(map(home_of, members))
+    return Shelf(
+        sorted(libraries, key=lambda library: library.root != run.workspace.composites),
+        run.base.fingerprint,
+        host_bytes=0,
+        device_bytes=(places + 1) * one,  # the base's place too
+        places=places,
+        dtype=dtype,
+        neutral=run.base.params,
+    )

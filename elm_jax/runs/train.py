@@ -66,7 +66,11 @@ def train(
     all tasks, which goes to the composites. `mesh` has the sizes of the axes of a mesh of all devices.
     With `dry_run` nothing is trained: it is told what would be.
     """
-    run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
+    # How many rows to train on is not remembered: an evaluation of the run takes all.
+    whole = None if source is None else replace(source, limit=None)
+    run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=whole, lengths=lengths)
+    if source is not None:
+        run = replace(run, source=replace(run.source, limit=source.limit))
     specs = data.choose([tasks] if isinstance(tasks, str) else tasks, run.source)
     return train_chosen(
         run,
@@ -287,7 +291,10 @@ def _entry(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
         },
         **{name: getattr(budget, name) for name in ("optimizer", "clip", "z_loss", "label_smoothing")},
         "kind": budget.kind,
-        "options": dict(budget.options),
+        # As JSON gives them back, so that they equal themselves when the run is given again.
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value for name, value in budget.options.items()
+        },
         "dropout": budget.dropout,
         "keep": budget.keep,
         "data_seed": run.source.seed,

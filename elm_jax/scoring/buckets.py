@@ -169,10 +169,13 @@ def rungs(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: float = 0
 
 def shape_of(item: Item, among: Sequence[Shape]) -> Shape:
     """Returns the first of the shapes that holds an item."""
+    return next(shape for shape in among if holds(shape, item))
+
+
+def holds(shape: Shape, item: Item) -> bool:
+    """Says whether an item fits into a shape."""
     sizes = (len(item.prompt), len(item.trie.tokens), len(item.trie.edge_nodes))
-    return next(
-        shape for shape in among if all(size <= room for size, room in zip(sizes, shape, strict=True))
-    )
+    return all(size <= room for size, room in zip(sizes, shape, strict=True))
 
 
 def split(units: list, shape: Shape, batch_tokens: int, *, worth: float = 0.0) -> Iterator[tuple[list, int]]:

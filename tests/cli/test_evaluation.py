@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from etils import epath
 
 from elm_jax import cli
+from elm_jax.cli import shown
 from elm_jax.library.store import Library
 from elm_jax.records import Expert, ExpertSpec
+from elm_jax.reporting.summary import summarise
+from elm_jax.runs.evaluate import Outcome
 
 
 def told(capsys, *arguments):
@@ -44,3 +48,33 @@ def test_a_method_that_cannot_be_is_refused_before_a_base_is_looked_for(capsys, 
 def test_a_recipe_wants_its_tasks_and_its_run(capsys):
     err = told(capsys, "--gin_file=gin/runs/evaluate.gin")
     assert "EVAL_TASKS, MODEL_DIR" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["mini-unseen"], "but the names of tasks came too"),
+        (["--method", "roe"], "but --method came too"),
+        (["--limit", "3"], "but --limit came too"),
+        (["--run", "elsewhere"], "but --run came too"),
+    ],
+)
+def test_what_a_recipe_would_not_hear_of_is_refused_beside_it(capsys, flags, said):
+    err = told(capsys, "--gin_file=gin/runs/evaluate.gin", *flags)
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--limit", "--queries", "--merged", "--batch-tokens"])
+def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
+    err = told(capsys, "mini-unseen", "--run", library, flag, "0")
+    assert err == f"elm: A number of at least 1 is wanted for {flag}, but 0 came.\n"
+
+
+def test_an_outcome_of_written_answers_alone_is_shown(capsys):
+    row = {"method": "roe", "task": "news", "prompt": "title", "n": 8, "measure": "bleu", "value": 12.5}
+    report = summarise([], [], {}, generated=[row | {"low": 10.0, "high": 15.0, "seen": False}])
+    shown.show_outcome(Outcome(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
+    said = capsys.readouterr().out
+    assert "12.5" in said
+    assert said.endswith("in all 1.0.\nReport: report.html\n")

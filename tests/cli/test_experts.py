@@ -82,7 +82,9 @@ def scored(run, task, expert, right):
     ]
     dataset, prompt = task.split("/")
     file = run / "scores" / dataset / prompt / f"{names.directory_name(expert)}.jsonl"
-    storage.write_jsonl(file, [{"format": 1, "task": task, "expert": expert, "stamp": "x"}, *lines])
+    head = {"format": 1, "task": task, "expert": expert, "stamp": "x"}
+    head |= {"rows": len(right), "right": sum(right)}
+    storage.write_jsonl(file, [head, *lines])
 
 
 def test_a_list_has_sizes_owners_and_mean_accuracies(runs, elm_says):

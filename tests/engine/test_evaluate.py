@@ -99,6 +99,15 @@ def test_choices_that_only_fill_never_come_back(config, base, trees):
     assert np.isfinite(np.concatenate(found)).all()
 
 
+def test_rows_that_none_of_the_given_shapes_holds_are_scored_in_shapes_of_their_own(config, base):
+    shared = [Row(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[3], ROWS[4])]
+    given = [buckets.Shape(16, 12, 16)]
+    assert not any(buckets.holds(given[0], item) for item in buckets.items(shared))
+    assert_scores(
+        evaluate.score_rows(config, base, shared, shapes=given), evaluate.score_rows(config, base, shared)
+    )
+
+
 def test_rows_with_one_prompt_are_encoded_once_and_score_as_each_alone(config, base, monkeypatch):
     shared = [Row(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[4], ROWS[2])]
     assert len(buckets.items(shared)) == 1
@@ -138,6 +147,23 @@ def test_progress_counts_rows_without_what_fills_the_batches(config, base, trees
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (len(ROWS), len(ROWS))
     assert {of for _, of in told} == {len(ROWS)}
+
+
+def test_a_batch_is_begun_before_the_scores_of_the_one_before_it_are_fetched(
+    config, base, trees, monkeypatch
+):
+    order, compiled, collect = [], likelihood.compiled, evaluate._collect
+
+    def begun(*given):
+        order.append("begun")
+        return compiled(config)(*given)
+
+    monkeypatch.setattr(likelihood, "compiled", lambda _: begun)
+    monkeypatch.setattr(evaluate, "_collect", lambda *given: order.append("fetched") or collect(*given))
+    evaluate.score_rows(config, base, ROWS, stack(trees), shapes=SHAPES, batch_tokens=64)
+    batches = order.count("begun")
+    assert batches > 2
+    assert order == ["begun", *["begun", "fetched"] * (batches - 1), "fetched"]
 
 
 def test_no_rows_have_no_scores(config, base):

@@ -43,6 +43,20 @@ def test_there_is_no_arc_between_parallel_opposed_or_absent_changes(first, secon
     np.testing.assert_allclose(slerp(array(*first), array(*second), 0.5), wanted)
 
 
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.8])
+def test_random_matrices_of_one_length_turn_in_their_plane_by_that_share_of_their_angle(t):
+    rng = np.random.default_rng(0)
+    first, other = rng.normal(size=(2, 8, 5))
+    first, other = 3 * first / np.linalg.norm(first), 3 * other / np.linalg.norm(other)
+    # An orthogonal pair that spans their plane, both of that length (Gram and Schmidt).
+    aside = other - (np.vdot(first, other) / 9) * first
+    aside *= 3 / np.linalg.norm(aside)
+    angle = math.atan2(np.vdot(other, aside), np.vdot(other, first))
+    turned = math.cos(t * angle) * first + math.sin(t * angle) * aside
+    got = slerp(first.astype(np.float32), other.astype(np.float32), t)
+    np.testing.assert_allclose(got, turned, rtol=1e-5, atol=1e-5)
+
+
 def test_equal_lengths_keep_their_length():
     rng = np.random.default_rng(0)
     first, second = (row / np.linalg.norm(row) for row in rng.normal(size=(2, 50)).astype(np.float32))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from elm_jax.records import Selection, TaskScores
+from elm_jax.reporting import metrics
 
 METHODS = {
     "base": 0.42,
@@ -79,7 +80,7 @@ def make_run(*, rows=60, seed=0, odd=""):
         "scores": scores,
         "selections": selections,
         "environment": environment,
-        "experts_matrix": matrix,
+        "experts_matrix": [metrics.count(task) for task in matrix],
         "families": families,
     }
 

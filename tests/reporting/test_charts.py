@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from elm_jax.records import Selection
 from elm_jax.reporting import charts
+from elm_jax.reporting.metrics import Count
 from elm_jax.reporting.summary import summarise
 
 
@@ -52,11 +53,11 @@ def test_spreads_put_one_point_a_prompt_on_one_axis_for_all_tasks(report):
 def heat(make_task):
     shares = {"x/1": (4, 0), "y/1": (2, 1)}
     matrix = [
-        make_task(task, expert, [True] * n + [False] * (4 - n))
+        Count(task, expert, n=4, right=n)
         for expert, counts in shares.items()
         for task, n in zip(("a/1", "b/1"), counts, strict=True)
     ]
-    matrix.append(dataclasses.replace(make_task("a/1", "z/1", [True, False]), seen=True))
+    matrix.append(Count("a/1", "z/1", n=2, right=1, seen=True))
     selections = [Selection("b/1", "roe", {"y/1": 0.7, "x/1": 0.3}, {"y/1": 5, "x/1": 2}, ("1",) * 8)]
     scores = [make_task("a/1", "base", [True])]
     families = {"x": "verbs", "y": "nouns"}

@@ -38,6 +38,17 @@ def test_macro_and_micro_means_differ_where_datasets_have_different_numbers_of_p
     assert metrics.macro_mean(scores).n == 2 + 4
 
 
+def test_the_share_of_counts_is_the_macro_mean_of_their_rows(make_task):
+    scores = [
+        make_task(task, "base", [True] * right + [False] * (6 - right))
+        for task, right in (("a/1", 6), ("a/2", 1), ("b/1", 4))
+    ]
+    counts = [metrics.count(task) for task in scores]
+    assert [(count.n, count.right) for count in counts] == [(6, 6), (6, 1), (6, 4)]
+    assert metrics.macro_share(counts) == pytest.approx((7 / 12 + 4 / 6) / 2)
+    assert [metrics.accuracy(count) for count in counts] == [metrics.accuracy(task) for task in scores]
+
+
 def test_the_mean_of_one_task_has_the_interval_of_that_task(make_task):
     task = make_task("a/1", "base", [True] * 7 + [False] * 6)
     assert metrics.macro_mean([task]) == metrics.micro_mean([task]) == metrics.accuracy(task)

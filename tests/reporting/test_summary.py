@@ -7,6 +7,7 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
 from elm_jax.reporting import significance
+from elm_jax.reporting.metrics import Count
 from elm_jax.reporting.summary import summarise
 
 
@@ -146,10 +147,9 @@ def test_what_was_generated_makes_a_report_of_its_own():
 
 def test_a_selection_tells_its_rank_in_hindsight_and_how_near_its_voters_were(make_task):
     matrix = [
-        make_task("cb/p", expert, [True] * n + [False] * (4 - n))
+        Count("cb/p", expert, n=4, right=n, seen=expert == "w/1")
         for expert, n in (("w/1", 4), ("x/1", 3), ("y/1", 2), ("z/1", 2))
     ]
-    matrix[0] = dataclasses.replace(matrix[0], seen=True)
     nearest = (("y/1", 0.5), ("x/1", 0.9), ("y/1", 0.7))
     selection = Selection("cb/p", "roe", {"y/1": 1.0}, {"y/1": 2, "x/1": 1}, ("1", "2", "3"), nearest)
     report = summarise([make_task("cb/p", "base", [True])], [selection], {}, experts_matrix=iter(matrix))
@@ -166,7 +166,7 @@ def test_a_selection_names_its_heaviest_expert_and_all_voters(make_task):
 
 
 def test_the_matrix_takes_the_family_of_an_expert_or_of_its_dataset(make_task):
-    matrix = [make_task("cb/p", expert, [True, False]) for expert in ("x/1", "x/2", "y/1")]
+    matrix = [Count("cb/p", expert, n=2, right=1) for expert in ("x/1", "x/2", "y/1")]
     report = summarise(
         [make_task("cb/p", "base", [True])], [], {}, experts_matrix=matrix, families={"x": "qa", "x/2": "own"}
     )

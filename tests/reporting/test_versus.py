@@ -51,7 +51,15 @@ def test_datasets_that_either_side_saw_are_left_out(runs):
     assert (row["tasks"], [told["task"] for told in row["by_task"]]) == (1, ["b"])
     second["roe"][2] = dataclasses.replace(second["roe"][2], seen=True)
     with pytest.raises(UserError, match="neither was trained on"):
+        versus.compare(first, second, [("roe", "roe")])
+    with pytest.raises(UserError, match="none that both runs have was evaluated on such a task"):
         versus.compare(first, second)
+
+
+def test_methods_that_saw_every_dataset_are_left_out_unless_they_are_named(runs, make_task):
+    seen = [dataclasses.replace(make_task(f"{name}/1", "multitask", [True]), seen=True) for name in "ab"]
+    first, second = ({**run, "multitask": seen} for run in runs)
+    assert [row["a"] for row in versus.compare(first, second, samples=50)] == ["roe"]
 
 
 def test_the_tables_show_both_means_and_every_task(runs):

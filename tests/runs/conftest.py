@@ -42,14 +42,19 @@ def add_expert(run, name, kind, options, *, by=3.0, seed=0, datasets=None):
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory):
-    """Makes a run with an expert of a kind for every name, keys embedded; kinds may differ by name."""
+    """Makes a run with an expert of a kind for every name, keys embedded; kinds may differ by name.
 
-    def make(kinds=BOTTLENECK, *, experts=TRAINED, rows=ROWS, keyed=True):
+    `words` are tasks beside these whose words the vocabulary has.
+    """
+
+    def make(kinds=BOTTLENECK, *, experts=TRAINED, rows=ROWS, keyed=True, words=()):
         workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
         source, lengths = data.Source(limit=rows), data.Lengths(prompt=24, answer=5)
         examples = [
             each
-            for spec in data.choose([UNSEEN, *dict.fromkeys(name.partition("/")[0] for name in TRAINED)])
+            for spec in data.choose(
+                [UNSEEN, *words, *dict.fromkeys(name.partition("/")[0] for name in TRAINED)]
+            )
             for each in data.examples(spec, data.Source(limit=20))
         ]
         texts = [text for each in examples for text in (each.input, *each.choices)]

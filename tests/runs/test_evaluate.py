@@ -46,7 +46,7 @@ def lora(make_run):
 
 def kept(run, task, scorer):
     """The scores of a file, by row."""
-    where = rows.file(run.workspace.scores, Cell(task, scorer), ())
+    where = rows.file(run.workspace.scores, Cell(task, scorer), (), limit=ROWS)
     return {row["row"]: row for row in map(json.loads, where.read_text().splitlines()[1:])}
 
 
@@ -101,11 +101,39 @@ def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outco
     assert again.report.examples == outcome.report.examples
 
 
+def test_of_experts_that_no_method_chose_the_rows_are_not_read_again(run, unseen, outcome, monkeypatch):
+    read, real = [], rows.read
+    monkeypatch.setattr(rows, "read", lambda where, *rest: read.append(where) or real(where, *rest))
+    again = evaluate.compare(run, unseen, methods=["roe"], queries=4, oracle=True)
+    assert again.report.matrix == outcome.report.matrix
+    chosen = choosing.kept(run.workspace).scorers["roe"]
+    wanted = {(spec.id, scorer) for spec in unseen for scorer in ("base", chosen[spec.id])}
+    wanted |= {(spec.id, again.report.environment["best_single"]) for spec in unseen}
+    best = {
+        (f"{row['task']}/{row['prompt']}", row["expert"])
+        for row in again.report.matrix
+        for top in [max(each["accuracy"] for each in again.report.matrix if each["prompt"] == row["prompt"])]
+        if row["accuracy"] == top
+    }
+    cells = {rows.file(run.workspace.scores, Cell(*cell), (), limit=ROWS) for cell in wanted | best}
+    assert set(read) <= cells
+    assert len(cells) < len(unseen) * (len(TRAINED) + 1)
+
+
+def test_a_files_head_counts_its_rows_unless_some_are_left_out(run, unseen):
+    cell = Cell(unseen[0].id, TRAINED[0])
+    found = scores.score(run, [cell], unseen)
+    right = [label == told for label, told in zip(found[cell].labels, found[cell].predictions, strict=True)]
+    assert (found.count(cell).n, found.count(cell).right) == (ROWS, sum(right))
+    fewer = found.count(cell, found[cell].row_ids[:3])
+    assert (fewer.n, fewer.right) == (ROWS - 3, sum(right[3:]))
+
+
 def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
     run = make_run()
     outcome = evaluate.compare(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
     files = {file.name for file in run.workspace.scores.glob("*/*/*")}
-    assert files == {"base.jsonl", "mini_size_animal%2Fbeside%20a%20dog.jsonl"}
+    assert files == {f"{name}.limit_{ROWS}.jsonl" for name in ("base", "mini_size_animal%2Fbeside%20a%20dog")}
     assert outcome.report.matrix == ()
 
 
@@ -197,7 +225,7 @@ def test_other_ways_to_score_are_made_of_sums_without_the_network(run, unseen, o
         np.testing.assert_allclose(per_token, np.array(own) / lengths, rtol=1e-5)
         # All rows of the task have the same two choices, so what is taken off is the same for all.
         np.testing.assert_allclose(np.subtract(own, less), np.subtract(sums[0], calibrated[0]), atol=1e-4)
-    where = rows.file(run.workspace.scores, cells[0], (), "mean")
+    where = rows.file(run.workspace.scores, cells[0], (), "mean", ROWS)
     assert json.loads(where.read_text().splitlines()[0])["score"] == "mean"
 
 

@@ -117,8 +117,9 @@ def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finishe
 
 def test_a_file_holds_the_value_of_the_task_and_a_line_for_each_row(run, specs, finished):
     place = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog"
-    assert sorted(file.name for file in place.iterdir()) == ["base.jsonl", "mini_calendar_day%2Fone.jsonl"]
-    head, *lines = map(json.loads, (place / "base.jsonl").read_text().splitlines())
+    kept = [f"{name}.limit_{ROWS}.jsonl" for name in ("base", "mini_calendar_day%2Fone")]
+    assert sorted(file.name for file in place.iterdir()) == kept
+    head, *lines = map(json.loads, (place / kept[0]).read_text().splitlines())
     answers = finished[Cell(specs[0].id, "base")]
     assert (head["measure"], head["value"]) == ("exact match", answers.judgement.value)
     assert head["low"] <= head["value"] <= head["high"]
@@ -164,7 +165,8 @@ def test_the_originals_bleu_comes_with_all_of_its_ways(run, specs, finished, no_
 
 
 def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, finished, monkeypatch):
-    file = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog" / "base.jsonl"
+    file = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog"
+    file = file / f"base.limit_{ROWS}.jsonl"
     before = file.read_bytes()
     file.unlink()
     asked = []

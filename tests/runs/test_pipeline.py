@@ -1,6 +1,7 @@
 """The whole path, at the smallest size: what it leaves behind, that it resumes, and what it refuses."""
 
 import json
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -13,7 +14,7 @@ from elm_jax.library.store import Library
 from elm_jax.runs import base, data, evaluate, pipeline, watching
 from elm_jax.runs.base import Pretraining
 from elm_jax.runs.progress import Stages
-from elm_jax.runs.train import Budget
+from elm_jax.runs.train import Budget, train_experts
 
 TRAINED = ["mini_size_animal", "mini_sentiment_film"]
 UNSEEN = ["mini_size_suitcase"]
@@ -145,6 +146,16 @@ def test_another_recipe_in_the_same_directory_is_refused(finished):
     other = Budget(steps=7, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1)
     with pytest.raises(UserError, match="with another steps"):
         run(out, budget=other)
+
+
+def test_a_tuple_among_the_options_is_the_same_recipe_when_it_is_given_again(finished, tmp_path):
+    shutil.copytree(finished[0] / "base", tmp_path / "base")
+    lengths = data.Lengths(prompt=24, answer=8)
+    opened = base.open_run(tmp_path, source=data.Source(limit=4), lengths=lengths)
+    specs = data.choose(["mini_size_animal"], opened.source)[:1]
+    budget = Budget(steps=1, batch_size=2, kind="lora", options={"rank": 1, "projections": ("query",)})
+    made = train_experts(opened, specs, budget, seed=0)
+    assert train_experts(opened, specs, budget, seed=0) == made
 
 
 def test_an_expert_is_never_called_unseen_on_its_own_dataset(finished):

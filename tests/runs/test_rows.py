@@ -1,5 +1,6 @@
 """Files of results: every line is as the schema says, and what lies there already has a defined outcome."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def kept(run, unseen):
     """The file of the base's scores of a task, whole."""
     cell = Cell(unseen[0].id, BASE)
     scores.score(run, [cell], unseen)
-    where = rows.file(run.workspace.scores, cell, ())
+    where = rows.file(run.workspace.scores, cell, (), limit=ROWS)
     whole = where.read_text()
     yield where
     where.write_text(whole)
@@ -94,11 +95,21 @@ def test_a_file_of_a_later_version_or_of_somebody_else_is_refused_and_stays(run,
     assert kept.read_text() == content
 
 
+def test_scores_of_a_few_rows_lie_beside_those_of_more_and_cost_them_nothing(run, unseen, kept):
+    before = kept.read_bytes()
+    fewer = dataclasses.replace(run, source=dataclasses.replace(run.source, limit=2))
+    cell = Cell(unseen[0].id, BASE)
+    assert len(scores.score(fewer, [cell], unseen)[cell].row_ids) == 2
+    assert kept.read_bytes() == before
+    assert len(scores.score(run, [cell], unseen)[cell].row_ids) == ROWS
+
+
 def test_rows_that_were_changed_afterwards_are_refused(run, unseen, kept):
     head, *lines = kept.read_text().splitlines()
     kept.write_text("\n".join([head, '{"row": "a"}', *lines]) + "\n")
+    found = scores.score(run, [Cell(unseen[0].id, BASE)], unseen)
     with pytest.raises(UserError, match="it was changed after it was written"):
-        scores.score(run, [Cell(unseen[0].id, BASE)], unseen)
+        found[Cell(unseen[0].id, BASE)]
 
 
 def test_groups_hold_task_by_task_until_they_are_large_enough(monkeypatch):
