@@ -200,6 +200,17 @@ def test_parameters_are_kept_in_the_type_asked_for(filled):
     same(stack, places, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), filled.load(NAMES[:2])))
 
 
+def test_as_many_experts_as_the_paper_has_stay_in_half_their_bytes(library, expert):
+    names = [f"dream/{number}" for number in range(296)]
+    for number, name in enumerate(names):
+        library.add(expert(name, float(number)))
+    shelf = shelf_of(library, device_bytes=296 * ONE // 2, dtype=ml_dtypes.bfloat16)
+    shelf.stack(names)
+    stack, places = shelf.stack(names[::-1])
+    assert (shelf.read, shelf.written) == (296, 296)
+    same(stack, places, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), library.load(names[::-1])))
+
+
 def test_an_expert_that_was_replaced_is_read_anew(filled, expert):
     shelf = shelf_of(filled)
     _, before = shelf.stack(NAMES[:2])
