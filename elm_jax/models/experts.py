@@ -93,8 +93,8 @@ def neutral(expert: Params, base: Params) -> dict[str, Any]:
     def changing_nothing(path: str, value: Array) -> Array:
         if path in of_base:
             return of_base[path]
-        # Not of its values, which may be no numbers.
-        return (np.ones if "/ia3_" in path else np.zeros)(value.shape, value.dtype)
+        # Not made of its values, which may be no numbers, but an array as they are.
+        return (np if isinstance(value, np.ndarray) else jnp).full_like(value, "/ia3_" in path)
 
     return paths.unflatten({path: changing_nothing(path, v) for path, v in paths.flatten(expert).items()})
 
