@@ -14,10 +14,16 @@ from safetensors.numpy import save_file
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
+from elm_jax.tasks import datasets
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tiny networks take longer to compile well than to run badly.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def tasks_of_ones_own_end_with_the_test(monkeypatch):
+    monkeypatch.setattr(datasets, "_added", datasets.added())
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,10 @@ import pytest
 from elm_jax import cli
 from elm_jax.runs import check, data
 from elm_jax.runs.data import Lengths, Source
-from elm_jax.tasks import datasets, own, specs, vocabulary
+from elm_jax.tasks import own, specs, vocabulary
 
 FINE = [{"text": f"text {at}", "label": at % 2} for at in range(4)]
 RANKED = ("{{text}} ||| {{answer_choices[label]}}", "no ||| yes")
-
-
-@pytest.fixture(autouse=True)
-def nothing_added(monkeypatch):
-    monkeypatch.setattr(datasets, "_added", {})
 
 
 def checked(rows, prompt=RANKED, **how):

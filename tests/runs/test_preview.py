@@ -8,12 +8,7 @@ from elm_jax import cli
 from elm_jax.errors import UserError
 from elm_jax.runs import preview
 from elm_jax.runs.data import Lengths, Source
-from elm_jax.tasks import datasets, own, vocabulary
-
-
-@pytest.fixture(autouse=True)
-def nothing_added(monkeypatch):
-    monkeypatch.setattr(datasets, "_added", {})
+from elm_jax.tasks import own, vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,6 @@ own.define(
 """
 
 
-@pytest.fixture(autouse=True)
-def nothing_added(monkeypatch):
-    monkeypatch.setattr(datasets, "_added", {})
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
