@@ -26,7 +26,8 @@ OVERHEAD = 256  # tokens that a batch costs beside its own: parameters are read,
 WELL_FILLED = 0.93  # of a batch that is real; what has less is much the worse for it
 EMPTY, SHARED = -1, -2  # what a row belongs to, if not to the expert at a place
 TRIED = 24  # batches that a shape is tried on
-# On two CPU cores rows of 512 tokens took 1.37 times as long a token as rows of 256; elsewhere a guess.
+# On two CPU cores rows of 512 tokens took 1.37 times as long a token as rows of 256, when attention's weights
+# were still kept for the gradient; elsewhere a guess.
 BEYOND_PRODUCTS = {"cpu": 7.0, "other": 2.0}
 FOLDED = (1, 2, 4)  # rows whose targets stand in one
 
@@ -217,7 +218,7 @@ def shape_for(
 def attention(network: T5Config) -> float:
     """Returns what a token costs to attend to another, as a part of what it costs itself.
 
-    Counted in products, times what softmax, dropout and keeping their results add to these.
+    Counted in products, times what softmax, dropout and computing both again for the gradient add to these.
     """
     inner = network.num_heads * network.head_dim
     wide = network.mlp_dim * (len(network.mlp_activations) + 1)
