@@ -57,6 +57,13 @@ def test_a_neutral_expert_leaves_every_logit_as_it_was(network, trained, base, k
     assert np.abs(network(expert) - network()).max() > 0.1
 
 
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_what_is_neutral_holds_numbers_though_its_like_does_not(trained, base, kind):
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, trained[kind][0])
+    neutral = ex.neutral(broken, base)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(neutral))
+
+
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_a_fresh_expert_changes_no_logit(network, base, kind):
     fresh = ex.init(kind, jax.random.key(0), base, **OPTIONS[kind])

@@ -1,5 +1,7 @@
 """Work that processes share: each item belongs to exactly one, and none has much more than another."""
 
+import jax
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,3 +25,11 @@ def test_parts_cost_the_same_up_to_one_item(costs, count):
 
 def test_one_process_has_everything():
     assert hosts.share("abc", lambda item: 1) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("lost", [jax.errors.JaxRuntimeError("Gather failed"), ValueError("[gloo] reset")])
+def test_what_the_runtime_says_of_lost_processes_is_found_behind_other_errors(lost):
+    error = KeyError("what came of it")
+    error.__cause__ = lost
+    assert hosts._of_others(error) == str(lost)
+    assert hosts._of_others(KeyError("ours")) is None
