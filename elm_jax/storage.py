@@ -9,6 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ _DTYPES = {
     "BOOL": np.dtype(bool),
 }
 PathLike = str | os.PathLike[str]
+_HERE = Path(__file__).parent
+# What has the gin files, below `gin/`: in a wheel they lie in the package, in a checkout beside it.
+SHIPPED = next(root for root in (_HERE / "_recipes", _HERE.parent) if (root / "gin").is_dir())
 
 
 def path(where: PathLike) -> epath.Path:
@@ -155,12 +159,26 @@ def fingerprint(value: Any) -> str:
 
 def array_fingerprint(arrays: Mapping[str, Any]) -> str:
     """Returns 16 hexadecimal digits that stand for named arrays: names, shapes, types and bytes."""
-    digest = hashlib.sha256()
+    digest = ArrayDigest()
     for name, value in sorted(arrays.items()):
-        array = np.asarray(value, order="C")
-        digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:16]
+        digest.add(name, np.asarray(value, order="C"))
+    return digest.fingerprint()
+
+
+class ArrayDigest:
+    """What `array_fingerprint` returns, of arrays that come one by one in the order of their names."""
+
+    def __init__(self) -> None:
+        self._seen = hashlib.sha256()
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """Takes one more array, whose elements lie in C's order."""
+        self._seen.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        self._seen.update(array.reshape(-1).view(np.uint8).data)
+
+    def fingerprint(self) -> str:
+        """Returns 16 hexadecimal digits that stand for all that were added."""
+        return self._seen.hexdigest()[:16]
 
 
 def file_fingerprint(where: PathLike) -> str:

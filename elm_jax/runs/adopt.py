@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
@@ -48,19 +47,7 @@ def add(
     else:
         if id is None:
             raise UserError(f"The expert at {str(source)!r} needs an id: --id DATASET/PROMPT.")
-        found, tree = _made_elsewhere(source, base, kind)
-        expert = Expert(
-            ExpertSpec(
-                id=id,
-                kind=found,
-                base=base.fingerprint,
-                paths=tuple(paths.flatten(tree)),
-                datasets=tuple(datasets) or (names.split_id(id)[0],),
-                steps=_steps(source),
-                recipe={"added from": str(source)},
-            ),
-            tree,
-        )
+        expert = made_elsewhere(source, base, id, kind=kind, datasets=datasets)
     Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
@@ -105,11 +92,25 @@ def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert,
     return Expert(told.spec, tree), keys, told.owner
 
 
-def _made_elsewhere(source: epath.Path, base: Base, kind: str | None) -> tuple[str, dict[str, Any]]:
+def made_elsewhere(
+    source: epath.Path, base: Base, id: str, *, kind: str | None = None, datasets: Sequence[str] = ()
+) -> Expert:
+    """Returns the expert that PEFT or T5X wrote into a directory; `kind` and `datasets` are `add`'s."""
     if (source / peft.CONFIG).exists():
-        return peft.load(source, base.config)
-    kind = kind or kind_of(t5x.parameters(source), base)
-    return kind, experts.from_t5x(source, base, kind)
+        kind, tree = peft.load(source, base.config)
+    else:
+        kind = kind or kind_of(t5x.parameters(source), base)
+        tree = experts.from_t5x(source, base, kind)
+    spec = ExpertSpec(
+        id=id,
+        kind=kind,
+        base=base.fingerprint,
+        paths=tuple(paths.flatten(tree)),
+        datasets=tuple(datasets) or (names.split_id(id)[0],),
+        steps=_steps(source),
+        recipe={"made elsewhere": str(source)},
+    )
+    return Expert(spec, tree)
 
 
 def _steps(source: epath.Path) -> int:

@@ -1,6 +1,5 @@
 """Converting weights: a model, or an expert, from the format it has to another, whole or not at all."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.library import files, swap
 from elm_jax.models import paths
-from elm_jax.records import Expert, ExpertSpec, Params
-from elm_jax.weights import elm, experts, hf_config, huggingface, load, peft, t5x, t5x_write
+from elm_jax.records import Params
+from elm_jax.runs import adopt
+from elm_jax.weights import elm, hf_config, huggingface, load, peft, t5x_write
 from elm_jax.weights.base import Base
 
 WRITERS: Mapping[str, tuple[str, Callable[[storage.PathLike, Base], None]]] = {
@@ -93,22 +93,10 @@ def _expert_in(
             f"came. Name it {names.directory_name(names.from_directory_name(home.name))!r}."
         )
     model = load.read(base)
-    if kind is None:
-        kind, tree = peft.load(source, model.config)
-    else:
-        tree = experts.from_t5x(source, model, kind)
-    step = re.search(t5x.STEP.pattern + "$", source.name)
-    spec = ExpertSpec(
-        id=identifier,
-        kind=kind,
-        base=model.fingerprint,
-        paths=tuple(paths.flatten(tree)),
-        datasets=(names.split_id(identifier)[0],),
-        steps=int(step.group(1)) if step else 0,
-        recipe={"converted from": str(source)},
-    )
-    _written(home, files.SPEC, lambda place: files.write(place, Expert(spec, tree), None))
-    return Converted(f"expert of kind {kind}", "elm", str(home), _size(tree), model.fingerprint)
+    expert = adopt.made_elsewhere(source, model, identifier, kind=kind)
+    _written(home, files.SPEC, lambda place: files.write(place, expert, None))
+    what = f"expert of kind {expert.spec.kind}"
+    return Converted(what, "elm", str(home), _size(expert.params), model.fingerprint)
 
 
 def _expert_out(source: epath.Path, home: epath.Path) -> Converted:

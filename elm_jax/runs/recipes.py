@@ -15,10 +15,7 @@ import gin
 
 from elm_jax import names
 from elm_jax.errors import UserError
-
-_HERE = Path(__file__).parents[1]
-# In a wheel the recipes lie in the package, in a checkout beside it.
-SHIPPED = next(root for root in (_HERE / "_recipes" / "gin", _HERE.parent / "gin") if root.parent.is_dir())
+from elm_jax.storage import SHIPPED
 
 
 def bound(
@@ -55,7 +52,7 @@ def resolved() -> str:
 def load(files: Sequence[str], bindings: Sequence[str] = (), *, places: Sequence[str] = ()) -> None:
     """Reads recipes into gin's configuration, in place of what it held."""
     gin.clear_config()
-    for place in (".", *places, str(SHIPPED.parent)):
+    for place in (".", *places, str(SHIPPED)):
         gin.add_config_file_search_path(place)
     found = [str(find(file, places)) for file in files]
     try:
@@ -76,11 +73,11 @@ def load(files: Sequence[str], bindings: Sequence[str] = (), *, places: Sequence
 
 def find(file: str, places: Sequence[str] = ()) -> Path:
     """Returns a recipe's path: as given, in one of the places, or below those that come with elm_jax."""
-    for candidate in (Path(file), *(Path(place) / file for place in places), SHIPPED.parent / file):
+    for candidate in (Path(file), *(Path(place) / file for place in places), SHIPPED / file):
         if candidate.is_file():
             return candidate
     near = names.near_matches(
-        file, (str(path.relative_to(SHIPPED.parent)) for path in SHIPPED.rglob("*.gin"))
+        file, (str(path.relative_to(SHIPPED)) for path in (SHIPPED / "gin").rglob("*.gin"))
     )
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"A recipe is wanted at {file!r}, but no file is there.{hint}")

@@ -10,15 +10,12 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.t5x_door import imports
 
 SCRIPTS = ("train", "eval", "infer")
-_HERE = Path(__file__).parents[1]
-# In a wheel the gin files lie in the package, in a checkout beside it.
-GIN_FILES = next(root for root in (_HERE / "_recipes", _HERE.parent) if (root / "gin").is_dir())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import gin
 
-    gin.add_config_file_search_path(str(GIN_FILES))
+    gin.add_config_file_search_path(str(storage.SHIPPED))
     given, sys.argv = sys.argv, [script.origin, *arguments[1:]]
     try:
         runpy.run_path(script.origin, run_name="__main__")

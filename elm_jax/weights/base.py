@@ -4,7 +4,6 @@ One stacked parameter at a time is filled, layer by layer, hashed and handed to 
 the parameters no more than the largest of them is ever in memory.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -92,19 +91,17 @@ def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place) -> Base
     With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
     other floating types become float32. `place` takes each parameter to where it is wanted.
     """
-    digest = hashlib.sha256()
+    digest = storage.ArrayDigest()
     params = {}
     with ThreadPoolExecutor(READERS) as pool:
         for path, (shape, layers) in sorted(check(checkpoint).items()):
             whole = np.empty(shape, DTYPES[dtype] if dtype else _common({layer.dtype for layer in layers}))
             parts = [whole] if layers[0].seen == shape else list(whole)
             list(pool.map(Tensor.read_into, layers, parts))
-            # As `storage.array_fingerprint` has it, without all parameters at hand.
-            digest.update(f"{path}:{whole.dtype}:{whole.shape};".encode())
-            digest.update(whole.reshape(-1).view(np.uint8).data)
+            digest.add(path, whole)
             params[path] = place(path, whole)
             del whole, parts
-    return Base(checkpoint.config, paths.unflatten(params), digest.hexdigest()[:16])
+    return Base(checkpoint.config, paths.unflatten(params), digest.fingerprint())
 
 
 @lru_cache(maxsize=8)

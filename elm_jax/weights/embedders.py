@@ -20,7 +20,7 @@ from elm_jax.models.minilm import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
-from elm_jax.weights import bert, hf_config, hf_names, huggingface, steps, tokenizer, torch_bin
+from elm_jax.weights import bert, hf_config, hf_names, hub, huggingface, steps, tokenizer, torch_bin
 from elm_jax.weights.bert import tensor
 
 if TYPE_CHECKING:
@@ -76,23 +76,16 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
 
 def fetch(repository: str, *, pooling: str | None = None) -> epath.Path:
     """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
-    import huggingface_hub
     from huggingface_hub import constants
 
     lacking, why = [*_LAYOUT], "offline mode is on"
     for weights in (None, *_WEIGHTS):
-        try:
-            place = huggingface_hub.snapshot_download(
-                repository,
-                allow_patterns=None if weights is None else [*_DESCRIBING, *weights],
-                local_files_only=weights is None,
-            )
-        except Exception as error:  # the hub's, its client's and the system's, by many names
-            if weights is None:
-                continue
-            why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        directory, failed = hub.snapshot(repository, None if weights is None else [*_DESCRIBING, *weights])
+        if directory is None and weights is not None:
+            why = failed
             break
-        directory = storage.path(place)
+        if directory is None:
+            continue
         lacking = missing(directory, pooling=pooling)
         # A plain checkpoint that is whole: how it pools must be told, which is for `read` to say.
         if not lacking or (weights is not None and lacking == [steps.MODULES]):

@@ -1,5 +1,7 @@
 """The hub: a model's files from the local cache of Hugging Face's hub, or fetched into it."""
 
+from collections.abc import Sequence
+
 from etils import epath
 
 from elm_jax import names, storage
@@ -17,23 +19,16 @@ def fetch(model: Known) -> epath.Path:
 
     Raises a UserError that says what to download, from where, and where to put it, if that cannot be done.
     """
-    import huggingface_hub
     from huggingface_hub import constants
 
     why = "offline mode is on"
     for weights in (None, *_WEIGHTS):
-        try:
-            place = huggingface_hub.snapshot_download(
-                model.hub,
-                allow_patterns=None if weights is None else [*_BESIDE, weights],
-                local_files_only=weights is None,
-            )
-        except Exception as error:  # the hub's, its client's and the system's, by many names
-            if weights is not None:
-                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                break
+        directory, failed = snapshot(model.hub, None if weights is None else [*_BESIDE, weights])
+        if directory is None and weights is not None:
+            why = failed
+            break
+        if directory is None:
             continue
-        directory = storage.path(place)
         if huggingface.weights_in(directory) and (directory / hf_config.FILE).exists():
             return directory
         why = f"its repository has none of {', '.join(_WEIGHTS)}"
@@ -46,6 +41,24 @@ def fetch(model: Known) -> epath.Path:
         f"is a network, run `hf download {model.hub} --local-dir DIR`, which brings {hf_config.FILE} and "
         f"weights ({', '.join(_WEIGHTS)}) from https://huggingface.co/{model.hub}{bucket}; then name DIR."
     )
+
+
+def snapshot(repository: str, patterns: Sequence[str] | None) -> tuple[epath.Path | None, str]:
+    """Returns the directory of a repository's files that match, fetched where absent, or None and the reason.
+
+    Without patterns nothing is fetched: it is what the cache has.
+    """
+    import huggingface_hub
+
+    try:
+        place = huggingface_hub.snapshot_download(
+            repository,
+            allow_patterns=None if patterns is None else list(patterns),
+            local_files_only=patterns is None,
+        )
+    except Exception as error:  # the hub's, its client's and the system's, by many names
+        return None, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return storage.path(place), ""
 
 
 def _ids() -> list[str]:

@@ -33,9 +33,9 @@ def load_model(
 ) -> Base:
     """Returns a T5 read from a directory, local or `gs://`, or by name: shape, parameters, fingerprint.
 
-    Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or `pytorch_model.bin` with
-    `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of our own. A name is one
-    of `elm_jax.weights.known`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+    `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
+    `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
+    our own. A name is one of `elm_jax.weights.known`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
 
     Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
     bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
