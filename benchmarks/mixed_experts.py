@@ -26,6 +26,7 @@ import numpy as np
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5, init_params
+from elm_jax.records import Params
 
 OPTIONS = {"bottleneck": {}, "lora": {"rank": 16}, "ia3": {}}
 FEW = 1  # rounds of the grouped product, which may take long
@@ -56,7 +57,7 @@ def main() -> None:
     index = jnp.asarray(rng.permutation(options.rows), jnp.int32)
 
     @jax.jit
-    def score(params: dict, *experts: Any) -> jax.Array:
+    def score(params: Params, *experts: Any) -> jax.Array:
         logits = jnp.asarray(T5(config).apply({"params": params}, prompts, answers, *experts))
         chosen = jnp.take_along_axis(logits, answers[..., None], axis=-1)[..., 0]
         return (chosen - jax.nn.logsumexp(logits, axis=-1)).sum(axis=-1)
@@ -87,14 +88,14 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def narrow(tree: dict, dtype: str) -> dict:
+def narrow(tree: Params, dtype: str) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
-def experts(kind: str, base: dict, count: int) -> dict:
+def experts(kind: str, base: Params, count: int) -> Params:
     """Returns a stack of experts of which no two are alike."""
 
-    def one(key: jax.Array) -> dict:
+    def one(key: jax.Array) -> Params:
         fresh = ex.init(kind, key, base, **OPTIONS[kind])
         return jax.tree.map(lambda leaf: leaf + 0.01 * jax.random.normal(key, leaf.shape), fresh)
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ TEMPLATE = Template(
 MAX_INPUT, MAX_TARGET, BATCH = 256, 32, 64
 
 
-def made_up(rows: int, seed: int = 0) -> Iterator[dict]:
+def made_up(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yields rows of some 150 words with four choices, like a reading test's."""
     rng = np.random.default_rng(seed)
     for number in range(rows):

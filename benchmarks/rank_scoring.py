@@ -84,12 +84,11 @@ def main() -> None:
 
     # Shapes as for many experts, since in steady state compilations cost nothing.
     every = [row for rows in workloads.values() for row in rows]
-    steady = {"shapes": evaluate.shapes_for(params, every, experts=32), "worth": 0.0}
+    steady: dict[str, Any] = {"shapes": evaluate.shapes_for(params, every, experts=32), "worth": 0.0}
     on_device = jax.device_put(params)
     sides: dict[str, Side] = {"ours": lambda rows: evaluate.score_rows(config, on_device, rows, **steady)}
     tuned_batch = None
-    if options.sides:
-        torch_model = pytorch(config, params)
+    torch_model = pytorch(config, params) if options.sides else None
     if "t0_way" in options.sides:
         sides["t0_way"] = lambda rows: t0_way(torch_model, rows)
     if "tuned" in options.sides:

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple
         }
 
 
-def write(where: Path, config: T5Config, params: Params, rows: dict) -> None:
+def write(where: Path, config: T5Config, params: Params, rows: dict[str, Any]) -> None:
     """Writes what a process of its own reads."""
     from elm_jax.weights import base, elm
 
@@ -98,7 +99,7 @@ def write(where: Path, config: T5Config, params: Params, rows: dict) -> None:
         for name, tokens in zip(("prompts", "targets"), own, strict=True)
         for part in ("tokens", "offsets")
     }
-    np.savez(where / ROWS, **laid)  # pyright: ignore[reportArgumentType]
+    np.savez(where / ROWS, **laid)
 
 
 def jobs(where: Path, steps: int) -> list[Job]:

@@ -231,7 +231,7 @@ def test_a_run_does_not_remember_how_many_rows_it_trained_on(run, tmp_path):
     named = ["MIXTURE_OR_TASK_NAME = 'mini_opposite_word'", f"MODEL_DIR = '{tmp_path}'", "BATCH_SIZE = 4"]
     named += [f"INITIAL_CHECKPOINT_PATH = '{run / 'base'}'", "MAX_TRAIN_SAMPLES = 16", "TRAIN_STEPS = 2"]
     told = []
-    recipes.bound(train.train, [SHARED], named)(dry_run=told.append)
+    recipes.bound(train.train, [SHARED], named)(told=told.append, dry_run=True)
     assert {len(job.prompts) for job in told[0].jobs} == {16}
     assert bases.open_run(tmp_path).source.limit is None
 
@@ -240,7 +240,7 @@ def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(run):
     before, told = files_of(run), []
     named = ["MIXTURE_OR_TASK_NAME = 'mini_opposite_word'", f"MODEL_DIR = '{run}'", "TRAIN_STEPS = 30"]
     call = recipes.bound(train.train, [SHARED], [*named, "MAX_TRAIN_SAMPLES = 16", "BATCH_SIZE = 4"])
-    assert call(dry_run=told.append) == []
+    assert call(told=told.append, dry_run=True) == []
     assert files_of(run) == before
     (found,) = told
     assert [(len(job.prompts), job.steps, job.batch_size) for job in found.jobs] == [(16, 30, 4)] * 2

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elm_jax.cli.opened import open_run, own_files
+from elm_jax.cli.opened import own_files, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     Cache,
@@ -102,17 +102,24 @@ def evaluate(
 
         outcome = recipes.bound(runs.evaluate, gin_file, gin_bindings or [])(**told)
     else:
-        from elm_jax.runs import data
+        from elm_jax.runs import base
         from elm_jax.tasks.specs import task_specs
 
         runs.check(Workspace.at(run), method)
-        opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
+        files = task_files(own_files(names, tasks))
+        opened = base.open_run(
+            run,
+            data_dir=data_dir,
+            templates_dir=templates_dir,
+            task_files=files,
+            prepared=cache,
+            limit=limit,
+        )
         for group in groups or []:
             task_specs(group)  # a name that is no group's is refused
-        wanted = [*(names or []), *(groups or [])]
-        outcome = runs.compare(
+        outcome = runs.evaluate(
             opened,
-            data.choose(wanted, opened.source, evaluation=True),
+            [*(names or []), *(groups or [])],
             methods=method,
             queries=queries,
             merged=merged,

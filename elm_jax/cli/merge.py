@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elm_jax.cli.opened import open_run, task_files
+from elm_jax.cli.opened import task_files
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, DataDir, RunDir, TaskFiles, TemplatesDir
 from elm_jax.errors import UserError
 
@@ -43,6 +43,7 @@ def merge(
         _list(as_json)
         return
     from elm_jax import storage
+    from elm_jax.runs import base
     from elm_jax.runs import merge as runs
     from elm_jax.runs.workspace import Workspace
 
@@ -53,9 +54,9 @@ def merge(
         "id": id,
     }
     # Judged on specs alone before the base is read, which `open_run` does.
-    task_files(tasks)
+    files = task_files(tasks)
     runs.plan(Workspace.open(run), experts or [], method, **asked)
-    opened = open_run(run, data_dir, templates_dir, None, None, tasks)
+    opened = base.open_run(run, data_dir=data_dir, templates_dir=templates_dir, task_files=files)
     spec = runs.merge(opened, experts or [], method, rows=rows, **asked).spec
     if as_json:
         told = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}

@@ -9,29 +9,7 @@ from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.runs.data import Lengths, Source
-    from elm_jax.runs.workspace import Run
     from elm_jax.tasks.vocabulary import Vocabulary
-
-
-def open_run(
-    run: str,
-    data_dir: str | None,
-    templates_dir: str | None,
-    limit: int | None,
-    cache: str | None = None,
-    tasks: list[str] | None = None,
-) -> "Run":
-    """Opens a run's directory with its base; flags win over what the run remembers."""
-    from dataclasses import replace
-
-    from elm_jax.runs import base
-
-    files = task_files(tasks)
-    opened = base.open_run(run)
-    base.remember_tasks(opened.workspace, files)
-    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
-    given["tasks"] = [*opened.source.tasks, *files]
-    return replace(opened, source=given_to(opened.source, **given))
 
 
 def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:

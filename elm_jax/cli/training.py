@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elm_jax.cli.opened import open_run, own_files
+from elm_jax.cli.opened import own_files, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     Cache,
@@ -84,25 +84,34 @@ def train(
         from elm_jax.runs import hosts
 
         hosts.join(hosts.Hosts(coordinator, process_count, process_index))
-    shown = _shown if dry_run else None
+    told: dict[str, Any] = {"told": _shown, "dry_run": True} if dry_run else {}
     try:
         if gin_file:
-            trained = _by_recipe(gin_file, gin_bindings or [], gin_search_paths, shown, track)
+            trained = _by_recipe(gin_file, gin_bindings or [], gin_search_paths, told, track)
         else:
-            from elm_jax.runs import data
+            from elm_jax.runs import base
+            from elm_jax.runs.courses import Budget
 
-            opened = open_run(run, data_dir, templates_dir, limit, cache, own_files(names, tasks))
+            files = task_files(own_files(names, tasks))
+            opened = base.open_run(
+                run,
+                data_dir=data_dir,
+                templates_dir=templates_dir,
+                task_files=files,
+                prepared=cache,
+                limit=limit,
+            )
             options = {name: value for name, value in (("width", width), ("rank", rank)) if value is not None}
-            budget = runs.Budget(steps=steps, batch_size=batch_size, rate=rate, kind=kind, options=options)
-            trained = runs.train_chosen(
+            budget = Budget(steps=steps, batch_size=batch_size, rate=rate, kind=kind, options=options)
+            trained = runs.train(
                 opened,
-                data.choose(names or [], opened.source),
-                budget,
+                names or [],
+                budget=budget,
                 as_="multitask" if multitask else as_,
                 name=multitask,
                 trackers=track or (),
-                dry_run=shown,
                 seed=seed,
+                **told,
             )
     except runs.Stopped as stopped:
         # A machine that is taken away is no failure: whoever started the job starts it again.
@@ -113,16 +122,16 @@ def train(
 
 
 def _by_recipe(
-    files: list[str], bindings: list[str], places: str | None, dry_run: Any, track: list[str] | None
+    files: list[str], bindings: list[str], places: str | None, told: dict[str, Any], track: list[str] | None
 ) -> list[str]:
     from elm_jax.runs import recipes
     from elm_jax.runs import train as runs
 
     given = {"trackers": tuple(track)} if track else {}
     call = recipes.bound(runs.train, files, bindings, places=places.split(",") if places else ())
-    if dry_run:
+    if told:
         print(recipes.resolved())
-    return call(dry_run=dry_run, **given)
+    return call(**told, **given)
 
 
 def _shown(forecast: Any) -> None:

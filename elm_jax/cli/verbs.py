@@ -2,11 +2,11 @@
 
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from elm_jax.cli.opened import given_to, open_run, own_files, rendered_as, router_options, task_files
+from elm_jax.cli.opened import given_to, own_files, rendered_as, router_options, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     AsJson,
@@ -83,10 +83,11 @@ def prepare(
 
     wanted = names or []
     reading = base.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
-    given = {"data_dir": data_dir, "templates_dir": templates_dir, "limit": limit, "prepared": cache}
+    given: dict[str, Any] = {"data_dir": data_dir, "templates_dir": templates_dir}
+    given |= {"limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
     source = rendered_as(given_to(reading.source, **given), truncate, faithful)
-    how = {"tasks": wanted, "pieces": reading.pieces}
+    how: dict[str, Any] = {"tasks": wanted, "pieces": reading.pieces}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:
         source = replace(source, splits=dict.fromkeys(wanted, split or "train"))
@@ -118,9 +119,16 @@ def index(
     cache: Cache = None,
 ) -> None:
     """Embed the keys of experts that lack them, so that routers find them."""
+    from elm_jax.runs import base
     from elm_jax.runs import index as runs
 
-    opened = open_run(run, data_dir, templates_dir, None, cache, tasks)
+    opened = base.open_run(
+        run,
+        data_dir=data_dir,
+        templates_dir=templates_dir,
+        task_files=task_files(tasks),
+        prepared=cache,
+    )
     for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder):
         print(expert)
 
@@ -145,11 +153,18 @@ def route(
     """Which experts a task should use, and why."""
     from dataclasses import asdict
 
-    from elm_jax.runs import data
+    from elm_jax.runs import base, data
     from elm_jax.runs import route as runs
 
     given = router_options(option or [])
-    opened = open_run(run, data_dir, templates_dir, None, cache, own_files(names, tasks))
+    files = task_files(own_files(names, tasks))
+    opened = base.open_run(
+        run,
+        data_dir=data_dir,
+        templates_dir=templates_dir,
+        task_files=files,
+        prepared=cache,
+    )
     specs = data.choose(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
     if as_json:

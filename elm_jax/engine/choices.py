@@ -21,10 +21,10 @@ def score_choices(
 ) -> np.ndarray:
     """Returns float32 [B, C]: the summed log-probability, in nats, of every answer's real tokens.
 
-    `prompts` are token ids [B, S] and `answers` [B, C, T], NumPy's or JAX's integers, padded with 0 at the
-    end. End-of-sequence counts where it is among an answer's tokens, and no length is divided by (T0, Sanh et
-    al. 2022); an answer of padding alone scores 0. `experts` is one expert for all rows, a tree beside the
-    base or a record; the base alone scores without it.
+    `model` is what `load_model` returns. `prompts` are token ids [B, S] and `answers` [B, C, T], NumPy's or
+    JAX's integers, padded with 0 at the end. End-of-sequence counts where it is among an answer's tokens, and
+    no length is divided by (T0, Sanh et al. 2022); an answer of padding alone scores 0. `experts` is one
+    expert for all rows, a tree beside the base or a record; the base alone scores without it.
 
     Raises a UserError for arrays of another rank or type, token ids that the model does not have, batches
     that differ, and an expert of another base.

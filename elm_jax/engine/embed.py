@@ -45,7 +45,8 @@ class Embedder:
     embed: Callable[[Sequence[str]], np.ndarray]
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        of_texts = all(isinstance(text, str) for text in texts)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(texts, str) or not of_texts:
             raise UserError(f"An embedder wants a list of texts, but {texts!r:.100} came.")
         return self.embed(texts)
 
@@ -59,11 +60,12 @@ def load_embedder(
 ) -> Embedder:
     """Returns the sentence encoder in a directory, or of a name on the hub: texts -> float32 [N, D].
 
-    A directory has sentence-transformers' layout; its network is BERT's, RoBERTa's, MPNet's or the encoder of
-    a T5. A name without an owner, `all-MiniLM-L6-v2`, is one of sentence-transformers'; what the hub's cache
-    holds is found without a network. `pooling` is for plain checkpoints, which do not tell it: "mean", "cls",
-    "max" or "pooler". With `dtype` bfloat16 matrix products, and parameters, are in that. `batch_tokens` is
-    how many tokens are computed at once, padding included.
+    `path_or_name` is either. A directory has sentence-transformers' layout; its network is BERT's, RoBERTa's,
+    MPNet's or the encoder of a T5. A name without an owner, `all-MiniLM-L6-v2`, is one of
+    sentence-transformers'; what the hub's cache holds is found without a network. `pooling` is for plain
+    checkpoints, which do not tell it: "mean", "cls", "max" or "pooler". With `dtype` bfloat16 matrix
+    products, and parameters, are in that. `batch_tokens` is how many tokens are computed at once, padding
+    included.
 
     Raises a UserError that names the missing file, its repository and where to put it.
     """

@@ -100,7 +100,7 @@ def to_json(places: Places) -> dict[str, Any]:
 def from_json(told: Mapping[str, Any]) -> Places:
     """Returns the places that `to_json` told."""
     return Places(
-        tuple(place and Place(**{**place, "taken": tuple(place["taken"])}) for place in told["at"]),
+        tuple(place and Place(**dict(place, taken=tuple(place["taken"]))) for place in told["at"]),
         tuple(told["waiting"]),
         tuple(told["finished"]),
         tuple(Failure(each["expert"], each["step"], tuple(each["rows"])) for each in told["failed"]),

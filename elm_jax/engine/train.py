@@ -5,6 +5,9 @@ had all examples of its step. A run that was killed goes on from its last checkp
 what a batch takes, follows from what was there before, so it ends with the same bytes.
 """
 
+# pyright: reportUninitializedInstanceVariable=false
+# `open` makes what depends on a checkpoint, before anything else is called.
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

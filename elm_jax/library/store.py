@@ -42,9 +42,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Library:
-    """A directory of experts; `Library.open` makes one.
+    """A directory of experts, each complete in itself; `Library.open(path)` makes one.
 
-    It holds nothing but the place: what it returns is what is there now.
+    It holds nothing but its `root`, a path: what it returns is what is there now. Any number of processes may
+    read and write one library at once.
     """
 
     root: epath.Path

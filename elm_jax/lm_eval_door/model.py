@@ -8,7 +8,7 @@ are those of `elm_jax.score_choices`; `eos=False` gives lm-eval's.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lm_eval.models  # noqa: F401  # pyright: ignore[reportMissingImports]
+import lm_eval.models  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
 import numpy as np
 from jaxtyping import Int
 from lm_eval import utils  # pyright: ignore[reportMissingImports]

@@ -4,6 +4,9 @@ Norm without mean or bias, unscaled attention, relative positions in buckets and
 Raffel et al. (2020) and its T5 1.1 release; parameter names are T5X's.
 """
 
+# pyright: reportUninitializedInstanceVariable=false
+# A module of Flax makes its parts in `setup`, which takes the place of `__init__`.
+
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from operator import mul

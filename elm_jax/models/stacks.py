@@ -4,6 +4,9 @@ So compile time does not grow with depth. A layer takes `expert` and `rows` as `
 and gives every row its expert itself, so that no more than one layer's experts are ever spread over rows.
 """
 
+# pyright: reportUninitializedInstanceVariable=false
+# A module of Flax makes its parts in `setup`, which takes the place of `__init__`.
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple

@@ -11,6 +11,9 @@ row has one expert, or one for each of its segments, and then one answer to a pr
 decoded token by token, with a cache that the caller hands on.
 """
 
+# pyright: reportUninitializedInstanceVariable=false
+# A module of Flax makes its parts in `setup`, which takes the place of `__init__`.
+
 from typing import Any
 
 import flax.linen as nn

@@ -16,14 +16,15 @@ MOST_BITS = 10_000
 """The most binary digits of a number."""
 
 # Filters and methods whose result can be far larger than what goes in. In the first a number is a length.
-TAKE_LENGTH = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice"})
-TAKE_LENGTH |= {"tojson", "wordwrap", "zfill"}
-GROWING_FILTERS = frozenset(
-    {"batch", "center", "escape", "forceescape", "format", "indent", "join", "pprint"}
+TAKE_LENGTH = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round"}).union(
+    {"slice", "tojson", "wordwrap", "zfill"}
 )
-GROWING_FILTERS |= {"replace", "round", "slice", "sum", "tojson", "urlize", "wordwrap", "xmlattr"}
-GROWING_METHODS = frozenset({"center", "expandtabs", "extend", "format", "format_map", "join", "ljust"})
-GROWING_METHODS |= {"replace", "rjust", "translate", "update", "zfill"}
+GROWING_FILTERS = frozenset({"batch", "center", "escape", "forceescape", "format", "indent", "join"}).union(
+    {"pprint", "replace", "round", "slice", "sum", "tojson", "urlize", "wordwrap", "xmlattr"}
+)
+GROWING_METHODS = frozenset({"center", "expandtabs", "extend", "format", "format_map", "join"}).union(
+    {"ljust", "replace", "rjust", "translate", "update", "zfill"}
+)
 # A width of six digits or more, or one handed over as a value.
 _WIDE_FORMAT = re.compile(r"%[^%A-Za-z]*(\d{6}|\*)|\{[^{}]*:[^{}]*(\d{6}|\{)")
 

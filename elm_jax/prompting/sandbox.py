@@ -18,7 +18,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes, pass_context
@@ -35,7 +35,7 @@ class Rendering(Context):
 
     left = limits.BUDGET
     draws = 0
-    key: Callable[[], str]
+    key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `run` sets it
 
     def spend(self, amount: int) -> None:
         self.left -= amount
@@ -55,8 +55,8 @@ def run(source: str, variables: Mapping[str, Any], *, key: Callable[[], str]) ->
     Raises whatever jinja and the template raise: `jinja2.TemplateError`s, and any error of Python's.
     """
     template = compiled(source)
-    context = template.new_context(dict(variables))
-    context.key = key  # type: ignore[attr-defined]
+    context = cast(Rendering, template.new_context(dict(variables)))
+    context.key = key
     return "".join(template.root_render_func(context))
 
 
@@ -118,14 +118,14 @@ class _Environment(SandboxedEnvironment):
             "**": limits.power,
             "%": limits.remainder,
         }
-        self.globals["zip"] = zip
+        cast("dict[str, Any]", self.globals)["zip"] = zip
         del self.globals["lipsum"]  # random text of any length
         self.filters |= {name: _guarded(name, self.filters[name]) for name in limits.GROWING_FILTERS}
         self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
         # Names with a space: no template can call these two.
         self.filters |= {"string": _string, "a turn": _take_turn, "a bounded value": limits.bounded}
 
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(obj, "__name__", "")
         if name not in limits.GROWING_METHODS:
             return super().call(context, obj, *args, **kwargs)

@@ -101,9 +101,10 @@ class Template:
 
 
 def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Template]:
-    """Reads the templates of "dataset" or "dataset/config" from a directory laid out as PromptSource's.
+    """Reads the templates of a dataset from a directory laid out as PromptSource's.
 
-    Returns them by name, in the file's order. A tag other than PromptSource's two, anything else that is not
+    `directory` has a folder for every dataset, `dataset` is "dataset" or "dataset/config". Returns the
+    templates by name, in the file's order. A tag other than PromptSource's two, anything else that is not
     plain YAML, and a template without a name, id or jinja is a `UserError` naming the file and the line.
     """
     root = storage.existing_directory(

@@ -85,9 +85,9 @@ def vectors_of(queries: Queries, index: Index, *, any_format: bool = False) -> E
             f"One vector a query is wanted to route {queries.task!r}, but {len(queries.row_ids)} row ids "
             f"came with {queries.vectors.shape[0]} vectors."
         )
-    _agree(queries, index, "embedder", queries.embedder, index.embedder)
+    _agree(queries, "embedder", queries.embedder, index.embedder)
     if not any_format:
-        _agree(queries, index, "text format", queries.text_format, index.text_format)
+        _agree(queries, "text format", queries.text_format, index.text_format)
     wide, wanted = queries.vectors.shape[1], index.vectors.shape[1]
     if wide != wanted:
         raise UserError(
@@ -104,11 +104,11 @@ def texts_of(queries: Queries, index: Index) -> tuple[str, ...]:
             f"One text a query is wanted to route {queries.task!r} by its words, but {len(queries.row_ids)} "
             f"row ids came with {len(queries.texts)} texts."
         )
-    _agree(queries, index, "text format", queries.text_format, index.text_format)
+    _agree(queries, "text format", queries.text_format, index.text_format)
     return queries.texts
 
 
-def _agree(queries: Queries, index: Index, what: str, came: str, wanted: str) -> None:
+def _agree(queries: Queries, what: str, came: str, wanted: str) -> None:
     if came != wanted:
         raise UserError(
             f"Queries and keys are wanted from one {what}, but the index has {wanted!r} and the queries of "

@@ -87,28 +87,59 @@ def pieces_of(directory: storage.PathLike, vocabulary_file: storage.PathLike | N
 
 
 def open_run(
-    out: storage.PathLike,
+    run: storage.PathLike,
     *,
     initial_checkpoint: storage.PathLike | None = None,
+    data_dir: storage.PathLike | None = None,
+    templates_dir: storage.PathLike | None = None,
+    task_files: Sequence[storage.PathLike] = (),
+    prepared: storage.PathLike | None = None,
+    limit: int | None = None,
     source: Source | None = None,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
 ) -> Run:
-    """Opens a workspace with its base; what is not given is as it was when the workspace was last written.
+    """Opens a run's directory for the other verbs: reads its base and vocabulary, and how it reads rows.
 
-    `initial_checkpoint` is a base outside the workspace, a directory or a name; the workspace remembers it.
+    `initial_checkpoint` is a base, a directory or a name as `load_model` takes them. It makes the directory
+    `run` where there is none, and the run remembers it; without it the base is the one that is remembered, or
+    the run's own.
+
+    Rows come from `data_dir`, PromptSource's templates from `templates_dir`, one's own tasks from
+    `task_files`, which the run remembers, rows that `elm prepare` made from `prepared`. `limit` is how many
+    rows of a task are taken at most. `source` says all this at once and more, `lengths` how many tokens of a
+    prompt and of an answer are kept; what is not given is as it was when the run was last written. `stages`
+    show progress.
+
+    Raises a UserError where the directory, the base or its vocabulary is not there, or a file of tasks does
+    not read.
     """
+    for file in task_files:
+        own.load(file)
+    places = {"data_dir": data_dir, "templates_dir": templates_dir, "prepared": prepared}
+    given: dict[str, Any] = {name: place for name, place in places.items() if place is not None}
     if initial_checkpoint is not None:
-        remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
-    workspace = Workspace.open(out)
+        # How many rows are taken is not remembered: an evaluation of what was trained on a few takes all.
+        kept = replace(source or Source(), **given, limit=None)
+        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths)
+    workspace = Workspace.open(run)
     known = remembered(workspace)
-    source = source or Source(**known["source"])
+    source = replace(source or Source(**known["source"]), **given)
+    source = replace(source, tasks=[*source.tasks, *task_files])
+    if limit is not None:
+        source = replace(source, limit=limit)
     base, pieces = load(known["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
         own.load(file)
+    remember_tasks(workspace, task_files)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     return Run(workspace, base, pieces, source, lengths or Lengths(**known["lengths"]), stages or Stages())
+
+
+def opened(run: Run | storage.PathLike) -> Run:
+    """Returns the run that a verb was given, be it open already or a directory."""
+    return run if isinstance(run, Run) else open_run(run)
 
 
 def reading(

@@ -24,28 +24,43 @@ ALL = "all"  # the prompt that an expert on all of a dataset's goes by
 
 @dataclass(frozen=True)
 class Budget:
-    """What experts are trained, how long and how fast; None is the paper's, or else a default."""
+    """What experts are trained, how long and how fast.
+
+    `steps` and `epochs` exclude each other; `batch_size` is rows in a step, `rate` the highest learning rate,
+    reached after `warmup` steps; by `schedule` it falls to 0 ("linear") or stays ("constant"). What is None
+    of these is the paper's where `paper` names one of its tables (`PAPERS`: "prompt", "dataset_adapter",
+    "dataset", "target"), else 1,000 steps of 8 rows at 1e-4. `dropout` is a probability.
+
+    `optimizer` is "adamw" or "adafactor"; `clip` the largest norm of an expert's gradient, None the
+    optimiser's own way. `z_loss` and `label_smoothing` are factors in the loss. `kind` is what an expert
+    owns, "bottleneck", "lora", "ia3" or "full", and `options` are the kind's own, as {"rank": 8}.
+
+    `places` is how many experts train at once and `batch_tokens` how many tokens a batch has; None is what
+    memory holds. Checkpoints are written every `save_every` batches, None an eighth of an expert's steps, at
+    least 25. Experts are judged every `validate_every` of their own steps, 0 never, on at most
+    `validate_rows` rows of a task; `keep` is the step that is kept, "last" or "best".
+    """
 
     steps: int | None = None
-    epochs: int | float | None = None  # instead of steps
+    epochs: int | float | None = None
     batch_size: int | None = None
     rate: float | None = None
     warmup: int = 0
     schedule: str = "linear"
     optimizer: str = "adamw"
-    clip: float | None = None  # norm of an expert's gradient; None is the optimiser's own
+    clip: float | None = None
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     kind: str = "bottleneck"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind, see `models.kinds`
+    options: Mapping[str, Any] = field(default_factory=dict)
     dropout: float = 0.1
-    paper: str | None = None  # one of PAPERS: the table that fills what is None
-    places: int | None = None  # experts that train at once; None is what memory holds
-    batch_tokens: int | None = None  # likewise
-    save_every: int | None = None  # batches; None is an eighth of an expert's steps, at least 25
-    validate_every: int = 0  # steps of an expert; 0 is never
-    validate_rows: int = 300  # of a task at most, the paper's
-    keep: str = "last"  # or "best", of the steps that were validated
+    paper: str | None = None
+    places: int | None = None
+    batch_tokens: int | None = None
+    save_every: int | None = None
+    validate_every: int = 0
+    validate_rows: int = 300  # the paper's
+    keep: str = "last"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from elm_jax.tasks import datasets, identity, own, prepared, specs
 from elm_jax.tasks.prepared import Examples, Prepared
 from elm_jax.tasks.vocabulary import Vocabulary
 
+Tasks = str | TaskSpec | Iterable[str | TaskSpec]
+"""Tasks that a verb works on: specs, or names as `choose` takes them; one or several."""
 SEQIO = "seqio"
 """The prompt and group of tasks that were registered with SeqIO by hand, which have none."""
 
@@ -57,20 +59,22 @@ def feature_lengths(features: Mapping[str, int] | None = None) -> Lengths | None
     return Lengths(features["inputs"], features["targets"])
 
 
-def choose(
-    wanted: Iterable[str], source: Source | None = None, *, evaluation: bool = False
-) -> list[TaskSpec]:
+def choose(wanted: Tasks, source: Source | None = None, *, evaluation: bool = False) -> list[TaskSpec]:
     """Returns the tasks that names stand for: a task's id, a dataset (all its prompts) or a group.
 
     A source's own tasks are known too, and those of SeqIO that it has prepared rows of. A name may also be a
-    file that defines tasks: all of these. For `evaluation` a task's split is the one that evaluation reads.
+    file that defines tasks: all of these. A spec stands for itself. For `evaluation` a task's split is the
+    one that evaluation reads.
     """
     source = source or Source()
     for file in source.tasks:
         own.load(file)
     chosen: dict[str, TaskSpec] = {}
-    for name in wanted:
-        found = own.load(name) if is_task_file(name) else _named(name, source)
+    for each in [wanted] if isinstance(wanted, str | TaskSpec) else wanted:
+        if isinstance(each, TaskSpec):
+            found = [each]
+        else:
+            found = own.load(each) if is_task_file(each) else _named(each, source)
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
         raise UserError("At least one task is wanted, but none was named. `elm tasks list` shows them all.")

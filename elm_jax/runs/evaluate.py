@@ -30,7 +30,7 @@ from elm_jax.runs.methods import Method
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.results import Results
 from elm_jax.runs.rows import Cell
-from elm_jax.runs.workspace import DEFAULT, Run, Workspace
+from elm_jax.runs.workspace import Run, Workspace
 from elm_jax.scoring import rank
 from elm_jax.tasks.specs import task_specs
 
@@ -47,55 +47,8 @@ class Outcome:
 
 
 def evaluate(
-    *,
-    tasks: Sequence[str] | str,
-    out: storage.PathLike = DEFAULT,
-    initial_checkpoint: storage.PathLike | None = None,
-    source: data.Source | None = None,
-    lengths: data.Lengths | None = None,
-    methods: Sequence[str] | None = None,
-    queries: int = formats.QUERIES_PER_TASK,
-    merged: int = 3,
-    batch_tokens: int = BATCH_TOKENS,
-    by: str = "sum",
-    oracle: bool = False,
-    seen: bool = False,
-    told: Told | None = None,
-    dry_run: bool = False,
-) -> Outcome | None:
-    """Compares methods on tasks named by id, dataset or group, with the experts in `out`.
-
-    All else is as `compare` has it. Methods are judged before the base is read.
-    """
-    check(Workspace.at(out), methods)
-    run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    return compare(
-        run,
-        data.choose([tasks] if isinstance(tasks, str) else tasks, run.source, evaluation=True),
-        methods=methods,
-        queries=queries,
-        merged=merged,
-        batch_tokens=batch_tokens,
-        by=by,
-        oracle=oracle,
-        seen=seen,
-        told=told,
-        dry_run=dry_run,
-    )
-
-
-def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
-    """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
-    wanted = ways.parse_all(methods or ())
-    if wanted and workspace.library.is_dir():
-        library = Library.open(workspace.library)
-        described = [library.describe(expert) for expert in library.ids()]
-        ways.require(wanted, [(about.spec, about.shapes) for about in described])
-
-
-def compare(
-    run: Run,
-    specs: Sequence[TaskSpec],
+    run: Run | storage.PathLike,
+    tasks: data.Tasks,
     *,
     experts: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
@@ -109,17 +62,31 @@ def compare(
     dry_run: bool = False,
     environment: Mapping[str, Any] | None = None,
 ) -> Outcome | None:
-    """Compares methods on the tasks and writes the report; what was scored before is not scored again.
+    """Compares methods on tasks, writes the report and returns it; what was scored before is not again.
 
-    `methods` are strings as `runs.methods` reads them, the base always among them; without them they are
-    those of `methods.default`, with `merged` retrieved experts averaged. `experts` are those of the library
-    to use, all without it. `by` is how choices are scored. With `oracle` every expert works on every task,
-    and the best ones in hindsight are among the methods. An expert that was trained on one of the tasks'
-    datasets is refused, unless `seen` results are asked for, which are then marked.
+    `run` is a run that is open, or its directory. `tasks` are specs or names, of tasks, datasets or groups;
+    of each the split for evaluation is read. `experts` are ids, all of the library without them.
+
+    A method is how experts are chosen and how several become one, a string as `runs.methods` reads it:
+    "roe", "roe:experts=3+average"; the base is always among them. Without `methods` they are those of
+    `methods.default`, with `merged` retrieved experts averaged. `queries` are how many inputs of a task a
+    router looks at. `by` is how choices are scored: "sum" of log-probabilities in nats, as T0's and the
+    paper's rank classification, their "mean" by token, or "calibrated". `batch_tokens` are scored at once.
+
+    With `oracle` every expert works on every task, and the best ones in hindsight are among the methods. An
+    expert that was trained on one of the tasks' datasets is refused, unless `seen` results are asked for,
+    which are then marked. `environment` is further told in the report.
 
     `told` hears how much is to be done and how long it takes; with `dry_run` no more is done. Returns None
     then, and on all of several hosts but the first, which writes the report.
+
+    Raises a UserError, before a row is scored, for what does not exist and for tasks without rows; it is a
+    ContaminationError where an expert saw a task's dataset.
     """
+    if not isinstance(run, Run):
+        check(Workspace.at(run), methods)  # before the base is read
+    run = bases.opened(run)
+    specs = data.choose(tasks, run.source, evaluation=True)
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")
     if not hosts.is_first():
         run = replace(run, stages=Stages(Console(quiet=True)))
@@ -147,7 +114,11 @@ def compare(
         of_ranked, of_written = (
             [cell for cell in cells if cell.task in {spec.id for spec in own}] for own in (ranked, written)
         )
-        how = {"batch_tokens": batch_tokens, "gated": chosen.gates, "named": list(chosen.composites)}
+        how: dict[str, Any] = {
+            "batch_tokens": batch_tokens,
+            "gated": chosen.gates,
+            "named": list(chosen.composites),
+        }
         scores, answers = scoring.Scores(run, {}, {}), {}
         if ranked:
             scores = scoring.score(run, of_ranked, ranked, by=by, **how)
@@ -161,6 +132,15 @@ def compare(
             )
         hosts.meet("the report is written")
     return outcome
+
+
+def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
+    """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
+    wanted = ways.parse_all(methods or ())
+    if wanted and workspace.library.is_dir():
+        library = Library.open(workspace.library)
+        described = [library.describe(expert) for expert in library.ids()]
+        ways.require(wanted, [(about.spec, about.shapes) for about in described])
 
 
 def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:

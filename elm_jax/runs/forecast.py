@@ -16,9 +16,9 @@ from elm_jax.models import sharding
 from elm_jax.reporting.tables import Table
 from elm_jax.runs import flops, room
 from elm_jax.runs import plan as sizing
+from elm_jax.runs.roofline import UTILISATION
 from elm_jax.weights.elm import Base
 
-UTILISATION = 0.4  # of a device's peak that training is taken to reach
 OF_PRODUCTS = 0.5  # the same, of the rate at which it was seen to multiply matrices
 SIDE = 2048  # of the matrices that are multiplied to see it
 
@@ -140,7 +140,7 @@ def tables(found: Forecast) -> list[Table]:
             f"experts, about {sizing.gb(found.between)} between; {sizing.gb(found.memory)} there",
         ),
         ("model FLOPs", f"{found.flops:.3g}"),
-        ("time, about", _time(found.seconds)),
+        ("time, about", duration(found.seconds)),
     ]
     return [experts, Table("Training", ("what", "how much"), tuple(told), f"The time is for {found.reason}.")]
 
@@ -169,10 +169,10 @@ def _products(dtype: str) -> float:
     return 2 * SIDE**3 / best
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Returns a duration a reader can hold in mind.
 
-    >>> _time(59), _time(5400), _time(200000)
+    >>> duration(59), duration(5400), duration(200000)
     ('59 s', '1 h 30 min', '2 d 7 h')
     """
     if seconds < 120:

@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,7 +49,7 @@ def join(hosts: Hosts) -> None:
 
 
 @contextmanager
-def together(*expected: type[BaseException]) -> Iterator[None]:
+def together(*expected: type[BaseException]) -> Generator[None, None, None]:
     """Ends a process of several at once when it fails, with a message, so that no other waits for it.
 
     Leaving in the usual way would wait for the others, which wait for this one. What is `expected` happens to

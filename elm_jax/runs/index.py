@@ -21,6 +21,7 @@ from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Keys
 from elm_jax.routing import faithful
+from elm_jax.runs import base as bases
 from elm_jax.runs import data, statistics
 from elm_jax.runs.workspace import Run, Workspace
 from elm_jax.tasks import prepared
@@ -32,26 +33,32 @@ REMEMBERED = "embedder.json"
 
 
 def index(
-    run: Run,
+    run: Run | storage.PathLike,
     *,
+    experts: Sequence[str] | None = None,
     size: int = formats.KEYS_PER_EXPERT,
     text_format: str = TEXT_FORMAT,
-    rebuild: bool = False,
-    ids: Sequence[str] | None = None,
     embedder: str | None = None,
+    rebuild: bool = False,
     padded: bool = False,
 ) -> list[str]:
-    """Writes the keys of experts that lack them, or with `rebuild` of all; returns whose were written.
+    """Embeds the keys of experts that lack them, so that routers find these; returns whose were written.
 
-    Adding an expert embeds its own texts only; one on several tasks has as many of each. `embedder` is "t5",
-    a sentence encoder's name on the hub or its directory, and the run remembers it; without one it is what
-    the run remembers, or else "t5". With `padded` keys of "t5" are pooled as the original's are
-    (`routing.faithful`), under another name, which only a router with that switch compares with queries.
+    `run` is a run that is open, or its directory. `experts` are ids, those of the whole library without them.
+    A key is one of an expert's training inputs, written as `text_format` says and embedded: `size` of them (S
+    of Jang et al. 2023, arXiv 2302.03202) are float32 [S, D]. An expert on several tasks has as many of each.
 
-    Raises a UserError if an expert has keys of another embedder and `rebuild` was not asked for.
+    `embedder` is "t5", the base's encoder, or a sentence encoder by its name on the hub or its directory, and
+    the run remembers it; without one it is what the run remembers, or else "t5". With `rebuild` keys that are
+    there are made anew. With `padded` keys of "t5" are pooled as the original's are (`routing.faithful`),
+    under another name, which only a router with that switch compares with queries.
+
+    Raises a UserError if an expert has keys of another embedder and `rebuild` was not asked for, and where
+    the rows that an expert was trained on are not to be found.
     """
+    run = bases.opened(run)
     library = Library.open(run.workspace.library)
-    wanted = library.ids() if ids is None else ids
+    wanted = library.ids() if experts is None else experts
     known = remembered(run.workspace)
     named = known if embedder is None else _absolute(embedder)
     chosen = _over_padding(run, named) if padded else opened(run, named)

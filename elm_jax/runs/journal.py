@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -114,7 +114,7 @@ class Journal:
 
 
 @contextmanager
-def opened(where: epath.Path, start: Mapping[str, Any], **options: Any) -> Iterator[Journal]:
+def opened(where: epath.Path, start: Mapping[str, Any], **options: Any) -> Generator[Journal, None, None]:
     """Opens a journal, with a record of kind "run" of what starts now."""
     journal = Journal(where, **options)
     try:
@@ -125,7 +125,7 @@ def opened(where: epath.Path, start: Mapping[str, Any], **options: Any) -> Itera
 
 
 @contextmanager
-def writing(where: epath.Path) -> Iterator[None]:
+def writing(where: epath.Path) -> Generator[None, None, None]:
     """Says what was to be written where the system refuses."""
     try:
         yield

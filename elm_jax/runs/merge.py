@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from elm_jax import storage
 from elm_jax.library.store import Library
 from elm_jax.merging import agreement, merger
 from elm_jax.merging import plan as plans
@@ -48,7 +49,7 @@ def plan(
 
 
 def merge(
-    run: Run,
+    run: Run | storage.PathLike,
     experts: Sequence[str],
     method: str = "average",
     *,
@@ -58,11 +59,18 @@ def merge(
     rows: int = of_data.ROWS,
     **options: Any,
 ) -> Expert:
-    """Merges experts of the library, or composites, into the workspace's composites and returns the result.
+    """Merges experts by their ids into one, which goes to the run's composites; returns it.
 
-    Everything is as `merging.merger.merge` has it; the plan is judged before the weights of any expert are
-    read. Statistics that a method wants are taken of `rows` of every expert's training rows, if none came.
+    `run` is a run that is open, or its directory. `experts` are of the library, or composites themselves.
+    `method` is one of `elm_jax.merging.table`, where each names its source, and further `options` are its
+    own. `weights` are one number an expert, alike without them, as in the average of Jang et al. 2023.
+    `id` is what the merged expert is called. `statistics` are what some methods know of data, a tree an
+    expert; if none came they are taken of `rows` of every expert's training rows.
+
+    Raises a UserError, before any parameter is read, for a method or option that does not exist, and for
+    experts that do not fit one another: of another base, kind or shape.
     """
+    run = bases.opened(run)
     made = plan(run.workspace, experts, method, weights=weights, statistics=statistics, id=id, **options)
     if statistics is None and made.method.reads is not None:
         statistics = of_data.of_method(run, experts, method, made.reads, rows=rows)

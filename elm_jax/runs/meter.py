@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -56,7 +56,7 @@ class Compilations:
 
 
 @contextmanager
-def compilations() -> Iterator[Compilations]:
+def compilations() -> Generator[Compilations, None, None]:
     """Counts the seconds of compilations while it lasts."""
     from jax import monitoring
 

@@ -13,10 +13,11 @@ from elm_jax.library import keys as formats
 from elm_jax.records import TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import data
-from elm_jax.runs.evaluate import Outcome, compare
+from elm_jax.runs.courses import Budget
+from elm_jax.runs.evaluate import Outcome, evaluate
 from elm_jax.runs.index import TEXT_FORMAT, index, require_embedder
 from elm_jax.runs.progress import Stages
-from elm_jax.runs.train import Budget, train_experts, train_multitask
+from elm_jax.runs.train import train_experts, train_multitask
 from elm_jax.runs.workspace import DEFAULT, Workspace
 
 MULTITASK = "baseline"
@@ -75,8 +76,8 @@ def run(
     run = bases.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
-    index(run, size=keys, text_format=text_format, ids=experts, embedder=embedder)
-    outcome = compare(
+    index(run, experts=experts, size=keys, text_format=text_format, embedder=embedder)
+    outcome = evaluate(
         replace(run, source=source),
         eval_specs,
         experts=experts,

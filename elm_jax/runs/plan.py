@@ -21,7 +21,6 @@ from elm_jax.models import experts as ex
 from elm_jax.models import paths, sharding
 from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
-from elm_jax.reporting.tables import Table
 from elm_jax.runs import activations
 from elm_jax.runs.slices import GB, Slice, slice_of
 from elm_jax.training import optimizers, step
@@ -189,57 +188,6 @@ def verdicts(share: Share) -> dict[str, str]:
     }
 
 
-def table(found: Plan) -> Table:
-    """Returns a plan as a table: what for, in all, and on one device of each slice."""
-    work, every = found.work, [found.in_all, *(share.need for share in found.shares)]
-    dtype = work.network.dtype
-
-    def line(what: str, *parts: str) -> tuple[str, ...]:
-        return (what, *(gb(sum(getattr(need, part) for part in parts)) for need in every))
-
-    def of_shares(what: str, values: Sequence[str]) -> tuple[str, ...]:
-        return (what, "", *values)
-
-    fits = [verdicts(share) for share in found.shares]
-    rows = [
-        line(f"base of {_short(found.parameters)} parameters, {dtype}", "base"),
-        line(
-            f"{work.experts} {work.kind} experts of {_short(found.expert_parameters)}, {work.expert_dtype}",
-            "experts",
-        ),
-        line(f"scoring {work.batch_tokens} tokens at once, about", "scoring"),
-        line("all for evaluation", "base", "experts", "scoring"),
-        line(f"{work.group} that train: parameters and {work.optimizer}'s moments", "state"),
-        line("their gradients", "gradients"),
-        line(
-            f"a batch of {work.train_tokens} tokens, rows of {work.prompt} + {work.answer}, about",
-            "activations",
-        ),
-        line("the same with remat, about", "activations_remat"),
-        line("all for training", "base", "state", "gradients", "activations"),
-        line("all for training with remat", "base", "state", "gradients", "activations_remat"),
-        of_shares("a device has", [gb(share.slice.memory) for share in found.shares]),
-        *(
-            of_shares(f"{what} fits", [one[what] for one in fits])
-            for what in ("evaluation", "training", "training with remat")
-        ),
-        of_shares("mesh", [_mesh(share.mesh) for share in found.shares]),
-    ]
-    header = (
-        "GB (10⁹ bytes)",
-        "in all",
-        *(f"{s.slice.name}: each of {s.slice.devices}" for s in found.shares),
-    )
-    return Table(
-        "Memory",
-        header,
-        tuple(rows),
-        "What stands without “about” is counted from shapes. The rest is estimated within a factor of two: "
-        "“perhaps” fits only if the estimate is not exceeded. JAX takes three quarters of a GPU unless "
-        "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.",
-    )
-
-
 def _share(work: Work, devices: Slice, mesh: Mapping[str, int] | None) -> Share:
     if mesh is not None:
         sizes = sharding.fitted(devices.devices, **(dict.fromkeys(sharding.AXES, 1) | dict(mesh)))
@@ -297,12 +245,6 @@ def gb(count: int) -> str:
     return f"{count / GB:.2f}" if count < 100 * GB else f"{count / GB:.0f}"
 
 
-def _short(count: int) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return str(count)
-
-
-def _mesh(sizes: Mapping[str, int]) -> str:
+def mesh_told(sizes: Mapping[str, int]) -> str:
+    """Returns the sizes of a mesh's axes as tables have them."""
     return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"

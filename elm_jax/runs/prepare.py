@@ -122,11 +122,11 @@ def prepare_seqio(
             split = source.splits.get(name, "train")
             spec = data.seqio_task(name, split)
             file = data.prepared_file(source.prepared, spec, split)
-            asked = {"limit": source.limit, "seed": source.seed}
+            asked: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
             told = data.fingerprint(seqio_rows.rendering(module, name, split, **asked), pieces, lengths)
             stale = not (file.exists() and prepared.is_current(file, told))
             if stale:
-                cut = {"max_input": lengths.prompt, "max_target": lengths.answer}
+                cut: dict[str, Any] = {"max_input": lengths.prompt, "max_target": lengths.answer}
                 prepared.save(file, seqio_rows.read(module, name, split, pieces, **cut, **asked), told)
             outcomes.append(Outcome(spec.id, split, str(file), len(prepared.load(file).labels), stale))
             advance(done, name)
@@ -166,7 +166,7 @@ def _worked(jobs: Sequence[Job]) -> Iterator[tuple[str, Outcome | str]]:
 def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Outcome:
     """Renders and tokenises one task into its file."""
     split = data.split_of(job.spec, job.source)
-    how = {"truncate": job.source.truncate, "faithful": data.switches(job.source)}
+    how: dict[str, Any] = {"truncate": job.source.truncate, "faithful": data.switches(job.source)}
     rendered = specs.render_rows(job.spec, split, rows, template, **how)
     made = data.prepare(rendered.examples[: job.source.limit], job.pieces, job.lengths)
     # Only now: what the first reading fetches (TFDS's files) is a part of the fingerprint.

@@ -4,7 +4,7 @@ Everything goes to standard error, so that what a command prints as its result c
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,7 +30,7 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
+    def stage(self, title: str, total: int) -> Generator[Advance, None, None]:
         """Shows one stage while it lasts and keeps the seconds it took."""
         with self.timed(title):
             if self.console.is_terminal:
@@ -41,7 +41,7 @@ class Stages:
                 yield self._lines(title, total)
 
     @contextmanager
-    def timed(self, title: str) -> Iterator[None]:
+    def timed(self, title: str) -> Generator[None, None, None]:
         """Keeps the seconds that a stage took, and says so in a log; what it shows is the caller's."""
         started = time.monotonic()
         try:

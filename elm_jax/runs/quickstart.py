@@ -3,10 +3,10 @@
 from elm_jax import storage
 from elm_jax.runs import pipeline
 from elm_jax.runs.base import Pretraining
+from elm_jax.runs.courses import Budget
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.evaluate import Outcome
 from elm_jax.runs.progress import Stages
-from elm_jax.runs.train import Budget
 from elm_jax.runs.workspace import DEFAULT
 from elm_jax.tasks import mini
 

@@ -5,7 +5,8 @@ function of ours knows gin: a recipe names functions by their path (gin's dynami
 command calls comes back here with the recipe's values bound to it.
 """
 
-import importlib.util  # noqa: F401  gin's search for packaged files calls it without importing it
+# Gin's search for packaged files calls it without importing it.
+import importlib.util  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -18,6 +18,7 @@ from elm_jax.routing import faithful, table
 from elm_jax.routing.evidence import Index, Queries
 from elm_jax.routing.explain import explain
 from elm_jax.routing.gate import Gate
+from elm_jax.runs import base as bases
 from elm_jax.runs import data, gates
 from elm_jax.runs.index import embed_texts
 from elm_jax.runs.workspace import Run, Workspace
@@ -74,22 +75,27 @@ def _reads_keys(router: table.Router) -> bool:
 
 
 def route(
-    run: Run,
-    wanted: Sequence[TaskSpec],
+    run: Run | storage.PathLike,
+    tasks: data.Tasks,
     *,
     router: str = "roe",
     experts: int = 1,
     queries: int = formats.QUERIES_PER_TASK,
     **options: Any,
 ) -> list[Selection]:
-    """Returns a selection for every task and keeps them in the workspace under the router's `label`.
+    """Chooses experts for every task; returns a selection each, whose `weights` are expert -> weight.
 
-    `experts` is how many to take, of a router that can take several; other options are the router's own.
-    Experts trained on the task's own dataset are passed over: they would not be zero-shot there.
+    `run` is a run that is open, or its directory, and keeps the selections under the router's `label`.
+    `tasks` are specs or names, of tasks, datasets or groups. `router` is one of `elm_jax.routing.table`,
+    `experts` how many it takes if it can take several, `queries` how many inputs of a task it looks at (Q of
+    Jang et al. 2023, arXiv 2302.03202); further `options` are the router's own. Labels are not looked at, and
+    experts trained on the task's own dataset are passed over: they would not be zero-shot there.
 
     Raises a UserError, before anything is embedded, for a router or an option that does not exist, and for a
     router that needs what no option gave.
     """
+    run = bases.opened(run)
+    wanted = data.choose(tasks, run.source, evaluation=True)
     return [made for made, _ in explained(run, wanted, router, experts, queries, shown=False, **options)]
 
 
@@ -152,7 +158,7 @@ def _require(name: str, router: table.Router, known: Collection[str], options: M
             f"--option {needed}=VALUE, or choose another router."
             if needed == "expert"
             else f"Router {name!r} needs {needed!r}, which come from labels of the task, but none came. Give "
-            "them to `elm_jax.runs.route.route`, or choose another router."
+            "them to `elm_jax.route`, or choose another router."
         )
 
 

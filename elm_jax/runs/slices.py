@@ -28,6 +28,7 @@ class Slice:
     name: str
     devices: int
     memory: int  # bytes of each
+    kind: str = ""  # of device: one of TPUS or GPUS
 
 
 def slice_of(name: str) -> Slice:
@@ -44,7 +45,7 @@ def slice_of(name: str) -> Slice:
             raise UserError(
                 f"A {tpu[1]} slice is named by a multiple of {per}, such as {tpu[1]}-8; {name!r} came."
             )
-        return Slice(lower, devices, int(memory * GB))
+        return Slice(lower, devices, int(memory * GB), tpu[1])
     gpu = re.fullmatch(r"(?:(\d+)x)?(.+)", lower)
     known = gpu[2] if gpu else lower
     if known not in GPUS or (gpu and gpu[1] and int(gpu[1]) < 1):
@@ -52,4 +53,4 @@ def slice_of(name: str) -> Slice:
             f"A slice is wanted, a TPU's such as v4-8 ({', '.join(TPUS)}) or GPUs such as 8xh100 "
             f"({', '.join(GPUS)}); {name!r} came."
         )
-    return Slice(lower, int(gpu[1] or 1) if gpu else 1, int(GPUS[known] * GB))
+    return Slice(lower, int(gpu[1] or 1) if gpu else 1, int(GPUS[known] * GB), known)

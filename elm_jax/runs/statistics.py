@@ -19,13 +19,14 @@ from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.runs import data
 from elm_jax.runs.stacks import home
 from elm_jax.runs.workspace import Run, Workspace
+from elm_jax.tasks.prepared import Prepared
 
 ROWS = 256
 """Rows of an expert that statistics are taken of, or all it has."""
 FOLDER = "statistics"
 METHODS = {"regmean": engine.regmean, "fisher": engine.fisher}
 Flat = dict[str, np.ndarray]
-Compute = Callable[[Expert, data.Prepared], Flat]
+Compute = Callable[[Expert, Prepared], Flat]
 
 
 def trained_on(spec: ExpertSpec, source: data.Source) -> list[TaskSpec]:
@@ -66,7 +67,7 @@ def of_method(
     compute = METHODS[names.resolve(method, METHODS, kind="method", where="those that read statistics")]
     base = run.base
 
-    def one(expert: Expert, found: data.Prepared) -> Flat:
+    def one(expert: Expert, found: Prepared) -> Flat:
         return compute(base.config, base.params, expert, *_tokens(found), wanted)
 
     with run.stages.stage(f"statistics for {method}", len(experts)) as advance:
@@ -90,13 +91,13 @@ def mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Flat:
             "Train experts with `--kind lora`, or choose another router."
         )
 
-    def one(expert: Expert, found: data.Prepared) -> Flat:
+    def one(expert: Expert, found: Prepared) -> Flat:
         return engine.input_means(run.base.config, run.base.params, expert, *_tokens(found), wanted)
 
     return _kept(run, expert, "inputs", rows, wanted, one)
 
 
-def _tokens(found: data.Prepared) -> tuple[engine.Tokens, engine.Tokens]:
+def _tokens(found: Prepared) -> tuple[engine.Tokens, engine.Tokens]:
     return list(found.inputs), list(found.targets)
 
 
@@ -136,7 +137,7 @@ def _read(file: epath.Path, stamp: str) -> Flat | None:
     return found
 
 
-def _stamp(run: Run, description: Description, found: data.Prepared, wanted: Sequence[str]) -> str:
+def _stamp(run: Run, description: Description, found: Prepared, wanted: Sequence[str]) -> str:
     tokens = {
         name: np.concatenate([np.append(row, 0) for row in rows]).astype(np.int32)
         for name, rows in (("inputs", found.inputs), ("targets", found.targets))

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,7 +13,7 @@ Stop = Callable[[int], bool]  # told the round's number, says whether to save an
 
 
 @contextmanager
-def preemption() -> Iterator[Stop]:
+def preemption() -> Generator[Stop, None, None]:
     """Yields what says, after every round, whether SIGTERM has come; the next one ends the process at once.
 
     On several hosts the one that got the signal tells the others, and all stop after the same round: they

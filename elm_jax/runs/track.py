@@ -8,7 +8,7 @@ one run, with series such as `loss/<expert>` over the rounds, for all lines of i
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +53,7 @@ def points(event: Event, reading: Reading, every: int = EVERY) -> list[Point]:
 @contextmanager
 def tracked(
     name: str, where: epath.Path, told: Mapping[str, Any], *, every: int = EVERY
-) -> Iterator[Callable[[Event, Reading], None]]:
+) -> Generator[Callable[[Event, Reading], None], None, None]:
     """Opens a tracker by name, "tensorboard" or "wandb", that writes below a directory; yields its watcher.
 
     `told` is what W&B shows as the run's configuration. A package that is not installed is a UserError.

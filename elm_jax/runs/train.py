@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from elm_jax import storage
@@ -24,7 +25,7 @@ from elm_jax.runs import courses, data, flops, hosts, room, stopping, watching
 from elm_jax.runs import plan as sizing
 from elm_jax.runs.courses import Budget, Course
 from elm_jax.runs.forecast import Forecast, forecast
-from elm_jax.runs.workspace import DEFAULT, Run
+from elm_jax.runs.workspace import Run
 from elm_jax.tasks import lists, prepared
 from elm_jax.tasks.prepared import Prepared
 from elm_jax.weights.elm import Base
@@ -32,7 +33,7 @@ from elm_jax.weights.elm import Base
 MOST_PLACES = 64  # experts at once, where memory would hold more
 TRAIN_TOKENS = 8192  # of a batch on one device, where memory holds as many
 Stopped = engine.Stopped
-DryRun = Callable[[Forecast], None]
+Told = Callable[[Forecast], None]
 
 
 @dataclass(frozen=True)
@@ -45,74 +46,63 @@ class Entry:
 
 
 def train(
+    run: Run | storage.PathLike,
+    tasks: data.Tasks,
     *,
-    tasks: Sequence[str] | str,
-    out: storage.PathLike = DEFAULT,
-    initial_checkpoint: storage.PathLike | None = None,
     budget: Budget | None = None,
+    as_: str = "experts",
+    name: str | None = None,
+    initial_checkpoint: storage.PathLike | None = None,
     source: data.Source | None = None,
     lengths: data.Lengths | None = None,
-    as_: str = "experts",
-    name: str | None = None,
     mesh: Mapping[str, int] | None = None,
     trackers: Sequence[str] = (),
-    dry_run: DryRun | None = None,
+    logs: storage.PathLike | None = None,
+    told: Told | None = None,
+    dry_run: bool = False,
     seed: int = 0,
 ) -> list[str]:
-    """Trains experts on tasks named by id, dataset or group, into the library of `out`; returns their ids.
+    """Trains experts on tasks, many in one program, into the library of a run; returns their ids.
 
-    The base is `initial_checkpoint`, a directory or a name, or without it the base of `out`. `as_` is
-    "experts", one a task; "dataset", one a dataset on all its prompts; or "multitask", one called `name` on
-    all tasks, which goes to the composites. `mesh` has the sizes of the axes of a mesh of all devices.
-    With `dry_run` nothing is trained: it is told what would be.
+    `run` is a run that is open, or its directory, which `initial_checkpoint` makes where there is none:
+    `open_run` has it, `source` and `lengths`. `tasks` are specs or names, of tasks, datasets or groups. `as_`
+    is "experts", one a task; "dataset", one a dataset on all its prompts; or "multitask", one called `name`
+    on all tasks, which goes to the composites. What is trained, how long and how fast, is the `budget`'s to
+    say; its defaults are 1,000 steps of 8 rows. All start from the same fresh expert, drawn from `seed`.
+
+    `mesh` has the sizes of the axes of a mesh of all devices. The journal and what `trackers` ("tensorboard",
+    "wandb") write goes to `logs`, without it to that directory of the run. `told` hears what is to be trained
+    and what it takes; with `dry_run` no more is done, and no id returned.
+
+    Experts that the library has already with this very recipe are not trained again, and a run that was
+    killed goes on where it was. Raises a UserError for names that do not exist, for an expert that is there
+    with another recipe, and, when all others are done, for one whose loss was not finite.
+
+    Source: Jang et al. 2023 (arXiv 2302.03202); the paper's budgets are `Budget(paper="prompt")` and others.
     """
-    # How many rows to train on is not remembered: an evaluation of the run takes all.
-    whole = None if source is None else replace(source, limit=None)
-    run = bases.open_run(out, initial_checkpoint=initial_checkpoint, source=whole, lengths=lengths)
-    if source is not None:
-        run = replace(run, source=replace(run.source, limit=source.limit))
-    specs = data.choose([tasks] if isinstance(tasks, str) else tasks, run.source)
-    return train_chosen(
-        run,
-        specs,
-        budget or Budget(),
-        as_=as_,
-        name=name,
-        lengths=lengths,
-        mesh=mesh,
-        trackers=trackers,
-        dry_run=dry_run,
-        seed=seed,
-    )
-
-
-def train_chosen(
-    run: Run,
-    specs: Sequence[TaskSpec],
-    budget: Budget,
-    *,
-    as_: str = "experts",
-    name: str | None = None,
-    lengths: data.Lengths | None = None,
-    mesh: Mapping[str, int] | None = None,
-    trackers: Sequence[str] = (),
-    dry_run: DryRun | None = None,
-    seed: int = 0,
-) -> list[str]:
-    """Trains experts on tasks, in a run that is open; else as `train`."""
+    if not isinstance(run, Run):
+        run = bases.open_run(run, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
+    elif initial_checkpoint is not None or source is not None:
+        raise UserError(
+            "A run that is open has its base and its source, but others came. Give them to "
+            "`open_run`, or give `train` the run's directory."
+        )
+    budget = budget or Budget()
+    specs = data.choose(tasks, run.source)
     chosen = courses.courses(specs, budget, as_=as_, name=name, lengths=lengths or _lengths(run, budget))
-    if dry_run is not None:
+    if told is not None:
         entries = [_entry(run, course, budget, seed) for course in chosen]
         on = mesh_of(budget, mesh)
         plan = _plan(run.base, budget, entries, on)
-        dry_run(forecast(run.base, [entry.job for entry in entries], plan, on))
+        told(forecast(run.base, [entry.job for entry in entries], plan, on))
+    if dry_run:
         return []
-    return train_courses(run, chosen, budget, mesh=mesh, trackers=trackers, seed=seed)
+    return train_courses(run, chosen, budget, mesh=mesh, trackers=trackers, logs=logs, seed=seed)
 
 
 def train_experts(run: Run, specs: Sequence[TaskSpec], budget: Budget, *, seed: int) -> list[str]:
     """Trains one expert for every task that the library lacks, and returns all their ids."""
-    return train_chosen(run, specs, budget, seed=seed)
+    return train(run, specs, budget=budget, seed=seed)
 
 
 def train_multitask(run: Run, specs: Sequence[TaskSpec], name: str, budget: Budget, *, seed: int) -> str:
@@ -122,7 +112,7 @@ def train_multitask(run: Run, specs: Sequence[TaskSpec], name: str, budget: Budg
     larger as there are tasks.
     """
     wide = replace(budget, batch_size=(budget.batch_size or courses.BATCH_SIZE) * len(specs))
-    return train_chosen(run, specs, wide, as_="multitask", name=name, seed=seed)[0]
+    return train(run, specs, budget=wide, as_="multitask", name=name, seed=seed)[0]
 
 
 def train_courses(
@@ -132,6 +122,7 @@ def train_courses(
     *,
     mesh: Mapping[str, int] | None = None,
     trackers: Sequence[str] = (),
+    logs: storage.PathLike | None = None,
     seed: int = 0,
 ) -> list[str]:
     """Trains the experts that the library lacks, many at once, and returns the ids of all.
@@ -146,7 +137,8 @@ def train_courses(
     done = [entry.job.id for entry in entries if _is_done(library, entry, run.base)]
     missing = len(entries) - len(done)
     title = f"train {missing} expert{'s' * (missing != 1)}" if missing else "experts are trained already"
-    checkpoints = run.workspace.checkpoints / storage.fingerprint(sorted(entry.job.id for entry in entries))
+    checkpoints = run.workspace.checkpoints_of([entry.job.id for entry in entries])
+    logs = run.workspace.logs if logs is None else logs
     if not missing:
         with run.stages.stage(title, 0):
             _forget(checkpoints)
@@ -168,7 +160,7 @@ def train_courses(
     with ExitStack() as stack:
         stack.enter_context(hosts.together(Stopped))
         stop = stack.enter_context(stopping.preemption())
-        watch = stack.enter_context(_watched(run, title, entries, budget, on, trackers))
+        watch = stack.enter_context(_watched(run, title, entries, budget, on, trackers, storage.path(logs)))
         ended = engine.train(
             config,
             run.base.params,
@@ -242,7 +234,13 @@ def _plan(base: Base, budget: Budget, entries: Sequence[Entry], on: Mesh | None)
 
 
 def _watched(
-    run: Run, title: str, entries: Sequence[Entry], budget: Budget, on: Mesh | None, trackers: Sequence[str]
+    run: Run,
+    title: str,
+    entries: Sequence[Entry],
+    budget: Budget,
+    on: Mesh | None,
+    trackers: Sequence[str],
+    logs: epath.Path,
 ) -> AbstractContextManager[Watch]:
     """Returns what shows the training of these experts, and keeps how it went."""
     config = run.base.config
@@ -257,7 +255,7 @@ def _watched(
         title,
         cost=flops.cost(config, budget.kind, *trees, rows),
         peak=flops.peaks(devices, config.dtype),
-        logs=run.workspace.logs,
+        logs=logs,
         trackers=trackers,
         shows=hosts.is_first(),
     )

@@ -4,7 +4,7 @@ All of it goes to standard error and to files below `logs`; the process that sho
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
@@ -41,7 +41,7 @@ def training(
     every: int = journal.EVERY,
     shows: bool = True,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Watch]:
+) -> Generator[Watch, None, None]:
     """Shows a stage of training while it lasts, and yields what takes its events.
 
     `cost` and `peak` (FLOP/s of all devices together) are what model FLOPs and their utilisation come from;
@@ -176,7 +176,7 @@ class Lines:
 
 
 @contextmanager
-def _live(view: View) -> Iterator[View]:
+def _live(view: View) -> Generator[View, None, None]:
     """Shows a view; results that are printed meanwhile go to standard output as ever."""
     with Live(view, console=view.console, refresh_per_second=2, redirect_stdout=False):
         yield view

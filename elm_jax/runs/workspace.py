@@ -1,5 +1,6 @@
 """The workspace: the directory of one run, what lies where in it, and a run opened on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etils import epath
@@ -66,6 +67,10 @@ class Workspace:
     def checkpoints(self) -> epath.Path:
         """Training under way."""
         return self.root / "checkpoints"
+
+    def checkpoints_of(self, experts: Sequence[str]) -> epath.Path:
+        """Returns where the checkpoints of experts are that train together, in whatever order."""
+        return self.checkpoints / storage.fingerprint(sorted(experts))
 
     @property
     def logs(self) -> epath.Path:

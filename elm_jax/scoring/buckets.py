@@ -7,7 +7,7 @@ depend on the shape it falls in.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -24,6 +24,7 @@ LONGEST_PROMPT = 2048
 MOST_NODES = 512  # answers whose trie would have more are spread over several items
 PROMPT_STEP, NODE_STEP = 8, 4  # lengths are multiples of these
 MOST_PROMPT_LENGTHS, MOST_NODE_COUNTS = 10, 4  # shapes at most, however much is to be scored
+Unit = TypeVar("Unit")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ def holds(shape: Shape, item: Item) -> bool:
     return all(size <= room for size, room in zip(sizes, shape, strict=True))
 
 
-def split(units: list, shape: Shape, batch_tokens: int, *, worth: float = 0.0) -> Iterator[tuple[list, int]]:
+def split(
+    units: list[Unit], shape: Shape, batch_tokens: int, *, worth: float = 0.0
+) -> Iterator[tuple[list[Unit], int]]:
     """Yields parts of the units, and the size of the batch that each is filled up to, the same for all.
 
     That is what has `batch_tokens`, or less where units shared out evenly need less and the padding that

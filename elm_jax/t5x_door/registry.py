@@ -30,7 +30,7 @@ def registered(
     `_score_eval` at its end, the twin for rank classification. `elm_multitask` is the mixture of `tasks`,
     which are named likewise, or by group. A name that SeqIO has already, because the gin file imports a
     module that registers it, stays as it is. `files` define tasks of one's own; the rest is what
-    `seqio_tasks.register` takes.
+    `register_tasks` takes.
 
     Raises a UserError for a name that nothing has.
     """
@@ -46,7 +46,7 @@ def registered(
         if not any(each in _names_of(spec, called) for spec in wanted):
             every = {other for spec in known for other in _names_of(spec, called)}
             names.resolve(each, every, kind="task or dataset", where="the catalogue or SeqIO's registry")
-    made = seqio_tasks.register(
+    made = seqio_tasks.register_tasks(
         list({spec.id: spec for spec in wanted}.values()),
         vocabulary=vocabulary,
         data_dir=data_dir,

@@ -140,7 +140,9 @@ def training(dataset: Dataset, prompt: str) -> Training:
     return found
 
 
-def _dataset(name: str, group: str, defaults: Mapping, entry: Mapping, file: str) -> Dataset:
+def _dataset(
+    name: str, group: str, defaults: Mapping[str, Any], entry: Mapping[str, Any], file: str
+) -> Dataset:
     where = f"{file!r}, dataset {name!r}"
     fields = {**defaults, **entry}
     metric = fields.pop("metric", "accuracy")
@@ -173,7 +175,7 @@ def _dataset(name: str, group: str, defaults: Mapping, entry: Mapping, file: str
     return _record(Dataset, fields, where)
 
 
-def _source(entry: Mapping, config: str | None, where: str) -> Source:
+def _source(entry: Mapping[str, Any], config: str | None, where: str) -> Source:
     kinds = [*READERS, "tfds", "hub", "function"]
     kind = next((key for key in entry if key in kinds), None)
     if kind is None:
@@ -195,7 +197,7 @@ def _source(entry: Mapping, config: str | None, where: str) -> Source:
 
 def _texts(value: Any) -> tuple[str, ...]:
     """Returns a list of texts that may have been left out, or be one text."""
-    texts = (value,) if isinstance(value, str) else tuple(value or ())
+    texts: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(value or ())
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"texts are wanted, but {value!r} came")
     return texts

@@ -59,7 +59,8 @@ FILES = ("jsonl", "csv", "parquet")
 def load(file: storage.PathLike) -> list[TaskSpec]:
     """Reads a file of tasks, YAML or Python, adds them to this process, and returns them.
 
-    A Python file is run, and calls `define`. Raises `UserError` naming the file for whatever is wrong in it.
+    A Python file is run, and calls `define`; a YAML file may name no code. Raises `UserError` naming the file
+    for whatever is wrong in it.
     """
     place = storage.path(file)
     if not place.is_file():
@@ -68,7 +69,7 @@ def load(file: storage.PathLike) -> list[TaskSpec]:
         before = datasets.added()
         module(file, again=True)
         return _specs({name: made for name, made in datasets.added().items() if before.get(name) is not made})
-    return _add(read_yaml(str(file), place.read_bytes()), str(file), os.fspath(place.parent))
+    return _add(read_yaml(str(file), place.read_bytes()), str(file), os.fspath(place.parent), plain=True)
 
 
 def define(
@@ -146,9 +147,14 @@ def module(name: storage.PathLike, *, again: bool = False) -> Any:
 
 
 def _add(
-    tree: Any, where: str, directory: str, rows: Callable[[str], Iterable[Mapping[str, Any]]] | None = None
+    tree: Any,
+    where: str,
+    directory: str,
+    rows: Callable[[str], Iterable[Mapping[str, Any]]] | None = None,
+    *,
+    plain: bool = False,
 ) -> list[TaskSpec]:
-    """Fills in what one's own datasets may leave out, and adds them."""
+    """Fills in what one's own datasets may leave out, and adds them; `plain` ones may name no function."""
     if not isinstance(tree, dict) or not isinstance(tree.get("datasets"), dict) or not tree["datasets"]:
         raise UserError(f"{where!r} should hold a mapping named `datasets`, but does not.")
     group, defaults = tree.get("group", GROUP), tree.get("defaults") or {}
@@ -162,6 +168,12 @@ def _add(
             raise UserError(f"{name!r} is a dataset of the embedded suite already. Call your own otherwise.")
         entries[name] = _filled(name, {**defaults, **entry}, f"{where!r}, dataset {name!r}")
     found = datasets.parse({"group": group, "datasets": entries}, where)
+    called = [source.name for made in found.values() for source in made.sources if source.kind == "function"]
+    if plain and called:
+        raise UserError(
+            f"{where!r}: a file of YAML can be read without running anything, so rows may not come from the "
+            f"function {called[0]!r}. Define the dataset in a Python file, by `own.define(…, rows=…)`."
+        )
     found = {name: _at_hand(made, directory, rows) for name, made in found.items()}
     datasets.add(found)
     return _specs(found)

@@ -30,9 +30,11 @@ RENDERING = 1
 _DTYPES = {"I32": "<i4", "I64": "<i8", "U8": "u1"}
 _TOKENS = ("inputs", "targets", "choices")
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
-_ARRAYS = {"fingerprint", "choice_starts", "labels"}
-_ARRAYS |= {f"{name}/{of}" for name in _TOKENS for of in ("tokens", "offsets")}
-_ARRAYS |= {f"{name}/{of}" for name in _TEXTS for of in ("content", "offsets")}
+_ARRAYS = {
+    *("fingerprint", "choice_starts", "labels"),
+    *(f"{name}/{of}" for name in _TOKENS for of in ("tokens", "offsets")),
+    *(f"{name}/{of}" for name in _TEXTS for of in ("content", "offsets")),
+}
 
 
 @dataclass(frozen=True, eq=False)

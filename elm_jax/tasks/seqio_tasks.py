@@ -1,13 +1,13 @@
 """SeqIO tasks: every task in SeqIO's registry, for its Evaluator, its mixtures and T5X.
 
-`register` alone fills the registry; SeqIO and TensorFlow are imported when it is called. It reads no data: a
-task's rows are rendered, by the function that all of elm_jax renders with, when SeqIO asks for them, and are
-handed over as tensors, so that the state of an iterator can be saved.
+`register_tasks` alone fills the registry; SeqIO and TensorFlow are imported when it is called. It reads no
+data: a task's rows are rendered, by the function that all of elm_jax renders with, when SeqIO asks for them,
+and are handed over as tensors, so that the state of an iterator can be saved.
 
 A module of one's own that T5X's gin files import is two lines:
 
-    from elm_jax.tasks import seqio_tasks
-    seqio_tasks.register(vocabulary="spiece.model", data_dir="data", templates_dir="templates")
+    import elm_jax
+    elm_jax.register_tasks(vocabulary="spiece.model", data_dir="data", templates_dir="templates")
 """
 
 import functools
@@ -36,7 +36,7 @@ CAP = 500_000
 
 @dataclass(frozen=True)
 class Registered:
-    """What `register` put into SeqIO's registry, by our names."""
+    """What `register_tasks` put into SeqIO's registry, by our names."""
 
     tasks: Mapping[str, str]  # task id -> SeqIO's task to train on
     ranked: Mapping[str, str]  # task id -> SeqIO's task for rank classification, where it has choices
@@ -44,8 +44,8 @@ class Registered:
     multitask: str | None  # mixture of all tasks of the groups to train on
 
 
-def register(
-    wanted: Sequence[TaskSpec] | None = None,
+def register_tasks(
+    tasks: Sequence[TaskSpec | str] | None = None,
     *,
     vocabulary: Any,
     extra_ids: int = vocabulary.EXTRA_IDS,
@@ -58,14 +58,18 @@ def register(
     input_eos: bool = True,
     multitask: Collection[str] = ("train",),
 ) -> Registered:
-    """Registers tasks (all without `wanted`) and their mixtures with SeqIO; what has these names is replaced.
+    """Registers tasks and their mixtures with SeqIO; what has these names already is replaced.
 
-    Each task is a `seqio.Task` to train on, whose metric (`seqio_metrics.WRITTEN`) judges written answers;
-    one that has answer choices has a twin for rank classification, with `_score_eval` after its name. Each
-    dataset is a mixture under its own name, of equal rates, and so are its twins; the tasks of the
-    `multitask` groups are one mixture by T0's rates. `vocabulary` is one of SeqIO's or the file of a
-    SentencePiece model, which then gets `extra_ids` sentinels. `input_eos` is whether inputs end with
-    end-of-sequence. The rest is what `specs.examples` takes.
+    `tasks` are specs or ids, all that are known without it. Each is a `seqio.Task` to train on, whose metric
+    (`seqio_metrics.WRITTEN`) judges written answers; one that has answer choices has a twin for rank
+    classification, with `_score_eval` after its name. Each dataset is a mixture under its own name, of equal
+    rates, and so are its twins; the tasks of the `multitask` groups are one mixture by the rates of T0 (Sanh
+    et al. 2022). `vocabulary` is one of SeqIO's or the file of a SentencePiece model, which then gets
+    `extra_ids` sentinels. `input_eos` is whether inputs end with end-of-sequence. `data_dir`,
+    `templates_dir`, `seed`, `rows`, `truncate` and `faithful` are as `examples` has them. No row is read
+    before SeqIO asks for it.
+
+    Raises a UserError for a task or a metric that does not exist, and where the model's file is not there.
     """
     import seqio
 
@@ -73,7 +77,7 @@ def register(
         if not storage.path(vocabulary).is_file():
             raise UserError(f"A SentencePiece model is wanted at {str(vocabulary)!r}, but no file is there.")
         vocabulary = seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=extra_ids)
-    pipeline = {
+    pipeline: dict[str, Any] = {
         "output_features": {
             "inputs": seqio.Feature(vocabulary, add_eos=input_eos),
             "targets": seqio.Feature(vocabulary, add_eos=True),
@@ -86,7 +90,7 @@ def register(
     }
     reading = {"data_dir": data_dir, "templates_dir": templates_dir, "seed": seed, "rows": rows}
     reading |= {"truncate": truncate, "faithful": faithful}
-    found = specs.task_specs() if wanted is None else list(wanted)
+    found = specs.task_specs() if tasks is None else [specs.spec_of(task) for task in tasks]
     called = seqio_names(found)
     ranked = {task: called[task] + SCORE_EVAL for task in _with_choices(found, templates_dir)}
     metrics = {spec.id: [written(spec.metric, spec.id)] for spec in found}
@@ -99,7 +103,7 @@ def register(
         seqio.TaskRegistry.add(called[spec.id], source, metric_fns=metrics[spec.id], **pipeline)
         if spec.id in ranked:
             source = seqio.FunctionDataSource(functools.partial(read, columns=_choices), splits)
-            judged = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
+            judged: dict[str, Any] = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
             seqio.TaskRegistry.remove(ranked[spec.id])
             seqio.TaskRegistry.add(ranked[spec.id], source, **judged, **pipeline)
     mixtures: dict[str, list[tuple[str, float]]] = {}

@@ -147,7 +147,7 @@ def _open_function(source: Source, split: str) -> Opened:
                 f"({error})."
             ) from error
     name = source.name or function.__name__
-    rows = list(function(split))
+    rows: list[Any] = list(function(split))
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise UserError(
             f"The function {name!r} should give rows of {split!r}, mappings by column, but did not."

@@ -28,7 +28,11 @@ homonyms          read the subtask homonyms of conceptual_combinations twice
 
 
 def task_specs(group: str | None = None) -> list[TaskSpec]:
-    """Returns all tasks, one a (dataset, prompt) pair, or those of one group ("mini" is both of its two)."""
+    """Returns the specs of all tasks, one a (dataset, prompt) pair, or those of one group.
+
+    Groups are the paper's ("train", "unseen", "bigbench", …), one's own, and "mini", the embedded suite, or
+    either half of it ("mini-train", "mini-unseen"). Raises a UserError for a `group` that does not exist.
+    """
     specs = [
         TaskSpec(
             id=names.task_id(dataset.name, prompt),
@@ -58,12 +62,20 @@ def group_of(spec: TaskSpec) -> str:
 
 
 def find_task(name: str) -> TaskSpec:
-    """Returns the task of that id, or that the original spells so; else a `UserError` with the nearest."""
+    """Returns the spec of the task whose id `name` is, `dataset/prompt`, or which the original spells so.
+
+    Raises a UserError that tells the nearest names where there is none.
+    """
     known = {spec.id: spec for spec in task_specs()}
     if name not in known:
         with contextlib.suppress(UserError):  # the error below knows of the embedded tasks too
             name = resolve_original(name)
     return known[names.resolve(name, known, kind="task", where="the catalogue")]
+
+
+def spec_of(task: TaskSpec | str) -> TaskSpec:
+    """Returns a task's spec, which may be what was given or found by its id."""
+    return find_task(task) if isinstance(task, str) else task
 
 
 def resolve_original(name: str) -> str:
@@ -184,8 +196,8 @@ def check_columns(dataset: Dataset, template: Template) -> None:
 
 
 def examples(
-    spec: TaskSpec,
-    split: str,
+    task: TaskSpec | str,
+    split: str | None = None,
     *,
     data_dir: storage.PathLike | None = None,
     templates_dir: storage.PathLike | None = None,
@@ -194,11 +206,20 @@ def examples(
     truncate: int | None = TRUNCATE,
     faithful: Collection[str] = (),
 ) -> Renderings:
-    """Returns a task's prompted examples of one split: its rows (see `load_rows`) through its template.
+    """Returns a task's prompted examples of one split, its rows through its template: `Renderings`.
 
-    Texts that the source wrote itself (BIG-bench's and CT0's) are never truncated. Raises `UserError` where a
-    directory, file or column is missing, and where no row renders at all.
+    These hold the `examples`, each with its input, answer choices, target and row id, and say how many rows
+    gave none. `task` is a spec or an id; the `split` is the one that the spec names, if none is given.
+    `data_dir` is where files of rows lie, `templates_dir` PromptSource's templates. At most `rows` are taken,
+    in an order drawn from `seed`; without a number they are as many as the paper takes (see `load_rows`).
+    `truncate` is how many characters of a value a template writes, as PromptSource's 2,048; None is no limit,
+    and texts that the source wrote itself (BIG-bench's and CT0's) have none. `faithful` names ways of the
+    original (`FAITHFUL`).
+
+    Raises a UserError where a directory, file or column is missing, and where no row renders at all.
     """
+    spec = spec_of(task)
+    split = split or spec.split
     template = template_for(spec, templates_dir)
     found = load_rows(spec, split, data_dir, seed=seed, rows=rows, faithful=faithful)
     return render_rows(spec, split, found, template, truncate=truncate, faithful=faithful)

@@ -32,7 +32,7 @@ _FIELDS = {
 }
 # Those without which a shape would be a guess.
 _REQUIRED = ("vocab_size", "d_model", "num_heads", "num_layers", "d_kv", "d_ff")
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "relu": ("relu",),
     "gelu_new": ("gelu",),
     "gated-relu": ("relu", "linear"),

@@ -23,6 +23,7 @@ from gcloud import Failed, Package, Request, Shell, Slice, say
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
 from elm_jax.runs import courses, data
+from elm_jax.runs.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ KINDS = {
     "datasets": Kind("gin/recipes/dataset_expert_adapter.gin", "dataset", "dataset_experts"),
     "full_datasets": Kind("gin/recipes/dataset_expert.gin", "dataset", "full_dataset_experts"),
 }
-OURS = ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "TRAIN_AS")  # macros that the sweep sets
+OURS = ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "TRAIN_AS", "LOGS")  # macros that the sweep sets
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,24 @@ class Part:
 
     def arguments(self, further: Sequence[str]) -> list[str]:
         """Returns what `elm` is called with."""
-        bindings = [f"--gin.MODEL_DIR={self.directory!r}", f"--gin.MIXTURE_OR_TASK_NAME={self.tasks!r}"]
+        macros = {
+            "MODEL_DIR": self.directory,
+            "LOGS": f"{self.directory}/logs/{self.name}",  # parts write side by side
+            "MIXTURE_OR_TASK_NAME": self.tasks,
+        }
+        bindings = [f"--gin.{name}={value!r}" for name, value in macros.items()]
         return ["train", f"--gin_file={self.recipe}", *bindings, *further]
 
     def missing(self) -> list[str]:
         """Returns the experts that the library lacks now."""
         there = trained(self.directory)
         return [expert for expert in self.experts if expert not in there]
+
+    def forget(self) -> None:
+        """Deletes the checkpoints that a process leaves when it is killed after its last expert."""
+        left = Workspace.at(self.directory).checkpoints_of(self.experts)
+        if not self.missing() and left.exists():
+            left.rmtree()
 
 
 def trained(directory: str) -> set[str]:

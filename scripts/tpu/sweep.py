@@ -198,6 +198,8 @@ def carry_out(given: argparse.Namespace, further: list[str]) -> int:
     Sweep(further, given.attempts, logs, pause, given.dry_run).through(every, places)
     if given.dry_run:
         return 0
+    for part in every:
+        part.forget()
     left = _missing(every)
     say(f"sweep: {total - len(left)} of {total} experts are trained")
     for expert in left:

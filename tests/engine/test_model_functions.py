@@ -66,7 +66,7 @@ def expert(model):
 
 @pytest.fixture(scope="module")
 def registered(seqio, pieces):
-    return seqio_tasks.register([specs.find_task(TASK)], vocabulary=pieces[0])
+    return seqio_tasks.register_tasks([specs.find_task(TASK)], vocabulary=pieces[0])
 
 
 def evaluated(seqio, task, functions):

@@ -33,13 +33,13 @@ def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_the
     old = Library.open(place.library).ids()
     tasks = data.choose([UNSEEN, TASK], run.source, evaluation=True)
     how = {"methods": ("roe",), "queries": 6, "oracle": True}
-    before = evaluate.compare(run, tasks, **how)
+    before = evaluate.evaluate(run, tasks, **how)
     assert set(chosen(before, TASK).values()) <= set(old)
     kept, scores = files(place.library, place.base), files(place.scores)
 
     added = train_experts(run, data.choose([TRAINED], run.source), BUDGET, seed=0)
     assert index(run, size=4) == sorted(added)
-    after = evaluate.compare(run, tasks, **how)
+    after = evaluate.evaluate(run, tasks, **how)
     now = files(place.root)
     assert {path: now[path] for path in kept | scores} == kept | scores
     assert set(chosen(after, TASK).values()) <= set(added)
@@ -47,5 +47,5 @@ def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_the
 
     # What the old experts get is the same bytes when it is scored anew, the new ones beside them.
     shutil.rmtree(place.scores)
-    evaluate.compare(run, tasks, experts=old, **how)
+    evaluate.evaluate(run, tasks, experts=old, **how)
     assert files(place.scores) == scores

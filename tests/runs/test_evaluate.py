@@ -36,7 +36,7 @@ def run(make_run):
 
 @pytest.fixture(scope="module")
 def outcome(run, unseen):
-    return evaluate.compare(run, unseen, methods=METHODS, queries=4, oracle=True)
+    return evaluate.evaluate(run, unseen, methods=METHODS, queries=4, oracle=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
 
 def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outcome, monkeypatch):
     monkeypatch.setattr(engine, "score_rows", never)
-    again = evaluate.compare(run, unseen, methods=METHODS, queries=4, oracle=True)
+    again = evaluate.evaluate(run, unseen, methods=METHODS, queries=4, oracle=True)
     assert again.report.rows == outcome.report.rows
     assert again.report.comparisons == outcome.report.comparisons
     assert again.report.examples == outcome.report.examples
@@ -104,7 +104,7 @@ def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outco
 def test_of_experts_that_no_method_chose_the_rows_are_not_read_again(run, unseen, outcome, monkeypatch):
     read, real = [], rows.read
     monkeypatch.setattr(rows, "read", lambda where, *rest: read.append(where) or real(where, *rest))
-    again = evaluate.compare(run, unseen, methods=["roe"], queries=4, oracle=True)
+    again = evaluate.evaluate(run, unseen, methods=["roe"], queries=4, oracle=True)
     assert again.report.matrix == outcome.report.matrix
     chosen = choosing.kept(run.workspace).scorers["roe"]
     wanted = {(spec.id, scorer) for spec in unseen for scorer in ("base", chosen[spec.id])}
@@ -131,7 +131,7 @@ def test_a_files_head_counts_its_rows_unless_some_are_left_out(run, unseen):
 
 def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
     run = make_run()
-    outcome = evaluate.compare(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+    outcome = evaluate.evaluate(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
     files = {file.name for file in run.workspace.scores.glob("*/*/*")}
     assert files == {f"{name}.limit_{ROWS}.jsonl" for name in ("base", "mini_size_animal%2Fbeside%20a%20dog")}
     assert outcome.report.matrix == ()
@@ -139,13 +139,13 @@ def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
 
 def test_experts_of_several_kinds_are_evaluated_together(make_run, unseen):
     kinds = dict(zip(TRAINED, [BOTTLENECK, ("bottleneck", {"width": 6}), LORA, ("full", {})], strict=True))
-    outcome = evaluate.compare(make_run(kinds), unseen, queries=4, oracle=True)
+    outcome = evaluate.evaluate(make_run(kinds), unseen, queries=4, oracle=True)
     assert [row["method"] for row in outcome.report.means] == ["base", "roe_top1", "best_single", "oracle"]
     assert {row["expert"] for row in outcome.report.matrix} == set(TRAINED)
 
 
 def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unseen):
-    outcome = evaluate.compare(lora, unseen, methods=TOKENS, queries=4)
+    outcome = evaluate.evaluate(lora, unseen, methods=TOKENS, queries=4)
     assert {row["method"] for row in outcome.report.rows} == {"base", *TOKENS}
     labels = {row["method"]: row["labels"] for row in outcome.report.methods}
     assert labels[TOKENS[-1]] == "few"
@@ -161,13 +161,13 @@ def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unse
 
 
 def test_gates_are_scored_once_and_anew_where_an_expert_is_another(lora, unseen, monkeypatch):
-    evaluate.compare(lora, unseen, methods=["arrow:k=1"], queries=4)
+    evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
     before = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
     with monkeypatch.context() as patched:
         patched.setattr(engine, "score_rows", never)
-        evaluate.compare(lora, unseen, methods=["arrow:k=1"], queries=4)
+        evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
     add_expert(lora, TRAINED[0], *LORA, seed=9)
-    evaluate.compare(lora, unseen, methods=["arrow:k=1"], queries=4)
+    evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
     after = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
     assert after != before
     assert kept(lora, unseen[0].id, after) != kept(lora, unseen[0].id, before)
@@ -175,7 +175,7 @@ def test_gates_are_scored_once_and_anew_where_an_expert_is_another(lora, unseen,
 
 def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
     only = TRAINED[1]
-    evaluate.compare(
+    evaluate.evaluate(
         lora,
         unseen,
         experts=[only],
@@ -192,14 +192,14 @@ def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
 def test_an_expert_is_never_called_unseen_on_its_own_dataset(run, unseen):
     trained = data.choose([TRAINED[0]])
     with pytest.raises(ContaminationError, match="with --seen"):
-        evaluate.compare(run, [*unseen, *trained], methods=["roe"])
+        evaluate.evaluate(run, [*unseen, *trained], methods=["roe"])
 
 
 def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(run):
     specs = data.choose([TRAINED[0]], evaluation=True)
     methods = ["roe", "roe:seen=true", "uniform", f"other=fixed:expert={TRAINED[2]}"]
     methods += [f"own=fixed:expert={TRAINED[0]}"]
-    outcome = evaluate.compare(run, specs, methods=methods, queries=4, oracle=True, seen=True)
+    outcome = evaluate.evaluate(run, specs, methods=methods, queries=4, oracle=True, seen=True)
     marked = {row["method"]: row["seen"] for row in outcome.report.rows}
     assert marked["own"] is True
     assert not any(marked[name] for name in ("base", "roe", "uniform", "other", "oracle", "best_single"))
@@ -231,7 +231,7 @@ def test_other_ways_to_score_are_made_of_sums_without_the_network(run, unseen, o
 
 def test_a_way_to_score_that_does_not_exist_is_refused_before_routing(run, unseen):
     with pytest.raises(UserError, match="No score named 'summ'"):
-        evaluate.compare(run, unseen, by="summ")
+        evaluate.evaluate(run, unseen, by="summ")
 
 
 def test_examples_to_look_at_start_with_what_the_first_retrieval_got_wrong(outcome):
@@ -271,7 +271,7 @@ datasets:
 
 def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, monkeypatch):
     methods = ["roe", "roe_per_instance", "roe:experts=2"]
-    outcome = evaluate.compare(run, written, methods=methods, queries=4, oracle=True)
+    outcome = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
     assert {row["prompt"] for row in outcome.report.rows} == {"choose"}
     found = {row["method"]: row for row in outcome.report.generated}
     assert set(found) == {"base", *methods, "best_single", "oracle"}
@@ -285,12 +285,12 @@ def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, mo
     assert said[0]["choices"] == []
     assert said[0]["answers"]["roe"]["scores"] is None
     monkeypatch.setattr(writing, "generate_rows", never)
-    again = evaluate.compare(run, written, methods=methods, queries=4, oracle=True)
+    again = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
     assert again.report.generated == outcome.report.generated
 
 
 def test_tasks_that_are_all_answered_in_free_text_are_reported_alone(run, written):
-    outcome = evaluate.compare(run, [written[1]], methods=["roe", "lorahub:shots=2,trials=8"], queries=4)
+    outcome = evaluate.evaluate(run, [written[1]], methods=["roe", "lorahub:shots=2,trials=8"], queries=4)
     assert outcome.report.rows == ()
     assert {row["n"] for row in outcome.report.generated} == {4}
 
@@ -299,21 +299,21 @@ def test_an_estimate_comes_first_and_a_dry_run_scores_nothing(make_run, unseen, 
     run = make_run()
     told = []
     methods = [f"fixed:expert={TRAINED[0]}"]
-    assert evaluate.compare(run, unseen, methods=methods, told=told.append, dry_run=True) is None
+    assert evaluate.evaluate(run, unseen, methods=methods, told=told.append, dry_run=True) is None
     (ahead,) = told
     assert (ahead.work.cells, ahead.work.pairs) == (4, 4 * ROWS)
     assert ahead.work.tokens > 0
     assert ahead.rate > 0
     assert "48 pairs of row and expert in 4 files" in str(ahead)
     assert not run.workspace.scores.exists()
-    evaluate.compare(run, unseen, methods=methods)
-    evaluate.compare(run, unseen, methods=methods, told=told.append, dry_run=True)
+    evaluate.evaluate(run, unseen, methods=methods)
+    evaluate.evaluate(run, unseen, methods=methods, told=told.append, dry_run=True)
     assert str(told[1]) == "Nothing is left to score: all of it is kept from before."
 
 
 def test_a_multitask_expert_that_is_not_there_is_asked_for_in_vain(run, unseen):
     with pytest.raises(UserError, match="An expert that was trained on many tasks is wanted"):
-        evaluate.compare(run, unseen, methods=["multitask"])
+        evaluate.evaluate(run, unseen, methods=["multitask"])
 
 
 def test_methods_are_judged_before_a_base_is_read(run):
@@ -325,12 +325,12 @@ def test_methods_are_judged_before_a_base_is_read(run):
 
 def test_more_shots_than_rows_are_refused(lora, unseen):
     with pytest.raises(UserError, match=f"{ROWS} labelled rows of '{UNSEEN}/.*' are wanted for LoraHub"):
-        evaluate.compare(lora, unseen, methods=[f"lorahub:shots={ROWS}"])
+        evaluate.evaluate(lora, unseen, methods=[f"lorahub:shots={ROWS}"])
 
 
 def test_shots_come_from_a_training_split_where_there_is_one(lora):
     specs = data.choose(["mini_opposite_word"], evaluation=True)[:1]
-    outcome = evaluate.compare(lora, specs, methods=["lorahub:shots=3,trials=8"])
+    outcome = evaluate.evaluate(lora, specs, methods=["lorahub:shots=3,trials=8"])
     assert {row["n"] for row in outcome.report.rows} == {ROWS}
     (fitted,) = choosing.kept(lora.workspace).composites.values()
     recipe = Library.open(lora.workspace.composites).spec(fitted.id).recipe

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +45,9 @@ def copied(source, tmp_path):
 
 def start(root, *flags):
     command = [sys.executable, "-m", "elm_jax.cli", "evaluate", *ASKED, "--run", str(root), *flags]
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    # Evaluation imports no TensorFlow: here it would fail to.
+    own = {"PYTHONPATH": str(Path(__file__).parent / "without_tensorflow")}
+    own |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(root.parent.parent / "compiled")}
     return subprocess.Popen(
         command,

@@ -94,7 +94,7 @@ def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
     recipe = {"tasks": [task.id for task in tasks]}
     spec = ExpertSpec("mini_sentiment_film/all", "bottleneck", BASE, ("scale",), ("d",), 1, recipe)
     library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
-    runs.index(run, size=4, ids=[spec.id])
+    runs.index(run, size=4, experts=[spec.id])
     wanted = [
         example.input
         for task in tasks
@@ -105,7 +105,7 @@ def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
 
 def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alone(run, config, base):
     first = library_of(run).ids()[0]
-    (plain,) = runs.index(run, size=1, ids=[first]) and [library_of(run).keys(first)]
+    (plain,) = runs.index(run, size=1, experts=[first]) and [library_of(run).keys(first)]
     runs.index(run, size=1, rebuild=True, padded=True)
     found = library_of(run).keys(first)
     assert found.texts == plain.texts
@@ -124,7 +124,7 @@ def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alo
 def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encoder):
     library = library_of(run)
     first, *others = library.ids()
-    assert runs.index(run, size=3, ids=[first], embedder=str(encoder)) == [first]
+    assert runs.index(run, size=3, experts=[first], embedder=str(encoder)) == [first]
     assert runs.index(run, size=3) == others
     names = {library.keys(expert).embedder for expert in library.ids()}
     assert len(names) == 1

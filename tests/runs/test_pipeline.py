@@ -162,7 +162,7 @@ def test_an_expert_is_never_called_unseen_on_its_own_dataset(finished):
     out, _ = finished
     opened = base.open_run(out, source=data.Source(limit=4))
     with pytest.raises(ContaminationError, match="was trained on mini_size_animal"):
-        evaluate.compare(opened, data.choose(["mini_size_animal"]))
+        evaluate.evaluate(opened, data.choose(["mini_size_animal"]))
 
 
 def test_a_task_without_choices_cannot_be_ranked(finished):
@@ -176,7 +176,7 @@ def test_a_task_without_choices_cannot_be_ranked(finished):
 
 def test_scores_of_other_rows_are_scored_anew(finished):
     out, _ = finished
-    evaluate.evaluate(tasks=UNSEEN, out=out, source=data.Source(limit=8), queries=6, merged=2)
+    evaluate.evaluate(base.open_run(out, source=data.Source(limit=8)), UNSEEN, queries=6, merged=2)
     report = storage.read_json(out / "report" / "report.json", what="A report")
     assert {row["n"] for row in report["rows"]} == {8}
 

@@ -13,7 +13,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import sharding
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5
-from elm_jax.runs import activations, plan
+from elm_jax.runs import activations, outlook, plan
 from elm_jax.training import optimizers, step
 
 # Wide enough that activations are more than bookkeeping; five layers, so that they are scanned.
@@ -196,7 +196,7 @@ def test_an_xl_and_296_experts_fit_a_v4_8_and_one_h200():
     found = plan.plan(work, ["v4-8", "h200"], {"expert": -1})
     assert [plan.verdicts(share)["evaluation"] for share in found.shares] == ["yes", "yes"]
     assert found.in_all.base + found.in_all.experts == pytest.approx(36e9, rel=0.01)
-    shown = plan.table(found)
+    shown = outlook.memory(found)
     cells = {row[0]: row[1:] for row in shown.rows}
     assert cells["296 bottleneck experts of 25.6 M, float32"] == ("30.33", "7.58", "30.33")
     assert cells["evaluation fits"] == ("", "yes", "yes")
@@ -222,7 +222,12 @@ def test_what_fits_only_if_the_estimate_holds_is_perhaps():
 def test_a_plan_is_plain_values():
     found = asdict(plan.plan(WORK, ["8xa100-40"], {"fsdp": -1}))
     assert found["shares"][0]["mesh"] == ONE | {"fsdp": 8}
-    assert found["shares"][0]["slice"] == {"name": "8xa100-40", "devices": 8, "memory": 40_000_000_000}
+    assert found["shares"][0]["slice"] == {
+        "name": "8xa100-40",
+        "devices": 8,
+        "memory": 40_000_000_000,
+        "kind": "a100-40",
+    }
 
 
 @pytest.mark.parametrize(

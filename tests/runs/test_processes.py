@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ from elm_jax.tasks import specs, vocabulary
 from elm_jax.weights import elm
 
 pytestmark = pytest.mark.slow
+
+WITHOUT = Path(__file__).parent / "without_tensorflow"
 
 TASKS = ("mini_size_animal", "mini_sentiment_film", "mini_taxonomy_kind")  # of two prompts each
 
@@ -57,8 +60,9 @@ def start(root, *flags, steps=12, devices=1):
     command = [sys.executable, "-m", "elm_jax.cli", "train", *TASKS, "--run", str(root), "--rate", "1e-3"]
     command += ["--steps", str(steps), "--batch-size", "4", "--limit", "40", *flags]
     own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    # What one test compiles the next need not.
-    environment = {**os.environ, **own, "JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled")}
+    # What one test compiles the next need not. Training imports no TensorFlow: here it would fail to.
+    own |= {"JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled"), "PYTHONPATH": str(WITHOUT)}
+    environment = {**os.environ, **own}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )

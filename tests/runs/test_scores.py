@@ -96,7 +96,7 @@ def test_a_target_that_is_none_of_the_choices_is_refused_with_its_row(run, task,
 def test_a_task_without_rows_is_refused_by_its_name(run, unseen):
     empty = replace(run, source=replace(run.source, limit=0))
     with pytest.raises(UserError, match="mini_size_suitcase"):
-        evaluate.compare(empty, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+        evaluate.evaluate(empty, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
 
 
 def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, unseen):
@@ -105,9 +105,9 @@ def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, 
     with pytest.raises(
         UserError, match=r"with 'mini_size_animal/broken' those of row 'validation-.*' are no"
     ):
-        evaluate.compare(run, unseen, methods=["fixed:expert=mini_size_animal/broken"])
+        evaluate.evaluate(run, unseen, methods=["fixed:expert=mini_size_animal/broken"])
     # What was scored before is kept, and what is sound can still be had.
-    found = evaluate.compare(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+    found = evaluate.evaluate(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
     assert found is not None
     assert len(found.report.rows) == 4
 

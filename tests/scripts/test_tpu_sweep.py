@@ -17,7 +17,7 @@ from elm_jax.library.store import Library
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import data
+from elm_jax.runs import data, journal
 from elm_jax.tasks import specs, vocabulary
 from elm_jax.weights import elm
 
@@ -82,6 +82,15 @@ def test_what_is_trained_is_not_trained_again(sweep, tmp_path):
     assert code == 0
     assert lines == ["sweep: 6 of 6 experts are trained; 0 parts to run", "sweep: 6 of 6 experts are trained"]
     assert len(starts(tmp_path, "prompts-1-of-2")) == 1
+
+
+def test_checkpoints_that_a_killed_process_left_of_a_whole_part_are_deleted(sweep, tmp_path):
+    assert sweep("prompts", local=1)[0] == 0
+    checkpoints = tmp_path / "out" / "prompt_experts" / "checkpoints"
+    for experts in (EXPERTS, ["another/part"]):
+        (checkpoints / storage.fingerprint(sorted(experts)) / "40").mkdir(parents=True)
+    assert sweep("prompts", local=1)[0] == 0
+    assert [each.name for each in checkpoints.iterdir()] == [storage.fingerprint(["another/part"])]
 
 
 def test_only_parts_that_lack_an_expert_are_run(sweep, tmp_path):
@@ -326,6 +335,15 @@ def test_four_processes_of_which_two_are_killed_train_what_one_trains(base, tmp_
     assert "prompts-2-of-4 was taken away after start 1 of 5; " in told
     assert told.count(" is process ") == 6
     assert told.endswith("sweep: 6 of 6 experts are trained\n")
+    logs = shared / "prompt_experts" / "logs"
+    for at in range(1, 5):  # the journal of each part is its own
+        own = {
+            each["expert"]
+            for each in journal.read(logs / f"prompts-{at}-of-4" / "training.jsonl")[1:]
+            if "expert" in each
+        }
+        assert own == set(EXPERTS[at - 1 :: 4])
+    assert list((shared / "prompt_experts" / "checkpoints").iterdir()) == []
     found, wanted = experts(shared), experts(alone)
     assert found.keys() == wanted.keys() == dict.fromkeys(EXPERTS).keys()
     for name, params in wanted.items():

@@ -75,7 +75,7 @@ def words(t5x, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def registered(t5x, words):
-    return seqio_tasks.register(specs.task_specs("mini"), vocabulary=words)
+    return seqio_tasks.register_tasks(specs.task_specs("mini"), vocabulary=words)
 
 
 @pytest.fixture(scope="module")

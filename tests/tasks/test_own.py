@@ -187,6 +187,15 @@ def test_a_file_that_is_not_there_and_code_that_fails_are_one_sentence(tmp_path)
         own.load(tmp_path / "json.py")
 
 
+def test_a_yaml_file_names_no_function_that_would_be_called(folder):
+    text = MINE.replace("jsonl: rows.jsonl", 'sources: [{function: "os:getenv"}]\n    splits: {train: 2}')
+    with pytest.raises(
+        UserError, match=r"may not come from the function 'os:getenv'. Define the dataset in a"
+    ):
+        own.load(written(folder, text))
+    assert "mine" not in datasets.added()
+
+
 def test_columns_that_are_named_are_checked_before_a_row_is_read(folder):
     (spec,) = own.load(written(folder, MINE.replace("    jsonl", "    columns: [txt, label]\n    jsonl")))
     with pytest.raises(UserError, match="Template 'good' reads 'text', but rows of 'mine' have only"):

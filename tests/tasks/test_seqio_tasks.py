@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import elm_jax
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
 from elm_jax.runs import data, prepare
@@ -53,7 +54,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def registered(seqio, words):
-    return seqio_tasks.register(specs.task_specs("mini"), vocabulary=words, multitask=("mini-train",))
+    return elm_jax.register_tasks(specs.task_specs("mini"), vocabulary=words, multitask=("mini-train",))
 
 
 def rows_of(dataset):
@@ -69,7 +70,7 @@ def test_all_tasks_are_registered_in_under_a_second_without_network_or_data(seqi
     monkeypatch.setattr(specs, "load_rows", never)
     known = specs.task_specs()
     start = time.process_time()
-    made = seqio_tasks.register(
+    made = seqio_tasks.register_tasks(
         known, vocabulary=words, templates_dir=TEMPLATES if TEMPLATES.is_dir() else None
     )
     assert time.process_time() - start < 1.0
@@ -203,7 +204,7 @@ def test_every_task_has_the_metric_that_the_catalogue_names(seqio, words):
         "bert_score",
         "bleu",
     ]
-    made = seqio_tasks.register(chosen, vocabulary=words)
+    made = seqio_tasks.register_tasks(chosen, vocabulary=words)
     for task, metric in named.items():
         functions = seqio.get_mixture_or_task(made.tasks[task]).metric_fns
         assert [function.__name__ for function in functions] == [metric]
@@ -246,7 +247,7 @@ def test_a_package_that_is_absent_is_one_sentence(metric, module, monkeypatch):
 def test_a_metric_that_seqio_cannot_be_given_is_refused_with_the_nearest(seqio, registered, words):
     task = dataclasses.replace(specs.find_task(MINI), metric="rogue_l")
     with pytest.raises(UserError, match=f"No metric named 'rogue_l' .*{MINI}.*'rouge_l'"):
-        seqio_tasks.register([task], vocabulary=words)
+        seqio_tasks.register_tasks([task], vocabulary=words)
     assert registered.tasks[MINI] in seqio.TaskRegistry.names()  # and what was there still is
 
 
@@ -312,7 +313,7 @@ def test_shuffling_with_a_seed_goes_over_all_rows_and_not_a_window(seqio, regist
 
 
 def test_the_multitask_mixture_caps_as_t0_does(seqio, words):
-    made = seqio_tasks.register(specs.task_specs("train"), vocabulary=words)
+    made = seqio_tasks.register_tasks(specs.task_specs("train"), vocabulary=words)
     mixture = seqio.get_mixture_or_task(seqio_tasks.MULTITASK)
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
     assert len(rates) == 296
@@ -357,7 +358,7 @@ seqio.TaskRegistry.add(
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
     output_features={{"inputs": feature, "targets": feature}},
 )
-seqio_tasks.register(specs.task_specs("mini"), vocabulary=words)
+seqio_tasks.register_tasks(specs.task_specs("mini"), vocabulary=words)
 """
 
 
@@ -422,7 +423,7 @@ def test_another_vocabulary_than_the_tasks_is_refused(seqio, by_hand, words):
 
 def test_a_vocabulary_that_is_not_there_is_one_sentence(seqio, tmp_path):
     with pytest.raises(UserError, match=r"A SentencePiece model is wanted at .* but no file is there"):
-        seqio_tasks.register(specs.task_specs("mini"), vocabulary=tmp_path / "none.model")
+        seqio_tasks.register_tasks(specs.task_specs("mini"), vocabulary=tmp_path / "none.model")
 
 
 def test_two_tasks_of_one_name_are_refused():
