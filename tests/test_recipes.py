@@ -1,5 +1,6 @@
 """Recipes: every one is complete, says what it does, and defines no macro that nothing reads."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -80,12 +81,31 @@ def test_a_later_file_and_a_binding_win(tmp_path):
     assert gin.query_parameter("%TRAIN_STEPS") == 9
 
 
+def test_outside_a_checkout_a_shipped_recipe_is_read_without_a_word(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    recipes.load(["gin/recipes/prompt_expert.gin"])
+    assert caplog.records == []
+    logging.getLogger().error("Path not found: %s", "of another")  # what is hidden is hidden no longer
+    assert len(caplog.records) == 1
+
+
 def test_what_a_recipe_binds_reaches_the_function():
     from elm_jax.runs.train import Budget
 
     budget = recipes.bound(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
     assert budget.steps == 11
     assert budget.kind == "bottleneck"
+
+
+def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwise():
+    def source(*bindings):
+        recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")], bindings)
+        how = gin.query_parameter("%TRUNCATE"), gin.query_parameter("%FAITHFUL")
+        return data.rendered_as(data.Source(truncate=9, faithful=("homonyms",)), *how)
+
+    assert source() == data.Source(truncate=9, faithful=("homonyms",))
+    found = source("TRUNCATE = 0", "FAITHFUL = 'all'")
+    assert found == data.Source(truncate=None, faithful=("all",))
 
 
 def test_the_recipe_for_evaluation_names_the_papers_tasks_and_methods_that_can_be_together():

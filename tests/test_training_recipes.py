@@ -167,7 +167,7 @@ def run(tmp_path_factory):
     return out
 
 
-def trained(name, out, *bindings):
+def trained(name, out, *bindings, **options):
     small = [
         f"MODEL_DIR = '{out}'",
         "TRAIN_STEPS = 2",
@@ -178,7 +178,7 @@ def trained(name, out, *bindings):
         "EXPERT_OPTIONS = {'width': 4}",
         *bindings,
     ]
-    return recipes.bound(train.train, [file(name)], small)()
+    return recipes.bound(train.train, [file(name)], small)(**options)
 
 
 def files_of(library):
@@ -255,9 +255,33 @@ def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(run):
     assert dict(training.rows)["steps"] == "60"
 
 
+def test_a_dry_run_refuses_an_expert_that_is_there_with_another_recipe(run):
+    named = "MIXTURE_OR_TASK_NAME = 'mini_size_animal'", "LEARNING_RATE = 5e-2"
+    with pytest.raises(UserError, match=r"'mini_size_animal/.*' is in the library .* with another rate\."):
+        trained("prompt_expert", run, *named, dry_run=True)
+
+
+def test_a_dry_run_says_how_many_are_trained_already_and_counts_the_others_alone(run):
+    told = []
+    named = "MIXTURE_OR_TASK_NAME = ('mini_size_animal', 'mini_size_thing/bigger or smaller')"
+    trained("prompt_expert", run, named, told=told.append, dry_run=True)
+    (found,) = told
+    assert sorted(found.done) == ["mini_size_animal/beside a dog", "mini_size_animal/than a dog"]
+    _, training = forecast.tables(found)
+    assert dict(training.rows)["experts"].endswith("; 2 trained already")
+    assert dict(training.rows)["steps"] == "2"
+    (left,) = [job for job in found.jobs if job.id not in found.done]
+    assert found.prompt_tokens == pytest.approx(2 * 4 * sum(map(len, left.prompts)) / 8)
+
+
+def test_a_recipe_without_a_base_is_told_of_the_macro_that_names_one(tmp_path):
+    with pytest.raises(UserError, match=r"a base as INITIAL_CHECKPOINT_PATH.* \(MODEL_DIR in a recipe\)"):
+        trained("dataset_expert", tmp_path / "none")
+
+
 def test_the_command_prints_the_resolved_recipe_and_the_forecast_and_reads_t5xs_flags(run, capsys, tmp_path):
     (tmp_path / "mine.gin").write_text(
-        "include 'gin/runs/train.gin'\nMIXTURE_OR_TASK_NAME = 'mini_size_animal'\n"
+        "include 'gin/runs/train.gin'\nMIXTURE_OR_TASK_NAME = 'mini_size_thing'\n"
     )
     flags = ["--gin_file=mine.gin", f"--gin_search_paths=elsewhere,{tmp_path}", f"--gin.MODEL_DIR='{run}'"]
     with pytest.raises(SystemExit) as ended:
@@ -274,5 +298,5 @@ def test_the_command_prints_the_resolved_recipe_and_the_forecast_and_reads_t5xs_
     assert ended.value.code == 0
     told = capsys.readouterr().out
     assert "TRAIN_STEPS = 7" in told
-    assert "mini_size_animal/than a dog" in told
+    assert "mini_size_thing/" in told
     assert "memory of a device" in told

@@ -124,9 +124,7 @@ def _recipe(given: dict[str, Any], options: dict[str, int], as_json: bool) -> No
     if isinstance(load, workload.Training):
         _refuse(given, ("kind", "width", "rank", "prompt", "answer"), says)
     else:
-        _refuse(
-            given, ("mesh",), "training's, but the recipe evaluates, each process on one device. Leave it out"
-        )
+        _refuse(given, ("mesh",), "training's, but the recipe evaluates, with rows of its own on each device")
     found = outlook.predicted(
         load, given.get("slices") or runs.SLICES, _mesh(given), disk=1e9 * given.get("disk", 1.0)
     )

@@ -61,7 +61,7 @@ def evaluate(
     ] = False,
     merged: Annotated[int, typer.Option(help="Retrieved experts to merge, without --method.")] = 3,
     queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens scored at once.")] = 8192,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens that a device scores at once.")] = 8192,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,

@@ -82,11 +82,17 @@ def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
 def experts_remove(
     name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
 ) -> None:
-    """Take one expert out of the library."""
-    from elm_jax.runs.stacks import homes
+    """Take one expert out of the library, or of the composites where the library has none of that id."""
+    from elm_jax.library.store import Library
+    from elm_jax.runs.stacks import home
     from elm_jax.runs.workspace import Workspace
 
-    homes(Workspace.open(run))(name).remove(name)
+    workspace = Workspace.open(run)
+    there = home(workspace, name)
+    there.remove(name)
+    rest = Library.open(workspace.composites, create=True)
+    left = f"; another of that id is still in {rest.root}" if name in rest else ""
+    print(f"{name} was removed from {there.root}{left}.")
 
 
 @app.command("add")

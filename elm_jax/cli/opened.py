@@ -44,14 +44,6 @@ def read_as(
     return source, pieces, given_to(lengths, prompt=max_prompt, answer=max_answer)
 
 
-def rendered_as(source: "Source", truncate: int | None, faithful: list[str] | None) -> "Source":
-    """Returns the source with how its rows are rendered; 0 on the command line stands for no limit."""
-    from dataclasses import replace
-
-    source = source if truncate is None else replace(source, truncate=truncate or None)
-    return source if not faithful else replace(source, faithful=tuple(faithful))
-
-
 def given_to(record: Any, **flags: Any) -> Any:
     """Returns the record with the flags that were given."""
     from dataclasses import replace

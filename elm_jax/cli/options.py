@@ -37,7 +37,7 @@ Truncate = Annotated[
 ]
 Faithful = Annotated[
     list[str] | None,
-    typer.Option(help="One of the original's ways with data, see `elm_jax.tasks.specs.FAITHFUL`, or all."),
+    typer.Option(help="One of the original's ways with data, see `elm_jax.tasks.specs.SWITCHES`, or all."),
 ]
 Multiprocess = Annotated[
     bool,

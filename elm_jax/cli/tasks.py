@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from elm_jax.cli.opened import given_to, read_as, rendered_as, task_files
+from elm_jax.cli.opened import given_to, read_as, task_files
 from elm_jax.cli.options import (
     AsJson,
     DataDir,
@@ -96,7 +96,7 @@ def tasks_preview(
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     spec = specs.find_task(name)
-    source = rendered_as(source, truncate, faithful)
+    source = data.rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
     if split:
         source = given_to(source, splits={spec.dataset: split})
@@ -139,7 +139,7 @@ def tasks_check(
 
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
-    source = rendered_as(source, truncate, faithful)
+    source = data.rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
     allowed, chosen = runs.kinds(allow or ()), data.choose([name], source)
     if split:

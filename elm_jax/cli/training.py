@@ -44,8 +44,10 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate, falling in a line to 0.")] = 1e-4,
     kind: Kind = "bottleneck",
-    width: Annotated[int | None, typer.Option(help="Bottleneck width; emb_dim // 32 without it.")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA's rank; 8 without it.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Bottleneck width; the library's, else emb_dim // 32.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA's rank; the library's, else 8.")] = None,
     as_: As = "experts",
     multitask: Annotated[str | None, typer.Option(help="Train one expert of this name on all tasks.")] = None,
     data_dir: DataDir = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elm_jax.cli.opened import given_to, own_files, rendered_as, router_options, task_files
+from elm_jax.cli.opened import given_to, own_files, router_options, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     AsJson,
@@ -86,7 +86,7 @@ def prepare(
     given: dict[str, Any] = {"data_dir": data_dir, "templates_dir": templates_dir}
     given |= {"limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
-    source = rendered_as(given_to(reading.source, **given), truncate, faithful)
+    source = data.rendered_as(given_to(reading.source, **given), truncate, faithful)
     how: dict[str, Any] = {"tasks": wanted, "pieces": reading.pieces}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:

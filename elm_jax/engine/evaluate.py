@@ -1,6 +1,5 @@
 """Evaluation: the scores of many rows under many experts, batched by length whatever task they belong to."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -61,8 +60,8 @@ def rate_rows(
     share is encoded once for each expert, and so is every distinct beginning of its answers. `shapes` are
     those of `shapes_for`, given more rows than these, so that several calls share compilations. `worth` is
     how many tokens of padding a compilation must save; `worth_of_shape` says without it. Where the parameters
-    lie on a mesh, the rows of a batch are split over it. The next batch is assembled while the device works
-    on the last one.
+    lie on a mesh, the rows of a batch are split over it; `batch_tokens` are those of one device. The next
+    batch is assembled while the device works on the last one.
     """
     if pairs is None:
         pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), int)], axis=1)
@@ -104,8 +103,8 @@ def _batches(
 ) -> Iterator[Scored]:
     """Yields batches that the device has begun to score, the longest first."""
     run = likelihood.compiled(config)
-    mesh = _mesh_of(params)
-    apart = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in sharding.RULES["batch"])
+    mesh = sharding.mesh_of(params)
+    apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
     members: dict[buckets.Shape, list[int]] = {}
     for number, item in enumerate(found):
         members.setdefault(buckets.shape_of(item, shapes), []).append(number)
@@ -117,7 +116,7 @@ def _batches(
             for place, item in enumerate(here)
             for expert in dict.fromkeys(expert for row in item.rows for expert in experts_of.get(row, ()))
         ]
-        for chosen, size in buckets.split(units, shape, batch_tokens, worth=worth):
+        for chosen, size in buckets.split(units, shape, batch_tokens * apart, worth=worth):
             size = -(-size // apart) * apart
             # What fills a batch repeats its first item.
             place, expert = np.array(chosen + chosen[:1] * (size - len(chosen)), np.int32).T
@@ -138,15 +137,6 @@ def worth_of_shape(params: Params) -> float:
     """Returns how many tokens of padding cost as much as the compilation of one more shape."""
     cost = COMPILATION["cpu" if jax.default_backend() == "cpu" else "other"]
     return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
-
-
-def _mesh_of(params: Params) -> jax.sharding.Mesh | None:
-    """Returns the mesh of several devices that parameters lie on, if they do."""
-    leaf = jax.tree.leaves(params)[0]
-    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, jax.sharding.NamedSharding):
-        return None
-    mesh = leaf.sharding.mesh
-    return mesh if isinstance(mesh, jax.sharding.Mesh) and mesh.size > 1 else None
 
 
 def _collect(

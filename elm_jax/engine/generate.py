@@ -8,6 +8,7 @@ from jaxtyping import Int
 from elm_jax.axes import PAD, Array
 from elm_jax.engine.evaluate import BATCH_TOKENS, Progress, worth_of_shape
 from elm_jax.errors import UserError
+from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, generate
@@ -37,8 +38,9 @@ def generate_rows(
     once, by the first expert or, without experts, by the base alone. The same prompt under the same expert is
     answered once. Experts that are not `stacked` are one tree for all prompts. An answer ends with
     `generate.NO_NUMBERS` where an expert gives none. `lengths` are those of `lengths_for`, given more prompts
-    than these, so that several calls share compilations. The next batch is assembled while the device works
-    on the last one.
+    than these, so that several calls share compilations. Where the parameters lie on a mesh, the rows of a
+    batch are split over it; `batch_tokens` are those of one device. The next batch is assembled while the
+    device works on the last one.
 
     Raises `UserError` for a prompt that is empty or too long, and for a length below one token.
     """
@@ -99,6 +101,8 @@ def _batches(
     """Yields batches that the device has begun to answer, the longest prompts first."""
     run = generate.compiled(config, length)
     worth = worth_of_shape(params)
+    mesh = sharding.mesh_of(params)
+    apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
     members: dict[int, list[tuple[Unit, np.ndarray]]] = {}
     for unit in units:
         prompt = np.frombuffer(unit[0], np.int32)
@@ -107,7 +111,8 @@ def _batches(
         # A batch lasts as long as its longest answer, and an expert's answers are of a length.
         here = sorted(members[room], key=lambda member: member[0][1])
         shape = buckets.Shape(room, length, 0)
-        for chosen, size in buckets.split(here, shape, batch_tokens, worth=worth):
+        for chosen, size in buckets.split(here, shape, batch_tokens * apart, worth=worth):
+            size = -(-size // apart) * apart
             laid = np.full((size, room), PAD, np.int32)
             # What fills a batch repeats its first prompt.
             filled = chosen + chosen[:1] * (size - len(chosen))
@@ -115,6 +120,8 @@ def _batches(
                 row[: len(prompt)] = prompt
             index = np.array([expert for (_, expert), _ in filled], np.int32)
             beside = (experts, index if indexed else None)
+            if mesh is not None:
+                laid = sharding.place(laid, sharding.batch_shardings(mesh, laid))
             yield [unit for unit, _ in chosen], run(params, laid, np.int32(eos), *beside)
 
 

@@ -240,9 +240,11 @@ class ElmLM(LM):
             self._serving[task, ""] = max(settled.weights, key=lambda expert: settled.weights[expert])
 
     def _contexts(self, texts: Sequence[str]) -> list[list[int]]:
-        kept = self.max_length - 1
-        eos = self.run.pieces.eos
-        return [[*ids[max(0, len(ids) - kept) :], eos] for ids in self.run.pieces.encode_all(texts)]
+        pieces = self.run.pieces
+        end = [pieces.eos] if pieces.input_eos else []
+        kept = self.max_length - len(end)
+        # An empty context is read as end-of-sequence alone, whatever the base was trained on.
+        return [[*ids[max(0, len(ids) - kept) :], *end] or [pieces.eos] for ids in pieces.encode_all(texts)]
 
     def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
         end = [self.run.pieces.eos] if self.eos else []

@@ -126,6 +126,20 @@ def batch_shardings(on: Mesh | AbstractMesh, batch: Any, *, rules: Rules = RULES
     return jax.tree.map(of_leaf, batch)
 
 
+def mesh_of(tree: Any) -> Mesh | None:
+    """Returns the mesh of several devices that a tree of parameters lies on, if it does."""
+    leaf = jax.tree.leaves(tree)[0]
+    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding):
+        return None
+    on = leaf.sharding.mesh
+    return on if isinstance(on, Mesh) and on.size > 1 else None
+
+
+def row_parts(sizes: Mapping[str, int]) -> int:
+    """Returns how many parts a mesh of these sizes splits the rows of a batch into."""
+    return math.prod(sizes.get(axis, 1) for axis in RULES["batch"])
+
+
 def place(tree: Any, to: Any) -> Any:
     """Returns a tree laid out on its devices; `to` has a sharding for every leaf, or is one for all."""
     return jax.device_put(tree, to)

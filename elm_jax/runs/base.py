@@ -4,7 +4,7 @@ A base trained here learns to denoise: half of its pairs have spans corrupted, a
 cut into a beginning and a rest, as its language-model adaptation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from elm_jax.runs.workspace import Run, Workspace
 from elm_jax.tasks import own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
-from elm_jax.weights import elm
+from elm_jax.weights import elm, known
 from elm_jax.weights import load as weights
 from elm_jax.weights.elm import Base
 
@@ -33,6 +33,7 @@ STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
 PUBLISHED = "spiece.model"  # what T5's vocabulary is called on the hub
 REMEMBERED = "run.json"  # where the base lies and how data is read
+PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
 SENTINELS = 16  # spans of one text at most
 BATCH_TOKENS = 32768
 
@@ -123,18 +124,21 @@ def open_run(
         kept = replace(source or Source(), **given, limit=None)
         remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths)
     workspace = Workspace.open(run)
-    known = remembered(workspace)
-    source = replace(source or Source(**known["source"]), **given)
+    note = remembered(workspace)
+    source = replace(source or Source(**note["source"]), **given)
     source = replace(source, tasks=[*source.tasks, *task_files])
     if limit is not None:
         source = replace(source, limit=limit)
-    base, pieces = load(known["base"] or workspace.base, source.vocabulary)
+    if source.input_eos is None:
+        source = replace(source, input_eos=note["source"].get("input_eos"))
+    base, pieces = load(note["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
         own.load(file)
-    remember_tasks(workspace, task_files)
+    remember_tasks(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
-    return Run(workspace, base, pieces, source, lengths or Lengths(**known["lengths"]), stages or Stages())
+    pieces = replace(pieces, input_eos=source.input_eos is not False)
+    return Run(workspace, base, pieces, source, lengths or Lengths(**note["lengths"]), stages or Stages())
 
 
 def opened(run: Run | storage.PathLike) -> Run:
@@ -153,17 +157,18 @@ def reading(
     With a vocabulary of one's own the workspace need not be there; prepared rows then go to where it will be.
     """
     workspace = Workspace.at(out) if vocabulary_file else Workspace.open(out)
-    known = remembered(workspace)
-    source = Source(**known["source"])
+    note = remembered(workspace)
+    source = Source(**note["source"])
     if vocabulary_file:
         pieces = vocabulary.load(vocabulary_file, extra_ids)
     else:
-        pieces = pieces_of(known["base"] or workspace.base, source.vocabulary)
+        pieces = pieces_of(note["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
         own.load(file)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
-    return Reading(pieces, source, Lengths(**known["lengths"]))
+    pieces = replace(pieces, input_eos=source.input_eos is not False)
+    return Reading(pieces, source, Lengths(**note["lengths"]))
 
 
 def remember(
@@ -172,35 +177,56 @@ def remember(
     source: Source | None,
     lengths: Lengths | None,
 ) -> None:
-    """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags."""
+    """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags.
 
-    def absolute(place: storage.PathLike | None) -> str | None:
-        return None if place is None else str(storage.path(place).resolve())
-
+    Places inside the workspace are kept relative to it, so that it can be moved or copied.
+    """
     told = asdict(source or Source())
-    told |= {name: absolute(told[name]) for name in ("data_dir", "templates_dir", "prepared", "vocabulary")}
-    told["tasks"] = [absolute(file) for file in told["tasks"]]
-    base = None if initial_checkpoint is None else absolute(weights.find(initial_checkpoint))
-    note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
-    storage.write_json(workspace.root / REMEMBERED, note)
+    if told["input_eos"] is None and initial_checkpoint is not None:
+        told["input_eos"] = known.eos_on_input(str(initial_checkpoint))
+    base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
+    _write(workspace, {"base": base, "source": told, "lengths": asdict(lengths or Lengths())})
 
 
 def remember_tasks(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
     """Notes files that define tasks of one's own beside those that a workspace knows already."""
-    known = remembered(workspace)
-    there = known["source"].get("tasks", [])
+    note = remembered(workspace)
+    there = note["source"].get("tasks", [])
     found = [*there, *(str(storage.path(file).resolve()) for file in files)]
     if set(found) != set(there):
-        known["source"]["tasks"] = list(dict.fromkeys(found))
-        storage.write_json(workspace.root / REMEMBERED, known)
+        note["source"]["tasks"] = list(dict.fromkeys(found))
+        _write(workspace, note)
 
 
 def remembered(workspace: Workspace) -> dict[str, Any]:
-    """Returns what `remember` noted; the defaults where it never did."""
-    note = workspace.root / REMEMBERED
-    if note.exists():
-        return storage.read_json(note, what="A run's settings")
-    return {"base": None, "source": {}, "lengths": {}}
+    """Returns what `remember` noted, with absolute places; the defaults where it never did."""
+    file = workspace.root / REMEMBERED
+    if not file.exists():
+        return {"base": None, "source": {}, "lengths": {}}
+    root = workspace.root.resolve()
+    # An absolute place stands for itself, whatever it is joined to.
+    return _placed(storage.read_json(file, what="A run's settings"), lambda place: str(root / place))
+
+
+def _write(workspace: Workspace, note: Mapping[str, Any]) -> None:
+    """Writes what a workspace remembers; a place inside it as the way from its root."""
+    root = workspace.root.resolve()
+
+    def told(place: storage.PathLike) -> str:
+        where = storage.path(place).resolve()
+        return str(where.relative_to(root) if where.is_relative_to(root) else where)
+
+    storage.write_json(workspace.root / REMEMBERED, _placed(note, told))
+
+
+def _placed(note: Mapping[str, Any], put: Callable[[storage.PathLike], str]) -> dict[str, Any]:
+    """Returns a note whose every place was put otherwise."""
+    source = dict(note["source"])
+    for name in PLACES & source.keys():
+        source[name] = None if source[name] is None else put(source[name])
+    if "tasks" in source:
+        source["tasks"] = [put(file) for file in source["tasks"]]
+    return {**note, "base": None if note["base"] is None else put(note["base"]), "source": source}
 
 
 def pretrain(

@@ -13,7 +13,7 @@ from elm_jax.library.store import Library
 from elm_jax.merging import table
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.runs import merge as merging
-from elm_jax.runs import shots
+from elm_jax.runs import rows, shots
 from elm_jax.runs.workspace import Run
 
 LORAHUB = "lorahub"
@@ -47,9 +47,9 @@ def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[s
 def fitted(run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]) -> Composite:
     """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
     shown = shots.shots(run, spec, options["shots"])
-    rows = [[example.row_id, example.input, example.target] for example in shown.examples]
-    told = {"options": dict(options), "task": spec.id, "rows": rows, "lengths": vars(run.lengths)}
-    name = f"merged/{LORAHUB}-{_stands_for(run, experts, base=run.base.fingerprint, **told)}"
+    own = [[example.row_id, example.input, example.target] for example in shown.examples]
+    told = {"options": dict(options), "task": spec.id, "rows": own, **rows.read_as(run)}
+    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **told)}"
     return Composite(name, LORAHUB, dict(options), tuple(experts), None, spec.id)
 
 

@@ -4,13 +4,13 @@ What a budget leaves open is the paper's, of the table that it names, or else a 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.records import TaskSpec
+from elm_jax.records import ExpertSpec, TaskSpec
 from elm_jax.runs import data
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.tasks import budgets
@@ -33,7 +33,8 @@ class Budget:
 
     `optimizer` is "adamw" or "adafactor"; `clip` the largest norm of an expert's gradient, None the
     optimiser's own way. `z_loss` and `label_smoothing` are factors in the loss. `kind` is what an expert
-    owns, "bottleneck", "lora", "ia3" or "full", and `options` are the kind's own, as {"rank": 8}.
+    owns, "bottleneck", "lora", "ia3" or "full", and `options` are the kind's own, as {"rank": 8}; what these
+    leave open is what all experts of that kind in the library have in common, else the kind's default.
 
     `places` is how many experts train at once and `batch_tokens` how many tokens a batch has; None is what
     memory holds. Checkpoints are written every `save_every` batches, None an eighth of an expert's steps, at
@@ -119,6 +120,26 @@ def courses(
     return [_course(spec.id, [spec], budget, lengths) for spec in specs]
 
 
+def like_others(budget: Budget, others: Iterable[ExpertSpec]) -> Budget:
+    """Returns the budget with the options that it leaves open as other experts of its kind all have them.
+
+    Experts of one shape can be merged. Those whose recipe names no options, as of one made elsewhere, say
+    nothing.
+    """
+    told = [
+        spec.recipe["options"] for spec in others if spec.kind == budget.kind and "options" in spec.recipe
+    ]
+    if not told:
+        return budget
+    first, *rest = told
+    shared = {
+        name: value
+        for name, value in first.items()
+        if all(name in own and own[name] == value for own in rest)
+    }
+    return replace(budget, options={**shared, **budget.options})
+
+
 def source_of(course: Course, source: Source) -> Source:
     """Returns the source with no more rows of a task than the course takes, unless it says how many."""
     return source if source.limit is not None else replace(source, limit=course.cap)
@@ -136,7 +157,8 @@ def held_out(spec: TaskSpec, source: Source, rows: int) -> Source:
 
 
 def _course(identifier: str, specs: Sequence[TaskSpec], budget: Budget, lengths: Lengths | None) -> Course:
-    paper = _papers(specs[0], budget.paper) if budget.paper and _open(budget, lengths) else None
+    left = _open(budget, lengths)
+    paper = _papers(specs[0], budget.paper, left) if budget.paper and left else None
     cap = paper.cap if paper else None
     if budget.paper == "dataset" and cap is not None:
         cap = math.ceil(cap / len(specs))  # of the whole dataset
@@ -157,21 +179,33 @@ def _course(identifier: str, specs: Sequence[TaskSpec], budget: Budget, lengths:
     )
 
 
-def _open(budget: Budget, lengths: Lengths | None) -> bool:
-    """Says whether anything is left for the paper's table to say."""
-    timed = budget.steps is not None or budget.epochs is not None
-    return not timed or None in (budget.batch_size, budget.rate, lengths)
+def _open(budget: Budget, lengths: Lengths | None) -> list[str]:
+    """Returns what is left for the paper's table to say, by a recipe's macros."""
+    said = {
+        "TRAIN_STEPS or EPOCHS": _given(budget.steps, budget.epochs),
+        "BATCH_SIZE": budget.batch_size,
+        "LEARNING_RATE": budget.rate,
+        "TASK_FEATURE_LENGTHS": lengths,
+    }
+    return [macro for macro, value in said.items() if value is None]
 
 
-def _papers(spec: TaskSpec, table: str) -> budgets.Budget:
-    if table == "prompt":
-        return budgets.of_prompt(spec)
-    if table == "target":
-        return budgets.of_target(spec)
-    if table == "dataset_adapter":
-        return budgets.of_dataset(spec.dataset)
-    return budgets.of_full_dataset(spec.dataset)
+def _papers(spec: TaskSpec, table: str, left: Sequence[str]) -> budgets.Budget:
+    """Returns a task's budget in one of the paper's tables; where it has none, says what to give instead."""
+    try:
+        if table == "prompt":
+            return budgets.of_prompt(spec)
+        if table == "target":
+            return budgets.of_target(spec)
+        if table == "dataset_adapter":
+            return budgets.of_dataset(spec.dataset)
+        return budgets.of_full_dataset(spec.dataset)
+    except UserError as error:
+        raise UserError(
+            f"{error} PAPER={table!r} is asked for {', '.join(left)}: give that yourself, or set PAPER=None."
+        ) from error
 
 
 def _given(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+    """Returns the first value that is one."""
+    return next((value for value in values if value is not None), None)

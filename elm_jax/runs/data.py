@@ -36,7 +36,8 @@ class Source:
     tasks: Sequence[storage.PathLike] = field(default_factory=list)  # files that define one's own tasks
     vocabulary: storage.PathLike | None = None  # SentencePiece model, where none lies with the base
     truncate: int | None = TRUNCATE  # characters of a value that a template writes; None is no limit
-    faithful: Sequence[str] = field(default_factory=list)  # ways of the original: `specs.FAITHFUL`, or "all"
+    faithful: Sequence[str] = field(default_factory=list)  # the original's ways: `specs.SWITCHES`, "all"
+    input_eos: bool | None = None  # whether prompts end with it; None: as the base's name says
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,21 @@ def split_of(spec: TaskSpec, source: Source) -> str:
     return source.splits.get(spec.dataset, spec.split)
 
 
+def rendered_as(source: Source, truncate: int | None, faithful: str | Sequence[str] | None) -> Source:
+    """Returns a source whose rows render otherwise where that is given; a `truncate` of 0 is no limit."""
+    source = source if truncate is None else replace(source, truncate=truncate or None)
+    named = (faithful,) if isinstance(faithful, str) else faithful
+    return source if named is None else replace(source, faithful=tuple(named))
+
+
 def switches(source: Source) -> tuple[str, ...]:
     """Returns the original's ways with data that a source asks for, in `specs.FAITHFUL`'s order."""
-    if "all" in source.faithful:
+    asked = (source.faithful,) if isinstance(source.faithful, str) else source.faithful
+    if "all" in asked:
         return specs.FAITHFUL
-    for switch in source.faithful:
-        names.resolve(switch, (*specs.FAITHFUL, "all"), kind="switch", where="elm_jax.tasks.specs")
-    return tuple(switch for switch in specs.FAITHFUL if switch in source.faithful)
+    for switch in asked:
+        names.resolve(switch, (*specs.SWITCHES, "all"), kind="switch", where="elm_jax.tasks.specs")
+    return tuple(switch for switch in specs.FAITHFUL if switch in asked)
 
 
 def load_rows(spec: TaskSpec, source: Source) -> list[dict[str, Any]]:
@@ -184,7 +193,8 @@ def rendering(spec: TaskSpec, source: Source) -> str:
 
 def fingerprint(rendered: str, pieces: Vocabulary, lengths: Lengths) -> str:
     """Returns what stands for a task's prepared rows, by what stands for its rendered ones."""
-    return prepared.fingerprint(rendered, pieces, max_input=lengths.prompt, max_target=lengths.answer)
+    cut = {"max_input": lengths.prompt, "max_target": lengths.answer}
+    return prepared.fingerprint(rendered, pieces, **cut, input_eos=pieces.input_eos)
 
 
 # A run asks for the same task when it trains, indexes, routes and scores; the small ones are rendered once.
@@ -270,7 +280,8 @@ def prepare(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengt
         rendered = found.fingerprint.partition("-")[0]
         if found.fingerprint == fingerprint(rendered, pieces, lengths):
             return found.prepared
-    return prepared.prepare(found, pieces, max_input=lengths.prompt, max_target=lengths.answer)
+    cut = {"max_input": lengths.prompt, "max_target": lengths.answer}
+    return prepared.prepare(found, pieces, **cut, input_eos=pieces.input_eos)
 
 
 def rows(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths, *, task: str) -> list[Row]:

@@ -20,7 +20,7 @@ from elm_jax.library.store import Library
 from elm_jax.records import Report, TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import choices as choosing
-from elm_jax.runs import composites, data, estimate, generated, hosts
+from elm_jax.runs import composites, data, estimate, generated, hosts, room
 from elm_jax.runs import methods as ways
 from elm_jax.runs import report as reports
 from elm_jax.runs import scores as scoring
@@ -58,6 +58,9 @@ def evaluate(
     by: str = "sum",
     oracle: bool = False,
     seen: bool = False,
+    truncate: int | None = None,
+    faithful: str | Sequence[str] | None = None,
+    mesh: Mapping[str, int] | None = None,
     told: Told | None = None,
     dry_run: bool = False,
     environment: Mapping[str, Any] | None = None,
@@ -71,11 +74,15 @@ def evaluate(
     "roe", "roe:experts=3+average"; the base is always among them. Without `methods` they are those of
     `methods.default`, with `merged` retrieved experts averaged. `queries` are how many inputs of a task a
     router looks at. `by` is how choices are scored: "sum" of log-probabilities in nats, as T0's and the
-    paper's rank classification, their "mean" by token, or "calibrated". `batch_tokens` are scored at once.
+    paper's rank classification, their "mean" by token, or "calibrated". A device scores `batch_tokens` at
+    once.
 
     With `oracle` every expert works on every task, and the best ones in hindsight are among the methods. An
     expert that was trained on one of the tasks' datasets is refused, unless `seen` results are asked for,
-    which are then marked. `environment` is further told in the report.
+    which are then marked. The base alone needs no experts, and none is looked at. `truncate` and `faithful`
+    are in place of what the run remembers of its source; a `truncate` of 0 is no limit. `mesh` has the sizes
+    of the axes of a mesh of this process's devices, over which batches are split; without it each accelerator
+    scores rows of its own. `environment` is further told in the report.
 
     `told` hears how much is to be done and how long it takes; with `dry_run` no more is done. Returns None
     then, and on all of several hosts but the first, which writes the report.
@@ -86,14 +93,20 @@ def evaluate(
     if not isinstance(run, Run):
         check(Workspace.at(run), methods)  # before the base is read
     run = bases.opened(run)
+    base = replace(run.base, params=room.spread(run.base.params, mesh))
+    run = replace(run, base=base, source=data.rendered_as(run.source, truncate, faithful))
     specs = data.choose(tasks, run.source, evaluation=True)
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")
     if not hosts.is_first():
         run = replace(run, stages=Stages(Console(quiet=True)))
-    library = Library.open(run.workspace.library)
-    experts = list(dict.fromkeys(experts or library.ids()))
-    if not experts:
-        raise UserError("An evaluation wants experts, but the library has none. Train some with `elm train`.")
+    bare = bool(methods) and not oracle and all(each.router == "base" for each in ways.parse_all(methods))
+    library = Library.open(run.workspace.library, create=bare)
+    experts = [] if bare else list(dict.fromkeys(experts or library.ids()))
+    if not (experts or bare):
+        raise UserError(
+            "An evaluation wants experts, but the library has none. Train some with `elm train`, or ask for "
+            "the base alone with --method base."
+        )
     described = {expert: library.describe(expert) for expert in experts}
     pairs = [(about.spec, about.shapes) for about in described.values()]
     wanted = _methods(run, methods, merged, oracle, mixed=len(ways.same_shape(pairs)) > 1)

@@ -1,7 +1,7 @@
 """Forecast: what a training would take, said before any of it is done."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ class Forecast:
     """What is to be trained and what it takes."""
 
     jobs: tuple[Job, ...]
+    done: tuple[str, ...]  # experts among them that are trained already
     plan: Plan
     shape: batches.Shape
     filled: float  # share of a batch that is real tokens
-    prompt_tokens: float  # real ones, of all steps
+    prompt_tokens: float  # real ones, of all steps that are left
     answer_tokens: float
     need: sizing.Need  # bytes of one device
     memory: int  # that one device has
@@ -56,8 +57,10 @@ class Forecast:
         return self.flops / self.rate
 
 
-def forecast(base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None) -> Forecast:
-    """Returns what it takes to train these jobs' experts beside a base."""
+def forecast(
+    base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None, *, done: Collection[str] = ()
+) -> Forecast:
+    """Returns what it takes to train these jobs' experts beside a base, but those that are `done` already."""
     parts = mesh.shape["expert"] if mesh else 1
     multiple = mesh.devices.size // mesh.shape["tensor"] if mesh else 1
     given = [batches.known(job) for job in jobs]
@@ -70,7 +73,7 @@ def forecast(base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None) -> 
         multiple=multiple,
         attention=batches.attention(base.config),
     )
-    visits = [each.job.steps * each.job.batch_size for each in given]
+    visits = [0 if each.job.id in done else each.job.steps * each.job.batch_size for each in given]
     prompts = sum(each.prompt.mean() * count for each, count in zip(given, visits, strict=True))
     answers = sum(each.target.mean() * count for each, count in zip(given, visits, strict=True))
     seen = flops.attended(
@@ -92,6 +95,7 @@ def forecast(base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None) -> 
     rate, reason = _rate(devices, base.config.dtype)
     return Forecast(
         jobs=tuple(jobs),
+        done=tuple(done),
         plan=plan,
         shape=shape,
         filled=batches.filled(given[:places], shape, places, parts),
@@ -121,12 +125,16 @@ def tables(found: Forecast) -> list[Table]:
     ]
     experts = Table("Experts", ("expert", "rows", "steps", "batch", "rate", "schedule"), tuple(rows), "")
     plan, shape = found.plan, found.shape
+    left = [job for job in found.jobs if job.id not in found.done]
+    trained = f"; {len(found.done):,} trained already" if found.done else ""
+    options = ", ".join(f"{name} {value}" for name, value in plan.options.items())
+    kind = f"{plan.kind} ({options})" if options else plan.kind
     told = [
         (
             "experts",
-            f"{len(found.jobs):,} of kind {plan.kind}, {min(plan.places, len(found.jobs))} at a time",
+            f"{len(found.jobs):,} of kind {kind}, {min(plan.places, len(found.jobs))} at a time{trained}",
         ),
-        ("steps", f"{sum(job.steps for job in found.jobs):,}"),
+        ("steps", f"{sum(job.steps for job in left):,}"),
         ("tokens", f"{found.prompt_tokens:,.0f} of prompts and {found.answer_tokens:,.0f} of answers"),
         (
             "a batch",

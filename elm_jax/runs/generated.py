@@ -27,6 +27,7 @@ from elm_jax.runs.stacks import stacks
 from elm_jax.runs.workspace import Run
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.generate import NO_NUMBERS
+from elm_jax.tasks.specs import SWAPPED_BLEU
 
 COLUMNS: Sequence[str] = ("row", "target", "prediction", "value")
 
@@ -59,7 +60,7 @@ def generate(
 
     Answers have at most as many tokens as the run's lengths say. `metric` is one of `written.MEASURES` or a
     hook's name, without it each task's own; any task can be answered, one with choices by exact match.
-    `swapped_bleu` is the original's BLEU, and without it on where the run's source is faithful in all.
+    `swapped_bleu` is the original's BLEU, and without it as the run's source is faithful in it.
     `at_once` experts are held together, and their rows share batches. `gated` are the gates among the
     scorers, and `named` others whose names stand for all that they are. Where several hosts do this together,
     each writes its share, and all return everything.
@@ -67,7 +68,7 @@ def generate(
     Raises `UserError` for a measure that is not there (before anything is generated), a task without rows,
     and an expert that gives no numbers.
     """
-    swapped = "all" in run.source.faithful if swapped_bleu is None else swapped_bleu
+    swapped = _swaps(run) if swapped_bleu is None else swapped_bleu
     metrics = {spec.id: metric or spec.metric for spec in specs}
     for name in set(metrics.values()):
         written.require(name)
@@ -167,8 +168,7 @@ def together(
             own, at = place[example.row_id, chosen if isinstance(chosen, str) else chosen[number]]
             examples.append(example)
             texts.append(own.predictions[at])
-    swapped = "all" in run.source.faithful
-    return _judged(Cell(spec.id, method), examples, texts, spec.metric, swapped_bleu=swapped)
+    return _judged(Cell(spec.id, method), examples, texts, spec.metric, swapped_bleu=_swaps(run))
 
 
 def _chosen(cell: Cell, examples: Sequence[PromptedExample]) -> Sequence[PromptedExample]:
@@ -198,6 +198,11 @@ def _judged(
     return Answers(cell.task, cell.scorer, ids, targets, tuple(texts), found)
 
 
+def _swaps(run: Run) -> bool:
+    """Says whether a run asks for the original's BLEU."""
+    return not {SWAPPED_BLEU, "all"}.isdisjoint(run.source.faithful)
+
+
 def _judging(metric: str, swapped_bleu: bool) -> str:
     """Stands for how answers are judged; what a hook computes is its owner's to name anew."""
     return f"{metric}, swapped" if swapped_bleu and metric == "bleu" else metric
@@ -208,9 +213,7 @@ def _stamps(run: Run, tasks: Mapping[str, Sequence[PromptedExample]], named: Col
     told = {}
     for task, examples in tasks.items():
         own = [[example.row_id, example.input, example.target] for example in examples]
-        told[task] = storage.fingerprint(
-            {"base": run.base.fingerprint, "rows": own, "lengths": vars(run.lengths), "way": "greedy"}
-        )
+        told[task] = storage.fingerprint({**rows.read_as(run), "rows": own, "way": "greedy"})
     of_scorer = rows.stamps(run, named)
     return lambda cell: of_scorer(cell.scorer, told[cell.task])
 

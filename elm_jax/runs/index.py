@@ -53,12 +53,22 @@ def index(
     there are made anew. With `padded` keys of "t5" are pooled as the original's are (`routing.faithful`),
     under another name, which only a router with that switch compares with queries.
 
-    Raises a UserError if an expert has keys of another embedder and `rebuild` was not asked for, and where
-    the rows that an expert was trained on are not to be found.
+    An expert whose tasks are not known is passed over, unless it is named. Raises a UserError if an expert
+    has keys of another embedder and `rebuild` was not asked for, and where the rows that an expert was
+    trained on are not to be found.
     """
     run = bases.opened(run)
     library = Library.open(run.workspace.library)
-    wanted = library.ids() if experts is None else experts
+    wanted = experts
+    if wanted is None:
+        every = library.ids()
+        wanted = [
+            one
+            for one in every
+            if (library.has_keys(one) and not rebuild)
+            or statistics.may_have_keys(library.spec(one), run.source)
+        ]
+        statistics.say_passed_over(run, [one for one in every if one not in wanted])
     known = remembered(run.workspace)
     named = known if embedder is None else _absolute(embedder)
     chosen = _over_padding(run, named) if padded else opened(run, named)
@@ -75,7 +85,7 @@ def index(
         storage.write_json(run.workspace.root / REMEMBERED, {"embedder": named})
     with run.stages.stage("embed keys", len(lacking)) as advance:
         for done, expert in enumerate(lacking, start=1):
-            rows = statistics.rows_of(library.spec(expert), run.source, size)
+            rows = statistics.rows_of(statistics.by_parts(library.spec(expert)), run.source, size)
             texts = [
                 text
                 for task, example in rows

@@ -185,9 +185,8 @@ def _scored(found: Scored) -> dict[str, str]:
         "its memory, at the same time": _ms(each.memory),
         "experts that a process reads, GB": plan.gb(found.read),
         "read in": duration(found.reading),
-        "time, a process a device": duration(found.seconds),
-        "time, a process a host": duration(found.seconds_by_host),
-        "device-hours, a process a device": _hours(found.device_hours),
+        "time": duration(found.seconds),
+        "device-hours": _hours(found.device_hours),
     }
 
 

@@ -135,7 +135,7 @@ def need(work: Work, mesh: Mapping[str, int]) -> Need:
     )
     sums = jax.eval_shape(step.nothing, stacked)
     gradient = _bytes(sums.gradient, sharding.shardings(on, sums.gradient, experts=True))
-    rows = max(1, work.train_tokens // (work.prompt + work.answer) // splits(mesh))
+    rows = max(1, work.train_tokens // (work.prompt + work.answer) // sharding.row_parts(mesh))
     beside = _gathered(base, network, mesh)
     scored = max(1, work.batch_tokens // (work.prompt + work.answer))
     # A batch of rows has a layer's part of every row's expert beside the stack of all.
@@ -158,11 +158,6 @@ def need(work: Work, mesh: Mapping[str, int]) -> Need:
         activations=between(replace(network, remat=False)),
         activations_remat=between(replace(network, remat=True)),
     )
-
-
-def splits(mesh: Mapping[str, int]) -> int:
-    """Returns how many devices of a mesh of these sizes share out the rows of a batch."""
-    return math.prod(mesh[axis] for axis in sharding.RULES["batch"])
 
 
 def held(need: Need) -> int:

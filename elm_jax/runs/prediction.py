@@ -66,7 +66,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation on a slice, where each process scores its share on one device."""
+    """An evaluation on a slice, where a process of every host scores its share on all of its devices."""
 
     slice: Slice
     fits: str
@@ -78,21 +78,15 @@ class Scored:
     batches: float  # of all processes
     read: int  # bytes of experts that every process reads
     reading: float  # seconds of that
-    host: int  # devices of a host
 
     @property
     def seconds(self) -> float:
-        """How long it takes with a process for every device."""
+        """How long it takes."""
         return self.batches * self.each.together / self.slice.devices + self.reading
 
     @property
-    def seconds_by_host(self) -> float:
-        """How long it takes with one process a host, which uses one of the host's devices."""
-        return self.batches * self.each.together * self.host / self.slice.devices + self.reading
-
-    @property
     def device_hours(self) -> float:
-        """Devices times hours, with a process for every device."""
+        """Devices times hours."""
         return self.slice.devices * self.seconds / 3600
 
 
@@ -186,8 +180,7 @@ def scored(load: Evaluation, on: Slice, *, disk: float = DISK, rates: Rates | No
         each=cost.seconds(rates),
         batches=computed / real,
         read=read,
-        reading=read * rates.host / disk,  # a host's processes share its disk
-        host=rates.host,
+        reading=read / disk,
     )
 
 
@@ -241,7 +234,7 @@ def _batch(load: Training, mesh: Mapping[str, int], places: int, most_tokens: in
     Rows are as long as the longest prompt. There are no more of them than what the experts of a part of the
     mesh offer in a step fills, but one for every device; parts without an expert have rows all the same.
     """
-    experts, split, parts = load.experts, plan.splits(mesh), mesh["expert"]
+    experts, split, parts = load.experts, sharding.row_parts(mesh), mesh["expert"]
     examples = sum(each.steps * each.batch_size for each in experts)
     prompt = sum(each.steps * each.batch_size * each.prompt for each in experts) / examples
     answer = sum(each.steps * each.batch_size * each.answer for each in experts) / examples

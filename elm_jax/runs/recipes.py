@@ -7,8 +7,10 @@ command calls comes back here with the recipe's values bound to it.
 
 # Gin's search for packaged files calls it without importing it.
 import importlib.util  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import gin
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.storage import SHIPPED
+
+NOT_HERE = "Path not found: %s"  # what gin says of each place as an error
 
 
 def bound(
@@ -57,7 +61,8 @@ def load(files: Sequence[str], bindings: Sequence[str] = (), *, places: Sequence
         gin.add_config_file_search_path(place)
     found = [str(find(file, places)) for file in files]
     try:
-        gin.parse_config_files_and_bindings(found, [], finalize_config=False)
+        with _quiet_search():
+            gin.parse_config_files_and_bindings(found, [], finalize_config=False)
         read_before = macros_read(found)
         gin.parse_config(list(bindings))
     except Exception as error:  # gin raises whatever it met: SyntaxError, ValueError, ImportError, …
@@ -92,6 +97,21 @@ def macros_read(files: Sequence[str]) -> set[str]:
         read |= set(re.findall(r"%([A-Z][A-Z0-9_]*)", text))
         read |= macros_read(re.findall(r"^include\s+['\"](.+?)['\"]", text, re.MULTILINE))
     return read
+
+
+@contextmanager
+def _quiet_search() -> Generator[None, None, None]:
+    """Keeps gin from reporting every place that an included file is not in; one that is in none raises."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.msg != NOT_HERE
+
+    root = logging.getLogger()  # where gin writes
+    root.addFilter(passes)
+    try:
+        yield
+    finally:
+        root.removeFilter(passes)
 
 
 def _first_line(error: Exception) -> str:

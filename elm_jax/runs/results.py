@@ -14,12 +14,12 @@ from elm_jax.records import TaskScores, TaskSpec
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import Count
 from elm_jax.runs import composites, data, generated, scores
-from elm_jax.runs.choices import Choices, Chosen, multitask_experts
+from elm_jax.runs.choices import Choices, Chosen
 from elm_jax.runs.generated import Answers
 from elm_jax.runs.methods import Method
 from elm_jax.runs.rows import Cell
 from elm_jax.runs.scores import Scores
-from elm_jax.runs.stacks import BASE
+from elm_jax.runs.stacks import BASE, home
 from elm_jax.runs.workspace import Run
 
 EXAMPLES = 200  # rows of a report to look at
@@ -176,19 +176,17 @@ class Results:
     def _trained(self, scorer: str) -> set[str]:
         """Returns the datasets that what works on a task was trained on."""
         if scorer not in self._datasets:
-            library = Library.open(self.run.workspace.library)
             if scorer == BASE:
-                found: set[str] = set()
-            elif scorer in self.choices.composites:
+                return set()  # also where there is no library
+            library = Library.open(self.run.workspace.library)
+            if scorer in self.choices.composites:
                 found = composites.datasets(library, self.choices.composites[scorer])
             elif scorer in self.choices.gates:
                 gate = self.choices.gates[scorer]
                 each = [set(library.spec(expert).datasets) for expert in gate.experts]
                 found = {name for own in each if not own & set(gate.excluded) for name in own}
-            elif scorer in multitask_experts(self.run):
-                found = set(Library.open(self.run.workspace.composites).spec(scorer).datasets)
             else:
-                found = set(library.spec(scorer).datasets)
+                found = set(home(self.run.workspace, scorer).spec(scorer).datasets)
             self._datasets[scorer] = found
         return self._datasets[scorer]
 

@@ -70,7 +70,7 @@ def training(work: Work, mesh: Mapping[str, int]) -> Batch:
     """Returns what a batch of `work.train_tokens`, of all devices, costs one of a mesh of these sizes."""
     network, full = work.network, work.kind == "full"
     base, expert = plan.shapes(work)
-    rows = max(1, work.train_tokens // (work.prompt + work.answer) // plan.splits(mesh))
+    rows = max(1, work.train_tokens // (work.prompt + work.answer) // sharding.row_parts(mesh))
     seen = flops.Attended(float(work.prompt), float(work.answer), float(work.prompt))
     tokens = rows * work.prompt, rows * work.answer
     alone, beside = (flops.cost(network, work.kind, base, own, seen) for own in ({}, expert))

@@ -8,6 +8,7 @@ import jax
 
 from elm_jax.errors import UserError
 from elm_jax.models import sharding
+from elm_jax.records import Params
 from elm_jax.runs import plan
 from elm_jax.runs.plan import Work
 
@@ -28,6 +29,22 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // len(devices)
 
 
+def spread(params: Params, sizes: Mapping[str, int] | None = None) -> Params:
+    """Returns a base's parameters as they lie on this process's devices, to score with; `sizes` are by axis.
+
+    Without them they are whole on every accelerator, and each scores rows of its own; split where they would
+    take more than half of its memory. What a CPU is divided into is used on request alone.
+    """
+    devices = jax.local_devices()
+    if sizes is None:
+        if len(devices) == 1 or jax.default_backend() == "cpu":
+            return params
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        sizes = {"data" if 2 * whole <= memory() else "fsdp": len(devices)}
+    on = sharding.mesh(devices, **{"data": 1 if -1 in sizes.values() else -1, **sizes})
+    return sharding.place(params, sharding.shardings(on, params))
+
+
 def fit(
     work: Work, memory: int, mesh: Mapping[str, int] | None = None, *, most_places: int = 64
 ) -> tuple[int, int]:
@@ -39,7 +56,7 @@ def fit(
     that are wanted; then as many do as fit. Raises a UserError where not even one does.
     """
     sizes = dict.fromkeys(sharding.AXES, 1) | dict(mesh or {})
-    parts, split, longest = sizes["expert"], plan.splits(sizes), work.prompt + work.answer
+    parts, split, longest = sizes["expert"], sharding.row_parts(sizes), work.prompt + work.answer
     most = 1 if work.kind == "full" else max(1, -(-most_places // parts))  # of a part
     budget = int(FILLED * memory)
 

@@ -19,7 +19,7 @@ from elm_jax.routing.evidence import Index, Queries
 from elm_jax.routing.explain import explain
 from elm_jax.routing.gate import Gate
 from elm_jax.runs import base as bases
-from elm_jax.runs import data, gates
+from elm_jax.runs import data, gates, statistics
 from elm_jax.runs.index import embed_texts
 from elm_jax.runs.workspace import Run, Workspace
 
@@ -32,6 +32,7 @@ class Desk:
     experts: Sequence[str] | None = None  # of the library, all without it
     size: int = formats.QUERIES_PER_TASK
     _asked: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
+    _stacked: dict[tuple[str, ...], Params] = field(default_factory=dict)
 
     @cached_property
     def library(self) -> Library:
@@ -40,8 +41,16 @@ class Desk:
 
     @cached_property
     def keyed(self) -> Index:
-        """The experts with their keys."""
-        return formats.index(self.library, self.experts)
+        """The experts with their keys, but those that have none and can get none."""
+        wanted = self.experts or self.library.ids()
+        found = [
+            one
+            for one in wanted
+            if self.library.has_keys(one) or statistics.may_have_keys(self.library.spec(one), self.run.source)
+        ]
+        if found:
+            statistics.say_passed_over(self.run, [one for one in wanted if one not in found])
+        return formats.index(self.library, found or wanted)
 
     @cached_property
     def bare(self) -> Index:
@@ -49,12 +58,26 @@ class Desk:
         return gates.bare_index(self.library, self.experts or self.library.ids())
 
     @cached_property
-    def params(self) -> Params:
-        """The experts' parameters, stacked."""
-        return self.library.load(self.bare.experts, base=self.run.base.fingerprint)
+    def named(self) -> Index:
+        """The experts and the run's composites, without their keys: whatever can be named."""
+        composites = Library.open(self.run.workspace.composites, create=True)
+        made = gates.bare_index(composites, [one for one in composites.ids() if one not in self.library])
+        return replace(
+            self.bare,
+            experts=(*self.bare.experts, *made.experts),
+            datasets=(*self.bare.datasets, *made.datasets),
+        )
+
+    def params(self, index: Index) -> Params:
+        """Returns the parameters of an index's experts, stacked."""
+        if index.experts not in self._stacked:
+            self._stacked[index.experts] = self.library.load(index.experts, base=self.run.base.fingerprint)
+        return self._stacked[index.experts]
 
     def index(self, router: table.Router) -> Index:
         """Returns the index that a router compares with."""
+        if "expert" in router.reads:
+            return self.named
         return self.keyed if _reads_keys(router) else self.bare
 
     def queries(
@@ -126,7 +149,7 @@ def explained(
     desk = desk or Desk(run, size=queries)
     index = desk.index(chosen)
     if "params" in chosen.reads:
-        options["params"] = desk.params
+        options["params"] = desk.params(index)
     bare = "raw_queries" in faithful.chosen(options.get("faithful", False))
     made = []
     for spec in wanted:

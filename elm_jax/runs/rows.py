@@ -73,6 +73,12 @@ def by_scorer(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for own in order.values() for cell in own]
 
 
+def read_as(run: Run) -> dict[str, Any]:
+    """Returns what scores depend on beside rows and scorer: the base, and how rows are read."""
+    told = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
+    return told if run.pieces.input_eos else {**told, "input_eos": False}
+
+
 def stamps(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:
     """Returns what stamps a scorer's work, given the stamp of everything else that it depends on.
 

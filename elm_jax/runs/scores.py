@@ -280,7 +280,7 @@ def _stamps(
         own = [[example.row_id, example.input, list(example.choices), example.label] for example in found]
         told[task] = storage.fingerprint(
             # What a head holds is told too, so that a file with another one is written anew.
-            {"base": run.base.fingerprint, "rows": own, "lengths": vars(run.lengths), "score": by, "head": 2}
+            {**rows.read_as(run), "rows": own, "score": by, "head": 2}
         )
     of_scorer = rows.stamps(run, named)
     return lambda cell: of_scorer(cell.scorer, told[cell.task])

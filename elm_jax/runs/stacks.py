@@ -14,6 +14,7 @@ from elm_jax.library.files import Description
 from elm_jax.library.shelf import NEUTRAL, Shelf
 from elm_jax.library.store import Library
 from elm_jax.models import experts as ex
+from elm_jax.models import sharding
 from elm_jax.records import Params
 from elm_jax.runs import gates, room
 from elm_jax.runs.gates import Gated
@@ -73,7 +74,10 @@ def stacks(
 
 
 def home(workspace: Workspace, expert: str) -> Library:
-    """Returns the library that an expert lies in: the experts', or that of what was made of several tasks."""
+    """Returns the library that an expert lies in: the experts', or that of what was made of several tasks.
+
+    Where both have one of that id it is the experts'.
+    """
     return homes(workspace)(expert)
 
 
@@ -83,7 +87,10 @@ def homes(workspace: Workspace) -> Callable[[str], Library]:
     made = set(composites.ids())
 
     def home_of(expert: str) -> Library:
-        return composites if expert in made else Library.open(workspace.library)
+        if expert not in made:
+            return Library.open(workspace.library)
+        library = Library.open(workspace.library, create=True)
+        return library if expert in library else composites
 
     return home_of
 
@@ -103,14 +110,15 @@ def _shelf(
     )
     one = sum(int(np.prod(shape)) for shape in first.shapes.values()) * dtype.itemsize
     places = max(1, min(at_once, len(members), int(SHARE * room.memory()) // one - 1))
-    # The composites first, where both have one of that id, as in `homes`.
+    # The composites last, where both have one of that id, as in `homes`.
     libraries = set(map(home_of, members))
     return Shelf(
-        sorted(libraries, key=lambda library: library.root != run.workspace.composites),
+        sorted(libraries, key=lambda library: library.root == run.workspace.composites),
         run.base.fingerprint,
         host_bytes=0,
         device_bytes=(places + 1) * one,  # the base's place too
         places=places,
         dtype=dtype,
         neutral=run.base.params,
+        mesh=sharding.mesh_of(run.base.params),
     )

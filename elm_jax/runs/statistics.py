@@ -6,6 +6,7 @@ few of the rows that the expert was trained on, with the expert in place; labels
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from etils import epath
@@ -38,6 +39,30 @@ def trained_on(spec: ExpertSpec, source: data.Source) -> list[TaskSpec]:
         return [data.find(task, source) for task in spec.recipe.get("tasks", [spec.id])]
     except UserError as error:
         raise UserError(f"The training rows of expert {spec.id!r} are wanted. {error}") from None
+
+
+def by_parts(spec: ExpertSpec) -> ExpertSpec:
+    """Returns a merged expert as if it was trained on what its parts are called after; another as it is."""
+    parts = spec.recipe.get("merged_from")
+    return replace(spec, recipe={"tasks": parts}) if parts else spec
+
+
+def may_have_keys(spec: ExpertSpec, source: data.Source) -> bool:
+    """Says whether the tasks are known that an expert's keys are made of: its own, or those of its parts."""
+    try:
+        return bool(trained_on(by_parts(spec), source))
+    except UserError:
+        return False
+
+
+def say_passed_over(run: Run, experts: Sequence[str]) -> None:
+    """Says that experts for which no keys can be made are passed over, if there are any."""
+    if experts:
+        run.stages.console.print(
+            f"Passed over, for the tasks that keys are made of are not known: {', '.join(experts)}.",
+            highlight=False,
+            markup=False,
+        )
 
 
 def rows_of(spec: ExpertSpec, source: data.Source, size: int) -> list[tuple[TaskSpec, PromptedExample]]:

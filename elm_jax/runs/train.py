@@ -72,7 +72,8 @@ def train(
 
     `mesh` has the sizes of the axes of a mesh of all devices. The journal and what `trackers` ("tensorboard",
     "wandb") write goes to `logs`, without it to that directory of the run. `told` hears what is to be trained
-    and what it takes; with `dry_run` no more is done, and no id returned.
+    and what it takes; with `dry_run` no more is done, and no id returned, but what the training would refuse
+    is refused.
 
     Experts that the library has already with this very recipe are not trained again, and a run that was
     killed goes on where it was. Raises a UserError for names that do not exist, for an expert that is there
@@ -87,14 +88,17 @@ def train(
             "A run that is open has its base and its source, but others came. Give them to "
             "`open_run`, or give `train` the run's directory."
         )
-    budget = budget or Budget()
+    budget = courses.like_others(budget or Budget(), _others(run))
     specs = data.choose(tasks, run.source)
     chosen = courses.courses(specs, budget, as_=as_, name=name, lengths=lengths or _lengths(run, budget))
-    if told is not None:
+    if told is not None or dry_run:
         entries = [_entry(run, course, budget, seed) for course in chosen]
-        on = mesh_of(budget, mesh)
-        plan = _plan(run.base, budget, entries, on)
-        told(forecast(run.base, [entry.job for entry in entries], plan, on))
+        home = _home(run, chosen)
+        done = _done(Library(home), entries, run.base) if home.exists() else []
+        if told is not None:
+            on = mesh_of(budget, mesh)
+            plan = _plan(run.base, budget, entries, on)
+            told(forecast(run.base, [entry.job for entry in entries], plan, on, done=done))
     if dry_run:
         return []
     return train_courses(run, chosen, budget, mesh=mesh, trackers=trackers, logs=logs, seed=seed)
@@ -130,11 +134,9 @@ def train_courses(
     All start from the same fresh expert, as the original's do, which helps to merge them. An expert that is
     there with another recipe is a UserError; so is one that was stopped, when all others are done.
     """
-    composite = any(course.id.startswith(f"{courses.MULTITASK}/") for course in chosen)
-    where = run.workspace.composites if composite else run.workspace.library
-    library = Library.open(where, create=True)
+    library = Library.open(_home(run, chosen), create=True)
     entries = [_entry(run, course, budget, seed) for course in chosen]
-    done = [entry.job.id for entry in entries if _is_done(library, entry, run.base)]
+    done = _done(library, entries, run.base)
     missing = len(entries) - len(done)
     title = f"train {missing} expert{'s' * (missing != 1)}" if missing else "experts are trained already"
     checkpoints = run.workspace.checkpoints_of([entry.job.id for entry in entries])
@@ -194,6 +196,14 @@ def mesh_of(budget: Budget, sizes: Mapping[str, int] | None) -> Mesh | None:
         sizes = {"fsdp" if budget.kind == "full" else "expert": devices}
     rest = 1 if -1 in sizes.values() else -1
     return sharding.mesh(None, **{"data": rest, **sizes})
+
+
+def _others(run: Run) -> list[ExpertSpec]:
+    """Returns the experts that a run's library has already."""
+    if not run.workspace.library.is_dir():
+        return []
+    library = Library.open(run.workspace.library)
+    return [library.spec(expert) for expert in library.ids()]
 
 
 def _lengths(run: Run, budget: Budget) -> data.Lengths | None:
@@ -302,6 +312,8 @@ def _entry(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
         "max_prompt": course.lengths.prompt,
         "max_answer": course.lengths.answer,
     }
+    if not run.pieces.input_eos:
+        recipe["input_eos"] = False
     if len(course.specs) > 1:
         recipe["tasks"] = [spec.id for spec in course.specs]
     return Entry(job, recipe, tuple(sorted({spec.dataset for spec in course.specs})))
@@ -332,6 +344,17 @@ def _held(made: Sequence[Prepared]) -> Held:
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _home(run: Run, chosen: Sequence[Course]) -> epath.Path:
+    """Returns the directory of the library that experts go to."""
+    composite = any(course.id.startswith(f"{courses.MULTITASK}/") for course in chosen)
+    return run.workspace.composites if composite else run.workspace.library
+
+
+def _done(library: Library, entries: Sequence[Entry], base: Base) -> list[str]:
+    """Returns the ids of the experts that the library has already; raises what `_is_done` does."""
+    return [entry.job.id for entry in entries if _is_done(library, entry, base)]
 
 
 def _is_done(library: Library, entry: Entry, base: Base) -> bool:

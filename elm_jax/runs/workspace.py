@@ -25,7 +25,10 @@ class Workspace:
         """Returns the workspace at `where`; without `create` it must be there already."""
         if create:
             return cls(storage.writable_directory(where))
-        remedy = "Make one with `elm quickstart --out DIR`, or name another with --run."
+        remedy = (
+            "Make one with `elm quickstart --out DIR`, or with a recipe that names a base as "
+            "INITIAL_CHECKPOINT_PATH, or give the directory of another as --run (MODEL_DIR in a recipe)."
+        )
         return cls(storage.existing_directory(where, what="A run's directory", remedy=remedy))
 
     @classmethod

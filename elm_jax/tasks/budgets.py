@@ -53,7 +53,7 @@ def of_dataset(name: str) -> Budget:
         return _budget(training(dataset, next(iter(dataset.prompts))))
     raise UserError(
         f"A budget of one adapter for all of {dataset.name!r} is wanted, but the catalogue has no "
-        "`dataset_expert` for it. Give its steps or epochs, rows a step and learning rate yourself."
+        "`dataset_expert` for it."
     )
 
 
@@ -100,7 +100,4 @@ def _dataset(name: str) -> Dataset:
         return datasets()[known[name]]
     near = names.near_matches(name, known)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise UserError(
-        f"A budget for {name!r} is wanted, but the catalogue has no such dataset.{hint} Otherwise give its "
-        "steps or epochs, rows a step and learning rate yourself."
-    )
+    raise UserError(f"A budget for {name!r} is wanted, but the catalogue has no such dataset.{hint}")

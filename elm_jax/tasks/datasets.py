@@ -136,7 +136,7 @@ def training(dataset: Dataset, prompt: str) -> Training:
     """Returns how the expert of one prompt is trained."""
     found = dataset.exceptions.get(prompt, dataset.training)
     if found is None:
-        raise UserError(f"Dataset {dataset.name!r} is for evaluation: nothing says how to train on it.")
+        raise UserError(f"A budget for {dataset.name!r} is wanted, but its dataset has no `training`.")
     return found
 
 

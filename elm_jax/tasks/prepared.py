@@ -92,8 +92,9 @@ def prepare(
     """Tokenises rendered rows; lists that are too long are cut, and still end with end-of-sequence.
 
     `max_input` and `max_target` count tokens, end-of-sequence included. `input_eos` is whether inputs end
-    with one too. A row whose target is none of its choices has no label, and can be trained on all the same.
-    Raises `UserError` for no rows, limits below 2, and labels outside a row's choices.
+    with one too; one without tokens is end-of-sequence in any case. A row whose target is none of its
+    choices has no label, and can be trained on all the same. Raises `UserError` for no rows, limits below 2,
+    and labels outside a row's choices.
     """
     if not examples:
         raise UserError("Rendered rows to prepare are wanted, but none came; look at the split's name.")
@@ -227,8 +228,8 @@ def pad(rows: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N length"]:
 
 
 def _cut(found: Sequence[list[int]], longest: int, end: bool = True) -> TokenLists:
-    """Cuts every list, ends it with end-of-sequence if asked, and lays all end to end."""
-    kept = [[*tokens[: longest - 1], EOS] if end else tokens[:longest] for tokens in found]
+    """Cuts every list, ends it with end-of-sequence if asked or if it is empty, and lays all end to end."""
+    kept = [[*tokens[: longest - 1], EOS] if end or not tokens else tokens[:longest] for tokens in found]
     flat = np.fromiter(itertools.chain.from_iterable(kept), np.int32)
     return TokenLists(flat, lists.edges(map(len, kept)))
 

@@ -44,8 +44,8 @@ def read(
 ) -> Prepared:
     """Imports the module, which registers the task with SeqIO, and returns a split of it as prepared rows.
 
-    Raises `UserError` for an unknown name or split, no rows, features other than inputs and targets, another
-    vocabulary than the given one, and a mixture without a limit, which would never end.
+    Raises `UserError` for an unknown name or split, no rows, features other than inputs and targets or that
+    are no token ids, another vocabulary than the given one, and a mixture without a limit, which has no end.
     """
     import seqio
 
@@ -61,7 +61,14 @@ def read(
         raise UserError(f"{name!r} should have features inputs and targets, but has {', '.join(features)}.")
     lengths = {"inputs": max_input, "targets": max_target}
     epochs = None if isinstance(task, seqio.Mixture) else 1
-    dataset: Any = task.get_dataset(lengths, split, shuffle=False, seed=seed, num_epochs=epochs)
+    try:
+        dataset: Any = task.get_dataset(lengths, split, shuffle=False, seed=seed, num_epochs=epochs)
+    except ValueError as error:  # SeqIO's, of what its preprocessors gave
+        raise UserError(
+            f"Token ids as inputs and targets are wanted of SeqIO's {name!r}, but its preprocessors do not "
+            f"give them ({' '.join(str(error).split())}). Let them end with seqio.preprocessors.tokenize and "
+            "append_eos_after_trim."
+        ) from error
     rows = list((dataset if limit is None else dataset.take(limit)).as_numpy_iterator())
     if not rows:
         raise UserError(f"The {split} split of SeqIO's {name!r} holds no rows.")

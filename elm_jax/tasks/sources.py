@@ -129,10 +129,17 @@ def _open_files(
     if source.kind == "parquet" and len(wanted) == 1:  # the one kind that need not be read whole
         table = files.open_parquet(wanted[0])
         return Opened(source, origin, table.num_rows, lambda numbers: files.take(table, numbers, wanted[0]))
-    reader = READERS[source.kind]
-    if source.header:
-        reader = functools.partial(files.read_csv, header=source.header)
-    return _in_memory(source, origin, [row for place in wanted for row in reader(place)])
+    found = tuple((place, storage.file_fingerprint(place)) for place in wanted)
+    return _in_memory(source, origin, _read(source.kind, source.header, found))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(
+    kind: str, header: tuple[str, ...], found: tuple[tuple[epath.Path, str], ...]
+) -> Sequence[Mapping[str, Any]]:
+    """Returns the rows of files, with fingerprints; every prompt of a dataset asks for the same ones."""
+    reader = functools.partial(files.read_csv, header=header) if header else READERS[kind]
+    return [row for place, _ in found for row in reader(place)]
 
 
 def _open_function(source: Source, split: str) -> Opened:

@@ -25,6 +25,9 @@ first_rows        take the first rows of the datasets that it took the first row
 dbpedia_labels    shift DBpedia's classes by one, as its files count from 1 and its templates from 0
 homonyms          read the subtask homonyms of conceptual_combinations twice
 """
+SWAPPED_BLEU = "swapped_bleu"
+"""Switch to the original's BLEU, with predictions and targets swapped: a way with answers, not with rows."""
+SWITCHES = (*FAITHFUL, SWAPPED_BLEU)
 
 
 def task_specs(group: str | None = None) -> list[TaskSpec]:

@@ -31,6 +31,7 @@ class Vocabulary:
     eos: int
     fingerprint: str  # of the model's bytes and the number of sentinels
     processor: sentencepiece.SentencePieceProcessor = field(repr=False, compare=False)
+    input_eos: bool = True  # whether prompts end with end-of-sequence, as the base was trained
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without an end-of-sequence."""

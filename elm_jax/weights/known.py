@@ -51,6 +51,7 @@ KNOWN: Mapping[str, Known] = {
 ALIASES: Mapping[str, str] = {
     **{f"t5-v1_1-{size}-lm-adapt": f"t5-{size}-lm-adapt" for size in _SIZES},
     **{f"t5_1_1_lm100k_{size}": f"t5-{size}-lm-adapt" for size in _SIZES},
+    **{name.lower().replace("_", "-"): name for name in _T0},
 }
 
 
@@ -71,3 +72,16 @@ def find(name: str) -> Known:
         return Known(name)
     where = "elm_jax's table of models, nor a directory of that name"
     return KNOWN[names.resolve(name, [*KNOWN, *ALIASES], kind="model", where=where)]
+
+
+def eos_on_input(name: str) -> bool | None:
+    """Says whether a base's inputs ended with end-of-sequence in training; None where its name does not tell.
+
+    It is a name of the table, or a path whose last part is one.
+
+    >>> eos_on_input("bigscience/T0_3B"), eos_on_input("models/t5-small/"), eos_on_input("my_base")
+    (False, True, None)
+    """
+    short = name.rstrip("/").rpartition("/")[2]
+    found = KNOWN.get(ALIASES.get(short, short))
+    return None if found is None else found.eos_on_input

@@ -149,6 +149,21 @@ def test_merged_experts_are_listed_shown_exported_and_removed_too(runs, elm_says
     assert Library.open(run / "library").ids() == ("a/b",)
 
 
+def test_of_two_with_one_id_the_librarys_is_removed_and_the_other_told_of(runs, elm_says):
+    run = runs / "one"
+    library, composites = Library.open(run / "library"), Library.open(run / "composites", create=True)
+    composites.add(library.expert("a/b"))
+    code, said, _ = elm_says("remove", "a/b", "--run", run)
+    assert (code, said) == (
+        0,
+        f"a/b was removed from {library.root}; another of that id is still in {composites.root}.\n",
+    )
+    assert (library.ids(), composites.ids()) == ((), ("a/b",))
+    said = elm_says("remove", "a/b", "--run", run)[1]
+    assert said == f"a/b was removed from {composites.root}.\n"
+    assert composites.ids() == ()
+
+
 def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
     run = runs / "one"
     assert elm_says("verify", "--run", run)[:2] == (0, "1 experts are sound.\n")

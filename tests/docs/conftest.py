@@ -77,7 +77,7 @@ def directory(small_run, tmp_path, monkeypatch):
     shutil.copytree(small_run, out)
     note = out / base.REMEMBERED
     told = json.loads(note.read_text())
-    told["source"] |= {"prepared": str(out / "prepared"), "limit": None}  # the quickstart takes all rows
+    told["source"]["limit"] = None  # the quickstart takes all rows
     note.write_text(json.dumps(told))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -7,6 +7,7 @@ import pytest
 from elm_jax.engine import generate
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
+from elm_jax.models import sharding
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import generate as written
 from elm_jax.training.step import stack
@@ -40,6 +41,16 @@ def alone(config, base, trees):
         return np.asarray(run(base, laid, np.int32(EOS), tree))[0].tolist()
 
     return [[answer(prompt, tree) for prompt in PROMPTS] for tree in trees]
+
+
+def test_a_mesh_changes_no_answer(config, base, trees, alone):
+    on = sharding.mesh(data=4, fsdp=2)
+    params = sharding.place(base, sharding.shardings(on, base))
+    every = np.array([(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))])
+    found = generate.generate_rows(
+        config, params, PROMPTS, LENGTH, EOS, stack(trees), every, batch_tokens=200, lengths=[8, ROOM]
+    )
+    assert [row.tolist() for row in found] == [alone[expert][prompt] for prompt, expert in every]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200])

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -401,3 +402,13 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
     pairs = [(each.input, choice) for each in data.examples(spec, run.source) for choice in each.choices]
     told = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
     np.testing.assert_allclose([score for score, _ in told], np.concatenate(ours), atol=1e-4)
+
+
+def test_contexts_end_with_end_of_sequence_unless_the_base_was_trained_without(run, ids):
+    from elm_jax.lm_eval_door import model
+
+    lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
+    word = run.pieces.encode("is")
+    assert lm._contexts(["is", ""]) == [[*word, run.pieces.eos], [run.pieces.eos]]
+    lm.run = replace(lm.run, pieces=replace(lm.run.pieces, input_eos=False))
+    assert lm._contexts(["is", ""]) == [word, [run.pieces.eos]]

@@ -36,7 +36,8 @@ def add_expert(run, name, kind, options, *, by=3.0, seed=0, datasets=None):
     tree = jax.tree.map(lambda leaf: (leaf + rng.normal(0, 0.1 * by, leaf.shape)).astype(np.float32), tree)
     owned = tuple(sorted(paths.flatten(tree)))
     trained_on = datasets or (name.partition("/")[0],)
-    spec = ExpertSpec(name, kind, run.base.fingerprint, owned, tuple(trained_on), 1, {"seed": seed})
+    recipe = {"seed": seed, "options": dict(options)}
+    spec = ExpertSpec(name, kind, run.base.fingerprint, owned, tuple(trained_on), 1, recipe)
     Library.open(run.workspace.library, create=True).add(Expert(spec, tree), replace=True)
 
 

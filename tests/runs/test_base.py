@@ -1,14 +1,17 @@
 """Bases of a run: those of other formats serve as ours do, with the vocabulary that belongs to them."""
 
+import json
+import shutil
+
 import jax
 import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import base
+from elm_jax.runs import base, data, prepare
 from elm_jax.runs.data import Source
-from elm_jax.tasks import vocabulary
+from elm_jax.tasks import datasets, vocabulary
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface
 
@@ -63,6 +66,87 @@ def test_a_vocabulary_elsewhere_is_named_and_one_that_is_missing_is_said_to_be(m
     assert run.pieces.extra_ids == 100
 
 
+def test_tasks_that_come_with_a_source_are_remembered_by_a_run_that_is_there(
+    published, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets, "_added", {})
+    run = base.open_run(tmp_path / "run", initial_checkpoint=published)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        """
+datasets:
+  pets:
+    jsonl: {validation: pets.jsonl}
+    split: validation
+    prompts: {say: {metric: exact_match, jinja: "{{text}} ||| dog"}}
+"""
+    )
+    base.open_run(run.workspace.root, source=Source(tasks=[file]))
+    assert base.open_run(run.workspace.root).source.tasks == [str(file)]
+
+
 def test_a_name_that_no_model_has_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="t5-xl-lm-adapt"):
         base.open_run(tmp_path / "run", initial_checkpoint="t5-xl-lm-adpat")
+
+
+def test_what_lies_in_a_run_is_found_in_its_copy(published, tmp_path):
+    first = tmp_path / "run"
+    shutil.copytree(published, first / "hub")
+    source = Source(prepared=first / "prepared", data_dir=tmp_path)
+    base.open_run(first, initial_checkpoint=first / "hub", source=source)
+    note = json.loads((first / base.REMEMBERED).read_text())
+    assert (note["base"], note["source"]["prepared"]) == ("hub", "prepared")
+    assert note["source"]["data_dir"] == str(tmp_path)
+    shutil.move(first, tmp_path / "moved")
+    moved = base.open_run(tmp_path / "moved")
+    assert moved.source.prepared == str(tmp_path / "moved" / "prepared")
+    assert moved.source.data_dir == str(tmp_path)
+
+
+def test_a_file_of_tasks_that_comes_later_leaves_the_places_relative(published, tmp_path):
+    run = tmp_path / "run"
+    base.open_run(run, initial_checkpoint=published, source=Source(prepared=run / "prepared"))
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        'datasets: {own: {jsonl: rows.jsonl, prompts: {p: {jinja: "{{a}} ||| b"}}}}'  # no row is read
+    )
+    base.open_run(run, task_files=[file])
+    note = json.loads((run / base.REMEMBERED).read_text())
+    assert note["source"]["prepared"] == "prepared"
+    assert note["source"]["tasks"] == [str(file)]
+
+
+def _last_tokens(run):
+    """Returns the last token of every prompt and of every target, of one task of a run."""
+    (spec,) = data.choose(["mini_size_animal/than a dog"])
+    made = data.prepare(data.examples(spec, run.source), run.pieces, run.lengths)
+    return [{row[-1].item() for row in of} for of in (made.inputs, made.targets)]
+
+
+@pytest.mark.parametrize(("name", "ends"), [("T0_3B", False), ("t5-small", True), ("mine", True)])
+def test_prompts_end_with_end_of_sequence_unless_the_base_is_a_t0(published, tmp_path, name, ends):
+    place = published.rename(tmp_path / name)
+    base.open_run(tmp_path / "run", initial_checkpoint=place, source=Source(limit=3))
+    run = base.open_run(tmp_path / "run", limit=3)  # which has it from run.json
+    prompts, targets = _last_tokens(run)
+    assert (vocabulary.EOS in prompts) is ends
+    assert targets == {vocabulary.EOS}
+
+
+def test_a_source_says_otherwise_than_the_bases_name(published, tmp_path):
+    place = published.rename(tmp_path / "T0_3B")
+    for told, ends in ((True, True), (None, False)):
+        source = Source(limit=3, input_eos=told)
+        run = base.open_run(tmp_path / "run", initial_checkpoint=place, source=source)
+        assert (vocabulary.EOS in _last_tokens(run)[0]) is ends
+
+
+def test_rows_that_were_prepared_with_ends_are_stale_without(published, tmp_path):
+    for told in (True, False):
+        source = Source(limit=3, input_eos=told, prepared=tmp_path / "rows")
+        base.open_run(tmp_path / "run", initial_checkpoint=published, source=source)
+        read = base.reading(tmp_path / "run")
+        asked = {"tasks": ["mini_size_animal/than a dog"], "pieces": read.pieces, "lengths": read.lengths}
+        first, again = (prepare.prepare(source=source, **asked)[0].made for _ in range(2))
+        assert (first, again) == (True, False)

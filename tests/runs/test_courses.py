@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from elm_jax.errors import UserError
+from elm_jax.records import ExpertSpec
 from elm_jax.runs import courses, data
 from elm_jax.runs.courses import Budget
 from elm_jax.runs.data import Lengths, Source
@@ -78,8 +79,31 @@ def test_rows_are_held_out_of_the_evaluation_split_alone():
         (Budget(keep="first"), {}, "KEEP should be 'last' or 'best'"),
         (Budget(keep="best"), {}, "give EVAL_PERIOD"),
         (Budget(paper="target"), {}, "target"),
+        (
+            Budget(paper="prompt", steps=7, batch_size=3, rate=0.5),
+            {},
+            r"'prompt' is asked for TASK_FEATURE_LENGTHS: give that yourself, or set PAPER=None\.",
+        ),
+        (
+            Budget(paper="dataset", epochs=1),
+            {"lengths": Lengths()},
+            "is asked for BATCH_SIZE, LEARNING_RATE: give that",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_read(budget, options, told):
     with pytest.raises(UserError, match=told):
         of("mini_size_animal", budget=budget, **options)
+
+
+def test_options_that_a_budget_leaves_open_are_those_that_all_experts_of_the_kind_have():
+    def other(kind, **recipe):
+        return ExpertSpec("a/b", kind, "base", ("x",), ("a",), 1, recipe)
+
+    wide, narrow = ({"width": width} for width in (16, 2))
+    alike = [other("bottleneck", options=wide), other("bottleneck"), other("lora", options={"rank": 4})]
+    assert courses.like_others(Budget(), alike).options == wide
+    assert courses.like_others(Budget(options=narrow), alike).options == narrow
+    assert courses.like_others(Budget(kind="ia3"), alike).options == {}
+    assert courses.like_others(Budget(), [*alike, other("bottleneck", options=narrow)]).options == {}
+    assert courses.like_others(Budget(), [*alike, other("bottleneck", options={})]).options == {}

@@ -1,6 +1,8 @@
 """Evaluation by any methods: what each of them is scored with, that nothing is done twice, what is marked."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ from elm_jax.engine import evaluate as engine
 from elm_jax.engine import generate as writing
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.library.store import Library
+from elm_jax.models import sharding
 from elm_jax.records import TaskScores
+from elm_jax.runs import base as bases
 from elm_jax.runs import choices as choosing
 from elm_jax.runs import data, evaluate, rows, scores
+from elm_jax.runs import report as reports
 from elm_jax.runs.rows import Cell
 from elm_jax.tasks import datasets
 
@@ -91,6 +96,25 @@ def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
     assert found.row_ids == tuple(example.row_id for example in examples)
     for expert, row, own in zip(experts, found.row_ids, found.scores, strict=True):
         np.testing.assert_allclose(own, kept(run, task, expert)[row]["scores"], rtol=1e-5, atol=1e-5)
+
+
+def test_on_a_mesh_rows_are_split_and_no_prediction_changes(run, unseen, outcome, tmp_path, monkeypatch):
+    meshes = []
+
+    def noted(config, params, *arguments, **options):
+        meshes.append(dict(sharding.mesh_of(params).shape))
+        return score_rows(config, params, *arguments, **options)
+
+    score_rows = engine.score_rows
+    monkeypatch.setattr(engine, "score_rows", noted)
+    made = shutil.ignore_patterns("scores", "report", "selections", "choices.json")
+    shutil.copytree(run.workspace.root, tmp_path / "copy", ignore=made)
+    there = bases.open_run(tmp_path / "copy")
+    again = evaluate.evaluate(there, unseen, methods=METHODS, queries=4, mesh={"data": 4, "fsdp": 2})
+    found = accuracies(outcome)
+    assert accuracies(again) == {key: found[key] for key in accuracies(again)}
+    assert meshes
+    assert all(mesh["data"] == 4 and mesh["fsdp"] == 2 for mesh in meshes)
 
 
 def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outcome, monkeypatch):
@@ -195,6 +219,19 @@ def test_an_expert_is_never_called_unseen_on_its_own_dataset(run, unseen):
         evaluate.evaluate(run, [*unseen, *trained], methods=["roe"])
 
 
+def test_the_base_alone_needs_no_expert_and_is_seen_by_none(make_run, run, unseen):
+    bare = make_run(experts=(), keyed=False)
+    found = evaluate.evaluate(bare, unseen, methods=["base"])
+    assert {row["method"] for row in found.report.rows} == {"base"}
+    again, _ = reports.again(bare.workspace)
+    assert again.rows == found.report.rows
+    with pytest.raises(UserError, match="or ask for the base alone with --method base"):
+        evaluate.evaluate(bare, unseen, methods=["bm25"])
+    trained = data.choose([TRAINED[0]], evaluation=True)
+    seen = evaluate.evaluate(run, trained, methods=["plain=base"])
+    assert [(row["method"], row["seen"]) for row in seen.report.rows] == [("plain", False)]
+
+
 def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(run):
     specs = data.choose([TRAINED[0]], evaluation=True)
     methods = ["roe", "roe:seen=true", "uniform", f"other=fixed:expert={TRAINED[2]}"]
@@ -287,6 +324,14 @@ def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, mo
     monkeypatch.setattr(writing, "generate_rows", never)
     again = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
     assert again.report.generated == outcome.report.generated
+
+
+def test_rows_are_rendered_as_an_evaluation_says_in_place_of_the_run(run, written):
+    cut = evaluate.evaluate(run, written[:1], methods=["base"], truncate=3)
+    assert {row["input"] for row in cut.report.examples} == {"... what"}
+    long = replace(run, source=replace(run.source, truncate=3))
+    whole = evaluate.evaluate(long, written[:1], methods=["base"], truncate=0)
+    assert {row["input"] for row in whole.report.examples} == {f"a small dog {row} what" for row in range(6)}
 
 
 def test_tasks_that_are_all_answered_in_free_text_are_reported_alone(run, written):

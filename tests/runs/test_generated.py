@@ -149,12 +149,14 @@ def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, m
     }
 
 
-def test_the_originals_bleu_comes_with_all_of_its_ways(run, specs, finished, no_network):
+def test_the_originals_bleu_comes_by_name_or_with_all_of_its_ways(run, specs, finished, no_network):
     pytest.importorskip("sacrebleu", reason="the extra generation is not installed")
     task = specs[0].id
     faithful = replace(run, source=replace(run.source, faithful=("all",)))
+    named = replace(run, source=replace(run.source, faithful=("swapped_bleu",)))
     for of, swapped, measure in (
         (run, None, "bleu (intl)"),
+        (named, None, "bleu (intl, swapped)"),
         (faithful, None, "bleu (intl, swapped)"),
         (faithful, False, "bleu (intl)"),
         (run, True, "bleu (intl, swapped)"),

@@ -79,6 +79,7 @@ def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pie
 def test_all_stands_for_every_switch_and_an_unknown_one_is_named():
     assert data.switches(Source(faithful=("all",))) == specs.FAITHFUL
     assert data.switches(Source(faithful=["homonyms", "first_rows"])) == ("first_rows", "homonyms")
+    assert data.switches(Source(faithful=["swapped_bleu"])) == ()  # which no row depends on
     with pytest.raises(UserError, match=r"No switch named 'homonym' .*'homonyms'"):
         data.switches(Source(faithful=["homonym"]))
 

@@ -76,6 +76,16 @@ def test_an_empty_prompt_is_scored_after_the_end_of_sequence_alone(run, task):
     np.testing.assert_allclose(found.scores[0], bare.scores[0], rtol=1e-5)
 
 
+def test_scores_after_prompts_without_their_end_are_others_and_take_no_others_place(run, task):
+    specs = task(("", ["cat", "dog"], "dog"), ("a dog", ["cat", "dog"], "dog"))
+    source = data.Source(faithful=("empty_renderings",))
+    ended = scored(run, specs, source).scores
+    open_ = scored(replace(run, pieces=replace(run.pieces, input_eos=False)), specs, source).scores
+    assert open_[0] == ended[0]  # the empty prompt is its end either way
+    assert np.abs(np.subtract(open_[1], ended[1])).min() > 1e-3
+    assert scored(run, specs, source).scores == ended
+
+
 def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
     long = "cat dog small big " * 9
     specs = task(("a dog", [long, f"{long} cat", "dog"], "dog"), ("a cat", ["dog"], "dog"))

@@ -28,4 +28,4 @@ def test_t5x_that_is_absent_is_one_sentence(capsys, monkeypatch):
 
 
 def test_the_gin_files_lie_where_the_launcher_looks():
-    assert (launch.GIN_FILES / "gin" / "t5x" / "prompt_expert.gin").is_file()
+    assert (storage.SHIPPED / "gin" / "t5x" / "prompt_expert.gin").is_file()

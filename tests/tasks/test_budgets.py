@@ -148,11 +148,11 @@ def test_an_unknown_dataset_is_refused_with_the_nearest(table):
 
 
 def test_a_task_without_a_budget_is_refused():
-    with pytest.raises(UserError, match=r"'hellaswag' is for evaluation"):
+    with pytest.raises(UserError, match=r"'hellaswag' is wanted, but its dataset has no `training`"):
         of("hellaswag/how_ends")
-    with pytest.raises(UserError, match=r"'mini_sentiment_film' is wanted, .* yourself"):
+    with pytest.raises(UserError, match=r"'mini_sentiment_film' is wanted, .* no such dataset"):
         of("mini_sentiment_film/after the film")
     with pytest.raises(UserError, match=r"No prompt named 'no_prompt_txt' .*'no_prompt_text'"):
         budgets.of_prompt(replace(specs.find_task("cosmos_qa/no_prompt_text"), prompt="no_prompt_txt"))
-    with pytest.raises(UserError, match=r"for all of 'ct0_gigaword' is wanted, .* yourself"):
+    with pytest.raises(UserError, match=r"for all of 'ct0_gigaword' is wanted, .* no `dataset_expert`"):
         budgets.of_dataset("ct0_gigaword")

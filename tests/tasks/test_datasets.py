@@ -97,7 +97,7 @@ def test_an_expert_is_trained_as_its_dataset_or_its_own_exception_says():
     assert datasets.training(quartz, "read_passage_below_choose").batch == 4
     assert quartz.dataset_expert == Training(5, 3e-4, 8, 256, 128, 1250)
     assert datasets.training(ALL["covid_qa"], "covid_qa_deepset") == Training(50, 1e-4, 8, 512, 256, 100_000)
-    with pytest.raises(UserError, match="'hellaswag' is for evaluation"):
+    with pytest.raises(UserError, match="'hellaswag' is wanted, but its dataset has no `training`"):
         datasets.training(ALL["hellaswag"], "how_ends")
 
 

@@ -358,6 +358,21 @@ seqio.TaskRegistry.add(
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
     output_features={{"inputs": feature, "targets": feature}},
 )
+seqio.TaskRegistry.add(
+    "texts",
+    source=seqio.FunctionDataSource(rows, ["train"]),
+    preprocessors=[],
+    output_features={{"inputs": feature, "targets": feature}},
+)
+seqio.TaskRegistry.add(
+    "targets_alone",
+    source=seqio.FunctionDataSource(rows, ["train"]),
+    preprocessors=[
+        seqio.preprocessors.tokenize,
+        functools.partial(seqio.preprocessors.rekey, key_map={{"targets": "targets"}}),
+    ],
+    output_features={{"inputs": feature, "targets": feature}},
+)
 seqio_tasks.register_tasks(specs.task_specs("mini"), vocabulary=words)
 """
 
@@ -407,6 +422,11 @@ def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registere
         ({"split": "valid"}, "No split named 'valid'"),
         ({"name": "mini_taxonomy_kind"}, "is a mixture of SeqIO's and has no end"),
         ({"module": "no_such_module"}, "cannot be imported"),
+        (
+            {"name": "texts"},
+            r"Token ids .* of SeqIO's 'texts', .*string.* end with seqio\.preprocessors\.tokenize",
+        ),
+        ({"name": "targets_alone"}, r"Token ids .* of SeqIO's 'targets_alone', .* missing .*inputs"),
     ],
 )
 def test_what_seqio_does_not_know_is_one_sentence(seqio, by_hand, words, changed, said):
