@@ -36,7 +36,8 @@ class Source:
     tasks: Sequence[storage.PathLike] = field(default_factory=list)  # files that define one's own tasks
     vocabulary: storage.PathLike | None = None  # SentencePiece model, where none lies with the base
     truncate: int | None = TRUNCATE  # characters of a value that a template writes; None is no limit
-    faithful: Sequence[str] = field(default_factory=list)  # the original's ways: `specs.SWITCHES`, "all"
+    # The original's ways, `specs.SWITCHES` or "all", one or several.
+    faithful: str | Sequence[str] = field(default_factory=list)
     input_eos: bool | None = None  # whether prompts end with it; None: as the base's name says
 
 
@@ -147,12 +148,15 @@ def rendered_as(source: Source, truncate: int | None, faithful: str | Sequence[s
 
 def switches(source: Source) -> tuple[str, ...]:
     """Returns the original's ways with data that a source asks for, in `specs.FAITHFUL`'s order."""
+    return tuple(switch for switch in specs.FAITHFUL if is_faithful(source, switch))
+
+
+def is_faithful(source: Source, switch: str) -> bool:
+    """Says whether a source asks for one of the original's ways, by name or with all of them."""
     asked = (source.faithful,) if isinstance(source.faithful, str) else source.faithful
-    if "all" in asked:
-        return specs.FAITHFUL
-    for switch in asked:
-        names.resolve(switch, (*specs.SWITCHES, "all"), kind="switch", where="elm_jax.tasks.specs")
-    return tuple(switch for switch in specs.FAITHFUL if switch in asked)
+    for name in asked:
+        names.resolve(name, (*specs.SWITCHES, "all"), kind="switch", where="elm_jax.tasks.specs")
+    return switch in asked or "all" in asked
 
 
 def load_rows(spec: TaskSpec, source: Source) -> list[dict[str, Any]]:

@@ -200,7 +200,7 @@ def _judged(
 
 def _swaps(run: Run) -> bool:
     """Says whether a run asks for the original's BLEU."""
-    return not {SWAPPED_BLEU, "all"}.isdisjoint(run.source.faithful)
+    return data.is_faithful(run.source, SWAPPED_BLEU)
 
 
 def _judging(metric: str, swapped_bleu: bool) -> str:

@@ -80,6 +80,7 @@ def test_all_stands_for_every_switch_and_an_unknown_one_is_named():
     assert data.switches(Source(faithful=("all",))) == specs.FAITHFUL
     assert data.switches(Source(faithful=["homonyms", "first_rows"])) == ("first_rows", "homonyms")
     assert data.switches(Source(faithful=["swapped_bleu"])) == ()  # which no row depends on
+    assert data.switches(Source(faithful="first_rows")) == ("first_rows",)
     with pytest.raises(UserError, match=r"No switch named 'homonym' .*'homonyms'"):
         data.switches(Source(faithful=["homonym"]))
 
