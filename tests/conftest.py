@@ -32,6 +32,13 @@ def config():
 
 
 @pytest.fixture(scope="session")
+def one_layer():
+    """One layer a stack, for rooms above: what several layers do is asked in the tests of the network."""
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    return size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, **layers)
+
+
+@pytest.fixture(scope="session")
 def base(config):
     return init_params(jax.random.key(0), config)
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from elm_jax.engine import jobs as job_rows
 from elm_jax.engine import train as engine
 from elm_jax.engine.events import Watch
 from elm_jax.engine.group import Plan
-from elm_jax.engine.jobs import Held, Job
+from elm_jax.engine.jobs import Job
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
 from elm_jax.models import paths, sharding
@@ -24,25 +23,15 @@ from elm_jax.runs import base as bases
 from elm_jax.runs import courses, data, flops, hosts, room, stopping, watching
 from elm_jax.runs import plan as sizing
 from elm_jax.runs.courses import Budget, Course
+from elm_jax.runs.entries import Entry, entry_of, is_done
 from elm_jax.runs.forecast import Forecast, forecast
 from elm_jax.runs.workspace import Run
-from elm_jax.tasks import lists, prepared
-from elm_jax.tasks.prepared import Prepared
 from elm_jax.weights.elm import Base
 
 MOST_PLACES = 64  # experts at once, where memory would hold more
 TRAIN_TOKENS = 8192  # of a batch on one device, where memory holds as many
 Stopped = engine.Stopped
 Told = Callable[[Forecast], None]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An expert to be trained, and what will be noted of how."""
-
-    job: Job
-    recipe: Mapping[str, Any]
-    datasets: tuple[str, ...]
 
 
 def train(
@@ -92,7 +81,7 @@ def train(
     specs = data.choose(tasks, run.source)
     chosen = courses.courses(specs, budget, as_=as_, name=name, lengths=lengths or _lengths(run, budget))
     if told is not None or dry_run:
-        entries = [_entry(run, course, budget, seed) for course in chosen]
+        entries = [entry_of(run, course, budget, seed) for course in chosen]
         home = _home(run, chosen)
         done = _done(Library(home), entries, run.base) if home.exists() else []
         if told is not None:
@@ -135,7 +124,7 @@ def train_courses(
     there with another recipe is a UserError; so is one that was stopped, when all others are done.
     """
     library = Library.open(_home(run, chosen), create=True)
-    entries = [_entry(run, course, budget, seed) for course in chosen]
+    entries = [entry_of(run, course, budget, seed) for course in chosen]
     done = _done(library, entries, run.base)
     missing = len(entries) - len(done)
     title = f"train {missing} expert{'s' * (missing != 1)}" if missing else "experts are trained already"
@@ -271,77 +260,6 @@ def _watched(
     )
 
 
-def _entry(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
-    """Returns the rows of a course and what will be noted of its training."""
-    source = courses.source_of(course, run.source)
-    made = [_prepared(run, course, spec, source) for spec in course.specs]
-    prompts, targets = _joined([each.inputs for each in made]), _joined([each.targets for each in made])
-    held = None
-    if budget.validate_every:
-        rows = budget.validate_rows
-        out = [(spec, courses.held_out(spec, run.source, rows)) for spec in course.specs]
-        held = _held([_prepared(run, course, spec, where) for spec, where in out])
-    job = Job(
-        id=course.id,
-        prompts=prompts,
-        targets=targets,
-        steps=course.steps_on(len(prompts)),
-        rate=course.rate,
-        seed=seed,
-        batch_size=course.batch_size,
-        schedule=budget.schedule,
-        warmup=budget.warmup,
-        held=held,
-    )
-    recipe = {
-        **{
-            name: getattr(job, name) for name in ("steps", "rate", "seed", "batch_size", "schedule", "warmup")
-        },
-        **{name: getattr(budget, name) for name in ("optimizer", "clip", "z_loss", "label_smoothing")},
-        "kind": budget.kind,
-        # As JSON gives them back, so that they equal themselves when the run is given again.
-        "options": {
-            name: list(value) if isinstance(value, tuple) else value for name, value in budget.options.items()
-        },
-        "dropout": budget.dropout,
-        "keep": budget.keep,
-        "data_seed": run.source.seed,
-        "truncate": run.source.truncate,
-        "faithful": list(data.switches(run.source)),
-        "rows": len(prompts),
-        "max_prompt": course.lengths.prompt,
-        "max_answer": course.lengths.answer,
-    }
-    if not run.pieces.input_eos:
-        recipe["input_eos"] = False
-    if len(course.specs) > 1:
-        recipe["tasks"] = [spec.id for spec in course.specs]
-    return Entry(job, recipe, tuple(sorted({spec.dataset for spec in course.specs})))
-
-
-def _prepared(run: Run, course: Course, spec: TaskSpec, source: data.Source) -> Prepared:
-    return data.prepare(data.examples(spec, source), run.pieces, course.lengths)
-
-
-def _joined(tokens: Sequence[lists.TokenLists]) -> lists.TokenLists:
-    if len(tokens) == 1:
-        return tokens[0]
-    return lists.of_tokens(row for each in tokens for row in each)
-
-
-def _held(made: Sequence[Prepared]) -> Held:
-    """Returns prepared rows to judge an expert on; its accuracy is known where every row has its choices."""
-    ranked = all((each.labels >= 0).all() and len(each.choices) for each in made)
-    choices = [prepared.choices_of(each, row) for each in made for row in range(len(each.labels))]
-    labels = np.concatenate([each.labels for each in made]).tolist()
-    return Held(
-        _joined([each.inputs for each in made]),
-        _joined([each.targets for each in made]),
-        choices if ranked else None,
-        labels if ranked else None,
-    )
-
-
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
@@ -353,24 +271,8 @@ def _home(run: Run, chosen: Sequence[Course]) -> epath.Path:
 
 
 def _done(library: Library, entries: Sequence[Entry], base: Base) -> list[str]:
-    """Returns the ids of the experts that the library has already; raises what `_is_done` does."""
-    return [entry.job.id for entry in entries if _is_done(library, entry, base)]
-
-
-def _is_done(library: Library, entry: Entry, base: Base) -> bool:
-    """Says whether the library has this very expert; one of the same name but another recipe is an error."""
-    if entry.job.id not in library.ids():
-        return False
-    spec = library.spec(entry.job.id)
-    differs = [name for name, value in entry.recipe.items() if spec.recipe.get(name) != value]
-    if spec.base != base.fingerprint:
-        differs.append("base")
-    if differs:
-        raise UserError(
-            f"Expert {entry.job.id!r} is in the library at {str(library.root)!r} already, with another "
-            f"{' and '.join(differs)}. Remove it with `elm experts remove`, or name another directory."
-        )
-    return True
+    """Returns the ids of the experts that the library has already; raises what `entries.is_done` does."""
+    return [entry.job.id for entry in entries if is_done(library, entry, base)]
 
 
 def _forget(checkpoints: Any) -> None:

@@ -41,6 +41,20 @@ def add_expert(run, name, kind, options, *, by=3.0, seed=0, datasets=None):
     Library.open(run.workspace.library, create=True).add(Expert(spec, tree), replace=True)
 
 
+class Clock:
+    """Seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory):
     """Makes a run with an expert of a kind for every name, keys embedded; kinds may differ by name.

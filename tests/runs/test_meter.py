@@ -24,18 +24,6 @@ def event(number, *losses, **changes):
     return Event(**told | changes)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def read(clock):
     """Reads events that come at given seconds; returns the last reading."""

@@ -27,18 +27,6 @@ def event(number, experts=3, **changes):
     return Event(**told | changes)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def view(clock):
     """Shows events, one a second, on a terminal of a width; returns the text of the last frame."""

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from elm_jax.models import experts as ex
-from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.records import Params
 from elm_jax.training import optimizers, step
@@ -31,17 +30,8 @@ PARTS = (slice(0, 2), slice(2, 4))
 
 
 @pytest.fixture(scope="module")
-def config():
-    return size(
-        "tiny",
-        vocab_size=48,
-        emb_dim=16,
-        num_heads=2,
-        head_dim=8,
-        mlp_dim=24,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-    )
+def config(one_layer):
+    return one_layer
 
 
 @pytest.fixture(scope="module")
