@@ -201,11 +201,12 @@ def start(arguments: Sequence[str], *, replace: bool = False) -> str:
     )
 
 
-ALIVE = '[ -f pid ] && kill -0 "$(cat pid)" 2> /dev/null'
+# A job that has noted its exit code is over, even where its process still waits for its parent to hear of it.
+ALIVE = '[ ! -f exit ] && [ -f pid ] && kill -0 "$(cat pid)" 2> /dev/null'
 END = 'kill -TERM -- "-$(cat pid)"'
 STANDING = (
     f'cd "$HOME/{HOME}" 2> /dev/null || {{ echo nothing; exit 0; }}; '
-    f'if [ -f exit ]; then echo "exit code $(cat exit)"; elif {ALIVE}; then echo running; '
+    f'if {ALIVE}; then echo running; elif [ -f exit ]; then echo "exit code $(cat exit)"; '
     "elif [ -f pid ]; then echo lost; else echo nothing; fi"
 )
 STOP = f'cd "$HOME/{HOME}" && if {ALIVE}; then {END}; fi'

@@ -1,6 +1,7 @@
 """The launch path against a gcloud that records its calls, keeps slices as directories and can fail."""
 
 import ast
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -141,6 +142,22 @@ def test_a_job_that_runs_already_is_left_alone(held):
     assert code == 0
     assert sum(line.endswith("runs this job already") for line in out.splitlines()) == 2
     assert held.both("a", "elm_calls") == ["<train><one><--multiprocess>"] * 2
+
+
+def test_a_job_that_noted_its_exit_code_is_over_though_its_process_is_still_there(slice_there):
+    job = "venv/bin/elm train one --multiprocess"
+    with subprocess.Popen(["sleep", "60"]) as lingering:
+        for worker in (0, 1):
+            there = slice_there.home("a", worker) / "elm"
+            for name, told in (("exit", "3"), ("pid", str(lingering.pid)), ("job", job)):
+                (there / name).write_text(told)
+        assert slice_there.script("pod", "wait", "a", "--every=0.1")[0] == 3
+        code, out, _ = slice_there.script("pod", "run", "a", "--", "train", "one")
+        lingering.kill()
+    assert code == 0
+    assert not any(line.endswith("runs this job already") for line in out.splitlines())
+    assert slice_there.script("pod", "wait", "a", "--every=0.1")[0] == 0
+    assert slice_there.both("a", "elm_calls") == ["<train><one><--multiprocess>"] * 2
 
 
 def test_another_job_is_not_started_beside_one_that_runs(held):

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from elm_jax import storage
 from elm_jax.t5x_door import launch
 
 
