@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from elm_jax.engine import evaluate, generate
 from elm_jax.models import experts as ex
-from elm_jax.models import paths
+from elm_jax.models import paths, sharding
 from elm_jax.models.t5 import T5
 from elm_jax.scoring import buckets, likelihood
 from elm_jax.scoring.buckets import Row
@@ -185,3 +185,26 @@ def test_a_choice_is_greedy_where_generation_begins_with_it(config, base, trees)
         wanted.append([True, True, False, False])
     found = evaluate.rate_rows(config, base, rows, stack(trees[:1]))
     assert [rated.greedy.tolist() for rated in found] == wanted
+
+
+def test_each_device_of_a_mesh_scores_as_many_tokens_at_once_as_one_alone(config, base, monkeypatch):
+    sizes = []
+
+    def noted(config):
+        run = compiled(config)
+
+        def told(params, prompts, *rest):
+            sizes.append(len(prompts))
+            return run(params, prompts, *rest)
+
+        return told
+
+    compiled = likelihood.compiled
+    monkeypatch.setattr(likelihood, "compiled", noted)
+    rows = [row(8, 1) for _ in range(16)]
+    shapes = buckets.shapes(buckets.items(rows), worth=1.0)
+    on = sharding.mesh(data=8)
+    tokens = 2 * sum(shapes[0][:2])  # of two rows
+    for params in (base, sharding.place(base, sharding.shardings(on, base))):
+        evaluate.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, worth=0.0)
+    assert sizes == [2] * 8 + [16]

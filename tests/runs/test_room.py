@@ -128,3 +128,10 @@ def test_not_even_one_expert_is_a_sentence_with_what_is_needed_what_is_there_and
 def test_the_devices_of_a_machine_share_half_of_its_memory():
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert room.memory() == whole // 2 // 8
+
+
+def test_what_is_left_of_the_devices_scores_rows_of_its_own(base):
+    assert room.spread(base) is base  # what a CPU is divided into is used on request alone
+    for asked, whole in (({"fsdp": 2}, {"data": 4, "fsdp": 2}), ({"fsdp": -1}, {"data": 1, "fsdp": 8})):
+        on = sharding.mesh_of(room.spread(base, asked))
+        assert dict(on.shape) == {"expert": 1, "tensor": 1, **whole}

@@ -51,6 +51,14 @@ def test_rows_are_taken_in_the_order_asked_for(folder):
     assert opened.origin == str(folder / "reviews" / "train.jsonl")
 
 
+def test_a_file_that_was_written_anew_is_read_anew(folder):
+    opened = [sources.open_split(dataset(files()), "train", folder)]
+    file = folder / "reviews" / "train.jsonl"
+    file.write_text(file.read_text().replace("row 3", "now 3"))
+    opened.append(sources.open_split(dataset(files()), "train", folder))
+    assert [each.take([3])[0]["text"] for each in opened] == ["row 3", "now 3"]
+
+
 def test_a_source_at_hand_goes_before_one_to_be_fetched(folder, tmp_path):
     both = dataset(Source("hub", "owner/reviews"), files())
     assert sources.choose(both, folder).kind == "jsonl"
