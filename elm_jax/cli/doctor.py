@@ -17,6 +17,7 @@ OF_A_SIZE = {
 """What a size alone is planned with; a recipe says it itself."""
 OF_A_RECIPE = ("size", "gin_bindings", "mean_prompt", "mean_answer", "disk")
 LENGTHS = {"prompt": 512, "answer": 128}
+POSITIVE = {"mean_prompt", "mean_answer", "disk", "width", "rank", "prompt", "answer"}
 
 
 def doctor(
@@ -70,6 +71,11 @@ def doctor(
         _here(as_json)
         return
     given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
+    for name in POSITIVE & given.keys():
+        if not given[name] > 0:
+            raise UserError(
+                f"A number above 0 is wanted for --{name.replace('_', '-')}, but {given[name]} came."
+            )
     options = {name: given[name] for name in ("width", "rank") if name in given}
     if plan.endswith(".gin"):
         _recipe(given, options, as_json)
@@ -139,7 +145,8 @@ def _refuse(given: dict[str, Any], names: tuple[str, ...], why: str) -> None:
     """Refuses a flag that means nothing here."""
     for name in names:
         if name in given:
-            raise UserError(f"--{name.replace('_', '-')} is {why}.")
+            flag = "--gin.MACRO=VALUE" if name == "gin_bindings" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is {why}.")
 
 
 def _here(as_json: bool) -> None:

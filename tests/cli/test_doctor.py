@@ -44,6 +44,12 @@ def test_a_plan_is_json_for_a_script(capsys):
         (["--plan", "xl", "--slice", "v4-8", "--mesh", "fsdp=3"], "A mesh of 4 devices is wanted"),
         (["--plan", "xl", "--kind", "ia3", "--width", "4"], "'width' came"),
         (["--plan", "xl", "--disk", "2"], "--disk is a recipe's"),
+        (["--plan", "xl", "--gin.PLACES=8"], "--gin.MACRO=VALUE is a recipe's"),
+        (
+            ["--plan", RECIPE, "--mean-prompt", "0"],
+            "A number above 0 is wanted for --mean-prompt, but 0.0 came",
+        ),
+        (["--plan", RECIPE, "--disk", "0"], "A number above 0 is wanted for --disk"),
         (["--plan", RECIPE, "--group", "4"], "--group is what a recipe says itself"),
         (["--plan", RECIPE, "--kind", "lora"], "--kind is what a recipe says itself"),
         (["--plan", RECIPE, "--slice", "v3-8"], "Rates of v3 are wanted"),
