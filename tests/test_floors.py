@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["errors", "axes", "cache", "records", "names", "storage"],
     [
+        "aot",
         "models",
         "routing",
         "merging",

@@ -1,0 +1,74 @@
+"""Program: a jitted function with the shapes and shardings that a run calls it with.
+
+The engines run programs, and `elm plan` compiles the same objects for devices that are not there. A program
+holds shapes alone, so it can be made from a configuration and a mesh, with no array.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Options of the compiler by the platform that a program is compiled for. Without them a TPU waits for every
+# gather of a sharded kernel; with them it gathers the next one while it multiplies by the last.
+COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "tpu": {
+        "xla_enable_async_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+    }
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function and what it is called with.
+
+    Attributes:
+        name: what tables call it.
+        function: the jitted function itself; every program of the same function shares its compilations.
+        arguments: a tree of `jax.ShapeDtypeStruct` with shardings for every argument.
+        resident: trees of what lies on the devices while it runs, besides its arguments and results.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    resident: tuple[Any, ...] = ()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the function; arguments have the shapes and shardings of `arguments`."""
+        return self.function(*arguments)
+
+    def lower(self) -> Any:
+        """Returns the lowered function, to be compiled for the devices of its shardings."""
+        return self.function.lower(*self.arguments)
+
+
+def jit(function: Callable[..., Any], *, platform: str, **options: Any) -> Any:
+    """Returns `jax.jit` of a function, with the compiler's options for a platform: "cpu", "gpu" or "tpu"."""
+    return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})), **options)
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """Returns the platform of a mesh's devices; without a mesh, that of JAX's default device."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Returns a tree of shapes that have these shardings, a tree of the same form or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), shapes, shardings
+    )
+
+
+def replicated(mesh: Mesh | None, shapes: Any) -> Any:
+    """Returns a tree of shapes that lie whole on every device of a mesh."""
+    if mesh is None:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
+    return with_shardings(shapes, NamedSharding(mesh, PartitionSpec()))
