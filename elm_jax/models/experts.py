@@ -24,6 +24,7 @@ This file tells what a tree does to the rows that pass it; `kinds` has the fresh
 """
 
 import inspect
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
 from elm_jax.errors import UserError
-from elm_jax.models import gating, paths, sharding
+from elm_jax.models import gating, paths, products, sharding
 from elm_jax.models.kinds import KINDS
 from elm_jax.records import Params
 
@@ -190,13 +191,14 @@ def spread(value: Array | Slotted, like: Array) -> Array:
     One that is slotted becomes [B, …, D], every token's own.
     """
     if isinstance(value, Slotted):
-        own = jnp.einsum("bng,bgd->bnd", _chosen(value).astype(like.dtype), value.value.astype(like.dtype))
+        # A product that picks: what is float32 passes whole, also where products of such are rounded.
+        with products.precision_of(str(like.dtype)):
+            own = products.einsum("bng,bgd->bnd", _chosen(value).astype(like.dtype), value.value)
         return own.reshape(like.shape)
-    value = value.astype(like.dtype)
     between = like.ndim - value.ndim
-    if value.ndim == 1:
-        return value.reshape((1,) * between + value.shape)
-    return value.reshape(value.shape[:1] + (1,) * between + value.shape[1:])
+    value = value.reshape(value.shape[: value.ndim - 1] + (1,) * between + value.shape[-1:])
+    # Spread before it is narrowed, so that its gradient, a sum over tokens, is summed in its own type.
+    return jnp.broadcast_to(value, like.shape).astype(like.dtype)
 
 
 def _chosen(slotted: Slotted) -> Bool[Array, "B N G"]:
@@ -211,12 +213,12 @@ def _slotted_product(x: Float[Array, "B N I"], kernel: Slotted) -> Float[Array, 
     The kernels of a row stand side by side in one, G times as wide on its narrow side, and what is not a
     token's own is masked there.
     """
-    chosen, value = _chosen(kernel), kernel.value.astype(x.dtype)
+    chosen, value = _chosen(kernel), kernel.value
     rows, places, inputs, outputs = value.shape
     if inputs < outputs:
         wide = jnp.where(chosen[..., None], x[:, :, None], 0).reshape(*x.shape[:2], -1)
-        return jnp.einsum("bni,bio->bno", wide, value.reshape(rows, places * inputs, outputs))
-    found = jnp.einsum("bni,bgio->bngo", x, value)
+        return products.einsum("bni,bio->bno", wide, value.reshape(rows, places * inputs, outputs))
+    found = products.einsum("bni,bgio->bngo", x, value)
     return jnp.where(chosen[..., None], found, 0).sum(axis=2)
 
 
@@ -233,10 +235,9 @@ def product(
         return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
     if isinstance(kernel, Slotted):
         return _slotted_product(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
-    kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
-        return (x.reshape(-1, inputs) @ kernel).reshape(outputs)
-    return jnp.einsum("bni,bio->bno", x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+        return products.einsum("ni,io->no", x.reshape(-1, inputs), kernel).reshape(outputs)
+    return products.einsum("bni,bio->bno", x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
 
 
 def bottleneck(x: Float[Array, "B *between D"], adapter: Params | None) -> Float[Array, "B *between D"]:
@@ -251,11 +252,16 @@ def bottleneck(x: Float[Array, "B *between D"], adapter: Params | None) -> Float
     return x + dense(jax.nn.gelu(dense(x, adapter["down"]), approximate=True), adapter["up"])
 
 
+@partial(jax.checkpoint, prevent_cse=False)  # else every token's own vector would be kept for the gradient
+def _scaled(x: Float[Array, "B *between I"], vector: Any) -> Float[Array, "B *between I"]:
+    return x * spread(vector, x)
+
+
 def taken(x: Float[Array, "B *between I"], expert: Params | None) -> Float[Array, "B *between I"]:
     """Returns what a projection takes in the place of x."""
     if expert is None or "ia3_in" not in expert:
         return x
-    return x * spread(expert["ia3_in"], x)
+    return _scaled(x, expert["ia3_in"])
 
 
 def given(
@@ -267,5 +273,5 @@ def given(
     elif expert is not None and "lora_a" in expert:
         y = y + product(product(x, expert["lora_a"]), expert["lora_b"])
     if expert is not None and "ia3_out" in expert:
-        y = y * spread(expert["ia3_out"], y)
+        y = _scaled(y, expert["ia3_out"])
     return y

@@ -100,7 +100,8 @@ def weights(x: Float[Array, "*tokens I"], gate: Gate) -> Float[Array, "*tokens E
     wide = jnp.asarray(x, jnp.float32)
     if gate.similarity == "cosine":
         wide = wide / jnp.maximum(jnp.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
-    near = jnp.einsum("...i,eik->...ek", wide, jnp.asarray(gate.prototypes, jnp.float32))
+    prototypes = jnp.asarray(gate.prototypes, jnp.float32)
+    near = jnp.einsum("...i,eik->...ek", wide, prototypes, precision="highest")
     scores = near[..., 0] if gate.similarity == "cosine" else jnp.linalg.norm(near, axis=-1)
     scores = jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
     least = jax.lax.top_k(scores, gate.k)[0][..., -1:]

@@ -9,18 +9,22 @@ they lie on one device, nothing is pinned. Left to itself XLA splits the width o
 the kernels, so that every device has all rows and adds them up over the mesh after every product.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
+from elm_jax.models import products
 from elm_jax.models.kinds import KERNELS, axes_of
 
 AXES = ("expert", "data", "fsdp", "tensor")
@@ -60,7 +64,43 @@ def mesh(
     sizes = fitted(len(devices), expert=expert, data=data, fsdp=fsdp, tensor=tensor)
     # Axes of type Auto: how what lies between is split, the compiler finds.
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=types, devices=devices)
+    return Mesh(_laid_out(devices, sizes), AXES, axis_types=types)
+
+
+def _laid_out(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
+    """Returns devices in an array of a mesh's sizes, neighbours on its axes near one another.
+
+    Between slices, which a slow network joins, only `expert` and `data` may reach: experts send one another
+    nothing, and data its gradients alone.
+    """
+    shape = tuple(sizes[axis] for axis in AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        try:
+            # A torus whose dimensions do not multiply to the sizes is cut through.
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except NotImplementedError:
+            return np.array(devices, object).reshape(shape)
+    between = [1] * len(AXES)
+    for place, axis in enumerate(("expert", "data")):
+        between[place] = math.gcd(sizes[axis], slices // math.prod(between))
+    if math.prod(between) != slices:
+        told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(
+            f"Expected a mesh whose expert and data axes divide into {slices} slices, got {told}. Fix: give "
+            f"them a common multiple of {slices}, as data={slices}."
+        )
+    within = tuple(size // part for size, part in zip(shape, between, strict=True))
+    parts = [
+        _laid_out(own, dict(zip(AXES, within, strict=True)))
+        for _, own in itertools.groupby(
+            sorted(devices, key=lambda device: device.slice_index), lambda device: device.slice_index
+        )
+        for own in [list(own)]
+    ]
+    # [slices of experts, slices of data, 1, 1, expert, data, fsdp, tensor], each axis beside its own.
+    whole = np.array(parts, object).reshape(*between, *within)
+    return whole.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(shape)
 
 
 def fitted(devices: int, **sizes: int) -> dict[str, int]:
@@ -172,7 +212,7 @@ def product(
         kernel = _pin(kernel, on, {1: tokens, 0: ()})
     x = _pin(x, on, {0: rows})
     # One flat product: with batched ones a gradient takes 1.4 times as long on XLA's CPU backend.
-    y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+    y = products.einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
     return _pin(y, on, {-1: tokens, 0: rows}) if wide else y
 
 
@@ -189,13 +229,13 @@ def gathered(stack: Array, of: Int[Array, "B G"], *layer: Any) -> Float[Array, "
     return jnp.asarray(stack).at[(of, *layer)].get(mode="fill")  # an index too large gives NaN
 
 
-def apart(add: Callable[..., Any], base: Any, experts: int) -> Callable[..., Any]:
+def apart(add: Callable[..., Any], params: Any, experts: int) -> Callable[..., Any]:
     """Returns a group's program, `(params, base, rows, sums) -> sums`, with every expert on its own devices.
 
     On a mesh with an `expert` axis each of its parts runs the rows of its own experts, so that nothing can
-    travel between them; that the base lies there is how the mesh is known.
+    travel between them; that the experts' parameters lie there is how the mesh is known.
     """
-    on = _mesh_of(jax.tree.leaves(base)[0])
+    on = _mesh_of(jax.tree.leaves(params)[0])
     parts = on.shape.get("expert", 1)
     if parts == 1 or experts % parts:
         return add

@@ -26,6 +26,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
 from elm_jax.models.layers import tokens_of
+from elm_jax.models.products import exactly
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.stacks import Cache, Decoder, Encoder
 from elm_jax.records import Params
@@ -75,6 +76,7 @@ class T5(nn.Module):
             encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments, seeds
         )
 
+    @exactly
     def encode(
         self,
         prompts: Prompts,
@@ -113,6 +115,7 @@ class T5(nn.Module):
             )
         )
 
+    @exactly
     def decode_hidden(
         self,
         encoded: Encoded,
@@ -154,6 +157,7 @@ class T5(nn.Module):
             prompt_segments=prompt_segments,
         )
 
+    @exactly
     def decode_trie(
         self,
         encoded: Encoded,
@@ -180,6 +184,7 @@ class T5(nn.Module):
         )
         return hidden[:, 0]
 
+    @exactly
     def project(self, hidden: Float[Array, "*places D"]) -> Float[Array, "*places V"]:
         """Returns float32 logits of the decoder's states, all of them or those that are wanted."""
         if not self.config.logits_via_embedding:
@@ -187,6 +192,7 @@ class T5(nn.Module):
         logits = self.token_embedder.attend(hidden)
         return logits * self.config.emb_dim**-0.5 if self.config.scale_decoder_outputs else logits
 
+    @exactly
     def start_cache(
         self,
         encoded: Encoded,
@@ -200,6 +206,7 @@ class T5(nn.Module):
             encoded, prompts != PAD, length, ex.child(experts, "decoder"), expert_of_row
         )
 
+    @exactly
     def decode_step(
         self,
         cache: Cache,

@@ -1,0 +1,81 @@
+"""Products: matrix products in the type that a network computes in, whose gradients are summed in float32.
+
+A kernel may be wider than what it is multiplied by: float32 beside bfloat16 activations. The product is then
+bfloat16, but the gradient of the kernel, a sum over all tokens of all devices, is made and summed in float32.
+Left to itself JAX makes it in bfloat16, and a mesh adds it up in bfloat16.
+
+A float32 network wants every product in float32. Accelerators multiply bfloat16 parts of float32 numbers
+unless they are told otherwise, so a network runs `exactly` where that is what it computes in.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from elm_jax.axes import Array
+
+
+def precision_of(dtype: str) -> AbstractContextManager[Any]:
+    """Returns the context in which products of a network of that type are traced."""
+    return jax.default_matmul_precision("float32") if dtype == "float32" else nullcontext()
+
+
+def exactly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces a method of a module with a `config` in the precision that its `dtype` promises."""
+
+    @wraps(method)
+    def run(self: Any, *arguments: Any, **options: Any) -> Any:
+        with precision_of(self.config.dtype):
+            return method(self, *arguments, **options)
+
+    return run
+
+
+def einsum(axes: str, x: Array, kernel: Array) -> jax.Array:
+    """Returns `jnp.einsum(axes, x, kernel)` in the type of x; the kernel's gradient is summed in its own.
+
+    Args:
+        axes: as of `jnp.einsum`, of two operands. Each axis of one is in the other or in the result.
+        x: activations.
+        kernel: in the type of x, or a wider one.
+    """
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if kernel.dtype == x.dtype:
+        return jnp.einsum(axes, x, kernel)
+    # The gradient is traced later, where the context is another one: it is handed the precision.
+    return _einsum(axes, precision, x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _einsum(axes: str, precision: Any, x: Array, kernel: Array) -> jax.Array:
+    return jnp.einsum(axes, x, kernel.astype(x.dtype), precision=precision)
+
+
+def _forward(axes: str, precision: Any, x: Any, kernel: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+    # What is frozen gets no gradient, so its inputs are not kept for one.
+    kept = x.value if kernel.perturbed else None
+    result = _einsum(axes, precision, x.value, kernel.value)
+    return result, (kept, kernel.value)
+
+
+def _backward(axes: str, precision: Any, residuals: tuple[Any, Any], gradient: Any) -> Any:
+    x, kernel = residuals
+    if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    inputs, result = axes.split("->")
+    of_x, of_kernel = inputs.split(",")
+    narrow = kernel.astype(gradient.dtype)
+    to_x = jnp.einsum(f"{result},{of_kernel}->{of_x}", gradient, narrow, precision=precision)
+    if x is None:
+        return to_x, None
+    to_kernel = jnp.einsum(
+        f"{of_x},{result}->{of_kernel}", x, gradient, precision=precision, preferred_element_type=kernel.dtype
+    )
+    return to_x, to_kernel
+
+
+_einsum.defvjp(_forward, _backward, symbolic_zeros=True)
