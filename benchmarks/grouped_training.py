@@ -46,8 +46,9 @@ from benchmarks.torch_training import Tally
 from elm_jax.axes import PAD
 from elm_jax.engine import batches, evaluate
 from elm_jax.engine.batches import Offer
-from elm_jax.engine.group import Group, Plan
+from elm_jax.engine.group import Group
 from elm_jax.engine.jobs import Job, rows_of_step
+from elm_jax.engine.programs import Plan, layout_for
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
@@ -192,13 +193,13 @@ def steady(
 def grouped(config: T5Config, base: Any, jobs: Sequence[Job], plan: Plan, shapes: dict[str, Any]) -> Run:
     """Returns the function that trains a group on so many real tokens, batch by batch as the engine does."""
     count = len(jobs)
-    group = Group(config, base, plan, places=count)
     known = [batches.known(job) for job in jobs]
-    attention = batches.attention(config)
+    attention = batches.attention(config, jax.default_backend())
     shape = batches.shape_for(known, plan.batch_tokens, places=count, attention=attention)
+    group = Group(config, base, plan, layout_for(plan.kind, count, None), shape)
     shapes[f"{plan.kind}, {count}"] = shape._asdict()
     state = group.begin([job.seed for job in jobs])
-    sums = step.nothing(state.params)
+    sums = group.zero(state)
     done = [0] * count
     waiting: list[list[Offer]] = [[] for _ in jobs]
 

@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks import training_rows
 from benchmarks.rank_scoring import SHARED, matmul_rate
 from elm_jax.engine import batches
-from elm_jax.engine.group import Group, Plan
+from elm_jax.engine.group import Group
+from elm_jax.engine.programs import Plan, layout_for
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.training import step
@@ -62,7 +63,8 @@ def main() -> None:
     base = jax.device_put(params)
     known = [batches.known(job) for job in jobs]
     plan = Plan("bottleneck", places=len(jobs))
-    shape = batches.shape_for(known, plan.batch_tokens, places=len(jobs), attention=batches.attention(config))
+    attention = batches.attention(config, jax.default_backend())
+    shape = batches.shape_for(known, plan.batch_tokens, places=len(jobs), attention=attention)
     waiting = [
         offer
         for done in (0, 1)
@@ -77,7 +79,8 @@ def main() -> None:
 
     result: dict[str, Any] = {"shape": shape._asdict(), "matmul_gflops": matmul_rate() / 1e9}
     for name, places in {"group": len(jobs), "one expert": 1}.items():
-        group = Group(config, base, Plan("bottleneck", places=places), places=places)
+        plan = Plan("bottleneck", places=places)
+        group = Group(config, base, plan, layout_for(plan.kind, places, None), shape)
         state = group.begin(list(range(places)))
         own = laid if places > 1 else [rows._replace(place=np.zeros_like(rows.place)) for rows in laid]
         result[name] = measured(step.gather(config, "bottleneck"), state.params, base, own)

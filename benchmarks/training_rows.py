@@ -46,7 +46,7 @@ def main() -> None:
     import jax
 
     from elm_jax.engine import train
-    from elm_jax.engine.group import Plan
+    from elm_jax.engine.programs import Plan
     from elm_jax.models import paths
     from elm_jax.weights import elm, safetensors
 

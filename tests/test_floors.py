@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["errors", "axes", "cache", "records", "names", "storage"],
+    ["aot"],
     [
-        "aot",
         "models",
         "routing",
         "merging",

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from elm_jax.engine import jobs
@@ -215,15 +214,15 @@ def shape_for(
     return max(tried)[-1]
 
 
-def attention(network: T5Config) -> float:
-    """Returns what a token costs to attend to another, as a part of what it costs itself.
+def attention(network: T5Config, platform: str) -> float:
+    """Returns what a token costs to attend to another, as a part of what it costs itself, on a platform.
 
     Counted in products, times what softmax, dropout and computing both again for the gradient add to these.
     """
     inner = network.num_heads * network.head_dim
     wide = network.mlp_dim * (len(network.mlp_activations) + 1)
     products = 2 * inner / (network.emb_dim * (4 * inner + wide))
-    return products * BEYOND_PRODUCTS["cpu" if jax.default_backend() == "cpu" else "other"]
+    return products * BEYOND_PRODUCTS["cpu" if platform == "cpu" else "other"]
 
 
 def filled(given: Sequence[Known], shape: Shape, places: int, parts: int) -> float:

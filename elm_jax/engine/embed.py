@@ -7,18 +7,22 @@ and are tokenised while the batches before them are computed.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from elm_jax import storage
+from elm_jax.aot.program import Program, jit, platform_of, replicated, with_shardings
 from elm_jax.axes import PAD, Array, Embeddings, Prompts
 from elm_jax.errors import UserError
-from elm_jax.models import minilm, pooling
+from elm_jax.models import minilm, pooling, sharding
 from elm_jax.models.minilm import BertConfig
+from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
@@ -71,9 +75,12 @@ def load_embedder(
     """
     encoder = embedders.read(embedders.find(path_or_name, pooling=pooling), pooling=pooling, dtype=dtype)
     arrays = jax.device_put((encoder.params, list(encoder.projections)))
-    run = partial(
-        _compiled(encoder.network, encoder.pooling, encoder.activations, encoder.normalized), arrays
-    )
+    budget = batch_tokens or _budget(jax.default_backend())
+    head = Head(encoder.pooling, encoder.activations, encoder.normalized)
+
+    def run(tokens: np.ndarray, lengths: np.ndarray) -> jax.Array:
+        return embed_program(encoder.network, arrays, *tokens.shape, head=head)(arrays, tokens, lengths)
+
     kernels = [projection["kernel"].shape[1] for projection in encoder.projections]
     dimension = [encoder.network.emb_dim, *kernels][-1]
     return Embedder(
@@ -81,7 +88,7 @@ def load_embedder(
         fingerprint=encoder.fingerprint,
         dimension=dimension,
         max_length=encoder.max_length,
-        embed=lambda texts: _embed(encoder, run, dimension, texts, batch_tokens or _budget()),
+        embed=lambda texts: _embed(encoder, run, dimension, texts, budget),
     )
 
 
@@ -89,7 +96,6 @@ def embed_rows(
     config: T5Config, params: Params, rows: Sequence[Sequence[int] | np.ndarray], *, batch_size: int = 64
 ) -> np.ndarray:
     """Returns float32 [N, D] of length 1 for tokenised texts, in their order: a T5 encoder's masked mean."""
-    run = _compiled(config, "mean", (), True)
     vectors = np.zeros((len(rows), config.emb_dim), np.float32)
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]))
     for start in range(0, len(order), batch_size):
@@ -98,6 +104,7 @@ def embed_rows(
         tokens = np.zeros((batch_size, length), np.int32)
         tokens[: len(members)] = pad([np.asarray(rows[position]) for position in members], length)
         counts = (tokens != PAD).sum(axis=1, dtype=np.int32)
+        run = embed_program(config, (params, []), *tokens.shape)
         vectors[members] = np.asarray(run((params, []), tokens, counts))[: len(members)]
     return vectors
 
@@ -107,10 +114,46 @@ def embedder_name(fingerprint: str) -> str:
     return f"t5-encoder-mean/{fingerprint}"
 
 
+class Head(NamedTuple):
+    """What makes one vector of the states of a text's tokens."""
+
+    pooling: str = "mean"
+    activations: tuple[str, ...] = ()  # one after each projection
+    normalized: bool = True
+
+
+HEAD = Head()
+"""That of a run's own T5: the mean of a text's tokens, of length 1."""
+
+
+def embed_program(
+    network: BertConfig | T5Config,
+    arrays: Any,
+    rows: int,
+    length: int,
+    *,
+    head: Head = HEAD,
+    mesh: Mesh | None = None,
+) -> Program:
+    """Returns the program that embeds a batch.
+
+    Args:
+        network: a sentence encoder, or a T5 whose encoder is one.
+        arrays: parameters and the head's projections, or their shapes, whole on every device.
+        rows: texts of the batch.
+        length: tokens of a text.
+        head: what makes one vector of a text.
+        mesh: of devices that split the rows; None is the default device.
+    """
+    batch: Any = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((rows, length), (rows,))]
+    if mesh is not None:
+        batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
+    run = _compiled(network, head, platform_of(mesh))
+    return Program("embed", run, (replicated(mesh, shapes_of(arrays)), *batch))
+
+
 @lru_cache(maxsize=16)
-def _compiled(
-    network: BertConfig | T5Config, pooled: str, activations: tuple[str, ...], normalized: bool
-) -> Callable[..., jax.Array]:
+def _compiled(network: BertConfig | T5Config, head: Head, platform: str) -> Callable[..., jax.Array]:
     """Returns the compiled embedding of a batch, tokens [B, S] and lengths [B] -> [B, D]."""
 
     def embed(arrays: tuple[Params, list[Params]], tokens: Prompts, lengths: Int[Array, " B"]) -> Embeddings:
@@ -119,12 +162,12 @@ def _compiled(
             hidden = minilm.encode(network, params, tokens, lengths)
         else:
             hidden = T5(network).apply({"params": params}, tokens, method="encode")
-        vectors = pooling.pool(jnp.asarray(hidden, jnp.float32), lengths, pooled)
-        for projection, activation in zip(projections, activations, strict=True):
+        vectors = pooling.pool(jnp.asarray(hidden, jnp.float32), lengths, head.pooling)
+        for projection, activation in zip(projections, head.activations, strict=True):
             vectors = pooling.project(vectors, projection, activation)
-        return pooling.normalize(vectors) if normalized else vectors
+        return pooling.normalize(vectors) if head.normalized else vectors
 
-    return jax.jit(embed)
+    return jit(embed, platform=platform)
 
 
 def _embed(
@@ -189,5 +232,5 @@ def _length(tokens: int, longest: int) -> int:
     return min(-(-max(tokens, 1) // step) * step, longest)
 
 
-def _budget() -> int:
-    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
+def _budget(platform: str) -> int:
+    return ON_CPU if platform == "cpu" else ON_ACCELERATOR

@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import Program, platform_of, with_shardings
 from elm_jax.models import sharding
+from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, likelihood, rank
@@ -90,6 +94,51 @@ def rate_rows(
     return [scores[row, expert] for row, expert in pairs.tolist()]
 
 
+def score_program(
+    config: T5Config,
+    base: Any,
+    shape: buckets.Shape,
+    rows: int,
+    *,
+    experts: Any = None,
+    stacked: bool = True,
+    mesh: Mesh | None = None,
+) -> Program:
+    """Returns the program that scores a batch of one shape.
+
+    Args:
+        config: the network.
+        base: its parameters or their shapes; those of a full expert in its stead.
+        shape: of the batch's prompts and tries.
+        rows: of the batch, on all devices together.
+        experts: a stack [E, …] or one tree for all rows, or their shapes; None scores the base alone.
+        stacked: whether every row names its own of the experts.
+        mesh: that the base lies on; None is the default device.
+    """
+    prompt, nodes, edges = shape
+    integer, boolean = jnp.int32, jnp.bool_
+    batch: Any = [
+        jax.ShapeDtypeStruct((rows, *widths), kind)
+        for widths, kind in (
+            ((prompt,), integer),
+            ((nodes,), integer),
+            ((nodes,), integer),
+            ((nodes, nodes), boolean),
+            ((nodes,), boolean),
+            ((edges,), integer),
+            ((edges,), integer),
+        )
+    ]
+    base, experts = shapes_of(base), None if experts is None else shapes_of(experts)
+    index = jax.ShapeDtypeStruct((rows,), integer) if stacked and experts is not None else None
+    if mesh is not None:
+        batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
+        base = with_shardings(base, sharding.shardings(mesh, base))
+        experts = experts and with_shardings(experts, sharding.shardings(mesh, experts, experts=stacked))
+    run = likelihood.compiled(config, platform_of(mesh))
+    return Program("score", run, (base, *batch, experts, index))
+
+
 def _batches(
     found: Sequence[buckets.Item],
     experts_of: dict[int, list[int]],
@@ -102,7 +151,6 @@ def _batches(
     indexed: bool,
 ) -> Iterator[Scored]:
     """Yields batches that the device has begun to score, the longest first."""
-    run = likelihood.compiled(config)
     mesh = sharding.mesh_of(params)
     apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
     members: dict[buckets.Shape, list[int]] = {}
@@ -124,6 +172,7 @@ def _batches(
             *arrays, paths = (array[place] for array in laid)
             if mesh is not None:
                 arrays = sharding.place(arrays, sharding.batch_shardings(mesh, arrays))
+            run = score_program(config, params, shape, size, experts=experts, stacked=indexed, mesh=mesh)
             pending = run(params, *arrays, experts, index)
             yield [here[number] for number, _ in chosen], expert[: len(chosen)], paths[: len(chosen)], pending
 
@@ -135,7 +184,8 @@ def shapes_for(params: Params, rows: Sequence[buckets.Row], *, experts: float = 
 
 def worth_of_shape(params: Params) -> float:
     """Returns how many tokens of padding cost as much as the compilation of one more shape."""
-    cost = COMPILATION["cpu" if jax.default_backend() == "cpu" else "other"]
+    platform = platform_of(sharding.mesh_of(params))
+    cost = COMPILATION["cpu" if platform == "cpu" else "other"]
     return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
 
 

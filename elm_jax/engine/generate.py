@@ -1,14 +1,20 @@
 """Generation: the answers that many experts write to many prompts, batched by length whatever the expert."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
+from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
 from elm_jax.axes import PAD, Array
 from elm_jax.engine.evaluate import BATCH_TOKENS, Progress, worth_of_shape
 from elm_jax.errors import UserError
 from elm_jax.models import sharding
+from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, generate
@@ -77,6 +83,41 @@ def generate_rows(
     return [answers[unit] for unit in asked]
 
 
+def generate_program(
+    config: T5Config,
+    base: Any,
+    rows: int,
+    prompt: int,
+    length: int,
+    *,
+    experts: Any = None,
+    stacked: bool = True,
+    mesh: Mesh | None = None,
+) -> Program:
+    """Returns the program that answers a batch: it encodes the prompts, then decodes token by token.
+
+    Args:
+        config: the network.
+        base: its parameters or their shapes; those of a full expert in its stead.
+        rows: of the batch, on all devices together.
+        prompt: tokens of a prompt.
+        length: tokens of an answer, at most.
+        experts: a stack [E, …] or one tree for all rows, or their shapes; None is the base alone.
+        stacked: whether every row names its own of the experts.
+        mesh: that the base lies on; None is the default device.
+    """
+    prompts: Any = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
+    base, experts = shapes_of(base), None if experts is None else shapes_of(experts)
+    index = jax.ShapeDtypeStruct((rows,), jnp.int32) if stacked and experts is not None else None
+    if mesh is not None:
+        prompts = with_shardings(prompts, sharding.batch_shardings(mesh, prompts))
+        base = with_shardings(base, sharding.shardings(mesh, base))
+        experts = experts and with_shardings(experts, sharding.shardings(mesh, experts, experts=stacked))
+    run = generate.compiled(config, length, platform_of(mesh))
+    eos = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+    return Program("generate", run, (base, prompts, eos, experts, index))
+
+
 def lengths_for(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
     """Returns the lengths that it is best to pad prompts to, each under so many experts on average."""
     if not prompts:
@@ -99,7 +140,6 @@ def _batches(
     indexed: bool,
 ) -> Iterator[Written]:
     """Yields batches that the device has begun to answer, the longest prompts first."""
-    run = generate.compiled(config, length)
     worth = worth_of_shape(params)
     mesh = sharding.mesh_of(params)
     apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
@@ -122,6 +162,9 @@ def _batches(
             beside = (experts, index if indexed else None)
             if mesh is not None:
                 laid = sharding.place(laid, sharding.batch_shardings(mesh, laid))
+            run = generate_program(
+                config, params, size, room, length, experts=experts, stacked=indexed, mesh=mesh
+            )
             yield [unit for unit, _ in chosen], run(params, laid, np.int32(eos), *beside)
 
 

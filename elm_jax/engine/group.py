@@ -1,8 +1,6 @@
 """A group: experts on their devices, and the programs that train so many places of them over one base."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,89 +10,79 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.axes import Array
 from elm_jax.engine import batches
-from elm_jax.engine.batches import Batch
+from elm_jax.engine.batches import Batch, Shape
 from elm_jax.engine.jobs import Job
+from elm_jax.engine.programs import Layout, Plan, group_programs
 from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.training import optimizers, step
+from elm_jax.training import step
 from elm_jax.training.step import GroupState, Move, Sums
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the experts of a group share."""
-
-    kind: str = "bottleneck"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of a fresh expert, by kind
-    optimizer: str = "adamw"
-    clip: float | None = None  # the gradient's largest norm, where not the optimiser's own
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    places: int = 32  # experts that train at once
-    batch_tokens: int = 8192  # of the longest batch, prompts and answers
-    save_every: int = 200  # rounds; at most so many are lost
-    validate_every: int = 0  # steps of an expert; 0 is never
-    keep: str = "last"  # or "best", of those that were validated
-
-
 class Group:
-    """Places for experts beside a base, on one device or on a mesh."""
+    """Places for experts beside a base, on one device or on a mesh.
+
+    Full experts stand in the base's place: it is on the devices while they begin, and no longer.
+    """
 
     def __init__(
-        self, config: T5Config, base: Params, plan: Plan, *, places: int, mesh: Mesh | None = None
+        self,
+        config: T5Config,
+        base: Params,
+        plan: Plan,
+        layout: Layout,
+        shape: Shape,
+        mesh: Mesh | None = None,
     ) -> None:
-        self.parts = mesh.shape["expert"] if mesh else 1
-        self.places = -(-places // self.parts) * self.parts
-        if plan.kind == "full":
-            self.places = self.parts  # no row has a network of its own
-        self.rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"]) if mesh else 1
-        self.config, self.plan, self.mesh = config, plan, mesh
-        self.base = sharding.place(base, sharding.shardings(mesh, base)) if mesh else base
-        options = {} if plan.clip is None else {"clip": plan.clip}
-        self._optimizer = optimizers.optimizer(plan.optimizer, **options)
-        self._begin = step.begin(plan.kind, _hashable(plan.options), self._optimizer)
-        self._gather = step.gather(
-            config, plan.kind, z_loss=plan.z_loss, label_smoothing=plan.label_smoothing
-        )
-        self._advance = step.advance(self._optimizer)
-        self._measure = step.measure(config, plan.kind)
+        self.layout, self.plan, self.mesh = layout, plan, mesh
+        self.programs = group_programs(config, plan, layout, shape, base=base, mesh=mesh)
+        self._given = base
+        self.base = None if plan.kind == "full" else self._placed_base()
 
     def begin(self, seeds: Sequence[int]) -> GroupState:
         """Returns the state of fresh experts at all places."""
-        return self._begin(np.asarray(seeds, np.uint32), self.base)
+        base = self._placed_base() if self.base is None else self.base
+        begin = self.programs.begin if len(seeds) == self.layout.places else self.programs.begin_one
+        return begin(np.asarray(seeds, np.uint32), base)
+
+    def zero(self, state: GroupState) -> Sums:
+        """Returns the sums before the first batch."""
+        return self.programs.zero(state.params)
 
     def put(self, state: GroupState, place: int, seed: int) -> GroupState:
         """Puts a fresh expert at a place; the old state is given up."""
-        return step.put(state, np.int32(place), self.begin([seed]))
+        return self.programs.put(state, np.int32(place), self.begin([seed]))
 
     def gather(self, params: Params, batch: Batch, of: Mapping[int, Job], sums: Sums) -> Sums:
         """Adds the gradients of a batch, whose places have these jobs; the old sums are given up."""
-        return self._gather(params, self.base, self._laid(batch, of), sums)
+        return self.programs.gather(params, self.base, self._laid(batch, of), sums)
 
     def advance(self, state: GroupState, sums: Sums, move: Move) -> tuple[GroupState, Sums, Array]:
         """Moves experts by what was gathered; the old two are given up, the losses are to come."""
-        state, sums, loss = self._advance(state, sums, move)
+        state, sums, loss = self.programs.advance(state, sums, move)
         return state, sums, self._everywhere(loss)
 
     def measure(self, params: Params, cut: Sequence[Batch], of: Mapping[int, Job]) -> np.ndarray:
         """Returns the loss of the experts on batches, without dropout, z-loss and label smoothing."""
-        loss: Array = np.zeros(self.places, np.float32)
+        loss: Array = np.zeros(self.layout.places, np.float32)
+        if self.mesh is not None:
+            loss = sharding.place(loss, self.programs.measure.arguments[3].sharding)
         for batch in cut:
-            loss = self._measure(params, self.base, self._laid(batch, of), loss)
+            loss = self.programs.measure(params, self.base, self._laid(batch, of), loss)
         return np.asarray(self._everywhere(loss))
 
     def take_up(self, state: GroupState, sums: Sums, place: int) -> tuple[GroupState, Sums]:
         """Lets the expert at a place that was stopped go on; the old two are given up."""
-        return step.taken_up(state, sums, np.int32(place))
+        return self.programs.restart(state, sums, np.int32(place))
 
     def whole(self, array: Array) -> np.ndarray:
         """Returns an array on the host, wherever it lies."""
         return np.asarray(self._everywhere(array))
 
-    def take(self, tree: Any, place: int) -> Any:
-        """Returns what stands at a place of stacked trees, on the host."""
-        one = self._everywhere(step.taken(tree, np.int32(place)))
+    def take(self, params: Params, place: int) -> Params:
+        """Returns the parameters of the expert at a place, on the host."""
+        one = self._everywhere(self.programs.take(params, np.int32(place)))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[0], one)
 
     def copy(self, tree: Any, source: Any, place: int) -> Any:
@@ -104,9 +92,12 @@ class Group:
     def to_score(self, params: Params, place: int) -> tuple[Params, Params | None]:
         """Returns the parameters to score with, and the stack that has the expert at a place alone."""
         one = step.taken(params, np.int32(place))
-        if self.plan.kind == "full":
+        if self.base is None:
             return jax.tree.map(lambda leaf: leaf[0], one), None
         return self.base, one
+
+    def _placed_base(self) -> Params:
+        return sharding.place(self._given, sharding.shardings(self.mesh, self._given) if self.mesh else None)
 
     def _everywhere(self, tree: Any) -> Any:
         """Returns arrays that every process has whole."""
@@ -114,7 +105,7 @@ class Group:
 
     def _laid(self, batch: Batch, of: Mapping[int, Job]) -> step.Rows:
         """Returns a batch as the programs take it; each process reads the rows of its own devices alone."""
-        own = self.places // self.parts
+        own = self.layout.places // self.layout.parts
         if self.mesh is None:
             return batches.assemble(batch, of, own=own)
         known: dict[tuple[int, int], step.Rows] = {}
@@ -130,15 +121,10 @@ class Group:
 
             return of_index
 
-        rows, prompt, target, segments, folded = batch.shape
-        widths = (prompt, prompt, target, target, segments, segments, segments)
-        to = NamedSharding(self.mesh, PartitionSpec(sharding.RULES["batch"]))
         return step.Rows(
             *(
-                jax.make_array_from_callback(
-                    (rows // folded if name in step.OF_TARGETS else rows, width), to, part(name)
-                )
-                for name, width in zip(step.Rows._fields, widths, strict=True)
+                jax.make_array_from_callback(wanted.shape, wanted.sharding, part(name))
+                for name, wanted in zip(step.Rows._fields, self.programs.gather.arguments[2], strict=True)
             )
         )
 
@@ -146,8 +132,3 @@ class Group:
 @lru_cache(maxsize=8)
 def _gathered(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def _hashable(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return tuple(sorted(plain.items()))

@@ -18,19 +18,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax import storage
+from elm_jax.aot.program import platform_of
 from elm_jax.axes import Array
 from elm_jax.engine import batches, evaluate, jobs, places
 from elm_jax.engine.batches import Offer
 from elm_jax.engine.checkpoints import Store
 from elm_jax.engine.events import Event, Failure, Standing, Validation, Watch
-from elm_jax.engine.group import Group, Plan
+from elm_jax.engine.group import Group
 from elm_jax.engine.jobs import Job
 from elm_jax.engine.places import Places
+from elm_jax.engine.programs import Plan, layout_for
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring.buckets import Row
-from elm_jax.training import optimizers, step
+from elm_jax.training import optimizers
 from elm_jax.training.step import GOING, GroupState, Move, Sums
 
 Done = Callable[[Job, Params], None]
@@ -148,18 +150,19 @@ class _Run:
         saved = store.position()
         there = places.from_json(saved[1]) if saved else None
         count = len(there.at) if there else max(1, min(self.plan.places, len(queue)))
-        self.group = Group(self.config, self.base, self.plan, places=count, mesh=self.mesh)
-        self.places = there or places.opened(queue, self.group.places)
-        if there and self.group.places != count:
+        self.layout = layout_for(self.plan.kind, count, self.mesh)
+        self.places = there or places.opened(queue, self.layout.places)
+        if there and self.layout.places != count:
             raise UserError(
                 f"The checkpoint has {count} experts side by side, which a mesh with an expert axis of "
-                f"{self.group.parts} does not divide. Give a mesh whose expert axis does."
+                f"{self.layout.parts} does not divide. Give a mesh whose expert axis does."
             )
-        first = [self.jobs[name] for name in queue[: self.group.places]] or list(self.jobs.values())[:1]
+        first = [self.jobs[name] for name in queue[: self.layout.places]] or list(self.jobs.values())[:1]
         self.shape = self._shape(queue)
+        self.group = Group(self.config, self.base, self.plan, self.layout, self.shape, self.mesh)
         seeds = [job.seed for job in first]
-        self.state = self.group.begin(seeds + [0] * (self.group.places - len(seeds)))
-        self.sums = step.nothing(self.state.params)
+        self.state = self.group.begin(seeds + [0] * (self.layout.places - len(seeds)))
+        self.sums = self.group.zero(self.state)
         self.best = jax.tree.map(jnp.copy, self.state.params) if self.plan.keep == "best" else None
         if saved:
             found = store.restore(saved[0], self._saved())
@@ -182,7 +185,9 @@ class _Run:
         order = sorted(left, key=lambda number: -left[number])
         offered = [self.offered[number] for number in order]
         alone = frozenset(number for number, place in standing.items() if place.step < place.alone)
-        batch = batches.pack(offered, self.shape, places=group.places, parts=group.parts, alone=alone)
+        batch = batches.pack(
+            offered, self.shape, places=self.layout.places, parts=self.layout.parts, alone=alone
+        )
         taken: dict[int, list[int]] = {}
         for offer in batch.taken:
             self.offered[offer.place].remove(offer)
@@ -211,7 +216,7 @@ class _Run:
         self._release()
 
     def _move(self, moving: Sequence[tuple[int, Standing]]) -> Array:
-        count = self.group.places
+        count = self.layout.places
         move = Move(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, np.int32))
         for number, each in moving:
             move.rate[number], move.active[number], move.step[number] = each.rate, True, each.step
@@ -243,14 +248,13 @@ class _Run:
     def _shape(self, queue: Sequence[str]) -> batches.Shape:
         """Returns the one shape of all batches: a function of what was queued, whatever is still to do."""
         given = [self.known[name] for name in queue] or list(self.known.values())
-        group = self.group
         return batches.shape_for(
             given,
             self.plan.batch_tokens,
-            places=group.places,
-            parts=group.parts,
-            multiple=group.rows,
-            attention=batches.attention(self.config),
+            places=self.layout.places,
+            parts=self.layout.parts,
+            multiple=self.layout.row_parts,
+            attention=batches.attention(self.config, platform_of(self.mesh)),
         )
 
     def _release(self) -> None:
@@ -320,7 +324,7 @@ class _Run:
         """Returns the loss of the expert at a place on rows that were held out."""
         waiting, cut = batches.of_all(found, number), []
         while waiting:
-            batch = batches.pack([waiting], self.shape, places=self.group.places, parts=self.group.parts)
+            batch = batches.pack([waiting], self.shape, places=self.layout.places, parts=self.layout.parts)
             here = {offer.at for offer in batch.taken}
             waiting = [offer for offer in waiting if offer.at not in here]
             cut.append(batch)

@@ -10,6 +10,7 @@ product, and the embedding of the only token type in use added to those of the p
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,35 @@ class BertConfig:
     def longest(self) -> int:
         """Tokens of the longest text that has a position for each."""
         return self.positions if self.pad is None else self.positions - self.pad - 1
+
+
+def param_shapes(config: BertConfig) -> dict[str, Any]:
+    """Returns the shapes of an encoder's parameters, float32; kernels are in `dtype`."""
+    width, layers, wide = config.emb_dim, config.num_layers, config.mlp_dim
+
+    def vector(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def norm(*before: int) -> dict[str, Any]:
+        return {"scale": vector(*before, width), "bias": vector(*before, width)}
+
+    def dense(inputs: int, outputs: int) -> dict[str, Any]:
+        kernel = jax.ShapeDtypeStruct((layers, inputs, outputs), jnp.dtype(config.dtype))
+        return {"kernel": kernel, "bias": vector(layers, outputs)}
+
+    embedder = {"token": vector(config.vocab_size, width), "position": vector(config.positions, width)}
+    found: dict[str, Any] = {
+        "embedder": embedder | {"norm": norm()},
+        "layers": {
+            "attention": {"qkv": dense(width, 3 * width), "out": dense(width, width)},
+            "mlp": {"wi": dense(width, wide), "wo": dense(wide, width)},
+            "attention_norm": norm(layers),
+            "mlp_norm": norm(layers),
+        },
+    }
+    if config.relpos_buckets:
+        found["relpos"] = vector(config.relpos_buckets, config.num_heads)
+    return found
 
 
 def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Array, " B"]) -> Encoded:

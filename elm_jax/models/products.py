@@ -58,7 +58,7 @@ def _einsum(axes: str, precision: Any, x: Array, kernel: Array) -> jax.Array:
 def _forward(axes: str, precision: Any, x: Any, kernel: Any) -> tuple[jax.Array, tuple[Any, Any]]:
     # What is frozen gets no gradient, so its inputs are not kept for one.
     kept = x.value if kernel.perturbed else None
-    result = _einsum(axes, precision, x.value, kernel.value)
+    result: Any = _einsum(axes, precision, x.value, kernel.value)
     return result, (kept, kernel.value)
 
 

@@ -5,13 +5,15 @@ by similarity, so that of equally near keys only one survived. Here it is one ma
 and ties go to the lowest row.
 """
 
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import Program
 from elm_jax.axes import Array, Embeddings
 from elm_jax.errors import UserError
 
@@ -48,7 +50,27 @@ def top_k(
     if block < 1:
         raise UserError(f"A block needs at least one row, but {block} came.")
     mask = jnp.ones(rows.shape[0], bool) if allowed is None else jnp.asarray(allowed)
-    return _search(jnp.asarray(queries, jnp.float32), jnp.asarray(rows), mask, k, min(block, rows.shape[0]))
+    compared = jnp.asarray(queries, jnp.float32), jnp.asarray(rows), mask
+    return search_program(*compared, k, block=block).function(*compared)
+
+
+def search_program(queries: Any, rows: Any, allowed: Any, k: int, *, block: int = BLOCK) -> Program:
+    """Returns the program that searches rows [N, D] for the `k` nearest to queries [Q, D].
+
+    Args:
+        queries: an array, or its shape.
+        rows: likewise.
+        allowed: likewise, [N].
+        k: how many are found for each query.
+        block: rows that are compared at a time.
+    """
+    found = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in (queries, rows, allowed))
+    return Program("search", _compiled(k, min(block, rows.shape[0])), found)
+
+
+@lru_cache(maxsize=64)
+def _compiled(k: int, block: int) -> Any:
+    return jax.jit(partial(_search, k=k, block=block))
 
 
 def top_k_sharded(
@@ -93,7 +115,6 @@ def top_k_sharded(
     return mapped(jnp.asarray(queries, jnp.float32), jnp.asarray(rows), mask)
 
 
-@partial(jax.jit, static_argnames=("k", "block"))
 def _search(
     queries: Float[Array, "Q D"], rows: Float[Array, "N D"], allowed: Bool[Array, " N"], k: int, block: int
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:

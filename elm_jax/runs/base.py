@@ -13,8 +13,8 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.engine import train
-from elm_jax.engine.group import Plan
 from elm_jax.engine.jobs import Job
+from elm_jax.engine.programs import Plan
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from elm_jax.aot.program import platform_of
 from elm_jax.engine import batches
-from elm_jax.engine.group import Plan
 from elm_jax.engine.jobs import Job
+from elm_jax.engine.programs import Plan
 from elm_jax.models import sharding
 from elm_jax.reporting.tables import Table
 from elm_jax.runs import flops, room
@@ -71,7 +72,7 @@ def forecast(
         places=places,
         parts=parts,
         multiple=multiple,
-        attention=batches.attention(base.config),
+        attention=batches.attention(base.config, platform_of(mesh)),
     )
     visits = [0 if each.job.id in done else each.job.steps * each.job.batch_size for each in given]
     prompts = sum(each.prompt.mean() * count for each, count in zip(given, visits, strict=True))

@@ -13,8 +13,8 @@ from elm_jax import storage
 from elm_jax.engine import jobs as job_rows
 from elm_jax.engine import train as engine
 from elm_jax.engine.events import Watch
-from elm_jax.engine.group import Plan
 from elm_jax.engine.jobs import Job
+from elm_jax.engine.programs import Plan
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
 from elm_jax.models import paths, sharding

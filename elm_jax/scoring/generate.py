@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int
 
+from elm_jax.aot.program import jit
 from elm_jax.axes import PAD, Array, ExpertOfRow, Prompts
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.stacks import Cache
@@ -66,7 +67,7 @@ def generate(
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config, length: int) -> Callable[..., Int[Array, "B T"]]:
+def compiled(config: T5Config, length: int, platform: str) -> Callable[..., Int[Array, "B T"]]:
     """Returns `generate` for one shape of network and one length, compiled once for each shape of batch.
 
     It takes parameters, prompts, end-of-sequence, experts and their index, and as `likelihood.compiled` its
@@ -82,4 +83,4 @@ def compiled(config: T5Config, length: int) -> Callable[..., Int[Array, "B T"]]:
     ) -> Int[Array, "B T"]:
         return generate(config, params, prompts, length, eos, experts, expert_of_row)
 
-    return jax.jit(run)
+    return jit(run, platform=platform)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import jit
 from elm_jax.axes import Array, ExpertOfRow, Prompts
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
@@ -76,10 +77,10 @@ def edges(
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config) -> Callable[..., Edges]:
+def compiled(config: T5Config, platform: str) -> Callable[..., Edges]:
     """Returns `edges` for one shape of network, compiled once for each shape of batch.
 
     One function a shape of network, so that its compilations are shared by every caller and can be counted
-    (`compiled(config)._cache_size()`).
+    (`compiled(config, platform)._cache_size()`).
     """
-    return jax.jit(lambda *arguments: edges(config, *arguments))
+    return jit(lambda *arguments: edges(config, *arguments), platform=platform)

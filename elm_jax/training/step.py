@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import jit
 from elm_jax.axes import Array, ExpertOfSegment, Prompts, Seeds
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
@@ -69,8 +70,8 @@ class Move(NamedTuple):
     step: Int[Array, " E"]  # of the expert's own, told where its loss is not finite
 
 
-Gather = Callable[[Params, Params, Rows, Sums], Sums]
-Measure = Callable[[Params, Params, Rows, Float[Array, " E"]], Float[Array, " E"]]
+Gather = Callable[[Params, Params | None, Rows, Sums], Sums]
+Measure = Callable[[Params, Params | None, Rows, Float[Array, " E"]], Float[Array, " E"]]
 Begin = Callable[[Any, Params], GroupState]
 Advance = Callable[[GroupState, Sums, Move], tuple[GroupState, Sums, Float[Array, " E"]]]
 
@@ -100,34 +101,41 @@ def seeds(seed: int, step: int, rows: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def gather(config: T5Config, kind: str, *, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Gather:
+def gather(
+    config: T5Config,
+    kind: str,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    platform: str = "cpu",
+) -> Gather:
     """Returns the function `(params, base, rows, sums) -> sums` that adds a batch; the old sums are given up.
 
     Parameters are those of E experts, [E, …]; full ones train one to a part of the mesh, for no row has a
-    network of its own.
+    network of its own, and take no base.
     """
     total = _total(config, kind, train=True, z_loss=z_loss, label_smoothing=label_smoothing)
 
-    def add(params: Params, base: Params, rows: Rows, sums: Sums) -> Sums:
+    def add(params: Params, base: Params | None, rows: Rows, sums: Sums) -> Sums:
         gradient, loss = jax.grad(total, has_aux=True)(params, base, rows)
         return jax.tree.map(jnp.add, sums, Sums(gradient, loss))
 
-    return jax.jit(_apart(add), donate_argnums=3)
+    return jit(_apart(add), platform=platform, donate_argnums=3)
 
 
 @lru_cache(maxsize=16)
-def measure(config: T5Config, kind: str) -> Measure:
+def measure(config: T5Config, kind: str, *, platform: str = "cpu") -> Measure:
     """Returns the function `(params, base, rows, loss) -> loss` that adds a batch's plain loss."""
     total = _total(config, kind, train=False)
 
-    def add(params: Params, base: Params, rows: Rows, loss: Array) -> Array:
+    def add(params: Params, base: Params | None, rows: Rows, loss: Array) -> Array:
         return loss + total(params, base, rows)[1]
 
-    return jax.jit(_apart(add))
+    return jit(_apart(add), platform=platform)
 
 
 @lru_cache(maxsize=16)
-def advance(optimizer: optax.GradientTransformation) -> Advance:
+def advance(optimizer: optax.GradientTransformation, *, platform: str = "cpu") -> Advance:
     """Returns the function `(state, sums, move) -> (state, sums, loss of each)`; the old two are given up.
 
     The sums of those who moved begin anew. An expert whose loss or gradient is not finite stays where it is,
@@ -153,11 +161,17 @@ def advance(optimizer: optax.GradientTransformation) -> Advance:
         on = jax.tree.leaves(state.params)[0]
         return sharding.kept(moved, on), sharding.kept(rest, on), loss
 
-    return jax.jit(every, donate_argnums=(0, 1))
+    return jit(every, platform=platform, donate_argnums=(0, 1))
 
 
 @lru_cache(maxsize=16)
-def begin(kind: str, options: tuple[tuple[str, Any], ...], optimizer: optax.GradientTransformation) -> Begin:
+def begin(
+    kind: str,
+    options: tuple[tuple[str, Any], ...],
+    optimizer: optax.GradientTransformation,
+    *,
+    platform: str = "cpu",
+) -> Begin:
     """Returns the function `(seeds, base) -> state` of fresh experts, each a function of its seed alone."""
 
     def fresh(seeds: Array, base: Params) -> GroupState:
@@ -167,7 +181,7 @@ def begin(kind: str, options: tuple[tuple[str, Any], ...], optimizer: optax.Grad
         state = start(jax.vmap(one)(seeds), optimizer)
         return sharding.kept(state, jax.tree.leaves(base)[0])
 
-    return jax.jit(fresh)
+    return jit(fresh, platform=platform)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -198,11 +212,12 @@ def _total(config: T5Config, kind: str, *, train: bool, **options: float) -> Cal
     # What tells layers apart; what tells rows and steps apart comes with the rows.
     rngs: Mapping[str, Any] = {"dropout": jax.random.key(0, impl="threefry2x32")} if network.train else {}
 
-    def total(params: Params, base: Params, rows: Rows) -> tuple[Array, Array]:
+    def total(params: Params, base: Params | None, rows: Rows) -> tuple[Array, Array]:
         places = jax.tree.leaves(params)[0].shape[0]
         # One expert is not gathered: it serves all rows.
         owned, index = (params, rows.place) if places > 1 else (jax.tree.map(lambda p: p[0], params), None)
-        placed, beside = ex.place(kind, base, owned)
+        placed: Any = owned if kind == "full" else base
+        beside = None if kind == "full" else owned
         logits = network.apply({"params": placed}, rows, beside, index, rngs=rngs, method=_logits)
         slot = jnp.maximum(rows.target_segments - 1, 0)
         losses = token_losses(jnp.asarray(logits), rows.targets, **options)
@@ -239,10 +254,10 @@ def _beside(of_prompts: Array, rows: Rows) -> Array:
 
 
 def _apart(add: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function with every expert's rows on its own part of the mesh that the base lies on."""
+    """Returns the function with every expert's rows on its own part of the mesh that the experts lie on."""
 
-    def on_mesh(params: Params, base: Params, rows: Rows, sums: Any) -> Any:
+    def on_mesh(params: Params, base: Params | None, rows: Rows, sums: Any) -> Any:
         leaf = jax.tree.leaves(params)[0]
-        return sharding.kept(sharding.apart(add, base, leaf.shape[0])(params, base, rows, sums), leaf)
+        return sharding.kept(sharding.apart(add, params, leaf.shape[0])(params, base, rows, sums), leaf)
 
     return on_mesh

@@ -127,9 +127,9 @@ def test_without_experts_the_base_scores(config, base):
 def test_other_experts_of_the_same_shape_compile_nothing(config, base, trees):
     rows = [ROWS[0], ROWS[1]]
     first = evaluate.score_rows(config, base, rows, stack(trees))
-    compiled = likelihood.compiled(config)._cache_size()
+    compiled = likelihood.compiled(config, "cpu")._cache_size()
     second = evaluate.score_rows(config, base, rows, stack(trees[::-1]))
-    assert likelihood.compiled(config)._cache_size() == compiled
+    assert likelihood.compiled(config, "cpu")._cache_size() == compiled
     assert np.abs(np.concatenate(first) - np.concatenate(second)).min() > 1e-3
 
 
@@ -156,9 +156,9 @@ def test_a_batch_is_begun_before_the_scores_of_the_one_before_it_are_fetched(
 
     def begun(*given):
         order.append("begun")
-        return compiled(config)(*given)
+        return compiled(config, "cpu")(*given)
 
-    monkeypatch.setattr(likelihood, "compiled", lambda _: begun)
+    monkeypatch.setattr(likelihood, "compiled", lambda *_: begun)
     monkeypatch.setattr(evaluate, "_collect", lambda *given: order.append("fetched") or collect(*given))
     evaluate.score_rows(config, base, ROWS, stack(trees), shapes=SHAPES, batch_tokens=64)
     batches = order.count("begun")
@@ -190,8 +190,8 @@ def test_a_choice_is_greedy_where_generation_begins_with_it(config, base, trees)
 def test_each_device_of_a_mesh_scores_as_many_tokens_at_once_as_one_alone(config, base, monkeypatch):
     sizes = []
 
-    def noted(config):
-        run = compiled(config)
+    def noted(config, platform):
+        run = compiled(config, platform)
 
         def told(params, prompts, *rest):
             sizes.append(len(prompts))

@@ -85,12 +85,12 @@ def test_on_a_mesh_the_rows_of_a_batch_are_split_evenly(config, base, trees, mon
     on = sharding.mesh(data=8)
     placed = sharding.place(base, sharding.shardings(on, base))
     seen = []
-    run = evaluate.likelihood.compiled(config)
+    run = evaluate.likelihood.compiled(config, "cpu")
 
     def watched(params, *arrays):
         seen.append([len(shard.data) for shard in arrays[0].addressable_shards])
         return run(params, *arrays)
 
-    monkeypatch.setattr(evaluate.likelihood, "compiled", lambda config: watched)
+    monkeypatch.setattr(evaluate.likelihood, "compiled", lambda *_: watched)
     evaluate.score_rows(config, placed, EVERY[:27], shapes=COARSE, batch_tokens=72 * 20)
     assert all(len(shards) == 8 and len(set(shards)) == 1 for shards in seen)

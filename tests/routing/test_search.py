@@ -83,10 +83,10 @@ def test_it_may_be_called_inside_jit():
 def test_other_values_and_other_allowed_rows_compile_nothing():
     queries, rows = jnp.ones((2, 3)), jnp.ones((5, 3))
     search.top_k(queries, rows, 2, allowed=jnp.ones(5, bool))
-    compiled = search._search._cache_size()
+    compiled = search._compiled(2, 5)._cache_size()
     search.top_k(queries * 2, rows * 3, 2, allowed=jnp.arange(5) > 2)
     search.top_k(queries, rows, 2)
-    assert search._search._cache_size() == compiled
+    assert search._compiled(2, 5)._cache_size() == compiled
 
 
 def test_memory_beside_the_rows_does_not_grow_with_them():
@@ -95,7 +95,8 @@ def test_memory_beside_the_rows_does_not_grow_with_them():
             jax.ShapeDtypeStruct(shape, dtype)
             for shape, dtype in [((32, 16), jnp.float32), ((count, 16), jnp.float32), ((count,), jnp.bool_)]
         ]
-        return search._search.lower(*sizes, k=4, block=1024).compile().memory_analysis().temp_size_in_bytes
+        program = search.search_program(*sizes, 4, block=1024)
+        return program.lower().compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(1_000_000) == temporary(10_000)
 

@@ -43,7 +43,9 @@ def trees(told):
 
 def write(told, prompts, *beside, length=LENGTH, eos=EOS):
     config, params = told
-    return np.asarray(generate.compiled(config, length)(params, np.asarray(prompts), np.int32(eos), *beside))
+    return np.asarray(
+        generate.compiled(config, length, "cpu")(params, np.asarray(prompts), np.int32(eos), *beside)
+    )
 
 
 def eos_of(answers):
@@ -112,7 +114,7 @@ def test_rows_of_several_experts_are_each_as_their_expert_alone(told, trees):
 
 
 def test_other_weights_of_the_same_shape_compile_nothing(told, trees):
-    run = generate.compiled(told[0], LENGTH)
+    run = generate.compiled(told[0], LENGTH, "cpu")
     write(told, PROMPTS, trees[0])
     before = run._cache_size()
     write(told, PROMPTS, trees[1])

@@ -48,7 +48,7 @@ def laid():
 @pytest.fixture(scope="module")
 def score(config, base, laid):
     *arrays, _ = laid[0]
-    return lambda *rest: np.asarray(likelihood.compiled(config)(base, *arrays, *rest).logp)
+    return lambda *rest: np.asarray(likelihood.compiled(config, "cpu")(base, *arrays, *rest).logp)
 
 
 def real_edges(found, laid):
@@ -101,21 +101,21 @@ def test_padding_of_a_batch_gives_finite_numbers(score):
 
 def test_swapping_one_expert_for_another_compiles_nothing(config, base, score, experts, laid):
     first = score(experts[0])
-    compiled = likelihood.compiled(config)._cache_size()
+    compiled = likelihood.compiled(config, "cpu")._cache_size()
     assert compiled > 0
     second = score(experts[1])
     score(ex.neutral(experts[2], base))
-    assert likelihood.compiled(config)._cache_size() == compiled
+    assert likelihood.compiled(config, "cpu")._cache_size() == compiled
     for ours, theirs in zip(real_edges(first, laid), real_edges(second, laid), strict=True):
         assert np.abs(ours - theirs).min() > 1e-4
 
 
 def test_swapping_the_stack_or_the_expert_of_a_row_compiles_nothing(config, score, experts, laid):
     first = score(stack(experts), np.array([0, 1, 2, 0], np.int32))
-    compiled = likelihood.compiled(config)._cache_size()
+    compiled = likelihood.compiled(config, "cpu")._cache_size()
     second = score(stack(experts[::-1]), np.array([2, 1, 0, 2], np.int32))
     other = score(stack(experts), np.array([1, 2, 0, 1], np.int32))
-    assert likelihood.compiled(config)._cache_size() == compiled
+    assert likelihood.compiled(config, "cpu")._cache_size() == compiled
     for same, again, changed in zip(
         *(real_edges(each, laid) for each in (first, second, other)), strict=True
     ):
@@ -124,4 +124,4 @@ def test_swapping_the_stack_or_the_expert_of_a_row_compiles_nothing(config, scor
 
 
 def test_one_function_serves_every_caller_of_one_shape_of_network(config):
-    assert likelihood.compiled(config) is likelihood.compiled(type(config)(**vars(config)))
+    assert likelihood.compiled(config, "cpu") is likelihood.compiled(type(config)(**vars(config)), "cpu")

@@ -1,0 +1,38 @@
+"""Shapes: the trees of a base and of its experts as shapes alone, with no array made."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from elm_jax.models import experts as ex
+from elm_jax.models.sizes import T5Config
+from elm_jax.models.t5 import init_params
+
+
+@lru_cache(maxsize=8)
+def base_shapes(config: T5Config) -> Any:
+    """Returns the shapes of a base's parameters, in the type that its network computes in."""
+    made = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.dtype)), made)
+
+
+def expert_shapes(config: T5Config, kind: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Returns the shapes of one fresh expert of a kind beside a base of that network."""
+    make = lambda base: ex.init(kind, jax.random.key(0), base, **(options or {}))  # noqa: E731
+    return jax.eval_shape(make, base_shapes(config))
+
+
+def stacked(tree: Any, count: int, dtype: str | None = None) -> Any:
+    """Returns the shapes of a stack of `count` trees, [E, …], in another type where one is given."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), dtype or leaf.dtype),
+        tree,
+    )
+
+
+def shapes_of(tree: Any) -> Any:
+    """Returns the shapes of a tree of arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
