@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from elm_jax.aot import slices
-from elm_jax.aot.costs import Collective
+from elm_jax.aot.collectives import Collective
 from elm_jax.aot.slices import Slice
 from elm_jax.errors import UserError
 

@@ -97,7 +97,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
             "refusal": _first_line(message).partition(": ")[2].rstrip("."),
         }
     seconds = time.monotonic() - begun
-    counted = costs.costs(executable.as_text(), of, sizes)
+    counted = costs.costs(executable.as_text(), of.kind, sizes)
     return {
         "compile_seconds": seconds,
         "bytes": memory.memory_of(executable),
