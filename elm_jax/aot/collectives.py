@@ -1,9 +1,9 @@
 """Collectives: what the devices of a compiled program send one another.
 
-Blocking ones stand in the text as they are, or inside a fusion (`all-reduce-scatter`). Asynchronous ones come in
-three forms: a `-start` and a `-done`; an `async-start` that calls a computation; and on TPUs a fusion with the
-custom call `AsyncCollectiveStart`, later fusions that repeat the collective under the same channel while they
-compute, and one with `AsyncCollectiveDone`. Between TPU slices they are a `send` to the host.
+Blocking ones stand in the text as they are, or inside a fusion (`all-reduce-scatter`). Asynchronous ones come
+in three forms: a `-start` and a `-done`; an `async-start` that calls a computation; and on TPUs a fusion with
+the custom call `AsyncCollectiveStart`, later fusions that repeat the collective under the same channel while
+they compute, and one with `AsyncCollectiveDone`. Between TPU slices they are a `send` to the host.
 """
 
 import math
@@ -51,7 +51,9 @@ class Collective:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Collective":
         """Returns the record of a JSON object with these fields."""
-        return Collective(**{**value, "axes": tuple(value["axes"])})
+        fields = dict(value)
+        fields["axes"] = tuple(value["axes"])
+        return Collective(**fields)
 
 
 def fused_channels(module: Module) -> frozenset[str]:
@@ -134,7 +136,7 @@ def replica_groups(attributes: str, devices: int) -> Groups:
 
 
 def _mesh_groups(mesh: str, together: str) -> Groups:
-    """Reads groups such as `'a'=4,'b'=8` and `'b':(2)4`: all of an axis, or a part of one, of size 4 after 2."""
+    """Reads groups such as `'a'=4,'b'=8` and `'b':(2)4`: an axis, or its part of size 4 after 2."""
     sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
     shape: list[int] = []

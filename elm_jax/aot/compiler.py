@@ -4,6 +4,7 @@ A compiler may abort, and it takes gigabytes that a process does not give back. 
 (`worker`), which ends with its parent whatever ends that. What was compiled and counted is cached on disk.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -26,6 +27,9 @@ Progress = Callable[[str, str, float], None]
 """Called about once a second with a program's name, its slice's name and the seconds since it was begun."""
 _POLL = 1.0  # seconds between two calls of it
 _FATAL = re.compile(r"F\d{4} |Check failed|Fatal Python error|FATAL|terminate called")
+_NOISE = re.compile(
+    r"InitGoogle|TPU_|Source Location Trace|^\S+\.cc:\d+$"
+)  # what libtpu says of every machine
 _PREFIX = re.compile(r"^[IWEF]\d{4} \S+\s+\d+ [\w./]+:\d+\] ")
 
 
@@ -69,10 +73,10 @@ class Compiled:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Compiled":
         """Returns what `to_json` was called on."""
-        collectives = tuple(Collective.from_json(each) for each in value["collectives"])
-        return Compiled(
-            **{**value, "collectives": collectives, "unpriced": tuple(value["unpriced"])}
-        )
+        fields = dict(value)
+        fields["collectives"] = tuple(Collective.from_json(each) for each in value["collectives"])
+        fields["unpriced"] = tuple(value["unpriced"])
+        return Compiled(**fields)
 
 
 def compile_program(
@@ -100,8 +104,8 @@ def compile_programs(
     Args:
         of: the slice.
         sizes: the sizes of the mesh by axis, as `build` takes them.
-        build: the dotted path of an importable function `(devices, sizes, work) -> list[Program]`. It is called
-            in the child with the slice's devices, which hold no arrays, and makes the mesh itself.
+        build: the dotted path of an importable function `(devices, sizes, work) -> list[Program]`. It is
+            called in the child with the slice's devices, which hold no arrays, and makes the mesh itself.
         work: what the function builds from; it goes through JSON.
         chosen: the names of the programs to compile; default all.
         progress: called while a program is compiled.
@@ -124,9 +128,9 @@ def compile_programs(
     }
     found: list[Compiled] = []
     current = chosen[0] if chosen else "the programs"
-    with tempfile.TemporaryFile() as noise:
+    with tempfile.TemporaryFile() as noise, contextlib.closing(_events(request, noise)) as events:
         begun = time.monotonic()
-        for event in _events(request, noise):
+        for event in events:
             match event:
                 case None:
                     pass
@@ -144,7 +148,8 @@ def compile_programs(
                 case {"exit": code}:
                     raise UserError(
                         f"Expected the compiler to finish {current} for {of.name}, got {_ending(code)}"
-                        f"{_quoted(noise)}. Fix: try another mesh or a smaller batch, or free memory on this host."
+                        f"{_quoted(noise)}. Fix: try another mesh or a smaller batch, or free memory on this "
+                        "host."
                     )
                 case _:
                     raise RuntimeError(f"The compiler's process sent {event!r}")
@@ -153,7 +158,7 @@ def compile_programs(
     raise RuntimeError("The compiler's process sent nothing more")
 
 
-def _events(request: Mapping[str, Any], noise: IO[bytes]) -> Iterator[dict[str, Any] | None]:
+def _events(request: Mapping[str, Any], noise: IO[bytes]) -> Generator[dict[str, Any] | None]:
     """Yields what the child sends, None every second in between, and at last its exit code if it died."""
     environment = {**os.environ, **slices.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
@@ -164,7 +169,8 @@ def _events(request: Mapping[str, Any], noise: IO[bytes]) -> Iterator[dict[str, 
         env=environment,
         start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the child
     )
-    assert process.stdin and process.stdout
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         # The pipe stays open: when the parent ends, the child reads the end of it and ends too.
         process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -204,7 +210,7 @@ def _quoted(noise: IO[bytes]) -> str:
     """Returns the last line of the child's stderr that says something, in quotes after a colon."""
     noise.seek(0)
     lines = [line.strip() for line in noise.read().decode(errors="replace").splitlines()]
-    lines = [line for line in lines if re.search(r"\w", line)]
+    lines = [line for line in lines if re.search(r"\w", line) and not _NOISE.search(line)]
     fatal = [line for line in lines if _FATAL.search(line)]
     last = _PREFIX.sub("", (fatal or lines or [""])[-1])
     return f": {last[:300]!r}" if last else ""

@@ -1,10 +1,11 @@
 """Costs: FLOPs, seconds and collectives of a compiled TPU program, read from its text.
 
-Seconds are the compiler's own estimates of cycles, times the trips of the loops around, over the clock. They are a
-ruler to compare programs with, and no measurement: nothing ran. The compiler estimates nothing for
+Seconds are the compiler's own estimates of cycles, times the trips of the loops around, over the clock. They
+are a ruler to compare programs with, and no measurement: nothing ran. The compiler estimates nothing for
 
 - collectives that block: priced by the bytes that a device sends in a ring, over two of its links;
-- scatters, copies, updates of slices and other moves that are not fused: by their bytes in HBM over its bandwidth;
+- scatters, copies, updates of slices and other moves that are not fused: by their bytes in HBM over its
+  bandwidth;
 - custom calls such as Pallas kernels, sorts, and traffic between slices: not priced, but named in `unpriced`.
 
 Asynchronous copies and collectives count as hidden, which is the best case.
@@ -25,13 +26,37 @@ from elm_jax.aot.products import Product, products_of
 _RING_LINKS = 2  # of a TPU: a ring runs along one dimension of the torus, in both directions
 # Instructions that move nothing, and those that only wait for what runs beside the program.
 _FREE = frozenset(
-    """parameter constant get-tuple-element tuple bitcast iota after-all partition-id replica-id opt-barrier
-    optimization-barrier add-dependency async-done async-update send send-done recv recv-done copy-start copy-done
-    slice-start slice-done dynamic-slice-start dynamic-slice-done""".split()
+    [
+        "parameter",
+        "constant",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "iota",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "optimization-barrier",
+        "opt-barrier",
+        "add-dependency",
+        "async-start",
+        "async-update",
+        "copy-start",
+        "slice-start",
+        "dynamic-slice-start",
+        "send",
+        "recv",
+    ]
 )
 _FREE_CALLS = frozenset(
-    """AllocateBuffer AssumeGatherIndicesInBound AsyncCollectiveStart AsyncCollectiveDone ConcatBitcast Sharding
-    SPMDFullToShardShape SPMDShardToFullShape""".split()
+    [
+        "AllocateBuffer",
+        "AssumeGatherIndicesInBound",
+        "AsyncCollectiveDone",
+        "AsyncCollectiveStart",
+        "ConcatBitcast",
+        "Sharding",
+    ]
 )
 _UNPRICED = ("sort",)
 
@@ -70,8 +95,10 @@ class Costs:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Costs":
         """Returns what `to_json` was called on."""
-        collectives = tuple(Collective.from_json(each) for each in value["collectives"])
-        return Costs(**{**value, "collectives": collectives, "unpriced": tuple(value["unpriced"])})
+        fields = dict(value)
+        fields["collectives"] = tuple(Collective.from_json(each) for each in value["collectives"])
+        fields["unpriced"] = tuple(value["unpriced"])
+        return Costs(**fields)
 
 
 @dataclass(frozen=True)
@@ -144,8 +171,7 @@ def products(text: str) -> list[tuple[Product, int]]:
 def steps(module: Module) -> Iterator[Step]:
     """Yields the instructions that one call of a program runs, those of loops once with their trips.
 
-    A conditional counts all its branches. A loop whose length is not known is yielded itself, and counts as one
-    run.
+    A conditional counts all its branches. A loop of unknown length is yielded itself, and counts as one run.
     """
 
     def visit(computation: Computation, times: int) -> Iterator[Step]:

@@ -1,9 +1,10 @@
 """Device kinds: what one TPU chip or GPU has in memory, arithmetic, bandwidth and links.
 
-The compiler's memory of each TPU was read from the compiler itself (libtpu 0.0.42.1): a program that is too large
-is refused with the number of GiB that are available. The other figures are the vendors': for TPUs the page of each
-version in Google Cloud's documentation, and for the links of v4 Jouppi et al. 2023 (arXiv 2304.01433); for GPUs
-NVIDIA's data sheets of the SXM form. None of those was measured. JAX takes three quarters of a GPU's memory.
+The memory of each TPU was read from its compiler (libtpu 0.0.42.1), which refuses a program that is too large
+with the number of GiB that are available. The other figures are the vendors', and none of them was measured: for
+TPUs the page of each version in Google Cloud's documentation, for the links of v4 Jouppi et al. 2023 (arXiv
+2304.01433), for GPUs NVIDIA's data sheets of the SXM form. A TPU's clock is the one at which its multipliers (v4
+and v5p 8 of 128 x 128, v5e 4, v6e 4 of 256 x 256) reach its peak. JAX takes three quarters of a GPU's memory.
 """
 
 import re
@@ -102,7 +103,7 @@ DEVICE_KINDS: dict[str, DeviceKind] = {
     kind.name: kind
     for kind in (
         #     TFLOP/s, GiB, GB/s, GHz, GB/s a link
-        _tpu("v4", 275, 30.75, 1228, 1.05, 50, "TPU v4"),
+        _tpu("v4", 275, 30.75, 1200, 1.05, 50, "TPU v4"),
         _tpu("v5e", 197, 15.75, 819, 1.503, 50, "TPU v5 lite|TPU v5e"),
         _tpu("v5p", 459, 95.74, 2765, 1.75, 100, "TPU v5|TPU v5p"),
         _tpu("v6e", 918, 31.25, 1638, 1.75, 100, "TPU v6 lite|TPU v6e"),
@@ -123,9 +124,7 @@ def kind_of(device_kind: str) -> DeviceKind | None:
     >>> kind_of("TPU v5 lite").name, kind_of("NVIDIA H100 PCIe")
     ('v5e', None)
     """
-    return next(
-        (kind for kind in DEVICE_KINDS.values() if re.fullmatch(kind.device_kind, device_kind)), None
-    )
+    return next((kind for kind in DEVICE_KINDS.values() if re.fullmatch(kind.device_kind, device_kind)), None)
 
 
 def peak_flops(devices: Iterable[Any], dtype: str) -> float | None:

@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def hbm_bytes(self) -> int:
-        """The bytes that it takes in a TPU's HBM, filled up to whole tiles; 0 if it lies elsewhere on the chip."""
+        """The bytes that it takes in a TPU's HBM, filled up to whole tiles; 0 if it lies elsewhere."""
         if "S(" in self.layout:
             return 0
         tiled = _TILED.match(self.layout)
@@ -87,7 +87,7 @@ class Instruction:
 
     @cached_property
     def references(self) -> Mapping[str, tuple[str, ...]]:
-        """The names of computations, by the attribute that names them: "calls", "body", "condition" and others."""
+        """The names of computations, by the attribute that names them, such as "calls" or "body"."""
         head = self.attributes.partition(", backend_config=")[0]
         return {kind: tuple(re.findall(r"[\w.\-]+", names)) for kind, names in _REFERENCES.findall(head)}
 

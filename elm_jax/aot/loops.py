@@ -1,7 +1,7 @@
 """Loops: how often the body of a `while` runs, worked out from its counter.
 
-A TPU's text has no trip counts. The counter is an element of the loop's tuple that the condition compares with a
-bound; what it begins with stands before the loop, and what is added to it at the end of the body.
+A TPU's text has no trip counts. The counter is an element of the loop's tuple that the condition compares
+with a bound; its first value stands before the loop, and what is added to it at the end of the body.
 """
 
 import re
@@ -97,7 +97,7 @@ def _elements(computation: Computation, name: str) -> tuple[str, ...]:
 def _bounds(
     module: Module, computation: Computation, name: str, arguments: Sequence[Linear | None] | None = None
 ) -> list[_Bound]:
-    """Returns the comparisons that must all hold for a truth value to be true, as far as they are readable."""
+    """Returns the comparisons that must all hold for a truth value to be true, where readable."""
     instruction = computation.by_name[name]
     if instruction.opcode in ("and", *_SAME):
         return [
@@ -126,7 +126,7 @@ def _linear(
 ) -> Linear | None:
     """Returns a scalar as a linear function of the loop's tuple; None if it is none.
 
-    `arguments` are the values of a fused computation's parameters; without them the one parameter is the tuple.
+    `arguments` are the values of a fused computation's parameters; without them the parameter is the tuple.
     """
     instruction = computation.by_name[name]
     operands = instruction.operands
@@ -173,7 +173,11 @@ def _element(
 
 
 def _sum(left: Linear | None, right: Linear | None, sign: int) -> Linear | None:
-    if left is None or right is None or (right.element is not None and (sign < 0 or left.element is not None)):
+    if (
+        left is None
+        or right is None
+        or (right.element is not None and (sign < 0 or left.element is not None))
+    ):
         return None
     element = left.element if left.element is not None else right.element
     return Linear(element, left.offset + sign * right.offset)

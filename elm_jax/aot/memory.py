@@ -41,7 +41,7 @@ def resident_bytes(program: Program) -> int:
 
 
 def required_bytes(message: str) -> int | None:
-    """Returns the bytes per device that a TPU's compiler says a refused program needs; None if it does not say.
+    """Returns the bytes per device that a refused program needs; None if the compiler does not say.
 
     >>> required_bytes("total memory required for HLO temporaries (1.50G) exceeds available HBM (1.00G)")
     1610612736

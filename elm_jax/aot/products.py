@@ -1,7 +1,7 @@
 """Products: the matrix products of a compiled program, their types and their FLOPs.
 
-XLA writes a TPU's products as convolutions: batch and expert axes become spatial axes of a window, with padding
-and dilation such that most positions of the window fall on nothing. Only those that fall on an element count.
+XLA writes a TPU's products as convolutions: batch and expert axes become spatial axes of a window, with
+padding and dilation such that most places of the window fall on nothing. Only those on an element count.
 """
 
 import math
@@ -23,8 +23,7 @@ class Product:
     Attributes:
         operands: the element types of its two operands, such as ("bf16", "bf16").
         result: the element type of its result.
-        precision: "default", "high" or "highest"; on a TPU float32 operands of a default product are rounded to
-            bfloat16.
+        precision: "default", "high" or "highest"; by default a TPU rounds float32 operands to bfloat16.
         flops: of one run; a multiplication and an addition are two.
         op_name: the JAX operation that it came from.
     """
@@ -102,7 +101,7 @@ def _positions(size: int, out: int, axis: _Axis) -> int:
 
 
 def _window(attributes: str) -> list[_Axis]:
-    """Returns the spatial axes of `window={size=8x1 stride=7x1 pad=7_7x0_0 ...}`; what is absent is 1, or no padding."""
+    """Returns the spatial axes of `window={size=8x1 stride=7x1 pad=7_7x0_0}`; 1 or no padding by default."""
     found = re.search(r"window=\{([^}]*)\}", attributes)
     if found is None:
         return []

@@ -1,8 +1,8 @@
 """Slices: devices that are used together, as their names tell them, and the compiler's view of them.
 
-A slice's name is a TPU's with the number in Google's own name (`v4-8`, `v5e-256`), several such slices joined by
-the data-centre network (`2xv5e-256`), or GPUs (`h200`, `8xh100`). The numbers of v4 and v5p count cores, two of
-which make one device. No device has to be present: the compiler of each platform describes it.
+A slice's name is a TPU's with the number in Google's own name (`v4-8`, `v5e-256`), several such slices joined
+by the data-centre network (`2xv5e-256`), or GPUs (`h200`, `8xh100`). The numbers of v4 and v5p count cores,
+two of which make one device. No device has to be present: the compiler of each platform describes it.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from elm_jax import names
-from elm_jax.aot.devices import DEVICE_KINDS, GPU_MODELS, DeviceKind, GpuModel
+from elm_jax.aot.devices import DEVICE_KINDS, GPU_MODELS, DeviceKind
 from elm_jax.errors import UserError
 
 INSTALL = "pip install 'elm_jax[plan]'"
@@ -24,6 +24,7 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is compiled for an absent device cannot be loaded
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask Google Cloud's metadata server about this machine
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise a second process aborts on libtpu's lock file
+        "TPU_LOG_DIR": "disabled",  # libtpu otherwise leaves a file for every process
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 )
@@ -199,9 +200,10 @@ def _tpus(version: str, chips: int, count: int) -> Slice:
 def _gpus(model: str, count: int) -> Slice:
     hosts, odd = divmod(count, _GPUS_PER_HOST) if count > _GPUS_PER_HOST else (1, 0)
     if odd:
+        whole = _GPUS_PER_HOST * hosts
         raise UserError(
-            f"Expected at most {_GPUS_PER_HOST} GPUs, or a multiple of {_GPUS_PER_HOST}, got {count}x{model}. "
-            f"Fix: name {hosts * _GPUS_PER_HOST}x{model} or {(hosts + 1) * _GPUS_PER_HOST}x{model}."
+            f"Expected at most {_GPUS_PER_HOST} GPUs, or a multiple of that, got {count}x{model}. "
+            f"Fix: name {whole}x{model} or {whole + _GPUS_PER_HOST}x{model}."
         )
     each = count // hosts
     return Slice(
@@ -219,7 +221,7 @@ def _gpus(model: str, count: int) -> Slice:
 
 
 def target_config(model: str) -> str:
-    """Returns XLA's description of a GPU (a GpuTargetConfigProto as text), from which it compiles without one."""
+    """Returns XLA's description of a GPU, a GpuTargetConfigProto as text, to compile without one."""
     return _TARGET_CONFIG.format(gpu=GPU_MODELS[model], bandwidth=int(DEVICE_KINDS[model].memory_bandwidth))
 
 

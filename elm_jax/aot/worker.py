@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from elm_jax import cache, storage
 from elm_jax.aot import costs, memory, slices
@@ -133,8 +133,8 @@ def _record(program: Program, of: Slice, value: Mapping[str, Any], *, cached: bo
 def _layout(program: Program) -> tuple[list[int], dict[str, int]]:
     """Returns the ids of the devices in a program's order, and the sizes of its mesh by axis."""
     for leaf in jax.tree.leaves(program.arguments):
-        if isinstance(leaf.sharding, NamedSharding):
-            mesh = leaf.sharding.mesh
+        mesh = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
+        if isinstance(mesh, Mesh):
             return [device.id for device in mesh.devices.flat], dict(mesh.shape)
     raise ValueError(f"Expected an argument of {program.name} with a NamedSharding, got none")
 
@@ -142,7 +142,7 @@ def _layout(program: Program) -> tuple[list[int], dict[str, int]]:
 def _cache_file(
     name: str, lowered: Any, of: Slice, ids: Sequence[int], sizes: Mapping[str, int]
 ) -> Path | None:
-    """Returns the file where the result is kept; None if nothing is to be kept, or a directory cannot be made."""
+    """Returns the file where the result is kept; None if nothing is to be kept or can be."""
     if os.environ.get("ELM_COMPILATION_CACHE", "").lower() in _OFF:
         return None
     options = getattr(getattr(lowered, "_lowering", None), "_compiler_options_kvs", None)
