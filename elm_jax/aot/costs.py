@@ -1,0 +1,225 @@
+"""Costs: FLOPs, seconds and collectives of a compiled TPU program, read from its text.
+
+Seconds are the compiler's own estimates of cycles, times the trips of the loops around, over the clock. They
+are a ruler to compare programs with, and no measurement: nothing ran. The compiler estimates nothing for
+
+- collectives that block: priced by the bytes that a device sends in a ring, over two of its links;
+- scatters, copies, updates of slices and other moves that are not fused: by their bytes in HBM over its
+  bandwidth;
+- custom calls such as Pallas kernels, sorts, and traffic between slices: not priced, but named in `unpriced`.
+
+Asynchronous copies and collectives count as hidden, which is the best case.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from elm_jax.aot import hlo
+from elm_jax.aot.collectives import Collective, collectives_of, fused_channels, merged
+from elm_jax.aot.devices import DeviceKind
+from elm_jax.aot.hlo import Computation, Instruction, Module
+from elm_jax.aot.loops import trip_count
+from elm_jax.aot.products import Product, products_of
+
+_RING_LINKS = 2  # of a TPU: a ring runs along one dimension of the torus, in both directions
+# Instructions that move nothing, and those that only wait for what runs beside the program.
+_FREE = frozenset(
+    [
+        "parameter",
+        "constant",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "iota",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "optimization-barrier",
+        "opt-barrier",
+        "add-dependency",
+        "async-start",
+        "async-update",
+        "copy-start",
+        "slice-start",
+        "dynamic-slice-start",
+        "send",
+        "recv",
+    ]
+)
+_FREE_CALLS = frozenset(
+    [
+        "AllocateBuffer",
+        "AssumeGatherIndicesInBound",
+        "AsyncCollectiveDone",
+        "AsyncCollectiveStart",
+        "ConcatBitcast",
+        "Sharding",
+    ]
+)
+_UNPRICED = ("sort",)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one call of a program costs one device.
+
+    Attributes:
+        flops: of its matrix products; None for a GPU, whose products are calls into libraries.
+        cycle_seconds: by the compiler's cycles.
+        collective_seconds: of collectives that block.
+        move_seconds: of moves that the compiler does not estimate.
+        collectives: what devices send one another.
+        unpriced: what the seconds leave out, each with how often it runs.
+    """
+
+    flops: float | None
+    cycle_seconds: float | None
+    collective_seconds: float | None
+    move_seconds: float | None
+    collectives: tuple[Collective, ...]
+    unpriced: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """All priced seconds; None for a GPU."""
+        if self.cycle_seconds is None or self.collective_seconds is None or self.move_seconds is None:
+            return None
+        return self.cycle_seconds + self.collective_seconds + self.move_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON has them."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Costs":
+        """Returns what `to_json` was called on."""
+        fields = dict(value)
+        fields["collectives"] = tuple(Collective.from_json(each) for each in value["collectives"])
+        fields["unpriced"] = tuple(value["unpriced"])
+        return Costs(**fields)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction that a program runs, outside of fusions.
+
+    Attributes:
+        computation: the computation that it stands in.
+        instruction: the instruction.
+        times: how often one call of the program runs it.
+    """
+
+    computation: Computation
+    instruction: Instruction
+    times: int
+
+
+def costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
+    """Returns what a compiled program costs.
+
+    Args:
+        text: what `compiled.as_text()` returns.
+        kind: the devices that it was compiled for.
+        mesh: the sizes of its mesh by axis, in order.
+    """
+    module = hlo.parse(text)
+    started = fused_channels(module)
+    flops = cycles = 0
+    links = moves = 0.0
+    collectives: list[tuple[Collective, int]] = []
+    unpriced: Counter[str] = Counter()
+    for step in steps(module):
+        computation, instruction, times = step.computation, step.instruction, step.times
+        if instruction.opcode == "while":
+            unpriced["loop of unknown length, counted as one run"] += times
+            continue
+        own = list(collectives_of(module, computation, instruction, mesh, started))
+        collectives += [(each, times) for each in own]
+        unpriced.update({f"{each.kind} between slices": times for each in own if each.between_slices})
+        flops += times * sum(each.flops for each in products_of(module, computation, instruction))
+        if instruction.cycles is not None:
+            cycles += times * instruction.cycles
+        elif own:
+            links += times * sum(_blocking_seconds(each, kind) for each in own)
+        elif name := _unpriced(instruction):
+            unpriced[name] += times
+        else:
+            moves += times * _moved_bytes(computation, instruction) / kind.memory_bandwidth
+    tpu = kind.platform == "tpu"
+    return Costs(
+        flops=float(flops) if tpu else None,
+        cycle_seconds=cycles / kind.clock if tpu else None,
+        collective_seconds=links if tpu else None,
+        move_seconds=moves if tpu else None,
+        collectives=merged(collectives),
+        unpriced=tuple(f"{name} ({times} times)" for name, times in unpriced.items()) if tpu else (),
+    )
+
+
+def products(text: str) -> list[tuple[Product, int]]:
+    """Returns every matrix product of a compiled program, with how often one call runs it."""
+    module = hlo.parse(text)
+    return [
+        (product, step.times)
+        for step in steps(module)
+        for product in products_of(module, step.computation, step.instruction)
+    ]
+
+
+def steps(module: Module) -> Iterator[Step]:
+    """Yields the instructions that one call of a program runs, those of loops once with their trips.
+
+    A conditional counts all its branches. A loop of unknown length is yielded itself, and counts as one run.
+    """
+
+    def visit(computation: Computation, times: int) -> Iterator[Step]:
+        for instruction in computation.instructions:
+            if instruction.opcode == "while":
+                trips = trip_count(module, computation, instruction)
+                if trips is None:
+                    yield Step(computation, instruction, times)
+                for kind, runs in (("body", trips or 0), ("condition", (trips or 0) + 1)):
+                    for called in module.called(instruction, kind):
+                        yield from visit(called, times * (1 if trips is None else runs))
+            elif instruction.opcode in ("call", "conditional"):
+                for kind in ("calls", "to_apply", "branch_computations"):
+                    for called in module.called(instruction, kind):
+                        yield from visit(called, times)
+            else:
+                yield Step(computation, instruction, times)
+
+    yield from visit(module.entry, 1)
+
+
+def _blocking_seconds(collective: Collective, kind: DeviceKind) -> float:
+    if collective.hidden:
+        return 0.0
+    links = min(_RING_LINKS, collective.group_size - 1)
+    return collective.sent_bytes / (links * kind.link_bandwidth)
+
+
+def _unpriced(instruction: Instruction) -> str | None:
+    if instruction.opcode == "custom-call" and instruction.target not in _FREE_CALLS:
+        return f"custom call {instruction.target}"
+    return instruction.opcode if instruction.opcode in _UNPRICED else None
+
+
+def _moved_bytes(computation: Computation, instruction: Instruction) -> int:
+    """Returns the bytes that an instruction without cycles reads and writes in HBM."""
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done") or opcode == "custom-call":
+        return 0
+    if opcode == "fusion" and instruction.name.startswith("async-collective"):
+        return 0
+    written = sum(shape.hbm_bytes for shape in instruction.shapes)
+    operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
+    read = [sum(shape.hbm_bytes for shape in operand.shapes) for operand in operands]
+    if opcode in ("slice", "dynamic-slice", "gather"):
+        return 2 * written
+    if opcode == "dynamic-update-slice":  # in place
+        return 2 * read[1]
+    if opcode == "scatter":  # reads and writes its target where updates fall
+        return sum(read[1:]) + 2 * read[-1]
+    return sum(read) + written

@@ -1,0 +1,58 @@
+"""Memory: the bytes that a compiled program takes on one device."""
+
+import math
+import re
+from typing import Any
+
+import jax
+
+from elm_jax.aot.devices import GIB
+from elm_jax.aot.program import Program
+
+_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+_REQUIRED = (
+    re.compile(r"total memory required[^(]*\(([\d.]+)([BKMGT]?)\)"),
+    re.compile(r"Used ([\d.]+)([BKMGT]?) of [\d.]+[BKMGT]? hbm"),
+    re.compile(r"([\d.]+)([BKMGT]?) exceeds available HBM"),
+)
+
+
+def memory_of(compiled: Any) -> int:
+    """Returns the bytes per device that a compiled program takes when it runs.
+
+    That is arguments, results and temporaries, with donated arguments counted once, and the code.
+
+    Args:
+        compiled: what `jax.jit(f).lower(...).compile()` returns, for devices that are present or not.
+    """
+    found = compiled.memory_analysis()
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes
+    )
+
+
+def resident_bytes(program: Program) -> int:
+    """Returns the bytes per device of what lies there beside a program's arguments and results."""
+    return sum(_device_bytes(leaf) for leaf in jax.tree.leaves(program.resident))
+
+
+def required_bytes(message: str) -> int | None:
+    """Returns the bytes per device that a refused program needs; None if the compiler does not say.
+
+    >>> required_bytes("total memory required for HLO temporaries (1.50G) exceeds available HBM (1.00G)")
+    1610612736
+    """
+    for pattern in _REQUIRED:
+        if found := pattern.search(message):
+            return int(float(found[1]) * _UNITS[found[2] or "B"])
+    return None
+
+
+def _device_bytes(leaf: Any) -> int:
+    sharding = leaf.sharding
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
