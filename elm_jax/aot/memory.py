@@ -37,7 +37,12 @@ def memory_of(compiled: Any) -> int:
 
 def resident_bytes(program: Program) -> int:
     """Returns the bytes per device of what lies there beside a program's arguments and results."""
-    return sum(_device_bytes(leaf) for leaf in jax.tree.leaves(program.resident))
+    return device_bytes(program.resident)
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that a tree of shapes with shardings takes on one device."""
+    return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def required_bytes(message: str) -> int | None:
@@ -52,7 +57,7 @@ def required_bytes(message: str) -> int | None:
     return None
 
 
-def _device_bytes(leaf: Any) -> int:
+def _leaf_bytes(leaf: Any) -> int:
     sharding = leaf.sharding
     shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.aot.program import Program
+from elm_jax.aot.program import Program, replicated
 from elm_jax.axes import Array, Embeddings
 from elm_jax.errors import UserError
 
@@ -54,7 +54,9 @@ def top_k(
     return search_program(*compared, k, block=block).function(*compared)
 
 
-def search_program(queries: Any, rows: Any, allowed: Any, k: int, *, block: int = BLOCK) -> Program:
+def search_program(
+    queries: Any, rows: Any, allowed: Any, k: int, *, block: int = BLOCK, mesh: Mesh | None = None
+) -> Program:
     """Returns the program that searches rows [N, D] for the `k` nearest to queries [Q, D].
 
     Args:
@@ -63,8 +65,10 @@ def search_program(queries: Any, rows: Any, allowed: Any, k: int, *, block: int 
         allowed: likewise, [N].
         k: how many are found for each query.
         block: rows that are compared at a time.
+        mesh: of devices that each have all of it; None is the default device.
     """
-    found = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in (queries, rows, allowed))
+    given = (queries, rows, allowed)
+    found = tuple(replicated(mesh, jax.ShapeDtypeStruct(each.shape, each.dtype)) for each in given)
     return Program("search", _compiled(k, min(block, rows.shape[0])), found)
 
 

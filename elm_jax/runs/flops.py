@@ -15,7 +15,6 @@ gradient of what enters the first layer, which is left out: a few hundredths in 
 """
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,27 +25,6 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
-# FLOP/s of dense products in bfloat16 by the names of `slices`, from the vendors' data sheets. Of a GPU it is
-# the SXM form.
-PEAKS = {
-    "v4": 275e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v6e": 918e12,
-    "a100": 312e12,
-    "h100": 989e12,
-    "h200": 989e12,
-}
-# Other forms are slower, so they are not guessed: H100 PCIe and NVL, H200 NVL, parts of a GPU (MIG).
-_KINDS = {
-    "TPU v4": "v4",
-    "TPU v5 lite|TPU v5e": "v5e",
-    "TPU v5|TPU v5p": "v5p",
-    "TPU v6 lite|TPU v6e": "v6e",
-    r"NVIDIA A100-(SXM4|PCIE)-\d+GB|NVIDIA A100 80GB PCIe": "a100",
-    "NVIDIA H100 80GB HBM3": "h100",
-    "NVIDIA H200": "h200",
-}
 _KERNELS = ("kernel", "lora_a", "lora_b")
 
 
@@ -85,7 +63,7 @@ def attended(prompts: Iterable[Sequence[int] | np.ndarray], answers: Iterable[An
 
 
 def cost(network: T5Config, kind: str, base: Params, expert: Params, seen: Attended | None = None) -> Cost:
-    """Returns what training an expert beside a base costs; `plan.shapes` makes their trees, of shapes alone.
+    """Returns what training an expert beside a base costs; of arrays or of shapes alone.
 
     Without `seen` the 12 L H P K are left out.
     """
@@ -101,24 +79,6 @@ def cost(network: T5Config, kind: str, base: Params, expert: Params, seen: Atten
         answer=(6 if full else 4) * answer + 6 * own[1] + between_answer,
         formula=formula + " + 12 L H P K" * (between_prompt > 0),
     )
-
-
-def peak(kind: str, dtype: str = "bfloat16") -> float | None:
-    """Returns the FLOP/s that a device could reach, by JAX's `device_kind`; None where nobody published it.
-
-    >>> peak("TPU v5 lite"), peak("NVIDIA H100 PCIe"), peak("TPU v4", "float32")
-    (197000000000000.0, None, None)
-    """
-    if dtype != "bfloat16":
-        return None
-    return next((PEAKS[name] for form, name in _KINDS.items() if re.fullmatch(form, kind)), None)
-
-
-def peaks(devices: Iterable[Any], dtype: str) -> float | None:
-    """Returns what JAX's devices could reach together; None where that of one of them is not known."""
-    each = [peak(device.device_kind, dtype) for device in devices]
-    known = [value for value in each if value is not None]
-    return sum(known) if known and len(known) == len(each) else None
 
 
 def _met(tree: Any, *, tied: bool = False) -> tuple[int, int]:

@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from elm_jax.aot.program import platform_of
+from elm_jax.aot.devices import peak_flops
 from elm_jax.engine import batches
+from elm_jax.engine.batch_search import Fit
 from elm_jax.engine.jobs import Job
 from elm_jax.engine.programs import Plan
-from elm_jax.models import sharding
+from elm_jax.models import shapes
 from elm_jax.reporting.tables import Table
-from elm_jax.runs import flops, room
-from elm_jax.runs import plan as sizing
-from elm_jax.runs.roofline import UTILISATION
+from elm_jax.runs import flops, sizing
+from elm_jax.runs.courses import Budget
 from elm_jax.weights.elm import Base
 
+UTILISATION = 0.4  # of the published peak that training is taken to reach, where it was not measured
 OF_PRODUCTS = 0.5  # the same, of the rate at which it was seen to multiply matrices
 SIDE = 2048  # of the matrices that are multiplied to see it
 
@@ -35,9 +36,7 @@ class Forecast:
     filled: float  # share of a batch that is real tokens
     prompt_tokens: float  # real ones, of all steps that are left
     answer_tokens: float
-    need: sizing.Need  # bytes of one device
-    memory: int  # that one device has
-    remat: bool  # whether layers are computed again for the gradient
+    fit: Fit  # the group and batch, and what they take of a device's memory
     flops: float
     rate: float  # FLOP/s that are taken to be reached
     reason: str  # why these
@@ -48,52 +47,30 @@ class Forecast:
         return (self.prompt_tokens + self.answer_tokens) / (self.filled * self.shape.tokens)
 
     @property
-    def between(self) -> int:
-        """The bytes of one device that lie between the layers, about."""
-        return self.need.activations_remat if self.remat else self.need.activations
-
-    @property
     def seconds(self) -> float:
         """How long it takes, compilation left out."""
         return self.flops / self.rate
 
 
 def forecast(
-    base: Base, jobs: Sequence[Job], plan: Plan, mesh: Mesh | None, *, done: Collection[str] = ()
+    base: Base, budget: Budget, jobs: Sequence[Job], mesh: Mesh | None, *, done: Collection[str] = ()
 ) -> Forecast:
     """Returns what it takes to train these jobs' experts beside a base, but those that are `done` already."""
-    parts = mesh.shape["expert"] if mesh else 1
-    multiple = mesh.devices.size // mesh.shape["tensor"] if mesh else 1
-    given = [batches.known(job) for job in jobs]
-    places = parts if plan.kind == "full" else -(-min(plan.places, len(jobs)) // parts) * parts
-    shape = batches.shape_for(
-        given,
-        plan.batch_tokens,
-        places=places,
-        parts=parts,
-        multiple=multiple,
-        attention=batches.attention(base.config, platform_of(mesh)),
-    )
+    config = sizing.with_dropout(base.config, budget)
+    fit = sizing.fit(config, base.params, budget, jobs, mesh)
+    plan = sizing.plan_of(budget, jobs, fit.layout.places, budget.batch_tokens or fit.tokens)
+    given, shape = [batches.known(job) for job in jobs], fit.shape
     visits = [0 if each.job.id in done else each.job.steps * each.job.batch_size for each in given]
     prompts = sum(each.prompt.mean() * count for each, count in zip(given, visits, strict=True))
     answers = sum(each.target.mean() * count for each, count in zip(given, visits, strict=True))
     seen = flops.attended(
         (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
     )
-    work = sizing.Work(
-        base.config,
-        kind=plan.kind,
-        options=plan.options,
-        group=places,
-        train_tokens=shape.tokens,
-        prompt=shape.prompt,
-        answer=-(-shape.target // shape.folded),  # a row of targets belongs to several of prompts
-        segments=shape.segments,
-        optimizer=plan.optimizer,
-    )
-    cost = flops.cost(base.config, plan.kind, *sizing.shapes(work), seen)
+    trees = shapes.base_shapes(config), shapes.expert_shapes(config, budget.kind, budget.options)
+    cost = flops.cost(config, plan.kind, *trees, seen)
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
-    rate, reason = _rate(devices, base.config.dtype)
+    rate, reason = _rate(devices, config.dtype)
+    places, parts, _ = fit.layout
     return Forecast(
         jobs=tuple(jobs),
         done=tuple(done),
@@ -102,9 +79,7 @@ def forecast(
         filled=batches.filled(given[:places], shape, places, parts),
         prompt_tokens=float(prompts),
         answer_tokens=float(answers),
-        need=sizing.need(work, dict(mesh.shape) if mesh else dict.fromkeys(sharding.AXES, 1)),
-        memory=room.memory(),
-        remat=base.config.remat,
+        fit=fit,
         flops=cost.prompt * float(prompts) + cost.answer * float(answers),
         rate=rate,
         reason=reason,
@@ -145,8 +120,8 @@ def tables(found: Forecast) -> list[Table]:
         ("batches", f"{found.batches:,.0f}, saved every {plan.save_every:,}"),
         (
             "memory of a device, GB",
-            f"{sizing.gb(found.need.base)} base, {sizing.gb(sizing.held(found.need) - found.need.base)} "
-            f"experts, about {sizing.gb(found.between)} between; {sizing.gb(found.memory)} there",
+            f"{gb(found.fit.held_bytes)} base and experts, {gb(found.fit.peak_bytes - found.fit.held_bytes)} "
+            f"a batch, as compiled; {gb(found.fit.limit_bytes)} there",
         ),
         ("model FLOPs", f"{found.flops:.3g}"),
         ("time, about", duration(found.seconds)),
@@ -156,7 +131,7 @@ def tables(found: Forecast) -> list[Table]:
 
 def _rate(devices: Sequence[Any], dtype: str) -> tuple[float, str]:
     """Returns the FLOP/s that training is taken to reach, and why."""
-    peak = flops.peaks(devices, dtype)
+    peak = peak_flops(devices, dtype)
     if peak is not None:
         return UTILISATION * peak, f"{100 * UTILISATION:.0f} % of the devices' published {peak:.3g} FLOP/s"
     seen = _products(dtype) * (1 if jax.default_backend() == "cpu" else len(devices))
@@ -192,3 +167,8 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def gb(count: int) -> str:
+    """Returns bytes in GB (10⁹ bytes), as tables and sentences have them."""
+    return f"{count / 1e9:.2f}" if count < 100e9 else f"{count / 1e9:.0f}"

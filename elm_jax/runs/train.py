@@ -1,5 +1,6 @@
 """`elm train`: one expert a task, one a dataset, or one on all tasks, many at once and resumed at will."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -10,26 +11,24 @@ from etils import epath
 from jax.sharding import Mesh
 
 from elm_jax import storage
-from elm_jax.engine import jobs as job_rows
+from elm_jax.aot.devices import peak_flops
 from elm_jax.engine import train as engine
 from elm_jax.engine.events import Watch
 from elm_jax.engine.jobs import Job
 from elm_jax.engine.programs import Plan
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
-from elm_jax.models import paths, sharding
+from elm_jax.models import paths, shapes, sharding
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import courses, data, flops, hosts, room, stopping, watching
-from elm_jax.runs import plan as sizing
+from elm_jax.runs import courses, data, flops, hosts, sizing, stopping, watching
 from elm_jax.runs.courses import Budget, Course
 from elm_jax.runs.entries import Entry, entry_of, is_done
 from elm_jax.runs.forecast import Forecast, forecast
 from elm_jax.runs.workspace import Run
 from elm_jax.weights.elm import Base
 
-MOST_PLACES = 64  # experts at once, where memory would hold more
-TRAIN_TOKENS = 8192  # of a batch on one device, where memory holds as many
+FSDP = 16  # devices that a full expert's parameters are split over, where there are as many
 Stopped = engine.Stopped
 Told = Callable[[Forecast], None]
 
@@ -85,9 +84,8 @@ def train(
         home = _home(run, chosen)
         done = _done(Library(home), entries, run.base) if home.exists() else []
         if told is not None:
-            on = mesh_of(budget, mesh)
-            plan = _plan(run.base, budget, entries, on)
-            told(forecast(run.base, [entry.job for entry in entries], plan, on, done=done))
+            jobs = [entry.job for entry in entries]
+            told(forecast(run.base, budget, jobs, mesh_of(budget, mesh, len(jobs)), done=done))
     if dry_run:
         return []
     return train_courses(run, chosen, budget, mesh=mesh, trackers=trackers, logs=logs, seed=seed)
@@ -137,7 +135,7 @@ def train_courses(
     # Long rows first: the batches that take longest and need most memory come at once.
     entries.sort(key=lambda entry: (-max(map(len, entry.job.prompts)), entry.job.id))
     by_id = {entry.job.id: entry for entry in entries}
-    config = replace(run.base.config, dropout_rate=budget.dropout)
+    config = sizing.with_dropout(run.base.config, budget)
 
     def keep(job: Job, params: Params) -> None:
         if hosts.is_first():
@@ -146,7 +144,7 @@ def train_courses(
             of = (run.base.fingerprint, owned, entry.datasets, job.steps, entry.recipe)
             library.add(Expert(ExpertSpec(job.id, budget.kind, *of), params), replace=True)
 
-    on = mesh_of(budget, mesh)
+    on = mesh_of(budget, mesh, len(entries))
     plan = _plan(run.base, budget, entries, on)
     with ExitStack() as stack:
         stack.enter_context(hosts.together(Stopped))
@@ -172,19 +170,35 @@ def train_courses(
     return [course.id for course in chosen]
 
 
-def mesh_of(budget: Budget, sizes: Mapping[str, int] | None) -> Mesh | None:
-    """Returns the mesh of all devices that a budget trains on; None where one device is all it takes.
+def mesh_of(budget: Budget, sizes: Mapping[str, int] | None, experts: int) -> Mesh | None:
+    """Returns the mesh of all devices that so many experts train on; None where one device is all it takes.
 
-    Without sizes, experts lie apart on accelerators as far as they go, and the parameters of full ones are
-    split; what a CPU is divided into is used on request alone, or where a job has several processes.
+    What a CPU is divided into is used on request alone, or where a job has several processes.
     """
     devices = jax.device_count()
     if sizes is None:
         if devices == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1):
             return None
-        sizes = {"fsdp" if budget.kind == "full" else "expert": devices}
+        slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+        sizes = mesh_sizes(budget.kind, devices, experts, slices)
     rest = 1 if -1 in sizes.values() else -1
     return sharding.mesh(None, **{"data": rest, **sizes})
+
+
+def mesh_sizes(kind: str, devices: int, experts: int, slices: int = 1) -> dict[str, int]:
+    """Returns the sizes of the mesh that a training takes unless it is told others.
+
+    Experts lie apart, as far as there are any, and the devices that are left split their rows. A full
+    expert's parameters are split over a few devices that gather each other's, and rows over all.
+
+    >>> mesh_sizes("bottleneck", 8, 296), mesh_sizes("lora", 8, 3), mesh_sizes("full", 32, 1)
+    ({'expert': 8, 'data': 1}, {'expert': 2, 'data': 4}, {'fsdp': 16, 'data': 2})
+    """
+    if kind == "full":
+        fsdp = math.gcd(FSDP, devices // slices)
+        return {"fsdp": fsdp, "data": devices // fsdp}
+    expert = max(size for size in range(1, max(1, min(devices, experts)) + 1) if not devices % size)
+    return {"expert": expert, "data": devices // expert}
 
 
 def _others(run: Run) -> list[ExpertSpec]:
@@ -203,33 +217,10 @@ def _lengths(run: Run, budget: Budget) -> data.Lengths | None:
 def _plan(base: Base, budget: Budget, entries: Sequence[Entry], on: Mesh | None) -> Plan:
     """Returns how the experts share the devices; what the budget leaves open is what memory holds."""
     jobs = [entry.job for entry in entries]
-    most = budget.places or min(MOST_PLACES, len(jobs))
-    places, tokens = budget.places, budget.batch_tokens
-    if places is None or tokens is None:
-        work = sizing.Work(
-            base.config,
-            kind=budget.kind,
-            options=_plain(budget.options),
-            prompt=max(int(job_rows.lengths(job.prompts).max()) for job in jobs),
-            answer=max(int(job_rows.lengths(job.targets).max()) for job in jobs),
-            train_tokens=tokens or TRAIN_TOKENS,
-            optimizer=budget.optimizer,
-        )
-        fits = room.fit(work, room.memory(), on.shape if on else None, most_places=most)
-        places, tokens = places or fits[0], tokens or fits[1]
-    return Plan(
-        kind=budget.kind,
-        options=_plain(budget.options),
-        optimizer=budget.optimizer,
-        clip=budget.clip,
-        z_loss=budget.z_loss,
-        label_smoothing=budget.label_smoothing,
-        places=places,
-        batch_tokens=tokens,
-        save_every=budget.save_every or max(25, max(job.steps for job in jobs) // 8),
-        validate_every=budget.validate_every,
-        keep=budget.keep,
-    )
+    if budget.places is not None and budget.batch_tokens is not None:
+        return sizing.plan_of(budget, jobs, budget.places, budget.batch_tokens)
+    found = sizing.fit(sizing.with_dropout(base.config, budget), base.params, budget, jobs, on)
+    return sizing.plan_of(budget, jobs, found.layout.places, budget.batch_tokens or found.tokens)
 
 
 def _watched(
@@ -243,7 +234,7 @@ def _watched(
 ) -> AbstractContextManager[Watch]:
     """Returns what shows the training of these experts, and keeps how it went."""
     config = run.base.config
-    trees = sizing.shapes(sizing.Work(config, kind=budget.kind, options=_plain(budget.options)))
+    trees = shapes.base_shapes(config), shapes.expert_shapes(config, budget.kind, budget.options)
     rows = flops.attended(
         (row for entry in entries for row in entry.job.prompts),
         (row for entry in entries for row in entry.job.targets),
@@ -253,15 +244,11 @@ def _watched(
         run.stages,
         title,
         cost=flops.cost(config, budget.kind, *trees, rows),
-        peak=flops.peaks(devices, config.dtype),
+        peak=peak_flops(devices, config.dtype),
         logs=logs,
         trackers=trackers,
         shows=hosts.is_first(),
     )
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def _home(run: Run, chosen: Sequence[Course]) -> epath.Path:

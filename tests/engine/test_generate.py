@@ -34,7 +34,7 @@ def trees(base):
 @pytest.fixture(scope="module")
 def alone(config, base, trees):
     """The answers [expert][prompt], each written in a batch of its own."""
-    run = written.compiled(config, LENGTH)
+    run = written.compiled(config, LENGTH, "cpu")
 
     def answer(prompt, tree):
         laid = np.pad(prompt, (0, ROOM - len(prompt)))[None].astype(np.int32)
@@ -66,7 +66,7 @@ def test_order_batches_and_the_mix_of_experts_change_no_answer(config, base, tre
 
 def test_a_prompt_and_expert_that_come_again_are_answered_once(config, base, trees, monkeypatch):
     rows = []
-    run = written.compiled(config, LENGTH)
+    run = written.compiled(config, LENGTH, "cpu")
 
     def counted(params, prompts, *beside):
         rows.extend(map(tuple, prompts.tolist()))

@@ -1,0 +1,233 @@
+"""Work: what a program is made of, as plain values, and the programs that are made of it.
+
+A compiler runs in a process of its own, so what it compiles goes there as JSON and is built there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from elm_jax.aot.program import Program
+from elm_jax.engine.batches import Shape
+from elm_jax.engine.embed import embed_program
+from elm_jax.engine.evaluate import score_program
+from elm_jax.engine.generate import generate_program
+from elm_jax.engine.programs import GroupPrograms, Layout, Plan, group_programs
+from elm_jax.models import gating, minilm, paths, shapes, sharding
+from elm_jax.models.minilm import BertConfig
+from elm_jax.models.sizes import T5Config
+from elm_jax.routing.search import search_program
+from elm_jax.scoring import buckets
+
+BUILD = "elm_jax.planning.work.build"
+MINILM = BertConfig(vocab_size=30522, emb_dim=384, num_heads=12, num_layers=6, mlp_dim=1536, positions=512)
+"""The shape of all-MiniLM-L6-v2, the paper's embedder."""
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """A group that trains, and the shape of its batches."""
+
+    type: ClassVar[str] = "training"
+    network: T5Config
+    plan: Plan
+    layout: Layout
+    shape: Shape
+
+    def programs(self, mesh: Mesh) -> list[Program]:
+        """Returns all that the group runs on a mesh."""
+        return self.group(mesh).all()
+
+    def group(self, mesh: Mesh) -> GroupPrograms:
+        """Returns the same by name."""
+        return group_programs(self.network, self.plan, self.layout, self.shape, mesh=mesh)
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """A batch that is scored.
+
+    Attributes:
+        name: of the program.
+        network: the base.
+        way: "stack" of experts, "full", a full expert in the base's place, or "gate", which weighs a library.
+        shape: of the batch's prompts and tries.
+        rows: of the batch, on all devices.
+        kind: of the experts.
+        options: of their kind.
+        experts: in the stack or behind the gate.
+    """
+
+    type: ClassVar[str] = "scoring"
+    name: str
+    network: T5Config
+    way: str
+    shape: buckets.Shape
+    rows: int
+    kind: str = "bottleneck"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    experts: int = 1
+
+    def programs(self, mesh: Mesh) -> list[Program]:
+        """Returns the program on a mesh."""
+        found = score_program(
+            self.network,
+            shapes.base_shapes(self.network),
+            self.shape,
+            self.rows,
+            experts=experts_of(self),
+            stacked=self.way == "stack",
+            mesh=mesh,
+        )
+        return [replace(found, name=self.name)]
+
+
+@dataclass(frozen=True)
+class GenerationWork:
+    """A batch of answers that are written token by token; fields are those of `ScoringWork`."""
+
+    type: ClassVar[str] = "generation"
+    name: str
+    network: T5Config
+    way: str
+    rows: int
+    prompt: int
+    length: int
+    kind: str = "bottleneck"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    experts: int = 1
+
+    def programs(self, mesh: Mesh) -> list[Program]:
+        """Returns the program on a mesh: it encodes the prompts, then takes a step for every token."""
+        found = generate_program(
+            self.network,
+            shapes.base_shapes(self.network),
+            self.rows,
+            self.prompt,
+            self.length,
+            experts=experts_of(self),
+            stacked=self.way == "stack",
+            mesh=mesh,
+        )
+        return [replace(found, name=self.name)]
+
+
+@dataclass(frozen=True)
+class EmbeddingWork:
+    """A batch of texts that are embedded, by the run's own T5 or, without a network, by MiniLM."""
+
+    type: ClassVar[str] = "embedding"
+    name: str
+    network: T5Config | None
+    rows: int
+    length: int
+    dtype: str = "float32"  # of MiniLM's products
+
+    def programs(self, mesh: Mesh) -> list[Program]:
+        """Returns the program, on the first device alone, as engines run it."""
+        network = self.network or BertConfig(**{**vars(MINILM), "dtype": self.dtype})
+        if isinstance(network, BertConfig):
+            params = minilm.param_shapes(network)
+        else:
+            params = shapes.base_shapes(network)
+        one = sharding.mesh(list(mesh.devices.flat)[:1])
+        found = embed_program(network, (params, []), self.rows, self.length, mesh=one)
+        return [replace(found, name=self.name)]
+
+
+@dataclass(frozen=True)
+class SearchWork:
+    """A search of keys for those nearest to queries."""
+
+    type: ClassVar[str] = "search"
+    name: str
+    queries: int
+    keys: int
+    width: int
+    k: int = 1
+
+    def programs(self, mesh: Mesh) -> list[Program]:
+        """Returns the program, on the first device alone, as engines run it."""
+        one = sharding.mesh(list(mesh.devices.flat)[:1])
+        found = search_program(
+            jax.ShapeDtypeStruct((self.queries, self.width), jnp.float32),
+            jax.ShapeDtypeStruct((self.keys, self.width), jnp.float32),
+            jax.ShapeDtypeStruct((self.keys,), jnp.bool_),
+            self.k,
+            mesh=one,
+        )
+        return [replace(found, name=self.name)]
+
+
+Work = TrainingWork | ScoringWork | GenerationWork | EmbeddingWork | SearchWork
+WORKS: Mapping[str, type[Work]] = {
+    each.type: each for each in (TrainingWork, ScoringWork, GenerationWork, EmbeddingWork, SearchWork)
+}
+_RECORDS: Mapping[str, Any] = {"network": T5Config, "plan": Plan}
+_TUPLES: Mapping[tuple[str, str], Any] = {
+    ("training", "layout"): Layout,
+    ("training", "shape"): Shape,
+    ("scoring", "shape"): buckets.Shape,
+}
+
+
+def to_json(work: Work) -> dict[str, Any]:
+    """Returns a work as JSON has it."""
+    return {"type": work.type, **asdict(work)}
+
+
+def from_json(told: Mapping[str, Any]) -> Work:
+    """Returns the work that `to_json` was called on."""
+    kind = WORKS[told["type"]]
+    values: dict[str, Any] = {}
+    for each in fields(kind):
+        value = told[each.name]
+        if each.name in _RECORDS and value is not None:
+            value = _RECORDS[each.name](**value)
+        elif (kind.type, each.name) in _TUPLES:
+            value = _TUPLES[kind.type, each.name](*value)
+        values[each.name] = value
+    return kind(**values)
+
+
+def build(devices: Sequence[Any], sizes: Mapping[str, int], told: Mapping[str, Any]) -> list[Program]:
+    """Returns the programs of a work on a mesh of these devices; called in the compiler's process.
+
+    A mesh of fewer devices than there are takes the first of them: a process scores on its own.
+    """
+    count = 1
+    for size in sizes.values():
+        count *= size
+    mesh = sharding.mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
+    return from_json(told).programs(mesh)
+
+
+def experts_of(work: ScoringWork | GenerationWork) -> Any:
+    """Returns the shapes of the experts beside the base; None where a full one stands in its place."""
+    if work.way == "full":
+        return None
+    if work.way == "gate":
+        return _gated(work)
+    one = shapes.expert_shapes(work.network, work.kind, work.options)
+    return shapes.stacked(one, work.experts)
+
+
+def _gated(work: ScoringWork | GenerationWork) -> Any:
+    """Returns the shapes of a gate over LoRA experts, each known by one direction at every projection."""
+    options = work.options if work.kind == "lora" else {}
+    stack = shapes.stacked(shapes.expert_shapes(work.network, "lora", options), work.experts)
+
+    def made(stack: Any) -> Any:
+        flat = paths.flatten(stack)
+        prototypes = {
+            path.removesuffix("/lora_a"): leaf[..., :1]
+            for path, leaf in flat.items()
+            if path.endswith("lora_a")
+        }
+        return gating.gated(stack, prototypes, k=1)
+
+    return jax.eval_shape(made, stack)
