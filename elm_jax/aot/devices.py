@@ -1,10 +1,11 @@
 """Device kinds: what one TPU chip or GPU has in memory, arithmetic, bandwidth and links.
 
 The memory of each TPU was read from its compiler (libtpu 0.0.42.1), which refuses a program that is too large
-with the number of GiB that are available. The other figures are the vendors', and none of them was measured: for
-TPUs the page of each version in Google Cloud's documentation, for the links of v4 Jouppi et al. 2023 (arXiv
-2304.01433), for GPUs NVIDIA's data sheets of the SXM form. A TPU's clock is the one at which its multipliers (v4
-and v5p 8 of 128 x 128, v5e 4, v6e 4 of 256 x 256) reach its peak. JAX takes three quarters of a GPU's memory.
+with the number of GiB that are available. The other figures are the vendors', and none of them was measured:
+for TPUs the page of each version in Google Cloud's documentation, for the links of v4 Jouppi et al. 2023
+(arXiv 2304.01433), for GPUs NVIDIA's data sheets of the SXM form. A TPU's clock is the one at which its
+multipliers (v4 and v5p 8 of 128 x 128, v5e 4, v6e 4 of 256 x 256) reach its peak. JAX takes three quarters of
+a GPU's memory.
 """
 
 import re
@@ -103,15 +104,15 @@ DEVICE_KINDS: dict[str, DeviceKind] = {
     kind.name: kind
     for kind in (
         #     TFLOP/s, GiB, GB/s, GHz, GB/s a link
-        _tpu("v4", 275, 30.75, 1200, 1.05, 50, "TPU v4"),
-        _tpu("v5e", 197, 15.75, 819, 1.503, 50, "TPU v5 lite|TPU v5e"),
-        _tpu("v5p", 459, 95.74, 2765, 1.75, 100, "TPU v5|TPU v5p"),
-        _tpu("v6e", 918, 31.25, 1638, 1.75, 100, "TPU v6 lite|TPU v6e"),
+        _tpu("v4", 275.0, 30.75, 1200.0, 1.05, 50.0, "TPU v4"),
+        _tpu("v5e", 197.0, 15.75, 819.0, 1.503, 50.0, "TPU v5 lite|TPU v5e"),
+        _tpu("v5p", 459.0, 95.74, 2765.0, 1.75, 100.0, "TPU v5|TPU v5p"),
+        _tpu("v6e", 918.0, 31.25, 1638.0, 1.75, 100.0, "TPU v6 lite|TPU v6e"),
         #     TFLOP/s, GB/s, GB/s of NVLink
-        _gpu("h200", 989, 4800, 450, "NVIDIA H200"),
-        _gpu("h100", 989, 3350, 450, "NVIDIA H100 80GB HBM3"),
-        _gpu("a100", 312, 2039, 300, "NVIDIA A100-SXM4-80GB|NVIDIA A100 80GB PCIe"),
-        _gpu("a100-40", 312, 1555, 300, "NVIDIA A100-(SXM4|PCIE)-40GB"),
+        _gpu("h200", 989.0, 4800.0, 450.0, "NVIDIA H200"),
+        _gpu("h100", 989.0, 3350.0, 450.0, "NVIDIA H100 80GB HBM3"),
+        _gpu("a100", 312.0, 2039.0, 300.0, "NVIDIA A100-SXM4-80GB|NVIDIA A100 80GB PCIe"),
+        _gpu("a100-40", 312.0, 1555.0, 300.0, "NVIDIA A100-(SXM4|PCIE)-40GB"),
     )
 }
 

@@ -1,9 +1,11 @@
 """Small programs that the compiler's tests build in its child process."""
 
+import fcntl
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -44,6 +46,13 @@ def build(devices, sizes, work):
     ]
 
 
+def resident(devices, sizes, work):
+    """A product beside which an array of so many bytes lies on the device."""
+    [product, _] = build(devices, sizes, work)
+    beside = replicated(mesh_of(devices, sizes), Shape((work["beside"],), jnp.uint8))
+    return [replace(product, resident=(beside,))]
+
+
 def refuses(devices, sizes, work):
     raise UserError("Expected a mesh that divides, got none. Fix: choose another.")
 
@@ -58,6 +67,9 @@ def dies(devices, sizes, work):
 
 
 def waits(devices, sizes, work):
-    with open(work["file"], "w") as file:
+    """Holds a lock for as long as the process lives."""
+    with open(work["lock"], "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.write(str(os.getpid()))
-    time.sleep(600)
+        file.flush()
+        time.sleep(600)
