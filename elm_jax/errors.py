@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class ContaminationError(UserError):
     """An expert was about to be scored as zero-shot on a dataset it was trained on."""
+
+
+class OutOfMemoryError(UserError):
+    """Not even the smallest group and batch fit a device's memory."""

@@ -22,6 +22,7 @@ FLOORS = [
     ["tasks", "weights", "library", "reporting"],
     ["engine", "t5x_door"],
     ["runs"],
+    ["planning"],
     ["cli", "lm_eval_door"],
 ]
 # Floor 0 is single files, and they may build on one another in this order.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # Options of the compiler by the platform that a program is compiled for. Without them a TPU waits for every
 # gather of a sharded kernel; with them it gathers the next one while it multiplies by the last.
@@ -53,9 +53,9 @@ def jit(function: Callable[..., Any], *, platform: str, **options: Any) -> Any:
     return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})), **options)
 
 
-def platform_of(mesh: Mesh | None) -> str:
-    """Returns the platform of a mesh's devices; without a mesh, that of JAX's default device."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+def platform_of(mesh: Mesh | AbstractMesh | None) -> str:
+    """Returns the platform of a mesh's devices; without devices, that of JAX's default device."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -67,7 +67,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def replicated(mesh: Mesh | None, shapes: Any) -> Any:
+def replicated(mesh: Mesh | AbstractMesh | None, shapes: Any) -> Any:
     """Returns a tree of shapes that lie whole on every device of a mesh."""
     if mesh is None:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)

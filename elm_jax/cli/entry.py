@@ -19,6 +19,7 @@ from elm_jax.cli import (
     evaluation,
     experts,
     merge,
+    plan,
     prompts,
     reporting,
     tasks,
@@ -56,6 +57,7 @@ app.command()(evaluation.evaluate)
 app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(merge.merge)
+app.command()(plan.plan)
 app.command()(reporting.report)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(prompts.app, name="prompts")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from elm_jax.aot import memory
 from elm_jax.engine.batches import Shape
 from elm_jax.engine.programs import GroupPrograms, Layout
-from elm_jax.errors import UserError
+from elm_jax.errors import OutOfMemoryError
 from elm_jax.models.sizes import T5Config
 
 FILLED = 0.85  # of the memory that is free for a batch; less is not worth another compilation
@@ -81,7 +81,7 @@ def largest_fit(search: Search) -> Fit:
     """Returns the most experts and the largest batch that fit.
 
     Raises:
-        UserError: not even one row on a device fits beside the fewest experts.
+        OutOfMemoryError: not even one row on a device fits beside the fewest experts.
     """
     refused: int | None = None
     for layout in _worthwhile(search):
@@ -90,7 +90,7 @@ def largest_fit(search: Search) -> Fit:
             return found
     needed = f"{refused / 1e9:.2f} GB" if refused else "more"
     fewest = search.layouts[-1]
-    raise UserError(
+    raise OutOfMemoryError(
         f"Expected room for {fewest.places} expert{'s' * (fewest.places != 1)} and one row on each device, "
         f"which takes {needed}, got {search.limit_bytes / 1e9:.2f} GB on a device. Fix: split the base over "
         "more devices (a mesh with fsdp), compute layers again for the gradient (remat), train experts of a "

@@ -36,6 +36,7 @@ AHEAD = 4  # batches that are computed before the first of them is fetched
 # Tokens of a batch. On a CPU what a batch needs then stays in memory that is taken once: the allocator gives
 # larger arrays back to the system, which clears them anew for every batch.
 ON_CPU, ON_ACCELERATOR = 1024, 65536
+T5_ROWS = 64  # of a batch that a run's own T5 embeds
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def load_embedder(
 
 
 def embed_rows(
-    config: T5Config, params: Params, rows: Sequence[Sequence[int] | np.ndarray], *, batch_size: int = 64
+    config: T5Config, params: Params, rows: Sequence[Sequence[int] | np.ndarray], *, batch_size: int = T5_ROWS
 ) -> np.ndarray:
     """Returns float32 [N, D] of length 1 for tokenised texts, in their order: a T5 encoder's masked mean."""
     vectors = np.zeros((len(rows), config.emb_dim), np.float32)

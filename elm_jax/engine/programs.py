@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
 from elm_jax.engine.batches import Shape
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
     row_parts: int  # into which the rows of a batch are split
 
 
-def layout_for(kind: str, places: int, mesh: Mesh | None) -> Layout:
+def layout_for(kind: str, places: int, mesh: Mesh | AbstractMesh | None) -> Layout:
     """Returns the layout of so many experts, rounded up to what the mesh divides.
 
     A part has one full expert, for no row has a network of its own.
@@ -94,7 +94,8 @@ def group_programs(
     shape: Shape,
     *,
     base: Any = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+    platform: str | None = None,
 ) -> GroupPrograms:
     """Returns the programs of a group.
 
@@ -104,9 +105,11 @@ def group_programs(
         layout: from `layout_for`.
         shape: of all batches.
         base: the shapes of the base; without it, of `config` in its own type.
-        mesh: of devices that are here or not; None is the default device.
+        mesh: of devices that are here or not; None is the default device. Of one without devices programs
+            tell their shapes, but are not compiled.
+        platform: that they are compiled for; that of the mesh's devices where it has any.
     """
-    platform = platform_of(mesh)
+    platform = platform or platform_of(mesh)
     base = shapes.base_shapes(config) if base is None else shapes.shapes_of(base)
     options = hashable(plan.options)
     optimizer = optimizers.optimizer(plan.optimizer, **({} if plan.clip is None else {"clip": plan.clip}))
@@ -156,7 +159,7 @@ def group_programs(
     )
 
 
-def rows_of(shape: Shape, mesh: Mesh | None) -> step.Rows:
+def rows_of(shape: Shape, mesh: Mesh | AbstractMesh | None) -> step.Rows:
     """Returns the shapes of a batch's arrays, its rows split over the mesh."""
     rows, prompt, target, segments, folded = shape
     widths = (prompt, prompt, target, target, segments, segments, segments)

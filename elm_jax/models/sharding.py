@@ -68,11 +68,7 @@ def mesh(
 
 
 def _laid_out(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
-    """Returns devices in an array of a mesh's sizes, neighbours on its axes near one another.
-
-    Between slices, which a slow network joins, only `expert` and `data` may reach: experts send one another
-    nothing, and data its gradients alone.
-    """
+    """Returns devices in an array of a mesh's sizes, neighbours on its axes near one another."""
     shape = tuple(sizes[axis] for axis in AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
@@ -81,15 +77,7 @@ def _laid_out(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         except NotImplementedError:
             return np.array(devices, object).reshape(shape)
-    between = [1] * len(AXES)
-    for place, axis in enumerate(("expert", "data")):
-        between[place] = math.gcd(sizes[axis], slices // math.prod(between))
-    if math.prod(between) != slices:
-        told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise UserError(
-            f"Expected a mesh whose expert and data axes divide into {slices} slices, got {told}. Fix: give "
-            f"them a common multiple of {slices}, as data={slices}."
-        )
+    between = between_slices(sizes, slices)
     within = tuple(size // part for size, part in zip(shape, between, strict=True))
     parts = [
         _laid_out(own, dict(zip(AXES, within, strict=True)))
@@ -120,6 +108,29 @@ def fitted(devices: int, **sizes: int) -> dict[str, int]:
             f"{'a multiple of ' * bool(left)}{known}. Change a size, or give as many devices."
         )
     return sizes | dict.fromkeys(left, devices // known)
+
+
+def between_slices(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
+    """Returns how many slices each axis of a mesh reaches over.
+
+    Between slices, which a slow network joins, only `expert` and `data` may reach: experts send one another
+    nothing, and data its gradients alone.
+
+    Raises:
+        UserError: these two do not divide into so many slices.
+
+    >>> between_slices({"expert": 2, "data": 8, "fsdp": 4, "tensor": 1}, 4)
+    (2, 2, 1, 1)
+    """
+    expert = math.gcd(sizes["expert"], slices)
+    data = math.gcd(sizes["data"], slices // expert)
+    if expert * data != slices:
+        told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(
+            f"Expected a mesh whose expert and data axes divide into {slices} slices, got {told}. Fix: give "
+            f"them a common multiple of {slices}, as data={slices}."
+        )
+    return expert, data, 1, 1
 
 
 def spec(

@@ -129,7 +129,7 @@ class EmbeddingWork:
 
     def programs(self, mesh: Mesh) -> list[Program]:
         """Returns the program, on the first device alone, as engines run it."""
-        network = self.network or BertConfig(**{**vars(MINILM), "dtype": self.dtype})
+        network = self.network or replace(MINILM, dtype=self.dtype)
         if isinstance(network, BertConfig):
             params = minilm.param_shapes(network)
         else:
@@ -189,7 +189,8 @@ def from_json(told: Mapping[str, Any]) -> Work:
         if each.name in _RECORDS and value is not None:
             value = _RECORDS[each.name](**value)
         elif (kind.type, each.name) in _TUPLES:
-            value = _TUPLES[kind.type, each.name](*value)
+            made: Any = _TUPLES[kind.type, each.name]
+            value = made(*told[each.name])
         values[each.name] = value
     return kind(**values)
 

@@ -122,8 +122,8 @@ def read(recipe: str, bindings: Sequence[str], asked: Asked) -> list[TrainingLoa
         found += _pipeline(bound, asked)
     if not found:
         raise UserError(
-            f"Expected a recipe that trains or evaluates, got {recipe!r}, which does neither. Fix: name one of "
-            "gin/recipes, as gin/recipes/all_prompt_experts.gin."
+            f"Expected a recipe that trains or evaluates, got {recipe!r}, which does neither. Fix: name one "
+            "that does, as gin/recipes/all_prompt_experts.gin."
         )
     return found
 
@@ -191,8 +191,8 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
         experts, assumed = EXPERTS, (*assumed, f"{EXPERTS} experts in the library")
     elif experts < 1 and _wants_experts(bound):
         raise UserError(
-            f"Expected experts to evaluate, got {experts}. Fix: give the run that has them as MODEL_DIR, or how "
-            "many there will be, as --experts 296."
+            f"Expected experts to evaluate, got {experts}. Fix: give the run that has them as MODEL_DIR, or "
+            "how many there will be, as --experts 296."
         )
     kind, options = ("bottleneck", {}) if described is None else _kind_of(described.spec)
     return _scored(
@@ -216,13 +216,14 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
 def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | ScoringLoad]:
     """Returns what a recipe of the whole path trains and scores."""
     source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
-    shared = {"source": source, "budget": budget, "lengths": bound.get("lengths") or Lengths()}
+    lengths: Lengths = bound.get("lengths") or Lengths()
     base = bound.get("initial_checkpoint")
     if base is None and asked.size is None:  # it is trained from scratch
         asked = replace(asked, size=(bound.get("pretraining") or Pretraining()).size)
     trained_on = replace(source, limit=bound.get("train_rows"))
     given = {"tasks": bound["train_tasks"], "initial_checkpoint": base, "mesh": bound.get("mesh")}
-    trained = _training({**shared, **given, "source": trained_on}, asked)
+    how = {"source": trained_on, "budget": budget, "lengths": lengths}
+    trained = _training({**given, **how}, asked)
     tasks = data.choose(bound["eval_tasks"], source, evaluation=True)
     return [
         trained,
@@ -237,7 +238,7 @@ def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | Sco
             calibrated=False,
             queries=bound.get("queries") or 32,
             batch_tokens=bound.get("batch_tokens") or BATCH_TOKENS,
-            lengths=shared["lengths"],
+            lengths=lengths,
             kind=budget.kind,
             options=budget.options,
             assumed=trained.assumed,

@@ -81,6 +81,13 @@ def cost(network: T5Config, kind: str, base: Params, expert: Params, seen: Atten
     )
 
 
+def forward_cost(network: T5Config, base: Params, expert: Params, seen: Attended | None = None) -> Cost:
+    """Returns what a forward pass costs, without a gradient: 2 N + 2 n + 4 L H P K."""
+    whole = cost(network, "full", base, {}, seen)
+    own = _met(expert)
+    return Cost(whole.prompt / 3 + 2 * own[0], whole.answer / 3 + 2 * own[1], "2 N + 2 n + 4 L H P K")
+
+
 def _met(tree: Any, *, tied: bool = False) -> tuple[int, int]:
     """Returns how many parameters of kernels a prompt's token meets, and how many an answer's."""
     prompt = answer = 0

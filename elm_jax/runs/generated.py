@@ -23,7 +23,7 @@ from elm_jax.runs import data, hosts, rows
 from elm_jax.runs.choices import Chosen
 from elm_jax.runs.gates import Gated
 from elm_jax.runs.rows import Cell
-from elm_jax.runs.stacks import stacks
+from elm_jax.runs.stacks import AT_ONCE, stacks
 from elm_jax.runs.workspace import Run
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.generate import NO_NUMBERS
@@ -52,7 +52,7 @@ def generate(
     metric: str | None = None,
     swapped_bleu: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    at_once: int = 64,
+    at_once: int = AT_ONCE,
     gated: Mapping[str, Gated] | None = None,
     named: Collection[str] = (),
 ) -> dict[Cell, Answers]:

@@ -32,7 +32,7 @@ from elm_jax.runs import data, hosts, rows
 from elm_jax.runs.choices import Chosen
 from elm_jax.runs.gates import Gated
 from elm_jax.runs.rows import Cell
-from elm_jax.runs.stacks import stacks
+from elm_jax.runs.stacks import AT_ONCE, stacks
 from elm_jax.runs.workspace import Run
 from elm_jax.scoring import rank
 from elm_jax.scoring.buckets import Row
@@ -77,7 +77,7 @@ def score(
     specs: Sequence[TaskSpec],
     *,
     batch_tokens: int = engine.BATCH_TOKENS,
-    at_once: int = 64,
+    at_once: int = AT_ONCE,
     by: str = "sum",
     gated: Mapping[str, Gated] | None = None,
     named: Collection[str] = (),

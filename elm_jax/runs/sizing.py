@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from elm_jax.aot.program import platform_of
 from elm_jax.engine import batch_search, batches
@@ -42,7 +42,7 @@ def fit(config: T5Config, base: Params, budget: Budget, jobs: Sequence[Job], mes
     """Returns the group and the batch that fit the devices at hand, by compiling what they would run.
 
     Raises:
-        UserError: not even one row on a device fits.
+        OutOfMemoryError: not even one row on a device fits.
     """
     programs = programs_for(config, base, plan_of(budget, jobs, 1, 1), mesh)
     return batch_search.largest_fit(
@@ -51,6 +51,7 @@ def fit(config: T5Config, base: Params, budget: Budget, jobs: Sequence[Job], mes
             budget,
             [batches.known(job) for job in jobs],
             mesh,
+            platform=platform_of(mesh),
             held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST)),
             peak_bytes=lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
             limit_bytes=room.memory(),
@@ -63,13 +64,17 @@ SMALLEST = Shape(1, 8, 8, 1)
 
 
 def programs_for(
-    config: T5Config, base: Any, plan: Plan, mesh: Mesh | None
+    config: T5Config,
+    base: Any,
+    plan: Plan,
+    mesh: Mesh | AbstractMesh | None,
+    platform: str | None = None,
 ) -> Callable[[Layout, Shape], GroupPrograms]:
     """Returns the programs of a training by layout and batch; arguments are those of `group_programs`."""
 
     @lru_cache(maxsize=16)
     def programs(layout: Layout, shape: Shape) -> GroupPrograms:
-        return group_programs(config, plan, layout, shape, base=base, mesh=mesh)
+        return group_programs(config, plan, layout, shape, base=base, mesh=mesh, platform=platform)
 
     return programs
 
@@ -78,14 +83,14 @@ def search_of(
     config: T5Config,
     budget: Budget,
     known: Sequence[Known],
-    mesh: Mesh | None,
+    mesh: Mesh | AbstractMesh | None,
     *,
+    platform: str,
     held_bytes: Callable[[Layout], int],
     peak_bytes: Callable[[Layout, Shape], int | None],
     limit_bytes: int,
 ) -> Search:
     """Returns what to search for a training's group and batch; what the budget says is not searched."""
-    platform = platform_of(mesh)
     attention = batches.attention(config, platform)
     places = budget.places or min(MOST_PLACES, len(known))
     layout = layout_for(budget.kind, places, mesh)

@@ -22,6 +22,8 @@ from elm_jax.runs.workspace import Run, Workspace
 
 BASE = "base"
 """What stands for the base alone where an expert's id is wanted."""
+AT_ONCE = 64
+"""Experts of a stack, at most."""
 SHARE = 0.25
 """Of a device's memory that a stack takes at most; the base and what it computes lie beside it."""
 

@@ -1,0 +1,113 @@
+"""`elm plan`: what recipes take on slices, by their own compilers."""
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from elm_jax.cli.options import AsJson, GinBindings
+from elm_jax.cli.shown import show
+from elm_jax.errors import UserError
+
+AXES = ("expert", "data", "fsdp", "tensor")
+
+
+def plan(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipes of a training or an evaluation.")
+    ],
+    slices: Annotated[
+        list[str], typer.Option("--slice", help="v4-8, v5e-256, 2xv5e-256, h200, 8xh100; may be repeated.")
+    ],
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="Sizes by axis, as expert=4,fsdp=-1; default: as the run would take them."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Of the base, as xl; default: that of the recipe's base, else xl."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the base: bfloat16 or float32.")] = "bfloat16",
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of each task whose data is not here.")] = None,
+    experts: Annotated[
+        int | None,
+        typer.Option(min=0, help="Experts of the library to evaluate; default: the run's, else 296."),
+    ] = None,
+    gin_bindings: GinBindings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile every program of recipes for slices that are not here: memory, time, traffic.
+
+    Example: elm plan gin/recipes/all_prompt_experts.gin --slice v5e-4
+
+    Exit code 1 if something does not fit. Wants the extra: pip install 'elm_jax[plan]'.
+    """
+    # What is compiled is for devices that are not here: JAX need not look for any.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from elm_jax.aot.slices import require_compiler, slice_of
+    from elm_jax.planning import plan as planning
+    from elm_jax.planning import workload
+    from elm_jax.planning.tables import tables
+
+    chosen, sizes = [slice_of(name) for name in slices], _mesh(mesh)
+    for each in chosen:
+        require_compiler(each.kind.platform)
+    asked = workload.Asked(size, dtype, rows, experts)
+    loads = [
+        (recipe, load) for recipe in recipes for load in workload.read(recipe, gin_bindings or [], asked)
+    ]
+    progress, fits, told = _Progress(), True, []
+    for recipe, load in loads:
+        for each in chosen:
+            found = planning.plan(load, each, sizes, progress)
+            progress.end()
+            fits = fits and found.fits
+            told.append({"recipe": recipe, **found.to_json()})
+            if not as_json:
+                for table in tables(found):
+                    show(table)
+    if as_json:
+        print(json.dumps({"slices": told}))
+    for each in told:
+        if not each["fits"]:
+            print(f"elm: {each['recipe']} on {each['slice']}: {each['reason']}", file=sys.stderr)
+    if not fits:
+        raise typer.Exit(1)
+
+
+class _Progress:
+    """Says on standard error which program is compiled, on one line that a terminal writes over."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._current: tuple[str, str] | None = None
+
+    def __call__(self, program: str, slice_name: str, seconds: float) -> None:
+        if self._terminal:
+            print(f"\r\x1b[Kcompiling {program} for {slice_name}: {seconds:.0f} s", end="", file=sys.stderr)
+        elif (program, slice_name) != self._current:
+            print(f"compiling {program} for {slice_name}", file=sys.stderr)
+        self._current = program, slice_name
+
+    def end(self) -> None:
+        """Clears the line."""
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def _mesh(text: str | None) -> dict[str, int] | None:
+    """Reads `expert=4,fsdp=-1`."""
+    if text is None:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or not size.removeprefix("-").isdigit():
+            raise UserError(
+                f"Expected sizes of the axes {', '.join(AXES)}, got {text!r}. Fix: give them as "
+                "--mesh expert=4,fsdp=-1."
+            )
+        sizes[axis] = int(size)
+    return sizes
