@@ -47,6 +47,7 @@ class Compiled:
         compile_seconds: of the compiler alone; from the first time if the result was cached.
         flops: of matrix products, loops included; None on GPUs and for a program that was refused.
         seconds: by the compiler's cycles, with the gaps filled as `costs` says; None as for `flops`.
+        collective_seconds: the part of them in which collectives block.
         collectives: what devices send one another.
         unpriced: what `seconds` does not contain.
         reason: why it does not fit, in one sentence; None if it fits.
@@ -61,6 +62,7 @@ class Compiled:
     compile_seconds: float
     flops: float | None
     seconds: float | None
+    collective_seconds: float | None
     collectives: tuple[Collective, ...]
     unpriced: tuple[str, ...]
     reason: str | None
