@@ -162,7 +162,8 @@ def compile_programs(
 
 def _events(request: Mapping[str, Any], noise: IO[bytes]) -> Generator[dict[str, Any] | None]:
     """Yields what the child sends, None every second in between, and at last its exit code if it died."""
-    environment = {**os.environ, **slices.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # the child imports what this process can
+    environment = {**os.environ, **slices.ENVIRONMENT, "PYTHONPATH": path}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "elm_jax.aot.worker"],
         stdin=subprocess.PIPE,
