@@ -47,6 +47,7 @@ class Compiled:
         compile_seconds: of the compiler alone; from the first time if the result was cached.
         flops: of matrix products, loops included; None on GPUs and for a program that was refused.
         seconds: by the compiler's cycles, with the gaps filled as `costs` says; None as for `flops`.
+        collective_seconds: the part of them in which collectives block.
         collectives: what devices send one another.
         unpriced: what `seconds` does not contain.
         reason: why it does not fit, in one sentence; None if it fits.
@@ -61,6 +62,7 @@ class Compiled:
     compile_seconds: float
     flops: float | None
     seconds: float | None
+    collective_seconds: float | None
     collectives: tuple[Collective, ...]
     unpriced: tuple[str, ...]
     reason: str | None
@@ -160,7 +162,8 @@ def compile_programs(
 
 def _events(request: Mapping[str, Any], noise: IO[bytes]) -> Generator[dict[str, Any] | None]:
     """Yields what the child sends, None every second in between, and at last its exit code if it died."""
-    environment = {**os.environ, **slices.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # the child imports what this process can
+    environment = {**os.environ, **slices.ENVIRONMENT, "PYTHONPATH": path}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "elm_jax.aot.worker"],
         stdin=subprocess.PIPE,

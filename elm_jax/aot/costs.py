@@ -59,6 +59,7 @@ _FREE_CALLS = frozenset(
     ]
 )
 _UNPRICED = ("sort",)
+_BRANCHES = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
         collective_seconds=links if tpu else None,
         move_seconds=moves if tpu else None,
         collectives=merged(collectives),
-        unpriced=tuple(f"{name} ({times} times)" for name, times in unpriced.items()) if tpu else (),
+        unpriced=tuple(f"{times} x {name}" for name, times in unpriced.items()) if tpu else (),
     )
 
 
@@ -184,7 +185,7 @@ def steps(module: Module) -> Iterator[Step]:
                     for called in module.called(instruction, kind):
                         yield from visit(called, times * (1 if trips is None else runs))
             elif instruction.opcode in ("call", "conditional"):
-                for kind in ("calls", "to_apply", "branch_computations"):
+                for kind in _BRANCHES:
                     for called in module.called(instruction, kind):
                         yield from visit(called, times)
             else:

@@ -18,7 +18,7 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _TILED = re.compile(r"\{([\d,]+):T\((\d+)(?:,(\d+))?\)")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
-_REFERENCES = re.compile(r"(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_REFERENCES = re.compile(r"(calls|body|condition|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
 @dataclass(frozen=True, slots=True)

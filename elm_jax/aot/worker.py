@@ -4,6 +4,7 @@ It reads one request, a line of JSON on stdin, and writes one event a line on st
 which is when its parent ends. Everything else that is written, by libtpu above all, goes to stderr.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -75,7 +76,8 @@ def compiled(program: Program, of: Slice) -> Compiled:
     found = _read(file)
     value = found or _compile(program, lowered, of, sizes)
     if file is not None and not found:
-        storage.write_json(file, value)
+        with contextlib.suppress(UserError):  # what cannot be kept is compiled again
+            storage.write_json(file, value)
     return _record(program, of, value, cached=bool(found))
 
 
@@ -123,6 +125,7 @@ def _record(program: Program, of: Slice, value: Mapping[str, Any], *, cached: bo
         compile_seconds=value["compile_seconds"],
         flops=counted.flops if counted else None,
         seconds=counted.seconds if counted else None,
+        collective_seconds=counted.collective_seconds if counted else None,
         collectives=counted.collectives if counted else (),
         unpriced=counted.unpriced if counted else (),
         reason=reason and f"{program.name} does not fit on {of.name}: {reason}.",

@@ -134,7 +134,7 @@ def test_what_goes_between_slices_is_told_and_not_priced():
         )
     )
     assert found.collectives == (Collective("all-reduce", "bf16", (), 0, True, True, 1, 2048, 2048.0),)
-    assert found.unpriced == ("all-reduce between slices (1 times)",)
+    assert found.unpriced == ("1 x all-reduce between slices",)
 
 
 def test_a_group_of_one_device_sends_nothing():

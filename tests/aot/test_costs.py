@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.aot import costs, slices
 from elm_jax.aot.program import COMPILER_OPTIONS
@@ -105,6 +106,27 @@ def test_asynchronous_gathers_are_hidden_and_cost_no_seconds(mesh):
     assert sum(each.bytes for each in some_hidden) == both
     assert fused.collective_seconds < blocking.collective_seconds
     assert fused.flops == pytest.approx(3 * 5 * 2 * 4096 * 1024**2 / 4, rel=0.01)
+
+
+def test_what_two_slices_exchange_goes_over_the_network_between_them():
+    both = slices.slice_of("2xv5e-4")
+    devices = mesh_utils.create_hybrid_device_mesh((1, 4), (2, 1), slices.devices(both))
+    mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    found = counted(
+        mesh,
+        jax.grad(stack),
+        shape(mesh, 5, 1024, 1024, split=(None, "fsdp")),
+        shape(mesh, 2048, 1024, split=(("data", "fsdp"),)),
+        out_shardings=split,
+    )
+    between = [each for each in found.collectives if each.between_slices]
+    assert {(each.kind, each.hidden) for each in between} == {("all-reduce", True)}
+    assert (
+        sum(each.bytes for each in between) == 5 * 1024 * 1024 * 2 / 4
+    )  # every device's part of the gradients
+    assert found.unpriced == ("5 x all-reduce between slices",)
+    assert {each.axes for each in found.collectives if not each.between_slices} == {("fsdp",)}
 
 
 def test_products_tell_their_types_and_precision(mesh):

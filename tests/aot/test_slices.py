@@ -1,12 +1,17 @@
 """Slices by name, and the devices that the compilers make of them."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+import elm_jax
 from elm_jax.aot import memory, slices
 from elm_jax.aot.devices import DEVICE_KINDS, GIB, kind_of, peak_flops
 from elm_jax.errors import UserError
@@ -111,3 +116,34 @@ def test_peaks_add_up_and_are_none_where_one_is_unknown():
     assert peak_flops([Device("TPU v4"), Device("cpu")], "bfloat16") is None
     assert peak_flops([Device("TPU v4")], "float32") is None
     assert peak_flops([], "bfloat16") is None
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("libtpu", "jax_plugins"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Blocker())
+from elm_jax.aot import compiler, slices
+from elm_jax.errors import UserError
+for name in ("v5e-1", "h200"):
+    try:
+        compiler.compile_programs(slices.slice_of(name), {"fsdp": 1}, "small_programs.build", {})
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_without_the_compilers_one_sentence_says_how_to_get_them():
+    environment = {**os.environ, "PYTHONPATH": str(Path(elm_jax.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "Expected the TPU compiler (libtpu) to be installed, got none. Fix: pip install 'elm_jax[plan]'",
+        "Expected the GPU compiler (jax-cuda13-plugin) to be installed, got none. "
+        "Fix: pip install 'elm_jax[plan]'",
+    ]
