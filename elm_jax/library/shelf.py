@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from elm_jax.axes import Array
@@ -91,7 +91,7 @@ class Shelf:
         # Expert -> (checksum, parameters); both the least recently used first.
         self._host: OrderedDict[str, tuple[str, Params]] = OrderedDict()
         self._stacks: OrderedDict[Group, _Stack] = OrderedDict()
-        self._put: Callable[..., Any] = jax.jit(partial(_put, mesh), donate_argnums=0)
+        self._put: Callable[..., Any] = jax.jit(_put, donate_argnums=0)
 
     @property
     def device_bytes(self) -> int:
@@ -258,30 +258,10 @@ def _zeros(group: Group, places: int, dtype: np.dtype) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _shapes(group, places, dtype))
 
 
-def _put(mesh: Mesh | None, stack: Params, params: Params, place: Array) -> Params:
+def _put(stack: Params, params: Params, place: Array) -> Any:
     """Returns the stack with an expert's parameters in a place; no device moves what is not its own."""
-    if mesh is None:
-        return jax.tree.map(
-            lambda whole, one: jax.lax.dynamic_update_index_in_dim(whole, one, place, 0), stack, params
-        )
-
-    def own(whole: Array, one: Array, place: Array) -> Array:
-        at = place - jax.lax.axis_index("expert") * whole.shape[0]
-        inside = (at >= 0) & (at < whole.shape[0])
-        at = jnp.clip(at, 0, whole.shape[0] - 1)
-        before = jax.lax.dynamic_index_in_dim(whole, at, 0, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(whole, jnp.where(inside, one, before), at, 0)
-
-    layout = jax.tree.map(lambda to: to.spec, sharding.shardings(mesh, stack, experts=True))
-    single = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), layout)
-    mapped = jax.shard_map(
-        lambda stack, params, place: jax.tree.map(partial(own, place=place), stack, params),
-        mesh=mesh,
-        in_specs=(layout, single, PartitionSpec()),
-        out_specs=layout,
-        check_vma=False,
-    )
-    return mapped(stack, params, place)
+    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
+    return sharding.kept(sharding.put_expert(stack, one, place), jax.tree.leaves(stack)[0])
 
 
 def _size(params: Params) -> int:

@@ -9,25 +9,20 @@ they lie on one device, nothing is pinned. Left to itself XLA splits the width o
 the kernels, so that every device has all rows and adds them up over the mesh after every product.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
-from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from elm_jax.axes import Array
-from elm_jax.errors import UserError
 from elm_jax.models import products
 from elm_jax.models.kinds import KERNELS, axes_of
 
-AXES = ("expert", "data", "fsdp", "tensor")
 TENSOR = ("tensor", "model")  # the second is T5X's name, under which our network may train too
 Rules = Mapping[str, tuple[str, ...]]
 RULES: Rules = {
@@ -43,94 +38,6 @@ RULES: Rules = {
     "relpos_buckets": (),
 }
 """The axes of a mesh that split a logical axis: T5X's names, and our own `experts` and `rank`."""
-
-
-def mesh(
-    devices: Sequence[Any] | None = None,
-    *,
-    expert: int = 1,
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
-) -> Mesh:
-    """Returns a mesh of all devices, or of those given; one of the sizes may be -1, which is what is left.
-
-    Raises a UserError where the sizes do not multiply to the number of devices.
-
-    >>> dict(mesh(jax.devices()[:1]).shape)
-    {'expert': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
-    """
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = fitted(len(devices), expert=expert, data=data, fsdp=fsdp, tensor=tensor)
-    # Axes of type Auto: how what lies between is split, the compiler finds.
-    types = (AxisType.Auto,) * len(AXES)
-    return Mesh(_laid_out(devices, sizes), AXES, axis_types=types)
-
-
-def _laid_out(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
-    """Returns devices in an array of a mesh's sizes, neighbours on its axes near one another."""
-    shape = tuple(sizes[axis] for axis in AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        try:
-            # A torus whose dimensions do not multiply to the sizes is cut through.
-            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        except NotImplementedError:
-            return np.array(devices, object).reshape(shape)
-    between = between_slices(sizes, slices)
-    within = tuple(size // part for size, part in zip(shape, between, strict=True))
-    parts = [
-        _laid_out(own, dict(zip(AXES, within, strict=True)))
-        for _, own in itertools.groupby(
-            sorted(devices, key=lambda device: device.slice_index), lambda device: device.slice_index
-        )
-        for own in [list(own)]
-    ]
-    # [slices of experts, slices of data, 1, 1, expert, data, fsdp, tensor], each axis beside its own.
-    whole = np.array(parts, object).reshape(*between, *within)
-    return whole.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(shape)
-
-
-def fitted(devices: int, **sizes: int) -> dict[str, int]:
-    """Returns the sizes of a mesh of so many devices, the one that is -1 worked out.
-
-    >>> fitted(8, data=-1, fsdp=4)
-    {'data': 2, 'fsdp': 4}
-    """
-    told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    left = [axis for axis, size in sizes.items() if size == -1]
-    if len(left) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"Sizes of at least 1 are wanted for a mesh, one of them -1 at most; {told} came.")
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if devices % known or (not left and known != devices):
-        raise UserError(
-            f"A mesh of {devices} device{'s' * (devices != 1)} is wanted, but {told} takes "
-            f"{'a multiple of ' * bool(left)}{known}. Change a size, or give as many devices."
-        )
-    return sizes | dict.fromkeys(left, devices // known)
-
-
-def between_slices(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
-    """Returns how many slices each axis of a mesh reaches over.
-
-    Between slices, which a slow network joins, only `expert` and `data` may reach: experts send one another
-    nothing, and data its gradients alone.
-
-    Raises:
-        UserError: these two do not divide into so many slices.
-
-    >>> between_slices({"expert": 2, "data": 8, "fsdp": 4, "tensor": 1}, 4)
-    (2, 2, 1, 1)
-    """
-    expert = math.gcd(sizes["expert"], slices)
-    data = math.gcd(sizes["data"], slices // expert)
-    if expert * data != slices:
-        told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise UserError(
-            f"Expected a mesh whose expert and data axes divide into {slices} slices, got {told}. Fix: give "
-            f"them a common multiple of {slices}, as data={slices}."
-        )
-    return expert, data, 1, 1
 
 
 def spec(
@@ -250,15 +157,87 @@ def apart(add: Callable[..., Any], params: Any, experts: int) -> Callable[..., A
     parts = on.shape.get("expert", 1)
     if parts == 1 or experts % parts:
         return add
-    mapped, same = PartitionSpec("expert"), PartitionSpec()
     return jax.shard_map(
         add,
         mesh=on,
-        in_specs=(mapped, same, mapped, mapped),
-        out_specs=mapped,
+        in_specs=(_APART, _SAME, _APART, _APART),
+        out_specs=_APART,
         axis_names={"expert"},
         check_vma=False,
     )
+
+
+def put_expert(stack: Any, one: Any, place: Int[Array, ""]) -> Any:
+    """Returns stacked trees, leaves [E, …], with the one of a stack of one at a place.
+
+    On a mesh the device that has the place writes there, and nothing travels.
+    """
+
+    def put(whole: Array, new: Array, at: Array, inside: Array) -> Array:
+        at = jnp.clip(at, 0, whole.shape[0] - 1)
+        before = jax.lax.dynamic_slice_in_dim(whole, at, 1)
+        return jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(inside, new, before), at, 0)
+
+    def own(stack: Any, one: Any, place: Array) -> Any:
+        return jax.tree.map(lambda whole, new: put(whole, new, *_own_place(whole, place, parts)), stack, one)
+
+    parts, mapped = _expert_parts(stack)
+    if parts == 1:
+        return own(stack, one, place)
+    run = jax.shard_map(
+        own,
+        mesh=mapped,
+        in_specs=(_APART, _SAME, _SAME),
+        out_specs=_APART,
+        axis_names={"expert"},
+        check_vma=False,
+    )
+    return run(stack, one, place)
+
+
+def take_expert(stack: Any, place: Int[Array, ""]) -> Any:
+    """Returns what stands at one place of stacked trees, as a stack of one.
+
+    On a mesh the device that has the place sends it to all, bit for bit.
+    """
+
+    def take(whole: Array, at: Array, inside: Array) -> Array:
+        found = jax.lax.dynamic_slice_in_dim(whole, jnp.clip(at, 0, whole.shape[0] - 1), 1)
+        if parts == 1:
+            return found
+        bits = jax.lax.bitcast_convert_type(found, f"uint{8 * found.dtype.itemsize}")
+        bits = jax.lax.psum(jnp.where(inside, bits, 0), "expert")
+        return jax.lax.bitcast_convert_type(bits, found.dtype)
+
+    def own(stack: Any, place: Array) -> Any:
+        return jax.tree.map(lambda whole: take(whole, *_own_place(whole, place, parts)), stack)
+
+    parts, mapped = _expert_parts(stack)
+    if parts == 1:
+        return own(stack, place)
+    run = jax.shard_map(
+        own, mesh=mapped, in_specs=(_APART, _SAME), out_specs=_SAME, axis_names={"expert"}, check_vma=False
+    )
+    return run(stack, place)
+
+
+_APART, _SAME = PartitionSpec("expert"), PartitionSpec()
+
+
+def _expert_parts(stack: Any) -> tuple[int, AbstractMesh]:
+    """Returns how many parts of a mesh have experts of a stack, and the mesh."""
+    leaf = jax.tree.leaves(stack)[0]
+    on = _mesh_of(leaf)
+    parts = on.shape.get("expert", 1)
+    return (1 if leaf.shape[0] % parts else parts), on
+
+
+def _own_place(whole: Array, place: Array, parts: int) -> tuple[Array, Array]:
+    """Returns a place as a device counts its own experts, and whether it is among them."""
+    if parts == 1:
+        return place, jnp.array(True)
+    at = place - jax.lax.axis_index("expert") * whole.shape[0]
+    return at, (at >= 0) & (at < whole.shape[0])
 
 
 def kept(tree: Any, like: Array) -> Any:

@@ -22,7 +22,7 @@ from elm_jax.engine.embed import ON_ACCELERATOR
 from elm_jax.engine.programs import Layout
 from elm_jax.errors import OutOfMemoryError
 from elm_jax.library.keys import KEYS_PER_EXPERT
-from elm_jax.models import shapes, sharding
+from elm_jax.models import meshes, shapes
 from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, TrainingWork, Work
 from elm_jax.planning.workload import ScoringLoad, TrainingLoad
@@ -372,9 +372,9 @@ def _rows_at_once(load: ScoringLoad, local: int, prompt: int, nodes: int) -> int
 def _sizes(of: Slice, asked: Mapping[str, int]) -> dict[str, int]:
     """Returns the sizes of all axes of a mesh; `data` has what is left."""
     rest = 1 if -1 in asked.values() else -1
-    ones = dict.fromkeys(sharding.AXES, 1)
-    found = ones | sharding.fitted(of.devices, **(ones | {"data": rest} | dict(asked)))
-    sharding.between_slices(found, of.slices)
+    ones = dict.fromkeys(meshes.AXES, 1)
+    found = ones | meshes.fitted(of.devices, **(ones | {"data": rest} | dict(asked)))
+    meshes.between_slices(found, of.slices)
     return found
 
 

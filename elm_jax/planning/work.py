@@ -17,7 +17,7 @@ from elm_jax.engine.embed import embed_program
 from elm_jax.engine.evaluate import score_program
 from elm_jax.engine.generate import generate_program
 from elm_jax.engine.programs import GroupPrograms, Layout, Plan, group_programs
-from elm_jax.models import gating, minilm, paths, shapes, sharding
+from elm_jax.models import gating, meshes, minilm, paths, shapes
 from elm_jax.models.minilm import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.routing.search import search_program
@@ -134,7 +134,7 @@ class EmbeddingWork:
             params = minilm.param_shapes(network)
         else:
             params = shapes.base_shapes(network)
-        one = sharding.mesh(list(mesh.devices.flat)[:1])
+        one = meshes.mesh(list(mesh.devices.flat)[:1])
         found = embed_program(network, (params, []), self.rows, self.length, mesh=one)
         return [replace(found, name=self.name)]
 
@@ -152,7 +152,7 @@ class SearchWork:
 
     def programs(self, mesh: Mesh) -> list[Program]:
         """Returns the program, on the first device alone, as engines run it."""
-        one = sharding.mesh(list(mesh.devices.flat)[:1])
+        one = meshes.mesh(list(mesh.devices.flat)[:1])
         found = search_program(
             jax.ShapeDtypeStruct((self.queries, self.width), jnp.float32),
             jax.ShapeDtypeStruct((self.keys, self.width), jnp.float32),
@@ -203,7 +203,7 @@ def build(devices: Sequence[Any], sizes: Mapping[str, int], told: Mapping[str, A
     count = 1
     for size in sizes.values():
         count *= size
-    mesh = sharding.mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
+    mesh = meshes.mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
     return from_json(told).programs(mesh)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from elm_jax.models import sharding
+from elm_jax.models import meshes, sharding
 from elm_jax.records import Params
 
 
@@ -33,5 +33,5 @@ def spread(params: Params, sizes: Mapping[str, int] | None = None) -> Params:
             return jax.device_put(params)
         whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         sizes = {"data" if 2 * whole <= memory() else "fsdp": len(devices)}
-    on = sharding.mesh(devices, **{"data": 1 if -1 in sizes.values() else -1, **sizes})
+    on = meshes.mesh(devices, **{"data": 1 if -1 in sizes.values() else -1, **sizes})
     return sharding.place(params, sharding.shardings(on, params))

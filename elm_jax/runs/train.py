@@ -18,7 +18,7 @@ from elm_jax.engine.jobs import Job
 from elm_jax.engine.programs import Plan
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
-from elm_jax.models import paths, shapes, sharding
+from elm_jax.models import meshes, paths, shapes
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.runs import base as bases
 from elm_jax.runs import courses, data, flops, hosts, sizing, stopping, watching
@@ -182,7 +182,7 @@ def mesh_of(budget: Budget, sizes: Mapping[str, int] | None, experts: int) -> Me
         slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
         sizes = mesh_sizes(budget.kind, devices, experts, slices)
     rest = 1 if -1 in sizes.values() else -1
-    return sharding.mesh(None, **{"data": rest, **sizes})
+    return meshes.mesh(None, **{"data": rest, **sizes})
 
 
 def mesh_sizes(kind: str, devices: int, experts: int, slices: int = 1) -> dict[str, int]:

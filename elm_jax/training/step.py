@@ -187,23 +187,23 @@ def begin(
 @partial(jax.jit, donate_argnums=0)
 def put(tree: Any, place: Int[Array, ""], one: Any) -> Any:
     """Returns stacked trees with the one of a stack of one at a place."""
-    put = jax.tree.map(lambda leaf, new: leaf.at[place].set(new[0]), tree, one)
-    return sharding.kept(put, jax.tree.leaves(tree)[0])
+    return sharding.kept(sharding.put_expert(tree, one, place), jax.tree.leaves(tree)[0])
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
 def taken_up(state: GroupState, sums: Sums, place: Int[Array, ""]) -> tuple[GroupState, Sums]:
     """Lets the expert at a place that was stopped go on from where it is, with no sums."""
     leaf = jax.tree.leaves(state.params)[0]
-    state = state._replace(stopped=jnp.asarray(state.stopped).at[place].set(GOING))
-    sums = jax.tree.map(lambda leaf: leaf.at[place].set(0), sums)
-    return sharding.kept(state, leaf), sharding.kept(sums, leaf)
+    none = jax.tree.map(lambda whole: jnp.zeros((1, *whole.shape[1:]), whole.dtype), sums)
+    going = jnp.full(1, GOING, jnp.int32)
+    state = state._replace(stopped=sharding.put_expert(jnp.asarray(state.stopped), going, place))
+    return sharding.kept(state, leaf), sharding.kept(sharding.put_expert(sums, none, place), leaf)
 
 
 @jax.jit
 def taken(tree: Any, place: Int[Array, ""]) -> Any:
     """Returns what stands at one place of stacked trees, as a stack of one."""
-    return jax.tree.map(lambda leaf: leaf[place][None], tree)
+    return sharding.take_expert(tree, place)
 
 
 def _total(config: T5Config, kind: str, *, train: bool, **options: float) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from elm_jax.engine import evaluate, generate
 from elm_jax.models import experts as ex
-from elm_jax.models import paths, sharding
+from elm_jax.models import meshes, paths, sharding
 from elm_jax.models.t5 import T5
 from elm_jax.scoring import buckets, likelihood
 from elm_jax.scoring.buckets import Row
@@ -203,7 +203,7 @@ def test_each_device_of_a_mesh_scores_as_many_tokens_at_once_as_one_alone(config
     monkeypatch.setattr(likelihood, "compiled", noted)
     rows = [row(8, 1) for _ in range(16)]
     shapes = buckets.shapes(buckets.items(rows), worth=1.0)
-    on = sharding.mesh(data=8)
+    on = meshes.mesh(data=8)
     tokens = 2 * sum(shapes[0][:2])  # of two rows
     for params in (base, sharding.place(base, sharding.shardings(on, base))):
         evaluate.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, worth=0.0)

@@ -7,7 +7,7 @@ import pytest
 from elm_jax.engine import generate
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
-from elm_jax.models import sharding
+from elm_jax.models import meshes, sharding
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import generate as written
 from elm_jax.training.step import stack
@@ -44,7 +44,7 @@ def alone(config, base, trees):
 
 
 def test_a_mesh_changes_no_answer(config, base, trees, alone):
-    on = sharding.mesh(data=4, fsdp=2)
+    on = meshes.mesh(data=4, fsdp=2)
     params = sharding.place(base, sharding.shardings(on, base))
     every = np.array([(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))])
     found = generate.generate_rows(

@@ -6,7 +6,7 @@ import pytest
 
 from elm_jax.engine import evaluate
 from elm_jax.models import experts as ex
-from elm_jax.models import sharding
+from elm_jax.models import meshes, sharding
 from elm_jax.scoring import buckets
 from elm_jax.scoring.buckets import Row
 from elm_jax.training.step import stack
@@ -73,7 +73,7 @@ def test_the_mix_of_experts_changes_no_prediction(config, base, trees, wanted):
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}])
 def test_the_mesh_changes_no_prediction(config, base, trees, wanted, axes):
-    on = sharding.mesh(**axes)
+    on = meshes.mesh(**axes)
     placed = sharding.place(base, sharding.shardings(on, base))
     experts = stack(trees)
     experts = sharding.place(experts, sharding.shardings(on, experts, experts=True))
@@ -82,7 +82,7 @@ def test_the_mesh_changes_no_prediction(config, base, trees, wanted, axes):
 
 
 def test_on_a_mesh_the_rows_of_a_batch_are_split_evenly(config, base, trees, monkeypatch):
-    on = sharding.mesh(data=8)
+    on = meshes.mesh(data=8)
     placed = sharding.place(base, sharding.shardings(on, base))
     seen = []
     run = evaluate.likelihood.compiled(config, "cpu")

@@ -14,7 +14,7 @@ from elm_jax.engine.jobs import Held, Job, row_order
 from elm_jax.engine.programs import Plan
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
-from elm_jax.models import paths, sharding
+from elm_jax.models import meshes, paths
 from elm_jax.models.t5 import T5
 from elm_jax.scoring.buckets import Row
 from elm_jax.training import step
@@ -407,17 +407,17 @@ def test_the_best_step_is_kept_where_it_is_asked_for(config, base):
 
 @pytest.mark.parametrize("sizes", [{"expert": 2, "data": 2}, {"expert": 1, "fsdp": 4}])
 def test_on_a_mesh_experts_become_what_they_become_on_one_device(config, base, together, sizes):
-    on = sharding.mesh(jax.devices()[:4], **sizes)
+    on = meshes.mesh(jax.devices()[:4], **sizes)
     assert_close(train.train_group(config, base, JOBS, replace(PLAN, batch_tokens=48), mesh=on), together)
 
 
 def test_a_run_goes_on_on_other_devices(config, base, together, tmp_path):
     library, plan = {}, replace(PLAN, places=4)
-    one = sharding.mesh(jax.devices()[:2], expert=2, data=1)
+    one = meshes.mesh(jax.devices()[:2], expert=2, data=1)
     killed(library, config, base, JOBS, plan, tmp_path, 10)
     with pytest.raises(UserError, match="3 experts side by side, which a mesh with an expert axis of 2"):
         trained(library, config, base, JOBS, plan, tmp_path, mesh=one)
-    rows = sharding.mesh(jax.devices()[:4], expert=1, data=4)
+    rows = meshes.mesh(jax.devices()[:4], expert=1, data=4)
     assert_close(trained(library, config, base, JOBS, plan, tmp_path, mesh=rows), together)
 
 

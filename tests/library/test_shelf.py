@@ -13,7 +13,7 @@ from elm_jax.library import files
 from elm_jax.library.shelf import NEUTRAL, Shelf
 from elm_jax.library.store import Library
 from elm_jax.models import experts as ex
-from elm_jax.models import paths, sharding
+from elm_jax.models import meshes, paths, sharding
 from elm_jax.records import Expert, ExpertSpec
 
 DOWN = "encoder/layers/mlp_adapter/down/kernel"
@@ -277,7 +277,7 @@ def test_on_a_mesh_a_stack_lies_as_experts_do_and_holds_the_same(base, tmp_path,
         tree = jax.tree.map(np.asarray, ex.init("bottleneck", jax.random.key(number), base, width=4))
         spec = ExpertSpec(f"a/{number}", "bottleneck", "base", tuple(paths.flatten(tree)), ("a",), 1)
         library.add(Expert(spec, tree))
-    mesh = sharding.mesh(**({"data": 1} | sizes))
+    mesh = meshes.mesh(**({"data": 1} | sizes))
     whole = shelf_of(library)
     whole.stack(["a/0"])
     shelf = shelf_of(library, mesh=mesh, device_bytes=whole.device_bytes, neutral=base)

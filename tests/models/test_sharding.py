@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from elm_jax.errors import UserError
 from elm_jax.models import experts as ex
-from elm_jax.models import paths, sharding
+from elm_jax.models import meshes, paths, sharding
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training import optimizers, step
@@ -63,7 +63,7 @@ def base():
 
 
 def on(**sizes):
-    return sharding.mesh(**({"data": 1} | sizes))  # pyright: ignore[reportArgumentType]
+    return meshes.mesh(**({"data": 1} | sizes))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_rows_are_split_over_all_axes_but_tensor_and_experts_over_their_own():
 
 
 def test_one_size_of_a_mesh_may_be_what_is_left():
-    assert dict(sharding.mesh(tensor=2).shape) == {"expert": 1, "data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(meshes.mesh(tensor=2).shape) == {"expert": 1, "data": 4, "fsdp": 1, "tensor": 2}
     assert dict(on(fsdp=-1).shape) == {"expert": 1, "data": 1, "fsdp": 8, "tensor": 1}
 
 
@@ -308,4 +308,4 @@ def test_one_size_of_a_mesh_may_be_what_is_left():
 )
 def test_a_mesh_that_the_devices_do_not_make_is_one_sentence(sizes, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        sharding.mesh(**sizes)
+        meshes.mesh(**sizes)

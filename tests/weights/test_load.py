@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 import elm_jax
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.models import paths, sharding
+from elm_jax.models import meshes, paths, sharding
 from elm_jax.weights import elm, t5x_write
 from elm_jax.weights.load import format_of, load_model, read
 
@@ -77,7 +77,7 @@ def test_parameters_lie_as_a_function_of_path_and_shape_says(t5_1_1, everywhere,
 
 
 def test_parameters_lie_on_a_mesh_by_the_rules_of_the_network(t5_1_1, everywhere, same):
-    mesh = sharding.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
+    mesh = meshes.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     found = load_model(everywhere / "t5x", sharding=mesh)
     wanted = paths.flatten(sharding.shardings(mesh, t5_1_1.params))
     assert {path: leaf.sharding for path, leaf in paths.flatten(found.params).items()} == wanted
