@@ -12,8 +12,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # Options of the compiler by the platform that a program is compiled for. Without them a v4 waits for every
-# gather of a sharded kernel; with them gathers and exchanges run while it multiplies. What they do not hide are
-# reduce-scatters: the options for these fail in libtpu 0.0.42.1. Fusing gathers with products
+# gather of a sharded kernel; with them gathers and exchanges run while it multiplies. They do not hide
+# reduce-scatters, for which options fail in libtpu 0.0.42.1. Fusing gathers with products
 # (xla_tpu_enable_async_collective_fusion) hid fewer of them, and cost cycles.
 COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "tpu": {"xla_enable_async_all_gather": True, "xla_tpu_enable_async_all_to_all": True}

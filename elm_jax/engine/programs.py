@@ -128,7 +128,7 @@ def group_programs(
     sums = laid(jax.eval_shape(step.nothing, state.params))
     best = (state.params,) if plan.keep == "best" else ()
     frozen = None if plan.kind == "full" else base  # full experts stand in its place
-    held = () if frozen is None else (frozen,)
+    held = () if frozen is None else (frozen,)  # also where a program reads a part of it alone
     rows = rows_of(shape, mesh)
     scalar = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     count = (layout.places,)
@@ -145,8 +145,10 @@ def group_programs(
     measure = step.measure(config, plan.kind, **shared)
     moments = (state.moments, state.stopped)
     return GroupPrograms(
-        begin=Program("begin", begin, (replicated(mesh, _seeds(layout.places)), base)),
-        begin_one=Program("begin_one", begin, (replicated(mesh, _seeds(1)), base), (state, sums, *best)),
+        begin=Program("begin", begin, (replicated(mesh, _seeds(layout.places)), base), held),
+        begin_one=Program(
+            "begin_one", begin, (replicated(mesh, _seeds(1)), base), (*held, state, sums, *best)
+        ),
         zero=Program("zero", step.nothing, (state.params,), (*held, *moments)),
         gather=Program("gather", gather, (state.params, frozen, rows, sums), (*moments, *best)),
         advance=Program("advance", advance, (state, sums, move), (*held, *best)),
