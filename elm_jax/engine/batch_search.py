@@ -189,9 +189,21 @@ def _largest_batch(search: Search, layout: Layout) -> tuple[Fit | None, int | No
                 over = shape.tokens, peak
             used = 2 * free if peak is None else peak - held
             asked = int(shape.tokens * min(0.9, AIMED * free / max(1, used)))
-        if over is not None and best is not None:
-            asked = min(max(asked, best.shape.tokens + 1), over[0] - 1)
-            if asked <= best.shape.tokens or search.shape_for(layout, asked) in seen:
-                asked = (best.shape.tokens + over[0]) // 2
+        if over is not None and best is not None and (shape.tokens > best.shape.tokens or asked >= over[0]):
+            asked = _between(best, over, AIMED * free)
         asked = min(asked, largest)
     return best, over[1] if over else None
+
+
+def _between(best: Fit, over: tuple[int, int | None], wanted: float) -> int:
+    """Returns how many tokens to ask for between a batch that fits and one that does not.
+
+    On the line through both, where it has the bytes that are wanted; halfway where the compiler did not say
+    what the larger one takes.
+    """
+    low, high = best.shape.tokens, over[0]
+    if over[1] is None:
+        return (low + high) // 2
+    used = best.peak_bytes - best.held_bytes
+    slope = (over[1] - best.peak_bytes) / (high - low)
+    return min(max(low + 1, round(low + (wanted - used) / slope)), high - 1)
