@@ -1,0 +1,47 @@
+"""Work: what goes to the compiler's process as JSON comes back as it was, and makes programs."""
+
+import json
+
+import jax
+import pytest
+
+from elm_jax.engine.batches import Shape
+from elm_jax.engine.programs import Layout, Plan
+from elm_jax.models import meshes
+from elm_jax.models.sizes import size
+from elm_jax.planning import work as works
+from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, TrainingWork
+from elm_jax.scoring import buckets
+
+TINY = size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+LORA = {"rank": 2, "projections": ["query", "value"]}
+SHAPE = buckets.Shape(16, 8, 8)
+WORKS = [
+    TrainingWork(TINY, Plan("lora", LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
+    ScoringWork("score", TINY, "stack", SHAPE, 4, "bottleneck", {"width": 2}, 3),
+    ScoringWork("score", TINY, "full", SHAPE, 4, "full"),
+    ScoringWork("score", TINY, "gate", SHAPE, 4, "lora", LORA, 3),
+    GenerationWork("write", TINY, "stack", 4, 16, 8, experts=3),
+    EmbeddingWork("embed", TINY, 4, 16),
+    EmbeddingWork("embed", None, 4, 16, "bfloat16"),
+    SearchWork("search", 4, 40, 16),
+]
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: f"{work.type} {getattr(work, 'way', '')}")
+def test_work_that_goes_through_json_makes_the_programs_of_the_work(work):
+    told = json.loads(json.dumps(works.to_json(work)))
+    assert works.to_json(works.from_json(told)) == works.to_json(work)
+    sizes = {"expert": 2} if isinstance(work, TrainingWork) else {"data": 2}
+    found = works.build(jax.devices(), sizes, told)
+    wanted = work.programs(meshes.mesh(jax.devices()[:2], **({"data": 1} | sizes)))
+    assert [program.name for program in found] == [program.name for program in wanted]
+    for one, same in zip(found, wanted, strict=True):
+        assert one.arguments == same.arguments
+        assert one.lower().as_text() == same.lower().as_text()
+
+
+def test_a_stack_has_its_experts_and_a_full_expert_stands_in_the_bases_place():
+    stack, full = works.experts_of(WORKS[1]), works.experts_of(WORKS[2])
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(stack)} == {3}
+    assert full is None
