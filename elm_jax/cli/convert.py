@@ -17,6 +17,10 @@ def convert(
     kind: Annotated[
         str | None, typer.Option(help="Take an expert out of a T5X checkpoint: bottleneck, lora, ia3, full.")
     ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of a foreign configuration that does not change what is computed."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Weights in and out: Hugging Face, T5X, PEFT and our own format."""
@@ -24,7 +28,7 @@ def convert(
 
     from elm_jax.runs import convert as runs
 
-    made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind)
+    made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind, ignore=ignore or ())
     if as_json:
         print(json.dumps(asdict(made)))
         return

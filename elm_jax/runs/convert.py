@@ -1,6 +1,7 @@
 """Converting weights: a model, or an expert, from the format it has to another, whole or not at all."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,16 @@ from elm_jax.library import files, swap
 from elm_jax.models import paths
 from elm_jax.records import Params
 from elm_jax.runs import adopt
+from elm_jax.runs import base as bases
 from elm_jax.weights import elm, hf_config, huggingface, load, peft, t5x_write
 from elm_jax.weights.base import Base
 
-WRITERS: Mapping[str, tuple[str, Callable[[storage.PathLike, Base], None]]] = {
-    # Format: the file whose presence says that all is there, and the writer.
-    "hf": (hf_config.FILE, huggingface.save),
-    "t5x": (t5x_write.DIRECTORY, t5x_write.save),
-    "elm": (elm.CONFIG, elm.save),
+# Format: the file whose presence says that all is there.
+MARKERS: Mapping[str, str] = {
+    "hf": hf_config.FILE,
+    "t5x": t5x_write.DIRECTORY,
+    "elm": elm.CONFIG,
 }
-# What a directory's SentencePiece model is called, by the format that asks for it.
-VOCABULARY = {"elm": "vocabulary.model", "hf": "spiece.model"}
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,17 @@ def convert(
     dtype: str | None = None,
     base: storage.PathLike | None = None,
     kind: str | None = None,
+    ignore: Collection[str] = (),
 ) -> Converted:
     """Writes what `src` holds to the new directory `dst`, as `hf`, `t5x` or `elm`, or an expert as `peft`.
 
     A model is whatever `load_model` reads; `dtype` converts it, without it values are the same to the bit. A
     PEFT adapter becomes an expert of a library, `dst` being LIBRARY/DATASET/PROMPT, beside the `base` that it
     was trained on, and an expert's directory becomes an adapter. With `kind` an expert is taken out of a
-    T5X checkpoint that holds the base too.
+    T5X checkpoint that holds the base too. `ignore` names fields of a foreign configuration that were looked
+    at and do not change what is computed.
+
+    Tokenizer, `generation_config.json` and token ids come out as they went in, by way of our format too.
 
     Raises a UserError if `dst` holds anything, or if `src` does not hold what is asked for.
     """
@@ -61,25 +65,45 @@ def convert(
     source = storage.path(src)
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
-        return _expert_in(source, home, base, kind)
+        return _expert_in(source, home, base, kind, ignore)
     if (source / files.SPEC).exists():
         names.resolve(to, ["peft"], kind="format of an expert", where="elm convert")
         return _expert_out(source, home)
-    names.resolve(to, WRITERS, kind="format of a model", where="elm convert")
+    names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
-    model = load.read(directory, dtype=dtype)
-    marker, write = WRITERS[to]
-
-    def fill(place: epath.Path) -> None:
-        write(place, model)
-        _copy_vocabulary(directory, place, to)
-
-    _written(home, marker, fill)
+    model = load.read(directory, dtype=dtype, ignore=ignore)
+    _written(home, MARKERS[to], lambda place: _write_model(place, model, directory, to))
     return Converted("model", to, str(home), _size(model.params), model.fingerprint)
 
 
+def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) -> None:
+    """Writes a model and, where the format has room for it, what lay beside its weights."""
+    if to == "t5x":
+        t5x_write.save(place, model)
+        return
+    for name in (*huggingface.BESIDE, bases.VOCABULARY):
+        if (source / name).exists():
+            storage.write_bytes(place / name, (source / name).read_bytes())
+    of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
+    like = of_hf.read_bytes() if of_hf.exists() else None
+    if to == "hf":
+        if (place / bases.VOCABULARY).exists():
+            (place / bases.VOCABULARY).rename(place / bases.PUBLISHED)
+            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": bases.SENTINELS}
+            storage.write_bytes(place / "tokenizer_config.json", json.dumps(told, indent=2).encode())
+        huggingface.save(place, model, like=json.loads(like) if like else None)
+        return
+    if like is not None:
+        storage.write_bytes(place / elm.HF_CONFIG, like)
+    elm.save(place, model)
+
+
 def _expert_in(
-    source: epath.Path, home: epath.Path, base: storage.PathLike | None, kind: str | None
+    source: epath.Path,
+    home: epath.Path,
+    base: storage.PathLike | None,
+    kind: str | None,
+    ignore: Collection[str],
 ) -> Converted:
     """Puts an expert from PEFT or T5X where a library keeps it."""
     if base is None:
@@ -93,7 +117,7 @@ def _expert_in(
             f"came. Name it {names.directory_name(names.from_directory_name(home.name))!r}."
         )
     model = load.read(base)
-    expert = adopt.made_elsewhere(source, model, identifier, kind=kind)
+    expert = adopt.made_elsewhere(source, model, identifier, kind=kind, ignore=ignore)
     _written(home, files.SPEC, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
     return Converted(what, "elm", str(home), _size(expert.params), model.fingerprint)
@@ -114,14 +138,6 @@ def _written(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -
         raise UserError(
             f"A new directory is wanted at {str(home)!r}, but another was written there."
         ) from None
-
-
-def _copy_vocabulary(source: epath.Path, place: epath.Path, to: str) -> None:
-    """Brings the SentencePiece model along under the name that the format has for it."""
-    for name in VOCABULARY.values():
-        if to in VOCABULARY and (source / name).exists():
-            storage.write_bytes(place / VOCABULARY[to], (source / name).read_bytes())
-            return
 
 
 def _size(params: Params) -> int:

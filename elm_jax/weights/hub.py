@@ -11,7 +11,7 @@ from elm_jax.weights.known import Known
 
 # Of the ways to keep weights the first that a repository has: each needs more than the one before.
 _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
-_BESIDE = (hf_config.FILE, "*.model", "tokenizer*.json", "special_tokens_map.json")
+_BESIDE = (hf_config.FILE, *huggingface.BESIDE)
 
 
 def fetch(model: Known) -> epath.Path:

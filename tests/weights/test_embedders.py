@@ -129,7 +129,7 @@ def test_the_encoder_of_a_t5_is_read_without_its_decoder(place):
 def test_a_model_of_another_type_is_refused(place):
     (place / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(
-        UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, but .*'gpt2'"
+        UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, umt5, but .*'gpt2'"
     ):
         embedders.read(place)
 
