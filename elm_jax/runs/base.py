@@ -22,7 +22,7 @@ from elm_jax.runs import watching
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Run, Workspace
-from elm_jax.tasks import own, vocabulary
+from elm_jax.tasks import hf_tokenizer, own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
 from elm_jax.weights import elm, known
@@ -31,7 +31,7 @@ from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
-PUBLISHED = "spiece.model"  # what T5's vocabulary is called on the hub
+PUBLISHED = "spiece.model"  # what T5's SentencePiece model is called on the hub
 REMEMBERED = "run.json"  # where the base lies and how data is read
 PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
 SENTINELS = 16  # spans of one text at most
@@ -64,27 +64,56 @@ class Reading:
 
 
 def load(where: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> tuple[Base, Vocabulary]:
-    """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary."""
+    """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary.
+
+    Raises:
+        UserError: If either is missing, or the vocabulary gives ids that the base has no embedding for.
+    """
     directory = weights.find(where)
-    return weights.read(directory), pieces_of(directory, vocabulary_file)
+    base, pieces = weights.read(directory), pieces_of(directory, vocabulary_file)
+    if pieces.size > base.config.vocab_size:
+        raise UserError(
+            f"Expected a tokenizer of at most {base.config.vocab_size} ids, as many as the base at "
+            f"{str(directory)!r} has embeddings, got one of {pieces.size}. Fix: use the base's own tokenizer."
+        )
+    return base, pieces
 
 
 def pieces_of(directory: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Vocabulary:
-    """Returns the vocabulary of a base: the file given, or what lies with it, ours or T5's own.
+    """Returns the vocabulary of a base: the one given, or what lies with it, ours or the hub's.
 
-    T5's has its sentinels on top of the model's pieces, mT5's has them among these.
+    Args:
+        directory: The base's.
+        vocabulary_file: A SentencePiece model, read as T5X reads it; or a `tokenizer.json`, or the directory
+            of a tokenizer, read as transformers reads it.
+
+    Raises:
+        UserError: If there is none.
     """
-    ours = storage.path(directory) / VOCABULARY
-    if vocabulary_file is None and ours.exists():
-        return vocabulary.load(ours, extra_ids=SENTINELS)
-    file = storage.path(vocabulary_file) if vocabulary_file else storage.path(directory) / PUBLISHED
-    if vocabulary_file is None and not file.exists():
-        raise UserError(
-            f"A vocabulary is wanted beside the base at {str(directory)!r}, as {VOCABULARY} or {PUBLISHED}, "
-            "but neither is there. Name a SentencePiece model as VOCABULARY of the recipe."
-        )
-    bare = vocabulary.load(file, extra_ids=0)
-    return bare if bare.has("<extra_id_0>") else vocabulary.load(file)
+    home = storage.path(directory)
+    if vocabulary_file is not None:
+        return named_vocabulary(vocabulary_file)
+    if (home / VOCABULARY).exists():
+        return vocabulary.load(home / VOCABULARY, extra_ids=SENTINELS)
+    if hf_tokenizer.is_there(home):
+        return hf_tokenizer.load(home)
+    raise UserError(
+        f"Expected a tokenizer beside the base at {str(directory)!r}, as {VOCABULARY}, {hf_tokenizer.JSON} "
+        f"or {PUBLISHED}, got none. Fix: name a SentencePiece model, or a {hf_tokenizer.JSON}, as VOCABULARY "
+        f"of the recipe; for ByT5, put a {hf_tokenizer.CONFIG} there whose tokenizer_class is "
+        f"{hf_tokenizer.BYTES}."
+    )
+
+
+def named_vocabulary(file: storage.PathLike, extra_ids: int | None = None) -> Vocabulary:
+    """Returns a vocabulary that was named: a SentencePiece model, a `tokenizer.json` or its directory.
+
+    `extra_ids` is how many sentinels a SentencePiece model has on top; as T5's or mT5's have it by default.
+    """
+    where = storage.path(file)
+    if where.suffix == ".json" or where.is_dir():
+        return hf_tokenizer.load(where)
+    return vocabulary.load_with_sentinels(file) if extra_ids is None else vocabulary.load(file, extra_ids)
 
 
 def open_run(
@@ -160,7 +189,7 @@ def reading(
     note = remembered(workspace)
     source = Source(**note["source"])
     if vocabulary_file:
-        pieces = vocabulary.load(vocabulary_file, extra_ids)
+        pieces = named_vocabulary(vocabulary_file, extra_ids)
     else:
         pieces = pieces_of(note["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
