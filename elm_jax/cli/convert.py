@@ -11,7 +11,9 @@ from elm_jax.cli.options import AsJson
 def convert(
     src: Annotated[str, typer.Argument(help="A model's directory or name, a PEFT adapter, or an expert.")],
     dst: Annotated[str, typer.Argument(help="New directory; an expert's is LIBRARY/DATASET/PROMPT.")],
-    to: Annotated[str, typer.Option("--to", help="hf, t5x or elm; an expert goes to elm or peft.")],
+    to: Annotated[
+        str, typer.Option("--to", help="hf, t5x or elm; an expert goes to elm, peft, adapters or hf.")
+    ],
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; as stored without it.")] = None,
     base: Annotated[str | None, typer.Option(help="The base that an expert was trained on.")] = None,
     kind: Annotated[

@@ -12,12 +12,14 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.library import files, swap
 from elm_jax.models import paths
-from elm_jax.records import Params
+from elm_jax.records import ExpertSpec, Params
 from elm_jax.runs import adopt
 from elm_jax.runs import base as bases
-from elm_jax.weights import elm, hf_config, huggingface, load, peft, t5x_write
-from elm_jax.weights.base import Base
+from elm_jax.weights import adapters, elm, fold, hf_config, huggingface, load, peft, t5x_write
+from elm_jax.weights.base import DTYPES, Base, dtype_name
+from elm_jax.weights.base import of as base_of
 
+BASE = "base"  # beside an adapter: the model that it is loaded onto
 # Format: the file whose presence says that all is there.
 MARKERS: Mapping[str, str] = {
     "hf": hf_config.FILE,
@@ -47,11 +49,14 @@ def convert(
     kind: str | None = None,
     ignore: Collection[str] = (),
 ) -> Converted:
-    """Writes what `src` holds to the new directory `dst`, as `hf`, `t5x` or `elm`, or an expert as `peft`.
+    """Writes what `src` holds to the new directory `dst`, as `hf`, `t5x` or `elm`, or an expert as `peft`,
+    `adapters` or `hf`.
 
     A model is whatever `load_model` reads; `dtype` converts it, without it values are the same to the bit. A
     PEFT adapter becomes an expert of a library, `dst` being LIBRARY/DATASET/PROMPT, beside the `base` that it
-    was trained on, and an expert's directory becomes an adapter. With `kind` an expert is taken out of a
+    was trained on. An expert's directory, a merged one's too, becomes an adapter of PEFT's (LoRA, IA3), a
+    bottleneck in the layout of the `adapters` library, or with `hf` the whole model that it makes of its
+    `base`; the last two want that base. With `kind` an expert is taken out of a
     T5X checkpoint that holds the base too. `ignore` names fields of a foreign configuration that were looked
     at and do not change what is computed.
 
@@ -67,8 +72,8 @@ def convert(
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
         return _expert_in(source, home, base, kind, ignore)
     if (source / files.SPEC).exists():
-        names.resolve(to, ["peft"], kind="format of an expert", where="elm convert")
-        return _expert_out(source, home)
+        names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
+        return _expert_out(source, home, to, base, dtype_name(dtype))
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
     model = load.read(directory, dtype=dtype, ignore=ignore)
@@ -123,12 +128,59 @@ def _expert_in(
     return Converted(what, "elm", str(home), _size(expert.params), model.fingerprint)
 
 
-def _expert_out(source: epath.Path, home: epath.Path) -> Converted:
-    """Writes a library's expert as an adapter of PEFT's."""
+def _expert_out(
+    source: epath.Path, home: epath.Path, to: str, base: storage.PathLike | None, dtype: str | None
+) -> Converted:
+    """Writes a library's expert as an adapter of PEFT's or `adapters`', or as the model that it makes."""
     told = files.describe(source)
-    tree = paths.unflatten(files.read_params(source, told))
-    _written(home, peft.CONFIG, lambda place: peft.save(place, told.spec.kind, tree))
-    return Converted(f"expert of kind {told.spec.kind}", "peft", str(home), _size(tree), told.spec.base)
+    kind, tree = told.spec.kind, paths.unflatten(files.read_params(source, told))
+    what = f"expert of kind {kind}"
+    if to == "peft":
+        _written(home, peft.CONFIG, lambda place: peft.save(place, kind, tree))
+        return Converted(what, to, str(home), _size(tree), told.spec.base)
+    if to == "adapters" and kind != "bottleneck":
+        raise UserError(
+            f"Expected an expert of kind 'bottleneck' for the adapters library, got {kind!r}. Fix: write it "
+            "with --to peft or --to hf."
+        )
+    directory, model = _own_base(told.spec, source, base)
+    if to == "adapters":
+
+        def fill(place: epath.Path) -> None:
+            normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
+            _write_model(place / BASE, normed, directory, "hf")
+            adapters.save(place, tree, family=_family(place / BASE))
+
+        _written(home, adapters.CONFIG, fill)
+        return Converted(what, to, str(home), _size(tree), model.fingerprint)
+    whole = fold.folded(model, kind, tree)
+    if dtype is not None:
+        whole = base_of(
+            whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
+        )
+    _written(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
+    return Converted("model", to, str(home), _size(whole.params), whole.fingerprint)
+
+
+def _own_base(spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None) -> tuple[epath.Path, Base]:
+    """Returns where the base of an expert lies, and the base."""
+    if base is None:
+        raise UserError(
+            f"Expected the base that the expert at {str(source)!r} was trained on, got none. Fix: name it "
+            "with --base."
+        )
+    directory = load.find(base)
+    model = load.read(directory)
+    if model.fingerprint != spec.base:
+        raise UserError(
+            f"Expected the base {spec.base} that the expert at {str(source)!r} was trained on, got "
+            f"{model.fingerprint}. Fix: name its own base with --base."
+        )
+    return directory, model
+
+
+def _family(directory: epath.Path) -> str:
+    return json.loads((directory / hf_config.FILE).read_bytes())["model_type"]
 
 
 def _written(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -> None:
