@@ -25,6 +25,7 @@ from elm_jax.runs.workspace import Run, Workspace
 from elm_jax.tasks import hf_tokenizer, own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
+from elm_jax.weights import base as weights_base
 from elm_jax.weights import elm, known
 from elm_jax.weights import load as weights
 from elm_jax.weights.elm import Base
@@ -63,14 +64,25 @@ class Reading:
     lengths: Lengths
 
 
-def load(where: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> tuple[Base, Vocabulary]:
+def load(
+    where: storage.PathLike,
+    vocabulary_file: storage.PathLike | None = None,
+    dtype: str | None = None,
+) -> tuple[Base, Vocabulary]:
     """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary.
+
+    Args:
+        where: The base.
+        vocabulary_file: Its vocabulary, where that is not beside it.
+        dtype: What the base is held and computes in; as stored by default. Its fingerprint stays that of
+            the stored parameters, so that experts fit it in either type.
 
     Raises:
         UserError: If either is missing, or the vocabulary gives ids that the base has no embedding for.
     """
     directory = weights.find(where)
-    base, pieces = weights.read(directory), pieces_of(directory, vocabulary_file)
+    base = weights.read(directory, dtype=dtype, as_stored=True)
+    pieces = pieces_of(directory, vocabulary_file)
     if pieces.size > base.config.vocab_size:
         raise UserError(
             f"Expected a tokenizer of at most {base.config.vocab_size} ids, as many as the base at "
@@ -128,6 +140,7 @@ def open_run(
     source: Source | None = None,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
+    dtype: str | None = None,
 ) -> Run:
     """Opens a run's directory for the other verbs: reads its base and vocabulary, and how it reads rows.
 
@@ -139,7 +152,8 @@ def open_run(
     `task_files`, which the run remembers, rows that `elm prepare` made from `prepared`. `limit` is how many
     rows of a task are taken at most. `source` says all this at once and more, `lengths` how many tokens of a
     prompt and of an answer are kept; what is not given is as it was when the run was last written. `stages`
-    show progress.
+    show progress. `dtype`, float32 or bfloat16, is what the base is held and computes in; it is remembered
+    with `initial_checkpoint`, and as stored by default.
 
     Raises a UserError where the directory, the base or its vocabulary is not there, or a file of tasks does
     not read.
@@ -151,7 +165,7 @@ def open_run(
     if initial_checkpoint is not None:
         # How many rows are taken is not remembered: an evaluation of what was trained on a few takes all.
         kept = replace(source or Source(), **given, limit=None)
-        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths)
+        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
     workspace = Workspace.open(run)
     note = remembered(workspace)
     source = replace(source or Source(**note["source"]), **given)
@@ -160,14 +174,19 @@ def open_run(
         source = replace(source, limit=limit)
     if source.input_eos is None:
         source = replace(source, input_eos=note["source"].get("input_eos"))
-    base, pieces = load(note["base"] or workspace.base, source.vocabulary)
+    place = note["base"] or workspace.base
+    dtype = weights_base.dtype_name(dtype or note.get("dtype"))
+    if dtype == weights.stored_dtype(place):
+        dtype = None
+    base, pieces = load(place, source.vocabulary, dtype)
     for file in source.tasks:
         own.load(file)
     remember_tasks(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     pieces = replace(pieces, input_eos=source.input_eos is not False)
-    return Run(workspace, base, pieces, source, lengths or Lengths(**note["lengths"]), stages or Stages())
+    lengths = lengths or Lengths(**note["lengths"])
+    return Run(workspace, base, pieces, source, lengths, stages or Stages(), dtype)
 
 
 def opened(run: Run | storage.PathLike) -> Run:
@@ -205,6 +224,7 @@ def remember(
     initial_checkpoint: storage.PathLike | None,
     source: Source | None,
     lengths: Lengths | None,
+    dtype: str | None = None,
 ) -> None:
     """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags.
 
@@ -214,7 +234,8 @@ def remember(
     if told["input_eos"] is None and initial_checkpoint is not None:
         told["input_eos"] = known.eos_on_input(str(initial_checkpoint))
     base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
-    _write(workspace, {"base": base, "source": told, "lengths": asdict(lengths or Lengths())})
+    note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
+    _write(workspace, note | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
 
 
 def remember_tasks(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:

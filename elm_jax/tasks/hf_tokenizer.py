@@ -145,7 +145,7 @@ def _of_sentencepiece(file: epath.Path, beside: Mapping[str, Any]) -> "Tokenizer
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     try:
         proto.ParseFromString(file.read_bytes())
         if not proto.pieces or proto.trainer_spec.model_type != _UNIGRAM:

@@ -63,20 +63,32 @@ def read(
     dtype: DTypeLike | None = None,
     place: Place = bases.on_host,
     ignore: Collection[str] = (),
+    as_stored: bool = False,
 ) -> Base:
-    """Returns the model that `load_model` does, with its parameters where `place` puts them."""
+    """Returns the model that `load_model` does, with its parameters where `place` puts them.
+
+    With `as_stored` the fingerprint is that of the parameters without `dtype`: the model that experts were
+    trained on, held and computed with in another type.
+    """
     dtype = bases.dtype_name(dtype)
     directory = find(path_or_name)
     try:
         kind = format_of(directory)
-        base = bases.assemble(READERS[kind](directory, dtype=dtype, ignore=ignore), dtype=dtype, place=place)
+        found = READERS[kind](directory, dtype=dtype, ignore=ignore)
+        base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
             f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
         ) from error
-    if kind == "elm" and dtype is None:
+    if kind == "elm" and (dtype is None or as_stored):
         elm.require(base, directory)
     return base
+
+
+def stored_dtype(path_or_name: storage.PathLike) -> str:
+    """Returns what a model computes in where nothing else is asked for; no parameter is read."""
+    directory = find(path_or_name)
+    return READERS[format_of(directory)](directory).config.dtype
 
 
 def find(path_or_name: storage.PathLike) -> epath.Path:

@@ -5,14 +5,16 @@ import shutil
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import base, data, prepare
+from elm_jax.runs import base, courses, data, prepare, rows
 from elm_jax.runs.convert import convert
 from elm_jax.runs.data import Source
+from elm_jax.runs.entries import entry_of
 from elm_jax.tasks import datasets, hf_tokenizer, vocabulary
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface
@@ -190,11 +192,11 @@ def test_a_tokenizer_that_gives_ids_beyond_the_embeddings_is_refused_when_a_run_
         elm.save(place, model)
         vocabulary.train(TEXTS, place / base.VOCABULARY, 40, extra_ids=0)
     ids = base.pieces_of(place).size
-    for rows in (ids, ids - 1):
-        config = replace(model.config, vocab_size=rows)
+    for count in (ids, ids - 1):
+        config = replace(model.config, vocab_size=count)
         small = bases.of(config, init_params(jax.random.key(0), config))
         (huggingface if form == "hub" else elm).save(place, small)
-        if rows == ids:
+        if count == ids:
             base.open_run(tmp_path / "fits", initial_checkpoint=place)
     with pytest.raises(UserError, match=rf"at most {ids - 1} ids.* got one of {ids}"):
         base.open_run(tmp_path / "run", initial_checkpoint=place)
@@ -228,3 +230,37 @@ def test_transformers_reads_the_vocabulary_of_a_base_that_was_trained_here(model
     for text in (*TEXTS, "a dog", "car of gate"):
         assert theirs(text).input_ids == [*pieces.encode(text), pieces.eos]
     assert theirs.convert_tokens_to_ids("<extra_id_0>") == pieces.size - 1
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_base_is_held_in_the_type_that_is_asked_for_and_stays_the_base_that_it_is(
+    published, tmp_path, stored
+):
+    convert(published, tmp_path / "base", "elm", dtype=stored)
+    wanted = base.open_run(tmp_path / "plain", initial_checkpoint=tmp_path / "base")
+    assert (wanted.dtype, wanted.base.config.dtype) == (None, stored)
+    for dtype in ("float32", "bfloat16"):
+        place = tmp_path / dtype
+        run = base.open_run(place, initial_checkpoint=tmp_path / "base", dtype=dtype)
+        for found in (run, base.open_run(place), base.open_run(tmp_path / "plain", dtype=dtype)):
+            assert found.base.fingerprint == wanted.base.fingerprint
+            assert found.base.config == replace(wanted.base.config, dtype=dtype)
+            assert {leaf.dtype.name for leaf in jax.tree.leaves(found.base.params)} == {dtype}
+            assert found.dtype == (None if dtype == stored else dtype)
+            jax.tree.map(
+                lambda ours, theirs: np.testing.assert_array_equal(ours, theirs.astype(ours.dtype)),
+                dict(found.base.params),
+                dict(wanted.base.params),
+            )
+    assert base.open_run(tmp_path / "plain").dtype is None
+    with pytest.raises(UserError, match="float32 or bfloat16"):
+        base.open_run(tmp_path / "plain", dtype="float16")
+
+
+def test_what_a_type_changes_is_stamped(published, tmp_path):
+    run = base.open_run(tmp_path / "run", initial_checkpoint=published)
+    narrow = base.open_run(tmp_path / "run", dtype="bfloat16")
+    assert rows.read_as(narrow) == rows.read_as(run) | {"dtype": "bfloat16"}
+    (course,) = courses.courses(data.choose(["mini_size_animal/than a dog"]), courses.Budget(steps=2))
+    recipes = [entry_of(each, course, courses.Budget(steps=2), 0).recipe for each in (run, narrow)]
+    assert recipes[1] == recipes[0] | {"dtype": "bfloat16"}
