@@ -85,9 +85,8 @@ def load(where: storage.PathLike) -> Vocabulary:
     Raises:
         UserError: If there is no tokenizer, one that does not parse, or one whose id 0 is no padding.
     """
-    directory = storage.path(where)
-    if directory.suffix == ".json":
-        directory = directory.parent
+    named = storage.path(where)
+    directory = named.parent if named.suffix == ".json" and not named.is_dir() else named
     beside = {**_object(directory / SPECIAL), **_object(directory / CONFIG)}
     of_bytes = False
     model = next((directory / name for name in MODELS if (directory / name).exists()), None)

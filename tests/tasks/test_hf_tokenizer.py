@@ -9,7 +9,7 @@ import pytest
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.tasks import hf_tokenizer, vocabulary
+from elm_jax.tasks import hf_tokenizer, specs, vocabulary
 
 TEXTS = [
     "the dog ran to the gate because it had heard the car of its owner",
@@ -37,7 +37,9 @@ def corpus():
         for _ in range(1600)
     ]
     letters = ["".join(map(chr, rng.integers(32, 0x2FFF, rng.integers(1, 40)))) for _ in range(400)]
-    return (UNUSUAL + TEXTS + letters + mixed)[:2000]
+    found = (specs.examples(spec).examples[:40] for spec in specs.task_specs("mini-unseen"))
+    suite = [row.input for rows in found for row in rows]
+    return (UNUSUAL + TEXTS + suite[:400] + letters + mixed)[:2000]
 
 
 def write(place, **files):
@@ -137,7 +139,7 @@ def test_no_model_of_pieces_is_wanted_where_there_is_a_tokenizer_json(saved):
 @pytest.fixture
 def saved(pieces, tmp_path):
     """What transformers 5 saves, made by our own reading of a SentencePiece model."""
-    place = tmp_path / "saved"
+    place = tmp_path / "saved.json"  # a directory all the same
     place.mkdir()
     shutil.copy(pieces, place / "spiece.model")
     whole = json.loads(hf_tokenizer.load(place).codec.tokenizer.to_str())
