@@ -14,7 +14,7 @@ from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.runs import base as bases
 from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import DEFAULT, Workspace
-from elm_jax.weights import experts, load, peft, t5x
+from elm_jax.weights import experts, hub, load, peft, t5x
 from elm_jax.weights.base import Base
 
 
@@ -39,7 +39,7 @@ def add(
 
     Raises a UserError for what is none of these, another base, and an expert of that id that is there.
     """
-    source, workspace = storage.path(src), Workspace.open(run)
+    source, workspace = hub.expert(src), Workspace.open(run)
     base = load.read(bases.remembered(workspace)["base"] or workspace.base)
     if not source.is_dir():
         raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")

@@ -15,7 +15,7 @@ from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
 from elm_jax.runs import adopt
 from elm_jax.runs import base as bases
-from elm_jax.weights import adapters, elm, fold, hf_config, huggingface, load, peft, t5x_write
+from elm_jax.weights import adapters, elm, fold, hf_config, hub, huggingface, load, peft, t5x_write
 from elm_jax.weights.base import DTYPES, Base, dtype_name
 from elm_jax.weights.base import of as base_of
 
@@ -67,7 +67,7 @@ def convert(
     home = storage.path(dst)
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
-    source = storage.path(src)
+    source = hub.expert(src, required=False)
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
         return _expert_in(source, home, base, kind, ignore)

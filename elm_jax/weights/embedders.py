@@ -27,6 +27,7 @@ from elm_jax.weights import (
     hf_names,
     hub,
     huggingface,
+    known,
     steps,
     tokenizer,
     torch_bin,
@@ -84,6 +85,9 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     where = storage.path(path_or_name)
     if text and where.is_dir():
         return where
+    if text.startswith(known.HUB):
+        repository, revision = known.address(text)
+        return fetch(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
             f"A sentence encoder is wanted at {text!r}, but no directory is there. Name the directory of "
@@ -92,13 +96,14 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     return fetch(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
 
-def fetch(repository: str, *, pooling: str | None = None) -> epath.Path:
+def fetch(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
     """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
     from huggingface_hub import constants
 
     lacking, why = [*_LAYOUT], "offline mode is on"
     for weights in (None, *_WEIGHTS):
-        directory, failed = hub.snapshot(repository, None if weights is None else [*_DESCRIBING, *weights])
+        patterns = None if weights is None else [*_DESCRIBING, *weights]
+        directory, failed = hub.snapshot(repository, patterns, revision)
         if directory is None and weights is not None:
             why = failed
             break

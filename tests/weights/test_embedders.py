@@ -194,7 +194,7 @@ def test_what_the_cache_lacks_is_fetched(cache, write_encoder, monkeypatch):
     (home / "1_Pooling" / "config.json").unlink()
     asked = []
 
-    def download(repository, *, allow_patterns, local_files_only):
+    def download(repository, *, revision, allow_patterns, local_files_only):
         asked.append((repository, allow_patterns))
         if not local_files_only:
             (home / "1_Pooling" / "config.json").write_text(pooling)
@@ -214,7 +214,7 @@ def test_weights_of_another_format_are_fetched_only_where_weights_are_missing(
     (home / "tokenizer.json").unlink()
     asked = []
 
-    def download(repository, *, allow_patterns, local_files_only):
+    def download(repository, *, revision, allow_patterns, local_files_only):
         asked.append(allow_patterns)
         return str(home)
 
