@@ -176,8 +176,8 @@ def open_run(
         source = replace(source, input_eos=note["source"].get("input_eos"))
     place = note["base"] or workspace.base
     dtype = weights_base.dtype_name(dtype or note.get("dtype"))
-    if dtype == weights.stored_dtype(place):
-        dtype = None
+    if dtype is not None and dtype == weights.stored_dtype(place):
+        dtype = None  # the same, and so are the stamps of what is scored
     base, pieces = load(place, source.vocabulary, dtype)
     for file in source.tasks:
         own.load(file)

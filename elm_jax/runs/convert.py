@@ -49,20 +49,29 @@ def convert(
     kind: str | None = None,
     ignore: Collection[str] = (),
 ) -> Converted:
-    """Writes what `src` holds to the new directory `dst`, as `hf`, `t5x` or `elm`, or an expert as `peft`,
-    `adapters` or `hf`.
+    """Writes what `src` holds to the new directory `dst` in another format, whole or not at all.
 
-    A model is whatever `load_model` reads; `dtype` converts it, without it values are the same to the bit. A
-    PEFT adapter becomes an expert of a library, `dst` being LIBRARY/DATASET/PROMPT, beside the `base` that it
-    was trained on. An expert's directory, a merged one's too, becomes an adapter of PEFT's (LoRA, IA3), a
-    bottleneck in the layout of the `adapters` library, or with `hf` the whole model that it makes of its
-    `base`; the last two want that base. With `kind` an expert is taken out of a
-    T5X checkpoint that holds the base too. `ignore` names fields of a foreign configuration that were looked
-    at and do not change what is computed.
+    A model goes to `hf`, `t5x` or `elm`; its tokenizer, `generation_config.json` and token ids come out as
+    they went in, by way of our format too. An adapter of PEFT's becomes an expert of a library. An expert of
+    a library, a merged one too, goes to `peft` (LoRA, (IA)³), to the layout of the `adapters` library
+    (bottleneck), or to `hf`, as the whole model that it makes of its base (LoRA, (IA)³, full).
 
-    Tokenizer, `generation_config.json` and token ids come out as they went in, by way of our format too.
+    Args:
+        src: A directory or a name as `load_model` takes it, an adapter, or an expert; on the hub too, as
+            `hf:owner/name@revision`.
+        dst: A new or empty directory; LIBRARY/DATASET/PROMPT for an expert that comes in.
+        to: The format.
+        dtype: Converts a model; without it values are the same to the bit, but that an expert folded into a
+            bfloat16 base makes a float32 model.
+        base: The base that an expert was trained on.
+        kind: Takes an expert of that kind out of a T5X checkpoint that holds the base too.
+        ignore: Fields of a foreign configuration that do not change what is computed.
 
-    Raises a UserError if `dst` holds anything, or if `src` does not hold what is asked for.
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: If `dst` holds anything, or `src` does not hold what is asked for.
     """
     home = storage.path(dst)
     if home.exists() and (not home.is_dir() or any(home.iterdir())):

@@ -167,7 +167,8 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         network = bert.network(told, dtype=dtype, where=str(file))
         flat, longest = bert.params(network, held, kind, where=weights), network.longest
     else:
-        network = hf_config.network(hf_config.read(found.network), head=False, dtype=dtype, where=str(file))
+        told = hf_config.read(found.network, table=hf_fields.T5_ENCODER)
+        network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
     pieces, length = tokenizer.read(found.network, longest)
     projections = [_linear(*_tensors(place), "linear") for place in found.projections]

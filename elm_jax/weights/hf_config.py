@@ -15,6 +15,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.weights import base as bases
 from elm_jax.weights import hf_fields
+from elm_jax.weights.fields import FieldTable
 
 FILE = "config.json"
 GENERATION = "generation_config.json"
@@ -62,12 +63,15 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def read(directory: epath.Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
+def read(
+    directory: epath.Path, *, ignore: Collection[str] = (), table: FieldTable = hf_fields.T5
+) -> dict[str, Any]:
     """Returns the configuration of a T5, mT5 or umT5.
 
     Args:
         directory: Where `config.json` lies.
         ignore: Fields that are not looked at.
+        table: What the fields mean.
 
     Raises:
         UserError: If it is another model's, lacks a size, or has a field that changes what the network
@@ -85,11 +89,11 @@ def read(directory: epath.Path, *, ignore: Collection[str] = ()) -> dict[str, An
     for name in _REQUIRED:
         if told.get(name) is None:
             raise UserError(f"{str(file)!r} should tell {name!r}, but lacks it. Download it again.")
-    hf_fields.T5.require(told, where=str(file), ignore=ignore)
+    table.require(told, where=str(file), ignore=ignore)
     beside = directory / GENERATION
     start = _object(beside).get("decoder_start_token_id") if beside.exists() else None
     if "decoder_start_token_id" not in ignore:
-        hf_fields.T5.require({"decoder_start_token_id": start}, where=str(beside))
+        table.require({"decoder_start_token_id": start}, where=str(beside))
     return told
 
 

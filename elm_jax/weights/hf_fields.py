@@ -5,6 +5,7 @@ here. They do not change what the network computes.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from elm_jax.weights.fields import FieldTable
@@ -60,6 +61,8 @@ T5 = FieldTable(
         "quantization_config": _QUANTIZED,
     },
 )
+_COPY = "take it out of a copy of the file and name that directory"
+T5_ENCODER = replace(T5, ignoring=_COPY)  # of a sentence encoder, which is read where it lies
 BERT = FieldTable(
     format="a BERT",
     used=frozenset(
@@ -82,5 +85,5 @@ BERT = FieldTable(
     ),
     neutral={**_CHANGING, "is_encoder_decoder": (False,)},
     remedies={"quantization_config": _QUANTIZED},
-    ignoring="take it out of a copy of the file and name that directory",
+    ignoring=_COPY,
 )
