@@ -2,7 +2,7 @@
 
 Run     python benchmarks/load_memory.py [--size xl] [--format hf] [--dtype bfloat16] [--json FILE]
 Takes   a quarter of a minute for base; two minutes for xl, which wants 6 GB of disk and 8 GB of memory. Linux
-Expect  a peak of at most 1.3 times the parameters' bytes for xl, the interpreter and JAX included
+Expect  a peak of at most 1.15 times the parameters' bytes for xl, the interpreter and JAX included
 """
 
 import argparse

@@ -173,8 +173,16 @@ class ArrayDigest:
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Takes one more array, whose elements lie in C's order."""
-        self._seen.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        self._seen.update(array.reshape(-1).view(np.uint8).data)
+        self.begin(name, array.dtype, array.shape)
+        self.add_part(array)
+
+    def begin(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        """Takes the name of an array whose rows come in parts."""
+        self._seen.update(f"{name}:{dtype}:{shape};".encode())
+
+    def add_part(self, rows: np.ndarray) -> None:
+        """Takes the next rows of the array that was begun."""
+        self._seen.update(rows.reshape(-1).view(np.uint8).data)
 
     def fingerprint(self) -> str:
         """Returns 16 hexadecimal digits that stand for all that were added."""

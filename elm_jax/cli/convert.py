@@ -11,11 +11,17 @@ from elm_jax.cli.options import AsJson
 def convert(
     src: Annotated[str, typer.Argument(help="A model's directory or name, a PEFT adapter, or an expert.")],
     dst: Annotated[str, typer.Argument(help="New directory; an expert's is LIBRARY/DATASET/PROMPT.")],
-    to: Annotated[str, typer.Option("--to", help="hf, t5x or elm; an expert goes to elm or peft.")],
+    to: Annotated[
+        str, typer.Option("--to", help="hf, t5x or elm; an expert goes to elm, peft, adapters or hf.")
+    ],
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; as stored without it.")] = None,
     base: Annotated[str | None, typer.Option(help="The base that an expert was trained on.")] = None,
     kind: Annotated[
         str | None, typer.Option(help="Take an expert out of a T5X checkpoint: bottleneck, lora, ia3, full.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of a foreign configuration that does not change what is computed."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -24,7 +30,7 @@ def convert(
 
     from elm_jax.runs import convert as runs
 
-    made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind)
+    made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind, ignore=ignore or ())
     if as_json:
         print(json.dumps(asdict(made)))
         return

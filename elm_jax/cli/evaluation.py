@@ -12,6 +12,7 @@ from elm_jax.cli.options import (
     Cache,
     Coordinator,
     DataDir,
+    Dtype,
     GinBindings,
     GinFiles,
     Limit,
@@ -67,6 +68,7 @@ def evaluate(
     tasks: TaskFiles = None,
     cache: Cache = None,
     limit: Limit = None,
+    dtype: Dtype = None,
     gin_file: GinFiles = None,
     gin_bindings: GinBindings = None,
     dry_run: Annotated[
@@ -114,6 +116,7 @@ def evaluate(
             task_files=files,
             prepared=cache,
             limit=limit,
+            dtype=dtype,
         )
         for group in groups or []:
             task_specs(group)  # a name that is no group's is refused

@@ -111,12 +111,18 @@ def experts_add(
         typer.Option("--dataset", help="What it was trained on; may be repeated. That of --id without it."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of PEFT's configuration that does not change what is computed."),
+    ] = None,
     run: RunDir = DEFAULT_OUT,
 ) -> None:
     """Put an expert that was made elsewhere into the library."""
     from elm_jax.runs import adopt
 
-    spec = adopt.add(src, id=id, kind=kind, datasets=dataset or (), run=run, replace=replace)
+    spec = adopt.add(
+        src, id=id, kind=kind, datasets=dataset or (), run=run, replace=replace, ignore=ignore or ()
+    )
     print(f"{spec.id}: {spec.kind}, {spec.steps} steps, trained on {', '.join(spec.datasets)}.")
 
 

@@ -21,7 +21,8 @@ GinBindings = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Take at most so many rows of each task.")]
 Cache = Annotated[str | None, typer.Option("--cache", help="Directory of prepared rows; the run's own.")]
 VocabularyFile = Annotated[
-    str | None, typer.Option("--vocabulary", help="SentencePiece model; that of the run's base without it.")
+    str | None,
+    typer.Option("--vocabulary", help="SentencePiece model or tokenizer.json; default: the base's."),
 ]
 TaskFiles = Annotated[
     list[str] | None, typer.Option("--tasks", help="A file that defines tasks of your own, YAML or Python.")
@@ -29,6 +30,9 @@ TaskFiles = Annotated[
 KnownRun = Annotated[str | None, typer.Option("--run", help="A run whose base and data are used.")]
 Split = Annotated[str | None, typer.Option(help="Another split than each task's own.")]
 ExtraIds = Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="What the base is held and computes in, float32 or bfloat16; as stored.")
+]
 MaxPrompt = Annotated[int | None, typer.Option(help="Tokens of an input, the end included.")]
 MaxAnswer = Annotated[int | None, typer.Option(help="Tokens of an answer, the end included.")]
 Truncate = Annotated[

@@ -11,6 +11,7 @@ from elm_jax.cli.options import (
     Cache,
     Coordinator,
     DataDir,
+    Dtype,
     GinBindings,
     GinFiles,
     Limit,
@@ -55,6 +56,7 @@ def train(
     tasks: TaskFiles = None,
     cache: Cache = None,
     limit: Limit = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     track: Track = None,
     gin_file: GinFiles = None,
@@ -102,6 +104,7 @@ def train(
                 task_files=files,
                 prepared=cache,
                 limit=limit,
+                dtype=dtype,
             )
             options = {name: value for name, value in (("width", width), ("rank", rank)) if value is not None}
             budget = Budget(steps=steps, batch_size=batch_size, rate=rate, kind=kind, options=options)

@@ -203,7 +203,8 @@ def _batches(
     rows: list[tuple[int, list[int]]] = []
     for start in range(0, len(order), CHUNK):
         chunk = order[start : start + CHUNK]
-        rows += zip(chunk, _tokenise(encoder, [texts[position] for position in chunk]), strict=True)
+        prompted = [encoder.prompt + texts[position] for position in chunk]
+        rows += zip(chunk, _tokenise(encoder, prompted), strict=True)
         # Characters say only roughly how many tokens there are.
         rows.sort(key=lambda row: -len(row[1]))
         while rows:

@@ -35,6 +35,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=True),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 

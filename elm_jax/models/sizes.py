@@ -6,7 +6,7 @@ from typing import Any
 
 from elm_jax import names
 
-ACTIVATIONS = ("gelu", "linear", "relu")
+ACTIVATIONS = ("gelu", "linear", "relu", "silu")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class T5Config:
     scale_decoder_outputs: bool = True  # logits of a tied output layer are divided by sqrt(emb_dim)
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
-    relpos_per_layer: bool = False  # every layer has a table of its own, as in T5X's scanned networks
+    relpos_per_layer: bool = (
+        False  # every layer has a table of its own, as in umT5 and T5X's scanned networks
+    )
     dropout_rate: float = 0.1
     norm_epsilon: float = 1e-6
     dtype: str = "float32"

@@ -1,7 +1,7 @@
 """`elm experts add` and `export`: an expert made elsewhere into a run's library, and one out of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from etils import epath
 
@@ -14,7 +14,7 @@ from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.runs import base as bases
 from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import DEFAULT, Workspace
-from elm_jax.weights import experts, load, peft, t5x
+from elm_jax.weights import experts, hub, load, peft, t5x
 from elm_jax.weights.base import Base
 
 
@@ -26,6 +26,7 @@ def add(
     datasets: Sequence[str] = (),
     run: storage.PathLike = DEFAULT,
     replace: bool = False,
+    ignore: Collection[str] = (),
 ) -> ExpertSpec:
     """Puts an expert into a run's library, whole or not at all, and returns its spec.
 
@@ -33,11 +34,12 @@ def add(
     directory of another library; or an adapter of PEFT's. What T5X wrote holds the base too, which must be
     the run's to the bit. `kind` is told by the names of the parameters where it is not given. `datasets` are
     what the expert was trained on, and where it is never zero-shot; without any it is the one that `id`
-    begins with. An expert of a library brings its own id, datasets, owner and keys along.
+    begins with. An expert of a library brings its own id, datasets, owner and keys along. `ignore` names
+    fields of PEFT's configuration that were looked at and do not change what the expert computes.
 
     Raises a UserError for what is none of these, another base, and an expert of that id that is there.
     """
-    source, workspace = storage.path(src), Workspace.open(run)
+    source, workspace = hub.expert(src), Workspace.open(run)
     base = load.read(bases.remembered(workspace)["base"] or workspace.base)
     if not source.is_dir():
         raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
@@ -47,7 +49,7 @@ def add(
     else:
         if id is None:
             raise UserError(f"The expert at {str(source)!r} needs an id: --id DATASET/PROMPT.")
-        expert = made_elsewhere(source, base, id, kind=kind, datasets=datasets)
+        expert = made_elsewhere(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
     Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
@@ -93,11 +95,17 @@ def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert,
 
 
 def made_elsewhere(
-    source: epath.Path, base: Base, id: str, *, kind: str | None = None, datasets: Sequence[str] = ()
+    source: epath.Path,
+    base: Base,
+    id: str,
+    *,
+    kind: str | None = None,
+    datasets: Sequence[str] = (),
+    ignore: Collection[str] = (),
 ) -> Expert:
-    """Returns the expert that PEFT or T5X wrote into a directory; `kind` and `datasets` are `add`'s."""
+    """Returns the expert that PEFT or T5X wrote into a directory; what else is given is as for `add`."""
     if (source / peft.CONFIG).exists():
-        kind, tree = peft.load(source, base.config)
+        kind, tree = peft.load(source, base.config, ignore=ignore)
     else:
         kind = kind or kind_of(t5x.parameters(source), base)
         tree = experts.from_t5x(source, base, kind)

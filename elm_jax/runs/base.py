@@ -22,16 +22,17 @@ from elm_jax.runs import watching
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Run, Workspace
-from elm_jax.tasks import own, vocabulary
+from elm_jax.tasks import hf_tokenizer, own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
+from elm_jax.weights import base as weights_base
 from elm_jax.weights import elm, known
 from elm_jax.weights import load as weights
 from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
-PUBLISHED = "spiece.model"  # what T5's vocabulary is called on the hub
+PUBLISHED = "spiece.model"  # what T5's SentencePiece model is called on the hub
 REMEMBERED = "run.json"  # where the base lies and how data is read
 PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
 SENTINELS = 16  # spans of one text at most
@@ -63,28 +64,68 @@ class Reading:
     lengths: Lengths
 
 
-def load(where: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> tuple[Base, Vocabulary]:
-    """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary."""
+def load(
+    where: storage.PathLike,
+    vocabulary_file: storage.PathLike | None = None,
+    dtype: str | None = None,
+) -> tuple[Base, Vocabulary]:
+    """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary.
+
+    Args:
+        where: The base.
+        vocabulary_file: Its vocabulary, where that is not beside it.
+        dtype: What the base is held and computes in; as stored by default. Its fingerprint stays that of
+            the stored parameters, so that experts fit it in either type.
+
+    Raises:
+        UserError: If either is missing, or the vocabulary gives ids that the base has no embedding for.
+    """
     directory = weights.find(where)
-    return weights.read(directory), pieces_of(directory, vocabulary_file)
+    base = weights.read(directory, dtype=dtype, as_stored=True)
+    pieces = pieces_of(directory, vocabulary_file)
+    if pieces.size > base.config.vocab_size:
+        raise UserError(
+            f"Expected a tokenizer of at most {base.config.vocab_size} ids, as many as the base at "
+            f"{str(directory)!r} has embeddings, got one of {pieces.size}. Fix: use the base's own tokenizer."
+        )
+    return base, pieces
 
 
 def pieces_of(directory: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Vocabulary:
-    """Returns the vocabulary of a base: the file given, or what lies with it, ours or T5's own.
+    """Returns the vocabulary of a base: the one given, or what lies with it, ours or the hub's.
 
-    T5's has its sentinels on top of the model's pieces, mT5's has them among these.
+    Args:
+        directory: The base's.
+        vocabulary_file: A SentencePiece model, read as T5X reads it; or a `tokenizer.json`, or the directory
+            of a tokenizer, read as transformers reads it.
+
+    Raises:
+        UserError: If there is none.
     """
-    ours = storage.path(directory) / VOCABULARY
-    if vocabulary_file is None and ours.exists():
-        return vocabulary.load(ours, extra_ids=SENTINELS)
-    file = storage.path(vocabulary_file) if vocabulary_file else storage.path(directory) / PUBLISHED
-    if vocabulary_file is None and not file.exists():
-        raise UserError(
-            f"A vocabulary is wanted beside the base at {str(directory)!r}, as {VOCABULARY} or {PUBLISHED}, "
-            "but neither is there. Name a SentencePiece model as VOCABULARY of the recipe."
-        )
-    bare = vocabulary.load(file, extra_ids=0)
-    return bare if bare.has("<extra_id_0>") else vocabulary.load(file)
+    home = storage.path(directory)
+    if vocabulary_file is not None:
+        return named_vocabulary(vocabulary_file)
+    if (home / VOCABULARY).exists():
+        return vocabulary.load(home / VOCABULARY, extra_ids=SENTINELS)
+    if hf_tokenizer.is_there(home):
+        return hf_tokenizer.load(home)
+    raise UserError(
+        f"Expected a tokenizer beside the base at {str(directory)!r}, as {VOCABULARY}, {hf_tokenizer.JSON} "
+        f"or {PUBLISHED}, got none. Fix: name a SentencePiece model, or a {hf_tokenizer.JSON}, as VOCABULARY "
+        f"of the recipe; for ByT5, put a {hf_tokenizer.CONFIG} there whose tokenizer_class is "
+        f"{hf_tokenizer.BYTES}."
+    )
+
+
+def named_vocabulary(file: storage.PathLike, extra_ids: int | None = None) -> Vocabulary:
+    """Returns a vocabulary that was named: a SentencePiece model, a `tokenizer.json` or its directory.
+
+    `extra_ids` is how many sentinels a SentencePiece model has on top; as T5's or mT5's have it by default.
+    """
+    where = storage.path(file)
+    if where.suffix == ".json" or where.is_dir():
+        return hf_tokenizer.load(where)
+    return vocabulary.load_with_sentinels(file) if extra_ids is None else vocabulary.load(file, extra_ids)
 
 
 def open_run(
@@ -99,6 +140,7 @@ def open_run(
     source: Source | None = None,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
+    dtype: str | None = None,
 ) -> Run:
     """Opens a run's directory for the other verbs: reads its base and vocabulary, and how it reads rows.
 
@@ -110,7 +152,8 @@ def open_run(
     `task_files`, which the run remembers, rows that `elm prepare` made from `prepared`. `limit` is how many
     rows of a task are taken at most. `source` says all this at once and more, `lengths` how many tokens of a
     prompt and of an answer are kept; what is not given is as it was when the run was last written. `stages`
-    show progress.
+    show progress. `dtype`, float32 or bfloat16, is what the base is held and computes in; it is remembered
+    with `initial_checkpoint`, and as stored by default.
 
     Raises a UserError where the directory, the base or its vocabulary is not there, or a file of tasks does
     not read.
@@ -122,7 +165,7 @@ def open_run(
     if initial_checkpoint is not None:
         # How many rows are taken is not remembered: an evaluation of what was trained on a few takes all.
         kept = replace(source or Source(), **given, limit=None)
-        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths)
+        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
     workspace = Workspace.open(run)
     note = remembered(workspace)
     source = replace(source or Source(**note["source"]), **given)
@@ -131,14 +174,19 @@ def open_run(
         source = replace(source, limit=limit)
     if source.input_eos is None:
         source = replace(source, input_eos=note["source"].get("input_eos"))
-    base, pieces = load(note["base"] or workspace.base, source.vocabulary)
+    place = note["base"] or workspace.base
+    dtype = weights_base.dtype_name(dtype or note.get("dtype"))
+    if dtype is not None and dtype == weights.stored_dtype(place):
+        dtype = None  # the same, and so are the stamps of what is scored
+    base, pieces = load(place, source.vocabulary, dtype)
     for file in source.tasks:
         own.load(file)
     remember_tasks(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     pieces = replace(pieces, input_eos=source.input_eos is not False)
-    return Run(workspace, base, pieces, source, lengths or Lengths(**note["lengths"]), stages or Stages())
+    lengths = lengths or Lengths(**note["lengths"])
+    return Run(workspace, base, pieces, source, lengths, stages or Stages(), dtype)
 
 
 def opened(run: Run | storage.PathLike) -> Run:
@@ -160,7 +208,7 @@ def reading(
     note = remembered(workspace)
     source = Source(**note["source"])
     if vocabulary_file:
-        pieces = vocabulary.load(vocabulary_file, extra_ids)
+        pieces = named_vocabulary(vocabulary_file, extra_ids)
     else:
         pieces = pieces_of(note["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
@@ -176,6 +224,7 @@ def remember(
     initial_checkpoint: storage.PathLike | None,
     source: Source | None,
     lengths: Lengths | None,
+    dtype: str | None = None,
 ) -> None:
     """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags.
 
@@ -185,7 +234,8 @@ def remember(
     if told["input_eos"] is None and initial_checkpoint is not None:
         told["input_eos"] = known.eos_on_input(str(initial_checkpoint))
     base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
-    _write(workspace, {"base": base, "source": told, "lengths": asdict(lengths or Lengths())})
+    note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
+    _write(workspace, note | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
 
 
 def remember_tasks(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:

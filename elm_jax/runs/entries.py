@@ -70,6 +70,8 @@ def entry_of(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
     }
     if not run.pieces.input_eos:
         recipe["input_eos"] = False
+    if run.dtype is not None:
+        recipe["dtype"] = run.dtype
     if len(course.specs) > 1:
         recipe["tasks"] = [spec.id for spec in course.specs]
     return Entry(job, recipe, tuple(sorted({spec.dataset for spec in course.specs})))

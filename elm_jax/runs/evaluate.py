@@ -61,6 +61,7 @@ def evaluate(
     truncate: int | None = None,
     faithful: str | Sequence[str] | None = None,
     mesh: Mapping[str, int] | None = None,
+    dtype: str | None = None,
     told: Told | None = None,
     dry_run: bool = False,
     environment: Mapping[str, Any] | None = None,
@@ -82,7 +83,8 @@ def evaluate(
     which are then marked. The base alone needs no experts, and none is looked at. `truncate` and `faithful`
     are in place of what the run remembers of its source; a `truncate` of 0 is no limit. `mesh` has the sizes
     of the axes of a mesh of this process's devices, over which batches are split; without it each accelerator
-    scores rows of its own. `environment` is further told in the report.
+    scores rows of its own. `dtype` is what the base is held and computes in, where `run` is a directory; as
+    the run has it by default. `environment` is further told in the report.
 
     `told` hears how much is to be done and how long it takes; with `dry_run` no more is done. Returns None
     then, and on all of several hosts but the first, which writes the report.
@@ -92,7 +94,12 @@ def evaluate(
     """
     if not isinstance(run, Run):
         check(Workspace.at(run), methods)  # before the base is read
-    run = bases.opened(run)
+        run = bases.open_run(run, dtype=dtype)
+    elif dtype is not None:
+        raise UserError(
+            f"Expected a run's directory beside dtype, got a run that is open and {dtype!r}. Fix: give dtype "
+            "to `open_run`."
+        )
     base = replace(run.base, params=room.spread(run.base.params, mesh))
     run = replace(run, base=base, source=data.rendered_as(run.source, truncate, faithful))
     specs = data.choose(tasks, run.source, evaluation=True)

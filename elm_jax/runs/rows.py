@@ -75,7 +75,9 @@ def by_scorer(cells: Iterable[Cell]) -> list[Cell]:
 
 def read_as(run: Run) -> dict[str, Any]:
     """Returns what scores depend on beside rows and scorer: the base, and how rows are read."""
-    told = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
+    told: dict[str, Any] = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
+    if run.dtype is not None:
+        told["dtype"] = run.dtype
     return told if run.pieces.input_eos else {**told, "input_eos": False}
 
 

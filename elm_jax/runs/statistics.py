@@ -168,6 +168,8 @@ def _stamp(run: Run, description: Description, found: Prepared, wanted: Sequence
         for name, rows in (("inputs", found.inputs), ("targets", found.targets))
     }
     told = {"base": run.base.fingerprint, "expert": description.checksum, "wanted": sorted(wanted)}
+    if run.dtype is not None:
+        told["dtype"] = run.dtype
     return storage.fingerprint(told | {"rows": storage.array_fingerprint(tokens)})
 
 

@@ -43,6 +43,7 @@ def train(
     initial_checkpoint: storage.PathLike | None = None,
     source: data.Source | None = None,
     lengths: data.Lengths | None = None,
+    dtype: str | None = None,
     mesh: Mapping[str, int] | None = None,
     trackers: Sequence[str] = (),
     logs: storage.PathLike | None = None,
@@ -53,10 +54,11 @@ def train(
     """Trains experts on tasks, many in one program, into the library of a run; returns their ids.
 
     `run` is a run that is open, or its directory, which `initial_checkpoint` makes where there is none:
-    `open_run` has it, `source` and `lengths`. `tasks` are specs or names, of tasks, datasets or groups. `as_`
-    is "experts", one a task; "dataset", one a dataset on all its prompts; or "multitask", one called `name`
-    on all tasks, which goes to the composites. What is trained, how long and how fast, is the `budget`'s to
-    say; its defaults are 1,000 steps of 8 rows. All start from the same fresh expert, drawn from `seed`.
+    `open_run` has it, `source`, `lengths` and `dtype`. `tasks` are specs or names, of tasks, datasets or
+    groups. `as_` is "experts", one a task; "dataset", one a dataset on all its prompts; or "multitask", one
+    called `name` on all tasks, which goes to the composites. What is trained, how long and how fast, is the
+    `budget`'s to say; its defaults are 1,000 steps of 8 rows. All start from the same fresh expert, drawn
+    from `seed`.
 
     `mesh` has the sizes of the axes of a mesh of all devices. The journal and what `trackers` ("tensorboard",
     "wandb") write goes to `logs`, without it to that directory of the run. `told` hears what is to be trained
@@ -70,8 +72,10 @@ def train(
     Source: Jang et al. 2023 (arXiv 2302.03202); the paper's budgets are `Budget(paper="prompt")` and others.
     """
     if not isinstance(run, Run):
-        run = bases.open_run(run, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths)
-    elif initial_checkpoint is not None or source is not None:
+        run = bases.open_run(
+            run, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths, dtype=dtype
+        )
+    elif initial_checkpoint is not None or source is not None or dtype is not None:
         raise UserError(
             "A run that is open has its base and its source, but others came. Give them to "
             "`open_run`, or give `train` the run's directory."

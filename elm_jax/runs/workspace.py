@@ -101,3 +101,4 @@ class Run:
     source: Source
     lengths: Lengths
     stages: Stages
+    dtype: str | None = None  # that the base is held and computes in, where it is stored in another

@@ -1,7 +1,8 @@
-"""The vocabulary: SentencePiece with T5's ids (0 padding, 1 end, 2 unknown) and its sentinels on top.
+"""The vocabulary: what turns texts into ids and back, and SentencePiece with T5's ids.
 
-It reads and writes the same model files as `seqio.SentencePieceVocabulary` and gives the same ids, without
-importing SeqIO or TensorFlow. The sentinel `<extra_id_0>` has the highest id, `size - 1`, as in T5.
+These are 0 padding, 1 end, 2 unknown, and T5's sentinels on top: `<extra_id_0>` has the highest, `size - 1`.
+SentencePiece reads and writes the same model files as `seqio.SentencePieceVocabulary` and gives the same ids,
+without importing SeqIO or TensorFlow.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import io
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -22,33 +24,56 @@ EXTRA_IDS = 100
 LONGEST_LINE = 1 << 20
 
 
+@runtime_checkable
+class Codec(Protocol):
+    """What a tokenizer has to do."""
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of texts, without an end-of-sequence."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of ids; one that stands for nothing is unknown, or nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """A loaded model: text to ids and back."""
+    """A loaded tokenizer: text to ids and back."""
 
     size: int  # sentinels included
-    extra_ids: int
+    extra_ids: int  # how many sentinels it has
     eos: int
-    fingerprint: str  # of the model's bytes and the number of sentinels
-    processor: sentencepiece.SentencePieceProcessor = field(repr=False, compare=False)
+    fingerprint: str  # of all that decides what ids a text gets
+    codec: Codec = field(repr=False, compare=False)
     input_eos: bool = True  # whether prompts end with end-of-sequence, as the base was trained
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without an end-of-sequence."""
-        return self.processor.encode(text)
+        return self.codec.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of many texts; much faster than one at a time."""
-        return self.processor.encode(list(texts)) if texts else []
-
-    def has(self, piece: str) -> bool:
-        """Says whether a piece is in the vocabulary, with or without the mark of a word's beginning."""
-        return any(self.processor.piece_to_id(each) != UNK for each in (piece, f"▁{piece}"))
+        return self.codec.encode_all(list(texts)) if texts else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text up to the first end-of-sequence; ids beyond the vocabulary read as unknown."""
-        known = [int(token) if token < self.size else UNK for token in ids]
-        return self.processor.decode(known[: known.index(EOS)] if EOS in known else known)
+        """Returns the text up to the first end-of-sequence."""
+        found = [int(token) for token in ids]
+        return self.codec.decode(found[: found.index(self.eos)] if self.eos in found else found)
+
+
+@dataclass(frozen=True)
+class SentencePiece:
+    """SentencePiece's own processor, as SeqIO and T5X use it."""
+
+    processor: sentencepiece.SentencePieceProcessor
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        return self.processor.encode(texts)
+
+    def decode(self, ids: list[int]) -> str:
+        size = self.processor.get_piece_size()
+        return self.processor.decode([token if token < size else UNK for token in ids])
 
 
 def train(
@@ -130,8 +155,16 @@ def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Vocabulary:
         extra_ids=extra_ids,
         eos=EOS,
         fingerprint=storage.fingerprint({"model": digest, "extra_ids": extra_ids}),
-        processor=processor,
+        codec=SentencePiece(processor),
     )
+
+
+def load_with_sentinels(path: storage.PathLike) -> Vocabulary:
+    """Loads a model file as T5 or mT5 has it: sentinels on top, unless they are among the model's pieces."""
+    bare = load(path, extra_ids=0)
+    assert isinstance(bare.codec, SentencePiece)
+    find = bare.codec.processor.piece_to_id
+    return bare if find("<extra_id_0>") != UNK or find("▁<extra_id_0>") != UNK else load(path)
 
 
 def _sentinels(count: int) -> bytes:

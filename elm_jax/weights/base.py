@@ -7,7 +7,7 @@ the parameters no more than the largest of them is ever in memory.
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -85,23 +85,42 @@ def check(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tenso
     return found
 
 
-def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place) -> Base:
+def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place, as_stored: bool = False) -> Base:
     """Reads a checkpoint whose tensors are those of its network.
 
     With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
-    other floating types become float32. `place` takes each parameter to where it is wanted.
+    other floating types become float32. `place` takes each parameter to where it is wanted. The fingerprint
+    stands for the parameters as returned or, with `as_stored`, as they would be without `dtype`.
     """
     digest = storage.ArrayDigest()
     params = {}
     with ThreadPoolExecutor(READERS) as pool:
         for path, (shape, layers) in sorted(check(checkpoint).items()):
-            whole = np.empty(shape, DTYPES[dtype] if dtype else _common({layer.dtype for layer in layers}))
+            stored = _common({layer.dtype for layer in layers})
+            whole = np.empty(shape, DTYPES[dtype] if dtype else stored)
             parts = [whole] if layers[0].seen == shape else list(whole)
-            list(pool.map(Tensor.read_into, layers, parts))
-            digest.add(path, whole)
+            if as_stored and whole.dtype != stored:
+                digest.begin(path, stored, shape)
+                for start in range(0, len(parts), READERS):
+                    some = slice(start, start + READERS)
+                    for read, part in zip(
+                        pool.map(partial(_read_as, dtype=stored), layers[some]), parts[some], strict=True
+                    ):
+                        digest.add_part(read)
+                        part[...] = read
+                        del read
+            else:
+                list(pool.map(Tensor.read_into, layers, parts))
+                digest.add(path, whole)
             params[path] = place(path, whole)
             del whole, parts
     return Base(checkpoint.config, paths.unflatten(params), digest.fingerprint())
+
+
+def _read_as(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    out = np.empty(tensor.seen, dtype)
+    tensor.read_into(out)
+    return out
 
 
 @lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """Our own format of a base: `config.json` has its shape and fingerprint, `params.safetensors` T5X's names."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -11,10 +12,11 @@ from elm_jax.weights import base as bases
 from elm_jax.weights import safetensors
 from elm_jax.weights.base import Base, Checkpoint, of
 
-__all__ = ["CONFIG", "PARAMS", "Base", "checkpoint", "load", "of", "require", "save"]
+__all__ = ["CONFIG", "HF_CONFIG", "PARAMS", "Base", "checkpoint", "load", "of", "require", "save"]
 
 CONFIG = "config.json"
 PARAMS = "params.safetensors"
+HF_CONFIG = "hf_config.json"  # the `config.json` of transformers that a converted base came with
 
 
 def save(where: storage.PathLike, base: Base) -> None:
@@ -32,8 +34,11 @@ def load(where: storage.PathLike) -> Base:
     return base
 
 
-def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoint:
+def checkpoint(
+    where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
+) -> Checkpoint:
     """Returns what a base's directory holds, its parameters unread; the network computes in `dtype`."""
+    del ignore  # all fields of our own format are known
     remedy = "Train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
     told = _told(directory)

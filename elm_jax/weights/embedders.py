@@ -20,7 +20,18 @@ from elm_jax.models.minilm import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
-from elm_jax.weights import bert, hf_config, hf_names, hub, huggingface, steps, tokenizer, torch_bin
+from elm_jax.weights import (
+    bert,
+    hf_config,
+    hf_fields,
+    hf_names,
+    hub,
+    huggingface,
+    known,
+    steps,
+    tokenizer,
+    torch_bin,
+)
 from elm_jax.weights.bert import tensor
 
 if TYPE_CHECKING:
@@ -33,7 +44,14 @@ KNOWN = (
     *(f"{family}-{size}" for family in ("gtr-t5", "sentence-t5") for size in ("base", "large", "xl", "xxl")),
 )
 """Names to suggest; any other of the hub is looked for too."""
-_DESCRIBING = (steps.MODULES, steps.CONFIG, "sentence_*_config.json", "tokenizer*.json", f"*/{steps.CONFIG}")
+_DESCRIBING = (
+    steps.MODULES,
+    steps.MODEL,
+    steps.CONFIG,
+    "sentence_*_config.json",
+    "tokenizer*.json",
+    f"*/{steps.CONFIG}",
+)
 _LAYOUT = (
     *(steps.MODULES, steps.CONFIG, huggingface.SAFETENSORS, tokenizer.FILE, tokenizer.BESIDE),
     *(tokenizer.OWN[0], f"1_Pooling/{steps.CONFIG}"),
@@ -54,6 +72,7 @@ class SentenceEncoder:
     tokenizer: "Tokenizer"
     max_length: int  # tokens of a text that are read, special ones included
     kind: str  # `model_type` of the network
+    prompt: str  # what stands before every text
     fingerprint: str  # of all that decides what vector a text gets
 
 
@@ -66,6 +85,9 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     where = storage.path(path_or_name)
     if text and where.is_dir():
         return where
+    if text.startswith(known.HUB):
+        repository, revision = known.address(text)
+        return fetch(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
             f"A sentence encoder is wanted at {text!r}, but no directory is there. Name the directory of "
@@ -74,13 +96,14 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     return fetch(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
 
-def fetch(repository: str, *, pooling: str | None = None) -> epath.Path:
+def fetch(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
     """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
     from huggingface_hub import constants
 
     lacking, why = [*_LAYOUT], "offline mode is on"
     for weights in (None, *_WEIGHTS):
-        directory, failed = hub.snapshot(repository, None if weights is None else [*_DESCRIBING, *weights])
+        patterns = None if weights is None else [*_DESCRIBING, *weights]
+        directory, failed = hub.snapshot(repository, patterns, revision)
         if directory is None and weights is not None:
             why = failed
             break
@@ -140,10 +163,12 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         )
     held, weights = _tensors(found.network)
     if kind in bert.FAMILIES:
+        hf_fields.BERT.require(told, where=str(file))
         network = bert.network(told, dtype=dtype, where=str(file))
         flat, longest = bert.params(network, held, kind, where=weights), network.longest
     else:
-        network = hf_config.network(hf_config.read(found.network), head=False, dtype=dtype, where=str(file))
+        told = hf_config.read(found.network, table=hf_fields.T5_ENCODER)
+        network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
     pieces, length = tokenizer.read(found.network, longest)
     projections = [_linear(*_tensors(place), "linear") for place in found.projections]
@@ -162,12 +187,14 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         tokenizer=pieces,
         max_length=length,
         kind=kind,
+        prompt=found.prompt,
         fingerprint=storage.fingerprint(
             {
                 "network": vars(network),
                 "weights": [storage.array_fingerprint(each) for each in (flat, *projections)],
                 "steps": [pooled, *activations, found.normalized],
                 "tokenizer": [pieces.to_str(), length],
+                **({"prompt": found.prompt} if found.prompt else {}),
             }
         ),
     )
@@ -189,7 +216,7 @@ def _tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
         shards = sorted(set(steps.object_of(file).get("weight_map", {}).values()))
     # Not `safetensors.index`, which refuses the integers that BERT's files hold beside their weights.
     read = [storage.read_arrays(directory / shard, what="Weights of a sentence encoder") for shard in shards]
-    return {key: array for part in read for key, array in part.items()}, str(file)
+    return {hf_names.unwrapped(key): array for part in read for key, array in part.items()}, str(file)
 
 
 def _linear(found: Mapping[str, np.ndarray], where: str, name: str) -> dict[str, np.ndarray]:
@@ -203,6 +230,12 @@ def _t5_encoder(config: T5Config, found: dict[str, np.ndarray], *, where: str) -
     """Returns the parameters of a T5's encoder alone, by path."""
     copies = [found[name] for name in hf_names.COPIES if name in found]
     found = {hf_names.EMBEDDING: copies[0], **found} if copies else found
+    for copy in copies:
+        if not np.array_equal(copy, found[hf_names.EMBEDDING]):
+            raise UserError(
+                f"Expected {' and '.join(hf_names.COPIES)} in {where!r} to equal {hf_names.EMBEDDING!r}, got "
+                "other values. Fix: use a checkpoint whose tables of embeddings are tied."
+            )
     made = {}
     for path, shape in bases.shapes(config).items():
         if not path.startswith(("token_embedder/", "encoder/")):

@@ -6,7 +6,7 @@ head there is, is for the weights to say: one in the file is the head.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
@@ -14,9 +14,25 @@ from etils import epath
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.weights import base as bases
+from elm_jax.weights import hf_fields
+from elm_jax.weights.fields import FieldTable
 
 FILE = "config.json"
-FAMILIES = ("t5", "mt5")
+GENERATION = "generation_config.json"
+# The class of transformers for each model_type that is read.
+FAMILIES: Mapping[str, str] = {
+    "t5": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    "umt5": "UMT5ForConditionalGeneration",
+}
+# Relatives whose network is another, and why.
+OTHERS: Mapping[str, str] = {
+    "longt5": "LongT5 attends to a window or to blocks of the prompt",
+    "switch_transformers": "Switch Transformers route every token to one of many feed-forward layers",
+    "t5gemma": "T5Gemma is made of Gemma's layers",
+    "t5gemma2": "T5Gemma is made of Gemma's layers",
+    "myt5": "MyT5 reads rewritten bytes",
+}
 _FIELDS = {
     "vocab_size": "vocab_size",
     "emb_dim": "d_model",
@@ -32,37 +48,52 @@ _FIELDS = {
 }
 # Those without which a shape would be a guess.
 _REQUIRED = ("vocab_size", "d_model", "num_heads", "num_layers", "d_kv", "d_ff")
+# What the name of an activation means; for gated-gelu transformers takes the tanh form.
+_FUNCTIONS: Mapping[str, str] = {
+    "relu": "relu",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
-    "relu": ("relu",),
-    "gelu_new": ("gelu",),
-    "gated-relu": ("relu", "linear"),
-    "gated-gelu": ("gelu", "linear"),  # transformers takes the tanh form here, whatever the name says
-    "gated-gelu_new": ("gelu", "linear"),
+    **{name: (function,) for name, function in _FUNCTIONS.items()},
+    "gated-gelu": ("gelu", "linear"),
+    **{f"gated-{name}": (function, "linear") for name, function in _FUNCTIONS.items()},
 }
 
 
-def read(directory: epath.Path) -> dict[str, Any]:
-    """Returns the configuration of a T5 or mT5; a UserError if it is another model's or lacks a size."""
+def read(
+    directory: epath.Path, *, ignore: Collection[str] = (), table: FieldTable = hf_fields.T5
+) -> dict[str, Any]:
+    """Returns the configuration of a T5, mT5 or umT5.
+
+    Args:
+        directory: Where `config.json` lies.
+        ignore: Fields that are not looked at.
+        table: What the fields mean.
+
+    Raises:
+        UserError: If it is another model's, lacks a size, or has a field that changes what the network
+            computes and is not understood.
+    """
     file = directory / FILE
-    try:
-        told = json.loads(file.read_bytes())
-    except OSError:
+    told = _object(file)
+    family = told.get("model_type")
+    if family not in FAMILIES:
+        other = OTHERS.get(str(family), "elm_jax has no other network")
         raise UserError(
-            f"A Hugging Face checkpoint has its shape in {FILE}, but {str(directory)!r} has no such file to "
-            "read. Download it too."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
-    if not isinstance(told, dict):
-        raise UserError(f"{str(file)!r} should hold a JSON object, but a {type(told).__name__} came.")
-    if told.get("model_type") not in FAMILIES:
-        raise UserError(
-            f"{str(file)!r} should describe a model of type {' or '.join(FAMILIES)}, but describes "
-            f"{told.get('model_type')!r:.50}. elm_jax has T5 alone."
+            f"Expected {str(file)!r} to describe a model of type {', '.join(FAMILIES)}, got "
+            f"{family!r:.50}. Fix: use a T5, mT5, ByT5, UL2 or umT5 ({other})."
         )
     for name in _REQUIRED:
         if told.get(name) is None:
             raise UserError(f"{str(file)!r} should tell {name!r}, but lacks it. Download it again.")
+    table.require(told, where=str(file), ignore=ignore)
+    beside = directory / GENERATION
+    start = _object(beside).get("decoder_start_token_id") if beside.exists() else None
+    if "decoder_start_token_id" not in ignore:
+        table.require({"decoder_start_token_id": start}, where=str(beside))
     return told
 
 
@@ -74,18 +105,25 @@ def network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T
             f"{where!r} should have a feed_forward_proj of {', '.join(_ACTIVATIONS)}, but has "
             f"{feed_forward!r:.50}."
         )
+    _require_derived(told, feed_forward, where)
     fields = {ours: told[theirs] for ours, theirs in _FIELDS.items() if told.get(theirs) is not None}
     fields.setdefault("num_decoder_layers", told["num_layers"])
     fields |= {"mlp_activations": _ACTIVATIONS[feed_forward], "dtype": dtype}
+    fields["relpos_per_layer"] = told["model_type"] == "umt5"
     if not (head or wants_head(told)):
         fields |= {"logits_via_embedding": True, "scale_decoder_outputs": is_scaled(told)}
     return bases.config_of(fields, where=where, called=_FIELDS)
 
 
 def is_scaled(told: Mapping[str, Any]) -> bool:
-    """Says whether logits are divided by sqrt(d_model); mT5's never are."""
-    before = told["model_type"] == "t5" and told.get("tie_word_embeddings") is not False
-    return bool(told.get("scale_decoder_outputs", before))
+    """Says whether logits are divided by sqrt(d_model).
+
+    mT5's never are. umT5's are where the head is tied; since version 5 transformers says so in every file.
+    """
+    if told["model_type"] == "mt5":
+        return bool(told.get("scale_decoder_outputs", False))
+    tied = told.get("tie_word_embeddings") is not False
+    return tied if told["model_type"] == "umt5" else bool(told.get("scale_decoder_outputs", tied))
 
 
 def wants_head(told: Mapping[str, Any]) -> bool:
@@ -93,10 +131,27 @@ def wants_head(told: Mapping[str, Any]) -> bool:
     return told.get("tie_word_embeddings") is False and "scale_decoder_outputs" not in told
 
 
-def written(config: T5Config, dtype: str) -> dict[str, Any]:
-    """Returns the configuration from which transformers 4 and 5 build this network.
+def family_of(config: T5Config, like: Mapping[str, Any] | None = None) -> str:
+    """Returns the model_type of transformers that computes a network, that of `like` where it can."""
+    if config.relpos_per_layer:
+        return "umt5"
+    return "mt5" if like and like.get("model_type") == "mt5" and not _scales(config) else "t5"
 
-    A head that is tied and not scaled is transformers 5's alone, and written as it writes it.
+
+def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the configuration from which transformers builds this network.
+
+    T5's and mT5's are read by transformers 4 and 5 alike, but for a head that is tied and not scaled, which
+    is transformers 5's alone. umT5's logits are always scaled there, and written as transformers 5 reads it.
+
+    Args:
+        config: The network.
+        dtype: The type of the stored parameters.
+        like: The configuration that the model came with. What it says beside the network, such as token ids
+            and settings of generation, is kept.
+
+    Raises:
+        UserError: If transformers has no such network.
     """
     activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
     if config.mlp_activations not in activations:
@@ -104,24 +159,53 @@ def written(config: T5Config, dtype: str) -> dict[str, Any]:
             f"Hugging Face's T5 has no feed-forward of {', '.join(config.mlp_activations)}; "
             "convert to another format."
         )
-    if config.relpos_per_layer:
-        raise UserError(
-            "Hugging Face's T5 has one table of relative positions a stack, but this one has one a layer; "
-            "convert to elm."
-        )
-    scaled = config.logits_via_embedding and config.scale_decoder_outputs
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+    family = family_of(config, like)
+    of_network = {
+        "architectures": [FAMILIES[family]],
+        "model_type": family,
         **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
         "feed_forward_proj": activations[config.mlp_activations],
         "is_encoder_decoder": True,
-        "tie_word_embeddings": config.logits_via_embedding,
-        "scale_decoder_outputs": scaled,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "use_cache": True,
+        "tie_word_embeddings": family == "umt5" or config.logits_via_embedding,
+        **({} if family == "umt5" else {"scale_decoder_outputs": _scales(config)}),
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    beside = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "use_cache": True}
+    derived = {"dense_act_fn", "is_gated_act", "scale_decoder_outputs"}
+    beside |= {name: value for name, value in (like or {}).items() if name not in derived}
+    return {**beside, **of_network}
+
+
+def _scales(config: T5Config) -> bool:
+    return config.logits_via_embedding and config.scale_decoder_outputs
+
+
+def _require_derived(told: Mapping[str, Any], feed_forward: str, where: str) -> None:
+    """Refuses a file whose derived fields are not those that `feed_forward_proj` gives."""
+    gated, _, name = feed_forward.rpartition("-")
+    derived: dict[str, str | bool] = {
+        "dense_act_fn": "gelu_new" if feed_forward == "gated-gelu" else name,
+        "is_gated_act": gated == "gated",
+    }
+    for field, wanted in derived.items():
+        if told.get(field, wanted) not in (wanted, None):
+            raise UserError(
+                f"Expected {field!r} in {where!r} to be {wanted!r}, as feed_forward_proj {feed_forward!r} "
+                f"has it, got {told[field]!r:.50}. Fix: make the two agree."
+            )
+
+
+def _object(file: epath.Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_bytes())
+    except OSError:
+        raise UserError(
+            f"A Hugging Face checkpoint has its shape in {FILE}, but {str(file.parent)!r} has no such file "
+            "to read. Download it too."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
+    if not isinstance(told, dict):
+        raise UserError(f"{str(file)!r} should hold a JSON object, but a {type(told).__name__} came.")
+    return told

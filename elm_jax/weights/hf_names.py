@@ -37,6 +37,9 @@ _OUTSIDE = {
         for stack in _MODULES
     },
 }
+_POSITIONS = re.compile(r"(encoder|decoder)/layers_(\d+)/relpos_bias/rel_embedding")
+# What training wraps modules in: torch.compile, DataParallel, FSDP and its checkpointing of activations.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Copies of the table of embeddings, and a table that transformers 3 wrote and nothing reads.
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -50,6 +53,10 @@ def torch_name(path: str) -> str:
     """
     if path in _OUTSIDE:
         return _OUTSIDE[path]
+    positions = _POSITIONS.fullmatch(path)
+    if positions is not None:
+        stack, layer = positions.groups()
+        return f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight"
     found = _LAYER.fullmatch(path)
     if found is None:
         return path
@@ -57,6 +64,15 @@ def torch_name(path: str) -> str:
     if block in _NORMS[stack]:
         return f"{stack}.block.{layer}.{_NORMS[stack][block]}.layer_norm.weight"
     return f"{module_name(stack, layer, block, name)}.weight"
+
+
+def unwrapped(name: str) -> str:
+    """Returns PyTorch's name of a tensor without what training wrapped its modules in.
+
+    >>> unwrapped("_orig_mod.module.encoder.block.0._checkpoint_wrapped_module.layer.0.layer_norm.weight")
+    'encoder.block.0.layer.0.layer_norm.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def module_name(stack: str, layer: str | int, block: str, name: str) -> str:

@@ -11,7 +11,10 @@ from elm_jax.weights.known import Known
 
 # Of the ways to keep weights the first that a repository has: each needs more than the one before.
 _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
-_BESIDE = (hf_config.FILE, "*.model", "tokenizer*.json", "special_tokens_map.json")
+# An expert of ours or PEFT's; safetensors alone.
+_SPECS = ("expert.json", "adapter_config.json")
+_EXPERT = (*_SPECS, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
+_BESIDE = (hf_config.FILE, *huggingface.BESIDE)
 
 
 def fetch(model: Known) -> epath.Path:
@@ -23,7 +26,8 @@ def fetch(model: Known) -> epath.Path:
 
     why = "offline mode is on"
     for weights in (None, *_WEIGHTS):
-        directory, failed = snapshot(model.hub, None if weights is None else [*_BESIDE, weights])
+        patterns = None if weights is None else [*_BESIDE, weights]
+        directory, failed = snapshot(model.hub, patterns, model.revision)
         if directory is None and weights is not None:
             why = failed
             break
@@ -43,7 +47,35 @@ def fetch(model: Known) -> epath.Path:
     )
 
 
-def snapshot(repository: str, patterns: Sequence[str] | None) -> tuple[epath.Path | None, str]:
+def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
+    """Returns the directory of an expert or an adapter: the one given, or fetched where it is on the hub.
+
+    Args:
+        src: A directory, or `hf:owner/name` with or without `@revision`.
+        required: Whether a repository without an expert is an error; if not, `src` comes back as it is.
+
+    Raises:
+        UserError: If the hub or its cache has no such repository, or no adapter in it.
+    """
+    if not str(src).startswith(known.HUB):
+        return storage.path(src)
+    repository, revision = known.address(str(src))
+    directory, failed = snapshot(repository, _EXPERT, revision)
+    there = directory is not None and any((directory / name).exists() for name in _SPECS)
+    if not there and not required:
+        return storage.path(src)
+    if directory is None or not there:
+        why = failed or f"it has none of {', '.join(_SPECS)}"
+        raise UserError(
+            f"Expected an expert or an adapter in the repository {repository!r}, got none ({why:.200}). Fix: "
+            f"run `hf download {repository} --local-dir DIR` where there is a network, and name DIR."
+        )
+    return directory
+
+
+def snapshot(
+    repository: str, patterns: Sequence[str] | None, revision: str | None = None
+) -> tuple[epath.Path | None, str]:
     """Returns the directory of a repository's files that match, fetched where absent, or None and the reason.
 
     Without patterns nothing is fetched: it is what the cache has.
@@ -53,6 +85,7 @@ def snapshot(repository: str, patterns: Sequence[str] | None) -> tuple[epath.Pat
     try:
         place = huggingface_hub.snapshot_download(
             repository,
+            revision=revision,
             allow_patterns=None if patterns is None else list(patterns),
             local_files_only=patterns is None,
         )

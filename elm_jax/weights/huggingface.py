@@ -1,7 +1,7 @@
 """Hugging Face's checkpoints of T5: safetensors, Flax's msgpack or PyTorch's .bin, whole or in shards."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,12 @@ from elm_jax.weights.tensors import Tensor
 SHARD = 5 * 10**9  # bytes of one file of weights
 SAFETENSORS, FLAX, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 INDEX = ".index.json"
+# What lies beside the weights and is carried along as it is: how to generate, and the tokenizer.
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
+)
+BESIDE = (hf_config.GENERATION, *TOKENIZER)
 
 
 def weights_in(directory: epath.Path) -> str | None:
@@ -29,14 +35,24 @@ def weights_in(directory: epath.Path) -> str | None:
     return None
 
 
-def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoint:
+def checkpoint(
+    where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
+) -> Checkpoint:
     """Returns what a directory holds, its parameters unread.
 
     A `lm_head.weight` in the file is the head. Where logits are scaled as well, as transformers does for T5
     1.0 whatever its head, a head equal to the embeddings is tied to them, and another comes scaled.
+
+    Args:
+        where: A directory with `config.json` and weights.
+        dtype: What the network computes in; what the weights say by default.
+        ignore: Fields of `config.json` that are not looked at.
+
+    Raises:
+        UserError: If a file is missing or says something that is not understood.
     """
     directory = storage.path(where)
-    told = hf_config.read(directory)
+    told = hf_config.read(directory, ignore=ignore)
     file = weights_in(directory)
     if file is None:
         raise UserError(
@@ -44,7 +60,7 @@ def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoi
             "none. Download the weights too."
         )
     flax = file.startswith(FLAX)
-    found = _index(directory, file)
+    found = unwrapped(_index(directory, file))
     name_of = hf_names.flax_name if flax else hf_names.torch_name
     embedding, called = _embedding(found, flax), name_of("decoder/logits_dense/kernel")
     head, scaled = found.get(called), hf_config.is_scaled(told)
@@ -72,15 +88,30 @@ def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoi
     return Checkpoint(config, by_path, str(directory / file), wanted)
 
 
-def save(where: storage.PathLike, base: Base, *, shard: int = SHARD) -> None:
-    """Writes a base as safetensors and the `config.json` from which transformers builds the same network."""
+def save(
+    where: storage.PathLike, base: Base, *, shard: int = SHARD, like: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a base as safetensors and the `config.json` from which transformers builds the same network.
+
+    Args:
+        where: The directory to write.
+        base: The model.
+        shard: Bytes of one file of weights.
+        like: The `config.json` that the model came with, whose token ids and settings of generation are kept.
+
+    Raises:
+        UserError: If transformers has no such network, or nothing can be written there.
+    """
     directory = storage.writable_directory(where)
+    flat = bases.flat(base)
+    if hf_config.family_of(base.config, like) == "umt5":
+        flat |= _scaled_head(base, flat)
     arrays = {
-        hf_names.torch_name(path): leaf.T if hf_names.is_turned(path) else leaf
-        for path, leaf in bases.flat(base).items()
+        hf_names.torch_name(path): leaf.T if hf_names.is_turned(path) else leaf for path, leaf in flat.items()
     }
     dtypes = {leaf.dtype for leaf in arrays.values()}
-    config = hf_config.written(base.config, str(dtypes.pop()) if len(dtypes) == 1 else "float32")
+    dtype = str(dtypes.pop()) if len(dtypes) == 1 else "float32"
+    config = hf_config.written(base.config, dtype, like)
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, leaf in arrays.items():
         if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + leaf.nbytes > shard:
@@ -145,13 +176,51 @@ def _leaves(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
     return dict(found)
 
 
+def unwrapped(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors by the names that they had before training wrapped their modules.
+
+    Raises:
+        UserError: If two tensors then have one name.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        short = hf_names.unwrapped(name)
+        if short in plain:
+            raise UserError(
+                f"Expected one tensor for {short!r} in {tensor.file!r}, got {plain[short].name!r} and "
+                f"{name!r}. Fix: save the unwrapped model."
+            )
+        plain[short] = tensor
+    return plain
+
+
 def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
-    """Returns the table of embeddings, which some files have under a copy's name alone."""
+    """Returns the table of embeddings, which some files have under a copy's name too, or alone.
+
+    Encoder and decoder share one table here, so copies must be equal.
+    """
     name = hf_names.flax_name("token_embedder/embedding") if flax else hf_names.EMBEDDING
     for copy in hf_names.COPIES:
-        if name not in found and copy in found:
+        if copy not in found:
+            continue
+        if name not in found:
             found[name] = found[copy]
+        elif not _same(found[copy], found[name], turned=False):
+            raise UserError(
+                f"Expected {copy!r} in {found[copy].file!r} to equal {found[name].name!r}, got other values. "
+                "Fix: elm_jax has one table of embeddings for both stacks; use a checkpoint whose tables "
+                "are tied."
+            )
     return found.get(name)
+
+
+def _scaled_head(base: Base, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the head for a network of transformers that always divides states by sqrt(d_model)."""
+    path = "decoder/logits_dense/kernel"
+    if base.config.logits_via_embedding and base.config.scale_decoder_outputs:
+        return {}
+    head = flat.get(path, flat["token_embedder/embedding"].T)
+    return {path: (head.astype(np.float32) * np.float32(base.config.emb_dim**0.5)).astype(head.dtype)}
 
 
 def _is_copy(name: str) -> bool:

@@ -5,10 +5,12 @@ table was written.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elm_jax import names
+from elm_jax.errors import UserError
 
+HUB = "hf:"  # before a repository of the hub, hf:owner/name or hf:owner/name@revision
 BUCKET = "gs://t5-data/pretrained_models/t5x"
 
 
@@ -20,6 +22,7 @@ class Known:
     bucket: str | None = None  # its T5X checkpoint
     # Whether inputs ended with the end-of-sequence token in training; T0's did not (Sanh et al., 2022).
     eos_on_input: bool = True
+    revision: str | None = None  # a branch, a tag or a commit; the hub's main without it
 
 
 def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, Known]:
@@ -45,6 +48,9 @@ KNOWN: Mapping[str, Known] = {
     **_family("google/mt5-{}", "mt5_{}", dict.fromkeys(_SIZES, 1000000)),
     **_family("google/byt5-{}", "byt5_{}", dict.fromkeys(_SIZES, 1000000)),
     **_family("bigscience/mt0-{}", None, dict.fromkeys(_SIZES, 0)),
+    **_family("google/umt5-{}", None, dict.fromkeys(("small", "base", "xl", "xxl"), 0)),
+    **_family("EleutherAI/pile-t5-{}", None, dict.fromkeys(("base", "large", "xl", "xxl"), 0)),
+    **{name: Known(f"google/{name}") for name in ("ul2", "flan-ul2")},
     **{name: Known(f"bigscience/{name}", eos_on_input=False) for name in _T0},
 }
 # Other spellings that are in use.
@@ -58,12 +64,15 @@ ALIASES: Mapping[str, str] = {
 def find(name: str) -> Known:
     """Returns the model of a name, a hub id or another spelling of either.
 
-    An id of the hub that is in no table stands for itself. Raises a UserError with the nearest names if it is
-    neither.
+    An id of the hub that is in no table stands for itself, and so does `hf:owner/name@revision`. Raises a
+    UserError with the nearest names if it is neither.
 
     >>> find("t5-v1_1-xl-lm-adapt").hub
     'google/t5-xl-lm-adapt'
     """
+    if name.startswith(HUB):
+        repository, revision = address(name)
+        return replace(find(repository), revision=revision)
     owner, slash, short = name.rpartition("/")
     short = ALIASES.get(short, short)
     if short in KNOWN and owner in ("", "google", KNOWN[short].hub.partition("/")[0]):
@@ -74,6 +83,25 @@ def find(name: str) -> Known:
     return KNOWN[names.resolve(name, [*KNOWN, *ALIASES], kind="model", where=where)]
 
 
+def address(name: str) -> tuple[str, str | None]:
+    """Returns the repository and the revision of an address on the hub.
+
+    Raises:
+        UserError: If it is no such address.
+
+    >>> address("hf:google/flan-t5-xl@main"), address("hf:google/flan-t5-xl")
+    (('google/flan-t5-xl', 'main'), ('google/flan-t5-xl', None))
+    """
+    repository, at, revision = name.removeprefix(HUB).partition("@")
+    owner, slash, short = repository.partition("/")
+    if not (owner and slash and short) or "/" in short or (at and not revision):
+        raise UserError(
+            f"Expected a repository of the hub as {HUB}owner/name or {HUB}owner/name@revision, got {name!r}. "
+            "Fix: copy its name from the page of the model."
+        )
+    return repository, revision or None
+
+
 def eos_on_input(name: str) -> bool | None:
     """Says whether a base's inputs ended with end-of-sequence in training; None where its name does not tell.
 
@@ -82,6 +110,8 @@ def eos_on_input(name: str) -> bool | None:
     >>> eos_on_input("bigscience/T0_3B"), eos_on_input("models/t5-small/"), eos_on_input("my_base")
     (False, True, None)
     """
+    if name.startswith(HUB):
+        name = address(name)[0]
     short = name.rstrip("/").rpartition("/")[2]
     found = KNOWN.get(ALIASES.get(short, short))
     return None if found is None else found.eos_on_input

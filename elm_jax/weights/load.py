@@ -1,6 +1,6 @@
 """Loading a model: from a directory of whatever format, or by name from the hub's cache."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,11 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
 
 def load_model(
-    path_or_name: storage.PathLike, dtype: DTypeLike | None = None, sharding: Sharding | None = None
+    path_or_name: storage.PathLike,
+    dtype: DTypeLike | None = None,
+    sharding: Sharding | None = None,
+    *,
+    ignore: Collection[str] = (),
 ) -> Base:
     """Returns a T5 read from a directory, local or `gs://`, or by name: shape, parameters, fingerprint.
 
@@ -45,27 +49,46 @@ def load_model(
     path and shape, or a tree of the parameters' form; the default device without it. No more than one
     parameter at a time is in the host's memory beside them.
 
+    A configuration is understood or refused. `ignore` names fields of it that were looked at and do not
+    change what the network computes.
+
     Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
     """
-    return read(path_or_name, dtype=dtype, place=_placing(sharding))
+    return read(path_or_name, dtype=dtype, place=_placing(sharding), ignore=ignore)
 
 
 def read(
-    path_or_name: storage.PathLike, *, dtype: DTypeLike | None = None, place: Place = bases.on_host
+    path_or_name: storage.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    place: Place = bases.on_host,
+    ignore: Collection[str] = (),
+    as_stored: bool = False,
 ) -> Base:
-    """Returns the model that `load_model` does, with its parameters where `place` puts them."""
+    """Returns the model that `load_model` does, with its parameters where `place` puts them.
+
+    With `as_stored` the fingerprint is that of the parameters without `dtype`: the model that experts were
+    trained on, held and computed with in another type.
+    """
     dtype = bases.dtype_name(dtype)
     directory = find(path_or_name)
     try:
         kind = format_of(directory)
-        base = bases.assemble(READERS[kind](directory, dtype=dtype), dtype=dtype, place=place)
+        found = READERS[kind](directory, dtype=dtype, ignore=ignore)
+        base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
             f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
         ) from error
-    if kind == "elm" and dtype is None:
+    if kind == "elm" and (dtype is None or as_stored):
         elm.require(base, directory)
     return base
+
+
+def stored_dtype(path_or_name: storage.PathLike) -> str:
+    """Returns what a model computes in where nothing else is asked for; no parameter is read."""
+    directory = find(path_or_name)
+    return READERS[format_of(directory)](directory).config.dtype
 
 
 def find(path_or_name: storage.PathLike) -> epath.Path:

@@ -8,7 +8,7 @@ alpha / r, or alpha / sqrt(r) where it says rslora. An expert has no such factor
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
-from elm_jax.weights import hf_names, safetensors, torch_bin
+from elm_jax.weights import hf_names, huggingface, peft_fields, safetensors, torch_bin
 from elm_jax.weights.tensors import Tensor
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -29,18 +29,27 @@ _PREFIX = "base_model.model."
 _PART = re.compile(rf"(?:{re.escape(_PREFIX)})?(.+)\.(lora_A|lora_B|ia3_l)(?:\.weight)?")
 
 
-def load(where: storage.PathLike, config: T5Config) -> tuple[str, dict[str, Any]]:
+def load(
+    where: storage.PathLike, config: T5Config, *, ignore: Collection[str] = ()
+) -> tuple[str, dict[str, Any]]:
     """Returns the kind and the tree, float32, of an adapter for a base of this shape.
 
-    Raises a UserError that names the tensor that is no part of such an expert, is missing or does not fit.
+    Args:
+        where: A directory that PEFT wrote.
+        config: The base's shape.
+        ignore: Fields of `adapter_config.json` that are not looked at.
+
+    Raises:
+        UserError: If a field is not understood, or a tensor is no part of such an expert, is missing or does
+            not fit; it is named.
     """
     directory = storage.path(where)
-    told = _config(directory)
+    told = _config(directory, ignore)
     kind = KINDS[told["peft_type"]]
     file = directory / (WEIGHTS if (directory / WEIGHTS).exists() else PICKLED)
     if not file.exists():
         raise UserError(f"A PEFT adapter has its weights in {WEIGHTS}, but {str(directory)!r} has none.")
-    found = (safetensors.index if file.name == WEIGHTS else torch_bin.index)(file)
+    found = huggingface.unwrapped((safetensors.index if file.name == WEIGHTS else torch_bin.index)(file))
     apart: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in found.items():
         part = _PART.fullmatch(name)
@@ -104,7 +113,7 @@ def save(where: storage.PathLike, kind: str, tree: Params) -> None:
     storage.write_bytes(directory / CONFIG, (json.dumps(told, indent=2) + "\n").encode())
 
 
-def _config(directory: epath.Path) -> dict[str, Any]:
+def _config(directory: epath.Path, ignore: Collection[str]) -> dict[str, Any]:
     file = directory / CONFIG
     try:
         told = json.loads(file.read_bytes())
@@ -118,13 +127,13 @@ def _config(directory: epath.Path) -> dict[str, Any]:
             f"{str(file)!r} should describe an adapter of type {' or '.join(KINDS)}, but describes "
             f"{kind!r:.50}."
         )
+    peft_fields.TABLES[kind].require(told, where=str(file), ignore=ignore)
     alphas = told.setdefault("alpha_pattern", {}) or {}
     told.setdefault("lora_alpha", 8)
     numbers = [told["lora_alpha"], *(alphas.values() if isinstance(alphas, dict) else [alphas])]
-    if kind == "LORA" and (told.get("use_dora") or any(type(alpha) not in (int, float) for alpha in numbers)):
+    if kind == "LORA" and any(type(alpha) not in (int, float) for alpha in numbers):
         raise UserError(
-            f"{str(file)!r} should describe a LoRA whose lora_alpha and alpha_pattern are numbers, and no "
-            "DoRA."
+            f"{str(file)!r} should describe a LoRA whose lora_alpha and alpha_pattern are numbers."
         )
     return told
 

@@ -1,7 +1,7 @@
 """Steps: what makes a vector of a text in sentence-transformers' layout, as `modules.json` lists it.
 
-A network comes first, then how its tokens are pooled, any number of projections, and perhaps length 1. Every
-step but the last has a directory, and there a `config.json`.
+A prompt may stand before every text. A network comes first, then how its tokens are pooled, any number of
+projections, and perhaps length 1. Every step has a directory, and there a `config.json`.
 """
 
 import json
@@ -13,7 +13,10 @@ from etils import epath
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.models import pooling
+from elm_jax.weights import step_fields
 
+MODEL = "config_sentence_transformers.json"
+PACKAGE = "sentence_transformers."
 MODULES = "modules.json"
 CONFIG = "config.json"
 POOLINGS = (*pooling.POOLINGS, "pooler")
@@ -31,6 +34,7 @@ class Steps:
     pooling: str  # one of `POOLINGS`
     projections: tuple[epath.Path, ...]
     normalized: bool
+    prompt: str = ""  # what stands before every text
 
 
 def read(root: epath.Path, told: str | None) -> Steps:
@@ -54,6 +58,13 @@ def read(root: epath.Path, told: str | None) -> Steps:
     listed = json_of(file)
     if not isinstance(listed, list) or not all(_is_step(step) for step in listed):
         raise UserError(f"{str(file)!r} should list steps with type and path, but holds {listed!r:.200}.")
+    for step in listed:
+        step_fields.MODULES.require(step, where=str(file))
+        if not step["type"].startswith(PACKAGE):
+            raise UserError(
+                f"Expected steps of {str(file)!r} to be classes of sentence_transformers, got "
+                f"{step['type']!r:.100}. Fix: use another encoder; a repository's own code is not run."
+            )
     kinds = [step["type"].rpartition(".")[2] for step in listed]
     ordered = sorted(kinds, key=lambda kind: _KINDS.index(kind) if kind in _KINDS else -1)
     if kinds != ordered or kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Pooling") > 1:
@@ -63,19 +74,30 @@ def read(root: epath.Path, told: str | None) -> Steps:
         )
     places = [root / step["path"] for step in listed]
     projections = tuple(place for kind, place in zip(kinds, places, strict=True) if kind == "Dense")
-    return Steps(places[0], _pooling(places[1] / CONFIG), projections, "Normalize" in kinds)
+    last = places[-1] / CONFIG
+    if kinds[-1] == "Normalize" and last.exists():
+        step_fields.NORMALIZE.require(object_of(last), where=str(last))
+    pooled, includes_prompt = _pooling(places[1] / CONFIG)
+    prompt = _prompt(root / MODEL)
+    if prompt and not includes_prompt:
+        raise UserError(
+            f"Expected the default prompt of {str(root / MODEL)!r} to be pooled like the text, got "
+            f"include_prompt false in {str(places[1] / CONFIG)!r}. Fix: use another encoder."
+        )
+    return Steps(places[0], pooled, projections, "Normalize" in kinds, prompt)
 
 
 def activation(directory: epath.Path) -> str:
     """Returns what follows the projection that a directory has."""
     file = directory / CONFIG
     told = object_of(file)
-    kind = str(told.get("activation_function", "Tanh")).rpartition(".")[2]
-    residual = bool(told.get("use_residual"))
-    if kind not in _ACTIVATIONS or residual:
+    step_fields.DENSE.require(told, where=str(file))
+    named = str(told.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    kind = named.rpartition(".")[2]
+    if kind not in _ACTIVATIONS or not named.startswith("torch.nn."):
         raise UserError(
-            f"{str(file)!r} should have an activation_function of {', '.join(_ACTIVATIONS)} and no residual, "
-            f"but has {kind!r:.50}{' and one' if residual else ''}."
+            f"{str(file)!r} should have PyTorch's {', '.join(_ACTIVATIONS)} as its activation_function, but "
+            f"has {named!r:.100}."
         )
     return _ACTIVATIONS[kind]
 
@@ -101,8 +123,29 @@ def object_of(file: epath.Path) -> dict[str, Any]:
     return told
 
 
-def _pooling(file: epath.Path) -> str:
+def _prompt(file: epath.Path) -> str:
+    """Returns what stands before every text that is embedded without a prompt being named."""
+    if not file.exists():
+        return ""
     told = object_of(file)
+    step_fields.MODEL.require(told, where=str(file))
+    name = told.get("default_prompt_name")
+    if name is None:
+        return ""
+    prompts = told.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    if not isinstance(prompt, str):
+        raise UserError(
+            f"Expected 'prompts' in {str(file)!r} to have a text for its default_prompt_name, {name!r:.50}, "
+            f"got {prompt!r:.50}. Fix: download the file again."
+        )
+    return prompt
+
+
+def _pooling(file: epath.Path) -> tuple[str, bool]:
+    """Returns how tokens are pooled, and whether those of a prompt are among them."""
+    told = object_of(file)
+    step_fields.POOLING.require(told, where=str(file))
     modes = told.get("pooling_mode")
     if modes is None:
         on = [name.removeprefix("pooling_mode_") for name in told if told[name] is True]
@@ -112,7 +155,7 @@ def _pooling(file: epath.Path) -> str:
         raise UserError(
             f"{str(file)!r} should pool by one of {', '.join(pooling.POOLINGS)}, but says {modes!r:.100}."
         )
-    return modes[0]
+    return modes[0], told.get("include_prompt") is not False
 
 
 def _is_step(step: Any) -> bool:

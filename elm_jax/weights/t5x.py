@@ -2,11 +2,11 @@
 
 Parameters lie below `target`, by names that are this package's too. T5X's scanned network has the layers of a
 stack together, on axis 1, as `encoder/encoder/...` and `decoder/decoder/...`. A checkpoint carries no
-configuration; names and shapes tell it.
+configuration; names and shapes tell it, and the gin file beside it where there is one.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.weights import base as bases
-from elm_jax.weights import msgpack, stores, tensors
+from elm_jax.weights import msgpack, stores, t5x_gin, tensors
 from elm_jax.weights.base import Checkpoint
 from elm_jax.weights.tensors import Tensor, held
 
@@ -56,12 +56,16 @@ def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
     return None
 
 
-def checkpoint(where: storage.PathLike, *, dtype: str | None = None) -> Checkpoint:
-    """Returns what a checkpoint holds, its parameters unread, and the shape that they tell."""
+def checkpoint(
+    where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
+) -> Checkpoint:
+    """Returns what a checkpoint holds, its parameters unread, and the shape that they and gin's file tell."""
     found = parameters(where)
     named = str(storage.path(where))
+    place = find(storage.path(where))
+    told = t5x_gin.network_fields(place[1], ignore=ignore) if place else {}
     return Checkpoint(
-        bases.config_of(_fields(found, dtype, named), where=named),
+        bases.config_of(_fields(found, dtype, named) | told, where=named),
         found,
         named,
         lambda path, shape: (f"{TARGET}/{path}", shape),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from elm_jax.errors import UserError
-from elm_jax.weights import steps
+from elm_jax.weights import step_fields, steps
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,6 +39,7 @@ def read(directory: epath.Path, longest: int | None) -> tuple["Tokenizer", int]:
             "tokenizers`."
         ) from None
     own, beside = _first(directory, OWN), _first(directory, (BESIDE,))
+    step_fields.NETWORK.require(own, where=str(directory / OWN[0]))
     length = _length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
     told = _told(directory / FILE, own, beside)
     try:

@@ -144,6 +144,7 @@ DENSE = "Dense", {"in_features": 32, "out_features": 24, "bias": False, "activat
 NORMALIZE = "Normalize", {}
 
 
+@pytest.mark.parametrize("prompt", ["", "query: the "])
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
@@ -152,8 +153,11 @@ NORMALIZE = "Normalize", {}
     ],
     ids=["simcse", "gtr"],
 )
-def test_small_models_give_its_vectors(kind, steps, tmp_path):
+def test_small_models_give_its_vectors(kind, steps, prompt, tmp_path):
     small(tmp_path / "model", kind, steps)
+    told = {"prompts": {"query": prompt, "document": "other"}}
+    told["default_prompt_name"] = "query" if prompt else None
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(told))
     found, apart = cosines(tmp_path / "model", count=40)
     assert found.min() >= 0.9999
     assert apart < 1e-4

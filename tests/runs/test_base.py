@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import base, data, prepare
+from elm_jax.runs import base, courses, data, prepare, rows
+from elm_jax.runs.convert import convert
 from elm_jax.runs.data import Source
-from elm_jax.tasks import datasets, vocabulary
+from elm_jax.runs.entries import entry_of
+from elm_jax.tasks import datasets, hf_tokenizer, vocabulary
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface
 
@@ -58,7 +62,7 @@ def test_a_vocabulary_with_sentinels_among_its_pieces_gets_no_more(published, tm
 
 def test_a_vocabulary_elsewhere_is_named_and_one_that_is_missing_is_said_to_be(model, published, tmp_path):
     elm.save(tmp_path / "bare", model)
-    with pytest.raises(UserError, match=r"vocabulary\.model or spiece\.model, but neither is there"):
+    with pytest.raises(UserError, match=r"as vocabulary\.model, tokenizer\.json or spiece\.model, got none"):
         base.open_run(tmp_path / "run", initial_checkpoint=tmp_path / "bare")
     source = Source(vocabulary=published / base.PUBLISHED)
     run = base.open_run(tmp_path / "run", initial_checkpoint=tmp_path / "bare", source=source)
@@ -150,3 +154,113 @@ def test_rows_that_were_prepared_with_ends_are_stale_without(published, tmp_path
         asked = {"tasks": ["mini_size_animal/than a dog"], "pieces": read.pieces, "lengths": read.lengths}
         first, again = (prepare.prepare(source=source, **asked)[0].made for _ in range(2))
         assert (first, again) == (True, False)
+
+
+def test_a_tokenizer_json_alone_makes_a_base_and_so_does_its_copy_in_our_format(published, tmp_path):
+    whole = hf_tokenizer.load(published).codec.tokenizer.to_str()
+    wanted = base.open_run(tmp_path / "pieces", initial_checkpoint=published).pieces
+    (published / base.PUBLISHED).unlink()
+    (published / "tokenizer.json").write_text(whole)
+    run = base.open_run(tmp_path / "run", initial_checkpoint=published)
+    assert run.pieces.fingerprint == wanted.fingerprint
+    convert(published, tmp_path / "ours", "elm")
+    again = base.open_run(tmp_path / "again", initial_checkpoint=tmp_path / "ours")
+    assert (again.pieces.fingerprint, again.base.fingerprint) == (wanted.fingerprint, run.base.fingerprint)
+    bare = base.open_run(
+        tmp_path / "named",
+        initial_checkpoint=_without_tokenizer(published, tmp_path / "bare"),
+        source=Source(vocabulary=published / "tokenizer.json"),
+    )
+    assert bare.pieces.fingerprint == wanted.fingerprint
+    assert base.reading(tmp_path / "named").pieces.fingerprint == wanted.fingerprint
+
+
+def _without_tokenizer(place, bare):
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(place / name, bare / name)
+    return bare
+
+
+@pytest.mark.parametrize("form", ["hub", "ours"])
+def test_a_tokenizer_that_gives_ids_beyond_the_embeddings_is_refused_when_a_run_is_opened(
+    model, published, tmp_path, form
+):
+    place = published
+    if form == "ours":
+        place = tmp_path / "ours"
+        elm.save(place, model)
+        vocabulary.train(TEXTS, place / base.VOCABULARY, 40, extra_ids=0)
+    ids = base.pieces_of(place).size
+    for count in (ids, ids - 1):
+        config = replace(model.config, vocab_size=count)
+        small = bases.of(config, init_params(jax.random.key(0), config))
+        (huggingface if form == "hub" else elm).save(place, small)
+        if count == ids:
+            base.open_run(tmp_path / "fits", initial_checkpoint=place)
+    with pytest.raises(UserError, match=rf"at most {ids - 1} ids.* got one of {ids}"):
+        base.open_run(tmp_path / "run", initial_checkpoint=place)
+
+
+def test_byt5_is_a_base_without_a_model_file(tmp_path):
+    config = size("tiny", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
+    huggingface.save(tmp_path / "byt5", bases.of(config, init_params(jax.random.key(0), config)))
+    (tmp_path / "byt5" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    convert(tmp_path / "byt5", tmp_path / "ours", "elm")
+    for place in ("byt5", "ours"):
+        run = base.open_run(
+            tmp_path / f"run of {place}", initial_checkpoint=tmp_path / place, source=Source(limit=3)
+        )
+        assert run.pieces.size == 384
+        (spec,) = data.choose(["mini_size_animal/than a dog"])
+        rows = data.prepare(data.examples(spec, run.source), run.pieces, run.lengths)
+        text = rows.texts[0].encode()[: run.lengths.prompt - 1]
+        assert list(rows.inputs[0]) == [*(byte + 3 for byte in text), vocabulary.EOS]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_reads_the_vocabulary_of_a_base_that_was_trained_here(model, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    elm.save(tmp_path / "ours", model)
+    pieces = vocabulary.train(TEXTS, tmp_path / "ours" / base.VOCABULARY, 40, extra_ids=base.SENTINELS)
+    convert(tmp_path / "ours", tmp_path / "hf", "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert len(theirs) == pieces.size
+    for text in (*TEXTS, "a dog", "car of gate"):
+        assert theirs(text).input_ids == [*pieces.encode(text), pieces.eos]
+    assert theirs.convert_tokens_to_ids("<extra_id_0>") == pieces.size - 1
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_base_is_held_in_the_type_that_is_asked_for_and_stays_the_base_that_it_is(
+    published, tmp_path, stored
+):
+    convert(published, tmp_path / "base", "elm", dtype=stored)
+    wanted = base.open_run(tmp_path / "plain", initial_checkpoint=tmp_path / "base")
+    assert (wanted.dtype, wanted.base.config.dtype) == (None, stored)
+    for dtype in ("float32", "bfloat16"):
+        place = tmp_path / dtype
+        run = base.open_run(place, initial_checkpoint=tmp_path / "base", dtype=dtype)
+        for found in (run, base.open_run(place), base.open_run(tmp_path / "plain", dtype=dtype)):
+            assert found.base.fingerprint == wanted.base.fingerprint
+            assert found.base.config == replace(wanted.base.config, dtype=dtype)
+            assert {leaf.dtype.name for leaf in jax.tree.leaves(found.base.params)} == {dtype}
+            assert found.dtype == (None if dtype == stored else dtype)
+            jax.tree.map(
+                lambda ours, theirs: np.testing.assert_array_equal(ours, theirs.astype(ours.dtype)),
+                dict(found.base.params),
+                dict(wanted.base.params),
+            )
+    assert base.open_run(tmp_path / "plain").dtype is None
+    with pytest.raises(UserError, match="float32 or bfloat16"):
+        base.open_run(tmp_path / "plain", dtype="float16")
+
+
+def test_what_a_type_changes_is_stamped(published, tmp_path):
+    run = base.open_run(tmp_path / "run", initial_checkpoint=published)
+    narrow = base.open_run(tmp_path / "run", dtype="bfloat16")
+    assert rows.read_as(narrow) == rows.read_as(run) | {"dtype": "bfloat16"}
+    (course,) = courses.courses(data.choose(["mini_size_animal/than a dog"]), courses.Budget(steps=2))
+    recipes = [entry_of(each, course, courses.Budget(steps=2), 0).recipe for each in (run, narrow)]
+    assert recipes[1] == recipes[0] | {"dtype": "bfloat16"}

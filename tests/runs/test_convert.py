@@ -16,7 +16,7 @@ from elm_jax.models.sizes import size
 from elm_jax.runs import base as runs_base
 from elm_jax.runs.convert import convert
 from elm_jax.weights import base as bases
-from elm_jax.weights import elm, load, peft, t5x_write
+from elm_jax.weights import elm, huggingface, load, peft, t5x_write
 
 RNG = np.random.default_rng(0)
 
@@ -86,12 +86,46 @@ def test_a_conversion_cut_short_leaves_nothing(source, tmp_path, monkeypatch, to
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_vocabulary_comes_along_under_the_name_its_format_has(source, tmp_path):
+def test_a_vocabulary_of_our_own_comes_along_as_the_format_has_it(source, tmp_path):
     (source / runs_base.VOCABULARY).write_bytes(b"pieces")
     convert(source, tmp_path / "hf", "hf")
     assert (tmp_path / "hf" / "spiece.model").read_bytes() == b"pieces"
-    convert(tmp_path / "hf", tmp_path / "back", "elm")
-    assert (tmp_path / "back" / runs_base.VOCABULARY).read_bytes() == b"pieces"
+    told = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert told == {"tokenizer_class": "T5Tokenizer", "extra_ids": runs_base.SENTINELS}
+    convert(source, tmp_path / "again", "elm")
+    assert (tmp_path / "again" / runs_base.VOCABULARY).read_bytes() == b"pieces"
+
+
+def test_what_lies_beside_foreign_weights_comes_out_as_it_went_in(source, tmp_path):
+    convert(source, tmp_path / "hf", "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config |= {"eos_token_id": 2, "pad_token_id": 1, "task_specific_params": {"a": [1]}, "num_beams": 4}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    wanted = {name: f'{{"{name}": 3}}'.encode() for name in huggingface.BESIDE}
+    for name, content in wanted.items():
+        (tmp_path / "hf" / name).write_bytes(content)
+    convert(tmp_path / "hf", tmp_path / "elm", "elm")
+    convert(tmp_path / "elm", tmp_path / "again", "elm")
+    convert(tmp_path / "again", tmp_path / "back", "hf")
+    convert(tmp_path / "hf", tmp_path / "narrow", "hf", dtype="bfloat16")
+    for place in ("back", "narrow"):
+        assert {name: (tmp_path / place / name).read_bytes() for name in wanted} == wanted
+        told = json.loads((tmp_path / place / "config.json").read_text())
+        dtype = {"dtype": "bfloat16", "torch_dtype": "bfloat16"} if place == "narrow" else {}
+        assert told == config | dtype
+
+
+def test_a_field_that_was_looked_at_is_ignored(source, tmp_path, capsys):
+    convert(source, tmp_path / "hf", "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"house_style": 3}))
+    arguments = ["convert", str(tmp_path / "hf"), str(tmp_path / "elm"), "--to", "elm"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "got 'house_style' = 3" in capsys.readouterr().err
+    cli.app([*arguments, "--ignore", "house_style"], standalone_mode=False)
+    assert load.read(tmp_path / "elm").fingerprint == load.read(source).fingerprint
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

@@ -387,3 +387,21 @@ def test_scores_with_rows_left_out_keep_the_others_in_order():
     assert scores.without_rows(found, ["b"]).row_ids == ("a", "c")
     assert scores.without_rows(found, ["b"]).scores == ((1.0,), (3.0,))
     assert scores.without_rows(found, []) == found
+
+
+def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, unseen, monkeypatch):
+    place = make_run().workspace.root
+    wide = evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4)
+    narrow = evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
+    told = [each.report.environment["network"]["dtype"] for each in (wide, narrow)]
+    assert told == ["float32", "bfloat16"]
+    assert wide.report.environment["base"] == narrow.report.environment["base"]
+    run = bases.open_run(place)
+    found = kept(run, unseen[0].id, "base")
+    monkeypatch.setattr(engine, "score_rows", never)
+    evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
+    assert kept(run, unseen[0].id, "base") == found
+    with pytest.raises(AssertionError, match="work was repeated"):
+        evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4)
+    with pytest.raises(UserError, match="Expected a run's directory beside dtype"):
+        evaluate.evaluate(run, unseen, dtype="bfloat16")

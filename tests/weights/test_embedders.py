@@ -129,7 +129,7 @@ def test_the_encoder_of_a_t5_is_read_without_its_decoder(place):
 def test_a_model_of_another_type_is_refused(place):
     (place / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(
-        UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, but .*'gpt2'"
+        UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, umt5, but .*'gpt2'"
     ):
         embedders.read(place)
 
@@ -194,7 +194,7 @@ def test_what_the_cache_lacks_is_fetched(cache, write_encoder, monkeypatch):
     (home / "1_Pooling" / "config.json").unlink()
     asked = []
 
-    def download(repository, *, allow_patterns, local_files_only):
+    def download(repository, *, revision, allow_patterns, local_files_only):
         asked.append((repository, allow_patterns))
         if not local_files_only:
             (home / "1_Pooling" / "config.json").write_text(pooling)
@@ -214,7 +214,7 @@ def test_weights_of_another_format_are_fetched_only_where_weights_are_missing(
     (home / "tokenizer.json").unlink()
     asked = []
 
-    def download(repository, *, allow_patterns, local_files_only):
+    def download(repository, *, revision, allow_patterns, local_files_only):
         asked.append(allow_patterns)
         return str(home)
 

@@ -1,5 +1,8 @@
 """Against transformers: its models give the same logits here, and ours the same there."""
 
+import json
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -34,6 +37,12 @@ FAMILIES = {
     "1.0": ("T5", {}),
     "1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "mT5": ("MT5", {}),
+    "1.0 gelu": ("T5", {"feed_forward_proj": "gelu_new"}),
+    "UL2": ("T5", {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "silu": ("T5", {"feed_forward_proj": "silu"}),
+    "ByT5": ("T5", {"feed_forward_proj": "gated-gelu", "num_layers": 3, "num_decoder_layers": 1}),
+    "umT5": ("UMT5", {"num_layers": 3}),
+    "Pile-T5": ("UMT5", {"num_layers": 2, "eos_token_id": 2, "relative_attention_max_distance": 12}),
 }
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(3, 40, (3, 7)).astype(np.int32)
@@ -45,7 +54,7 @@ def random_model(family, *, untied):
     """Returns a model of transformers' with weights large enough for every logit to matter."""
     kind, changes = FAMILIES[family]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SHAPE, **changes)
+    config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **changes})
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,11 +83,38 @@ def test_logits_are_those_of_transformers_and_go_back_to_it(family, untied, tmp_
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == untied
     found = load_model(tmp_path / "theirs")
     wanted = theirs(model)
-    np.testing.assert_allclose(ours(found), wanted, atol=1e-4)
+    assert np.abs(ours(found) - wanted).max() < 1e-5 * max(1, np.abs(wanted).max())
 
-    huggingface.save(tmp_path / "ours", found)
-    back = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours").eval()
-    np.testing.assert_allclose(theirs(back), wanted, atol=1e-5)
+    like = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    for told in (like, None):
+        place = tmp_path / f"ours like {bool(told)}"
+        huggingface.save(place, found, like=told)
+        back = transformers.AutoModelForSeq2SeqLM.from_pretrained(place).eval()
+        assert told is None or type(back) is type(model)
+        assert np.abs(theirs(back) - wanted).max() < 1e-5 * max(1, np.abs(wanted).max())
+
+
+def test_every_layer_of_umt5_has_its_own_positions(tmp_path):
+    model = random_model("umT5", untied=True)
+    model.save_pretrained(tmp_path)
+    base = load_model(tmp_path)
+    wanted = ours(base)
+    for stack, layers in (("encoder", 3), ("decoder", 2)):
+        for layer in range(layers):
+            changed = jax.tree.map(np.array, dict(base.params))
+            changed[stack]["layers"]["relpos_bias"]["rel_embedding"][layer, 0, 1] += 3
+            moved = np.abs(ours(replace(base, params=changed)) - wanted).max()
+            assert moved > 1e-3, (stack, layer)
+
+
+def test_a_head_that_transformers_4_did_not_scale_is_not_scaled(tmp_path):
+    """Pile-T5 is published with `tie_word_embeddings` false; transformers 5 forces it to true, and scales."""
+    model = random_model("Pile-T5", untied=True)
+    model.save_pretrained(tmp_path)
+    scaled = ours(load_model(tmp_path))
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {"tie_word_embeddings": False}))
+    np.testing.assert_allclose(ours(load_model(tmp_path)), scaled * 4, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("age", ["zip", "before zip", "shards"])

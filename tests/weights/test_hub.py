@@ -109,7 +109,7 @@ def test_the_first_kind_of_weights_that_a_repository_has_is_fetched(
     (source / "pytorch_model.bin").write_bytes(b"never asked for")
     asked = []
 
-    def snapshot_download(repository, *, allow_patterns=None, local_files_only=False):
+    def snapshot_download(repository, *, revision=None, allow_patterns=None, local_files_only=False):
         """The hub's client, with a hub that has one repository."""
         if local_files_only:
             raise FileNotFoundError(repository)

@@ -158,10 +158,12 @@ def test_a_tensor_that_is_wrong_is_named_as_its_file_names_it(t5_1_1, writers, t
     [
         (
             {"model_type": "bert"},
-            r"config\.json' should describe a model of type t5 or mt5, but describes 'bert'",
+            r"config\.json' to describe a model of type t5, mt5, umt5, got 'bert'",
         ),
-        ({"model_type": None}, "but describes None"),
-        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj of relu, gelu_new, .*'gated-silu'"),
+        ({"model_type": None}, "got None"),
+        ({"model_type": "longt5"}, "got 'longt5'.*LongT5 attends to a window"),
+        ({"model_type": "switch_transformers"}, "got 'switch_transformers'.*Switch Transformers route"),
+        ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj of relu, gelu_new, .*'gated-tanh'"),
         ({"d_model": "8"}, "its d_model is '8'"),
         ({"num_layers": 0}, "its num_layers is 0"),
         ({"num_layers": 10**6}, "of at most 1024 layers a stack, but has 1000000 and 3"),

@@ -1,5 +1,8 @@
 """Loading: what a directory is, where its parameters go, and what a name stands for."""
 
+import io
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ import elm_jax
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import meshes, paths, sharding
-from elm_jax.weights import elm, t5x_write
+from elm_jax.weights import elm, load, t5x_write, tensors
 from elm_jax.weights.load import format_of, load_model, read
 
 
@@ -121,3 +124,42 @@ def test_a_changed_base_of_ours_is_refused(t5_1_1, everywhere):
     file.write_bytes(content)
     with pytest.raises(UserError, match="it was changed after it was written"):
         load_model(everywhere / "elm")
+
+
+@pytest.mark.parametrize("kind", ["elm", "hf", "shards"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_load_onto_a_mesh_reads_each_byte_once(t5_1_1, writers, tmp_path, monkeypatch, kind, dtype):
+    place = tmp_path / kind
+    if kind == "elm":
+        elm.save(place, t5_1_1)
+    else:
+        writers["hf"](place, t5_1_1, shards=3 if kind == "shards" else 1)
+    counted = {}
+
+    class Counting(io.FileIO):
+        """An open file that counts which of its bytes are read."""
+
+        def read(self, size=-1):
+            start, content = self.tell(), super().read(size)
+            seen = counted.setdefault(self.name, np.zeros(os.path.getsize(self.name), int))
+            np.add.at(seen, slice(start, start + len(content)), 1)
+            return content
+
+    monkeypatch.setattr(tensors, "opened", lambda file: Counting(str(file)))
+    mesh = sharding.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
+    found = load_model(place, dtype=dtype, sharding=mesh)
+    assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(found.params))
+    assert len(counted) == (3 if kind == "shards" else 1)
+    assert all((seen == 1).all() for seen in counted.values())
+
+
+def test_a_model_in_another_type_may_keep_the_fingerprint_of_what_is_stored(t5_1_1, everywhere):
+    for place in everywhere.iterdir():
+        found = read(place, dtype="bfloat16", as_stored=True)
+        assert found.fingerprint == t5_1_1.fingerprint
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(found.params)} == {"bfloat16"}
+        assert paths.flatten(found.params).keys() == paths.flatten(t5_1_1.params).keys()
+        for path, leaf in paths.flatten(found.params).items():
+            wanted = np.asarray(paths.flatten(t5_1_1.params)[path]).astype(leaf.dtype)
+            np.testing.assert_array_equal(leaf, wanted)
+        assert load.stored_dtype(place) == "float32"

@@ -22,7 +22,10 @@ def put(file, value):
 
 def listed(place, *kinds):
     found = [(kind, f"{at}_{kind}" if at else "") for at, kind in enumerate(kinds)]
-    put(place / "modules.json", [{"type": f"a.b.{kind}", "path": path} for kind, path in found])
+    put(
+        place / "modules.json",
+        [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in found],
+    )
     put(place / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
 
 
@@ -103,9 +106,15 @@ def test_pooling_is_told_once(place):
 def test_what_follows_a_projection_is_known_or_refused(place):
     put(place / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
     assert steps.activation(place / "2_Dense") == "identity"
-    put(place / "2_Dense" / "config.json", {"activation_function": "evil.module.Tanh", "use_residual": True})
-    with pytest.raises(UserError, match="and no residual, but has 'Tanh' and one"):
-        steps.activation(place / "2_Dense")
+    for told, named in (
+        ({"activation_function": "evil.module.Tanh"}, "has 'evil.module.Tanh'"),
+        ({"activation_function": "torch.nn.modules.activation.SiLU"}, "activation.SiLU'"),
+        ({"use_residual": True}, "'use_residual' .* to be False"),
+        ({"module_input_name": "token_embeddings"}, "'module_input_name' .* to be 'sentence_embedding'"),
+    ):
+        put(place / "2_Dense" / "config.json", told)
+        with pytest.raises(UserError, match=named):
+            steps.activation(place / "2_Dense")
 
 
 def test_a_file_that_is_absent_or_broken_is_named(place):
@@ -119,4 +128,45 @@ def test_a_file_that_is_absent_or_broken_is_named(place):
         steps.read(place, None)
     put(place / "1_Pooling" / "config.json", [])
     with pytest.raises(UserError, match="should hold a JSON object, but a list came"):
+        steps.read(place, None)
+
+
+def test_the_default_prompt_stands_before_texts_and_the_others_do_not(place):
+    prompts = {"query": "find: ", "document": "keep: "}
+    put(place / steps.MODEL, {"prompts": prompts, "default_prompt_name": None})
+    assert steps.read(place, None).prompt == ""
+    put(place / steps.MODEL, {"prompts": prompts, "default_prompt_name": "query"})
+    assert steps.read(place, None).prompt == "find: "
+    for wrong in ({"prompts": prompts, "default_prompt_name": "passage"}, {"default_prompt_name": "query"}):
+        put(place / steps.MODEL, wrong)
+        with pytest.raises(UserError, match="to have a text for its default_prompt_name"):
+            steps.read(place, None)
+
+
+def test_a_prompt_that_is_not_pooled_is_refused(place):
+    put(place / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
+    assert steps.read(place, None).pooling == "mean"
+    put(place / steps.MODEL, {"prompts": {"query": "find: "}, "default_prompt_name": "query"})
+    with pytest.raises(UserError, match="include_prompt false"):
+        steps.read(place, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "told", "named"),
+    [
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "'model_type'"),
+        ("config_sentence_transformers.json", {"rotation": 3}, "'rotation'"),
+        ("1_Pooling/config.json", {"pooling_mode": "mean", "sharpness": 2.0}, "'sharpness'"),
+        ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "'module_input_name'"),
+    ],
+)
+def test_what_a_step_s_file_says_more_is_refused_by_name(place, file, told, named):
+    put(place / file, told)
+    with pytest.raises(UserError, match=named):
+        steps.read(place, None)
+
+
+def test_a_step_of_a_repository_s_own_code_is_refused(place):
+    put(place / "modules.json", [{"type": "custom.Transformer", "path": ""}])
+    with pytest.raises(UserError, match=r"to be classes of sentence_transformers, got 'custom\.Transformer'"):
         steps.read(place, None)

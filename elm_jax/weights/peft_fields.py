@@ -1,0 +1,57 @@
+"""The fields of `adapter_config.json` of PEFT, for LoRA and (IA)³."""
+
+import re
+from collections.abc import Mapping
+
+from elm_jax.weights.fields import FieldTable
+
+# Which modules have an adapter, and of what rank, the tensors tell. The rest is bookkeeping, or acts in
+# training alone. A T5 has no biases, so `bias` is the same whatever it says.
+_UNUSED = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out"),
+}
+_RESIDUAL = (
+    "this start changed the base's own weights; save the adapter with PEFT's "
+    "path_initial_model_for_weight_conversion, which makes it a plain LoRA of twice the rank"
+)
+
+LORA = FieldTable(
+    format="PEFT's LoRA",
+    used=frozenset({"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora"}),
+    unused=frozenset(
+        {
+            *_UNUSED,
+            *("lora_dropout", "bias", "rank_pattern", "layers_to_transform", "layers_pattern"),
+            *("target_parameters", "megatron_core", "qalora_group_size", "eva_config"),
+            *("ensure_weight_tying", "runtime_config", "merge_weights"),
+            # PEFT reads these only under the `init_lora_weights` of that name, which is refused.
+            *("corda_config", "lora_ga_config", "loftq_config"),
+        }
+    ),
+    neutral={
+        # These draw or compute the factors, and leave the base as it is.
+        "init_lora_weights": (True, False, re.compile("gaussian|eva|orthogonal|mica", re.IGNORECASE)),
+        "modules_to_save": ([],),
+        "use_dora": (False,),
+        "lora_bias": (False,),
+        "use_qalora": (False,),
+        "trainable_token_indices": ([], {}),
+        "layer_replication": ([],),
+        **dict.fromkeys(("velora_config", "monteclora_config", "kasa_config"), ()),
+        **dict.fromkeys(("use_bdlora", "arrow_config", "megatron_config"), ()),
+        "alora_invocation_tokens": (),
+    },
+    remedies={
+        "init_lora_weights": _RESIDUAL,
+        "use_dora": "train the adapter without DoRA, or merge it with PEFT and use the whole model",
+        "alora_invocation_tokens": "an adapter that acts from a token on is no expert here; train a LoRA",
+    },
+)
+IA3 = FieldTable(
+    format="PEFT's (IA)³",
+    used=frozenset({"peft_type"}),
+    unused=frozenset({*_UNUSED, "feedforward_modules", "init_ia3_weights"}),
+    neutral={"modules_to_save": ([],)},
+)
+TABLES: Mapping[str, FieldTable] = {"LORA": LORA, "IA3": IA3}

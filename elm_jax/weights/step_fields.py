@@ -1,0 +1,74 @@
+"""The fields of the files that sentence-transformers writes: of the model, and of each of its steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from elm_jax.weights.fields import FieldTable
+
+_IGNORING = "take it out of a copy of the file and name that directory"
+_VECTOR = "sentence_embedding"
+_EMPTY = ({}, [])
+
+
+def _table(
+    format: str, used: set[str], unused: set[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> FieldTable:
+    return FieldTable(format, frozenset(used), frozenset(unused), neutral, ignoring=_IGNORING)
+
+
+# Texts are embedded as `encode` does it without a prompt's name: the other prompts are not used.
+MODEL = _table(
+    "a sentence encoder",
+    used={"prompts", "default_prompt_name"},
+    unused={"__version__", "similarity_fn_name"},
+    neutral={"model_type": ("SentenceTransformer",)},
+)
+MODULES = _table(
+    "a step in modules.json", used={"path", "type"}, unused={"idx", "name"}, neutral={"kwargs": _EMPTY}
+)
+NETWORK = _table(
+    "a Transformer step",
+    used={"max_seq_length", "do_lower_case"},
+    unused={"unpad_inputs"},
+    neutral={
+        "transformer_task": ("feature-extraction",),
+        "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+        "module_output_name": ("token_embeddings",),
+        "query_length": (),
+        "document_length": (),
+        "query_expansion": (),
+        "tokenizer_name_or_path": (),
+        **dict.fromkeys(("processing_kwargs", "model_args", "tokenizer_args", "config_args"), _EMPTY),
+    },
+)
+POOLING = _table(
+    "a Pooling step",
+    used={
+        *("pooling_mode", "include_prompt"),
+        *(
+            f"pooling_mode_{mode}"
+            for mode in (
+                *("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens"),
+                *("weightedmean_tokens", "lasttoken"),
+            )
+        ),
+    },
+    unused={"embedding_dimension", "word_embedding_dimension"},
+    neutral={},
+)
+DENSE = _table(
+    "a Dense step",
+    used={"activation_function"},
+    unused={"in_features", "out_features", "bias"},
+    neutral={
+        "module_input_name": (_VECTOR,),
+        "module_output_name": (_VECTOR,),
+        "use_residual": (False,),
+    },
+)
+NORMALIZE = _table(
+    "a Normalize step",
+    used=set(),
+    unused=set(),
+    neutral={"module_input_name": (_VECTOR,), "module_output_name": (_VECTOR,)},
+)

@@ -1,0 +1,199 @@
+"""The hub over HTTP: its own client fetches bases, adapters and experts from a server of the tests."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax.library import files
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.weights import embedders, huggingface, load, peft
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories by name, each with commits of files; the few calls of the hub that reading takes."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.commits = {}  # (repository, commit) -> {file: bytes}
+        self.names = {}  # (repository, branch, tag or commit) -> commit
+        self.fetched = []  # repository, commit and file of every answer that had a file's content
+
+    def push(self, repository, directory, revision="main"):
+        """Puts the files of a directory into a repository, and returns the commit."""
+        held = {
+            str(file.relative_to(directory)): file.read_bytes()
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+        }
+        commit = hashlib.sha1(repr(sorted(held.items())).encode()).hexdigest()
+        self.commits[repository, commit] = held
+        self.names[repository, revision] = self.names[repository, commit] = commit
+        return commit
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One answer of the hub."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(with_content=False)
+
+    def do_GET(self):
+        self.answer(with_content=True)
+
+    def answer(self, *, with_content):
+        parts = unquote(urlparse(self.path).path).strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self.tell_repository("/".join(parts[2:4]), parts[4:])
+        elif len(parts) > 4 and parts[2] == "resolve":
+            self.send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_content)
+        else:
+            self.send(404, {}, b"")
+
+    def tell_repository(self, repository, rest):
+        commit = self.server.names.get((repository, rest[1] if len(rest) > 1 else "main"))
+        if commit is None:
+            known = any(name == repository for name, _ in self.server.names)
+            code = "RevisionNotFound" if known else "RepoNotFound"
+            self.send(404, {"X-Error-Code": code}, b"{}")
+            return
+        held = self.server.commits[repository, commit]
+        if rest and rest[0] == "tree":
+            told = [{"type": "file", "path": f, "size": len(c), "oid": commit} for f, c in held.items()]
+        else:
+            told = {"id": repository, "sha": commit, "siblings": [{"rfilename": file} for file in held]}
+            told |= {"private": False, "downloads": 0, "likes": 0, "tags": []}
+        self.send(200, {"Content-Type": "application/json"}, json.dumps(told).encode())
+
+    def send_file(self, repository, revision, file, with_content):
+        commit = self.server.names.get((repository, revision))
+        content = self.server.commits.get((repository, commit), {}).get(file)
+        if content is None:
+            self.send(404, {"X-Error-Code": "EntryNotFound"}, b"")
+            return
+        etag = hashlib.sha1(content).hexdigest()
+        self.send(200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, content, with_content)
+        if with_content:
+            self.server.fetched.append((repository, commit, file))
+
+    def send(self, code, headers, content, with_content=True):
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_content:
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub():
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def elm(hub, tmp_path):
+    """Runs the command line with the hub's client pointed at the server; returns what it printed."""
+
+    def run(*arguments, fails=False, offline=False):
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+        environment |= {"HF_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", "NO_PROXY": "*"}
+        environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
+        code = "import sys; from elm_jax.cli import main; main(sys.argv[1:])"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert told.returncode == (2 if fails else 0), told.stderr
+        return told.stderr if fails else told.stdout
+
+    return run
+
+
+def lora(base, seed):
+    tree = ex.init("lora", jax.random.key(seed), base.params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: np.asarray(leaf + rng.normal(size=leaf.shape), np.float32), dict(tree))
+
+
+def test_a_base_of_a_revision_is_fetched_once_and_read_from_the_cache(hub, elm, make_base, t5_1_1, tmp_path):
+    other = make_base(t5_1_1.config, seed=5)
+    huggingface.save(tmp_path / "old", t5_1_1)
+    huggingface.save(tmp_path / "new", other)
+    (tmp_path / "new" / "pytorch_model.bin").write_bytes(b"never fetched")
+    old = hub.push("me/t5", tmp_path / "old", "v1")
+    hub.push("me/t5", tmp_path / "new")
+    for name, wanted in (("hf:me/t5@v1", t5_1_1), ("hf:me/t5", other), (f"hf:me/t5@{old}", t5_1_1)):
+        place = tmp_path / name.replace("/", " ")
+        told = json.loads(elm("convert", name, place, "--to", "elm", "--json"))
+        assert told["fingerprint"] == wanted.fingerprint == load.read(place).fingerprint
+    contents = [what for what in hub.fetched if what[2].endswith(".safetensors")]
+    assert len(contents) == len(set(contents)) == 2
+    assert not [what for what in hub.fetched if what[2].endswith(".bin")]
+    elm("convert", "hf:me/t5@v1", tmp_path / "again", "--to", "elm", offline=True)
+    assert load.read(tmp_path / "again").fingerprint == t5_1_1.fingerprint
+
+
+def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
+    huggingface.save(tmp_path / "base", t5_1_1)
+    trees = {"adapter": lora(t5_1_1, 1), "expert": lora(t5_1_1, 2)}
+    peft.save(tmp_path / "adapter", "lora", trees["adapter"])
+    spec = ExpertSpec(
+        "dream/baseline", "lora", t5_1_1.fingerprint, tuple(paths.flatten(trees["expert"])), ("dream",), 3
+    )
+    (tmp_path / "expert").mkdir()
+    files.write(files.epath.Path(tmp_path / "expert"), Expert(spec, trees["expert"]), None)
+    for what in trees:
+        hub.push(f"me/{what}", tmp_path / what)
+    home = tmp_path / "library" / "dream" / "no"
+    elm("convert", "hf:me/adapter", home, "--to", "elm", "--base", tmp_path / "base")
+    found = paths.unflatten(files.read_params(files.epath.Path(home), files.describe(files.epath.Path(home))))
+    assert same(found, trees["adapter"])
+    elm("convert", "hf:me/expert@main", tmp_path / "out", "--to", "peft")
+    assert same(peft.load(tmp_path / "out", t5_1_1.config)[1], trees["expert"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("hf:me/nothing", "The model 'me/nothing' is wanted"),
+        ("hf:me/t5@v9", "could not be fetched"),
+        ("hf:t5", "Expected a repository of the hub as hf:owner/name"),
+        ("hf:me/t5@", "Expected a repository of the hub as hf:owner/name"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_sentence(hub, elm, t5_1_1, tmp_path, name, told):
+    huggingface.save(tmp_path / "base", t5_1_1)
+    hub.push("me/t5", tmp_path / "base")
+    said = elm("convert", name, tmp_path / "out", "--to", "elm", fails=True)
+    assert told in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sentence_encoder_of_a_revision_is_fetched_too(hub, elm, write_encoder, tmp_path):
+    for seed, revision in ((1, "v1"), (2, "main")):
+        write_encoder(tmp_path / revision, seed=seed)
+        hub.push("me/encoder", tmp_path / revision, revision)
+    code = "import sys; from elm_jax.weights import embedders as e; "
+    code += "print(e.read(e.find(sys.argv[1])).fingerprint)"
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "JAX_PLATFORMS": "cpu"}
+    for name, revision in (("hf:me/encoder@v1", "v1"), ("hf:me/encoder", "main")):
+        command = [sys.executable, "-c", code, name]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == embedders.read(tmp_path / revision).fingerprint
