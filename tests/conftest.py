@@ -1,5 +1,6 @@
 """What every test stands on: eight CPU devices, rank promotion an error, a small T5, a sentence encoder."""
 
+import importlib.util
 import json
 import os
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from elm_jax.aot import slices
 from elm_jax.models import experts as ex
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
@@ -19,6 +21,17 @@ from elm_jax.tasks import datasets
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tiny networks take longer to compile well than to run badly.
 jax.config.update("jax_disable_most_optimizations", True)
+# libtpu reads these when it is loaded, which is after JAX is imported.
+for name, value in slices.ENVIRONMENT.items():
+    if name.startswith(("TPU_", "ALLOW_", "TF_")):
+        os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("aot"):
+                item.add_marker(pytest.mark.skip(reason="libtpu, of the extra plan, is absent"))
 
 
 @pytest.fixture(autouse=True)

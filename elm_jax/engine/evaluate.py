@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.aot.program import Program, platform_of, with_shardings
+from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
 from elm_jax.models import sharding
 from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
@@ -134,7 +134,9 @@ def score_program(
     if mesh is not None:
         batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
         base = with_shardings(base, sharding.shardings(mesh, base))
-        experts = experts and with_shardings(experts, sharding.shardings(mesh, experts, experts=stacked))
+        # One tree for all rows lies whole on every device.
+        lie = sharding.shardings(mesh, experts, experts=True) if stacked and experts else None
+        experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
     run = likelihood.compiled(config, platform_of(mesh))
     return Program("score", run, (base, *batch, experts, index))
 

@@ -112,7 +112,9 @@ def generate_program(
     if mesh is not None:
         prompts = with_shardings(prompts, sharding.batch_shardings(mesh, prompts))
         base = with_shardings(base, sharding.shardings(mesh, base))
-        experts = experts and with_shardings(experts, sharding.shardings(mesh, experts, experts=stacked))
+        # One tree for all rows lies whole on every device.
+        lie = sharding.shardings(mesh, experts, experts=True) if stacked and experts else None
+        experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
     run = generate.compiled(config, length, platform_of(mesh))
     eos = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     return Program("generate", run, (base, prompts, eos, experts, index))

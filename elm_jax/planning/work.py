@@ -167,7 +167,6 @@ Work = TrainingWork | ScoringWork | GenerationWork | EmbeddingWork | SearchWork
 WORKS: Mapping[str, type[Work]] = {
     each.type: each for each in (TrainingWork, ScoringWork, GenerationWork, EmbeddingWork, SearchWork)
 }
-_RECORDS: Mapping[str, Any] = {"network": T5Config, "plan": Plan}
 _TUPLES: Mapping[tuple[str, str], Any] = {
     ("training", "layout"): Layout,
     ("training", "shape"): Shape,
@@ -186,8 +185,10 @@ def from_json(told: Mapping[str, Any]) -> Work:
     values: dict[str, Any] = {}
     for each in fields(kind):
         value = told[each.name]
-        if each.name in _RECORDS and value is not None:
-            value = _RECORDS[each.name](**value)
+        if each.name == "network" and value is not None:
+            value = T5Config(**{**value, "mlp_activations": tuple(value["mlp_activations"])})
+        elif each.name == "plan":
+            value = Plan(**value)
         elif (kind.type, each.name) in _TUPLES:
             made: Any = _TUPLES[kind.type, each.name]
             value = made(*told[each.name])

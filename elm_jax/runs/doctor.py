@@ -15,6 +15,7 @@ EXTRAS = {
     "generation": ("rouge-score", "sacrebleu"),
     "plots": ("matplotlib",),
     "track": ("tensorboard", "wandb"),
+    "plan": ("libtpu", "jax-cuda13-plugin"),
     "parity": ("transformers", "torch"),
     "test": ("pytest", "hypothesis", "beartype", "ruff", "basedpyright"),
 }
