@@ -96,6 +96,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
         return {
             "compile_seconds": time.monotonic() - begun,
             "bytes": memory.required_bytes(message),
+            "xla_bytes": None,
             "refusal": _first_line(message).partition(": ")[2].rstrip("."),
         }
     seconds = time.monotonic() - begun
@@ -103,6 +104,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
     return {
         "compile_seconds": seconds,
         "bytes": memory.memory_of(executable),
+        "xla_bytes": memory.xla_peak(executable),
         "refusal": None,
         "costs": counted.to_json(),
     }
@@ -121,11 +123,14 @@ def _record(program: Program, of: Slice, value: Mapping[str, Any], *, cached: bo
         slice=of.name,
         fits=reason is None,
         peak_bytes=peak,
+        xla_peak_bytes=value["xla_bytes"],
         limit_bytes=limit,
         compile_seconds=value["compile_seconds"],
         flops=counted.flops if counted else None,
         seconds=counted.seconds if counted else None,
+        cycle_seconds=counted.cycle_seconds if counted else None,
         collective_seconds=counted.collective_seconds if counted else None,
+        move_seconds=counted.move_seconds if counted else None,
         collectives=counted.collectives if counted else (),
         unpriced=counted.unpriced if counted else (),
         reason=reason and f"{program.name} does not fit on {of.name}: {reason}.",
