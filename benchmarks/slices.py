@@ -9,7 +9,8 @@ No chip runs. The first table is `elm plan` of recipes on slices, and its JSON (
 --json`. The second is fixed work, the same for every version (`slice_cases`), ours beside T5X's own program,
 compiled by the same compiler and counted in the same way (`cases` in the JSON). FLOPs are those of the
 mathematics on both sides, so MFU compares seconds; padding counts. Memory is what the program allots on a
-device (arguments, results, temporaries, code, and what lies beside it), and in brackets XLA's own peak.
+device (arguments, results, temporaries, code, and what lies beside it), and in brackets XLA's own peak, which
+knows when temporaries live and leaves out code and what lies beside.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from benchmarks import slice_cases
 from benchmarks.slice_cases import Case
 from elm_jax.aot.compiler import compile_programs
 from elm_jax.aot.slices import require_compiler, slice_of
-from elm_jax.cli.shown import show
 from elm_jax.errors import UserError
 from elm_jax.planning import plan as planning
 from elm_jax.planning import workload
 from elm_jax.planning.plan import SlicePlan
+from elm_jax.reporting.documents import to_markdown
 from elm_jax.reporting.tables import NOTHING, Table
 
 ALL_DATASETS = ("MIXTURE_OR_TASK_NAME='train'",)
@@ -105,7 +106,7 @@ def main() -> None:
             options.json.write_text(json.dumps(result, indent=2) + "\n")
     for table in (plan_table(result["slices"]), case_table(result["cases"])):
         if table.rows:
-            show(table)
+            print(to_markdown(table))
     if failed:
         sys.exit(1)
 

@@ -232,7 +232,9 @@ def from_json(told: Mapping[str, Any]) -> Work:
     for each in fields(kind):
         value = told[each.name]
         if each.name in _RECORDS and value is not None:
-            value = _RECORDS[each.name](**value)
+            # JSON has lists for tuples, and a network with a list has no hash.
+            plain = {key: tuple(own) if isinstance(own, list) else own for key, own in value.items()}
+            value = _RECORDS[each.name](**plain)
         elif (kind.type, each.name) in _TUPLES:
             made: Any = _TUPLES[kind.type, each.name]
             value = made(*told[each.name])
