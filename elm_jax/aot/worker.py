@@ -31,6 +31,9 @@ from elm_jax.errors import UserError
 Send = Callable[[Mapping[str, Any]], None]
 _OFF = ("off", "no", "false", "0")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # environment variables that change what is compiled
+# XLA chooses the tiles of a product's kernel by trying them on the GPU. Without one it takes tiles that some
+# shapes do not allow, and fails; so products are calls into a library here.
+_WITHOUT_DEVICE: Mapping[str, Mapping[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-plugin", "jax-cuda13-pjrt")}
 
 
@@ -85,7 +88,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
     """Returns what the cache keeps: memory and costs, or why the compiler refused."""
     begun = time.monotonic()
     try:
-        executable = lowered.compile()
+        executable = lowered.compile(compiler_options=dict(_WITHOUT_DEVICE.get(of.kind.platform, {})))
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
