@@ -60,6 +60,8 @@ _FREE_CALLS = frozenset(
 )
 _UNPRICED = ("sort",)
 _CUTS = ("slice", "dynamic-slice", "gather")  # that read no more of an array than they take out of it
+# Which operand is the update, and how often its bytes go to or from HBM: a scatter reads before it writes.
+_UPDATES: Mapping[str, tuple[int, int]] = {"dynamic-update-slice": (1, 1), "scatter": (2, 2)}
 _BRANCHES = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
 
 
@@ -221,7 +223,7 @@ def _moved_bytes(module: Module, computation: Computation, instruction: Instruct
     if opcode in _CUTS:
         return 2 * written
     if opcode == "fusion":
-        read = _fusion_reads(module, instruction, read)
+        read, written = _fusion_moves(module, instruction, read, written)
     if opcode == "dynamic-update-slice":  # in place
         return 2 * read[1]
     if opcode == "scatter":  # reads and writes its target where updates fall
@@ -229,16 +231,28 @@ def _moved_bytes(module: Module, computation: Computation, instruction: Instruct
     return sum(read) + written
 
 
-def _fusion_reads(module: Module, fusion: Instruction, whole: Sequence[int]) -> list[int]:
-    """Returns the bytes that a fusion reads of each operand: where it only cuts from one, what it cuts."""
+def _fusion_moves(
+    module: Module, fusion: Instruction, whole: Sequence[int], written: int
+) -> tuple[list[int], int]:
+    """Returns the bytes that a fusion reads of each operand, and those that it writes.
+
+    Where it only cuts from an operand it reads what it cuts, and where it updates a part of one in place it
+    writes the part, after a scatter has read it.
+    """
     found = list(whole)
     for fused in module.called(fusion):
+        root = fused.root
+        updated = root.operands[0] if root.opcode in _UPDATES else ""
         for parameter in fused.instructions:
-            if parameter.opcode == "parameter" and (cuts := _cuts_of(fused, parameter.name)):
-                number = int(parameter.arguments)
-                cut = sum(max(shape.bytes, shape.hbm_bytes) for each in cuts for shape in each.shapes)
-                found[number] = min(found[number], cut)
-    return found
+            if parameter.opcode != "parameter":
+                continue
+            number = int(parameter.arguments)
+            if parameter.name == updated:
+                place, times = _UPDATES[root.opcode]
+                found[number], written = 0, times * _bytes(fused.by_name[root.operands[place]])
+            elif cuts := _cuts_of(fused, parameter.name):
+                found[number] = min(found[number], sum(map(_bytes, cuts)))
+    return found, written
 
 
 def _cuts_of(fused: Computation, name: str) -> list[Instruction]:
@@ -255,3 +269,8 @@ def _cuts_of(fused: Computation, name: str) -> list[Instruction]:
             return []
         found += inner
     return found
+
+
+def _bytes(instruction: Instruction) -> int:
+    """Returns the bytes of a result inside a fusion, in whole tiles."""
+    return sum(max(shape.bytes, shape.hbm_bytes) for shape in instruction.shapes)
