@@ -194,8 +194,8 @@ def grouped(config: T5Config, base: Any, jobs: Sequence[Job], plan: Plan, shapes
     """Returns the function that trains a group on so many real tokens, batch by batch as the engine does."""
     count = len(jobs)
     known = [batches.known(job) for job in jobs]
-    attention = batches.attention(config, jax.default_backend())
-    shape = batches.shape_for(known, plan.batch_tokens, places=count, attention=attention)
+    cost = batches.batch_cost(config, plan.kind, jax.default_backend())
+    shape = batches.shape_for(known, plan.batch_tokens, places=count, cost=cost)
     group = Group(config, base, plan, layout_for(plan.kind, count, None), shape)
     shapes[f"{plan.kind}, {count}"] = shape._asdict()
     state = group.begin([job.seed for job in jobs])

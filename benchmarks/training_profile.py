@@ -63,8 +63,8 @@ def main() -> None:
     base = jax.device_put(params)
     known = [batches.known(job) for job in jobs]
     plan = Plan("bottleneck", places=len(jobs))
-    attention = batches.attention(config, jax.default_backend())
-    shape = batches.shape_for(known, plan.batch_tokens, places=len(jobs), attention=attention)
+    cost = batches.batch_cost(config, plan.kind, jax.default_backend())
+    shape = batches.shape_for(known, plan.batch_tokens, places=len(jobs), cost=cost)
     waiting = [
         offer
         for done in (0, 1)

@@ -43,11 +43,15 @@ class Compiled:
         fits: whether the program and what is resident beside it fit into the device's memory.
         peak_bytes: arguments, results, temporaries, code and what is resident; where the compiler refused the
             program, what it said is required. None where it did not say.
+        xla_peak_bytes: XLA's own peak, without the code and what is resident; None for a program that was
+            refused, and where this JAX has none.
         limit_bytes: the device's memory.
         compile_seconds: of the compiler alone; from the first time if the result was cached.
         flops: of matrix products, loops included; None on GPUs and for a program that was refused.
         seconds: by the compiler's cycles, with the gaps filled as `costs` says; None as for `flops`.
-        collective_seconds: the part of them in which collectives block.
+        cycle_seconds: the part of them that are the compiler's cycles.
+        collective_seconds: the part in which collectives block.
+        move_seconds: the part of moves that have no cycles.
         collectives: what devices send one another.
         unpriced: what `seconds` does not contain.
         reason: why it does not fit, in one sentence; None if it fits.
@@ -58,11 +62,14 @@ class Compiled:
     slice: str
     fits: bool
     peak_bytes: int | None
+    xla_peak_bytes: int | None
     limit_bytes: int
     compile_seconds: float
     flops: float | None
     seconds: float | None
+    cycle_seconds: float | None
     collective_seconds: float | None
+    move_seconds: float | None
     collectives: tuple[Collective, ...]
     unpriced: tuple[str, ...]
     reason: str | None

@@ -12,7 +12,7 @@ Asynchronous copies and collectives count as hidden, which is the best case.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +59,9 @@ _FREE_CALLS = frozenset(
     ]
 )
 _UNPRICED = ("sort",)
+_CUTS = ("slice", "dynamic-slice", "gather")  # that read no more of an array than they take out of it
+# Which operand is the update, and how often its bytes go to or from HBM: a scatter reads before it writes.
+_UPDATES: Mapping[str, tuple[int, int]] = {"dynamic-update-slice": (1, 1), "scatter": (2, 2)}
 _BRANCHES = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
 
 
@@ -147,7 +150,7 @@ def costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
         elif name := _unpriced(instruction):
             unpriced[name] += times
         else:
-            moves += times * _moved_bytes(computation, instruction) / kind.memory_bandwidth
+            moves += times * _moved_bytes(module, computation, instruction) / kind.memory_bandwidth
     tpu = kind.platform == "tpu"
     return Costs(
         flops=float(flops) if tpu else None,
@@ -207,7 +210,7 @@ def _unpriced(instruction: Instruction) -> str | None:
     return instruction.opcode if instruction.opcode in _UNPRICED else None
 
 
-def _moved_bytes(computation: Computation, instruction: Instruction) -> int:
+def _moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Returns the bytes that an instruction without cycles reads and writes in HBM."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or opcode == "custom-call":
@@ -215,12 +218,59 @@ def _moved_bytes(computation: Computation, instruction: Instruction) -> int:
     if opcode == "fusion" and instruction.name.startswith("async-collective"):
         return 0
     written = sum(shape.hbm_bytes for shape in instruction.shapes)
-    operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
-    read = [sum(shape.hbm_bytes for shape in operand.shapes) for operand in operands]
-    if opcode in ("slice", "dynamic-slice", "gather"):
+    operands = [computation.by_name.get(name) for name in instruction.operands]
+    read = [sum(shape.hbm_bytes for shape in operand.shapes) if operand else 0 for operand in operands]
+    if opcode in _CUTS:
         return 2 * written
+    if opcode == "fusion":
+        read, written = _fusion_moves(module, instruction, read, written)
     if opcode == "dynamic-update-slice":  # in place
         return 2 * read[1]
     if opcode == "scatter":  # reads and writes its target where updates fall
         return sum(read[1:]) + 2 * read[-1]
     return sum(read) + written
+
+
+def _fusion_moves(
+    module: Module, fusion: Instruction, whole: Sequence[int], written: int
+) -> tuple[list[int], int]:
+    """Returns the bytes that a fusion reads of each operand, and those that it writes.
+
+    Where it only cuts from an operand it reads what it cuts, and where it updates a part of one in place it
+    writes the part, after a scatter has read it.
+    """
+    found = list(whole)
+    for fused in module.called(fusion):
+        root = fused.root
+        updated = root.operands[0] if root.opcode in _UPDATES else ""
+        for parameter in fused.instructions:
+            if parameter.opcode != "parameter":
+                continue
+            number = int(parameter.arguments)
+            if parameter.name == updated:
+                place, times = _UPDATES[root.opcode]
+                found[number], written = 0, times * _bytes(fused.by_name[root.operands[place]])
+            elif cuts := _cuts_of(fused, parameter.name):
+                found[number] = min(found[number], sum(map(_bytes, cuts)))
+    return found, written
+
+
+def _cuts_of(fused: Computation, name: str) -> list[Instruction]:
+    """Returns what cuts from an array, if nothing else uses it."""
+    users = [each for each in fused.instructions if name in each.operands]
+    found: list[Instruction] = []
+    for user in users:
+        if user.opcode == "bitcast":
+            inner = _cuts_of(fused, user.name)
+        else:
+            cuts = user.opcode in _CUTS and user.operands[0] == name and name not in user.operands[1:]
+            inner = [user] if cuts else []
+        if not inner:
+            return []
+        found += inner
+    return found
+
+
+def _bytes(instruction: Instruction) -> int:
+    """Returns the bytes of a result inside a fusion, in whole tiles."""
+    return sum(max(shape.bytes, shape.hbm_bytes) for shape in instruction.shapes)

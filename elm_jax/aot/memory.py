@@ -35,6 +35,12 @@ def memory_of(compiled: Any) -> int:
     )
 
 
+def xla_peak(compiled: Any) -> int | None:
+    """Returns the peak that XLA tells, which knows when temporaries live; None where this JAX tells none."""
+    found = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None)
+    return None if found is None else int(found)
+
+
 def resident_bytes(program: Program) -> int:
     """Returns the bytes per device of what lies there beside a program's arguments and results."""
     return device_bytes(program.resident)

@@ -31,6 +31,9 @@ from elm_jax.errors import UserError
 Send = Callable[[Mapping[str, Any]], None]
 _OFF = ("off", "no", "false", "0")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # environment variables that change what is compiled
+# XLA chooses the tiles of a product's kernel by trying them on the GPU. Without one it takes tiles that some
+# shapes do not allow, and fails; so products are calls into a library here.
+_WITHOUT_DEVICE: Mapping[str, Mapping[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-plugin", "jax-cuda13-pjrt")}
 
 
@@ -85,7 +88,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
     """Returns what the cache keeps: memory and costs, or why the compiler refused."""
     begun = time.monotonic()
     try:
-        executable = lowered.compile()
+        executable = lowered.compile(compiler_options=dict(_WITHOUT_DEVICE.get(of.kind.platform, {})))
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
@@ -96,6 +99,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
         return {
             "compile_seconds": time.monotonic() - begun,
             "bytes": memory.required_bytes(message),
+            "xla_bytes": None,
             "refusal": _first_line(message).partition(": ")[2].rstrip("."),
         }
     seconds = time.monotonic() - begun
@@ -103,6 +107,7 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
     return {
         "compile_seconds": seconds,
         "bytes": memory.memory_of(executable),
+        "xla_bytes": memory.xla_peak(executable),
         "refusal": None,
         "costs": counted.to_json(),
     }
@@ -121,11 +126,14 @@ def _record(program: Program, of: Slice, value: Mapping[str, Any], *, cached: bo
         slice=of.name,
         fits=reason is None,
         peak_bytes=peak,
+        xla_peak_bytes=value["xla_bytes"],
         limit_bytes=limit,
         compile_seconds=value["compile_seconds"],
         flops=counted.flops if counted else None,
         seconds=counted.seconds if counted else None,
+        cycle_seconds=counted.cycle_seconds if counted else None,
         collective_seconds=counted.collective_seconds if counted else None,
+        move_seconds=counted.move_seconds if counted else None,
         collectives=counted.collectives if counted else (),
         unpriced=counted.unpriced if counted else (),
         reason=reason and f"{program.name} does not fit on {of.name}: {reason}.",

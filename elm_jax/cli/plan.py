@@ -30,7 +30,10 @@ def plan(
         typer.Option(help="Of the base, as xl; default: that of the recipe's base, else xl."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the base: bfloat16 or float32.")] = "bfloat16",
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows of each task whose data is not here.")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each task whose size the catalogue does not know; default: counted."),
+    ] = None,
     experts: Annotated[
         int | None,
         typer.Option(min=0, help="Experts of the library to evaluate; default: the run's, else 296."),

@@ -21,15 +21,29 @@ from elm_jax.training import step
 
 STEP = 8  # lengths are multiples of it
 MOST_SEGMENTS = 8  # in a row; every one of them costs its part of an adapter's products for all
-OVERHEAD = 256  # tokens that a batch costs beside its own: parameters are read, and experts moved
-WELL_FILLED = 0.93  # of a batch that is real; what has less is much the worse for it
+WELL_FILLED = 0.93  # of a batch that is real; on a CPU what has less is much the worse for it
 EMPTY, SHARED = -1, -2  # what a row belongs to, if not to the expert at a place
 TRIED = 24  # batches that a shape is tried on
-# On two CPU cores rows of 512 tokens took 1.37 times as long a token as rows of 256, when attention's weights
-# were still kept for the gradient. On a TPU it is the compiler's cycles that say so: 38 % of those of a full
-# XL step on rows of 512 for 9 % of its FLOPs.
-BEYOND_PRODUCTS = {"cpu": 7.0, "other": 6.0}
 FOLDED = (1, 2, 4)  # rows whose targets stand in one
+
+
+class BatchCost(NamedTuple):
+    """What a batch costs beside its tokens' products, by which its shape is chosen.
+
+    Attributes:
+        attention: of a token that attends to another, as a part of what a token costs itself.
+        overhead: tokens of each device that a batch costs beside its own: parameters are read, kernels
+            gathered, and experts moved.
+        strictness: the power to which a share of real tokens below `WELL_FILLED` counts.
+    """
+
+    attention: float = 0.0
+    overhead: int = 256
+    strictness: int = 4
+
+
+UNKNOWN = BatchCost()
+"""Where nothing is known of the network: tokens cost what they cost."""
 
 
 class Shape(NamedTuple):
@@ -180,13 +194,13 @@ def shape_for(
     places: int,
     parts: int = 1,
     multiple: int = 1,
-    attention: float = 0.0,
+    cost: BatchCost = UNKNOWN,
 ) -> Shape:
     """Returns the shape that batches of these jobs are best packed into, tried on their first steps.
 
     A batch has `batch_tokens` at most, unless one row a device has more, and a `multiple` of rows: of the
     devices that split them. It is one that is filled well, and of those the one that costs least for a real
-    token; `attention` is what a token costs to attend to another, as a part of what it costs itself.
+    token, by `cost`.
     """
     every = [*given, *(own for each in given if (own := held(each.job)))]
     longest = max(int(each.prompt.max()) for each in every)
@@ -210,20 +224,27 @@ def shape_for(
             for rows in {max(1, most // by // least) * least for by in (1, 2, 4, 8)}:
                 shape = Shape(rows, length, answer, segments, folded)
                 share = filled(given[:places], shape, places, parts)
-                worth = share * shape.tokens / (shape.tokens * (1 + attention * length) + OVERHEAD)
-                tried.append((worth * min(1.0, share / WELL_FILLED) ** 4, shape))
+                spent = shape.tokens * (1 + cost.attention * length) + cost.overhead * multiple
+                worth = share * shape.tokens / spent
+                tried.append((worth * min(1.0, share / WELL_FILLED) ** cost.strictness, shape))
     return max(tried)[-1]
 
 
-def attention(network: T5Config, platform: str) -> float:
-    """Returns what a token costs to attend to another, as a part of what it costs itself, on a platform.
+def batch_cost(network: T5Config, kind: str, platform: str) -> BatchCost:
+    """Returns what batches of experts of a kind cost on a platform.
 
-    Counted in products, times what softmax, dropout and computing both again for the gradient add to these.
+    Attention is counted in products, times what softmax, dropout and computing both again for the gradient
+    add to these. On two CPU cores rows of 512 tokens took 1.37 times as long a token as rows of 256, when
+    attention's weights were still kept for the gradient. On a TPU it is the compiler's cycles that say so:
+    38 % of those of a full XL step on rows of 512 for 9 % of its FLOPs; an expert's batch costs about 20 ms
+    outside of its layers, and a full one's the gathers and moments of all kernels.
     """
     inner = network.num_heads * network.head_dim
     wide = network.mlp_dim * (len(network.mlp_activations) + 1)
     products = 2 * inner / (network.emb_dim * (4 * inner + wide))
-    return products * BEYOND_PRODUCTS["cpu" if platform == "cpu" else "other"]
+    if platform == "cpu":
+        return BatchCost(7.0 * products)
+    return BatchCost(6.0 * products, overhead=2048 if kind == "full" else 512, strictness=0)
 
 
 def filled(given: Sequence[Known], shape: Shape, places: int, parts: int) -> float:

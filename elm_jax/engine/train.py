@@ -254,7 +254,7 @@ class _Run:
             places=self.layout.places,
             parts=self.layout.parts,
             multiple=self.layout.row_parts,
-            attention=batches.attention(self.config, platform_of(self.mesh)),
+            cost=batches.batch_cost(self.config, self.plan.kind, platform_of(self.mesh)),
         )
 
     def _release(self) -> None:

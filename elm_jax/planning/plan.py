@@ -19,15 +19,14 @@ from elm_jax.engine import batch_search, batches
 from elm_jax.engine.batch_search import Fit
 from elm_jax.engine.batches import Known, Shape
 from elm_jax.engine.embed import ON_ACCELERATOR
-from elm_jax.engine.programs import Layout
+from elm_jax.engine.programs import Layout, Plan
 from elm_jax.errors import OutOfMemoryError
 from elm_jax.library.keys import KEYS_PER_EXPERT
 from elm_jax.models import meshes, shapes
 from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, TrainingWork, Work
 from elm_jax.planning.workload import ScoringLoad, TrainingLoad
-from elm_jax.runs import flops, sizing, train
-from elm_jax.runs.flops import Attended
+from elm_jax.runs import sizing, train
 from elm_jax.runs.stacks import AT_ONCE, SHARE
 from elm_jax.scoring import buckets
 
@@ -154,12 +153,13 @@ def _trained(
     try:
         fit = batch_search.largest_fit(search)
     except OutOfMemoryError as error:
-        return _not_trained(load, of, sizes, search.layouts[-1], tried, str(error))
+        return _not_trained(load, of, sizes, shared, search.layouts[-1], tried, str(error))
     names = [each.name for each in programs(fit.layout, fit.shape).all()]
     if not budget.validate_every:
         names.remove("measure")
     found = compiled(fit.layout, fit.shape, names)
-    own = tuple(_training_program(load, each, fit.shape, of) for each in found)
+    work = TrainingWork(config, shared, fit.layout, fit.shape)
+    own = tuple(_beside(each, work, of, of.devices) for each in found)
     return _training_plan(load, of, sizes, fit, own)
 
 
@@ -206,6 +206,7 @@ def _not_trained(
     load: TrainingLoad,
     of: Slice,
     sizes: Mapping[str, int],
+    shared: Plan,
     layout: Layout,
     tried: Mapping[tuple[Layout, Shape], list[Compiled]],
     reason: str,
@@ -216,7 +217,8 @@ def _not_trained(
         (layout, shape), compiled = min(
             tried.items(), key=lambda item: (item[0][0].places, item[0][1].tokens)
         )
-        found = tuple(_training_program(load, each, shape, of) for each in compiled)
+        work = TrainingWork(load.network, shared, layout, shape)
+        found = tuple(_beside(each, work, of, of.devices) for each in compiled)
         reason = next((each.reason for each in compiled if each.reason), reason)
     return SlicePlan(
         what="training",
@@ -238,25 +240,13 @@ def _not_trained(
     )
 
 
-def _training_program(load: TrainingLoad, compiled: Compiled, shape: Shape, of: Slice) -> ProgramPlan:
-    """Returns a program beside the products of all tokens of its batch, padding among them."""
-    if compiled.name not in ("gather", "measure"):
+def _beside(compiled: Compiled, work: Work, of: Slice, devices: int) -> ProgramPlan:
+    """Returns a program beside the products that its mathematics asks for, on the devices that share them."""
+    asked = work.model_flops(compiled.name)
+    if asked is None:
         return ProgramPlan(compiled, None, None)
-    config, kind = load.network, load.budget.kind
-    base = shapes.base_shapes(config)
-    expert = shapes.expert_shapes(config, kind, load.budget.options)
-    seen = Attended(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
-    if compiled.name == "gather":
-        cost = flops.cost(config, kind, base, expert, seen)
-    else:
-        cost = flops.forward_cost(config, base, {} if kind == "full" else expert, seen)
-    prompts, targets = shape.rows * shape.prompt, shape.rows // shape.folded * shape.target
-    return _beside(compiled, cost.of(prompts, targets) / of.devices, of)
-
-
-def _beside(compiled: Compiled, model_flops: float, of: Slice) -> ProgramPlan:
-    mfu = None if not compiled.seconds else model_flops / compiled.seconds / of.kind.peak_flops
-    return ProgramPlan(compiled, model_flops, mfu)
+    mfu = None if not compiled.seconds else asked / devices / compiled.seconds / of.kind.peak_flops
+    return ProgramPlan(compiled, asked / devices, mfu)
 
 
 def _sequential(known: Sequence[Known], places: int) -> int:
@@ -281,7 +271,8 @@ def _scored(
     for work in _scoring_works(load, held, local):
         told = works.to_json(work)
         compiled = compile_programs(of, sizes, works.BUILD, told, None, progress)
-        found += [_scoring_program(load, work, each, of, local) for each in compiled]
+        devices = local if isinstance(work, ScoringWork) else 1  # engines embed on one
+        found += [_beside(each, work, of, devices) for each in compiled]
     first = found[0].compiled
     tokens = _rows_at_once(load, local, load.prompt, load.nodes) * (load.prompt + load.nodes)
     count = math.ceil(load.rows * load.scorers * (load.prompt + load.nodes) / tokens)
@@ -344,16 +335,6 @@ def _scoring_works(load: ScoringLoad, held: int, local: int) -> list[Work]:
         SearchWork("search", load.queries, keys, load.network.emb_dim),
     ]
     return found
-
-
-def _scoring_program(load: ScoringLoad, work: Work, compiled: Compiled, of: Slice, local: int) -> ProgramPlan:
-    if not isinstance(work, ScoringWork):
-        return ProgramPlan(compiled, None, None)
-    config, (prompt, nodes, _) = load.network, work.shape
-    own = {} if work.way == "full" else shapes.expert_shapes(config, load.kind, load.options)
-    seen = Attended(float(prompt), float(nodes), float(prompt))
-    cost = flops.forward_cost(config, shapes.base_shapes(config), own, seen)
-    return _beside(compiled, cost.of(work.rows * prompt, work.rows * nodes) / local, of)
 
 
 def _stack_size(load: ScoringLoad, of: Slice) -> int:

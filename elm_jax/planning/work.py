@@ -21,6 +21,8 @@ from elm_jax.models import gating, meshes, minilm, paths, shapes
 from elm_jax.models.minilm import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.routing.search import search_program
+from elm_jax.runs import flops
+from elm_jax.runs.flops import Attended
 from elm_jax.scoring import buckets
 
 BUILD = "elm_jax.planning.work.build"
@@ -45,6 +47,23 @@ class TrainingWork:
     def group(self, mesh: Mesh) -> GroupPrograms:
         """Returns the same by name."""
         return group_programs(self.network, self.plan, self.layout, self.shape, mesh=mesh)
+
+    def model_flops(self, program: str) -> float | None:
+        """Returns the FLOPs that a program's mathematics asks for, on all devices together.
+
+        All tokens of the batch count, padding among them; None where a program has no products to speak of.
+        """
+        if program not in ("gather", "measure"):
+            return None
+        shape, config, kind = self.shape, self.network, self.plan.kind
+        base = shapes.base_shapes(config)
+        expert = shapes.expert_shapes(config, kind, self.plan.options)
+        seen = Attended(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
+        if program == "gather":
+            cost = flops.cost(config, kind, base, expert, seen)
+        else:
+            cost = flops.forward_cost(config, base, {} if kind == "full" else expert, seen)
+        return cost.of(shape.rows * shape.prompt, shape.rows // shape.folded * shape.target)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,14 @@ class ScoringWork:
         )
         return [replace(found, name=self.name)]
 
+    def model_flops(self, program: str) -> float | None:
+        """Returns the same as that of `TrainingWork`, of a forward pass."""
+        config, (prompt, nodes, _) = self.network, self.shape
+        own = {} if self.way == "full" else shapes.expert_shapes(config, self.kind, self.options)
+        seen = Attended(float(prompt), float(nodes), float(prompt))
+        cost = flops.forward_cost(config, shapes.base_shapes(config), own, seen)
+        return cost.of(self.rows * prompt, self.rows * nodes)
+
 
 @dataclass(frozen=True)
 class GenerationWork:
@@ -115,6 +142,10 @@ class GenerationWork:
         )
         return [replace(found, name=self.name)]
 
+    def model_flops(self, program: str) -> float | None:
+        """Returns None: a step of decoding waits for memory, not for products."""
+        return None
+
 
 @dataclass(frozen=True)
 class EmbeddingWork:
@@ -137,6 +168,16 @@ class EmbeddingWork:
         one = meshes.mesh(list(mesh.devices.flat)[:1])
         found = embed_program(network, (params, []), self.rows, self.length, mesh=one)
         return [replace(found, name=self.name)]
+
+    def model_flops(self, program: str) -> float | None:
+        """Returns the FLOPs of a forward pass of the encoder on its one device."""
+        if self.network is None:
+            net, length = MINILM, self.length
+            layer = 4 * net.emb_dim**2 + 2 * net.emb_dim * net.mlp_dim + 2 * net.emb_dim * length
+            return 2.0 * net.num_layers * layer * self.rows * length
+        seen = Attended(float(self.length))
+        encoder = {"encoder": shapes.base_shapes(self.network)["encoder"]}
+        return flops.forward_cost(self.network, encoder, {}, seen).of(self.rows * self.length, 0)
 
 
 @dataclass(frozen=True)
@@ -162,6 +203,10 @@ class SearchWork:
         )
         return [replace(found, name=self.name)]
 
+    def model_flops(self, program: str) -> float | None:
+        """Returns None: a search waits for memory, not for products."""
+        return None
+
 
 Work = TrainingWork | ScoringWork | GenerationWork | EmbeddingWork | SearchWork
 WORKS: Mapping[str, type[Work]] = {
@@ -186,7 +231,8 @@ def from_json(told: Mapping[str, Any]) -> Work:
     for each in fields(kind):
         value = told[each.name]
         if each.name == "network" and value is not None:
-            value = T5Config(**{**value, "mlp_activations": tuple(value["mlp_activations"])})
+            plain: dict[str, Any] = {**value, "mlp_activations": tuple(value["mlp_activations"])}
+            value = T5Config(**plain)
         elif each.name == "plan":
             value = Plan(**value)
         elif (kind.type, each.name) in _TUPLES:

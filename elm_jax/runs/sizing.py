@@ -91,7 +91,7 @@ def search_of(
     limit_bytes: int,
 ) -> Search:
     """Returns what to search for a training's group and batch; what the budget says is not searched."""
-    attention = batches.attention(config, platform)
+    cost = batches.batch_cost(config, budget.kind, platform)
     places = budget.places or min(MOST_PLACES, len(known))
     layout = layout_for(budget.kind, places, mesh)
 
@@ -103,7 +103,7 @@ def search_of(
             places=layout.places,
             parts=layout.parts,
             multiple=layout.row_parts,
-            attention=attention,
+            cost=cost,
         )
 
     return Search(

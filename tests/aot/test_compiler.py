@@ -36,6 +36,11 @@ def test_programs_are_compiled_and_counted_and_the_second_time_read(small_progra
     assert gradient.peak_bytes is not None
     least = 2 * (2 * layers * width**2 + rows * width + width**2)
     assert least < gradient.peak_bytes < 2 * least
+    # XLA's own peak leaves out the code and what is resident.
+    assert gradient.xla_peak_bytes is not None
+    assert least - 2 * width**2 < gradient.xla_peak_bytes < gradient.peak_bytes
+    parts = [gradient.cycle_seconds, gradient.collective_seconds, gradient.move_seconds]
+    assert sum(each or 0.0 for each in parts) == pytest.approx(gradient.seconds)
     assert [(each.name, each.fits, each.cached, each.reason) for each in first] == [
         ("product", True, False, None),
         ("gradient", True, False, None),

@@ -135,6 +135,54 @@ def test_an_update_of_a_slice_costs_the_slice_alone():
     assert costs.costs(text, V5E, {"data": 1}).move_seconds == pytest.approx(2 * 8 * 128 * 4 / 819e9)
 
 
+def test_a_fusion_that_cuts_from_an_array_reads_what_it_cuts():
+    def seconds(further=""):
+        rows = (
+            "offset_dims={1,2}, collapsed_slice_dims={0}, start_index_map={0}, index_vector_dim=1, "
+            "slice_sizes={1,8,128}"
+        )
+        inner = (
+            "%fused (p: f32[64,8,128], q: s32[2,1]) -> f32[2,8,128] {\n"
+            "  %p = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)\n"
+            "  %q = s32[2,1]{1,0:T(2,128)S(1)} parameter(1)\n"
+            "  %b = f32[64,8,128]{2,1,0:T(8,128)} bitcast(%p)\n"
+            + further
+            + f"  ROOT %g = f32[2,8,128]{{2,1,0:T(8,128)}} gather(%b, %q), {rows}\n}}\n"
+        )
+        text = entry(
+            "  %a = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)\n"
+            "  %i = s32[2,1]{1,0:T(2,128)S(1)} parameter(1)\n"
+            "  ROOT %f = f32[2,8,128]{2,1,0:T(8,128)S(1)} fusion(%a, %i), kind=kCustom, calls=%fused"
+        )
+        return costs.costs(inner + text, V5E, {"data": 1}).move_seconds
+
+    assert seconds() == pytest.approx(2 * 8 * 128 * 4 / 819e9)
+    # Anything else that reads the array reads all of it.
+    assert seconds("  %n = f32[64,8,128]{2,1,0:T(8,128)} negate(%p)\n") == pytest.approx(
+        64 * 8 * 128 * 4 / 819e9
+    )
+
+
+def test_a_fusion_that_scatters_in_place_costs_the_updates_alone():
+    inner = (
+        "%fused (p: f32[64,8,128], q: s32[2,1], u: f32[2,8,128]) -> f32[64,8,128] {\n"
+        "  %p = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)\n"
+        "  %q = s32[2,1]{1,0:T(2,128)S(1)} parameter(1)\n"
+        "  %u = f32[2,8,128]{2,1,0:T(8,128)} parameter(2)\n"
+        "  ROOT %s = f32[64,8,128]{2,1,0:T(8,128)} scatter(%p, %q, %u), update_window_dims={1,2}\n}\n"
+    )
+    text = entry(
+        "  %a = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)\n"
+        "  %i = s32[2,1]{1,0:T(2,128)S(1)} parameter(1)\n"
+        "  %b = f32[2,8,128]{2,1,0:T(8,128)} parameter(2)\n"
+        "  ROOT %f = f32[64,8,128]{2,1,0:T(8,128)} fusion(%a, %i, %b), kind=kCustom, calls=%fused"
+    )
+    # The updates are read, and the rows that they are added to are read and written.
+    assert costs.costs(inner + text, V5E, {"data": 1}).move_seconds == pytest.approx(
+        3 * 2 * 8 * 128 * 4 / 819e9
+    )
+
+
 def test_custom_calls_are_named_and_not_priced():
     text = entry(
         "  %a = f32[8,128]{1,0} parameter(0)\n"
