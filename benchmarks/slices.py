@@ -35,7 +35,7 @@ from elm_jax.aot.slices import require_compiler, slice_of
 from elm_jax.errors import UserError
 from elm_jax.planning import plan as planning
 from elm_jax.planning import workload
-from elm_jax.planning.plan import SlicePlan
+from elm_jax.planning.records import SlicePlan
 from elm_jax.reporting.documents import to_markdown
 from elm_jax.reporting.tables import NOTHING, Table
 

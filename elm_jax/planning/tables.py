@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from elm_jax.aot.collectives import Collective
-from elm_jax.planning.plan import ProgramPlan, SlicePlan
+from elm_jax.planning.records import ProgramPlan, SlicePlan
 from elm_jax.reporting.tables import NOTHING, Table
 
 CAPTION = (

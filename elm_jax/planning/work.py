@@ -229,10 +229,9 @@ def from_json(told: Mapping[str, Any]) -> Work:
     kind = WORKS[told["type"]]
     values: dict[str, Any] = {}
     for each in fields(kind):
-        value = told[each.name]
+        value: Any = told[each.name]
         if each.name == "network" and value is not None:
-            plain: dict[str, Any] = {**value, "mlp_activations": tuple(value["mlp_activations"])}
-            value = T5Config(**plain)
+            value = T5Config(**dict(value, mlp_activations=tuple(value["mlp_activations"])))
         elif each.name == "plan":
             value = Plan(**value)
         elif (kind.type, each.name) in _TUPLES:

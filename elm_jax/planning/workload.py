@@ -5,7 +5,6 @@ of one's own are counted. How long rows are is not known before they are tokenis
 and the plan says so.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import gin
 import numpy as np
 
-from elm_jax import storage
 from elm_jax.engine.batches import Known
 from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.engine.jobs import Job
 from elm_jax.errors import UserError
 from elm_jax.library.store import Library
-from elm_jax.models.sizes import SIZES, T5Config
-from elm_jax.models.sizes import size as size_named
+from elm_jax.models.sizes import T5Config
+from elm_jax.planning.networks import network_of
 from elm_jax.records import TaskSpec
 from elm_jax.runs import courses, data, evaluate, methods, pipeline, recipes, train
 from elm_jax.runs.base import Pretraining
@@ -28,12 +26,9 @@ from elm_jax.runs.courses import Budget, Course
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.workspace import Workspace
 from elm_jax.tasks import datasets
-from elm_jax.weights import known, load
-from elm_jax.weights.base import dtype_name
 
 PROMPT_SHARE = 0.6  # of a prompt's feature length that a prompt has on average: assumed
 ANSWER_SHARE = 0.15  # of an answer's: words rather than texts
-SIZE = "xl"  # of the base, as the paper's, where a recipe names none
 EXPERTS = 296  # the paper's prompt experts, where a run that is to be evaluated is not here
 DRAWN = 2048  # rows of an expert whose lengths are drawn, at most
 
@@ -137,7 +132,7 @@ def _bound(function: Any) -> dict[str, Any]:
 
 
 def _training(bound: Mapping[str, Any], asked: Asked) -> TrainingLoad:
-    network, assumed = _network(bound.get("initial_checkpoint"), asked)
+    network, assumed = network_of(bound.get("initial_checkpoint"), asked.size, asked.dtype)
     source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
     lengths = bound.get("lengths") or (None if budget.paper else Lengths())
     chosen = courses.courses(
@@ -180,7 +175,7 @@ def _lengths(longest: int, share: float, rows: int, seed: int) -> np.ndarray:
 
 
 def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
-    network, assumed = _network(None, asked)
+    network, assumed = network_of(None, asked.size, asked.dtype)
     run, source, lengths = bound.get("run"), Source(), Lengths()
     experts, described = asked.experts, None
     if run is not None and experts is None and Workspace.at(run).library.is_dir():
@@ -319,42 +314,6 @@ def _counted(spec: TaskSpec, source: Source, split: str) -> int:
             f"{split!r} split has, and its data does not read ({str(error).rstrip('.')}). Fix: give them as "
             "--rows 10000, or as --gin.MAX_TRAIN_SAMPLES=10000."
         ) from error
-
-
-def _network(base: Any, asked: Asked) -> tuple[T5Config, tuple[str, ...]]:
-    """Returns the network of a size, or of a base by directory or published name, and what that assumes."""
-    dtype = str(dtype_name(asked.dtype))
-    if asked.size is not None:
-        return size_named(asked.size, dtype=dtype), ()
-    if base is None:
-        return size_named(SIZE, dtype=dtype), (f"a base of size {SIZE}",)
-    if (where := storage.path(base)).is_dir():
-        # Its shape alone: the parameters stay unread.
-        return load.READERS[load.format_of(where)](where, dtype=dtype).config, ()
-    return size_named(size_of(str(base)), dtype=dtype), ()
-
-
-def size_of(name: str) -> str:
-    """Returns the size that a published model has, by its name.
-
-    >>> size_of("t5-xl-lm-adapt"), size_of("google/mt5-base"), size_of("T0_3B"), size_of("t5-3b")
-    ('xl', 'mt5-base', 'xl', 't5-3b')
-    """
-    short = known.find(name).hub.rpartition("/")[2].lower()
-    told = re.search(r"(small|base|large|xxl|xl|3b|11b)", short)
-    letters = "".join(re.findall(r"^(?:m|by)?t[05]", short))
-    if short.startswith("t0"):
-        return "xl" if "3b" in short else "xxl"
-    family = {"mt5": "mt5-", "mt0": "mt5-", "byt5": "byt5-"}.get(letters, "")
-    if letters == "t5" and "v1_1" not in short and "lm-adapt" not in short:
-        family = "t5-"
-    found = f"{family}{told[1]}" if told else ""
-    if found not in SIZES:
-        raise UserError(
-            f"Expected to know the size of the base, got {name!r}, which does not tell it. Fix: give it as "
-            f"--size, one of {', '.join(SIZES)}."
-        )
-    return found
 
 
 def _assumed_lengths() -> str:

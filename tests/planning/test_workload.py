@@ -5,7 +5,7 @@ import json
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.planning import workload
+from elm_jax.planning import networks, workload
 from elm_jax.planning.workload import Asked
 
 PROMPTS = "gin/recipes/prompt_expert.gin"
@@ -114,4 +114,4 @@ def test_a_recipe_of_the_whole_path_trains_and_scores():
     [("t5-xl-lm-adapt", "xl"), ("google/mt5-base", "mt5-base"), ("T0_3B", "xl"), ("t5-3b", "t5-3b")],
 )
 def test_the_size_of_a_published_base_is_in_its_name(name, size):
-    assert workload.size_of(name) == size
+    assert networks.size_of(name) == size
