@@ -196,9 +196,7 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _refused(
-    error: Exception, repository: str, revision: str | None, *, write: bool = False
-) -> UserError:
+def _refused(error: Exception, repository: str, revision: str | None, *, write: bool = False) -> UserError:
     """Returns the sentence that says why the hub did not do what it was asked."""
     from huggingface_hub import constants, errors
 

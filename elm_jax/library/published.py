@@ -156,8 +156,8 @@ def _bytes(description: files.Description) -> int:
         )
     except (TypeError, ValueError, KeyError, OverflowError):
         raise UserError(
-            f"Expected shapes and types of parameters of {description.spec.id!r}, got another form. Fix: push "
-            "the expert again."
+            f"Expected shapes and types of parameters of {description.spec.id!r}, got another form. Fix: "
+            "push the expert again."
         ) from None
 
 

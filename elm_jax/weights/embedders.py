@@ -26,7 +26,6 @@ from elm_jax.weights import (
     hf_fields,
     hf_names,
     huggingface,
-    known,
     steps,
     tokenizer,
     torch_bin,

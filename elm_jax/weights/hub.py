@@ -1,4 +1,4 @@
-"""Models on the hub: a model's files, or an expert's, from the local cache of Hugging Face's hub, or fetched into it."""
+"""Models on the hub: a model's or an expert's files, from the hub's local cache, or fetched into it."""
 
 from etils import epath
 
@@ -63,7 +63,7 @@ def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     if directory is not None and any((directory / name).exists() for name in _SPECS):
         return directory
     inside = [] if directory is None else sorted(directory.glob(_IN_LIBRARY))
-    if len(inside) == 1:
+    if directory is not None and len(inside) == 1:
         own = inside[0].parent.relative_to(directory)
         directory, failed = hub.snapshot(repository, [f"{own}/{name}" for name in _EXPERT], revision)
         if directory is not None:

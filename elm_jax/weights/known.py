@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from elm_jax import hub, names
-from elm_jax.errors import UserError
 
 BUCKET = "gs://t5-data/pretrained_models/t5x"
 
