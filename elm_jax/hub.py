@@ -131,6 +131,11 @@ def create(repository: str, *, private: bool) -> None:
     try:
         huggingface_hub.HfApi().create_repo(repository, private=private)
     except Exception as error:
+        if _status(error) == 409:
+            raise UserError(
+                f"Expected a repository {repository!r} that this token may read, got one that it may not. Fix: "
+                "run `hf auth login`, set HF_TOKEN to a token that may, or choose another name."
+            ) from None
         raise _refused(error, repository, None, write=True) from None
 
 

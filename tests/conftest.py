@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -48,6 +51,45 @@ def experts(base):
     """Three experts whose adapters are large enough to change every logit."""
     made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
     return [jax.tree.map(lambda leaf, by=5.0 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
+
+
+@pytest.fixture
+def hub():
+    """A hub of the tests, which answers the hub's own client over HTTP."""
+    from tests.hub_server import Hub
+
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.ends.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def elm(hub, tmp_path):
+    """Runs the command line with the hub's client pointed at the server; returns what it printed."""
+
+    def start(*arguments, offline=False, token=None, cache="cache", endpoint=None):
+        environment = {**os.environ, "HF_ENDPOINT": endpoint or f"http://127.0.0.1:{hub.server_port}"}
+        environment |= {"HF_HOME": str(tmp_path / cache), "JAX_PLATFORMS": "cpu", "NO_PROXY": "*"}
+        # The hub's newer way of storing large files is a program's that no small server can answer.
+        environment |= {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_TOKEN": token} if token else {}
+        code = "import sys; from elm_jax.cli import main; main(sys.argv[1:])"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path, **piped)
+
+    def run(*arguments, fails=False, **how):
+        with start(*arguments, **how) as process:
+            out, err = process.communicate()
+        assert process.returncode == (2 if fails else 0), err
+        return err if fails else out
+
+    run.start = start
+    return run
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "dog", "cat", "run", "##s", "a", "!", "Dog", "e", "é"]
