@@ -6,6 +6,7 @@ The client takes the endpoint, the token and the cache from where it always does
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -51,11 +52,15 @@ def address(name: str) -> tuple[str, str | None]:
 
 
 def snapshot(
-    repository: str, patterns: Sequence[str] | None, revision: str | None = None
+    repository: str,
+    patterns: Sequence[str] | None,
+    revision: str | None = None,
+    *,
+    cached: bool = False,
 ) -> tuple[epath.Path | None, str]:
     """Returns the directory of a repository's files that match, fetched where absent, or None and the reason.
 
-    Without patterns nothing is fetched: it is what the cache has.
+    Without patterns, or where what is `cached` is asked for, nothing is fetched: it is what the cache has.
     """
     import huggingface_hub
 
@@ -64,15 +69,17 @@ def snapshot(
             repository,
             revision=revision,
             allow_patterns=None if patterns is None else list(patterns),
-            local_files_only=patterns is None,
+            local_files_only=cached or patterns is None,
         )
     except Exception as error:  # the hub's, its client's and the system's, by many names
         return None, f"{type(error).__name__}: {_first_line(error)}"
     return storage.path(place), ""
 
 
-def contents(repository: str, revision: str | None = None) -> Contents:
-    """Returns what a repository holds at a revision; without a network, what the cache has of it.
+def contents(repository: str, revision: str | None = None, *, cached: Sequence[str] = ()) -> Contents:
+    """Returns what a repository holds at a revision.
+
+    Without a network it is what the cache has of it, where that has all files of the patterns `cached`.
 
     Raises:
         Absent: If there is no such repository, or none that this token may read.
@@ -89,10 +96,10 @@ def contents(repository: str, revision: str | None = None) -> Contents:
             repository, commit, {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
         )
     except Exception as error:
-        if _status(error) is None:
-            cached, _ = snapshot(repository, None, revision)
-            if cached is not None:
-                return _of_directory(repository, cached)
+        if cached and _status(error) is None:
+            place, _ = snapshot(repository, cached, revision, cached=True)
+            if place is not None:
+                return _of_directory(repository, place)
         raise _refused(error, repository, revision) from None
 
 
@@ -121,7 +128,7 @@ def download(held: Contents, files: Collection[str]) -> epath.Path:
 
 
 def create(repository: str, *, private: bool) -> None:
-    """Makes an empty repository.
+    """Makes an empty repository; one that is not said to be private is what its owner has by default.
 
     Raises:
         UserError: If the hub refuses, or cannot be reached.
@@ -129,12 +136,12 @@ def create(repository: str, *, private: bool) -> None:
     import huggingface_hub
 
     try:
-        huggingface_hub.HfApi().create_repo(repository, private=private)
+        huggingface_hub.HfApi().create_repo(repository, private=private or None)
     except Exception as error:
         if _status(error) == 409:
             raise UserError(
-                f"Expected a repository {repository!r} that this token may read, got one that it may not. Fix: "
-                "run `hf auth login`, set HF_TOKEN to a token that may, or choose another name."
+                f"Expected a repository {repository!r} that this token may read, got one that it may not. "
+                "Fix: run `hf auth login`, set HF_TOKEN to a token that may, or choose another name."
             ) from None
         raise _refused(error, repository, None, write=True) from None
 
@@ -183,11 +190,9 @@ def commit(
 
 def _of_directory(repository: str, place: epath.Path) -> Contents:
     """Returns what a snapshot in the cache holds; its directory has the name of the commit."""
-    sizes = {}
-    for file in sorted(place.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as stream:
-                sizes[str(file.relative_to(place))] = stream.seek(0, 2)
+    root = Path(place)  # the cache is always local
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
     return Contents(repository, place.name, sizes)
 
 
@@ -234,6 +239,11 @@ def _refused(error: Exception, repository: str, revision: str | None, *, write: 
             f"Expected a repository of the hub as {HUB}owner/name, got {repository!r} "
             f"({_first_line(error)}). Fix: correct its name."
         )
+    if status is None and not _is_of_network(error):
+        return UserError(
+            f"Expected the hub's client to take part with {repository!r}, got {type(error).__name__} "
+            f"({_first_line(error):.160}). Fix: bring the package huggingface_hub up to date."
+        )
     if status is None:
         return UserError(
             f"Expected to reach the hub at {constants.ENDPOINT} for {repository!r}, got no answer "
@@ -244,6 +254,15 @@ def _refused(error: Exception, repository: str, revision: str | None, *, write: 
         f"Expected the hub to take part with {repository!r}, got an error {status} "
         f"({_first_line(error):.160}). Fix: try again later."
     )
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    """Says whether an error, or what it came from, is the system's or the HTTP client's."""
+    while error is not None:
+        if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name, each with commits of files, large ones by way of a store apart as Git LFS has it."""
+    """Repositories by name, each with commits of files; large ones come by a store apart, as in Git LFS."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
@@ -200,7 +200,8 @@ class Answer(BaseHTTPRequestHandler):
                 assert line["key"] == "deletedFile"
                 del held[value["path"]]
         made = self.server.commit(repository, held, revision)
-        self.tell({"commitUrl": f"http://hub/{repository}/commit/{made}", "commitOid": made})
+        url = f"http://127.0.0.1:{self.server.server_port}/{repository}/commit/{made}"
+        self.tell({"commitUrl": url, "commitOid": made})
 
     def tell(self, told):
         self.send(200, {"Content-Type": "application/json"}, json.dumps(told).encode())

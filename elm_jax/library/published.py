@@ -26,6 +26,9 @@ MOST_TEXT = 2**26  # bytes of a description
 MOST_KEYS = 2**30  # bytes of an expert's keys
 _HEAD, _HEAD_OF_PATH = 2**16, 2**10  # bytes of a safetensors file beside its numbers
 
+PATTERNS = tuple(f"*/*/{name}" for name in files.NAMES)
+"""What the hub's cache must have of a library that is read without a network."""
+
 Layout = Mapping[str, Mapping[str, int]]
 """Expert -> file -> bytes."""
 
@@ -122,7 +125,7 @@ def library(address: str) -> epath.Path:
     Raises:
         UserError: If the hub or its cache has no such library, or it holds what no library does.
     """
-    held = hub.contents(*hub.address(address))
+    held = hub.contents(*hub.address(address), cached=PATTERNS)
     found = layout(held)
     experts = choose(held, found, None)
     describe(held, found, experts)

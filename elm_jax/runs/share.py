@@ -162,7 +162,7 @@ def pull(
     """
     name, revision = hub.address(repository)
     workspace, base, _ = _opened(run)
-    held = hub.contents(name, revision)
+    held = hub.contents(name, revision, cached=published.PATTERNS)
     there = published.layout(held)
     wanted = tuple(published.choose(held, there, only))
     told = published.describe(held, there, wanted, base=base.fingerprint)
