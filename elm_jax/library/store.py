@@ -45,7 +45,8 @@ class Library:
     """A directory of experts, each complete in itself; `Library.open(path)` makes one.
 
     It holds nothing but its `root`, a path: what it returns is what is there now. Any number of processes may
-    read and write one library at once. One of the hub is a copy in the hub's cache, and only read.
+    read and write one library at once. One of the hub has its `address` too: it lies in the hub's cache, and
+    is only read.
     """
 
     root: epath.Path
