@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+import threading
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -61,6 +64,66 @@ def experts(base):
     """Three experts whose adapters are large enough to change every logit."""
     made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
     return [jax.tree.map(lambda leaf, by=5.0 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
+
+
+@pytest.fixture
+def hub():
+    """A hub of the tests, which answers the hub's own client over HTTP."""
+    from tests.hub_server import Hub
+
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.ends.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def elm(hub, tmp_path):
+    """Runs the command line with the hub's client pointed at the server; returns what it printed."""
+
+    def start(*arguments, code=_ONE, offline=False, token=None, cache="cache", endpoint=None):
+        environment = {**os.environ, "HF_ENDPOINT": endpoint or f"http://127.0.0.1:{hub.server_port}"}
+        environment |= {"HF_HOME": str(tmp_path / cache), "JAX_PLATFORMS": "cpu", "NO_PROXY": "*"}
+        # The hub's newer way of storing large files is a program's that no small server can answer.
+        environment |= {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_TOKEN": token} if token else {}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path, **piped)
+
+    def run(*arguments, fails=False, **how):
+        with start(*arguments, **how) as process:
+            out, err = process.communicate()
+        assert process.returncode == (2 if fails else 0), err
+        return err if fails else out
+
+    def each(commands, **how):
+        """Runs several in one process; returns what each said when it failed, as it should."""
+        with start(
+            json.dumps([list(map(str, command)) for command in commands]), code=_EACH, **how
+        ) as process:
+            _, err = process.communicate()
+        *told, rest = err.split("exit code 2\n")
+        assert (len(told), rest) == (len(commands), ""), err
+        return told
+
+    run.start, run.each = start, each
+    return run
+
+
+_ONE = "import sys; from elm_jax.cli import main; main(sys.argv[1:])"
+_EACH = """
+import json, sys
+from elm_jax.cli import main
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as stop:
+        print("exit code", stop.code, file=sys.stderr)
+"""
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "dog", "cat", "run", "##s", "a", "!", "Dog", "e", "é"]

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
-    ["errors", "axes", "cache", "records", "names", "storage"],
+    ["errors", "axes", "cache", "records", "names", "storage", "hub"],
     ["aot"],
     [
         "models",

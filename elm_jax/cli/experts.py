@@ -1,6 +1,7 @@
 """`elm experts`: the experts of a library."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -136,6 +137,56 @@ def experts_export(
     from elm_jax.runs import adopt
 
     print(adopt.export(name, dst, run=run))
+
+
+@app.command("push")
+def experts_push(
+    repository: Annotated[str, typer.Argument(help="owner/name or owner/name@branch; made if it is absent.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Experts by id; default: the whole library.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="The model card's licence, such as apache-2.0; default: as it was.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    run: RunDir = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Put experts, with a model card, into a repository of the Hugging Face hub, in one commit."""
+    from elm_jax.runs import share
+
+    done = share.push(repository, names or (), run=run, licence=licence, replace=replace, private=private)
+    if as_json:
+        print(json.dumps(asdict(done), ensure_ascii=False))
+        return
+    print(
+        f"{len(done.experts)} experts pushed, of which {len(done.unchanged)} were there; "
+        f"hf:{done.repository}@{done.commit} has {len(done.every)}."
+    )
+
+
+@app.command("pull")
+def experts_pull(
+    repository: Annotated[str, typer.Argument(help="owner/name or owner/name@revision.")],
+    only: Annotated[
+        str | None, typer.Option(help="An id, or a pattern such as 'dream/*'; default: all.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
+    run: RunDir = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Put experts of a repository of the Hugging Face hub into the library."""
+    from elm_jax.runs import share
+
+    done = share.pull(repository, only=only, run=run, replace=replace)
+    if as_json:
+        print(json.dumps(asdict(done), ensure_ascii=False))
+        return
+    print(
+        f"{len(done.experts)} experts of hf:{done.repository}@{done.commit} are in the library, "
+        f"of which {len(done.unchanged)} were there."
+    )
 
 
 def _told(one: "Listed") -> dict[str, Any]:

@@ -64,6 +64,15 @@ def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str |
     )
 
 
+def copy(source: epath.Path, directory: epath.Path) -> None:
+    """Copies an expert's files byte by byte, and takes away those that the source lacks."""
+    for name in reversed(NAMES):  # the description last: where it is, all is there
+        if (source / name).exists():
+            storage.write_bytes(directory / name, (source / name).read_bytes())
+        elif (directory / name).exists():
+            (directory / name).unlink()
+
+
 def describe(directory: epath.Path) -> Description:
     """Reads `expert.json`; a UserError if it is absent, no JSON, of another format or lacks something."""
     where = directory / SPEC

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
-from elm_jax.library import files, swap
+from elm_jax.library import files, published, swap
 from elm_jax.merging import agreement
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
@@ -45,17 +45,24 @@ class Library:
     """A directory of experts, each complete in itself; `Library.open(path)` makes one.
 
     It holds nothing but its `root`, a path: what it returns is what is there now. Any number of processes may
-    read and write one library at once.
+    read and write one library at once. One of the hub has its `address` too: it lies in the hub's cache, and
+    is only read.
     """
 
     root: epath.Path
+    address: str | None = None  # hf:owner/name or hf:owner/name@revision, where it was fetched from
 
     @classmethod
     def open(cls, path: storage.PathLike, *, create: bool = False) -> "Library":
         """Opens the library in a directory; with `create` an absent directory is made.
 
-        Raises a UserError if there is no such directory, or if it cannot be made.
+        `hf:owner/name` or `hf:owner/name@revision` is a library of the hub, which is fetched where the hub's
+        cache lacks it.
+
+        Raises a UserError if there is no such directory or library, or if the directory cannot be made.
         """
+        if str(path).startswith(hub.HUB):
+            return cls(published.library(str(path)), str(path))
         if create:
             return cls(storage.writable_directory(path))
         remedy = "Train experts into it with `elm train`, or give the directory of another library."
@@ -148,21 +155,35 @@ class Library:
         Raises a UserError if an expert of that id is there already and `replace` was not asked for, if spec
         and parameters differ, or if the files cannot be written.
         """
-        identifier = expert.spec.id
 
         def fill(directory: epath.Path) -> None:
             files.write(directory, expert, keys, owner)
 
-        try:
-            swap.write(self._home(identifier), files.SPEC, fill, replace=replace)
-        except FileExistsError:
-            raise UserError(
-                f"The library at {self.root!s} should have no expert {identifier!r} yet, but it has. Ask for "
-                "it to be replaced, or remove it first."
-            ) from None
+        self._write(expert.spec.id, fill, replace=replace)
+
+    def add_copy(self, directory: storage.PathLike, *, replace: bool = False) -> str:
+        """Copies an expert's directory into the library byte by byte, whole or not at all; returns its id.
+
+        Raises a UserError if its files are damaged, or if an expert of that id is there already and `replace`
+        was not asked for.
+        """
+        source = storage.path(directory)
+        identifier = files.describe(source).spec.id
+        for problem in files.problems(source, identifier, None):
+            raise UserError(problem)
+        self._write(identifier, lambda place: files.copy(source, place), replace=replace)
+        return identifier
+
+    def copy(self, identifier: str, directory: storage.PathLike) -> None:
+        """Copies an expert's files byte by byte into a directory that has no others; they belong together.
+
+        Raises a UserError if there is no such expert.
+        """
+        self._read(identifier, lambda place: files.copy(place, storage.path(directory)))
 
     def remove(self, identifier: str) -> None:
         """Takes an expert out of the library; a UserError if there is none of that id."""
+        self._require_writable()
         home = self._home(identifier)
         if swap.place(home, files.SPEC) is None:
             raise self._unknown(identifier)
@@ -170,6 +191,7 @@ class Library:
 
     def write_keys(self, identifier: str, keys: Keys) -> None:
         """Writes an expert's keys, in place of those it had; its other files stay as they are."""
+        self._require_writable()
         self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
 
     def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, Size]:
@@ -219,6 +241,24 @@ class Library:
     def _home(self, identifier: str) -> epath.Path:
         dataset, prompt = names.split_id(identifier)
         return self.root / names.directory_name(dataset) / names.directory_name(prompt)
+
+    def _write(self, identifier: str, fill: Callable[[epath.Path], None], *, replace: bool) -> None:
+        self._require_writable()
+        try:
+            swap.write(self._home(identifier), files.SPEC, fill, replace=replace)
+        except FileExistsError:
+            raise UserError(
+                f"The library at {self.root!s} should have no expert {identifier!r} yet, but it has. Ask for "
+                "it to be replaced, or remove it first."
+            ) from None
+
+    def _require_writable(self) -> None:
+        if self.address is not None:
+            raise UserError(
+                f"Expected a directory as a library to write to, got {self.address!r}, which is only read. "
+                "Fix: bring it into a run with `elm experts pull`, and put experts back with `elm experts "
+                "push`."
+            )
 
     def _read(self, identifier: str, reader: Callable[[epath.Path], T]) -> T:
         try:

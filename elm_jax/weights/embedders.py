@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.minilm import BertConfig
@@ -25,9 +25,7 @@ from elm_jax.weights import (
     hf_config,
     hf_fields,
     hf_names,
-    hub,
     huggingface,
-    known,
     steps,
     tokenizer,
     torch_bin,
@@ -85,8 +83,8 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     where = storage.path(path_or_name)
     if text and where.is_dir():
         return where
-    if text.startswith(known.HUB):
-        repository, revision = known.address(text)
+    if text.startswith(hub.HUB):
+        repository, revision = hub.address(text)
         return fetch(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(

@@ -1,10 +1,8 @@
-"""The hub: a model's files from the local cache of Hugging Face's hub, or fetched into it."""
-
-from collections.abc import Sequence
+"""Models on the hub: a model's or an expert's files, from the hub's local cache, or fetched into it."""
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
 from elm_jax.weights import hf_config, huggingface, known
 from elm_jax.weights.known import Known
@@ -14,6 +12,7 @@ _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*"
 # An expert of ours or PEFT's; safetensors alone.
 _SPECS = ("expert.json", "adapter_config.json")
 _EXPERT = (*_SPECS, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
+_IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
 _BESIDE = (hf_config.FILE, *huggingface.BESIDE)
 
 
@@ -27,7 +26,7 @@ def fetch(model: Known) -> epath.Path:
     why = "offline mode is on"
     for weights in (None, *_WEIGHTS):
         patterns = None if weights is None else [*_BESIDE, weights]
-        directory, failed = snapshot(model.hub, patterns, model.revision)
+        directory, failed = hub.snapshot(model.hub, patterns, model.revision)
         if directory is None and weights is not None:
             why = failed
             break
@@ -57,41 +56,31 @@ def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     Raises:
         UserError: If the hub or its cache has no such repository, or no adapter in it.
     """
-    if not str(src).startswith(known.HUB):
+    if not str(src).startswith(hub.HUB):
         return storage.path(src)
-    repository, revision = known.address(str(src))
-    directory, failed = snapshot(repository, _EXPERT, revision)
-    there = directory is not None and any((directory / name).exists() for name in _SPECS)
-    if not there and not required:
-        return storage.path(src)
-    if directory is None or not there:
-        why = failed or f"it has none of {', '.join(_SPECS)}"
+    repository, revision = hub.address(str(src))
+    directory, failed = hub.snapshot(repository, [*_EXPERT, _IN_LIBRARY], revision)
+    if directory is not None and any((directory / name).exists() for name in _SPECS):
+        return directory
+    inside = [] if directory is None else sorted(directory.glob(_IN_LIBRARY))
+    if directory is not None and len(inside) == 1:
+        own = inside[0].parent.relative_to(directory)
+        directory, failed = hub.snapshot(repository, [f"{own}/{name}" for name in _EXPERT], revision)
+        if directory is not None:
+            return directory / str(own)
+    if inside:
         raise UserError(
-            f"Expected an expert or an adapter in the repository {repository!r}, got none ({why:.200}). Fix: "
-            f"run `hf download {repository} --local-dir DIR` where there is a network, and name DIR."
+            f"Expected one expert or adapter in the repository {repository!r}, got a library of "
+            f"{len(inside)}. Fix: run `elm experts pull {repository} --only DATASET/PROMPT`, which puts the "
+            "experts that you name into a run."
         )
-    return directory
-
-
-def snapshot(
-    repository: str, patterns: Sequence[str] | None, revision: str | None = None
-) -> tuple[epath.Path | None, str]:
-    """Returns the directory of a repository's files that match, fetched where absent, or None and the reason.
-
-    Without patterns nothing is fetched: it is what the cache has.
-    """
-    import huggingface_hub
-
-    try:
-        place = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=None if patterns is None else list(patterns),
-            local_files_only=patterns is None,
-        )
-    except Exception as error:  # the hub's, its client's and the system's, by many names
-        return None, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-    return storage.path(place), ""
+    if not required:
+        return storage.path(src)
+    why = failed or f"it has none of {', '.join(_SPECS)}"
+    raise UserError(
+        f"Expected an expert or an adapter in the repository {repository!r}, got none ({why:.200}). Fix: "
+        f"run `hf download {repository} --local-dir DIR` where there is a network, and name DIR."
+    )
 
 
 def _ids() -> list[str]:

@@ -7,10 +7,8 @@ table was written.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from elm_jax import names
-from elm_jax.errors import UserError
+from elm_jax import hub, names
 
-HUB = "hf:"  # before a repository of the hub, hf:owner/name or hf:owner/name@revision
 BUCKET = "gs://t5-data/pretrained_models/t5x"
 
 
@@ -70,8 +68,8 @@ def find(name: str) -> Known:
     >>> find("t5-v1_1-xl-lm-adapt").hub
     'google/t5-xl-lm-adapt'
     """
-    if name.startswith(HUB):
-        repository, revision = address(name)
+    if name.startswith(hub.HUB):
+        repository, revision = hub.address(name)
         return replace(find(repository), revision=revision)
     owner, slash, short = name.rpartition("/")
     short = ALIASES.get(short, short)
@@ -83,25 +81,6 @@ def find(name: str) -> Known:
     return KNOWN[names.resolve(name, [*KNOWN, *ALIASES], kind="model", where=where)]
 
 
-def address(name: str) -> tuple[str, str | None]:
-    """Returns the repository and the revision of an address on the hub.
-
-    Raises:
-        UserError: If it is no such address.
-
-    >>> address("hf:google/flan-t5-xl@main"), address("hf:google/flan-t5-xl")
-    (('google/flan-t5-xl', 'main'), ('google/flan-t5-xl', None))
-    """
-    repository, at, revision = name.removeprefix(HUB).partition("@")
-    owner, slash, short = repository.partition("/")
-    if not (owner and slash and short) or "/" in short or (at and not revision):
-        raise UserError(
-            f"Expected a repository of the hub as {HUB}owner/name or {HUB}owner/name@revision, got {name!r}. "
-            "Fix: copy its name from the page of the model."
-        )
-    return repository, revision or None
-
-
 def eos_on_input(name: str) -> bool | None:
     """Says whether a base's inputs ended with end-of-sequence in training; None where its name does not tell.
 
@@ -110,8 +89,8 @@ def eos_on_input(name: str) -> bool | None:
     >>> eos_on_input("bigscience/T0_3B"), eos_on_input("models/t5-small/"), eos_on_input("my_base")
     (False, True, None)
     """
-    if name.startswith(HUB):
-        name = address(name)[0]
+    if name.startswith(hub.HUB):
+        name = hub.address(name)[0]
     short = name.rstrip("/").rpartition("/")[2]
     found = KNOWN.get(ALIASES.get(short, short))
     return None if found is None else found.eos_on_input

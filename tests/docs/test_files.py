@@ -11,7 +11,9 @@ import pytest
 
 from elm_jax import storage
 from elm_jax.engine.events import Event, Failure, Validation
+from elm_jax.library.store import Library
 from elm_jax.runs import base as bases
+from elm_jax.runs import card as cards
 from elm_jax.runs import data, journal, prepare, rows
 from elm_jax.runs.index import REMEMBERED
 from elm_jax.runs.meter import Reading
@@ -82,10 +84,22 @@ def report(place):
     return read(place / "report" / "report.json")
 
 
+def card(place):
+    """What a push writes beside experts, of the first expert that has scores."""
+    workspace = Workspace(storage.path(place))
+    library = Library.open(workspace.library)
+    about = {expert: library.describe(expert) for expert in library.ids()}
+    scores = {expert: cards.scores_of(workspace, library, expert) for expert in about}
+    assert any(scores.values())
+    return cards.record(cards.Card("me/experts", cards.BaseModel("0"), about, scores))
+
+
 FILES = {
     "`run.json`": lambda place: flat(read(place / "run.json"), 2),
     "`embedder.json`": lambda place: read(place / "embedder.json"),
     "`seconds.json`": lambda place: read(place / "seconds.json"),
+    "`library.json`": lambda place: ["format", *card(place)],
+    "`scores` of `library.json`": lambda place: next(iter(card(place)["scores"].values()))[0],
     "`expert.json`": lambda place: read(only(place, "library/*/*/expert.json")),
     "`recipe` of a trained expert": lambda place: read(only(place, "library/*/*/expert.json"))["recipe"],
     "`keys.safetensors`": lambda place: arrays(place, "library/*/*/keys.safetensors"),

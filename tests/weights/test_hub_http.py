@@ -1,13 +1,9 @@
 """The hub over HTTP: its own client fetches bases, adapters and experts from a server of the tests."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlparse
 
 import jax
 import numpy as np
@@ -18,111 +14,6 @@ from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.weights import embedders, huggingface, load, peft
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories by name, each with commits of files; the few calls of the hub that reading takes."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.commits = {}  # (repository, commit) -> {file: bytes}
-        self.names = {}  # (repository, branch, tag or commit) -> commit
-        self.fetched = []  # repository, commit and file of every answer that had a file's content
-
-    def push(self, repository, directory, revision="main"):
-        """Puts the files of a directory into a repository, and returns the commit."""
-        held = {
-            str(file.relative_to(directory)): file.read_bytes()
-            for file in sorted(directory.rglob("*"))
-            if file.is_file()
-        }
-        commit = hashlib.sha1(repr(sorted(held.items())).encode()).hexdigest()
-        self.commits[repository, commit] = held
-        self.names[repository, revision] = self.names[repository, commit] = commit
-        return commit
-
-
-class Answer(BaseHTTPRequestHandler):
-    """One answer of the hub."""
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.answer(with_content=False)
-
-    def do_GET(self):
-        self.answer(with_content=True)
-
-    def answer(self, *, with_content):
-        parts = unquote(urlparse(self.path).path).strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            self.tell_repository("/".join(parts[2:4]), parts[4:])
-        elif len(parts) > 4 and parts[2] == "resolve":
-            self.send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_content)
-        else:
-            self.send(404, {}, b"")
-
-    def tell_repository(self, repository, rest):
-        commit = self.server.names.get((repository, rest[1] if len(rest) > 1 else "main"))
-        if commit is None:
-            known = any(name == repository for name, _ in self.server.names)
-            code = "RevisionNotFound" if known else "RepoNotFound"
-            self.send(404, {"X-Error-Code": code}, b"{}")
-            return
-        held = self.server.commits[repository, commit]
-        if rest and rest[0] == "tree":
-            told = [{"type": "file", "path": f, "size": len(c), "oid": commit} for f, c in held.items()]
-        else:
-            told = {"id": repository, "sha": commit, "siblings": [{"rfilename": file} for file in held]}
-            told |= {"private": False, "downloads": 0, "likes": 0, "tags": []}
-        self.send(200, {"Content-Type": "application/json"}, json.dumps(told).encode())
-
-    def send_file(self, repository, revision, file, with_content):
-        commit = self.server.names.get((repository, revision))
-        content = self.server.commits.get((repository, commit), {}).get(file)
-        if content is None:
-            self.send(404, {"X-Error-Code": "EntryNotFound"}, b"")
-            return
-        etag = hashlib.sha1(content).hexdigest()
-        self.send(200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, content, with_content)
-        if with_content:
-            self.server.fetched.append((repository, commit, file))
-
-    def send(self, code, headers, content, with_content=True):
-        self.send_response(code)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_content:
-            self.wfile.write(content)
-
-
-@pytest.fixture
-def hub():
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def elm(hub, tmp_path):
-    """Runs the command line with the hub's client pointed at the server; returns what it printed."""
-
-    def run(*arguments, fails=False, offline=False):
-        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
-        environment |= {"HF_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu", "NO_PROXY": "*"}
-        environment["HF_HUB_OFFLINE"] = "1" if offline else "0"
-        code = "import sys; from elm_jax.cli import main; main(sys.argv[1:])"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        told = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert told.returncode == (2 if fails else 0), told.stderr
-        return told.stderr if fails else told.stdout
-
-    return run
 
 
 def lora(base, seed):
