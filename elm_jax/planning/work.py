@@ -227,18 +227,21 @@ def to_json(work: Work) -> dict[str, Any]:
 def from_json(told: Mapping[str, Any]) -> Work:
     """Returns the work that `to_json` was called on."""
     kind = WORKS[told["type"]]
-    values: dict[str, Any] = {}
-    for each in fields(kind):
-        value: Any = told[each.name]
-        if each.name == "network" and value is not None:
-            value = T5Config(**dict(value, mlp_activations=tuple(value["mlp_activations"])))
-        elif each.name == "plan":
-            value = Plan(**value)
-        elif (kind.type, each.name) in _TUPLES:
-            made: Any = _TUPLES[kind.type, each.name]
-            value = made(*told[each.name])
-        values[each.name] = value
+    values: dict[str, Any] = {each.name: told[each.name] for each in fields(kind)}
+    if values.get("network") is not None:
+        values["network"] = _network(values["network"])
+    if "plan" in values:
+        values["plan"] = Plan(**values["plan"])
+    for name in values:
+        if (kind.type, name) in _TUPLES:
+            values[name] = _TUPLES[kind.type, name](*values[name])
     return kind(**values)
+
+
+def _network(fields: Mapping[str, Any]) -> T5Config:
+    """Returns a network of its fields; JSON has lists for tuples, and a network with a list has no hash."""
+    plain: Any = {**fields, "mlp_activations": tuple(fields["mlp_activations"])}
+    return T5Config(**plain)
 
 
 def build(devices: Sequence[Any], sizes: Mapping[str, int], told: Mapping[str, Any]) -> list[Program]:
