@@ -18,9 +18,10 @@ from elm_jax.models.sizes import T5Config
 
 FILLED = 0.85  # of the memory that is free for a batch; less is not worth another compilation
 AIMED = 0.94  # of it, when the next size is chosen
-TRIES = 8  # sizes of a batch that are compiled at most
+TRIES = 14  # sizes of a batch that are compiled at most
 FEW = 8  # experts that fill a batch well together; more train at once only beside `ENOUGH` tokens
 ENOUGH = 8192  # tokens of a batch on one device that keep it busy
+ALL = 10**12  # tokens: more than any experts offer in a step
 MOST_TOKENS: Mapping[str, int] = {"cpu": 8192}
 """Tokens of a batch on one device, by platform: more would fit on a CPU, and be no faster."""
 
@@ -149,10 +150,9 @@ def _worthwhile(search: Search) -> Iterator[Layout]:
     """Yields the layouts to try: first the one with most experts that leaves room for enough tokens."""
     layouts = list(search.layouts)
     for number, layout in enumerate(layouts):
-        free = search.limit_bytes - search.held_bytes(layout)
-        enough = min(ENOUGH * layout.row_parts, search.shape_for(layout, 10**12).tokens)
+        room = AIMED * (search.limit_bytes - search.held_bytes(layout)) / search.token_bytes
         last = layout.places <= FEW or number + 1 == len(layouts)
-        if last or AIMED * free >= enough * search.token_bytes:
+        if last or room >= ENOUGH * layout.row_parts or room >= search.shape_for(layout, ALL).tokens:
             yield from layouts[number:]
             return
 
@@ -164,11 +164,10 @@ def _largest_batch(search: Search, layout: Layout) -> tuple[Fit | None, int | No
     if free <= 0:
         return None, held
     devices = layout.row_parts
-    most = None if search.most_tokens is None else search.most_tokens * devices
-    largest = search.shape_for(layout, most or 10**12).tokens
+    most = ALL if search.most_tokens is None else search.most_tokens * devices
     best: Fit | None = None
     over: tuple[int, int | None] | None = None  # tokens of the smallest shape that is too large, its bytes
-    asked, tried = int(min(largest, AIMED * free / search.token_bytes)), 0
+    asked, tried = int(min(most, AIMED * free / search.token_bytes)), 0
     seen: set[Shape] = set()
     while tried < TRIES:
         shape = search.shape_for(layout, max(1, asked))
@@ -181,7 +180,7 @@ def _largest_batch(search: Search, layout: Layout) -> tuple[Fit | None, int | No
             if best is None or shape.tokens > best.shape.tokens:
                 best = Fit(layout, asked, shape, peak, held, limit, tried)
             used = max(1, peak - held)
-            if best.filled >= FILLED or shape.tokens >= largest:
+            if best.filled >= FILLED or asked >= most or search.shape_for(layout, most) == shape:
                 break
             asked = int(shape.tokens * min(4.0, AIMED * free / used))
         else:
@@ -191,7 +190,7 @@ def _largest_batch(search: Search, layout: Layout) -> tuple[Fit | None, int | No
             asked = int(shape.tokens * min(0.9, AIMED * free / max(1, used)))
         if over is not None and best is not None and (shape.tokens > best.shape.tokens or asked >= over[0]):
             asked = _between(best, over, AIMED * free)
-        asked = min(asked, largest)
+        asked = min(asked, most)
     return best, over[1] if over else None
 
 

@@ -1,8 +1,5 @@
 """Programs: the engines call them with the very shapes, types and shardings that they tell."""
 
-import itertools
-import math
-
 import jax
 import numpy as np
 import pytest
@@ -116,19 +113,10 @@ def test_a_group_of_full_experts_keeps_no_base_on_the_devices(one_layer):
     assert not [leaf for leaf in jax.live_arrays() if id(leaf) not in here and leaf.shape in names]
 
 
-SIZES = [
-    dict(zip(meshes.AXES, split, strict=True))
-    for split in itertools.product((1, 2, 4, 8), repeat=4)
-    if math.prod(split) == 8
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bottleneck", "lora"])
-def test_a_batch_compiles_on_every_mesh_of_eight_devices(one_layer, kind):
-    """Some meshes once ended the process, over a gather from logits that `tensor` splits."""
-    for sizes in SIZES:
-        mesh = meshes.mesh(**sizes)
-        layout = layout_for(kind, 8, mesh)
-        programs = group_programs(one_layer, Plan(kind=kind), layout, Shape(8, 16, 8, 2), mesh=mesh)
-        assert programs.gather.lower().compile()
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (2, 1, 2, 2), (4, 1, 1, 2)], ids=str)
+def test_a_batch_compiles_where_both_experts_and_the_vocabulary_are_split(one_layer, sizes):
+    """It once ended the process, over a gather from logits that `tensor` splits."""
+    mesh = meshes.mesh(**dict(zip(meshes.AXES, sizes, strict=True)))
+    layout = layout_for("bottleneck", 4, mesh)
+    programs = group_programs(one_layer, Plan(), layout, Shape(8, 16, 8, 2), mesh=mesh)
+    assert programs.gather.lower().compile()
