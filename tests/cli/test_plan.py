@@ -13,9 +13,15 @@ SMALL = ["--gin.MIXTURE_OR_TASK_NAME='dream'", "--size", "tiny"]
 UNSEEN = "gin/recipes/evaluate_unseen.gin"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("ELM_JAX_CACHE", str(tmp_path / "cache"))
+def kept(cache, monkeypatch):
+    """What one test compiles, another finds."""
+    monkeypatch.setenv("ELM_JAX_CACHE", str(cache))
 
 
 def run(*arguments):
