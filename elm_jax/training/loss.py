@@ -21,8 +21,8 @@ def token_losses(
     """
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     # Picked by comparing, for a gather from logits that `tensor` splits ends XLA's partitioner.
-    token = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    here = token == jnp.asarray(targets)[..., None]
+    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    here = token == jnp.asarray(targets, jnp.int32)[..., None]
     chosen = jnp.where(here, logits, 0.0).sum(axis=-1)
     loss = normaliser - chosen
     if label_smoothing:
