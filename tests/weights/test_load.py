@@ -146,7 +146,7 @@ def test_a_load_onto_a_mesh_reads_each_byte_once(t5_1_1, writers, tmp_path, monk
             return content
 
     monkeypatch.setattr(tensors, "opened", lambda file: Counting(str(file)))
-    mesh = sharding.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
+    mesh = meshes.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     found = load_model(place, dtype=dtype, sharding=mesh)
     assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(found.params))
     assert len(counted) == (3 if kind == "shards" else 1)
