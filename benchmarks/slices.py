@@ -10,7 +10,7 @@ No chip runs. The first table is `elm plan` of recipes on slices, and its JSON (
 compiled by the same compiler and counted in the same way (`cases` in the JSON). FLOPs are those of the
 mathematics on both sides, so MFU compares seconds; padding counts. Memory is what the program allots on a
 device (arguments, results, temporaries, code, and what lies beside it), and in brackets XLA's own peak, which
-knows when temporaries live and leaves out code and what lies beside.
+knows when temporaries live, leaves out code and what lies beside, and counts on-chip memory.
 """
 
 import argparse

@@ -36,7 +36,10 @@ def memory_of(compiled: Any) -> int:
 
 
 def xla_peak(compiled: Any) -> int | None:
-    """Returns the peak that XLA tells, which knows when temporaries live; None where this JAX tells none."""
+    """Returns the peak that XLA tells, None where this JAX tells none.
+
+    It knows when temporaries live, and on TPUs counts those in on-chip memory too.
+    """
     found = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None)
     return None if found is None else int(found)
 

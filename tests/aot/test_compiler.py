@@ -36,9 +36,9 @@ def test_programs_are_compiled_and_counted_and_the_second_time_read(small_progra
     assert gradient.peak_bytes is not None
     least = 2 * (2 * layers * width**2 + rows * width + width**2)
     assert least < gradient.peak_bytes < 2 * least
-    # XLA's own peak leaves out the code and what is resident.
+    # XLA's own peak leaves out the code and what is resident, and counts on-chip memory.
     assert gradient.xla_peak_bytes is not None
-    assert least - 2 * width**2 < gradient.xla_peak_bytes < gradient.peak_bytes
+    assert least - 2 * width**2 < gradient.xla_peak_bytes
     parts = [gradient.cycle_seconds, gradient.collective_seconds, gradient.move_seconds]
     assert sum(each or 0.0 for each in parts) == pytest.approx(gradient.seconds)
     assert [(each.name, each.fits, each.cached, each.reason) for each in first] == [
@@ -154,6 +154,8 @@ def test_a_child_that_is_killed_ends_in_one_sentence(small_programs, tmp_path):
 def test_the_child_ends_with_its_parent(tmp_path, sent):
     lock = tmp_path / "lock"
     code = (
+        # A shell's background jobs ignore Ctrl-C, and so would this process of one.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from elm_jax.aot import compiler, slices\n"
         "compiler.compile_programs(slices.slice_of('v5e-1'), {'fsdp': 1}, 'small_programs.waits', "
         f"{{'lock': {str(lock)!r}}})"
