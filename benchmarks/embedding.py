@@ -23,7 +23,7 @@ import numpy as np
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from elm_jax.engine.embed import load_embedder
+from elm_jax.routing.embedding import load_embedder
 
 STORY = (
     "the dog ran to the gate because it had heard the car of its owner in the street . which of these is "

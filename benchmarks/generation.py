@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from benchmarks.rank_scoring import pytorch
-from elm_jax.engine import generate
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
+from elm_jax.scoring import generator
 
 EOS = 1
 Prompts = Sequence[np.ndarray]
@@ -53,7 +53,7 @@ def main() -> None:
     most = options.batch * (options.prompt + options.length)
 
     def ours(prompts: Prompts) -> list[np.ndarray]:
-        return generate.generate_rows(config, on_device, prompts, options.length, EOS, batch_tokens=most)
+        return generator.generate_rows(config, on_device, prompts, options.length, EOS, batch_tokens=most)
 
     def tuned(prompts: Prompts) -> list[np.ndarray]:
         order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))

@@ -21,7 +21,7 @@ norm scales; for `peft` LoRA of rank 8 on queries and values, on both sides.
 
 All but the first are in steady state. Every side is warmed up and then trains on `--tokens` real tokens or a
 few more; sides take turns so for `--rounds`, and a ratio is the median of the rounds' own ratios. Real tokens
-alone count. `flops_share` has the products that they need, as `elm_jax.runs.flops` counts them, against the
+alone count. `flops_share` has the products that they need, as `elm_jax.models.flops` counts them, against the
 rate that JAX reaches on large matrices in the same round.
 """
 
@@ -44,17 +44,17 @@ from benchmarks import torch_training, training_rows
 from benchmarks.rank_scoring import SHARED, matmul_rate, pytorch, ratio
 from benchmarks.torch_training import Tally
 from elm_jax.axes import PAD
-from elm_jax.engine import batches, evaluate
-from elm_jax.engine.batches import Offer
-from elm_jax.engine.group import Group
-from elm_jax.engine.jobs import Job, rows_of_step
-from elm_jax.engine.programs import Plan, layout_for
 from elm_jax.models import experts as ex
+from elm_jax.models import flops
 from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import flops
+from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import Row
-from elm_jax.training import step
+from elm_jax.training import batches, step
+from elm_jax.training.batches import Offer
+from elm_jax.training.group import Group
+from elm_jax.training.jobs import Job, rows_of_step
+from elm_jax.training.programs import Plan, layout_for
 
 SIDES = ("separate_runs", "grouping", "pytorch", "peft")
 LORA = {"rank": torch_training.RANK, "projections": ("query", "value")}
@@ -242,7 +242,7 @@ def losses(config: T5Config, params: Any, jobs: Sequence[Job]) -> dict[str, floa
 
     chosen = [(job, row) for job in jobs for row in rows_of_step(job, 0)]
     rows = [Row(job.prompts[row], [job.targets[row]]) for job, row in chosen]
-    scores = np.concatenate(evaluate.score_rows(config, params, rows))
+    scores = np.concatenate(scorer.score_rows(config, params, rows))
     prompts = torch.from_numpy(torch_training.padded([row.prompt for row in rows]))
     targets = torch.from_numpy(torch_training.padded([row.answers[0] for row in rows]))
     with torch.no_grad():

@@ -245,7 +245,7 @@ def tokenizers(place: Path, count: int) -> Iterator[Row]:
     """Every form of tokenizer: texts whose ids, and whose texts again, are those of transformers."""
     import transformers
 
-    from elm_jax.tasks import hf_tokenizer
+    from elm_jax.tokenizers import huggingface as hf_tokenizer
 
     texts = parity_texts.corpus(count)
     for form in parity_texts.FORMS:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.tasks import specs, vocabulary
-from elm_jax.tasks.vocabulary import Vocabulary
+from elm_jax.tasks import specs
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.tokenizers.sentencepiece import Vocabulary
 
 TEXTS = [
     "the dog ran to the gate because it had heard the car of its owner",
@@ -67,7 +68,7 @@ def write(place: Path, form: str) -> Path:
     if form.startswith("ByT5"):
         _with_added(transformers.ByT5Tokenizer()).save_pretrained(place)
         return place
-    size = vocabulary.train(TEXTS * 4, place / "spiece.model", 200, extra_ids=0).size
+    size = sentencepiece.train(TEXTS * 4, place / "spiece.model", 200, extra_ids=0).size
     if form == "pieces alone":
         return place
     told: dict[str, Any] = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0 if form == "mT5" else 100}

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from elm_jax.data import prepared
 from elm_jax.prompting.render import render
 from elm_jax.prompting.templates import Template
-from elm_jax.tasks import prepared, vocabulary
+from elm_jax.tokenizers import sentencepiece
 
 STORY = "The dog ran to the gate because it had heard the car of its owner in the street ."
 TEMPLATE = Template(
@@ -86,7 +87,7 @@ def main() -> None:
     result: dict[str, float] = {"rows": options.rows}
     with tempfile.TemporaryDirectory() as place:
         texts = [row["story"] for row in rows[:1000]]
-        pieces = vocabulary.train(texts, Path(place) / "m.model", 64)
+        pieces = sentencepiece.train(texts, Path(place) / "m.model", 64)
         rendered = render(rows, TEMPLATE).examples
         made = prepared.prepare(rendered, pieces, max_input=MAX_INPUT, max_target=MAX_TARGET)
         file = Path(place) / "rows.safetensors"

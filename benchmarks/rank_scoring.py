@@ -34,13 +34,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax.engine import evaluate
 from elm_jax.models.sizes import T5Config, size
 from elm_jax.models.t5 import init_params
-from elm_jax.scoring import buckets
+from elm_jax.scoring import buckets, scorer
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.tries import Tokens
-from elm_jax.tasks import specs, vocabulary
+from elm_jax.tasks import specs
+from elm_jax.tokenizers import sentencepiece
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 TASKS = {
@@ -84,9 +84,9 @@ def main() -> None:
 
     # Shapes as for many experts, since in steady state compilations cost nothing.
     every = [row for rows in workloads.values() for row in rows]
-    steady: dict[str, Any] = {"shapes": evaluate.shapes_for(params, every, experts=32), "worth": 0.0}
+    steady: dict[str, Any] = {"shapes": scorer.shapes_for(params, every, experts=32), "worth": 0.0}
     on_device = jax.device_put(params)
-    sides: dict[str, Side] = {"ours": lambda rows: evaluate.score_rows(config, on_device, rows, **steady)}
+    sides: dict[str, Side] = {"ours": lambda rows: scorer.score_rows(config, on_device, rows, **steady)}
     tuned_batch = None
     torch_model = pytorch(config, params) if options.sides else None
     if "t0_way" in options.sides:
@@ -167,7 +167,7 @@ def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> 
         drawn.append(examples)
     texts = [text for own in drawn for example in own for text in (example.input, *example.choices)]
     with tempfile.TemporaryDirectory() as place:
-        pieces = vocabulary.train(texts, Path(place) / "m.model", 8000, kind="unigram", extra_ids=0)
+        pieces = sentencepiece.train(texts, Path(place) / "m.model", 8000, kind="unigram", extra_ids=0)
         return [
             [
                 Row(

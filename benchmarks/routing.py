@@ -26,11 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from elm_jax.data.data_source import Lengths, Source
+from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.quickstart import BUDGET, PRETRAINING
 from elm_jax.records import Report, TaskScores
 from elm_jax.reporting import folder, summary
-from elm_jax.runs import pipeline
-from elm_jax.runs.data import Lengths, Source
-from elm_jax.runs.quickstart import BUDGET, PRETRAINING
 from elm_jax.tasks import mini
 
 BUDGETS = {

@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks import t5x_step
 from elm_jax.aot.program import Program
-from elm_jax.engine.batches import Shape
-from elm_jax.engine.programs import Layout, Plan
 from elm_jax.models.sizes import size
 from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, TrainingWork, Work
 from elm_jax.scoring import buckets
+from elm_jax.training.batches import Shape
+from elm_jax.training.programs import Layout, Plan
 
 T5X_BUILD = "benchmarks.slice_cases.build_t5x"
 STEP = ("gather", "advance")

@@ -26,7 +26,7 @@ from elm_jax.aot import program
 from elm_jax.aot.program import Program
 from elm_jax.errors import UserError
 from elm_jax.models import sizes
-from elm_jax.t5x_door import imports
+from elm_jax.t5x import imports
 
 MODULES = ("adafactor", "models", "partitioning", "trainer", "utils", "examples.scalable_t5.network")
 FIELDS = (

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from elm_jax.axes import PAD
-from elm_jax.engine.jobs import Job, rows_of_step
 from elm_jax.models.kinds import REDUCTION
+from elm_jax.training.jobs import Job, rows_of_step
 
 RANK, CLIP = 8, 1.0
 ATTENTIONS = ("eager", "sdpa")

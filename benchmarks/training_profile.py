@@ -26,12 +26,11 @@ import numpy as np
 
 from benchmarks import training_rows
 from benchmarks.rank_scoring import SHARED, matmul_rate
-from elm_jax.engine import batches
-from elm_jax.engine.group import Group
-from elm_jax.engine.programs import Plan, layout_for
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.training import step
+from elm_jax.training import batches, step
+from elm_jax.training.group import Group
+from elm_jax.training.programs import Plan, layout_for
 
 COUNT = 4  # batches
 # The first that fits a compiled operation's name in the network, or its own.

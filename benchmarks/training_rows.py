@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.engine.jobs import Job
+from elm_jax.data import ragged
+from elm_jax.data.ragged import TokenLists
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.tasks import lists, specs, vocabulary
-from elm_jax.tasks.lists import TokenLists
+from elm_jax.tasks import specs
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.training.jobs import Job
 
 TASKS = {
     "dream/baseline": "train",
@@ -45,9 +47,9 @@ def main() -> None:
 
     import jax
 
-    from elm_jax.engine import train
-    from elm_jax.engine.programs import Plan
     from elm_jax.models import paths
+    from elm_jax.training import trainer
+    from elm_jax.training.programs import Plan
     from elm_jax.weights import elm, safetensors
 
     base = elm.load(options.where / BASE)
@@ -58,7 +60,7 @@ def main() -> None:
         own = {path: np.asarray(value) for path, value in paths.flatten(params).items()}
         safetensors.write(options.where / f"{job.id.replace('/', '-')}.safetensors", own, {})
 
-    train.train(
+    trainer.train(
         base.config, jax.device_put(base.params), chosen, Plan("bottleneck", places=len(chosen)), keep
     )
 
@@ -74,10 +76,10 @@ def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple
     }
     texts = [text for own in found.values() for each in own for text in (each.input, each.target)]
     with tempfile.TemporaryDirectory() as place:
-        pieces = vocabulary.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
+        pieces = sentencepiece.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
 
         def tokens(texts: Sequence[str], most: int) -> TokenLists:
-            return lists.of_tokens([*row[: most - 1], pieces.eos] for row in pieces.encode_all(texts))
+            return ragged.of_tokens([*row[: most - 1], pieces.eos] for row in pieces.encode_all(texts))
 
         return {
             task: (

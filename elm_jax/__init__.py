@@ -3,32 +3,66 @@
 What a script or a notebook needs is here by name; the rest of the package is for those who extend it.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from elm_jax import moved
+
 if TYPE_CHECKING:
-    from elm_jax.engine.choices import score_choices
-    from elm_jax.engine.embed import load_embedder
-    from elm_jax.errors import UserError
-    from elm_jax.library.store import Library
-    from elm_jax.prompting.templates import load_templates
-    from elm_jax.runs.base import open_run
-    from elm_jax.runs.courses import Budget
-    from elm_jax.runs.evaluate import evaluate
-    from elm_jax.runs.index import index
-    from elm_jax.runs.merge import merge
-    from elm_jax.runs.route import route
-    from elm_jax.runs.train import train
-    from elm_jax.tasks.seqio_tasks import register_tasks
+    from elm_jax.data.data_source import Lengths, Source, feature_lengths
+    from elm_jax.errors import ContaminationError, OutOfMemoryError, UserError
+    from elm_jax.evaluation.evaluate import Outcome, evaluate
+    from elm_jax.experts.library import Library
+    from elm_jax.merging.merge import merge
+    from elm_jax.pipelines.pipeline import run as run_pipeline
+    from elm_jax.prompting.render import Renderings
+    from elm_jax.prompting.templates import Template, load_templates
+    from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Report, Selection, TaskSpec
+    from elm_jax.routing.embedding import Embedder, load_embedder
+    from elm_jax.routing.index import index
+    from elm_jax.routing.route import route
+    from elm_jax.scoring.choices import score_choices
+    from elm_jax.session.opening import open_run
+    from elm_jax.session.workspace import Run
+    from elm_jax.tasks.own import define as define_task
+    from elm_jax.tasks.seqio_tasks import Registered, register_tasks
     from elm_jax.tasks.specs import examples, find_task, task_specs
+    from elm_jax.training.config import Budget
+    from elm_jax.training.pretraining import Pretraining
+    from elm_jax.training.train import train
+    from elm_jax.weights.base import Base
     from elm_jax.weights.load import load_model
 
+    __version__: str
+
 __all__ = [
+    "Base",
     "Budget",
+    "ContaminationError",
+    "Embedder",
+    "Expert",
+    "ExpertSpec",
+    "Keys",
+    "Lengths",
     "Library",
+    "OutOfMemoryError",
+    "Outcome",
+    "Pretraining",
+    "PromptedExample",
+    "Registered",
+    "Renderings",
+    "Report",
+    "Run",
+    "Selection",
+    "Source",
+    "TaskSpec",
+    "Template",
     "UserError",
+    "__version__",
+    "define_task",
     "evaluate",
     "examples",
+    "feature_lengths",
     "find_task",
     "index",
     "load_embedder",
@@ -38,38 +72,67 @@ __all__ = [
     "open_run",
     "register_tasks",
     "route",
+    "run_pipeline",
     "score_choices",
     "task_specs",
     "train",
 ]
 
+# Public name -> its module, and after a colon its name there if that is another one.
 _HOMES = {
-    "Budget": "elm_jax.runs.courses",
-    "Library": "elm_jax.library.store",
+    "Base": "elm_jax.weights.base",
+    "Budget": "elm_jax.training.config",
+    "ContaminationError": "elm_jax.errors",
+    "Embedder": "elm_jax.routing.embedding",
+    "Expert": "elm_jax.records",
+    "ExpertSpec": "elm_jax.records",
+    "Keys": "elm_jax.records",
+    "Lengths": "elm_jax.data.data_source",
+    "Library": "elm_jax.experts.library",
+    "OutOfMemoryError": "elm_jax.errors",
+    "Outcome": "elm_jax.evaluation.evaluate",
+    "Pretraining": "elm_jax.training.pretraining",
+    "PromptedExample": "elm_jax.records",
+    "Registered": "elm_jax.tasks.seqio_tasks",
+    "Renderings": "elm_jax.prompting.render",
+    "Report": "elm_jax.records",
+    "Run": "elm_jax.session.workspace",
+    "Selection": "elm_jax.records",
+    "Source": "elm_jax.data.data_source",
+    "TaskSpec": "elm_jax.records",
+    "Template": "elm_jax.prompting.templates",
     "UserError": "elm_jax.errors",
-    "evaluate": "elm_jax.runs.evaluate",
+    "define_task": "elm_jax.tasks.own:define",
+    "evaluate": "elm_jax.evaluation.evaluate",
     "examples": "elm_jax.tasks.specs",
+    "feature_lengths": "elm_jax.data.data_source",
     "find_task": "elm_jax.tasks.specs",
-    "index": "elm_jax.runs.index",
-    "load_embedder": "elm_jax.engine.embed",
+    "index": "elm_jax.routing.index",
+    "load_embedder": "elm_jax.routing.embedding",
     "load_model": "elm_jax.weights.load",
     "load_templates": "elm_jax.prompting.templates",
-    "merge": "elm_jax.runs.merge",
-    "open_run": "elm_jax.runs.base",
+    "merge": "elm_jax.merging.merge",
+    "open_run": "elm_jax.session.opening",
     "register_tasks": "elm_jax.tasks.seqio_tasks",
-    "route": "elm_jax.runs.route",
-    "score_choices": "elm_jax.engine.choices",
+    "route": "elm_jax.routing.route",
+    "run_pipeline": "elm_jax.pipelines.pipeline:run",
+    "score_choices": "elm_jax.scoring.choices",
     "task_specs": "elm_jax.tasks.specs",
-    "train": "elm_jax.runs.train",
+    "train": "elm_jax.training.train",
 }
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for, so that `import elm_jax` stays quick."""
+    if name == "__version__":
+        return metadata.version("elm_jax")
     if name not in _HOMES:
         raise AttributeError(f"module 'elm_jax' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, _, inside = _HOMES[name].partition(":")
+    return getattr(import_module(module), inside or name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])

@@ -126,6 +126,16 @@ def read_jsonl(where: PathLike, *, what: str) -> list[dict[str, Any]]:
     return rows
 
 
+def read_first_line(where: epath.Path) -> dict[str, Any] | None:
+    """Returns the first line of a file of JSON lines; None where that is no JSON object."""
+    with where.open() as stream:
+        try:
+            head = json.loads(stream.readline())
+        except ValueError:
+            return None
+    return head if isinstance(head, dict) else None
+
+
 def write_arrays(
     where: PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import gin
 import pytest
 
-from elm_jax.runs import data, recipes
-from elm_jax.runs import methods as ways
+from elm_jax.data import data_source, task_selection
+from elm_jax.evaluation import methods as ways
+from elm_jax.launch import recipes
 
 ROOT = Path(__file__).parents[1] / "gin"
 COMPLETE = sorted((ROOT / "recipes").glob("*.gin"))
-# These read T5X's own files, which only T5X brings; tests/t5x_door/test_gin.py runs them.
+# These read T5X's own files, which only T5X brings; tests/t5x/test_gin.py runs them.
 UNDER_T5X = [
     ROOT / "t5x" / f"{name}.gin"
     for name in ("prompt_expert", "dataset_expert", "multitask", "score", "infer")
@@ -90,7 +91,7 @@ def test_outside_a_checkout_a_shipped_recipe_is_read_without_a_word(tmp_path, mo
 
 
 def test_what_a_recipe_binds_reaches_the_function():
-    from elm_jax.runs.train import Budget
+    from elm_jax.training.train import Budget
 
     budget = recipes.bound(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
     assert budget.steps == 11
@@ -101,16 +102,16 @@ def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwis
     def source(*bindings):
         recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")], bindings)
         how = gin.query_parameter("%TRUNCATE"), gin.query_parameter("%FAITHFUL")
-        return data.rendered_as(data.Source(truncate=9, faithful=("homonyms",)), *how)
+        return data_source.rendered_as(data_source.Source(truncate=9, faithful=("homonyms",)), *how)
 
-    assert source() == data.Source(truncate=9, faithful=("homonyms",))
+    assert source() == data_source.Source(truncate=9, faithful=("homonyms",))
     found = source("TRUNCATE = 0", "FAITHFUL = 'all'")
-    assert found == data.Source(truncate=None, faithful=("all",))
+    assert found == data_source.Source(truncate=None, faithful=("all",))
 
 
 def test_the_recipe_for_evaluation_names_the_papers_tasks_and_methods_that_can_be_together():
     recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")])
-    specs = data.choose(gin.query_parameter("%EVAL_TASKS"), evaluation=True)
+    specs = task_selection.choose(gin.query_parameter("%EVAL_TASKS"), evaluation=True)
     assert len({spec.id for spec in specs}) == 113 + 13
     methods = ways.parse_all(gin.query_parameter("%METHODS"))
     assert [method.router for method in methods] == ["roe", "roe", "roe_per_instance", "bm25", "uniform"]

@@ -7,15 +7,18 @@ import gin
 import pytest
 
 from elm_jax.cli import main
+from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.library.store import Library
+from elm_jax.experts.library import Library
+from elm_jax.launch import recipes
 from elm_jax.records import TaskSpec
-from elm_jax.runs import base as bases
-from elm_jax.runs import data, forecast, journal, recipes, train
-from elm_jax.runs.base import Pretraining
-from elm_jax.runs.progress import Stages
-from elm_jax.runs.workspace import Workspace
+from elm_jax.session import opening
+from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import budgets
+from elm_jax.telemetry import jsonl_log
+from elm_jax.telemetry.progress import Stages
+from elm_jax.training import forecast, pretraining, train
+from elm_jax.training.pretraining import Pretraining
 
 ROOT = Path(__file__).parents[1] / "gin"
 SHARED = "gin/runs/train.gin"
@@ -59,7 +62,7 @@ def budget(name, *bindings):
 def tasks(name) -> list[TaskSpec]:
     recipes.load([file(name)])
     told = gin.query_parameter("%MIXTURE_OR_TASK_NAME")
-    return data.choose([told] if isinstance(told, str) else told)
+    return task_selection.choose([told] if isinstance(told, str) else told)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,19 +152,23 @@ def test_a_macro_that_is_set_overrides_the_papers_value_and_no_other(name):
 
 def test_lengths_are_t5xs_inputs_and_targets_or_the_papers():
     def lengths(*bindings):
-        return recipes.bound(data.feature_lengths, [file("prompt_expert")], bindings)()
+        return recipes.bound(data_source.feature_lengths, [file("prompt_expert")], bindings)()
 
     assert lengths() is None
-    assert lengths("TASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 9}") == data.Lengths(40, 9)
+    assert lengths("TASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 9}") == data_source.Lengths(40, 9)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with a tiny base and two experts, of a dataset that the recipes below do not train on."""
     out = tmp_path_factory.mktemp("run")
-    texts = [row.input for spec in data.choose(["mini"]) for row in data.examples(spec, data.Source(limit=9))]
+    texts = [
+        row.input
+        for spec in task_selection.choose(["mini"])
+        for row in task_rows.examples(spec, data_source.Source(limit=9))
+    ]
     how = Pretraining(vocabulary_kind="word", steps=2, batch_size=4)
-    bases.pretrain(Workspace.open(out, create=True), texts, [], how, seed=0, stages=Stages())
+    pretraining.pretrain(Workspace.open(out, create=True), texts, [], how, seed=0, stages=Stages())
     assert len(trained("prompt_expert", out, "MIXTURE_OR_TASK_NAME = 'mini_size_animal'")) == 2
     gin.clear_config()
     return out
@@ -219,7 +226,7 @@ def test_steps_are_validated_on_the_evaluation_split_as_often_as_asked_and_that_
     made = trained("prompt_expert", run, *named)
     told = [
         (record["expert"], record["step"])
-        for record in journal.read(run / "logs" / "training.jsonl")
+        for record in jsonl_log.read(run / "logs" / "training.jsonl")
         if record["kind"] == "validation"
     ]
     assert sorted(told) == sorted((expert, step) for expert in made for step in (1, 2))
@@ -233,7 +240,7 @@ def test_a_run_does_not_remember_how_many_rows_it_trained_on(run, tmp_path):
     told = []
     recipes.bound(train.train, [SHARED], named)(told=told.append, dry_run=True)
     assert {len(job.prompts) for job in told[0].jobs} == {16}
-    assert bases.open_run(tmp_path).source.limit is None
+    assert opening.open_run(tmp_path).source.limit is None
 
 
 def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(run):

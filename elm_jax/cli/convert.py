@@ -28,7 +28,7 @@ def convert(
     """Weights in and out: Hugging Face, T5X, PEFT and our own format."""
     from dataclasses import asdict
 
-    from elm_jax.runs import convert as runs
+    from elm_jax.experts import convert as runs
 
     made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind, ignore=ignore or ())
     if as_json:

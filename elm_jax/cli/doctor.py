@@ -7,8 +7,8 @@ from elm_jax.cli.options import AsJson
 
 def doctor(as_json: AsJson = False) -> None:
     """Devices, versions, what is missing and the command that mends it."""
+    from elm_jax.launch import doctor as runs
     from elm_jax.reporting import documents
-    from elm_jax.runs import doctor as runs
 
     found = runs.doctor()
     if as_json:

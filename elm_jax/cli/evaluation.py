@@ -91,25 +91,25 @@ def evaluate(
     for name in ("merged", "queries", "batch_tokens", "limit"):
         if given[name] is not None and given[name] < 1:
             raise UserError(f"A number of at least 1 is wanted for {_flag(name)}, but {given[name]} came.")
-    from elm_jax.runs import evaluate as runs
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.evaluation import evaluate as runs
+    from elm_jax.session.workspace import Workspace
 
     if multiprocess:
-        from elm_jax.runs import hosts
+        from elm_jax.launch import hosts
 
         hosts.join(hosts.Hosts(coordinator, process_count, process_index))
     told: dict[str, Any] = {"told": _show if dry_run else _tell, "dry_run": dry_run}
     if gin_file:
-        from elm_jax.runs import recipes
+        from elm_jax.launch import recipes
 
         outcome = recipes.bound(runs.evaluate, gin_file, gin_bindings or [])(**told)
     else:
-        from elm_jax.runs import base
+        from elm_jax.session import opening
         from elm_jax.tasks.specs import task_specs
 
         runs.check(Workspace.at(run), method)
         files = task_files(own_files(names, tasks))
-        opened = base.open_run(
+        opened = opening.open_run(
             run,
             data_dir=data_dir,
             templates_dir=templates_dir,

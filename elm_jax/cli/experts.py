@@ -13,7 +13,7 @@ from elm_jax.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from elm_jax.runs.listing import Listed
+    from elm_jax.experts.listing import Listed
 
 app = typer.Typer(help="The experts of a library.", no_args_is_help=True)
 
@@ -29,9 +29,9 @@ def experts_list(
 ) -> None:
     """All experts of a run's library: sizes, owners, and how they scored."""
     from elm_jax.cli.shown import show
-    from elm_jax.library.store import Library
-    from elm_jax.runs import listing
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.experts import listing
+    from elm_jax.experts.library import Library
+    from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
     wanted = Library.open(workspace.composites, create=True).ids() if composites else None
@@ -49,8 +49,8 @@ def experts_show(
     as_json: AsJson = False,
 ) -> None:
     """One expert: size, owner, base, recipe, how it scored, and the parameters it owns."""
-    from elm_jax.runs import listing
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.experts import listing
+    from elm_jax.session.workspace import Workspace
 
     (found,) = listing.listed(Workspace.open(run), [name], scored=True)
     if as_json:
@@ -63,14 +63,14 @@ def experts_show(
 @app.command("verify")
 def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
     """Checksums, base, missing files; exit code 1 if anything is wrong."""
-    from elm_jax.library.store import Library
-    from elm_jax.runs import base as bases
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.experts.library import Library
+    from elm_jax.session import settings
+    from elm_jax.session.workspace import Workspace
     from elm_jax.weights import load
 
     workspace = Workspace.open(run)
     library = Library.open(workspace.library)
-    fingerprint = load.read(bases.remembered(workspace)["base"] or workspace.base).fingerprint
+    fingerprint = load.read(settings.remembered(workspace)["base"] or workspace.base).fingerprint
     findings = library.verify(base=fingerprint)
     for finding in findings:
         print(f"{finding.expert}: {finding.problem}")
@@ -84,9 +84,9 @@ def experts_remove(
     name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
 ) -> None:
     """Take one expert out of the library, or of the composites where the library has none of that id."""
-    from elm_jax.library.store import Library
-    from elm_jax.runs.stacks import home
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.experts.library import Library
+    from elm_jax.experts.lookup import home
+    from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
     there = home(workspace, name)
@@ -119,9 +119,9 @@ def experts_add(
     run: RunDir = DEFAULT_OUT,
 ) -> None:
     """Put an expert that was made elsewhere into the library."""
-    from elm_jax.runs import adopt
+    from elm_jax.experts import import_export
 
-    spec = adopt.add(
+    spec = import_export.add(
         src, id=id, kind=kind, datasets=dataset or (), run=run, replace=replace, ignore=ignore or ()
     )
     print(f"{spec.id}: {spec.kind}, {spec.steps} steps, trained on {', '.join(spec.datasets)}.")
@@ -134,9 +134,9 @@ def experts_export(
     run: RunDir = DEFAULT_OUT,
 ) -> None:
     """Copy one expert out of the library, for `elm experts add` to take elsewhere."""
-    from elm_jax.runs import adopt
+    from elm_jax.experts import import_export
 
-    print(adopt.export(name, dst, run=run))
+    print(import_export.export(name, dst, run=run))
 
 
 @app.command("push")
@@ -154,9 +154,9 @@ def experts_push(
     as_json: AsJson = False,
 ) -> None:
     """Put experts, with a model card, into a repository of the Hugging Face hub, in one commit."""
-    from elm_jax.runs import share
+    from elm_jax.experts import hub
 
-    done = share.push(repository, names or (), run=run, licence=licence, replace=replace, private=private)
+    done = hub.push(repository, names or (), run=run, licence=licence, replace=replace, private=private)
     if as_json:
         print(json.dumps(asdict(done), ensure_ascii=False))
         return
@@ -177,9 +177,9 @@ def experts_pull(
     as_json: AsJson = False,
 ) -> None:
     """Put experts of a repository of the Hugging Face hub into the library."""
-    from elm_jax.runs import share
+    from elm_jax.experts import hub
 
-    done = share.pull(repository, only=only, run=run, replace=replace)
+    done = hub.pull(repository, only=only, run=run, replace=replace)
     if as_json:
         print(json.dumps(asdict(done), ensure_ascii=False))
         return

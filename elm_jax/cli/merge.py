@@ -43,9 +43,9 @@ def merge(
         _list(as_json)
         return
     from elm_jax import storage
-    from elm_jax.runs import base
-    from elm_jax.runs import merge as runs
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.merging import merge as runs
+    from elm_jax.session import opening
+    from elm_jax.session.workspace import Workspace
 
     asked: dict[str, Any] = {
         **dict(map(_named, option or [])),
@@ -56,7 +56,7 @@ def merge(
     # Judged on specs alone before the base is read, which `open_run` does.
     files = task_files(tasks)
     runs.plan(Workspace.open(run), experts or [], method, **asked)
-    opened = base.open_run(run, data_dir=data_dir, templates_dir=templates_dir, task_files=files)
+    opened = opening.open_run(run, data_dir=data_dir, templates_dir=templates_dir, task_files=files)
     spec = runs.merge(opened, experts or [], method, rows=rows, **asked).spec
     if as_json:
         told = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}

@@ -8,15 +8,15 @@ from elm_jax.cli.options import DEFAULT_OUT
 from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from elm_jax.runs.data import Lengths, Source
-    from elm_jax.tasks.vocabulary import Vocabulary
+    from elm_jax.data.data_source import Lengths, Source
+    from elm_jax.tokenizers.sentencepiece import Vocabulary
 
 
 def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:
     """Returns the files that define tasks, be they given as such or among the names."""
-    from elm_jax.runs import data
+    from elm_jax.data import task_selection
 
-    return [*(tasks or []), *filter(data.is_task_file, names or [])]
+    return [*(tasks or []), *filter(task_selection.is_task_file, names or [])]
 
 
 def task_files(files: list[str] | None) -> list[str]:
@@ -33,14 +33,14 @@ def read_as(
 ) -> "tuple[Source, Vocabulary | None, Lengths]":
     """Returns how rows are read and tokenised where a run or a vocabulary was given; else no vocabulary."""
     if run or vocabulary:
-        from elm_jax.runs import base
+        from elm_jax.session import opening
 
-        found = base.reading(run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids)
+        found = opening.reading(run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids)
         source, pieces, lengths = found.source, found.pieces, found.lengths
     else:
-        from elm_jax.runs import data
+        from elm_jax.data import data_source
 
-        source, pieces, lengths = data.Source(), None, data.Lengths()
+        source, pieces, lengths = data_source.Source(), None, data_source.Lengths()
     return source, pieces, given_to(lengths, prompt=max_prompt, answer=max_answer)
 
 

@@ -20,9 +20,9 @@ def prompts_fetch(
     as_json: AsJson = False,
 ) -> None:
     """Bring PromptSource's templates from the package index into the cache; nothing is installed."""
-    from elm_jax.runs import prompts
+    from elm_jax.prompting import archive
 
-    fetched = prompts.fetch(cache=cache, index=index)
+    fetched = archive.fetch(cache=cache, index=index)
     if as_json:
         print(json.dumps({"directory": str(fetched.directory), "new": fetched.new}))
         return
@@ -37,14 +37,14 @@ def prompts_list(
     as_json: AsJson = False,
 ) -> None:
     """The datasets that have templates, or one dataset's templates."""
-    from elm_jax.runs import prompts
+    from elm_jax.prompting import archive
 
     if dataset:
         found = {
-            name: each.answer_choices for name, each in prompts.templates(dataset, templates_dir).items()
+            name: each.answer_choices for name, each in archive.templates(dataset, templates_dir).items()
         }
     else:
-        found = prompts.listing(templates_dir)
+        found = archive.listing(templates_dir)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return

@@ -22,9 +22,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Tables, intervals, paired tests and the page of a run that was evaluated; or two runs compared."""
+    from elm_jax.evaluation import report as reports
     from elm_jax.reporting import documents, tables, versus
-    from elm_jax.runs import report as reports
-    from elm_jax.runs.workspace import Workspace
+    from elm_jax.session.workspace import Workspace
 
     named = runs or [run]
     if len(named) > 2:

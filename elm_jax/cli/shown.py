@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from elm_jax.evaluation.evaluate import Outcome
     from elm_jax.reporting.tables import Table
-    from elm_jax.runs.evaluate import Outcome
 
 
 def show_outcome(outcome: "Outcome") -> None:

@@ -89,14 +89,14 @@ def tasks_preview(
     faithful: Faithful = None,
 ) -> None:
     """Rows as the model will see them: input, choices, target; tokens too with --run or --vocabulary."""
-    from elm_jax.runs import data
-    from elm_jax.runs import preview as runs
+    from elm_jax.data import data_source
+    from elm_jax.data import preview as runs
     from elm_jax.tasks import specs
 
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     spec = specs.find_task(name)
-    source = data.rendered_as(source, truncate, faithful)
+    source = data_source.rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
     if split:
         source = given_to(source, splits={spec.dataset: split})
@@ -106,7 +106,7 @@ def tasks_preview(
         console.rule(row.example.row_id)
         for line in row.lines:
             console.print(line)
-    console.print(f"{len(shown)} of {count} rows of the {data.split_of(spec, source)} split.")
+    console.print(f"{len(shown)} of {count} rows of the {data_source.split_of(spec, source)} split.")
 
 
 @app.command("check")
@@ -134,14 +134,14 @@ def tasks_check(
     """What is wrong with tasks, before anything is trained on them; exit code 1 if anything is."""
     from dataclasses import asdict
 
-    from elm_jax.runs import check as runs
-    from elm_jax.runs import data
+    from elm_jax.data import check as runs
+    from elm_jax.data import data_source, task_selection
 
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
-    source = data.rendered_as(source, truncate, faithful)
+    source = data_source.rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
-    allowed, chosen = runs.kinds(allow or ()), data.choose([name], source)
+    allowed, chosen = runs.kinds(allow or ()), task_selection.choose([name], source)
     if split:
         source = given_to(source, splits={spec.dataset: split for spec in chosen})
     checked = runs.check(chosen, source, pieces=pieces, lengths=lengths)

@@ -82,10 +82,10 @@ def train(
     """
     if tfds_data_dir:
         os.environ["TFDS_DATA_DIR"] = tfds_data_dir
-    from elm_jax.runs import train as runs
+    from elm_jax.training import train as runs
 
     if multiprocess:
-        from elm_jax.runs import hosts
+        from elm_jax.launch import hosts
 
         hosts.join(hosts.Hosts(coordinator, process_count, process_index))
     told: dict[str, Any] = {"told": _shown, "dry_run": True} if dry_run else {}
@@ -93,11 +93,11 @@ def train(
         if gin_file:
             trained = _by_recipe(gin_file, gin_bindings or [], gin_search_paths, told, track)
         else:
-            from elm_jax.runs import base
-            from elm_jax.runs.courses import Budget
+            from elm_jax.session import opening
+            from elm_jax.training.config import Budget
 
             files = task_files(own_files(names, tasks))
-            opened = base.open_run(
+            opened = opening.open_run(
                 run,
                 data_dir=data_dir,
                 templates_dir=templates_dir,
@@ -129,8 +129,8 @@ def train(
 def _by_recipe(
     files: list[str], bindings: list[str], places: str | None, told: dict[str, Any], track: list[str] | None
 ) -> list[str]:
-    from elm_jax.runs import recipes
-    from elm_jax.runs import train as runs
+    from elm_jax.launch import recipes
+    from elm_jax.training import train as runs
 
     given = {"trackers": tuple(track)} if track else {}
     call = recipes.bound(runs.train, files, bindings, places=places.split(",") if places else ())
@@ -140,7 +140,7 @@ def _by_recipe(
 
 
 def _shown(forecast: Any) -> None:
-    from elm_jax.runs import forecast as runs
+    from elm_jax.training import forecast as runs
 
     for table in runs.tables(forecast):
         show(table)

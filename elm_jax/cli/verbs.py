@@ -38,7 +38,7 @@ app = typer.Typer()
 @app.command()
 def quickstart(out: Out = DEFAULT_OUT, seed: Seed = 0) -> None:
     """The whole path on the embedded suite, on a CPU, ending in a report."""
-    from elm_jax.runs import quickstart as runs
+    from elm_jax.pipelines import quickstart as runs
 
     show_outcome(runs.quickstart(out=out, seed=seed))
 
@@ -46,7 +46,8 @@ def quickstart(out: Out = DEFAULT_OUT, seed: Seed = 0) -> None:
 @app.command()
 def run(gin_file: GinFiles = None, gin_bindings: GinBindings = None) -> None:
     """A whole recipe: train, index, route, merge, evaluate, report."""
-    from elm_jax.runs import pipeline, recipes
+    from elm_jax.launch import recipes
+    from elm_jax.pipelines import pipeline
 
     if not gin_file:
         raise UserError(
@@ -78,15 +79,16 @@ def prepare(
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
     from dataclasses import asdict, replace
 
-    from elm_jax.runs import base, data
-    from elm_jax.runs import prepare as runs
+    from elm_jax.data import data_source, task_selection
+    from elm_jax.data import prepare as runs
+    from elm_jax.session import opening
 
     wanted = names or []
-    reading = base.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
+    reading = opening.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
     given: dict[str, Any] = {"data_dir": data_dir, "templates_dir": templates_dir}
     given |= {"limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
-    source = data.rendered_as(given_to(reading.source, **given), truncate, faithful)
+    source = data_source.rendered_as(given_to(reading.source, **given), truncate, faithful)
     how: dict[str, Any] = {"tasks": wanted, "pieces": reading.pieces}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:
@@ -94,7 +96,9 @@ def prepare(
         made = runs.prepare_seqio(module, source=source, **how)
     else:
         if split:
-            source = replace(source, splits={spec.dataset: split for spec in data.choose(wanted, source)})
+            source = replace(
+                source, splits={spec.dataset: split for spec in task_selection.choose(wanted, source)}
+            )
         made = runs.prepare(source=source, processes=processes or os.cpu_count() or 1, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
@@ -119,10 +123,10 @@ def index(
     cache: Cache = None,
 ) -> None:
     """Embed the keys of experts that lack them, so that routers find them."""
-    from elm_jax.runs import base
-    from elm_jax.runs import index as runs
+    from elm_jax.routing import index as runs
+    from elm_jax.session import opening
 
-    opened = base.open_run(
+    opened = opening.open_run(
         run,
         data_dir=data_dir,
         templates_dir=templates_dir,
@@ -153,19 +157,20 @@ def route(
     """Which experts a task should use, and why."""
     from dataclasses import asdict
 
-    from elm_jax.runs import base, data
-    from elm_jax.runs import route as runs
+    from elm_jax.data import task_selection
+    from elm_jax.routing import route as runs
+    from elm_jax.session import opening
 
     given = router_options(option or [])
     files = task_files(own_files(names, tasks))
-    opened = base.open_run(
+    opened = opening.open_run(
         run,
         data_dir=data_dir,
         templates_dir=templates_dir,
         task_files=files,
         prepared=cache,
     )
-    specs = data.choose(names or [], opened.source, evaluation=True)
+    specs = task_selection.choose(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
     if as_json:
         print(json.dumps([asdict(selection) for selection, _ in made], ensure_ascii=False))

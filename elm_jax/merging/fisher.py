@@ -13,7 +13,7 @@ import numpy as np
 from elm_jax.merging import changes as changed
 from elm_jax.merging.method import Method
 from elm_jax.merging.parts import Part, Piece, Tensor, mean
-from elm_jax.merging.statistics import require_squares
+from elm_jax.statistics.moments import require_squares
 
 
 def fisher(

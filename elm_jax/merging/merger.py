@@ -15,7 +15,8 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.merging import agreement, changes
+from elm_jax.experts import agreement
+from elm_jax.merging import changes
 from elm_jax.merging.method import Method
 from elm_jax.merging.parts import Form, Part, Piece
 from elm_jax.merging.plan import Plan, lacking, plan

@@ -10,8 +10,9 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.merging import agreement, changes, table
-from elm_jax.merging.agreement import Shapes
+from elm_jax.experts import agreement
+from elm_jax.experts.agreement import Shapes
+from elm_jax.merging import changes, table
 from elm_jax.merging.method import Method, checked
 from elm_jax.merging.parts import Part, parts_of
 from elm_jax.records import ExpertSpec
@@ -165,7 +166,7 @@ def _require_statistics(
             if shapes.get(path) != shape:
                 raise UserError(
                     f"Method {name!r} wants statistics of {spec.id!r} for {path} as {shape}, but "
-                    f"{shapes.get(path, 'nothing')} came. See elm_jax.merging.statistics."
+                    f"{shapes.get(path, 'nothing')} came. See elm_jax.statistics.moments."
                 )
 
 
@@ -173,5 +174,5 @@ def lacking(name: str, wanted: int, came: str) -> UserError:
     """Returns what says that a method lacks statistics."""
     return UserError(
         f"Method {name!r} wants statistics of the data of every one of {wanted} experts, but {came} came. "
-        "elm_jax.runs.statistics takes them of a run's experts; 'average' needs none."
+        "elm_jax.statistics.expert_statistics takes them of a run's experts; 'average' needs none."
     )

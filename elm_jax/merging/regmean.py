@@ -15,7 +15,7 @@ from elm_jax.merging import changes as changed
 from elm_jax.merging.fisher import fisher
 from elm_jax.merging.method import Method, Option, Options
 from elm_jax.merging.parts import Part, Piece, Tensor, mean
-from elm_jax.merging.statistics import require_squares
+from elm_jax.statistics.moments import require_squares
 
 RIDGE = 1e-9  # of the mean diagonal: next to nothing, but a direction that no input has must not divide by 0
 

@@ -9,14 +9,14 @@ import jax
 
 from elm_jax.aot.compiler import Progress, compile_programs
 from elm_jax.aot.slices import Slice
-from elm_jax.engine.embed import ON_ACCELERATOR
-from elm_jax.library.keys import KEYS_PER_EXPERT
+from elm_jax.evaluation.expert_stacks import AT_ONCE, SHARE
+from elm_jax.experts.keys import KEYS_PER_EXPERT
 from elm_jax.models import shapes
 from elm_jax.planning import work as works
 from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program_plan
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, Work
 from elm_jax.planning.workload import ScoringLoad
-from elm_jax.runs.stacks import AT_ONCE, SHARE
+from elm_jax.routing.embedding import ON_ACCELERATOR
 from elm_jax.scoring import buckets
 
 ROW_STEP = 8  # prompts are padded to multiples of it

@@ -8,16 +8,15 @@ from jax.sharding import AbstractMesh, AxisType
 
 from elm_jax.aot.compiler import Compiled, Progress, compile_programs
 from elm_jax.aot.slices import Slice
-from elm_jax.engine import batch_search, batches
-from elm_jax.engine.batch_search import Fit
-from elm_jax.engine.batches import Known, Shape
-from elm_jax.engine.programs import Layout, Plan
 from elm_jax.errors import OutOfMemoryError
 from elm_jax.planning import work as works
 from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program_plan
 from elm_jax.planning.work import TrainingWork
 from elm_jax.planning.workload import TrainingLoad
-from elm_jax.runs import sizing, train
+from elm_jax.training import batch_search, batches, sizing, train
+from elm_jax.training.batch_search import Fit
+from elm_jax.training.batches import Known, Shape
+from elm_jax.training.programs import Layout, Plan
 
 
 def plan_training(

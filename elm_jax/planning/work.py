@@ -12,18 +12,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from elm_jax.aot.program import Program
-from elm_jax.engine.batches import Shape
-from elm_jax.engine.embed import embed_program
-from elm_jax.engine.evaluate import score_program
-from elm_jax.engine.generate import generate_program
-from elm_jax.engine.programs import GroupPrograms, Layout, Plan, group_programs
-from elm_jax.models import gating, meshes, minilm, paths, shapes
+from elm_jax.models import flops, gating, meshes, minilm, paths, shapes
+from elm_jax.models.flops import Attended
 from elm_jax.models.minilm import BertConfig
 from elm_jax.models.sizes import T5Config
+from elm_jax.routing.embedding import embed_program
 from elm_jax.routing.search import search_program
-from elm_jax.runs import flops
-from elm_jax.runs.flops import Attended
 from elm_jax.scoring import buckets
+from elm_jax.scoring.generator import generate_program
+from elm_jax.scoring.scorer import score_program
+from elm_jax.training.batches import Shape
+from elm_jax.training.programs import GroupPrograms, Layout, Plan, group_programs
 
 BUILD = "elm_jax.planning.work.build"
 MINILM = BertConfig(vocab_size=30522, emb_dim=384, num_heads=12, num_layers=6, mlp_dim=1536, positions=512)

@@ -12,20 +12,24 @@ from typing import Any
 import gin
 import numpy as np
 
-from elm_jax.engine.batches import Known
-from elm_jax.engine.evaluate import BATCH_TOKENS
-from elm_jax.engine.jobs import Job
+from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
-from elm_jax.library.store import Library
+from elm_jax.evaluation import evaluate, methods
+from elm_jax.experts.library import Library
+from elm_jax.launch import recipes
 from elm_jax.models.sizes import T5Config
+from elm_jax.pipelines import pipeline
 from elm_jax.planning.networks import network_of
 from elm_jax.records import TaskSpec
-from elm_jax.runs import courses, data, evaluate, methods, pipeline, recipes, train
-from elm_jax.runs.base import Pretraining
-from elm_jax.runs.courses import Budget, Course
-from elm_jax.runs.data import Lengths, Source
-from elm_jax.runs.workspace import Workspace
+from elm_jax.scoring.scorer import BATCH_TOKENS
+from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import datasets
+from elm_jax.training import config, train
+from elm_jax.training.batches import Known
+from elm_jax.training.config import Budget, Course
+from elm_jax.training.jobs import Job
+from elm_jax.training.pretraining import Pretraining
 
 PROMPT_SHARE = 0.6  # of a prompt's feature length that a prompt has on average: assumed
 ANSWER_SHARE = 0.15  # of an answer's: words rather than texts
@@ -135,8 +139,8 @@ def _training(bound: Mapping[str, Any], asked: Asked) -> TrainingLoad:
     network, assumed = network_of(bound.get("initial_checkpoint"), asked.size, asked.dtype)
     source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
     lengths = bound.get("lengths") or (None if budget.paper else Lengths())
-    chosen = courses.courses(
-        data.choose(bound["tasks"], source),
+    chosen = config.courses(
+        task_selection.choose(bound["tasks"], source),
         budget,
         as_=bound.get("as_", "experts"),
         name=bound.get("name"),
@@ -155,7 +159,7 @@ def _training(bound: Mapping[str, Any], asked: Asked) -> TrainingLoad:
 
 def _job(course: Course, source: Source, asked: Asked, seed: int) -> Known:
     """Returns a course as a job whose rows have assumed lengths, a few rows standing for many."""
-    own = courses.source_of(course, source)
+    own = config.source_of(course, source)
     rows = sum(_rows(spec, own, asked) for spec in course.specs)
     drawn = max(1, min(rows, DRAWN))
     prompts = _lengths(course.lengths.prompt, PROMPT_SHARE, drawn, seed)
@@ -191,7 +195,7 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
         )
     kind, options = ("bottleneck", {}) if described is None else _kind_of(described.spec)
     return _scored(
-        data.choose(bound["tasks"], source, evaluation=True),
+        task_selection.choose(bound["tasks"], source, evaluation=True),
         source,
         network,
         experts,
@@ -219,7 +223,7 @@ def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | Sco
     given = {"tasks": bound["train_tasks"], "initial_checkpoint": base, "mesh": bound.get("mesh")}
     how = {"source": trained_on, "budget": budget, "lengths": lengths}
     trained = _training({**given, **how}, asked)
-    tasks = data.choose(bound["eval_tasks"], source, evaluation=True)
+    tasks = task_selection.choose(bound["eval_tasks"], source, evaluation=True)
     return [
         trained,
         _scored(
@@ -293,7 +297,7 @@ def _kind_of(spec: Any) -> tuple[str, Mapping[str, Any]]:
 
 def _rows(spec: TaskSpec, source: Source, asked: Asked) -> int:
     """Returns how many rows of a task are read: those of its split, no more than the source takes."""
-    split = data.split_of(spec, source)
+    split = data_source.split_of(spec, source)
     found = datasets.datasets().get(spec.dataset)
     count = found.splits.get(split) if found else None
     limit = source.limit
@@ -307,7 +311,7 @@ def _rows(spec: TaskSpec, source: Source, asked: Asked) -> int:
 def _counted(spec: TaskSpec, source: Source, split: str) -> int:
     """Counts the rows of a task of one's own, whose data is here."""
     try:
-        return len(data.load_rows(spec, source))
+        return len(task_rows.load_rows(spec, source))
     except UserError as error:
         raise UserError(
             f"Expected to know the rows of {spec.id!r}, got none: the catalogue does not know how many its "

@@ -19,7 +19,7 @@ SWITCHES = {
     "ties": "experts stand in a dictionary by similarity: of equally near keys only the last votes",
     "nearest_only": "the vote of k neighbours is overwritten by that of the nearest",
     "raw_queries": "queries are bare inputs, whatever the format of the keys, for encoders that pool by mean",
-    "padded_keys": "keys that `runs.index` pooled over padding are compared with queries that are not",
+    "padded_keys": "keys that `routing.index` pooled over padding are compared with queries that are not",
     "renamed": "votes for one expert go to another, `RENAMED`",
 }
 RENAMED = {"ag_news/which_section": "ag_news/which_section_choices"}

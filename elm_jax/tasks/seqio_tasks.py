@@ -23,9 +23,10 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import TRUNCATE, Template
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.tasks import mini, specs, vocabulary
+from elm_jax.tasks import mini, specs
 from elm_jax.tasks.datasets import datasets, training
 from elm_jax.tasks.seqio_metrics import rank_accuracy, rank_postprocess, written
+from elm_jax.tokenizers import sentencepiece
 
 SCORE_EVAL = "_score_eval"
 """What the name of a task for rank classification ends with."""
@@ -48,7 +49,7 @@ def register_tasks(
     tasks: Sequence[TaskSpec | str] | None = None,
     *,
     vocabulary: Any,
-    extra_ids: int = vocabulary.EXTRA_IDS,
+    extra_ids: int = sentencepiece.EXTRA_IDS,
     data_dir: storage.PathLike | None = None,
     templates_dir: storage.PathLike | None = None,
     seed: int = 42,

@@ -11,10 +11,11 @@ from typing import Any
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
+from elm_jax.prompting import promptsource
 from elm_jax.prompting.render import Renderings, render
 from elm_jax.prompting.templates import TRUNCATE, Template, load_templates
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import aliases, columns, mini, promptsource, sources, subsets
+from elm_jax.tasks import aliases, columns, mini, sources, subsets
 from elm_jax.tasks.datasets import Dataset, datasets, training
 
 FAITHFUL = ("empty_renderings", "first_rows", "dbpedia_labels", "homonyms")

@@ -20,16 +20,7 @@ from elm_jax.models.minilm import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
-from elm_jax.weights import (
-    bert,
-    hf_config,
-    hf_fields,
-    hf_names,
-    huggingface,
-    steps,
-    tokenizer,
-    torch_bin,
-)
+from elm_jax.weights import bert, hf_config, hf_fields, hf_names, huggingface, steps, torch_bin, wordpiece
 from elm_jax.weights.bert import tensor
 
 if TYPE_CHECKING:
@@ -51,8 +42,8 @@ _DESCRIBING = (
     f"*/{steps.CONFIG}",
 )
 _LAYOUT = (
-    *(steps.MODULES, steps.CONFIG, huggingface.SAFETENSORS, tokenizer.FILE, tokenizer.BESIDE),
-    *(tokenizer.OWN[0], f"1_Pooling/{steps.CONFIG}"),
+    *(steps.MODULES, steps.CONFIG, huggingface.SAFETENSORS, wordpiece.FILE, wordpiece.BESIDE),
+    *(wordpiece.OWN[0], f"1_Pooling/{steps.CONFIG}"),
 )
 _WEIGHTS = (("model*.safetensors*", "*/model.safetensors"), ("pytorch_model.bin", "*/pytorch_model.bin"))
 
@@ -134,7 +125,7 @@ def missing(root: epath.Path, *, pooling: str | None = None) -> list[str]:
         pooled = f"1_Pooling/{steps.CONFIG}"
         return [] if (root / pooled).exists() else [pooled]
     places = (found.network, *found.projections)
-    wanted = [place / steps.CONFIG for place in places] + [found.network / tokenizer.FILE]
+    wanted = [place / steps.CONFIG for place in places] + [found.network / wordpiece.FILE]
     wanted += [place / huggingface.SAFETENSORS for place in places if not huggingface.weights_in(place)]
     absent = [str(file.relative_to(root)) for file in wanted if not file.exists()]
     return absent if told else [steps.MODULES, *absent]
@@ -168,7 +159,7 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         told = hf_config.read(found.network, table=hf_fields.T5_ENCODER)
         network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
-    pieces, length = tokenizer.read(found.network, longest)
+    pieces, length = wordpiece.read(found.network, longest)
     projections = [_linear(*_tensors(place), "linear") for place in found.projections]
     activations = [steps.activation(place) for place in found.projections]
     if found.pooling == "pooler":

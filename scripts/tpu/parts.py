@@ -20,10 +20,11 @@ from typing import Protocol
 import pod
 from gcloud import Failed, Package, Request, Shell, Slice, say
 
+from elm_jax.data import data_source, task_selection
 from elm_jax.errors import UserError
-from elm_jax.library.store import Library
-from elm_jax.runs import courses, data
-from elm_jax.runs.workspace import Workspace
+from elm_jax.experts.library import Library
+from elm_jax.session.workspace import Workspace
+from elm_jax.training import config
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def parts_of(
 
     Experts are dealt out in turns, so that parts have about as much to do.
     """
-    specs = data.choose(names, data.Source(tasks=list(task_files)))
+    specs = task_selection.choose(names, data_source.Source(tasks=list(task_files)))
     found = []
     for kind in kinds:
         how = KINDS[kind]
-        chosen = courses.courses(specs, courses.Budget(steps=1), as_=how.as_)
+        chosen = config.courses(specs, config.Budget(steps=1), as_=how.as_)
         shares = [share for share in (chosen[at::count] for at in range(count)) if share]
         for at, share in enumerate(shares, start=1):
             experts = tuple(course.id for course in share)

@@ -14,13 +14,13 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from elm_jax.aot import costs, memory, slices
-from elm_jax.engine.batches import Shape
-from elm_jax.engine.programs import Plan, group_programs, layout_for
 from elm_jax.errors import UserError
 from elm_jax.models import meshes, shapes
 from elm_jax.models.sizes import size
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork
 from elm_jax.scoring import buckets
+from elm_jax.training.batches import Shape
+from elm_jax.training.programs import Plan, group_programs, layout_for
 
 pytestmark = pytest.mark.aot
 LAYERS = 5

@@ -1,6 +1,6 @@
 """T5X's own programs: they lower for a TPU's slice, and run on the devices that are here.
 
-All but the first run where T5X can be imported (elm_jax/t5x_door/imports.py says how to get it).
+All but the first run where T5X can be imported (elm_jax/t5x/imports.py says how to get it).
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def needs_t5x(test):
         pytest.mark.usefixtures("promotion"),
         pytest.mark.skipif(
             importlib.util.find_spec("t5x") is None,
-            reason="T5X is not installed; elm_jax/t5x_door/imports.py says how to get it",
+            reason="T5X is not installed; elm_jax/t5x/imports.py says how to get it",
         ),
     ]
     for mark in marks:

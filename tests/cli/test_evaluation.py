@@ -6,10 +6,10 @@ from etils import epath
 
 from elm_jax import cli
 from elm_jax.cli import shown
-from elm_jax.library.store import Library
+from elm_jax.evaluation.evaluate import Outcome
+from elm_jax.experts.library import Library
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting.summary import summarise
-from elm_jax.runs.evaluate import Outcome
 
 
 def told(capsys, *arguments):

@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 from elm_jax import names, storage
-from elm_jax.engine.choices import score_choices
-from elm_jax.library import files
-from elm_jax.library.store import Library
+from elm_jax.experts import files
+from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec, Keys
-from elm_jax.runs.workspace import Workspace
+from elm_jax.scoring.choices import score_choices
+from elm_jax.session.workspace import Workspace
 from elm_jax.weights import elm as our_weights
 
 RECIPE = {"steps": 7, "rate": 0.1, "options": {"rank": 2}}

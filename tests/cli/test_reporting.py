@@ -5,9 +5,9 @@ import json
 import pytest
 
 from elm_jax import cli
+from elm_jax.evaluation import report
 from elm_jax.records import TaskScores
-from elm_jax.runs import report as reports
-from elm_jax.runs.workspace import Workspace
+from elm_jax.session.workspace import Workspace
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def runs(tmp_path):
         places.append(str(tmp_path / name))
         workspace = Workspace.open(places[-1], create=True)
         given = {"workspace": workspace, "environment": {}, "families": {}}
-        reports.report(scores, [("roe", "base")], [], [], **given)
+        report.report(scores, [("roe", "base")], [], [], **given)
     return places
 
 

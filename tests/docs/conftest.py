@@ -10,12 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import base, data, pipeline
-from elm_jax.runs.train import Budget
-from elm_jax.runs.workspace import Workspace
-from elm_jax.tasks import mini, vocabulary
+from elm_jax.pipelines import pipeline
+from elm_jax.session import opening, settings
+from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import mini
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.training.train import Budget
 from elm_jax.weights import elm
 
 TRAINED = ("mini_sentiment_film", "mini_size_animal")
@@ -45,11 +48,16 @@ def small_run(tmp_path_factory):
     """A run of the whole path on an untrained base of one layer: two datasets' experts, one unseen task."""
     out = tmp_path_factory.mktemp("docs") / "elm_out"
     workspace = Workspace.open(out, create=True)
-    source, lengths = data.Source(limit=6), data.Lengths(prompt=48, answer=8)
-    words = [text for name in (*TRAINED, *UNSEEN) for spec in data.choose([name]) for text in _texts(spec)]
-    file = workspace.base / base.VOCABULARY
+    source, lengths = data_source.Source(limit=6), data_source.Lengths(prompt=48, answer=8)
+    words = [
+        text
+        for name in (*TRAINED, *UNSEEN)
+        for spec in task_selection.choose([name])
+        for text in _texts(spec)
+    ]
+    file = workspace.base / opening.VOCABULARY
     texts = [*mini.statements(source.seed), *words]
-    pieces = vocabulary.train(texts, file, 1000, kind="word", extra_ids=base.SENTINELS)
+    pieces = sentencepiece.train(texts, file, 1000, kind="word", extra_ids=opening.SENTINELS)
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
     config = size("tiny", vocab_size=pieces.size, emb_dim=16, head_dim=8, mlp_dim=16, **layers)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
@@ -75,7 +83,7 @@ def directory(small_run, tmp_path, monkeypatch):
     """A directory of one's own, with `elm_out` as the quickstart leaves it, to which one has changed."""
     out = tmp_path / "elm_out"
     shutil.copytree(small_run, out)
-    note = out / base.REMEMBERED
+    note = out / settings.REMEMBERED
     told = json.loads(note.read_text())
     told["source"]["limit"] = None  # the quickstart takes all rows
     note.write_text(json.dumps(told))
@@ -84,5 +92,5 @@ def directory(small_run, tmp_path, monkeypatch):
 
 
 def _texts(spec):
-    found = data.examples(spec, data.Source(limit=20))
+    found = task_rows.examples(spec, data_source.Source(limit=20))
     return [text for each in found for text in (each.input, *each.choices)]

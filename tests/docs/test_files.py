@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from elm_jax import storage
-from elm_jax.engine.events import Event, Failure, Validation
-from elm_jax.library.store import Library
-from elm_jax.runs import base as bases
-from elm_jax.runs import card as cards
-from elm_jax.runs import data, journal, prepare, rows
-from elm_jax.runs.index import REMEMBERED
-from elm_jax.runs.meter import Reading
-from elm_jax.runs.workspace import Workspace
+from elm_jax.data import data_source, prepare, task_rows
+from elm_jax.evaluation import results_cache
+from elm_jax.experts import model_card
+from elm_jax.experts.library import Library
+from elm_jax.routing.index import REMEMBERED
+from elm_jax.session import opening
+from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import datasets, own
+from elm_jax.telemetry import jsonl_log
+from elm_jax.telemetry.events import Event, Failure, Validation
+from elm_jax.telemetry.throughput import Reading
 
 PAGE = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
 TRAINED = "mini_size_animal"
@@ -49,7 +51,7 @@ def place(small_run, tmp_path_factory):
     """The directory of a run with all that the quickstart leaves, prepared rows, and an embedder's name."""
     workspace = Workspace(storage.path(tmp_path_factory.mktemp("files") / "elm_out"))
     shutil.copytree(small_run, workspace.root)
-    run = bases.open_run(workspace.root, prepared=workspace.prepared)
+    run = opening.open_run(workspace.root, prepared=workspace.prepared)
     prepare.prepare(tasks=[TRAINED], pieces=run.pieces, source=run.source, lengths=run.lengths)
     storage.write_json(workspace.root / REMEMBERED, {"embedder": "t5"})  # as `index` does for another one
     return Path(workspace.root)
@@ -89,9 +91,9 @@ def card(place):
     workspace = Workspace(storage.path(place))
     library = Library.open(workspace.library)
     about = {expert: library.describe(expert) for expert in library.ids()}
-    scores = {expert: cards.scores_of(workspace, library, expert) for expert in about}
+    scores = {expert: model_card.scores_of(workspace, library, expert) for expert in about}
     assert any(scores.values())
-    return cards.record(cards.Card("me/experts", cards.BaseModel("0"), about, scores))
+    return model_card.record(model_card.Card("me/experts", model_card.BaseModel("0"), about, scores))
 
 
 FILES = {
@@ -138,7 +140,7 @@ def test_an_expert_that_is_done_leaves_the_line_of_a_step(place):
     ],
 )
 def test_the_page_lists_the_keys_of_what_happens_seldom_in_training(kind, happened):
-    (record,) = journal.records(Event(1, 1, 2, (), 3, 1, 8, 0, **happened), Reading())
+    (record,) = jsonl_log.records(Event(1, 1, 2, (), 3, 1, 8, 0, **happened), Reading())
     assert listed(f"kind `{kind}`") == sorted(["time", *record])
 
 
@@ -152,7 +154,7 @@ def test_the_page_lists_the_keys_of_what_happens_seldom_in_training(kind, happen
     ],
 )
 def test_the_page_lists_what_the_schema_of_results_wants(heading, part):
-    assert listed(heading) == sorted(rows.schema()["$defs"][part]["required"])
+    assert listed(heading) == sorted(results_cache.schema()["$defs"][part]["required"])
 
 
 def test_all_that_lies_in_a_runs_directory_is_on_the_page(place):
@@ -191,7 +193,7 @@ def test_the_example_of_a_task_of_ones_own_is_read(tmp_path):
     (tmp_path / "reviews.jsonl").write_text('{"text": "It lasts.", "label": 1}\n')
     (tmp_path / "mine.yaml").write_text(example)
     (spec,) = own.load(tmp_path / "mine.yaml")
-    (found,) = data.examples(spec, data.Source())
+    (found,) = task_rows.examples(spec, data_source.Source())
     assert (found.input, found.target) == ("It lasts. Is this good?", "yes")
 
 

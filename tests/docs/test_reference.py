@@ -8,9 +8,9 @@ import pytest
 import typer
 
 from elm_jax import cli
+from elm_jax.evaluation import methods
 from elm_jax.merging import table as merging
 from elm_jax.routing import table as routing
-from elm_jax.runs import methods
 
 ROOT = Path(__file__).parents[2]
 

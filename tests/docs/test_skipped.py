@@ -20,8 +20,9 @@ import yaml
 
 from elm_jax import cli
 from elm_jax.errors import UserError
+from elm_jax.evaluation import methods
+from elm_jax.launch import recipes
 from elm_jax.merging import table as merging
-from elm_jax.runs import methods, recipes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.merging import agreement
+from elm_jax.experts import agreement
 from elm_jax.merging.merger import merge
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec

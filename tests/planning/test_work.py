@@ -5,13 +5,13 @@ import json
 import jax
 import pytest
 
-from elm_jax.engine.batches import Shape
-from elm_jax.engine.programs import Layout, Plan
 from elm_jax.models import meshes
 from elm_jax.models.sizes import size
 from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, TrainingWork
 from elm_jax.scoring import buckets
+from elm_jax.training.batches import Shape
+from elm_jax.training.programs import Layout, Plan
 
 TINY = size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 LORA = {"rank": 2, "projections": ["query", "value"]}

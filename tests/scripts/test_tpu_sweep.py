@@ -13,19 +13,21 @@ import numpy as np
 import pytest
 
 from elm_jax import storage
-from elm_jax.library.store import Library
+from elm_jax.data import task_selection
+from elm_jax.experts.library import Library
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import data, journal
-from elm_jax.tasks import specs, vocabulary
+from elm_jax.tasks import specs
+from elm_jax.telemetry import jsonl_log
+from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "scripts" / "tpu"
 STUB = f"{sys.executable} {HERE / 'stub_elm.py'}"
 TASKS = ["mini_size_animal", "mini_size_thing", "mini_sentiment_film"]  # of two prompts each
-EXPERTS = [spec.id for spec in data.choose(TASKS)]
+EXPERTS = [spec.id for spec in task_selection.choose(TASKS)]
 
 
 @pytest.fixture
@@ -258,11 +260,11 @@ def base(tmp_path_factory):
     root = tmp_path_factory.mktemp("base")
     texts = [
         text
-        for spec in data.choose(TASKS)
+        for spec in task_selection.choose(TASKS)
         for example in specs.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
-    pieces = vocabulary.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
+    pieces = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
     config = size("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
     elm.save(root, elm.of(config, init_params(jax.random.key(0), config)))
     return root
@@ -339,7 +341,7 @@ def test_four_processes_of_which_two_are_killed_train_what_one_trains(base, tmp_
     for at in range(1, 5):  # the journal of each part is its own
         own = {
             each["expert"]
-            for each in journal.read(logs / f"prompts-{at}-of-4" / "training.jsonl")[1:]
+            for each in jsonl_log.read(logs / f"prompts-{at}-of-4" / "training.jsonl")[1:]
             if "expert" in each
         }
         assert own == set(EXPERTS[at - 1 :: 4])

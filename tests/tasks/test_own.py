@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from elm_jax import cli
+from elm_jax.data import data_source, prepare, task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.runs import base, data, prepare
-from elm_jax.runs.workspace import Workspace
-from elm_jax.tasks import datasets, own, specs, vocabulary
+from elm_jax.session import opening, settings
+from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import datasets, own, specs
+from elm_jax.tokenizers import sentencepiece
 
 EXAMPLE = Path(__file__).parent / "own_reviews" / "reviews.yaml"
 GOOD = "reviews/is it good"
@@ -74,7 +76,7 @@ def test_what_was_added_is_found_like_any_other():
     own.load(EXAMPLE)
     assert specs.find_task(GOOD).group == "own"
     assert {spec.id for spec in specs.task_specs("own")} == {GOOD, "reviews/would you buy"}
-    assert [spec.id for spec in data.choose(["reviews"])] == [GOOD, "reviews/would you buy"]
+    assert [spec.id for spec in task_selection.choose(["reviews"])] == [GOOD, "reviews/would you buy"]
     with pytest.raises(UserError, match=f"Did you mean '{GOOD}'"):
         specs.find_task("reviews/is it god")
 
@@ -107,18 +109,18 @@ def test_rows_may_come_from_a_function():
 def test_one_that_is_defined_again_is_the_new_one(folder):
     file = written(folder, MINE)
     (spec,) = own.load(file)
-    before = data.examples(spec, data.Source())
+    before = task_rows.examples(spec, data_source.Source())
     written(folder, MINE.replace("{{text}}", "Well: {{text}}"))
     own.load(file)
-    after = data.examples(spec, data.Source())
+    after = task_rows.examples(spec, data_source.Source())
     assert [example.input for example in before] == ["It broke.", "I like it."]
     assert [example.input for example in after] == ["Well: It broke.", "Well: I like it."]
 
 
 def test_they_are_prepared_in_other_processes_and_noticed_when_their_file_changes(folder, tmp_path):
-    pieces = vocabulary.train(["It broke. I like it no yes"], tmp_path / "m", 60, extra_ids=0)
+    pieces = sentencepiece.train(["It broke. I like it no yes"], tmp_path / "m", 60, extra_ids=0)
     file = written(folder, MINE + '      sure: {jinja: "{{text}} Sure? ||| {{label}}"}\n')
-    source = data.Source(prepared=tmp_path / "p")
+    source = data_source.Source(prepared=tmp_path / "p")
 
     def made():
         return [outcome.made for outcome in prepare.prepare(tasks=[str(file)], **how)]
@@ -133,22 +135,22 @@ def test_they_are_prepared_in_other_processes_and_noticed_when_their_file_change
 
 
 def test_what_another_process_cannot_be_told_is_prepared_here(tmp_path):
-    pieces = vocabulary.train(["a b c d"], tmp_path / "m", 60, extra_ids=0)
+    pieces = sentencepiece.train(["a b c d"], tmp_path / "m", 60, extra_ids=0)
     for name in ("one", "two"):
         own.define(name, rows=lambda split: [{"n": "a"}], prompts={"p": "{{n}} ||| b"})
-    source = data.Source(prepared=tmp_path / "p")
+    source = data_source.Source(prepared=tmp_path / "p")
     made = prepare.prepare(tasks=["one", "two"], pieces=pieces, source=source, processes=2)
     assert [outcome.rows for outcome in made] == [1, 1]
 
 
 def test_a_run_remembers_the_files_that_define_its_tasks(tmp_path):
-    vocabulary.train(["a b c d"], tmp_path / "m", 60)
+    sentencepiece.train(["a b c d"], tmp_path / "m", 60)
     workspace = Workspace.open(tmp_path / "run", create=True)
-    base.remember_tasks(workspace, [EXAMPLE])
-    base.remember_tasks(workspace, [EXAMPLE])
-    source = base.reading(tmp_path / "run", vocabulary_file=tmp_path / "m").source
+    settings.remember_tasks(workspace, [EXAMPLE])
+    settings.remember_tasks(workspace, [EXAMPLE])
+    source = opening.reading(tmp_path / "run", vocabulary_file=tmp_path / "m").source
     assert list(source.tasks) == [str(EXAMPLE.resolve())]
-    assert data.find(GOOD, source).dataset == "reviews"
+    assert task_selection.find(GOOD, source).dataset == "reviews"
 
 
 @pytest.mark.parametrize(

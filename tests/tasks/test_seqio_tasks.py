@@ -15,19 +15,12 @@ import numpy as np
 import pytest
 
 import elm_jax
+from elm_jax.data import data_source, prepare, prepared, seqio_rows, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
-from elm_jax.runs import data, prepare
-from elm_jax.tasks import (
-    prepared,
-    seqio_metrics,
-    seqio_rows,
-    seqio_tasks,
-    sources,
-    specs,
-    vocabulary,
-)
+from elm_jax.tasks import seqio_metrics, seqio_tasks, sources, specs
 from elm_jax.tasks.datasets import datasets
+from elm_jax.tokenizers import sentencepiece
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
 TEMPLATES = Path(__file__).parents[2] / ".." / "shared" / "data" / "promptsource" / "templates"
@@ -48,7 +41,7 @@ def words(tmp_path_factory):
     found = specs.examples(specs.find_task(MINI), "train").examples
     texts = [text for example in found for text in (example.input, *example.choices)]
     file = tmp_path_factory.mktemp("v") / "m.model"
-    vocabulary.train(texts, file, 400, kind="word")
+    sentencepiece.train(texts, file, 400, kind="word")
     return file
 
 
@@ -110,7 +103,7 @@ def test_a_task_to_train_on_gives_what_prepare_gives_row_by_row(seqio, registere
     for task in (MINI, "mini_size_animal/than a dog"):
         spec = specs.find_task(task)
         ours = prepared.prepare(
-            specs.examples(spec, "train").examples, vocabulary.load(words), max_input=12, max_target=3
+            specs.examples(spec, "train").examples, sentencepiece.load(words), max_input=12, max_target=3
         )
         theirs = rows_of(
             seqio.get_mixture_or_task(registered.tasks[task]).get_dataset(LENGTHS, "train", shuffle=False)
@@ -385,26 +378,30 @@ def by_hand(words, tmp_path_factory):
 
 
 def test_a_task_registered_by_hand_is_prepared_through_seqio(seqio, by_hand, words, tmp_path):
-    pieces = vocabulary.load(words)
-    how = {"pieces": pieces, "lengths": data.Lengths(12, 3), "source": data.Source(prepared=tmp_path)}
+    pieces = sentencepiece.load(words)
+    how = {
+        "pieces": pieces,
+        "lengths": data_source.Lengths(12, 3),
+        "source": data_source.Source(prepared=tmp_path),
+    }
     (outcome,) = prepare.prepare_seqio(by_hand, tasks=["by_hand"], **how)
     assert (outcome.task, outcome.split, outcome.rows, outcome.made) == ("by_hand/seqio", "train", 2, True)
     assert not prepare.prepare_seqio(by_hand, tasks=["by_hand"], **how)[0].made
-    (spec,) = data.choose(["by_hand"], how["source"])
-    assert spec == data.find("by_hand/seqio", how["source"])
-    found = data.examples(spec, how["source"])
+    (spec,) = task_selection.choose(["by_hand"], how["source"])
+    assert spec == task_selection.find("by_hand/seqio", how["source"])
+    found = task_rows.examples(spec, how["source"])
     assert [(example.input, example.target) for example in found] == [("what is a dog", "a"), ("kind", "dog")]
-    made = data.prepare(found, pieces, data.Lengths(12, 3))
+    made = task_rows.prepare(found, pieces, data_source.Lengths(12, 3))
     assert made.inputs[0].tolist() == [*pieces.encode("what is a dog"), 1]
     assert made.targets[1].tolist() == [*pieces.encode("dog"), 1]
     with pytest.raises(UserError, match="No task, dataset or group named 'by_hand'"):
-        data.choose(["by_hand"])
+        task_selection.choose(["by_hand"])
     with pytest.raises(UserError, match="--split validation"):
-        data.examples(data.seqio_task("by_hand", "validation"), how["source"])
+        task_rows.examples(task_selection.seqio_task("by_hand", "validation"), how["source"])
 
 
 def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registered):
-    pieces = vocabulary.load(words)
+    pieces = sentencepiece.load(words)
     made = seqio_rows.read(
         by_hand, registered.ranked[MINI], "validation", pieces, max_input=12, max_target=3, limit=9
     )
@@ -432,11 +429,11 @@ def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registere
 def test_what_seqio_does_not_know_is_one_sentence(seqio, by_hand, words, changed, said):
     asked = {"module": by_hand, "name": "by_hand", "split": "train", **changed}
     with pytest.raises(UserError, match=said):
-        seqio_rows.read(**asked, vocabulary=vocabulary.load(words), max_input=12, max_target=3)
+        seqio_rows.read(**asked, vocabulary=sentencepiece.load(words), max_input=12, max_target=3)
 
 
 def test_another_vocabulary_than_the_tasks_is_refused(seqio, by_hand, words):
-    other = vocabulary.load(words, extra_ids=7)
+    other = sentencepiece.load(words, extra_ids=7)
     with pytest.raises(UserError, match="another vocabulary"):
         seqio_rows.read(by_hand, "by_hand", "train", other, max_input=12, max_target=3)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.library import files
+from elm_jax.experts import files
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec

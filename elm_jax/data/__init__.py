@@ -1,0 +1,1 @@
+"""Data: rows of tasks, rendered and tokenised."""

@@ -1,1 +1,0 @@
-"""Engines: the loops that train, score and embed."""

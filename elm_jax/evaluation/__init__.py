@@ -1,0 +1,1 @@
+"""Evaluation: methods compared on tasks, from routing to the report."""

@@ -1,0 +1,92 @@
+"""Composites: experts that an evaluation makes of others, named before they are made.
+
+A name stands for the way, its options and the parameters of all members. So what scores depend on is known
+before anything is merged, and what was made before is not made again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.evaluation import few_shot, results_cache
+from elm_jax.experts.library import Library
+from elm_jax.merging import merge as merging
+from elm_jax.merging import table
+from elm_jax.records import Selection, TaskSpec
+from elm_jax.session.workspace import Run
+
+LORAHUB = "lorahub"
+
+
+@dataclass(frozen=True)
+class Composite:
+    """One expert to be made of several."""
+
+    id: str
+    method: str  # a merging method's name, or "lorahub"
+    options: Mapping[str, Any]
+    members: tuple[str, ...]
+    weights: tuple[float, ...] | None = None  # one a member; alike without them
+    task: str | None = None  # the one that LoraHub's weights were found on
+
+
+def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[str, float]) -> Composite:
+    """Returns the merge of the experts that a router chose, with its weights where they differ.
+
+    Raises a UserError if they cannot be merged so; no parameter is read.
+    """
+    alike = len(set(weights.values())) == 1
+    members = tuple(sorted(weights) if alike and table.find(method).symmetric else weights)
+    given = None if alike else tuple(weights[member] for member in members)
+    merging.plan(run.workspace, members, method, weights=given, **options)
+    name = f"merged/{method}-{_stands_for(run, members, method=method, options=dict(options), weights=given)}"
+    return Composite(name, method, dict(options), members, given)
+
+
+def fitted(run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]) -> Composite:
+    """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
+    shown = few_shot.shots(run, spec, options["shots"])
+    own = [[example.row_id, example.input, example.target] for example in shown.examples]
+    told = {"options": dict(options), "task": spec.id, "rows": own, **results_cache.read_as(run)}
+    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **told)}"
+    return Composite(name, LORAHUB, dict(options), tuple(experts), None, spec.id)
+
+
+def make(run: Run, composite: Composite, specs: Mapping[str, TaskSpec]) -> None:
+    """Puts a composite among the run's, unless it is there."""
+    library = Library.open(run.workspace.composites, create=True)
+    if composite.id in library.ids():
+        return
+    if composite.method == LORAHUB:
+        made = few_shot.fit(
+            run, composite.id, specs[str(composite.task)], composite.members, **composite.options
+        )
+        library.add(made, replace=True)
+        return
+    merging.merge(
+        run,
+        composite.members,
+        composite.method,
+        weights=composite.weights,
+        id=composite.id,
+        **composite.options,
+    )
+
+
+def selection(run: Run, composite: Composite) -> Selection:
+    """Returns the weights that LoraHub found for a composite that was made."""
+    recipe = Library.open(run.workspace.composites).spec(composite.id).recipe
+    weights = dict(zip(recipe["merged_from"], recipe["weights"], strict=True))
+    return Selection(str(composite.task), LORAHUB, weights, {}, tuple(recipe["shots"]))
+
+
+def datasets(library: Library, composite: Composite) -> set[str]:
+    """Returns what the members of a composite were trained on."""
+    return {dataset for member in composite.members for dataset in library.spec(member).datasets}
+
+
+def _stands_for(run: Run, members: Sequence[str], **told: Any) -> str:
+    library = Library.open(run.workspace.library)
+    checksums = {member: library.describe(member).checksum for member in members}
+    return storage.fingerprint({**told, "members": list(members), "checksums": checksums})

@@ -1,0 +1,263 @@
+"""Methods: ways to use a library on a task, each a router and a merge with their options, as one string.
+
+    [NAME=]ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]
+
+    roe                              the expert with most votes
+    roe:experts=3+ties:density=0.2   the three with most votes, merged
+    mine=fixed:expert="a/b, c"       one expert by name, called `mine` in tables
+
+ROUTER is one of `elm_jax.routing.table`, or `base` (no expert), `multitask[:name=N]` (an expert that was
+trained on many tasks), `best_single` (the expert that is best over all tasks, in hindsight). MERGE is one of
+`elm_jax.merging.table`, "average" without it, and makes one expert of several that a router chose for a task.
+A value is JSON, or else plain text; text that holds one of `,+"` stands in double quotes. Every router takes
+`seen=true`, which lets it choose experts that were trained on the task's own dataset.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elm_jax import names
+from elm_jax.errors import UserError
+from elm_jax.experts.agreement import Shapes
+from elm_jax.merging import plan as plans
+from elm_jax.merging import table as merging
+from elm_jax.merging.method import checked
+from elm_jax.records import ExpertSpec
+from elm_jax.routing import table as routing
+
+HINDSIGHT = ("best_single", "oracle")
+SPECIAL: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
+"""Ways that are no router's, with their options."""
+SHOTS = 5
+_GIVEN = ("queries", "index", "exclude", "params", "activations", "accuracies", "loss")
+_MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
+_FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
+
+Described = Sequence[tuple[ExpertSpec, Shapes]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to use a library, as it was asked for."""
+
+    name: str  # in tables
+    router: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    merge: str | None = None
+    merge_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def level(self) -> str:
+        """Whether it chooses for a "task", for every "row", or for every "token"."""
+        return "task" if self.router in SPECIAL else routing.find(self.router).level
+
+    @property
+    def labels(self) -> str:
+        """Which labels of the task it has seen: "none", a "few", or all, in "hindsight"."""
+        if self.router in HINDSIGHT:
+            return "hindsight"
+        return "few" if self.router not in SPECIAL and routing.find(self.router).few_shot else "none"
+
+
+def default(merged: int = 3, *, hindsight: bool = False, mixed: bool = False) -> list[Method]:
+    """Returns the methods that are compared where none was named.
+
+    `merged` is how many of the retrieved experts are averaged. With `hindsight` the best single expert and
+    the oracle are among them, which need every expert's scores. A library of `mixed` kinds cannot be merged.
+    """
+    merges = ["uniform_merge=uniform+average"], [f"roe_top{merged}_merge=roe:experts={merged}+average"]
+    told = ["base", "multitask", *merges[0][mixed:], "roe_top1=roe", *merges[1][mixed:]]
+    return parse_all([*told, *(HINDSIGHT if hindsight else ())])
+
+
+def parse_all(texts: Iterable[str]) -> list[Method]:
+    """Returns methods by their strings; a UserError if two of them have one name."""
+    return unlike([parse(text) for text in texts])
+
+
+def unlike(found: Sequence[Method]) -> list[Method]:
+    """Returns methods as they are; a UserError if two of them have one name."""
+    for number, method in enumerate(found):
+        if any(method.name == other.name for other in found[:number]):
+            raise UserError(
+                f"Methods of different names are wanted, but two are called {method.name!r}. Put NAME= "
+                "before one of them."
+            )
+    return list(found)
+
+
+def parse(text: str) -> Method:
+    """Returns the method that a string stands for.
+
+    Raises a UserError, with near names, for a router, merge or option that does not exist, a value of another
+    type, and a merge of what is one expert already.
+
+    >>> parse("mine=roe:experts=3+ties:density=0.2").merge_options
+    {'density': 0.2}
+    """
+    named = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
+    name, rest = (named[1], named[2]) if named else (text, text)
+    router, *merge = _cut(rest, "+")
+    if len(merge) > 1:
+        raise UserError(
+            f"A method as {_FORM} is wanted, but {text!r} has {len(merge)} merges. A value that holds + "
+            "stands in double quotes."
+        )
+    chosen, options = _named(router, text)
+    names.resolve(chosen, [*routing.ROUTERS, *SPECIAL], kind="router", where="the table of routers")
+    made = Method(name, chosen, _router_options(chosen, options))
+    if not merge:
+        return Method(name, chosen, made.options, "average" if _takes_several(made) else None)
+    if chosen in SPECIAL or chosen in _MERGES_ITSELF or made.level != "task":
+        raise UserError(
+            f"A merge of what {chosen!r} chooses makes no sense ({text!r}): it is one expert, or is put "
+            "together by the router itself. Leave out what follows +."
+        )
+    way, given = _named(merge[0], text)
+    known = merging.find(way).options
+    where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
+    for option, value in given.items():
+        checked(option, known[names.resolve(option, known, kind="option", where=where)], value)
+    return Method(name, chosen, made.options, way, given)
+
+
+def require(wanted: Sequence[Method], library: Described) -> None:
+    """Raises what a library's kinds of experts do not allow; their parameters are not read."""
+    groups = same_shape(library)
+    for method in wanted:
+        reads = () if method.router in SPECIAL else routing.find(method.router).reads
+        if method.level == "token" or "params" in reads:
+            other = next((spec for spec, _ in library if spec.kind != "lora"), None)
+            if other is not None:
+                raise UserError(
+                    f"Router {method.router!r} compares LoRA experts, but {other.id!r} is a {other.kind!r} "
+                    "expert. Train experts with `--kind lora`, or choose another router."
+                )
+        whole = method.level == "token" or "params" in reads or method.router in ("uniform", "lorahub")
+        if whole and len(groups) > 1:
+            first, second = groups[0][0][0].id, groups[1][0][0].id
+            raise UserError(
+                f"Method {method.name!r} puts all experts together, which should be of one kind and shape, "
+                f"but {first!r} and {second!r} are not. Leave that method out, or experts of another kind."
+            )
+        if method.merge is not None:
+            _require_merge(method, groups)
+
+
+def is_retrieval(method: Method) -> bool:
+    """Says whether a method finds experts for a task by what they are, without any labels."""
+    return method.labels == "none" and method.router not in (*SPECIAL, "uniform", "fixed")
+
+
+def told(method: Method) -> dict[str, Any]:
+    """Returns what a report says of a method: method, router, merge, labels and a note."""
+    notes = {
+        "row": "every row is answered by an expert of its own",
+        "token": "every token is shared out among experts, in every layer",
+    }
+    note = notes.get(method.level, "")
+    if method.router == "lorahub":
+        shots = method.options.get("shots", SHOTS)
+        note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
+    merge = None if method.merge is None else ":".join([method.merge, *_options(method.merge_options)])
+    router = ":".join([method.router, *_options(method.options)])
+    return {"method": method.name, "router": router, "merge": merge, "labels": method.labels, "note": note}
+
+
+def _options(options: Mapping[str, Any]) -> list[str]:
+    """Returns options as they are written after a name, none if there are none."""
+    each = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()
+    ]
+    return [",".join(each)] if each else []
+
+
+def _takes_several(method: Method) -> bool:
+    """Says whether a router may choose several experts for a task, which are then merged."""
+    if method.level != "task" or method.router in (*SPECIAL, *_MERGES_ITSELF):
+        return False
+    takes = inspect.signature(routing.find(method.router).route).parameters
+    return "experts" not in takes or method.options.get("experts", 1) > 1
+
+
+def same_shape(library: Described) -> list[list[tuple[ExpertSpec, Shapes]]]:
+    """Returns experts by kind and shape, in the order in which these come first."""
+    groups: dict[Any, list[tuple[ExpertSpec, Shapes]]] = {}
+    for spec, shapes in library:
+        groups.setdefault((spec.kind, tuple(sorted(shapes.items()))), []).append((spec, shapes))
+    return list(groups.values())
+
+
+def _require_merge(method: Method, groups: Sequence[Described]) -> None:
+    refused = None
+    for group in groups:
+        try:
+            # Two are as good as many: how many there are matters to no method.
+            plans.plan(str(method.merge), list(group[:2]), **method.merge_options)
+        except UserError as error:
+            refused = refused or error
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
+def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a router's options, which are those of its function beside what an evaluation gives itself."""
+    if router in SPECIAL:
+        known = dict(SPECIAL[router])
+    else:
+        signature = inspect.signature(routing.find(router).route).parameters
+        known = {name: option.default for name, option in signature.items() if name not in _GIVEN}
+        known |= {"shots": SHOTS} if router == "lorahub" else {}
+        known |= {"seen": False} if router != "oracle" else {}
+    where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"
+    for name, value in given.items():
+        default = known[names.resolve(name, known, kind="option", where=where)]
+        wanted = str if default is inspect.Parameter.empty else type(default)
+        fits = type(value) is wanted or (wanted is float and type(value) is int) or name == "faithful"
+        if not fits:
+            raise UserError(
+                f"Option {name!r} of {router!r} should be of type {wanted.__name__}, but {value!r} came."
+            )
+    lacking = [
+        name for name, value in known.items() if value is inspect.Parameter.empty and name not in given
+    ]
+    if lacking:
+        raise UserError(f"Router {router!r} needs the option {lacking[0]!r}: {router}:{lacking[0]}=VALUE.")
+    return dict(given)
+
+
+def _named(part: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Splits NAME:OPTION=VALUE,… of a method's string."""
+    name, colon, rest = part.partition(":")
+    options: dict[str, Any] = {}
+    for each in _cut(rest, ",") if colon else ():
+        option, equals, value = each.partition("=")
+        if not equals or not option.isidentifier() or option in options:
+            raise UserError(
+                f"Options as k=3,weighting=votes are wanted after {name!r}, each once, but {each!r} came in "
+                f"{text!r}. A value that holds a comma stands in double quotes."
+            )
+        try:
+            options[option] = json.loads(value)
+        except ValueError:
+            options[option] = value
+    return name, options
+
+
+def _cut(text: str, mark: str) -> list[str]:
+    """Splits a text at a mark, but not within double quotes or brackets."""
+    parts, depth, quoted = [""], 0, False
+    for before, letter in zip(" " + text, text, strict=False):
+        quoted ^= letter == '"' and before != "\\"
+        depth += 0 if quoted else (letter in "[{") - (letter in "]}")
+        if letter == mark and not quoted and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

@@ -1,0 +1,1 @@
+"""Experts: the library they are kept in, and their ways in and out."""

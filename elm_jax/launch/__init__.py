@@ -1,0 +1,1 @@
+"""Launch: recipes, the processes of a job, and preemption."""

@@ -1,1 +1,0 @@
-"""Library: a directory of experts, each complete in itself."""

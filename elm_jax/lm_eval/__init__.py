@@ -1,0 +1,8 @@
+"""The door to lm-eval: the one room that imports its harness, which calls our scoring and generation.
+
+lm-eval finds models by name in a registry that only its own modules fill, so its command is started here:
+
+    python -m elm_jax.lm_eval --model elm --model_args run=DIR,router=roe --tasks NAMES …
+
+From Python, importing `elm_jax.lm_eval.model` is enough for `lm_eval.simple_evaluate(model="elm", …)`.
+"""

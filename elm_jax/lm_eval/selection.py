@@ -1,0 +1,98 @@
+"""Selection: which expert of a run serves each of lm-eval's requests.
+
+A router chooses for every task of lm-eval, from its contexts as they come, without labels: the first few
+distinct ones vote, as in Retrieval of Experts, or each has an expert of its own.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elm_jax.errors import UserError
+from elm_jax.evaluation import derived_experts
+from elm_jax.experts import keys as formats
+from elm_jax.experts.library import Library
+from elm_jax.records import PromptedExample, Selection
+from elm_jax.routing import gates, key_index, table
+from elm_jax.routing.evidence import Queries
+from elm_jax.routing.gates import Gated
+from elm_jax.routing.index import embed_texts
+from elm_jax.session.workspace import Run
+
+SEEN_IN_REQUESTS = {"vectors", "texts", "params"}
+"""What a router may read: the others need labels, or an expert's name."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How experts are chosen."""
+
+    router: str = "roe"
+    experts: int = 1  # of a task; several are averaged
+    queries: int = formats.QUERIES_PER_TASK
+    exclude: tuple[str, ...] = ()  # datasets: experts trained on one of them are passed over
+
+
+def require(routing: Routing) -> None:
+    """Raises a UserError for a router that does not exist or that requests tell too little for."""
+    router = table.find(routing.router)
+    lacking = sorted(set(router.reads) - SEEN_IN_REQUESTS)
+    if lacking:
+        usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= SEEN_IN_REQUESTS]
+        raise UserError(
+            f"A router that chooses by unlabelled requests is wanted, but {routing.router!r} needs "
+            f"{lacking[0]!r} too. Name one of {', '.join(usable)}, or give expert=ID."
+        )
+    if routing.experts < 1 or routing.queries < 1:
+        raise UserError(
+            f"At least one expert and one query are wanted, but experts={routing.experts} and "
+            f"queries={routing.queries} came."
+        )
+
+
+def gate(run: Run, routing: Routing) -> Gated | None:
+    """Returns the gate that serves all requests where the router chooses for every token, else None."""
+    if table.find(routing.router).level != "token":
+        return None
+    library = Library.open(run.workspace.library)
+    return gates.of(library, routing.router, {}, library.ids(), routing.exclude)
+
+
+def select(
+    run: Run, task: str, examples: Sequence[PromptedExample], routing: Routing
+) -> tuple[dict[str, str], Selection]:
+    """Returns the expert that serves each of a task's distinct inputs, and the router's selection.
+
+    Several experts of a task are averaged by their weights; what is made goes to the run's composites.
+    """
+    router = table.find(routing.router)
+    library = Library.open(run.workspace.library)
+    keys = key_index.build_index(library)
+    by_row = router.level == "row"
+    asked = examples if by_row else examples[: routing.queries]
+    embedded = embed_texts(run, formats.texts(asked, keys.text_format), keys.text_format)
+    queries = Queries(
+        task=task,
+        row_ids=tuple(example.row_id for example in asked),
+        texts=embedded.texts,
+        vectors=embedded.vectors,
+        embedder=embedded.embedder,
+        text_format=embedded.text_format,
+    )
+    several = "experts" in inspect.signature(router.route).parameters
+    options: dict[str, Any] = {"experts": routing.experts} if several else {}
+    if "params" in router.reads:
+        options["params"] = library.load(keys.experts, base=run.base.fingerprint)
+    found = router.route(queries, keys, exclude=routing.exclude, **options)
+    assert isinstance(found, Selection)
+    if by_row:
+        return {
+            example.input: expert for example, (expert, _) in zip(asked, found.nearest, strict=True)
+        }, found
+    expert = next(iter(found.weights))
+    if len(found.weights) > 1:
+        composite = derived_experts.merged(run, "average", {}, found.weights)
+        derived_experts.make(run, composite, {})
+        expert = composite.id
+    return {example.input: expert for example in examples}, found

@@ -1,0 +1,1 @@
+"""Pipelines: whole recipes, from a base to a report."""

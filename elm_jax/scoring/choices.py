@@ -1,0 +1,97 @@
+"""Choices: the scores of answer choices that come as padded arrays, for those who bring their own tokens."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from elm_jax.axes import PAD
+from elm_jax.errors import UserError
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.records import Expert, Params
+from elm_jax.scoring import scorer
+from elm_jax.scoring.buckets import Row
+from elm_jax.weights import experts as fitting
+from elm_jax.weights.base import Base
+
+
+def score_choices(
+    model: Base, prompts: Any, answers: Any, experts: Params | Expert | None = None
+) -> np.ndarray:
+    """Returns float32 [B, C]: the summed log-probability, in nats, of every answer's real tokens.
+
+    `model` is what `load_model` returns. `prompts` are token ids [B, S] and `answers` [B, C, T], NumPy's or
+    JAX's integers, padded with 0 at the end. End-of-sequence counts where it is among an answer's tokens, and
+    no length is divided by (T0, Sanh et al. 2022); an answer of padding alone scores 0. `experts` is one
+    expert for all rows, a tree beside the base or a record; the base alone scores without it.
+
+    Raises a UserError for arrays of another rank or type, token ids that the model does not have, batches
+    that differ, and an expert of another base.
+    """
+    prompts = _tokens("prompts", prompts, "[B, S]", model)
+    answers = _tokens("answers", answers, "[B, C, T]", model)
+    if len(prompts) != len(answers):
+        raise UserError(
+            f"One row of answers a prompt is wanted, but {len(prompts)} prompts and {len(answers)} rows of "
+            "answers came."
+        )
+    empty = np.flatnonzero(~(prompts != PAD).any(axis=1))
+    if empty.size:
+        raise UserError(f"A prompt of at least one token is wanted, but row {empty[0]} has padding alone.")
+    params, owned = beside(model, experts)
+    rows = [
+        Row(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
+        for prompt, own in zip(prompts, answers, strict=True)
+    ]
+    scores = np.zeros(answers.shape[:2], np.float32)
+    held = [number for number, row in enumerate(rows) if row.answers]
+    if held:
+        stack = None if owned is None else jax.tree.map(lambda leaf: leaf[None], owned)
+        found = scorer.score_rows(model.config, params, [rows[number] for number in held], stack)
+        for number, own in zip(held, found, strict=True):
+            scores[number, answers[number].any(axis=-1)] = own
+    return scores
+
+
+def _tokens(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
+    """Returns token ids as an array on the host, or says what they are instead."""
+    try:
+        tokens = np.asarray(value)
+    except ValueError:
+        raise UserError(
+            f"{name} of {axes} are wanted, but rows of different lengths came: pad with 0."
+        ) from None
+    if tokens.dtype.kind not in "iu" or tokens.ndim != axes.count(",") + 1:
+        raise UserError(f"{name} should be integers {axes}, but {tokens.dtype} of shape {tokens.shape} came.")
+    vocabulary = model.config.vocab_size
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocabulary):
+        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise UserError(
+            f"{name} should hold token ids from 0 to {vocabulary - 1}, which is what the model has, but "
+            f"{wrong} came. Tokenise with the model's own vocabulary."
+        )
+    real = tokens != PAD
+    if (real[..., 1:] & ~real[..., :-1]).any():
+        raise UserError(
+            f"{name} should be padded with 0 at the end of a row, but 0 came before other tokens."
+        )
+    return tokens.astype(np.int32)
+
+
+def beside(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
+    """Returns the parameters to score with and the expert that stands beside them."""
+    if experts is None:
+        return model.params, None
+    if isinstance(experts, Expert):
+        kind, tree = experts.spec.kind, experts.params
+        if experts.spec.base != model.fingerprint:
+            raise UserError(
+                f"An expert of base {model.fingerprint!r} is wanted, but {experts.spec.id!r} was trained on "
+                f"base {experts.spec.base!r}. Load its own base, or train the expert on this one."
+            )
+    else:
+        whole = set(paths.flatten(experts)) == set(paths.flatten(model.params))
+        kind, tree = "full" if whole else "", experts
+    fitting.require_fit(tree, model.config, what="The expert")
+    return ex.place(kind, model.params, tree)

@@ -1,0 +1,85 @@
+"""Model functions: scores and answers as SeqIO's `Evaluator` asks a model for them.
+
+    functions = model_functions(model, expert)
+    evaluator.evaluate(compute_metrics=True, **functions._asdict())
+
+The evaluator's datasets hold an index with each example's features, one example a choice where choices are
+ranked; choices of one prompt are scored together all the same.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from elm_jax.axes import PAD
+from elm_jax.errors import UserError
+from elm_jax.records import Expert, Params
+from elm_jax.scoring import choices, generator, scorer
+from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.decoding import NO_NUMBERS
+from elm_jax.scoring.scorer import BATCH_TOKENS
+from elm_jax.weights.base import Base
+
+
+class ModelFunctions(NamedTuple):
+    """What SeqIO calls; both take its dataset of (index, features)."""
+
+    predict_fn: Callable[[Any], list[tuple[int, list[int]]]]  # token ids of greedy answers
+    score_fn: Callable[[Any], list[tuple[int, float]]]  # log-probabilities in nats, end-of-sequence included
+
+
+def model_functions(
+    model: Base,
+    expert: Params | Expert | None = None,
+    *,
+    length: int = 128,
+    eos: int = 1,
+    batch_tokens: int = BATCH_TOKENS,
+) -> ModelFunctions:
+    """Returns the functions of a base with an expert, a tree or a record, or of the base alone.
+
+    Features are those of SeqIO's `EncDecFeatureConverter` without packing. Answers are written greedily, at
+    most `length` tokens.
+
+    Raises a UserError for an expert of another base; the functions do for features of another form.
+    """
+    params, owned = choices.beside(model, expert)
+    stack = None if owned is None else jax.tree.map(lambda leaf: leaf[None], owned)
+
+    def score(dataset: Any) -> list[tuple[int, float]]:
+        examples = _read(dataset)
+        rows = [Row(prompt, [target]) for _, prompt, target in examples]
+        found = scorer.score_rows(model.config, params, rows, stack, batch_tokens=batch_tokens)
+        return [(index, float(own[0])) for (index, _, _), own in zip(examples, found, strict=True)]
+
+    def predict(dataset: Any) -> list[tuple[int, list[int]]]:
+        examples = _read(dataset)
+        prompts = [prompt for _, prompt, _ in examples]
+        found = generator.generate_rows(
+            model.config, params, prompts, length, eos, stack, batch_tokens=batch_tokens
+        )
+        if any(NO_NUMBERS in answer for answer in found):
+            raise UserError("Answers are wanted, but the model gives no numbers: its weights hold NaN.")
+        return [
+            (index, answer[answer != PAD].tolist())
+            for (index, _, _), answer in zip(examples, found, strict=True)
+        ]
+
+    return ModelFunctions(predict, score)
+
+
+def _read(dataset: Any) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Returns index, prompt and target of every example, without padding."""
+    found = []
+    for index, features in dataset.as_numpy_iterator():
+        lacking = sorted({"encoder_input_tokens", "decoder_target_tokens"} - set(features))
+        if lacking or "encoder_segment_ids" in features:
+            raise UserError(
+                "Features of SeqIO's EncDecFeatureConverter(pack=False) are wanted, but "
+                + (f"{lacking[0]!r} is not among them." if lacking else "they are packed.")
+            )
+        prompt, target = features["encoder_input_tokens"], features["decoder_target_tokens"]
+        found.append((int(index), prompt[prompt != PAD], target[target != PAD]))
+    return found

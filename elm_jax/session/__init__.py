@@ -1,0 +1,1 @@
+"""Session: a run's directory, opened with its base, tokenizer and settings."""

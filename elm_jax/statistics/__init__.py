@@ -1,0 +1,1 @@
+"""Statistics: what merging and routing know of the rows that an expert was trained on."""

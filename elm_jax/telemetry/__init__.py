@@ -1,0 +1,1 @@
+"""Telemetry: what training reports, and the logs, trackers and views that show it."""

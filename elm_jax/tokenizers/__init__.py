@@ -1,0 +1,1 @@
+"""Tokenizers: SentencePiece models, tokenizer.json files and WordPiece."""

@@ -1,0 +1,125 @@
+"""Files of results: every line is as the schema says, and what lies there already has a defined outcome."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from elm_jax.errors import UserError
+from elm_jax.evaluation import generation, ranking, results_cache
+from elm_jax.evaluation.results_cache import Cell
+from elm_jax.experts.lookup import BASE
+from tests.run_fixtures import ROWS, TRAINED
+
+
+@pytest.fixture(scope="module")
+def run(make_run):
+    return make_run(keyed=False)
+
+
+@pytest.fixture(scope="module")
+def validator():
+    jsonschema.Draft202012Validator.check_schema(results_cache.schema())
+    return jsonschema.Draft202012Validator(results_cache.schema())
+
+
+@pytest.fixture
+def kept(run, unseen):
+    """The file of the base's scores of a task, whole."""
+    cell = Cell(unseen[0].id, BASE)
+    ranking.score(run, [cell], unseen)
+    where = results_cache.file(run.workspace.scores, cell, (), limit=ROWS)
+    whole = where.read_text()
+    yield where
+    where.write_text(whole)
+
+
+def test_every_line_that_is_written_is_as_the_schema_says(run, unseen, validator):
+    cells = [Cell(spec.id, name) for spec in unseen for name in (BASE, TRAINED[0])]
+    some = Cell(unseen[0].id, TRAINED[1], (0, 5))
+    for by in ("sum", "mean", "calibrated"):
+        ranking.score(run, [*cells, some], unseen, by=by)
+    generation.generate(run, [*cells, some], unseen)
+    files = [
+        file
+        for folder in (run.workspace.scores, run.workspace.generated)
+        for file in Path(folder).rglob("*.jsonl")
+    ]
+    assert len(files) == 5 * 4 + 5
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len(lines) == 5 * len(cells) * (1 + ROWS) + 5 * (1 + 2)
+    for line in lines:
+        validator.validate(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"row": "a", "label": -1, "prediction": 0, "scores": [-1.0]},
+        {"row": "a", "label": 0, "prediction": 0, "scores": []},
+        {"row": "a", "label": 0, "prediction": 0, "scores": [-1.0], "more": 1},
+        {"format": 2, "task": "t/p", "expert": "base", "stamp": "0" * 16, "score": "sum"},
+        {"row": "a", "target": "x", "prediction": None, "value": None},
+    ],
+)
+def test_the_schema_refuses_other_lines(validator, line):
+    assert not validator.is_valid(line)
+
+
+@pytest.mark.parametrize("change", [{"stamp": "0" * 16}, {"format": 0}])
+def test_scores_of_other_rows_or_an_older_format_are_made_anew(run, unseen, kept, change):
+    whole = kept.read_text()
+    head, *lines = whole.splitlines()
+    kept.write_text("\n".join([json.dumps(json.loads(head) | change), *lines[:2]]) + "\n")
+    ranking.score(run, [Cell(unseen[0].id, BASE)], unseen)
+    assert kept.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"format": 99, "stamp": "x"}\n', "has format 99: a later elm_jax wrote it"),
+        ("my notes\n", "has another form. Move it away"),
+        ("", "has another form. Move it away"),
+        ("[1, 2]\n", "has another form. Move it away"),
+        ('{"accuracy": 0.5}\n', "has another form. Move it away"),
+    ],
+)
+def test_a_file_of_a_later_version_or_of_somebody_else_is_refused_and_stays(run, unseen, kept, content, said):
+    kept.write_text(content)
+    with pytest.raises(UserError, match=said):
+        ranking.score(run, [Cell(unseen[0].id, BASE)], unseen)
+    assert kept.read_text() == content
+
+
+def test_scores_of_a_few_rows_lie_beside_those_of_more_and_cost_them_nothing(run, unseen, kept):
+    before = kept.read_bytes()
+    fewer = dataclasses.replace(run, source=dataclasses.replace(run.source, limit=2))
+    cell = Cell(unseen[0].id, BASE)
+    assert len(ranking.score(fewer, [cell], unseen)[cell].row_ids) == 2
+    assert kept.read_bytes() == before
+    assert len(ranking.score(run, [cell], unseen)[cell].row_ids) == ROWS
+
+
+def test_rows_that_were_changed_afterwards_are_refused(run, unseen, kept):
+    head, *lines = kept.read_text().splitlines()
+    kept.write_text("\n".join([head, '{"row": "a"}', *lines]) + "\n")
+    found = ranking.score(run, [Cell(unseen[0].id, BASE)], unseen)
+    with pytest.raises(UserError, match="it was changed after it was written"):
+        found[Cell(unseen[0].id, BASE)]
+
+
+def test_groups_hold_task_by_task_until_they_are_large_enough(monkeypatch):
+    monkeypatch.setattr(results_cache, "GROUP", 5)
+    stack = results_cache.Stack({"a": 0, "b": 1}, {})
+    of = {"t/1": [0] * 4, "t/2": [0] * 2, "t/3": [0] * 9}
+    cells = [Cell(task, scorer) for scorer in ("a", "b", "c") for task in of]
+    found = results_cache.groups(stack, [*cells, Cell("t/3", "a", (0, 1))], of)
+    # Eight rows of the first task are enough; four of the second want the third's.
+    last = [Cell("t/3", "a"), Cell("t/3", "b"), Cell("t/3", "a", (0, 1))]
+    assert found == [
+        [Cell("t/1", "a"), Cell("t/1", "b")],
+        [Cell("t/2", "a"), Cell("t/2", "b"), *last],
+    ]

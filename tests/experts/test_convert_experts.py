@@ -1,0 +1,249 @@
+"""Experts out again: into PEFT, the adapters library and whole models, each scored the same there."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from elm_jax import cli, score_choices
+from elm_jax.errors import UserError
+from elm_jax.experts.convert import convert
+from elm_jax.experts.library import Library
+from elm_jax.merging import merger
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.weights import base as bases
+from elm_jax.weights import elm, fold, load
+
+RNG = np.random.default_rng(0)
+PROMPTS = RNG.integers(2, 24, (3, 6)).astype(np.int32)
+CHOICES = RNG.integers(2, 24, (3, 2, 4)).astype(np.int32)
+CHOICES[0, 1, 2:] = 0
+KINDS = {
+    "lora": {"rank": 3, "projections": ("query", "value", "wo", "wi_0")},
+    "ia3": {"projections": ("key", "value", "wo", "query")},
+    "full": {},
+    "bottleneck": {"width": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1)
+    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in bases.shapes(config).items()}
+    flat = {path: value.astype(np.float32) for path, value in flat.items()}
+    return bases.of(config, paths.unflatten(flat))
+
+
+def expert(kind, model, name):
+    tree = ex.init(kind, jax.random.key(0), model.params, **KINDS[kind])
+    moved = jax.tree.map(lambda leaf: leaf + 0.2 * RNG.normal(size=leaf.shape), dict(tree))
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), moved)
+    spec = ExpertSpec(name, kind, model.fingerprint, tuple(paths.flatten(tree)), (name.split("/")[0],), 5)
+    return Expert(spec, tree)
+
+
+@pytest.fixture
+def library(model, tmp_path):
+    """Where a base and experts lie: two of every kind, and a merge of two LoRAs by their products."""
+    elm.save(tmp_path / "base", model)
+    made = Library.open(tmp_path / "library", create=True)
+    for kind in KINDS:
+        for number in (1, 2):
+            made.add(expert(kind, model, f"{kind}/{number}"))
+    pair = [made.expert(f"lora/{number}") for number in (1, 2)]
+    made.add(merger.merge("concatenate", pair, base=model.params, id="lora/merged"))
+    return tmp_path
+
+
+def ours(model, where, name):
+    tree = Library.open(where / "library").expert(name)
+    return score_choices(model, PROMPTS, CHOICES, tree)
+
+
+def torch_scores(model):
+    """Summed log-probabilities of the choices' tokens, by a model of transformers'."""
+    import torch
+
+    found = np.zeros(CHOICES.shape[:2], np.float32)
+    for choice in range(CHOICES.shape[1]):
+        labels = torch.tensor(CHOICES[:, choice].astype(np.int64))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(PROMPTS), labels=labels).logits
+        tokens = torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]
+        found[:, choice] = (tokens * (labels != 0)).sum(-1).numpy()
+    return found
+
+
+parity = pytest.mark.parity
+quiet = pytest.mark.filterwarnings("ignore")
+
+
+@parity
+@quiet
+@pytest.mark.parametrize("name", ["lora/1", "ia3/1", "lora/merged"])
+def test_peft_scores_an_adapter_as_we_do(model, library, name):
+    theirs = pytest.importorskip("peft", reason="peft is not installed; elm_jax[parity] brings it")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    convert(library / "base", library / "hf", "hf")
+    convert(library / "library" / name, library / "adapter", "peft")
+    base = transformers.AutoModelForSeq2SeqLM.from_pretrained(library / "hf").eval()
+    plain = torch_scores(base)
+    found = torch_scores(theirs.PeftModel.from_pretrained(base, library / "adapter").eval())
+    assert np.abs(found - plain).max() > 0.05
+    np.testing.assert_allclose(found, ours(model, library, name), atol=2e-5)
+
+
+@parity
+@quiet
+@pytest.mark.parametrize("name", ["lora/1", "ia3/1", "full/1", "lora/merged"])
+def test_transformers_scores_a_whole_model_as_we_do_the_expert(model, library, name):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    convert(library / "library" / name, library / "hf", "hf", base=library / "base")
+    whole = transformers.AutoModelForSeq2SeqLM.from_pretrained(library / "hf").eval()
+    wanted = ours(model, library, name)
+    assert np.abs(wanted - score_choices(model, PROMPTS, CHOICES)).max() > 0.05
+    np.testing.assert_allclose(torch_scores(whole), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["lora/2", "ia3/2", "full/2", "lora/merged"])
+def test_a_base_with_an_expert_folded_in_scores_as_the_two_beside_each_other(model, library, name):
+    made = convert(library / "library" / name, library / "hf", "hf", base=library / "base")
+    whole = load.read(library / "hf")
+    assert (made.what, made.fingerprint) == ("model", whole.fingerprint)
+    np.testing.assert_allclose(
+        score_choices(whole, PROMPTS, CHOICES), ours(model, library, name), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_folded_bfloat16_base_is_float32_unless_asked(model, library):
+    convert(library / "base", library / "narrow", "elm", dtype="bfloat16")
+    narrow = load.read(library / "narrow")
+    made = expert("lora", narrow, "narrow/1")
+    Library.open(library / "library").add(made)
+    source = library / "library" / "narrow" / "1"
+    for dtype in (None, "bfloat16"):
+        convert(source, library / f"hf {dtype}", "hf", base=library / "narrow", dtype=dtype)
+        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(load.read(library / f"hf {dtype}").params)}
+        assert kinds == {dtype or "float32"}
+    flat = paths.flatten(load.read(library / "hf None").params)
+    query = "encoder/layers/attention/query"
+    own = paths.flatten(made.params)
+    wanted = paths.flatten(narrow.params)[f"{query}/kernel"].astype(np.float32)
+    wanted = wanted + own[f"{query}/lora_a"] @ own[f"{query}/lora_b"]
+    np.testing.assert_array_equal(flat[f"{query}/kernel"], wanted)
+    np.testing.assert_array_equal(
+        flat["encoder/layers/attention/key/kernel"],
+        np.asarray(paths.flatten(narrow.params)["encoder/layers/attention/key/kernel"], np.float32),
+    )
+
+
+def test_a_bottleneck_is_not_folded(model, library):
+    source = library / "library" / "bottleneck" / "1"
+    with pytest.raises(UserError, match=r"is a layer of its own\. Fix: write it with --to adapters"):
+        convert(source, library / "hf", "hf", base=library / "base")
+    assert not (library / "hf").exists()
+    normed = {"decoder": {"decoder_norm": {"scale": np.full(8, 2, np.float32)}}}
+    found = fold.folded(model, "bottleneck", normed)
+    assert (np.asarray(found.params["decoder"]["decoder_norm"]["scale"]) == 2).all()
+
+
+ADAPTERS = """
+import sys
+import adapters, numpy as np, torch, transformers
+home, out = sys.argv[1:]
+model = transformers.T5ForConditionalGeneration.from_pretrained(f"{home}/base")
+adapters.init(model)
+name = model.load_adapter(home, use_safetensors=True)
+model.set_active_adapters(name)
+model.eval()
+given = np.load(f"{out}/given.npz")
+with torch.no_grad():
+    rows = [
+        model(input_ids=torch.tensor(given["prompts"]), labels=torch.tensor(choice)).logits.numpy()
+        for choice in np.moveaxis(given["choices"], 1, 0).astype(np.int64)
+    ]
+np.save(f"{out}/logits.npy", np.stack(rows, 1))
+"""
+
+
+@parity
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_the_adapters_library_scores_a_bottleneck_as_we_do(model, library, width):
+    """Its releases want older transformers than we do: ADAPTERS_PYTHON names a Python that has it."""
+    python = os.environ.get("ADAPTERS_PYTHON") or (sys.executable if find_spec("adapters") else None)
+    if python is None:
+        pytest.skip("the adapters library is not installed, nor is ADAPTERS_PYTHON set")
+    tree = ex.init("bottleneck", jax.random.key(0), model.params, width=width)
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * RNG.normal(size=leaf.shape), np.float32), tree)
+    spec = ExpertSpec("own/1", "bottleneck", model.fingerprint, tuple(paths.flatten(tree)), ("own",), 5)
+    Library.open(library / "library").add(Expert(spec, tree))
+    convert(library / "library" / "own" / "1", library / "out", "adapters", base=library / "base")
+    np.savez(library / "given.npz", prompts=PROMPTS, choices=CHOICES)
+    subprocess.run(
+        [python, "-c", ADAPTERS, str(library / "out"), str(library)], check=True, capture_output=True
+    )
+    logits = np.load(library / "logits.npy").astype(np.float64)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = np.take_along_axis(logits, CHOICES[..., None].astype(int), -1)[..., 0]
+    found = (found * (CHOICES != 0)).sum(-1)
+    wanted = ours(model, library, "own/1")
+    assert np.abs(wanted - score_choices(model, PROMPTS, CHOICES)).max() > 0.05
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, library):
+    convert(library / "library" / "bottleneck" / "1", library / "out", "adapters", base=library / "base")
+    arrays = load_file(library / "out" / "adapter.safetensors")
+    wanted = {}
+    for block in ("encoder.block.{}.layer.0", "encoder.block.{}.layer.1", "decoder.block.{}.layer.0"):
+        wanted |= dict.fromkeys((block.format(0), block.format(1)))
+    wanted |= dict.fromkeys(("decoder.block.0.layer.2", "decoder.block.1.layer.2"))
+    shapes = {"adapter_down.0.weight": (3, 8), "adapter_down.0.bias": (3,)}
+    shapes |= {"adapter_up.weight": (8, 3), "adapter_up.bias": (8,)}
+    named = {f"{block}.adapters.elm.{leaf}": shape for block in wanted for leaf, shape in shapes.items()}
+    assert {name: array.shape for name, array in arrays.items()} == named
+    told = json.loads((library / "out" / "adapter_config.json").read_text())
+    assert told["config"]["non_linearity"] == "gelu_new"
+    assert 8 // told["config"]["reduction_factor"] == 3
+    normed = load.read(library / "out" / "base")
+    tree = Library.open(library / "library").expert("bottleneck/1").params
+    own = paths.flatten(tree)["encoder/encoder_norm/scale"]
+    np.testing.assert_array_equal(normed.params["encoder"]["encoder_norm"]["scale"], own)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "told"),
+    [
+        ("full/1", "peft", "PEFT has experts of kind lora and ia3, but 'full' came"),
+        ("lora/1", "adapters", "of kind 'bottleneck' for the adapters library, got 'lora'"),
+        ("lora/1", "t5x", "No format of an expert named 't5x'"),
+        ("lora/1", "hf", r"Expected the base that the expert at .* was trained on, got none.*--base"),
+    ],
+)
+def test_a_format_that_has_no_place_for_an_expert_is_refused(library, name, to, told):
+    with pytest.raises(UserError, match=told):
+        convert(library / "library" / name, library / "out", to)
+    assert not (library / "out").exists()
+
+
+def test_another_base_is_refused(model, library):
+    other = jax.tree.map(lambda leaf: leaf + 1, dict(model.params))
+    elm.save(library / "other", elm.of(model.config, other))
+    with pytest.raises(UserError, match=f"Expected the base {model.fingerprint} that the expert"):
+        convert(library / "library" / "lora" / "1", library / "out", "hf", base=library / "other")
+
+
+def test_the_command_folds_an_expert_in(library, capsys):
+    source = str(library / "library" / "lora" / "1")
+    arguments = ["convert", source, str(library / "out"), "--to", "hf", "--base", str(library / "base")]
+    cli.app(arguments, standalone_mode=False)
+    assert "model of" in capsys.readouterr().out

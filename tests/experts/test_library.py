@@ -1,0 +1,276 @@
+"""A library gives back what it was given, says what is damaged, and refuses what does not fit."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.experts import files
+from elm_jax.experts.library import Library, Size
+from elm_jax.models import paths
+from elm_jax.records import Expert, ExpertSpec
+
+DOWN = "encoder/layers/mlp_adapter/down/kernel"
+SCALE = "decoder/decoder_norm/scale"
+
+
+def directory(library, prompt="baseline"):
+    return library.root / "dream" / prompt
+
+
+def damage(file):
+    """Flips one bit near the end."""
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def same(one: Expert, other: Expert) -> bool:
+    flat, others = paths.flatten(one.params), paths.flatten(other.params)
+    return one.spec == other.spec and all(np.array_equal(flat[path], others[path]) for path in flat | others)
+
+
+def test_an_expert_comes_back_as_it_was(library, expert, keys):
+    library.add(expert(), keys("one", "two"))
+    assert same(library.expert("dream/baseline"), expert())
+    assert library.spec("dream/baseline") == expert().spec
+    found = library.keys("dream/baseline")
+    assert (found.texts, found.embedder, found.text_format) == (("one", "two"), "toy", "instance")
+    np.testing.assert_array_equal(found.vectors, [[0, 1], [2, 3]])
+
+
+def test_an_expert_is_three_files_in_a_directory_of_its_own(library, expert, keys):
+    library.add(expert(), keys("one"))
+    assert sorted(file.name for file in directory(library).iterdir()) == sorted(files.NAMES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12))
+def test_any_prompt_can_name_an_expert(tmp_path_factory, prompt):
+    library = Library.open(tmp_path_factory.mktemp("library"))
+    spec_of = f"super_glue_cb/{prompt}"
+    files.write(library._home(spec_of), _plain(spec_of), None)
+    assert library.ids() == (spec_of,)
+    assert library.spec(spec_of).id == spec_of
+
+
+def _plain(name):
+    return Expert(ExpertSpec(name, "bottleneck", "base", ("w",), ("d",), 1), {"w": np.zeros(1, np.float32)})
+
+
+def test_ids_are_sorted_and_leave_out_what_is_no_expert(library, expert):
+    for name in ("dream/b", "dream/a", "cos_e/z"):
+        library.add(expert(name))
+    (library.root / "notes").mkdir()
+    (library.root / "dream" / ".c.0123456789abcdef0123456789abcdef.tmp").mkdir()
+    (library.root / "readme.txt").write_text("")
+    assert library.ids() == ("cos_e/z", "dream/a", "dream/b")
+
+
+def test_adding_an_expert_twice_needs_to_be_asked_for(library, expert, keys):
+    library.add(expert(value=1.0), keys("one"))
+    with pytest.raises(UserError, match="no expert 'dream/baseline' yet, but it has"):
+        library.add(expert(value=2.0))
+    assert library.spec("dream/baseline").steps == 1
+    library.add(expert(value=2.0), replace=True)
+    assert library.spec("dream/baseline").steps == 2
+    assert not library.has_keys("dream/baseline")
+
+
+def test_a_failed_write_leaves_the_library_as_it_was(library, expert, monkeypatch):
+    library.add(expert(value=1.0))
+    write = type(library.root).write_bytes
+
+    def full_disk(self, content):
+        if "params" in self.name:
+            raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(library.root), "write_bytes", full_disk)
+        with pytest.raises(UserError, match="No space left on device"):
+            library.add(expert(value=2.0), replace=True)
+        with pytest.raises(UserError, match="No space left on device"):
+            library.add(expert("dream/other"))
+    assert library.ids() == ("dream/baseline",)
+    assert same(library.expert("dream/baseline"), expert(value=1.0))
+    assert library.verify() == []
+
+
+def test_a_removed_expert_is_gone_and_the_others_stay(library, expert):
+    library.add(expert("dream/a"))
+    library.add(expert("dream/b"))
+    library.remove("dream/a")
+    assert library.ids() == ("dream/b",)
+    assert [entry.name for entry in (library.root / "dream").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("verb", ["spec", "expert", "keys", "has_keys", "remove"])
+def test_an_unknown_expert_is_refused_with_the_nearest_name(library, expert, verb):
+    library.add(expert())
+    with pytest.raises(UserError, match=r"No expert named 'dream/basline' in .*'dream/baseline'"):
+        getattr(library, verb)("dream/basline")
+
+
+def test_a_directory_that_is_not_there_is_no_library(tmp_path):
+    with pytest.raises(UserError, match=r"A library of experts is wanted at .*elm train"):
+        Library.open(tmp_path / "nowhere")
+    assert Library.open(tmp_path / "nowhere", create=True).ids() == ()
+
+
+def test_keys_are_written_anew_without_touching_the_expert(library, expert, keys):
+    library.add(expert())
+    with pytest.raises(UserError, match="'dream/baseline' has no keys yet"):
+        library.keys("dream/baseline")
+    before = (directory(library) / files.SPEC).read_bytes()
+    library.write_keys("dream/baseline", keys("one"))
+    library.write_keys("dream/baseline", keys("two", "three"))
+    assert library.keys("dream/baseline").texts == ("two", "three")
+    assert (directory(library) / files.SPEC).read_bytes() == before
+    assert library.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "vectors", "said"),
+    [
+        (("one",), np.ones((2, 2), np.float32), "1 texts came with vectors of shape"),
+        ((), np.ones((0, 2), np.float32), "0 texts came"),
+        (("one",), np.array([[1.0, np.nan]], np.float32), "should be finite numbers, but 'toy' gave others"),
+    ],
+)
+def test_keys_that_are_none_are_refused(library, expert, keys, texts, vectors, said):
+    library.add(expert())
+    with pytest.raises(UserError, match=said):
+        library.write_keys("dream/baseline", replace(keys("x"), texts=texts, vectors=vectors))
+    assert not library.has_keys("dream/baseline")
+
+
+def test_experts_are_loaded_as_one_stack_in_the_order_asked_for(library, expert):
+    for name, value in (("dream/a", 1.0), ("dream/b", 2.0)):
+        library.add(expert(name, value))
+    stacked = paths.flatten(library.load(["dream/b", "dream/a", "dream/b"], base="base"))
+    assert stacked[DOWN].shape == (3, 2, 3, 2)
+    assert stacked[DOWN].dtype == np.float32
+    np.testing.assert_array_equal(stacked[SCALE][:, 0], [2.0, 1.0, 2.0])
+
+
+def test_experts_that_do_not_fit_are_refused_before_any_parameter_is_read(library, expert, monkeypatch):
+    library.add(expert("dream/a"))
+    library.add(expert("dream/wide", shape=(2, 3, 4)))
+    library.add(expert("dream/other", base="t5"))
+    monkeypatch.setattr(files, "read_params", None)
+    with pytest.raises(
+        UserError,
+        match=rf"'dream/wide' holds {DOWN} as \(2, 3, 4\) where 'dream/a' holds {DOWN} as \(2, 3, 2\)",
+    ):
+        library.load(["dream/a", "dream/wide"])
+    with pytest.raises(UserError, match="'dream/a' has base 'base' and 'dream/other' has 't5'"):
+        library.load(["dream/a", "dream/other"])
+    with pytest.raises(
+        UserError, match="An expert of base 'base' is wanted, but 'dream/other' was trained on"
+    ):
+        library.load(["dream/a", "dream/other"], base="base")
+    with pytest.raises(UserError, match="An expert of base 't5' is wanted, but 'dream/a' was trained on"):
+        library.expert("dream/a", base="t5")
+    with pytest.raises(UserError, match="At least one expert is wanted"):
+        library.load([])
+
+
+def test_spec_and_parameters_must_agree_before_anything_is_written(library, expert):
+    with pytest.raises(UserError, match=f"'dream/baseline' should hold exactly .* differ in '{SCALE}'"):
+        library.add(expert(paths=(DOWN,)))
+    assert library.ids() == ()
+
+
+def test_sizes_count_parameters_and_bytes(library, expert, keys):
+    library.add(expert(), keys("one"))
+    on_disk = sum(len(file.read_bytes()) for file in directory(library).iterdir())
+    assert library.sizes() == {"dream/baseline": Size(2 * 3 * 2 + 3, on_disk)}
+
+
+def test_a_sound_library_has_no_findings(library, expert, keys):
+    library.add(expert(), keys("one"))
+    library.add(expert("dream/keyless"))
+    assert library.verify(base="base") == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda at: damage(at / files.PARAMS), "are not as they were written"),
+        (lambda at: damage(at / files.KEYS), "are not as they were written"),
+        (
+            lambda at: (at / files.PARAMS).write_bytes((at / files.PARAMS).read_bytes()[:-5]),
+            "no whole safetens",
+        ),
+        (lambda at: (at / files.KEYS).write_bytes(b"rubbish"), "no whole safetensors file"),
+        (lambda at: (at / files.PARAMS).unlink(), "no file is there"),
+        (lambda at: (at / files.SPEC).write_text("{"), "is no JSON"),
+        (
+            lambda at: (at / files.SPEC).write_text('{"format": 1}'),
+            "should hold its spec, parameters and che",
+        ),
+        (lambda at: (at / files.SPEC).write_text('{"format": 1, "parameters": 3}'), "should hold its spec"),
+        (lambda at: storage.write_arrays(at / files.KEYS, {"vectors": np.ones(1)}), "KeyError: 'about'"),
+        (
+            lambda at: storage.write_arrays(at / files.PARAMS, {DOWN: np.ones((2, 3, 2), np.float32)}),
+            rf"should hold {SCALE} as (3,), but its file holds nothing there",
+        ),
+        (
+            lambda at: storage.write_arrays(
+                at / files.PARAMS, {DOWN: np.ones((2, 3, 2)), SCALE: np.ones(4), "extra": np.ones(1)}
+            ),
+            f"should hold {SCALE} as (3,), but its file holds (4,) there",
+        ),
+    ],
+)
+def test_verify_names_the_damage_and_the_damaged(library, expert, keys, harm, said):
+    library.add(expert("dream/sound"), keys("one"))
+    library.add(expert(), keys("one"))
+    harm(directory(library))
+    (finding,) = library.verify()
+    assert finding.expert == "dream/baseline"
+    assert said in finding.problem
+
+
+def test_verify_names_another_base_another_owner_and_another_name(library, expert, keys):
+    library.add(expert(), keys("one"))
+    library.add(expert("dream/b"), keys("two"))
+    (directory(library, "b") / files.KEYS).write_bytes((directory(library) / files.KEYS).read_bytes())
+    described = json.loads((directory(library, "b") / files.SPEC).read_text()) | {"id": "dream/c"}
+    (directory(library, "b") / files.SPEC).write_text(json.dumps(described))
+    problems = [finding.problem for finding in library.verify(["dream/b"], base="t5")]
+    assert len(problems) == 3
+    assert "calls itself 'dream/c'" in problems[0]
+    assert "An expert of base 't5' is wanted" in problems[1]
+    assert "should be of 'dream/b', but are of 'dream/baseline'" in problems[2]
+
+
+def test_a_damaged_expert_can_still_be_removed(library, expert):
+    library.add(expert())
+    (directory(library) / files.SPEC).write_text("{")
+    library.remove("dream/baseline")
+    assert library.ids() == ()
+
+
+def test_verify_tells_of_what_a_killed_writer_left_and_readers_do_not(library, expert):
+    library.add(expert())
+    left = library.root / "dream" / ".other.0123456789abcdef0123456789abcdef.tmp"
+    files.write(left, expert("dream/other"), None)
+    assert library.ids() == ("dream/baseline",)
+    (finding,) = library.verify()
+    assert finding.expert == "dream/other"
+    assert "left behind by a writer that did not finish" in finding.problem
+    assert library.verify(["dream/baseline"]) == []
+
+
+def test_damaged_keys_are_refused_when_they_are_read(library, expert, keys):
+    library.add(expert(), keys("one"))
+    damage(directory(library) / files.KEYS)
+    with pytest.raises(UserError, match=r"not as they were written .* `elm index --rebuild`"):
+        library.keys("dream/baseline")

@@ -1,0 +1,415 @@
+"""lm-eval over a run: its own task files on local rows, with experts and routers, and our own numbers."""
+
+import importlib.util
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax import score_choices
+from elm_jax.axes import PAD
+from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.errors import UserError
+from elm_jax.experts.library import Library
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.routing import gates
+from elm_jax.routing.index import index
+from elm_jax.scoring import generator
+from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.scorer import score_rows
+from elm_jax.session import opening, settings
+from elm_jax.session.workspace import Workspace
+from elm_jax.telemetry.progress import Stages
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import elm
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore"),  # lm-eval's and its libraries' own
+    pytest.mark.skipif(
+        importlib.util.find_spec("lm_eval") is None, reason="the extra `lm-eval` is not installed"
+    ),
+]
+
+LENGTHS = data_source.Lengths(prompt=48, answer=6)
+EXPERTS = ["mini_sentiment_film", "mini_size_animal"]
+COPA = [
+    {
+        "premise": "The dog ran home.",
+        "choice1": "It was late.",
+        "choice2": "It was red.",
+        "question": "cause",
+    },
+    {
+        "premise": "The cup fell.",
+        "choice1": "It broke.",
+        "choice2": "It was a good film.",
+        "question": "effect",
+    },
+    {"premise": "I was sad.", "choice1": "The film was bad.", "choice2": "I was tall.", "question": "cause"},
+]
+COPA = [row | {"label": number % 2, "idx": number} for number, row in enumerate(COPA)]
+STORIES = [
+    {f"input_sentence_{part}": f"The {word} {part} ran." for part in (1, 2, 3, 4)}
+    | {"sentence_quiz1": "It was late.", "sentence_quiz2": "The film was bad.", "answer_right_ending": right}
+    for word, right in (("dog", 1), ("cat", 2), ("cup", 2))
+]
+BOOLQ = [
+    {"passage": "The dog ran home.", "question": "did it run", "label": 1},
+    {"passage": "The cup fell.", "question": "was it late", "label": 0},
+]
+PAGES = [{"page": "The dog ran home . It was late . " * 6}, {"page": "The cup fell ."}]
+TEXTS = [{"text": "The dog ran home it was late"}, {"text": "The cup fell it was a bad film"}]
+# lm-eval's own task files, and rows as the hub has them for these.
+TASKS = {
+    "copa": ("super_glue/copa/default.yaml", COPA),
+    "storycloze": ("storycloze/storycloze_2016.yaml", STORIES),
+    "boolq_written": ("super_glue/boolq/seq2seq.yaml", BOOLQ),
+    "pages": ("wikitext/wikitext.yaml", PAGES),
+    "last_word": ("lambada/lambada_openai.yaml", TEXTS),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a random base, two experts with keys in the library, and a full one among the composites."""
+    workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
+    config = size("tiny", vocab_size=224, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    rng = np.random.default_rng(0)
+
+    def numbers(tree):
+        return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), tree)
+
+    made = elm.of(config, numbers(shapes))
+    elm.save(workspace.base, made)
+    source = data_source.Source(limit=20)
+    chosen = [task_selection.choose([name], source)[0] for name in EXPERTS]
+    texts = [example.input for spec in chosen for example in task_rows.examples(spec, source)]
+    texts += [
+        str(value) for rows in (COPA, STORIES, BOOLQ, PAGES, TEXTS) for row in rows for value in row.values()
+    ]
+    sentencepiece.train(texts, workspace.base / opening.VOCABULARY, 200, extra_ids=opening.SENTINELS)
+    settings.remember(workspace, None, source, LENGTHS)
+    library = Library.open(workspace.library, create=True)
+    fresh = jax.eval_shape(lambda tree: ex.init("lora", jax.random.key(0), tree, rank=2), shapes)
+    for spec in chosen:
+        tree = numbers(fresh)
+        owned = tuple(paths.flatten(tree))
+        library.add(Expert(ExpertSpec(spec.id, "lora", made.fingerprint, owned, (spec.dataset,), 5), tree))
+    opened = opening.open_run(workspace.root, stages=Stages())
+    index(opened, size=6)
+    whole = numbers(shapes)
+    composites = Library.open(workspace.composites, create=True)
+    owned = tuple(paths.flatten(whole))
+    composites.add(Expert(ExpertSpec("other/full", "full", made.fingerprint, owned, ("other",), 5), whole))
+    return opened
+
+
+@pytest.fixture(scope="module")
+def ids(run):
+    return list(Library.open(run.workspace.library).ids())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Task files that read lm-eval's own, with local rows in the place of the hub's."""
+    import lm_eval
+
+    place = tmp_path_factory.mktemp("tasks")
+    theirs = Path(lm_eval.__file__).parent / "tasks"
+    for name, (file, rows) in TASKS.items():
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        told = {
+            "train": f"{place}/{name}.jsonl",
+            "validation": f"{place}/{name}.jsonl",
+            "test": f"{place}/{name}.jsonl",
+        }
+        kwargs = {"data_files": told, "cache_dir": f"{place}/cache"}
+        head = {"task": f"local_{name}", "include": f"{theirs}/{file}", "tag": None, "dataset_path": "json"}
+        head |= {"dataset_name": None, "dataset_kwargs": kwargs}
+        (place / f"{name}.yaml").write_text(json.dumps(head))
+    return place
+
+
+def evaluate(run, folder, tasks, **arguments):
+    """What lm-eval's own evaluation gives, and its samples by task."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from elm_jax.lm_eval import model
+
+    lm = model.ElmLM(run=str(run.workspace.root), **arguments)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=[f"local_{task}" for task in tasks],
+        task_manager=manager,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return lm, found["results"], found["samples"]
+
+
+def arrays(run, contexts, choices):
+    """Padded prompts and answers, tokenised one by one with end-of-sequence."""
+    prompts = [[*run.pieces.encode(text), run.pieces.eos] for text in contexts]
+    answers = [[[*run.pieces.encode(text), run.pieces.eos] for text in own] for own in choices]
+    longest = max(len(answer) for own in answers for answer in own)
+    padded = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+    laid = np.zeros((len(prompts), max(map(len, answers)), longest), np.int32)
+    for row, (prompt, own) in enumerate(zip(prompts, answers, strict=True)):
+        padded[row, : len(prompt)] = prompt
+        for choice, answer in enumerate(own):
+            laid[row, choice, : len(answer)] = answer
+    return padded, laid
+
+
+def requests_of(samples):
+    """Contexts, and continuations of each, as lm-eval asked for them."""
+    asked = [[request[:2] for request in sample["arguments"]] for sample in samples]
+    return [own[0][0] for own in asked], [[continuation for _, continuation in own] for own in asked]
+
+
+def scores_of(samples):
+    return [[float(score) for score, _ in sample["filtered_resps"]] for sample in samples]
+
+
+def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
+    expert = ids[0]
+    _, found, samples = evaluate(run, folder, ["copa", "storycloze"], expert=expert)
+    loaded = Library.open(run.workspace.library).expert(expert)
+    for task, rows in (("local_copa", COPA), ("local_storycloze", STORIES)):
+        assert 0 <= found[task]["acc,none"] <= 1
+        assert len(samples[task]) == len(rows)
+        contexts, choices = requests_of(samples[task])
+        wanted = score_choices(run.base, *arrays(run, contexts, choices), loaded)
+        np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
+    right = [
+        int(np.argmax(scores)) == row["label"]
+        for scores, row in zip(scores_of(samples["local_copa"]), COPA, strict=True)
+    ]
+    assert found["local_copa"]["acc,none"] == pytest.approx(np.mean(right))
+
+
+def test_the_base_and_a_full_expert_score_with_their_own_weights(run, folder):
+    composites = Library.open(run.workspace.composites)
+    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.expert("other/full"))):
+        _, _, samples = evaluate(run, folder, ["copa"], **arguments)
+        wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), owned)
+        np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
+
+
+def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
+    expert = ids[1]
+    _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
+    contexts, _ = requests_of(samples["local_boolq_written"])
+    prompts = [[*run.pieces.encode(text), run.pieces.eos] for text in contexts]
+    stack = Library.open(run.workspace.library).load([expert])
+    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
+    texts = [run.pieces.decode(tokens[tokens != PAD].tolist()) for tokens in written]
+    assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
+    assert any(texts)
+
+
+def test_greedy_is_told_of_what_our_engine_would_write(run):
+    from lm_eval.api.instance import Instance
+
+    from elm_jax.lm_eval import model
+
+    lm = model.ElmLM(run=str(run.workspace.root), eos=False)
+    context = "The dog ran home."
+    every = [run.pieces.decode([piece]) for piece in range(2, 200)]
+    pieces = [text for text in every if len(run.pieces.encode(text)) == 1]
+    asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
+    told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
+    prompt = [*run.pieces.encode(context), run.pieces.eos]
+    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.pieces.eos)
+    assert told == [run.pieces.encode(text) == [first] for text in pieces]
+
+
+def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
+    _, found, samples = evaluate(run, folder, ["pages", "last_word"], max_length=8)
+    assert found["local_pages"]["word_perplexity,none"] > 1
+    assert found["local_last_word"]["perplexity,none"] > 1
+    sample = samples["local_pages"][0]
+    ((text,),) = sample["arguments"]
+    tokens = [*run.pieces.encode(text), run.pieces.eos]
+    assert len(tokens) > 16
+    # The last window is shorter, and what it leaves of eight tokens goes to the encoder.
+    windows = [Row([run.pieces.eos], [tokens[:8]])]
+    windows += [
+        Row(tokens[min(at, len(tokens) - 8) - 1 : at], [tokens[at : at + 8]])
+        for at in range(8, len(tokens), 8)
+    ]
+    by_hand = score_rows(run.base.config, run.base.params, windows)
+    told = sample["filtered_resps"][0]
+    assert float(told) == pytest.approx(sum(float(each[0]) for each in by_hand), abs=1e-3)
+
+
+def test_a_router_chooses_for_every_task_by_its_own_contexts(run, folder, ids):
+    lm, _, samples = evaluate(run, folder, ["copa", "storycloze"], router="roe", queries=2)
+    assert set(lm.selections) == {"local_copa", "local_storycloze"}
+    for task, selection in lm.selections.items():
+        assert sum(selection.votes.values()) == 2
+        (expert,) = selection.weights
+        wanted = score_choices(
+            run.base,
+            *arrays(run, *requests_of(samples[task])),
+            Library.open(run.workspace.library).expert(expert),
+        )
+        np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
+
+
+def test_an_excluded_dataset_has_no_expert_chosen(run, folder, ids):
+    lm, _, _ = evaluate(run, folder, ["copa"], router="roe", exclude=EXPERTS[0])
+    assert list(lm.selections["local_copa"].weights) == [ids[1]]
+
+
+def test_several_experts_are_averaged(run, folder, ids):
+    lm, _, samples = evaluate(run, folder, ["copa"], router="uniform")
+    assert list(lm.selections["local_copa"].weights) == ids
+    # What is averaged is the change of the weights, not the factors of a LoRA.
+    merged = set(Library.open(run.workspace.composites).ids()) - {"other/full"}
+    (expert,) = merged
+    wanted = score_choices(
+        run.base,
+        *arrays(run, *requests_of(samples["local_copa"])),
+        Library.open(run.workspace.composites).expert(expert),
+    )
+    np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
+
+
+def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
+    lm, _, samples = evaluate(run, folder, ["copa"], router="roe_per_instance")
+    contexts, choices = requests_of(samples["local_copa"])
+    library = Library.open(run.workspace.library)
+    chosen = [expert for expert, _ in lm.selections["local_copa"].nearest]
+    assert len(chosen) == len(COPA)
+    for row, expert in enumerate(chosen):
+        wanted = score_choices(
+            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.expert(expert)
+        )
+        np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
+
+
+def test_a_context_too_long_loses_its_beginning(run):
+    from elm_jax.lm_eval import model
+
+    lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
+    (whole,) = [run.pieces.encode("The dog ran home. It was late.")]
+    assert lm._contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.pieces.eos]]
+    assert lm._contexts([""]) == [[run.pieces.eos]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"expert": "mini_sentiment_filn/x"}, "No expert named"),
+        ({"router": "oracle"}, "needs 'accuracies' too"),
+        ({"router": "roe", "expert": "base"}, "Either an expert or a router"),
+        ({"router": "roe", "experts": 0}, "At least one expert"),
+        ({"pretrained": "x"}, "'pretrained' came"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(run, arguments, said):
+    from elm_jax.lm_eval import model
+
+    with pytest.raises(UserError, match=said):
+        model.ElmLM(run=str(run.workspace.root), **arguments)
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}])
+def test_sampling_and_beams_are_refused(run, options):
+    from lm_eval.api.instance import Instance
+
+    from elm_jax.lm_eval import model
+
+    lm = model.ElmLM(run=str(run.workspace.root))
+    with pytest.raises(UserError, match="written greedily"):
+        lm.generate_until([Instance("generate_until", {}, ("The dog", options), 0)])
+
+
+def test_an_expert_of_no_numbers_is_named(run):
+    from lm_eval.api.instance import Instance
+
+    from elm_jax.lm_eval import model
+
+    composites = Library.open(run.workspace.composites)
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.expert("other/full").params))
+    spec = composites.spec("other/full")
+    composites.add(Expert(ExpertSpec("other/broken", "full", spec.base, spec.paths, ("other",), 5), broken))
+    try:
+        lm = model.ElmLM(run=str(run.workspace.root), expert="other/broken")
+        with pytest.raises(UserError, match="'other/broken' gives none"):
+            lm.loglikelihood([Instance("loglikelihood", {}, ("The dog", "ran"), 0)])
+        with pytest.raises(UserError, match="'other/broken' gives none"):
+            lm.generate_until([Instance("generate_until", {}, ("The dog", {}), 0)])
+    finally:
+        composites.remove("other/broken")
+
+
+def test_their_command_knows_the_model_and_ends_with_code_2_on_our_errors(
+    run, folder, tmp_path, monkeypatch, capsys
+):
+    from elm_jax.lm_eval import __main__ as launcher
+
+    words = ["lm-eval", "--model", "elm", "--tasks", "local_copa", "--include_path", str(folder)]
+    out = ["--output_path", str(tmp_path)]
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [])  # its command adds one of its own
+    monkeypatch.setattr("sys.argv", [*words, *out, "--model_args", f"run={run.workspace.root},expert=base"])
+    launcher.main()
+    assert "local_copa" in capsys.readouterr().out
+    (told,) = tmp_path.rglob("results_*.json")
+    assert "acc,none" in json.loads(told.read_text())["results"]["local_copa"]
+    monkeypatch.setattr("sys.argv", [*words, "--model_args", f"run={run.workspace.root},router=rio"])
+    with pytest.raises(SystemExit) as ended:
+        launcher.main()
+    assert ended.value.code == 2
+    assert "No router named 'rio'" in capsys.readouterr().err
+
+
+def test_a_router_of_tokens_serves_all_requests(run, folder, ids):
+    lm, _, samples = evaluate(run, folder, ["copa"], router="arrow")
+    _, _, bare = evaluate(run, folder, ["copa"])
+    (gate,) = lm.gated
+    rows = requests_of(samples["local_copa"])
+    pairs = zip(*arrays(run, *rows), strict=True)
+    asked = [Row(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs]
+    tree = gates.tree(run, lm.gated[gate])
+    wanted = score_rows(run.base.config, run.base.params, asked, tree, stacked=False)
+    np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
+    assert scores_of(samples["local_copa"]) != scores_of(bare["local_copa"])
+
+
+def test_requests_score_as_elm_evaluate_does(run, ids):
+    from lm_eval.api.instance import Instance
+
+    from elm_jax.lm_eval import model
+
+    spec = task_selection.choose([EXPERTS[0]], run.source)[0]
+    rows = task_rows.rows(task_rows.examples(spec, run.source), run.pieces, run.lengths, task=spec.id)
+    stack = Library.open(run.workspace.library).load([ids[0]])
+    ours = score_rows(run.base.config, run.base.params, rows, stack)
+    lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
+    pairs = [(each.input, choice) for each in task_rows.examples(spec, run.source) for choice in each.choices]
+    told = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    np.testing.assert_allclose([score for score, _ in told], np.concatenate(ours), atol=1e-4)
+
+
+def test_contexts_end_with_end_of_sequence_unless_the_base_was_trained_without(run, ids):
+    from elm_jax.lm_eval import model
+
+    lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
+    word = run.pieces.encode("is")
+    assert lm._contexts(["is", ""]) == [[*word, run.pieces.eos], [run.pieces.eos]]
+    lm.run = replace(lm.run, pieces=replace(lm.run.pieces, input_eos=False))
+    assert lm._contexts(["is", ""]) == [word, [run.pieces.eos]]

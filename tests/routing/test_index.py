@@ -1,0 +1,191 @@
+"""The index of a run: what keys are embedded with, that the run remembers it, and that nothing else is."""
+
+import numpy as np
+import pytest
+
+from elm_jax import cli, names
+from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.errors import UserError
+from elm_jax.experts import files, keys
+from elm_jax.experts.library import Library
+from elm_jax.launch import recipes
+from elm_jax.models.t5 import T5
+from elm_jax.pipelines import pipeline
+from elm_jax.records import Expert, ExpertSpec
+from elm_jax.routing import index as runs
+from elm_jax.routing import route
+from elm_jax.session import opening
+from elm_jax.session.workspace import Run, Workspace
+from elm_jax.telemetry.progress import Stages
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import elm
+from elm_jax.weights.base import Base
+
+BASE = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    texts = ["A film was good .", "Is a cat larger than a dog ?"] * 4
+    return sentencepiece.train(texts, tmp_path_factory.mktemp("pieces") / "m.model", 64, kind="word")
+
+
+@pytest.fixture
+def run(config, base, pieces, tmp_path):
+    workspace = Workspace.open(tmp_path / "run", create=True)
+    library = Library.open(workspace.library, create=True)
+    for task in task_selection.choose(["mini_sentiment_film", "mini_size_animal"]):
+        spec = ExpertSpec(task.id, "bottleneck", BASE, ("scale",), (task.dataset,), 1)
+        library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
+    made = Base(config, base, BASE)
+    return Run(
+        workspace,
+        made,
+        pieces,
+        data_source.Source(limit=12),
+        data_source.Lengths(prompt=24, answer=8),
+        Stages(),
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(write_encoder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoder")
+    write_encoder(place)
+    return place
+
+
+def library_of(run):
+    return Library.open(run.workspace.library)
+
+
+def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
+    written = runs.index(run, size=3)
+    assert sorted(written) == sorted(library_of(run).ids())
+    keys = library_of(run).keys(written[0])
+    assert keys.embedder == f"t5-encoder-mean/{BASE}"
+    assert keys.vectors.shape == (3, config.emb_dim)
+    assert runs.index(run, size=3) == []
+    assert not (run.workspace.root / runs.REMEMBERED).exists()
+
+
+def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch):
+    runs.index(run, size=3)
+    library = library_of(run)
+    before = {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in library.ids()}
+    task = task_selection.choose(["mini_opposite_word"])[0]
+    library.add(
+        Expert(
+            ExpertSpec(task.id, "bottleneck", BASE, ("scale",), (task.dataset,), 1),
+            {"scale": np.ones(3, np.float32)},
+        )
+    )
+    embedded = []
+    embed = runs._keys
+
+    def counted(embedder, texts, text_format):
+        embedded.extend(texts)
+        return embed(embedder, texts, text_format)
+
+    monkeypatch.setattr(runs, "_keys", counted)
+    assert runs.index(run, size=3) == [task.id]
+    assert tuple(embedded) == library.keys(task.id).texts
+    assert len(embedded) == 3
+    assert {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in before} == before
+
+
+def swapped(expert):
+    return "/".join(map(names.directory_name, names.split_id(expert)))
+
+
+def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
+    library = library_of(run)
+    tasks = task_selection.choose(["mini_sentiment_film"])
+    recipe = {"tasks": [task.id for task in tasks]}
+    spec = ExpertSpec("mini_sentiment_film/all", "bottleneck", BASE, ("scale",), ("d",), 1, recipe)
+    library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
+    runs.index(run, size=4, experts=[spec.id])
+    wanted = [
+        example.input
+        for task in tasks
+        for example in keys.sample(task_rows.examples(task, run.source), 2, run.source.seed)
+    ]
+    assert list(library.keys(spec.id).texts) == wanted
+
+
+def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alone(run, config, base):
+    first = library_of(run).ids()[0]
+    (plain,) = runs.index(run, size=1, experts=[first]) and [library_of(run).keys(first)]
+    runs.index(run, size=1, rebuild=True, padded=True)
+    found = library_of(run).keys(first)
+    assert found.texts == plain.texts
+    tokens = np.zeros((1, 256), np.int32)
+    ids = task_rows.tokens(found.texts, run.pieces, 256)[0]
+    tokens[0, : len(ids)] = ids
+    hidden = T5(config).apply({"params": base}, tokens, method="encode")
+    np.testing.assert_allclose(found.vectors[0], np.asarray(hidden)[0].sum(0) / 256, rtol=1e-4, atol=1e-5)
+    task = task_selection.choose(["mini_size_suitcase"])[:1]
+    with pytest.raises(UserError, match=r"one embedder, but the index has 't5-encoder-mean/.*padding incl"):
+        route.route(run, task, queries=4)
+    (selection,) = route.route(run, task, queries=4, faithful=["padded_keys"])
+    assert sum(selection.votes.values()) == 4
+
+
+def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encoder):
+    library = library_of(run)
+    first, *others = library.ids()
+    assert runs.index(run, size=3, experts=[first], embedder=str(encoder)) == [first]
+    assert runs.index(run, size=3) == others
+    names = {library.keys(expert).embedder for expert in library.ids()}
+    assert len(names) == 1
+    assert names.pop().startswith("bert-mean/")
+    assert library.keys(first).vectors.shape == (3, 8)
+    (selection,) = route.route(run, task_selection.choose(["mini_size_suitcase"])[:1], queries=4)
+    assert sum(selection.votes.values()) == 4
+
+
+def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monkeypatch):
+    monkeypatch.chdir(encoder.parent)
+    runs.index(run, size=2, embedder=encoder.name)
+    monkeypatch.chdir("/")
+    assert runs.remembered(run.workspace) == str(encoder.resolve())
+    assert runs.embed_texts(run, ["the dog"], "instance").vectors.shape == (1, 8)
+
+
+def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, encoder):
+    runs.index(run, size=2)
+    with pytest.raises(
+        UserError, match=r"Keys of 'bert-mean/\w+' are wanted, .* has keys of 't5-encoder-mean/"
+    ):
+        runs.index(run, size=2, embedder=str(encoder))
+    assert runs.remembered(run.workspace) == runs.T5
+    written = runs.index(run, size=2, embedder=str(encoder), rebuild=True)
+    assert sorted(written) == sorted(library_of(run).ids())
+    with pytest.raises(UserError, match="are wanted, which 't5' is, but"):
+        runs.index(run, size=2, embedder="t5")
+    assert runs.index(run, size=2, embedder="t5", rebuild=True) == written
+    assert runs.remembered(run.workspace) == runs.T5
+
+
+def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
+    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
+        pipeline.run(
+            train_tasks=["mini-train"], eval_tasks=["mini-unseen"], out=tmp_path, embedder="./absent"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_names_the_embedder(tmp_path):
+    bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
+    bound = recipes.bound(pipeline.run, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
+    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
+        bound()
+
+
+def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
+    elm.save(run.workspace.base, elm.of(config, base))
+    sentencepiece.train(["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY, 64, kind="word")
+    asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
+    cli.app(asked, standalone_mode=False)
+    assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())
+    assert runs.remembered(run.workspace) == str(encoder.resolve())

@@ -1,0 +1,264 @@
+"""The gin files under T5X: its own scripts, run by the launcher, train experts that our library takes.
+
+Runs where T5X can be imported (elm_jax/t5x/imports.py says how to get it). Every run is a process of its
+own, on two CPU devices that T5X splits the network between, with a network so small that the time goes to
+imports and compilations.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax.data import data_source, task_rows
+from elm_jax.errors import UserError
+from elm_jax.experts import import_export
+from elm_jax.experts.library import Library
+from elm_jax.models import experts as ex
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.records import Params
+from elm_jax.scoring.scorer import score_rows
+from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import seqio_tasks, specs
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import base as bases
+from elm_jax.weights import elm, experts, t5x, t5x_write
+
+pytestmark = [
+    pytest.mark.t5x,
+    pytest.mark.skipif(
+        importlib.util.find_spec("t5x") is None,
+        reason="T5X is not installed; elm_jax/t5x/imports.py says how to get it",
+    ),
+]
+
+DATASET = "mini_taxonomy_kind"  # of two prompts
+TASK = f"{DATASET}/what kind of thing"
+LENGTHS = {"inputs": 40, "targets": 6}
+CONFIG = size("tiny", vocab_size=512)
+STEPS, PERIOD = 60, 3
+ROOT = Path(__file__).parents[2]
+PUBLISHED = (
+    ROOT / ".." / "shared" / "data" / "t5x_checkpoints" / "tiny" / "legacy" / "checkpoint_0"
+).resolve()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a base, as a run has it and as T5X has it, and a vocabulary."""
+    place = tmp_path_factory.mktemp("t5x")
+    chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
+    found = [example for spec in chosen for example in specs.examples(spec, "train").examples]
+    texts = [text for each in found for text in (each.input, *each.choices)]
+    sentencepiece.train(texts, place / "words.model", 300, kind="word")
+    model = bases.of(CONFIG, init_params(jax.random.key(0), CONFIG))
+    elm.save(Workspace.open(place / "run", create=True).base, model)
+    t5x_write.save(place / "base", model)
+    return place
+
+
+@pytest.fixture(scope="module")
+def base(place):
+    return elm.load(place / "run" / "base")
+
+
+class Reference(str):
+    """A value that stands in a gin file without quotes."""
+
+    __repr__ = str.__str__
+
+
+def begun(place, script, recipe, log, **macros):
+    """Starts one of T5X's scripts as a user does, on tiny sizes."""
+    given = {"SIZE": "tiny", "VOCAB_SIZE": 512, "DTYPE": "float32", "TASK_FEATURE_LENGTHS": LENGTHS}
+    given |= {"VOCABULARY_FILE": str(place / "words.model"), "MIXTURE_OR_TASK_NAME": TASK}
+    if script == "train":
+        given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0"), "SAVE_PERIOD": PERIOD}
+    given |= {name: str(place / value) if name.endswith("_DIR") else value for name, value in macros.items()}
+    flags = [f"--gin.{name}={value!r}" for name, value in given.items()]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-m", "elm_jax.t5x.launch", script, f"--gin_file=gin/t5x/{recipe}.gin"]
+    with log.open("ab") as file:
+        return subprocess.Popen([*command, *flags], cwd=place, env=environment, stdout=file, stderr=file)
+
+
+def ran(place, script, recipe, **macros):
+    """Runs one of T5X's scripts to its end."""
+    log = place / f"{recipe}.log"
+    assert begun(place, script, recipe, log, **macros).wait() == 0, log.read_text()[-4000:]
+
+
+def read(place):
+    """Returns the parameters of a checkpoint, layers apart as T5X has them."""
+    return {path: tensor.read() for path, tensor in t5x.parameters(place).items()}
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """The directory of a prompt expert that T5X trained, uninterrupted."""
+    ran(place, "train", "prompt_expert", MODEL_DIR="trained", TRAIN_STEPS=STEPS, LEARNING_RATE=0.01)
+    return place / "trained"
+
+
+def test_the_base_stays_to_the_bit_and_all_that_the_expert_owns_moves(trained, place, base):
+    before, after = read(place / "base"), read(trained)
+    fresh = ex.init("bottleneck", jax.random.key(0), base.params)
+    assert set(after) == set(before) | set(paths.unstack_layers(paths.flatten(fresh)))
+    for path, value in after.items():
+        if experts.OWNED["bottleneck"].fullmatch(path):
+            moved = value != before[path] if path in before else np.abs(value) > 0.02
+            assert moved.any(), path
+        else:
+            assert value.tobytes() == before[path].tobytes(), path
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_bit(trained, place):
+    macros = {"MODEL_DIR": "killed", "TRAIN_STEPS": STEPS, "LEARNING_RATE": 0.01}
+    log = place / "killed.log"
+    process = begun(place, "train", "prompt_expert", log, **macros)
+    while not any(step >= 2 * PERIOD for step in steps(place / "killed")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, log.read_text()[-4000:]
+    assert STEPS not in steps(place / "killed")
+    assert begun(place, "train", "prompt_expert", log, **macros).wait() == 0, log.read_text()[-4000:]
+    whole, resumed = read(trained), read(place / "killed")
+    assert {path: value.tobytes() for path, value in resumed.items()} == {
+        path: value.tobytes() for path, value in whole.items()
+    }
+
+
+def steps(directory):
+    """Returns the steps of the checkpoints that are finished."""
+    names = [entry.name for entry in directory.glob("checkpoint_*")]
+    return [int(found.group(1)) for name in names if (found := t5x.STEP.fullmatch(name))]
+
+
+@pytest.fixture(scope="module")
+def adopted(trained, place):
+    return import_export.add(trained, id=TASK, run=place / "run")
+
+
+def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
+    assert (adopted.kind, adopted.steps, adopted.datasets) == ("bottleneck", STEPS, (DATASET,))
+    assert Library.open(place / "run" / "library").verify(base=base.fingerprint) == []
+    with pytest.raises(UserError, match="should have no expert"):
+        import_export.add(place / "trained", id=TASK, run=place / "run")
+
+
+def ours(place, base, expert: Params):
+    """Returns what our engine scores every choice of both prompts' validation rows under an expert."""
+    pieces = sentencepiece.load(place / "words.model")
+    lengths = data_source.Lengths(LENGTHS["inputs"], LENGTHS["targets"])
+    chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
+    called = seqio_tasks.seqio_names(chosen)
+    scores = {}
+    for spec in chosen:
+        found = specs.examples(spec, "validation").examples
+        rows = task_rows.rows(found, pieces, lengths, task=spec.id)
+        stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(expert))
+        of_rows = score_rows(CONFIG, base.params, rows, stacked)
+        right = [np.argmax(row) == each.label for row, each in zip(of_rows, found, strict=True)]
+        scores[called[spec.id]] = np.concatenate(of_rows), 100 * np.mean(right)
+    return scores
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, place, base):
+    macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "EVAL_OUTPUT_DIR": "evaluated"}
+    ran(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
+    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    plain = ours(place, base, ex.neutral(expert.params, base.params))
+    for name, (wanted, accuracy) in ours(place, base, expert.params).items():
+        home = place / "evaluated" / "inference_eval"
+        told = lines(home / f"{name}_score_eval-{STEPS:06d}.jsonl")
+        np.testing.assert_allclose([row["score"] for row in told], wanted, atol=1e-4)
+        (metrics,) = lines(home / f"{name}_score_eval-metrics.jsonl")
+        assert metrics == {"step": STEPS, "accuracy": pytest.approx(accuracy, abs=1e-6)}
+        assert np.abs(wanted - plain[name][0]).mean() > 1  # nats: the expert says something of its own
+
+
+def test_t5x_infers_the_same_scores(adopted, trained, place, base):
+    macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "INFER_OUTPUT_DIR": "inferred"}
+    ran(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
+    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    name = seqio_tasks.seqio_names([specs.find_task(TASK)])[TASK]
+    (file,) = (place / "inferred").glob("*-score.jsonl-00000-of-00001")
+    wanted, _ = ours(place, base, expert.params)[name]
+    np.testing.assert_allclose([row["score"] for row in lines(file)], wanted, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def of_dataset(place):
+    """The directory of a dataset expert that T5X trained, and wrote answers with."""
+    macros = {"MODEL_DIR": "dataset", "TRAIN_STEPS": 2 * PERIOD, "BATCH_SIZE": 8, "EVAL_PERIOD": 2 * PERIOD}
+    macros["train.infer_eval_dataset_cfg"] = Reference("@infer_eval/utils.DatasetConfig()")
+    ran(place, "train", "dataset_expert", MIXTURE_OR_TASK_NAME=DATASET, **macros)
+    return place / "dataset"
+
+
+def test_a_dataset_expert_is_a_whole_model_that_t5x_trained_and_can_write_with(of_dataset, place, base):
+    spec = import_export.add(of_dataset, id=f"{DATASET}/all", run=place / "run")
+    assert (spec.kind, spec.steps) == ("full", 2 * PERIOD)
+    expert = Library.open(place / "run" / "library").expert(spec.id, base=base.fingerprint)
+    before = paths.flatten(base.params)
+    for path, value in paths.flatten(expert.params).items():
+        # Adafactor moves a parameter by no more than its rate a step, in the mean over its values.
+        change = np.sqrt(np.mean((value - before[path]) ** 2))
+        assert 0 < change <= 2 * PERIOD * 1e-4 * 1.001, path
+    written = list((of_dataset / "inference_eval").glob(f"*-{2 * PERIOD:06d}.jsonl"))
+    assert len(written) == 2
+    assert all(isinstance(row["prediction"], str) for file in written for row in lines(file))
+
+
+def test_one_lora_is_trained_on_a_mixture_of_packed_rows_from_what_t5x_trained(of_dataset, place):
+    # What T5X trained has its own step, its optimizer's state and its place in other data: all start anew.
+    last = str(of_dataset / f"checkpoint_{2 * PERIOD}")
+    macros = {"MODEL_DIR": "mixed", "TRAIN_STEPS": PERIOD, "BATCH_SIZE": 4, "PACK": True}
+    macros |= {"EXPERT_KIND": "lora", "EXPERT_OPTIONS": {"rank": 4}, "INITIAL_CHECKPOINT_PATH": last}
+    macros |= {"TASKS": (DATASET, "mini_size_thing"), "MIXTURE_OR_TASK_NAME": "elm_multitask"}
+    ran(place, "train", "multitask", **macros)
+    assert steps(place / "mixed") == [PERIOD]
+    before, after = read(last), read(place / "mixed")
+    assert {path for path in after if path not in before} == {
+        path
+        for path in after
+        if path.endswith(("query/lora_a", "query/lora_b", "value/lora_a", "value/lora_b"))
+    }
+    for path, value in after.items():
+        if path in before:
+            assert value.tobytes() == before[path].tobytes(), path
+        else:
+            assert np.any(value != 0), path
+
+
+@pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason=f"no checkpoint as T5X's published ones are at {PUBLISHED}"
+)
+def test_an_expert_begins_at_a_checkpoint_of_the_layout_that_t5x_published(place):
+    macros = {"MODEL_DIR": "published", "TRAIN_STEPS": PERIOD, "INITIAL_CHECKPOINT_PATH": str(PUBLISHED)}
+    macros |= {"EXPERT_KIND": "ia3", "VOCAB_SIZE": 384, "EXTRA_IDS": 16}
+    macros |= dict.fromkeys(("sizes.size.num_encoder_layers", "sizes.size.num_decoder_layers"), 3)
+    ran(place, "train", "prompt_expert", **macros)
+    before, after = read(PUBLISHED), read(place / "published")
+    for path, value in after.items():
+        if path in before:
+            assert value.tobytes() == before[path].tobytes(), path
+        else:
+            assert path.endswith(("ia3_in", "ia3_out"))
+            assert np.any(value != 1), path
+    assert set(before) < set(after)

@@ -1,0 +1,177 @@
+"""The tracker: what TensorBoard and Weights & Biases are told, read back from their own files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from elm_jax.errors import UserError
+from elm_jax.telemetry import trackers
+from elm_jax.telemetry.events import Event, Failure, Standing, Validation
+from elm_jax.telemetry.throughput import Reading
+from elm_jax.telemetry.trackers import Point
+
+READING = Reading(loss=0.5, tokens_per_second=80.0, real=0.75, mfu=None)
+A, B = "data/which one? a. b/c", "data/another"
+
+
+def event(number, *experts, **changes):
+    standings = tuple(Standing(name, number, 20, 1 / number, 0.25) for name in experts or (A,))
+    return Event(number, number, 20, standings, 60, 20, 100, 0, **changes)
+
+
+@pytest.fixture
+def where(tmp_path):
+    return epath.Path(tmp_path)
+
+
+def test_an_expert_has_its_loss_and_rate_and_all_have_totals_without_what_is_unknown():
+    total = {"loss": 0.5, "tokens_per_second": 80.0, "real": 0.75}
+    expected = [Point(A, 10, {"loss": 0.1, "rate": 0.25}), Point(trackers.TOTAL, 10, total)]
+    assert trackers.points(event(10), READING) == expected
+    assert trackers.points(event(9), READING) == []
+
+
+def test_a_validation_is_a_point_at_any_step():
+    validations = (Validation(A, 3, 0.125, 0.5), Validation(B, 3, 0.25))
+    expected = [Point(A, 3, {"validation": 0.125, "accuracy": 0.5}), Point(B, 3, {"validation": 0.25})]
+    assert trackers.points(event(3, validations=validations), READING) == expected
+
+
+def test_an_unknown_tracker_is_named_with_the_nearest(where):
+    with (
+        pytest.raises(UserError, match="Did you mean 'tensorboard'"),
+        trackers.tracked("tensorbored", where, {}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("tensorboard", "tensorboard.compat.proto"), ("wandb", "wandb")]
+)
+def test_a_package_that_is_not_there_is_named_with_its_extra(where, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'elm_jax\[track\]'"), trackers.tracked(name, where, {}):
+        pass
+
+
+@pytest.fixture
+def board(where):
+    """Returns run -> (tag, step, value)s of TensorBoard's files below a directory."""
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'elm_jax[track]'")
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+
+    def board():
+        found = {}
+        for file in sorted(Path(where).rglob("events.out.tfevents.*")):
+            reader = pywrap_tensorflow.PyRecordReader_New(str(file))
+            values = found.setdefault(str(file.parent.relative_to(Path(where) / "tensorboard")), [])
+            first = True
+            while True:
+                try:
+                    reader.GetNext()
+                except Exception:  # the reader's own, at the end of a file
+                    break
+                read = event_pb2.Event.FromString(reader.record())
+                assert (read.file_version == "brain.Event:2") == first
+                first = False
+                values += [(value.tag, read.step, value.simple_value) for value in read.summary.value]
+        return found
+
+    return board
+
+
+def test_tensorboard_has_a_run_for_every_expert_over_its_own_steps(where, board):
+    with trackers.tracked("tensorboard", where, {}, every=2) as watch:
+        for number in range(1, 5):
+            watch(event(number, A, B, validations=(Validation(B, 3, 0.125),) * (number == 3)), READING)
+    assert board() == {
+        "data/which%20one%3F%20a.%20b%2Fc": [
+            *[("loss", 2, 0.5), ("rate", 2, 0.25)],
+            *[("loss", 4, 0.25), ("rate", 4, 0.25)],
+        ],
+        "data/another": [
+            *[("loss", 2, 0.5), ("rate", 2, 0.25), ("validation", 3, 0.125)],
+            *[("loss", 4, 0.25), ("rate", 4, 0.25)],
+        ],
+        "total": [
+            *[("loss", 2, 0.5), ("tokens_per_second", 2, 80.0), ("real", 2, 0.75)],
+            *[("loss", 4, 0.5), ("tokens_per_second", 4, 80.0), ("real", 4, 0.75)],
+        ],
+    }
+
+
+def test_tensorboards_points_are_there_before_training_ends(where, board):
+    with trackers.tracked("tensorboard", where, {}) as watch:
+        watch(event(10), READING)
+        assert len(board()) == 2
+
+
+def test_a_tensorboard_run_that_goes_on_adds_to_what_was_there(where, board):
+    for number in (10, 20):
+        with trackers.tracked("tensorboard", where, {}) as watch:
+            watch(event(number), READING)
+    assert [step for tag, step, _ in board()["total"] if tag == "loss"] == [10, 20]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+def test_the_file_of_an_expert_that_ended_is_closed(where, board):
+    def opened():
+        files = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        return {file.resolve().parent.name for file in files if "tfevents" in file.resolve().name}
+
+    with trackers.tracked("tensorboard", where, {}) as watch:
+        watch(event(10, "a/b", "a/c", "a/d"), READING)
+        assert opened() == {"b", "c", "d", "total"}
+        watch(event(11, finished=("a/b",), failed=(Failure("a/c", 11, (0,)),)), READING)
+        assert opened() == {"d", "total"}
+    assert opened() == set()
+
+
+def test_tensorboard_is_written_without_tensorflow_and_torch(where):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'elm_jax[track]'")
+    program = (
+        "import sys; from etils import epath; from elm_jax.runs import track\n"
+        "board = track.Board(epath.Path(sys.argv[1]), {})\n"
+        "board.add(1, [track.Point('a/b', 1, {'loss': 0.5})])\n"
+        "board.close()\n"
+        "print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(where)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_wandb_has_one_run_over_the_rounds_that_goes_on(where, monkeypatch):
+    pytest.importorskip("wandb", reason="W&B is not installed: pip install 'elm_jax[track]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    for number in (10, 20):
+        with trackers.tracked("wandb", where, {"title": "train"}) as watch:
+            watch(event(number), READING)
+    logs = sorted((where / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 2
+    assert len({log.name for log in logs}) == 1  # W&B's id of the run
+    series = []
+    for log in logs:
+        # W&B's own reader of its files, a process of its own.
+        told = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = [json.loads(line) for line in told.stdout.splitlines()]
+        (history,) = [line["history"]["item"] for line in lines if line["type"] == "history"]
+        series.append({name: value for name, value in history.items() if not name.startswith("_")})
+    always = {f"rate/{A}": 0.25, "loss/total": 0.5, "tokens_per_second/total": 80, "real/total": 0.75}
+    assert series == [
+        {"round": 10, f"loss/{A}": 0.1, **always},
+        {"round": 20, f"loss/{A}": 0.05, **always},
+    ]

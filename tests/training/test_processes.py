@@ -1,0 +1,209 @@
+"""Processes: `elm train` that is killed or told to stop, and several that train together.
+
+They are real ones, on real tasks, with a base so small that starting takes most of their time.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax.data import task_selection
+from elm_jax.experts.library import Library
+from elm_jax.models import paths
+from elm_jax.models.sizes import size
+from elm_jax.models.t5 import init_params
+from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import specs
+from elm_jax.telemetry import jsonl_log
+from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import elm
+
+pytestmark = pytest.mark.slow
+
+WITHOUT = Path(__file__).parents[1] / "without_tensorflow"
+
+TASKS = ("mini_size_animal", "mini_sentiment_film", "mini_taxonomy_kind")  # of two prompts each
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory):
+    """Makes a run's directory with a small base that nobody trained, and the vocabulary of the tasks."""
+    texts = [
+        text
+        for spec in task_selection.choose(TASKS)
+        for example in specs.examples(spec, "train").examples[:50]
+        for text in (example.input, example.target)
+    ]
+
+    def make(name):
+        root = tmp_path_factory.mktemp(name)
+        workspace = Workspace.open(root, create=True)
+        workspace.base.mkdir()
+        pieces = sentencepiece.train(
+            texts, workspace.base / "vocabulary.model", 200, kind="word", extra_ids=16
+        )
+        config = size("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+        elm.save(workspace.base, elm.of(config, init_params(jax.random.key(0), config)))
+        return root
+
+    return make
+
+
+def start(root, *flags, steps=12, devices=1):
+    """Starts `elm train` on the tasks' first 40 rows."""
+    command = [sys.executable, "-m", "elm_jax.cli", "train", *TASKS, "--run", str(root), "--rate", "1e-3"]
+    command += ["--steps", str(steps), "--batch-size", "4", "--limit", "40", *flags]
+    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    # What one test compiles the next need not. Training imports no TensorFlow: here it would fail to.
+    own |= {"JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled"), "PYTHONPATH": str(WITHOUT)}
+    environment = {**os.environ, **own}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def job(root, count, **options):
+    """Starts the processes of one job."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    flags = ["--multiprocess", "--coordinator_address", f"localhost:{port}", "--process_count", str(count)]
+    return [start(root, *flags, "--process_index", str(index), **options) for index in range(count)]
+
+
+def ended(processes):
+    """Waits for processes; returns their exit codes and what they said."""
+    said = [process.communicate(timeout=300) for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def experts(root):
+    library = Library.open(root / "library")
+    return {name: paths.flatten(library.expert(name).params) for name in library.ids()}
+
+
+def losses(root):
+    return {
+        (record["expert"], record["step"]): record["loss"]
+        for record in jsonl_log.read(root / "logs" / "training.jsonl")
+        if record["kind"] == "step"
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(make_run):
+    root = make_run("alone")
+    codes, said = ended([start(root)])
+    assert codes == [0], said
+    return root
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_what_one_does(alone, make_run, count):
+    root = make_run(f"of{count}")
+    codes, said = ended(job(root, count))
+    assert codes == [0] * count, said
+    found, wanted = experts(root), experts(alone)
+    assert found.keys() == wanted.keys()
+    for name, params in wanted.items():
+        for path, value in params.items():
+            np.testing.assert_allclose(found[name][path], value, atol=1e-5, err_msg=f"{name} {path}")
+    assert losses(root).keys() == losses(alone).keys()
+    for key, loss in losses(alone).items():
+        assert losses(root)[key] == pytest.approx(loss, abs=1e-5)
+
+
+def wait_for_rounds(root, count=2):
+    """Waits until a run has told of some steps."""
+    for _ in range(600):
+        file = root / "logs" / "training.jsonl"
+        if file.exists() and sum('"step"' in line for line in file.read_text().splitlines()) > count:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the run told of no steps")
+
+
+def test_a_process_that_is_killed_ends_the_job_with_a_message(make_run):
+    root = make_run("killed")
+    processes = job(root, 2, steps=100_000)
+    wait_for_rounds(root)
+    processes[1].kill()
+    (code, _), ((_, said), _) = ended(processes)
+    assert code == 1
+    assert "elm: process 0: another process of the job ended" in said
+    assert "Run the same command in all processes again" in said
+
+
+def test_a_signal_to_one_process_has_all_of_them_save_and_end_well(make_run):
+    root = make_run("stopped")
+    processes = job(root, 2, steps=100_000)
+    wait_for_rounds(root)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, said = ended(processes)
+    assert codes == [0, 0], said
+    told = [next(line for line in err.splitlines() if line.startswith("elm:")) for _, err in said]
+    assert told[0] == told[1]
+    assert told[0].startswith("elm: Stopped after round ")
+    (directory,) = (root / "checkpoints").iterdir()
+    at = int(told[0].split()[4].rstrip(";"))
+    assert at in {int(each.name) for each in directory.iterdir() if each.name.isdigit()}
+    assert json.loads((directory / "identity.json").read_text())["run"]["base"]
+
+
+def files(root):
+    return {
+        str(file.relative_to(root)): file.read_bytes()
+        for file in (root / "library").rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(make_run):
+    whole, torn = make_run("whole"), make_run("torn")
+    steps = 100
+    began = time.monotonic()
+    codes, said = ended([start(whole, steps=steps)])
+    assert codes == [0], said
+    lasted = time.monotonic() - began
+    draw, kills = random.Random(0), 0
+    while kills < 10:
+        process = start(torn, steps=steps)
+        try:
+            process.communicate(timeout=draw.uniform(0.2, 0.7) * lasted)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+        else:  # it came to its end between two kills: the rest happens to another
+            assert process.returncode == 0
+            assert files(torn) == files(whole)
+            torn = make_run("torn_again")
+    codes, said = ended([start(torn, steps=steps)])
+    assert codes == [0], said
+    assert files(torn) == files(whole)
+    assert list((torn / "checkpoints").iterdir()) == []
+
+
+def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(make_run):
+    whole, stopped = make_run("not_stopped"), make_run("stopped_once")
+    steps = 60
+    assert ended([start(whole, steps=steps)])[0] == [0]
+    process = start(stopped, steps=steps)
+    wait_for_rounds(stopped, count=20)
+    process.send_signal(signal.SIGTERM)
+    (code,), ((out, err),) = ended([process])
+    assert code == 0, err
+    assert out == ""
+    assert "elm: Stopped after round" in err
+    assert ended([start(stopped, steps=steps)])[0] == [0]
+    assert files(stopped) == files(whole)
