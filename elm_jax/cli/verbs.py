@@ -79,9 +79,10 @@ def prepare(
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
     from dataclasses import asdict, replace
 
-    from elm_jax.data import data_source, task_selection
     from elm_jax.data import prepare as runs
+    from elm_jax.data import task_selection
     from elm_jax.session import opening
+    from elm_jax.tasks import data_source
 
     wanted = names or []
     reading = opening.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
