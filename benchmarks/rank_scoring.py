@@ -157,14 +157,12 @@ def agree(name: str, truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -
 def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> list[list[Row]]:
     """Returns the rows of the mix and of the tasks with many choices, with a vocabulary trained on them."""
     where = templates or data / "promptsource" / "templates"
-    drawn = []
+    source, drawn = Source(data_dir=data, templates_dir=where), []
     for tasks, count in ((TASKS, counts["mix"]), (MANY, counts["many"])):
         examples = []
         for task, split in tasks.items():
             spec = specs.find_task(task)
-            found = rendering.examples(
-                spec, split, source=Source(data_dir=data, templates_dir=where)
-            ).examples
+            found = rendering.examples(spec, split, source=source).examples
             chosen = np.random.default_rng(0).permutation(len(found))[:count]
             examples += [found[number] for number in sorted(chosen.tolist())]
         drawn.append(examples)

@@ -60,7 +60,7 @@ def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pie
     templates.write_text(TEMPLATES.replace("answer_choices[answer_right_ending - 1]", "''"))
     write_cloze(tmp_path, [["1", "long " * 9, "b", "c", "d", "yes", "no", "1"]])
     spec = specs.find_task(NOVEL)
-    with pytest.raises(UserError, match="applies to none of the 1 rows"):
+    with pytest.raises(UserError, match="none among the 1 rows"):
         task_rows.examples(spec, Source(**cloze))
     kept = {**cloze, "prepared": tmp_path / "p", "faithful": ["empty_renderings"]}
     (whole,) = task_rows.examples(spec, Source(**kept))
