@@ -64,13 +64,13 @@ def experts_show(
 def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
     """Checksums, base, missing files; exit code 1 if anything is wrong."""
     from elm_jax.library.store import Library
-    from elm_jax.runs import base as bases
+    from elm_jax.runs import settings
     from elm_jax.runs.workspace import Workspace
     from elm_jax.weights import load
 
     workspace = Workspace.open(run)
     library = Library.open(workspace.library)
-    fingerprint = load.read(bases.remembered(workspace)["base"] or workspace.base).fingerprint
+    fingerprint = load.read(settings.base_of(workspace)).fingerprint
     findings = library.verify(base=fingerprint)
     for finding in findings:
         print(f"{finding.expert}: {finding.problem}")

@@ -11,7 +11,7 @@ from elm_jax.library import files, swap
 from elm_jax.library.store import Library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
-from elm_jax.runs import base as bases
+from elm_jax.runs import settings
 from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import DEFAULT, Workspace
 from elm_jax.weights import experts, hub, load, peft, t5x
@@ -40,7 +40,7 @@ def add(
     Raises a UserError for what is none of these, another base, and an expert of that id that is there.
     """
     source, workspace = hub.expert(src), Workspace.open(run)
-    base = load.read(bases.remembered(workspace)["base"] or workspace.base)
+    base = load.read(settings.base_of(workspace))
     if not source.is_dir():
         raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
     expert, keys, owner = None, None, None

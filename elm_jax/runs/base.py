@@ -4,8 +4,8 @@ A base trained here learns to denoise: half of its pairs have spans corrupted, a
 cut into a beginning and a rest, as its language-model adaptation.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from elm_jax.engine.programs import Plan
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import watching
+from elm_jax.runs import settings, watching
 from elm_jax.runs.data import Lengths, Source
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Run, Workspace
@@ -26,15 +26,13 @@ from elm_jax.tasks import hf_tokenizer, own, vocabulary
 from elm_jax.tasks.vocabulary import Vocabulary
 from elm_jax.training import denoise
 from elm_jax.weights import base as weights_base
-from elm_jax.weights import elm, known
+from elm_jax.weights import elm
 from elm_jax.weights import load as weights
 from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
 VOCABULARY = "vocabulary.model"
 PUBLISHED = "spiece.model"  # what T5's SentencePiece model is called on the hub
-REMEMBERED = "run.json"  # where the base lies and how data is read
-PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
 SENTINELS = 16  # spans of one text at most
 BATCH_TOKENS = 32768
 
@@ -165,9 +163,9 @@ def open_run(
     if initial_checkpoint is not None:
         # How many rows are taken is not remembered: an evaluation of what was trained on a few takes all.
         kept = replace(source or Source(), **given, limit=None)
-        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
+        settings.remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
     workspace = Workspace.open(run)
-    note = remembered(workspace)
+    note = settings.remembered(workspace)
     source = replace(source or Source(**note["source"]), **given)
     source = replace(source, tasks=[*source.tasks, *task_files])
     if limit is not None:
@@ -181,7 +179,7 @@ def open_run(
     base, pieces = load(place, source.vocabulary, dtype)
     for file in source.tasks:
         own.load(file)
-    remember_tasks(workspace, source.tasks)
+    settings.remember_tasks(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     pieces = replace(pieces, input_eos=source.input_eos is not False)
@@ -205,7 +203,7 @@ def reading(
     With a vocabulary of one's own the workspace need not be there; prepared rows then go to where it will be.
     """
     workspace = Workspace.at(out) if vocabulary_file else Workspace.open(out)
-    note = remembered(workspace)
+    note = settings.remembered(workspace)
     source = Source(**note["source"])
     if vocabulary_file:
         pieces = named_vocabulary(vocabulary_file, extra_ids)
@@ -217,66 +215,6 @@ def reading(
         source = replace(source, prepared=workspace.prepared)
     pieces = replace(pieces, input_eos=source.input_eos is not False)
     return Reading(pieces, source, Lengths(**note["lengths"]))
-
-
-def remember(
-    workspace: Workspace,
-    initial_checkpoint: storage.PathLike | None,
-    source: Source | None,
-    lengths: Lengths | None,
-    dtype: str | None = None,
-) -> None:
-    """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags.
-
-    Places inside the workspace are kept relative to it, so that it can be moved or copied.
-    """
-    told = asdict(source or Source())
-    if told["input_eos"] is None and initial_checkpoint is not None:
-        told["input_eos"] = known.eos_on_input(str(initial_checkpoint))
-    base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
-    note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
-    _write(workspace, note | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
-
-
-def remember_tasks(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
-    """Notes files that define tasks of one's own beside those that a workspace knows already."""
-    note = remembered(workspace)
-    there = note["source"].get("tasks", [])
-    found = [*there, *(str(storage.path(file).resolve()) for file in files)]
-    if set(found) != set(there):
-        note["source"]["tasks"] = list(dict.fromkeys(found))
-        _write(workspace, note)
-
-
-def remembered(workspace: Workspace) -> dict[str, Any]:
-    """Returns what `remember` noted, with absolute places; the defaults where it never did."""
-    file = workspace.root / REMEMBERED
-    if not file.exists():
-        return {"base": None, "source": {}, "lengths": {}}
-    root = workspace.root.resolve()
-    # An absolute place stands for itself, whatever it is joined to.
-    return _placed(storage.read_json(file, what="A run's settings"), lambda place: str(root / place))
-
-
-def _write(workspace: Workspace, note: Mapping[str, Any]) -> None:
-    """Writes what a workspace remembers; a place inside it as the way from its root."""
-    root = workspace.root.resolve()
-
-    def told(place: storage.PathLike) -> str:
-        where = storage.path(place).resolve()
-        return str(where.relative_to(root) if where.is_relative_to(root) else where)
-
-    storage.write_json(workspace.root / REMEMBERED, _placed(note, told))
-
-
-def _placed(note: Mapping[str, Any], put: Callable[[storage.PathLike], str]) -> dict[str, Any]:
-    """Returns a note whose every place was put otherwise."""
-    source = dict(note["source"])
-    for name in PLACES & source.keys():
-        source[name] = None if source[name] is None else put(source[name])
-    if "tasks" in source:
-        source["tasks"] = [put(file) for file in source["tasks"]]
-    return {**note, "base": None if note["base"] is None else put(note["base"]), "source": source}
 
 
 def pretrain(

@@ -10,7 +10,7 @@ from elm_jax.merging import plan as plans
 from elm_jax.merging.plan import Plan
 from elm_jax.records import Expert, Params
 from elm_jax.runs import base as bases
-from elm_jax.runs import data
+from elm_jax.runs import data, settings
 from elm_jax.runs import statistics as of_data
 from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import Run, Workspace
@@ -42,7 +42,7 @@ def plan(
         **options,
     )
     if made.method.reads is not None and statistics is None:
-        source = data.Source(**bases.remembered(workspace)["source"])
+        source = data.Source(**settings.remembered(workspace)["source"])
         for spec in made.specs:
             of_data.trained_on(spec, source)
     return made

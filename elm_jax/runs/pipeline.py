@@ -12,7 +12,7 @@ from elm_jax.engine.evaluate import BATCH_TOKENS
 from elm_jax.library import keys as formats
 from elm_jax.records import TaskSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data
+from elm_jax.runs import data, settings
 from elm_jax.runs.courses import Budget
 from elm_jax.runs.evaluate import Outcome, evaluate
 from elm_jax.runs.index import TEXT_FORMAT, index, require_embedder
@@ -72,7 +72,7 @@ def run(
             words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
         how = pretraining or bases.Pretraining()
         bases.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-    bases.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
+    settings.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
     run = bases.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)

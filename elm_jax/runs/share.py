@@ -13,8 +13,8 @@ from elm_jax.errors import UserError
 from elm_jax.library import files, published
 from elm_jax.library.store import Library
 from elm_jax.models import paths
-from elm_jax.runs import base as bases
 from elm_jax.runs import card as cards
+from elm_jax.runs import settings
 from elm_jax.runs.stacks import homes
 from elm_jax.runs.workspace import DEFAULT, Workspace
 from elm_jax.weights import load
@@ -185,7 +185,7 @@ def pull(
 def _opened(run: storage.PathLike) -> tuple[Workspace, Base, str]:
     """Returns a run's places, its base, and where that lies."""
     workspace = Workspace.open(run)
-    directory = bases.remembered(workspace)["base"] or str(workspace.base)
+    directory = str(settings.base_of(workspace))
     return workspace, load.read(directory), directory
 
 

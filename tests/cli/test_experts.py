@@ -17,7 +17,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.runs import base as bases
+from elm_jax.runs import settings
 from elm_jax.runs.workspace import Workspace
 from elm_jax.weights import elm
 
@@ -176,7 +176,7 @@ def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
 def test_a_library_is_verified_against_a_base_that_lies_elsewhere(runs, elm_says, base, tmp_path):
     elm.save(tmp_path / "elsewhere", base)
     run = runs / "one"
-    bases.remember(Workspace.open(run), tmp_path / "elsewhere", None, None)
+    settings.remember(Workspace.open(run), tmp_path / "elsewhere", None, None)
     shutil.rmtree(run / "base")
     assert elm_says("verify", "--run", run)[0] == 0
 

@@ -22,7 +22,7 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data, gates
+from elm_jax.runs import data, gates, settings
 from elm_jax.runs.index import index
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.workspace import Workspace
@@ -97,7 +97,7 @@ def run(tmp_path_factory):
         str(value) for rows in (COPA, STORIES, BOOLQ, PAGES, TEXTS) for row in rows for value in row.values()
     ]
     vocabulary.train(texts, workspace.base / bases.VOCABULARY, 200, extra_ids=bases.SENTINELS)
-    bases.remember(workspace, None, source, LENGTHS)
+    settings.remember(workspace, None, source, LENGTHS)
     library = Library.open(workspace.library, create=True)
     fresh = jax.eval_shape(lambda tree: ex.init("lora", jax.random.key(0), tree, rank=2), shapes)
     for spec in chosen:

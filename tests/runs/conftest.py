@@ -11,7 +11,7 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data
+from elm_jax.runs import data, settings
 from elm_jax.runs.index import index
 from elm_jax.runs.workspace import Workspace
 from elm_jax.tasks import vocabulary
@@ -83,7 +83,7 @@ def make_run(tmp_path_factory):
         shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
         elm.save(workspace.base, elm.of(config, params))
-        bases.remember(workspace, None, source, lengths)
+        settings.remember(workspace, None, source, lengths)
         run = bases.open_run(workspace.root)
         for seed, name in enumerate(experts):
             kind, options = kinds[name] if isinstance(kinds, dict) else kinds

@@ -11,7 +11,7 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import base, courses, data, prepare, rows
+from elm_jax.runs import base, courses, data, prepare, rows, settings
 from elm_jax.runs.convert import convert
 from elm_jax.runs.data import Source
 from elm_jax.runs.entries import entry_of
@@ -99,7 +99,7 @@ def test_what_lies_in_a_run_is_found_in_its_copy(published, tmp_path):
     shutil.copytree(published, first / "hub")
     source = Source(prepared=first / "prepared", data_dir=tmp_path)
     base.open_run(first, initial_checkpoint=first / "hub", source=source)
-    note = json.loads((first / base.REMEMBERED).read_text())
+    note = json.loads((first / settings.REMEMBERED).read_text())
     assert (note["base"], note["source"]["prepared"]) == ("hub", "prepared")
     assert note["source"]["data_dir"] == str(tmp_path)
     shutil.move(first, tmp_path / "moved")
@@ -116,7 +116,7 @@ def test_a_file_of_tasks_that_comes_later_leaves_the_places_relative(published, 
         'datasets: {own: {jsonl: rows.jsonl, prompts: {p: {jinja: "{{a}} ||| b"}}}}'  # no row is read
     )
     base.open_run(run, task_files=[file])
-    note = json.loads((run / base.REMEMBERED).read_text())
+    note = json.loads((run / settings.REMEMBERED).read_text())
     assert note["source"]["prepared"] == "prepared"
     assert note["source"]["tasks"] == [str(file)]
 

@@ -17,7 +17,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting import written
 from elm_jax.runs import base as bases
-from elm_jax.runs import data, generated, rows
+from elm_jax.runs import data, generated, rows, settings
 from elm_jax.runs.rows import Cell
 from elm_jax.runs.stacks import BASE
 from elm_jax.runs.workspace import Workspace
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     elm.save(workspace.base, elm.of(config, params))
-    bases.remember(workspace, None, source, lengths)
+    settings.remember(workspace, None, source, lengths)
     opened = bases.open_run(workspace.root)
     library = Library.open(workspace.library, create=True)
     for number, expert in enumerate(EXPERTS):

@@ -15,7 +15,7 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import faithful, table
-from elm_jax.runs import base, data
+from elm_jax.runs import base, data, settings
 from elm_jax.runs import route as runs
 from elm_jax.runs.index import index
 from elm_jax.runs.progress import Stages
@@ -44,7 +44,7 @@ def opened(tmp_path_factory):
     chosen = [data.choose([name], source)[0] for name in EXPERTS]
     texts = [example.input for spec in chosen for example in data.examples(spec, source)]
     vocabulary.train(texts, workspace.base / base.VOCABULARY, 96, kind="word", extra_ids=base.SENTINELS)
-    base.remember(workspace, None, source, data.Lengths(prompt=24, answer=8))
+    settings.remember(workspace, None, source, data.Lengths(prompt=24, answer=8))
     library = Library.open(workspace.library, create=True)
     fresh = jax.eval_shape(lambda tree: experts.init("lora", jax.random.key(0), tree, rank=2), shapes)
     for spec in chosen:

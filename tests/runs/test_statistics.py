@@ -15,7 +15,7 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.runs import base as bases
-from elm_jax.runs import data, merge, statistics
+from elm_jax.runs import data, merge, settings, statistics
 from elm_jax.runs.workspace import Workspace
 from elm_jax.tasks import vocabulary
 from elm_jax.weights import elm
@@ -42,7 +42,7 @@ def run(tmp_path):
     specs = data.choose(["mini_sentiment_film", "mini_size_animal"])
     texts = [row.input for spec in specs for row in data.examples(spec, data.Source(limit=20))]
     vocabulary.train(texts, workspace.base / bases.VOCABULARY, 96, kind="word", extra_ids=bases.SENTINELS)
-    bases.remember(workspace, None, data.Source(limit=20), data.Lengths(prompt=24, answer=8))
+    settings.remember(workspace, None, data.Source(limit=20), data.Lengths(prompt=24, answer=8))
     library = Library.open(workspace.library, create=True)
     rng = np.random.default_rng(0)
     recipes = {spec.id: {} for spec in specs} | {"mini_both/all": {"tasks": [spec.id for spec in specs[::2]]}}

@@ -7,7 +7,7 @@ import pytest
 
 from elm_jax import cli
 from elm_jax.errors import UserError
-from elm_jax.runs import base, data, prepare
+from elm_jax.runs import base, data, prepare, settings
 from elm_jax.runs.workspace import Workspace
 from elm_jax.tasks import datasets, own, specs, vocabulary
 
@@ -144,8 +144,8 @@ def test_what_another_process_cannot_be_told_is_prepared_here(tmp_path):
 def test_a_run_remembers_the_files_that_define_its_tasks(tmp_path):
     vocabulary.train(["a b c d"], tmp_path / "m", 60)
     workspace = Workspace.open(tmp_path / "run", create=True)
-    base.remember_tasks(workspace, [EXAMPLE])
-    base.remember_tasks(workspace, [EXAMPLE])
+    settings.remember_tasks(workspace, [EXAMPLE])
+    settings.remember_tasks(workspace, [EXAMPLE])
     source = base.reading(tmp_path / "run", vocabulary_file=tmp_path / "m").source
     assert list(source.tasks) == [str(EXAMPLE.resolve())]
     assert data.find(GOOD, source).dataset == "reviews"
