@@ -12,7 +12,7 @@ import pytest
 
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.runs import base, data, pipeline
+from elm_jax.runs import base, data, pipeline, settings
 from elm_jax.runs.train import Budget
 from elm_jax.runs.workspace import Workspace
 from elm_jax.tasks import mini, vocabulary
@@ -75,7 +75,7 @@ def directory(small_run, tmp_path, monkeypatch):
     """A directory of one's own, with `elm_out` as the quickstart leaves it, to which one has changed."""
     out = tmp_path / "elm_out"
     shutil.copytree(small_run, out)
-    note = out / base.REMEMBERED
+    note = out / settings.REMEMBERED
     told = json.loads(note.read_text())
     told["source"]["limit"] = None  # the quickstart takes all rows
     note.write_text(json.dumps(told))
