@@ -54,7 +54,7 @@ def network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> d
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise UserError(
                 f"Expected 'mlp_activations' in {str(file)!r} to be names of activations, got {names!r:.80}. "
-                "Fix: correct the file, or name it with --ignore of `elm convert`."
+                "Fix: correct the file."
             )
         found["mlp_activations"] = tuple(_SPELLINGS.get(name, name) for name in names)
     return found

@@ -1,7 +1,7 @@
 """Tokenizer: the `tokenizer.json` of a sentence encoder, cut and lower-cased as the files beside it say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -24,10 +24,13 @@ _BERT = {
 }
 
 
-def read(directory: epath.Path, longest: int | None) -> tuple["Tokenizer", int]:
+def read(
+    directory: epath.Path, longest: int | None, *, ignore: Collection[str] = ()
+) -> tuple["Tokenizer", int]:
     """Returns the tokenizer of a directory, and how many tokens of a text it keeps, special ones included.
 
-    `longest` is how many the network has positions for. No text is padded.
+    `longest` is how many the network has positions for. No text is padded. Fields of the first step's
+    configuration that `ignore` names are not looked at.
 
     Raises a UserError if the file is absent or no tokenizer, or if the tokenizers package is not installed.
     """
@@ -39,7 +42,7 @@ def read(directory: epath.Path, longest: int | None) -> tuple["Tokenizer", int]:
             "tokenizers`."
         ) from None
     own, beside = _first(directory, OWN), _first(directory, (BESIDE,))
-    step_fields.NETWORK.require(own, where=str(directory / OWN[0]))
+    step_fields.NETWORK.require(own, where=str(directory / OWN[0]), ignore=ignore)
     length = _length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
     told = _told(directory / FILE, own, beside)
     try:
