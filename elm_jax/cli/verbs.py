@@ -12,6 +12,7 @@ from elm_jax.cli.options import (
     AsJson,
     Cache,
     DataDir,
+    Dtype,
     ExtraIds,
     Faithful,
     GinBindings,
@@ -113,6 +114,17 @@ def index(
         str | None,
         typer.Option(help="t5 (the base's encoder), or a sentence encoder by name or directory; kept."),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="What the base or a sentence encoder computes in, float32 or bfloat16; default: a base as the "
+            "run has it, an encoder in float32."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of a sentence encoder's configuration that changes no vector; kept."),
+    ] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -128,8 +140,17 @@ def index(
         templates_dir=templates_dir,
         task_files=task_files(tasks),
         prepared=cache,
+        dtype=dtype,
     )
-    for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder):
+    for expert in runs.index(
+        opened,
+        size=size,
+        text_format=text_format,
+        rebuild=rebuild,
+        embedder=embedder,
+        dtype=dtype,
+        ignore=ignore or (),
+    ):
         print(expert)
 
 
@@ -144,6 +165,7 @@ def route(
         list[str] | None, typer.Option(help="An option of the router, NAME=VALUE; may be repeated.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
+    dtype: Dtype = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -164,6 +186,7 @@ def route(
         templates_dir=templates_dir,
         task_files=files,
         prepared=cache,
+        dtype=dtype,
     )
     specs = data.choose(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
