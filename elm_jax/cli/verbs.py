@@ -117,8 +117,8 @@ def index(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="What the base or a sentence encoder computes in, float32 or bfloat16; default: a base as the "
-            "run has it, an encoder in float32."
+            help="What the base or a sentence encoder computes in, float32 or bfloat16; default: a base "
+            "as the run has it, an encoder in float32."
         ),
     ] = None,
     ignore: Annotated[
