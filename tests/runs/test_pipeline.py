@@ -11,7 +11,7 @@ from elm_jax.engine import evaluate as scoring
 from elm_jax.engine import train as training
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.library.store import Library
-from elm_jax.runs import base, data, evaluate, pipeline, watching
+from elm_jax.runs import base, data, evaluate, pipeline, recipes, watching
 from elm_jax.runs.base import Pretraining
 from elm_jax.runs.progress import Stages
 from elm_jax.runs.train import Budget, train_experts
@@ -241,6 +241,16 @@ def test_a_base_from_elsewhere_is_remembered(finished, tmp_path):
     out, _ = finished
     first = base.open_run(tmp_path / "new", initial_checkpoint=out / "base")
     assert base.open_run(tmp_path / "new").base.fingerprint == first.base.fingerprint
+
+
+def test_a_recipe_says_what_the_base_is_held_in(finished, tmp_path):
+    out, _ = finished
+    bindings = {"INITIAL_CHECKPOINT_PATH": str(out / "base"), "MODEL_DIR": str(tmp_path), "DTYPE": "bfloat16"}
+    bindings |= {"MIXTURE_OR_TASK_NAME": TRAINED, "EVAL_TASKS": UNSEEN, "EXPERT_OPTIONS": {"nothing": 1}}
+    told = [f"{name} = {value!r}" for name, value in bindings.items()]
+    with pytest.raises(UserError, match="nothing"):  # it goes on to training, which has no such option
+        recipes.bound(pipeline.run, ["gin/runs/pipeline.gin", "gin/models/t5_tiny_from_scratch.gin"], told)()
+    assert base.open_run(tmp_path).base.config.dtype == "bfloat16"
 
 
 def test_a_run_remembers_how_it_reads_data(finished):
