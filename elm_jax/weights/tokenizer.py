@@ -45,10 +45,16 @@ def read(
     step_fields.NETWORK.require(own, where=str(directory / OWN[0]), ignore=ignore)
     length = _length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
     told = _told(directory / FILE, own, beside)
+    if longest is not None and _side(told, beside, "padding") != "right":
+        raise UserError(
+            f"Expected the tokenizer of {str(directory)!r} to pad on the right, got another padding_side. "
+            "Fix: use another encoder; padding before a text moves its positions, so that its vector depends "
+            "on the texts beside it."
+        )
     try:
         tokenizer = Tokenizer.from_str(json.dumps(told))
         tokenizer.no_padding()
-        tokenizer.enable_truncation(length)
+        tokenizer.enable_truncation(length, direction=_side(told, beside, "truncation"))
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
             f"{str(directory / FILE)!r} is no tokenizer ({error!s:.200}). Download it again."
@@ -73,6 +79,12 @@ def _told(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -
         every = [before, normalizer] if normalizer else [before]
         told["normalizer"] = {"type": "Sequence", "normalizers": every}
     return told
+
+
+def _side(told: Mapping[str, Any], beside: Mapping[str, Any], what: str) -> str:
+    """Returns on which side of a text padding or truncation is: the configuration's, else the tokenizer's."""
+    own = told.get(what)
+    return str(beside.get(f"{what}_side") or (own.get("direction") if own else None) or "right").lower()
 
 
 def _length(told: tuple[Any, ...], longest: int | None) -> int:
