@@ -300,13 +300,15 @@ def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
 
-def test_a_context_too_long_loses_its_beginning(run):
+def test_a_context_too_long_loses_its_beginning_and_it_is_said(run, capsys):
     from elm_jax.lm_eval_door import model
 
     lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
     (whole,) = [run.pieces.encode("The dog ran home. It was late.")]
     assert lm._contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.pieces.eos]]
+    assert "1 of 1 contexts have more than 4 tokens" in " ".join(capsys.readouterr().err.split())
     assert lm._contexts([""]) == [[run.pieces.eos]]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
