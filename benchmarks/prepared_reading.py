@@ -87,9 +87,9 @@ def main() -> None:
     result: dict[str, float] = {"rows": options.rows}
     with tempfile.TemporaryDirectory() as place:
         texts = [row["story"] for row in rows[:1000]]
-        pieces = sentencepiece.train(texts, Path(place) / "m.model", 64)
+        tokenizer = sentencepiece.train(texts, Path(place) / "m.model", 64)
         rendered = render(rows, TEMPLATE).examples
-        made = prepared.prepare(rendered, pieces, max_input=MAX_INPUT, max_target=MAX_TARGET)
+        made = prepared.prepare(rendered, tokenizer, max_input=MAX_INPUT, max_target=MAX_TARGET)
         file = Path(place) / "rows.safetensors"
         prepared.save(file, made, "f" * 16)
         result["megabytes"] = file.stat().st_size / 1e6
@@ -117,7 +117,7 @@ def main() -> None:
 
         def anew(order: np.ndarray) -> None:
             chosen = render([rows[at] for at in order.tolist()], TEMPLATE).examples
-            prepared.prepare(chosen, pieces, max_input=MAX_INPUT, max_target=MAX_TARGET)
+            prepared.prepare(chosen, tokenizer, max_input=MAX_INPUT, max_target=MAX_TARGET)
 
         for name, work in {
             "token_ids_per_second": tokens,

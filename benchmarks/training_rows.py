@@ -73,10 +73,10 @@ def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple
     found = {task: rendering.examples(task, split, source=source).examples for task, split in TASKS.items()}
     texts = [text for own in found.values() for each in own for text in (each.input, each.target)]
     with tempfile.TemporaryDirectory() as place:
-        pieces = sentencepiece.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
+        tokenizer = sentencepiece.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
 
         def tokens(texts: Sequence[str], most: int) -> TokenLists:
-            return ragged.of_tokens([*row[: most - 1], pieces.eos] for row in pieces.encode_all(texts))
+            return ragged.of_tokens([*row[: most - 1], tokenizer.eos] for row in tokenizer.encode_all(texts))
 
         return {
             task: (

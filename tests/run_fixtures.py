@@ -74,17 +74,17 @@ def make_run(tmp_path_factory):
             for each in task_rows.examples(spec, data_source.Source(limit=20))
         ]
         texts = [text for each in examples for text in (each.input, *each.choices)]
-        file = workspace.base / opening.VOCABULARY
-        pieces = sentencepiece.train(texts, file, 400, kind="word", extra_ids=opening.SENTINELS)
+        file = workspace.base / opening.VOCABULARY_FILE
+        tokenizer = sentencepiece.train(texts, file, 400, kind="word", extra_ids=opening.EXTRA_IDS)
         layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
         config = size(
-            "tiny", vocab_size=pieces.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
+            "tiny", vocab_size=tokenizer.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
         )
         rng = np.random.default_rng(0)
         shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
         elm.save(workspace.base, elm.of(config, params))
-        settings.remember(workspace, None, source, lengths)
+        settings.save_run_settings(workspace, None, source, lengths)
         run = opening.open_run(workspace.root)
         for seed, name in enumerate(experts):
             kind, options = kinds[name] if isinstance(kinds, dict) else kinds

@@ -93,13 +93,13 @@ def tasks_preview(
     from elm_jax.tasks import data_source, specs
 
     task_files(tasks)
-    source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
+    source, tokenizer, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     spec = specs.find_task(name)
     source = data_source.rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
     if split:
         source = given_to(source, splits={spec.dataset: split})
-    shown, count = runs.preview(spec, source, rows=rows, pieces=pieces, lengths=lengths)
+    shown, count = runs.preview(spec, source, rows=rows, tokenizer=tokenizer, lengths=lengths)
     console = Console(highlight=False, soft_wrap=True)
     for row in shown:
         console.rule(row.example.row_id)
@@ -138,13 +138,13 @@ def tasks_check(
     from elm_jax.tasks import data_source
 
     task_files(tasks)
-    source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
+    source, tokenizer, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     source = data_source.rendered_as(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
     allowed, chosen = runs.kinds(allow or ()), task_selection.choose([name], source)
     if split:
         source = given_to(source, splits={spec.dataset: split for spec in chosen})
-    checked = runs.check(chosen, source, pieces=pieces, lengths=lengths)
+    checked = runs.check(chosen, source, tokenizer=tokenizer, lengths=lengths)
     refused = runs.without(checked, allowed)
     if as_json:
         print(json.dumps([asdict(each) for each in checked], ensure_ascii=False))

@@ -85,12 +85,12 @@ def prepare(
     from elm_jax.tasks import data_source
 
     wanted = names or []
-    reading = opening.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
+    reading = opening.load_data_settings(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
     given: dict[str, Any] = {"data_dir": data_dir, "templates_dir": templates_dir}
     given |= {"limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
     source = data_source.rendered_as(given_to(reading.source, **given), truncate, faithful)
-    how: dict[str, Any] = {"tasks": wanted, "pieces": reading.pieces}
+    how: dict[str, Any] = {"tasks": wanted, "tokenizer": reading.tokenizer}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:
         source = replace(source, splits=dict.fromkeys(wanted, split or "train"))
@@ -132,7 +132,7 @@ def index(
         data_dir=data_dir,
         templates_dir=templates_dir,
         task_files=task_files(tasks),
-        prepared=cache,
+        overrides={"prepared": cache},
     )
     for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder):
         print(expert)
@@ -169,7 +169,7 @@ def route(
         data_dir=data_dir,
         templates_dir=templates_dir,
         task_files=files,
-        prepared=cache,
+        overrides={"prepared": cache},
     )
     specs = task_selection.choose(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)

@@ -14,7 +14,7 @@ from elm_jax.prompting.templates import Rendered, Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 KINDS = ("columns", "rows", "rendering", "empty", "outside", "one-sided", "over-long", "duplicates")
 """What can be found.
@@ -64,7 +64,7 @@ def check(
     tasks: Sequence[TaskSpec],
     source: Source,
     *,
-    pieces: Vocabulary | None = None,
+    tokenizer: Tokenizer | None = None,
     lengths: Lengths | None = None,
 ) -> list[Checked]:
     """Looks through all rows of each task; with a vocabulary, tokens are counted too."""
@@ -86,7 +86,7 @@ def check(
             checked.append(Checked(spec.id, split, 0, 0, (Finding("rows", str(error)),)))
             continue
         truncate = task_templates.truncation(spec, source)
-        checked.append(_checked(spec, split, before[1], template, truncate, pieces, lengths or Lengths()))
+        checked.append(_checked(spec, split, before[1], template, truncate, tokenizer, lengths or Lengths()))
     return checked
 
 
@@ -96,7 +96,7 @@ def _checked(
     rows: Sequence[Mapping[str, Any]],
     template: Template,
     truncate: int | None,
-    pieces: Vocabulary | None,
+    tokenizer: Tokenizer | None,
     lengths: Lengths,
 ) -> Checked:
     findings = [*_columns(rows, template)]
@@ -127,8 +127,8 @@ def _checked(
     if not whole and not findings:
         findings.append(Finding("rows", f"The template applies to none of the {len(rows):,} rows."))
     findings += [*_outside(whole), *_one_sided(whole), *_cut(whole, truncate), *_duplicates(whole)]
-    if pieces is not None:
-        findings += _too_many_tokens(whole, pieces, lengths)
+    if tokenizer is not None:
+        findings += _too_many_tokens(whole, tokenizer, lengths)
     return Checked(spec.id, split, len(rows), len(whole), tuple(findings))
 
 
@@ -187,7 +187,7 @@ def _cut(rows: Sequence[_Row], truncate: int | None) -> Iterator[Finding]:
         )
 
 
-def _too_many_tokens(rows: Sequence[_Row], pieces: Vocabulary, lengths: Lengths) -> Iterator[Finding]:
+def _too_many_tokens(rows: Sequence[_Row], tokenizer: Tokenizer, lengths: Lengths) -> Iterator[Finding]:
     choices = [(row.id, choice) for row in rows for choice in row.rendered.choices or ()]
     kinds = {
         "inputs": ([(row.id, row.rendered.input) for row in rows], lengths.prompt),
@@ -195,7 +195,7 @@ def _too_many_tokens(rows: Sequence[_Row], pieces: Vocabulary, lengths: Lengths)
         "choices": (choices, lengths.answer),
     }
     for kind, (texts, most) in kinds.items():
-        counts = [len(ids) + 1 for ids in pieces.encode_all([text for _, text in texts])]
+        counts = [len(ids) + 1 for ids in tokenizer.encode_all([text for _, text in texts])]
         long = [number for number, count in enumerate(counts) if count > most]
         if long:
             worst = max(long, key=lambda number: counts[number])

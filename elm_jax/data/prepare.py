@@ -24,7 +24,7 @@ from elm_jax.tasks import data_source, datasets, raw_rows, rendering, task_templ
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.datasets import Dataset
 from elm_jax.telemetry.progress import Stages
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Job:
     spec: TaskSpec
     source: Source
     lengths: Lengths
-    pieces: Vocabulary
+    tokenizer: Tokenizer
     file: epath.Path
     own: Mapping[str, Dataset]  # definitions that a fresh process does not have
 
@@ -55,7 +55,7 @@ class Outcome:
 def prepare(
     *,
     tasks: Sequence[str],
-    pieces: Vocabulary,
+    tokenizer: Tokenizer,
     source: Source,
     lengths: Lengths | None = None,
     processes: int = 1,
@@ -79,7 +79,7 @@ def prepare(
         for done, spec in enumerate(chosen, start=1):
             file = task_selection.prepared_file(source.prepared, spec, data_source.split_of(spec, source))
             own = {name: made for name, made in datasets.added().items() if name == spec.dataset}
-            job = Job(spec, source, lengths, pieces, file, own)
+            job = Job(spec, source, lengths, tokenizer, file, own)
             kept = _kept(job) if file.exists() else None
             if kept is None:
                 jobs[spec.id] = job
@@ -103,7 +103,7 @@ def prepare_seqio(
     module: str,
     *,
     tasks: Sequence[str],
-    pieces: Vocabulary,
+    tokenizer: Tokenizer,
     source: Source,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
@@ -124,12 +124,12 @@ def prepare_seqio(
             file = task_selection.prepared_file(source.prepared, spec, split)
             asked: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
             told = task_rows.tokenized_key(
-                seqio_rows.rendering(module, name, split, **asked), pieces, lengths
+                seqio_rows.rendering(module, name, split, **asked), tokenizer, lengths
             )
             stale = not (file.exists() and prepared.is_current(file, told))
             if stale:
                 cut: dict[str, Any] = {"max_input": lengths.prompt, "max_target": lengths.answer}
-                prepared.save(file, seqio_rows.read(module, name, split, pieces, **cut, **asked), told)
+                prepared.save(file, seqio_rows.read(module, name, split, tokenizer, **cut, **asked), told)
             outcomes.append(Outcome(spec.id, split, str(file), len(prepared.load(file).labels), stale))
             advance(done, name)
     return outcomes
@@ -169,7 +169,7 @@ def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Out
     """Renders and tokenises one task into its file."""
     split = data_source.split_of(job.spec, job.source)
     rendered = rendering.render_rows(job.spec, rows, template, job.source)
-    made = task_rows.prepare(rendered.examples[: job.source.limit], job.pieces, job.lengths)
+    made = task_rows.prepare(rendered.examples[: job.source.limit], job.tokenizer, job.lengths)
     # Only now: what the first reading fetches (TFDS's files) is a part of the fingerprint.
     prepared.save(job.file, made, _fingerprint(job))
     return Outcome(
@@ -178,7 +178,7 @@ def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Out
 
 
 def _fingerprint(job: Job) -> str:
-    return task_rows.tokenized_key(task_rows.rendering_key(job.spec, job.source), job.pieces, job.lengths)
+    return task_rows.tokenized_key(task_rows.rendering_key(job.spec, job.source), job.tokenizer, job.lengths)
 
 
 def _kept(job: Job) -> Outcome | None:

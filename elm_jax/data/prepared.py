@@ -22,7 +22,7 @@ from elm_jax.data import ragged
 from elm_jax.data.ragged import Texts, TokenLists
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
-from elm_jax.tokenizers.sentencepiece import EOS, Vocabulary
+from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
 WHAT = "A file of prepared rows"
 RENDERING = 1
@@ -83,7 +83,7 @@ class Examples(Sequence[PromptedExample]):
 
 def prepare(
     examples: Sequence[PromptedExample],
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     *,
     max_input: int,
     max_target: int,
@@ -139,7 +139,7 @@ def rendering(data: Mapping[str, Any], template: Mapping[str, Any], **options: A
 
 
 def fingerprint(
-    rendering: str, vocabulary: Vocabulary, *, max_input: int, max_target: int, input_eos: bool = True
+    rendering: str, vocabulary: Tokenizer, *, max_input: int, max_target: int, input_eos: bool = True
 ) -> str:
     """Returns what stands for prepared rows: the rendered ones' fingerprint, a dash, the tokenising's."""
     told = [storage.FORMAT, vocabulary.fingerprint, max_input, max_target, input_eos]

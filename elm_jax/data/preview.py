@@ -11,7 +11,7 @@ from elm_jax.prompting.templates import Rendered
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 CUT = "bold yellow"
 UNSEEN = "red"
@@ -31,7 +31,7 @@ def preview(
     source: Source,
     *,
     rows: int = 3,
-    pieces: Vocabulary | None = None,
+    tokenizer: Tokenizer | None = None,
     lengths: Lengths | None = None,
 ) -> tuple[list[Previewed], int]:
     """Returns the first rows that the template applies to, ready to print, and how many rows there are.
@@ -48,7 +48,7 @@ def preview(
             break
         for example in render([row], template, truncate=truncate).examples:
             whole = template.render(row, None, row_id=example.row_id)
-            lines = tuple(_lines(example, whole, pieces, lengths or Lengths()))
+            lines = tuple(_lines(example, whole, tokenizer, lengths or Lengths()))
             shown.append(Previewed(example, lines))
     if not shown:
         raise UserError(f"{spec.id!r} applies to none of the {len(found):,} rows of the {split} split.")
@@ -56,31 +56,31 @@ def preview(
 
 
 def _lines(
-    example: PromptedExample, whole: Rendered | None, pieces: Vocabulary | None, lengths: Lengths
+    example: PromptedExample, whole: Rendered | None, tokenizer: Tokenizer | None, lengths: Lengths
 ) -> Iterator[Text]:
     whole = whole or Rendered(example.input, example.target)
-    yield _marked(example.input, whole.input, pieces, lengths.prompt)
+    yield _marked(example.input, whole.input, tokenizer, lengths.prompt)
     for number, choice in enumerate(example.choices):
         mark = Text("* " if number == example.label else "  ")
-        yield mark + _marked(choice, choice, pieces, lengths.answer)
-    yield Text("-> ", style="bold") + _marked(example.target, whole.target, pieces, lengths.answer)
+        yield mark + _marked(choice, choice, tokenizer, lengths.answer)
+    yield Text("-> ", style="bold") + _marked(example.target, whole.target, tokenizer, lengths.answer)
     texts = [example.input, example.target, *example.choices]
-    if pieces is None:
+    if tokenizer is None:
         counts = [len(text.split()) for text in texts]
         told, hint = [f"input {counts[0]}", f"target {counts[1]}"], "; tokens with --run or --vocabulary"
     else:
-        counts = [len(ids) + 1 for ids in pieces.encode_all(texts)]  # each with its end
+        counts = [len(ids) + 1 for ids in tokenizer.encode_all(texts)]  # each with its end
         told = [f"input {counts[0]} (limit {lengths.prompt})", f"target {counts[1]} (limit {lengths.answer})"]
         hint = ""
     if example.choices:
         told.append(f"choices {', '.join(map(str, counts[2:]))}")
-    yield Text(f"{'words' if pieces is None else 'tokens'}: {', '.join(told)}{hint}", style="dim")
+    yield Text(f"{'words' if tokenizer is None else 'tokens'}: {', '.join(told)}{hint}", style="dim")
 
 
-def _marked(text: str, whole: str, pieces: Vocabulary | None, most: int) -> Text:
+def _marked(text: str, whole: str, tokenizer: Tokenizer | None, most: int) -> Text:
     """Returns a text with marks where its template cut a value, and on what the model will not see."""
     shown = Text(text)
-    seen = len(text) if pieces is None else seen_length(text, pieces, most)
+    seen = len(text) if tokenizer is None else seen_length(text, tokenizer, most)
     if seen < len(text):
         shown.stylize(UNSEEN, seen)
     for place in cuts(text, whole):
@@ -115,15 +115,15 @@ def cuts(text: str, whole: str) -> list[int]:
     return places
 
 
-def seen_length(text: str, pieces: Vocabulary, most: int) -> int:
+def seen_length(text: str, tokenizer: Tokenizer, most: int) -> int:
     """Returns how many characters of a text the model sees when `most` tokens are kept, the last an end."""
-    ids = pieces.encode(text)
+    ids = tokenizer.encode(text)
     if len(ids) < most:
         return len(text)
     low, high = 0, len(text)  # the longest beginning that is no more tokens than are kept
     while low < high:
         middle = (low + high + 1) // 2
-        if len(pieces.encode(text[:middle])) <= most - 1:
+        if len(tokenizer.encode(text[:middle])) <= most - 1:
             low = middle
         else:
             high = middle - 1

@@ -15,8 +15,8 @@ from elm_jax import names, storage
 from elm_jax.data import prepared, ragged
 from elm_jax.data.prepared import Prepared
 from elm_jax.errors import UserError
-from elm_jax.tasks import own
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tasks import user_tasks
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 PROBE = "The 3 quick, brown foxes: <extra_id_0> “jump” over\tit. ~"
 LOOKED_AT = 100  # rows whose text is tokenised to see whether the vocabulary is the same
@@ -27,7 +27,7 @@ def rendering(module: str, name: str, split: str, *, limit: int | None, seed: in
 
     What the module itself imports or reads is not noticed. Neither is imported for this.
     """
-    place = own.module_file(module)
+    place = user_tasks.find_module_file(module)
     told = {"module": storage.file_fingerprint(place), "name": name, "split": split, "rows": limit}
     return prepared.rendering(told, {}, seqio=version("seqio"), seed=seed)
 
@@ -36,7 +36,7 @@ def read(
     module: str,
     name: str,
     split: str,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     *,
     max_input: int,
     max_target: int,
@@ -50,7 +50,7 @@ def read(
     """
     import seqio
 
-    own.module(module)
+    user_tasks.import_user_module(module)
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     names.resolve(name, known, kind="task or mixture", where=f"SeqIO's registry, with {module!r} imported")
     task = seqio.get_mixture_or_task(name)
@@ -78,7 +78,7 @@ def read(
     return _prepared(rows, f"{name}/{split}", vocabulary)
 
 
-def _prepared(rows: list[Mapping[str, Any]], where: str, vocabulary: Vocabulary) -> Prepared:
+def _prepared(rows: list[Mapping[str, Any]], where: str, vocabulary: Tokenizer) -> Prepared:
     def text(row: Mapping[str, Any], feature: str) -> str:
         written = row.get(f"{feature}_pretokenized")
         if isinstance(written, bytes):
@@ -112,7 +112,7 @@ def _row_of(row: Mapping[str, Any]) -> int:
 
 
 def _check_vocabulary(
-    theirs: Any, ours: Vocabulary, rows: Iterable[Mapping[str, Any]], feature: str, name: str
+    theirs: Any, ours: Tokenizer, rows: Iterable[Mapping[str, Any]], feature: str, name: str
 ) -> None:
     """Refuses a task whose vocabulary gives other ids than the base's."""
     found = (row.get(f"{feature}_pretokenized", b"") for row in itertools.islice(rows, LOOKED_AT))

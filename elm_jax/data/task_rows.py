@@ -11,7 +11,7 @@ from elm_jax.scoring.buckets import Row
 from elm_jax.tasks import original, rendering
 from elm_jax.tasks.data_source import Lengths, Source, split_of
 from elm_jax.tasks.task_templates import template_for
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 
 def examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
@@ -45,28 +45,28 @@ def rendering_key(spec: TaskSpec, source: Source) -> str:
     )
 
 
-def tokenized_key(rendered: str, pieces: Vocabulary, lengths: Lengths) -> str:
+def tokenized_key(rendered: str, tokenizer: Tokenizer, lengths: Lengths) -> str:
     """Returns a fingerprint of a task's tokenised rows, given that of its rendered ones."""
     cut = {"max_input": lengths.prompt, "max_target": lengths.answer}
-    return prepared.fingerprint(rendered, pieces, **cut, input_eos=pieces.input_eos)
+    return prepared.fingerprint(rendered, tokenizer, **cut, input_eos=tokenizer.input_eos)
 
 
-def tokens(texts: Sequence[str], pieces: Vocabulary, length: int) -> list[list[int]]:
+def tokens(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:
     """Returns the token ids of texts, each cut to `length` tokens of which the last is end-of-sequence."""
-    return [[*ids[: length - 1], pieces.eos] for ids in pieces.encode_all(texts)]
+    return [[*ids[: length - 1], tokenizer.eos] for ids in tokenizer.encode_all(texts)]
 
 
-def prepare(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths) -> Prepared:
+def prepare(found: Sequence[PromptedExample], tokenizer: Tokenizer, lengths: Lengths) -> Prepared:
     """Returns a task's examples as token ids: as they were prepared, or tokenised now."""
     if isinstance(found, Examples):
         rendered = found.fingerprint.partition("-")[0]
-        if found.fingerprint == tokenized_key(rendered, pieces, lengths):
+        if found.fingerprint == tokenized_key(rendered, tokenizer, lengths):
             return found.prepared
     cut = {"max_input": lengths.prompt, "max_target": lengths.answer}
-    return prepared.prepare(found, pieces, **cut, input_eos=pieces.input_eos)
+    return prepared.prepare(found, tokenizer, **cut, input_eos=tokenizer.input_eos)
 
 
-def rows(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths, *, task: str) -> list[Row]:
+def rows(found: Sequence[PromptedExample], tokenizer: Tokenizer, lengths: Lengths, *, task: str) -> list[Row]:
     """Returns the token ids of prompts and answer choices.
 
     Raises:
@@ -79,7 +79,7 @@ def rows(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths,
                 f"Expected answer choices with the target among them in every row of {task!r}, got row "
                 f"{example.row_id!r} with {lack}. Fix: evaluate another task; `elm tasks list` shows metrics."
             )
-    made = prepare(found, pieces, lengths)
+    made = prepare(found, tokenizer, lengths)
     return [Row(made.inputs[row], prepared.choices_of(made, row)) for row in range(len(found))]
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import own, specs, task_templates
+from elm_jax.tasks import specs, task_templates, user_tasks
 from elm_jax.tasks.data_source import Source
 
 Tasks = str | TaskSpec | Iterable[str | TaskSpec]
@@ -29,13 +29,13 @@ def choose(wanted: Tasks, source: Source | None = None, *, evaluation: bool = Fa
     """
     source = source or Source()
     for file in source.tasks:
-        own.load(file)
+        user_tasks.load_tasks(file)
     chosen: dict[str, TaskSpec] = {}
     for each in [wanted] if isinstance(wanted, str | TaskSpec) else wanted:
         if isinstance(each, TaskSpec):
             found = [each]
         else:
-            found = own.load(each) if is_task_file(each) else _named(each, source)
+            found = user_tasks.load_tasks(each) if is_task_file(each) else _named(each, source)
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
         raise UserError("At least one task is wanted, but none was named. `elm tasks list` shows them all.")

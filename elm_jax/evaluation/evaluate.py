@@ -103,7 +103,7 @@ def evaluate(
             f"Expected a run's directory beside dtype, got a run that is open and {dtype!r}. Fix: give dtype "
             "to `open_run`."
         )
-    base = replace(run.base, params=devices.spread(run.base.params, mesh))
+    base = replace(run.base, params=devices.place_on_devices(run.base.params, mesh))
     run = replace(run, base=base, source=data_source.rendered_as(run.source, truncate, faithful))
     specs = task_selection.choose(tasks, run.source, evaluation=True)
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")

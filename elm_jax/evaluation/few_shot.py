@@ -65,7 +65,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
     """
     library = Library.open(run.workspace.library)
     shown = shots(run, spec, options["shots"])
-    tokens = task_rows.prepare(shown.examples, run.pieces, run.lengths)
+    tokens = task_rows.prepare(shown.examples, run.tokenizer, run.lengths)
     rows = [Row(prompt, [target]) for prompt, target in zip(tokens.inputs, tokens.targets, strict=True)]
     count = sum(len(row.answers[0]) for row in rows)
     shapes = engine.shapes_for(run.base.params, rows, experts=float(options.get("trials", 40)))

@@ -95,7 +95,9 @@ def generate(
             keep(cell, kept[1].predictions)
     hosts.meet("what lacks answers is known")
     prompts = {
-        task: [Row(prompt, ()) for prompt in task_rows.prepare(tasks[task], run.pieces, run.lengths).inputs]
+        task: [
+            Row(prompt, ()) for prompt in task_rows.prepare(tasks[task], run.tokenizer, run.lengths).inputs
+        ]
         for task in dict.fromkeys(cell.task for cell in lacking)
     }
     share = hosts.share(
@@ -108,13 +110,13 @@ def generate(
     with run.stages.stage("write answers", total) as advance:
         for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
             for group in results_cache.groups(stack, share, prompts):
-                own, pairs = results_cache.laid(group, stack, prompts, run.pieces.eos)
+                own, pairs = results_cache.laid(group, stack, prompts, run.tokenizer.eos)
                 tokens = engine.generate_rows(
                     run.base.config,
                     stack.params,
                     [row.prompt for row in own],
                     run.lengths.answer,
-                    run.pieces.eos,
+                    run.tokenizer.eos,
                     stack.experts,
                     pairs,
                     batch_tokens=batch_tokens,
@@ -189,7 +191,7 @@ def _texts(
                 f"Answers are wanted, but {cell.scorer!r} gives no numbers for row {example.row_id!r}: its "
                 "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
             )
-    return [run.pieces.decode(answer[answer != PAD].tolist()) for answer in tokens]
+    return [run.tokenizer.decode(answer[answer != PAD].tolist()) for answer in tokens]
 
 
 def _judged(

@@ -125,7 +125,7 @@ def score(
 def ranked_rows(run: Run, examples: Mapping[str, Sequence[PromptedExample]]) -> dict[str, list[Row]]:
     """Returns the token ids of tasks' rows; raises what is wrong with them."""
     return {
-        task: task_rows.rows(found, run.pieces, run.lengths, task=task) for task, found in examples.items()
+        task: task_rows.rows(found, run.tokenizer, run.lengths, task=task) for task, found in examples.items()
     }
 
 
@@ -171,7 +171,7 @@ def _sums(
     with run.stages.stage("score answer choices", total) as advance:
         for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
             for group in results_cache.groups(stack, share, ranked):
-                own, pairs = results_cache.laid(group, stack, ranked, run.pieces.eos)
+                own, pairs = results_cache.laid(group, stack, ranked, run.tokenizer.eos)
                 scores = engine.score_rows(
                     run.base.config,
                     stack.params,

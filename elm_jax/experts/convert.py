@@ -94,15 +94,15 @@ def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) ->
     if to == "t5x":
         t5x_write.save(place, model)
         return
-    for name in (*huggingface.BESIDE, opening.VOCABULARY):
+    for name in (*huggingface.BESIDE, opening.VOCABULARY_FILE):
         if (source / name).exists():
             storage.write_bytes(place / name, (source / name).read_bytes())
     of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
     like = of_hf.read_bytes() if of_hf.exists() else None
     if to == "hf":
-        if (place / opening.VOCABULARY).exists():
-            (place / opening.VOCABULARY).rename(place / opening.PUBLISHED)
-            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.SENTINELS}
+        if (place / opening.VOCABULARY_FILE).exists():
+            (place / opening.VOCABULARY_FILE).rename(place / opening.HUB_VOCABULARY_FILE)
+            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.EXTRA_IDS}
             storage.write_bytes(place / "tokenizer_config.json", json.dumps(told, indent=2).encode())
         huggingface.save(place, model, like=json.loads(like) if like else None)
         return

@@ -74,7 +74,7 @@ def run(
             words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
         how = pretraining or pretraining_module.Pretraining()
         pretraining_module.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-    settings.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
+    settings.save_run_settings(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
     run = opening.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)

@@ -56,7 +56,7 @@ def index(
     has keys of another embedder and `rebuild` was not asked for, and where the rows that an expert was
     trained on are not to be found.
     """
-    run = opening.opened(run)
+    run = opening.ensure_open(run)
     library = Library.open(run.workspace.library)
     wanted = experts
     if wanted is None:
@@ -115,7 +115,7 @@ def opened(run: Run, name: str) -> Embedder:
         dimension=config.emb_dim,
         max_length=run.lengths.prompt,
         embed=lambda texts: embedding.embed_rows(
-            config, params, task_rows.tokens(texts, run.pieces, run.lengths.prompt)
+            config, params, task_rows.tokens(texts, run.tokenizer, run.lengths.prompt)
         ),
     )
 
@@ -128,7 +128,7 @@ def _over_padding(run: Run, name: str) -> Embedder:
     encode = _encoder(run.base.config)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        rows = list(map(np.asarray, task_rows.tokens(texts, run.pieces, faithful.PADDED_LENGTH)))
+        rows = list(map(np.asarray, task_rows.tokens(texts, run.tokenizer, faithful.PADDED_LENGTH)))
         tokens = prepared.pad(rows, faithful.PADDED_LENGTH)
         # One text at a time: the original's ways are for comparison, and need not be fast.
         hidden = [encode(run.base.params, row[None]) for row in tokens]

@@ -119,7 +119,7 @@ def route(
     Raises a UserError, before anything is embedded, for a router or an option that does not exist, and for a
     router that needs what no option gave.
     """
-    run = opening.opened(run)
+    run = opening.ensure_open(run)
     wanted = task_selection.choose(tasks, run.source, evaluation=True)
     return [made for made, _ in explained(run, wanted, router, experts, queries, shown=False, **options)]
 

@@ -134,7 +134,7 @@ def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], co
     library = home(run.workspace, expert)
     description = library.describe(expert)
     examples = [example for _, example in rows_of(description.spec, run.source, rows)]
-    found = task_rows.prepare(examples, run.pieces, _lengths(run, description.spec))
+    found = task_rows.prepare(examples, run.tokenizer, _lengths(run, description.spec))
     stamp = _stamp(run, description, found, wanted)
     file = _file(run.workspace, expert, what)
     kept = _read(file, stamp)

@@ -69,7 +69,7 @@ def entry_of(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
         "max_prompt": course.lengths.prompt,
         "max_answer": course.lengths.answer,
     }
-    if not run.pieces.input_eos:
+    if not run.tokenizer.input_eos:
         recipe["input_eos"] = False
     if run.dtype is not None:
         recipe["dtype"] = run.dtype
@@ -79,7 +79,7 @@ def entry_of(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
 
 
 def _prepared(run: Run, course: Course, spec: TaskSpec, source: data_source.Source) -> Prepared:
-    return task_rows.prepare(task_rows.examples(spec, source), run.pieces, course.lengths)
+    return task_rows.prepare(task_rows.examples(spec, source), run.tokenizer, course.lengths)
 
 
 def _joined(tokens: Sequence[ragged.TokenLists]) -> ragged.TokenLists:

@@ -159,7 +159,7 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         told = hf_config.read(found.network, table=hf_fields.T5_ENCODER)
         network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
-    pieces, length = wordpiece.read(found.network, longest)
+    tokenizer, length = wordpiece.read(found.network, longest)
     projections = [_linear(*_tensors(place), "linear") for place in found.projections]
     activations = [steps.activation(place) for place in found.projections]
     if found.pooling == "pooler":
@@ -173,7 +173,7 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         projections=tuple(projections),
         activations=tuple(activations),
         normalized=found.normalized,
-        tokenizer=pieces,
+        tokenizer=tokenizer,
         max_length=length,
         kind=kind,
         prompt=found.prompt,
@@ -182,7 +182,7 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
                 "network": vars(network),
                 "weights": [storage.array_fingerprint(each) for each in (flat, *projections)],
                 "steps": [pooled, *activations, found.normalized],
-                "tokenizer": [pieces.to_str(), length],
+                "tokenizer": [tokenizer.to_str(), length],
                 **({"prompt": found.prompt} if found.prompt else {}),
             }
         ),

@@ -176,7 +176,7 @@ def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
 def test_a_library_is_verified_against_a_base_that_lies_elsewhere(runs, elm_says, base, tmp_path):
     elm.save(tmp_path / "elsewhere", base)
     run = runs / "one"
-    settings.remember(Workspace.open(run), tmp_path / "elsewhere", None, None)
+    settings.save_run_settings(Workspace.open(run), tmp_path / "elsewhere", None, None)
     shutil.rmtree(run / "base")
     assert elm_says("verify", "--run", run)[0] == 0
 

@@ -6,7 +6,7 @@ import pytest
 
 from elm_jax import cli
 from elm_jax.data import check, task_selection
-from elm_jax.tasks import own, specs
+from elm_jax.tasks import specs, user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
@@ -15,7 +15,7 @@ RANKED = ("{{text}} ||| {{answer_choices[label]}}", "no ||| yes")
 
 
 def checked(rows, prompt=RANKED, **how):
-    (spec,) = own.define("mine", rows=lambda split: rows, prompts={"p": prompt})
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: rows, prompts={"p": prompt})
     (found,) = check.check([spec], Source(), **how)
     return found
 
@@ -47,7 +47,7 @@ def test_columns_that_rows_lack_are_named_with_the_first_such_row():
 
 def test_a_column_that_the_catalogue_does_not_name_is_a_finding_too():
     how = {"columns": ["txt"], "rows": lambda split: FINE}
-    (spec,) = own.define("mine", prompts={"p": RANKED}, **how)
+    (spec,) = user_tasks.define_task("mine", prompts={"p": RANKED}, **how)
     ((finding,),) = [each.findings for each in check.check([spec], Source())]
     assert finding.kind == "columns"
     assert "reads 'label', 'text'" in finding.says
@@ -85,12 +85,12 @@ def test_a_template_that_fails_is_told_with_its_first_row():
 def test_texts_that_are_cut_by_characters_and_by_tokens(tmp_path):
     long = [{"text": "word " * 600, "label": 0}, *FINE]
     assert "1 row has a text of more than 2,048 characters" in found(long)["over-long"]
-    pieces = sentencepiece.train(["text 0 1 2 3 no yes"], tmp_path / "m", 50, kind="word", extra_ids=0)
-    told = found(FINE, pieces=pieces, lengths=Lengths(prompt=2, answer=2))["over-long"]
+    tokenizer = sentencepiece.train(["text 0 1 2 3 no yes"], tmp_path / "m", 50, kind="word", extra_ids=0)
+    told = found(FINE, tokenizer=tokenizer, lengths=Lengths(prompt=2, answer=2))["over-long"]
     assert told.startswith(
         "4 of 4 inputs have more than 2 tokens and are cut; the longest, of mine/train/0, has 3"
     )
-    assert "over-long" not in found(FINE, pieces=pieces, lengths=Lengths(prompt=3, answer=2))
+    assert "over-long" not in found(FINE, tokenizer=tokenizer, lengths=Lengths(prompt=3, answer=2))
 
 
 def test_duplicates_and_how_many_of_them_contradict():
@@ -116,7 +116,7 @@ def test_duplicates_and_how_many_of_them_contradict():
 )
 def test_bad_files_are_findings_that_name_the_line(tmp_path, content, said):
     (tmp_path / "rows.jsonl").write_bytes(content)
-    (spec,) = own.define("mine", jsonl=str(tmp_path / "rows.jsonl"), prompts={"p": RANKED})
+    (spec,) = user_tasks.define_task("mine", jsonl=str(tmp_path / "rows.jsonl"), prompts={"p": RANKED})
     (told,) = check.check([spec], Source())
     ((kind, says),) = [(finding.kind, finding.says) for finding in told.findings]
     assert kind == "rows"

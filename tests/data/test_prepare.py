@@ -33,14 +33,14 @@ NOVEL = "story_cloze/Novel Correct Ending"
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     words = [example.input for example in task_rows.examples(specs.find_task(MINI), Source())]
     return sentencepiece.train(words, tmp_path_factory.mktemp("v") / "m.model", 300, kind="word", extra_ids=0)
 
 
-def made(tasks, pieces, directory, **changes):
+def made(tasks, tokenizer, directory, **changes):
     source = Source(**{"limit": 20, "prepared": directory, **changes})
-    return prepare.prepare(tasks=tasks, pieces=pieces, source=source, lengths=LENGTHS, stages=Stages())
+    return prepare.prepare(tasks=tasks, tokenizer=tokenizer, source=source, lengths=LENGTHS, stages=Stages())
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def cloze(tmp_path):
     return {"data_dir": tmp_path / "d", "templates_dir": tmp_path / "t", "limit": None}
 
 
-def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pieces, cloze, tmp_path):
+def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(tokenizer, cloze, tmp_path):
     templates = tmp_path / "t" / "story_cloze" / "2016" / "templates.yaml"
     templates.write_text(TEMPLATES.replace("answer_choices[answer_right_ending - 1]", "''"))
     write_cloze(tmp_path, [["1", "long " * 9, "b", "c", "d", "yes", "no", "1"]])
@@ -69,11 +69,11 @@ def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pie
     assert cut.input == "long... What now?"
     # What was prepared one way is stale for another, and current for its own.
     for truncate in (None, 8):
-        (outcome,) = made([NOVEL], pieces, tmp_path / "p", **{**kept, "truncate": truncate})
+        (outcome,) = made([NOVEL], tokenizer, tmp_path / "p", **{**kept, "truncate": truncate})
         assert outcome.made
         (back,) = task_rows.examples(spec, Source(**kept, truncate=truncate))
         assert back == (cut if truncate else whole)
-    (again,) = made([NOVEL], pieces, tmp_path / "p", **{**kept, "truncate": 8})
+    (again,) = made([NOVEL], tokenizer, tmp_path / "p", **{**kept, "truncate": 8})
     assert not again.made
 
 
@@ -105,8 +105,8 @@ def write_cloze(place, rows):
         csv.writer(file).writerows([CLOZE, *rows])
 
 
-def test_what_is_prepared_is_what_rendering_and_tokenising_give(pieces, tmp_path):
-    outcomes = made([*TASKS], pieces, tmp_path)
+def test_what_is_prepared_is_what_rendering_and_tokenising_give(tokenizer, tmp_path):
+    outcomes = made([*TASKS], tokenizer, tmp_path)
     assert len(outcomes) == 4
     for outcome in outcomes:
         spec = specs.find_task(outcome.task)
@@ -114,7 +114,10 @@ def test_what_is_prepared_is_what_rendering_and_tokenising_give(pieces, tmp_path
         back = task_rows.examples(spec, Source(limit=20, prepared=tmp_path))
         assert isinstance(back, prepared.Examples)
         assert tuple(back) == tuple(rendered)
-        ours, theirs = task_rows.prepare(rendered, pieces, LENGTHS), task_rows.prepare(back, pieces, LENGTHS)
+        ours, theirs = (
+            task_rows.prepare(rendered, tokenizer, LENGTHS),
+            task_rows.prepare(back, tokenizer, LENGTHS),
+        )
         assert theirs is back.prepared
         for name in ("inputs", "targets", "choices"):
             assert [row.tolist() for row in getattr(ours, name)] == [
@@ -125,37 +128,37 @@ def test_what_is_prepared_is_what_rendering_and_tokenising_give(pieces, tmp_path
         assert (outcome.skipped, outcome.outside) == (0, 0)
 
 
-def test_rows_to_rank_are_the_same_from_the_cache(pieces, tmp_path):
-    made([MINI], pieces, tmp_path)
+def test_rows_to_rank_are_the_same_from_the_cache(tokenizer, tmp_path):
+    made([MINI], tokenizer, tmp_path)
     spec = specs.find_task(MINI)
     rendered, back = (
         task_rows.examples(spec, Source(limit=20)),
         task_rows.examples(spec, Source(limit=20, prepared=tmp_path)),
     )
     for ours, theirs in zip(
-        task_rows.rows(rendered, pieces, LENGTHS, task=MINI),
-        task_rows.rows(back, pieces, LENGTHS, task=MINI),
+        task_rows.rows(rendered, tokenizer, LENGTHS, task=MINI),
+        task_rows.rows(back, tokenizer, LENGTHS, task=MINI),
         strict=True,
     ):
         assert list(ours.prompt) == list(theirs.prompt)
         assert [list(each) for each in ours.answers] == [list(each) for each in theirs.answers]
 
 
-def test_what_is_current_is_neither_rendered_nor_written_again(pieces, tmp_path, monkeypatch):
-    first = made(TASKS, pieces, tmp_path)
+def test_what_is_current_is_neither_rendered_nor_written_again(tokenizer, tmp_path, monkeypatch):
+    first = made(TASKS, tokenizer, tmp_path)
     stamps = [os.stat(outcome.file).st_mtime_ns for outcome in first]
 
     def never(*arguments, **options):
         raise AssertionError("a row was read")
 
     monkeypatch.setattr(raw_rows, "load_rows", never)
-    again = made(TASKS, pieces, tmp_path)
+    again = made(TASKS, tokenizer, tmp_path)
     assert [outcome.made for outcome in again] == [False] * 4
     assert [outcome.rows for outcome in again] == [20] * 4
     assert [os.stat(outcome.file).st_mtime_ns for outcome in again] == stamps
 
 
-def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(pieces, tmp_path, monkeypatch):
+def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(tokenizer, tmp_path, monkeypatch):
     read = []
     load_rows = raw_rows.load_rows
 
@@ -164,14 +167,14 @@ def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(pieces, tmp_pat
         return load_rows(spec, *arguments, **options)
 
     monkeypatch.setattr(raw_rows, "load_rows", counted)
-    made(TASKS, pieces, tmp_path)
+    made(TASKS, tokenizer, tmp_path)
     assert sorted(read) == sorted(TASKS)
 
 
-def test_processes_give_the_same_bytes(pieces, tmp_path):
-    made(TASKS, pieces, tmp_path / "one")
+def test_processes_give_the_same_bytes(tokenizer, tmp_path):
+    made(TASKS, tokenizer, tmp_path / "one")
     source = Source(limit=20, prepared=tmp_path / "two")
-    outcomes = prepare.prepare(tasks=TASKS, pieces=pieces, source=source, lengths=LENGTHS, processes=2)
+    outcomes = prepare.prepare(tasks=TASKS, tokenizer=tokenizer, source=source, lengths=LENGTHS, processes=2)
     assert [outcome.task for outcome in outcomes] == [spec.id for spec in task_selection.choose(TASKS)]
     for outcome in outcomes:
         spec = specs.find_task(outcome.task)
@@ -183,9 +186,9 @@ def test_processes_give_the_same_bytes(pieces, tmp_path):
 
 
 def test_what_was_prepared_is_neither_read_nor_rendered_by_those_who_ask_for_it(
-    pieces, tmp_path, monkeypatch
+    tokenizer, tmp_path, monkeypatch
 ):
-    made(TASKS, pieces, tmp_path)
+    made(TASKS, tokenizer, tmp_path)
 
     def never(*arguments, **options):
         raise AssertionError("work was repeated")
@@ -195,24 +198,24 @@ def test_what_was_prepared_is_neither_read_nor_rendered_by_those_who_ask_for_it(
     monkeypatch.setattr(prepared, "prepare", never)
     for spec in task_selection.choose(TASKS):
         found = task_rows.examples(spec, Source(limit=20, prepared=tmp_path))
-        assert len(task_rows.prepare(found, pieces, LENGTHS).targets) == 20
-        assert len(task_rows.rows(found, pieces, LENGTHS, task=spec.id)) == 20
+        assert len(task_rows.prepare(found, tokenizer, LENGTHS).targets) == 20
+        assert len(task_rows.rows(found, tokenizer, LENGTHS, task=spec.id)) == 20
 
 
-def test_a_file_that_is_half_there_is_made_again(pieces, tmp_path):
-    (outcome,) = made([MINI], pieces, tmp_path)
+def test_a_file_that_is_half_there_is_made_again(tokenizer, tmp_path):
+    (outcome,) = made([MINI], tokenizer, tmp_path)
     file = Path(outcome.file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
     assert prepared.carried(file) is None
-    assert made([MINI], pieces, tmp_path)[0].made
+    assert made([MINI], tokenizer, tmp_path)[0].made
     assert file.read_bytes() == whole
 
 
-def test_a_change_of_data_template_vocabulary_or_options_makes_it_stale(pieces, tmp_path, cloze):
-    def again(pieces=pieces, lengths=LENGTHS, **changes):
+def test_a_change_of_data_template_vocabulary_or_options_makes_it_stale(tokenizer, tmp_path, cloze):
+    def again(tokenizer=tokenizer, lengths=LENGTHS, **changes):
         source = Source(**{**cloze, "prepared": tmp_path / "p", **changes})
-        (outcome,) = prepare.prepare(tasks=[NOVEL], pieces=pieces, source=source, lengths=lengths)
+        (outcome,) = prepare.prepare(tasks=[NOVEL], tokenizer=tokenizer, source=source, lengths=lengths)
         return outcome.made
 
     assert again()
@@ -229,25 +232,25 @@ def test_a_change_of_data_template_vocabulary_or_options_makes_it_stale(pieces, 
     assert again(limit=1)
     assert again(lengths=Lengths(prompt=12, answer=8))
     other = sentencepiece.train(["aa bb"], tmp_path / "m", 50, kind="word", extra_ids=0)
-    assert again(pieces=other)
-    assert not again(pieces=other)
+    assert again(tokenizer=other)
+    assert not again(tokenizer=other)
 
 
-def test_stale_rows_are_never_read(pieces, tmp_path, cloze):
+def test_stale_rows_are_never_read(tokenizer, tmp_path, cloze):
     source = Source(**cloze, prepared=tmp_path / "p")
-    prepare.prepare(tasks=[NOVEL], pieces=pieces, source=source, lengths=LENGTHS)
+    prepare.prepare(tasks=[NOVEL], tokenizer=tokenizer, source=source, lengths=LENGTHS)
     write_cloze(tmp_path, [["9", "new", "b", "c", "d", "yes", "no", "1"]])
     found = task_rows.examples(specs.find_task(NOVEL), source)
     assert [example.input for example in found] == ["new What now?"]
 
 
-def test_rows_prepared_for_another_vocabulary_are_tokenised_anew(pieces, tmp_path):
-    made([MINI], pieces, tmp_path)
+def test_rows_prepared_for_another_vocabulary_are_tokenised_anew(tokenizer, tmp_path):
+    made([MINI], tokenizer, tmp_path)
     other = sentencepiece.train(["the dog"], tmp_path / "m", 50, kind="word", extra_ids=0)
     back = task_rows.examples(specs.find_task(MINI), Source(limit=20, prepared=tmp_path))
     assert isinstance(back, prepared.Examples)
     assert task_rows.prepare(back, other, LENGTHS).inputs[0].max() < other.size
-    assert task_rows.prepare(back, pieces, Lengths(prompt=4, answer=8)).inputs[0].size == 4
+    assert task_rows.prepare(back, tokenizer, Lengths(prompt=4, answer=8)).inputs[0].size == 4
 
 
 @pytest.mark.parametrize(
@@ -261,23 +264,23 @@ def test_rows_prepared_for_another_vocabulary_are_tokenised_anew(pieces, tmp_pat
     ],
     ids=["empty", "no UTF-8", "NUL", "columns", "10 MB"],
 )
-def test_bad_data_is_one_sentence_and_nothing_is_written(pieces, tmp_path, cloze, content, said):
+def test_bad_data_is_one_sentence_and_nothing_is_written(tokenizer, tmp_path, cloze, content, said):
     (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
-        prepare.prepare(tasks=[NOVEL], pieces=pieces, source=Source(**cloze, prepared=tmp_path / "p"))
+        prepare.prepare(tasks=[NOVEL], tokenizer=tokenizer, source=Source(**cloze, prepared=tmp_path / "p"))
     assert "2016.csv" in str(error.value)
     assert not (tmp_path / "p").exists()
 
 
-def test_one_task_that_cannot_be_prepared_does_not_keep_the_others_from_it(pieces, tmp_path, cloze):
+def test_one_task_that_cannot_be_prepared_does_not_keep_the_others_from_it(tokenizer, tmp_path, cloze):
     (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(b"")
     with pytest.raises(UserError, match="1 of 2 tasks could not be prepared; the others are") as error:
-        made([NOVEL, MINI], pieces, tmp_path / "p", **cloze)
+        made([NOVEL, MINI], tokenizer, tmp_path / "p", **cloze)
     assert "\n  story_cloze, 1 prompts: Rows are wanted" in str(error.value)
     assert task_selection.prepared_file(tmp_path / "p", specs.find_task(MINI), "train").exists()
 
 
-def test_the_command_prepares_with_the_vocabulary_that_it_is_given(pieces, tmp_path, capsys):
+def test_the_command_prepares_with_the_vocabulary_that_it_is_given(tokenizer, tmp_path, capsys):
     sentencepiece.train(["the dog is bigger"], tmp_path / "m.model", 50, kind="word")
     asked = ["prepare", MINI, "--vocabulary", str(tmp_path / "m.model"), "--cache", str(tmp_path / "p")]
     asked += ["--limit", "3", "--processes", "1", "--json"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from elm_jax import cli
 from elm_jax.data import preview
 from elm_jax.errors import UserError
-from elm_jax.tasks import own
+from elm_jax.tasks import user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
@@ -20,7 +20,7 @@ def words(tmp_path_factory):
 
 
 def defined(rows, jinja="{{text}} ||| {{answer_choices[0]}}", choices: str | None = "no ||| yes"):
-    (spec,) = own.define("mine", rows=lambda split: rows, prompts={"p": (jinja, choices)})
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: rows, prompts={"p": (jinja, choices)})
     return spec
 
 
@@ -52,12 +52,12 @@ def test_rows_that_the_template_does_not_apply_to_are_passed_over():
 
 def test_with_a_vocabulary_tokens_are_counted_and_what_is_beyond_the_limit_is_red(words):
     spec = defined([{"text": "one two three four"}])
-    (row,), _ = preview.preview(spec, Source(), pieces=words, lengths=Lengths(prompt=3, answer=8))
+    (row,), _ = preview.preview(spec, Source(), tokenizer=words, lengths=Lengths(prompt=3, answer=8))
     first = row.lines[0]
     assert first.plain == "one two three four [cut after 3 tokens: the last 10 characters]"
     assert styled(first)["three four"] == preview.UNSEEN
     assert row.lines[-1].plain == "tokens: input 5 (limit 3), target 2 (limit 8), choices 2, 2"
-    (row,), _ = preview.preview(spec, Source(), pieces=words, lengths=Lengths(prompt=5, answer=8))
+    (row,), _ = preview.preview(spec, Source(), tokenizer=words, lengths=Lengths(prompt=5, answer=8))
     assert row.lines[0].plain == "one two three four"
     assert row.lines[0].spans == []
 

@@ -176,7 +176,7 @@ def test_a_task_without_choices_cannot_be_ranked(finished):
     found = task_rows.examples(task_selection.choose(UNSEEN)[0], opened.source)[:1]
     bare = [type(found[0])(**{**vars(found[0]), "choices": ()})]
     with pytest.raises(UserError, match="has no answer choices"):
-        task_rows.rows(bare, opened.pieces, opened.lengths, task="x/y")
+        task_rows.rows(bare, opened.tokenizer, opened.lengths, task="x/y")
 
 
 def test_scores_of_other_rows_are_scored_anew(finished):

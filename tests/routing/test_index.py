@@ -26,13 +26,13 @@ BASE = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     texts = ["A film was good .", "Is a cat larger than a dog ?"] * 4
-    return sentencepiece.train(texts, tmp_path_factory.mktemp("pieces") / "m.model", 64, kind="word")
+    return sentencepiece.train(texts, tmp_path_factory.mktemp("tokenizer") / "m.model", 64, kind="word")
 
 
 @pytest.fixture
-def run(config, base, pieces, tmp_path):
+def run(config, base, tokenizer, tmp_path):
     workspace = Workspace.open(tmp_path / "run", create=True)
     library = Library.open(workspace.library, create=True)
     for task in task_selection.choose(["mini_sentiment_film", "mini_size_animal"]):
@@ -42,7 +42,7 @@ def run(config, base, pieces, tmp_path):
     return Run(
         workspace,
         made,
-        pieces,
+        tokenizer,
         data_source.Source(limit=12),
         data_source.Lengths(prompt=24, answer=8),
         Stages(),
@@ -121,7 +121,7 @@ def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alo
     found = library_of(run).keys(first)
     assert found.texts == plain.texts
     tokens = np.zeros((1, 256), np.int32)
-    ids = task_rows.tokens(found.texts, run.pieces, 256)[0]
+    ids = task_rows.tokens(found.texts, run.tokenizer, 256)[0]
     tokens[0, : len(ids)] = ids
     hidden = T5(config).apply({"params": base}, tokens, method="encode")
     np.testing.assert_allclose(found.vectors[0], np.asarray(hidden)[0].sum(0) / 256, rtol=1e-4, atol=1e-5)
@@ -185,7 +185,9 @@ def test_a_recipe_names_the_embedder(tmp_path):
 
 def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     elm.save(run.workspace.base, elm.of(config, base))
-    sentencepiece.train(["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY, 64, kind="word")
+    sentencepiece.train(
+        ["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY_FILE, 64, kind="word"
+    )
     asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
     cli.app(asked, standalone_mode=False)
     assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())

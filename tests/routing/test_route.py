@@ -45,9 +45,9 @@ def opened(tmp_path_factory):
     chosen = [task_selection.choose([name], source)[0] for name in EXPERTS]
     texts = [example.input for spec in chosen for example in task_rows.examples(spec, source)]
     sentencepiece.train(
-        texts, workspace.base / opening.VOCABULARY, 96, kind="word", extra_ids=opening.SENTINELS
+        texts, workspace.base / opening.VOCABULARY_FILE, 96, kind="word", extra_ids=opening.EXTRA_IDS
     )
-    settings.remember(workspace, None, source, data_source.Lengths(prompt=24, answer=8))
+    settings.save_run_settings(workspace, None, source, data_source.Lengths(prompt=24, answer=8))
     library = Library.open(workspace.library, create=True)
     fresh = jax.eval_shape(lambda tree: experts.init("lora", jax.random.key(0), tree, rank=2), shapes)
     for spec in chosen:

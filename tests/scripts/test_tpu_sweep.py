@@ -264,8 +264,8 @@ def base(tmp_path_factory):
         for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
-    pieces = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
-    config = size("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+    tokenizer = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
+    config = size("tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
     elm.save(root, elm.of(config, init_params(jax.random.key(0), config)))
     return root
 

@@ -159,14 +159,14 @@ def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
 
 def ours(place, base, expert: Params):
     """Returns what our engine scores every choice of both prompts' validation rows under an expert."""
-    pieces = sentencepiece.load(place / "words.model")
+    tokenizer = sentencepiece.load(place / "words.model")
     lengths = data_source.Lengths(LENGTHS["inputs"], LENGTHS["targets"])
     chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
     called = seqio_tasks.seqio_names(chosen)
     scores = {}
     for spec in chosen:
         found = rendering.examples(spec, "validation").examples
-        rows = task_rows.rows(found, pieces, lengths, task=spec.id)
+        rows = task_rows.rows(found, tokenizer, lengths, task=spec.id)
         stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(expert))
         of_rows = score_rows(CONFIG, base.params, rows, stacked)
         right = [np.argmax(row) == each.label for row, each in zip(of_rows, found, strict=True)]

@@ -378,9 +378,9 @@ def by_hand(words, tmp_path_factory):
 
 
 def test_a_task_registered_by_hand_is_prepared_through_seqio(seqio, by_hand, words, tmp_path):
-    pieces = sentencepiece.load(words)
+    tokenizer = sentencepiece.load(words)
     how = {
-        "pieces": pieces,
+        "tokenizer": tokenizer,
         "lengths": data_source.Lengths(12, 3),
         "source": data_source.Source(prepared=tmp_path),
     }
@@ -391,9 +391,9 @@ def test_a_task_registered_by_hand_is_prepared_through_seqio(seqio, by_hand, wor
     assert spec == task_selection.find("by_hand/seqio", how["source"])
     found = task_rows.examples(spec, how["source"])
     assert [(example.input, example.target) for example in found] == [("what is a dog", "a"), ("kind", "dog")]
-    made = task_rows.prepare(found, pieces, data_source.Lengths(12, 3))
-    assert made.inputs[0].tolist() == [*pieces.encode("what is a dog"), 1]
-    assert made.targets[1].tolist() == [*pieces.encode("dog"), 1]
+    made = task_rows.prepare(found, tokenizer, data_source.Lengths(12, 3))
+    assert made.inputs[0].tolist() == [*tokenizer.encode("what is a dog"), 1]
+    assert made.targets[1].tolist() == [*tokenizer.encode("dog"), 1]
     with pytest.raises(UserError, match="No task, dataset or group named 'by_hand'"):
         task_selection.choose(["by_hand"])
     with pytest.raises(UserError, match="--split validation"):
@@ -401,12 +401,12 @@ def test_a_task_registered_by_hand_is_prepared_through_seqio(seqio, by_hand, wor
 
 
 def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registered):
-    pieces = sentencepiece.load(words)
+    tokenizer = sentencepiece.load(words)
     made = seqio_rows.read(
-        by_hand, registered.ranked[MINI], "validation", pieces, max_input=12, max_target=3, limit=9
+        by_hand, registered.ranked[MINI], "validation", tokenizer, max_input=12, max_target=3, limit=9
     )
     examples = rendering.examples(specs.find_task(MINI), "validation").examples[:3]
-    ours = prepared.prepare(examples, pieces, max_input=12, max_target=3)
+    ours = prepared.prepare(examples, tokenizer, max_input=12, max_target=3)
     assert tuple(prepared.Examples(made, "")) == examples
     for name in ("inputs", "targets", "choices"):
         assert [row.tolist() for row in getattr(made, name)] == [row.tolist() for row in getattr(ours, name)]

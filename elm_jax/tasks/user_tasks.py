@@ -56,7 +56,7 @@ GROUP = "own"
 FILES = ("jsonl", "csv", "parquet")
 
 
-def load(file: storage.PathLike) -> list[TaskSpec]:
+def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
     """Reads a file of tasks, YAML or Python, adds them to this process, and returns them.
 
     A Python file is run, and calls `define`; a YAML file may name no code. Raises `UserError` naming the file
@@ -67,12 +67,12 @@ def load(file: storage.PathLike) -> list[TaskSpec]:
         raise UserError(f"A file of tasks is wanted at {str(file)!r}, but no file is there.")
     if place.suffix == ".py":
         before = datasets.added()
-        module(file, again=True)
+        import_user_module(file, again=True)
         return _specs({name: made for name, made in datasets.added().items() if before.get(name) is not made})
     return _add(read_yaml(str(file), place.read_bytes()), str(file), os.fspath(place.parent), plain=True)
 
 
-def define(
+def define_task(
     name: str,
     *,
     prompts: Mapping[str, tuple[str, str | None] | str],
@@ -102,7 +102,7 @@ def define(
     return _add({"datasets": {name: entry}}, where, os.getcwd(), rows)
 
 
-def module_file(name: storage.PathLike) -> str:
+def find_module_file(name: storage.PathLike) -> str:
     """Returns the file of a module of the user's, which is not imported for it."""
     called = os.fspath(name)
     if called.endswith(".py"):
@@ -120,7 +120,7 @@ def module_file(name: storage.PathLike) -> str:
     raise UserError(f"A Python module is wanted, but none called {called!r} is there or installed.")
 
 
-def module(name: storage.PathLike, *, again: bool = False) -> Any:
+def import_user_module(name: storage.PathLike, *, again: bool = False) -> Any:
     """Imports a module of the user's by its name or its file; the working directory is searched too.
 
     With `again` it is run once more where it was imported before.
