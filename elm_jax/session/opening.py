@@ -80,8 +80,8 @@ def load_tokenizer(directory: storage.PathLike, vocabulary_file: storage.PathLik
     raise UserError(
         f"Expected a tokenizer beside the base at {str(directory)!r}, as {VOCABULARY_FILE}, "
         f"{huggingface.JSON} or {HUB_VOCABULARY_FILE}, got none. Fix: name a SentencePiece model, or "
-        f"a {huggingface.JSON}, as VOCABULARY of the recipe; for ByT5, put a {huggingface.CONFIG} there whose tokenizer_class is "
-        f"{huggingface.BYTE_TOKENIZER}."
+        f"a {huggingface.JSON}, as VOCABULARY of the recipe; for ByT5, put a "
+        f"{huggingface.CONFIG} there whose tokenizer_class is {huggingface.BYTE_TOKENIZER}."
     )
 
 

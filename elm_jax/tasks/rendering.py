@@ -50,6 +50,6 @@ def render_rows(
         split = split_of(spec, source)
         raise UserError(
             f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(rows):,} "
-            f"rows of the {split} split. Fix: choose another split, or read the template with `elm tasks show`."
+            f"rows of the {split} split. Fix: choose another split, or see `elm tasks show`."
         )
     return renderings

@@ -281,7 +281,7 @@ def test_overrides_hold_only_while_a_run_is_open(published, tmp_path):
     run = opening.open_run(tmp_path / "run", overrides={"truncate": 9, "limit": None})
     assert (run.source.truncate, run.source.limit, run.source.seed) == (9, None, 42)
     assert opening.open_run(tmp_path / "run").source.truncate == Source().truncate
-    with pytest.raises(UserError, match="'limits'.*'limit'"):
+    with pytest.raises(UserError, match=r"'limits'.*'limit'"):
         opening.open_run(tmp_path / "run", overrides={"limits": 3})
 
 
