@@ -68,10 +68,10 @@ def make_run(tmp_path_factory):
         source, lengths = data_source.Source(limit=rows), data_source.Lengths(prompt=24, answer=5)
         examples = [
             each
-            for spec in task_selection.choose(
+            for spec in task_selection.select_tasks(
                 [UNSEEN, *words, *dict.fromkeys(name.partition("/")[0] for name in TRAINED)]
             )
-            for each in task_rows.examples(spec, data_source.Source(limit=20))
+            for each in task_rows.load_examples(spec, data_source.Source(limit=20))
         ]
         texts = [text for each in examples for text in (each.input, *each.choices)]
         file = workspace.base / opening.VOCABULARY_FILE
@@ -98,4 +98,4 @@ def make_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def unseen():
-    return task_selection.choose([UNSEEN], evaluation=True)
+    return task_selection.select_tasks([UNSEEN], evaluation=True)

@@ -9,6 +9,7 @@ from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.tasks.data_source import Lengths, Source
+    from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 
 def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:

@@ -89,23 +89,23 @@ def prepare(
     given: dict[str, Any] = {"data_dir": data_dir, "templates_dir": templates_dir}
     given |= {"limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
-    source = data_source.rendered_as(given_to(reading.source, **given), truncate, faithful)
+    source = data_source.override_rendering(given_to(reading.source, **given), truncate, faithful)
     how: dict[str, Any] = {"tasks": wanted, "tokenizer": reading.tokenizer}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:
         source = replace(source, splits=dict.fromkeys(wanted, split or "train"))
-        made = runs.prepare_seqio(module, source=source, **how)
+        made = runs.prepare_seqio_tasks(module, source=source, **how)
     else:
         if split:
             source = replace(
-                source, splits={spec.dataset: split for spec in task_selection.choose(wanted, source)}
+                source, splits={spec.dataset: split for spec in task_selection.select_tasks(wanted, source)}
             )
-        made = runs.prepare(source=source, processes=processes or os.cpu_count() or 1, **how)
+        made = runs.prepare_tasks(source=source, processes=processes or os.cpu_count() or 1, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
         return
     for each in made:
-        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {runs.remark(each)}")
+        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {runs.describe_result(each)}")
 
 
 @app.command()
@@ -171,7 +171,7 @@ def route(
         task_files=files,
         overrides={"prepared": cache},
     )
-    specs = task_selection.choose(names or [], opened.source, evaluation=True)
+    specs = task_selection.select_tasks(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
     if as_json:
         print(json.dumps([asdict(selection) for selection, _ in made], ensure_ascii=False))

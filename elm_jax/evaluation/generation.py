@@ -75,7 +75,7 @@ def generate(
     metrics = {spec.id: metric or spec.metric for spec in specs}
     for name in set(metrics.values()):
         written.require(name)
-    tasks = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
+    tasks = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, (*(gated or {}), *named))
     told: dict[Cell, Answers] = {}
     lacking: list[Cell] = []
@@ -96,7 +96,8 @@ def generate(
     hosts.meet("what lacks answers is known")
     prompts = {
         task: [
-            Row(prompt, ()) for prompt in task_rows.prepare(tasks[task], run.tokenizer, run.lengths).inputs
+            Row(prompt, ())
+            for prompt in task_rows.tokenize_task(tasks[task], run.tokenizer, run.lengths).inputs
         ]
         for task in dict.fromkeys(cell.task for cell in lacking)
     }
@@ -147,7 +148,7 @@ def missing(
     run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
 ) -> list[Cell]:
     """Returns the cells of which no answers are kept; of files no more than the head is read."""
-    tasks = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
+    tasks = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, named)
     return [
         cell for cell in cells if not results_cache.head_of(_where(run, cell, tasks[cell.task]), stamps(cell))
@@ -170,7 +171,7 @@ def together(
         (row, cell.scorer): (own, at) for cell, own in parts.items() for at, row in enumerate(own.row_ids)
     }
     examples, texts = [], []
-    for number, example in enumerate(task_rows.examples(spec, run.source)):
+    for number, example in enumerate(task_rows.load_examples(spec, run.source)):
         if example.row_id not in left_out:
             own, at = place[example.row_id, chosen if isinstance(chosen, str) else chosen[number]]
             examples.append(example)

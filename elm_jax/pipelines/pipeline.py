@@ -65,8 +65,8 @@ def run(
     if source.prepared is None:
         source = replace(source, prepared=Workspace(storage.path(out)).prepared)
     trained_on = replace(source, limit=train_rows)
-    train_specs = task_selection.choose(train_tasks, source)
-    eval_specs = task_selection.choose(eval_tasks, source, evaluation=True)
+    train_specs = task_selection.select_tasks(train_tasks, source)
+    eval_specs = task_selection.select_tasks(eval_tasks, source, evaluation=True)
     if initial_checkpoint is None:
         workspace = Workspace.open(out, create=True)
         with stages.stage("read and render tasks", 1):
@@ -97,7 +97,7 @@ def run(
 
 def _inputs(specs: Sequence[TaskSpec], source: data_source.Source) -> list[str]:
     return list(
-        dict.fromkeys(example.input for spec in specs for example in task_rows.examples(spec, source))
+        dict.fromkeys(example.input for spec in specs for example in task_rows.load_examples(spec, source))
     )
 
 
@@ -105,6 +105,6 @@ def _words(specs: Sequence[TaskSpec], source: data_source.Source) -> list[str]:
     """Everything that the vocabulary must be able to write: inputs, choices and targets."""
     told: dict[str, None] = {}
     for spec in specs:
-        for example in task_rows.examples(spec, source):
+        for example in task_rows.load_examples(spec, source):
             told |= dict.fromkeys((example.input, example.target, *example.choices))
     return list(told)

@@ -31,7 +31,7 @@ def registered(
     for file in files:
         user_tasks.load_tasks(file)
     known = specs.task_specs()
-    called = seqio_tasks.seqio_names(known)
+    called = seqio_tasks.make_seqio_names(known)
     bare = name.removesuffix(SCORE_EVAL)
     wanted = [spec for each in (tasks or [bare]) for spec in known if each in _names_of(spec, called)]
     if not wanted and not tasks and _is_registered(name):

@@ -1,6 +1,6 @@
-"""Your own tasks: datasets and prompts defined in a few lines of YAML or Python, used like the catalogue's.
+"""User tasks: datasets and prompts that a user defines in YAML or Python, used like the catalogue's.
 
-A multiple-choice task over files of JSON lines, with two prompts, in YAML; the files lie beside it:
+A multiple-choice task over JSON lines files, with two prompts, in YAML; the files are beside it:
 
     datasets:
       reviews:
@@ -15,9 +15,9 @@ A multiple-choice task over files of JSON lines, with two prompts, in YAML; the 
 
 The same in Python:
 
-    from elm_jax.tasks import own
+    import elm_jax
 
-    own.define(
+    elm_jax.define_task(
         "reviews",
         jsonl={"train": "reviews.jsonl", "validation": "held_out.jsonl"},
         prompts={
@@ -26,11 +26,11 @@ The same in Python:
         },
     )
 
-Either file is given to the commands as `--tasks FILE`, and its tasks are then known as `reviews/is it good`
-and `reviews/would you buy`, all of them as `reviews`. Templates are PromptSource's: jinja, with `|||` between
-input and target, and between choices. A prompt without choices generates. A dataset may also say whatever
-the catalogue's say (`tasks/catalogue/train.yaml` explains the fields): `columns`, which are then checked,
-`label` (the column `label` where a prompt reads one), `sources`, `family`, `split`, `evaluate`, `training`.
+Commands take either file as `--tasks FILE`. Its tasks are then known as `reviews/is it good` and
+`reviews/would you buy`, and both of them as `reviews`. Templates are PromptSource's: jinja, with `|||`
+between input and target and between choices. A prompt without choices generates. A dataset may have any field
+of the catalogue's (`tasks/catalogue/train.yaml` explains them): `columns`, which are then required, `label`
+(default: the column `label` if a prompt reads one), `sources`, `family`, `split`, `evaluate`, `training`.
 """
 
 import contextlib
@@ -49,27 +49,34 @@ from elm_jax.errors import UserError
 from elm_jax.prompting.reader import read_yaml
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import datasets, mini, specs
-from elm_jax.tasks.datasets import Dataset, Source
+from elm_jax.tasks.datasets import Dataset, RowSource
 from elm_jax.tasks.files import read_csv
 
 GROUP = "own"
-FILES = ("jsonl", "csv", "parquet")
+FILE_KINDS = ("jsonl", "csv", "parquet")
+
+RowFunction = Callable[[str], Iterable[Mapping[str, Any]]]
+"""Takes the name of a split and returns its rows."""
 
 
 def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
-    """Reads a file of tasks, YAML or Python, adds them to this process, and returns them.
+    """Reads a file of tasks, YAML or Python, adds them to this process, and returns their specs.
 
-    A Python file is run, and calls `define`; a YAML file may name no code. Raises `UserError` naming the file
-    for whatever is wrong in it.
+    A Python file is run, and calls `define_task`; a YAML file cannot name code.
+
+    Raises:
+        UserError: If the file is missing, or if anything in it is wrong.
     """
-    place = storage.path(file)
-    if not place.is_file():
-        raise UserError(f"A file of tasks is wanted at {str(file)!r}, but no file is there.")
-    if place.suffix == ".py":
-        before = datasets.added()
-        import_user_module(file, again=True)
-        return _specs({name: made for name, made in datasets.added().items() if before.get(name) is not made})
-    return _add(read_yaml(str(file), place.read_bytes()), str(file), os.fspath(place.parent), plain=True)
+    path = storage.path(file)
+    if not path.is_file():
+        raise UserError(f"Expected a file of tasks at {str(file)!r}, got no file. Fix: correct the path.")
+    if path.suffix == ".py":
+        before = datasets.user_datasets()
+        import_user_module(file, reload=True)
+        return _list_specs(
+            {name: made for name, made in datasets.user_datasets().items() if before.get(name) is not made}
+        )
+    return _add(read_yaml(str(file), path.read_bytes()), str(file), os.fspath(path.parent), is_yaml=True)
 
 
 def define_task(
@@ -79,22 +86,39 @@ def define_task(
     jsonl: Mapping[str, str] | str | None = None,
     csv: Mapping[str, str] | str | None = None,
     parquet: Mapping[str, str] | str | None = None,
-    rows: Callable[[str], Iterable[Mapping[str, Any]]] | None = None,
+    rows: RowFunction | None = None,
     splits: Iterable[str] = ("train",),
-    **more: Any,
+    **fields: Any,
 ) -> list[TaskSpec]:
-    """Adds a dataset with its prompts to this process and returns its tasks.
+    """Defines a dataset with its prompts in this process and returns the specs of its tasks.
 
-    `prompts` maps a prompt's name to its jinja and its answer choices, or to jinja alone where it generates.
-    Rows come from a file for each split (one file is the split train), or from a function that takes the name
-    of a split, of which there are `splits`. `more` are further fields of a dataset of the catalogue.
+    Args:
+        name: Name of the dataset; its tasks have the ids `name/prompt`.
+        prompts: Name of a prompt -> its jinja and its answer choices, or its jinja alone if it generates.
+        jsonl: Split -> JSON lines file, or one file, which is the split train.
+        csv: The same of CSV files.
+        parquet: The same of Parquet files.
+        rows: A function that takes a split and returns its rows, in place of files.
+        splits: The splits that `rows` has.
+        **fields: Further fields of a dataset of the catalogue, such as `columns` or `evaluate`.
+
+    Returns:
+        The specs of the dataset's tasks.
+
+    Raises:
+        UserError: If a name or a field is wrong, or if the catalogue has a dataset of this name.
+
+    >>> pets = [{"text": "rex", "label": 1}]
+    >>> prompts = {"kind": ("{{text}} ||| {{answer_choices[label]}}", "cat ||| dog")}
+    >>> [spec.id for spec in define_task("pets", rows=lambda split: pets, prompts=prompts)]
+    ['pets/kind']
     """
-    written = {
+    inline = {
         prompt: {"jinja": made} if isinstance(made, str) else {"jinja": made[0], "answer_choices": made[1]}
         for prompt, made in prompts.items()
     }
     files = {"jsonl": jsonl, "csv": csv, "parquet": parquet}
-    entry = {"prompts": written, **{kind: given for kind, given in files.items() if given}, **more}
+    entry = {"prompts": inline, **{kind: given for kind, given in files.items() if given}, **fields}
     if rows is not None:
         entry["splits"] = dict.fromkeys(splits)
         entry["sources"] = []
@@ -103,46 +127,58 @@ def define_task(
 
 
 def find_module_file(name: storage.PathLike) -> str:
-    """Returns the file of a module of the user's, which is not imported for it."""
-    called = os.fspath(name)
-    if called.endswith(".py"):
-        if os.path.isfile(called):
-            return os.path.realpath(called)
+    """Returns the file of a user's module, without importing it."""
+    module = os.fspath(name)
+    if module.endswith(".py"):
+        if os.path.isfile(module):
+            return os.path.realpath(module)
     else:
-        place = os.path.join(os.getcwd(), *called.split("."))
-        for file in (f"{place}.py", os.path.join(place, "__init__.py")):
+        path = os.path.join(os.getcwd(), *module.split("."))
+        for file in (f"{path}.py", os.path.join(path, "__init__.py")):
             if os.path.isfile(file):
                 return file
         with contextlib.suppress(ImportError, ValueError):
-            spec = importlib.util.find_spec(called)
+            spec = importlib.util.find_spec(module)
             if spec and spec.origin and os.path.isfile(spec.origin):
                 return spec.origin
-    raise UserError(f"A Python module is wanted, but none called {called!r} is there or installed.")
+    raise UserError(
+        f"Expected a Python module or file, got {module!r}, which does not exist. Fix: correct the name or "
+        "install it."
+    )
 
 
-def import_user_module(name: storage.PathLike, *, again: bool = False) -> Any:
-    """Imports a module of the user's by its name or its file; the working directory is searched too.
+def import_user_module(name: storage.PathLike, *, reload: bool = False) -> Any:
+    """Imports a user's module by name or file; the working directory is searched too.
 
-    With `again` it is run once more where it was imported before.
+    Args:
+        name: The module's name or file.
+        reload: Whether a module that is imported already is run again.
+
+    Raises:
+        UserError: If the module does not exist, or if its code raises.
     """
-    called, directory = os.fspath(name), os.getcwd()
+    module, directory = os.fspath(name), os.getcwd()
     file = None
-    if called.endswith(".py"):
-        file = os.path.realpath(called)
-        directory, called = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
-    if directory not in sys.path:  # processes that are started from here search it as well
+    if module.endswith(".py"):
+        file = os.path.realpath(module)
+        directory, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
+    if directory not in sys.path:  # processes that are started from here search it too
         sys.path.insert(0, directory)
-    known = called in sys.modules
+    known = module in sys.modules
     try:
-        found = importlib.import_module(called)
+        found = importlib.import_module(module)
         if file and os.path.realpath(found.__file__ or "") != file:
-            raise UserError(f"{str(name)!r} has the name of another module, {called!r}. Rename it.")
-        return importlib.reload(found) if again and known else found
+            raise UserError(
+                f"Expected {str(name)!r} to have a name of its own, got that of another module, {module!r}. "
+                "Fix: rename it."
+            )
+        return importlib.reload(found) if reload and known else found
     except UserError:
         raise
-    except Exception as error:  # the user's own code may raise whatever it likes
+    except Exception as error:  # the user's code may raise anything
         raise UserError(
-            f"The module {called!r} cannot be imported from {directory!r} ({type(error).__name__}: {error})."
+            f"Expected the module {module!r} to be imported from {directory!r}, got {type(error).__name__}: "
+            f"{error}. Fix: correct the module."
         ) from error
 
 
@@ -150,53 +186,62 @@ def _add(
     tree: Any,
     where: str,
     directory: str,
-    rows: Callable[[str], Iterable[Mapping[str, Any]]] | None = None,
+    rows: RowFunction | None = None,
     *,
-    plain: bool = False,
+    is_yaml: bool = False,
 ) -> list[TaskSpec]:
-    """Fills in what one's own datasets may leave out, and adds them; `plain` ones may name no function."""
+    """Adds datasets with defaults for the fields that they lack; those of YAML may not name functions."""
     if not isinstance(tree, dict) or not isinstance(tree.get("datasets"), dict) or not tree["datasets"]:
-        raise UserError(f"{where!r} should hold a mapping named `datasets`, but does not.")
+        raise UserError(f"Expected {where!r} to hold a mapping `datasets`, got another value. Fix: add it.")
     group, defaults = tree.get("group", GROUP), tree.get("defaults") or {}
     if group in {each.group for each in datasets.catalogue().values()} or str(group).startswith("mini"):
-        raise UserError(f"{where!r}: {group!r} is a group of the catalogue's. Call your own otherwise.")
+        raise UserError(f"{where!r}: expected a new group, got {group!r} of the catalogue. Fix: rename it.")
     entries = {}
     for name, entry in tree["datasets"].items():
         if not isinstance(name, str) or "/" in name or not isinstance(entry, dict):
-            raise UserError(f"{where!r}: {name!r} should be a dataset's name (no slash) with its fields.")
+            raise UserError(
+                f"{where!r}: expected the name of a dataset, without a slash, and its fields, got {name!r}. "
+                "Fix: correct it."
+            )
         if name in mini.DATASETS:
-            raise UserError(f"{name!r} is a dataset of the embedded suite already. Call your own otherwise.")
-        entries[name] = _filled(name, {**defaults, **entry}, f"{where!r}, dataset {name!r}")
-    found = datasets.parse({"group": group, "datasets": entries}, where)
-    called = [source.name for made in found.values() for source in made.sources if source.kind == "function"]
-    if plain and called:
+            raise UserError(f"Expected a new dataset, got {name!r} of the embedded suite. Fix: rename yours.")
+        entries[name] = _fill_defaults(name, {**defaults, **entry}, f"{where!r}, dataset {name!r}")
+    found = datasets.parse_datasets({"group": group, "datasets": entries}, where)
+    functions = [
+        source.name for made in found.values() for source in made.sources if source.kind == "function"
+    ]
+    if is_yaml and functions:
         raise UserError(
-            f"{where!r}: a file of YAML can be read without running anything, so rows may not come from the "
-            f"function {called[0]!r}. Define the dataset in a Python file, by `own.define(…, rows=…)`."
+            f"{where!r}: expected rows from files, since reading YAML runs no code, got the function "
+            f"{functions[0]!r}. Fix: define the dataset in a Python file, with `define_task(…, rows=…)`."
         )
-    found = {name: _at_hand(made, directory, rows) for name, made in found.items()}
-    datasets.add(found)
-    return _specs(found)
+    found = {name: _resolve_files(made, directory, rows) for name, made in found.items()}
+    datasets.add_user_datasets(found)
+    return _list_specs(found)
 
 
-def _filled(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
+def _fill_defaults(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
     entry = {"family": name, "sources": [], **entry}
-    for kind in FILES:
+    for kind in FILE_KINDS:
         if kind in entry:
             given = entry.pop(kind)
             files = given if isinstance(given, Mapping) else {"train": given}
             entry["sources"] = [*entry["sources"], {kind: files}]
-    files = [source.get(kind) for source in entry["sources"] for kind in FILES if isinstance(source, dict)]
+    files = [
+        source.get(kind) for source in entry["sources"] for kind in FILE_KINDS if isinstance(source, dict)
+    ]
     splits = dict.fromkeys(split for each in files if isinstance(each, Mapping) for split in each)
     entry.setdefault("splits", splits)
     if not entry["splits"]:
-        raise UserError(f"{where}: rows are wanted from files, such as `jsonl: {{train: rows.jsonl}}`.")
+        raise UserError(
+            f"{where}: expected files of rows, got none. Fix: add `jsonl: {{train: rows.jsonl}}`."
+        )
     entry.setdefault("split", next(iter(entry["splits"])))
     prompts = entry.get("prompts")
     if not isinstance(prompts, Mapping) or not all(isinstance(made, Mapping) for made in prompts.values()):
         raise UserError(
-            f"{where}: `prompts` should map each prompt's name to its `jinja` and, if it has choices, its "
-            "`answer_choices`."
+            f"{where}: expected `prompts`, which map names of prompts to `jinja` and `answer_choices`, got "
+            "another value. Fix: correct it."
         )
     metrics, inline = {}, {}
     for prompt, made in prompts.items():
@@ -206,44 +251,42 @@ def _filled(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
         texts = all(isinstance(text, str | None) for text in fields.values())
         if not texts or set(fields) - {"jinja", "answer_choices"} or not isinstance(fields.get("jinja"), str):
             raise UserError(
-                f"{where}, prompt {prompt!r}: texts called `jinja` and `answer_choices` are wanted, and a "
-                f"`metric` may be there, but {made!r:.200} came."
+                f"{where}, prompt {prompt!r}: expected the texts `jinja`, `answer_choices` and `metric`, got "
+                f"{made!r:.200}. Fix: correct the prompt."
             )
         inline[str(prompt)] = fields
-    # A label of -1 would take the last choice: rows that carry one have no right answer.
+    # A label of -1, of a row whose answer is withheld, would select the last choice.
     if any(re.search(r"\{[{%][^}]*\blabel\b", made["jinja"]) for made in inline.values()):
         entry.setdefault("label", "label")
     return {**entry, "prompts": metrics, "inline": inline}
 
 
-def _at_hand(
-    dataset: Dataset, directory: str, rows: Callable[[str], Iterable[Mapping[str, Any]]] | None
-) -> Dataset:
-    """Makes the files of a dataset stand below the directory of its definition, not a data directory."""
-    placed = []
+def _resolve_files(dataset: Dataset, directory: str, rows: RowFunction | None) -> Dataset:
+    """Returns a dataset whose files are below the directory of its definition, not a data directory."""
+    sources = []
     for source in dataset.sources:
         if source.files:
             files = {
-                split: tuple(os.path.join(directory, file) for file in of_split)
-                for split, of_split in source.files.items()
+                split: tuple(os.path.join(directory, file) for file in names)
+                for split, names in source.files.items()
             }
-            read = functools.partial(_read, source.kind, files, source.header)
+            read = functools.partial(_read_split, source.kind, files, source.header)
             name = os.path.basename(next(iter(files.values()))[0])
             source = dataclasses.replace(source, kind="function", name=name, files=files, function=read)
-        placed.append(source)
+        sources.append(source)
     if rows is not None:
-        placed.append(Source("function", function=rows))
-    return dataclasses.replace(dataset, sources=tuple(placed))
+        sources.append(RowSource("function", function=rows))
+    return dataclasses.replace(dataset, sources=tuple(sources))
 
 
-def _read(
+def _read_split(
     kind: str, files: Mapping[str, tuple[str, ...]], header: tuple[str, ...], split: str
 ) -> list[Mapping[str, Any]]:
     if split not in files:
-        raise UserError(f"A file of the {split} split is wanted, but there are only: {', '.join(files)}.")
+        raise UserError(f"Expected a split among {', '.join(files)}, got {split!r}. Fix: name one of these.")
     reader = functools.partial(read_csv, header=header) if header else datasets.READERS[kind]
     return [row for file in files[split] for row in reader(file)]
 
 
-def _specs(found: Mapping[str, Dataset]) -> list[TaskSpec]:
+def _list_specs(found: Mapping[str, Dataset]) -> list[TaskSpec]:
     return [spec for spec in specs.task_specs() if spec.dataset in found]

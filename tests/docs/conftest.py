@@ -52,11 +52,11 @@ def small_run(tmp_path_factory):
     words = [
         text
         for name in (*TRAINED, *UNSEEN)
-        for spec in task_selection.choose([name])
+        for spec in task_selection.select_tasks([name])
         for text in _texts(spec)
     ]
     file = workspace.base / opening.VOCABULARY_FILE
-    texts = [*mini.statements(source.seed), *words]
+    texts = [*mini.make_statements(source.seed), *words]
     tokenizer = sentencepiece.train(texts, file, 1000, kind="word", extra_ids=opening.EXTRA_IDS)
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
     config = size("tiny", vocab_size=tokenizer.size, emb_dim=16, head_dim=8, mlp_dim=16, **layers)
@@ -92,5 +92,5 @@ def directory(small_run, tmp_path, monkeypatch):
 
 
 def _texts(spec):
-    found = task_rows.examples(spec, data_source.Source(limit=20))
+    found = task_rows.load_examples(spec, data_source.Source(limit=20))
     return [text for each in found for text in (each.input, *each.choices)]

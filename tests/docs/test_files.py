@@ -52,7 +52,7 @@ def place(small_run, tmp_path_factory):
     workspace = Workspace(storage.path(tmp_path_factory.mktemp("files") / "elm_out"))
     shutil.copytree(small_run, workspace.root)
     run = opening.open_run(workspace.root, overrides={"prepared": workspace.prepared})
-    prepare.prepare(tasks=[TRAINED], tokenizer=run.tokenizer, source=run.source, lengths=run.lengths)
+    prepare.prepare_tasks(tasks=[TRAINED], tokenizer=run.tokenizer, source=run.source, lengths=run.lengths)
     storage.write_json(workspace.root / REMEMBERED, {"embedder": "t5"})  # as `index` does for another one
     return Path(workspace.root)
 
@@ -180,7 +180,7 @@ def names_of(folder):
     [
         # Those left out follow from the place in the file; `metric` is that of all prompts of a list.
         ("fields of a dataset", datasets.Dataset, {"name", "group"}),
-        ("fields of a source", datasets.Source, {"kind", "name", "files", "function"}),
+        ("fields of a source", datasets.RowSource, {"kind", "name", "files", "function"}),
         ("fields of `training`", datasets.Training, set()),
     ],
 )
@@ -193,7 +193,7 @@ def test_the_example_of_a_task_of_ones_own_is_read(tmp_path):
     (tmp_path / "reviews.jsonl").write_text('{"text": "It lasts.", "label": 1}\n')
     (tmp_path / "mine.yaml").write_text(example)
     (spec,) = user_tasks.load_tasks(tmp_path / "mine.yaml")
-    (found,) = task_rows.examples(spec, data_source.Source())
+    (found,) = task_rows.load_examples(spec, data_source.Source())
     assert (found.input, found.target) == ("It lasts. Is this good?", "yes")
 
 

@@ -25,7 +25,7 @@ def run(make_run):
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     """Makes a task of one's own out of rows of (text, options, target)."""
-    monkeypatch.setattr(datasets, "_added", {})
+    monkeypatch.setattr(datasets, "_user_datasets", {})
 
     def make(*found):
         lines = [dict(zip(("text", "options", "target"), row, strict=True)) for row in found]
@@ -42,7 +42,7 @@ datasets:
         jinja: "{{text}} ||| {{target}}"
 """
         )
-        return task_selection.choose([str(tmp_path / "odd.yaml")], evaluation=True)
+        return task_selection.select_tasks([str(tmp_path / "odd.yaml")], evaluation=True)
 
     return make
 
@@ -91,7 +91,9 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
     specs = task(("a dog", [long, f"{long} cat", "dog"], "dog"), ("a cat", ["dog"], "dog"))
     found = scored(run, specs)
     assert found.scores[0][0] == found.scores[0][1]  # nothing is left of what told them apart
-    row = ranking.ranked_rows(run, {specs[0].id: task_rows.examples(specs[0], run.source)})[specs[0].id][0]
+    row = ranking.ranked_rows(run, {specs[0].id: task_rows.load_examples(specs[0], run.source)})[specs[0].id][
+        0
+    ]
     assert [len(answer) for answer in row.answers] == [LIMIT, LIMIT, 2]
     assert {int(answer[-1]) for answer in row.answers} == {run.tokenizer.eos}
 

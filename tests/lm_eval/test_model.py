@@ -93,8 +93,8 @@ def run(tmp_path_factory):
     made = elm.of(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
-    chosen = [task_selection.choose([name], source)[0] for name in EXPERTS]
-    texts = [example.input for spec in chosen for example in task_rows.examples(spec, source)]
+    chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
+    texts = [example.input for spec in chosen for example in task_rows.load_examples(spec, source)]
     texts += [
         str(value) for rows in (COPA, STORIES, BOOLQ, PAGES, TEXTS) for row in rows for value in row.values()
     ]
@@ -396,12 +396,16 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
 
     from elm_jax.lm_eval import model
 
-    spec = task_selection.choose([EXPERTS[0]], run.source)[0]
-    rows = task_rows.rows(task_rows.examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id)
+    spec = task_selection.select_tasks([EXPERTS[0]], run.source)[0]
+    rows = task_rows.build_scoring_rows(
+        task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
+    )
     stack = Library.open(run.workspace.library).load([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
-    pairs = [(each.input, choice) for each in task_rows.examples(spec, run.source) for choice in each.choices]
+    pairs = [
+        (each.input, choice) for each in task_rows.load_examples(spec, run.source) for choice in each.choices
+    ]
     told = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
     np.testing.assert_allclose([score for score, _ in told], np.concatenate(ours), atol=1e-4)
 

@@ -89,7 +89,7 @@ def test_seqio_finds_the_accuracy_that_our_evaluation_finds(
 ):
     own = expert if beside else None
     metrics, _ = evaluated(seqio, registered.ranked[TASK], model_functions(model, own))
-    rows = task_rows.rows(examples, tokenizer[1], LENGTHS, task=TASK)
+    rows = task_rows.build_scoring_rows(examples, tokenizer[1], LENGTHS, task=TASK)
     scores = scorer.score_rows(model.config, model.params, rows, stack([expert.params]) if beside else None)
     right = [rank.predict(each) == example.label for each, example in zip(scores, examples, strict=True)]
     assert metrics["accuracy"] == pytest.approx(100 * np.mean(right))
@@ -101,7 +101,7 @@ def test_seqio_judges_the_answers_that_our_engine_writes(
 ):
     functions = model_functions(model, expert, length=LENGTHS.answer)
     metrics, _ = evaluated(seqio, registered.tasks[TASK], functions)
-    prompts = task_rows.tokens([example.input for example in examples], tokenizer[1], LENGTHS.prompt)
+    prompts = task_rows.tokenize_texts([example.input for example in examples], tokenizer[1], LENGTHS.prompt)
     written = generator.generate_rows(
         model.config, model.params, prompts, LENGTHS.answer, tokenizer[1].eos, stack([expert.params])
     )

@@ -76,7 +76,7 @@ def test_a_base_without_a_tokenizer_needs_one_that_is_named(model, published, tm
 
 
 def test_a_run_remembers_the_task_files_of_a_source(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_added", {})
+    monkeypatch.setattr(datasets, "_user_datasets", {})
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     file = tmp_path / "own.yaml"
     file.write_text(
@@ -126,8 +126,8 @@ def test_paths_stay_relative_if_a_task_file_is_added_later(published, tmp_path):
 
 def _last_tokens(run):
     """Returns the last token of every prompt and of every target, of one task of a run."""
-    (spec,) = task_selection.choose(["mini_size_animal/than a dog"])
-    made = task_rows.prepare(task_rows.examples(spec, run.source), run.tokenizer, run.lengths)
+    (spec,) = task_selection.select_tasks(["mini_size_animal/than a dog"])
+    made = task_rows.tokenize_task(task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths)
     return [{row[-1].item() for row in of} for of in (made.inputs, made.targets)]
 
 
@@ -159,7 +159,7 @@ def test_prepared_rows_are_stale_if_input_eos_changes(published, tmp_path):
             "tokenizer": read.tokenizer,
             "lengths": read.lengths,
         }
-        first, again = (prepare.prepare(source=source, **asked)[0].made for _ in range(2))
+        first, again = (prepare.prepare_tasks(source=source, **asked)[0].made for _ in range(2))
         assert (first, again) == (True, False)
 
 
@@ -220,8 +220,8 @@ def test_byt5_needs_no_tokenizer_file(tmp_path):
             tmp_path / f"run of {place}", initial_checkpoint=tmp_path / place, source=Source(limit=3)
         )
         assert run.tokenizer.size == 384
-        (spec,) = task_selection.choose(["mini_size_animal/than a dog"])
-        rows = task_rows.prepare(task_rows.examples(spec, run.source), run.tokenizer, run.lengths)
+        (spec,) = task_selection.select_tasks(["mini_size_animal/than a dog"])
+        rows = task_rows.tokenize_task(task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths)
         text = rows.texts[0].encode()[: run.lengths.prompt - 1]
         assert list(rows.inputs[0]) == [*(byte + 3 for byte in text), sentencepiece.EOS]
 
@@ -270,7 +270,7 @@ def test_the_dtype_is_part_of_cache_keys_and_recipes(published, tmp_path):
     narrow = opening.open_run(tmp_path / "run", dtype="bfloat16")
     assert results_cache.read_as(narrow) == results_cache.read_as(run) | {"dtype": "bfloat16"}
     (course,) = courses.courses(
-        task_selection.choose(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
+        task_selection.select_tasks(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
     )
     recipes = [entry_of(each, course, courses.Budget(steps=2), 0).recipe for each in (run, narrow)]
     assert recipes[1] == recipes[0] | {"dtype": "bfloat16"}

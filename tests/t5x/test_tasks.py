@@ -196,7 +196,9 @@ def test_t5x_ranks_choices_with_our_scores_and_our_accuracy(evaluated, trained, 
     assert len(ours) == 2
     for spec in ours:
         found = rendering.examples(spec, "validation").examples
-        scores = score_rows(SHAPE, params, task_rows.rows(found, tokenizer, lengths, task=spec.id))
+        scores = score_rows(
+            SHAPE, params, task_rows.build_scoring_rows(found, tokenizer, lengths, task=spec.id)
+        )
         name = registered.ranked[spec.id]
         told = read(evaluated / f"{name}-{STEPS:06d}.jsonl")
         np.testing.assert_allclose([row["score"] for row in told], np.concatenate(scores), atol=1e-4)

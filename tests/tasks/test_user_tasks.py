@@ -76,7 +76,7 @@ def test_what_was_added_is_found_like_any_other():
     user_tasks.load_tasks(EXAMPLE)
     assert specs.find_task(GOOD).group == "own"
     assert {spec.id for spec in specs.task_specs("own")} == {GOOD, "reviews/would you buy"}
-    assert [spec.id for spec in task_selection.choose(["reviews"])] == [GOOD, "reviews/would you buy"]
+    assert [spec.id for spec in task_selection.select_tasks(["reviews"])] == [GOOD, "reviews/would you buy"]
     with pytest.raises(UserError, match=f"Did you mean '{GOOD}'"):
         specs.find_task("reviews/is it god")
 
@@ -109,10 +109,10 @@ def test_rows_may_come_from_a_function():
 def test_one_that_is_defined_again_is_the_new_one(folder):
     file = written(folder, MINE)
     (spec,) = user_tasks.load_tasks(file)
-    before = task_rows.examples(spec, data_source.Source())
+    before = task_rows.load_examples(spec, data_source.Source())
     written(folder, MINE.replace("{{text}}", "Well: {{text}}"))
     user_tasks.load_tasks(file)
-    after = task_rows.examples(spec, data_source.Source())
+    after = task_rows.load_examples(spec, data_source.Source())
     assert [example.input for example in before] == ["It broke.", "I like it."]
     assert [example.input for example in after] == ["Well: It broke.", "Well: I like it."]
 
@@ -123,7 +123,7 @@ def test_they_are_prepared_in_other_processes_and_noticed_when_their_file_change
     source = data_source.Source(prepared=tmp_path / "p")
 
     def made():
-        return [outcome.made for outcome in prepare.prepare(tasks=[str(file)], **how)]
+        return [outcome.made for outcome in prepare.prepare_tasks(tasks=[str(file)], **how)]
 
     how = {"tokenizer": tokenizer, "source": source, "processes": 2}
     assert made() == [True, True]
@@ -139,7 +139,7 @@ def test_what_another_process_cannot_be_told_is_prepared_here(tmp_path):
     for name in ("one", "two"):
         user_tasks.define_task(name, rows=lambda split: [{"n": "a"}], prompts={"p": "{{n}} ||| b"})
     source = data_source.Source(prepared=tmp_path / "p")
-    made = prepare.prepare(tasks=["one", "two"], tokenizer=tokenizer, source=source, processes=2)
+    made = prepare.prepare_tasks(tasks=["one", "two"], tokenizer=tokenizer, source=source, processes=2)
     assert [outcome.rows for outcome in made] == [1, 1]
 
 
@@ -150,60 +150,58 @@ def test_a_run_remembers_the_files_that_define_its_tasks(tmp_path):
     settings.add_task_files(workspace, [EXAMPLE])
     source = opening.load_data_settings(tmp_path / "run", vocabulary_file=tmp_path / "m").source
     assert list(source.tasks) == [str(EXAMPLE.resolve())]
-    assert task_selection.find(GOOD, source).dataset == "reviews"
+    assert task_selection.resolve_task(GOOD, source).dataset == "reviews"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("datasets:", "dataset:", "should hold a mapping named `datasets`"),
-        ("  mine:", "  my/ne:", "should be a dataset's name"),
-        ("  mine:", "  dream:", "'dream' is a dataset of the catalogue already"),
-        ("  mine:", "  mini_size_animal:", "a dataset of the embedded suite already"),
-        ("datasets:", "group: train\ndatasets:", "'train' is a group of the catalogue's"),
-        ("    jsonl: rows.jsonl\n", "", "rows are wanted from files"),
-        ("jsonl:", "jsnol:", "rows are wanted from files"),
+        ("datasets:", "dataset:", "to hold a mapping `datasets`"),
+        ("  mine:", "  my/ne:", "got 'my/ne'"),
+        ("  mine:", "  dream:", "got 'dream' of the catalogue"),
+        ("  mine:", "  mini_size_animal:", "got 'mini_size_animal' of the embedded suite"),
+        ("datasets:", "group: train\ndatasets:", "got 'train' of the catalogue"),
+        ("    jsonl: rows.jsonl\n", "", "expected files of rows"),
+        ("jsonl:", "jsnol:", "expected files of rows"),
         ("    jsonl: rows.jsonl", "    jsonl: rows.jsonl\n    colums: [text]", "No field named 'colums'"),
-        ("jinja:", "jina:", "texts called `jinja` and `answer_choices` are wanted"),
-        ("      good: {", "      good: 5 #", "`prompts` should map"),
-        ("datasets:", "datasets: [", "is not plain YAML"),
-        ("datasets:", "datasets: !!python/object:os.system", "is not plain YAML"),
+        ("jinja:", "jina:", "prompt 'good': expected the texts `jinja`"),
+        ("      good: {", "      good: 5 #", "expected `prompts`"),
+        ("datasets:", "datasets: [", "expected plain YAML"),
+        ("datasets:", "datasets: !!python/object:os.system", "expected plain YAML"),
         ('"no ||| yes"', "7", "texts called `jinja`"),
     ],
 )
-def test_a_mistake_names_the_file_and_the_place(folder, old, new, said):
+def test_a_mistake_names_the_file_and_the_place(folder, old, new, message):
     file = written(folder, MINE.replace(old, new))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         user_tasks.load_tasks(file)
-    assert datasets.added() == {}
+    assert datasets.user_datasets() == {}
 
 
 def test_a_file_that_is_not_there_and_code_that_fails_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="A file of tasks is wanted at"):
+    with pytest.raises(UserError, match="got no file"):
         user_tasks.load_tasks(tmp_path / "none.yaml")
     (tmp_path / "broken_tasks.py").write_text("1 / 0\n")
-    with pytest.raises(UserError, match=r"'broken_tasks' cannot be imported .*ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"'broken_tasks' .*ZeroDivisionError"):
         user_tasks.load_tasks(tmp_path / "broken_tasks.py")
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(UserError, match="has the name of another module, 'json'"):
+    with pytest.raises(UserError, match="another module, 'json'"):
         user_tasks.load_tasks(tmp_path / "json.py")
 
 
 def test_a_yaml_file_names_no_function_that_would_be_called(folder):
     text = MINE.replace("jsonl: rows.jsonl", 'sources: [{function: "os:getenv"}]\n    splits: {train: 2}')
-    with pytest.raises(
-        UserError, match=r"may not come from the function 'os:getenv'. Define the dataset in a"
-    ):
+    with pytest.raises(UserError, match="'os:getenv'"):
         user_tasks.load_tasks(written(folder, text))
-    assert "mine" not in datasets.added()
+    assert "mine" not in datasets.user_datasets()
 
 
 def test_columns_that_are_named_are_checked_before_a_row_is_read(folder):
     (spec,) = user_tasks.load_tasks(
         written(folder, MINE.replace("    jsonl", "    columns: [txt, label]\n    jsonl"))
     )
-    with pytest.raises(UserError, match="Template 'good' reads 'text', but rows of 'mine' have only"):
-        task_templates.template_for(spec)
+    with pytest.raises(UserError, match=r"template 'good' of 'mine' .* got 'text'"):
+        task_templates.find_template(spec)
 
 
 def test_a_label_of_minus_one_is_refused_not_taken_for_the_last_choice():
@@ -213,7 +211,7 @@ def test_a_label_of_minus_one_is_refused_not_taken_for_the_last_choice():
         )
         return rendering.examples(spec, "train").examples
 
-    with pytest.raises(UserError, match="row 1: the right answer is withheld \\(label is -1\\)"):
+    with pytest.raises(UserError, match="row 1: expected a label, got label=-1"):
         examples("a ||| {{answer_choices[label]}}", {"label": -1})
     # A template that only speaks of labels needs none.
     assert examples("Which label? {{text}} ||| yes", {"text": "b"})[0].input == "Which label? b"

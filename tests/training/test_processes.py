@@ -40,7 +40,7 @@ def make_run(tmp_path_factory):
     """Makes a run's directory with a small base that nobody trained, and the vocabulary of the tasks."""
     texts = [
         text
-        for spec in task_selection.choose(TASKS)
+        for spec in task_selection.select_tasks(TASKS)
         for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
