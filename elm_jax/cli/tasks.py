@@ -133,7 +133,7 @@ def tasks_check(
     """What is wrong with tasks, before anything is trained on them; exit code 1 if anything is."""
     from dataclasses import asdict
 
-    from elm_jax.data import preview as runs
+    from elm_jax.data import check as runs
     from elm_jax.data import task_selection
     from elm_jax.tasks import data_source
 

@@ -41,8 +41,8 @@ class TaskFinding:
         message: What is wrong, in a sentence.
     """
 
-    kind: str  # one of KINDS
-    says: str
+    kind: str
+    message: str
 
 
 @dataclass(frozen=True)
