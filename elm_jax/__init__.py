@@ -103,7 +103,7 @@ _HOMES = {
     "TaskSpec": "elm_jax.records",
     "Template": "elm_jax.prompting.templates",
     "UserError": "elm_jax.errors",
-    "define_task": "elm_jax.tasks.user_tasks:define",
+    "define_task": "elm_jax.tasks.user_tasks",
     "evaluate": "elm_jax.evaluation.evaluate",
     "examples": "elm_jax.tasks.rendering",
     "feature_lengths": "elm_jax.tasks.data_source",

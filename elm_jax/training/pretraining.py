@@ -33,7 +33,20 @@ BATCH_TOKENS = 32768
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a base is trained from scratch."""
+    """How a base is trained from scratch: half of its examples restore spans, half complete texts.
+
+    Attributes:
+        size: Name of the network's size.
+        vocabulary_size: Pieces of the tokenizer at most.
+        vocabulary_kind: Kind of the tokenizer: "unigram", "bpe" or "word".
+        steps: Number of steps.
+        batch_size: Texts of a step.
+        rate: Learning rate.
+        warmup: Steps in which the learning rate rises.
+        max_tokens: Tokens of a text that are kept.
+        span_share: Share of a text's tokens that is dropped.
+        span_length: Mean number of tokens of a dropped span.
+    """
 
     size: str = "tiny"
     vocabulary_size: int = 1000
@@ -42,7 +55,7 @@ class Pretraining:
     batch_size: int = 128
     rate: float = 3e-3
     warmup: int = 20
-    max_tokens: int = 64  # of one text
+    max_tokens: int = 64
     span_share: float = 0.3
     span_length: float = 1.5
 

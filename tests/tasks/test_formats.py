@@ -102,7 +102,7 @@ def test_ct0_gives_a_row_a_pair_and_all_references(file):
         (
             "dream",
             json.dumps([["x", DIALOGUE[1], "1"]]),
-            "its dialogue should be a list of texts",
+            "dialogue 1: expected a list of texts as dialogue",
         ),
         ("dream", json.dumps([[*DIALOGUE[:2], 4]]), "dialogue 1: .* dialogue_id, got 4"),
         ("dream", '[\n[["x"],\n[}', "line 3: expected JSON"),

@@ -110,7 +110,7 @@ def test_an_unknown_split_is_an_error_with_the_nearest(folder):
 def test_a_split_of_several_files_is_read_through_and_one_of_them_again(folder):
     (folder / "more.jsonl").write_text('{"text": "more", "label": 1}\n')
     of_two = RowSource("jsonl", files={"train": ("reviews/train.jsonl", "more.jsonl")})
-    opened = sources.open_split(dataset(of_two), "train", folder, again="more.jsonl")
+    opened = sources.open_split(dataset(of_two), "train", folder, repeated_file="more.jsonl")
     assert opened.count == 7
     assert [row["text"] for row in opened.take([4, 5, 6])] == ["row 4", "more", "more"]
 
@@ -210,7 +210,7 @@ def test_the_hubs_package_reads_a_local_folder(folder, tmp_path, monkeypatch):
 
 def test_a_file_cannot_be_read_twice_where_rows_do_not_come_from_files():
     with pytest.raises(UserError, match="read twice"):
-        sources.open_split(dataset(HUB), "train", again="x.json")
+        sources.open_split(dataset(HUB), "train", repeated_file="x.json")
 
 
 @pytest.mark.parametrize("name", all_datasets())
@@ -233,9 +233,9 @@ def test_a_machine_without_names_of_servers_learns_so_at_once(monkeypatch, tmp_p
 
     monkeypatch.setattr(sources.socket, "getaddrinfo", lookup)
     monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
-    sources._refuse_unreachable(["https://gone.example/a", "https://here.example/b"])
-    sources._refuse_unreachable([])
+    sources._require_reachable(["https://gone.example/a", "https://here.example/b"])
+    sources._require_reachable([])
     with pytest.raises(ConnectionError, match=r"no server's name resolves: gone\.example"):
-        sources._refuse_unreachable(["https://gone.example/a", "https://gone.example/b"])
+        sources._require_reachable(["https://gone.example/a", "https://gone.example/b"])
     monkeypatch.setattr(sources.urllib.request, "getproxies", lambda: {"https": "https://proxy.example"})
-    sources._refuse_unreachable(["https://gone.example/a"])
+    sources._require_reachable(["https://gone.example/a"])

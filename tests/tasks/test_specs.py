@@ -108,7 +108,7 @@ def test_a_story_is_read_rendered_and_labelled(folders):
 def test_a_missing_directory_is_one_clear_sentence(folders, tmp_path):
     spec = specs.find_task("story_cloze/Choose Story Ending")
     for wrong, message in [
-        ({"data_dir": None}, r"no data directory was given\. Ask its authors"),
+        ({"data_dir": None}, r"got none\. Fix: ask its authors"),
         ({"data_dir": tmp_path / "absent"}, "got no directory"),
         (
             {"templates_dir": None},

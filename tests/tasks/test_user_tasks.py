@@ -17,9 +17,9 @@ EXAMPLE = Path(__file__).parent / "own_reviews" / "reviews.yaml"
 GOOD = "reviews/is it good"
 ROWS = [{"text": "It broke.", "label": 0}, {"text": "I like it.", "label": 1}]
 PYTHON = """\
-from elm_jax.tasks import own
+import elm_jax
 
-own.define(
+elm_jax.define_task(
     "films",
     jsonl={"train": "films.jsonl"},
     prompts={
@@ -168,7 +168,7 @@ def test_a_run_remembers_the_files_that_define_its_tasks(tmp_path):
         ("      good: {", "      good: 5 #", "expected `prompts`"),
         ("datasets:", "datasets: [", "expected plain YAML"),
         ("datasets:", "datasets: !!python/object:os.system", "expected plain YAML"),
-        ('"no ||| yes"', "7", "texts called `jinja`"),
+        ('"no ||| yes"', "7", "expected the texts `jinja`"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_place(folder, old, new, message):
