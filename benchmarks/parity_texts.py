@@ -8,7 +8,7 @@ import numpy as np
 
 from elm_jax.tasks import rendering, specs
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 TEXTS = [
     "the dog ran to the gate because it had heard the car of its owner",
@@ -48,7 +48,7 @@ def corpus(count: int) -> list[str]:
     return [*fixed, *mixed]
 
 
-def is_equal(text: str, ours: Vocabulary, theirs: Any) -> bool:
+def is_equal(text: str, ours: Tokenizer, theirs: Any) -> bool:
     """Says whether a text has the ids of a tokenizer of transformers', which come back as its text."""
     ids = ours.encode(text)
     cut = ids[: ids.index(ours.eos)] if ours.eos in ids else ids

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import prepared
+from elm_jax.data import tokenized_rows
 from elm_jax.prompting.render import render
 from elm_jax.prompting.templates import Template
+from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers import sentencepiece
 
 STORY = "The dog ran to the gate because it had heard the car of its owner in the street ."
@@ -87,17 +88,17 @@ def main() -> None:
     result: dict[str, float] = {"rows": options.rows}
     with tempfile.TemporaryDirectory() as place:
         texts = [row["story"] for row in rows[:1000]]
-        pieces = sentencepiece.train(texts, Path(place) / "m.model", 64)
+        tokenizer = sentencepiece.train(texts, Path(place) / "m.model", 64)
         rendered = render(rows, TEMPLATE).examples
-        made = prepared.prepare(rendered, pieces, max_input=MAX_INPUT, max_target=MAX_TARGET)
+        made = tokenized_rows.tokenize_examples(rendered, tokenizer, Lengths(MAX_INPUT, MAX_TARGET))
         file = Path(place) / "rows.safetensors"
-        prepared.save(file, made, "f" * 16)
+        tokenized_rows.save(file, made, "f" * 16)
         result["megabytes"] = file.stat().st_size / 1e6
 
         start = time.perf_counter()
-        back = prepared.load(file)
+        back = tokenized_rows.load(file)
         result["opening_milliseconds"] = 1000 * (time.perf_counter() - start)
-        examples = prepared.Examples(back, "f" * 16)
+        examples = tokenized_rows.StoredExamples(back, "f" * 16)
         for at in np.random.default_rng(1).integers(0, options.rows, 100).tolist():
             assert examples[at] == rendered[at]
             assert np.array_equal(back.inputs[at], made.inputs[at])
@@ -108,16 +109,16 @@ def main() -> None:
 
         def batches(order: np.ndarray) -> None:
             at = order.tolist()
-            prepared.pad([back.inputs[row] for row in at], MAX_INPUT)
-            prepared.pad([back.targets[row] for row in at], MAX_TARGET)
+            tokenized_rows.pad([back.inputs[row] for row in at], MAX_INPUT)
+            tokenized_rows.pad([back.targets[row] for row in at], MAX_TARGET)
 
         def with_texts(order: np.ndarray) -> None:
             for at in order.tolist():
-                _ = examples[at], back.inputs[at], prepared.choices_of(back, at)
+                _ = examples[at], back.inputs[at], tokenized_rows.get_choices(back, at)
 
         def anew(order: np.ndarray) -> None:
             chosen = render([rows[at] for at in order.tolist()], TEMPLATE).examples
-            prepared.prepare(chosen, pieces, max_input=MAX_INPUT, max_target=MAX_TARGET)
+            tokenized_rows.tokenize_examples(chosen, tokenizer, Lengths(MAX_INPUT, MAX_TARGET))
 
         for name, work in {
             "token_ids_per_second": tokens,

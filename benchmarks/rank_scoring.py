@@ -168,12 +168,15 @@ def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> 
         drawn.append(examples)
     texts = [text for own in drawn for example in own for text in (example.input, *example.choices)]
     with tempfile.TemporaryDirectory() as place:
-        pieces = sentencepiece.train(texts, Path(place) / "m.model", 8000, kind="unigram", extra_ids=0)
+        tokenizer = sentencepiece.train(texts, Path(place) / "m.model", 8000, kind="unigram", extra_ids=0)
         return [
             [
                 Row(
-                    [*pieces.encode(example.input)[: MOST_PROMPT - 1], pieces.eos],
-                    [[*pieces.encode(choice)[: MOST_ANSWER - 1], pieces.eos] for choice in example.choices],
+                    [*tokenizer.encode(example.input)[: MOST_PROMPT - 1], tokenizer.eos],
+                    [
+                        [*tokenizer.encode(choice)[: MOST_ANSWER - 1], tokenizer.eos]
+                        for choice in example.choices
+                    ],
                 )
                 for example in own
             ]

@@ -78,7 +78,7 @@ def main() -> None:
             budget=BUDGETS[options.kind],
             source=Source(),
             lengths=Lengths(prompt=48, answer=8),
-            base_texts=mini.statements(Source().seed),
+            base_texts=mini.make_statements(Source().seed),
             methods=methods(options.kind),
             title="benchmarks.routing",
             seed=options.seed,

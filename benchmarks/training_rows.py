@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax.data import ragged
-from elm_jax.data.ragged import TokenLists
+from elm_jax.data.ragged import RaggedTokens
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.tasks import rendering
@@ -66,17 +66,19 @@ def main() -> None:
     )
 
 
-def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple[TokenLists, TokenLists]]:
+def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple[RaggedTokens, RaggedTokens]]:
     """Returns so many prompts and targets of every task, with a vocabulary trained on them."""
     where = templates or data / "promptsource" / "templates"
     source = Source(data_dir=data, templates_dir=where, limit=count)
     found = {task: rendering.examples(task, split, source=source).examples for task, split in TASKS.items()}
     texts = [text for own in found.values() for each in own for text in (each.input, each.target)]
     with tempfile.TemporaryDirectory() as place:
-        pieces = sentencepiece.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
+        tokenizer = sentencepiece.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)
 
-        def tokens(texts: Sequence[str], most: int) -> TokenLists:
-            return ragged.of_tokens([*row[: most - 1], pieces.eos] for row in pieces.encode_all(texts))
+        def tokens(texts: Sequence[str], most: int) -> RaggedTokens:
+            return ragged.pack_tokens(
+                [*row[: most - 1], tokenizer.eos] for row in tokenizer.encode_all(texts)
+            )
 
         return {
             task: (
@@ -105,8 +107,8 @@ def jobs(where: Path, steps: int) -> list[Job]:
     """Returns one job a task of the rows that were written."""
     with np.load(where / ROWS) as laid:
 
-        def tokens(task: str, name: str) -> TokenLists:
-            return TokenLists(laid[f"{task}|{name}|tokens"], laid[f"{task}|{name}|offsets"])
+        def tokens(task: str, name: str) -> RaggedTokens:
+            return RaggedTokens(laid[f"{task}|{name}|tokens"], laid[f"{task}|{name}|offsets"])
 
         return [
             Job(task, tokens(task, "prompts"), tokens(task, "targets"), steps, RATE, batch_size=BATCH)

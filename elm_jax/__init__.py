@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from elm_jax.session.opening import open_run
     from elm_jax.session.workspace import Run
     from elm_jax.tasks.data_source import Lengths, Source, feature_lengths
-    from elm_jax.tasks.own import define as define_task
     from elm_jax.tasks.rendering import examples
     from elm_jax.tasks.seqio_tasks import Registered, register_tasks
     from elm_jax.tasks.specs import find_task, task_specs
+    from elm_jax.tasks.user_tasks import define_task
     from elm_jax.training.config import Budget
     from elm_jax.training.pretraining import Pretraining
     from elm_jax.training.train import train
@@ -103,7 +103,7 @@ _HOMES = {
     "TaskSpec": "elm_jax.records",
     "Template": "elm_jax.prompting.templates",
     "UserError": "elm_jax.errors",
-    "define_task": "elm_jax.tasks.own:define",
+    "define_task": "elm_jax.tasks.user_tasks",
     "evaluate": "elm_jax.evaluation.evaluate",
     "examples": "elm_jax.tasks.rendering",
     "feature_lengths": "elm_jax.tasks.data_source",

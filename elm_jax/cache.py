@@ -1,4 +1,4 @@
-"""The cache: the directory where elm_jax keeps what it fetched and what XLA compiled for it."""
+"""The cache: the directory of downloaded files and of XLA's compiled programs."""
 
 import os
 from collections.abc import Mapping

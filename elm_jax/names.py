@@ -1,7 +1,7 @@
-"""Names: how tasks and experts are called, and what a misspelt one may have meant.
+"""Names: ids of tasks and experts, and the nearest names of one that is unknown.
 
-A task is one (dataset, prompt) pair, and its expert carries the same id, `dataset/prompt`. A dataset never
-holds a slash; a prompt may hold anything, trailing spaces and slashes included, and is never stripped.
+A task is one (dataset, prompt) pair, and its expert has the same id, `dataset/prompt`. A dataset never has a
+slash; a prompt may have any characters, trailing spaces and slashes included, and is never stripped.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from elm_jax.errors import UserError
 
 FEW = 20
-"""As many names are all told where none is near."""
+"""If no name is near, an error lists all names, up to this many."""
 
 
 def task_id(dataset: str, prompt: str) -> str:
@@ -21,9 +21,9 @@ def task_id(dataset: str, prompt: str) -> str:
     'super_glue_cb/always/sometimes/never'
     """
     if not dataset or "/" in dataset:
-        raise UserError(f"A dataset name is wanted without a slash, but {dataset!r} came.")
+        raise UserError(f"Expected a dataset name without a slash, got {dataset!r}. Fix: rename it.")
     if not prompt:
-        raise UserError(f"A prompt name is wanted for dataset {dataset!r}, but an empty one came.")
+        raise UserError(f"Expected a prompt name for dataset {dataset!r}, got an empty one. Fix: name it.")
     return f"{dataset}/{prompt}"
 
 
@@ -35,37 +35,44 @@ def split_id(identifier: str) -> tuple[str, str]:
     """
     dataset, slash, prompt = identifier.partition("/")
     if not (dataset and slash and prompt):
-        raise UserError(f"An id has the form dataset/prompt, but {identifier!r} came.")
+        raise UserError(f"Expected an id as dataset/prompt, got {identifier!r}. Fix: name both.")
     return dataset, prompt
 
 
 def directory_name(part: str) -> str:
-    """Returns a name that every file system takes and that `from_directory_name` turns back.
+    """Returns a name that every file system takes, from which `from_directory_name` returns the original.
 
     >>> directory_name("C1 or C2? premise, so/because…")
     'C1%20or%20C2%3F%20premise%2C%20so%2Fbecause%E2%80%A6'
     """
-    # A name that starts with a dot is hidden, and one with a tilde is a home directory or a backup to some.
+    # A leading dot hides a file, and a tilde means a home directory or a backup to some programs.
     quoted = quote(part, safe="").replace("~", "%7E")
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def from_directory_name(name: str) -> str:
-    """The inverse of `directory_name`."""
+    """Returns the name that `directory_name` was given."""
     return unquote(name)
 
 
 def near_matches(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
-    """Returns the known names closest in spelling, best first; case does not count."""
+    """Returns the known names closest in spelling, best first, ignoring case."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), list(by_lower), n=most, cutoff=0.5)
     return [by_lower[lower] for lower in found]
 
 
 def resolve(name: str, known: Iterable[str], *, kind: str, where: str) -> str:
-    """Returns `name` if it is known; otherwise an error with the nearest ones.
+    """Returns a name that has to be known.
 
-    `kind` is what the name is of ("expert"), `where` the place it was looked for ("the library at /data").
+    Args:
+        name: The name.
+        known: All known names.
+        kind: What is named, such as "expert".
+        where: Where the name was looked for, such as "the library at /data".
+
+    Raises:
+        UserError: If the name is unknown; the message has the nearest names.
     """
     known = list(known)
     if name in known:
@@ -75,3 +82,12 @@ def resolve(name: str, known: Iterable[str], *, kind: str, where: str) -> str:
     if not near and 0 < len(known) <= FEW:
         hint = f" There are {', '.join(known)}."
     raise UserError(f"No {kind} named {name!r} in {where} ({len(known)} known).{hint}")
+
+
+def lower_first(text: str) -> str:
+    """Returns a sentence that can follow a colon: its first letter in lower case.
+
+    >>> lower_first("Give a directory."), lower_first("TFDS's folder")
+    ('give a directory.', "TFDS's folder")
+    """
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

@@ -1,4 +1,4 @@
-"""Records: what travels from room to room, as plain frozen values without behaviour.
+"""Records: what the rooms hand to each other, as frozen values without behaviour.
 
 Arrays in records are NumPy's or JAX's; `Params` is a nested dictionary of them whose paths are T5X's
 parameter names with the layers of a stack kept in one array (`encoder/layers/mlp/wo/kernel` is [L, F, D]).
@@ -15,47 +15,83 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task: one (dataset, prompt) pair, and where its rows come from."""
+    """One task: one (dataset, prompt) pair, and how its rows are read.
 
-    id: str  # dataset/prompt
+    Attributes:
+        id: `dataset/prompt`.
+        dataset: Name of the dataset.
+        prompt: Name of the prompt.
+        group: "train", "unseen", "mini-train", "mini-unseen", …, or a group of the user's.
+        split: The split that training reads, or evaluation if nothing is trained.
+        evaluation_split: The split that evaluation reads; None if it is the same.
+        config: Configuration of the hub's dataset.
+        family: The paper's category, or the skill of an embedded task.
+        metric: Name of the metric.
+        seed: Seed of the choice of rows.
+    """
+
+    id: str
     dataset: str
     prompt: str
-    group: str  # "train", "unseen", "mini-train", "mini-unseen", …
-    split: str  # the split that training or evaluation reads by default
-    evaluation_split: str | None = None  # what evaluation reads, where that is another one
+    group: str
+    split: str
+    evaluation_split: str | None = None
     config: str | None = None
-    family: str | None = None  # the paper's category, or the skill of an embedded task
+    family: str | None = None
     metric: str = "accuracy"
     seed: int = 42
 
 
 @dataclass(frozen=True)
 class PromptedExample:
-    """One row of a dataset as the model sees it."""
+    """One row of a dataset as the model sees it.
 
-    row_id: str  # names the dataset's row, the same for every prompt over it
+    Attributes:
+        row_id: Id of the dataset's row, the same for every prompt.
+        input: The input.
+        target: The target.
+        choices: The answer choices; none if the task generates.
+        label: Index of the right choice; None if there is none.
+    """
+
+    row_id: str
     input: str
     target: str
-    choices: tuple[str, ...] = ()  # empty for a task that generates
-    label: int | None = None  # index of the right choice
+    choices: tuple[str, ...] = ()
+    label: int | None = None
 
 
 @dataclass(frozen=True)
 class ExpertSpec:
-    """What an expert is: enough to load, verify and rebuild it."""
+    """Description of an expert: what is needed to load, verify and rebuild it.
+
+    Attributes:
+        id: Id of the expert: of the task that it is trained on, or a name.
+        kind: "bottleneck", "lora", "ia3" or "full".
+        base: Fingerprint of the base that it was trained on.
+        paths: Paths of the parameters that it owns.
+        datasets: Datasets that it was trained on, on which it is never zero-shot.
+        steps: Steps that it was trained for.
+        recipe: How it was trained.
+    """
 
     id: str
-    kind: str  # "bottleneck", "full", …
-    base: str  # fingerprint of the base it was trained on
-    paths: tuple[str, ...]  # the parameter paths it owns
-    datasets: tuple[str, ...]  # what it was trained on; never zero-shot there
+    kind: str
+    base: str
+    paths: tuple[str, ...]
+    datasets: tuple[str, ...]
     steps: int
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A spec with the parameters it owns."""
+    """A trained expert.
+
+    Attributes:
+        spec: Its description.
+        params: The parameters that it owns.
+    """
 
     spec: ExpertSpec
     params: Params
@@ -63,7 +99,14 @@ class Expert:
 
 @dataclass(frozen=True)
 class Keys:
-    """An expert's embedded training inputs: what the router compares queries with."""
+    """An expert's embedded training inputs, which routers compare queries with.
+
+    Attributes:
+        vectors: Embeddings of the texts, [N, D].
+        texts: The texts.
+        embedder: Name of the embedder, with its fingerprint.
+        text_format: What of an example was embedded.
+    """
 
     vectors: Embeddings
     texts: tuple[str, ...]
@@ -73,28 +116,48 @@ class Keys:
 
 @dataclass(frozen=True)
 class Selection:
-    """The experts a router chose for one task, and why."""
+    """The experts that a router chose for one task.
+
+    Attributes:
+        task: Id of the task.
+        router: Name of the router.
+        weights: Expert id -> weight; the weights sum to 1.
+        votes: Expert id -> number of votes, most first.
+        queries: Row ids of the queries that voted.
+        nearest: Per query, the expert that won it and its similarity.
+        embedder: What embedded queries and keys, with its type; empty if none did.
+    """
 
     task: str
     router: str
-    weights: Mapping[str, float]  # expert id -> weight; the weights sum to 1
-    votes: Mapping[str, int]  # expert id -> votes, most first
-    queries: tuple[str, ...]  # row ids of the queries that voted
-    nearest: tuple[tuple[str, float], ...] = ()  # per query: the winning expert and its similarity
-    embedder: str = ""  # what embedded queries and keys, its type included; none where none did
+    weights: Mapping[str, float]
+    votes: Mapping[str, int]
+    queries: tuple[str, ...]
+    nearest: tuple[tuple[str, float], ...] = ()
+    embedder: str = ""
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What scoring one task with one method gave, row by row."""
+    """Scores of one task's rows with one method.
+
+    Attributes:
+        task: Id of the task.
+        method: "base", "multitask", "roe", …, or an expert's id.
+        row_ids: Ids of the rows.
+        scores: Per row, the log-likelihoods of the choices in nats.
+        predictions: Per row, the index of the best choice.
+        labels: Per row, the index of the right choice.
+        seen: Whether the method was trained on this dataset, so that the scores are not zero-shot.
+    """
 
     task: str
-    method: str  # "base", "multitask", "roe", …, or an expert's id
+    method: str
     row_ids: tuple[str, ...]
-    scores: tuple[tuple[float, ...], ...]  # nats, one a choice
+    scores: tuple[tuple[float, ...], ...]
     predictions: tuple[int, ...]
     labels: tuple[int, ...]
-    seen: bool = False  # what scored was trained on this very dataset, so it is not zero-shot
+    seen: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Storage: files that are either whole or absent, local or in a bucket, and fingerprints of what they hold.
+"""Storage: files that are either whole or absent, local or in a bucket, and fingerprints of their content.
 
-Every file is written under a temporary name and renamed, carries a format number, and holds no pickle. JSON
-files keep the number in `format`, safetensors files in their metadata.
+Every file is written under a temporary name and renamed, has a format number, and holds no pickle. JSON files
+have the number in `format`, safetensors files in their metadata.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as dump_safetensors
 
 from elm_jax.errors import UserError
+from elm_jax.names import lower_first
 
 FORMAT = 1
-# The names that safetensors gives to types; its own reader for NumPy has none for bfloat16.
+# Safetensors' names of types; its own reader for NumPy has none for bfloat16.
 _DTYPES = {
     "BF16": np.dtype(bfloat16),
     **{
@@ -33,25 +34,28 @@ _DTYPES = {
 }
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
-# What has the gin files, below `gin/`: in a wheel they lie in the package, in a checkout beside it.
+# The directory of the gin files: in a wheel inside the package, in a checkout beside it.
 SHIPPED = next(root for root in (_HERE / "_recipes", _HERE.parent) if (root / "gin").is_dir())
 
 
 def path(where: PathLike) -> epath.Path:
-    """Returns a path that may be local, `gs://` or any other that etils knows; `~` is expanded."""
+    """Returns a path that is local, `gs://` or of any other kind that etils knows, with `~` expanded."""
     return epath.Path(os.path.expanduser(os.fspath(where)))
 
 
 def existing_directory(where: PathLike, *, what: str, remedy: str) -> epath.Path:
-    """Returns the directory, or says that `what` is missing there and that `remedy` brings it."""
+    """Returns a directory; raises if it is missing, naming `what` it should be and the `remedy`."""
     directory = path(where)
     if not directory.is_dir():
-        raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no directory is there. {remedy}")
+        raise UserError(
+            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got no directory. Fix: "
+            f"{lower_first(remedy)}"
+        )
     return directory
 
 
 def writable_directory(where: PathLike) -> epath.Path:
-    """Makes the directory if need be and returns it; one sentence if nothing can be written there."""
+    """Returns a directory, made if need be; raises if nothing can be written there."""
     directory = path(where)
     probe = directory / f".probe-{uuid.uuid4().hex}"
     try:
@@ -60,14 +64,14 @@ def writable_directory(where: PathLike) -> epath.Path:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"An output directory is wanted at {os.fspath(where)!r}, but it cannot be written "
-            f"({error.strerror or error}). Choose another with the output flag, or free it."
+            f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written "
+            f"({error.strerror or error}). Fix: choose another with the output flag, or free space there."
         ) from error
     return directory
 
 
 def write_bytes(where: PathLike, content: bytes) -> None:
-    """Writes a file whole or not at all: a reader sees the old content, or the new, never a part."""
+    """Writes a file whole or not at all: a reader sees the old content or the new, never a part."""
     target = path(where)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -78,8 +82,8 @@ def write_bytes(where: PathLike, content: bytes) -> None:
         if temporary.exists():
             temporary.unlink()
         raise UserError(
-            f"{os.fspath(where)!r} was to be written, but the system refused ({error.strerror or error}). "
-            "Free space there, or choose another output directory."
+            f"Expected to write {os.fspath(where)!r}, got {error.strerror or error}. Fix: free space there, "
+            "or choose another output directory."
         ) from error
 
 
@@ -90,44 +94,51 @@ def write_json(where: PathLike, value: Mapping[str, Any]) -> None:
 
 
 def read_json(where: PathLike, *, what: str) -> dict[str, Any]:
-    """Reads a JSON object of our format; `what` names it in the error."""
+    """Reads a JSON object of our format; `what` names it in errors."""
     try:
         value = json.loads(path(where).read_text())
     except FileNotFoundError:
-        raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no file is there.") from None
+        raise _missing(where, what) from None
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{what} at {os.fspath(where)!r} is no JSON ({error}); delete it and write it again."
+            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got a file that is not JSON ({error}). "
+            "Fix: delete it and make it again."
         ) from None
-    found = value.get("format") if isinstance(value, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{what} at {os.fspath(where)!r} should have format {FORMAT}, but {found!r} came.")
+    version = value.get("format") if isinstance(value, dict) else None
+    if version != FORMAT:
+        raise UserError(
+            f"Expected {lower_first(what)} of format {FORMAT} at {os.fspath(where)!r}, got {version!r}. Fix: "
+            "delete it and make it again."
+        )
     return value
 
 
 def write_jsonl(where: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line."""
+    """Writes one JSON object per line."""
     write_bytes(where, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def read_jsonl(where: PathLike, *, what: str) -> list[dict[str, Any]]:
-    """Reads one JSON object a line; a broken line is named."""
+    """Reads one JSON object per line."""
     rows = []
     try:
         text = path(where).read_text()
     except FileNotFoundError:
-        raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no file is there.") from None
-    # Not `splitlines`, which also cuts at the separators that Unicode allows inside a string.
+        raise _missing(where, what) from None
+    # Not `splitlines`, which also splits at separators that Unicode allows inside a string.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{what} at {os.fspath(where)!r}, line {number}, is no JSON ({error}).") from None
+            raise UserError(
+                f"Expected {lower_first(what)} at {os.fspath(where)!r}, got a line {number} that is not JSON "
+                f"({error}). Fix: delete the line."
+            ) from None
     return rows
 
 
 def read_first_line(where: epath.Path) -> dict[str, Any] | None:
-    """Returns the first line of a file of JSON lines; None where that is no JSON object."""
+    """Returns the first line of a file of JSON lines; None if it is no JSON object."""
     with where.open() as stream:
         try:
             head = json.loads(stream.readline())
@@ -145,30 +156,43 @@ def write_arrays(
 
 
 def read_arrays(where: PathLike, *, what: str) -> dict[str, np.ndarray]:
-    """Reads named arrays from safetensors; a truncated file is an error that names it."""
+    """Reads named arrays from safetensors."""
     try:
         tensors = deserialize(path(where).read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no file is there.") from None
+        raise _missing(where, what) from None
     except SafetensorError as error:
-        raise UserError(f"{what} at {os.fspath(where)!r} is no whole safetensors file ({error}).") from None
-    unknown = {told["dtype"] for _, told in tensors} - set(_DTYPES)
+        raise UserError(
+            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got no whole safetensors file ({error}). "
+            "Fix: delete it and make it again."
+        ) from None
+    unknown = {tensor["dtype"] for _, tensor in tensors} - set(_DTYPES)
     if unknown:
-        raise UserError(f"{what} at {os.fspath(where)!r} holds {unknown.pop()}, which elm_jax does not read.")
+        raise UserError(
+            f"Expected {lower_first(what)} at {os.fspath(where)!r} of types that NumPy has, got "
+            f"{unknown.pop()}. Fix: write it in another type."
+        )
     return {
-        name: np.frombuffer(told["data"], _DTYPES[told["dtype"]]).reshape(told["shape"])
-        for name, told in tensors
+        name: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        for name, tensor in tensors
     }
 
 
+def _missing(where: PathLike, what: str) -> UserError:
+    return UserError(
+        f"Expected {lower_first(what)} at {os.fspath(where)!r}, got no file. Fix: correct the path, or make "
+        "it."
+    )
+
+
 def fingerprint(value: Any) -> str:
-    """Returns 16 hexadecimal digits that stand for a JSON-like value, whatever the order of its keys."""
+    """Returns 16 hexadecimal digits of a JSON-like value's hash, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def array_fingerprint(arrays: Mapping[str, Any]) -> str:
-    """Returns 16 hexadecimal digits that stand for named arrays: names, shapes, types and bytes."""
+    """Returns 16 hexadecimal digits of the hash of named arrays: names, shapes, types and bytes."""
     digest = ArrayDigest()
     for name, value in sorted(arrays.items()):
         digest.add(name, np.asarray(value, order="C"))
@@ -176,29 +200,29 @@ def array_fingerprint(arrays: Mapping[str, Any]) -> str:
 
 
 class ArrayDigest:
-    """What `array_fingerprint` returns, of arrays that come one by one in the order of their names."""
+    """Computes `array_fingerprint` of arrays that are added one by one, in the order of their names."""
 
     def __init__(self) -> None:
-        self._seen = hashlib.sha256()
+        self._hash = hashlib.sha256()
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """Takes one more array, whose elements lie in C's order."""
+        """Adds an array, whose elements are in C order."""
         self.begin(name, array.dtype, array.shape)
         self.add_part(array)
 
     def begin(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """Takes the name of an array whose rows come in parts."""
-        self._seen.update(f"{name}:{dtype}:{shape};".encode())
+        """Begins an array whose rows are added in parts."""
+        self._hash.update(f"{name}:{dtype}:{shape};".encode())
 
     def add_part(self, rows: np.ndarray) -> None:
-        """Takes the next rows of the array that was begun."""
-        self._seen.update(rows.reshape(-1).view(np.uint8).data)
+        """Adds the next rows of the array that was begun."""
+        self._hash.update(rows.reshape(-1).view(np.uint8).data)
 
     def fingerprint(self) -> str:
-        """Returns 16 hexadecimal digits that stand for all that were added."""
-        return self._seen.hexdigest()[:16]
+        """Returns 16 hexadecimal digits of the hash of all arrays that were added."""
+        return self._hash.hexdigest()[:16]
 
 
 def file_fingerprint(where: PathLike) -> str:
-    """Returns 16 hexadecimal digits that stand for the bytes of a file."""
+    """Returns 16 hexadecimal digits of the hash of a file's bytes."""
     return hashlib.sha256(path(where).read_bytes()).hexdigest()[:16]

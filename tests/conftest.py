@@ -21,6 +21,7 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import datasets
 from tests.run_fixtures import clock, make_run, unseen  # noqa: F401, fixtures
+from tests.shared_data import DATA
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tiny networks take longer to compile well than to run badly.
@@ -32,15 +33,19 @@ for name, value in slices.ENVIRONMENT.items():
 
 
 def pytest_collection_modifyitems(items):
-    if importlib.util.find_spec("libtpu") is None:
-        for item in items:
-            if item.get_closest_marker("aot"):
-                item.add_marker(pytest.mark.skip(reason="libtpu, of the extra plan, is absent"))
+    absent = {
+        "aot": importlib.util.find_spec("libtpu") is None and "libtpu, of the extra plan, is absent",
+        "shared_data": not DATA.is_dir() and "the data beside the checkout (../shared/data) are absent",
+    }
+    for item in items:
+        for marker, reason in absent.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
-def tasks_of_ones_own_end_with_the_test(monkeypatch):
-    monkeypatch.setattr(datasets, "_added", datasets.added())
+def user_tasks_end_with_the_test(monkeypatch):
+    monkeypatch.setattr(datasets, "_user_datasets", datasets.user_datasets())
 
 
 @pytest.fixture(scope="session")

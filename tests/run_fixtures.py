@@ -68,23 +68,23 @@ def make_run(tmp_path_factory):
         source, lengths = data_source.Source(limit=rows), data_source.Lengths(prompt=24, answer=5)
         examples = [
             each
-            for spec in task_selection.choose(
+            for spec in task_selection.select_tasks(
                 [UNSEEN, *words, *dict.fromkeys(name.partition("/")[0] for name in TRAINED)]
             )
-            for each in task_rows.examples(spec, data_source.Source(limit=20))
+            for each in task_rows.load_examples(spec, data_source.Source(limit=20))
         ]
         texts = [text for each in examples for text in (each.input, *each.choices)]
-        file = workspace.base / opening.VOCABULARY
-        pieces = sentencepiece.train(texts, file, 400, kind="word", extra_ids=opening.SENTINELS)
+        file = workspace.base / opening.VOCABULARY_FILE
+        tokenizer = sentencepiece.train(texts, file, 400, kind="word", extra_ids=opening.EXTRA_IDS)
         layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
         config = size(
-            "tiny", vocab_size=pieces.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
+            "tiny", vocab_size=tokenizer.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
         )
         rng = np.random.default_rng(0)
         shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
         elm.save(workspace.base, elm.of(config, params))
-        settings.remember(workspace, None, source, lengths)
+        settings.save_run_settings(workspace, None, source, lengths)
         run = opening.open_run(workspace.root)
         for seed, name in enumerate(experts):
             kind, options = kinds[name] if isinstance(kinds, dict) else kinds
@@ -98,4 +98,4 @@ def make_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def unseen():
-    return task_selection.choose([UNSEEN], evaluation=True)
+    return task_selection.select_tasks([UNSEEN], evaluation=True)

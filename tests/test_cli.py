@@ -38,12 +38,12 @@ def test_an_unknown_group_is_one_sentence(capsys):
 
 def test_a_run_that_is_not_there_is_one_sentence(capsys, tmp_path):
     said = told(capsys, "experts", "list", "--run", str(tmp_path / "none"))
-    assert "no directory is there. Make one with `elm quickstart" in said
+    assert "got no directory. Fix: make one with `elm quickstart" in said
 
 
 def test_a_missing_data_folder_is_one_sentence(capsys, tmp_path):
     said = told(capsys, "tasks", "preview", "hindu_knowledge/zero_shot", "--data-dir", str(tmp_path / "none"))
-    assert f"A directory of datasets is wanted at '{tmp_path / 'none'}', but no directory is there" in said
+    assert f"Expected a directory of datasets at '{tmp_path / 'none'}', got no directory" in said
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(capsys, tmp_path):

@@ -103,7 +103,7 @@ def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwis
     def source(*bindings):
         recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")], bindings)
         how = gin.query_parameter("%TRUNCATE"), gin.query_parameter("%FAITHFUL")
-        return data_source.rendered_as(data_source.Source(truncate=9, faithful=("homonyms",)), *how)
+        return data_source.override_rendering(data_source.Source(truncate=9, faithful=("homonyms",)), *how)
 
     assert source() == data_source.Source(truncate=9, faithful=("homonyms",))
     found = source("TRUNCATE = 0", "FAITHFUL = 'all'")
@@ -112,7 +112,7 @@ def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwis
 
 def test_the_recipe_for_evaluation_names_the_papers_tasks_and_methods_that_can_be_together():
     recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")])
-    specs = task_selection.choose(gin.query_parameter("%EVAL_TASKS"), evaluation=True)
+    specs = task_selection.select_tasks(gin.query_parameter("%EVAL_TASKS"), evaluation=True)
     assert len({spec.id for spec in specs}) == 113 + 13
     methods = ways.parse_all(gin.query_parameter("%METHODS"))
     assert [method.router for method in methods] == ["roe", "roe", "roe_per_instance", "bm25", "uniform"]

@@ -29,13 +29,13 @@ def test_json_lines_come_back_whatever_the_strings_hold(tmp_path_factory, rows):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(UserError, match="line 2, is no JSON"):
+    with pytest.raises(UserError, match="line 2 "):
         storage.read_jsonl(tmp_path / "x.jsonl", what="Rows")
 
 
 def test_another_format_is_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match=r"should have format 1, but 99 came"):
+    with pytest.raises(UserError, match=r"format 1 .* got 99"):
         storage.read_json(tmp_path / "x.json", what="A file")
 
 
@@ -59,7 +59,7 @@ def test_arrays_come_back_and_a_truncated_file_is_named(tmp_path):
     arrays = storage.read_arrays(file, what="Weights")
     np.testing.assert_array_equal(arrays["b"], np.arange(6.0).reshape(2, 3).T)
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"Weights at '.*x.safetensors' is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"weights at '.*x\.safetensors', got no whole"):
         storage.read_arrays(file, what="Weights")
 
 

@@ -62,7 +62,7 @@ def budget(name, *bindings):
 def tasks(name) -> list[TaskSpec]:
     recipes.load([file(name)])
     told = gin.query_parameter("%MIXTURE_OR_TASK_NAME")
-    return task_selection.choose([told] if isinstance(told, str) else told)
+    return task_selection.select_tasks([told] if isinstance(told, str) else told)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,8 +164,8 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     texts = [
         row.input
-        for spec in task_selection.choose(["mini"])
-        for row in task_rows.examples(spec, data_source.Source(limit=9))
+        for spec in task_selection.select_tasks(["mini"])
+        for row in task_rows.load_examples(spec, data_source.Source(limit=9))
     ]
     how = Pretraining(vocabulary_kind="word", steps=2, batch_size=4)
     pretraining.pretrain(Workspace.open(out, create=True), texts, [], how, seed=0, stages=Stages())

@@ -114,8 +114,7 @@ def evaluate(
             data_dir=data_dir,
             templates_dir=templates_dir,
             task_files=files,
-            prepared=cache,
-            limit=limit,
+            overrides={"prepared": cache, "limit": limit},
             dtype=dtype,
         )
         for group in groups or []:

@@ -9,7 +9,7 @@ from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.tasks.data_source import Lengths, Source
-    from elm_jax.tokenizers.sentencepiece import Vocabulary
+    from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 
 def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:
@@ -21,27 +21,29 @@ def own_files(names: list[str] | None, tasks: list[str] | None) -> list[str]:
 
 def task_files(files: list[str] | None) -> list[str]:
     """Reads files that define tasks, and returns where they are."""
-    from elm_jax.tasks import own
+    from elm_jax.tasks import user_tasks
 
     for file in files or []:
-        own.load(file)
+        user_tasks.load_tasks(file)
     return [os.path.abspath(file) for file in files or []]
 
 
 def read_as(
     run: str | None, vocabulary: str | None, extra_ids: int, max_prompt: int | None, max_answer: int | None
-) -> "tuple[Source, Vocabulary | None, Lengths]":
+) -> "tuple[Source, Tokenizer | None, Lengths]":
     """Returns how rows are read and tokenised where a run or a vocabulary was given; else no vocabulary."""
     if run or vocabulary:
         from elm_jax.session import opening
 
-        found = opening.reading(run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids)
-        source, pieces, lengths = found.source, found.pieces, found.lengths
+        found = opening.load_data_settings(
+            run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids
+        )
+        source, tokenizer, lengths = found.source, found.tokenizer, found.lengths
     else:
         from elm_jax.tasks import data_source
 
-        source, pieces, lengths = data_source.Source(), None, data_source.Lengths()
-    return source, pieces, given_to(lengths, prompt=max_prompt, answer=max_answer)
+        source, tokenizer, lengths = data_source.Source(), None, data_source.Lengths()
+    return source, tokenizer, given_to(lengths, prompt=max_prompt, answer=max_answer)
 
 
 def given_to(record: Any, **flags: Any) -> Any:

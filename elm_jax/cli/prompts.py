@@ -22,7 +22,7 @@ def prompts_fetch(
     """Bring PromptSource's templates from the package index into the cache; nothing is installed."""
     from elm_jax.prompting import archive
 
-    fetched = archive.fetch(cache=cache, index=index)
+    fetched = archive.fetch_templates(cache=cache, index=index)
     if as_json:
         print(json.dumps({"directory": str(fetched.directory), "new": fetched.new}))
         return
@@ -41,10 +41,11 @@ def prompts_list(
 
     if dataset:
         found = {
-            name: each.answer_choices for name, each in archive.templates(dataset, templates_dir).items()
+            name: each.answer_choices
+            for name, each in archive.load_cached_templates(dataset, templates_dir).items()
         }
     else:
-        found = archive.listing(templates_dir)
+        found = archive.count_templates(templates_dir)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return

@@ -68,7 +68,7 @@ def tasks_show(
     for field, value in asdict(spec).items():
         print(f"{field:<16} {value}")
     if templates_dir or task_templates.has_template(spec):
-        template = task_templates.template_for(spec, templates_dir)
+        template = task_templates.find_template(spec, templates_dir)
         print(f"choices          {template.answer_choices}\n\n{template.jinja}")
 
 
@@ -93,19 +93,19 @@ def tasks_preview(
     from elm_jax.tasks import data_source, specs
 
     task_files(tasks)
-    source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
+    source, tokenizer, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
     spec = specs.find_task(name)
-    source = data_source.rendered_as(source, truncate, faithful)
+    source = data_source.override_rendering(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
     if split:
         source = given_to(source, splits={spec.dataset: split})
-    shown, count = runs.preview(spec, source, rows=rows, pieces=pieces, lengths=lengths)
+    shown, count = runs.preview_task(spec, source, rows=rows, tokenizer=tokenizer, lengths=lengths)
     console = Console(highlight=False, soft_wrap=True)
     for row in shown:
         console.rule(row.example.row_id)
         for line in row.lines:
             console.print(line)
-    console.print(f"{len(shown)} of {count} rows of the {data_source.split_of(spec, source)} split.")
+    console.print(f"{len(shown)} of {count} rows of the {data_source.get_split(spec, source)} split.")
 
 
 @app.command("check")
@@ -138,20 +138,20 @@ def tasks_check(
     from elm_jax.tasks import data_source
 
     task_files(tasks)
-    source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
-    source = data_source.rendered_as(source, truncate, faithful)
+    source, tokenizer, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
+    source = data_source.override_rendering(source, truncate, faithful)
     source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
-    allowed, chosen = runs.kinds(allow or ()), task_selection.choose([name], source)
+    allowed, chosen = runs.parse_kinds(allow or ()), task_selection.select_tasks([name], source)
     if split:
         source = given_to(source, splits={spec.dataset: split for spec in chosen})
-    checked = runs.check(chosen, source, pieces=pieces, lengths=lengths)
-    refused = runs.without(checked, allowed)
+    checked = runs.check_tasks(chosen, source, tokenizer=tokenizer, lengths=lengths)
+    refused = runs.drop_findings(checked, allowed)
     if as_json:
         print(json.dumps([asdict(each) for each in checked], ensure_ascii=False))
     else:
         for each in checked:
             print(f"{each.task} ({each.split}): applies to {each.applies:,} of {each.rows:,} rows.")
             for finding in each.findings:
-                print(f"  {finding.kind}: {finding.says}")
+                print(f"  {finding.kind}: {finding.message}")
     if any(each.findings for each in refused):
         raise typer.Exit(1)

@@ -102,8 +102,7 @@ def train(
                 data_dir=data_dir,
                 templates_dir=templates_dir,
                 task_files=files,
-                prepared=cache,
-                limit=limit,
+                overrides={"prepared": cache, "limit": limit},
                 dtype=dtype,
             )
             options = {name: value for name, value in (("width", width), ("rank", rank)) if value is not None}

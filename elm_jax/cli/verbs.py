@@ -86,27 +86,27 @@ def prepare(
     from elm_jax.tasks import data_source
 
     wanted = names or []
-    reading = opening.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
+    reading = opening.load_data_settings(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
     given: dict[str, Any] = {"data_dir": data_dir, "templates_dir": templates_dir}
     given |= {"limit": limit, "prepared": cache}
     given["tasks"] = [*reading.source.tasks, *task_files(own_files(names, tasks))]
-    source = data_source.rendered_as(given_to(reading.source, **given), truncate, faithful)
-    how: dict[str, Any] = {"tasks": wanted, "pieces": reading.pieces}
+    source = data_source.override_rendering(given_to(reading.source, **given), truncate, faithful)
+    how: dict[str, Any] = {"tasks": wanted, "tokenizer": reading.tokenizer}
     how["lengths"] = given_to(reading.lengths, prompt=max_prompt, answer=max_answer)
     if module:
         source = replace(source, splits=dict.fromkeys(wanted, split or "train"))
-        made = runs.prepare_seqio(module, source=source, **how)
+        made = runs.prepare_seqio_tasks(module, source=source, **how)
     else:
         if split:
             source = replace(
-                source, splits={spec.dataset: split for spec in task_selection.choose(wanted, source)}
+                source, splits={spec.dataset: split for spec in task_selection.select_tasks(wanted, source)}
             )
-        made = runs.prepare(source=source, processes=processes or os.cpu_count() or 1, **how)
+        made = runs.prepare_tasks(source=source, processes=processes or os.cpu_count() or 1, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
         return
     for each in made:
-        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {runs.remark(each)}")
+        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {runs.describe_result(each)}")
 
 
 @app.command()
@@ -144,8 +144,8 @@ def index(
         data_dir=data_dir,
         templates_dir=templates_dir,
         task_files=task_files(tasks),
-        prepared=cache,
         dtype=dtype,
+        overrides={"prepared": cache},
     )
     for expert in runs.index(
         opened,
@@ -191,10 +191,10 @@ def route(
         data_dir=data_dir,
         templates_dir=templates_dir,
         task_files=files,
-        prepared=cache,
         dtype=dtype,
+        overrides={"prepared": cache},
     )
-    specs = task_selection.choose(names or [], opened.source, evaluation=True)
+    specs = task_selection.select_tasks(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
     if as_json:
         print(json.dumps([asdict(selection) for selection, _ in made], ensure_ascii=False))

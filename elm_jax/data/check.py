@@ -1,4 +1,4 @@
-"""`elm tasks check`: what is wrong with a task before anything is trained on it, in plain sentences."""
+"""`elm tasks check`: finds what is wrong with tasks before anything is trained on them."""
 
 import dataclasses
 from collections import Counter
@@ -14,151 +14,173 @@ from elm_jax.prompting.templates import Rendered, Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-KINDS = ("columns", "rows", "rendering", "empty", "outside", "one-sided", "over-long", "duplicates")
-"""What can be found.
+FINDING_KINDS = ("columns", "rows", "rendering", "empty", "outside", "one-sided", "over-long", "duplicates")
+"""Kinds of findings.
 
-columns     the template reads a column that the dataset, or some of its rows, have not
+columns     the template reads a column that the dataset, or some of its rows, lack
 rows        rows cannot be read, or the template applies to none of them
 rendering   the template fails on rows
 empty       rows render to an empty input or target
-outside     targets that are none of their choices
+outside     a target is none of its choices
 one-sided   the right choice is nearly always the same one
-over-long   texts that are cut: by the template's limit of characters, or by the limits of tokens
-duplicates  inputs that come more than once
+over-long   texts are cut: by the template's limit of characters, or by the limits of tokens
+duplicates  inputs occur more than once
 """
 ONE_SIDED = 0.95
-ENOUGH = 20  # labelled rows, for a share of them to tell anything
+ENOUGH = 20  # labelled rows, for their share to mean anything
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong."""
+class TaskFinding:
+    """One thing that is wrong.
 
-    kind: str  # one of KINDS
-    says: str
+    Attributes:
+        kind: One of `FINDING_KINDS`.
+        message: What is wrong, in a sentence.
+    """
+
+    kind: str
+    message: str
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was found in one task."""
+class TaskCheck:
+    """What was found in one task.
+
+    Attributes:
+        task: Id of the task.
+        split: The split that was read.
+        rows: Rows of the split.
+        applies: Rows that give an input and a target.
+        findings: What is wrong.
+    """
 
     task: str
     split: str
     rows: int
-    applies: int  # rows that give an input and a target
-    findings: tuple[Finding, ...]
+    applies: int
+    findings: tuple[TaskFinding, ...]
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One row as the template made it."""
+class _RenderedRow:
+    """One row, rendered with and without the limit of characters."""
 
     id: str
     rendered: Rendered
-    whole: Rendered  # without the limit of characters
+    uncut: Rendered
 
 
-def check(
+def check_tasks(
     tasks: Sequence[TaskSpec],
     source: Source,
     *,
-    pieces: Vocabulary | None = None,
+    tokenizer: Tokenizer | None = None,
     lengths: Lengths | None = None,
-) -> list[Checked]:
-    """Looks through all rows of each task; with a vocabulary, tokens are counted too."""
+) -> list[TaskCheck]:
+    """Renders all rows of each task and returns what is wrong with them.
+
+    Args:
+        tasks: The tasks.
+        source: Where rows and templates come from.
+        tokenizer: Counts tokens too; default: they are not counted.
+        lengths: Tokens of inputs and of targets that training keeps.
+    """
     checked = []
-    before: tuple[str, list[dict[str, Any]]] = ("", [])  # prompts of a dataset share its rows
+    loaded: tuple[str, list[dict[str, Any]]] = ("", [])  # prompts of a dataset share its rows
     for spec in tasks:
-        split = data_source.split_of(spec, source)
+        split = data_source.get_split(spec, source)
         try:
-            template = task_templates.template_for(spec, source.templates_dir)
+            template = task_templates.find_template(spec, source.templates_dir)
         except UserError as error:
-            checked.append(Checked(spec.id, split, 0, 0, (Finding("columns", str(error)),)))
+            checked.append(TaskCheck(spec.id, split, 0, 0, (TaskFinding("columns", str(error)),)))
             continue
         try:
-            told = identity.of_split(spec, source)
-            key = storage.fingerprint(told)
-            if before[0] != key:
-                before = (key, raw_rows.load_rows(spec, source))
+            key = storage.fingerprint(identity.identify_rows(spec, source))
+            if loaded[0] != key:
+                loaded = (key, raw_rows.load_rows(spec, source))
         except UserError as error:
-            checked.append(Checked(spec.id, split, 0, 0, (Finding("rows", str(error)),)))
+            checked.append(TaskCheck(spec.id, split, 0, 0, (TaskFinding("rows", str(error)),)))
             continue
-        truncate = task_templates.truncation(spec, source)
-        checked.append(_checked(spec, split, before[1], template, truncate, pieces, lengths or Lengths()))
+        truncate = task_templates.get_truncate_length(spec, source)
+        checked.append(
+            _check_rows(spec, split, loaded[1], template, truncate, tokenizer, lengths or Lengths())
+        )
     return checked
 
 
-def _checked(
+def _check_rows(
     spec: TaskSpec,
     split: str,
     rows: Sequence[Mapping[str, Any]],
     template: Template,
     truncate: int | None,
-    pieces: Vocabulary | None,
+    tokenizer: Tokenizer | None,
     lengths: Lengths,
-) -> Checked:
-    findings = [*_columns(rows, template)]
-    made, failed = [], []
+) -> TaskCheck:
+    findings = [*_find_missing_columns(rows, template)]
+    rendered_rows, errors = [], []
     for row in rows:
-        name = str(row["row_id"])
+        row_id = str(row["row_id"])
         if not template.columns <= row.keys():
             continue
         try:
-            rendered = template.render(row, truncate, row_id=name)
+            rendered = template.render(row, truncate, row_id=row_id)
             long = truncate is not None and limits.size_of(row) > truncate
-            whole = template.render(row, None, row_id=name) if long else rendered
+            uncut = template.render(row, None, row_id=row_id) if long else rendered
         except UserError as error:
-            failed.append(str(error))
+            errors.append(str(error))
             continue
-        if rendered is not None and whole is not None:
-            made.append(_Row(name, rendered, whole))
-    if failed:
+        if rendered is not None and uncut is not None:
+            rendered_rows.append(_RenderedRow(row_id, rendered, uncut))
+    if errors:
         findings.append(
-            Finding("rendering", f"{_rows(len(failed))} cannot be rendered. The first: {failed[0]}")
+            TaskFinding("rendering", f"{_count(len(errors))} cannot be rendered. The first: {errors[0]}")
         )
-    whole = [row for row in made if row.rendered.input and row.rendered.target]
-    empty = [row for row in made if not (row.rendered.input and row.rendered.target)]
+    applied = [row for row in rendered_rows if row.rendered.input and row.rendered.target]
+    empty = [row for row in rendered_rows if not (row.rendered.input and row.rendered.target)]
     if empty:
         lack = "input" if not empty[0].rendered.input else "target"
-        said = f"{_rows(len(empty), 'renders', 'render')} to an empty {lack} ({empty[0].id} is the first)."
-        findings.append(Finding("empty", said))
-    if not whole and not findings:
-        findings.append(Finding("rows", f"The template applies to none of the {len(rows):,} rows."))
-    findings += [*_outside(whole), *_one_sided(whole), *_cut(whole, truncate), *_duplicates(whole)]
-    if pieces is not None:
-        findings += _too_many_tokens(whole, pieces, lengths)
-    return Checked(spec.id, split, len(rows), len(whole), tuple(findings))
+        message = f"{_count(len(empty), 'renders', 'render')} to an empty {lack}, {empty[0].id} first."
+        findings.append(TaskFinding("empty", message))
+    if not applied and not findings:
+        findings.append(TaskFinding("rows", f"The template applies to none of the {len(rows):,} rows."))
+    findings += [*_find_outside(applied), *_find_one_sided(applied)]
+    findings += [*_find_cut(applied, truncate), *_find_duplicates(applied)]
+    if tokenizer is not None:
+        findings += _find_too_many_tokens(applied, tokenizer, lengths)
+    return TaskCheck(spec.id, split, len(rows), len(applied), tuple(findings))
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], template: Template) -> Iterator[Finding]:
+def _find_missing_columns(rows: Sequence[Mapping[str, Any]], template: Template) -> Iterator[TaskFinding]:
     for column in sorted(template.columns):
         lacking = [row for row in rows if column not in row]
         if lacking:
             have = ", ".join(repr(name) for name in lacking[0] if name != "row_id")
-            yield Finding(
+            yield TaskFinding(
                 "columns",
-                f"The template reads column {column!r}, which {len(lacking):,} of {_rows(len(rows))} lack. "
+                f"The template reads column {column!r}, which {len(lacking):,} of {_count(len(rows))} lack. "
                 f"The first, {lacking[0]['row_id']}, has only these columns: {have}.",
             )
 
 
-def _outside(rows: Sequence[_Row]) -> Iterator[Finding]:
+def _find_outside(rows: Sequence[_RenderedRow]) -> Iterator[TaskFinding]:
     outside = [
         row for row in rows if row.rendered.choices and row.rendered.target not in row.rendered.choices
     ]
     if outside:
         first = outside[0].rendered
         choices = ", ".join(repr(choice) for choice in first.choices or ())
-        yield Finding(
+        yield TaskFinding(
             "outside",
-            f"{_rows(len(outside), 'has', 'have')} a target that is none of the choices. The first, "
-            f"{outside[0].id}, has the target {_short(first.target)} and the choices {choices:.300}.",
+            f"{_count(len(outside), 'has', 'have')} a target that is none of the choices. The first, "
+            f"{outside[0].id}, has the target {_shorten(first.target)} and the choices {choices:.300}.",
         )
 
 
-def _one_sided(rows: Sequence[_Row]) -> Iterator[Finding]:
+def _find_one_sided(rows: Sequence[_RenderedRow]) -> Iterator[TaskFinding]:
     labels = [
         row.rendered.choices.index(row.rendered.target)
         for row in rows
@@ -170,24 +192,26 @@ def _one_sided(rows: Sequence[_Row]) -> Iterator[Finding]:
     label, count = Counter(labels).most_common(1)[0]
     if count == len(labels) or (len(labels) >= ENOUGH and count / len(labels) >= ONE_SIDED):
         share = "all" if count == len(labels) else f"{count / len(labels):.0%}"
-        yield Finding(
+        yield TaskFinding(
             "one-sided",
-            f"Choice {label + 1} is the right one in {share} of {_rows(len(labels))}: whoever always takes "
-            "it needs to read nothing.",
+            f"Choice {label + 1} is the right one in {share} of {_count(len(labels))}: always "
+            "choosing it needs no reading.",
         )
 
 
-def _cut(rows: Sequence[_Row], truncate: int | None) -> Iterator[Finding]:
-    cut = [row for row in rows if row.rendered != row.whole]
+def _find_cut(rows: Sequence[_RenderedRow], truncate: int | None) -> Iterator[TaskFinding]:
+    cut = [row for row in rows if row.rendered != row.uncut]
     if cut:
-        yield Finding(
+        yield TaskFinding(
             "over-long",
-            f"{_rows(len(cut), 'has', 'have')} a text of more than {truncate:,} characters, which is cut "
+            f"{_count(len(cut), 'has', 'have')} a text of more than {truncate:,} characters, which is cut "
             f"({cut[0].id} is the first).",
         )
 
 
-def _too_many_tokens(rows: Sequence[_Row], pieces: Vocabulary, lengths: Lengths) -> Iterator[Finding]:
+def _find_too_many_tokens(
+    rows: Sequence[_RenderedRow], tokenizer: Tokenizer, lengths: Lengths
+) -> Iterator[TaskFinding]:
     choices = [(row.id, choice) for row in rows for choice in row.rendered.choices or ()]
     kinds = {
         "inputs": ([(row.id, row.rendered.input) for row in rows], lengths.prompt),
@@ -195,54 +219,58 @@ def _too_many_tokens(rows: Sequence[_Row], pieces: Vocabulary, lengths: Lengths)
         "choices": (choices, lengths.answer),
     }
     for kind, (texts, most) in kinds.items():
-        counts = [len(ids) + 1 for ids in pieces.encode_all([text for _, text in texts])]
+        counts = [len(ids) + 1 for ids in tokenizer.encode_all([text for _, text in texts])]
         long = [number for number, count in enumerate(counts) if count > most]
         if long:
             worst = max(long, key=lambda number: counts[number])
-            yield Finding(
+            yield TaskFinding(
                 "over-long",
                 f"{len(long):,} of {len(texts):,} {kind} have more than {most} tokens and are cut; the "
                 f"longest, of {texts[worst][0]}, has {counts[worst]:,}.",
             )
 
 
-def _duplicates(rows: Iterable[_Row]) -> Iterator[Finding]:
-    first: dict[tuple[str, tuple[str, ...] | None], _Row] = {}
-    again, differ = [], 0
+def _find_duplicates(rows: Iterable[_RenderedRow]) -> Iterator[TaskFinding]:
+    first: dict[tuple[str, tuple[str, ...] | None], _RenderedRow] = {}
+    repeated, differ = [], 0
     for row in rows:
         before = first.setdefault((row.rendered.input, row.rendered.choices), row)
         if before is not row:
-            again.append((before.id, row.id))
+            repeated.append((before.id, row.id))
             differ += before.rendered.target != row.rendered.target
-    if again:
+    if repeated:
         other = f", {differ:,} of them with another target" if differ else ""
-        one, two = again[0]
-        yield Finding(
+        one, two = repeated[0]
+        yield TaskFinding(
             "duplicates",
-            f"{_rows(len(again), 'has', 'have')} the input and choices of an earlier one{other} "
+            f"{_count(len(repeated), 'has', 'have')} the input and choices of an earlier one{other} "
             f"({two} has those of {one}).",
         )
 
 
-def _rows(count: int, does: str = "", do: str = "") -> str:
-    """Counts rows in words, with the verb that goes with one or with several."""
+def _count(count: int, does: str = "", do: str = "") -> str:
+    """Returns a number of rows in words, with the verb for one or for several."""
     return f"{count:,} row {does}".rstrip() if count == 1 else f"{count:,} rows {do}".rstrip()
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:80] + "…")
 
 
-def kinds(wanted: Iterable[str]) -> frozenset[str]:
-    """Returns kinds of findings by name; an unknown one is a `UserError` with the nearest."""
+def parse_kinds(kinds: Iterable[str]) -> frozenset[str]:
+    """Returns kinds of findings that are named.
+
+    Raises:
+        UserError: If there is no such kind.
+    """
     return frozenset(
-        names.resolve(kind, KINDS, kind="kind of finding", where="the checks") for kind in wanted
+        names.resolve(kind, FINDING_KINDS, kind="kind of finding", where="the checks") for kind in kinds
     )
 
 
-def without(checked: Sequence[Checked], allowed: frozenset[str]) -> list[Checked]:
-    """Returns what was checked without the findings of the allowed kinds."""
+def drop_findings(checks: Sequence[TaskCheck], kinds: frozenset[str]) -> list[TaskCheck]:
+    """Returns checks without the findings of some kinds."""
     return [
-        dataclasses.replace(each, findings=tuple(f for f in each.findings if f.kind not in allowed))
-        for each in checked
+        dataclasses.replace(each, findings=tuple(f for f in each.findings if f.kind not in kinds))
+        for each in checks
     ]

@@ -1,8 +1,8 @@
-"""`elm prepare`: renders and tokenises tasks once, a file a task and split, so that no run does it again.
+"""`elm prepare`: renders and tokenises tasks once, into one file per task and split.
 
-A file that is there and current is left alone; whatever went into one and has changed since (its data, its
-template, the vocabulary, the options) makes it stale, and it is made anew. Files appear whole, so work that
-was stopped goes on with the tasks that are left.
+A file that is current is left alone. If anything that went into it has changed (its data, its template, the
+tokenizer, the options), it is stale and made again. Files appear whole, so work that was stopped goes on with
+the tasks that are left.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import identity, prepared, seqio_rows, task_rows, task_selection
+from elm_jax.data import identity, seqio_rows, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
@@ -24,230 +24,276 @@ from elm_jax.tasks import data_source, datasets, raw_rows, rendering, task_templ
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.datasets import Dataset
 from elm_jax.telemetry.progress import Stages
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 
 @dataclass(frozen=True)
-class Job:
-    """One task and split to prepare: all that a process must be told."""
+class PrepareJob:
+    """One task and split to prepare: all that another process needs.
+
+    Attributes:
+        spec: The task.
+        source: Where its rows and template come from.
+        lengths: Tokens of inputs and of targets that are kept.
+        tokenizer: The tokenizer.
+        file: The file to write.
+        user_datasets: Definitions that a new process does not have.
+    """
 
     spec: TaskSpec
     source: Source
     lengths: Lengths
-    pieces: Vocabulary
+    tokenizer: Tokenizer
     file: epath.Path
-    own: Mapping[str, Dataset]  # definitions that a fresh process does not have
+    user_datasets: Mapping[str, Dataset]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one task and split."""
+class PreparedTask:
+    """The prepared rows of one task and split.
+
+    Attributes:
+        task: Id of the task.
+        split: The split.
+        file: The file of the rows.
+        rows: Number of rows.
+        made: Whether the file was made now; False if it was current already.
+        skipped: Rows of the dataset that gave no example; None if the file was current.
+        outside: Examples whose target is none of their choices; None if the file was current.
+    """
 
     task: str
     split: str
     file: str
     rows: int
-    made: bool  # now, and not before
-    skipped: int | None = None  # rows of the dataset that gave no example
-    outside: int | None = None  # examples whose target is none of their choices
+    made: bool
+    skipped: int | None = None
+    outside: int | None = None
 
 
-def prepare(
+def prepare_tasks(
     *,
     tasks: Sequence[str],
-    pieces: Vocabulary,
+    tokenizer: Tokenizer,
     source: Source,
     lengths: Lengths | None = None,
     processes: int = 1,
     stages: Stages | None = None,
-) -> list[Outcome]:
-    """Prepares tasks named by id, dataset or group below `source.prepared`; returns what became of each.
+) -> list[PreparedTask]:
+    """Prepares tasks below `source.prepared`, where training and evaluation with the same settings read them.
 
-    Training and evaluation whose source, vocabulary and lengths are the same read the rows from there. More
-    than one process are fresh ones (spawned), so a script that asks for them keeps its own work under
-    `if __name__ == "__main__"`. A task that cannot be prepared leaves nothing behind and does not keep the
-    others from it; in the end it is a `UserError`.
+    A task that cannot be prepared leaves no file and does not stop the others.
+
+    Args:
+        tasks: Ids of tasks, datasets or groups.
+        tokenizer: The base's tokenizer.
+        source: Where rows and templates come from, and the directory to prepare them in.
+        lengths: Tokens of inputs and of targets that are kept.
+        processes: How many tasks are prepared at once. More than one are new processes (spawned), so a script
+            has to keep its own work under `if __name__ == "__main__"`.
+        stages: Shows progress.
+
+    Raises:
+        UserError: If any task cannot be prepared, after all others are.
     """
     if source.prepared is None:
-        raise UserError("A directory to prepare rows in is wanted, but none was named.")
+        raise UserError(
+            "Expected a directory to prepare rows in, got none. Fix: set `prepared` of the source."
+        )
     lengths, stages = lengths or Lengths(), stages or Stages()
-    outcomes: dict[str, Outcome] = {}
+    results: dict[str, PreparedTask] = {}
     problems: dict[str, str] = {}
     jobs = {}
-    chosen = task_selection.choose(tasks, source)
-    with stages.stage("look for what is prepared", len(chosen)) as advance:
-        for done, spec in enumerate(chosen, start=1):
-            file = task_selection.prepared_file(source.prepared, spec, data_source.split_of(spec, source))
-            own = {name: made for name, made in datasets.added().items() if name == spec.dataset}
-            job = Job(spec, source, lengths, pieces, file, own)
-            kept = _kept(job) if file.exists() else None
-            if kept is None:
+    specs = task_selection.select_tasks(tasks, source)
+    with stages.stage("look for what is prepared", len(specs)) as advance:
+        for done, spec in enumerate(specs, start=1):
+            file = task_selection.prepared_file(source.prepared, spec, data_source.get_split(spec, source))
+            own = {name: made for name, made in datasets.user_datasets().items() if name == spec.dataset}
+            job = PrepareJob(spec, source, lengths, tokenizer, file, own)
+            current = _load_if_current(job) if file.exists() else None
+            if current is None:
                 jobs[spec.id] = job
             else:
-                outcomes[spec.id] = kept
+                results[spec.id] = current
             advance(done, "")
     title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
     with stages.stage(title, len(jobs)) as advance:
-        for done, (task, result) in enumerate(_results(list(jobs.values()), processes), start=1):
-            if isinstance(result, Outcome):
-                outcomes[task] = result
+        for done, (task, result) in enumerate(_run_all(list(jobs.values()), processes), start=1):
+            if isinstance(result, PreparedTask):
+                results[task] = result
             else:
                 problems[task] = result
             advance(done, task)
     if problems:
-        raise UserError(_told(problems, len(chosen)))
-    return [outcomes[spec.id] for spec in chosen]
+        raise UserError(_format_problems(problems, len(specs)))
+    return [results[spec.id] for spec in specs]
 
 
-def prepare_seqio(
+def prepare_seqio_tasks(
     module: str,
     *,
     tasks: Sequence[str],
-    pieces: Vocabulary,
+    tokenizer: Tokenizer,
     source: Source,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
-) -> list[Outcome]:
-    """Prepares tasks that a module registers with SeqIO by hand, through SeqIO.
+) -> list[PreparedTask]:
+    """Prepares tasks that a module registers with SeqIO, through SeqIO.
 
-    The split is `source.splits`' for the task's name, else train. A task called NAME is then known to
-    training and evaluation as `NAME/seqio`.
+    Training and evaluation then know the task NAME as `NAME/seqio`.
+
+    Args:
+        module: The module, by name or file.
+        tasks: SeqIO's names of the tasks.
+        tokenizer: The base's tokenizer, which the tasks' has to equal.
+        source: The directory to prepare rows in, the limit and the seed; `splits` by the name of a task,
+            default train.
+        lengths: Tokens of inputs and of targets that are kept.
+        stages: Shows progress.
+
+    Raises:
+        UserError: If a task does not exist or its rows cannot be used.
     """
     if source.prepared is None or not tasks:
-        raise UserError("A directory to prepare rows in and the names of SeqIO's tasks are wanted.")
+        raise UserError(
+            "Expected a directory to prepare rows in and names of SeqIO's tasks, got none. Fix: give both."
+        )
     lengths, stages = lengths or Lengths(), stages or Stages()
-    outcomes = []
+    results = []
     with stages.stage(f"prepare {len(tasks)} tasks through SeqIO", len(tasks)) as advance:
         for done, name in enumerate(tasks, start=1):
             split = source.splits.get(name, "train")
-            spec = task_selection.seqio_task(name, split)
+            spec = task_selection.make_seqio_spec(name, split)
             file = task_selection.prepared_file(source.prepared, spec, split)
-            asked: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
-            told = task_rows.tokenized_key(
-                seqio_rows.rendering(module, name, split, **asked), pieces, lengths
-            )
-            stale = not (file.exists() and prepared.is_current(file, told))
+            options: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
+            rendering_key = seqio_rows.make_rendering_key(module, name, split, **options)
+            cache_key = tokenized_rows.make_cache_key(rendering_key, tokenizer, lengths)
+            stale = not (file.exists() and tokenized_rows.is_current(file, cache_key))
             if stale:
-                cut: dict[str, Any] = {"max_input": lengths.prompt, "max_target": lengths.answer}
-                prepared.save(file, seqio_rows.read(module, name, split, pieces, **cut, **asked), told)
-            outcomes.append(Outcome(spec.id, split, str(file), len(prepared.load(file).labels), stale))
+                rows = seqio_rows.load_rows(module, name, split, tokenizer, lengths, **options)
+                tokenized_rows.save(file, rows, cache_key)
+            count = len(tokenized_rows.load(file).labels)
+            results.append(PreparedTask(spec.id, split, str(file), count, stale))
             advance(done, name)
-    return outcomes
+    return results
 
 
-def remark(outcome: Outcome) -> str:
-    """Says in words what became of a task."""
-    if not outcome.made:
+def describe_result(result: PreparedTask) -> str:
+    """Returns what was done with a task, in words."""
+    if not result.made:
         return "current already"
-    left = [
-        f"{outcome.skipped:,} rows not applied to" if outcome.skipped else "",
-        f"{outcome.outside:,} with a target outside the choices" if outcome.outside else "",
+    parts = [
+        "made",
+        f"{result.skipped:,} rows not applied to" if result.skipped else "",
+        f"{result.outside:,} with a target outside the choices" if result.outside else "",
     ]
-    return ", ".join(["made", *filter(None, left)])
+    return ", ".join(filter(None, parts))
 
 
-def work(jobs: Sequence[Job]) -> list[tuple[str, Outcome | str]]:
-    """Prepares tasks whose rows are the same; of each, what became of it, or in a sentence what is wrong."""
+def run_jobs(jobs: Sequence[PrepareJob]) -> list[tuple[str, PreparedTask | str]]:
+    """Prepares tasks that read the same rows, in a new process; a string is what is wrong with a task."""
     for job in jobs:
-        datasets.add(job.own)
-    return list(_worked(jobs))
+        datasets.add_user_datasets(job.user_datasets)
+    return list(_run_each(jobs))
 
 
-def _worked(jobs: Sequence[Job]) -> Iterator[tuple[str, Outcome | str]]:
+def _run_each(jobs: Sequence[PrepareJob]) -> Iterator[tuple[str, PreparedTask | str]]:
     rows = None
     for job in jobs:
         try:
-            template = task_templates.template_for(job.spec, job.source.templates_dir)
+            template = task_templates.find_template(job.spec, job.source.templates_dir)
             if rows is None:
                 rows = raw_rows.load_rows(job.spec, job.source)
-            yield job.spec.id, _one(job, rows, template)
+            yield job.spec.id, _prepare_task(job, rows, template)
         except UserError as error:
             yield job.spec.id, str(error)
 
 
-def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Outcome:
+def _prepare_task(job: PrepareJob, rows: Sequence[Mapping[str, Any]], template: Template) -> PreparedTask:
     """Renders and tokenises one task into its file."""
-    split = data_source.split_of(job.spec, job.source)
+    split = data_source.get_split(job.spec, job.source)
     rendered = rendering.render_rows(job.spec, rows, template, job.source)
-    made = task_rows.prepare(rendered.examples[: job.source.limit], job.pieces, job.lengths)
-    # Only now: what the first reading fetches (TFDS's files) is a part of the fingerprint.
-    prepared.save(job.file, made, _fingerprint(job))
-    return Outcome(
+    made = task_rows.tokenize_task(rendered.examples[: job.source.limit], job.tokenizer, job.lengths)
+    # The key is computed last: what the first reading fetches (TFDS's files) is a part of it.
+    tokenized_rows.save(job.file, made, _make_cache_key(job))
+    return PreparedTask(
         job.spec.id, split, str(job.file), len(made.labels), True, rendered.skipped, rendered.outside
     )
 
 
-def _fingerprint(job: Job) -> str:
-    return task_rows.tokenized_key(task_rows.rendering_key(job.spec, job.source), job.pieces, job.lengths)
+def _make_cache_key(job: PrepareJob) -> str:
+    rendering_key = task_rows.rendering_key(job.spec, job.source)
+    return tokenized_rows.make_cache_key(rendering_key, job.tokenizer, job.lengths)
 
 
-def _kept(job: Job) -> Outcome | None:
-    """Returns what is prepared already; None where it is stale, or where that cannot be told."""
+def _load_if_current(job: PrepareJob) -> PreparedTask | None:
+    """Returns what is prepared already; None if it is stale, or if that cannot be found out."""
     try:
-        if not prepared.is_current(job.file, _fingerprint(job)):
+        if not tokenized_rows.is_current(job.file, _make_cache_key(job)):
             return None
-    except UserError:  # no template or no source: making it will say so
+    except UserError:  # no template or no source: preparing the task raises it again
         return None
-    rows = len(prepared.load(job.file).labels)
-    return Outcome(job.spec.id, data_source.split_of(job.spec, job.source), str(job.file), rows, False)
+    rows = len(tokenized_rows.load(job.file).labels)
+    return PreparedTask(job.spec.id, data_source.get_split(job.spec, job.source), str(job.file), rows, False)
 
 
-def _results(jobs: Sequence[Job], processes: int) -> Iterator[tuple[str, Outcome | str]]:
-    """Yields every task with its outcome, or with what is wrong, in the order they end."""
+def _run_all(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, PreparedTask | str]]:
+    """Yields every task with its result, or with what is wrong, in the order in which they end."""
     if min(processes, len(jobs)) <= 1:
-        for group in _groups(jobs, len(jobs)):
-            yield from _worked(group)
+        for group in _group_by_rows(jobs, len(jobs)):
+            yield from _run_each(group)
         return
-    travels = [_travels(job) for job in jobs]
-    yield from _worked([job for job, goes in zip(jobs, travels, strict=True) if not goes])
-    going = [job for job, goes in zip(jobs, travels, strict=True) if goes]
-    groups = _groups(going, -(-len(jobs) // processes))
+    picklable = [_can_be_pickled(job) for job in jobs]
+    yield from _run_each([job for job, can in zip(jobs, picklable, strict=True) if not can])
+    sent = [job for job, can in zip(jobs, picklable, strict=True) if can]
+    groups = _group_by_rows(sent, -(-len(jobs) // processes))
     if not groups:
         return
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(groups)), mp_context=fresh) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(groups)), mp_context=context) as pool:
         try:
-            for future in as_completed([pool.submit(work, group) for group in groups]):
+            for future in as_completed([pool.submit(run_jobs, group) for group in groups]):
                 yield from future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "A process that prepared tasks ended abruptly, perhaps for want of memory. What is done is "
-                "kept: run the same command again, with fewer processes."
+                "Expected the processes that prepare tasks to end by themselves, got one that was killed, "
+                "perhaps because memory ran out. Fix: run the same command again, with fewer processes; what "
+                "is prepared is kept."
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _travels(job: Job) -> bool:
-    """Says whether another process can be told of a job: functions within functions, say, cannot be."""
+def _can_be_pickled(job: PrepareJob) -> bool:
+    """Returns whether a job can be sent to another process: one with a nested function cannot."""
     try:
-        pickle.dumps(job.own)
+        pickle.dumps(job.user_datasets)
     except (pickle.PicklingError, AttributeError, TypeError):
         return False
     return True
 
 
-def _groups(jobs: Sequence[Job], most: int) -> list[list[Job]]:
-    """Puts together the tasks that read the same rows, at most so many, so that they are read once."""
-    groups: dict[str, list[Job]] = {}
+def _group_by_rows(jobs: Sequence[PrepareJob], most: int) -> list[list[PrepareJob]]:
+    """Groups tasks that read the same rows, at most so many, so that the rows are read once."""
+    groups: dict[str, list[PrepareJob]] = {}
     for job in jobs:
         try:
-            told = storage.fingerprint(identity.of_split(job.spec, job.source))
-        except UserError:  # which preparing it says again
-            told = job.spec.id
-        groups.setdefault(told, []).append(job)
+            key = storage.fingerprint(identity.identify_rows(job.spec, job.source))
+        except UserError:  # preparing the task raises it again
+            key = job.spec.id
+        groups.setdefault(key, []).append(job)
     return [group[at : at + most] for group in groups.values() for at in range(0, len(group), max(1, most))]
 
 
-def _told(problems: Mapping[str, str], tasks: int) -> str:
-    """Returns what is wrong in one sentence, or in one a dataset where several tasks are concerned."""
+def _format_problems(problems: Mapping[str, str], tasks: int) -> str:
+    """Returns what is wrong with tasks: of several, one line per dataset."""
     if tasks == 1:
         return next(iter(problems.values()))
-    of_dataset: dict[str, list[str]] = {}
+    by_dataset: dict[str, list[str]] = {}
     for task, problem in problems.items():
-        of_dataset.setdefault(names.split_id(task)[0], []).append(problem)
+        by_dataset.setdefault(names.split_id(task)[0], []).append(problem)
     rest = "; the others are" if len(problems) < tasks else ""
     lines = [f"{len(problems)} of {tasks} tasks could not be prepared{rest}."]
-    for dataset, found in of_dataset.items():
+    for dataset, found in by_dataset.items():
         lines.append(f"  {dataset}, {len(found)} prompts: {found[0]}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Lists: many token lists or texts of different lengths, end to end in one array."""
+"""Ragged arrays: many token lists or texts of different lengths, end to end in one array."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +10,16 @@ from jaxtyping import Int, UInt8
 
 
 @dataclass(frozen=True, eq=False)
-class TokenLists(Sequence[np.ndarray]):
-    """Lists of token ids; list i is a view of the array."""
+class RaggedTokens(Sequence[np.ndarray]):
+    """Lists of token ids; list i is a view of the array.
 
-    tokens: Int[np.ndarray, " tokens"]  # int32
-    offsets: Int[np.ndarray, " edges"]  # int64; list i is tokens[offsets[i]:offsets[i + 1]]
+    Attributes:
+        tokens: All token ids, int32.
+        offsets: Where the lists begin and end, int64: list i is `tokens[offsets[i]:offsets[i + 1]]`.
+    """
+
+    tokens: Int[np.ndarray, " tokens"]
+    offsets: Int[np.ndarray, " edges"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -30,13 +35,17 @@ class TokenLists(Sequence[np.ndarray]):
         return self.tokens[self.offsets[at] : self.offsets[at + 1]]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        edges = self.offsets.tolist()
-        return (self.tokens[a:b] for a, b in itertools.pairwise(edges))
+        return (self.tokens[start:end] for start, end in itertools.pairwise(self.offsets.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
-class Texts(Sequence[str]):
-    """Texts in UTF-8; text i is decoded when it is asked for."""
+class RaggedTexts(Sequence[str]):
+    """Texts in UTF-8; a text is decoded when it is read.
+
+    Attributes:
+        content: The bytes of all texts.
+        offsets: Where the texts begin and end, int64: text i is `content[offsets[i]:offsets[i + 1]]`.
+    """
 
     content: UInt8[np.ndarray, " bytes"]
     offsets: Int[np.ndarray, " edges"]
@@ -55,22 +64,22 @@ class Texts(Sequence[str]):
         return self.content[self.offsets[at] : self.offsets[at + 1]].tobytes().decode(errors="surrogatepass")
 
 
-def of_tokens(lists: Iterable[Sequence[int] | np.ndarray]) -> TokenLists:
-    """Lays lists of token ids end to end."""
-    kept = [np.asarray(tokens, np.int32) for tokens in lists]
-    return TokenLists(np.concatenate([np.zeros(0, np.int32), *kept]), edges(map(len, kept)))
+def pack_tokens(lists: Iterable[Sequence[int] | np.ndarray]) -> RaggedTokens:
+    """Returns lists of token ids as one array."""
+    arrays = [np.asarray(tokens, np.int32) for tokens in lists]
+    return RaggedTokens(np.concatenate([np.zeros(0, np.int32), *arrays]), compute_offsets(map(len, arrays)))
 
 
-def of_texts(texts: Iterable[str]) -> Texts:
-    """Lays texts end to end."""
+def pack_texts(texts: Iterable[str]) -> RaggedTexts:
+    """Returns texts as one array."""
     encoded = [text.encode(errors="surrogatepass") for text in texts]
-    return Texts(np.frombuffer(b"".join(encoded), np.uint8), edges(map(len, encoded)))
+    return RaggedTexts(np.frombuffer(b"".join(encoded), np.uint8), compute_offsets(map(len, encoded)))
 
 
-def edges(lengths: Iterable[int]) -> Int[np.ndarray, " edges"]:
+def compute_offsets(lengths: Iterable[int]) -> Int[np.ndarray, " edges"]:
     """Returns where lists of these lengths begin and end.
 
-    >>> edges([2, 0, 3]).tolist()
+    >>> compute_offsets([2, 0, 3]).tolist()
     [0, 2, 2, 5]
     """
     return np.cumsum([0, *lengths], dtype=np.int64)

@@ -1,7 +1,7 @@
-"""SeqIO's rows: a task or mixture that somebody registered with SeqIO by hand, as prepared rows.
+"""SeqIO's rows: a task or mixture that a user registered with SeqIO, as tokenised rows.
 
-Its own preprocessors make the tokens; nothing is rendered here. Rows of a task for rank classification, which
-carry `idx` and `is_correct` a choice each as T5's do, become rows with choices again.
+Its own preprocessors make the tokens; nothing is rendered here. A task for rank classification has one row
+per choice, with `idx` and `is_correct` as T5's tasks have; its rows are put together again.
 """
 
 import itertools
@@ -12,113 +12,132 @@ from typing import Any
 import numpy as np
 
 from elm_jax import names, storage
-from elm_jax.data import prepared, ragged
-from elm_jax.data.prepared import Prepared
+from elm_jax.data import ragged, tokenized_rows
+from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
-from elm_jax.tasks import own
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tasks import user_tasks
+from elm_jax.tasks.data_source import Lengths
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 PROBE = "The 3 quick, brown foxes: <extra_id_0> “jump” over\tit. ~"
-LOOKED_AT = 100  # rows whose text is tokenised to see whether the vocabulary is the same
+PROBED_ROWS = 100  # whose text is tokenised to compare the tokenizers
 
 
-def rendering(module: str, name: str, split: str, *, limit: int | None, seed: int) -> str:
-    """Returns what stands for the rows: the module's file, SeqIO's version, what is asked for.
+def make_rendering_key(module: str, name: str, split: str, *, limit: int | None, seed: int) -> str:
+    """Returns the cache key of SeqIO's rows: of the module's file, SeqIO's version and the arguments.
 
-    What the module itself imports or reads is not noticed. Neither is imported for this.
+    The module is not imported for this, and changes of what it imports or reads are not noticed.
     """
-    place = own.module_file(module)
-    told = {"module": storage.file_fingerprint(place), "name": name, "split": split, "rows": limit}
-    return prepared.rendering(told, {}, seqio=version("seqio"), seed=seed)
+    file = user_tasks.find_module_file(module)
+    data = {"module": storage.file_fingerprint(file), "name": name, "split": split, "rows": limit}
+    return tokenized_rows.make_rendering_key(data, {}, {"seqio": version("seqio"), "seed": seed})
 
 
-def read(
+def load_rows(
     module: str,
     name: str,
     split: str,
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
+    lengths: Lengths,
     *,
-    max_input: int,
-    max_target: int,
     limit: int | None = None,
     seed: int = 42,
-) -> Prepared:
-    """Imports the module, which registers the task with SeqIO, and returns a split of it as prepared rows.
+) -> TokenizedRows:
+    """Imports a module that registers a task with SeqIO, and returns a split of the task.
 
-    Raises `UserError` for an unknown name or split, no rows, features other than inputs and targets or that
-    are no token ids, another vocabulary than the given one, and a mixture without a limit, which has no end.
+    Args:
+        module: The module, by name or file.
+        name: SeqIO's name of the task or mixture.
+        split: The split.
+        tokenizer: The base's tokenizer, which the task's has to equal.
+        lengths: Tokens of inputs and of targets that are kept.
+        limit: Rows at most; a mixture, which never ends, needs it.
+        seed: SeqIO's seed.
+
+    Raises:
+        UserError: If the name or split is unknown, there are no rows, the features are not inputs and targets
+            of token ids, the task has another tokenizer, or a mixture is given no limit.
     """
     import seqio
 
-    own.module(module)
+    user_tasks.import_user_module(module)
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     names.resolve(name, known, kind="task or mixture", where=f"SeqIO's registry, with {module!r} imported")
     task = seqio.get_mixture_or_task(name)
     names.resolve(split, list(task.splits), kind="split", where=f"SeqIO's {name!r}")
     if isinstance(task, seqio.Mixture) and limit is None:
-        raise UserError(f"{name!r} is a mixture of SeqIO's and has no end. Say how many rows (--limit).")
+        raise UserError(
+            f"Expected a limit for {name!r}, a mixture, which never ends, got none. Fix: give --limit."
+        )
     features = task.output_features
     if not features.keys() >= {"inputs", "targets"}:
-        raise UserError(f"{name!r} should have features inputs and targets, but has {', '.join(features)}.")
-    lengths = {"inputs": max_input, "targets": max_target}
+        raise UserError(
+            f"Expected SeqIO's {name!r} to have the features inputs and targets, got {', '.join(features)}. "
+            "Fix: name its features so."
+        )
+    feature_lengths = {"inputs": lengths.prompt, "targets": lengths.answer}
     epochs = None if isinstance(task, seqio.Mixture) else 1
     try:
-        dataset: Any = task.get_dataset(lengths, split, shuffle=False, seed=seed, num_epochs=epochs)
+        dataset: Any = task.get_dataset(feature_lengths, split, shuffle=False, seed=seed, num_epochs=epochs)
     except ValueError as error:  # SeqIO's, of what its preprocessors gave
         raise UserError(
-            f"Token ids as inputs and targets are wanted of SeqIO's {name!r}, but its preprocessors do not "
-            f"give them ({' '.join(str(error).split())}). Let them end with seqio.preprocessors.tokenize and "
-            "append_eos_after_trim."
+            f"Expected token ids as inputs and targets of SeqIO's {name!r}, got something else from its "
+            f"preprocessors ({' '.join(str(error).split())}). Fix: end them with "
+            "seqio.preprocessors.tokenize and append_eos_after_trim."
         ) from error
     rows = list((dataset if limit is None else dataset.take(limit)).as_numpy_iterator())
     if not rows:
-        raise UserError(f"The {split} split of SeqIO's {name!r} holds no rows.")
+        raise UserError(
+            f"Expected rows in the {split} split of SeqIO's {name!r}, got none. Fix: name another."
+        )
     for feature in ("inputs", "targets"):
-        _check_vocabulary(features[feature].vocabulary, vocabulary, rows, feature, name)
-    return _prepared(rows, f"{name}/{split}", vocabulary)
+        _require_same_tokenizer(features[feature].vocabulary, tokenizer, rows, feature, name)
+    return _build_rows(rows, f"{name}/{split}", tokenizer)
 
 
-def _prepared(rows: list[Mapping[str, Any]], where: str, vocabulary: Vocabulary) -> Prepared:
+def _build_rows(rows: list[Mapping[str, Any]], id_prefix: str, tokenizer: Tokenizer) -> TokenizedRows:
     def text(row: Mapping[str, Any], feature: str) -> str:
-        written = row.get(f"{feature}_pretokenized")
-        if isinstance(written, bytes):
-            return written.decode(errors="replace")
-        return vocabulary.decode(row[feature].tolist())
+        stored = row.get(f"{feature}_pretokenized")
+        if isinstance(stored, bytes):
+            return stored.decode(errors="replace")
+        return tokenizer.decode(row[feature].tolist())
 
     ranked = rows[0].keys() >= {"idx", "is_correct"}
     if ranked:
-        groups = [list(group) for _, group in itertools.groupby(rows, _row_of)]
+        groups = [list(group) for _, group in itertools.groupby(rows, _get_row_index)]
         right = [next((at for at, row in enumerate(group) if row["is_correct"]), -1) for group in groups]
     else:
         groups, right = [[row] for row in rows], [-1] * len(rows)
     targets = [group[max(at, 0)] for group, at in zip(groups, right, strict=True)]
     choices = list(itertools.chain.from_iterable(groups)) if ranked else []
-    named = [group[0].get("row_id", f"{where}/{number}".encode()) for number, group in enumerate(groups)]
-    return Prepared(
-        row_ids=tuple(name.decode() if isinstance(name, bytes) else str(name) for name in named),
+    row_ids = [
+        group[0].get("row_id", f"{id_prefix}/{number}".encode()) for number, group in enumerate(groups)
+    ]
+    return TokenizedRows(
+        row_ids=tuple(name.decode() if isinstance(name, bytes) else str(name) for name in row_ids),
         texts=tuple(text(group[0], "inputs") for group in groups),
         target_texts=tuple(text(row, "targets") for row in targets),
         choice_texts=tuple(text(row, "targets") for row in choices),
-        inputs=ragged.of_tokens(group[0]["inputs"] for group in groups),
-        targets=ragged.of_tokens(row["targets"] for row in targets),
-        choices=ragged.of_tokens(row["targets"] for row in choices),
-        choice_starts=ragged.edges(len(group) if ranked else 0 for group in groups),
+        inputs=ragged.pack_tokens(group[0]["inputs"] for group in groups),
+        targets=ragged.pack_tokens(row["targets"] for row in targets),
+        choices=ragged.pack_tokens(row["targets"] for row in choices),
+        choice_starts=ragged.compute_offsets(len(group) if ranked else 0 for group in groups),
         labels=np.array(right, np.int32),
     )
 
 
-def _row_of(row: Mapping[str, Any]) -> int:
+def _get_row_index(row: Mapping[str, Any]) -> int:
     return int(np.ravel(row["idx"])[0])
 
 
-def _check_vocabulary(
-    theirs: Any, ours: Vocabulary, rows: Iterable[Mapping[str, Any]], feature: str, name: str
+def _require_same_tokenizer(
+    theirs: Any, ours: Tokenizer, rows: Iterable[Mapping[str, Any]], feature: str, name: str
 ) -> None:
-    """Refuses a task whose vocabulary gives other ids than the base's."""
-    found = (row.get(f"{feature}_pretokenized", b"") for row in itertools.islice(rows, LOOKED_AT))
-    texts = [PROBE, *(text.decode(errors="replace") for text in found if isinstance(text, bytes))]
+    """Raises if a task's tokenizer gives other ids than the base's."""
+    probes = (row.get(f"{feature}_pretokenized", b"") for row in itertools.islice(rows, PROBED_ROWS))
+    texts = [PROBE, *(text.decode(errors="replace") for text in probes if isinstance(text, bytes))]
     if theirs.vocab_size != ours.size or any(theirs.encode(text) != ours.encode(text) for text in texts):
         raise UserError(
-            f"SeqIO's {name!r} tokenises its {feature} with another vocabulary ({theirs.vocab_size} ids) "
-            f"than the one that rows are prepared for ({ours.size} ids). Register it with the base's."
+            f"Expected SeqIO's {name!r} to tokenise its {feature} with the base's tokenizer ({ours.size} "
+            f"ids), got another ({theirs.vocab_size} ids). Fix: register it with the base's."
         )

@@ -1,4 +1,4 @@
-"""Task selection: the tasks that names stand for, and where their prepared rows lie."""
+"""Task selection: the tasks that names stand for, and the files of their prepared rows."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -9,96 +9,104 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import own, specs, task_templates
+from elm_jax.tasks import specs, task_templates, user_tasks
 from elm_jax.tasks.data_source import Source
 
 Tasks = str | TaskSpec | Iterable[str | TaskSpec]
-"""Tasks that a verb works on: specs, or names as `choose` takes them; one or several."""
+"""One or several tasks: specs, or names as `select_tasks` takes them."""
 
 
 SEQIO = "seqio"
-"""The prompt and group of tasks that were registered with SeqIO by hand, which have none."""
+"""The prompt and group of tasks that a user registered with SeqIO, which have none of their own."""
 
 
-def choose(wanted: Tasks, source: Source | None = None, *, evaluation: bool = False) -> list[TaskSpec]:
-    """Returns the tasks that names stand for: a task's id, a dataset (all its prompts) or a group.
+def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool = False) -> list[TaskSpec]:
+    """Returns the specs of tasks that are named.
 
-    A source's own tasks are known too, and those of SeqIO that it has prepared rows of. A name may also be a
-    file that defines tasks: all of these. A spec stands for itself. For `evaluation` a task's split is the
-    one that evaluation reads.
+    Args:
+        tasks: Specs or names: ids of tasks, datasets (all their prompts), groups, or files that define tasks.
+        source: Its files of tasks, and SeqIO's tasks that it has prepared rows of, are known too.
+        evaluation: Whether the specs name the split that evaluation reads, not the one that training reads.
+
+    Raises:
+        UserError: If no task is named, or if a name is unknown.
     """
     source = source or Source()
     for file in source.tasks:
-        own.load(file)
+        user_tasks.load_tasks(file)
     chosen: dict[str, TaskSpec] = {}
-    for each in [wanted] if isinstance(wanted, str | TaskSpec) else wanted:
-        if isinstance(each, TaskSpec):
-            found = [each]
+    for task in [tasks] if isinstance(tasks, str | TaskSpec) else tasks:
+        if isinstance(task, TaskSpec):
+            found = [task]
         else:
-            found = own.load(each) if is_task_file(each) else _named(each, source)
+            found = user_tasks.load_tasks(task) if is_task_file(task) else _find_by_name(task, source)
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
-        raise UserError("At least one task is wanted, but none was named. `elm tasks list` shows them all.")
+        raise UserError(
+            "Expected at least one task, got none. Fix: name one; `elm tasks list` shows them all."
+        )
     if evaluation:
         return [replace(spec, split=spec.evaluation_split or spec.split) for spec in chosen.values()]
     return list(chosen.values())
 
 
-def find(task: str, source: Source) -> TaskSpec:
-    """Returns the task of that id, be it the catalogue's, one's own or SeqIO's."""
-    return seqio_prepared(task, source) or specs.find_task(task)
+def resolve_task(task: str, source: Source) -> TaskSpec:
+    """Returns the spec of an id of the catalogue, of the user's files or of SeqIO's prepared tasks."""
+    return find_prepared_seqio_task(task, source) or specs.find_task(task)
 
 
-def choices_expression(spec: TaskSpec, source: Source) -> str | None:
-    """Returns the jinja that a task's answer choices come from; None where there is none, or no template."""
+def get_choices_expression(spec: TaskSpec, source: Source) -> str | None:
+    """Returns the jinja of a task's answer choices; None if it has no choices or no template."""
     if spec.group == SEQIO:
         return None
-    return task_templates.template_for(spec, source.templates_dir).answer_choices
+    return task_templates.find_template(spec, source.templates_dir).answer_choices
 
 
-def seqio_task(name: str, split: str = "train") -> TaskSpec:
-    """Returns what stands for a task that was registered with SeqIO by hand."""
+def make_seqio_spec(name: str, split: str = "train") -> TaskSpec:
+    """Returns the spec of a task that a user registered with SeqIO."""
     return TaskSpec(id=names.task_id(name, SEQIO), dataset=name, prompt=SEQIO, group=SEQIO, split=split)
 
 
-def seqio_prepared(name: str, source: Source) -> TaskSpec | None:
-    """Returns a task of SeqIO's, by its name or id, if the source has prepared rows of it."""
+def find_prepared_seqio_task(name: str, source: Source) -> TaskSpec | None:
+    """Returns the spec of SeqIO's task of a name or id if the source has prepared rows of it, else None."""
     task, _, prompt = name.partition("/")
     if prompt not in ("", SEQIO) or source.prepared is None:
         return None
-    spec = seqio_task(task)
-    there = sorted(prepared_file(source.prepared, spec, "x").parent.glob("*.safetensors"))
-    splits = [names.from_directory_name(file.name.removesuffix(".safetensors")) for file in there]
+    spec = make_seqio_spec(task)
+    files = sorted(prepared_file(source.prepared, spec, "x").parent.glob("*.safetensors"))
+    splits = [names.from_directory_name(file.name.removesuffix(".safetensors")) for file in files]
     if not splits:
         return None
-    return spec if spec.split in splits else seqio_task(task, splits[0])
+    return spec if spec.split in splits else make_seqio_spec(task, splits[0])
 
 
 def prepared_file(directory: storage.PathLike, spec: TaskSpec, split: str) -> epath.Path:
-    """Returns where a task's prepared rows of one split lie."""
+    """Returns the file of a task's prepared rows of one split."""
     folder = storage.path(directory) / names.directory_name(spec.dataset) / names.directory_name(spec.prompt)
     return folder / f"{names.directory_name(split)}.safetensors"
 
 
 def is_task_file(name: str) -> bool:
-    """Says whether a name is that of a file which defines tasks."""
+    """Returns whether a name is that of a file that defines tasks."""
     return name.endswith((".yaml", ".yml", ".py"))
 
 
-def _named(name: str, source: Source) -> list[TaskSpec]:
+def _find_by_name(name: str, source: Source) -> list[TaskSpec]:
     known = specs.task_specs()
-    found = _meant(name, known)
+    found = _match(name, known)
     if not found:
         with contextlib.suppress(UserError):  # the error below knows more names
-            found = _meant(specs.resolve_original(name), known)
-    prepared_with_seqio = None if found else seqio_prepared(name, source)
-    if prepared_with_seqio:
-        return [prepared_with_seqio]
+            found = _match(specs.resolve_original_name(name), known)
+    seqio_task = None if found else find_prepared_seqio_task(name, source)
+    if seqio_task:
+        return [seqio_task]
     if not found:
-        every = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
-        names.resolve(name, every, kind="task, dataset or group", where="the catalogue")
+        labels = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
+        names.resolve(name, labels, kind="task, dataset or group", where="the catalogue")
     return found
 
 
-def _meant(name: str, known: Sequence[TaskSpec]) -> list[TaskSpec]:
-    return [spec for spec in known if name in (spec.id, spec.dataset, spec.group, specs.group_of(spec))]
+def _match(name: str, known: Sequence[TaskSpec]) -> list[TaskSpec]:
+    return [
+        spec for spec in known if name in (spec.id, spec.dataset, spec.group, specs.get_listed_group(spec))
+    ]

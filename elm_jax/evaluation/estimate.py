@@ -87,10 +87,10 @@ def ahead(
     rows: dict[str, Sequence[Row]] = {}
     targets: list[Row] = []
     for spec in (*ranked, *written):
-        made = task_rows.prepare(task_rows.examples(spec, run.source), run.pieces, run.lengths)
+        made = task_rows.tokenize_task(task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths)
         targets += [Row(prompt, [target]) for prompt, target in zip(made.inputs, made.targets, strict=True)]
         rows[spec.id] = [Row(prompt, ()) for prompt in made.inputs]
-    rows |= ranking.ranked_rows(run, {spec.id: task_rows.examples(spec, run.source) for spec in ranked})
+    rows |= ranking.ranked_rows(run, {spec.id: task_rows.load_examples(spec, run.source) for spec in ranked})
     home_of = homes(run.workspace)
     members = {name: gate.experts for name, gate in chosen.gates.items()}
     # What is not merged yet is as large as one of those that it is made of, or nearly so.
@@ -120,7 +120,7 @@ def work(
         chosen = [rows[cell.task][row] for row in cell.rows] if cell.rows else rows[cell.task]
         key = (cell.task, cell.rows, cell.prompted)
         if key not in counted:
-            bare = chosen if cell.prompted else [Row([run.pieces.eos], row.answers) for row in chosen]
+            bare = chosen if cell.prompted else [Row([run.tokenizer.eos], row.answers) for row in chosen]
             counted[key] = _tokens(bare, run.lengths.answer)
         prompts, nodes = counted[key]
         of_experts = [experts[name] for name in members.get(cell.scorer, ())]

@@ -103,9 +103,9 @@ def evaluate(
             f"Expected a run's directory beside dtype, got a run that is open and {dtype!r}. Fix: give dtype "
             "to `open_run`."
         )
-    base = replace(run.base, params=devices.spread(run.base.params, mesh))
-    run = replace(run, base=base, source=data_source.rendered_as(run.source, truncate, faithful))
-    specs = task_selection.choose(tasks, run.source, evaluation=True)
+    base = replace(run.base, params=devices.place_on_devices(run.base.params, mesh))
+    run = replace(run, base=base, source=data_source.override_rendering(run.source, truncate, faithful))
+    specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")
     if not hosts.is_first():
         run = replace(run, stages=Stages(Console(quiet=True)))
@@ -198,7 +198,7 @@ def _ways_to_answer(run: Run, specs: Sequence[TaskSpec]) -> tuple[list[TaskSpec]
     """Returns the tasks that are ranked and those that are answered in free text: no row has choices."""
     ranked, written = [], []
     for spec in specs:
-        examples = task_rows.examples(spec, run.source)
+        examples = task_rows.load_examples(spec, run.source)
         if not len(examples):
             raise UserError(
                 f"Rows of {spec.id!r} are wanted to evaluate, but there are none. Look at its split."

@@ -89,7 +89,7 @@ def _shelf(
         *{np.dtype(own) for description in members.values() for own in description.dtypes.values()}
     )
     one = sum(int(np.prod(shape)) for shape in first.shapes.values()) * dtype.itemsize
-    places = max(1, min(at_once, len(members), int(SHARE * devices.memory()) // one - 1))
+    places = max(1, min(at_once, len(members), int(SHARE * devices.device_memory()) // one - 1))
     # The composites last, where both have one of that id, as in `homes`.
     libraries = set(map(home_of, members))
     return Shelf(

@@ -40,12 +40,12 @@ def shots(run: Run, spec: TaskSpec, count: int) -> Shots:
 
     Raises a UserError if there are not as many, or if none would be left to score.
     """
-    scored = data_source.split_of(spec, run.source)
-    training = task_selection.find(spec.id, run.source).split
+    scored = data_source.get_split(spec, run.source)
+    training = task_selection.resolve_task(spec.id, run.source).split
     source = run.source
     if training != scored:
         source = replace(source, splits={**source.splits, spec.dataset: training}, limit=None)
-    found = task_rows.examples(spec, source)
+    found = task_rows.load_examples(spec, source)
     if count < 1 or len(found) < count + (training == scored):
         raise UserError(
             f"{count} labelled rows of {spec.id!r} are wanted for LoraHub, and one at least to score, but "
@@ -65,7 +65,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
     """
     library = Library.open(run.workspace.library)
     shown = shots(run, spec, options["shots"])
-    tokens = task_rows.prepare(shown.examples, run.pieces, run.lengths)
+    tokens = task_rows.tokenize_task(shown.examples, run.tokenizer, run.lengths)
     rows = [Row(prompt, [target]) for prompt, target in zip(tokens.inputs, tokens.targets, strict=True)]
     count = sum(len(row.answers[0]) for row in rows)
     shapes = engine.shapes_for(run.base.params, rows, experts=float(options.get("trials", 40)))

@@ -75,7 +75,7 @@ def generate(
     metrics = {spec.id: metric or spec.metric for spec in specs}
     for name in set(metrics.values()):
         written.require(name)
-    tasks = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
+    tasks = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, (*(gated or {}), *named))
     told: dict[Cell, Answers] = {}
     lacking: list[Cell] = []
@@ -95,7 +95,10 @@ def generate(
             keep(cell, kept[1].predictions)
     hosts.meet("what lacks answers is known")
     prompts = {
-        task: [Row(prompt, ()) for prompt in task_rows.prepare(tasks[task], run.pieces, run.lengths).inputs]
+        task: [
+            Row(prompt, ())
+            for prompt in task_rows.tokenize_task(tasks[task], run.tokenizer, run.lengths).inputs
+        ]
         for task in dict.fromkeys(cell.task for cell in lacking)
     }
     share = hosts.share(
@@ -108,13 +111,13 @@ def generate(
     with run.stages.stage("write answers", total) as advance:
         for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
             for group in results_cache.groups(stack, share, prompts):
-                own, pairs = results_cache.laid(group, stack, prompts, run.pieces.eos)
+                own, pairs = results_cache.laid(group, stack, prompts, run.tokenizer.eos)
                 tokens = engine.generate_rows(
                     run.base.config,
                     stack.params,
                     [row.prompt for row in own],
                     run.lengths.answer,
-                    run.pieces.eos,
+                    run.tokenizer.eos,
                     stack.experts,
                     pairs,
                     batch_tokens=batch_tokens,
@@ -145,7 +148,7 @@ def missing(
     run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
 ) -> list[Cell]:
     """Returns the cells of which no answers are kept; of files no more than the head is read."""
-    tasks = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
+    tasks = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, named)
     return [
         cell for cell in cells if not results_cache.head_of(_where(run, cell, tasks[cell.task]), stamps(cell))
@@ -168,7 +171,7 @@ def together(
         (row, cell.scorer): (own, at) for cell, own in parts.items() for at, row in enumerate(own.row_ids)
     }
     examples, texts = [], []
-    for number, example in enumerate(task_rows.examples(spec, run.source)):
+    for number, example in enumerate(task_rows.load_examples(spec, run.source)):
         if example.row_id not in left_out:
             own, at = place[example.row_id, chosen if isinstance(chosen, str) else chosen[number]]
             examples.append(example)
@@ -189,7 +192,7 @@ def _texts(
                 f"Answers are wanted, but {cell.scorer!r} gives no numbers for row {example.row_id!r}: its "
                 "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
             )
-    return [run.pieces.decode(answer[answer != PAD].tolist()) for answer in tokens]
+    return [run.tokenizer.decode(answer[answer != PAD].tolist()) for answer in tokens]
 
 
 def _judged(

@@ -96,7 +96,7 @@ def score(
     """
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")
     bare = [cell._replace(prompted=False) for cell in cells] if by == "calibrated" else []
-    examples = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
+    examples = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
     ranked = ranked_rows(run, examples)
     gated = gated or {}
     named = (*gated, *named)
@@ -125,7 +125,8 @@ def score(
 def ranked_rows(run: Run, examples: Mapping[str, Sequence[PromptedExample]]) -> dict[str, list[Row]]:
     """Returns the token ids of tasks' rows; raises what is wrong with them."""
     return {
-        task: task_rows.rows(found, run.pieces, run.lengths, task=task) for task, found in examples.items()
+        task: task_rows.build_scoring_rows(found, run.tokenizer, run.lengths, task=task)
+        for task, found in examples.items()
     }
 
 
@@ -133,7 +134,7 @@ def missing(
     run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
 ) -> list[Cell]:
     """Returns the cells of which no scores are kept; of files no more than the head is read."""
-    examples = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
+    examples = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, examples, named)
     return [
         cell
@@ -171,7 +172,7 @@ def _sums(
     with run.stages.stage("score answer choices", total) as advance:
         for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
             for group in results_cache.groups(stack, share, ranked):
-                own, pairs = results_cache.laid(group, stack, ranked, run.pieces.eos)
+                own, pairs = results_cache.laid(group, stack, ranked, run.tokenizer.eos)
                 scores = engine.score_rows(
                     run.base.config,
                     stack.params,

@@ -119,7 +119,7 @@ class Results:
         found = {method.name: of(method, spec) for method in self.wanted}
         place = {row: at for at, row in enumerate(next(iter(found.values())).row_ids)}
         examples = [
-            example for example in task_rows.examples(spec, self.run.source) if example.row_id in place
+            example for example in task_rows.load_examples(spec, self.run.source) if example.row_id in place
         ]
 
         def right(name: str, example: Any) -> bool:

@@ -79,7 +79,7 @@ def read_as(run: Run) -> dict[str, Any]:
     told: dict[str, Any] = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
     if run.dtype is not None:
         told["dtype"] = run.dtype
-    return told if run.pieces.input_eos else {**told, "input_eos": False}
+    return told if run.tokenizer.input_eos else {**told, "input_eos": False}
 
 
 def stamps(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:

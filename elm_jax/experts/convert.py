@@ -97,7 +97,7 @@ def _write_model(
     if to == "t5x":
         t5x_write.save(place, model)
         return
-    for name in (*huggingface.BESIDE, opening.VOCABULARY):
+    for name in (*huggingface.BESIDE, opening.VOCABULARY_FILE):
         if (source / name).exists():
             content = (source / name).read_bytes()
             storage.write_bytes(
@@ -106,9 +106,9 @@ def _write_model(
     of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
     like = _without(of_hf.read_bytes(), ignore) if of_hf.exists() else None
     if to == "hf":
-        if (place / opening.VOCABULARY).exists():
-            (place / opening.VOCABULARY).rename(place / opening.PUBLISHED)
-            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.SENTINELS}
+        if (place / opening.VOCABULARY_FILE).exists():
+            (place / opening.VOCABULARY_FILE).rename(place / opening.HUB_VOCABULARY_FILE)
+            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.EXTRA_IDS}
             storage.write_bytes(place / "tokenizer_config.json", json.dumps(told, indent=2).encode())
         huggingface.save(place, model, like=json.loads(like) if like else None)
         return

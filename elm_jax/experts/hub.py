@@ -187,7 +187,7 @@ def pull(
 def _opened(run: storage.PathLike) -> tuple[Workspace, Base, str]:
     """Returns a run's places, its base, and where that lies."""
     workspace = Workspace.open(run)
-    directory = str(settings.base_of(workspace))
+    directory = str(settings.base_directory(workspace))
     return workspace, load.read(directory), directory
 
 

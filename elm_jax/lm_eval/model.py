@@ -97,7 +97,7 @@ class ElmLM(LM):
     @property
     def tokenizer_name(self) -> str:
         """Names the vocabulary, for lm-eval's cache of requests."""
-        return self.run.pieces.fingerprint
+        return self.run.tokenizer.fingerprint
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns for every (context, continuation) its score in nats, and whether greedy decoding gives it.
@@ -126,7 +126,7 @@ class ElmLM(LM):
         where a window is shorter.
         """
         asked = [request.args for request in requests]
-        prefix = self.run.pieces.eos
+        prefix = self.run.tokenizer.eos
         rows, experts, owner = [], [], []
         serving = self._experts(requests)
         for number, tokens in enumerate(self._continuations([text for (text,) in asked])):
@@ -161,7 +161,7 @@ class ElmLM(LM):
                         stack.params,
                         [prompts[number] for number in of_length],
                         length,
-                        self.run.pieces.eos,
+                        self.run.tokenizer.eos,
                         stack.experts,
                         pairs,
                         batch_tokens=self.batch_tokens,
@@ -171,7 +171,7 @@ class ElmLM(LM):
                     for (row, expert), tokens in zip(pairs.tolist(), written, strict=True):
                         if NO_NUMBERS in tokens:
                             raise _no_numbers(stack, expert)
-                        texts[of_length[row]] = self.run.pieces.decode(tokens[tokens != PAD].tolist())
+                        texts[of_length[row]] = self.run.tokenizer.decode(tokens[tokens != PAD].tolist())
         told = [_until(text, options.get("until")) for text, (_, options) in zip(texts, asked, strict=True)]
         self._remember("generate_until", asked, told)
         return told
@@ -241,21 +241,21 @@ class ElmLM(LM):
             self._serving[task, ""] = max(settled.weights, key=lambda expert: settled.weights[expert])
 
     def _contexts(self, texts: Sequence[str]) -> list[list[int]]:
-        pieces = self.run.pieces
-        end = [pieces.eos] if pieces.input_eos else []
+        tokenizer = self.run.tokenizer
+        end = [tokenizer.eos] if tokenizer.input_eos else []
         kept = self.max_length - len(end)
-        every = pieces.encode_all(texts)
+        every = tokenizer.encode_all(texts)
         if cut := sum(len(ids) > kept for ids in every):
             self.run.stages.console.print(
                 f"{cut} of {len(every)} contexts have more than {self.max_length} tokens and lose their "
                 "beginning; max_length keeps more."
             )
         # An empty context is read as end-of-sequence alone, whatever the base was trained on.
-        return [[*ids[max(0, len(ids) - kept) :], *end] or [pieces.eos] for ids in every]
+        return [[*ids[max(0, len(ids) - kept) :], *end] or [tokenizer.eos] for ids in every]
 
     def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
-        end = [self.run.pieces.eos] if self.eos else []
-        return [[*ids, *end] for ids in self.run.pieces.encode_all(texts)]
+        end = [self.run.tokenizer.eos] if self.eos else []
+        return [[*ids, *end] for ids in self.run.tokenizer.encode_all(texts)]
 
     def _length(self, options: dict[str, Any]) -> int:
         """Returns how many tokens an answer may have, by any of the names that tasks have for it."""

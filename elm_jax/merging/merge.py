@@ -43,7 +43,7 @@ def plan(
         **options,
     )
     if made.method.reads is not None and statistics is None:
-        source = data_source.Source(**settings.remembered(workspace)["source"])
+        source = data_source.Source(**settings.load_run_settings(workspace)["source"])
         for spec in made.specs:
             of_data.trained_on(spec, source)
     return made
@@ -71,7 +71,7 @@ def merge(
     Raises a UserError, before any parameter is read, for a method or option that does not exist, and for
     experts that do not fit one another: of another base, kind or shape.
     """
-    run = opening.opened(run)
+    run = opening.ensure_open(run)
     made = plan(run.workspace, experts, method, weights=weights, statistics=statistics, id=id, **options)
     if statistics is None and made.method.reads is not None:
         statistics = of_data.of_method(run, experts, method, made.reads, rows=rows)

@@ -67,8 +67,8 @@ def run(
     if source.prepared is None:
         source = replace(source, prepared=Workspace(storage.path(out)).prepared)
     trained_on = replace(source, limit=train_rows)
-    train_specs = task_selection.choose(train_tasks, source)
-    eval_specs = task_selection.choose(eval_tasks, source, evaluation=True)
+    train_specs = task_selection.select_tasks(train_tasks, source)
+    eval_specs = task_selection.select_tasks(eval_tasks, source, evaluation=True)
     if initial_checkpoint is None:
         workspace = Workspace.open(out, create=True)
         with stages.stage("read and render tasks", 1):
@@ -76,7 +76,7 @@ def run(
             words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
         how = pretraining or pretraining_module.Pretraining()
         pretraining_module.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-    settings.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths, dtype)
+    settings.save_run_settings(Workspace.open(out, create=True), initial_checkpoint, source, lengths, dtype)
     run = opening.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
@@ -99,7 +99,7 @@ def run(
 
 def _inputs(specs: Sequence[TaskSpec], source: data_source.Source) -> list[str]:
     return list(
-        dict.fromkeys(example.input for spec in specs for example in task_rows.examples(spec, source))
+        dict.fromkeys(example.input for spec in specs for example in task_rows.load_examples(spec, source))
     )
 
 
@@ -107,6 +107,6 @@ def _words(specs: Sequence[TaskSpec], source: data_source.Source) -> list[str]:
     """Everything that the vocabulary must be able to write: inputs, choices and targets."""
     told: dict[str, None] = {}
     for spec in specs:
-        for example in task_rows.examples(spec, source):
+        for example in task_rows.load_examples(spec, source):
             told |= dict.fromkeys((example.input, example.target, *example.choices))
     return list(told)

@@ -28,7 +28,7 @@ def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages
         budget=BUDGET,
         source=Source(),
         lengths=Lengths(prompt=48, answer=8),
-        base_texts=mini.statements(Source().seed),
+        base_texts=mini.make_statements(Source().seed),
         title="elm quickstart",
         note=NOTE,
         seed=seed,

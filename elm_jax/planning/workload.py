@@ -140,7 +140,7 @@ def _training(bound: Mapping[str, Any], asked: Asked) -> TrainingLoad:
     source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
     lengths = bound.get("lengths") or (None if budget.paper else Lengths())
     chosen = config.courses(
-        task_selection.choose(bound["tasks"], source),
+        task_selection.select_tasks(bound["tasks"], source),
         budget,
         as_=bound.get("as_", "experts"),
         name=bound.get("name"),
@@ -195,7 +195,7 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
         )
     kind, options = ("bottleneck", {}) if described is None else _kind_of(described.spec)
     return _scored(
-        task_selection.choose(bound["tasks"], source, evaluation=True),
+        task_selection.select_tasks(bound["tasks"], source, evaluation=True),
         source,
         network,
         experts,
@@ -223,7 +223,7 @@ def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | Sco
     given = {"tasks": bound["train_tasks"], "initial_checkpoint": base, "mesh": bound.get("mesh")}
     how = {"source": trained_on, "budget": budget, "lengths": lengths}
     trained = _training({**given, **how}, asked)
-    tasks = task_selection.choose(bound["eval_tasks"], source, evaluation=True)
+    tasks = task_selection.select_tasks(bound["eval_tasks"], source, evaluation=True)
     return [
         trained,
         _scored(
@@ -297,8 +297,8 @@ def _kind_of(spec: Any) -> tuple[str, Mapping[str, Any]]:
 
 def _rows(spec: TaskSpec, source: Source, asked: Asked) -> int:
     """Returns how many rows of a task are read: those of its split, no more than the source takes."""
-    split = data_source.split_of(spec, source)
-    found = datasets.datasets().get(spec.dataset)
+    split = data_source.get_split(spec, source)
+    found = datasets.all_datasets().get(spec.dataset)
     count = found.splits.get(split) if found else None
     limit = source.limit
     if limit is None and found and found.training and split == found.split:

@@ -1,6 +1,6 @@
-"""`elm prompts fetch`, `elm prompts list`: PromptSource's templates, brought into the cache and listed.
+"""`elm prompts fetch`, `elm prompts list`: downloads PromptSource's templates into the cache, and lists them.
 
-They come out of PromptSource's source archive, which is data here: it is never built, imported or installed.
+They are in PromptSource's source archive, which is only read: it is never built, imported or installed.
 """
 
 import io
@@ -18,86 +18,106 @@ from elm_jax.errors import UserError
 from elm_jax.prompting import package_index, promptsource
 from elm_jax.prompting.templates import Template, load_templates
 
-MOST_BYTES = 4_000_000  # of one file in the archive; the largest has a fortieth of that
+MAX_FILE_BYTES = 4_000_000  # of one file in the archive; the largest has a fortieth of this
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """Where the templates are."""
+class FetchedTemplates:
+    """The templates in the cache.
 
-    directory: epath.Path  # of templates, laid out as PromptSource's own
-    datasets: int  # files of templates
-    new: bool  # False where they were there already
+    Attributes:
+        directory: Their directory, laid out as PromptSource's.
+        datasets: Number of files of templates.
+        new: Whether they were downloaded now.
+    """
+
+    directory: epath.Path
+    datasets: int
+    new: bool
 
 
-def fetch(
+def fetch_templates(
     *, cache: storage.PathLike | None = None, index: str | None = None, sha256: str = promptsource.SHA256
-) -> Fetched:
-    """Brings the templates and PromptSource's licence into the cache, once.
+) -> FetchedTemplates:
+    """Downloads the templates and PromptSource's licence into the cache, unless they are there.
 
-    The archive comes from `index`, or from the package index that pip is set up with, and must have the
-    SHA-256 of the release. The release's directory appears whole or not at all. Raises `UserError` where the
-    archive cannot be had, is another, or cannot be unpacked.
+    The release's directory appears whole or not at all.
+
+    Args:
+        cache: The cache's directory; default: the usual one.
+        index: Address or folder of a package index; default: those that pip is configured with.
+        sha256: SHA-256 that the archive must have.
+
+    Raises:
+        UserError: If the archive cannot be downloaded, has another SHA-256, or cannot be unpacked.
     """
     release = promptsource.release_directory(cache)
     new = not release.is_dir()
     if new:
         storage.writable_directory(release.parent)
-        content = package_index.fetch(promptsource.PACKAGE, promptsource.ARCHIVE, sha256=sha256, index=index)
-        _place(_chosen(content), release)
+        content = package_index.fetch_archive(
+            promptsource.PACKAGE, promptsource.ARCHIVE, sha256=sha256, index=index
+        )
+        _write_release(_extract(content), release)
     directory = release / "templates"
-    return Fetched(directory, len(list(_files(directory))), new)
+    return FetchedTemplates(directory, len(list(_list_files(directory))), new)
 
 
-def listing(templates_dir: storage.PathLike | None = None) -> dict[str, int]:
-    """Returns the folder of every dataset that has templates, with how many."""
-    directory = _directory(templates_dir)
+def count_templates(templates_dir: storage.PathLike | None = None) -> dict[str, int]:
+    """Returns the number of templates by dataset folder."""
+    directory = _require_directory(templates_dir)
     return {
         "/".join(file.parent.relative_to(directory).parts): len(
             re.findall(r": !Template\s", file.read_text())
         )
-        for file in _files(directory)
+        for file in _list_files(directory)
     }
 
 
-def templates(dataset: str, templates_dir: storage.PathLike | None = None) -> dict[str, Template]:
+def load_cached_templates(dataset: str, templates_dir: storage.PathLike | None = None) -> dict[str, Template]:
     """Returns the templates of "dataset" or "dataset/config" by name."""
-    return load_templates(_directory(templates_dir), dataset)
+    return load_templates(_require_directory(templates_dir), dataset)
 
 
-def _directory(templates_dir: storage.PathLike | None) -> epath.Path:
+def _require_directory(templates_dir: storage.PathLike | None) -> epath.Path:
     remedy = "Run `elm prompts fetch`, or give a directory of templates."
     where = templates_dir or promptsource.release_directory() / "templates"
     return storage.existing_directory(where, what="A directory of templates", remedy=remedy)
 
 
-def _files(directory: epath.Path) -> list[epath.Path]:
+def _list_files(directory: epath.Path) -> list[epath.Path]:
     return sorted([*directory.glob("*/templates.yaml"), *directory.glob("*/*/templates.yaml")])
 
 
-def _chosen(content: bytes) -> dict[PurePosixPath, bytes]:
-    """Returns the licence and the templates of an archive, by their place in the release's directory."""
-    chosen: dict[PurePosixPath, bytes] = {}
+def _extract(content: bytes) -> dict[PurePosixPath, bytes]:
+    """Returns the licence and the templates of an archive by their paths in the release's directory."""
+    files: dict[PurePosixPath, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             for member in archive:
-                place = _place_of(member.name)
-                if place is None:
+                path = _get_release_path(member.name)
+                if path is None:
                     continue
                 file = archive.extractfile(member) if member.isreg() else None
-                if file is None or member.size > MOST_BYTES or ".." in place.parts:
+                if file is None or member.size > MAX_FILE_BYTES or ".." in path.parts:
                     raise UserError(
-                        f"{promptsource.ARCHIVE!r} holds {member.name!r}, which is no plain file."
+                        f"Expected plain files in {promptsource.ARCHIVE!r}, got {member.name!r}. Fix: use "
+                        "another index."
                     )
-                chosen[place] = file.read()
+                files[path] = file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{promptsource.ARCHIVE!r} cannot be unpacked ({error}). Fetch it again.") from error
-    if len(chosen) < 2:
-        raise UserError(f"{promptsource.ARCHIVE!r} should hold a licence and templates, but lacks them.")
-    return chosen
+        raise UserError(
+            f"Expected {promptsource.ARCHIVE!r} to be an archive, got {error}. Fix: fetch it again."
+        ) from error
+    if len(files) < 2:
+        raise UserError(
+            f"Expected a licence and templates in {promptsource.ARCHIVE!r}, got neither. Fix: use another "
+            "index."
+        )
+    return files
 
 
-def _place_of(name: str) -> PurePosixPath | None:
+def _get_release_path(name: str) -> PurePosixPath | None:
     top, *parts = PurePosixPath(name).parts or ("",)
     if top != promptsource.ARCHIVE.removesuffix(".tar.gz"):
         return None
@@ -108,16 +128,16 @@ def _place_of(name: str) -> PurePosixPath | None:
     return None
 
 
-def _place(files: dict[PurePosixPath, bytes], release: epath.Path) -> None:
+def _write_release(files: dict[PurePosixPath, bytes], release: epath.Path) -> None:
     temporary = release.parent / f".{release.name}.{uuid.uuid4().hex}.tmp"
     try:
-        for place, content in files.items():
-            storage.write_bytes(temporary / place, content)
+        for path, content in files.items():
+            storage.write_bytes(temporary / path, content)
         temporary.rename(release)
     except OSError as error:
-        if not release.is_dir():  # or else another process was faster
+        if not release.is_dir():  # otherwise another process was faster
             raise UserError(
-                f"{str(release)!r} was to be written, but the system refused ({error.strerror or error})."
+                f"Expected to write {str(release)!r}, got {error.strerror or error}. Fix: free space there."
             ) from error
     finally:
         if temporary.is_dir():

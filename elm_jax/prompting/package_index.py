@@ -1,7 +1,7 @@
-"""Packages: a source archive from the package index that pip is set up with, taken as data.
+"""Package index: downloads a source archive from the package index that pip is configured with.
 
-Nothing is built, run or installed. pip itself downloads no source archive without running its build, so pip
-is only asked how it is set up (`pip config list`), and the index is read by its simple API (PEP 503).
+Nothing is built, run or installed. pip downloads no source archive without running its build, so only pip's
+configuration is used (`pip config list`), and the index is read through its simple API (PEP 503).
 """
 
 import ast
@@ -24,41 +24,48 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from elm_jax.errors import UserError
 
 TIMEOUT = 30  # seconds
-MOST_BYTES = 32_000_000
+MAX_BYTES = 32_000_000
 
 Settings = Mapping[str, str]  # pip's option -> its value
 
 
-def fetch(package: str, archive: str, *, sha256: str, index: str | None = None) -> bytes:
-    """Returns the content of a package's source archive, whose SHA-256 must be the one given.
+def fetch_archive(package: str, archive: str, *, sha256: str, index: str | None = None) -> bytes:
+    """Returns the content of a package's source archive.
 
-    It is looked for at `index`, the address or folder of a simple index; without one, at the find-links and
-    the indexes that pip is set up with, with pip's certificate, proxy and trusted hosts. Raises `UserError`
-    where none of them has it, naming each with the reason, but no password that stands in an address.
+    Args:
+        package: Name of the package.
+        archive: Name of the archive's file.
+        sha256: SHA-256 that the archive must have.
+        index: Address or folder of a simple index; default: pip's find-links and indexes, with its
+        certificate,
+            proxy and trusted hosts.
+
+    Raises:
+        UserError: If no index has the archive; the message names each with the reason, without passwords.
     """
-    settings = pip_settings()
+    settings = read_pip_settings()
     reasons = []
-    for page in [_project(index, package)] if index else _pages(settings, package):
+    for page in [_project_page(index, package)] if index else _list_pages(settings, package):
         try:
-            link = _find(page, archive, settings)
+            link = _find_link(page, archive, settings)
             content = None if link is None else _read(link, settings)[0]
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reasons.append(f"{_shown(page)} cannot be read ({error})")
+            reasons.append(f"{_hide_password(page)} cannot be read ({error})")
             continue
         if content is None:
-            reasons.append(f"{_shown(page)} does not list it")
+            reasons.append(f"{_hide_password(page)} does not list it")
         elif hashlib.sha256(content).hexdigest() != sha256:
-            reasons.append(f"{_shown(page)} has another file of that name: its SHA-256 differs")
+            reasons.append(f"{_hide_password(page)} has another file of that name: its SHA-256 differs")
         else:
             return content
-    told = "; ".join(reasons) or "pip is set up with no index, or is not there"
-    raise UserError(f"{archive!r} is wanted from the package index, but {told}. Give the index to use.")
+    reason = "; ".join(reasons) or "pip is missing or configured with no index"
+    raise UserError(f"Expected {archive!r} from the package index, got none: {reason}. Fix: name an index.")
 
 
-def pip_settings() -> dict[str, str]:
-    """Returns what pip is set up with: its files and environment, and its own index where they name none."""
+def read_pip_settings() -> dict[str, str]:
+    """Returns pip's configuration, with pip's default index if it names none."""
     found: dict[str, dict[str, str]] = {}
-    for line in _pip("config", "list").splitlines():
+    for line in _run_pip("config", "list").splitlines():
         if match := re.fullmatch(r"(\S+?)\.([\w-]+)=(.*)", line.strip()):
             with contextlib.suppress(ValueError, SyntaxError):
                 found.setdefault(match[1], {})[match[2]] = str(ast.literal_eval(match[3]))
@@ -67,13 +74,15 @@ def pip_settings() -> dict[str, str]:
         settings |= found.get(section, {})
     no_index = settings.get("no-index", "").lower() in ("1", "true", "yes", "on")
     if "index-url" not in settings and not no_index:
-        # The help of the option names the index that pip goes to by itself.
-        own = re.search(r"--index-url.*?\(default\s+(\w+://\S+?)\)", _pip("download", "--help"), re.DOTALL)
+        # The option's help names pip's default index.
+        own = re.search(
+            r"--index-url.*?\(default\s+(\w+://\S+?)\)", _run_pip("download", "--help"), re.DOTALL
+        )
         settings |= {"index-url": own[1]} if own else {}
     return settings
 
 
-def _pip(*arguments: str) -> str:
+def _run_pip(*arguments: str) -> str:
     environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "1000"}
     done = subprocess.run(
         [sys.executable, "-m", "pip", *arguments],
@@ -85,20 +94,20 @@ def _pip(*arguments: str) -> str:
     return done.stdout
 
 
-def _pages(settings: Settings, package: str) -> list[str]:
+def _list_pages(settings: Settings, package: str) -> list[str]:
     links = settings.get("find-links", "").split()
     names = ("index-url", "extra-index-url")
     indexes = [address for name in names for address in settings.get(name, "").split()]
-    return links + [_project(address, package) for address in indexes]
+    return links + [_project_page(address, package) for address in indexes]
 
 
-def _project(index: str, package: str) -> str:
+def _project_page(index: str, package: str) -> str:
     return f"{index.rstrip('/')}/{package}/"
 
 
-def _find(page: str, archive: str, settings: Settings) -> str | None:
-    """Returns the address of the archive that a page or folder lists."""
-    folder = _local(page)
+def _find_link(page: str, archive: str, settings: Settings) -> str | None:
+    """Returns the address of an archive that a page or folder lists; None if it lists none."""
+    folder = _local_path(page)
     if folder is not None and folder.is_dir() and not (folder / "index.html").is_file():
         return str(folder / archive) if (folder / archive).is_file() else None
     content, address = _read(str(folder / "index.html") if folder and folder.is_dir() else page, settings)
@@ -112,34 +121,36 @@ def _find(page: str, archive: str, settings: Settings) -> str | None:
 
 
 def _read(address: str, settings: Settings) -> tuple[bytes, str]:
-    """Returns what an address holds, and the address that it has after redirections."""
-    local = _local(address)
+    """Returns the content of an address, and the address after redirections."""
+    local = _local_path(address)
     if local is not None:
         with local.open("rb") as file:
-            return _bounded(file), local.absolute().as_uri()
+            return _read_bounded(file), local.absolute().as_uri()
     parts = urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
     request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")))
     request.add_header("Accept", "text/html, */*;q=0.1")
     if parts.username:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        # Not to be sent on to where a redirection leads.
+        # Not sent to the target of a redirection.
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=_trust(host, settings))]
+    handlers: list[urllib.request.BaseHandler] = [
+        urllib.request.HTTPSHandler(context=_make_ssl_context(host, settings))
+    ]
     if "proxy" in settings:
         handlers.append(urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), settings["proxy"])))
     with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:
-        return _bounded(response), response.geturl()
+        return _read_bounded(response), response.geturl()
 
 
-def _trust(host: str, settings: Settings) -> ssl.SSLContext:
+def _make_ssl_context(host: str, settings: Settings) -> ssl.SSLContext:
     trusted = settings.get("trusted-host", "").split()
     if {host, host.partition(":")[0]} & set(trusted):
         context = ssl.create_default_context()  # the SHA-256 vouches for the file
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
     context = ssl.create_default_context()
-    with contextlib.suppress(ImportError):  # some systems' Python knows no certificates of its own
+    with contextlib.suppress(ImportError):  # Python has no certificates on some systems
         import certifi
 
         context.load_verify_locations(certifi.where())
@@ -148,21 +159,21 @@ def _trust(host: str, settings: Settings) -> ssl.SSLContext:
     return context
 
 
-def _bounded(file: BufferedIOBase) -> bytes:
-    content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+def _read_bounded(file: BufferedIOBase) -> bytes:
+    content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
     return content
 
 
-def _local(address: str) -> Path | None:
+def _local_path(address: str) -> Path | None:
     parts = urlsplit(address)
     if parts.scheme == "file":
         return Path(urllib.request.url2pathname(parts.path))
     return Path(address).expanduser() if "://" not in address else None
 
 
-def _shown(address: str) -> str:
-    """Returns an address without the name and password in it."""
+def _hide_password(address: str) -> str:
+    """Returns an address without its user name and password."""
     parts = urlsplit(address)
     return repr(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))

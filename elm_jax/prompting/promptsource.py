@@ -1,4 +1,4 @@
-"""PromptSource: which release of its templates is the catalogue's, and where they are kept."""
+"""PromptSource: the release whose templates the catalogue uses, and its directory in the cache."""
 
 from etils import epath
 
@@ -12,16 +12,16 @@ SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
 
 
 def cache_directory(cache: storage.PathLike | None = None) -> epath.Path:
-    """Returns where elm_jax keeps what it fetched: `cache`, else its usual place."""
+    """Returns the directory of downloaded files: `cache`, or the usual one."""
     return storage.path(cache or caches.directory())
 
 
 def release_directory(cache: storage.PathLike | None = None) -> epath.Path:
-    """Returns the release's place in the cache: its LICENSE, and its folder of templates."""
+    """Returns the release's directory in the cache, which has its LICENSE and its folder of templates."""
     return cache_directory(cache) / PACKAGE / VERSION
 
 
 def templates_directory(cache: storage.PathLike | None = None) -> epath.Path | None:
-    """Returns the folder of templates if `elm prompts fetch` has brought it, else None."""
+    """Returns the folder of templates if `elm prompts fetch` has downloaded it, else None."""
     directory = release_directory(cache) / "templates"
     return directory if directory.is_dir() else None

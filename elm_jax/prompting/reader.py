@@ -1,4 +1,4 @@
-"""The reader of PromptSource's YAML: plain values, its two tags, and no code."""
+"""Reader of PromptSource's YAML: plain values and its two tags, and no code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import yaml
 
 from elm_jax.errors import UserError
 
-DEEPEST = 100
-"""How many levels a file may nest; the real ones nest six."""
+MAX_DEPTH = 100
+"""Levels that a file may nest; PromptSource's files nest six."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,26 @@ class Entry:
 
 
 def read_entries(file: str, content: bytes) -> list[Entry]:
-    """Returns the templates of a file's content, in order; `file` is how errors name it.
+    """Returns the templates of a file's content, in order.
 
-    A tag other than `!Template` and `!TemplateMetadata`, and whatever else is no plain YAML of templates, is
-    a `UserError` naming the file and the line.
+    Args:
+        file: The file's name in errors.
+        content: Its bytes.
+
+    Raises:
+        UserError: If it is not plain YAML of templates, or has tags other than `!Template` and
+            `!TemplateMetadata`; the message names the line.
     """
     tree = read_yaml(file, content)
     entries = tree.get("templates") if isinstance(tree, dict) else None
     if not isinstance(entries, dict):
-        raise UserError(f"{file!r} should hold a mapping named templates, but none is there.")
+        raise UserError(f"Expected {file!r} to hold a mapping `templates`, got none. Fix: add it.")
     for key, entry in entries.items():
         if not isinstance(entry, Entry):
-            raise UserError(f"{file!r} should tag every template with !Template, but {key!r} is without.")
+            raise UserError(
+                f"Expected every template of {file!r} to have the tag !Template, got {key!r} without. Fix: "
+                "add it."
+            )
     return list(entries.values())
 
 
@@ -40,19 +48,24 @@ def read_yaml(file: str, content: bytes) -> Any:
     """Returns the content of a YAML file, with an `Entry` for each template in it."""
     try:
         text = content.decode("utf-8-sig")
-        _check_shape(file, text)
+        _require_safe_shape(file, text)
         return yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file!r}, line {line}, should be UTF-8 text, but is not.") from error
+        raise UserError(
+            f"{file!r}, line {line}: expected UTF-8, got other bytes. Fix: save the file as UTF-8."
+        ) from error
     except yaml.reader.ReaderError as error:
         line = content.decode("utf-8-sig").count("\n", 0, error.position) + 1
         raise UserError(
-            f"{file!r}, line {line}, holds a character that YAML forbids ({error.reason})."
+            f"{file!r}, line {line}: expected YAML, got a character that it forbids ({error.reason}). Fix: "
+            "remove it."
         ) from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{file!r}, line {line}, is not plain YAML: {error.problem}.") from error
+        raise UserError(
+            f"{file!r}, line {line}: expected plain YAML, got: {error.problem}. Fix: correct the line."
+        ) from error
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -63,7 +76,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             return super().construct_object(node, deep=deep)
         except yaml.YAMLError:
             raise
-        except Exception as error:  # a date or number that only looks like one fails in any way
+        except Exception as error:  # what only looks like a date or a number fails with any error
             problem = f"{getattr(node, 'value', None)!r} cannot be read ({error})"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
@@ -76,21 +89,24 @@ _Loader.add_constructor("!Template", _entry)
 _Loader.add_constructor("!TemplateMetadata", lambda loader, node: loader.construct_mapping(node, deep=True))
 
 
-def _check_shape(file: str, text: str) -> None:
-    """Refuses two shapes that plain parsing does not survive.
+def _require_safe_shape(file: str, text: str) -> None:
+    """Raises for two shapes that break plain parsing.
 
-    Nesting so deep that the C parser overruns its stack, and anchors within anchors, which make much of
-    little.
+    These are nesting so deep that the C parser's stack overflows, and anchors within anchors, which expand
+    without bound.
     """
-    anchored: list[bool] = []  # for each collection that is open
+    anchored: list[bool] = []  # of each open collection
     for event in yaml.parse(text, Loader=_Loader):
-        wrong = None
+        problem = None
         if isinstance(event, yaml.CollectionStartEvent):
             anchored.append(event.anchor is not None)
-            wrong = f"nests more than {DEEPEST} levels deep" if len(anchored) > DEEPEST else None
+            problem = f"nesting of more than {MAX_DEPTH} levels" if len(anchored) > MAX_DEPTH else None
         elif isinstance(event, yaml.CollectionEndEvent):
             anchored.pop()
         elif isinstance(event, yaml.AliasEvent) and any(anchored):
-            wrong = "refers to an anchor from within another"
-        if wrong:
-            raise UserError(f"{file!r}, line {event.start_mark.line + 1}, {wrong}.")
+            problem = "an alias within an anchor"
+        if problem:
+            raise UserError(
+                f"{file!r}, line {event.start_mark.line + 1}: expected simpler YAML, got {problem}. Fix: "
+                "flatten it."
+            )

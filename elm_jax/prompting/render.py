@@ -1,6 +1,6 @@
 """Renderings: a dataset's rows as the model sees them through one template.
 
-`render` is the one way from rows to prompted examples: training, preparing, indexing and evaluating call it.
+Everything that turns rows into prompted examples calls `render`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,17 @@ from elm_jax.records import PromptedExample
 
 @dataclass(frozen=True)
 class Renderings:
-    """What a template made of a dataset's rows."""
+    """A dataset's rows, rendered by one template.
+
+    Attributes:
+        examples: The prompted examples.
+        skipped: Rows that the template does not apply to, or that have an empty input or target.
+        outside: Examples whose target is none of their choices; their label is None.
+    """
 
     examples: tuple[PromptedExample, ...]
-    skipped: int  # rows that the template does not apply to, or rendered without an input or a target
-    outside: int  # examples whose target is not among their choices; their label is None
+    skipped: int
+    outside: int
 
 
 def render(
@@ -30,11 +36,18 @@ def render(
 ) -> Renderings:
     """Renders every row that the template applies to, in order.
 
-    `row_id` names the column that holds a row's id; a row without it is called by its number, from 0. The
-    label is the index of the target among the choices, compared without the white space around them.
-    With `keep_empty` an empty input or target, or a row that the template does not apply to, is kept as an
-    example with empty texts and no label, as the paper's released code trained on them.
-    Raises `UserError` as `Template.render` does, naming the row.
+    A label is the index of the target among the choices, without the white space around them.
+
+    Args:
+        rows: The rows, as plain Python values by column.
+        template: The template.
+        truncate: Characters that are kept of every value that the template writes; None keeps all.
+        keep_empty: Whether rows with an empty input or target, or that the template does not apply to, are
+            kept as examples with empty texts, on which the paper's released code trained.
+        row_id: Column of a row's id; a row without it has its number, from 0, as id.
+
+    Raises:
+        UserError: If a row cannot be rendered; the message names it.
     """
     examples = []
     skipped = outside = 0
@@ -42,7 +55,7 @@ def render(
         identity = str(row.get(row_id, number))
         rendered = template.render(row, truncate, row_id=identity)
         if rendered is None and keep_empty:
-            # The original joins all parts but the last into the input.
+            # The paper's code joins all parts but the last into the input.
             rendered = Rendered("", template.parts(row, truncate, row_id=identity)[-1], ())
         if rendered is None or not (keep_empty or (rendered.input and rendered.target)):
             skipped += 1

@@ -1,17 +1,18 @@
-"""The sandbox: the jinja environment that templates from anywhere are compiled and run in.
+"""Sandbox: the jinja environment that compiles and runs templates of any origin.
 
-It is PromptSource's environment (every default of jinja, plus `zip`, `choice` and `most_frequent`) with three
-changes. An unknown name is an error instead of an empty text. Random filters draw from a hash instead of the
-process's random numbers. And a template can neither reach Python's internals (jinja's sandbox) nor run away:
+It is PromptSource's environment (jinja's defaults plus `zip`, `choice` and `most_frequent`) with three
+changes. An unknown name is an error, not an empty text. Random filters draw from a hash, not from the
+process's random numbers. And a template cannot reach Python's internals (jinja's sandbox) or run without
+bound:
 
-- a rendering may spend `limits.BUDGET` characters. A turn of a loop or a call of a macro costs the text in it
-  and `limits.TURN` more, so a loop without an end meets an error in a second or so;
+- a rendering may spend `limits.BUDGET` characters. An iteration of a loop or a call of a macro costs the text
+  in it and `limits.TURN` more, so an endless loop fails within a second or so;
 - `range` gives at most 100,000 numbers (jinja's own limit);
-- what makes much out of little (`*`, `**`, `~`, `join`, `replace`, paddings, formats) is refused before it is
-  computed where the result would be too large, and no value may hold more than the budget, however nested.
+- operations whose results can be large (`*`, `**`, `~`, `join`, `replace`, paddings, formats) fail before
+they
+  are computed if the result would be too large, and no value may hold more than the budget, however nested.
 
-That stops mistakes and plain mischief. Code by a determined enemy belongs into a process with limits of its
-own.
+This stops mistakes and simple abuse. Templates of determined attackers need a process with limits of its own.
 """
 
 import functools
@@ -31,38 +32,38 @@ from elm_jax.prompting import limits
 
 
 class Rendering(Context):
-    """One rendering under way: what it may still spend, and what its random draws depend on."""
+    """A rendering in progress: the budget that is left, and the key of its random draws."""
 
-    left = limits.BUDGET
+    budget = limits.BUDGET
     draws = 0
     key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `run` sets it
 
     def spend(self, amount: int) -> None:
-        self.left -= amount
-        if self.left < 0:
+        self.budget -= amount
+        if self.budget < 0:
             raise SecurityError(f"it loops or writes without an end (more than {limits.BUDGET:,} characters)")
 
-    def draw(self, among: int) -> int:
-        """Returns the next of this rendering's random numbers, below `among`."""
+    def draw(self, count: int) -> int:
+        """Returns the rendering's next random number, below `count`."""
         self.draws += 1
         text = f"{self.key()}\n{self.draws}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % among
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % count
 
 
 def run(source: str, variables: Mapping[str, Any], *, key: Callable[[], str]) -> str:
-    """Renders a template; its random draws are a function of `key()` alone.
+    """Renders a template; its random draws depend only on `key()`.
 
-    Raises whatever jinja and the template raise: `jinja2.TemplateError`s, and any error of Python's.
+    Raises any error of jinja's or of Python's that the template raises.
     """
-    template = compiled(source)
+    template = compile_template(source)
     context = cast(Rendering, template.new_context(dict(variables)))
     context.key = key
     return "".join(template.root_render_func(context))
 
 
 @functools.lru_cache(maxsize=8192)
-def compiled(source: str) -> jinja2.Template:
-    """Compiles a template once, with its guards."""
+def compile_template(source: str) -> jinja2.Template:
+    """Compiles a template with its guards."""
     return ENVIRONMENT.from_string(_Guards().visit(ENVIRONMENT.parse(source)))
 
 
@@ -74,10 +75,10 @@ def _choice(context: Rendering, items: Sequence[Any]) -> Any:
 
 
 def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
-    """Returns the items that occur most often, in the order they first occur; None where there are none."""
+    """Returns the most frequent items, in the order of their first occurrence; None if there are none."""
     counts = Counter(items)
-    most = max(counts.values(), default=0)
-    return [item for item, count in counts.items() if count == most] or None
+    highest = max(counts.values(), default=0)
+    return [item for item, count in counts.items() if count == highest] or None
 
 
 def _string(value: Any) -> str:
@@ -98,7 +99,7 @@ def _take_turn(context: Rendering, cost: int) -> bool:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)  # keeps jinja's marks on what the filter is passed
+    @functools.wraps(function)  # keeps jinja's marks of what the filter is passed
     def guarded(*args: Any, **kwargs: Any) -> Any:
         limits.check_growth(name, [*args, *kwargs.values()])
         return limits.bounded(function(*args, **kwargs))
@@ -122,14 +123,14 @@ class _Environment(SandboxedEnvironment):
         del self.globals["lipsum"]  # random text of any length
         self.filters |= {name: _guarded(name, self.filters[name]) for name in limits.GROWING_FILTERS}
         self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
-        # Names with a space: no template can call these two.
+        # Names with a space, which no template can call.
         self.filters |= {"string": _string, "a turn": _take_turn, "a bounded value": limits.bounded}
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(obj, "__name__", "")
         if name not in limits.GROWING_METHODS:
             return super().call(context, obj, *args, **kwargs)
-        # The sandbox hands out str.format in a wrapper of its own.
+        # The sandbox wraps str.format.
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         limits.check_growth(name, [owner, *args, *kwargs.values()])
         return limits.bounded(super().call(context, obj, *args, **kwargs))
@@ -139,7 +140,7 @@ ENVIRONMENT = _Environment()
 
 
 class _Guards(NodeTransformer):
-    """Puts its price into every loop and macro, and a bound around every `~`."""
+    """Adds its cost to every loop and macro, and a bound to every `~`."""
 
     def visit_For(self, node: nodes.For | nodes.Macro) -> nodes.Node:
         self.generic_visit(node)

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from elm_jax import storage
 from elm_jax.aot.program import Program, jit, platform_of, replicated, with_shardings
 from elm_jax.axes import PAD, Array, Embeddings, Prompts
-from elm_jax.data.prepared import pad
+from elm_jax.data.tokenized_rows import pad
 from elm_jax.errors import UserError
 from elm_jax.models import minilm, pooling, sharding
 from elm_jax.models.minilm import BertConfig

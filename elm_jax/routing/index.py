@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from elm_jax import storage
-from elm_jax.data import prepared, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.experts import keys
 from elm_jax.experts.library import Library
@@ -117,7 +117,7 @@ def index(
                 text
                 for task, example in rows
                 for text in keys.texts(
-                    [example], text_format, task_selection.choices_expression(task, run.source)
+                    [example], text_format, task_selection.get_choices_expression(task, run.source)
                 )
             ]
             library.write_keys(expert, _keys(chosen, texts, text_format))
@@ -141,7 +141,7 @@ def opened(run: Run, named: Named) -> Embedder:
         dimension=config.emb_dim,
         max_length=run.lengths.prompt,
         embed=lambda texts: embedding.embed_rows(
-            config, params, task_rows.tokens(texts, run.pieces, run.lengths.prompt)
+            config, params, task_rows.tokenize_texts(texts, run.tokenizer, run.lengths.prompt)
         ),
     )
 
@@ -156,8 +156,8 @@ def _over_padding(run: Run, named: Named) -> Embedder:
     encode = _encoder(run.base.config)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        rows = list(map(np.asarray, task_rows.tokens(texts, run.pieces, faithful.PADDED_LENGTH)))
-        tokens = prepared.pad(rows, faithful.PADDED_LENGTH)
+        rows = list(map(np.asarray, task_rows.tokenize_texts(texts, run.tokenizer, faithful.PADDED_LENGTH)))
+        tokens = tokenized_rows.pad(rows, faithful.PADDED_LENGTH)
         # One text at a time: the original's ways are for comparison, and need not be fast.
         hidden = [encode(run.base.params, row[None]) for row in tokens]
         return np.concatenate([np.asarray(faithful.padded_mean(one)) for one in hidden])

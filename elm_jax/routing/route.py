@@ -119,8 +119,8 @@ def route(
     Raises a UserError, before anything is embedded, for a router or an option that does not exist, and for a
     router that needs what no option gave.
     """
-    run = opening.opened(run)
-    wanted = task_selection.choose(tasks, run.source, evaluation=True)
+    run = opening.ensure_open(run)
+    wanted = task_selection.select_tasks(tasks, run.source, evaluation=True)
     return [made for made, _ in explained(run, wanted, router, experts, queries, shown=False, **options)]
 
 
@@ -206,10 +206,10 @@ def ask(
     is another, as the original's was.
     """
     text_format = text_format or keys.text_format
-    examples = task_rows.examples(spec, run.source)
+    examples = task_rows.load_examples(spec, run.source)
     if size is not None:
         examples = formats.sample(examples, size, run.source.seed)
-    texts = formats.texts(examples, text_format, task_selection.choices_expression(spec, run.source))
+    texts = formats.texts(examples, text_format, task_selection.get_choices_expression(spec, run.source))
     embedded = embed_texts(run, texts, text_format)
     return Queries(
         task=spec.id,

@@ -1,101 +1,103 @@
 """Opening: a run's base, tokenizer and settings, read from its directory."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from elm_jax import storage
+from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.session import settings
+from elm_jax.session.settings import add_task_files, load_run_settings, save_run_settings
 from elm_jax.session.workspace import Run, Workspace
-from elm_jax.tasks import own
+from elm_jax.tasks import user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import huggingface, sentencepiece
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 from elm_jax.weights import base as weights_base
 from elm_jax.weights import load as weights
 from elm_jax.weights.elm import Base
 
-VOCABULARY = "vocabulary.model"
-
-
-PUBLISHED = "spiece.model"  # what T5's SentencePiece model is called on the hub
-
-
-SENTINELS = 16  # spans of one text at most
+VOCABULARY_FILE = "vocabulary.model"
+HUB_VOCABULARY_FILE = "spiece.model"  # the same file of T5's repositories on the hub
+EXTRA_IDS = 16
+"""Sentinels of `VOCABULARY_FILE`: spans that pretraining drops from one text at most."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How rows are read and tokenised: what of a run does not need its base."""
+class DataSettings:
+    """How a run reads and tokenises rows: what does not need its base."""
 
-    pieces: Vocabulary
+    tokenizer: Tokenizer
     source: Source
     lengths: Lengths
 
 
-def load(
+def load_base_and_tokenizer(
     where: storage.PathLike,
     vocabulary_file: storage.PathLike | None = None,
     dtype: str | None = None,
-) -> tuple[Base, Vocabulary]:
-    """Returns a base, of any format or by name as `load_model` takes them, and its vocabulary.
+) -> tuple[Base, Tokenizer]:
+    """Returns a base and its tokenizer.
 
     Args:
-        where: The base.
-        vocabulary_file: Its vocabulary, where that is not beside it.
-        dtype: What the base is held and computes in; as stored by default. Its fingerprint stays that of
-            the stored parameters, so that experts fit it in either type.
+        where: The base, in any format or by name as `load_model` takes it.
+        vocabulary_file: The tokenizer's file; default: the one beside the base.
+        dtype: What the base is held and computes in; default: as stored. The fingerprint is that of the
+            stored parameters in any case, so that experts fit the base in every type.
 
     Raises:
-        UserError: If either is missing, or the vocabulary gives ids that the base has no embedding for.
+        UserError: If either is missing, or if the tokenizer gives ids that the base has no embedding for.
     """
     directory = weights.find(where)
     base = weights.read(directory, dtype=dtype, as_stored=True)
-    pieces = pieces_of(directory, vocabulary_file)
-    if pieces.size > base.config.vocab_size:
+    tokenizer = load_tokenizer(directory, vocabulary_file)
+    if tokenizer.size > base.config.vocab_size:
         raise UserError(
             f"Expected a tokenizer of at most {base.config.vocab_size} ids, as many as the base at "
-            f"{str(directory)!r} has embeddings, got one of {pieces.size}. Fix: use the base's own tokenizer."
+            f"{str(directory)!r} has embeddings, got one of {tokenizer.size}. Fix: use the base's own."
         )
-    return base, pieces
+    return base, tokenizer
 
 
-def pieces_of(directory: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Vocabulary:
-    """Returns the vocabulary of a base: the one given, or what lies with it, ours or the hub's.
+def load_tokenizer(directory: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Tokenizer:
+    """Returns the tokenizer of a base.
 
     Args:
-        directory: The base's.
+        directory: The base's directory.
         vocabulary_file: A SentencePiece model, read as T5X reads it; or a `tokenizer.json`, or the directory
-            of a tokenizer, read as transformers reads it.
+            of a tokenizer, read as transformers reads it; default: what is in the base's directory.
 
     Raises:
         UserError: If there is none.
     """
-    home = storage.path(directory)
+    root = storage.path(directory)
     if vocabulary_file is not None:
-        return named_vocabulary(vocabulary_file)
-    if (home / VOCABULARY).exists():
-        return sentencepiece.load(home / VOCABULARY, extra_ids=SENTINELS)
-    if huggingface.is_there(home):
-        return huggingface.load(home)
+        return load_tokenizer_file(vocabulary_file)
+    if (root / VOCABULARY_FILE).exists():
+        return sentencepiece.load(root / VOCABULARY_FILE, extra_ids=EXTRA_IDS)
+    if huggingface.has_tokenizer(root):
+        return huggingface.load(root)
     raise UserError(
-        f"Expected a tokenizer beside the base at {str(directory)!r}, as {VOCABULARY}, {huggingface.JSON} "
-        f"or {PUBLISHED}, got none. Fix: name a SentencePiece model, or a {huggingface.JSON}, as VOCABULARY "
-        f"of the recipe; for ByT5, put a {huggingface.CONFIG} there whose tokenizer_class is "
-        f"{huggingface.BYTES}."
+        f"Expected a tokenizer beside the base at {str(directory)!r}, as {VOCABULARY_FILE}, "
+        f"{huggingface.JSON} or {HUB_VOCABULARY_FILE}, got none. Fix: name a SentencePiece model, or "
+        f"a {huggingface.JSON}, as VOCABULARY of the recipe; for ByT5, put a "
+        f"{huggingface.CONFIG} there whose tokenizer_class is {huggingface.BYTE_TOKENIZER}."
     )
 
 
-def named_vocabulary(file: storage.PathLike, extra_ids: int | None = None) -> Vocabulary:
-    """Returns a vocabulary that was named: a SentencePiece model, a `tokenizer.json` or its directory.
+def load_tokenizer_file(file: storage.PathLike, extra_ids: int | None = None) -> Tokenizer:
+    """Returns the tokenizer of a SentencePiece model, a `tokenizer.json` or its directory.
 
-    `extra_ids` is how many sentinels a SentencePiece model has on top; as T5's or mT5's have it by default.
+    Args:
+        file: The file, or the directory of a `tokenizer.json`.
+        extra_ids: Sentinels on top of a SentencePiece model; default: as T5's or mT5's model has them.
+
+    Raises:
+        UserError: If there is no such file, or if it does not parse.
     """
-    where = storage.path(file)
-    if where.suffix == ".json" or where.is_dir():
-        return huggingface.load(where)
+    path = storage.path(file)
+    if path.suffix == ".json" or path.is_dir():
+        return huggingface.load(path)
     return (
         sentencepiece.load_with_sentinels(file) if extra_ids is None else sentencepiece.load(file, extra_ids)
     )
@@ -108,85 +110,107 @@ def open_run(
     data_dir: storage.PathLike | None = None,
     templates_dir: storage.PathLike | None = None,
     task_files: Sequence[storage.PathLike] = (),
-    prepared: storage.PathLike | None = None,
-    limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
     source: Source | None = None,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
     dtype: str | None = None,
 ) -> Run:
-    """Opens a run's directory for the other verbs: reads its base and vocabulary, and how it reads rows.
+    """Opens a run's directory: reads its base and tokenizer, and how it reads rows.
 
-    `initial_checkpoint` is a base, a directory or a name as `load_model` takes them. It makes the directory
-    `run` where there is none, and the run remembers it; without it the base is the one that is remembered, or
-    the run's own.
+    With `initial_checkpoint` the directory is made if need be, and the run remembers the base, the source
+    (but not its limit), the lengths and the dtype. Files of tasks are remembered in any case.
 
-    Rows come from `data_dir`, PromptSource's templates from `templates_dir`, one's own tasks from
-    `task_files`, which the run remembers, rows that `elm prepare` made from `prepared`. `limit` is how many
-    rows of a task are taken at most. `source` says all this at once and more, `lengths` how many tokens of a
-    prompt and of an answer are kept; what is not given is as it was when the run was last written. `stages`
-    show progress. `dtype`, float32 or bfloat16, is what the base is held and computes in; it is remembered
-    with `initial_checkpoint`, and as stored by default.
+    Args:
+        run: The run's directory.
+        initial_checkpoint: A base, as a directory or a name that `load_model` takes; default: the remembered
+            one, or else the run's own.
+        data_dir: Directory of datasets, in place of the source's.
+        templates_dir: Directory of PromptSource's templates, in place of the source's.
+        task_files: Files that define tasks, in addition to the source's.
+        overrides: Fields of the source that hold only until the run is closed, such as `{"limit": 8}`; None
+            as a value leaves the field as it is.
+        source: Where rows and templates come from; default: as remembered.
+        lengths: Tokens of inputs and of targets that are kept; default: as remembered.
+        stages: Shows progress; default: as a terminal shows it.
+        dtype: "float32" or "bfloat16", what the base is held and computes in; default: as remembered, or else
+            as stored.
 
-    Raises a UserError where the directory, the base or its vocabulary is not there, or a file of tasks does
-    not read.
+    Returns:
+        The open run.
+
+    Raises:
+        UserError: If the directory, the base or its tokenizer is missing, or if a file of tasks does not
+            parse.
     """
     for file in task_files:
-        own.load(file)
-    places = {"data_dir": data_dir, "templates_dir": templates_dir, "prepared": prepared}
-    given: dict[str, Any] = {name: place for name, place in places.items() if place is not None}
+        user_tasks.load_tasks(file)
+    directories = {"data_dir": data_dir, "templates_dir": templates_dir}
+    given: dict[str, Any] = {name: value for name, value in directories.items() if value is not None}
     if initial_checkpoint is not None:
-        # How many rows are taken is not remembered: an evaluation of what was trained on a few takes all.
-        kept = replace(source or Source(), **given, limit=None)
-        settings.remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
+        # The limit is not remembered: an evaluation of experts trained on a few rows reads all rows.
+        saved = replace(source or Source(), **given, limit=None)
+        save_run_settings(Workspace.open(run, create=True), initial_checkpoint, saved, lengths, dtype)
     workspace = Workspace.open(run)
-    note = settings.remembered(workspace)
-    source = replace(source or Source(**note["source"]), **given)
+    settings = load_run_settings(workspace)
+    source = replace(source or Source(**settings["source"]), **given, **_require_fields(overrides or {}))
     source = replace(source, tasks=[*source.tasks, *task_files])
-    if limit is not None:
-        source = replace(source, limit=limit)
     if source.input_eos is None:
-        source = replace(source, input_eos=note["source"].get("input_eos"))
-    place = note["base"] or workspace.base
-    dtype = weights_base.dtype_name(dtype or note.get("dtype"))
-    if dtype is not None and dtype == weights.stored_dtype(place):
-        dtype = None  # the same, and so are the stamps of what is scored
-    base, pieces = load(place, source.vocabulary, dtype)
+        source = replace(source, input_eos=settings["source"].get("input_eos"))
+    checkpoint = settings["base"] or workspace.base
+    dtype = weights_base.dtype_name(dtype or settings.get("dtype"))
+    if dtype is not None and dtype == weights.stored_dtype(checkpoint):
+        dtype = None  # so that scores have the same cache key as without it
+    base, tokenizer = load_base_and_tokenizer(checkpoint, source.vocabulary, dtype)
     for file in source.tasks:
-        own.load(file)
-    settings.remember_tasks(workspace, source.tasks)
+        user_tasks.load_tasks(file)
+    add_task_files(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
-    pieces = replace(pieces, input_eos=source.input_eos is not False)
-    lengths = lengths or Lengths(**note["lengths"])
-    return Run(workspace, base, pieces, source, lengths, stages or Stages(), dtype)
+    tokenizer = replace(tokenizer, input_eos=source.input_eos is not False)
+    lengths = lengths or Lengths(**settings["lengths"])
+    return Run(workspace, base, tokenizer, source, lengths, stages or Stages(), dtype)
 
 
-def opened(run: Run | storage.PathLike) -> Run:
-    """Returns the run that a verb was given, be it open already or a directory."""
+def ensure_open(run: Run | storage.PathLike) -> Run:
+    """Returns a run that may be given open or as its directory."""
     return run if isinstance(run, Run) else open_run(run)
 
 
-def reading(
-    out: storage.PathLike,
+def load_data_settings(
+    run: storage.PathLike,
     *,
     vocabulary_file: storage.PathLike | None = None,
     extra_ids: int = sentencepiece.EXTRA_IDS,
-) -> Reading:
-    """Returns how a workspace reads rows, without its base being read.
+) -> DataSettings:
+    """Returns how a run reads rows, without reading its base.
 
-    With a vocabulary of one's own the workspace need not be there; prepared rows then go to where it will be.
+    Args:
+        run: The run's directory; if a vocabulary file is given, it need not exist yet.
+        vocabulary_file: The tokenizer's file; default: the run's.
+        extra_ids: Sentinels on top of a SentencePiece model that is given.
+
+    Raises:
+        UserError: If the directory or the tokenizer is missing, or if a file of tasks does not parse.
     """
-    workspace = Workspace.at(out) if vocabulary_file else Workspace.open(out)
-    note = settings.remembered(workspace)
-    source = Source(**note["source"])
+    workspace = Workspace.at(run) if vocabulary_file else Workspace.open(run)
+    settings = load_run_settings(workspace)
+    source = Source(**settings["source"])
     if vocabulary_file:
-        pieces = named_vocabulary(vocabulary_file, extra_ids)
+        tokenizer = load_tokenizer_file(vocabulary_file, extra_ids)
     else:
-        pieces = pieces_of(note["base"] or workspace.base, source.vocabulary)
+        tokenizer = load_tokenizer(settings["base"] or workspace.base, source.vocabulary)
     for file in source.tasks:
-        own.load(file)
+        user_tasks.load_tasks(file)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
-    pieces = replace(pieces, input_eos=source.input_eos is not False)
-    return Reading(pieces, source, Lengths(**note["lengths"]))
+    tokenizer = replace(tokenizer, input_eos=source.input_eos is not False)
+    return DataSettings(tokenizer, source, Lengths(**settings["lengths"]))
+
+
+def _require_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the overrides that have a value; raises if one is no field of a source."""
+    known = [field.name for field in fields(Source)]
+    for name in overrides:
+        names.resolve(name, known, kind="field", where="Source")
+    return {name: value for name, value in overrides.items() if value is not None}

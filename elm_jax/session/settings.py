@@ -1,4 +1,4 @@
-"""The settings of a run, in `run.json`: where its base lies, and how it reads rows."""
+"""Settings: what a run's directory remembers about its base and about how rows are read."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -11,70 +11,77 @@ from elm_jax.weights import base as weights_base
 from elm_jax.weights import known
 from elm_jax.weights import load as weights
 
-REMEMBERED = "run.json"
-PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
+SETTINGS_FILE = "run.json"
+SOURCE_PATHS = {"data_dir", "templates_dir", "prepared", "vocabulary"}
+"""Fields of a source that are one path."""
 
 
-def remember(
+def save_run_settings(
     workspace: Workspace,
     initial_checkpoint: storage.PathLike | None,
     source: Source | None,
     lengths: Lengths | None,
     dtype: str | None = None,
 ) -> None:
-    """Notes in a workspace where its base lies and how data is read, so that later verbs need no flags.
+    """Writes where a run's base is and how its rows are read, so that later commands need no flags.
 
-    Places inside the workspace are kept relative to it, so that it can be moved or copied.
+    Paths inside the workspace are written relative to it, so that it can be moved or copied.
     """
-    told = asdict(source or Source())
-    if told["input_eos"] is None and initial_checkpoint is not None:
-        told["input_eos"] = known.eos_on_input(str(initial_checkpoint))
+    fields = asdict(source or Source())
+    if fields["input_eos"] is None and initial_checkpoint is not None:
+        fields["input_eos"] = known.eos_on_input(str(initial_checkpoint))
     base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
-    note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
-    _write(workspace, note | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
+    settings = {"base": base, "source": fields, "lengths": asdict(lengths or Lengths())}
+    _write(workspace, settings | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
 
 
-def remember_tasks(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
-    """Notes files that define tasks of one's own beside those that a workspace knows already."""
-    note = remembered(workspace)
-    there = note["source"].get("tasks", [])
-    found = [*there, *(str(storage.path(file).resolve()) for file in files)]
-    if set(found) != set(there):
-        note["source"]["tasks"] = list(dict.fromkeys(found))
-        _write(workspace, note)
+def add_task_files(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
+    """Adds files that define tasks to those that a run remembers."""
+    settings = load_run_settings(workspace)
+    before = settings["source"].get("tasks", [])
+    after = [*before, *(str(storage.path(file).resolve()) for file in files)]
+    if set(after) != set(before):
+        settings["source"]["tasks"] = list(dict.fromkeys(after))
+        _write(workspace, settings)
 
 
-def remembered(workspace: Workspace) -> dict[str, Any]:
-    """Returns what `remember` noted, with absolute places; the defaults where it never did."""
-    file = workspace.root / REMEMBERED
+def load_run_settings(workspace: Workspace) -> dict[str, Any]:
+    """Returns a run's settings, with absolute paths; the defaults if none were saved.
+
+    Returns:
+        "base", the base's directory or None for the run's own; "source" and "lengths", the fields of these
+        records; and "dtype", if one was given.
+    """
+    file = workspace.root / SETTINGS_FILE
     if not file.exists():
         return {"base": None, "source": {}, "lengths": {}}
     root = workspace.root.resolve()
-    # An absolute place stands for itself, whatever it is joined to.
-    return _placed(storage.read_json(file, what="A run's settings"), lambda place: str(root / place))
+    # An absolute path stays what it is, whatever it is joined to.
+    return _map_paths(storage.read_json(file, what="A run's settings"), lambda path: str(root / path))
 
 
-def base_of(workspace: Workspace) -> storage.PathLike:
-    """Returns where a workspace's base lies: the one that is remembered, or its own."""
-    return remembered(workspace)["base"] or workspace.base
+def base_directory(workspace: Workspace) -> storage.PathLike:
+    """Returns where a run's base lies: the one that is remembered, or the run's own."""
+    return load_run_settings(workspace)["base"] or workspace.base
 
 
-def _write(workspace: Workspace, note: Mapping[str, Any]) -> None:
-    """Writes what a workspace remembers; a place inside it as the way from its root."""
+def _write(workspace: Workspace, settings: Mapping[str, Any]) -> None:
+    """Writes a run's settings, with the paths inside its directory relative to it."""
     root = workspace.root.resolve()
 
-    def told(place: storage.PathLike) -> str:
-        where = storage.path(place).resolve()
-        return str(where.relative_to(root) if where.is_relative_to(root) else where)
+    def shorten(path: storage.PathLike) -> str:
+        resolved = storage.path(path).resolve()
+        return str(resolved.relative_to(root) if resolved.is_relative_to(root) else resolved)
 
-    storage.write_json(workspace.root / REMEMBERED, _placed(note, told))
+    storage.write_json(workspace.root / SETTINGS_FILE, _map_paths(settings, shorten))
 
 
-def _placed(note: Mapping[str, Any], put: Callable[[storage.PathLike], str]) -> dict[str, Any]:
-    """Returns a note whose every place was put otherwise."""
-    source = dict(note["source"])
-    for name in PLACES & source.keys():
-        source[name] = None if source[name] is None else put(source[name])
+def _map_paths(settings: Mapping[str, Any], change: Callable[[storage.PathLike], str]) -> dict[str, Any]:
+    """Returns settings with every path changed."""
+    source = dict(settings["source"])
+    for name in SOURCE_PATHS & source.keys():
+        source[name] = None if source[name] is None else change(source[name])
     if "tasks" in source:
-        source["tasks"] = [put(file) for file in source["tasks"]]
-    return {**note, "base": None if note["base"] is None else put(note["base"]), "source": source}
+        source["tasks"] = [change(file) for file in source["tasks"]]
+    base = None if settings["base"] is None else change(settings["base"])
+    return {**settings, "base": base, "source": source}

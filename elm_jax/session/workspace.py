@@ -1,4 +1,4 @@
-"""The workspace: the directory of one run, what lies where in it, and a run opened on it."""
+"""The workspace: the directory of one run and its subdirectories, and an open run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 from elm_jax.weights.elm import Base
 
 DEFAULT = "elm_out"
@@ -16,29 +16,29 @@ DEFAULT = "elm_out"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Places below one directory; `open` makes sure that it can be written."""
+    """The paths below a run's directory."""
 
     root: epath.Path
 
     @classmethod
     def open(cls, where: storage.PathLike = DEFAULT, *, create: bool = False) -> "Workspace":
-        """Returns the workspace at `where`; without `create` it must be there already."""
+        """Returns the workspace of a directory that exists, or that is made if `create` is true."""
         if create:
             return cls(storage.writable_directory(where))
         remedy = (
             "Make one with `elm quickstart --out DIR`, or with a recipe that names a base as "
-            "INITIAL_CHECKPOINT_PATH, or give the directory of another as --run (MODEL_DIR in a recipe)."
+            "INITIAL_CHECKPOINT_PATH, or name another directory as --run (MODEL_DIR in a recipe)."
         )
         return cls(storage.existing_directory(where, what="A run's directory", remedy=remedy))
 
     @classmethod
     def at(cls, where: storage.PathLike) -> "Workspace":
-        """Returns the workspace at `where`, be it there or not."""
+        """Returns the workspace of a directory that need not exist."""
         return cls(storage.path(where))
 
     @property
     def base(self) -> epath.Path:
-        """The frozen base: configuration, parameters, vocabulary."""
+        """The frozen base: configuration, parameters, tokenizer."""
         return self.root / "base"
 
     @property
@@ -48,41 +48,41 @@ class Workspace:
 
     @property
     def composites(self) -> epath.Path:
-        """Experts over several tasks, merged or multitask; a library apart, so that no router finds them."""
+        """Merged and multitask experts, in a library of their own, so that no router finds them."""
         return self.root / "composites"
 
     @property
     def selections(self) -> epath.Path:
-        """Which experts each router chose."""
+        """The experts that each router chose."""
         return self.root / "selections"
 
     @property
     def generated(self) -> epath.Path:
-        """Written answers, one file a task and expert."""
+        """Generated answers, one file per task and expert."""
         return self.root / "generated"
 
     @property
     def scores(self) -> epath.Path:
-        """Per-row scores, one file a task and expert."""
+        """Scores of rows, one file per task and expert."""
         return self.root / "scores"
 
     @property
     def checkpoints(self) -> epath.Path:
-        """Training under way."""
+        """Checkpoints of trainings that have not ended."""
         return self.root / "checkpoints"
 
     def checkpoints_of(self, experts: Sequence[str]) -> epath.Path:
-        """Returns where the checkpoints of experts are that train together, in whatever order."""
+        """Returns the directory of the checkpoints of experts that train together, in any order."""
         return self.checkpoints / storage.fingerprint(sorted(experts))
 
     @property
     def logs(self) -> epath.Path:
-        """What happened in training: the journal, and what trackers write."""
+        """The journal of training, and what trackers write."""
         return self.root / "logs"
 
     @property
     def prepared(self) -> epath.Path:
-        """Rendered and tokenised rows, one file a task and split, where they were prepared beforehand."""
+        """Rows that `elm prepare` rendered and tokenised, one file per task and split."""
         return self.root / "prepared"
 
     @property
@@ -91,14 +91,27 @@ class Workspace:
         return self.root / "report"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
-    """A workspace with its base at hand, and how the run reads data and shows its progress."""
+    """An open run: its directory, its base in memory, and how it reads data.
+
+    Attributes:
+        workspace: The run's directory.
+        base: The frozen base.
+        tokenizer: The base's tokenizer.
+        source: Where rows and templates come from.
+        lengths: Tokens of inputs and of targets that are kept.
+        stages: Shows progress.
+        dtype: What the base is held and computes in; None if that is what it is stored in.
+    """
 
     workspace: Workspace
     base: Base
-    pieces: Vocabulary
+    tokenizer: Tokenizer
     source: Source
     lengths: Lengths
     stages: Stages
-    dtype: str | None = None  # that the base is held and computes in, where it is stored in another
+    dtype: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.workspace.root)!r}, base={self.base.fingerprint!r}, dtype={self.dtype!r})"

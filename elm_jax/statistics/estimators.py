@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from elm_jax.axes import PAD, Array, Prompts, Targets
-from elm_jax.data.prepared import pad
+from elm_jax.data.tokenized_rows import pad
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config

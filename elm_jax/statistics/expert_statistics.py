@@ -13,7 +13,7 @@ from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.data import task_rows, task_selection
-from elm_jax.data.prepared import Prepared
+from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts import keys
 from elm_jax.experts.files import Description
@@ -28,7 +28,7 @@ ROWS = 256
 FOLDER = "statistics"
 METHODS = {"regmean": engine.regmean, "fisher": engine.fisher}
 Flat = dict[str, np.ndarray]
-Compute = Callable[[Expert, Prepared], Flat]
+Compute = Callable[[Expert, TokenizedRows], Flat]
 
 
 def trained_on(spec: ExpertSpec, source: data_source.Source) -> list[TaskSpec]:
@@ -37,7 +37,7 @@ def trained_on(spec: ExpertSpec, source: data_source.Source) -> list[TaskSpec]:
     Raises a UserError where they are not known, as of an expert that was merged.
     """
     try:
-        return [task_selection.find(task, source) for task in spec.recipe.get("tasks", [spec.id])]
+        return [task_selection.resolve_task(task, source) for task in spec.recipe.get("tasks", [spec.id])]
     except UserError as error:
         raise UserError(f"The training rows of expert {spec.id!r} are wanted. {error}") from None
 
@@ -76,7 +76,7 @@ def rows_of(
         (task, example)
         for task, share in zip(tasks, shares, strict=True)
         if share
-        for example in keys.sample(task_rows.examples(task, source), share, source.seed)
+        for example in keys.sample(task_rows.load_examples(task, source), share, source.seed)
     ]
 
 
@@ -95,7 +95,7 @@ def of_method(
     compute = METHODS[names.resolve(method, METHODS, kind="method", where="those that read statistics")]
     base = run.base
 
-    def one(expert: Expert, found: Prepared) -> Flat:
+    def one(expert: Expert, found: TokenizedRows) -> Flat:
         return compute(base.config, base.params, expert, *_tokens(found), wanted)
 
     with run.stages.stage(f"statistics for {method}", len(experts)) as advance:
@@ -119,13 +119,13 @@ def mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Flat:
             "Train experts with `--kind lora`, or choose another router."
         )
 
-    def one(expert: Expert, found: Prepared) -> Flat:
+    def one(expert: Expert, found: TokenizedRows) -> Flat:
         return engine.input_means(run.base.config, run.base.params, expert, *_tokens(found), wanted)
 
     return _kept(run, expert, "inputs", rows, wanted, one)
 
 
-def _tokens(found: Prepared) -> tuple[engine.Tokens, engine.Tokens]:
+def _tokens(found: TokenizedRows) -> tuple[engine.Tokens, engine.Tokens]:
     return list(found.inputs), list(found.targets)
 
 
@@ -134,7 +134,7 @@ def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], co
     library = home(run.workspace, expert)
     description = library.describe(expert)
     examples = [example for _, example in rows_of(description.spec, run.source, rows)]
-    found = task_rows.prepare(examples, run.pieces, _lengths(run, description.spec))
+    found = task_rows.tokenize_task(examples, run.tokenizer, _lengths(run, description.spec))
     stamp = _stamp(run, description, found, wanted)
     file = _file(run.workspace, expert, what)
     kept = _read(file, stamp)
@@ -165,7 +165,7 @@ def _read(file: epath.Path, stamp: str) -> Flat | None:
     return found
 
 
-def _stamp(run: Run, description: Description, found: Prepared, wanted: Sequence[str]) -> str:
+def _stamp(run: Run, description: Description, found: TokenizedRows, wanted: Sequence[str]) -> str:
     tokens = {
         name: np.concatenate([np.append(row, 0) for row in rows]).astype(np.int32)
         for name, rows in (("inputs", found.inputs), ("targets", found.targets))

@@ -5,7 +5,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import own, seqio_tasks, specs
+from elm_jax.tasks import seqio_tasks, specs, user_tasks
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.seqio_tasks import MULTITASK, SCORE_EVAL
 
@@ -29,9 +29,9 @@ def registered(
     Raises a UserError for a name that nothing has.
     """
     for file in files:
-        own.load(file)
+        user_tasks.load_tasks(file)
     known = specs.task_specs()
-    called = seqio_tasks.seqio_names(known)
+    called = seqio_tasks.make_seqio_names(known)
     bare = name.removesuffix(SCORE_EVAL)
     wanted = [spec for each in (tasks or [bare]) for spec in known if each in _names_of(spec, called)]
     if not wanted and not tasks and _is_registered(name):

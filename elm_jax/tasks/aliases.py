@@ -1,8 +1,8 @@
-"""Aliases: what the paper's released files call a dataset or a task, and the one id that it has here.
+"""Aliases: the names that the paper's released files have for datasets and tasks, and our ids of them.
 
-They write `dataset@prompt` with one of several names for a dataset (`glue_mrpc`, `mrpc` and `glue/mrpc` are
-one), drop the space at a prompt's end, and one of them went through a spreadsheet, which left quotes,
-backticks and escapes such as \\u2026 behind.
+The files write `dataset@prompt`, have several names for a dataset (`glue_mrpc`, `mrpc` and `glue/mrpc`), and
+drop the space at a prompt's end. One went through a spreadsheet, which left quotes, backticks and escapes
+such as \\u2026 behind.
 """
 
 import re
@@ -13,13 +13,13 @@ from elm_jax.errors import UserError
 from elm_jax.tasks.datasets import Dataset
 
 
-def resolve(name: str, datasets: Mapping[str, Dataset]) -> str:
-    """Returns the id of a task, or the name of a dataset, by any spelling of it.
+def resolve_alias(name: str, datasets: Mapping[str, Dataset]) -> str:
+    """Returns the id of a task, or the name of a dataset, for any spelling of it.
 
     >>> resolve("paws/labeled_final@Rewrite", catalogue)  # doctest: +SKIP
     'paws/Rewrite'
     """
-    known = spellings(datasets)
+    known = list_spellings(datasets)
     if name in known:
         return known[name]
     dataset, at, prompt = name.partition("@")
@@ -32,16 +32,16 @@ def resolve(name: str, datasets: Mapping[str, Dataset]) -> str:
     found = datasets[known[dataset]]
     if prompt in found.prompts:
         return names.task_id(found.name, prompt)
-    repaired = {_bare(each): each for each in found.prompts}
-    if _bare(prompt) not in repaired:
+    repaired = {_strip_quotes(each): each for each in found.prompts}
+    if _strip_quotes(prompt) not in repaired:
         names.resolve(prompt, found.prompts, kind="prompt", where=f"dataset {found.name!r}")
-    return names.task_id(found.name, repaired[_bare(prompt)])
+    return names.task_id(found.name, repaired[_strip_quotes(prompt)])
 
 
-def spellings(datasets: Mapping[str, Dataset]) -> dict[str, str]:
-    """Returns every name of every dataset with the one that it has here.
+def list_spellings(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """Returns our name of a dataset by each of its names.
 
-    Beside its own name and aliases that is the folder of its templates, where no other dataset shares it.
+    These are its own name, its aliases, and the folder of its templates unless another dataset shares it.
     """
     folders = [dataset.templates for dataset in datasets.values()]
     found = {name: name for name in datasets}
@@ -51,11 +51,14 @@ def spellings(datasets: Mapping[str, Dataset]) -> dict[str, str]:
             others.append(dataset.templates)
         for other in others:
             if found.setdefault(other, dataset.name) != dataset.name:
-                raise UserError(f"{other!r} is a name of {dataset.name!r} and of {found[other]!r}. Drop one.")
+                raise UserError(
+                    f"Expected one dataset of the name {other!r}, got {dataset.name!r} and {found[other]!r}. "
+                    "Fix: drop one of the aliases."
+                )
     return found
 
 
-def _bare(prompt: str) -> str:
-    """Returns a prompt's name with escapes read and without what a spreadsheet puts around it."""
+def _strip_quotes(prompt: str) -> str:
+    """Returns a prompt's name with its escapes decoded, without the quotes that a spreadsheet adds."""
     read = re.sub(r"\\u([0-9a-fA-F]{4})", lambda escape: chr(int(escape[1], 16)), prompt)
     return read.strip(" '\"`")

@@ -12,7 +12,7 @@ from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import aliases
-from elm_jax.tasks.datasets import Dataset, Training, datasets, training
+from elm_jax.tasks.datasets import Dataset, Training, all_datasets, training
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def of_dataset(name: str) -> Budget:
 
 def of_target(spec: TaskSpec) -> Budget:
     """Returns the budget of a generative target's expert; of 16 such prompts ten have one."""
-    targets = {name: dataset for name, dataset in datasets().items() if dataset.group == "targets"}
+    targets = {name: dataset for name, dataset in all_datasets().items() if dataset.group == "targets"}
     trained = [names.task_id(name, prompt) for name, each in targets.items() for prompt in each.experts]
     names.resolve(spec.id, trained, kind="target with an expert", where="the catalogue")
     return of_prompt(spec)
@@ -95,9 +95,9 @@ def _budget(told: Training) -> Budget:
 
 def _dataset(name: str) -> Dataset:
     """Returns a dataset by any spelling of its name."""
-    known = aliases.spellings(datasets())
+    known = aliases.list_spellings(all_datasets())
     if name in known:
-        return datasets()[known[name]]
+        return all_datasets()[known[name]]
     near = names.near_matches(name, known)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(f"A budget for {name!r} is wanted, but the catalogue has no such dataset.{hint}")

@@ -1,6 +1,6 @@
-"""Columns: from a source's row to the row that the templates expect, in plain Python values.
+"""Columns: turns a source's rows into the columns that the templates read, as plain Python values.
 
-The templates were written for the hub's columns of 2022. Where a source has others, an adapter makes them.
+The templates were written for the hub's columns of 2022. If a source has others, an adapter makes these.
 """
 
 import itertools
@@ -11,14 +11,14 @@ import numpy as np
 
 from elm_jax.errors import UserError
 
-Row = Mapping[str, Any]
-Adapter = Callable[[Row, str], dict[str, Any]]
-"""Takes a row and where it stands (for errors), returns the templates' columns."""
+SourceRow = Mapping[str, Any]
+Adapter = Callable[[SourceRow, str], dict[str, Any]]
+"""Takes a row and its place (for errors), and returns the templates' columns."""
 
 UNLABELLED = (-1, "-1", "")
-"""How the published datasets mark a row whose right answer is withheld."""
+"""Labels by which published datasets mark rows whose right answer is withheld."""
 
-# TREC's classes as TFDS and the hub number them. PromptSource has had templates for either.
+# TREC's classes as TFDS and the hub number them; PromptSource has templates for both.
 _TREC = {
     "tfds_coarse": "DESC ENTY ABBR HUM NUM LOC",
     "tfds_fine": "manner cremat animal exp ind gr title def date reason event state desc count other letter "
@@ -35,8 +35,8 @@ _TREC = {
 TREC_CLASSES: Mapping[str, Sequence[str]] = {name: classes.split() for name, classes in _TREC.items()}
 
 
-def plain(value: Any) -> Any:
-    """Returns a value with NumPy's scalars and arrays, bytes and tuples made plain Python, nested ones too.
+def to_plain(value: Any) -> Any:
+    """Returns a value with NumPy's scalars and arrays, bytes and tuples as plain Python, nested ones too.
 
     >>> plain({"text": b"hi", "label": np.int64(3), "choices": np.array([b"a", b"b"], object)})
     {'text': 'hi', 'label': 3, 'choices': ['a', 'b']}
@@ -45,31 +45,34 @@ def plain(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"A text should be UTF-8, but {value[:40]!r} came ({error.reason}).") from error
+            raise UserError(
+                f"Expected UTF-8 text, got {value[:40]!r} ({error.reason}). Fix: correct the source's "
+                "encoding."
+            ) from error
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return to_plain(value.item())
     if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if hasattr(value, "to_list"):  # TensorFlow's ragged arrays
-        return plain(value.to_list())
+        return to_plain(value.to_list())
     return value
 
 
-def unchanged(row: Row, where: str) -> dict[str, Any]:
-    """The adapter of sources that have the templates' columns already."""
+def unchanged(row: SourceRow, where: str) -> dict[str, Any]:
+    """Returns a row that has the templates' columns already."""
     return dict(row)
 
 
-def cosmos_qa_csv(row: Row, where: str) -> dict[str, Any]:
+def cosmos_qa_csv(row: SourceRow, where: str) -> dict[str, Any]:
     """CosmosQA's CSV: its label is a text."""
     return {**row, "label": _whole_number(row, "label", where)}
 
 
-def story_cloze_csv(row: Row, where: str) -> dict[str, Any]:
+def story_cloze_csv(row: SourceRow, where: str) -> dict[str, Any]:
     """Story Cloze's CSV: other names, and the number of the right ending, 1 or 2, is a text."""
     return {
         "story_id": _value(row, "InputStoryid", where),
@@ -80,52 +83,52 @@ def story_cloze_csv(row: Row, where: str) -> dict[str, Any]:
     }
 
 
-def label_from_one(row: Row, where: str) -> dict[str, Any]:
+def label_from_one(row: SourceRow, where: str) -> dict[str, Any]:
     """The CSV files of Zhang et al. (2015): labels are texts and count from 1."""
     return {**row, "label": _whole_number(row, "label", where) - 1}
 
 
-def ag_news_tfds(row: Row, where: str) -> dict[str, Any]:
+def ag_news_tfds(row: SourceRow, where: str) -> dict[str, Any]:
     """TFDS's AG News: the text is in two columns."""
     title, description = (_value(row, name, where) for name in ("title", "description"))
     return {"text": f"{title} {description}", "label": _value(row, "label", where)}
 
 
-def anli_tfds(row: Row, where: str) -> dict[str, Any]:
+def anli_tfds(row: SourceRow, where: str) -> dict[str, Any]:
     """TFDS's ANLI: the premise is called context."""
     return {**row, "premise": _value(row, "context", where)}
 
 
-def winogrande_tfds(row: Row, where: str) -> dict[str, Any]:
+def winogrande_tfds(row: SourceRow, where: str) -> dict[str, Any]:
     """TFDS's Winogrande: the answer, "1" or "2", is a label of 0 or 1."""
     label = _whole_number(row, "label", where)
     return {**row, "answer": "" if label < 0 else str(label + 1)}
 
 
-def hellaswag_tfds(row: Row, where: str) -> dict[str, Any]:
+def hellaswag_tfds(row: SourceRow, where: str) -> dict[str, Any]:
     """TFDS's HellaSwag: the context has another name, its halves are not there, the label is a number."""
     label = _whole_number(row, "label", where)
     return {**row, "ctx": _value(row, "context", where), "label": "" if label < 0 else str(label)}
 
 
-def trec_tfds(row: Row, where: str) -> dict[str, Any]:
+def trec_tfds(row: SourceRow, where: str) -> dict[str, Any]:
     """TFDS's TREC: the classes as the older templates number them, and as the newer ones do."""
     coarse = _trec_class(row, "label-coarse", "tfds_coarse", where)
     return _trec_row(row, coarse, _trec_class(row, "label-fine", "tfds_fine", where), where)
 
 
-def trec_hub(row: Row, where: str) -> dict[str, Any]:
+def trec_hub(row: SourceRow, where: str) -> dict[str, Any]:
     """The hub's TREC: the same, from the newer numbers."""
     coarse, fine = _trec_class(row, "fine_label", "hub_fine", where).split(":")
     return _trec_row(row, coarse, fine, where)
 
 
-def wiki_hop_hub(row: Row, where: str) -> dict[str, Any]:
+def wiki_hop_hub(row: SourceRow, where: str) -> dict[str, Any]:
     """The hub's WikiHop: some copies call the question query, as the original files do."""
     return dict(row) if "question" in row else {**row, "question": _value(row, "query", where)}
 
 
-def bigbench_hub(row: Row, where: str) -> dict[str, Any]:
+def bigbench_hub(row: SourceRow, where: str) -> dict[str, Any]:
     """The hub's BIG-bench, whose texts are the official code's."""
     scores = list(_value(row, "multiple_choice_scores", where))
     return {
@@ -155,8 +158,8 @@ ADAPTERS: Mapping[str, Adapter] = {
 """Adapters by the name that the catalogue gives them."""
 
 
-def adapt(
-    rows: Iterable[Row],
+def adapt_rows(
+    rows: Iterable[SourceRow],
     adapter: str,
     *,
     label: str | None,
@@ -164,36 +167,48 @@ def adapt(
     columns: Sequence[str] = (),
     numbers: Iterable[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns the rows in the templates' columns; refuses them where `label` marks one as unlabelled.
+    """Returns the rows with the templates' columns.
 
-    `label` is the column of the right answer; `file` is how errors call the source, and `numbers` are those
-    of the rows in it, from 0. Of a row's columns the `columns` are kept, and all of them must be there;
-    without any, all are kept.
+    Args:
+        rows: A source's rows.
+        adapter: One of `ADAPTERS`.
+        label: Column of the right answer; None if there is none.
+        file: The source's name in errors.
+        columns: Columns to keep, all of which have to be there; default: all columns.
+        numbers: Numbers of the rows in the source, from 0; default: consecutive.
+
+    Raises:
+        UserError: If a column is missing, or if the label of a row is withheld.
     """
     adapted = []
     for number, row in zip(itertools.count() if numbers is None else numbers, rows, strict=False):
         where = f"{file!r}, row {number + 1}"
-        made = ADAPTERS[adapter](plain(row), where)
+        made = ADAPTERS[adapter](to_plain(row), where)
         if label in made and made[label] in UNLABELLED:
             raise UserError(
-                f"{where}: the right answer is withheld ({label} is {made[label]!r}), so no target can be "
-                "made from this split. Choose a labelled one."
+                f"{where}: expected a label, got {label}={made[label]!r}: the right answers of this split "
+                "are withheld. Fix: choose a labelled split."
             )
         adapted.append({name: _value(made, name, where) for name in columns} if columns else made)
     return adapted
 
 
-def _trec_class(row: Row, column: str, numbering: str, where: str) -> str:
+def _trec_class(row: SourceRow, column: str, numbering: str, where: str) -> str:
     number = _whole_number(row, column, where)
     if not 0 <= number < len(TREC_CLASSES[numbering]):
         most = len(TREC_CLASSES[numbering]) - 1
-        raise UserError(f"{where}: {column} should be a class of TREC, 0 to {most}, but {number} came.")
+        raise UserError(
+            f"{where}: expected a class of TREC, 0 to {most}, as {column}, got {number}. Fix: use TREC's own "
+            "rows."
+        )
     return TREC_CLASSES[numbering][number]
 
 
-def _trec_row(row: Row, coarse: str, fine: str, where: str) -> dict[str, Any]:
+def _trec_row(row: SourceRow, coarse: str, fine: str, where: str) -> dict[str, Any]:
     if f"{coarse}:{fine}" not in TREC_CLASSES["hub_fine"]:
-        raise UserError(f"{where}: TREC has no class {fine!r} within {coarse!r}.")
+        raise UserError(
+            f"{where}: expected a fine class of TREC's {coarse!r}, got {fine!r}. Fix: use TREC's own rows."
+        )
     return {
         "text": _value(row, "text", where),
         "label_coarse": TREC_CLASSES["tfds_coarse"].index(coarse),
@@ -203,15 +218,20 @@ def _trec_row(row: Row, coarse: str, fine: str, where: str) -> dict[str, Any]:
     }
 
 
-def _value(row: Row, column: str, where: str) -> Any:
+def _value(row: SourceRow, column: str, where: str) -> Any:
     if column not in row:
-        raise UserError(f"{where}: column {column!r} is wanted, but these came: {', '.join(map(repr, row))}.")
+        raise UserError(
+            f"{where}: expected column {column!r}, got {', '.join(map(repr, row))}. Fix: rename the column, "
+            "or use another source."
+        )
     return row[column]
 
 
-def _whole_number(row: Row, column: str, where: str) -> int:
+def _whole_number(row: SourceRow, column: str, where: str) -> int:
     value = _value(row, column, where)
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise UserError(f"{where}: {column} should be a whole number, but {value!r} came.") from None
+        raise UserError(
+            f"{where}: expected a whole number as {column}, got {value!r}. Fix: correct the row."
+        ) from None

@@ -55,7 +55,7 @@ class Lengths:
 
 
 def feature_lengths(features: Mapping[str, int] | None = None) -> Lengths | None:
-    """Returns lengths that are given as T5X's TASK_FEATURE_LENGTHS; None if none are given.
+    """Returns lengths given as T5X's TASK_FEATURE_LENGTHS; None if none are given.
 
     Args:
         features: Tokens of "inputs" and of "targets".
@@ -73,12 +73,12 @@ def feature_lengths(features: Mapping[str, int] | None = None) -> Lengths | None
     return Lengths(features["inputs"], features["targets"])
 
 
-def split_of(spec: TaskSpec, source: Source) -> str:
-    """Returns the split of a task that a source names, or else the task's own."""
+def get_split(spec: TaskSpec, source: Source) -> str:
+    """Returns the split of a task that a source names, or else the task's default."""
     return source.splits.get(spec.dataset, spec.split)
 
 
-def rendered_as(source: Source, truncate: int | None, faithful: str | Sequence[str] | None) -> Source:
+def override_rendering(source: Source, truncate: int | None, faithful: str | Sequence[str] | None) -> Source:
     """Returns a source with another limit of characters (0 is none) or other switches, if they are given."""
     source = source if truncate is None else replace(source, truncate=truncate or None)
     named = (faithful,) if isinstance(faithful, str) else faithful

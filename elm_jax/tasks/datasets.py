@@ -1,6 +1,7 @@
-"""Datasets: what the catalogue says of each, and how its experts are trained.
+"""Datasets: the catalogue's record of each dataset, and how its experts are trained.
 
-The catalogue is data, a YAML file a group (`catalogue/*.yaml`); `catalogue/train.yaml` explains the fields.
+The catalogue is data, one YAML file per group (`catalogue/*.yaml`); `catalogue/train.yaml` explains the
+fields.
 """
 
 import dataclasses
@@ -17,24 +18,38 @@ from elm_jax.tasks import columns, files, formats
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 READERS: Mapping[str, files.Reader] = {**files.READERS, **formats.READERS}
-"""Readers of files by the name that the catalogue gives them."""
+"""Readers of files by their names in the catalogue."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One place that a dataset's rows come from."""
+class RowSource:
+    """One place that a dataset's rows come from.
 
-    kind: str  # "tfds", "hub", "function", or how files are read: one of READERS
-    name: str = ""  # of the builder, of the hub's dataset, or of the function
-    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> below the data directory
-    function: Callable[[str], Iterable[Mapping[str, Any]]] | None = None  # takes the split
+    Attributes:
+        kind: "tfds", "hub", "function", or how files are read: one of `READERS`.
+        name: Name of the builder, of the hub's dataset, or of the function.
+        files: Split -> files below the data directory.
+        function: Takes a split and returns its rows.
+        config: Configuration of the builder or of the hub's dataset.
+        revision: Revision of the hub's dataset.
+        header: Columns of CSV files that have no header.
+        adapter: One of `columns.ADAPTERS`.
+        splits: Our name of a split -> the source's.
+        lacks: Columns that the source does not have.
+        manual: What to do first if the rows cannot be downloaded automatically.
+    """
+
+    kind: str
+    name: str = ""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    function: Callable[[str], Iterable[Mapping[str, Any]]] | None = None
     config: str | None = None
     revision: str | None = None
-    header: tuple[str, ...] = ()  # of CSV files that have none
-    adapter: str = "unchanged"  # one of columns.ADAPTERS
-    splits: Mapping[str, str] = field(default_factory=dict)  # our name of a split -> its own
-    lacks: tuple[str, ...] = ()  # columns that it cannot give
-    manual: str = ""  # what to do first where it cannot be fetched by itself
+    header: tuple[str, ...] = ()
+    adapter: str = "unchanged"
+    splits: Mapping[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+    manual: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,84 +66,114 @@ class Training:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset of the catalogue."""
+    """One dataset of the catalogue.
+
+    Attributes:
+        name: Our name of the dataset.
+        group: The group that its tasks are in.
+        family: The paper's category.
+        split: The split that training reads, or evaluation if nothing is trained.
+        splits: Split -> number of rows; None if that is not known beforehand.
+        columns: Columns of a row after its adapter; none are not checked.
+        sources: Where its rows come from, the preferred one first.
+        prompts: Prompt -> metric.
+        evaluate: The split that evaluation reads, if training reads another.
+        templates: Folder of PromptSource's templates.
+        template: `jinja` and `answer_choices` of one template in place of these.
+        inline: Prompt -> `jinja` and `answer_choices` of a template of its own.
+        config: Configuration of the hub's dataset.
+        aliases: Other names of the dataset.
+        label: Column of the right answer; a row without one is an error.
+        training: How the expert of a prompt is trained.
+        exceptions: Prompt -> how its expert is trained, if differently.
+        dataset_expert: How one expert for all prompts is trained.
+        experts: Prompts that have an expert of their own.
+        faithful: Switch of `tasks.original` -> its settings for this dataset.
+    """
 
     name: str
     group: str
     family: str
-    split: str  # what training reads, or evaluation where nothing is trained
-    splits: Mapping[str, int | None]  # rows, None where that is not known beforehand
-    columns: tuple[str, ...]  # of a row after its adapter
-    sources: tuple[Source, ...]
-    prompts: Mapping[str, str]  # prompt -> metric
-    evaluate: str | None = None  # the split that evaluation reads, where training reads another
-    templates: str | None = None  # folder of PromptSource's templates
-    template: Mapping[str, str] | None = None  # jinja and answer_choices of one template instead
-    inline: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # prompt -> the same, of its own
+    split: str
+    splits: Mapping[str, int | None]
+    columns: tuple[str, ...]
+    sources: tuple[RowSource, ...]
+    prompts: Mapping[str, str]
+    evaluate: str | None = None
+    templates: str | None = None
+    template: Mapping[str, str] | None = None
+    inline: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     config: str | None = None
     aliases: tuple[str, ...] = ()
     label: str | None = None
     training: Training | None = None
-    exceptions: Mapping[str, Training] = field(default_factory=dict)  # prompt -> how its expert was trained
+    exceptions: Mapping[str, Training] = field(default_factory=dict)
     dataset_expert: Training | None = None
-    experts: tuple[str, ...] = ()  # prompts with an expert of their own
-    faithful: Mapping[str, Any] = field(default_factory=dict)  # switch -> what it does here
+    experts: tuple[str, ...] = ()
+    faithful: Mapping[str, Any] = field(default_factory=dict)
 
 
 @functools.cache
 def catalogue() -> Mapping[str, Dataset]:
-    """Returns the datasets that come with elm_jax, by name."""
+    """Returns the datasets that come with elm_jax by name; the files are part of the package."""
     found: dict[str, Dataset] = {}
     for file in sorted(CATALOGUE.glob("*.yaml")):
-        found |= read(file)
+        found |= read_catalogue_file(file)
     return found
 
 
-# An expert's id must find its task again wherever it turns up, so a process knows what was defined in it, as
-# SeqIO's registry does.
-_added: dict[str, Dataset] = {}
+# A registry, like SeqIO's: an expert's id has to lead to its task wherever in the process it is used.
+_user_datasets: dict[str, Dataset] = {}
 
 
-def datasets() -> Mapping[str, Dataset]:
-    """Returns all datasets by name: the catalogue's, and those that were added."""
-    return {**catalogue(), **_added}
+def all_datasets() -> Mapping[str, Dataset]:
+    """Returns all datasets by name: the catalogue's and the user's."""
+    return {**catalogue(), **_user_datasets}
 
 
-def add(found: Mapping[str, Dataset]) -> None:
-    """Adds datasets of one's own to this process; one that was added before is replaced.
+def add_user_datasets(datasets: Mapping[str, Dataset]) -> None:
+    """Adds a user's datasets to this process; a dataset of the same name is replaced.
 
-    Raises `UserError` for a name that the catalogue has.
+    Raises:
+        UserError: If the catalogue has a dataset of the name.
     """
-    taken = next((name for name in found if name in catalogue()), None)
-    if taken is not None:
-        raise UserError(f"{taken!r} is a dataset of the catalogue already. Call your own otherwise.")
-    _added.update(found)
+    clash = next((name for name in datasets if name in catalogue()), None)
+    if clash is not None:
+        raise UserError(f"Expected a new dataset, got {clash!r} of the catalogue. Fix: rename yours.")
+    _user_datasets.update(datasets)
 
 
-def added() -> Mapping[str, Dataset]:
-    """Returns the datasets that were added."""
-    return dict(_added)
+def user_datasets() -> Mapping[str, Dataset]:
+    """Returns the user's datasets by name."""
+    return dict(_user_datasets)
 
 
-def read(file: storage.PathLike) -> dict[str, Dataset]:
-    """Reads the datasets of one YAML file; whatever is wrong with it is a `UserError` that says where."""
+def read_catalogue_file(file: storage.PathLike) -> dict[str, Dataset]:
+    """Reads the datasets of one YAML file; errors name the file and the dataset."""
     try:
         content = storage.path(file).read_bytes()
     except OSError as error:
-        raise UserError(f"A catalogue is wanted at {str(file)!r}, but {error.strerror or error}.") from error
-    return parse(read_yaml(str(file), content), str(file))
+        raise UserError(
+            f"Expected a catalogue at {str(file)!r}, got {error.strerror or error}. Fix: correct the path."
+        ) from error
+    return parse_datasets(read_yaml(str(file), content), str(file))
 
 
-def parse(tree: Any, file: str) -> dict[str, Dataset]:
-    """Returns the datasets that the content of a YAML file says; `file` is for errors."""
+def parse_datasets(tree: Any, file: str) -> dict[str, Dataset]:
+    """Returns the datasets of a YAML file's content; `file` names it in errors."""
     if not (isinstance(tree, dict) and isinstance(tree.get("datasets"), dict) and "group" in tree):
-        raise UserError(f"{file!r} should hold a `group` and a mapping named `datasets`.")
+        raise UserError(
+            f"Expected {file!r} to hold a `group` and a mapping `datasets`, got others. Fix: add both."
+        )
     found = {}
     for name, entry in tree["datasets"].items():
         try:
-            found[name] = _dataset(name, tree["group"], tree.get("defaults") or {}, entry, file)
+            found[name] = _parse_dataset(name, tree["group"], tree.get("defaults") or {}, entry, file)
         except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{file!r}, dataset {name!r}: a field has a wrong form ({error}).") from error
+            raise UserError(
+                f"{file!r}, dataset {name!r}: expected fields as in the catalogue, got {error}. Fix: correct "
+                "the field."
+            ) from error
     return found
 
 
@@ -136,79 +181,93 @@ def training(dataset: Dataset, prompt: str) -> Training:
     """Returns how the expert of one prompt is trained."""
     found = dataset.exceptions.get(prompt, dataset.training)
     if found is None:
-        raise UserError(f"A budget for {dataset.name!r} is wanted, but its dataset has no `training`.")
+        raise UserError(
+            f"Expected a dataset with a budget of training, got {dataset.name!r}, which has none. Fix: give "
+            "a budget."
+        )
     return found
 
 
-def _dataset(
+def _parse_dataset(
     name: str, group: str, defaults: Mapping[str, Any], entry: Mapping[str, Any], file: str
 ) -> Dataset:
     where = f"{file!r}, dataset {name!r}"
     fields = {**defaults, **entry}
     metric = fields.pop("metric", "accuracy")
     prompts = fields.get("prompts") or {}
-    base = defaults.get("training")
-    trained = {**base, **(entry.get("training") or {})} if base else entry.get("training")
+    default_training = defaults.get("training")
+    training_fields = entry.get("training")
+    if default_training:
+        training_fields = {**default_training, **(training_fields or {})}
     exceptions = {
-        prompt: _record(Training, {**(trained or {}), **other}, where)
+        prompt: _build_record(Training, {**(training_fields or {}), **other}, where)
         for prompt, other in (fields.get("exceptions") or {}).items()
     }
     expert = fields.get("dataset_expert")
+    if expert:
+        expert = {**(training_fields or {}), **expert}
+    if not isinstance(prompts, Mapping):
+        prompts = dict.fromkeys(_as_texts(prompts), metric)
     fields |= {
         "name": name,
         "group": group,
-        "prompts": dict(prompts) if isinstance(prompts, Mapping) else dict.fromkeys(_texts(prompts), metric),
+        "prompts": dict(prompts),
         "sources": tuple(
-            _source(source, fields.get("config"), where) for source in fields.get("sources") or ()
+            _parse_source(source, fields.get("config"), where) for source in fields.get("sources") or ()
         ),
-        "columns": _texts(fields.get("columns")),
-        "aliases": _texts(fields.get("aliases")),
-        "training": _record(Training, trained, where) if trained else None,
+        "columns": _as_texts(fields.get("columns")),
+        "aliases": _as_texts(fields.get("aliases")),
+        "training": _build_record(Training, training_fields, where) if training_fields else None,
         "exceptions": exceptions,
-        "dataset_expert": _record(Training, {**(trained or {}), **expert}, where) if expert else None,
+        "dataset_expert": _build_record(Training, expert, where) if expert else None,
     }
     if "splits" in fields:
         fields["splits"] = dict(fields["splits"])
     if "template" not in fields and "inline" not in fields:
         fields.setdefault("templates", name)
-    fields["experts"] = _texts(fields.get("experts", list(fields["prompts"]) if trained else None))
-    return _record(Dataset, fields, where)
+    fields["experts"] = _as_texts(fields.get("experts", list(fields["prompts"]) if training_fields else None))
+    return _build_record(Dataset, fields, where)
 
 
-def _source(entry: Mapping[str, Any], config: str | None, where: str) -> Source:
+def _parse_source(entry: Mapping[str, Any], config: str | None, where: str) -> RowSource:
     kinds = [*READERS, "tfds", "hub", "function"]
     kind = next((key for key in entry if key in kinds), None)
     if kind is None:
-        raise UserError(f"{where}: a source should be one of {', '.join(kinds)}, but {dict(entry)!r} came.")
+        raise UserError(
+            f"{where}: expected a source of a kind among {', '.join(kinds)}, got {dict(entry)!r}. Fix: name "
+            "one."
+        )
     fields = {"kind": kind, **{key: value for key, value in entry.items() if key != kind}}
     if kind in READERS:
-        of = entry[kind].items()
-        fields["files"] = {split: _texts(places) for split, places in of}
+        fields["files"] = {split: _as_texts(paths) for split, paths in entry[kind].items()}
     else:
         fields["name"] = entry[kind]
     if kind == "hub":
         fields.setdefault("config", config)
     for name in ("header", "lacks"):
-        fields[name] = _texts(fields.get(name))
-    source = _record(Source, fields, where)
+        fields[name] = _as_texts(fields.get(name))
+    source = _build_record(RowSource, fields, where)
     names.resolve(source.adapter, columns.ADAPTERS, kind="adapter", where=where)
     return source
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    """Returns a list of texts that may have been left out, or be one text."""
+def _as_texts(value: Any) -> tuple[str, ...]:
+    """Returns a list of texts from one that may be missing or a single text."""
     texts: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(value or ())
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"texts are wanted, but {value!r} came")
+        raise TypeError(f"{value!r} in the place of texts")
     return texts
 
 
-def _record(kind: type, fields: Mapping[str, Any], where: str) -> Any:
+def _build_record(kind: type, fields: Mapping[str, Any], where: str) -> Any:
     known = dataclasses.fields(kind)
     for name in fields:
         names.resolve(name, [each.name for each in known], kind="field", where=where)
     required = [each.name for each in known if each.default is each.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in fields]
     if missing:
-        raise UserError(f"{where}: {', '.join(missing)} should be given for a {kind.__name__.lower()}.")
+        raise UserError(
+            f"{where}: expected {', '.join(missing)} of a {kind.__name__.lower()}, got none. Fix: add the "
+            "fields."
+        )
     return kind(**fields)

@@ -1,12 +1,12 @@
 """The embedded suite: eighteen tiny datasets in six families of skill, made by code from a seed.
 
-It is a suite for seeing the method work from end to end in two minutes on a CPU: a base trained from scratch
-on `statements`, one expert per (training dataset, prompt), and unseen datasets whose wording is new but whose
-skill some expert has. Its wordings were settled while watching experts transfer to the unseen tasks, so that
-so small a model can learn it: an accuracy here shows that the path works, not how good the method is, and
-says nothing about the numbers of the paper, whose tasks and models are others.
+It shows the method at work from end to end in two minutes on a CPU: a base trained from scratch on
+`make_statements`, one expert per (training dataset, prompt), and unseen datasets whose wording is new but
+whose skill some expert has. Its wordings were chosen while watching experts transfer to the unseen tasks, so
+that so small a model can learn it: an accuracy here shows that the code works, not how good the method is,
+and says nothing about the paper's numbers, whose tasks and models are others.
 
-Every prompt sets the subject of its fact apart in quotation marks, which is what a tiny model goes by.
+Every prompt puts the subject of its fact in quotation marks, by which a tiny model finds it.
 """
 
 import itertools
@@ -26,22 +26,33 @@ from elm_jax.tasks import mini_words as words
 PROMPTS_DIR = Path(__file__).parent / "mini_prompts"
 """Holds `<dataset>/templates.yaml`, in PromptSource's format, for every dataset of the suite."""
 
-# Both divide by 2, 3 and 4, so that the right choice stands in every position equally often.
+# Both are multiples of 2, 3 and 4, so that the right choice is in every position equally often.
 SPLITS = {"train": 288, "validation": 96}
 
 
 @dataclass(frozen=True)
 class MiniDataset:
-    """How the rows of one dataset are made: its facts, told in as many settings as there are carriers."""
+    """How the rows of one dataset are made: its facts, each with several values of the other columns.
+
+    Attributes:
+        name: Name of the dataset.
+        family: The skill that it needs.
+        unseen: Whether it is for evaluation only.
+        subject: Column of a fact's subject.
+        facts: The facts.
+        carriers: Columns without information, and their words.
+        choices: Choices of a row.
+        answers: The choices, if they are the same in every row; the prompts then name them.
+    """
 
     name: str
     family: str
     unseen: bool
-    subject: str  # the column that holds a fact's subject
+    subject: str
     facts: words.Facts
-    carriers: tuple[tuple[str, tuple[str, ...]], ...]  # columns that carry no information, and their words
-    choices: int  # how many a row shows; the prompts name them where `answers` is given
-    answers: tuple[str, ...] = ()  # the same choices in every row
+    carriers: tuple[tuple[str, tuple[str, ...]], ...]
+    choices: int
+    answers: tuple[str, ...] = ()
 
 
 _NAME = ("name", words.NAMES)
@@ -135,16 +146,20 @@ def task_specs() -> list[TaskSpec]:
     ]
 
 
-def rows(dataset: str, split: str, *, seed: int) -> list[dict[str, Any]]:
+def make_rows(dataset: str, split: str, *, seed: int) -> list[dict[str, Any]]:
     """Returns the rows of a split: `row_id`, the columns, and `label`, the index of the right choice.
 
-    The two splits of a seed share no (fact, carriers) pair. Within a split every fact comes equally often
-    (give or take one), and so does every position of the right choice. An unknown name raises `UserError`.
+    The two splits of a seed share no (fact, carriers) pair. Within a split every fact occurs equally often
+    (give or take one), and so does every position of the right choice.
+
+    Raises:
+        UserError: If the dataset or the split is unknown.
     """
     made = DATASETS[names.resolve(dataset, DATASETS, kind="dataset", where="the embedded suite")]
     if split not in SPLITS:
         raise UserError(
-            f"The embedded suite has the splits {' and '.join(SPLITS)}, but {split!r} was asked for."
+            f"Expected a split of the embedded suite, {' or '.join(SPLITS)}, got {split!r}. Fix: name one of "
+            "them."
         )
     rng = Random(f"{seed}/{dataset}/{split}")
     start = 0 if split == "train" else SPLITS["train"]
@@ -159,10 +174,10 @@ def rows(dataset: str, split: str, *, seed: int) -> list[dict[str, Any]]:
     return [{"row_id": f"{split}-{index:03d}", **row} for index, row in enumerate(found)]
 
 
-def statements(seed: int) -> list[str]:
+def make_statements(seed: int) -> list[str]:
     """Returns the plain sentences that teach a base the facts and the words, in an order drawn from the seed.
 
-    Facts of unseen tasks are among them, as a language model knows them too; the wording of prompts is not.
+    They have the facts of unseen tasks, as a language model knows such facts, but not the wording of prompts.
     """
     rng = Random(f"{seed}/statements")
     told = [

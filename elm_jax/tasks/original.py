@@ -1,7 +1,7 @@
-"""The original's ways: switches to what the code of Jang et al. 2023 did with data, all off by default.
+"""The original: switches that treat data as the code of Jang et al. 2023 did, all off by default.
 
 empty_renderings  keep rows that render to an empty input or target, or that the template does not apply to
-first_rows        take the first rows of the datasets that it took the first rows of, not a permutation's
+first_rows        take the first rows, not a permutation's, of the datasets of which it took the first
 dbpedia_labels    shift DBpedia's classes by one, because its files count from 1 and its templates from 0
 homonyms          read the subtask homonyms of conceptual_combinations twice
 swapped_bleu      swap predictions and targets in BLEU
@@ -19,7 +19,7 @@ SWAPPED_BLEU = "swapped_bleu"
 SWITCHES = (*ROW_SWITCHES, SWAPPED_BLEU)
 
 
-def parse_switches(asked: str | Sequence[str]) -> frozenset[str]:
+def parse_switches(switches: str | Sequence[str]) -> frozenset[str]:
     """Returns the switches that are on, given one name, several, or "all".
 
     Raises:
@@ -28,16 +28,16 @@ def parse_switches(asked: str | Sequence[str]) -> frozenset[str]:
     >>> sorted(parse_switches(["homonyms", "swapped_bleu"]))
     ['homonyms', 'swapped_bleu']
     """
-    asked = (asked,) if isinstance(asked, str) else asked
-    for name in asked:
+    given = (switches,) if isinstance(switches, str) else switches
+    for name in given:
         names.resolve(name, (*SWITCHES, "all"), kind="switch", where="elm_jax.tasks.original")
-    return frozenset(SWITCHES if "all" in asked else asked)
+    return frozenset(SWITCHES if "all" in given else given)
 
 
-def row_switches(asked: str | Sequence[str]) -> tuple[str, ...]:
+def row_switches(switches: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the switches that are on and change rows, in their fixed order."""
-    switches = parse_switches(asked)
-    return tuple(name for name in ROW_SWITCHES if name in switches)
+    enabled = parse_switches(switches)
+    return tuple(name for name in ROW_SWITCHES if name in enabled)
 
 
 def shift_classes(

@@ -4,8 +4,8 @@ from typing import Any
 
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import columns, mini, original, sources, subsets
-from elm_jax.tasks.data_source import Source, split_of
-from elm_jax.tasks.datasets import datasets, training
+from elm_jax.tasks.data_source import Source, get_split
+from elm_jax.tasks.datasets import all_datasets, training
 from elm_jax.tasks.specs import is_embedded
 
 
@@ -19,22 +19,22 @@ def load_rows(spec: TaskSpec, source: Source) -> list[dict[str, Any]]:
     Raises:
         UserError: If no source of the dataset is available, or if a file or a column is missing.
     """
-    split, limit = split_of(spec, source), source.limit
+    split, limit = get_split(spec, source), source.limit
     if is_embedded(spec):
-        return mini.rows(spec.dataset, split, seed=source.seed)[:limit]
-    dataset = datasets()[spec.dataset]
+        return mini.make_rows(spec.dataset, split, seed=source.seed)[:limit]
+    dataset = all_datasets()[spec.dataset]
     switches = original.parse_switches(source.faithful)
     settings = {name: value for name, value in dataset.faithful.items() if name in switches}
     opened = sources.open_split(
-        dataset, split, source.data_dir, prompt=spec.prompt, again=settings.get("homonyms")
+        dataset, split, source.data_dir, prompt=spec.prompt, repeated_file=settings.get("homonyms")
     )
     if limit is None and dataset.training and split == dataset.split:
         limit = training(dataset, spec.prompt).rows
     if limit is None or "first_rows" in settings:
-        numbers = subsets.first(opened.count, opened.count if limit is None else limit)
+        numbers = subsets.first_rows(opened.count, opened.count if limit is None else limit)
     else:
-        numbers = subsets.shuffled(opened.count, limit, seed=source.seed)
-    adapted = columns.adapt(
+        numbers = subsets.shuffled_rows(opened.count, limit, seed=source.seed)
+    adapted = columns.adapt_rows(
         opened.take(numbers),
         opened.source.adapter,
         label=dataset.label,
@@ -45,7 +45,7 @@ def load_rows(spec: TaskSpec, source: Source) -> list[dict[str, Any]]:
     numbered = zip(numbers, adapted, strict=True)
     if "dbpedia_labels" in settings:
         numbered = original.shift_classes(numbered, settings["dbpedia_labels"])
-    # Rows of files that differ by prompt are other rows for every prompt.
+    # Files that differ by prompt have other rows for every prompt.
     by_prompt = any("{prompt}" in file for files in opened.source.files.values() for file in files)
     name = f"{dataset.name}/{spec.prompt}/{split}" if by_prompt else f"{dataset.name}/{split}"
     return [{**row, "row_id": f"{name}/{number}"} for number, row in numbered]

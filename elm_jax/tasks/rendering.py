@@ -9,10 +9,10 @@ from elm_jax.prompting.render import Renderings, render
 from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import original
-from elm_jax.tasks.data_source import Source, split_of
+from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.raw_rows import load_rows
-from elm_jax.tasks.specs import spec_of
-from elm_jax.tasks.task_templates import template_for, truncation
+from elm_jax.tasks.specs import get_spec
+from elm_jax.tasks.task_templates import find_template, get_truncate_length
 
 
 def examples(task: TaskSpec | str, split: str | None = None, *, source: Source | None = None) -> Renderings:
@@ -29,10 +29,10 @@ def examples(task: TaskSpec | str, split: str | None = None, *, source: Source |
     Raises:
         UserError: If a directory, file or column is missing, or if no row renders at all.
     """
-    spec, source = spec_of(task), source or Source()
+    spec, source = get_spec(task), source or Source()
     if split is not None:
         source = replace(source, splits={**source.splits, spec.dataset: split})
-    template = template_for(spec, source.templates_dir)
+    template = find_template(spec, source.templates_dir)
     return render_rows(spec, load_rows(spec, source), template, source)
 
 
@@ -45,11 +45,11 @@ def render_rows(
         UserError: If no row renders.
     """
     keep_empty = "empty_renderings" in original.parse_switches(source.faithful)
-    renderings = render(rows, template, truncate=truncation(spec, source), keep_empty=keep_empty)
+    renderings = render(rows, template, truncate=get_truncate_length(spec, source), keep_empty=keep_empty)
     if not renderings.examples:
-        split = split_of(spec, source)
+        split = get_split(spec, source)
         raise UserError(
             f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(rows):,} "
-            f"rows of the {split} split. Fix: choose another, or look at the template with `elm tasks show`."
+            f"rows of the {split} split. Fix: choose another split, or see `elm tasks show`."
         )
     return renderings

@@ -1,7 +1,7 @@
-"""SeqIO's metrics: of the scores of choices, and of the answers that a model writes, for its Evaluator.
+"""Metrics for SeqIO's Evaluator: of the scores of choices, and of generated answers.
 
-They are percentages, as T5's are, and take and give what T5's functions of the same purpose do. Those of
-written answers are `reporting.written`'s.
+They are percentages and have the signatures of T5's functions of the same purpose. Metrics of generated
+answers are those of `reporting.written`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
 
 def rank_postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
-    """Returns what `rank_accuracy` needs of a target: (row, choice), is it correct, its weight and tokens."""
+    """Returns what `rank_accuracy` needs of a target: (row, choice), whether correct, weight and tokens."""
     if not is_target or example is None:
         return output
     return (
@@ -31,28 +31,38 @@ def rank_postprocess(output: Any, example: Mapping[str, Any] | None = None, is_t
 def rank_accuracy(targets: Sequence[Any], scores: Any, *, per_token: bool = False) -> dict[str, float]:
     """Returns the share of rows, in percent, whose best-scored choice is correct: rank classification.
 
-    `targets` are what `rank_postprocess` gives, a choice each, in any order; rows may have different numbers
-    of choices. A tie goes to the first choice. A row counts by its first choice's weight. `scores` are log
-    likelihoods, and with `per_token` they are divided by the number of the choice's tokens.
+    Rows may have different numbers of choices. A tie goes to the first choice, and a row counts by its first
+    choice's weight.
+
+    Args:
+        targets: Results of `rank_postprocess`, one per choice, in any order.
+        scores: Log-likelihoods of the choices, or a tuple whose first entry they are.
+        per_token: Whether scores are divided by the number of the choice's tokens.
+
+    Raises:
+        UserError: If the numbers of targets and of scores differ.
     """
-    if isinstance(scores, tuple):  # scores, and whatever else the model told
+    if isinstance(scores, tuple):
         scores = scores[0]
     if len(targets) != len(scores):
-        raise UserError(f"A score is wanted for each of {len(targets)} choices, but {len(scores)} came.")
-    of_row: dict[int, list[tuple[int, float, bool, float]]] = {}
+        raise UserError(
+            f"Expected a score of each of {len(targets)} choices, got {len(scores)}. Fix: score every target "
+            "once."
+        )
+    choices_by_row: dict[int, list[tuple[int, float, bool, float]]] = {}
     for ((row, choice), correct, weight, tokens), score in zip(targets, scores, strict=True):
         value = float(score) / max(tokens, 1) if per_token else float(score)
-        of_row.setdefault(row, []).append((choice, value, correct, weight))
+        choices_by_row.setdefault(row, []).append((choice, value, correct, weight))
     right = total = 0.0
-    for choices in of_row.values():
+    for choices in choices_by_row.values():
         choices.sort(key=lambda entry: entry[0])
-        best = max(choices, key=lambda entry: entry[1])  # of equals the first
+        best = max(choices, key=lambda entry: entry[1])  # of equal scores the first
         right += choices[0][3] * best[2]
         total += choices[0][3]
     return {"accuracy": 100 * right / total if total else 0.0}
 
 
-WRITTEN: Mapping[str, Metric] = {
+METRICS: Mapping[str, Metric] = {
     "accuracy": exact_match,
     "exact_match": exact_match,
     "rouge_1": rouge,
@@ -61,15 +71,16 @@ WRITTEN: Mapping[str, Metric] = {
     "bleu": bleu,
     "squad_em": squad,
     "squad_f1": squad,
-    "bert_score": rouge,  # BERTScore is computed by another network, which SeqIO's users have to bring
+    "bert_score": rouge,  # BERTScore needs another network, which SeqIO's users have to provide
 }
-"""A task's metric, as the catalogue calls it -> what is computed of the answers that a model writes."""
+"""The catalogue's name of a metric -> the function that computes it of generated answers."""
 
 
-def written(metric: str, task: str) -> Metric:
-    """Returns what judges the written answers of a task whose metric the catalogue calls so.
+def get_metric(metric: str, task: str) -> Metric:
+    """Returns the function that computes a task's metric of generated answers.
 
-    An unknown one raises `UserError`, which names the task.
+    Raises:
+        UserError: If there is no such metric; the message names the task.
     """
-    where = f"elm_jax.tasks.seqio_metrics, which {task!r} asks for it"
-    return WRITTEN[names.resolve(metric, WRITTEN, kind="metric", where=where)]
+    where = f"elm_jax.tasks.seqio_metrics, for {task!r}"
+    return METRICS[names.resolve(metric, METRICS, kind="metric", where=where)]

@@ -1,10 +1,9 @@
-"""SeqIO tasks: every task in SeqIO's registry, for its Evaluator, its mixtures and T5X.
+"""SeqIO tasks: puts tasks into SeqIO's registry, for its Evaluator, its mixtures and T5X.
 
-`register_tasks` alone fills the registry; SeqIO and TensorFlow are imported when it is called. It reads no
-data: a task's rows are rendered, by the function that all of elm_jax renders with, when SeqIO asks for them,
-and are handed over as tensors, so that the state of an iterator can be saved.
+SeqIO and TensorFlow are imported only when `register_tasks` is called. It reads no data: a task's rows are
+rendered when SeqIO reads them, and returned as tensors, so that the state of an iterator can be saved.
 
-A module of one's own that T5X's gin files import is two lines:
+A user's module for T5X's gin files needs two lines:
 
     import elm_jax
     elm_jax.register_tasks(vocabulary="spiece.model", data_dir="data", templates_dir="templates")
@@ -25,25 +24,32 @@ from elm_jax.prompting.templates import Template
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import mini, rendering, specs, task_templates
 from elm_jax.tasks.data_source import Source
-from elm_jax.tasks.datasets import datasets, training
-from elm_jax.tasks.seqio_metrics import rank_accuracy, rank_postprocess, written
+from elm_jax.tasks.datasets import all_datasets, training
+from elm_jax.tasks.seqio_metrics import get_metric, rank_accuracy, rank_postprocess
 from elm_jax.tokenizers import sentencepiece
 
 SCORE_EVAL = "_score_eval"
-"""What the name of a task for rank classification ends with."""
+"""Suffix of the names of tasks for rank classification."""
 MULTITASK = "elm_multitask"
-CAP = 500_000
-"""T0's: a dataset with more rows counts as if it had so many, shared between its prompts."""
+MAX_MIXED_ROWS = 500_000
+"""T0's limit: a dataset with more rows counts as if it had so many, shared between its prompts."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What `register_tasks` put into SeqIO's registry, by our names."""
+    """SeqIO's names of what `register_tasks` registered.
 
-    tasks: Mapping[str, str]  # task id -> SeqIO's task to train on
-    ranked: Mapping[str, str]  # task id -> SeqIO's task for rank classification, where it has choices
-    mixtures: Mapping[str, str]  # dataset -> mixture of its tasks: what a dataset expert is trained on
-    multitask: str | None  # mixture of all tasks of the groups to train on
+    Attributes:
+        tasks: Task id -> SeqIO's task to train on.
+        ranked: Task id -> SeqIO's task for rank classification, for tasks with answer choices.
+        mixtures: Dataset -> mixture of its tasks, which a dataset expert is trained on.
+        multitask: Mixture of all tasks of the groups to train on; None if there are none.
+    """
+
+    tasks: Mapping[str, str]
+    ranked: Mapping[str, str]
+    mixtures: Mapping[str, str]
+    multitask: str | None
 
 
 def register_tasks(
@@ -56,17 +62,17 @@ def register_tasks(
     templates_dir: storage.PathLike | None = None,
     multitask: Collection[str] = ("train",),
 ) -> Registered:
-    """Registers tasks and their mixtures with SeqIO; what has these names already is replaced.
+    """Registers tasks and their mixtures with SeqIO; those of the same names are replaced.
 
-    Each task is a `seqio.Task` to train on, whose metric (`seqio_metrics.WRITTEN`) judges written answers;
-    one with answer choices has a twin for rank classification, with `_score_eval` after its name. Each
-    dataset is a mixture under its own name, of equal rates, and so are its twins; the tasks of the
-    `multitask` groups are one mixture by the rates of T0 (Sanh et al. 2022). No row is read before SeqIO asks
-    for it.
+    Each task is a `seqio.Task` to train on, with the metric of generated answers (`seqio_metrics.METRICS`). A
+    task with answer choices has a second one for rank classification, whose name ends with `_score_eval`.
+    Each dataset is a mixture of equal rates under its own name, once of either kind of task. The tasks of the
+    `multitask` groups are one mixture with the rates of T0 (Sanh et al. 2022). No row is read before SeqIO
+    reads it.
 
     Args:
         tasks: Specs or ids; default: all known tasks.
-        vocabulary: One of SeqIO's, or the file of a SentencePiece model.
+        vocabulary: A vocabulary of SeqIO's, or the file of a SentencePiece model.
         extra_ids: Sentinels on top of a SentencePiece model.
         source: Where rows and templates come from, how many rows are taken, and whether inputs end with
             end-of-sequence (default: they do).
@@ -75,10 +81,11 @@ def register_tasks(
         multitask: Groups of the mixture of all tasks.
 
     Returns:
-        What was registered, by our names.
+        SeqIO's names of what was registered.
 
     Raises:
-        UserError: If a task or a metric does not exist, or if the model's file is missing.
+        UserError: If a task or a metric does not exist, if the model's file is missing, or if two tasks would
+            have one name.
     """
     import seqio
 
@@ -88,7 +95,9 @@ def register_tasks(
     )
     if not isinstance(vocabulary, seqio.Vocabulary):
         if not storage.path(vocabulary).is_file():
-            raise UserError(f"A SentencePiece model is wanted at {str(vocabulary)!r}, but no file is there.")
+            raise UserError(
+                f"Expected a SentencePiece model at {str(vocabulary)!r}, got no file. Fix: correct the path."
+            )
         vocabulary = seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=extra_ids)
     pipeline: dict[str, Any] = {
         "output_features": {
@@ -101,74 +110,79 @@ def register_tasks(
             seqio.preprocessors.append_eos_after_trim,
         ],
     }
-    found = specs.task_specs() if tasks is None else [specs.spec_of(task) for task in tasks]
-    called = seqio_names(found)
-    ranked = {task: called[task] + SCORE_EVAL for task in _with_choices(found, source.templates_dir)}
-    metrics = {spec.id: [written(spec.metric, spec.id)] for spec in found}
-    for spec in found:
-        splits = list(_sizes(spec))
-        read = functools.partial(_read, spec=spec, source=source)
-        texts = functools.partial(read, columns=_texts)
-        read_source: Any = seqio.FunctionDataSource(texts, splits, _taken(spec, source.limit))
-        seqio.TaskRegistry.remove(called[spec.id])
-        seqio.TaskRegistry.add(called[spec.id], read_source, metric_fns=metrics[spec.id], **pipeline)
+    chosen = specs.task_specs() if tasks is None else [specs.get_spec(task) for task in tasks]
+    task_names = make_seqio_names(chosen)
+    ranked_ids = _find_ranked_tasks(chosen, source.templates_dir)
+    ranked = {task: task_names[task] + SCORE_EVAL for task in ranked_ids}
+    metrics = {spec.id: [get_metric(spec.metric, spec.id)] for spec in chosen}
+    for spec in chosen:
+        splits = list(_count_split_rows(spec))
+        read = functools.partial(_load_dataset, spec=spec, source=source)
+        texts = functools.partial(read, columns=_build_text_columns)
+        read_source: Any = seqio.FunctionDataSource(texts, splits, _count_used_rows(spec, source.limit))
+        seqio.TaskRegistry.remove(task_names[spec.id])
+        seqio.TaskRegistry.add(task_names[spec.id], read_source, metric_fns=metrics[spec.id], **pipeline)
         if spec.id in ranked:
-            read_source = seqio.FunctionDataSource(functools.partial(read, columns=_choices), splits)
+            choices = functools.partial(read, columns=_build_choice_columns)
+            read_source = seqio.FunctionDataSource(choices, splits)
             judged: dict[str, Any] = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
             seqio.TaskRegistry.remove(ranked[spec.id])
             seqio.TaskRegistry.add(ranked[spec.id], read_source, **judged, **pipeline)
     mixtures: dict[str, list[tuple[str, float]]] = {}
-    for spec in found:
-        mixtures.setdefault(spec.dataset, []).append((called[spec.id], 1.0))
+    for spec in chosen:
+        mixtures.setdefault(spec.dataset, []).append((task_names[spec.id], 1.0))
         if spec.id in ranked:
             mixtures.setdefault(spec.dataset + SCORE_EVAL, []).append((ranked[spec.id], 1.0))
         if spec.group in multitask:
-            rate = t0_rate(_sizes(spec).get(spec.split), _prompts(spec))
-            mixtures.setdefault(MULTITASK, []).append((called[spec.id], rate))
+            rate = compute_t0_rate(_count_split_rows(spec).get(spec.split), _count_prompts(spec))
+            mixtures.setdefault(MULTITASK, []).append((task_names[spec.id], rate))
     for name, rates in mixtures.items():
         seqio.MixtureRegistry.remove(name)
         seqio.MixtureRegistry.add(name, rates)
-    of_dataset = {spec.dataset: spec.dataset for spec in found}
-    return Registered(called, ranked, of_dataset, MULTITASK if MULTITASK in mixtures else None)
+    dataset_mixtures = {spec.dataset: spec.dataset for spec in chosen}
+    return Registered(task_names, ranked, dataset_mixtures, MULTITASK if MULTITASK in mixtures else None)
 
 
-def seqio_names(wanted: Sequence[TaskSpec]) -> dict[str, str]:
-    """Returns what SeqIO calls each task: as T0 and P3 do, by the folder of its templates and its prompt.
+def make_seqio_names(tasks: Sequence[TaskSpec]) -> dict[str, str]:
+    """Returns SeqIO's names of tasks by id: as in T0 and P3, the folder of the templates and the prompt.
 
-    ANLI's three rounds share a folder and have their name at the end, as there.
+    ANLI's three rounds share a folder; their names are at the end, as in T0 and P3.
 
     >>> seqio_names([specs.find_task("anli_r1/must be true")])
     {'anli_r1/must be true': 'anli_must_be_true_r1'}
     """
-    known = datasets()
-    shared = Counter(dataset.templates for dataset in known.values())
+    known = all_datasets()
+    folders = Counter(dataset.templates for dataset in known.values())
     found = {}
-    for spec in wanted:
+    for spec in tasks:
         folder = known[spec.dataset].templates if spec.dataset in known else None
         if folder is None:
             name = f"{spec.dataset}_{spec.prompt}"
-        elif shared[folder] == 1:
+        elif folders[folder] == 1:
             name = f"{folder}_{spec.prompt}"
         else:
             name = f"{folder}_{spec.prompt}_{spec.dataset.removeprefix(folder + '_')}"
         found[spec.id] = re.sub(r"[^\w\d\._]+", "_", name)
-    twice = [name for name, count in Counter(found.values()).items() if count > 1]
-    if twice:
-        clash = [task for task, name in found.items() if name == twice[0]]
-        raise UserError(f"SeqIO would call {' and '.join(map(repr, clash))} both {twice[0]!r}. Rename one.")
+    repeated = [name for name, count in Counter(found.values()).items() if count > 1]
+    if repeated:
+        clash = [task for task, name in found.items() if name == repeated[0]]
+        raise UserError(
+            f"Expected one task per SeqIO name, got {' and '.join(map(repr, clash))} for {repeated[0]!r}. "
+            "Fix: rename one."
+        )
     return found
 
 
-def t0_rate(rows: int | None, prompts: int) -> float:
-    """Returns the rate at which T0 mixes one prompt of a dataset; one of unknown size counts as large.
+def compute_t0_rate(rows: int | None, prompts: int) -> float:
+    """Returns T0's mixing rate of one prompt of a dataset; a dataset of unknown size counts as large.
 
     >>> [t0_rate(400_000, 10), t0_rate(600_000, 10)]
     [400000.0, 50000.0]
     """
-    return float(rows) if rows is not None and rows <= CAP else CAP / prompts
+    return float(rows) if rows is not None and rows <= MAX_MIXED_ROWS else MAX_MIXED_ROWS / prompts
 
 
-def _read(
+def _load_dataset(
     split: str,
     shuffle_files: bool,
     seed: int | None = None,
@@ -177,11 +191,11 @@ def _read(
     source: Source,
     columns: Callable[[TaskSpec, Sequence[PromptedExample]], dict[str, Any]],
 ) -> Any:
-    """What SeqIO calls for the rows of a split, once the rest is bound."""
+    """Returns the rows of a split as SeqIO reads them; `functools.partial` binds the rest."""
     import tensorflow as tf
 
     found = columns(spec, rendering.examples(spec, split, source=source).examples)
-    if shuffle_files and seed is not None:  # without a seed a restart would not find its place again
+    if shuffle_files and seed is not None:  # without a seed a restart could not resume
         order = np.random.default_rng(seed).permutation(len(found["row_id"]))
         found = {name: [values[at] for at in order.tolist()] for name, values in found.items()}
     tensors: Any = {name: np.array(values, _DTYPES.get(name, object)) for name, values in found.items()}
@@ -191,8 +205,8 @@ def _read(
 _DTYPES = {"idx": np.int32, "is_correct": np.bool_, "weight": np.float32}
 
 
-def _texts(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, Any]:
-    """One row an example."""
+def _build_text_columns(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, Any]:
+    """Returns columns with one row per example."""
     return {
         "inputs": [example.input for example in examples],
         "targets": [example.target for example in examples],
@@ -200,14 +214,14 @@ def _texts(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, Any
     }
 
 
-def _choices(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, Any]:
-    """One row a choice of an example."""
+def _build_choice_columns(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, Any]:
+    """Returns columns with one row per answer choice of an example."""
     for example in examples:
         if example.label is None:
             lack = "a target outside its choices" if example.choices else "no answer choices"
             raise UserError(
-                f"Rank classification of {spec.id!r} wants answer choices with the right one among them, but "
-                f"row {example.row_id!r} has {lack}."
+                f"Expected answer choices with the target among them in every row of {spec.id!r}, got row "
+                f"{example.row_id!r} with {lack}. Fix: use the task without {SCORE_EVAL}."
             )
     pairs = [
         (number, choice, example)
@@ -224,39 +238,39 @@ def _choices(spec: TaskSpec, examples: Sequence[PromptedExample]) -> dict[str, A
     }
 
 
-def _with_choices(wanted: Sequence[TaskSpec], templates_dir: storage.PathLike | None) -> list[str]:
-    """Returns the tasks that have answer choices: as their templates say, or their metric without these."""
-    read: dict[str, Mapping[str, Template]] = {}  # a folder's templates at once: to parse them takes time
+def _find_ranked_tasks(tasks: Sequence[TaskSpec], templates_dir: storage.PathLike | None) -> list[str]:
+    """Returns the ids of tasks with answer choices, by their templates, or by their metrics without these."""
+    read: dict[str, Mapping[str, Template]] = {}  # parsing a folder's templates takes time
     found = []
-    for spec in wanted:
+    for spec in tasks:
         if not templates_dir and not task_templates.has_template(spec):
             ranked = spec.metric == "accuracy"
         else:
             if spec.dataset not in read:
-                read[spec.dataset] = task_templates.templates_of(spec, templates_dir)
+                read[spec.dataset] = task_templates.load_dataset_templates(spec, templates_dir)
             ranked = read[spec.dataset][spec.prompt].answer_choices is not None
         found += [spec.id] if ranked else []
     return found
 
 
-def _sizes(spec: TaskSpec) -> dict[str, int | None]:
-    """Returns how many rows each split of a task has; None where that is not known beforehand."""
-    known = datasets().get(spec.dataset)
+def _count_split_rows(spec: TaskSpec) -> dict[str, int | None]:
+    """Returns the number of rows of each split of a task; None if it is not known beforehand."""
+    known = all_datasets().get(spec.dataset)
     return dict(known.splits if known else mini.SPLITS)
 
 
-def _taken(spec: TaskSpec, rows: int | None) -> dict[str, int]:
-    """Returns how many rows are taken of each split whose size is known."""
-    known, taken = datasets().get(spec.dataset), {}
-    for split, count in _sizes(spec).items():
-        most = rows
+def _count_used_rows(spec: TaskSpec, limit: int | None) -> dict[str, int]:
+    """Returns how many rows are used of each split whose size is known."""
+    known, used = all_datasets().get(spec.dataset), {}
+    for split, count in _count_split_rows(spec).items():
+        most = limit
         if most is None and known and known.training and split == known.split:
             most = training(known, spec.prompt).rows
         if count is not None:
-            taken[split] = count if most is None else min(count, most)
-    return taken
+            used[split] = count if most is None else min(count, most)
+    return used
 
 
-def _prompts(spec: TaskSpec) -> int:
-    known = datasets().get(spec.dataset)
+def _count_prompts(spec: TaskSpec) -> int:
+    known = all_datasets().get(spec.dataset)
     return len(known.prompts) if known else sum(spec.dataset == each.dataset for each in mini.task_specs())

@@ -1,8 +1,8 @@
-"""Sources: one split of a dataset, opened wherever its rows are at hand.
+"""Sources: opens one split of a dataset wherever its rows are available.
 
-There is one interface for them all: `open_split` says how many rows there are and takes those whose numbers
-are asked for. Files are read below the data directory, TFDS and the hub through their own libraries, which
-are imported here and only when one of their datasets is opened.
+`open_split` returns the number of rows and a function that reads rows by their numbers, for every kind of
+source. Files are read below the data directory; TFDS and the hub are read through their own libraries, which
+are imported only when one of their datasets is opened.
 """
 
 import functools
@@ -19,18 +19,26 @@ from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
+from elm_jax.names import lower_first
 from elm_jax.tasks import files
-from elm_jax.tasks.datasets import READERS, Dataset, Source
+from elm_jax.tasks.datasets import READERS, Dataset, RowSource
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A split whose rows can be taken."""
+class OpenSplit:
+    """A split whose rows can be read.
 
-    source: Source
-    origin: str  # how errors and reports call it: a file, a builder, a dataset of the hub
-    count: int  # rows
-    take: Callable[[Sequence[int]], Sequence[Mapping[str, Any]]]  # numbers from 0 -> rows in that order
+    Attributes:
+        source: The source that it was opened at.
+        origin: Its name in errors and reports: a file, a builder, or a dataset of the hub.
+        count: Number of rows.
+        take: Returns the rows of some numbers, from 0, in the order of the numbers.
+    """
+
+    source: RowSource
+    origin: str
+    count: int
+    take: Callable[[Sequence[int]], Sequence[Mapping[str, Any]]]
 
 
 def open_split(
@@ -39,36 +47,46 @@ def open_split(
     data_dir: storage.PathLike | None = None,
     *,
     prompt: str = "",
-    again: str | None = None,
-) -> Opened:
-    """Opens a split at the source that `choose` finds.
+    repeated_file: str | None = None,
+) -> OpenSplit:
+    """Opens a split at the source that `choose_source` finds.
 
-    `prompt` stands in the names of files that differ by prompt. The file `again` is read once more after the
-    others. Raises `UserError` where nothing is at hand and nothing can be fetched, saying what to do; where
-    the split is unknown; and where what is there cannot be read.
+    Args:
+        dataset: The dataset.
+        split: Our name of the split.
+        data_dir: Directory of datasets.
+        prompt: The prompt, for files that differ by prompt.
+        repeated_file: A file that is read once more after the others.
+
+    Raises:
+        UserError: If no source is available, if the split is unknown, or if a file cannot be read.
     """
     split = names.resolve(split, dataset.splits, kind="split", where=f"dataset {dataset.name!r}")
-    source = choose(dataset, data_dir)
-    theirs = source.splits.get(split, split)
-    if again is not None and not source.files:
+    source = choose_source(dataset, data_dir)
+    source_split = source.splits.get(split, split)
+    if repeated_file is not None and not source.files:
         raise UserError(
-            f"{again!r} cannot be read twice: the rows of {dataset.name!r} come from {source.name}."
+            f"Expected files of {dataset.name!r}, of which {repeated_file!r} is read twice, got rows of "
+            f"{source.name}. Fix: place the files in the data directory."
         )
     if source.kind == "tfds":
-        return _open_tfds(source, theirs, data_dir)
+        return _open_tfds(source, source_split, data_dir)
     if source.kind == "hub":
-        return _open_hub(dataset, source, theirs)
+        return _open_hub(dataset, source, source_split)
     if source.kind == "function":
-        return _open_function(source, theirs)
-    assert data_dir is not None  # or else `choose` would have found none of the files
-    return _open_files(dataset, source, split, storage.path(data_dir), prompt, again)
+        return _open_function(source, source_split)
+    assert data_dir is not None  # `choose_source` finds no files without it
+    return _open_files(dataset, source, split, storage.path(data_dir), prompt, repeated_file)
 
 
-def choose(dataset: Dataset, data_dir: storage.PathLike | None = None) -> Source:
-    """Returns the first source whose rows are at hand; where none is, the first that can be fetched.
+def choose_source(dataset: Dataset, data_dir: storage.PathLike | None = None) -> RowSource:
+    """Returns the first source whose rows are available locally, or else the first that can be downloaded.
 
-    At hand is a dataset with a file of any split below the data directory, one that TFDS has prepared there
-    or in its own directory, and a function.
+    Available locally are files (of any split) below the data directory, what TFDS has prepared there or in
+    its own directory, and functions.
+
+    Raises:
+        UserError: If there is none.
     """
     remedy = _remedy(dataset)
     root = None
@@ -77,19 +95,25 @@ def choose(dataset: Dataset, data_dir: storage.PathLike | None = None) -> Source
     for source in dataset.sources:
         if (
             source.kind == "function"
-            or prepared_at(source, root)
-            or (root and _placed(dataset, source, root))
+            or find_tfds_directory(source, root)
+            or (root and _has_files(dataset, source, root))
         ):
             return source
     for source in dataset.sources:
         if source.kind == "hub" or (source.kind == "tfds" and not source.manual):
             return source
     if root is None:
-        raise UserError(f"Rows of {dataset.name!r} are wanted, but no data directory was given. {remedy}")
-    raise UserError(f"Rows of {dataset.name!r} are wanted in {str(root)!r}, but no file is there. {remedy}")
+        raise UserError(
+            f"Expected a data directory with the rows of {dataset.name!r}, got none. Fix: "
+            f"{lower_first(remedy)}"
+        )
+    raise UserError(
+        f"Expected rows of {dataset.name!r} in {str(root)!r}, got no file. Fix: {lower_first(remedy)}"
+    )
 
 
 def _remedy(dataset: Dataset) -> str:
+    """Returns how to make the rows of a dataset available."""
     for source in dataset.sources:
         if source.manual:
             return source.manual.strip()
@@ -100,7 +124,7 @@ def _remedy(dataset: Dataset) -> str:
     return "Give the directory where its files or TFDS's are, or none."
 
 
-def _placed(dataset: Dataset, source: Source, root: epath.Path) -> bool:
+def _has_files(dataset: Dataset, source: RowSource, root: epath.Path) -> bool:
     prompts = list(dataset.prompts)
     return any(
         (root / file.replace("{prompt}", prompt)).is_file()
@@ -111,38 +135,38 @@ def _placed(dataset: Dataset, source: Source, root: epath.Path) -> bool:
 
 
 def _open_files(
-    dataset: Dataset, source: Source, split: str, root: epath.Path, prompt: str, again: str | None
-) -> Opened:
-    def places(of: str) -> list[epath.Path]:
-        return [root / file.replace("{prompt}", prompt) for file in source.files.get(of, ())]
+    dataset: Dataset, source: RowSource, split: str, root: epath.Path, prompt: str, repeated_file: str | None
+) -> OpenSplit:
+    def paths_of(name: str) -> list[epath.Path]:
+        return [root / file.replace("{prompt}", prompt) for file in source.files.get(name, ())]
 
-    wanted = places(split) + ([root / again] if again else [])
-    missing = next((place for place in wanted if not place.is_file()), None)
-    if missing or not wanted:
-        there = [of for of in source.files if all(place.is_file() for place in places(of))]
-        have = f"The splits there are: {', '.join(there)}." if there else _remedy(dataset)
+    paths = paths_of(split) + ([root / repeated_file] if repeated_file else [])
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing or not paths:
+        complete = [name for name in source.files if all(path.is_file() for path in paths_of(name))]
+        fix = f"use one of the splits {', '.join(complete)}." if complete else lower_first(_remedy(dataset))
         place = f"at {str(missing)!r}" if missing else "as a file"
-        raise UserError(
-            f"The {split} split of {dataset.name!r} is wanted {place}, but no file is there. {have}"
+        raise UserError(f"Expected the {split} split of {dataset.name!r} {place}, got no file. Fix: {fix}")
+    origin = " and ".join(map(str, paths))
+    if source.kind == "parquet" and len(paths) == 1:  # the only kind that need not be read whole
+        table = files.open_parquet(paths[0])
+        return OpenSplit(
+            source, origin, table.num_rows, lambda numbers: files.take_rows(table, numbers, paths[0])
         )
-    origin = " and ".join(map(str, wanted))
-    if source.kind == "parquet" and len(wanted) == 1:  # the one kind that need not be read whole
-        table = files.open_parquet(wanted[0])
-        return Opened(source, origin, table.num_rows, lambda numbers: files.take(table, numbers, wanted[0]))
-    found = tuple((place, storage.file_fingerprint(place)) for place in wanted)
-    return _in_memory(source, origin, _read(source.kind, source.header, found))
+    versions = tuple((path, storage.file_fingerprint(path)) for path in paths)
+    return _open_in_memory(source, origin, _read_files(source.kind, source.header, versions))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(
-    kind: str, header: tuple[str, ...], found: tuple[tuple[epath.Path, str], ...]
+def _read_files(
+    kind: str, header: tuple[str, ...], versions: tuple[tuple[epath.Path, str], ...]
 ) -> Sequence[Mapping[str, Any]]:
-    """Returns the rows of files, with fingerprints; every prompt of a dataset asks for the same ones."""
+    """Returns the rows of files, given with their fingerprints; a dataset's prompts read the same files."""
     reader = functools.partial(files.read_csv, header=header) if header else READERS[kind]
-    return [row for place, _ in found for row in reader(place)]
+    return [row for path, _ in versions for row in reader(path)]
 
 
-def _open_function(source: Source, split: str) -> Opened:
+def _open_function(source: RowSource, split: str) -> OpenSplit:
     function = source.function
     if function is None:
         module, _, name = source.name.partition(":")
@@ -150,75 +174,77 @@ def _open_function(source: Source, split: str) -> Opened:
             function = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"A function that gives rows is wanted as package.module:name, but {source.name!r} is none "
-                f"({error})."
+                f"Expected a function that returns rows, as package.module:name, got {source.name!r} "
+                f"({error}). Fix: correct the name."
             ) from error
     name = source.name or function.__name__
     rows: list[Any] = list(function(split))
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise UserError(
-            f"The function {name!r} should give rows of {split!r}, mappings by column, but did not."
+            f"Expected the function {name!r} to return rows of {split!r}, mappings by column, got none or "
+            "other values. Fix: correct the function."
         )
-    return _in_memory(source, f"{name}({split!r})", rows)
+    return _open_in_memory(source, f"{name}({split!r})", rows)
 
 
-def _in_memory(source: Source, origin: str, rows: Sequence[Mapping[str, Any]]) -> Opened:
-    return Opened(source, origin, len(rows), lambda numbers: [rows[number] for number in numbers])
+def _open_in_memory(source: RowSource, origin: str, rows: Sequence[Mapping[str, Any]]) -> OpenSplit:
+    return OpenSplit(source, origin, len(rows), lambda numbers: [rows[number] for number in numbers])
 
 
-def _open_hub(dataset: Dataset, source: Source, split: str) -> Opened:
-    own = f" Or: {_remedy(dataset)}" if any(other.files or other.manual for other in dataset.sources) else ""
+def _open_hub(dataset: Dataset, source: RowSource, split: str) -> OpenSplit:
+    has_files = any(other.files or other.manual for other in dataset.sources)
+    alternative = f" Or: {_remedy(dataset)}" if has_files else ""
     try:
         hub = importlib.import_module("datasets")
     except ImportError:
         raise UserError(
-            f"{source.name!r} is read from the Hugging Face hub with the package `datasets`, which is not "
-            f"installed. Install the extra: pip install 'elm_jax[hub]'.{own}"
+            f"Expected the package `datasets` to read {source.name!r} from the Hugging Face hub, got none "
+            f"installed. Fix: pip install 'elm_jax[hub]'.{alternative}"
         ) from None
     origin = "/".join(["hub:" + source.name, *([source.config] if source.config else []), split])
     try:
         rows = hub.load_dataset(source.name, source.config, split=split, revision=source.revision)
     except Exception as error:  # whatever its network, files and scripts may raise
         raise UserError(
-            f"{origin!r} could not be loaded from the hub ({_reason(error)}). Where the hub is out of reach, "
-            f"load it once elsewhere and bring its cache along.{own}"
+            f"Expected to load {origin!r} from the hub, got {_reason(error)}. Fix: if the hub cannot be "
+            f"reached, load it once elsewhere and copy the cache.{alternative}"
         ) from error
-    return Opened(source, origin, len(rows), lambda numbers: list(rows.select(numbers)))
+    return OpenSplit(source, origin, len(rows), lambda numbers: list(rows.select(numbers)))
 
 
-def prepared_at(source: Source, root: epath.Path | None) -> epath.Path | None:
-    """Returns where TFDS has prepared a dataset, if it has."""
+def find_tfds_directory(source: RowSource, root: epath.Path | None) -> epath.Path | None:
+    """Returns the directory of a dataset that TFDS has prepared; None if there is none."""
     if source.kind != "tfds":
         return None
-    own = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
-    for directory in [*([root] if root else []), storage.path(own)]:
-        place = directory / source.name.replace(":", "/")
-        if (place / "dataset_info.json").exists():
-            return place
+    default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
+    for directory in [*([root] if root else []), storage.path(default)]:
+        path = directory / source.name.replace(":", "/")
+        if (path / "dataset_info.json").exists():
+            return path
     return None
 
 
-def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) -> Opened:
+def _open_tfds(source: RowSource, split: str, data_dir: storage.PathLike | None) -> OpenSplit:
     import tensorflow_datasets as tfds
 
     root = storage.path(data_dir) if data_dir is not None else None
     try:
-        place = prepared_at(source, root)
-        if place is not None:
-            builder = tfds.builder_from_directory(place)
+        directory = find_tfds_directory(source, root)
+        if directory is not None:
+            builder = tfds.builder_from_directory(directory)
         else:
             builder = tfds.builder(source.name, data_dir=root)
-            _refuse_unreachable(builder.url_infos or ())
+            _require_reachable(builder.url_infos or ())
             builder.download_and_prepare()
         splits = builder.info.splits
     except Exception as error:  # whatever its downloads, parsers and files may raise
         raise UserError(
-            f"TFDS could not make {source.name!r} ready ({_reason(error)}). Where its servers are out of "
-            "reach, prepare it elsewhere (`tfds build`) and give its data directory."
+            f"Expected TFDS to prepare {source.name!r}, got {_reason(error)}. Fix: if its servers cannot be "
+            "reached, prepare it elsewhere (`tfds build`) and give its data directory."
         ) from error
-    whole = split.partition("[")[0]  # "train[:-300]" is a part of train
-    names.resolve(whole, splits, kind="split", where=f"TFDS's {source.name!r}")
-    return Opened(
+    base_split = split.partition("[")[0]  # "train[:-300]" is a part of train
+    names.resolve(base_split, splits, kind="split", where=f"TFDS's {source.name!r}")
+    return OpenSplit(
         source,
         f"tfds:{source.name}/{split}",
         splits[split].num_examples,
@@ -226,10 +252,10 @@ def _open_tfds(source: Source, split: str, data_dir: storage.PathLike | None) ->
     )
 
 
-def _refuse_unreachable(urls: Iterable[str]) -> None:
-    """Raises if no server's name is known here; TFDS itself would ask for them for more than three minutes.
+def _require_reachable(urls: Iterable[str]) -> None:
+    """Raises if no server's name resolves; TFDS itself would try for more than three minutes.
 
-    One that is not known says nothing: the addresses are those of all of a builder's datasets.
+    One name that does not resolve means nothing: the addresses are those of all of a builder's datasets.
     """
     hosts = sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls} - {""})
     if not urllib.request.getproxies() and hosts and not any(map(_resolves, hosts)):
@@ -251,15 +277,15 @@ def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> list[Mapping
         return [rows[number] for number in numbers]
     except NotImplementedError:  # files of a format that is read from the front
         pass
-    places = {number: place for place, number in enumerate(numbers)}
-    taken: list[Mapping[str, Any]] = [{}] * len(places)
-    # One shard after the other, so that a row's number is its place in the files.
+    positions = {number: position for position, number in enumerate(numbers)}
+    selected: list[Mapping[str, Any]] = [{}] * len(positions)
+    # One shard after the other, so that a row's number is its position in the files.
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
     dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
-    for number, row in enumerate(tfds.as_numpy(dataset.take(max(places, default=-1) + 1))):
-        if number in places:
-            taken[places[number]] = row
-    return taken
+    for number, row in enumerate(tfds.as_numpy(dataset.take(max(positions, default=-1) + 1))):
+        if number in positions:
+            selected[positions[number]] = row
+    return selected
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Specs: every task by name, one a (dataset, prompt) pair.
+"""Specs: every known task by name.
 
-The paper's tasks are data (`tasks.datasets`). Those of the embedded suite (groups `mini-…`) are made by
-`tasks.mini`.
+A task is one (dataset, prompt) pair. The paper's tasks are data (`tasks.datasets`); those of the embedded
+suite (groups `mini-…`) are code (`tasks.mini`).
 """
 
 import contextlib
@@ -10,14 +10,18 @@ from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import aliases, mini
-from elm_jax.tasks.datasets import datasets
+from elm_jax.tasks.datasets import all_datasets
 
 
 def task_specs(group: str | None = None) -> list[TaskSpec]:
-    """Returns the specs of all tasks, one a (dataset, prompt) pair, or those of one group.
+    """Returns the specs of all known tasks, or of one group.
 
-    Groups are the paper's ("train", "unseen", "bigbench", …), one's own, and "mini", the embedded suite, or
-    either half of it ("mini-train", "mini-unseen"). Raises a UserError for a `group` that does not exist.
+    Args:
+        group: One of the paper's groups ("train", "unseen", "bigbench", …), a user's group, "mini" for the
+            embedded suite, or "mini-train" or "mini-unseen" for half of it; default: all.
+
+    Raises:
+        UserError: If there is no such group.
     """
     specs = [
         TaskSpec(
@@ -31,48 +35,52 @@ def task_specs(group: str | None = None) -> list[TaskSpec]:
             family=dataset.family,
             metric=metric,
         )
-        for dataset in datasets().values()
+        for dataset in all_datasets().values()
         for prompt, metric in dataset.prompts.items()
     ]
     specs += mini.task_specs()
     if group is None:
         return specs
-    groups = dict.fromkeys(name for spec in specs for name in (group_of(spec), spec.group))
+    groups = dict.fromkeys(name for spec in specs for name in (get_listed_group(spec), spec.group))
     names.resolve(group, groups, kind="group", where="the catalogue")
-    return [spec for spec in specs if group in (group_of(spec), spec.group)]
+    return [spec for spec in specs if group in (get_listed_group(spec), spec.group)]
 
 
-def group_of(spec: TaskSpec) -> str:
-    """Returns the group that a task is listed under: that of the embedded suite is one for all of it."""
+def get_listed_group(spec: TaskSpec) -> str:
+    """Returns the group that a task is listed under: "mini" for the whole embedded suite."""
     return "mini" if is_embedded(spec) else spec.group
 
 
 def find_task(name: str) -> TaskSpec:
-    """Returns the spec of the task whose id `name` is, `dataset/prompt`, or which the original spells so.
+    """Returns the spec of a task.
 
-    Raises a UserError that tells the nearest names where there is none.
+    Args:
+        name: The task's id, `dataset/prompt`, or its name in the paper's released files.
+
+    Raises:
+        UserError: If there is no such task; the message has the nearest names.
     """
     known = {spec.id: spec for spec in task_specs()}
     if name not in known:
         with contextlib.suppress(UserError):  # the error below knows of the embedded tasks too
-            name = resolve_original(name)
+            name = resolve_original_name(name)
     return known[names.resolve(name, known, kind="task", where="the catalogue")]
 
 
-def spec_of(task: TaskSpec | str) -> TaskSpec:
-    """Returns a task's spec, which may be what was given or found by its id."""
+def get_spec(task: TaskSpec | str) -> TaskSpec:
+    """Returns the spec of a task that is given as a spec or an id."""
     return find_task(task) if isinstance(task, str) else task
 
 
-def resolve_original(name: str) -> str:
-    """Returns the id of a task, or the name of a dataset, as the paper's released files may spell it.
+def resolve_original_name(name: str) -> str:
+    """Returns the id of a task, or the name of a dataset, for its name in the paper's released files.
 
     >>> resolve_original("glue/mrpc@want to know")
     'glue_mrpc/want to know'
     """
-    return aliases.resolve(name, datasets())
+    return aliases.resolve_alias(name, all_datasets())
 
 
 def is_embedded(spec: TaskSpec) -> bool:
-    """Says whether a task is of the embedded suite."""
+    """Returns whether a task is of the embedded suite."""
     return spec.group.startswith("mini")

@@ -1,11 +1,11 @@
 """Tokenizers as Hugging Face's hub has them: `tokenizer.json`, a SentencePiece model, or ByT5's bytes.
 
-    tokenizer.json                              all that transformers 5 saves
-    spiece.model                                T5's pieces; the sentinels come on top
+    tokenizer.json                              the whole tokenizer, as transformers 5 saves it
+    spiece.model                                T5's SentencePiece model; the sentinels come on top
     tokenizer_config.json, added_tokens.json    added tokens, special tokens, the number of sentinels
 
-The `tokenizers` package does the work, as it does in transformers, so that ids are the same. Texts are
-decoded without their special tokens.
+The `tokenizers` package does the work, as it does in transformers, so the ids are the same. Texts are decoded
+without their special tokens.
 """
 
 import json
@@ -17,33 +17,33 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.tokenizers.sentencepiece import EXTRA_IDS, PAD, Vocabulary
+from elm_jax.tokenizers.sentencepiece import EXTRA_IDS, PAD, Tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as FastTokenizer
 
 JSON, CONFIG, ADDED, SPECIAL = (
     *("tokenizer.json", "tokenizer_config.json"),
     *("added_tokens.json", "special_tokens_map.json"),
 )
 MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-BYTES = "ByT5Tokenizer"
-BYTES_EXTRA_IDS = 125  # ByT5's sentinels, where no file says otherwise
+BYTE_TOKENIZER = "ByT5Tokenizer"
+BYTE_EXTRA_IDS = 125  # ByT5's sentinels, where no file says otherwise
 _FIRST_BYTE = 3  # after padding, end and unknown
 _SENTINEL = "<extra_id_{}>"
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SPECIAL_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Types of a piece, and of a model, in SentencePiece's format.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _UNIGRAM = 1
 
 
 @dataclass(frozen=True)
-class Codec:
-    """A tokenizer of the `tokenizers` package, in the form that `Vocabulary` wants."""
+class HuggingFaceCodec:
+    """A tokenizer of the `tokenizers` package, as `Tokenizer` uses it."""
 
-    tokenizer: "Tokenizer"
-    eos: int
-    of_bytes: bool = False
+    tokenizer: "FastTokenizer"
+    eos: int  # id
+    is_byte_level: bool = False
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of many texts, without the end-of-sequence that the tokenizer puts at their end."""
@@ -56,7 +56,7 @@ class Codec:
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids, special tokens left out."""
-        if not self.of_bytes:
+        if not self.is_byte_level:
             return self.tokenizer.decode(ids)
         added = self.tokenizer.get_added_tokens_decoder()
         content = b""
@@ -68,35 +68,35 @@ class Codec:
         return content.decode(errors="ignore")
 
 
-def is_there(directory: epath.Path) -> bool:
-    """Says whether a directory has a tokenizer that `load` reads."""
-    return any((directory / name).exists() for name in (JSON, *MODELS)) or _is_of_bytes(directory)
+def has_tokenizer(directory: epath.Path) -> bool:
+    """Returns whether a directory has a tokenizer that `load` reads."""
+    return any((directory / name).exists() for name in (JSON, *MODELS)) or _is_byte_tokenizer(directory)
 
 
-def load(where: storage.PathLike) -> Vocabulary:
-    """Returns the tokenizer of a directory, or of a `tokenizer.json` and what lies beside it.
+def load(where: storage.PathLike) -> Tokenizer:
+    """Returns the tokenizer of a directory, or of a `tokenizer.json` and the files beside it.
 
     Args:
-        where: A directory as the hub has them, or the path of its `tokenizer.json`.
+        where: A directory laid out as the hub's, or its `tokenizer.json`.
 
     Returns:
-        The vocabulary. Its size counts every id up to the highest that the tokenizer gives.
+        The tokenizer. Its size counts every id up to the highest that it gives.
 
     Raises:
-        UserError: If there is no tokenizer, one that does not parse, or one whose id 0 is no padding.
+        UserError: If there is no tokenizer, if it does not parse, or if its id 0 is not padding.
     """
-    named = storage.path(where)
-    directory = named.parent if named.suffix == ".json" and not named.is_dir() else named
-    beside = {**_object(directory / SPECIAL), **_object(directory / CONFIG)}
-    of_bytes = False
+    path = storage.path(where)
+    directory = path.parent if path.suffix == ".json" and not path.is_dir() else path
+    config = {**_read_object(directory / SPECIAL), **_read_object(directory / CONFIG)}
+    is_byte_level = False
     model = next((directory / name for name in MODELS if (directory / name).exists()), None)
     if (directory / JSON).exists():
-        tokenizer = _parsed(directory / JSON)
+        tokenizer = _parse(directory / JSON)
     elif model is not None:
-        tokenizer = _of_sentencepiece(model, beside)
-    elif _is_of_bytes(directory):
-        of_bytes = True
-        tokenizer = _of_bytes(beside)
+        tokenizer = _convert_sentencepiece(model, config)
+    elif _is_byte_tokenizer(directory):
+        is_byte_level = True
+        tokenizer = _make_byte_tokenizer(config)
     else:
         raise UserError(
             f"Expected a tokenizer in {str(directory)!r}, as {JSON} or {', '.join(MODELS)}, got none. Fix: "
@@ -104,34 +104,36 @@ def load(where: storage.PathLike) -> Vocabulary:
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    _add_tokens(tokenizer, directory, beside)
-    eos = _id_of(tokenizer, beside, "eos_token", "</s>")
+    _add_tokens(tokenizer, directory, config)
+    eos = tokenizer.token_to_id(_token_text(config.get("eos_token")) or "</s>")
     if eos is None:
         raise UserError(
             f"Expected the tokenizer in {str(directory)!r} to have an end-of-sequence token, got none. Fix: "
             f"name it as eos_token in {CONFIG}."
         )
-    _require_padding(tokenizer, beside, directory)
+    _require_padding(tokenizer, config, directory)
     pieces = tokenizer.get_vocab(with_added_tokens=True)
-    return Vocabulary(
+    return Tokenizer(
         size=max(pieces.values()) + 1,
         extra_ids=sum(1 for number in range(len(pieces)) if _SENTINEL.format(number) in pieces),
         eos=eos,
-        fingerprint=storage.fingerprint({"tokenizer": tokenizer.to_str(), "eos": eos, "bytes": of_bytes}),
-        codec=Codec(tokenizer, eos, of_bytes),
+        fingerprint=storage.fingerprint(
+            {"tokenizer": tokenizer.to_str(), "eos": eos, "bytes": is_byte_level}
+        ),
+        codec=HuggingFaceCodec(tokenizer, eos, is_byte_level),
     )
 
 
-def _is_of_bytes(directory: epath.Path) -> bool:
+def _is_byte_tokenizer(directory: epath.Path) -> bool:
     files = (CONFIG, "config.json", "hf_config.json")
-    return any(_object(directory / name).get("tokenizer_class") == BYTES for name in files)
+    return any(_read_object(directory / name).get("tokenizer_class") == BYTE_TOKENIZER for name in files)
 
 
-def _parsed(file: epath.Path) -> "Tokenizer":
-    from tokenizers import Tokenizer
+def _parse(file: epath.Path) -> "FastTokenizer":
+    from tokenizers import Tokenizer as FastTokenizer
 
     try:
-        return Tokenizer.from_str(file.read_text())
+        return FastTokenizer.from_str(file.read_text())
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
             f"Expected {str(file)!r} to be a tokenizer, got one that does not parse ({error!s:.150}). Fix: "
@@ -139,10 +141,11 @@ def _parsed(file: epath.Path) -> "Tokenizer":
         ) from None
 
 
-def _of_sentencepiece(file: epath.Path, beside: Mapping[str, Any]) -> "Tokenizer":
+def _convert_sentencepiece(file: epath.Path, config: Mapping[str, Any]) -> "FastTokenizer":
     """Returns the tokenizer that transformers makes of T5's SentencePiece model."""
     from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as FastTokenizer
 
     proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -156,9 +159,9 @@ def _of_sentencepiece(file: epath.Path, beside: Mapping[str, Any]) -> "Tokenizer
             f"{JSON}."
         ) from None
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    sentinels = _sentinels(beside, {piece for piece, _ in pieces})
+    sentinels = _sentinel_pieces(config, {piece for piece, _ in pieces})
     pieces += [(piece, 0.0) for piece in sentinels]
-    tokenizer = Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
+    tokenizer = FastTokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
     if proto.normalizer_spec.precompiled_charsmap:
         tokenizer.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
     spaces: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
@@ -174,7 +177,7 @@ def _of_sentencepiece(file: epath.Path, beside: Mapping[str, Any]) -> "Tokenizer
         ]
     )
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in sentinels])
-    eos = _text(beside.get("eos_token")) or "</s>"
+    eos = _token_text(config.get("eos_token")) or "</s>"
     ends = tokenizer.token_to_id(eos)
     if ends is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -183,33 +186,34 @@ def _of_sentencepiece(file: epath.Path, beside: Mapping[str, Any]) -> "Tokenizer
     return tokenizer
 
 
-def _sentinels(beside: Mapping[str, Any], pieces: set[str]) -> list[str]:
+def _sentinel_pieces(config: Mapping[str, Any], pieces: set[str]) -> list[str]:
     """Returns the sentinels that stand on top of a model's pieces, the lowest id first."""
     have = {"<extra_id_0>", "▁<extra_id_0>"} & pieces
-    count = beside.get("extra_ids", 0 if have else EXTRA_IDS)
+    count = config.get("extra_ids", 0 if have else EXTRA_IDS)
     return [_SENTINEL.format(number) for number in reversed(range(count))]
 
 
-def _of_bytes(beside: Mapping[str, Any]) -> "Tokenizer":
+def _make_byte_tokenizer(config: Mapping[str, Any]) -> "FastTokenizer":
     """Returns ByT5's tokenizer, which has no model: a byte's id is its value plus 3."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, models, pre_tokenizers
+    from tokenizers import Tokenizer as FastTokenizer
 
     special = ("<pad>", "</s>", "<unk>")
     vocabulary = {piece: number for number, piece in enumerate(special)}
-    vocabulary |= {letter: _FIRST_BYTE + byte for byte, letter in enumerate(_letters_of_bytes())}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    vocabulary |= {letter: _FIRST_BYTE + byte for byte, letter in enumerate(_byte_level_letters())}
+    tokenizer = FastTokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     stripped: dict[str, Any] = {"lstrip": True, "rstrip": True, "normalized": False, "special": True}
     tokenizer.add_special_tokens([AddedToken(piece, **stripped) for piece in special])
-    if not beside.get("added_tokens_decoder"):
-        sentinels = [_SENTINEL.format(number) for number in range(beside.get("extra_ids") or BYTES_EXTRA_IDS)]
+    if not config.get("added_tokens_decoder"):
+        sentinels = [_SENTINEL.format(number) for number in range(config.get("extra_ids") or BYTE_EXTRA_IDS)]
         tokenizer.add_special_tokens(
             [AddedToken(piece, normalized=False, special=True) for piece in sentinels]
         )
     return tokenizer
 
 
-def _letters_of_bytes() -> Iterator[str]:
+def _byte_level_letters() -> Iterator[str]:
     """Yields the character that byte-level tokenizers write for each byte: itself, or one past 255."""
     shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
     next_free = 256
@@ -221,79 +225,76 @@ def _letters_of_bytes() -> Iterator[str]:
             next_free += 1
 
 
-def _add_tokens(tokenizer: "Tokenizer", directory: epath.Path, beside: Mapping[str, Any]) -> None:
-    """Adds the tokens that the files beside a tokenizer name and it does not have, each under its id."""
+def _add_tokens(tokenizer: "FastTokenizer", directory: epath.Path, config: Mapping[str, Any]) -> None:
+    """Adds the tokens that the files beside a tokenizer name and it lacks, each under its id."""
     from tokenizers import AddedToken
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    special = _special(beside)
-    wanted: dict[str, tuple[int, AddedToken]] = {}
-    for number, told in (beside.get("added_tokens_decoder") or {}).items():
-        wanted[told["content"]] = int(number), AddedToken(**told)
-    for content, number in _object(directory / ADDED).items():
-        if content not in wanted:
+    special = _special_tokens(config)
+    added: dict[str, tuple[int, AddedToken]] = {}
+    for number, fields in (config.get("added_tokens_decoder") or {}).items():
+        added[fields["content"]] = int(number), AddedToken(**fields)
+    for content, number in _read_object(directory / ADDED).items():
+        if content not in added:
             is_special = content in special
-            wanted[content] = number, AddedToken(content, normalized=not is_special, special=is_special)
-    for content, (_, token) in sorted(wanted.items(), key=lambda item: item[1][0]):
+            added[content] = number, AddedToken(content, normalized=not is_special, special=is_special)
+    for content, (_, token) in sorted(added.items(), key=lambda item: item[1][0]):
         if content not in known:
             tokenizer.add_tokens([token])
-    for content, (number, _) in wanted.items():
+    for content, (number, _) in added.items():
         if tokenizer.token_to_id(content) != number:
             raise UserError(
                 f"Expected the added token {content!r} of {str(directory)!r} to have id {number}, got "
                 f"{tokenizer.token_to_id(content)}. Fix: save the tokenizer again with transformers."
             )
-    known |= wanted.keys()
+    known |= added.keys()
     for content in special:
         if content not in known and tokenizer.token_to_id(content) is not None:
             tokenizer.add_special_tokens([AddedToken(content, normalized=False, special=True)])
 
 
-def _special(beside: Mapping[str, Any]) -> list[str]:
-    named = [beside.get(name) for name in _NAMED]
+def _special_tokens(config: Mapping[str, Any]) -> list[str]:
+    """Returns the texts of the special tokens that a configuration names."""
+    named = [config.get(name) for name in _SPECIAL_FIELDS]
     for name in ("additional_special_tokens", "extra_special_tokens"):
-        listed = beside.get(name) or []
+        listed = config.get(name) or []
         named += listed.values() if isinstance(listed, dict) else listed
-    return [text for each in named if (text := _text(each))]
+    return [text for each in named if (text := _token_text(each))]
 
 
-def _require_padding(tokenizer: "Tokenizer", beside: Mapping[str, Any], directory: epath.Path) -> None:
+def _require_padding(tokenizer: "FastTokenizer", config: Mapping[str, Any], directory: epath.Path) -> None:
     """Refuses a tokenizer that gives id 0 to texts: 0 is what rows are padded with, and not attended to."""
     model = json.loads(tokenizer.to_str())["model"]
     zero = tokenizer.id_to_token(PAD)
-    pad = _text(beside.get("pad_token")) or "<pad>"
-    unknown = _text(beside.get("unk_token")) or model.get("unk_token")
-    may_come = zero not in (pad, unknown) or (zero == unknown != pad and not model.get("byte_fallback"))
-    if may_come:
+    pad = _token_text(config.get("pad_token")) or "<pad>"
+    unknown = _token_text(config.get("unk_token")) or model.get("unk_token")
+    is_used = zero not in (pad, unknown) or (zero == unknown != pad and not model.get("byte_fallback"))
+    if is_used:
         raise UserError(
             f"Expected id {PAD} of the tokenizer in {str(directory)!r} to be padding, got {zero!r}. Fix: use "
             "a base whose tokenizer pads with 0, as T5's do."
         )
 
 
-def _id_of(tokenizer: "Tokenizer", beside: Mapping[str, Any], name: str, usual: str) -> int | None:
-    return tokenizer.token_to_id(_text(beside.get(name)) or usual)
-
-
-def _text(told: Any) -> str | None:
+def _token_text(token: Any) -> str | None:
     """Returns the text of a token, which files have as text or as an object."""
-    content = told.get("content") if isinstance(told, dict) else told
+    content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) and content else None
 
 
-def _object(file: epath.Path) -> dict[str, Any]:
+def _read_object(file: epath.Path) -> dict[str, Any]:
     """Returns the object in a file of JSON; an empty one where there is no file."""
     if not file.exists():
         return {}
     try:
-        told = json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"Expected {str(file)!r} to be JSON, got a file that does not parse ({type(error).__name__}). "
             "Fix: download it again."
         ) from None
-    if not isinstance(told, dict):
+    if not isinstance(value, dict):
         raise UserError(
-            f"Expected {str(file)!r} to hold an object, got {told!r:.50}. Fix: download it again."
+            f"Expected {str(file)!r} to hold an object, got {value!r:.50}. Fix: download it again."
         )
-    return told
+    return value

@@ -1,8 +1,8 @@
-"""The vocabulary: what turns texts into ids and back, and SentencePiece with T5's ids.
+"""Tokenizers: text to token ids and back, and SentencePiece models with T5's ids.
 
-These are 0 padding, 1 end, 2 unknown, and T5's sentinels on top: `<extra_id_0>` has the highest, `size - 1`.
-SentencePiece reads and writes the same model files as `seqio.SentencePieceVocabulary` and gives the same ids,
-without importing SeqIO or TensorFlow.
+T5's ids are 0 padding, 1 end-of-sequence, 2 unknown, and its sentinels on top: `<extra_id_0>` has the highest
+id, `size - 1`. This module reads and writes the same model files as `seqio.SentencePieceVocabulary` and gives
+the same ids, without importing SeqIO or TensorFlow.
 """
 
 import hashlib
@@ -20,36 +20,45 @@ from elm_jax.errors import UserError
 PAD, EOS, UNK = 0, 1, 2
 KINDS = ("unigram", "word", "bpe")
 EXTRA_IDS = 100
-# SentencePiece skips a longer line in silence; the documents of a corpus are to be read whole.
+# SentencePiece skips longer lines silently; the documents of a corpus have to be read whole.
 LONGEST_LINE = 1 << 20
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """What a tokenizer has to do."""
+    """The library behind a tokenizer: it encodes and decodes."""
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of texts, without an end-of-sequence."""
+        """Returns the ids of texts, without end-of-sequence."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids; one that stands for nothing is unknown, or nothing."""
+        """Returns the text of ids; ids that do not exist are decoded as unknown, or as nothing."""
         ...
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """A loaded tokenizer: text to ids and back."""
+class Tokenizer:
+    """A loaded tokenizer.
 
-    size: int  # sentinels included
-    extra_ids: int  # how many sentinels it has
+    Attributes:
+        size: Number of ids, sentinels included.
+        extra_ids: Number of sentinels.
+        eos: Id of end-of-sequence.
+        fingerprint: Fingerprint of everything that decides which ids a text gets.
+        codec: The library that encodes and decodes.
+        input_eos: Whether inputs end with end-of-sequence, as the base was trained.
+    """
+
+    size: int
+    extra_ids: int
     eos: int
-    fingerprint: str  # of all that decides what ids a text gets
+    fingerprint: str
     codec: Codec = field(repr=False, compare=False)
-    input_eos: bool = True  # whether prompts end with end-of-sequence, as the base was trained
+    input_eos: bool = True
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without an end-of-sequence."""
+        """Returns the ids of a text, without end-of-sequence."""
         return self.codec.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -58,12 +67,12 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first end-of-sequence."""
-        found = [int(token) for token in ids]
-        return self.codec.decode(found[: found.index(self.eos)] if self.eos in found else found)
+        tokens = [int(token) for token in ids]
+        return self.codec.decode(tokens[: tokens.index(self.eos)] if self.eos in tokens else tokens)
 
 
 @dataclass(frozen=True)
-class SentencePiece:
+class SentencePieceCodec:
     """SentencePiece's own processor, as SeqIO and T5X use it."""
 
     processor: sentencepiece.SentencePieceProcessor
@@ -84,18 +93,31 @@ def train(
     kind: str = "unigram",
     coverage: float = 1.0,
     extra_ids: int = EXTRA_IDS,
-) -> Vocabulary:
-    """Trains a model of at most `size` pieces, sentinels not counted, writes it to `path` and loads it.
+) -> Tokenizer:
+    """Trains a SentencePiece model, writes it to a file, and loads it.
 
-    The same texts in the same order give the same bytes. `kind` "word" makes every word between spaces one
-    piece, and any other word unknown. `coverage` is the share of characters that get a piece of their own.
-    Raises `UserError` for texts that hold no words and for a size that cannot hold their characters.
+    The same texts in the same order give the same bytes.
+
+    Args:
+        texts: The corpus.
+        path: The file to write.
+        size: Number of pieces at most, sentinels not counted.
+        kind: "unigram", "bpe", or "word", which makes every word between spaces a piece.
+        coverage: Share of the corpus's characters that get a piece of their own.
+        extra_ids: Sentinels on top of the model.
+
+    Raises:
+        UserError: If the texts hold no words, or the size cannot hold their characters.
     """
     if kind not in KINDS:
-        raise UserError(f"A kind of vocabulary is wanted, one of {', '.join(KINDS)}, but {kind!r} came.")
+        raise UserError(
+            f"Expected a kind of tokenizer among {', '.join(KINDS)}, got {kind!r}. Fix: name one."
+        )
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError("Texts to train a vocabulary on are wanted, but none that holds a word came.")
+        raise UserError(
+            "Expected texts to train a tokenizer on, got no words. Fix: give a corpus with words."
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -116,61 +138,68 @@ def train(
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"A {kind} vocabulary of {size} pieces was to be trained on {len(lines)} lines, but "
-            f"SentencePiece refused ({reason}). Choose another size."
+            f"Expected a size that SentencePiece can train a {kind} model of on {len(lines)} lines, got "
+            f"{size} ({reason}). Fix: choose another size."
         ) from None
     storage.write_bytes(path, model.getvalue())
     return load(path, extra_ids)
 
 
-def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Vocabulary:
-    """Loads a model file and puts `extra_ids` sentinels on top.
+def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Tokenizer:
+    """Loads a SentencePiece model.
 
-    Raises `UserError` if the file is missing, is no SentencePiece model, or has other ids than T5's for
-    padding, end and unknown.
+    Args:
+        path: The model's file.
+        extra_ids: Sentinels to put on top of the model.
+
+    Raises:
+        UserError: If the file is missing, is no SentencePiece model, or has other ids than T5's for padding,
+            end-of-sequence and unknown.
     """
-    what = f"A SentencePiece model is wanted at {str(path)!r}"
     try:
         model = storage.path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{what}, but no file is there.") from None
+        raise UserError(
+            f"Expected a SentencePiece model at {str(path)!r}, got no file. Fix: correct the path."
+        ) from None
     processor = sentencepiece.SentencePieceProcessor()
     try:
         if not model:
             raise RuntimeError("the file is empty")
-        processor.LoadFromSerializedProto(model + _sentinels(extra_ids))
+        processor.LoadFromSerializedProto(model + _serialize_sentinels(extra_ids))
     except RuntimeError:
         raise UserError(
-            f"{what}, but the file there is none, or a broken one; fetch or train it again."
+            f"Expected a SentencePiece model at {str(path)!r}, got another or a broken file. Fix: download "
+            "or train it again."
         ) from None
     ids = (processor.pad_id(), processor.eos_id(), processor.unk_id())
     if ids != (PAD, EOS, UNK):
         raise UserError(
-            f"{what} with T5's ids for padding, end and unknown ({PAD}, {EOS}, {UNK}), but it has {ids}; "
-            "choose T5's model, or train one with these ids."
+            f"Expected the SentencePiece model at {str(path)!r} to have T5's ids for padding, end-of-"
+            f"sequence and unknown, {(PAD, EOS, UNK)}, got {ids}. Fix: use T5's model, or one with these ids."
         )
     digest = hashlib.sha256(model).hexdigest()
-    return Vocabulary(
+    return Tokenizer(
         size=processor.get_piece_size(),
         extra_ids=extra_ids,
         eos=EOS,
         fingerprint=storage.fingerprint({"model": digest, "extra_ids": extra_ids}),
-        codec=SentencePiece(processor),
+        codec=SentencePieceCodec(processor),
     )
 
 
-def load_with_sentinels(path: storage.PathLike) -> Vocabulary:
-    """Loads a model file as T5 or mT5 has it: sentinels on top, unless they are among the model's pieces."""
+def load_with_sentinels(path: storage.PathLike) -> Tokenizer:
+    """Loads a model as T5 or mT5 has it: with sentinels on top, unless the model holds them itself."""
     bare = load(path, extra_ids=0)
-    assert isinstance(bare.codec, SentencePiece)
+    assert isinstance(bare.codec, SentencePieceCodec)
     find = bare.codec.processor.piece_to_id
     return bare if find("<extra_id_0>") != UNK or find("▁<extra_id_0>") != UNK else load(path)
 
 
-def _sentinels(count: int) -> bytes:
-    """Pieces `▁<extra_id_i>`, the highest i first, as bytes that lengthen a serialised model.
+def _serialize_sentinels(count: int) -> bytes:
+    """Returns pieces `▁<extra_id_i>`, the highest i first, as bytes that lengthen a serialised model.
 
-    A protocol buffer's repeated field may be continued at the end of the message, so no parser is needed:
+    A repeated field of a protocol buffer may be continued at the end of the message, so no parser is needed:
     field 1 of the model is a piece, whose fields are 1 its text, 2 its score, 3 its type (4, user-defined).
     """
     added = b""

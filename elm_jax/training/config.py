@@ -147,7 +147,7 @@ def source_of(course: Course, source: Source) -> Source:
 def held_out(spec: TaskSpec, source: Source, rows: int) -> Source:
     """Returns the source of the rows that a task's expert is judged on: of the split for evaluation."""
     split = spec.evaluation_split
-    if split is None or split == data_source.split_of(spec, source):
+    if split is None or split == data_source.get_split(spec, source):
         raise UserError(
             f"A split to validate {spec.id!r} on is wanted, but the catalogue has none beside the one it is "
             "trained on. Set EVAL_PERIOD to 0."

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import prepared, ragged, task_rows
-from elm_jax.data.prepared import Prepared
+from elm_jax.data import ragged, task_rows, tokenized_rows
+from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.records import TaskSpec
@@ -69,7 +69,7 @@ def entry_of(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
         "max_prompt": course.lengths.prompt,
         "max_answer": course.lengths.answer,
     }
-    if not run.pieces.input_eos:
+    if not run.tokenizer.input_eos:
         recipe["input_eos"] = False
     if run.dtype is not None:
         recipe["dtype"] = run.dtype
@@ -78,20 +78,20 @@ def entry_of(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
     return Entry(job, recipe, tuple(sorted({spec.dataset for spec in course.specs})))
 
 
-def _prepared(run: Run, course: Course, spec: TaskSpec, source: data_source.Source) -> Prepared:
-    return task_rows.prepare(task_rows.examples(spec, source), run.pieces, course.lengths)
+def _prepared(run: Run, course: Course, spec: TaskSpec, source: data_source.Source) -> TokenizedRows:
+    return task_rows.tokenize_task(task_rows.load_examples(spec, source), run.tokenizer, course.lengths)
 
 
-def _joined(tokens: Sequence[ragged.TokenLists]) -> ragged.TokenLists:
+def _joined(tokens: Sequence[ragged.RaggedTokens]) -> ragged.RaggedTokens:
     if len(tokens) == 1:
         return tokens[0]
-    return ragged.of_tokens(row for each in tokens for row in each)
+    return ragged.pack_tokens(row for each in tokens for row in each)
 
 
-def _held(made: Sequence[Prepared]) -> Held:
+def _held(made: Sequence[TokenizedRows]) -> Held:
     """Returns prepared rows to judge an expert on; its accuracy is known where every row has its choices."""
     ranked = all((each.labels >= 0).all() and len(each.choices) for each in made)
-    choices = [prepared.choices_of(each, row) for each in made for row in range(len(each.labels))]
+    choices = [tokenized_rows.get_choices(each, row) for each in made for row in range(len(each.labels))]
     labels = np.concatenate([each.labels for each in made]).tolist()
     return Held(
         _joined([each.inputs for each in made]),

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from elm_jax import storage
 from elm_jax.data import ragged
-from elm_jax.data.ragged import TokenLists
+from elm_jax.data.ragged import RaggedTokens
 from elm_jax.errors import UserError
 
 Tokens = Sequence[int] | np.ndarray
@@ -81,7 +81,7 @@ def row_order(rows: int, seed: int, start: int, count: int) -> Int[np.ndarray, "
 
 def lengths(tokens: Sequence[Tokens]) -> Int[np.ndarray, " N"]:
     """Returns how many tokens each row has."""
-    if isinstance(tokens, TokenLists):
+    if isinstance(tokens, RaggedTokens):
         return np.diff(tokens.offsets).astype(np.int32)
     return np.fromiter(map(len, tokens), np.int32, len(tokens))
 
@@ -95,7 +95,7 @@ def identity(job: Job) -> dict[str, Any]:
 def _flat(**rows: Iterable[Tokens]) -> dict[str, np.ndarray]:
     found = {}
     for name, tokens in rows.items():
-        laid = tokens if isinstance(tokens, TokenLists) else ragged.of_tokens(tokens)
+        laid = tokens if isinstance(tokens, RaggedTokens) else ragged.pack_tokens(tokens)
         found |= {f"{name}/tokens": laid.tokens, f"{name}/offsets": laid.offsets}
     return found
 

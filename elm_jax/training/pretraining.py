@@ -13,12 +13,12 @@ import numpy as np
 from elm_jax import storage
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.session.opening import SENTINELS, VOCABULARY, load
+from elm_jax.session.opening import EXTRA_IDS, VOCABULARY_FILE, load_base_and_tokenizer
 from elm_jax.session.workspace import Workspace
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.tokenizers.sentencepiece import Vocabulary
+from elm_jax.tokenizers.sentencepiece import Tokenizer
 from elm_jax.training import denoise, trainer
 from elm_jax.training.jobs import Job
 from elm_jax.training.programs import Plan
@@ -33,7 +33,20 @@ BATCH_TOKENS = 32768
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a base is trained from scratch."""
+    """How a base is trained from scratch: half of its examples restore spans, half complete texts.
+
+    Attributes:
+        size: Name of the network's size.
+        vocabulary_size: Pieces of the tokenizer at most.
+        vocabulary_kind: Kind of the tokenizer: "unigram", "bpe" or "word".
+        steps: Number of steps.
+        batch_size: Texts of a step.
+        rate: Learning rate.
+        warmup: Steps in which the learning rate rises.
+        max_tokens: Tokens of a text that are kept.
+        span_share: Share of a text's tokens that is dropped.
+        span_length: Mean number of tokens of a dropped span.
+    """
 
     size: str = "tiny"
     vocabulary_size: int = 1000
@@ -42,7 +55,7 @@ class Pretraining:
     batch_size: int = 128
     rate: float = 3e-3
     warmup: int = 20
-    max_tokens: int = 64  # of one text
+    max_tokens: int = 64
     span_share: float = 0.3
     span_length: float = 1.5
 
@@ -55,21 +68,21 @@ def pretrain(
     *,
     seed: int,
     stages: Stages,
-) -> tuple[Base, Vocabulary]:
+) -> tuple[Base, Tokenizer]:
     """Trains a base on `texts` unless the workspace has one; `words` are further texts for the vocabulary."""
     if (workspace.base / elm.CONFIG).exists():
-        return load(workspace.base)
+        return load_base_and_tokenizer(workspace.base)
     storage.writable_directory(workspace.base)
-    pieces = sentencepiece.train(
+    tokenizer = sentencepiece.train(
         [*texts, *words],
-        workspace.base / VOCABULARY,
+        workspace.base / VOCABULARY_FILE,
         how.vocabulary_size,
         kind=how.vocabulary_kind,
-        extra_ids=SENTINELS,
+        extra_ids=EXTRA_IDS,
     )
-    config = size(how.size, vocab_size=-(-pieces.size // 64) * 64)
+    config = size(how.size, vocab_size=-(-tokenizer.size // 64) * 64)
     prompts, targets = pairs(
-        [ids[: how.max_tokens] for ids in pieces.encode_all(texts)], pieces, how, seed=seed
+        [ids[: how.max_tokens] for ids in tokenizer.encode_all(texts)], tokenizer, how, seed=seed
     )
     plan = Plan(kind="full", batch_tokens=BATCH_TOKENS, save_every=max(50, how.steps // 8))
     job = Job(
@@ -86,11 +99,11 @@ def pretrain(
             watch=watch,
         )
     elm.save(workspace.base, elm.of(config, params))
-    return load(workspace.base)
+    return load_base_and_tokenizer(workspace.base)
 
 
 def pairs(
-    tokens: Sequence[Sequence[int]], pieces: Vocabulary, how: Pretraining, *, seed: int
+    tokens: Sequence[Sequence[int]], tokenizer: Tokenizer, how: Pretraining, *, seed: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the prompts and targets of all steps, drawn evenly from the texts."""
     rng = np.random.default_rng(seed)
@@ -100,17 +113,17 @@ def pairs(
     for number, text in enumerate(chosen):
         ids = long_enough[text]
         if number % 2:
-            made.append(denoise.cut_prefix(ids, eos=pieces.eos, rng=rng))
+            made.append(denoise.cut_prefix(ids, eos=tokenizer.eos, rng=rng))
         else:
             made.append(
                 denoise.corrupt_spans(
                     ids,
-                    sentinel=pieces.size - 1,
-                    eos=pieces.eos,
+                    sentinel=tokenizer.size - 1,
+                    eos=tokenizer.eos,
                     share=how.span_share,
                     mean_length=how.span_length,
                     rng=rng,
-                    most=SENTINELS,
+                    most=EXTRA_IDS,
                 )
             )
     return [prompt for prompt, _ in made], [target for _, target in made]

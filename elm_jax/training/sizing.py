@@ -54,7 +54,7 @@ def fit(config: T5Config, base: Params, budget: Budget, jobs: Sequence[Job], mes
             platform=platform_of(mesh),
             held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST)),
             peak_bytes=lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
-            limit_bytes=devices.memory(),
+            limit_bytes=devices.device_memory(),
         )
     )
 

@@ -86,7 +86,7 @@ def train(
             "`open_run`, or give `train` the run's directory."
         )
     budget = courses.like_others(budget or Budget(), _others(run))
-    specs = task_selection.choose(tasks, run.source)
+    specs = task_selection.select_tasks(tasks, run.source)
     chosen = courses.courses(specs, budget, as_=as_, name=name, lengths=lengths or _lengths(run, budget))
     if told is not None or dry_run:
         entries = [entry_of(run, course, budget, seed) for course in chosen]

@@ -167,7 +167,7 @@ def read(
         told = hf_config.read(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
         network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
-    pieces, length = wordpiece.read(found.network, longest, ignore=ignore)
+    tokenizer, length = wordpiece.read(found.network, longest, ignore=ignore)
     projections = [_linear(*_tensors(place), "linear") for place in found.projections]
     activations = [steps.activation(place, ignore) for place in found.projections]
     if found.pooling == "pooler":
@@ -181,7 +181,7 @@ def read(
         projections=tuple(projections),
         activations=tuple(activations),
         normalized=found.normalized,
-        tokenizer=pieces,
+        tokenizer=tokenizer,
         max_length=length,
         kind=kind,
         prompt=found.prompt,
@@ -190,7 +190,7 @@ def read(
                 "network": vars(network),
                 "weights": [storage.array_fingerprint(each) for each in (flat, *projections)],
                 "steps": [pooled, *activations, found.normalized],
-                "tokenizer": [pieces.to_str(), length],
+                "tokenizer": [tokenizer.to_str(), length],
                 **({"prompt": found.prompt} if found.prompt else {}),
             }
         ),

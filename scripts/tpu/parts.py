@@ -93,7 +93,7 @@ def parts_of(
 
     Experts are dealt out in turns, so that parts have about as much to do.
     """
-    specs = task_selection.choose(names, data_source.Source(tasks=list(task_files)))
+    specs = task_selection.select_tasks(names, data_source.Source(tasks=list(task_files)))
     found = []
     for kind in kinds:
         how = KINDS[kind]

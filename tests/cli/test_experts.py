@@ -71,7 +71,7 @@ def test_what_is_no_expert_is_one_sentence(runs, elm_says):
     code, _, told = elm_says("add", runs / "none", "--id", "a/b", "--run", runs / "one")
     assert code == 2
     assert told.count("\n") == 1
-    assert "no directory is there" in told
+    assert "got no directory" in told
 
 
 def scored(run, task, expert, right):
@@ -176,7 +176,7 @@ def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
 def test_a_library_is_verified_against_a_base_that_lies_elsewhere(runs, elm_says, base, tmp_path):
     elm.save(tmp_path / "elsewhere", base)
     run = runs / "one"
-    settings.remember(Workspace.open(run), tmp_path / "elsewhere", None, None)
+    settings.save_run_settings(Workspace.open(run), tmp_path / "elsewhere", None, None)
     shutil.rmtree(run / "base")
     assert elm_says("verify", "--run", run)[0] == 0
 

@@ -281,7 +281,7 @@ def test_experts_of_another_base_are_refused_by_name(hub, elm, runs, base):
     assert f"'cosmos/é' was trained on base '{base.fingerprint}'" in told
     assert not [file for _, _, file in hub.fetched if file.endswith(".safetensors")]
     told = said(elm("experts", "push", "me/other", "--run", "other", fails=True))
-    assert "A library of experts is wanted at" in told
+    assert "Expected a library of experts at" in told
     add(runs / "one", base, "a/b", 3, fingerprint="0123456789abcdef")
     told = said(elm("experts", "push", "me/e", "a/b", "--run", "one", fails=True))
     assert "'a/b' was trained on base '0123456789abcdef'" in told

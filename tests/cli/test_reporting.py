@@ -74,7 +74,7 @@ def test_two_runs_are_compared_in_json(runs, capsys):
         (["{0}", "{1}", "{0}"], "two to compare, but 3 came"),
         (["{0}", "--method", "roe"], "--method chooses what is compared of two runs"),
         (["{0}", "{1}", "--method", "rose"], "No method named 'rose'"),
-        (["{0}/nothing"], "no directory is there"),
+        (["{0}/nothing"], "got no directory"),
     ],
 )
 def test_a_mistake_is_one_sentence(runs, capsys, extra, message):

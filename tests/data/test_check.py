@@ -1,4 +1,4 @@
-"""Checking: every kind of mistake is found and told in a sentence, and nothing where nothing is wrong."""
+"""Checks find every kind of mistake in a task, and nothing if nothing is wrong."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from elm_jax import cli
 from elm_jax.data import check, task_selection
-from elm_jax.tasks import own, specs
+from elm_jax.tasks import specs, user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
@@ -15,29 +15,31 @@ RANKED = ("{{text}} ||| {{answer_choices[label]}}", "no ||| yes")
 
 
 def checked(rows, prompt=RANKED, **how):
-    (spec,) = own.define("mine", rows=lambda split: rows, prompts={"p": prompt})
-    (found,) = check.check([spec], Source(), **how)
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: rows, prompts={"p": prompt})
+    (found,) = check.check_tasks([spec], Source(), **how)
     return found
 
 
 def found(rows, prompt=RANKED, **how):
-    return {finding.kind: finding.says for finding in checked(rows, prompt, **how).findings}
+    return {finding.kind: finding.message for finding in checked(rows, prompt, **how).findings}
 
 
-def test_nothing_is_wrong_with_the_embedded_suite():
-    for each in check.check(task_selection.choose(["mini_size_animal", "mini_calendar_next"]), Source()):
+def test_the_embedded_suite_has_no_findings():
+    for each in check.check_tasks(
+        task_selection.select_tasks(["mini_size_animal", "mini_calendar_next"]), Source()
+    ):
         assert each.findings == ()
         assert each.applies == each.rows > 90
 
 
-def test_it_says_how_many_rows_a_prompt_applies_to():
+def test_rows_that_a_prompt_applies_to_are_counted():
     told = checked(FINE, ("{% if label %}{{text}} ||| yes{% endif %}", None))
     assert (told.task, told.split, told.rows, told.applies) == ("mine/p", "train", 4, 2)
     assert told.findings == ()
     assert "applies to none of the 4 rows" in found(FINE, "{% if false %}a ||| b{% endif %}")["rows"]
 
 
-def test_columns_that_rows_lack_are_named_with_the_first_such_row():
+def test_missing_columns_are_named_with_the_first_such_row():
     told = found([*FINE, {"label": 1}, {"text": "x"}])["columns"]
     assert "reads column 'text', which 1 of 6 rows lack. The first, mine/train/4, has only these" in told
     told = found(FINE, "{{txt}} ||| a")["columns"]
@@ -45,21 +47,21 @@ def test_columns_that_rows_lack_are_named_with_the_first_such_row():
     assert "'text', 'label'" in told
 
 
-def test_a_column_that_the_catalogue_does_not_name_is_a_finding_too():
+def test_a_column_that_the_definition_lacks_is_a_finding():
     how = {"columns": ["txt"], "rows": lambda split: FINE}
-    (spec,) = own.define("mine", prompts={"p": RANKED}, **how)
-    ((finding,),) = [each.findings for each in check.check([spec], Source())]
+    (spec,) = user_tasks.define_task("mine", prompts={"p": RANKED}, **how)
+    ((finding,),) = [each.findings for each in check.check_tasks([spec], Source())]
     assert finding.kind == "columns"
-    assert "reads 'label', 'text'" in finding.says
+    assert "got 'label', 'text'" in finding.message
 
 
-def test_targets_outside_the_choices():
+def test_targets_outside_the_choices_are_found():
     told = found(FINE, ("{{text}} ||| maybe", "no ||| yes"))["outside"]
     assert told.startswith("4 rows have a target that is none of the choices.")
     assert "mine/train/0, has the target 'maybe' and the choices 'no', 'yes'" in told
 
 
-def test_one_sided_labels():
+def test_one_sided_labels_are_found():
     told = found([{"text": f"{at}", "label": 1} for at in range(5)])
     assert "Choice 2 is the right one in all of 5 rows" in told["one-sided"]
     mostly = [{"text": f"{at}", "label": int(at == 0)} for at in range(40)]
@@ -67,33 +69,31 @@ def test_one_sided_labels():
     assert "one-sided" not in found([{"text": f"{at}", "label": int(at < 4)} for at in range(40)])
 
 
-def test_empty_renderings():
+def test_empty_renderings_are_found():
     assert (
-        "1 row renders to an empty input (mine/train/4 is the first)"
+        "1 row renders to an empty input, mine/train/4 first"
         in found([*FINE, {"text": " ", "label": 0}])["empty"]
     )
     assert "empty target" in found(FINE, "{{text}} ||| {{ '' }}")["empty"]
 
 
-def test_a_template_that_fails_is_told_with_its_first_row():
+def test_a_template_that_fails_is_found_with_its_first_row():
     told = found([*FINE, {"text": "x", "label": 7}])["rendering"]
-    assert told.startswith(
-        "1 row cannot be rendered. The first: Template 'p' of 'mine', at row 'mine/train/4'"
-    )
+    assert told.startswith("1 row cannot be rendered. The first: Template 'p' of 'mine', row 'mine/train/4'")
 
 
-def test_texts_that_are_cut_by_characters_and_by_tokens(tmp_path):
+def test_texts_cut_by_characters_and_by_tokens_are_found(tmp_path):
     long = [{"text": "word " * 600, "label": 0}, *FINE]
     assert "1 row has a text of more than 2,048 characters" in found(long)["over-long"]
-    pieces = sentencepiece.train(["text 0 1 2 3 no yes"], tmp_path / "m", 50, kind="word", extra_ids=0)
-    told = found(FINE, pieces=pieces, lengths=Lengths(prompt=2, answer=2))["over-long"]
+    tokenizer = sentencepiece.train(["text 0 1 2 3 no yes"], tmp_path / "m", 50, kind="word", extra_ids=0)
+    told = found(FINE, tokenizer=tokenizer, lengths=Lengths(prompt=2, answer=2))["over-long"]
     assert told.startswith(
         "4 of 4 inputs have more than 2 tokens and are cut; the longest, of mine/train/0, has 3"
     )
-    assert "over-long" not in found(FINE, pieces=pieces, lengths=Lengths(prompt=3, answer=2))
+    assert "over-long" not in found(FINE, tokenizer=tokenizer, lengths=Lengths(prompt=3, answer=2))
 
 
-def test_duplicates_and_how_many_of_them_contradict():
+def test_duplicates_and_contradictions_among_them_are_found():
     told = found([*FINE, {"text": "text 0", "label": 0}, {"text": "text 1", "label": 0}])["duplicates"]
     assert told.startswith(
         "2 rows have the input and choices of an earlier one, 1 of them with another target"
@@ -102,35 +102,35 @@ def test_duplicates_and_how_many_of_them_contradict():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
-        (b"", "holds none"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2, is not UTF-8"),
-        (b'{"text": "a\0"}\n', "line 1, holds a NUL byte"),
-        (b'{"text": "\\u0000"}\n', "line 1: column 'text' holds a NUL"),
-        (b'{"text": "' + b"a" * 10_000_000 + b'"}\n', "has 10,000,000"),
-        (b'{"text": \n', "line 1: this is no JSON"),
-        (b"[1]\n", "a JSON object is wanted"),
+        (b"", "got none"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: expected UTF-8"),
+        (b'{"text": "a\0"}\n', "line 1: expected text, got a NUL byte"),
+        (b'{"text": "\\u0000"}\n', "line 1: expected text, got a NUL"),
+        (b'{"text": "' + b"a" * 10_000_000 + b'"}\n', "got 10,000,000"),
+        (b'{"text": \n', "line 1: expected JSON"),
+        (b"[1]\n", "expected a JSON object"),
     ],
     ids=["empty", "UTF-8", "NUL", "escaped NUL", "10 MB", "JSON", "list"],
 )
-def test_bad_files_are_findings_that_name_the_line(tmp_path, content, said):
+def test_bad_files_are_findings_that_name_the_line(tmp_path, content, expected):
     (tmp_path / "rows.jsonl").write_bytes(content)
-    (spec,) = own.define("mine", jsonl=str(tmp_path / "rows.jsonl"), prompts={"p": RANKED})
-    (told,) = check.check([spec], Source())
-    ((kind, says),) = [(finding.kind, finding.says) for finding in told.findings]
+    (spec,) = user_tasks.define_task("mine", jsonl=str(tmp_path / "rows.jsonl"), prompts={"p": RANKED})
+    (told,) = check.check_tasks([spec], Source())
+    ((kind, message),) = [(finding.kind, finding.message) for finding in told.findings]
     assert kind == "rows"
-    assert said in says
-    assert "rows.jsonl" in says
+    assert expected in message
+    assert "rows.jsonl" in message
     assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
-def test_kinds_that_are_allowed_are_left_out():
+def test_findings_of_allowed_kinds_are_dropped():
     told = [checked([{"text": "a", "label": 1}] * 3)]
     assert {finding.kind for finding in told[0].findings} == {"one-sided", "duplicates"}
-    (left,) = check.without(told, check.kinds(["duplicates"]))
+    (left,) = check.drop_findings(told, check.parse_kinds(["duplicates"]))
     assert [finding.kind for finding in left.findings] == ["one-sided"]
-    assert {finding.kind for finding in told[0].findings} <= set(check.KINDS)
+    assert {finding.kind for finding in told[0].findings} <= set(check.FINDING_KINDS)
 
 
 def run(*arguments):
@@ -139,7 +139,7 @@ def run(*arguments):
     return stop.value.code
 
 
-def test_the_command_fails_where_something_is_wrong_and_takes_files(tmp_path, capsys):
+def test_the_command_exits_with_1_if_anything_is_wrong_and_reads_files(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n' * 2 + '{"text": "b", "label": 0}\n')
     (tmp_path / "mine.yaml").write_text(
         "datasets:\n  mine:\n    jsonl: rows.jsonl\n    prompts:\n      p:\n"

@@ -1,4 +1,4 @@
-"""Preparing: once, whole, noticed when stale, and read by whatever asks for a task's rows."""
+"""Tasks are prepared once and whole, are stale if anything changes, and are read in place of rendering."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import prepare, prepared, task_rows, task_selection
+from elm_jax.data import prepare, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.tasks import data_source, original, raw_rows, rendering, specs
 from elm_jax.tasks.data_source import Lengths, Source
@@ -33,14 +33,16 @@ NOVEL = "story_cloze/Novel Correct Ending"
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    words = [example.input for example in task_rows.examples(specs.find_task(MINI), Source())]
+def tokenizer(tmp_path_factory):
+    words = [example.input for example in task_rows.load_examples(specs.find_task(MINI), Source())]
     return sentencepiece.train(words, tmp_path_factory.mktemp("v") / "m.model", 300, kind="word", extra_ids=0)
 
 
-def made(tasks, pieces, directory, **changes):
+def made(tasks, tokenizer, directory, **changes):
     source = Source(**{"limit": 20, "prepared": directory, **changes})
-    return prepare.prepare(tasks=tasks, pieces=pieces, source=source, lengths=LENGTHS, stages=Stages())
+    return prepare.prepare_tasks(
+        tasks=tasks, tokenizer=tokenizer, source=source, lengths=LENGTHS, stages=Stages()
+    )
 
 
 @pytest.fixture
@@ -55,29 +57,29 @@ def cloze(tmp_path):
     return {"data_dir": tmp_path / "d", "templates_dir": tmp_path / "t", "limit": None}
 
 
-def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pieces, cloze, tmp_path):
+def test_switches_and_truncate_of_the_source_change_the_rendering(tokenizer, cloze, tmp_path):
     templates = tmp_path / "t" / "story_cloze" / "2016" / "templates.yaml"
     templates.write_text(TEMPLATES.replace("answer_choices[answer_right_ending - 1]", "''"))
     write_cloze(tmp_path, [["1", "long " * 9, "b", "c", "d", "yes", "no", "1"]])
     spec = specs.find_task(NOVEL)
-    with pytest.raises(UserError, match="none among the 1 rows"):
-        task_rows.examples(spec, Source(**cloze))
+    with pytest.raises(UserError, match="1 rows"):
+        task_rows.load_examples(spec, Source(**cloze))
     kept = {**cloze, "prepared": tmp_path / "p", "faithful": ["empty_renderings"]}
-    (whole,) = task_rows.examples(spec, Source(**kept))
-    (cut,) = task_rows.examples(spec, Source(**kept, truncate=8))
+    (whole,) = task_rows.load_examples(spec, Source(**kept))
+    (cut,) = task_rows.load_examples(spec, Source(**kept, truncate=8))
     assert whole.input == "long " * 9 + " What now?"
     assert cut.input == "long... What now?"
     # What was prepared one way is stale for another, and current for its own.
     for truncate in (None, 8):
-        (outcome,) = made([NOVEL], pieces, tmp_path / "p", **{**kept, "truncate": truncate})
+        (outcome,) = made([NOVEL], tokenizer, tmp_path / "p", **{**kept, "truncate": truncate})
         assert outcome.made
-        (back,) = task_rows.examples(spec, Source(**kept, truncate=truncate))
+        (back,) = task_rows.load_examples(spec, Source(**kept, truncate=truncate))
         assert back == (cut if truncate else whole)
-    (again,) = made([NOVEL], pieces, tmp_path / "p", **{**kept, "truncate": 8})
+    (again,) = made([NOVEL], tokenizer, tmp_path / "p", **{**kept, "truncate": 8})
     assert not again.made
 
 
-def test_all_stands_for_every_switch_and_an_unknown_one_is_named():
+def test_all_enables_every_switch_and_an_unknown_one_is_an_error():
     assert original.row_switches(("all",)) == original.ROW_SWITCHES
     assert original.row_switches(["homonyms", "first_rows"]) == ("first_rows", "homonyms")
     assert original.row_switches(["swapped_bleu"]) == ()  # which no row depends on
@@ -88,15 +90,17 @@ def test_all_stands_for_every_switch_and_an_unknown_one_is_named():
 
 def test_evaluation_reads_the_split_that_the_catalogue_names_for_it():
     def splits(**how):
-        chosen = task_selection.choose(["trec/trec1", "rte@does this imply"], **how)
-        return {spec.id: data_source.split_of(spec, Source()) for spec in chosen}
+        chosen = task_selection.select_tasks(["trec/trec1", "rte@does this imply"], **how)
+        return {spec.id: data_source.get_split(spec, Source()) for spec in chosen}
 
     assert splits() == {"trec/trec1": "train", "super_glue_rte/does this imply": "validation"}
     assert splits(evaluation=True) == {"trec/trec1": "test", "super_glue_rte/does this imply": "validation"}
 
 
-def test_a_dataset_is_meant_by_any_of_its_names():
-    (alone,) = {spec.dataset for spec in task_selection.choose(["rte", "super_glue/rte", "super_glue_rte"])}
+def test_a_dataset_is_found_by_any_of_its_names():
+    (alone,) = {
+        spec.dataset for spec in task_selection.select_tasks(["rte", "super_glue/rte", "super_glue_rte"])
+    }
     assert alone == "super_glue_rte"
 
 
@@ -105,17 +109,20 @@ def write_cloze(place, rows):
         csv.writer(file).writerows([CLOZE, *rows])
 
 
-def test_what_is_prepared_is_what_rendering_and_tokenising_give(pieces, tmp_path):
-    outcomes = made([*TASKS], pieces, tmp_path)
+def test_prepared_rows_equal_rendered_and_tokenised_ones(tokenizer, tmp_path):
+    outcomes = made([*TASKS], tokenizer, tmp_path)
     assert len(outcomes) == 4
     for outcome in outcomes:
         spec = specs.find_task(outcome.task)
-        rendered = task_rows.examples(spec, Source(limit=20))
-        back = task_rows.examples(spec, Source(limit=20, prepared=tmp_path))
-        assert isinstance(back, prepared.Examples)
+        rendered = task_rows.load_examples(spec, Source(limit=20))
+        back = task_rows.load_examples(spec, Source(limit=20, prepared=tmp_path))
+        assert isinstance(back, tokenized_rows.StoredExamples)
         assert tuple(back) == tuple(rendered)
-        ours, theirs = task_rows.prepare(rendered, pieces, LENGTHS), task_rows.prepare(back, pieces, LENGTHS)
-        assert theirs is back.prepared
+        ours, theirs = (
+            task_rows.tokenize_task(rendered, tokenizer, LENGTHS),
+            task_rows.tokenize_task(back, tokenizer, LENGTHS),
+        )
+        assert theirs is back.rows
         for name in ("inputs", "targets", "choices"):
             assert [row.tolist() for row in getattr(ours, name)] == [
                 row.tolist() for row in getattr(theirs, name)
@@ -125,37 +132,37 @@ def test_what_is_prepared_is_what_rendering_and_tokenising_give(pieces, tmp_path
         assert (outcome.skipped, outcome.outside) == (0, 0)
 
 
-def test_rows_to_rank_are_the_same_from_the_cache(pieces, tmp_path):
-    made([MINI], pieces, tmp_path)
+def test_scoring_rows_are_the_same_from_prepared_rows(tokenizer, tmp_path):
+    made([MINI], tokenizer, tmp_path)
     spec = specs.find_task(MINI)
     rendered, back = (
-        task_rows.examples(spec, Source(limit=20)),
-        task_rows.examples(spec, Source(limit=20, prepared=tmp_path)),
+        task_rows.load_examples(spec, Source(limit=20)),
+        task_rows.load_examples(spec, Source(limit=20, prepared=tmp_path)),
     )
     for ours, theirs in zip(
-        task_rows.rows(rendered, pieces, LENGTHS, task=MINI),
-        task_rows.rows(back, pieces, LENGTHS, task=MINI),
+        task_rows.build_scoring_rows(rendered, tokenizer, LENGTHS, task=MINI),
+        task_rows.build_scoring_rows(back, tokenizer, LENGTHS, task=MINI),
         strict=True,
     ):
         assert list(ours.prompt) == list(theirs.prompt)
         assert [list(each) for each in ours.answers] == [list(each) for each in theirs.answers]
 
 
-def test_what_is_current_is_neither_rendered_nor_written_again(pieces, tmp_path, monkeypatch):
-    first = made(TASKS, pieces, tmp_path)
+def test_a_current_file_is_neither_rendered_nor_written_again(tokenizer, tmp_path, monkeypatch):
+    first = made(TASKS, tokenizer, tmp_path)
     stamps = [os.stat(outcome.file).st_mtime_ns for outcome in first]
 
     def never(*arguments, **options):
         raise AssertionError("a row was read")
 
     monkeypatch.setattr(raw_rows, "load_rows", never)
-    again = made(TASKS, pieces, tmp_path)
+    again = made(TASKS, tokenizer, tmp_path)
     assert [outcome.made for outcome in again] == [False] * 4
     assert [outcome.rows for outcome in again] == [20] * 4
     assert [os.stat(outcome.file).st_mtime_ns for outcome in again] == stamps
 
 
-def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(pieces, tmp_path, monkeypatch):
+def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(tokenizer, tmp_path, monkeypatch):
     read = []
     load_rows = raw_rows.load_rows
 
@@ -164,15 +171,17 @@ def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(pieces, tmp_pat
         return load_rows(spec, *arguments, **options)
 
     monkeypatch.setattr(raw_rows, "load_rows", counted)
-    made(TASKS, pieces, tmp_path)
+    made(TASKS, tokenizer, tmp_path)
     assert sorted(read) == sorted(TASKS)
 
 
-def test_processes_give_the_same_bytes(pieces, tmp_path):
-    made(TASKS, pieces, tmp_path / "one")
+def test_processes_give_the_same_bytes(tokenizer, tmp_path):
+    made(TASKS, tokenizer, tmp_path / "one")
     source = Source(limit=20, prepared=tmp_path / "two")
-    outcomes = prepare.prepare(tasks=TASKS, pieces=pieces, source=source, lengths=LENGTHS, processes=2)
-    assert [outcome.task for outcome in outcomes] == [spec.id for spec in task_selection.choose(TASKS)]
+    outcomes = prepare.prepare_tasks(
+        tasks=TASKS, tokenizer=tokenizer, source=source, lengths=LENGTHS, processes=2
+    )
+    assert [outcome.task for outcome in outcomes] == [spec.id for spec in task_selection.select_tasks(TASKS)]
     for outcome in outcomes:
         spec = specs.find_task(outcome.task)
         alone = task_selection.prepared_file(tmp_path / "one", spec, spec.split)
@@ -182,37 +191,35 @@ def test_processes_give_the_same_bytes(pieces, tmp_path):
         )
 
 
-def test_what_was_prepared_is_neither_read_nor_rendered_by_those_who_ask_for_it(
-    pieces, tmp_path, monkeypatch
-):
-    made(TASKS, pieces, tmp_path)
+def test_prepared_tasks_are_neither_read_nor_rendered_again(tokenizer, tmp_path, monkeypatch):
+    made(TASKS, tokenizer, tmp_path)
 
     def never(*arguments, **options):
         raise AssertionError("work was repeated")
 
     monkeypatch.setattr(raw_rows, "load_rows", never)
     monkeypatch.setattr(rendering, "render_rows", never)
-    monkeypatch.setattr(prepared, "prepare", never)
-    for spec in task_selection.choose(TASKS):
-        found = task_rows.examples(spec, Source(limit=20, prepared=tmp_path))
-        assert len(task_rows.prepare(found, pieces, LENGTHS).targets) == 20
-        assert len(task_rows.rows(found, pieces, LENGTHS, task=spec.id)) == 20
+    monkeypatch.setattr(tokenized_rows, "tokenize_examples", never)
+    for spec in task_selection.select_tasks(TASKS):
+        found = task_rows.load_examples(spec, Source(limit=20, prepared=tmp_path))
+        assert len(task_rows.tokenize_task(found, tokenizer, LENGTHS).targets) == 20
+        assert len(task_rows.build_scoring_rows(found, tokenizer, LENGTHS, task=spec.id)) == 20
 
 
-def test_a_file_that_is_half_there_is_made_again(pieces, tmp_path):
-    (outcome,) = made([MINI], pieces, tmp_path)
+def test_a_truncated_file_is_made_again(tokenizer, tmp_path):
+    (outcome,) = made([MINI], tokenizer, tmp_path)
     file = Path(outcome.file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
-    assert prepared.carried(file) is None
-    assert made([MINI], pieces, tmp_path)[0].made
+    assert tokenized_rows.read_cache_key(file) is None
+    assert made([MINI], tokenizer, tmp_path)[0].made
     assert file.read_bytes() == whole
 
 
-def test_a_change_of_data_template_vocabulary_or_options_makes_it_stale(pieces, tmp_path, cloze):
-    def again(pieces=pieces, lengths=LENGTHS, **changes):
+def test_a_change_of_data_template_tokenizer_or_options_makes_a_file_stale(tokenizer, tmp_path, cloze):
+    def again(tokenizer=tokenizer, lengths=LENGTHS, **changes):
         source = Source(**{**cloze, "prepared": tmp_path / "p", **changes})
-        (outcome,) = prepare.prepare(tasks=[NOVEL], pieces=pieces, source=source, lengths=lengths)
+        (outcome,) = prepare.prepare_tasks(tasks=[NOVEL], tokenizer=tokenizer, source=source, lengths=lengths)
         return outcome.made
 
     assert again()
@@ -229,66 +236,68 @@ def test_a_change_of_data_template_vocabulary_or_options_makes_it_stale(pieces, 
     assert again(limit=1)
     assert again(lengths=Lengths(prompt=12, answer=8))
     other = sentencepiece.train(["aa bb"], tmp_path / "m", 50, kind="word", extra_ids=0)
-    assert again(pieces=other)
-    assert not again(pieces=other)
+    assert again(tokenizer=other)
+    assert not again(tokenizer=other)
 
 
-def test_stale_rows_are_never_read(pieces, tmp_path, cloze):
+def test_stale_rows_are_never_read(tokenizer, tmp_path, cloze):
     source = Source(**cloze, prepared=tmp_path / "p")
-    prepare.prepare(tasks=[NOVEL], pieces=pieces, source=source, lengths=LENGTHS)
+    prepare.prepare_tasks(tasks=[NOVEL], tokenizer=tokenizer, source=source, lengths=LENGTHS)
     write_cloze(tmp_path, [["9", "new", "b", "c", "d", "yes", "no", "1"]])
-    found = task_rows.examples(specs.find_task(NOVEL), source)
+    found = task_rows.load_examples(specs.find_task(NOVEL), source)
     assert [example.input for example in found] == ["new What now?"]
 
 
-def test_rows_prepared_for_another_vocabulary_are_tokenised_anew(pieces, tmp_path):
-    made([MINI], pieces, tmp_path)
+def test_rows_prepared_with_another_tokenizer_are_tokenised_again(tokenizer, tmp_path):
+    made([MINI], tokenizer, tmp_path)
     other = sentencepiece.train(["the dog"], tmp_path / "m", 50, kind="word", extra_ids=0)
-    back = task_rows.examples(specs.find_task(MINI), Source(limit=20, prepared=tmp_path))
-    assert isinstance(back, prepared.Examples)
-    assert task_rows.prepare(back, other, LENGTHS).inputs[0].max() < other.size
-    assert task_rows.prepare(back, pieces, Lengths(prompt=4, answer=8)).inputs[0].size == 4
+    back = task_rows.load_examples(specs.find_task(MINI), Source(limit=20, prepared=tmp_path))
+    assert isinstance(back, tokenized_rows.StoredExamples)
+    assert task_rows.tokenize_task(back, other, LENGTHS).inputs[0].max() < other.size
+    assert task_rows.tokenize_task(back, tokenizer, Lengths(prompt=4, answer=8)).inputs[0].size == 4
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b"", "holds none"),
-        (b"InputStoryid,InputSentence1\n1,\xff\n", "line 2, is not UTF-8"),
-        (b"InputStoryid,InputSentence1\n1,a\0b\n", "line 2, holds a NUL byte"),
-        (b"InputStoryid,InputSentence1\n1,a,b\n", "2 columns are wanted"),
+        (b"", "got none"),
+        (b"InputStoryid,InputSentence1\n1,\xff\n", "line 2: expected UTF-8"),
+        (b"InputStoryid,InputSentence1\n1,a\0b\n", "line 2: .* NUL"),
+        (b"InputStoryid,InputSentence1\n1,a,b\n", "expected 2 columns"),
         (b"InputStoryid,InputSentence1\n1," + b"a" * 10_000_000 + b"\n", "larger than field limit"),
     ],
     ids=["empty", "no UTF-8", "NUL", "columns", "10 MB"],
 )
-def test_bad_data_is_one_sentence_and_nothing_is_written(pieces, tmp_path, cloze, content, said):
+def test_bad_data_is_an_error_and_nothing_is_written(tokenizer, tmp_path, cloze, content, message):
     (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
-        prepare.prepare(tasks=[NOVEL], pieces=pieces, source=Source(**cloze, prepared=tmp_path / "p"))
+    with pytest.raises(UserError, match=message) as error:
+        prepare.prepare_tasks(
+            tasks=[NOVEL], tokenizer=tokenizer, source=Source(**cloze, prepared=tmp_path / "p")
+        )
     assert "2016.csv" in str(error.value)
     assert not (tmp_path / "p").exists()
 
 
-def test_one_task_that_cannot_be_prepared_does_not_keep_the_others_from_it(pieces, tmp_path, cloze):
+def test_one_task_that_cannot_be_prepared_does_not_stop_the_others(tokenizer, tmp_path, cloze):
     (tmp_path / "d" / "story_cloze" / "2016.csv").write_bytes(b"")
     with pytest.raises(UserError, match="1 of 2 tasks could not be prepared; the others are") as error:
-        made([NOVEL, MINI], pieces, tmp_path / "p", **cloze)
-    assert "\n  story_cloze, 1 prompts: Rows are wanted" in str(error.value)
+        made([NOVEL, MINI], tokenizer, tmp_path / "p", **cloze)
+    assert "\n  story_cloze, 1 prompts: Expected rows" in str(error.value)
     assert task_selection.prepared_file(tmp_path / "p", specs.find_task(MINI), "train").exists()
 
 
-def test_the_command_prepares_with_the_vocabulary_that_it_is_given(pieces, tmp_path, capsys):
+def test_the_command_prepares_with_a_given_vocabulary(tokenizer, tmp_path, capsys):
     sentencepiece.train(["the dog is bigger"], tmp_path / "m.model", 50, kind="word")
     asked = ["prepare", MINI, "--vocabulary", str(tmp_path / "m.model"), "--cache", str(tmp_path / "p")]
     asked += ["--limit", "3", "--processes", "1", "--json"]
     cli.app(asked, standalone_mode=False)
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["task"], told["split"], told["rows"], told["made"]) == (MINI, "train", 3, True)
-    assert len(prepared.load(told["file"]).inputs) == 3
+    assert len(tokenized_rows.load(told["file"]).inputs) == 3
 
 
-def test_the_command_without_a_run_or_a_vocabulary_says_what_it_wants(tmp_path, capsys):
+def test_the_command_needs_a_run_or_a_vocabulary(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["prepare", MINI, "--run", str(tmp_path / "none")])
     assert stop.value.code == 2
-    assert "no directory is there" in capsys.readouterr().err
+    assert "got no directory" in capsys.readouterr().err

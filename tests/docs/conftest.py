@@ -52,14 +52,14 @@ def small_run(tmp_path_factory):
     words = [
         text
         for name in (*TRAINED, *UNSEEN)
-        for spec in task_selection.choose([name])
+        for spec in task_selection.select_tasks([name])
         for text in _texts(spec)
     ]
-    file = workspace.base / opening.VOCABULARY
-    texts = [*mini.statements(source.seed), *words]
-    pieces = sentencepiece.train(texts, file, 1000, kind="word", extra_ids=opening.SENTINELS)
+    file = workspace.base / opening.VOCABULARY_FILE
+    texts = [*mini.make_statements(source.seed), *words]
+    tokenizer = sentencepiece.train(texts, file, 1000, kind="word", extra_ids=opening.EXTRA_IDS)
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-    config = size("tiny", vocab_size=pieces.size, emb_dim=16, head_dim=8, mlp_dim=16, **layers)
+    config = size("tiny", vocab_size=tokenizer.size, emb_dim=16, head_dim=8, mlp_dim=16, **layers)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -83,7 +83,7 @@ def directory(small_run, tmp_path, monkeypatch):
     """A directory of one's own, with `elm_out` as the quickstart leaves it, to which one has changed."""
     out = tmp_path / "elm_out"
     shutil.copytree(small_run, out)
-    note = out / settings.REMEMBERED
+    note = out / settings.SETTINGS_FILE
     told = json.loads(note.read_text())
     told["source"]["limit"] = None  # the quickstart takes all rows
     note.write_text(json.dumps(told))
@@ -92,5 +92,5 @@ def directory(small_run, tmp_path, monkeypatch):
 
 
 def _texts(spec):
-    found = task_rows.examples(spec, data_source.Source(limit=20))
+    found = task_rows.load_examples(spec, data_source.Source(limit=20))
     return [text for each in found for text in (each.input, *each.choices)]

@@ -17,7 +17,7 @@ from elm_jax.experts.library import Library
 from elm_jax.routing.index import REMEMBERED
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import data_source, datasets, own
+from elm_jax.tasks import data_source, datasets, user_tasks
 from elm_jax.telemetry import jsonl_log
 from elm_jax.telemetry.events import Event, Failure, Validation
 from elm_jax.telemetry.throughput import Reading
@@ -51,8 +51,8 @@ def place(small_run, tmp_path_factory):
     """The directory of a run with all that the quickstart leaves, prepared rows, and an embedder's name."""
     workspace = Workspace(storage.path(tmp_path_factory.mktemp("files") / "elm_out"))
     shutil.copytree(small_run, workspace.root)
-    run = opening.open_run(workspace.root, prepared=workspace.prepared)
-    prepare.prepare(tasks=[TRAINED], pieces=run.pieces, source=run.source, lengths=run.lengths)
+    run = opening.open_run(workspace.root, overrides={"prepared": workspace.prepared})
+    prepare.prepare_tasks(tasks=[TRAINED], tokenizer=run.tokenizer, source=run.source, lengths=run.lengths)
     storage.write_json(workspace.root / REMEMBERED, {"embedder": "t5"})  # as `index` does for another one
     return Path(workspace.root)
 
@@ -180,7 +180,7 @@ def names_of(folder):
     [
         # Those left out follow from the place in the file; `metric` is that of all prompts of a list.
         ("fields of a dataset", datasets.Dataset, {"name", "group"}),
-        ("fields of a source", datasets.Source, {"kind", "name", "files", "function"}),
+        ("fields of a source", datasets.RowSource, {"kind", "name", "files", "function"}),
         ("fields of `training`", datasets.Training, set()),
     ],
 )
@@ -192,8 +192,8 @@ def test_the_example_of_a_task_of_ones_own_is_read(tmp_path):
     (example,) = re.findall(r"^```yaml\n(.+?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "reviews.jsonl").write_text('{"text": "It lasts.", "label": 1}\n')
     (tmp_path / "mine.yaml").write_text(example)
-    (spec,) = own.load(tmp_path / "mine.yaml")
-    (found,) = task_rows.examples(spec, data_source.Source())
+    (spec,) = user_tasks.load_tasks(tmp_path / "mine.yaml")
+    (found,) = task_rows.load_examples(spec, data_source.Source())
     assert (found.input, found.target) == ("It lasts. Is this good?", "yes")
 
 

@@ -63,8 +63,8 @@ def test_a_merged_expert_in_the_library_gets_keys_of_its_parts_tasks(copy, tmp_p
     assert index(run, size=4) == ["film/both"]
     films = {
         example.input
-        for spec in task_selection.choose(list(FILM))
-        for example in task_rows.examples(spec, run.source)
+        for spec in task_selection.select_tasks(list(FILM))
+        for example in task_rows.load_examples(spec, run.source)
     }
     keys = Library.open(run.workspace.library).keys("film/both")
     assert len(keys.texts) == 4
@@ -82,7 +82,9 @@ def test_an_expert_of_unknown_tasks_is_passed_over_by_index_and_routers_and_said
     assert said.getvalue().count(told) == 1
     desk = route.Desk(run, size=4)
     for router in ("roe", "centroid", "bm25"):
-        found = route.explained(run, task_selection.choose([UNSEEN], evaluation=True), router, desk=desk)
+        found = route.explained(
+            run, task_selection.select_tasks([UNSEEN], evaluation=True), router, desk=desk
+        )
         assert all("somewhere/else" not in selection.weights for selection, _ in found)
     assert said.getvalue().count(told) == 2
     assert sorted(index(run, size=4, rebuild=True)) == sorted(TRAINED)

@@ -90,7 +90,7 @@ def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
     experts = chosen.scorers["roe_per_instance"][task]
     assert len(experts) == ROWS
     assert len(set(experts)) > 1
-    examples = task_rows.examples(unseen[0], run.source)
+    examples = task_rows.load_examples(unseen[0], run.source)
     cells = ranking.cells_of(task, experts)
     found = ranking.of_rows(ranking.score(run, cells, unseen), task, experts, "each")
     assert found.row_ids == tuple(example.row_id for example in examples)
@@ -214,7 +214,7 @@ def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
 
 
 def test_an_expert_is_never_called_unseen_on_its_own_dataset(run, unseen):
-    trained = task_selection.choose([TRAINED[0]])
+    trained = task_selection.select_tasks([TRAINED[0]])
     with pytest.raises(ContaminationError, match="with --seen"):
         evaluate.evaluate(run, [*unseen, *trained], methods=["roe"])
 
@@ -227,13 +227,13 @@ def test_the_base_alone_needs_no_expert_and_is_seen_by_none(make_run, run, unsee
     assert again.rows == found.report.rows
     with pytest.raises(UserError, match="or ask for the base alone with --method base"):
         evaluate.evaluate(bare, unseen, methods=["bm25"])
-    trained = task_selection.choose([TRAINED[0]], evaluation=True)
+    trained = task_selection.select_tasks([TRAINED[0]], evaluation=True)
     seen = evaluate.evaluate(run, trained, methods=["plain=base"])
     assert [(row["method"], row["seen"]) for row in seen.report.rows] == [("plain", False)]
 
 
 def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(run):
-    specs = task_selection.choose([TRAINED[0]], evaluation=True)
+    specs = task_selection.select_tasks([TRAINED[0]], evaluation=True)
     methods = ["roe", "roe:seen=true", "uniform", f"other=fixed:expert={TRAINED[2]}"]
     methods += [f"own=fixed:expert={TRAINED[0]}"]
     outcome = evaluate.evaluate(run, specs, methods=methods, queries=4, oracle=True, seen=True)
@@ -253,7 +253,7 @@ def test_other_ways_to_score_are_made_of_sums_without_the_network(run, unseen, o
     task, cells = unseen[0].id, [Cell(unseen[0].id, TRAINED[0])]
     ranking.score(run, cells, unseen, by="calibrated")
     monkeypatch.setattr(engine, "score_rows", never)
-    ranked = ranking.ranked_rows(run, {task: task_rows.examples(unseen[0], run.source)})[task]
+    ranked = ranking.ranked_rows(run, {task: task_rows.load_examples(unseen[0], run.source)})[task]
     sums = ranking.score(run, cells, unseen)[cells[0]].scores
     mean = ranking.score(run, cells, unseen, by="mean")[cells[0]].scores
     calibrated = ranking.score(run, cells, unseen, by="calibrated")[cells[0]].scores
@@ -285,7 +285,7 @@ def test_examples_to_look_at_start_with_what_the_first_retrieval_got_wrong(outco
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Two tasks of one's own over the same rows, one with choices and one that is answered in free text."""
-    monkeypatch.setattr(datasets, "_added", {})
+    monkeypatch.setattr(datasets, "_user_datasets", {})
     lines = [{"text": f"a small dog {number}", "label": number % 2} for number in range(6)]
     (tmp_path / "pets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "pets.yaml").write_text(
@@ -303,7 +303,7 @@ datasets:
         jinja: "{{text}} say ||| {{['cat', 'dog'][label]}}"
 """
     )
-    return task_selection.choose([str(tmp_path / "pets.yaml")], evaluation=True)
+    return task_selection.select_tasks([str(tmp_path / "pets.yaml")], evaluation=True)
 
 
 def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, monkeypatch):
@@ -374,7 +374,7 @@ def test_more_shots_than_rows_are_refused(lora, unseen):
 
 
 def test_shots_come_from_a_training_split_where_there_is_one(lora):
-    specs = task_selection.choose(["mini_opposite_word"], evaluation=True)[:1]
+    specs = task_selection.select_tasks(["mini_opposite_word"], evaluation=True)[:1]
     outcome = evaluate.evaluate(lora, specs, methods=["lorahub:shots=3,trials=8"])
     assert {row["n"] for row in outcome.report.rows} == {ROWS}
     (fitted,) = choosing.kept(lora.workspace).composites.values()

@@ -16,7 +16,9 @@ KINDS = dict(zip(TRAINED, [BOTTLENECK, ("bottleneck", {"width": 6}), LORA, ("ful
 
 def rows_of(run, unseen):
     spec = unseen[0]
-    return task_rows.rows(task_rows.examples(spec, run.source), run.pieces, run.lengths, task=spec.id)
+    return task_rows.build_scoring_rows(
+        task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
+    )
 
 
 def scored(run, rows, stack, name):

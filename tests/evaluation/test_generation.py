@@ -36,18 +36,22 @@ def run(tmp_path_factory):
     """A run on an untrained base of one layer a stack, with two experts drawn at random."""
     workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
     source, lengths = data_source.Source(limit=ROWS), data_source.Lengths(prompt=24, answer=5)
-    examples = [each for spec in task_selection.choose(TASKS) for each in task_rows.examples(spec, source)]
+    examples = [
+        each for spec in task_selection.select_tasks(TASKS) for each in task_rows.load_examples(spec, source)
+    ]
     texts = [text for each in examples for text in (each.input, *each.choices)]
-    pieces = sentencepiece.train(
-        texts, workspace.base / opening.VOCABULARY, 400, kind="word", extra_ids=opening.SENTINELS
+    tokenizer = sentencepiece.train(
+        texts, workspace.base / opening.VOCABULARY_FILE, 400, kind="word", extra_ids=opening.EXTRA_IDS
     )
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    config = size("tiny", vocab_size=pieces.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers)
+    config = size(
+        "tiny", vocab_size=tokenizer.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
+    )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     elm.save(workspace.base, elm.of(config, params))
-    settings.remember(workspace, None, source, lengths)
+    settings.save_run_settings(workspace, None, source, lengths)
     opened = opening.open_run(workspace.root)
     library = Library.open(workspace.library, create=True)
     for number, expert in enumerate(EXPERTS):
@@ -70,7 +74,7 @@ def add(library, run, expert, tree, by):
 
 @pytest.fixture(scope="module")
 def specs(run):
-    return task_selection.choose(TASKS, run.source)
+    return task_selection.select_tasks(TASKS, run.source)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +100,12 @@ def no_network(monkeypatch):
 def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, wanted, finished):
     assert set(finished) == set(wanted)
     for (task, expert, *_), answers in finished.items():
-        examples = task_rows.examples(next(spec for spec in specs if spec.id == task), run.source)
+        examples = task_rows.load_examples(next(spec for spec in specs if spec.id == task), run.source)
         assert (answers.task, answers.expert) == (task, expert)
         assert answers.row_ids == tuple(example.row_id for example in examples)
         assert answers.targets == tuple(example.target for example in examples)
         assert len(answers.predictions) == len(answers.judgement.rows) == ROWS
-        assert all(len(run.pieces.encode(told)) <= 5 for told in answers.predictions)
+        assert all(len(run.tokenizer.encode(told)) <= 5 for told in answers.predictions)
         assert answers.judgement.measure == "exact match"
     assert len({answers.predictions for answers in finished.values()}) == len(finished)
 
@@ -110,11 +114,13 @@ def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finishe
     task = specs[0].id
     tree = Library.open(run.workspace.library).expert(EXPERTS[0]).params
     prompts = list(
-        task_rows.prepare(task_rows.examples(specs[0], run.source), run.pieces, run.lengths).inputs
+        task_rows.tokenize_task(
+            task_rows.load_examples(specs[0], run.source), run.tokenizer, run.lengths
+        ).inputs
     )
     stack = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
-    found = engine.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
-    assert [run.pieces.decode(answer[answer > 0].tolist()) for answer in found] == list(
+    found = engine.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
+    assert [run.tokenizer.decode(answer[answer > 0].tolist()) for answer in found] == list(
         finished[Cell(task, EXPERTS[0])].predictions
     )
 
@@ -147,7 +153,7 @@ def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, m
     told = generation.generate(run, [Cell(task, "base")], specs, metric="length")[Cell(task, "base")]
     assert told.predictions == finished[Cell(task, "base")].predictions
     assert told.judgement.value == np.mean([len(each) for each in told.predictions])
-    assert asked == [[example.input for example in task_rows.examples(specs[0], run.source)]]
+    assert asked == [[example.input for example in task_rows.load_examples(specs[0], run.source)]]
     assert generation.generate(run, [Cell(task, "base")], specs) == {
         Cell(task, "base"): finished[Cell(task, "base")]
     }

@@ -25,7 +25,7 @@ def run(make_run):
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     """Makes a task of one's own out of rows of (text, options, target)."""
-    monkeypatch.setattr(datasets, "_added", {})
+    monkeypatch.setattr(datasets, "_user_datasets", {})
 
     def make(*found):
         lines = [dict(zip(("text", "options", "target"), row, strict=True)) for row in found]
@@ -42,7 +42,7 @@ datasets:
         jinja: "{{text}} ||| {{target}}"
 """
         )
-        return task_selection.choose([str(tmp_path / "odd.yaml")], evaluation=True)
+        return task_selection.select_tasks([str(tmp_path / "odd.yaml")], evaluation=True)
 
     return make
 
@@ -80,7 +80,7 @@ def test_scores_after_prompts_without_their_end_are_others_and_take_no_others_pl
     specs = task(("", ["cat", "dog"], "dog"), ("a dog", ["cat", "dog"], "dog"))
     source = data_source.Source(faithful=("empty_renderings",))
     ended = scored(run, specs, source).scores
-    open_ = scored(replace(run, pieces=replace(run.pieces, input_eos=False)), specs, source).scores
+    open_ = scored(replace(run, tokenizer=replace(run.tokenizer, input_eos=False)), specs, source).scores
     assert open_[0] == ended[0]  # the empty prompt is its end either way
     assert np.abs(np.subtract(open_[1], ended[1])).min() > 1e-3
     assert scored(run, specs, source).scores == ended
@@ -91,9 +91,11 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
     specs = task(("a dog", [long, f"{long} cat", "dog"], "dog"), ("a cat", ["dog"], "dog"))
     found = scored(run, specs)
     assert found.scores[0][0] == found.scores[0][1]  # nothing is left of what told them apart
-    row = ranking.ranked_rows(run, {specs[0].id: task_rows.examples(specs[0], run.source)})[specs[0].id][0]
+    row = ranking.ranked_rows(run, {specs[0].id: task_rows.load_examples(specs[0], run.source)})[specs[0].id][
+        0
+    ]
     assert [len(answer) for answer in row.answers] == [LIMIT, LIMIT, 2]
-    assert {int(answer[-1]) for answer in row.answers} == {run.pieces.eos}
+    assert {int(answer[-1]) for answer in row.answers} == {run.tokenizer.eos}
 
 
 @pytest.mark.parametrize("options", [["cat", "dog"], []])

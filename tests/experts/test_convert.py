@@ -89,13 +89,13 @@ def test_a_conversion_cut_short_leaves_nothing(source, tmp_path, monkeypatch, to
 
 
 def test_a_vocabulary_of_our_own_comes_along_as_the_format_has_it(source, tmp_path):
-    (source / runs_base.VOCABULARY).write_bytes(b"pieces")
+    (source / runs_base.VOCABULARY_FILE).write_bytes(b"pieces")
     convert(source, tmp_path / "hf", "hf")
     assert (tmp_path / "hf" / "spiece.model").read_bytes() == b"pieces"
     told = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
-    assert told == {"tokenizer_class": "T5Tokenizer", "extra_ids": runs_base.SENTINELS}
+    assert told == {"tokenizer_class": "T5Tokenizer", "extra_ids": runs_base.EXTRA_IDS}
     convert(source, tmp_path / "again", "elm")
-    assert (tmp_path / "again" / runs_base.VOCABULARY).read_bytes() == b"pieces"
+    assert (tmp_path / "again" / runs_base.VOCABULARY_FILE).read_bytes() == b"pieces"
 
 
 def test_what_lies_beside_foreign_weights_comes_out_as_it_went_in(source, tmp_path):

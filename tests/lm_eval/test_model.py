@@ -93,13 +93,13 @@ def run(tmp_path_factory):
     made = elm.of(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
-    chosen = [task_selection.choose([name], source)[0] for name in EXPERTS]
-    texts = [example.input for spec in chosen for example in task_rows.examples(spec, source)]
+    chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
+    texts = [example.input for spec in chosen for example in task_rows.load_examples(spec, source)]
     texts += [
         str(value) for rows in (COPA, STORIES, BOOLQ, PAGES, TEXTS) for row in rows for value in row.values()
     ]
-    sentencepiece.train(texts, workspace.base / opening.VOCABULARY, 200, extra_ids=opening.SENTINELS)
-    settings.remember(workspace, None, source, LENGTHS)
+    sentencepiece.train(texts, workspace.base / opening.VOCABULARY_FILE, 200, extra_ids=opening.EXTRA_IDS)
+    settings.save_run_settings(workspace, None, source, LENGTHS)
     library = Library.open(workspace.library, create=True)
     fresh = jax.eval_shape(lambda tree: ex.init("lora", jax.random.key(0), tree, rank=2), shapes)
     for spec in chosen:
@@ -162,8 +162,8 @@ def evaluate(run, folder, tasks, **arguments):
 
 def arrays(run, contexts, choices):
     """Padded prompts and answers, tokenised one by one with end-of-sequence."""
-    prompts = [[*run.pieces.encode(text), run.pieces.eos] for text in contexts]
-    answers = [[[*run.pieces.encode(text), run.pieces.eos] for text in own] for own in choices]
+    prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
+    answers = [[[*run.tokenizer.encode(text), run.tokenizer.eos] for text in own] for own in choices]
     longest = max(len(answer) for own in answers for answer in own)
     padded = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
     laid = np.zeros((len(prompts), max(map(len, answers)), longest), np.int32)
@@ -213,10 +213,10 @@ def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
     expert = ids[1]
     _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
     contexts, _ = requests_of(samples["local_boolq_written"])
-    prompts = [[*run.pieces.encode(text), run.pieces.eos] for text in contexts]
+    prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
     stack = Library.open(run.workspace.library).load([expert])
-    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
-    texts = [run.pieces.decode(tokens[tokens != PAD].tolist()) for tokens in written]
+    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
+    texts = [run.tokenizer.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
     assert any(texts)
 
@@ -228,13 +228,13 @@ def test_greedy_is_told_of_what_our_engine_would_write(run):
 
     lm = model.ElmLM(run=str(run.workspace.root), eos=False)
     context = "The dog ran home."
-    every = [run.pieces.decode([piece]) for piece in range(2, 200)]
-    pieces = [text for text in every if len(run.pieces.encode(text)) == 1]
+    every = [run.tokenizer.decode([piece]) for piece in range(2, 200)]
+    pieces = [text for text in every if len(run.tokenizer.encode(text)) == 1]
     asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
     told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
-    prompt = [*run.pieces.encode(context), run.pieces.eos]
-    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.pieces.eos)
-    assert told == [run.pieces.encode(text) == [first] for text in pieces]
+    prompt = [*run.tokenizer.encode(context), run.tokenizer.eos]
+    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.tokenizer.eos)
+    assert told == [run.tokenizer.encode(text) == [first] for text in pieces]
 
 
 def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
@@ -243,10 +243,10 @@ def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
     assert found["local_last_word"]["perplexity,none"] > 1
     sample = samples["local_pages"][0]
     ((text,),) = sample["arguments"]
-    tokens = [*run.pieces.encode(text), run.pieces.eos]
+    tokens = [*run.tokenizer.encode(text), run.tokenizer.eos]
     assert len(tokens) > 16
     # The last window is shorter, and what it leaves of eight tokens goes to the encoder.
-    windows = [Row([run.pieces.eos], [tokens[:8]])]
+    windows = [Row([run.tokenizer.eos], [tokens[:8]])]
     windows += [
         Row(tokens[min(at, len(tokens) - 8) - 1 : at], [tokens[at : at + 8]])
         for at in range(8, len(tokens), 8)
@@ -306,10 +306,10 @@ def test_a_context_too_long_loses_its_beginning_and_it_is_said(run, capsys):
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
-    (whole,) = [run.pieces.encode("The dog ran home. It was late.")]
-    assert lm._contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.pieces.eos]]
+    (whole,) = [run.tokenizer.encode("The dog ran home. It was late.")]
+    assert lm._contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.tokenizer.eos]]
     assert "1 of 1 contexts have more than 4 tokens" in " ".join(capsys.readouterr().err.split())
-    assert lm._contexts([""]) == [[run.pieces.eos]]
+    assert lm._contexts([""]) == [[run.tokenizer.eos]]
     assert capsys.readouterr().err == ""
 
 
@@ -398,12 +398,16 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
 
     from elm_jax.lm_eval import model
 
-    spec = task_selection.choose([EXPERTS[0]], run.source)[0]
-    rows = task_rows.rows(task_rows.examples(spec, run.source), run.pieces, run.lengths, task=spec.id)
+    spec = task_selection.select_tasks([EXPERTS[0]], run.source)[0]
+    rows = task_rows.build_scoring_rows(
+        task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
+    )
     stack = Library.open(run.workspace.library).load([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
-    pairs = [(each.input, choice) for each in task_rows.examples(spec, run.source) for choice in each.choices]
+    pairs = [
+        (each.input, choice) for each in task_rows.load_examples(spec, run.source) for choice in each.choices
+    ]
     told = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
     np.testing.assert_allclose([score for score, _ in told], np.concatenate(ours), atol=1e-4)
 
@@ -412,7 +416,7 @@ def test_contexts_end_with_end_of_sequence_unless_the_base_was_trained_without(r
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
-    word = run.pieces.encode("is")
-    assert lm._contexts(["is", ""]) == [[*word, run.pieces.eos], [run.pieces.eos]]
-    lm.run = replace(lm.run, pieces=replace(lm.run.pieces, input_eos=False))
-    assert lm._contexts(["is", ""]) == [word, [run.pieces.eos]]
+    word = run.tokenizer.encode("is")
+    assert lm._contexts(["is", ""]) == [[*word, run.tokenizer.eos], [run.tokenizer.eos]]
+    lm.run = replace(lm.run, tokenizer=replace(lm.run.tokenizer, input_eos=False))
+    assert lm._contexts(["is", ""]) == [word, [run.tokenizer.eos]]

@@ -38,7 +38,7 @@ def prepared(tmp_path_factory):
     elm.save(workspace.base, base)
     words = [f"word{number}" for number in range(30)]
     sentencepiece.train(
-        words, workspace.base / opening.VOCABULARY, 64, kind="word", extra_ids=opening.SENTINELS
+        words, workspace.base / opening.VOCABULARY_FILE, 64, kind="word", extra_ids=opening.EXTRA_IDS
     )
     library = Library.open(workspace.library, create=True)
     for kind in ("bottleneck", "lora", "full"):

@@ -115,7 +115,9 @@ def test_where_rows_come_from_is_said_when_a_run_is_opened(place, tmp_path):
     )
     lines = ['{"text": "A film was good .", "label": 1}'] * 4
     (tmp_path / "films.jsonl").write_text("\n".join(lines))
-    opened = elm_jax.open_run(place, task_files=[tmp_path / "mine.yaml"], data_dir=tmp_path, limit=2)
+    opened = elm_jax.open_run(
+        place, task_files=[tmp_path / "mine.yaml"], data_dir=tmp_path, overrides={"limit": 2}
+    )
     assert (opened.source.data_dir, opened.source.limit) == (tmp_path, 2)
     again = elm_jax.open_run(place)  # files of tasks are remembered, what was said once of rows is not
     assert [str(file) for file in again.source.tasks] == [str(tmp_path / "mine.yaml")]

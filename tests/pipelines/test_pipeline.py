@@ -158,7 +158,7 @@ def test_a_tuple_among_the_options_is_the_same_recipe_when_it_is_given_again(fin
     shutil.copytree(finished[0] / "base", tmp_path / "base")
     lengths = data_source.Lengths(prompt=24, answer=8)
     opened = opening.open_run(tmp_path, source=data_source.Source(limit=4), lengths=lengths)
-    specs = task_selection.choose(["mini_size_animal"], opened.source)[:1]
+    specs = task_selection.select_tasks(["mini_size_animal"], opened.source)[:1]
     budget = Budget(steps=1, batch_size=2, kind="lora", options={"rank": 1, "projections": ("query",)})
     made = train_experts(opened, specs, budget, seed=0)
     assert train_experts(opened, specs, budget, seed=0) == made
@@ -168,16 +168,16 @@ def test_an_expert_is_never_called_unseen_on_its_own_dataset(finished):
     out, _ = finished
     opened = opening.open_run(out, source=data_source.Source(limit=4))
     with pytest.raises(ContaminationError, match="was trained on mini_size_animal"):
-        evaluate.evaluate(opened, task_selection.choose(["mini_size_animal"]))
+        evaluate.evaluate(opened, task_selection.select_tasks(["mini_size_animal"]))
 
 
 def test_a_task_without_choices_cannot_be_ranked(finished):
     out, _ = finished
     opened = opening.open_run(out)
-    found = task_rows.examples(task_selection.choose(UNSEEN)[0], opened.source)[:1]
+    found = task_rows.load_examples(task_selection.select_tasks(UNSEEN)[0], opened.source)[:1]
     bare = [type(found[0])(**{**vars(found[0]), "choices": ()})]
     with pytest.raises(UserError, match="has no answer choices"):
-        task_rows.rows(bare, opened.pieces, opened.lengths, task="x/y")
+        task_rows.build_scoring_rows(bare, opened.tokenizer, opened.lengths, task="x/y")
 
 
 def test_scores_of_other_rows_are_scored_anew(finished):

@@ -11,8 +11,8 @@ import pytest
 from elm_jax.launch import recipes
 from elm_jax.pipelines import pipeline
 from elm_jax.pipelines.quickstart import quickstart
+from tests.shared_data import DATA
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 RECIPES = Path(__file__).parents[2] / "gin" / "recipes"
 
 
@@ -35,9 +35,7 @@ def test_on_the_embedded_suite_retrieval_beats_the_base_significantly(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not DATA.exists(), reason="DREAM, CosmosQA and Story Cloze lie beside the checkout, and are not there"
-)
+@pytest.mark.shared_data
 def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
     tiny = {
         "DATA_DIR": f"'{DATA}'",

@@ -53,7 +53,7 @@ def archive(members, links=()):
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """A package index in a folder; pip is not asked."""
-    monkeypatch.setattr(package_index, "pip_settings", dict)
+    monkeypatch.setattr(package_index, "read_pip_settings", dict)
     monkeypatch.setenv("ELM_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "index" / "promptsource").mkdir(parents=True)
     return tmp_path / "index"
@@ -61,7 +61,7 @@ def index(tmp_path, monkeypatch):
 
 def fetch(index, content, **options):
     (index / "promptsource" / promptsource.ARCHIVE).write_bytes(content)
-    return prompts.fetch(index=str(index), sha256=hashlib.sha256(content).hexdigest(), **options)
+    return prompts.fetch_templates(index=str(index), sha256=hashlib.sha256(content).hexdigest(), **options)
 
 
 def test_templates_and_licence_come_into_the_cache_and_nothing_else(index, tmp_path):
@@ -77,7 +77,7 @@ def test_templates_and_licence_come_into_the_cache_and_nothing_else(index, tmp_p
 def test_a_second_time_nothing_is_asked_for(index):
     first = fetch(index, archive(MEMBERS))
     (index / "promptsource" / promptsource.ARCHIVE).unlink()
-    again = prompts.fetch(index=str(index))
+    again = prompts.fetch_templates(index=str(index))
     assert (again.directory, again.datasets, again.new) == (first.directory, 2, False)
 
 
@@ -92,33 +92,33 @@ def test_fetched_templates_are_the_tasks_own(index):
     }
     spec = specs.find_task("imdb/Reviewer Enjoyment")
     with pytest.raises(UserError, match="elm prompts fetch"):
-        task_templates.template_for(spec)
+        task_templates.find_template(spec)
     fetch(index, archive(members))
-    assert task_templates.template_for(spec).fixed_choices == ("yes", "no")
+    assert task_templates.find_template(spec).fixed_choices == ("yes", "no")
 
 
 def test_an_archive_with_another_checksum_leaves_nothing(index, tmp_path):
     (index / "promptsource" / promptsource.ARCHIVE).write_bytes(archive(MEMBERS))
     with pytest.raises(UserError, match="its SHA-256 differs"):
-        prompts.fetch(index=str(index))
+        prompts.fetch_templates(index=str(index))
     assert not (tmp_path / "cache" / "promptsource" / "0.2.3").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no archive", "cannot be unpacked"),
-        (archive(MEMBERS)[:-40], "cannot be unpacked"),
-        (archive({}), "should hold a licence and templates"),
-        (archive({f"{TOP}/LICENSE": "x"}), "should hold a licence and templates"),
+        (b"no archive", "to be an archive"),
+        (archive(MEMBERS)[:-40], "to be an archive"),
+        (archive({}), "a licence and templates"),
+        (archive({f"{TOP}/LICENSE": "x"}), "a licence and templates"),
         (
             archive({f"{TOP}/promptsource/templates/../../../../out/templates.yaml": "x"} | MEMBERS),
-            "no plain file",
+            "out/templates.yaml",
         ),
-        (archive(MEMBERS, [f"{TOP}/promptsource/templates/evil/templates.yaml"]), "no plain file"),
+        (archive(MEMBERS, [f"{TOP}/promptsource/templates/evil/templates.yaml"]), "evil/templates.yaml"),
         (
             archive(MEMBERS | {f"{TOP}/promptsource/templates/x/templates.yaml": "x" * 5_000_000}),
-            "no plain file",
+            "x/templates.yaml",
         ),
     ],
     ids=["text", "cut off", "empty", "no templates", "outside", "link", "huge"],
@@ -171,14 +171,14 @@ def test_listing_before_fetching_says_what_to_do(index, capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["prompts", *arguments])
     assert stop.value.code == 2
-    assert "Run `elm prompts fetch`" in capsys.readouterr().err
+    assert "run `elm prompts fetch`" in capsys.readouterr().err
 
 
 def test_the_command_says_where_they_are(index, tmp_path, capsys, monkeypatch):
     content = archive(MEMBERS)
     (index / "promptsource" / promptsource.ARCHIVE).write_bytes(content)
-    known = functools.partial(prompts.fetch, sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(prompts, "fetch", known)
+    known = functools.partial(prompts.fetch_templates, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(prompts, "fetch_templates", known)
     assert said(capsys, "fetch", "--index", str(index)).startswith("Templates of 2 datasets are now at")
     assert json.loads(said(capsys, "fetch", "--index", str(index), "--json")) == {
         "directory": str(tmp_path / "cache/promptsource/0.2.3/templates"),

@@ -43,23 +43,23 @@ def test_a_template_comes_with_the_line_where_it_starts():
     ],
 )
 def test_what_is_no_plain_yaml_is_an_error_naming_file_and_line(text, line):
-    with pytest.raises(UserError, match=rf"'f.yaml', line {line},"):
+    with pytest.raises(UserError, match=rf"'f.yaml', line {line}:"):
         read(text)
 
 
 def test_bytes_that_are_no_utf_8_are_named_by_line():
-    with pytest.raises(UserError, match=r"'f.yaml', line 2, should be UTF-8"):
+    with pytest.raises(UserError, match=r"'f.yaml', line 2: expected UTF-8"):
         reader.read_yaml("f.yaml", b"a: 1\nb: \xff\n")
 
 
 @pytest.mark.parametrize("text", ["", "5", "templates: []", "templates: null", "other: {}"])
 def test_a_file_without_templates_is_refused(text):
-    with pytest.raises(UserError, match="should hold a mapping named templates"):
+    with pytest.raises(UserError, match="to hold a mapping `templates`"):
         reader.read_entries("f.yaml", text.encode())
 
 
 def test_a_template_without_its_tag_is_refused():
-    with pytest.raises(UserError, match="'x' is without"):
+    with pytest.raises(UserError, match="'x' without"):
         reader.read_entries("f.yaml", b"templates:\n  x: {name: a}")
 
 

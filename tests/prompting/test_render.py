@@ -68,5 +68,5 @@ def test_the_cut_is_passed_on():
 
 
 def test_the_row_that_fails_is_named():
-    with pytest.raises(UserError, match=r"at row '1', reads column 'text'"):
+    with pytest.raises(UserError, match="row '1': expected column 'text'"):
         render([{"text": "a", "label": 0}, {"label": 0}], REVIEW)

@@ -33,7 +33,7 @@ def test_one_part_means_that_the_template_does_not_apply():
 
 
 def test_three_parts_are_an_error_naming_the_template_and_the_row():
-    with pytest.raises(UserError, match=r"Template 'a name ', at row '7', .* gave 3 parts"):
+    with pytest.raises(UserError, match=r"Template 'a name ', row '7': .* got 3 parts"):
         template("a ||| b ||| c").render({}, row_id="7")
 
 
@@ -97,17 +97,17 @@ def test_nothing_is_cut_on_request():
 
 
 def test_too_short_a_cut_is_refused():
-    with pytest.raises(UserError, match=r"cut to 3 characters or more, but truncate=2 came"):
+    with pytest.raises(UserError, match=r"truncate to be 3 .* got 2"):
         template("{{a}} ||| t").render({"a": "x"}, 2)
 
 
 def test_a_missing_column_is_an_error_naming_it_and_the_others():
-    with pytest.raises(UserError, match=r"reads column 'txt', but .* only these columns: 'text', 'label'"):
+    with pytest.raises(UserError, match="column 'txt', got only 'text', 'label'"):
         template("{{txt}} ||| {{label}}").render({"text": "a", "label": 1})
 
 
 def test_a_missing_column_of_the_choices_is_named_too():
-    with pytest.raises(UserError, match="reads column 'ending'"):
+    with pytest.raises(UserError, match="column 'ending'"):
         template("x ||| {{answer_choices[label - 1]}}", "{{ending}}").render({"label": 1})
 
 
@@ -121,29 +121,27 @@ def test_the_columns_are_those_read_from_the_row():
 
 
 def test_a_column_named_answer_choices_is_refused():
-    with pytest.raises(UserError, match="Rename the column"):
+    with pytest.raises(UserError, match="answer_choices"):
         template("x ||| y").render({"answer_choices": ["a"]})
 
 
 def test_bytes_are_refused_instead_of_printed():
-    with pytest.raises(UserError, match=r"column 'text' holds bytes"):
+    with pytest.raises(UserError, match="bytes in column 'text'"):
         template("{{text}} ||| y").render({"text": b"hello"})
 
 
 def test_a_text_of_ten_megabytes_is_refused_naming_the_row():
-    with pytest.raises(UserError, match=r"at row 'r3',.*column 'text' holds 10,000,000"):
+    with pytest.raises(UserError, match=r"row 'r3': .* 10,000,000 in column 'text'"):
         template("{{text}} ||| y").render({"text": "x" * 10_000_000}, row_id="r3")
 
 
 def test_jinja_that_does_not_compile_is_an_error_naming_its_line():
-    with pytest.raises(UserError, match=r"Template 'a name ' should be jinja, but its line 2 is not"):
+    with pytest.raises(UserError, match=r"Template 'a name ': .* error in line 2"):
         template("a\n{% if %}b{% endif %} ||| c").render({})
 
 
 def test_a_failure_of_python_within_a_template_names_row_and_kind():
-    with pytest.raises(
-        UserError, match=r"at row '4', cannot be rendered: division by zero \(ZeroDivisionError\)"
-    ):
+    with pytest.raises(UserError, match=r"row '4': .* division by zero \(ZeroDivisionError\)"):
         template("{{ 1 / n }}||| t").render({"n": 0}, None, row_id="4")
 
 

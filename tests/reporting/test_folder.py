@@ -44,8 +44,8 @@ def test_the_csv_holds_every_number_in_full(report, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
-        ('{"format": 99}', "should have format 1, but 99 came"),
+        ("{", "not JSON"),
+        ('{"format": 99}', "format 1 .* got 99"),
         ('{"format": 1, "name": "an expert"}', "is no report of this version: it lacks rows, means"),
     ],
 )
@@ -85,9 +85,9 @@ def test_any_other_json_is_a_report_or_one_clear_error(tmp_path, value):
 
 
 def test_a_missing_directory_or_file_is_said_so(tmp_path):
-    with pytest.raises(UserError, match=r"no directory is there\. Evaluate into it first"):
+    with pytest.raises(UserError, match=r"got no directory\. Fix: evaluate into it first"):
         read_report(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="but no file is there"):
+    with pytest.raises(UserError, match="got no file"):
         read_report(tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_an_unwritable_directory_is_refused(report, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"format": 99}', "should have format 1"), ('{"format": 1, "rows": []}', "it lacks means")],
+    [('{"format": 99}', "format 1 .* got 99"), ('{"format": 1, "rows": []}', "it lacks means")],
 )
 def test_a_report_of_another_version_is_refused_with_what_to_do(tmp_path, content, message):
     (tmp_path / "report.json").write_text(content)

@@ -30,23 +30,23 @@ BASE = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     texts = ["A film was good .", "Is a cat larger than a dog ?"] * 4
-    return sentencepiece.train(texts, tmp_path_factory.mktemp("pieces") / "m.model", 64, kind="word")
+    return sentencepiece.train(texts, tmp_path_factory.mktemp("tokenizer") / "m.model", 64, kind="word")
 
 
 @pytest.fixture
-def run(config, base, pieces, tmp_path):
+def run(config, base, tokenizer, tmp_path):
     workspace = Workspace.open(tmp_path / "run", create=True)
     library = Library.open(workspace.library, create=True)
-    for task in task_selection.choose(["mini_sentiment_film", "mini_size_animal"]):
+    for task in task_selection.select_tasks(["mini_sentiment_film", "mini_size_animal"]):
         spec = ExpertSpec(task.id, "bottleneck", BASE, ("scale",), (task.dataset,), 1)
         library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
     made = Base(config, base, BASE)
     return Run(
         workspace,
         made,
-        pieces,
+        tokenizer,
         data_source.Source(limit=12),
         data_source.Lengths(prompt=24, answer=8),
         Stages(),
@@ -78,7 +78,7 @@ def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch
     runs.index(run, size=3)
     library = library_of(run)
     before = {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in library.ids()}
-    task = task_selection.choose(["mini_opposite_word"])[0]
+    task = task_selection.select_tasks(["mini_opposite_word"])[0]
     library.add(
         Expert(
             ExpertSpec(task.id, "bottleneck", BASE, ("scale",), (task.dataset,), 1),
@@ -105,7 +105,7 @@ def swapped(expert):
 
 def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
     library = library_of(run)
-    tasks = task_selection.choose(["mini_sentiment_film"])
+    tasks = task_selection.select_tasks(["mini_sentiment_film"])
     recipe = {"tasks": [task.id for task in tasks]}
     spec = ExpertSpec("mini_sentiment_film/all", "bottleneck", BASE, ("scale",), ("d",), 1, recipe)
     library.add(Expert(spec, {"scale": np.ones(3, np.float32)}))
@@ -113,7 +113,7 @@ def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
     wanted = [
         example.input
         for task in tasks
-        for example in keys.sample(task_rows.examples(task, run.source), 2, run.source.seed)
+        for example in keys.sample(task_rows.load_examples(task, run.source), 2, run.source.seed)
     ]
     assert list(library.keys(spec.id).texts) == wanted
 
@@ -125,11 +125,11 @@ def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alo
     found = library_of(run).keys(first)
     assert found.texts == plain.texts
     tokens = np.zeros((1, 256), np.int32)
-    ids = task_rows.tokens(found.texts, run.pieces, 256)[0]
+    ids = task_rows.tokenize_texts(found.texts, run.tokenizer, 256)[0]
     tokens[0, : len(ids)] = ids
     hidden = T5(config).apply({"params": base}, tokens, method="encode")
     np.testing.assert_allclose(found.vectors[0], np.asarray(hidden)[0].sum(0) / 256, rtol=1e-4, atol=1e-5)
-    task = task_selection.choose(["mini_size_suitcase"])[:1]
+    task = task_selection.select_tasks(["mini_size_suitcase"])[:1]
     with pytest.raises(UserError, match=r"one embedder, but the index has 't5-encoder-mean/.*padding incl"):
         route.route(run, task, queries=4)
     (selection,) = route.route(run, task, queries=4, faithful=["padded_keys"])
@@ -145,7 +145,7 @@ def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encode
     assert len(names) == 1
     assert names.pop().startswith("bert-mean/")
     assert library.keys(first).vectors.shape == (3, 8)
-    (selection,) = route.route(run, task_selection.choose(["mini_size_suitcase"])[:1], queries=4)
+    (selection,) = route.route(run, task_selection.select_tasks(["mini_size_suitcase"])[:1], queries=4)
     assert sum(selection.votes.values()) == 4
 
 
@@ -241,7 +241,9 @@ def test_a_recipe_names_the_embedder(tmp_path):
 
 def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     elm.save(run.workspace.base, elm.of(config, base))
-    sentencepiece.train(["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY, 64, kind="word")
+    sentencepiece.train(
+        ["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY_FILE, 64, kind="word"
+    )
     asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
     file = encoder / "1_Pooling" / "config.json"
     content = file.read_text()

@@ -42,12 +42,12 @@ def opened(tmp_path_factory):
     made = elm.of(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
-    chosen = [task_selection.choose([name], source)[0] for name in EXPERTS]
-    texts = [example.input for spec in chosen for example in task_rows.examples(spec, source)]
+    chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
+    texts = [example.input for spec in chosen for example in task_rows.load_examples(spec, source)]
     sentencepiece.train(
-        texts, workspace.base / opening.VOCABULARY, 96, kind="word", extra_ids=opening.SENTINELS
+        texts, workspace.base / opening.VOCABULARY_FILE, 96, kind="word", extra_ids=opening.EXTRA_IDS
     )
-    settings.remember(workspace, None, source, data_source.Lengths(prompt=24, answer=8))
+    settings.save_run_settings(workspace, None, source, data_source.Lengths(prompt=24, answer=8))
     library = Library.open(workspace.library, create=True)
     fresh = jax.eval_shape(lambda tree: experts.init("lora", jax.random.key(0), tree, rank=2), shapes)
     for spec in chosen:
@@ -60,7 +60,7 @@ def opened(tmp_path_factory):
 
 
 def specs(run):
-    return task_selection.choose([TASK], run.source, evaluation=True)[:1]
+    return task_selection.select_tasks([TASK], run.source, evaluation=True)[:1]
 
 
 def test_options_reach_the_router_and_the_margin_is_told(opened):

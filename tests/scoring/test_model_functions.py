@@ -37,16 +37,16 @@ def examples():
 
 
 @pytest.fixture(scope="module")
-def pieces(examples, tmp_path_factory):
+def tokenizer(examples, tmp_path_factory):
     texts = [text for example in examples for text in (example.input, *example.choices)]
     file = tmp_path_factory.mktemp("v") / "m.model"
     return file, sentencepiece.train(texts, file, 120, kind="word")
 
 
 @pytest.fixture(scope="module")
-def model(pieces):
+def model(tokenizer):
     config = size("tiny", vocab_size=256, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
-    assert pieces[1].size <= config.vocab_size
+    assert tokenizer[1].size <= config.vocab_size
     rng = np.random.default_rng(0)
     flat = {
         path: rng.normal(0, 0.5, shape).astype(np.float32) for path, shape in bases.shapes(config).items()
@@ -65,8 +65,8 @@ def expert(model):
 
 
 @pytest.fixture(scope="module")
-def registered(seqio, pieces):
-    return seqio_tasks.register_tasks([specs.find_task(TASK)], vocabulary=pieces[0])
+def registered(seqio, tokenizer):
+    return seqio_tasks.register_tasks([specs.find_task(TASK)], vocabulary=tokenizer[0])
 
 
 def evaluated(seqio, task, functions):
@@ -85,25 +85,27 @@ def evaluated(seqio, task, functions):
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_seqio_finds_the_accuracy_that_our_evaluation_finds(
-    seqio, registered, model, expert, examples, pieces, beside
+    seqio, registered, model, expert, examples, tokenizer, beside
 ):
     own = expert if beside else None
     metrics, _ = evaluated(seqio, registered.ranked[TASK], model_functions(model, own))
-    rows = task_rows.rows(examples, pieces[1], LENGTHS, task=TASK)
+    rows = task_rows.build_scoring_rows(examples, tokenizer[1], LENGTHS, task=TASK)
     scores = scorer.score_rows(model.config, model.params, rows, stack([expert.params]) if beside else None)
     right = [rank.predict(each) == example.label for each, example in zip(scores, examples, strict=True)]
     assert metrics["accuracy"] == pytest.approx(100 * np.mean(right))
     assert 0 < np.mean(right) < 1
 
 
-def test_seqio_judges_the_answers_that_our_engine_writes(seqio, registered, model, expert, examples, pieces):
+def test_seqio_judges_the_answers_that_our_engine_writes(
+    seqio, registered, model, expert, examples, tokenizer
+):
     functions = model_functions(model, expert, length=LENGTHS.answer)
     metrics, _ = evaluated(seqio, registered.tasks[TASK], functions)
-    prompts = task_rows.tokens([example.input for example in examples], pieces[1], LENGTHS.prompt)
+    prompts = task_rows.tokenize_texts([example.input for example in examples], tokenizer[1], LENGTHS.prompt)
     written = generator.generate_rows(
-        model.config, model.params, prompts, LENGTHS.answer, pieces[1].eos, stack([expert.params])
+        model.config, model.params, prompts, LENGTHS.answer, tokenizer[1].eos, stack([expert.params])
     )
-    texts = [pieces[1].decode(tokens[tokens > 0].tolist()) for tokens in written]
+    texts = [tokenizer[1].decode(tokens[tokens > 0].tolist()) for tokens in written]
     assert metrics == pytest.approx(exact_match([example.target for example in examples], texts))
     assert len(set(texts)) > 1
 

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "scripts" / "tpu"
 STUB = f"{sys.executable} {HERE / 'stub_elm.py'}"
 TASKS = ["mini_size_animal", "mini_size_thing", "mini_sentiment_film"]  # of two prompts each
-EXPERTS = [spec.id for spec in task_selection.choose(TASKS)]
+EXPERTS = [spec.id for spec in task_selection.select_tasks(TASKS)]
 
 
 @pytest.fixture
@@ -260,12 +260,12 @@ def base(tmp_path_factory):
     root = tmp_path_factory.mktemp("base")
     texts = [
         text
-        for spec in task_selection.choose(TASKS)
+        for spec in task_selection.select_tasks(TASKS)
         for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
-    pieces = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
-    config = size("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+    tokenizer = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
+    config = size("tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
     elm.save(root, elm.of(config, init_params(jax.random.key(0), config)))
     return root
 

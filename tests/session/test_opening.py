@@ -1,4 +1,4 @@
-"""Bases of a run: those of other formats serve as ours do, with the vocabulary that belongs to them."""
+"""A run opens with a base of any format, its tokenizer and the settings that it remembers."""
 
 import json
 import shutil
@@ -35,50 +35,48 @@ def model():
 
 @pytest.fixture
 def published(model, tmp_path):
-    """A directory as the hub has them, with T5's vocabulary: its sentinels are not among the pieces."""
+    """A directory laid out as the hub's, with T5's tokenizer: its sentinels are not among the pieces."""
     huggingface.save(tmp_path / "hub", model)
-    sentencepiece.train(TEXTS, tmp_path / "hub" / opening.PUBLISHED, 40, extra_ids=0)
+    sentencepiece.train(TEXTS, tmp_path / "hub" / opening.HUB_VOCABULARY_FILE, 40, extra_ids=0)
     return tmp_path / "hub"
 
 
-def test_a_published_model_and_its_vocabulary_are_a_base_and_the_workspace_remembers_them(
-    model, published, tmp_path
-):
+def test_a_run_remembers_a_hub_model_and_its_tokenizer(model, published, tmp_path):
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     assert run.base.fingerprint == model.fingerprint
-    pieces = sentencepiece.load(published / opening.PUBLISHED, extra_ids=0)
-    assert (run.pieces.size, run.pieces.extra_ids) == (pieces.size + 100, 100)
+    tokenizer = sentencepiece.load(published / opening.HUB_VOCABULARY_FILE, extra_ids=0)
+    assert (run.tokenizer.size, run.tokenizer.extra_ids) == (tokenizer.size + 100, 100)
     again = opening.open_run(tmp_path / "run")
     assert again.base.fingerprint == model.fingerprint
     assert (
-        again.pieces.fingerprint
-        == run.pieces.fingerprint
-        == opening.reading(tmp_path / "run").pieces.fingerprint
+        again.tokenizer.fingerprint
+        == run.tokenizer.fingerprint
+        == opening.load_data_settings(tmp_path / "run").tokenizer.fingerprint
     )
 
 
-def test_a_vocabulary_with_sentinels_among_its_pieces_gets_no_more(published, tmp_path):
-    # A model's own bytes with the sentinels behind are a model that has them.
+def test_a_model_that_has_sentinels_gets_no_more(published, tmp_path):
+    # A model's bytes followed by those of sentinels are a model that has sentinels.
     file = tmp_path / "with.model"
-    file.write_bytes((published / opening.PUBLISHED).read_bytes() + sentencepiece._sentinels(4))
-    assert opening.pieces_of(published, file).extra_ids == 0
-    assert opening.pieces_of(published, file).size == opening.pieces_of(published).size - 100 + 4
+    file.write_bytes(
+        (published / opening.HUB_VOCABULARY_FILE).read_bytes() + sentencepiece._serialize_sentinels(4)
+    )
+    assert opening.load_tokenizer(published, file).extra_ids == 0
+    assert opening.load_tokenizer(published, file).size == opening.load_tokenizer(published).size - 100 + 4
 
 
-def test_a_vocabulary_elsewhere_is_named_and_one_that_is_missing_is_said_to_be(model, published, tmp_path):
+def test_a_base_without_a_tokenizer_needs_one_that_is_named(model, published, tmp_path):
     elm.save(tmp_path / "bare", model)
-    with pytest.raises(UserError, match=r"as vocabulary\.model, tokenizer\.json or spiece\.model, got none"):
+    with pytest.raises(UserError, match=r"vocabulary\.model, tokenizer\.json or spiece\.model"):
         opening.open_run(tmp_path / "run", initial_checkpoint=tmp_path / "bare")
-    source = Source(vocabulary=published / opening.PUBLISHED)
+    source = Source(vocabulary=published / opening.HUB_VOCABULARY_FILE)
     run = opening.open_run(tmp_path / "run", initial_checkpoint=tmp_path / "bare", source=source)
-    assert run.pieces.fingerprint == opening.open_run(tmp_path / "run").pieces.fingerprint
-    assert run.pieces.extra_ids == 100
+    assert run.tokenizer.fingerprint == opening.open_run(tmp_path / "run").tokenizer.fingerprint
+    assert run.tokenizer.extra_ids == 100
 
 
-def test_tasks_that_come_with_a_source_are_remembered_by_a_run_that_is_there(
-    published, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(datasets, "_added", {})
+def test_a_run_remembers_the_task_files_of_a_source(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "_user_datasets", {})
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     file = tmp_path / "own.yaml"
     file.write_text(
@@ -94,17 +92,17 @@ datasets:
     assert opening.open_run(run.workspace.root).source.tasks == [str(file)]
 
 
-def test_a_name_that_no_model_has_is_answered_with_the_nearest(tmp_path):
+def test_an_unknown_model_name_is_an_error_with_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="t5-xl-lm-adapt"):
         opening.open_run(tmp_path / "run", initial_checkpoint="t5-xl-lm-adpat")
 
 
-def test_what_lies_in_a_run_is_found_in_its_copy(published, tmp_path):
+def test_paths_inside_a_run_are_relative_so_that_it_can_be_moved(published, tmp_path):
     first = tmp_path / "run"
     shutil.copytree(published, first / "hub")
     source = Source(prepared=first / "prepared", data_dir=tmp_path)
     opening.open_run(first, initial_checkpoint=first / "hub", source=source)
-    note = json.loads((first / settings.REMEMBERED).read_text())
+    note = json.loads((first / settings.SETTINGS_FILE).read_text())
     assert (note["base"], note["source"]["prepared"]) == ("hub", "prepared")
     assert note["source"]["data_dir"] == str(tmp_path)
     shutil.move(first, tmp_path / "moved")
@@ -113,7 +111,7 @@ def test_what_lies_in_a_run_is_found_in_its_copy(published, tmp_path):
     assert moved.source.data_dir == str(tmp_path)
 
 
-def test_a_file_of_tasks_that_comes_later_leaves_the_places_relative(published, tmp_path):
+def test_paths_stay_relative_if_a_task_file_is_added_later(published, tmp_path):
     run = tmp_path / "run"
     opening.open_run(run, initial_checkpoint=published, source=Source(prepared=run / "prepared"))
     file = tmp_path / "own.yaml"
@@ -121,15 +119,15 @@ def test_a_file_of_tasks_that_comes_later_leaves_the_places_relative(published, 
         'datasets: {own: {jsonl: rows.jsonl, prompts: {p: {jinja: "{{a}} ||| b"}}}}'  # no row is read
     )
     opening.open_run(run, task_files=[file])
-    note = json.loads((run / settings.REMEMBERED).read_text())
+    note = json.loads((run / settings.SETTINGS_FILE).read_text())
     assert note["source"]["prepared"] == "prepared"
     assert note["source"]["tasks"] == [str(file)]
 
 
 def _last_tokens(run):
     """Returns the last token of every prompt and of every target, of one task of a run."""
-    (spec,) = task_selection.choose(["mini_size_animal/than a dog"])
-    made = task_rows.prepare(task_rows.examples(spec, run.source), run.pieces, run.lengths)
+    (spec,) = task_selection.select_tasks(["mini_size_animal/than a dog"])
+    made = task_rows.tokenize_task(task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths)
     return [{row[-1].item() for row in of} for of in (made.inputs, made.targets)]
 
 
@@ -137,47 +135,54 @@ def _last_tokens(run):
 def test_prompts_end_with_end_of_sequence_unless_the_base_is_a_t0(published, tmp_path, name, ends):
     place = published.rename(tmp_path / name)
     opening.open_run(tmp_path / "run", initial_checkpoint=place, source=Source(limit=3))
-    run = opening.open_run(tmp_path / "run", limit=3)  # which has it from run.json
+    run = opening.open_run(tmp_path / "run", overrides={"limit": 3})  # which has it from run.json
     prompts, targets = _last_tokens(run)
     assert (sentencepiece.EOS in prompts) is ends
     assert targets == {sentencepiece.EOS}
 
 
-def test_a_source_says_otherwise_than_the_bases_name(published, tmp_path):
+def test_input_eos_of_a_source_overrides_the_bases_name(published, tmp_path):
     place = published.rename(tmp_path / "T0_3B")
-    for told, ends in ((True, True), (None, False)):
-        source = Source(limit=3, input_eos=told)
+    for input_eos, ends in ((True, True), (None, False)):
+        source = Source(limit=3, input_eos=input_eos)
         run = opening.open_run(tmp_path / "run", initial_checkpoint=place, source=source)
         assert (sentencepiece.EOS in _last_tokens(run)[0]) is ends
 
 
-def test_rows_that_were_prepared_with_ends_are_stale_without(published, tmp_path):
-    for told in (True, False):
-        source = Source(limit=3, input_eos=told, prepared=tmp_path / "rows")
+def test_prepared_rows_are_stale_if_input_eos_changes(published, tmp_path):
+    for input_eos in (True, False):
+        source = Source(limit=3, input_eos=input_eos, prepared=tmp_path / "rows")
         opening.open_run(tmp_path / "run", initial_checkpoint=published, source=source)
-        read = opening.reading(tmp_path / "run")
-        asked = {"tasks": ["mini_size_animal/than a dog"], "pieces": read.pieces, "lengths": read.lengths}
-        first, again = (prepare.prepare(source=source, **asked)[0].made for _ in range(2))
+        read = opening.load_data_settings(tmp_path / "run")
+        asked = {
+            "tasks": ["mini_size_animal/than a dog"],
+            "tokenizer": read.tokenizer,
+            "lengths": read.lengths,
+        }
+        first, again = (prepare.prepare_tasks(source=source, **asked)[0].made for _ in range(2))
         assert (first, again) == (True, False)
 
 
-def test_a_tokenizer_json_alone_makes_a_base_and_so_does_its_copy_in_our_format(published, tmp_path):
+def test_a_tokenizer_json_alone_is_read_and_so_is_its_copy_in_our_format(published, tmp_path):
     whole = hf_tokenizer.load(published).codec.tokenizer.to_str()
-    wanted = opening.open_run(tmp_path / "pieces", initial_checkpoint=published).pieces
-    (published / opening.PUBLISHED).unlink()
+    expected = opening.open_run(tmp_path / "tokenizer", initial_checkpoint=published).tokenizer
+    (published / opening.HUB_VOCABULARY_FILE).unlink()
     (published / "tokenizer.json").write_text(whole)
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
-    assert run.pieces.fingerprint == wanted.fingerprint
+    assert run.tokenizer.fingerprint == expected.fingerprint
     convert(published, tmp_path / "ours", "elm")
     again = opening.open_run(tmp_path / "again", initial_checkpoint=tmp_path / "ours")
-    assert (again.pieces.fingerprint, again.base.fingerprint) == (wanted.fingerprint, run.base.fingerprint)
+    assert (again.tokenizer.fingerprint, again.base.fingerprint) == (
+        expected.fingerprint,
+        run.base.fingerprint,
+    )
     bare = opening.open_run(
         tmp_path / "named",
         initial_checkpoint=_without_tokenizer(published, tmp_path / "bare"),
         source=Source(vocabulary=published / "tokenizer.json"),
     )
-    assert bare.pieces.fingerprint == wanted.fingerprint
-    assert opening.reading(tmp_path / "named").pieces.fingerprint == wanted.fingerprint
+    assert bare.tokenizer.fingerprint == expected.fingerprint
+    assert opening.load_data_settings(tmp_path / "named").tokenizer.fingerprint == expected.fingerprint
 
 
 def _without_tokenizer(place, bare):
@@ -188,15 +193,13 @@ def _without_tokenizer(place, bare):
 
 
 @pytest.mark.parametrize("form", ["hub", "ours"])
-def test_a_tokenizer_that_gives_ids_beyond_the_embeddings_is_refused_when_a_run_is_opened(
-    model, published, tmp_path, form
-):
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(model, published, tmp_path, form):
     place = published
     if form == "ours":
         place = tmp_path / "ours"
         elm.save(place, model)
-        sentencepiece.train(TEXTS, place / opening.VOCABULARY, 40, extra_ids=0)
-    ids = opening.pieces_of(place).size
+        sentencepiece.train(TEXTS, place / opening.VOCABULARY_FILE, 40, extra_ids=0)
+    ids = opening.load_tokenizer(place).size
     for count in (ids, ids - 1):
         config = replace(model.config, vocab_size=count)
         small = bases.of(config, init_params(jax.random.key(0), config))
@@ -207,7 +210,7 @@ def test_a_tokenizer_that_gives_ids_beyond_the_embeddings_is_refused_when_a_run_
         opening.open_run(tmp_path / "run", initial_checkpoint=place)
 
 
-def test_byt5_is_a_base_without_a_model_file(tmp_path):
+def test_byt5_needs_no_tokenizer_file(tmp_path):
     config = size("tiny", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
     huggingface.save(tmp_path / "byt5", bases.of(config, init_params(jax.random.key(0), config)))
     (tmp_path / "byt5" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
@@ -216,60 +219,72 @@ def test_byt5_is_a_base_without_a_model_file(tmp_path):
         run = opening.open_run(
             tmp_path / f"run of {place}", initial_checkpoint=tmp_path / place, source=Source(limit=3)
         )
-        assert run.pieces.size == 384
-        (spec,) = task_selection.choose(["mini_size_animal/than a dog"])
-        rows = task_rows.prepare(task_rows.examples(spec, run.source), run.pieces, run.lengths)
+        assert run.tokenizer.size == 384
+        (spec,) = task_selection.select_tasks(["mini_size_animal/than a dog"])
+        rows = task_rows.tokenize_task(task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths)
         text = rows.texts[0].encode()[: run.lengths.prompt - 1]
         assert list(rows.inputs[0]) == [*(byte + 3 for byte in text), sentencepiece.EOS]
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_reads_the_vocabulary_of_a_base_that_was_trained_here(model, tmp_path):
+def test_transformers_reads_the_tokenizer_of_a_base_that_was_pretrained_here(model, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     elm.save(tmp_path / "ours", model)
-    pieces = sentencepiece.train(
-        TEXTS, tmp_path / "ours" / opening.VOCABULARY, 40, extra_ids=opening.SENTINELS
+    tokenizer = sentencepiece.train(
+        TEXTS, tmp_path / "ours" / opening.VOCABULARY_FILE, 40, extra_ids=opening.EXTRA_IDS
     )
     convert(tmp_path / "ours", tmp_path / "hf", "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert len(theirs) == pieces.size
+    assert len(theirs) == tokenizer.size
     for text in (*TEXTS, "a dog", "car of gate"):
-        assert theirs(text).input_ids == [*pieces.encode(text), pieces.eos]
-    assert theirs.convert_tokens_to_ids("<extra_id_0>") == pieces.size - 1
+        assert theirs(text).input_ids == [*tokenizer.encode(text), tokenizer.eos]
+    assert theirs.convert_tokens_to_ids("<extra_id_0>") == tokenizer.size - 1
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_a_base_is_held_in_the_type_that_is_asked_for_and_stays_the_base_that_it_is(
-    published, tmp_path, stored
-):
+def test_a_base_in_another_dtype_keeps_its_fingerprint(published, tmp_path, stored):
     convert(published, tmp_path / "base", "elm", dtype=stored)
-    wanted = opening.open_run(tmp_path / "plain", initial_checkpoint=tmp_path / "base")
-    assert (wanted.dtype, wanted.base.config.dtype) == (None, stored)
+    expected = opening.open_run(tmp_path / "plain", initial_checkpoint=tmp_path / "base")
+    assert (expected.dtype, expected.base.config.dtype) == (None, stored)
     for dtype in ("float32", "bfloat16"):
         place = tmp_path / dtype
         run = opening.open_run(place, initial_checkpoint=tmp_path / "base", dtype=dtype)
         for found in (run, opening.open_run(place), opening.open_run(tmp_path / "plain", dtype=dtype)):
-            assert found.base.fingerprint == wanted.base.fingerprint
-            assert found.base.config == replace(wanted.base.config, dtype=dtype)
+            assert found.base.fingerprint == expected.base.fingerprint
+            assert found.base.config == replace(expected.base.config, dtype=dtype)
             assert {leaf.dtype.name for leaf in jax.tree.leaves(found.base.params)} == {dtype}
             assert found.dtype == (None if dtype == stored else dtype)
             jax.tree.map(
                 lambda ours, theirs: np.testing.assert_array_equal(ours, theirs.astype(ours.dtype)),
                 dict(found.base.params),
-                dict(wanted.base.params),
+                dict(expected.base.params),
             )
     assert opening.open_run(tmp_path / "plain").dtype is None
     with pytest.raises(UserError, match="float32 or bfloat16"):
         opening.open_run(tmp_path / "plain", dtype="float16")
 
 
-def test_what_a_type_changes_is_stamped(published, tmp_path):
+def test_the_dtype_is_part_of_cache_keys_and_recipes(published, tmp_path):
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     narrow = opening.open_run(tmp_path / "run", dtype="bfloat16")
     assert results_cache.read_as(narrow) == results_cache.read_as(run) | {"dtype": "bfloat16"}
     (course,) = courses.courses(
-        task_selection.choose(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
+        task_selection.select_tasks(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
     )
     recipes = [entry_of(each, course, courses.Budget(steps=2), 0).recipe for each in (run, narrow)]
     assert recipes[1] == recipes[0] | {"dtype": "bfloat16"}
+
+
+def test_overrides_hold_only_while_a_run_is_open(published, tmp_path):
+    opening.open_run(tmp_path / "run", initial_checkpoint=published, overrides={"limit": 3, "seed": 7})
+    run = opening.open_run(tmp_path / "run", overrides={"truncate": 9, "limit": None})
+    assert (run.source.truncate, run.source.limit, run.source.seed) == (9, None, 42)
+    assert opening.open_run(tmp_path / "run").source.truncate == Source().truncate
+    with pytest.raises(UserError, match=r"'limits'.*'limit'"):
+        opening.open_run(tmp_path / "run", overrides={"limits": 3})
+
+
+def test_the_repr_of_a_run_is_one_short_line(published, tmp_path):
+    run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
+    assert repr(run) == f"Run({str(tmp_path / 'run')!r}, base={run.base.fingerprint!r}, dtype=None)"

@@ -41,12 +41,16 @@ def run(tmp_path):
     )
     base = elm.of(config, init_params(jax.random.key(0), config))
     elm.save(workspace.base, base)
-    specs = task_selection.choose(["mini_sentiment_film", "mini_size_animal"])
-    texts = [row.input for spec in specs for row in task_rows.examples(spec, data_source.Source(limit=20))]
+    specs = task_selection.select_tasks(["mini_sentiment_film", "mini_size_animal"])
+    texts = [
+        row.input for spec in specs for row in task_rows.load_examples(spec, data_source.Source(limit=20))
+    ]
     sentencepiece.train(
-        texts, workspace.base / opening.VOCABULARY, 96, kind="word", extra_ids=opening.SENTINELS
+        texts, workspace.base / opening.VOCABULARY_FILE, 96, kind="word", extra_ids=opening.EXTRA_IDS
     )
-    settings.remember(workspace, None, data_source.Source(limit=20), data_source.Lengths(prompt=24, answer=8))
+    settings.save_run_settings(
+        workspace, None, data_source.Source(limit=20), data_source.Lengths(prompt=24, answer=8)
+    )
     library = Library.open(workspace.library, create=True)
     rng = np.random.default_rng(0)
     recipes = {spec.id: {} for spec in specs} | {"mini_both/all": {"tasks": [spec.id for spec in specs[::2]]}}
@@ -65,7 +69,7 @@ def experts_of(run):
 def rows_of(run, expert, count):
     spec = Library.open(run.workspace.library).spec(expert)
     examples = [example for _, example in expert_statistics.rows_of(spec, run.source, count)]
-    found = task_rows.prepare(examples, run.pieces, run.lengths)
+    found = task_rows.tokenize_task(examples, run.tokenizer, run.lengths)
     return list(found.inputs), list(found.targets)
 
 

@@ -33,6 +33,7 @@ from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, experts, t5x, t5x_write
+from tests.shared_data import DATA
 
 pytestmark = [
     pytest.mark.t5x,
@@ -48,9 +49,7 @@ LENGTHS = {"inputs": 40, "targets": 6}
 CONFIG = size("tiny", vocab_size=512)
 STEPS, PERIOD = 60, 3
 ROOT = Path(__file__).parents[2]
-PUBLISHED = (
-    ROOT / ".." / "shared" / "data" / "t5x_checkpoints" / "tiny" / "legacy" / "checkpoint_0"
-).resolve()
+PUBLISHED = (DATA / "t5x_checkpoints" / "tiny" / "legacy" / "checkpoint_0").resolve()
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +158,14 @@ def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
 
 def ours(place, base, expert: Params):
     """Returns what our engine scores every choice of both prompts' validation rows under an expert."""
-    pieces = sentencepiece.load(place / "words.model")
+    tokenizer = sentencepiece.load(place / "words.model")
     lengths = data_source.Lengths(LENGTHS["inputs"], LENGTHS["targets"])
     chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
-    called = seqio_tasks.seqio_names(chosen)
+    called = seqio_tasks.make_seqio_names(chosen)
     scores = {}
     for spec in chosen:
         found = rendering.examples(spec, "validation").examples
-        rows = task_rows.rows(found, pieces, lengths, task=spec.id)
+        rows = task_rows.build_scoring_rows(found, tokenizer, lengths, task=spec.id)
         stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(expert))
         of_rows = score_rows(CONFIG, base.params, rows, stacked)
         right = [np.argmax(row) == each.label for row, each in zip(of_rows, found, strict=True)]
@@ -196,7 +195,7 @@ def test_t5x_infers_the_same_scores(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "INFER_OUTPUT_DIR": "inferred"}
     ran(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
     expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
-    name = seqio_tasks.seqio_names([specs.find_task(TASK)])[TASK]
+    name = seqio_tasks.make_seqio_names([specs.find_task(TASK)])[TASK]
     (file,) = (place / "inferred").glob("*-score.jsonl-00000-of-00001")
     wanted, _ = ours(place, base, expert.params)[name]
     np.testing.assert_allclose([row["score"] for row in lines(file)], wanted, atol=1e-4)
@@ -246,9 +245,7 @@ def test_one_lora_is_trained_on_a_mixture_of_packed_rows_from_what_t5x_trained(o
             assert np.any(value != 0), path
 
 
-@pytest.mark.skipif(
-    not PUBLISHED.is_dir(), reason=f"no checkpoint as T5X's published ones are at {PUBLISHED}"
-)
+@pytest.mark.shared_data
 def test_an_expert_begins_at_a_checkpoint_of_the_layout_that_t5x_published(place):
     macros = {"MODEL_DIR": "published", "TRAIN_STEPS": PERIOD, "INITIAL_CHECKPOINT_PATH": str(PUBLISHED)}
     macros |= {"EXPERT_KIND": "ia3", "VOCAB_SIZE": 384, "EXTRA_IDS": 16}

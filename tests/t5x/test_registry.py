@@ -54,7 +54,7 @@ def test_named_tasks_are_one_mixture_for_the_multitask_baseline(words):
     wanted = [
         spec for spec in specs.task_specs("mini") if spec.dataset in tasks or spec.group == "mini-unseen"
     ]
-    assert mixed == set(seqio_tasks.seqio_names(wanted).values())
+    assert mixed == set(seqio_tasks.make_seqio_names(wanted).values())
 
 
 def test_registering_twice_changes_nothing(words):

@@ -190,13 +190,15 @@ def read(file):
 
 def test_t5x_ranks_choices_with_our_scores_and_our_accuracy(evaluated, trained, registered, words):
     params = paths.unflatten(paths.stack_layers(trained[1]))
-    pieces = sentencepiece.load(words.sentencepiece_model_file, extra_ids=words.extra_ids)
+    tokenizer = sentencepiece.load(words.sentencepiece_model_file, extra_ids=words.extra_ids)
     lengths = data_source.Lengths(LENGTHS["inputs"], LENGTHS["targets"])
     ours = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
     assert len(ours) == 2
     for spec in ours:
         found = rendering.examples(spec, "validation").examples
-        scores = score_rows(SHAPE, params, task_rows.rows(found, pieces, lengths, task=spec.id))
+        scores = score_rows(
+            SHAPE, params, task_rows.build_scoring_rows(found, tokenizer, lengths, task=spec.id)
+        )
         name = registered.ranked[spec.id]
         told = read(evaluated / f"{name}-{STEPS:06d}.jsonl")
         np.testing.assert_allclose([row["score"] for row in told], np.concatenate(scores), atol=1e-4)

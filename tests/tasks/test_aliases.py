@@ -1,14 +1,14 @@
 """Every spelling of the paper's released files leads to one id."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.tasks import aliases, datasets, specs
+from tests.shared_data import DATA
 
-MAPPINGS = Path(__file__).parents[2] / ".." / "shared" / "data" / "elm_mappings"
+MAPPINGS = DATA / "elm_mappings"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ MAPPINGS = Path(__file__).parents[2] / ".." / "shared" / "data" / "elm_mappings"
     ],
 )
 def test_a_spelling_leads_to_its_id(spelling, name):
-    assert specs.resolve_original(spelling) == name
+    assert specs.resolve_original_name(spelling) == name
 
 
 def test_a_task_is_found_by_the_originals_spelling():
@@ -62,15 +62,15 @@ def test_a_task_is_found_by_the_originals_spelling():
 )
 def test_an_unknown_spelling_is_an_error_with_the_nearest(spelling, message):
     with pytest.raises(UserError, match=message):
-        specs.resolve_original(spelling)
+        specs.resolve_original_name(spelling)
 
 
 def test_no_two_prompts_of_a_dataset_are_the_same_once_repaired():
-    for dataset in datasets.datasets().values():
-        assert len({aliases._bare(prompt) for prompt in dataset.prompts}) == len(dataset.prompts)
+    for dataset in datasets.all_datasets().values():
+        assert len({aliases._strip_quotes(prompt) for prompt in dataset.prompts}) == len(dataset.prompts)
 
 
-@pytest.mark.skipif(not MAPPINGS.exists(), reason="the released mappings are not beside the checkout")
+@pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("file", "count"),
     [
@@ -82,7 +82,7 @@ def test_no_two_prompts_of_a_dataset_are_the_same_once_repaired():
 def test_every_name_in_the_released_mappings_leads_to_an_id_of_its_own(file, count):
     mapping = json.loads((MAPPINGS / file).read_text())
     spelled = {*mapping, *(name for ranked in mapping.values() for name in ranked)}
-    resolved = {specs.resolve_original(name) for name in spelled}
+    resolved = {specs.resolve_original_name(name) for name in spelled}
     assert len(spelled) == len(resolved) == count
-    known = {spec.id for spec in specs.task_specs()} | set(datasets.datasets())
+    known = {spec.id for spec in specs.task_specs()} | set(datasets.all_datasets())
     assert resolved <= known

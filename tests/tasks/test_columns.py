@@ -29,7 +29,7 @@ def test_numpy_bytes_and_tuples_become_plain_values():
         "choices": np.array([b"a", b"b"], object),
         "nested": ({"x": np.array([[1, 2]])},),
     }
-    made = columns.plain(row)
+    made = columns.to_plain(row)
     assert made == {
         "text": "Zoë",
         "label": 3,
@@ -45,7 +45,7 @@ def test_numpy_bytes_and_tuples_become_plain_values():
 @given(arrays.arrays(st.sampled_from(["i4", "f8", "?", "U3", "S3"]), arrays.array_shapes(max_dims=2)))
 def test_any_array_becomes_what_json_can_write(array):
     try:
-        made = columns.plain(array)
+        made = columns.to_plain(array)
     except UserError:  # bytes that are no UTF-8
         assert array.dtype.kind == "S"
     else:
@@ -58,16 +58,16 @@ def test_a_ragged_array_becomes_a_list():
         def to_list(self):
             return [[b"a"], [b"b", b"c"]]
 
-    assert columns.plain({"x": Ragged()}) == {"x": [["a"], ["b", "c"]]}
+    assert columns.to_plain({"x": Ragged()}) == {"x": [["a"], ["b", "c"]]}
 
 
 def test_bytes_that_are_no_text_are_refused():
-    with pytest.raises(UserError, match="should be UTF-8"):
-        columns.plain(b"\xff")
+    with pytest.raises(UserError, match="Expected UTF-8"):
+        columns.to_plain(b"\xff")
 
 
 def test_story_cloze_gets_the_templates_names_and_a_whole_number():
-    (made,) = columns.adapt([STORY], "story_cloze_csv", label="answer_right_ending", file="f.csv")
+    (made,) = columns.adapt_rows([STORY], "story_cloze_csv", label="answer_right_ending", file="f.csv")
     assert made == {
         "story_id": "s",
         "input_sentence_1": "1.",
@@ -82,14 +82,14 @@ def test_story_cloze_gets_the_templates_names_and_a_whole_number():
 
 def test_a_column_that_is_not_there_is_named_with_the_row():
     without = {name: value for name, value in STORY.items() if name != "InputSentence3"}
-    with pytest.raises(UserError, match=r"'f.csv', row 2: column 'InputSentence3' is wanted, but these came"):
-        columns.adapt([STORY, without], "story_cloze_csv", label=None, file="f.csv")
+    with pytest.raises(UserError, match=r"'f.csv', row 2: expected column 'InputSentence3', got"):
+        columns.adapt_rows([STORY, without], "story_cloze_csv", label=None, file="f.csv")
 
 
 @pytest.mark.parametrize("label", ["", "B", "1.5", None])
 def test_a_label_that_is_no_whole_number_is_named(label):
-    with pytest.raises(UserError, match=r"'f.csv', row 1: label should be a whole number"):
-        columns.adapt([{"label": label}], "cosmos_qa_csv", label="label", file="f.csv")
+    with pytest.raises(UserError, match=r"'f.csv', row 1: expected a whole number as label"):
+        columns.adapt_rows([{"label": label}], "cosmos_qa_csv", label="label", file="f.csv")
 
 
 @pytest.mark.parametrize(
@@ -97,17 +97,17 @@ def test_a_label_that_is_no_whole_number_is_named(label):
     [("cosmos_qa_csv", "-1"), ("unchanged", -1), ("unchanged", "-1"), ("unchanged", "")],
 )
 def test_unlabelled_rows_are_refused(adapter, label):
-    with pytest.raises(UserError, match=r"'f.csv', row 2: the right answer is withheld \(label is "):
-        columns.adapt([{"label": "0"}, {"label": label}], adapter, label="label", file="f.csv")
+    with pytest.raises(UserError, match=r"'f.csv', row 2: expected a label, got label="):
+        columns.adapt_rows([{"label": "0"}, {"label": label}], adapter, label="label", file="f.csv")
 
 
 def test_a_row_is_left_as_it_is_where_nothing_is_to_adapt():
     row = {"a": 1, "b": [1, 2]}
-    assert columns.adapt([row], "unchanged", label=None, file="f") == [row]
+    assert columns.adapt_rows([row], "unchanged", label=None, file="f") == [row]
 
 
 def adapted(adapter, row):
-    (made,) = columns.adapt([row], adapter, label=None, file="f")
+    (made,) = columns.adapt_rows([row], adapter, label=None, file="f")
     return made
 
 
@@ -154,19 +154,19 @@ def test_every_fine_class_of_trec_is_the_same_in_both_numberings():
 
 @pytest.mark.parametrize("adapter", sorted(set(columns.ADAPTERS) - {"unchanged"}))
 def test_a_row_without_the_columns_to_adapt_is_an_error_naming_one(adapter):
-    with pytest.raises(UserError, match=r"'f', row 1: column '.+' is wanted, but these came: 'other'"):
+    with pytest.raises(UserError, match=r"'f', row 1: expected column '.+', got 'other'"):
         adapted(adapter, {"other": 1})
 
 
 @pytest.mark.parametrize("fine", [50, -1])
 def test_a_class_that_trec_has_not_is_an_error(fine):
-    with pytest.raises(UserError, match=r"'f', row 1: fine_label should be a class of TREC"):
+    with pytest.raises(UserError, match=r"'f', row 1: expected a class of TREC, .* as fine_label"):
         adapted("trec_hub", {"text": "", "coarse_label": 0, "fine_label": fine})
 
 
 def test_only_the_columns_asked_for_are_kept_and_each_must_be_there():
     rows = [{"a": 1, "b": 2}, {"a": 3}]
-    kept = columns.adapt(rows[:1], "unchanged", label=None, file="f", columns=["b"])
+    kept = columns.adapt_rows(rows[:1], "unchanged", label=None, file="f", columns=["b"])
     assert kept == [{"b": 2}]
-    with pytest.raises(UserError, match=r"'f', row 8: column 'b' is wanted, but these came: 'a'"):
-        columns.adapt(rows, "unchanged", label=None, file="f", columns=["b"], numbers=[3, 7])
+    with pytest.raises(UserError, match=r"'f', row 8: expected column 'b', got 'a'"):
+        columns.adapt_rows(rows, "unchanged", label=None, file="f", columns=["b"], numbers=[3, 7])

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
 from elm_jax.tasks import formats
-
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+from tests.shared_data import DATA
 
 
 @pytest.fixture
@@ -95,31 +94,31 @@ def test_ct0_gives_a_row_a_pair_and_all_references(file):
 @pytest.mark.parametrize(
     ("reader", "content", "message"),
     [
-        ("dream", "", "this is no JSON"),
-        ("dream", "[]", "holds none"),
-        ("dream", "{}", "should hold a list of dialogues"),
-        ("dream", json.dumps([DIALOGUE, DIALOGUE[:2]]), "dialogue 2: .turns, questions, id. is wanted"),
-        ("dream", json.dumps([[["x"], [{"question": "q"}], "1"]]), "dialogue 1: .turns, questions, id"),
+        ("dream", "", "expected JSON"),
+        ("dream", "[]", "got none"),
+        ("dream", "{}", "to hold a list of dialogues"),
+        ("dream", json.dumps([DIALOGUE, DIALOGUE[:2]]), "dialogue 2: expected .turns"),
+        ("dream", json.dumps([[["x"], [{"question": "q"}], "1"]]), "dialogue 1: expected .turns"),
         (
             "dream",
             json.dumps([["x", DIALOGUE[1], "1"]]),
-            "its dialogue should be a list of texts",
+            "dialogue 1: expected a list of texts as dialogue",
         ),
-        ("dream", json.dumps([[*DIALOGUE[:2], 4]]), "dialogue 1: its dialogue_id should be a text"),
-        ("dream", '[\n[["x"],\n[}', "line 3: this is no JSON"),
-        ("bigbench", {"name": "parent"}, "should be a task of BIG-bench .* subfolders"),
-        ("bigbench", {"examples": []}, "holds none"),
+        ("dream", json.dumps([[*DIALOGUE[:2], 4]]), "dialogue 1: .* dialogue_id, got 4"),
+        ("dream", '[\n[["x"],\n[}', "line 3: expected JSON"),
+        ("bigbench", {"name": "parent"}, "subfolders"),
+        ("bigbench", {"examples": []}, "got none"),
         ("bigbench", {"examples": [EXAMPLE, {"input": "x", "target": "y"}]}, "example 2: .*target_scores"),
-        ("bigbench", {"examples": [{**EXAMPLE, "input": ["x"]}]}, "example 1: an `input`"),
-        ("bigbench", {"examples": ["x"]}, "example 1: an `input`"),
-        ("bigbench", {"examples": [{**EXAMPLE, "input": "x\0"}]}, "example 1: column 'text' holds a NUL"),
-        ("bigbench", {"examples": [EXAMPLE], "task_prefix": 5}, "task_prefix should be a text"),
-        ("bigbench", [], "should hold a JSON object"),
-        ("ct0", {"src": ["a"], "tgt": []}, "two lists of the same length"),
-        ("ct0", {"src": "a", "tgt": "b"}, "two lists of the same length"),
-        ("ct0", {"src": ["a", "b"], "tgt": ["c", []]}, "pair 2: a text and its target"),
-        ("ct0", {"src": ["a", 3], "tgt": ["c", "d"]}, "pair 2: a text and its target"),
-        ("ct0", {"src": [], "tgt": []}, "holds none"),
+        ("bigbench", {"examples": [{**EXAMPLE, "input": ["x"]}]}, "example 1: expected `input`"),
+        ("bigbench", {"examples": ["x"]}, "example 1: expected `input`"),
+        ("bigbench", {"examples": [{**EXAMPLE, "input": "x\0"}]}, "example 1: .* NUL .* column 'text'"),
+        ("bigbench", {"examples": [EXAMPLE], "task_prefix": 5}, "task_prefix, got 5"),
+        ("bigbench", [], "to hold a JSON object"),
+        ("ct0", {"src": ["a"], "tgt": []}, "`src` and `tgt`"),
+        ("ct0", {"src": "a", "tgt": "b"}, "`src` and `tgt`"),
+        ("ct0", {"src": ["a", "b"], "tgt": ["c", []]}, "pair 2: expected texts"),
+        ("ct0", {"src": ["a", 3], "tgt": ["c", "d"]}, "pair 2: expected texts"),
+        ("ct0", {"src": [], "tgt": []}, "got none"),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -149,6 +148,7 @@ def test_any_json_is_rows_or_a_user_error(tmp_path_factory, reader, content):
     assert rows
 
 
+@pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("reader", "name", "count"),
     [
@@ -161,9 +161,7 @@ def test_any_json_is_rows_or_a_user_error(tmp_path_factory, reader, content):
     ],
 )
 def test_the_real_files_have_as_many_rows_as_published(reader, name, count):
-    if not (SHARED / name).exists():
-        pytest.skip(f"{name} is not beside the checkout")
-    rows = formats.READERS[reader](SHARED / name)
+    rows = formats.READERS[reader](DATA / name)
     assert len(rows) == count
     # Two rows of novel_concepts have two right choices, which is why the paper leaves it out.
     unlabelled = sum(row.get("label", 0) is None for row in rows)

@@ -27,7 +27,7 @@ def rendered(spec, split):
     template = template_of(spec)
     choices, prompt = (jinja2.Template(text) for text in (template.answer_choices, template.jinja))
     found = []
-    for row in mini.rows(spec.dataset, split, seed=SEED):
+    for row in mini.make_rows(spec.dataset, split, seed=SEED):
         shown = [choice.strip() for choice in choices.render(row).split("|||")]
         asked, target = prompt.render(row, answer_choices=shown).split("|||")
         found.append(Rendered(asked.strip(), target.strip(), tuple(shown)))
@@ -61,7 +61,9 @@ def test_no_prompt_of_an_unseen_dataset_is_worded_like_a_training_one():
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 def test_every_row_renders_to_a_short_prompt_whose_target_is_the_labelled_choice(spec):
     for split in mini.SPLITS:
-        for row, made in zip(mini.rows(spec.dataset, split, seed=SEED), rendered(spec, split), strict=True):
+        for row, made in zip(
+            mini.make_rows(spec.dataset, split, seed=SEED), rendered(spec, split), strict=True
+        ):
             assert made.target == made.choices[row["label"]]
             assert 2 <= len(made.choices) <= 4
             assert len(set(made.choices)) == len(made.choices)
@@ -70,7 +72,7 @@ def test_every_row_renders_to_a_short_prompt_whose_target_is_the_labelled_choice
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 def test_our_renderer_gives_what_jinja_gives(spec):
-    rows = mini.rows(spec.dataset, "validation", seed=SEED)[:3]
+    rows = mini.make_rows(spec.dataset, "validation", seed=SEED)[:3]
     assert [template_of(spec).render(row) for row in rows] == rendered(spec, "validation")[:3]
 
 
@@ -83,7 +85,7 @@ def test_no_input_is_repeated_within_a_split_or_between_them(spec):
 @pytest.mark.parametrize("dataset", mini.DATASETS)
 def test_the_right_choice_stands_in_every_position_equally_often(dataset):
     for split, count in mini.SPLITS.items():
-        labels = Counter(row["label"] for row in mini.rows(dataset, split, seed=SEED))
+        labels = Counter(row["label"] for row in mini.make_rows(dataset, split, seed=SEED))
         choices = mini.DATASETS[dataset].choices
         assert labels == dict.fromkeys(range(choices), count // choices)
 
@@ -99,14 +101,14 @@ def test_knowing_how_often_each_choice_is_right_in_training_does_not_help(spec):
 
 def test_the_same_seed_gives_the_same_rows_and_another_gives_others():
     for dataset in mini.DATASETS:
-        assert mini.rows(dataset, "train", seed=1) == mini.rows(dataset, "train", seed=1)
-        assert mini.rows(dataset, "train", seed=1) != mini.rows(dataset, "train", seed=2)
-    assert mini.statements(1) == mini.statements(1)
-    assert mini.statements(1) != mini.statements(2)
+        assert mini.make_rows(dataset, "train", seed=1) == mini.make_rows(dataset, "train", seed=1)
+        assert mini.make_rows(dataset, "train", seed=1) != mini.make_rows(dataset, "train", seed=2)
+    assert mini.make_statements(1) == mini.make_statements(1)
+    assert mini.make_statements(1) != mini.make_statements(2)
 
 
 def test_every_word_of_prompts_and_choices_is_in_the_statements():
-    known = words_of(mini.statements(SEED))
+    known = words_of(mini.make_statements(SEED))
     for spec in SPECS:
         made = rendered(spec, "train") + rendered(spec, "validation")
         unknown = words_of([text for one in made for text in (one.input, *one.choices)]) - known
@@ -115,7 +117,7 @@ def test_every_word_of_prompts_and_choices_is_in_the_statements():
 
 
 def test_no_statement_holds_a_prompt_or_the_beginning_of_an_answer_to_one():
-    statements = mini.statements(SEED)
+    statements = mini.make_statements(SEED)
     for spec in SPECS:
         wording = re.split(r"{{.*?}}", template_of(spec).jinja.split("|||")[0].strip())
         asked = re.compile(".+".join(re.escape(piece) for piece in wording))
@@ -123,7 +125,7 @@ def test_no_statement_holds_a_prompt_or_the_beginning_of_an_answer_to_one():
 
 
 def test_every_fact_is_stated():
-    statements = mini.statements(SEED)
+    statements = mini.make_statements(SEED)
     said = {(word, other) for text in statements for word in text.split() for other in text.split()}
     for dataset in mini.DATASETS.values():
         assert {
@@ -136,11 +138,11 @@ def test_facts_are_what_anyone_would_say():
     assert dict(mini_words.MONTH_AFTER)["december"] == "january"
     assert dict(mini_words.OPPOSITE_OF)["cold"] == "hot"
     assert dict(mini_words.LETTER_OF)["robin"] == "r"
-    assert "an owl is a bird ." in mini.statements(SEED)
+    assert "an owl is a bird ." in mini.make_statements(SEED)
 
 
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'mini_calendar_day'"):
-        mini.rows("mini_calender_day", "train", seed=0)
-    with pytest.raises(UserError, match="train and validation, but 'test' was asked for"):
-        mini.rows("mini_calendar_day", "test", seed=0)
+        mini.make_rows("mini_calender_day", "train", seed=0)
+    with pytest.raises(UserError, match="train or validation, got 'test'"):
+        mini.make_rows("mini_calendar_day", "test", seed=0)

@@ -9,21 +9,19 @@ import socket
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import elm_jax
-from elm_jax.data import prepare, prepared, seqio_rows, task_rows, task_selection
+from elm_jax.data import prepare, seqio_rows, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
 from elm_jax.tasks import data_source, raw_rows, rendering, seqio_metrics, seqio_tasks, sources, specs
-from elm_jax.tasks.datasets import datasets
+from elm_jax.tasks.datasets import all_datasets
 from elm_jax.tokenizers import sentencepiece
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
-TEMPLATES = Path(__file__).parents[2] / ".." / "shared" / "data" / "promptsource" / "templates"
 MINI = "mini_taxonomy_kind/what kind of thing"
 LENGTHS = {"inputs": 12, "targets": 3}
 
@@ -86,7 +84,7 @@ def test_tasks_are_called_as_in_t0_and_p3(seqio, words):
         "story_cloze/Answer Given options",
         MINI,
     ]
-    found = seqio_tasks.seqio_names([specs.find_task(task) for task in ids])
+    found = seqio_tasks.make_seqio_names([specs.find_task(task) for task in ids])
     assert list(found.values()) == [
         "glue_mrpc_want_to_know",
         "imdb_Sentiment_with_choices_",
@@ -102,8 +100,8 @@ def test_tasks_are_called_as_in_t0_and_p3(seqio, words):
 def test_a_task_to_train_on_gives_what_prepare_gives_row_by_row(seqio, registered, words):
     for task in (MINI, "mini_size_animal/than a dog"):
         spec = specs.find_task(task)
-        ours = prepared.prepare(
-            rendering.examples(spec, "train").examples, sentencepiece.load(words), max_input=12, max_target=3
+        ours = tokenized_rows.tokenize_examples(
+            rendering.examples(spec, "train").examples, sentencepiece.load(words), data_source.Lengths(12, 3)
         )
         theirs = rows_of(
             seqio.get_mixture_or_task(registered.tasks[task]).get_dataset(LENGTHS, "train", shuffle=False)
@@ -175,7 +173,7 @@ def test_rows_with_different_numbers_of_choices_are_ranked_together():
     # A row of weight 2 counts twice; the order in which choices come does not count.
     heavy = [(index, correct, 2.0 if index[0] == 2 else weight, n) for index, correct, weight, n in targets]
     assert seqio_metrics.rank_accuracy(heavy[::-1], scores[::-1]) == {"accuracy": 50.0}
-    with pytest.raises(UserError, match="each of 6 choices, but 5 came"):
+    with pytest.raises(UserError, match="6 choices, got 5"):
         seqio_metrics.rank_accuracy(targets, scores[:5])
 
 
@@ -201,7 +199,7 @@ def test_every_task_has_the_metric_that_the_catalogue_names(seqio, words):
     for task, metric in named.items():
         functions = seqio.get_mixture_or_task(made.tasks[task]).metric_fns
         assert [function.__name__ for function in functions] == [metric]
-    assert {spec.metric for spec in specs.task_specs()} <= set(seqio_metrics.WRITTEN)
+    assert {spec.metric for spec in specs.task_specs()} <= set(seqio_metrics.METRICS)
 
 
 def test_rouge_is_the_mean_of_its_rows():
@@ -310,7 +308,7 @@ def test_the_multitask_mixture_caps_as_t0_does(seqio, words):
     mixture = seqio.get_mixture_or_task(seqio_tasks.MULTITASK)
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
     assert len(rates) == 296
-    small, large = datasets()["cosmos_qa"], datasets()["amazon_polarity"]
+    small, large = all_datasets()["cosmos_qa"], all_datasets()["amazon_polarity"]
     assert (small.splits["train"] or 0) < 500_000 < (large.splits["train"] or 0)
     assert rates[made.tasks["cosmos_qa/no_prompt_id"]] == small.splits["train"]
     assert rates[made.tasks["amazon_polarity/would_you_buy"]] == pytest.approx(500_000 / 9)
@@ -326,7 +324,7 @@ def test_a_row_whose_target_is_none_of_its_choices_cannot_be_ranked(seqio, regis
         examples = (outside,)
 
     monkeypatch.setattr(rendering, "examples", lambda *arguments, **options: Found)
-    with pytest.raises(UserError, match="row 'row-7' has a target outside its choices"):
+    with pytest.raises(UserError, match="row 'row-7' with a target outside its choices"):
         seqio.get_mixture_or_task(registered.ranked[MINI]).get_dataset(LENGTHS, "train", shuffle=False)
 
 
@@ -335,6 +333,7 @@ import functools
 import seqio
 import tensorflow as tf
 from elm_jax.tasks import seqio_tasks, specs
+from tests.shared_data import TEMPLATES
 
 words = seqio.SentencePieceVocabulary({words!r}, extra_ids=100)
 feature = seqio.Feature(words, add_eos=True)
@@ -378,76 +377,76 @@ def by_hand(words, tmp_path_factory):
 
 
 def test_a_task_registered_by_hand_is_prepared_through_seqio(seqio, by_hand, words, tmp_path):
-    pieces = sentencepiece.load(words)
+    tokenizer = sentencepiece.load(words)
     how = {
-        "pieces": pieces,
+        "tokenizer": tokenizer,
         "lengths": data_source.Lengths(12, 3),
         "source": data_source.Source(prepared=tmp_path),
     }
-    (outcome,) = prepare.prepare_seqio(by_hand, tasks=["by_hand"], **how)
+    (outcome,) = prepare.prepare_seqio_tasks(by_hand, tasks=["by_hand"], **how)
     assert (outcome.task, outcome.split, outcome.rows, outcome.made) == ("by_hand/seqio", "train", 2, True)
-    assert not prepare.prepare_seqio(by_hand, tasks=["by_hand"], **how)[0].made
-    (spec,) = task_selection.choose(["by_hand"], how["source"])
-    assert spec == task_selection.find("by_hand/seqio", how["source"])
-    found = task_rows.examples(spec, how["source"])
+    assert not prepare.prepare_seqio_tasks(by_hand, tasks=["by_hand"], **how)[0].made
+    (spec,) = task_selection.select_tasks(["by_hand"], how["source"])
+    assert spec == task_selection.resolve_task("by_hand/seqio", how["source"])
+    found = task_rows.load_examples(spec, how["source"])
     assert [(example.input, example.target) for example in found] == [("what is a dog", "a"), ("kind", "dog")]
-    made = task_rows.prepare(found, pieces, data_source.Lengths(12, 3))
-    assert made.inputs[0].tolist() == [*pieces.encode("what is a dog"), 1]
-    assert made.targets[1].tolist() == [*pieces.encode("dog"), 1]
+    made = task_rows.tokenize_task(found, tokenizer, data_source.Lengths(12, 3))
+    assert made.inputs[0].tolist() == [*tokenizer.encode("what is a dog"), 1]
+    assert made.targets[1].tolist() == [*tokenizer.encode("dog"), 1]
     with pytest.raises(UserError, match="No task, dataset or group named 'by_hand'"):
-        task_selection.choose(["by_hand"])
+        task_selection.select_tasks(["by_hand"])
     with pytest.raises(UserError, match="--split validation"):
-        task_rows.examples(task_selection.seqio_task("by_hand", "validation"), how["source"])
+        task_rows.load_examples(task_selection.make_seqio_spec("by_hand", "validation"), how["source"])
 
 
 def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registered):
-    pieces = sentencepiece.load(words)
-    made = seqio_rows.read(
-        by_hand, registered.ranked[MINI], "validation", pieces, max_input=12, max_target=3, limit=9
+    tokenizer = sentencepiece.load(words)
+    made = seqio_rows.load_rows(
+        by_hand, registered.ranked[MINI], "validation", tokenizer, data_source.Lengths(12, 3), limit=9
     )
     examples = rendering.examples(specs.find_task(MINI), "validation").examples[:3]
-    ours = prepared.prepare(examples, pieces, max_input=12, max_target=3)
-    assert tuple(prepared.Examples(made, "")) == examples
+    ours = tokenized_rows.tokenize_examples(examples, tokenizer, data_source.Lengths(12, 3))
+    assert tuple(tokenized_rows.StoredExamples(made, "")) == examples
     for name in ("inputs", "targets", "choices"):
         assert [row.tolist() for row in getattr(made, name)] == [row.tolist() for row in getattr(ours, name)]
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"name": "by_hnd"}, "No task or mixture named 'by_hnd' .*'by_hand'"),
         ({"split": "valid"}, "No split named 'valid'"),
-        ({"name": "mini_taxonomy_kind"}, "is a mixture of SeqIO's and has no end"),
-        ({"module": "no_such_module"}, "cannot be imported"),
+        ({"name": "mini_taxonomy_kind"}, "a limit for 'mini_taxonomy_kind'"),
+        ({"module": "no_such_module"}, "'no_such_module' to be imported"),
         (
             {"name": "texts"},
-            r"Token ids .* of SeqIO's 'texts', .*string.* end with seqio\.preprocessors\.tokenize",
+            r"'texts', .*string.* seqio\.preprocessors\.tokenize",
         ),
-        ({"name": "targets_alone"}, r"Token ids .* of SeqIO's 'targets_alone', .* missing .*inputs"),
+        ({"name": "targets_alone"}, r"'targets_alone', .* missing .*inputs"),
     ],
 )
-def test_what_seqio_does_not_know_is_one_sentence(seqio, by_hand, words, changed, said):
+def test_what_seqio_does_not_know_is_one_sentence(seqio, by_hand, words, changed, message):
     asked = {"module": by_hand, "name": "by_hand", "split": "train", **changed}
-    with pytest.raises(UserError, match=said):
-        seqio_rows.read(**asked, vocabulary=sentencepiece.load(words), max_input=12, max_target=3)
+    with pytest.raises(UserError, match=message):
+        seqio_rows.load_rows(**asked, tokenizer=sentencepiece.load(words), lengths=data_source.Lengths(12, 3))
 
 
 def test_another_vocabulary_than_the_tasks_is_refused(seqio, by_hand, words):
     other = sentencepiece.load(words, extra_ids=7)
-    with pytest.raises(UserError, match="another vocabulary"):
-        seqio_rows.read(by_hand, "by_hand", "train", other, max_input=12, max_target=3)
+    with pytest.raises(UserError, match="got another"):
+        seqio_rows.load_rows(by_hand, "by_hand", "train", other, data_source.Lengths(12, 3))
 
 
 def test_a_vocabulary_that_is_not_there_is_one_sentence(seqio, tmp_path):
-    with pytest.raises(UserError, match=r"A SentencePiece model is wanted at .* but no file is there"):
+    with pytest.raises(UserError, match=r"none\.model', got no file"):
         seqio_tasks.register_tasks(specs.task_specs("mini"), vocabulary=tmp_path / "none.model")
 
 
 def test_two_tasks_of_one_name_are_refused():
     spec = specs.find_task(MINI)
     twin = dataclasses.replace(spec, id=spec.id + "!", prompt=spec.prompt.replace(" ", "-"))
-    with pytest.raises(UserError, match="both 'mini_taxonomy_kind_what_kind_of_thing'"):
-        seqio_tasks.seqio_names([spec, twin])
+    with pytest.raises(UserError, match="for 'mini_taxonomy_kind_what_kind_of_thing'"):
+        seqio_tasks.make_seqio_names([spec, twin])
 
 
 def test_importing_the_module_imports_neither_seqio_nor_tensorflow():

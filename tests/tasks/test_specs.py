@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +11,7 @@ from elm_jax.prompting.render import render
 from elm_jax.tasks import mini, raw_rows, rendering, specs, subsets, task_templates
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import Training
-
-SHARED = Path(__file__).parents[2] / ".." / "shared"
-DATA = SHARED / "data"
-TEMPLATES = DATA / "promptsource" / "templates"
+from tests.shared_data import DATA, TEMPLATES
 
 STORY = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
 STORY += "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding\n"
@@ -73,7 +69,7 @@ def test_the_embedded_suite_is_one_group_of_two():
     of_both = specs.task_specs("mini")
     assert of_both == mini.task_specs()
     assert {spec.group for spec in of_both} == {"mini-train", "mini-unseen"}
-    assert {specs.group_of(spec) for spec in of_both} == {"mini"}
+    assert {specs.get_listed_group(spec) for spec in of_both} == {"mini"}
 
 
 def test_a_task_says_what_evaluation_reads():
@@ -112,13 +108,13 @@ def test_a_story_is_read_rendered_and_labelled(folders):
 def test_a_missing_directory_is_one_clear_sentence(folders, tmp_path):
     spec = specs.find_task("story_cloze/Choose Story Ending")
     for wrong, message in [
-        ({"data_dir": None}, r"no data directory was given\. Ask its authors"),
-        ({"data_dir": tmp_path / "absent"}, "no directory is there"),
+        ({"data_dir": None}, r"got none\. Fix: ask its authors"),
+        ({"data_dir": tmp_path / "absent"}, "got no directory"),
         (
             {"templates_dir": None},
             "no directory of templates was given and none was fetched",
         ),
-        ({"templates_dir": tmp_path / "absent"}, "no directory is there"),
+        ({"templates_dir": tmp_path / "absent"}, "got no directory"),
         ({"templates_dir": tmp_path}, "No templates named 'story_cloze/2016'"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -128,7 +124,7 @@ def test_a_missing_directory_is_one_clear_sentence(folders, tmp_path):
 def test_a_missing_file_names_the_splits_that_are_there(tmp_path):
     (tmp_path / "dream").mkdir()
     (tmp_path / "dream" / "dev.json").write_text("[]")
-    with pytest.raises(UserError, match=r"train split of 'dream'.*no file is there.*there are: validation"):
+    with pytest.raises(UserError, match=r"train split of 'dream'.*got no file.*splits validation"):
         load_rows(specs.find_task("dream/baseline"), "train", tmp_path)
 
 
@@ -141,7 +137,7 @@ def test_an_unknown_split_is_an_error_with_the_nearest(folders):
 def test_a_prompt_that_the_templates_lack_is_an_error_with_the_nearest(folders):
     spec = dataclasses.replace(specs.find_task("story_cloze/Choose Story Ending"), prompt="Choose Ending")
     with pytest.raises(UserError, match=r"No template named 'Choose Ending' .* 'Choose Story Ending'"):
-        task_templates.template_for(spec, folders["templates_dir"])
+        task_templates.find_template(spec, folders["templates_dir"])
 
 
 def test_a_template_that_applies_to_no_row_is_an_error(folders):
@@ -157,15 +153,15 @@ def test_fetched_templates_are_used_where_no_directory_is_given(folders, tmp_pat
     assert not task_templates.has_template(spec)
     shutil.copytree(folders["templates_dir"], tmp_path / "cache" / "promptsource" / "0.2.3" / "templates")
     assert task_templates.has_template(spec)
-    assert task_templates.template_for(spec) == task_templates.template_for(spec, folders["templates_dir"])
+    assert task_templates.find_template(spec) == task_templates.find_template(spec, folders["templates_dir"])
 
 
 def test_a_template_that_reads_a_column_the_dataset_has_not_is_an_error(folders):
     file = folders["templates_dir"] / "story_cloze/2016/templates.yaml"
     file.write_text(ENDING.replace("input_sentence_1", "sentence_1"))
     spec = specs.find_task("story_cloze/Choose Story Ending")
-    with pytest.raises(UserError, match=r"reads 'sentence_1', but rows of .* have only"):
-        task_templates.template_for(spec, folders["templates_dir"])
+    with pytest.raises(UserError, match=r"got 'sentence_1'"):
+        task_templates.find_template(spec, folders["templates_dir"])
 
 
 @pytest.fixture
@@ -183,7 +179,7 @@ def dreams(tmp_path):
 
 def test_training_rows_are_the_start_of_the_papers_permutation(dreams):
     spec = specs.find_task("dream/baseline")
-    numbers = list(subsets.shuffled(12, 12, seed=42))
+    numbers = list(subsets.shuffled_rows(12, 12, seed=42))
     every = load_rows(spec, "train", dreams)
     assert [row["row_id"] for row in every] == [f"dream/train/{number}" for number in numbers]
     assert [row["question"] for row in every] == [f"{number}?" for number in numbers]
@@ -196,7 +192,7 @@ def test_other_splits_are_whole_and_in_order_unless_a_number_is_given(dreams):
     every = load_rows(spec, "validation", dreams)
     assert [row["question"] for row in every] == ["0?", "1?", "2?"]
     few = load_rows(spec, "validation", dreams, rows=2)
-    assert few == [every[number] for number in subsets.shuffled(3, 2, seed=42)]
+    assert few == [every[number] for number in subsets.shuffled_rows(3, 2, seed=42)]
 
 
 def test_training_takes_no_more_rows_than_the_paper(dreams, monkeypatch):
@@ -219,7 +215,7 @@ def test_the_first_rows_are_taken_only_when_asked_for_and_only_where_the_origina
     first = load_rows(specs.find_task(DBPEDIA), "train", dreams, rows=3, faithful=["first_rows"])
     assert [row["title"] for row in first] == ["title 0", "title 1", "title 2"]
     drawn = load_rows(specs.find_task(DBPEDIA), "train", dreams, rows=3)
-    assert [row["title"] for row in drawn] == [f"title {n}" for n in subsets.shuffled(9, 3, seed=42)]
+    assert [row["title"] for row in drawn] == [f"title {n}" for n in subsets.shuffled_rows(9, 3, seed=42)]
     spec = specs.find_task("dream/baseline")
     assert load_rows(spec, "train", dreams, faithful=["first_rows"]) == load_rows(spec, "train", dreams)
 
@@ -235,7 +231,7 @@ def test_dbpedias_labels_are_right_unless_the_originals_shift_is_asked_for(tmp_p
 
 
 def write_combinations(directory):
-    for source in specs.datasets()["conceptual_combinations"].sources[:1]:
+    for source in specs.all_datasets()["conceptual_combinations"].sources[:1]:
         for file in source.files["default"]:
             (directory / file).parent.mkdir(parents=True)
             example = {"input": file.split("/")[2], "target_scores": {"a": 1, "b": 0}}
@@ -304,7 +300,7 @@ def test_embedded_examples_need_no_directory_and_follow_the_seed():
     assert all(example.label is not None for example in made.examples)
 
 
-@pytest.mark.skipif(not TEMPLATES.exists(), reason="the real data are not beside the checkout")
+@pytest.mark.shared_data
 @pytest.mark.parametrize(("dataset", "count"), [("dream", 2040), ("cosmos_qa", 2985), ("story_cloze", 1871)])
 def test_real_rows_render_with_a_target_among_their_choices(dataset, count):
     found = [spec for spec in specs.task_specs() if spec.dataset == dataset]
@@ -312,7 +308,7 @@ def test_real_rows_render_with_a_target_among_their_choices(dataset, count):
     assert len(rows) == count
     for spec in found:
         # Every 60th row: the checks of the annotations make rendering slow in tests.
-        made = render(rows[::60], task_templates.template_for(spec, TEMPLATES))
+        made = render(rows[::60], task_templates.find_template(spec, TEMPLATES))
         assert (made.skipped, made.outside) == (0, 0)
         assert {example.label is None for example in made.examples} == {spec.metric != "accuracy"}
 
@@ -330,12 +326,12 @@ BIGBENCH = {
 }
 
 
-@pytest.mark.skipif(not TEMPLATES.exists(), reason="the real data are not beside the checkout")
+@pytest.mark.shared_data
 @pytest.mark.parametrize(("dataset", "count"), BIGBENCH.items())
 def test_real_bigbench_tasks_have_as_many_rows_as_published(dataset, count):
     spec = specs.find_task(f"{dataset}/zero_shot")
     rows = load_rows(spec, spec.split, DATA)
-    assert len(rows) == count == specs.datasets()[dataset].splits["default"]
-    made = render(rows[::60], task_templates.template_for(spec), truncate=None)
+    assert len(rows) == count == specs.all_datasets()[dataset].splits["default"]
+    made = render(rows[::60], task_templates.find_template(spec), truncate=None)
     assert (made.skipped, made.outside) == (0, 0)
     assert all(example.label is not None for example in made.examples)

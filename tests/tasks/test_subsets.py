@@ -7,26 +7,26 @@ from elm_jax.tasks import subsets
 
 def test_a_permutation_is_the_one_that_torch_draws():
     # torch.randperm(10, generator=torch.Generator().manual_seed(42)), on a CPU
-    assert subsets.shuffled(10, 10, seed=42) == [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]
+    assert subsets.shuffled_rows(10, 10, seed=42) == [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_every_row_comes_once(count):
-    assert sorted(subsets.shuffled(count, count + 5, seed=3)) == list(range(count))
+    assert sorted(subsets.shuffled_rows(count, count + 5, seed=3)) == list(range(count))
 
 
 def test_fewer_rows_are_the_start_of_more():
-    assert subsets.shuffled(1000, 30, seed=1) == subsets.shuffled(1000, 900, seed=1)[:30]
+    assert subsets.shuffled_rows(1000, 30, seed=1) == subsets.shuffled_rows(1000, 900, seed=1)[:30]
 
 
 def test_another_seed_gives_other_rows():
-    assert subsets.shuffled(1000, 5, seed=1) != subsets.shuffled(1000, 5, seed=2)
+    assert subsets.shuffled_rows(1000, 5, seed=1) != subsets.shuffled_rows(1000, 5, seed=2)
 
 
 def test_a_few_rows_of_millions_are_drawn_at_once():
-    assert len(set(subsets.shuffled(3_803_957, 10_000, seed=42))) == 10_000
+    assert len(set(subsets.shuffled_rows(3_803_957, 10_000, seed=42))) == 10_000
 
 
 def test_first_rows_are_no_more_than_there_are():
-    assert list(subsets.first(3, 10)) == [0, 1, 2]
-    assert list(subsets.first(10, 3)) == [0, 1, 2]
+    assert list(subsets.first_rows(3, 10)) == [0, 1, 2]
+    assert list(subsets.first_rows(10, 3)) == [0, 1, 2]

@@ -111,7 +111,7 @@ KINDS = [
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_thousand_texts_have_the_ids_and_come_back_as_in_transformers(pieces, tmp_path, kind):
+def test_ids_and_decoded_texts_equal_those_of_transformers(pieces, tmp_path, kind):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     place = place_of(pieces, tmp_path / "base", kind)
     theirs = transformers.AutoTokenizer.from_pretrained(place)
@@ -128,13 +128,13 @@ def test_two_thousand_texts_have_the_ids_and_come_back_as_in_transformers(pieces
         assert ours.decode(ids) == theirs.decode(cut, skip_special_tokens=True), text
 
 
-def test_no_model_of_pieces_is_wanted_where_there_is_a_tokenizer_json(saved):
+def test_a_tokenizer_json_is_enough_without_a_sentencepiece_model(saved):
     found = huggingface.load(saved)
     assert not (saved / "spiece.model").exists()
     assert (found.extra_ids, found.eos) == (100, 1)
     assert found.fingerprint == huggingface.load(saved / "tokenizer.json").fingerprint
-    assert huggingface.is_there(storage.path(saved))
-    assert not huggingface.is_there(storage.path(saved.parent / "nothing"))
+    assert huggingface.has_tokenizer(storage.path(saved))
+    assert not huggingface.has_tokenizer(storage.path(saved.parent / "nothing"))
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def saved(pieces, tmp_path):
     return write(place, tokenizer=whole, tokenizer_config={"eos_token": "</s>", "pad_token": "<pad>"})
 
 
-def test_padding_and_cutting_that_a_file_asks_for_are_not_done(saved):
+def test_padding_and_truncation_of_a_tokenizer_json_are_ignored(saved):
     found = huggingface.load(saved)
     told = json.loads((saved / "tokenizer.json").read_text())
     told["truncation"] = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
@@ -161,7 +161,7 @@ def test_padding_and_cutting_that_a_file_asks_for_are_not_done(saved):
 
 
 @pytest.mark.parametrize("form", ["added_tokens.json", "added_tokens_decoder", "tokenizer.json"])
-def test_an_added_token_is_one_id_as_its_file_says(saved, form):
+def test_an_added_token_has_the_id_that_its_file_gives_it(saved, form):
     size = huggingface.load(saved).size
     token = {"content": "<sep>", "special": False, "normalized": True}
     token |= dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
@@ -200,31 +200,34 @@ def test_byt5_needs_no_model_file(tmp_path, ids, class_in):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda place: (place / "tokenizer.json").unlink(), "Expected a tokenizer in .* got none"),
-        (lambda place: (place / "tokenizer.json").write_text("{}"), "to be a tokenizer, got one that does"),
-        (lambda place: (place / "tokenizer_config.json").write_text("{"), "to be JSON, got a file that"),
-        (lambda place: (place / "added_tokens.json").write_text("[1]"), "to hold an object"),
-        (lambda place: write(place, tokenizer_config={"eos_token": "<end>"}), "to have an end-of-sequence"),
-        (lambda place: write(place, tokenizer_config={"pad_token": "</s>"}), "id 0 .* to be padding, got"),
+        (lambda place: (place / "tokenizer.json").unlink(), "tokenizer.json or spiece.model"),
+        (lambda place: (place / "tokenizer.json").write_text("{}"), "tokenizer.json' to be a tokenizer"),
+        (
+            lambda place: (place / "tokenizer_config.json").write_text("{"),
+            "tokenizer_config.json",
+        ),
+        (lambda place: (place / "added_tokens.json").write_text("[1]"), r"added_tokens.json' .* got \[1\]"),
+        (lambda place: write(place, tokenizer_config={"eos_token": "<end>"}), "eos_token"),
+        (lambda place: write(place, tokenizer_config={"pad_token": "</s>"}), "id 0 .* got '<pad>'"),
         (
             lambda place: ((place / "tokenizer.json").unlink(), (place / "spiece.model").write_bytes(b"no")),
-            "to be a unigram model of SentencePiece",
+            "spiece.model' to be a unigram model",
         ),
     ],
 )
-def test_what_is_no_tokenizer_of_a_base_is_one_sentence(saved, change, told):
+def test_a_missing_broken_or_unfit_tokenizer_is_a_user_error(saved, change, message):
     change(saved)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         huggingface.load(saved)
 
 
-def test_half_of_a_surrogate_pair_is_read_as_another_character(saved):
+def test_half_of_a_surrogate_pair_is_encoded_as_another_character(saved):
     assert huggingface.load(saved).encode("the \ud83d dog")
 
 
-def test_a_tokenizer_is_read_again_in_another_process(saved):
+def test_a_tokenizer_can_be_pickled(saved):
     found = huggingface.load(saved)
     again = pickle.loads(pickle.dumps(found))
     assert again.encode_all(TEXTS) == found.encode_all(TEXTS)

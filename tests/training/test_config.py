@@ -13,7 +13,7 @@ from elm_jax.training.config import Budget
 
 
 def of(*names, budget=Budget(), **options):  # noqa: B008  a frozen value
-    return config.courses(task_selection.choose(names), budget, **options)
+    return config.courses(task_selection.select_tasks(names), budget, **options)
 
 
 def test_without_a_table_a_course_has_the_defaults():
@@ -63,7 +63,7 @@ def test_a_limit_of_the_source_wins_over_the_cap():
 
 
 def test_rows_are_held_out_of_the_evaluation_split_alone():
-    (spec,) = task_selection.choose(["mini_size_animal/than a dog"])
+    (spec,) = task_selection.select_tasks(["mini_size_animal/than a dog"])
     found = config.held_out(spec, Source(), 6)
     assert (found.splits, found.limit) == ({"mini_size_animal": "validation"}, 6)
     with pytest.raises(UserError, match=r"A split to validate .* the catalogue has none beside the one"):

@@ -31,13 +31,13 @@ def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_the
     run = make_run(words=[TRAINED, TASK])
     place = run.workspace
     old = Library.open(place.library).ids()
-    tasks = task_selection.choose([UNSEEN, TASK], run.source, evaluation=True)
+    tasks = task_selection.select_tasks([UNSEEN, TASK], run.source, evaluation=True)
     how = {"methods": ("roe",), "queries": 6, "oracle": True}
     before = evaluate.evaluate(run, tasks, **how)
     assert set(chosen(before, TASK).values()) <= set(old)
     kept, scores = files(place.library, place.base), files(place.scores)
 
-    added = train_experts(run, task_selection.choose([TRAINED], run.source), BUDGET, seed=0)
+    added = train_experts(run, task_selection.select_tasks([TRAINED], run.source), BUDGET, seed=0)
     assert index(run, size=4) == sorted(added)
     after = evaluate.evaluate(run, tasks, **how)
     now = files(place.root)

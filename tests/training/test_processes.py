@@ -40,7 +40,7 @@ def make_run(tmp_path_factory):
     """Makes a run's directory with a small base that nobody trained, and the vocabulary of the tasks."""
     texts = [
         text
-        for spec in task_selection.choose(TASKS)
+        for spec in task_selection.select_tasks(TASKS)
         for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
@@ -49,10 +49,10 @@ def make_run(tmp_path_factory):
         root = tmp_path_factory.mktemp(name)
         workspace = Workspace.open(root, create=True)
         workspace.base.mkdir()
-        pieces = sentencepiece.train(
+        tokenizer = sentencepiece.train(
             texts, workspace.base / "vocabulary.model", 200, kind="word", extra_ids=16
         )
-        config = size("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+        config = size("tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
         elm.save(workspace.base, elm.of(config, init_params(jax.random.key(0), config)))
         return root
 

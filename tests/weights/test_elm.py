@@ -121,14 +121,14 @@ def test_a_truncated_file_is_named(saved, keep):
 
 
 def test_a_missing_directory_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"no/base'.* no directory is there\. Train one with"):
+    with pytest.raises(UserError, match=r"no/base', got no directory.*[Tt]rain one with"):
         elm.load(tmp_path / "no" / "base")
 
 
 @pytest.mark.parametrize("name", [elm.CONFIG, elm.PARAMS])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
-    with pytest.raises(UserError, match=f"{name}', but no file is there"):
+    with pytest.raises(UserError, match=f"{name}'"):
         elm.load(saved)
 
 
@@ -137,7 +137,7 @@ def test_a_missing_file_is_named(saved, name):
     [
         (lambda told: told.pop("network"), "lacks 'network'"),
         (lambda told: told.pop("fingerprint"), "lacks 'fingerprint'"),
-        (lambda told: told.update(format=99), "should have format 1, but 99 came"),
+        (lambda told: told.update(format=99), "format 1 .* got 99"),
         (lambda told: told["network"].update(dtype="float16"), "float32 or bfloat16, but 'float16' came"),
         (lambda told: told["network"].update(num_encoder_layers=3), "should hold 'encoder/layers_2/"),
         (lambda told: told["network"].update(emb_dim=9), r"the network wants \(.*9"),
@@ -159,5 +159,5 @@ def test_a_save_cut_short_leaves_no_base_to_load(base, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         elm.save(tmp_path, base)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"config\.json', but no file is there"):
+    with pytest.raises(UserError, match=r"config\.json', got no file"):
         elm.load(tmp_path)

@@ -4,7 +4,6 @@ import json
 import shutil
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,8 +19,9 @@ from elm_jax.models.t5 import T5
 from elm_jax.weights import base as bases
 from elm_jax.weights import huggingface, t5x_write
 from elm_jax.weights.load import load_model, read
+from tests.shared_data import DATA
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "t5x_checkpoints"
+T5X_DATA = DATA / "t5x_checkpoints"
 LAYOUTS = [
     ("orbax", {}, {}),
     ("orbax", {"scanned": True}, {}),
@@ -34,14 +34,14 @@ WI = "decoder/layers_1/mlp/wi_1/kernel"
 ANYTHING = st.none() | st.integers(-9, 9) | st.text(max_size=3)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="T5X's checkpoints lie beside the checkout, and are not there")
+@pytest.mark.shared_data
 def test_logits_and_scores_are_those_that_t5x_computed():
-    found = load_model(DATA / "tiny" / "orbax" / "checkpoint_0")
-    assert load_model(DATA / "tiny" / "legacy").fingerprint == found.fingerprint
-    told = json.loads((DATA / "tiny" / "config.json").read_text())
+    found = load_model(T5X_DATA / "tiny" / "orbax" / "checkpoint_0")
+    assert load_model(T5X_DATA / "tiny" / "legacy").fingerprint == found.fingerprint
+    told = json.loads((T5X_DATA / "tiny" / "config.json").read_text())
     told["mlp_activations"] = tuple(told["mlp_activations"])
     assert {name: vars(found.config).get(name, told[name]) for name in told} == told
-    expected = np.load(DATA / "tiny" / "expected.npz")
+    expected = np.load(T5X_DATA / "tiny" / "expected.npz")
     prompts, targets = expected["encoder_input_tokens"], expected["decoder_target_tokens"]
     network = jax.jit(lambda params: T5(found.config).apply({"params": params}, prompts, targets[:, None]))
     logits = np.asarray(network(found.params))[:, 0]

@@ -10,16 +10,16 @@ from elm_jax.data import prepare, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import data_source, datasets, own, rendering, specs, task_templates
+from elm_jax.tasks import data_source, datasets, rendering, specs, task_templates, user_tasks
 from elm_jax.tokenizers import sentencepiece
 
 EXAMPLE = Path(__file__).parent / "own_reviews" / "reviews.yaml"
 GOOD = "reviews/is it good"
 ROWS = [{"text": "It broke.", "label": 0}, {"text": "I like it.", "label": 1}]
 PYTHON = """\
-from elm_jax.tasks import own
+import elm_jax
 
-own.define(
+elm_jax.define_task(
     "films",
     jsonl={"train": "films.jsonl"},
     prompts={
@@ -52,7 +52,7 @@ datasets:
 
 def test_the_example_is_at_most_fifteen_lines_and_gives_two_tasks():
     assert len(EXAMPLE.read_text().splitlines()) <= 15
-    found = own.load(EXAMPLE)
+    found = user_tasks.load_tasks(EXAMPLE)
     assert [spec.id for spec in found] == [GOOD, "reviews/would you buy"]
     assert {spec.metric for spec in found} == {"accuracy"}
     made = rendering.examples(found[0], "train").examples
@@ -64,19 +64,19 @@ def test_the_example_is_at_most_fifteen_lines_and_gives_two_tasks():
 
 def test_the_examples_of_the_docstring_are_those_that_work():
     """The YAML in the module's docstring is read as it stands."""
-    lines = (own.__doc__ or "").splitlines()
+    lines = (user_tasks.__doc__ or "").splitlines()
     start = lines.index("    datasets:")
     end = next(at for at in range(start, len(lines)) if not lines[at])
     assert end - start <= 15
-    tree = own.read_yaml("docstring", "\n".join(lines[start:end]).encode())
-    assert [spec.id for spec in own._add(tree, "docstring", ".")] == [GOOD, "reviews/would you buy"]
+    tree = user_tasks.read_yaml("docstring", "\n".join(lines[start:end]).encode())
+    assert [spec.id for spec in user_tasks._add(tree, "docstring", ".")] == [GOOD, "reviews/would you buy"]
 
 
 def test_what_was_added_is_found_like_any_other():
-    own.load(EXAMPLE)
+    user_tasks.load_tasks(EXAMPLE)
     assert specs.find_task(GOOD).group == "own"
     assert {spec.id for spec in specs.task_specs("own")} == {GOOD, "reviews/would you buy"}
-    assert [spec.id for spec in task_selection.choose(["reviews"])] == [GOOD, "reviews/would you buy"]
+    assert [spec.id for spec in task_selection.select_tasks(["reviews"])] == [GOOD, "reviews/would you buy"]
     with pytest.raises(UserError, match=f"Did you mean '{GOOD}'"):
         specs.find_task("reviews/is it god")
 
@@ -85,15 +85,15 @@ def test_a_python_file_defines_tasks_too_and_a_prompt_without_choices_generates(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "films.jsonl").write_text('{"text": "Long.", "label": 0, "answer": "A film"}\n')
     (tmp_path / "film_tasks.py").write_text(PYTHON)
-    ranked, told = own.load(tmp_path / "film_tasks.py")
+    ranked, told = user_tasks.load_tasks(tmp_path / "film_tasks.py")
     assert (ranked.metric, told.metric) == ("accuracy", "exact_match")
     (example,) = rendering.examples(told, "train").examples
     assert (example.input, example.target, example.choices) == ("A film", "Long.", ())
-    assert own.load(tmp_path / "film_tasks.py") == [ranked, told]
+    assert user_tasks.load_tasks(tmp_path / "film_tasks.py") == [ranked, told]
 
 
 def test_rows_may_come_from_a_function():
-    (spec,) = own.define(
+    (spec,) = user_tasks.define_task(
         "made up",
         rows=lambda split: [{"n": at, "split": split} for at in range(3)],
         splits=("train", "test"),
@@ -108,24 +108,24 @@ def test_rows_may_come_from_a_function():
 
 def test_one_that_is_defined_again_is_the_new_one(folder):
     file = written(folder, MINE)
-    (spec,) = own.load(file)
-    before = task_rows.examples(spec, data_source.Source())
+    (spec,) = user_tasks.load_tasks(file)
+    before = task_rows.load_examples(spec, data_source.Source())
     written(folder, MINE.replace("{{text}}", "Well: {{text}}"))
-    own.load(file)
-    after = task_rows.examples(spec, data_source.Source())
+    user_tasks.load_tasks(file)
+    after = task_rows.load_examples(spec, data_source.Source())
     assert [example.input for example in before] == ["It broke.", "I like it."]
     assert [example.input for example in after] == ["Well: It broke.", "Well: I like it."]
 
 
 def test_they_are_prepared_in_other_processes_and_noticed_when_their_file_changes(folder, tmp_path):
-    pieces = sentencepiece.train(["It broke. I like it no yes"], tmp_path / "m", 60, extra_ids=0)
+    tokenizer = sentencepiece.train(["It broke. I like it no yes"], tmp_path / "m", 60, extra_ids=0)
     file = written(folder, MINE + '      sure: {jinja: "{{text}} Sure? ||| {{label}}"}\n')
     source = data_source.Source(prepared=tmp_path / "p")
 
     def made():
-        return [outcome.made for outcome in prepare.prepare(tasks=[str(file)], **how)]
+        return [outcome.made for outcome in prepare.prepare_tasks(tasks=[str(file)], **how)]
 
-    how = {"pieces": pieces, "source": source, "processes": 2}
+    how = {"tokenizer": tokenizer, "source": source, "processes": 2}
     assert made() == [True, True]
     assert made() == [False, False]
     (folder / "rows.jsonl").write_text('{"text": "New.", "label": 1}\n')
@@ -135,81 +135,83 @@ def test_they_are_prepared_in_other_processes_and_noticed_when_their_file_change
 
 
 def test_what_another_process_cannot_be_told_is_prepared_here(tmp_path):
-    pieces = sentencepiece.train(["a b c d"], tmp_path / "m", 60, extra_ids=0)
+    tokenizer = sentencepiece.train(["a b c d"], tmp_path / "m", 60, extra_ids=0)
     for name in ("one", "two"):
-        own.define(name, rows=lambda split: [{"n": "a"}], prompts={"p": "{{n}} ||| b"})
+        user_tasks.define_task(name, rows=lambda split: [{"n": "a"}], prompts={"p": "{{n}} ||| b"})
     source = data_source.Source(prepared=tmp_path / "p")
-    made = prepare.prepare(tasks=["one", "two"], pieces=pieces, source=source, processes=2)
+    made = prepare.prepare_tasks(tasks=["one", "two"], tokenizer=tokenizer, source=source, processes=2)
     assert [outcome.rows for outcome in made] == [1, 1]
 
 
 def test_a_run_remembers_the_files_that_define_its_tasks(tmp_path):
     sentencepiece.train(["a b c d"], tmp_path / "m", 60)
     workspace = Workspace.open(tmp_path / "run", create=True)
-    settings.remember_tasks(workspace, [EXAMPLE])
-    settings.remember_tasks(workspace, [EXAMPLE])
-    source = opening.reading(tmp_path / "run", vocabulary_file=tmp_path / "m").source
+    settings.add_task_files(workspace, [EXAMPLE])
+    settings.add_task_files(workspace, [EXAMPLE])
+    source = opening.load_data_settings(tmp_path / "run", vocabulary_file=tmp_path / "m").source
     assert list(source.tasks) == [str(EXAMPLE.resolve())]
-    assert task_selection.find(GOOD, source).dataset == "reviews"
+    assert task_selection.resolve_task(GOOD, source).dataset == "reviews"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("datasets:", "dataset:", "should hold a mapping named `datasets`"),
-        ("  mine:", "  my/ne:", "should be a dataset's name"),
-        ("  mine:", "  dream:", "'dream' is a dataset of the catalogue already"),
-        ("  mine:", "  mini_size_animal:", "a dataset of the embedded suite already"),
-        ("datasets:", "group: train\ndatasets:", "'train' is a group of the catalogue's"),
-        ("    jsonl: rows.jsonl\n", "", "rows are wanted from files"),
-        ("jsonl:", "jsnol:", "rows are wanted from files"),
+        ("datasets:", "dataset:", "to hold a mapping `datasets`"),
+        ("  mine:", "  my/ne:", "got 'my/ne'"),
+        ("  mine:", "  dream:", "got 'dream' of the catalogue"),
+        ("  mine:", "  mini_size_animal:", "got 'mini_size_animal' of the embedded suite"),
+        ("datasets:", "group: train\ndatasets:", "got 'train' of the catalogue"),
+        ("    jsonl: rows.jsonl\n", "", "expected files of rows"),
+        ("jsonl:", "jsnol:", "expected files of rows"),
         ("    jsonl: rows.jsonl", "    jsonl: rows.jsonl\n    colums: [text]", "No field named 'colums'"),
-        ("jinja:", "jina:", "texts called `jinja` and `answer_choices` are wanted"),
-        ("      good: {", "      good: 5 #", "`prompts` should map"),
-        ("datasets:", "datasets: [", "is not plain YAML"),
-        ("datasets:", "datasets: !!python/object:os.system", "is not plain YAML"),
-        ('"no ||| yes"', "7", "texts called `jinja`"),
+        ("jinja:", "jina:", "prompt 'good': expected the texts `jinja`"),
+        ("      good: {", "      good: 5 #", "expected `prompts`"),
+        ("datasets:", "datasets: [", "expected plain YAML"),
+        ("datasets:", "datasets: !!python/object:os.system", "expected plain YAML"),
+        ('"no ||| yes"', "7", "expected the texts `jinja`"),
     ],
 )
-def test_a_mistake_names_the_file_and_the_place(folder, old, new, said):
+def test_a_mistake_names_the_file_and_the_place(folder, old, new, message):
     file = written(folder, MINE.replace(old, new))
-    with pytest.raises(UserError, match=said):
-        own.load(file)
-    assert datasets.added() == {}
+    with pytest.raises(UserError, match=message):
+        user_tasks.load_tasks(file)
+    assert datasets.user_datasets() == {}
 
 
 def test_a_file_that_is_not_there_and_code_that_fails_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="A file of tasks is wanted at"):
-        own.load(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="got no file"):
+        user_tasks.load_tasks(tmp_path / "none.yaml")
     (tmp_path / "broken_tasks.py").write_text("1 / 0\n")
-    with pytest.raises(UserError, match=r"'broken_tasks' cannot be imported .*ZeroDivisionError"):
-        own.load(tmp_path / "broken_tasks.py")
+    with pytest.raises(UserError, match=r"'broken_tasks' .*ZeroDivisionError"):
+        user_tasks.load_tasks(tmp_path / "broken_tasks.py")
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(UserError, match="has the name of another module, 'json'"):
-        own.load(tmp_path / "json.py")
+    with pytest.raises(UserError, match="another module, 'json'"):
+        user_tasks.load_tasks(tmp_path / "json.py")
 
 
 def test_a_yaml_file_names_no_function_that_would_be_called(folder):
     text = MINE.replace("jsonl: rows.jsonl", 'sources: [{function: "os:getenv"}]\n    splits: {train: 2}')
-    with pytest.raises(
-        UserError, match=r"may not come from the function 'os:getenv'. Define the dataset in a"
-    ):
-        own.load(written(folder, text))
-    assert "mine" not in datasets.added()
+    with pytest.raises(UserError, match="'os:getenv'"):
+        user_tasks.load_tasks(written(folder, text))
+    assert "mine" not in datasets.user_datasets()
 
 
 def test_columns_that_are_named_are_checked_before_a_row_is_read(folder):
-    (spec,) = own.load(written(folder, MINE.replace("    jsonl", "    columns: [txt, label]\n    jsonl")))
-    with pytest.raises(UserError, match="Template 'good' reads 'text', but rows of 'mine' have only"):
-        task_templates.template_for(spec)
+    (spec,) = user_tasks.load_tasks(
+        written(folder, MINE.replace("    jsonl", "    columns: [txt, label]\n    jsonl"))
+    )
+    with pytest.raises(UserError, match=r"template 'good' of 'mine' .* got 'text'"):
+        task_templates.find_template(spec)
 
 
 def test_a_label_of_minus_one_is_refused_not_taken_for_the_last_choice():
     def examples(jinja, row):
-        (spec,) = own.define("mine", rows=lambda split: [row], prompts={"p": (jinja, "no ||| yes")})
+        (spec,) = user_tasks.define_task(
+            "mine", rows=lambda split: [row], prompts={"p": (jinja, "no ||| yes")}
+        )
         return rendering.examples(spec, "train").examples
 
-    with pytest.raises(UserError, match="row 1: the right answer is withheld \\(label is -1\\)"):
+    with pytest.raises(UserError, match="row 1: expected a label, got label=-1"):
         examples("a ||| {{answer_choices[label]}}", {"label": -1})
     # A template that only speaks of labels needs none.
     assert examples("Which label? {{text}} ||| yes", {"text": "b"})[0].input == "Which label? b"

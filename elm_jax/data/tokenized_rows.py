@@ -1,0 +1,298 @@
+"""Tokenised rows: one task's rows, rendered and tokenised once, as flat arrays in one file.
+
+Rendering and tokenising are slow and deterministic, so they happen once; training and evaluation then read
+token ids without jinja, SeqIO or TensorFlow. The file holds the cache key of everything that went into it,
+and a reader that names the key it expects never gets other rows. A local file is memory-mapped: opening it
+costs next to nothing, and of a row only its own bytes are read.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex, overload
+
+import numpy as np
+from jaxtyping import Int
+
+from elm_jax import storage
+from elm_jax.axes import PAD
+from elm_jax.data import ragged
+from elm_jax.data.ragged import RaggedTexts, RaggedTokens
+from elm_jax.errors import UserError
+from elm_jax.records import PromptedExample
+from elm_jax.tasks.data_source import Lengths
+from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
+
+CODE_VERSION = 1
+"""To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
+_DTYPES = {"I32": "<i4", "I64": "<i8", "U8": "u1"}
+_TOKENS = ("inputs", "targets", "choices")
+_TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
+_ARRAYS = {
+    *("fingerprint", "choice_starts", "labels"),
+    *(f"{name}/{part}" for name in _TOKENS for part in ("tokens", "offsets")),
+    *(f"{name}/{part}" for name in _TEXTS for part in ("content", "offsets")),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedRows:
+    """The N rows of one task and split as token ids; targets and choices end with end-of-sequence.
+
+    Attributes:
+        row_ids: Ids of the rows.
+        texts: The inputs as text, which keys are embedded from.
+        target_texts: The targets as text.
+        choice_texts: The answer choices of all rows as text, in the order of `choices`.
+        inputs: Token ids of the inputs.
+        targets: Token ids of the targets.
+        choices: Token ids of the choices of all rows; row i has `choice_starts[i]` to `choice_starts[i + 1]`.
+        choice_starts: Where the choices of the rows begin and end, int64.
+        labels: Index of the right choice, int32; -1 for a row without one.
+    """
+
+    row_ids: Sequence[str]
+    texts: Sequence[str]
+    target_texts: Sequence[str]
+    choice_texts: Sequence[str]
+    inputs: RaggedTokens
+    targets: RaggedTokens
+    choices: RaggedTokens
+    choice_starts: Int[np.ndarray, " edges"]
+    labels: Int[np.ndarray, " N"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredExamples(Sequence[PromptedExample]):
+    """The prompted examples of tokenised rows; an example is made when it is read.
+
+    Attributes:
+        rows: The tokenised rows.
+        cache_key: The cache key that their file holds.
+    """
+
+    rows: TokenizedRows
+    cache_key: str
+
+    def __len__(self) -> int:
+        return len(self.rows.row_ids)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> PromptedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PromptedExample]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> PromptedExample | list[PromptedExample]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        rows, row = self.rows, range(len(self))[index]
+        start, end = rows.choice_starts[row : row + 2].tolist()
+        label = int(rows.labels[row])
+        return PromptedExample(
+            row_id=rows.row_ids[row],
+            input=rows.texts[row],
+            target=rows.target_texts[row],
+            choices=tuple(rows.choice_texts[start:end]),
+            label=None if label < 0 else label,
+        )
+
+
+def tokenize_examples(
+    examples: Sequence[PromptedExample], tokenizer: Tokenizer, lengths: Lengths
+) -> TokenizedRows:
+    """Returns examples as token ids; longer lists are cut, and still end with end-of-sequence.
+
+    An example whose target is none of its choices has no label, and can be trained on all the same.
+
+    Args:
+        examples: The prompted examples.
+        tokenizer: The tokenizer; its `input_eos` says whether inputs end with end-of-sequence. An input
+            without tokens is end-of-sequence in any case.
+        lengths: Tokens of inputs and of targets that are kept, end-of-sequence included.
+
+    Raises:
+        UserError: If there are no examples, a length is below 2, or a label is no index of the choices.
+    """
+    if not examples:
+        raise UserError("Expected examples to tokenise, got none. Fix: check the name of the split.")
+    if min(lengths.prompt, lengths.answer) < 2:
+        raise UserError(f"Expected lengths of at least 2 tokens, got {lengths}. Fix: raise the lower one.")
+    for example in examples:
+        if example.label is not None and not 0 <= example.label < len(example.choices):
+            raise UserError(
+                f"Expected the label of row {example.row_id!r} to be the index of one of its "
+                f"{len(example.choices)} choices, from 0, got {example.label}. Fix: correct the label."
+            )
+    inputs = tuple(example.input for example in examples)
+    targets = tuple(example.target for example in examples)
+    choices = tuple(text for example in examples for text in example.choices)
+    return TokenizedRows(
+        row_ids=tuple(example.row_id for example in examples),
+        texts=inputs,
+        target_texts=targets,
+        choice_texts=choices,
+        inputs=_cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos),
+        targets=_cut(tokenizer.encode_all(targets), lengths.answer),
+        choices=_cut(tokenizer.encode_all(choices), lengths.answer),
+        choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
+        labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
+    )
+
+
+def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:
+    """Returns the token ids of every choice of a row."""
+    start, end = rows.choice_starts[row : row + 2].tolist()
+    return rows.choices[start:end]
+
+
+def make_rendering_key(
+    data: Mapping[str, Any], template: Mapping[str, Any], options: Mapping[str, Any]
+) -> str:
+    """Returns the cache key of rendered rows.
+
+    Args:
+        data: What the rows depend on.
+        template: The template's fields.
+        options: Options of rendering.
+    """
+    return storage.fingerprint(
+        {"code": CODE_VERSION, "data": dict(data), "template": dict(template), "options": dict(options)}
+    )
+
+
+def make_cache_key(rendering_key: str, tokenizer: Tokenizer, lengths: Lengths) -> str:
+    """Returns the cache key of tokenised rows: the rendering key, a dash, and the key of tokenising."""
+    options = [storage.FORMAT, tokenizer.fingerprint, lengths.prompt, lengths.answer, tokenizer.input_eos]
+    return f"{rendering_key}-{storage.fingerprint(options)}"
+
+
+def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
+    """Writes tokenised rows with the cache key of what they were made from."""
+    arrays: dict[str, Any] = {
+        # Not in the file's metadata, whose order varies: the same rows have to give the same bytes.
+        "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
+        "choice_starts": rows.choice_starts,
+        "labels": rows.labels,
+    }
+    for name in _TOKENS:
+        tokens = getattr(rows, name)
+        arrays |= {f"{name}/tokens": tokens.tokens, f"{name}/offsets": tokens.offsets}
+    for name in _TEXTS:
+        texts = ragged.pack_texts(getattr(rows, name))
+        arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
+    storage.write_arrays(path, arrays)
+
+
+def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
+    """Reads tokenised rows.
+
+    Args:
+        path: The file.
+        cache_key: The key that the file has to hold; default: any.
+
+    Raises:
+        UserError: If the file is missing, broken, of another kind, or stale: made from other rows, another
+            template, tokenizer or options than the key's.
+    """
+    stored_key, arrays = _read(path)
+    if cache_key is not None and stored_key != cache_key:
+        raise UserError(
+            f"Expected prepared rows of cache key {cache_key} at {str(path)!r}, got {stored_key}: the rows, "
+            "template, tokenizer or options have changed. Fix: prepare the task again."
+        )
+
+    def tokens(name: str) -> RaggedTokens:
+        return RaggedTokens(arrays[f"{name}/tokens"], arrays[f"{name}/offsets"])
+
+    def texts(name: str) -> RaggedTexts:
+        return RaggedTexts(arrays[f"{name}/content"], arrays[f"{name}/offsets"])
+
+    return TokenizedRows(
+        row_ids=texts("row_ids"),
+        texts=texts("texts"),
+        target_texts=texts("target_texts"),
+        choice_texts=texts("choice_texts"),
+        inputs=tokens("inputs"),
+        targets=tokens("targets"),
+        choices=tokens("choices"),
+        choice_starts=arrays["choice_starts"],
+        labels=arrays["labels"],
+    )
+
+
+def read_cache_key(path: storage.PathLike) -> str | None:
+    """Returns the cache key of a whole file of tokenised rows; None if there is none."""
+    try:
+        return _read(path)[0]
+    except UserError:
+        return None
+
+
+def is_current(path: storage.PathLike, cache_key: str) -> bool:
+    """Returns whether a whole file with this cache key is there, so that nothing has to be prepared."""
+    return read_cache_key(path) == cache_key
+
+
+def pad(rows: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N length"]:
+    """Returns rows of token ids as int32 [N, length], padded at their ends.
+
+    Raises:
+        UserError: If a row is longer.
+
+    >>> pad([np.array([5, 1]), np.array([6, 7, 1])], 4).tolist()
+    [[5, 1, 0, 0], [6, 7, 1, 0]]
+    """
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    if lengths.size and lengths.max() > length:
+        longest = int(lengths.argmax())
+        raise UserError(
+            f"Expected rows of at most {length} tokens, got {lengths[longest]} in row {longest}. Fix: "
+            "tokenise them with a lower limit, or choose a longer batch."
+        )
+    padded = np.full((len(rows), length), PAD, np.int32)
+    if lengths.sum():
+        padded[np.arange(length) < lengths[:, None]] = np.concatenate(rows)
+    return padded
+
+
+def _cut(lists: Sequence[list[int]], length: int, add_eos: bool = True) -> RaggedTokens:
+    """Cuts every list; ends it with end-of-sequence if `add_eos` or if it is empty."""
+    cut = [[*tokens[: length - 1], EOS] if add_eos or not tokens else tokens[:length] for tokens in lists]
+    flat = np.fromiter(itertools.chain.from_iterable(cut), np.int32)
+    return RaggedTokens(flat, ragged.compute_offsets(map(len, cut)))
+
+
+def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns the cache key and the arrays of a file, which stay on disk until they are read."""
+    where, expected = storage.path(path), f"Expected a file of prepared rows at {str(path)!r}"
+    try:
+        if "://" in os.fspath(where):
+            content = np.frombuffer(where.read_bytes(), np.uint8)
+        else:
+            content = np.memmap(os.fspath(where), np.uint8, "r").view(np.ndarray)
+    except FileNotFoundError:
+        raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
+    except (OSError, ValueError) as error:  # ValueError is what mapping an empty file raises
+        raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    try:
+        header = json.loads(content[8:start].tobytes())
+        metadata = header.pop("__metadata__")
+        size = start + max(entry["data_offsets"][1] for entry in header.values())
+        if size > len(content):
+            raise UserError(
+                f"{expected} of {size:,} bytes, got {len(content):,}: it was cut off. Fix: delete it and "
+                "prepare the task again."
+            )
+        if metadata["format"] != str(storage.FORMAT) or header.keys() != _ARRAYS:
+            raise ValueError
+        arrays = {
+            name: content[slice(*(start + offset for offset in entry["data_offsets"]))].view(
+                _DTYPES[entry["dtype"]]
+            )
+            for name, entry in header.items()
+        }
+        return arrays["fingerprint"].tobytes().decode(), arrays
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{expected}, got a file of another kind. Fix: delete it.") from None

@@ -1,0 +1,292 @@
+"""User tasks: datasets and prompts that a user defines in YAML or Python, used like the catalogue's.
+
+A multiple-choice task over JSON lines files, with two prompts, in YAML; the files are beside it:
+
+    datasets:
+      reviews:
+        jsonl: {train: reviews.jsonl, validation: held_out.jsonl}
+        prompts:
+          is it good:
+            answer_choices: "no ||| yes"
+            jinja: "{{text}} Is this good? ||| {{answer_choices[label]}}"
+          would you buy:
+            answer_choices: "never ||| gladly"
+            jinja: "{{text}} Would you buy it? ||| {{answer_choices[label]}}"
+
+The same in Python:
+
+    import elm_jax
+
+    elm_jax.define_task(
+        "reviews",
+        jsonl={"train": "reviews.jsonl", "validation": "held_out.jsonl"},
+        prompts={
+            "is it good": ("{{text}} Is this good? ||| {{answer_choices[label]}}", "no ||| yes"),
+            "would you buy": ("{{text}} Would you buy it? ||| {{answer_choices[label]}}", "never ||| gladly"),
+        },
+    )
+
+Commands take either file as `--tasks FILE`. Its tasks are then known as `reviews/is it good` and
+`reviews/would you buy`, and both of them as `reviews`. Templates are PromptSource's: jinja, with `|||`
+between input and target and between choices. A prompt without choices generates. A dataset may have any field
+of the catalogue's (`tasks/catalogue/train.yaml` explains them): `columns`, which are then required, `label`
+(default: the column `label` if a prompt reads one), `sources`, `family`, `split`, `evaluate`, `training`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.prompting.reader import read_yaml
+from elm_jax.records import TaskSpec
+from elm_jax.tasks import datasets, mini, specs
+from elm_jax.tasks.datasets import Dataset, RowSource
+from elm_jax.tasks.files import read_csv
+
+GROUP = "own"
+FILE_KINDS = ("jsonl", "csv", "parquet")
+
+RowFunction = Callable[[str], Iterable[Mapping[str, Any]]]
+"""Takes the name of a split and returns its rows."""
+
+
+def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
+    """Reads a file of tasks, YAML or Python, adds them to this process, and returns their specs.
+
+    A Python file is run, and calls `define_task`; a YAML file cannot name code.
+
+    Raises:
+        UserError: If the file is missing, or if anything in it is wrong.
+    """
+    path = storage.path(file)
+    if not path.is_file():
+        raise UserError(f"Expected a file of tasks at {str(file)!r}, got no file. Fix: correct the path.")
+    if path.suffix == ".py":
+        before = datasets.user_datasets()
+        import_user_module(file, reload=True)
+        return _list_specs(
+            {name: made for name, made in datasets.user_datasets().items() if before.get(name) is not made}
+        )
+    return _add(read_yaml(str(file), path.read_bytes()), str(file), os.fspath(path.parent), is_yaml=True)
+
+
+def define_task(
+    name: str,
+    *,
+    prompts: Mapping[str, tuple[str, str | None] | str],
+    jsonl: Mapping[str, str] | str | None = None,
+    csv: Mapping[str, str] | str | None = None,
+    parquet: Mapping[str, str] | str | None = None,
+    rows: RowFunction | None = None,
+    splits: Iterable[str] = ("train",),
+    **fields: Any,
+) -> list[TaskSpec]:
+    """Defines a dataset with its prompts in this process and returns the specs of its tasks.
+
+    Args:
+        name: Name of the dataset; its tasks have the ids `name/prompt`.
+        prompts: Name of a prompt -> its jinja and its answer choices, or its jinja alone if it generates.
+        jsonl: Split -> JSON lines file, or one file, which is the split train.
+        csv: The same of CSV files.
+        parquet: The same of Parquet files.
+        rows: A function that takes a split and returns its rows, in place of files.
+        splits: The splits that `rows` has.
+        **fields: Further fields of a dataset of the catalogue, such as `columns` or `evaluate`.
+
+    Returns:
+        The specs of the dataset's tasks.
+
+    Raises:
+        UserError: If a name or a field is wrong, or if the catalogue has a dataset of this name.
+
+    >>> pets = [{"text": "rex", "label": 1}]
+    >>> prompts = {"kind": ("{{text}} ||| {{answer_choices[label]}}", "cat ||| dog")}
+    >>> [spec.id for spec in define_task("pets", rows=lambda split: pets, prompts=prompts)]
+    ['pets/kind']
+    """
+    inline = {
+        prompt: {"jinja": made} if isinstance(made, str) else {"jinja": made[0], "answer_choices": made[1]}
+        for prompt, made in prompts.items()
+    }
+    files = {"jsonl": jsonl, "csv": csv, "parquet": parquet}
+    entry = {"prompts": inline, **{kind: given for kind, given in files.items() if given}, **fields}
+    if rows is not None:
+        entry["splits"] = dict.fromkeys(splits)
+        entry["sources"] = []
+    where = f"the definition of {name!r}"
+    return _add({"datasets": {name: entry}}, where, os.getcwd(), rows)
+
+
+def find_module_file(name: storage.PathLike) -> str:
+    """Returns the file of a user's module, without importing it."""
+    module = os.fspath(name)
+    if module.endswith(".py"):
+        if os.path.isfile(module):
+            return os.path.realpath(module)
+    else:
+        path = os.path.join(os.getcwd(), *module.split("."))
+        for file in (f"{path}.py", os.path.join(path, "__init__.py")):
+            if os.path.isfile(file):
+                return file
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(module)
+            if spec and spec.origin and os.path.isfile(spec.origin):
+                return spec.origin
+    raise UserError(
+        f"Expected a Python module or file, got {module!r}, which does not exist. Fix: correct the name or "
+        "install it."
+    )
+
+
+def import_user_module(name: storage.PathLike, *, reload: bool = False) -> Any:
+    """Imports a user's module by name or file; the working directory is searched too.
+
+    Args:
+        name: The module's name or file.
+        reload: Whether a module that is imported already is run again.
+
+    Raises:
+        UserError: If the module does not exist, or if its code raises.
+    """
+    module, directory = os.fspath(name), os.getcwd()
+    file = None
+    if module.endswith(".py"):
+        file = os.path.realpath(module)
+        directory, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
+    if directory not in sys.path:  # processes that are started from here search it too
+        sys.path.insert(0, directory)
+    known = module in sys.modules
+    try:
+        found = importlib.import_module(module)
+        if file and os.path.realpath(found.__file__ or "") != file:
+            raise UserError(
+                f"Expected {str(name)!r} to have a name of its own, got that of another module, {module!r}. "
+                "Fix: rename it."
+            )
+        return importlib.reload(found) if reload and known else found
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"Expected the module {module!r} to be imported from {directory!r}, got {type(error).__name__}: "
+            f"{error}. Fix: correct the module."
+        ) from error
+
+
+def _add(
+    tree: Any,
+    where: str,
+    directory: str,
+    rows: RowFunction | None = None,
+    *,
+    is_yaml: bool = False,
+) -> list[TaskSpec]:
+    """Adds datasets with defaults for the fields that they lack; those of YAML may not name functions."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("datasets"), dict) or not tree["datasets"]:
+        raise UserError(f"Expected {where!r} to hold a mapping `datasets`, got another value. Fix: add it.")
+    group, defaults = tree.get("group", GROUP), tree.get("defaults") or {}
+    if group in {each.group for each in datasets.catalogue().values()} or str(group).startswith("mini"):
+        raise UserError(f"{where!r}: expected a new group, got {group!r} of the catalogue. Fix: rename it.")
+    entries = {}
+    for name, entry in tree["datasets"].items():
+        if not isinstance(name, str) or "/" in name or not isinstance(entry, dict):
+            raise UserError(
+                f"{where!r}: expected the name of a dataset, without a slash, and its fields, got {name!r}. "
+                "Fix: correct it."
+            )
+        if name in mini.DATASETS:
+            raise UserError(f"Expected a new dataset, got {name!r} of the embedded suite. Fix: rename yours.")
+        entries[name] = _fill_defaults(name, {**defaults, **entry}, f"{where!r}, dataset {name!r}")
+    found = datasets.parse_datasets({"group": group, "datasets": entries}, where)
+    functions = [
+        source.name for made in found.values() for source in made.sources if source.kind == "function"
+    ]
+    if is_yaml and functions:
+        raise UserError(
+            f"{where!r}: expected rows from files, since reading YAML runs no code, got the function "
+            f"{functions[0]!r}. Fix: define the dataset in a Python file, with `define_task(…, rows=…)`."
+        )
+    found = {name: _resolve_files(made, directory, rows) for name, made in found.items()}
+    datasets.add_user_datasets(found)
+    return _list_specs(found)
+
+
+def _fill_defaults(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
+    entry = {"family": name, "sources": [], **entry}
+    for kind in FILE_KINDS:
+        if kind in entry:
+            given = entry.pop(kind)
+            files = given if isinstance(given, Mapping) else {"train": given}
+            entry["sources"] = [*entry["sources"], {kind: files}]
+    files = [
+        source.get(kind) for source in entry["sources"] for kind in FILE_KINDS if isinstance(source, dict)
+    ]
+    splits = dict.fromkeys(split for each in files if isinstance(each, Mapping) for split in each)
+    entry.setdefault("splits", splits)
+    if not entry["splits"]:
+        raise UserError(
+            f"{where}: expected files of rows, got none. Fix: add `jsonl: {{train: rows.jsonl}}`."
+        )
+    entry.setdefault("split", next(iter(entry["splits"])))
+    prompts = entry.get("prompts")
+    if not isinstance(prompts, Mapping) or not all(isinstance(made, Mapping) for made in prompts.values()):
+        raise UserError(
+            f"{where}: expected `prompts`, which map names of prompts to `jinja` and `answer_choices`, got "
+            "another value. Fix: correct it."
+        )
+    metrics, inline = {}, {}
+    for prompt, made in prompts.items():
+        fields = dict(made)
+        ranked = fields.get("answer_choices") is not None
+        metrics[str(prompt)] = fields.pop("metric", "accuracy" if ranked else "exact_match")
+        texts = all(isinstance(text, str | None) for text in fields.values())
+        if not texts or set(fields) - {"jinja", "answer_choices"} or not isinstance(fields.get("jinja"), str):
+            raise UserError(
+                f"{where}, prompt {prompt!r}: expected the texts `jinja`, `answer_choices` and `metric`, got "
+                f"{made!r:.200}. Fix: correct the prompt."
+            )
+        inline[str(prompt)] = fields
+    # A label of -1, of a row whose answer is withheld, would select the last choice.
+    if any(re.search(r"\{[{%][^}]*\blabel\b", made["jinja"]) for made in inline.values()):
+        entry.setdefault("label", "label")
+    return {**entry, "prompts": metrics, "inline": inline}
+
+
+def _resolve_files(dataset: Dataset, directory: str, rows: RowFunction | None) -> Dataset:
+    """Returns a dataset whose files are below the directory of its definition, not a data directory."""
+    sources = []
+    for source in dataset.sources:
+        if source.files:
+            files = {
+                split: tuple(os.path.join(directory, file) for file in names)
+                for split, names in source.files.items()
+            }
+            read = functools.partial(_read_split, source.kind, files, source.header)
+            name = os.path.basename(next(iter(files.values()))[0])
+            source = dataclasses.replace(source, kind="function", name=name, files=files, function=read)
+        sources.append(source)
+    if rows is not None:
+        sources.append(RowSource("function", function=rows))
+    return dataclasses.replace(dataset, sources=tuple(sources))
+
+
+def _read_split(
+    kind: str, files: Mapping[str, tuple[str, ...]], header: tuple[str, ...], split: str
+) -> list[Mapping[str, Any]]:
+    if split not in files:
+        raise UserError(f"Expected a split among {', '.join(files)}, got {split!r}. Fix: name one of these.")
+    reader = functools.partial(read_csv, header=header) if header else datasets.READERS[kind]
+    return [row for file in files[split] for row in reader(file)]
+
+
+def _list_specs(found: Mapping[str, Dataset]) -> list[TaskSpec]:
+    return [spec for spec in specs.task_specs() if spec.dataset in found]
