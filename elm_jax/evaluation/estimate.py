@@ -16,8 +16,8 @@ from elm_jax.data import task_rows
 from elm_jax.evaluation import generation, ranking
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.selections import Choices
-from elm_jax.experts.files import Description
-from elm_jax.experts.lookup import BASE, homes
+from elm_jax.experts.files import ExpertDescription
+from elm_jax.experts.lookup import BASE, library_finder
 from elm_jax.models import flops
 from elm_jax.records import TaskSpec
 from elm_jax.scoring import buckets
@@ -91,7 +91,7 @@ def ahead(
         targets += [Row(prompt, [target]) for prompt, target in zip(made.inputs, made.targets, strict=True)]
         rows[spec.id] = [Row(prompt, ()) for prompt in made.inputs]
     rows |= ranking.ranked_rows(run, {spec.id: task_rows.examples(spec, run.source) for spec in ranked})
-    home_of = homes(run.workspace)
+    home_of = library_finder(run.workspace)
     members = {name: gate.experts for name, gate in chosen.gates.items()}
     # What is not merged yet is as large as one of those that it is made of, or nearly so.
     members |= {name: composite.members[:1] for name, composite in chosen.composites.items()}
@@ -106,7 +106,7 @@ def work(
     run: Run,
     cells: Sequence[Cell],
     rows: Mapping[str, Sequence[Row]],
-    experts: Mapping[str, Description],
+    experts: Mapping[str, ExpertDescription],
     members: Mapping[str, Sequence[str]],
 ) -> Work:
     """Returns the work of cells.
@@ -178,7 +178,7 @@ def _of_base(run: Run, prompts: np.ndarray, nodes: np.ndarray) -> float:
     return cost.of(int(prompts.sum()), int(nodes.sum())) / 3
 
 
-def _own(run: Run, expert: Description, prompts: np.ndarray, nodes: np.ndarray) -> float:
+def _own(run: Run, expert: ExpertDescription, prompts: np.ndarray, nodes: np.ndarray) -> float:
     """Returns the FLOPs of an expert's own products forward."""
     if expert.spec.kind == "full":
         return 0.0

@@ -25,7 +25,7 @@ from elm_jax.evaluation.methods import Method
 from elm_jax.evaluation.results import Results
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.selections import Choices
-from elm_jax.experts import keys
+from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import Report, TaskSpec
@@ -54,7 +54,7 @@ def evaluate(
     *,
     experts: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-    queries: int = keys.QUERIES_PER_TASK,
+    queries: int = key_texts.QUERIES_PER_TASK,
     merged: int = 3,
     batch_tokens: int = BATCH_TOKENS,
     by: str = "sum",

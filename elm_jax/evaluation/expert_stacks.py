@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.experts.cache import NEUTRAL, Shelf
-from elm_jax.experts.files import Description
+from elm_jax.experts.expert_cache import NEUTRAL_SLOT, ExpertCache
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, homes
+from elm_jax.experts.lookup import BASE, library_finder
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
 from elm_jax.records import Params
@@ -50,8 +50,8 @@ def stacks(
     """
     gated = gated or {}
     wanted = list(dict.fromkeys(scorers))
-    home_of = homes(run.workspace)
-    alike: dict[Any, dict[str, Description]] = {}
+    home_of = library_finder(run.workspace)
+    alike: dict[Any, dict[str, ExpertDescription]] = {}
     for name in wanted:
         if name != BASE and name not in gated:
             description = home_of(name).describe(name)
@@ -66,7 +66,7 @@ def stacks(
         shelf = _shelf(run, members, home_of, at_once)
         for chunk, params, places in shelf.chunks(list(members)):
             there = {name: int(place) for name, place in zip(chunk, places, strict=True)}
-            yield Stack({BASE: NEUTRAL, **there} if alone else there, run.base.params, params)
+            yield Stack({BASE: NEUTRAL_SLOT, **there} if alone else there, run.base.params, params)
             alone = False
     if alone:
         yield Stack({BASE: 0}, run.base.params)
@@ -75,14 +75,14 @@ def stacks(
             yield Stack({name: 0}, run.base.params, gates.tree(run, gated[name]), stacked=False)
 
 
-def _shape(description: Description) -> tuple[str, Any]:
+def _shape(description: ExpertDescription) -> tuple[str, Any]:
     kind, shapes = description.spec.kind, description.shapes
     return kind, () if kind == "full" else tuple(sorted(shapes.items()))
 
 
 def _shelf(
-    run: Run, members: Mapping[str, Description], home_of: Callable[[str], Library], at_once: int
-) -> Shelf:
+    run: Run, members: Mapping[str, ExpertDescription], home_of: Callable[[str], Library], at_once: int
+) -> ExpertCache:
     """Returns an empty shelf for experts of one shape: every one of them is wanted once, so none is kept."""
     first = next(iter(members.values()))
     dtype = np.result_type(
@@ -92,7 +92,7 @@ def _shelf(
     places = max(1, min(at_once, len(members), int(SHARE * devices.memory()) // one - 1))
     # The composites last, where both have one of that id, as in `homes`.
     libraries = set(map(home_of, members))
-    return Shelf(
+    return ExpertCache(
         sorted(libraries, key=lambda library: library.root == run.workspace.composites),
         run.base.fingerprint,
         host_bytes=0,

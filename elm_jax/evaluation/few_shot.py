@@ -14,7 +14,7 @@ import numpy as np
 
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import keys
+from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
@@ -50,7 +50,7 @@ def shots(run: Run, spec: TaskSpec, count: int) -> Shots:
             f"{count} labelled rows of {spec.id!r} are wanted for LoraHub, and one at least to score, but "
             f"its {training} split has {len(found)} rows. Give lorahub:shots=N another number."
         )
-    examples = keys.sample(found, count, source.seed)
+    examples = key_texts.sample_examples(found, count, source.seed)
     left_out = tuple(example.row_id for example in examples) if training == scored else ()
     return Shots(examples, left_out)
 

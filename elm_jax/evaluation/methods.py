@@ -22,7 +22,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.experts.agreement import Shapes
+from elm_jax.experts.compatibility import Shapes
 from elm_jax.merging import plan as plans
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import checked

@@ -25,20 +25,20 @@ _ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{32}\.old")
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
-def present(parent: epath.Path, marker: str) -> list[str]:
+def list_complete(parent: epath.Path, marker: str) -> list[str]:
     """Returns the names of the whole directories in `parent`, sorted."""
     found = set()
-    for entry in _entries(parent):
+    for entry in _list_entries(parent):
         aside = _ASIDE.fullmatch(entry.name)
         if aside or not entry.name.startswith("."):
             found.add(aside.group(1) if aside else entry.name)
-    return sorted(name for name in found if place(parent / name, marker) is not None)
+    return sorted(name for name in found if locate(parent / name, marker) is not None)
 
 
-def leftovers(parent: epath.Path, marker: str) -> list[tuple[str, epath.Path]]:
+def list_unfinished(parent: epath.Path, marker: str) -> list[tuple[str, epath.Path]]:
     """Returns what writers that did not finish left in `parent`: the names they wrote to, and the remains."""
     found = []
-    for entry in directories(parent):
+    for entry in list_directories(parent):
         hidden = _ASIDE.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name)
         if hidden:
             found.append((hidden.group(1), entry))
@@ -47,18 +47,18 @@ def leftovers(parent: epath.Path, marker: str) -> list[tuple[str, epath.Path]]:
     return found
 
 
-def directories(parent: epath.Path) -> list[epath.Path]:
+def list_directories(parent: epath.Path) -> list[epath.Path]:
     """Returns the directories in `parent` by name; none if it is not there."""
-    return [entry for entry in _entries(parent) if entry.is_dir()]
+    return [entry for entry in _list_entries(parent) if entry.is_dir()]
 
 
-def place(home: epath.Path, marker: str) -> epath.Path | None:
+def locate(home: epath.Path, marker: str) -> epath.Path | None:
     """Returns where the directory lies now: at home, or aside while (or since) a writer stopped half-way."""
     # A swap between a look at home and a look aside hides a directory from one round, hardly from three.
     for _ in range(3):
         if (home / marker).exists():
             return home
-        for aside in _asides(home):
+        for aside in _list_set_aside(home):
             if (aside / marker).exists():
                 return aside
     return None
@@ -73,10 +73,10 @@ def read(home: epath.Path, marker: str, reader: Callable[[epath.Path], T]) -> T:
     Raises FileNotFoundError if there is no such directory, and a UserError if others never stop writing it.
     """
     for _ in range(ATTEMPTS):
-        where = place(home, marker)
+        where = locate(home, marker)
         if where is None:
             raise FileNotFoundError(errno.ENOENT, "No such directory", str(home))
-        before = _stamp(where, marker)
+        before = _read_marker(where, marker)
         value, failure = None, None
         try:
             value = reader(where)
@@ -84,11 +84,11 @@ def read(home: epath.Path, marker: str, reader: Callable[[epath.Path], T]) -> T:
             continue
         except Exception as error:
             failure = error
-        if before is not None and _stamp(where, marker) == before:
+        if before is not None and _read_marker(where, marker) == before:
             if failure is not None:
                 raise failure
             return value  # pyright: ignore[reportReturnType]
-    raise _busy(home)
+    raise _busy_error(home)
 
 
 def write(
@@ -99,26 +99,26 @@ def write(
     Raises FileExistsError if it is there already and `replace` was not asked for, and a UserError if the
     system refuses or others never stop writing it.
     """
-    if not replace and place(home, marker) is not None:
+    if not replace and locate(home, marker) is not None:
         raise FileExistsError(errno.EEXIST, "Directory exists", str(home))
-    old = list(_asides(home))  # a killed writer's: what is written now takes their place
-    temporary = _beside(home, "tmp")
+    old = list(_list_set_aside(home))  # a killed writer's: what is written now takes their place
+    temporary = _temporary_path(home, "tmp")
     try:
         fill(temporary)
-        old += _rename(temporary, home, marker, replace)
+        old += _move_into_place(temporary, home, marker, replace)
     finally:
         _delete(temporary)
     for aside in old:
-        _discard(aside, home)
+        _remove_at_once(aside, home)
 
 
 def remove(home: epath.Path) -> None:
     """Deletes the directory; readers see all of it or nothing."""
-    for where in (home, *_asides(home)):
-        _discard(where, home)
+    for where in (home, *_list_set_aside(home)):
+        _remove_at_once(where, home)
 
 
-def _rename(temporary: epath.Path, home: epath.Path, marker: str, replace: bool) -> list[epath.Path]:
+def _move_into_place(temporary: epath.Path, home: epath.Path, marker: str, replace: bool) -> list[epath.Path]:
     """Brings a whole directory home; returns what had to be moved aside for it."""
     moved = []
     for _ in range(ATTEMPTS):
@@ -135,23 +135,23 @@ def _rename(temporary: epath.Path, home: epath.Path, marker: str, replace: bool)
                 ) from error
         if not replace and (home / marker).exists():
             raise FileExistsError(errno.EEXIST, "Directory exists", str(home))
-        aside = _beside(home, "old")
+        aside = _temporary_path(home, "old")
         try:
             home.replace(aside)
         except FileNotFoundError:
             continue  # another writer moved it first
         moved.append(aside)
-    raise _busy(home)
+    raise _busy_error(home)
 
 
-def _stamp(where: epath.Path, marker: str) -> bytes | None:
+def _read_marker(where: epath.Path, marker: str) -> bytes | None:
     try:
         return (where / marker).read_bytes()
     except FileNotFoundError:
         return None
 
 
-def _entries(parent: epath.Path) -> list[epath.Path]:
+def _list_entries(parent: epath.Path) -> list[epath.Path]:
     # Without asking what each one is: a directory that is renamed between the two would be none.
     try:
         return sorted(parent.iterdir(), key=lambda entry: entry.name)
@@ -159,19 +159,19 @@ def _entries(parent: epath.Path) -> list[epath.Path]:
         return []
 
 
-def _asides(home: epath.Path) -> Iterator[epath.Path]:
-    for entry in _entries(home.parent):
+def _list_set_aside(home: epath.Path) -> Iterator[epath.Path]:
+    for entry in _list_entries(home.parent):
         aside = _ASIDE.fullmatch(entry.name)
         if aside and aside.group(1) == home.name:
             yield entry
 
 
-def _beside(home: epath.Path, ending: str) -> epath.Path:
+def _temporary_path(home: epath.Path, ending: str) -> epath.Path:
     return home.parent / f".{home.name}.{uuid.uuid4().hex}.{ending}"
 
 
-def _discard(where: epath.Path, home: epath.Path) -> None:
-    doomed = _beside(home, "tmp")
+def _remove_at_once(where: epath.Path, home: epath.Path) -> None:
+    doomed = _temporary_path(home, "tmp")
     try:
         where.replace(doomed)
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def _delete(directory: epath.Path) -> None:
         directory.rmtree()
 
 
-def _busy(home: epath.Path) -> UserError:
+def _busy_error(home: epath.Path) -> UserError:
     return UserError(
         f"{home!s} was to be read or written alone for a moment, but others kept writing it. "
         "Try again when they have finished."

@@ -28,7 +28,7 @@ MARKERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionResult:
     """What was written."""
 
     what: str  # "model", or "expert" and its kind
@@ -47,7 +47,7 @@ def convert(
     base: storage.PathLike | None = None,
     kind: str | None = None,
     ignore: Collection[str] = (),
-) -> Converted:
+) -> ConversionResult:
     """Writes what `src` holds to the new directory `dst` in another format, whole or not at all.
 
     A model goes to `hf`, `t5x` or `elm`; its tokenizer, `generation_config.json` and token ids come out as
@@ -78,15 +78,15 @@ def convert(
     source = hub.expert(src, required=False)
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
-        return _expert_in(source, home, base, kind, ignore)
-    if (source / files.SPEC).exists():
+        return _import_expert(source, home, base, kind, ignore)
+    if (source / files.SPEC_FILE).exists():
         names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
-        return _expert_out(source, home, to, base, dtype_name(dtype))
+        return _export_expert(source, home, to, base, dtype_name(dtype))
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
     model = load.read(directory, dtype=dtype, ignore=ignore)
-    _written(home, MARKERS[to], lambda place: _write_model(place, model, directory, to))
-    return Converted("model", to, str(home), _size(model.params), model.fingerprint)
+    _write_new(home, MARKERS[to], lambda place: _write_model(place, model, directory, to))
+    return ConversionResult("model", to, str(home), _count_params(model.params), model.fingerprint)
 
 
 def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) -> None:
@@ -111,13 +111,13 @@ def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) ->
     elm.save(place, model)
 
 
-def _expert_in(
+def _import_expert(
     source: epath.Path,
     home: epath.Path,
     base: storage.PathLike | None,
     kind: str | None,
     ignore: Collection[str],
-) -> Converted:
+) -> ConversionResult:
     """Puts an expert from PEFT or T5X where a library keeps it."""
     if base is None:
         raise UserError(
@@ -130,47 +130,49 @@ def _expert_in(
             f"came. Name it {names.directory_name(names.from_directory_name(home.name))!r}."
         )
     model = load.read(base)
-    expert = import_export.made_elsewhere(source, model, identifier, kind=kind, ignore=ignore)
-    _written(home, files.SPEC, lambda place: files.write(place, expert, None))
+    expert = import_export.load_foreign_expert(source, model, identifier, kind=kind, ignore=ignore)
+    _write_new(home, files.SPEC_FILE, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
-    return Converted(what, "elm", str(home), _size(expert.params), model.fingerprint)
+    return ConversionResult(what, "elm", str(home), _count_params(expert.params), model.fingerprint)
 
 
-def _expert_out(
+def _export_expert(
     source: epath.Path, home: epath.Path, to: str, base: storage.PathLike | None, dtype: str | None
-) -> Converted:
+) -> ConversionResult:
     """Writes a library's expert as an adapter of PEFT's or `adapters`', or as the model that it makes."""
-    told = files.describe(source)
+    told = files.read_description(source)
     kind, tree = told.spec.kind, paths.unflatten(files.read_params(source, told))
     what = f"expert of kind {kind}"
     if to == "peft":
-        _written(home, peft.CONFIG, lambda place: peft.save(place, kind, tree))
-        return Converted(what, to, str(home), _size(tree), told.spec.base)
+        _write_new(home, peft.CONFIG, lambda place: peft.save(place, kind, tree))
+        return ConversionResult(what, to, str(home), _count_params(tree), told.spec.base)
     if to == "adapters" and kind != "bottleneck":
         raise UserError(
             f"Expected an expert of kind 'bottleneck' for the adapters library, got {kind!r}. Fix: write it "
             "with --to peft or --to hf."
         )
-    directory, model = _own_base(told.spec, source, base)
+    directory, model = _load_base_of(told.spec, source, base)
     if to == "adapters":
 
         def fill(place: epath.Path) -> None:
             normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
             _write_model(place / BASE, normed, directory, "hf")
-            adapters.save(place, tree, family=_family(place / BASE))
+            adapters.save(place, tree, family=_model_type(place / BASE))
 
-        _written(home, adapters.CONFIG, fill)
-        return Converted(what, to, str(home), _size(tree), model.fingerprint)
+        _write_new(home, adapters.CONFIG, fill)
+        return ConversionResult(what, to, str(home), _count_params(tree), model.fingerprint)
     whole = fold.folded(model, kind, tree)
     if dtype is not None:
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
-    _written(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
-    return Converted("model", to, str(home), _size(whole.params), whole.fingerprint)
+    _write_new(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
+    return ConversionResult("model", to, str(home), _count_params(whole.params), whole.fingerprint)
 
 
-def _own_base(spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None) -> tuple[epath.Path, Base]:
+def _load_base_of(
+    spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None
+) -> tuple[epath.Path, Base]:
     """Returns where the base of an expert lies, and the base."""
     if base is None:
         raise UserError(
@@ -187,11 +189,11 @@ def _own_base(spec: ExpertSpec, source: epath.Path, base: storage.PathLike | Non
     return directory, model
 
 
-def _family(directory: epath.Path) -> str:
+def _model_type(directory: epath.Path) -> str:
     return json.loads((directory / hf_config.FILE).read_bytes())["model_type"]
 
 
-def _written(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -> None:
+def _write_new(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -> None:
     try:
         atomic_dir.write(home, marker, fill)
     except FileExistsError:
@@ -200,5 +202,5 @@ def _written(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -
         ) from None
 
 
-def _size(params: Params) -> int:
+def _count_params(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))

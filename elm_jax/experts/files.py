@@ -16,24 +16,24 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement
+from elm_jax.experts import compatibility
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
 
-SPEC, PARAMS, KEYS = NAMES = "expert.json", "params.safetensors", "keys.safetensors"
+SPEC_FILE, PARAMS_FILE, KEYS_FILE = FILE_NAMES = "expert.json", "params.safetensors", "keys.safetensors"
 
-UNKNOWN = "unknown"
+UNKNOWN_OWNER = "unknown"
 
 
 @dataclass(frozen=True)
-class Description:
+class ExpertDescription:
     """What `expert.json` says."""
 
     spec: ExpertSpec
     shapes: Mapping[str, tuple[int, ...]]  # parameter path -> shape
     dtypes: Mapping[str, str]  # parameter path -> type
     checksum: str  # of the file of parameters
-    owner: str = UNKNOWN  # who put it into its first library
+    owner: str = UNKNOWN_OWNER  # who put it into its first library
 
 
 def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str | None = None) -> None:
@@ -42,12 +42,12 @@ def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str |
     Without an owner it is the user whose process this is, by the name that the system has for them.
     """
     spec, flat = expert.spec, paths.flatten(expert.params)
-    agreement.require([(spec, agreement.shapes_of(expert.params))])
-    storage.write_arrays(directory / PARAMS, flat)
+    compatibility.require_compatible([(spec, compatibility.shapes_by_path(expert.params))])
+    storage.write_arrays(directory / PARAMS_FILE, flat)
     if keys is not None:
         write_keys(directory, spec.id, keys)
     storage.write_json(
-        directory / SPEC,
+        directory / SPEC_FILE,
         {
             "id": spec.id,
             "kind": spec.kind,
@@ -58,24 +58,24 @@ def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str |
             "parameters": {
                 path: {"shape": list(flat[path].shape), "dtype": str(flat[path].dtype)} for path in spec.paths
             },
-            "checksum": storage.file_fingerprint(directory / PARAMS),
-            "owner": owner or _user(),
+            "checksum": storage.file_fingerprint(directory / PARAMS_FILE),
+            "owner": owner or _user_name(),
         },
     )
 
 
 def copy(source: epath.Path, directory: epath.Path) -> None:
     """Copies an expert's files byte by byte, and takes away those that the source lacks."""
-    for name in reversed(NAMES):  # the description last: where it is, all is there
+    for name in reversed(FILE_NAMES):  # the description last: where it is, all is there
         if (source / name).exists():
             storage.write_bytes(directory / name, (source / name).read_bytes())
         elif (directory / name).exists():
             (directory / name).unlink()
 
 
-def describe(directory: epath.Path) -> Description:
+def read_description(directory: epath.Path) -> ExpertDescription:
     """Reads `expert.json`; a UserError if it is absent, no JSON, of another format or lacks something."""
-    where = directory / SPEC
+    where = directory / SPEC_FILE
     value = storage.read_json(where, what="An expert's description")
     try:
         parameters = value["parameters"]
@@ -88,12 +88,12 @@ def describe(directory: epath.Path) -> Description:
             steps=value["steps"],
             recipe=value["recipe"],
         )
-        return Description(
+        return ExpertDescription(
             spec,
             {path: tuple(about["shape"]) for path, about in parameters.items()},
             {path: about["dtype"] for path, about in parameters.items()},
             value["checksum"],
-            value.get("owner", UNKNOWN),
+            value.get("owner", UNKNOWN_OWNER),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -102,12 +102,12 @@ def describe(directory: epath.Path) -> Description:
         ) from None
 
 
-def read_params(directory: epath.Path, description: Description) -> dict[str, np.ndarray]:
+def read_params(directory: epath.Path, description: ExpertDescription) -> dict[str, np.ndarray]:
     """Reads path -> parameter.
 
     A UserError names the first path that is missing, unknown or misshapen, or a file that was changed.
     """
-    flat = storage.read_arrays(directory / PARAMS, what=f"Expert {description.spec.id!r}")
+    flat = storage.read_arrays(directory / PARAMS_FILE, what=f"Expert {description.spec.id!r}")
     for path in sorted(set(description.shapes) | set(flat)):
         wanted = description.shapes.get(path)
         came = flat[path].shape if path in flat else None
@@ -116,9 +116,9 @@ def read_params(directory: epath.Path, description: Description) -> dict[str, np
                 f"Expert {description.spec.id!r} should hold {path} as {_shape(wanted)}, but its file holds "
                 f"{_shape(came)} there. Add the expert anew."
             )
-    if storage.file_fingerprint(directory / PARAMS) != description.checksum:
+    if storage.file_fingerprint(directory / PARAMS_FILE) != description.checksum:
         raise UserError(
-            f"Parameters at {directory / PARAMS!s} are not as they were written (checksum). "
+            f"Parameters at {directory / PARAMS_FILE!s} are not as they were written (checksum). "
             "Add the expert anew."
         )
     return flat
@@ -146,14 +146,14 @@ def write_keys(directory: epath.Path, identifier: str, keys: Keys) -> None:
     about["checksum"] = _keys_checksum(vectors, about)
     text = json.dumps(about, ensure_ascii=False).encode()
     # One file read in one go, so that no reader can pair the vectors of one writer with the texts of another.
-    storage.write_arrays(directory / KEYS, {"vectors": vectors, "about": np.frombuffer(text, np.uint8)})
+    storage.write_arrays(directory / KEYS_FILE, {"vectors": vectors, "about": np.frombuffer(text, np.uint8)})
 
 
 def read_keys(directory: epath.Path, identifier: str) -> Keys:
     """Reads an expert's keys; a UserError if they are damaged or another expert's."""
     mend = f"Embed the keys of {identifier!r} anew with `elm index --rebuild`."
     try:
-        arrays = storage.read_arrays(directory / KEYS, what="An expert's keys")
+        arrays = storage.read_arrays(directory / KEYS_FILE, what="An expert's keys")
         about = json.loads(arrays["about"].tobytes())
         checksum = about.pop("checksum")
         vectors, texts = arrays["vectors"], tuple(about["texts"])
@@ -163,22 +163,22 @@ def read_keys(directory: epath.Path, identifier: str) -> Keys:
         raise UserError(f"{error} {mend}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"Keys at {directory / KEYS!s} should hold vectors and their description, but it is not so "
+            f"Keys at {directory / KEYS_FILE!s} should hold vectors and their description, but it is not so "
             f"({type(error).__name__}: {error}). {mend}"
         ) from None
     if checksum != _keys_checksum(vectors, about):
-        raise UserError(f"Keys at {directory / KEYS!s} are not as they were written (checksum). {mend}")
+        raise UserError(f"Keys at {directory / KEYS_FILE!s} are not as they were written (checksum). {mend}")
     if owner != identifier:
         raise UserError(
-            f"Keys at {directory / KEYS!s} should be of {identifier!r}, but are of {owner!r}. {mend}"
+            f"Keys at {directory / KEYS_FILE!s} should be of {identifier!r}, but are of {owner!r}. {mend}"
         )
     return keys
 
 
-def problems(directory: epath.Path, identifier: str, base: str | None) -> list[str]:
+def find_problems(directory: epath.Path, identifier: str, base: str | None) -> list[str]:
     """Returns what is wrong with an expert's files, one sentence each; nothing if they are sound."""
     try:
-        description = describe(directory)
+        description = read_description(directory)
     except (UserError, OSError) as error:
         return [str(error)]
     found = []
@@ -194,7 +194,7 @@ def problems(directory: epath.Path, identifier: str, base: str | None) -> list[s
     except (UserError, OSError) as error:
         found.append(str(error))
     try:
-        if (directory / KEYS).exists():
+        if (directory / KEYS_FILE).exists():
             read_keys(directory, identifier)
     except (UserError, OSError) as error:
         found.append(str(error))
@@ -209,11 +209,11 @@ def other_base(spec: ExpertSpec, base: str) -> str:
     )
 
 
-def _user() -> str:
+def _user_name() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need have no name
-        return UNKNOWN
+        return UNKNOWN_OWNER
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

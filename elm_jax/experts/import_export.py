@@ -9,7 +9,7 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, files
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import homes
+from elm_jax.experts.lookup import library_finder
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.session import settings
@@ -18,7 +18,7 @@ from elm_jax.weights import experts, hub, load, peft, t5x
 from elm_jax.weights.base import Base
 
 
-def add(
+def import_expert(
     src: storage.PathLike,
     *,
     id: str | None = None,
@@ -44,32 +44,32 @@ def add(
     if not source.is_dir():
         raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
     expert, keys, owner = None, None, None
-    if (source / files.SPEC).exists():
-        expert, keys, owner = _of_library(source, base, id)
+    if (source / files.SPEC_FILE).exists():
+        expert, keys, owner = _load_library_expert(source, base, id)
     else:
         if id is None:
             raise UserError(f"The expert at {str(source)!r} needs an id: --id DATASET/PROMPT.")
-        expert = made_elsewhere(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
+        expert = load_foreign_expert(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
     Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
 
-def export(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
+def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
     """Copies an expert of a run, merged ones too, to a new directory, its keys included, for `add` to take.
 
     Raises a UserError if there is no such expert, or if anything is there.
     """
     home = storage.path(dst)
-    library = homes(Workspace.open(run))(id)
+    library = library_finder(Workspace.open(run))(id)
     expert, owner = library.expert(id), library.describe(id).owner
     keys = library.keys(id) if library.has_keys(id) else None
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
-    atomic_dir.write(home, files.SPEC, lambda place: files.write(place, expert, keys, owner))
+    atomic_dir.write(home, files.SPEC_FILE, lambda place: files.write(place, expert, keys, owner))
     return home
 
 
-def kind_of(found: Params, base: Base) -> str:
+def infer_kind(found: Params, base: Base) -> str:
     """Returns what kind of expert T5X trained, by the names that its checkpoint has beside the base's."""
     added = {re.sub(r"/layers_\d+/", "/layers/", path) for path in found} - set(paths.flatten(base.params))
     if not added:
@@ -83,18 +83,18 @@ def kind_of(found: Params, base: Base) -> str:
     )
 
 
-def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None, str]:
-    told = files.describe(source)
-    for problem in files.problems(source, told.spec.id, base.fingerprint):
+def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None, str]:
+    told = files.read_description(source)
+    for problem in files.find_problems(source, told.spec.id, base.fingerprint):
         raise UserError(problem)
     if id not in (None, told.spec.id):
         raise UserError(f"The expert at {str(source)!r} is {told.spec.id!r}; it cannot become {id!r}.")
     tree = paths.unflatten(files.read_params(source, told))
-    keys = files.read_keys(source, told.spec.id) if (source / files.KEYS).exists() else None
+    keys = files.read_keys(source, told.spec.id) if (source / files.KEYS_FILE).exists() else None
     return Expert(told.spec, tree), keys, told.owner
 
 
-def made_elsewhere(
+def load_foreign_expert(
     source: epath.Path,
     base: Base,
     id: str,
@@ -107,7 +107,7 @@ def made_elsewhere(
     if (source / peft.CONFIG).exists():
         kind, tree = peft.load(source, base.config, ignore=ignore)
     else:
-        kind = kind or kind_of(t5x.parameters(source), base)
+        kind = kind or infer_kind(t5x.parameters(source), base)
         tree = experts.from_t5x(source, base, kind)
     spec = ExpertSpec(
         id=id,
@@ -115,13 +115,13 @@ def made_elsewhere(
         base=base.fingerprint,
         paths=tuple(paths.flatten(tree)),
         datasets=tuple(datasets) or (names.split_id(id)[0],),
-        steps=_steps(source),
+        steps=_infer_steps(source),
         recipe={"made elsewhere": str(source)},
     )
     return Expert(spec, tree)
 
 
-def _steps(source: epath.Path) -> int:
+def _infer_steps(source: epath.Path) -> int:
     """Returns the number of the checkpoint, or of the last in the directory; 0 where there are no numbers."""
     inside = [source.name, *(entry.name for entry in source.iterdir())]
     steps = [int(found.group(1)) for name in inside if (found := t5x.STEP.fullmatch(name))]

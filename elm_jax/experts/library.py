@@ -16,7 +16,7 @@ from etils import epath
 
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement, atomic_dir, files, hub_layout
+from elm_jax.experts import atomic_dir, compatibility, files, published_library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Finding:
+class LibraryProblem:
     """Something wrong in a library, and what to do about it."""
 
     expert: str
@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Size:
+class ExpertSize:
     """How large an expert is."""
 
     parameters: int
@@ -61,7 +61,7 @@ class Library:
         Raises a UserError if there is no such directory or library, or if the directory cannot be made.
         """
         if str(path).startswith(hub.HUB):
-            return cls(hub_layout.library(str(path)), str(path))
+            return cls(published_library.fetch_library(str(path)), str(path))
         if create:
             return cls(storage.writable_directory(path))
         remedy = "Train experts into it with `elm train`, or give the directory of another library."
@@ -73,7 +73,7 @@ class Library:
             sorted(
                 f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}"
                 for dataset in self._datasets()
-                for name in atomic_dir.present(dataset, files.SPEC)
+                for name in atomic_dir.list_complete(dataset, files.SPEC_FILE)
                 if names.directory_name(names.from_directory_name(name)) == name
             )
         )
@@ -81,7 +81,7 @@ class Library:
     def __contains__(self, identifier: str) -> bool:
         """Says whether there is an expert of that id."""
         try:
-            return atomic_dir.place(self._home(identifier), files.SPEC) is not None
+            return atomic_dir.locate(self._home(identifier), files.SPEC_FILE) is not None
         except UserError:
             return False  # what can be no id
 
@@ -89,9 +89,9 @@ class Library:
         """Returns an expert's spec without reading its parameters; a UserError if there is no such expert."""
         return self.describe(identifier).spec
 
-    def describe(self, identifier: str) -> files.Description:
+    def describe(self, identifier: str) -> files.ExpertDescription:
         """Returns an expert's spec and the shapes of its parameters, which are not read."""
-        return self._read(identifier, files.describe)
+        return self._read(identifier, files.read_description)
 
     def expert(self, identifier: str, *, base: str | None = None) -> Expert:
         """Returns an expert with its parameters as NumPy arrays.
@@ -103,16 +103,16 @@ class Library:
         description, flat = self.read(identifier)
         return Expert(description.spec, paths.unflatten(flat))
 
-    def read(self, identifier: str) -> tuple[files.Description, dict[str, np.ndarray]]:
+    def read(self, identifier: str) -> tuple[files.ExpertDescription, dict[str, np.ndarray]]:
         """Returns what `describe` does, and path -> parameter of the same writing.
 
         Raises a UserError if there is no such expert, or if its files are damaged.
         """
-        return self._read(identifier, _params)
+        return self._read(identifier, _read_params)
 
     def has_keys(self, identifier: str) -> bool:
         """Says whether an expert's keys have been embedded."""
-        return self._read(identifier, lambda place: (place / files.KEYS).exists())
+        return self._read(identifier, lambda place: (place / files.KEYS_FILE).exists())
 
     def keys(self, identifier: str) -> Keys:
         """Returns an expert's keys; a UserError if it has none, or if they are damaged."""
@@ -129,7 +129,9 @@ class Library:
         """
         descriptions = [self.describe(identifier) for identifier in identifiers]
         _require_base(descriptions, base)
-        agreement.require([(description.spec, description.shapes) for description in descriptions])
+        compatibility.require_compatible(
+            [(description.spec, description.shapes) for description in descriptions]
+        )
         first = descriptions[0]
         stacked = {
             path: np.empty(
@@ -141,7 +143,9 @@ class Library:
         for position, identifier in enumerate(identifiers):
             description, flat = self.read(identifier)
             # Another writer may have replaced the expert since it was described.
-            agreement.require([(first.spec, first.shapes), (description.spec, description.shapes)])
+            compatibility.require_compatible(
+                [(first.spec, first.shapes), (description.spec, description.shapes)]
+            )
             for path, value in flat.items():
                 stacked[path][position] = value
         return paths.unflatten(stacked)
@@ -167,8 +171,8 @@ class Library:
         was not asked for.
         """
         source = storage.path(directory)
-        identifier = files.describe(source).spec.id
-        for problem in files.problems(source, identifier, None):
+        identifier = files.read_description(source).spec.id
+        for problem in files.find_problems(source, identifier, None):
             raise UserError(problem)
         self._write(identifier, lambda place: files.copy(source, place), replace=replace)
         return identifier
@@ -184,7 +188,7 @@ class Library:
         """Takes an expert out of the library; a UserError if there is none of that id."""
         self._require_writable()
         home = self._home(identifier)
-        if atomic_dir.place(home, files.SPEC) is None:
+        if atomic_dir.locate(home, files.SPEC_FILE) is None:
             raise self._unknown(identifier)
         atomic_dir.remove(home)
 
@@ -193,20 +197,22 @@ class Library:
         self._require_writable()
         self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
 
-    def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, Size]:
+    def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, ExpertSize]:
         """Returns how large experts are, without reading their parameters."""
 
-        def size(place: epath.Path) -> Size:
-            shapes = files.describe(place).shapes
+        def size(place: epath.Path) -> ExpertSize:
+            shapes = files.read_description(place).shapes
             parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            return Size(parameters, sum(_length(place / name) for name in files.NAMES))
+            return ExpertSize(parameters, sum(_file_bytes(place / name) for name in files.FILE_NAMES))
 
         return {
             identifier: self._read(identifier, size)
             for identifier in (self.ids() if identifiers is None else identifiers)
         }
 
-    def verify(self, identifiers: Iterable[str] | None = None, *, base: str | None = None) -> list[Finding]:
+    def verify(
+        self, identifiers: Iterable[str] | None = None, *, base: str | None = None
+    ) -> list[LibraryProblem]:
         """Reads everything and returns what is wrong; nothing if all is sound.
 
         Looked into are unreadable files, checksums of parameters and keys, missing, unknown and misshapen
@@ -216,26 +222,26 @@ class Library:
         found = [] if identifiers is not None else self._leftovers()
         for identifier in self.ids() if identifiers is None else identifiers:
             # Not by way of `_read`, which would raise what is to be reported.
-            place = atomic_dir.place(self._home(identifier), files.SPEC)
+            place = atomic_dir.locate(self._home(identifier), files.SPEC_FILE)
             if place is None:
                 raise self._unknown(identifier)
-            problems = files.problems(place, identifier, base)
-            found += [Finding(identifier, problem) for problem in problems]
+            problems = files.find_problems(place, identifier, base)
+            found += [LibraryProblem(identifier, problem) for problem in problems]
         return found
 
-    def _leftovers(self) -> list[Finding]:
+    def _leftovers(self) -> list[LibraryProblem]:
         return [
-            Finding(
+            LibraryProblem(
                 f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}",
                 f"{remains!s} was left behind by a writer that did not finish. If none is at work now, add "
                 "the expert anew if it is missing, and delete that directory.",
             )
             for dataset in self._datasets()
-            for name, remains in atomic_dir.leftovers(dataset, files.SPEC)
+            for name, remains in atomic_dir.list_unfinished(dataset, files.SPEC_FILE)
         ]
 
     def _datasets(self) -> list[epath.Path]:
-        return [entry for entry in atomic_dir.directories(self.root) if not entry.name.startswith(".")]
+        return [entry for entry in atomic_dir.list_directories(self.root) if not entry.name.startswith(".")]
 
     def _home(self, identifier: str) -> epath.Path:
         dataset, prompt = names.split_id(identifier)
@@ -244,7 +250,7 @@ class Library:
     def _write(self, identifier: str, fill: Callable[[epath.Path], None], *, replace: bool) -> None:
         self._require_writable()
         try:
-            atomic_dir.write(self._home(identifier), files.SPEC, fill, replace=replace)
+            atomic_dir.write(self._home(identifier), files.SPEC_FILE, fill, replace=replace)
         except FileExistsError:
             raise UserError(
                 f"The library at {self.root!s} should have no expert {identifier!r} yet, but it has. Ask for "
@@ -261,7 +267,7 @@ class Library:
 
     def _read(self, identifier: str, reader: Callable[[epath.Path], T]) -> T:
         try:
-            return atomic_dir.read(self._home(identifier), files.SPEC, reader)
+            return atomic_dir.read(self._home(identifier), files.SPEC_FILE, reader)
         except FileNotFoundError:
             raise self._unknown(identifier) from None
 
@@ -273,7 +279,7 @@ class Library:
         return UserError(f"Expert {identifier!r} was written by another while it was looked for. Try again.")
 
 
-def _length(file: epath.Path) -> int:
+def _file_bytes(file: epath.Path) -> int:
     """Returns the bytes of a file, 0 if it is absent; epath's `stat` fails where the owner has no name."""
     if not file.exists():
         return 0
@@ -281,12 +287,12 @@ def _length(file: epath.Path) -> int:
         return stream.seek(0, os.SEEK_END) or stream.tell()
 
 
-def _params(place: epath.Path) -> tuple[files.Description, dict[str, np.ndarray]]:
-    description = files.describe(place)
+def _read_params(place: epath.Path) -> tuple[files.ExpertDescription, dict[str, np.ndarray]]:
+    description = files.read_description(place)
     return description, files.read_params(place, description)
 
 
-def _require_base(descriptions: Iterable[files.Description], base: str | None) -> None:
+def _require_base(descriptions: Iterable[files.ExpertDescription], base: str | None) -> None:
     for description in descriptions:
         if base is not None and description.spec.base != base:
             raise UserError(files.other_base(description.spec, base))

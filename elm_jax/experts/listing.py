@@ -5,39 +5,39 @@ from dataclasses import dataclass
 
 from elm_jax import names, storage
 from elm_jax.experts import atomic_dir
-from elm_jax.experts.files import Description
-from elm_jax.experts.library import Library, Size
-from elm_jax.experts.lookup import homes
+from elm_jax.experts.files import ExpertDescription
+from elm_jax.experts.library import ExpertSize, Library
+from elm_jax.experts.lookup import library_finder
 from elm_jax.reporting.documents import flat
 from elm_jax.reporting.tables import Table, percent
 from elm_jax.session.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Listed:
+class ExpertSummary:
     """An expert as it is listed."""
 
-    about: Description
-    size: Size
+    about: ExpertDescription
+    size: ExpertSize
     keys: bool
     accuracies: Mapping[str, tuple[float, int]]  # task -> accuracy and rows, as last scored in this run
 
 
-def listed(
+def summarize_experts(
     workspace: Workspace, wanted: Sequence[str] | None = None, *, scored: bool = False
-) -> list[Listed]:
+) -> list[ExpertSummary]:
     """Returns what is known of experts, all of the library without `wanted`; of scores only with `scored`."""
-    home_of = homes(workspace)
+    home_of = library_finder(workspace)
     found = []
     for expert in Library.open(workspace.library).ids() if wanted is None else wanted:
         library = home_of(expert)
         (size,) = library.sizes([expert]).values()
-        accuracies = accuracies_of(workspace, expert) if scored else {}
-        found.append(Listed(library.describe(expert), size, library.has_keys(expert), accuracies))
+        accuracies = read_accuracies(workspace, expert) if scored else {}
+        found.append(ExpertSummary(library.describe(expert), size, library.has_keys(expert), accuracies))
     return found
 
 
-def accuracies_of(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
+def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
     """Returns task -> accuracy and rows of every task that an expert was scored on in this run.
 
     They are what was last scored, of all rows where these were, else of a limited number; an expert that was
@@ -45,8 +45,8 @@ def accuracies_of(workspace: Workspace, expert: str) -> dict[str, tuple[float, i
     """
     found = {}
     name = names.directory_name(expert)
-    for dataset in atomic_dir.directories(workspace.scores):
-        for prompt in atomic_dir.directories(dataset):
+    for dataset in atomic_dir.list_directories(workspace.scores):
+        for prompt in atomic_dir.list_directories(dataset):
             files = [prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))]
             heads = (storage.read_first_line(file) for file in files if file.exists())
             counted = next((head for head in heads if head and head.get("rows")), None)
@@ -56,7 +56,7 @@ def accuracies_of(workspace: Workspace, expert: str) -> dict[str, tuple[float, i
     return found
 
 
-def table(found: Sequence[Listed], *, scored: bool) -> Table:
+def summary_table(found: Sequence[ExpertSummary], *, scored: bool) -> Table:
     """Returns experts as a table, a line each."""
     header = ("expert", "kind", "steps", "owner", "keys", "parameters", "bytes")
     told = []
@@ -77,7 +77,7 @@ def table(found: Sequence[Listed], *, scored: bool) -> Table:
     )
 
 
-def lines(one: Listed) -> list[tuple[str, str]]:
+def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
     """Returns what is known of one expert, field by field."""
     spec = one.about.spec
     told = [

@@ -9,15 +9,15 @@ BASE = "base"
 """What stands for the base alone where an expert's id is wanted."""
 
 
-def home(workspace: Workspace, expert: str) -> Library:
+def find_library(workspace: Workspace, expert: str) -> Library:
     """Returns the library that an expert lies in: the experts', or that of what was made of several tasks.
 
     Where both have one of that id it is the experts'.
     """
-    return homes(workspace)(expert)
+    return library_finder(workspace)(expert)
 
 
-def homes(workspace: Workspace) -> Callable[[str], Library]:
+def library_finder(workspace: Workspace) -> Callable[[str], Library]:
     """Returns `home` for many experts, of which the directories are listed once."""
     composites = Library.open(workspace.composites, create=True)
     made = set(composites.ids())

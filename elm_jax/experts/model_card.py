@@ -10,8 +10,9 @@ import yaml
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.experts import atomic_dir, files, hub_layout
-from elm_jax.experts.files import Description
+from elm_jax.experts import atomic_dir, files
+from elm_jax.experts import files as hub_layout
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.reporting.documents import flat, to_markdown
 from elm_jax.reporting.metrics import wilson
@@ -23,7 +24,7 @@ _WORDS = {"bottleneck": "adapter", "lora": "lora", "ia3": "ia3", "full": "full f
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class BaseReference:
     """The base of a library, as its card names it."""
 
     fingerprint: str
@@ -32,7 +33,7 @@ class BaseModel:
 
 
 @dataclass(frozen=True)
-class Score:
+class CardScore:
     """How an expert scored on a task in the run that it was pushed from."""
 
     task: str
@@ -45,54 +46,58 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a card tells."""
 
     repository: str
-    base: BaseModel
-    experts: Mapping[str, Description]
-    scores: Mapping[str, Sequence[Score]]  # expert -> its scores
+    base: BaseReference
+    experts: Mapping[str, ExpertDescription]
+    scores: Mapping[str, Sequence[CardScore]]  # expert -> its scores
     licence: str | None = None
 
 
-def base_of(directory: str, fingerprint: str) -> BaseModel:
+def identify_base(directory: str, fingerprint: str) -> BaseReference:
     """Returns the base that lies in a directory, with its repository where that is the hub's cache.
 
     >>> base_of("hub/models--google--flan-t5-xl/snapshots/" + "7" * 40, "f9aac4c8ee3b0bb1").repository
     'google/flan-t5-xl'
     """
     cached = _CACHED.search(directory)
-    return BaseModel(fingerprint, f"{cached[1]}/{cached[2]}", cached[3]) if cached else BaseModel(fingerprint)
+    return (
+        BaseReference(fingerprint, f"{cached[1]}/{cached[2]}", cached[3])
+        if cached
+        else BaseReference(fingerprint)
+    )
 
 
-def scores_of(workspace: Workspace, library: Library, expert: str) -> list[Score]:
+def collect_scores(workspace: Workspace, library: Library, expert: str) -> list[CardScore]:
     """Returns an expert's scores on every task that it was scored on in a run, with 95 % intervals.
 
     They are of all rows where these were scored, else of a limited number. Those that are older than the
     expert are of one that it replaced, and left out.
     """
-    place = atomic_dir.place(library.root / hub_layout.where(expert), files.SPEC)
+    place = atomic_dir.locate(library.root / hub_layout.relative_directory(expert), files.SPEC_FILE)
     if place is None:
         return []
-    since = _time(place / files.SPEC)
+    since = _modified_at(place / files.SPEC_FILE)
     datasets = library.spec(expert).datasets
     found = []
     for folder in (workspace.scores, workspace.generated):
-        for dataset in atomic_dir.directories(folder):
-            for prompt in atomic_dir.directories(dataset):
+        for dataset in atomic_dir.list_directories(folder):
+            for prompt in atomic_dir.list_directories(dataset):
                 task = f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(prompt.name)}"
-                of_task = _score(prompt, task, expert, since, names.split_id(task)[0] in datasets)
+                of_task = _read_score(prompt, task, expert, since, names.split_id(task)[0] in datasets)
                 found += [of_task] if of_task else []
     return found
 
 
-def read_scores(told: Mapping[str, Any]) -> dict[str, list[Score]]:
+def parse_scores(told: Mapping[str, Any]) -> dict[str, list[CardScore]]:
     """Returns the scores that `library.json` holds; those of another form are left out."""
     found = {}
     for expert, own in told.items():
         try:
             found[expert] = [
-                Score(
+                CardScore(
                     str(one["task"]),
                     str(one["measure"]),
                     float(one["value"]),
@@ -108,7 +113,7 @@ def read_scores(told: Mapping[str, Any]) -> dict[str, list[Score]]:
     return found
 
 
-def record(card: Card) -> dict[str, Any]:
+def to_record(card: ModelCard) -> dict[str, Any]:
     """Returns what `library.json` says of a library, so that a later push can write the card anew."""
     return {
         "base": card.base.fingerprint,
@@ -123,7 +128,7 @@ def record(card: Card) -> dict[str, Any]:
     }
 
 
-def markdown(card: Card) -> str:
+def render_card(card: ModelCard) -> str:
     """Returns the card's text: what the hub reads at its head, then experts, scores and recipes as tables."""
     kinds = sorted({str(about.spec.kind) for about in card.experts.values()})
     head: dict[str, Any] = {"library_name": "elm_jax"}
@@ -140,15 +145,15 @@ def markdown(card: Card) -> str:
         f"# {card.repository.partition('/')[2]}\n",
         f"{what} on a frozen T5, trained with elm_jax. To put them into a run that has the same base:\n",
         f"```bash\nelm experts pull {card.repository} --run RUN\n```\n",
-        to_markdown(Table("Base and licence", ("what", "value"), _about(card))),
-        to_markdown(_experts(card)),
+        to_markdown(Table("Base and licence", ("what", "value"), _base_rows(card))),
+        to_markdown(_experts_table(card)),
     ]
     if any(card.scores.get(expert) for expert in card.experts):
-        parts.append(to_markdown(_scores(card)))
-    return "\n".join([*parts, to_markdown(_recipes(card))])
+        parts.append(to_markdown(_scores_table(card)))
+    return "\n".join([*parts, to_markdown(_recipes_table(card))])
 
 
-def _about(card: Card) -> tuple[tuple[str, str], ...]:
+def _base_rows(card: ModelCard) -> tuple[tuple[str, str], ...]:
     base = card.base
     return (
         ("base", base.repository or NOTHING),
@@ -158,7 +163,7 @@ def _about(card: Card) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _experts(card: Card) -> Table:
+def _experts_table(card: ModelCard) -> Table:
     told = []
     for expert, about in sorted(card.experts.items()):
         spec = about.spec
@@ -180,7 +185,7 @@ def _experts(card: Card) -> Table:
     return Table("Experts", header, tuple(told), caption)
 
 
-def _scores(card: Card) -> Table:
+def _scores_table(card: ModelCard) -> Table:
     told = [
         (
             expert,
@@ -199,7 +204,7 @@ def _scores(card: Card) -> Table:
     return Table("Scores", header, tuple(told), caption)
 
 
-def _recipes(card: Card) -> Table:
+def _recipes_table(card: ModelCard) -> Table:
     """Returns the recipes: what all have in common once, then what each has of its own."""
     every = {expert: dict(flat(dict(about.spec.recipe))) for expert, about in sorted(card.experts.items())}
     first = next(iter(every.values()), {})
@@ -214,19 +219,19 @@ def _recipes(card: Card) -> Table:
     return Table("Recipes", ("expert", "field", "value"), tuple(told), "How each expert came to be.")
 
 
-def _score(prompt: epath.Path, task: str, expert: str, since: float, seen: bool) -> Score | None:
+def _read_score(prompt: epath.Path, task: str, expert: str, since: float, seen: bool) -> CardScore | None:
     """Returns what the files of a task say of an expert, of all rows before those of a limited number."""
     name = names.directory_name(expert)
     for file in (prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))):
-        head = storage.read_first_line(file) if file.exists() and _time(file) >= since else None
+        head = storage.read_first_line(file) if file.exists() and _modified_at(file) >= since else None
         if head and head.get("rows"):
             share = head["right"] / head["rows"]
             low, high = wilson(share, head["rows"])
-            return Score(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
+            return CardScore(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
         if head and "measure" in head:
             with file.open() as stream:
                 count = sum(1 for _ in stream) - 1
-            return Score(task, head["measure"], head["value"], head["low"], head["high"], count, seen)
+            return CardScore(task, head["measure"], head["value"], head["low"], head["high"], count, seen)
     return None
 
 
@@ -237,6 +242,6 @@ def _product(shape: Sequence[int]) -> int:
     return product
 
 
-def _time(file: epath.Path) -> float:
+def _modified_at(file: epath.Path) -> float:
     """Returns when a file was written; epath's `stat` fails where the owner has no name."""
     return os.stat(file).st_mtime

@@ -10,7 +10,7 @@ import jax
 from elm_jax.aot.compiler import Progress, compile_programs
 from elm_jax.aot.slices import Slice
 from elm_jax.evaluation.expert_stacks import AT_ONCE, SHARE
-from elm_jax.experts.keys import KEYS_PER_EXPERT
+from elm_jax.experts.key_texts import KEYS_PER_EXPERT
 from elm_jax.models import shapes
 from elm_jax.planning import work as works
 from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program_plan

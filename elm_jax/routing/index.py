@@ -14,7 +14,7 @@ import numpy as np
 from elm_jax import storage
 from elm_jax.data import prepared, task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import keys
+from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
 from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
@@ -35,7 +35,7 @@ def index(
     run: Run | storage.PathLike,
     *,
     experts: Sequence[str] | None = None,
-    size: int = keys.KEYS_PER_EXPERT,
+    size: int = key_texts.KEYS_PER_EXPERT,
     text_format: str = TEXT_FORMAT,
     embedder: str | None = None,
     rebuild: bool = False,
@@ -90,7 +90,7 @@ def index(
             texts = [
                 text
                 for task, example in rows
-                for text in keys.texts(
+                for text in key_texts.format_texts(
                     [example], text_format, task_selection.choices_expression(task, run.source)
                 )
             ]

@@ -15,9 +15,9 @@ from elm_jax import names, storage
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.data.prepared import Prepared
 from elm_jax.errors import UserError
-from elm_jax.experts import keys
-from elm_jax.experts.files import Description
-from elm_jax.experts.lookup import home
+from elm_jax.experts import key_texts
+from elm_jax.experts.files import ExpertDescription
+from elm_jax.experts.lookup import find_library
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators as engine
@@ -75,7 +75,7 @@ def rows_of(
         (task, example)
         for task, share in zip(tasks, shares, strict=True)
         if share
-        for example in keys.sample(task_rows.examples(task, source), share, source.seed)
+        for example in key_texts.sample_examples(task_rows.examples(task, source), share, source.seed)
     ]
 
 
@@ -110,7 +110,7 @@ def mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Flat:
 
     Raises a UserError if the expert is no LoRA.
     """
-    owned = home(run.workspace, expert).spec(expert).paths
+    owned = find_library(run.workspace, expert).spec(expert).paths
     wanted = sorted({path.removesuffix("/lora_a") for path in owned if path.endswith("/lora_a")})
     if not wanted:
         raise UserError(
@@ -130,7 +130,7 @@ def _tokens(found: Prepared) -> tuple[engine.Tokens, engine.Tokens]:
 
 def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], compute: Compute) -> Flat:
     """Returns an expert's statistics from their file if that is of this very expert and these rows."""
-    library = home(run.workspace, expert)
+    library = find_library(run.workspace, expert)
     description = library.describe(expert)
     examples = [example for _, example in rows_of(description.spec, run.source, rows)]
     found = task_rows.prepare(examples, run.pieces, _lengths(run, description.spec))
@@ -164,7 +164,7 @@ def _read(file: epath.Path, stamp: str) -> Flat | None:
     return found
 
 
-def _stamp(run: Run, description: Description, found: Prepared, wanted: Sequence[str]) -> str:
+def _stamp(run: Run, description: ExpertDescription, found: Prepared, wanted: Sequence[str]) -> str:
     tokens = {
         name: np.concatenate([np.append(row, 0) for row in rows]).astype(np.int32)
         for name, rows in (("inputs", found.inputs), ("targets", found.targets))

@@ -127,7 +127,7 @@ def test_who_made_an_expert_goes_with_it_and_is_unknown_where_nothing_tells(runs
     elm_says("add", runs / "out", "--run", runs / "two")
     other = Library.open(runs / "two" / "library")
     assert other.describe("a/b").owner == "ada"
-    file = other.root / "a" / "b" / files.SPEC
+    file = other.root / "a" / "b" / files.SPEC_FILE
     told = json.loads(file.read_text())
     del told["owner"]
     file.write_text(json.dumps(told))
@@ -167,7 +167,7 @@ def test_of_two_with_one_id_the_librarys_is_removed_and_the_other_told_of(runs, 
 def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
     run = runs / "one"
     assert elm_says("verify", "--run", run)[:2] == (0, "1 experts are sound.\n")
-    (run / "library" / "a" / "b" / files.PARAMS).unlink()
+    (run / "library" / "a" / "b" / files.PARAMS_FILE).unlink()
     code, said, _ = elm_says("verify", "--run", run)
     assert code == 1
     assert said.startswith("a/b: ")

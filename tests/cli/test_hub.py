@@ -346,7 +346,9 @@ def test_a_repository_without_a_card_is_a_library_too(hub, elm, runs):
     hub.commit("me/e", bytes_of(runs / "one" / "library"))
     elm("experts", "pull", "me/e", "--only", SECOND.replace("?", "[?]"), "--run", "two")
     assert Library.open(runs / "two" / "library").ids() == (SECOND,)
-    described = files.describe(files.epath.Path(runs / "two" / "library" / "dream" / "what%20%7C%20now%3F"))
+    described = files.read_description(
+        files.epath.Path(runs / "two" / "library" / "dream" / "what%20%7C%20now%3F")
+    )
     assert described.owner == "ada"
     elm("experts", "push", "me/e", THIRD, "--run", "one", token="right")
     assert hub.head("me/e")["README.md"].count(b"| lora |") == 3

@@ -57,8 +57,9 @@ def test_a_composite_is_a_fixed_expert(merged, unseen):
 
 def test_a_merged_expert_in_the_library_gets_keys_of_its_parts_tasks(copy, tmp_path):
     run, _ = copy
-    import_export.add(
-        import_export.export("film/both", tmp_path / "out", run=run.workspace.root), run=run.workspace.root
+    import_export.import_expert(
+        import_export.export_expert("film/both", tmp_path / "out", run=run.workspace.root),
+        run=run.workspace.root,
     )
     assert index(run, size=4) == ["film/both"]
     films = {

@@ -98,8 +98,8 @@ def test_a_writer_killed_at_any_renaming_leaves_the_old_or_the_new(home, monkeyp
         with pytest.raises(Killed):
             atomic_dir.write(home, MARK, filler("new"), replace=True)
     assert text_of(home) == found
-    assert atomic_dir.present(home.parent, MARK) == ["home"]
-    assert {name for name, _ in atomic_dir.leftovers(home.parent, MARK)} == {"home"}
+    assert atomic_dir.list_complete(home.parent, MARK) == ["home"]
+    assert {name for name, _ in atomic_dir.list_unfinished(home.parent, MARK)} == {"home"}
 
 
 def test_the_next_writer_takes_the_place_of_what_a_killed_one_moved_aside(home, monkeypatch):
@@ -122,19 +122,19 @@ def test_removing_takes_what_a_killed_writer_moved_aside_too(home, monkeypatch):
         with pytest.raises(Killed):
             atomic_dir.write(home, MARK, filler("lost"), replace=True)
     atomic_dir.remove(home)
-    assert atomic_dir.place(home, MARK) is None
+    assert atomic_dir.locate(home, MARK) is None
 
 
 def test_a_directory_without_its_marker_is_absent_and_gives_way(home):
     (home / "rest").mkdir(parents=True)
-    assert atomic_dir.place(home, MARK) is None
-    assert [name for name, _ in atomic_dir.leftovers(home.parent, MARK)] == ["home"]
+    assert atomic_dir.locate(home, MARK) is None
+    assert [name for name, _ in atomic_dir.list_unfinished(home.parent, MARK)] == ["home"]
     atomic_dir.write(home, MARK, filler("new"))
     assert text_of(home) == "new"
 
 
 def test_reading_or_listing_what_was_never_there(home):
-    assert atomic_dir.present(home.parent, MARK) == []
+    assert atomic_dir.list_complete(home.parent, MARK) == []
     with pytest.raises(FileNotFoundError):
         text_of(home)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.experts import files
-from elm_jax.experts.library import Library, Size
+from elm_jax.experts.library import ExpertSize, Library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
 
@@ -46,7 +46,7 @@ def test_an_expert_comes_back_as_it_was(library, expert, keys):
 
 def test_an_expert_is_three_files_in_a_directory_of_its_own(library, expert, keys):
     library.add(expert(), keys("one"))
-    assert sorted(file.name for file in directory(library).iterdir()) == sorted(files.NAMES)
+    assert sorted(file.name for file in directory(library).iterdir()) == sorted(files.FILE_NAMES)
 
 
 @settings(max_examples=30, deadline=None)
@@ -127,11 +127,11 @@ def test_keys_are_written_anew_without_touching_the_expert(library, expert, keys
     library.add(expert())
     with pytest.raises(UserError, match="'dream/baseline' has no keys yet"):
         library.keys("dream/baseline")
-    before = (directory(library) / files.SPEC).read_bytes()
+    before = (directory(library) / files.SPEC_FILE).read_bytes()
     library.write_keys("dream/baseline", keys("one"))
     library.write_keys("dream/baseline", keys("two", "three"))
     assert library.keys("dream/baseline").texts == ("two", "three")
-    assert (directory(library) / files.SPEC).read_bytes() == before
+    assert (directory(library) / files.SPEC_FILE).read_bytes() == before
     assert library.verify() == []
 
 
@@ -190,7 +190,7 @@ def test_spec_and_parameters_must_agree_before_anything_is_written(library, expe
 def test_sizes_count_parameters_and_bytes(library, expert, keys):
     library.add(expert(), keys("one"))
     on_disk = sum(len(file.read_bytes()) for file in directory(library).iterdir())
-    assert library.sizes() == {"dream/baseline": Size(2 * 3 * 2 + 3, on_disk)}
+    assert library.sizes() == {"dream/baseline": ExpertSize(2 * 3 * 2 + 3, on_disk)}
 
 
 def test_a_sound_library_has_no_findings(library, expert, keys):
@@ -202,28 +202,31 @@ def test_a_sound_library_has_no_findings(library, expert, keys):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda at: damage(at / files.PARAMS), "are not as they were written"),
-        (lambda at: damage(at / files.KEYS), "are not as they were written"),
+        (lambda at: damage(at / files.PARAMS_FILE), "are not as they were written"),
+        (lambda at: damage(at / files.KEYS_FILE), "are not as they were written"),
         (
-            lambda at: (at / files.PARAMS).write_bytes((at / files.PARAMS).read_bytes()[:-5]),
+            lambda at: (at / files.PARAMS_FILE).write_bytes((at / files.PARAMS_FILE).read_bytes()[:-5]),
             "no whole safetens",
         ),
-        (lambda at: (at / files.KEYS).write_bytes(b"rubbish"), "no whole safetensors file"),
-        (lambda at: (at / files.PARAMS).unlink(), "no file is there"),
-        (lambda at: (at / files.SPEC).write_text("{"), "is no JSON"),
+        (lambda at: (at / files.KEYS_FILE).write_bytes(b"rubbish"), "no whole safetensors file"),
+        (lambda at: (at / files.PARAMS_FILE).unlink(), "no file is there"),
+        (lambda at: (at / files.SPEC_FILE).write_text("{"), "is no JSON"),
         (
-            lambda at: (at / files.SPEC).write_text('{"format": 1}'),
+            lambda at: (at / files.SPEC_FILE).write_text('{"format": 1}'),
             "should hold its spec, parameters and che",
         ),
-        (lambda at: (at / files.SPEC).write_text('{"format": 1, "parameters": 3}'), "should hold its spec"),
-        (lambda at: storage.write_arrays(at / files.KEYS, {"vectors": np.ones(1)}), "KeyError: 'about'"),
         (
-            lambda at: storage.write_arrays(at / files.PARAMS, {DOWN: np.ones((2, 3, 2), np.float32)}),
+            lambda at: (at / files.SPEC_FILE).write_text('{"format": 1, "parameters": 3}'),
+            "should hold its spec",
+        ),
+        (lambda at: storage.write_arrays(at / files.KEYS_FILE, {"vectors": np.ones(1)}), "KeyError: 'about'"),
+        (
+            lambda at: storage.write_arrays(at / files.PARAMS_FILE, {DOWN: np.ones((2, 3, 2), np.float32)}),
             rf"should hold {SCALE} as (3,), but its file holds nothing there",
         ),
         (
             lambda at: storage.write_arrays(
-                at / files.PARAMS, {DOWN: np.ones((2, 3, 2)), SCALE: np.ones(4), "extra": np.ones(1)}
+                at / files.PARAMS_FILE, {DOWN: np.ones((2, 3, 2)), SCALE: np.ones(4), "extra": np.ones(1)}
             ),
             f"should hold {SCALE} as (3,), but its file holds (4,) there",
         ),
@@ -241,9 +244,11 @@ def test_verify_names_the_damage_and_the_damaged(library, expert, keys, harm, sa
 def test_verify_names_another_base_another_owner_and_another_name(library, expert, keys):
     library.add(expert(), keys("one"))
     library.add(expert("dream/b"), keys("two"))
-    (directory(library, "b") / files.KEYS).write_bytes((directory(library) / files.KEYS).read_bytes())
-    described = json.loads((directory(library, "b") / files.SPEC).read_text()) | {"id": "dream/c"}
-    (directory(library, "b") / files.SPEC).write_text(json.dumps(described))
+    (directory(library, "b") / files.KEYS_FILE).write_bytes(
+        (directory(library) / files.KEYS_FILE).read_bytes()
+    )
+    described = json.loads((directory(library, "b") / files.SPEC_FILE).read_text()) | {"id": "dream/c"}
+    (directory(library, "b") / files.SPEC_FILE).write_text(json.dumps(described))
     problems = [finding.problem for finding in library.verify(["dream/b"], base="t5")]
     assert len(problems) == 3
     assert "calls itself 'dream/c'" in problems[0]
@@ -253,7 +258,7 @@ def test_verify_names_another_base_another_owner_and_another_name(library, exper
 
 def test_a_damaged_expert_can_still_be_removed(library, expert):
     library.add(expert())
-    (directory(library) / files.SPEC).write_text("{")
+    (directory(library) / files.SPEC_FILE).write_text("{")
     library.remove("dream/baseline")
     assert library.ids() == ()
 
@@ -271,6 +276,6 @@ def test_verify_tells_of_what_a_killed_writer_left_and_readers_do_not(library, e
 
 def test_damaged_keys_are_refused_when_they_are_read(library, expert, keys):
     library.add(expert(), keys("one"))
-    damage(directory(library) / files.KEYS)
+    damage(directory(library) / files.KEYS_FILE)
     with pytest.raises(UserError, match=r"not as they were written .* `elm index --rebuild`"):
         library.keys("dream/baseline")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement
+from elm_jax.experts import compatibility
 from elm_jax.merging.merger import merge
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
@@ -150,4 +150,4 @@ def test_no_expert_makes_no_mean():
 
 
 def test_shapes_go_by_the_same_paths_as_everywhere():
-    assert list(agreement.shapes_of(ONE.params)) == list(paths.flatten(ONE.params))
+    assert list(compatibility.shapes_by_path(ONE.params)) == list(paths.flatten(ONE.params))

@@ -6,7 +6,7 @@ import pytest
 from elm_jax import cli, names
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import files, keys
+from elm_jax.experts import files, key_texts
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.t5 import T5
@@ -63,8 +63,8 @@ def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
     written = runs.index(run, size=3)
     assert sorted(written) == sorted(library_of(run).ids())
     keys = library_of(run).keys(written[0])
-    assert keys.embedder == f"t5-encoder-mean/{BASE}"
-    assert keys.vectors.shape == (3, config.emb_dim)
+    assert key_texts.embedder == f"t5-encoder-mean/{BASE}"
+    assert key_texts.vectors.shape == (3, config.emb_dim)
     assert runs.index(run, size=3) == []
     assert not (run.workspace.root / runs.REMEMBERED).exists()
 
@@ -72,7 +72,9 @@ def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
 def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch):
     runs.index(run, size=3)
     library = library_of(run)
-    before = {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in library.ids()}
+    before = {
+        expert: (library.root / swapped(expert) / files.KEYS_FILE).read_bytes() for expert in library.ids()
+    }
     task = task_selection.choose(["mini_opposite_word"])[0]
     library.add(
         Expert(
@@ -91,7 +93,9 @@ def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch
     assert runs.index(run, size=3) == [task.id]
     assert tuple(embedded) == library.keys(task.id).texts
     assert len(embedded) == 3
-    assert {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in before} == before
+    assert {
+        expert: (library.root / swapped(expert) / files.KEYS_FILE).read_bytes() for expert in before
+    } == before
 
 
 def swapped(expert):
@@ -108,7 +112,7 @@ def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
     wanted = [
         example.input
         for task in tasks
-        for example in keys.sample(task_rows.examples(task, run.source), 2, run.source.seed)
+        for example in key_texts.sample_examples(task_rows.examples(task, run.source), 2, run.source.seed)
     ]
     assert list(library.keys(spec.id).texts) == wanted
 

@@ -147,14 +147,14 @@ def steps(directory):
 
 @pytest.fixture(scope="module")
 def adopted(trained, place):
-    return import_export.add(trained, id=TASK, run=place / "run")
+    return import_export.import_expert(trained, id=TASK, run=place / "run")
 
 
 def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
     assert (adopted.kind, adopted.steps, adopted.datasets) == ("bottleneck", STEPS, (DATASET,))
     assert Library.open(place / "run" / "library").verify(base=base.fingerprint) == []
     with pytest.raises(UserError, match="should have no expert"):
-        import_export.add(place / "trained", id=TASK, run=place / "run")
+        import_export.import_expert(place / "trained", id=TASK, run=place / "run")
 
 
 def ours(place, base, expert: Params):
@@ -212,7 +212,7 @@ def of_dataset(place):
 
 
 def test_a_dataset_expert_is_a_whole_model_that_t5x_trained_and_can_write_with(of_dataset, place, base):
-    spec = import_export.add(of_dataset, id=f"{DATASET}/all", run=place / "run")
+    spec = import_export.import_expert(of_dataset, id=f"{DATASET}/all", run=place / "run")
     assert (spec.kind, spec.steps) == ("full", 2 * PERIOD)
     expert = Library.open(place / "run" / "library").expert(spec.id, base=base.fingerprint)
     before = paths.flatten(base.params)

@@ -53,7 +53,9 @@ def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
         hub.push(f"me/{what}", tmp_path / what)
     home = tmp_path / "library" / "dream" / "no"
     elm("convert", "hf:me/adapter", home, "--to", "elm", "--base", tmp_path / "base")
-    found = paths.unflatten(files.read_params(files.epath.Path(home), files.describe(files.epath.Path(home))))
+    found = paths.unflatten(
+        files.read_params(files.epath.Path(home), files.read_description(files.epath.Path(home)))
+    )
     assert same(found, trees["adapter"])
     elm("convert", "hf:me/expert@main", tmp_path / "out", "--to", "peft")
     assert same(peft.load(tmp_path / "out", t5_1_1.config)[1], trees["expert"])

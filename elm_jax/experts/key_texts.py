@@ -27,7 +27,7 @@ def _expression(choices: str | None) -> str:
     return str(choices)  # the original writes the word None for a template without choices
 
 
-FORMATS: Mapping[str, TextFormat] = {
+TEXT_FORMATS: Mapping[str, TextFormat] = {
     "instance": lambda example, choices: f"Instance: {example.input}",
     "label": lambda example, choices: f"Answer Choices: {_labels(example)}",
     "choice": lambda example, choices: f"Answer Choices: {_expression(choices)}",
@@ -47,7 +47,7 @@ FORMATS: Mapping[str, TextFormat] = {
 say nothing for a task that generates; `choice` formats tell prompts apart, hardly rows."""
 
 
-def texts(
+def format_texts(
     examples: Sequence[PromptedExample], text_format: str, answer_choices: str | None = None
 ) -> tuple[str, ...]:
     """Returns the text of each example in a format by name.
@@ -60,11 +60,13 @@ def texts(
     >>> texts([PromptedExample("0", "Is it so?", "yes", ("no", "yes"))], "label_instance")
     ('Answer Choices: no, yes, Instance: Is it so?',)
     """
-    write = FORMATS[names.resolve(text_format, FORMATS, kind="text format", where="the table of formats")]
+    write = TEXT_FORMATS[
+        names.resolve(text_format, TEXT_FORMATS, kind="text format", where="the table of formats")
+    ]
     return tuple(write(example, answer_choices) for example in examples)
 
 
-def sample(examples: Sequence[PromptedExample], size: int, seed: int) -> tuple[PromptedExample, ...]:
+def sample_examples(examples: Sequence[PromptedExample], size: int, seed: int) -> tuple[PromptedExample, ...]:
     """Returns the first `size` examples of a seeded permutation, or all of them if there are fewer."""
     if size < 1:
         raise UserError(f"At least one example is to be sampled, but {size} came.")

@@ -15,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Parameter path -> shape."""
 
 
-def leaves_of(params: Params) -> dict[str, Any]:
+def arrays_by_path(params: Params) -> dict[str, Any]:
     """Returns every parameter by its path, in the order of `jax.tree`.
 
     >>> leaves_of({"encoder": {"encoder_norm": {"scale": 1.0}}})
@@ -25,16 +25,16 @@ def leaves_of(params: Params) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in leaves}
 
 
-def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
+def shapes_by_path(params: Params) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its path.
 
     >>> shapes_of({"encoder": {"encoder_norm": {"scale": jax.numpy.ones(3)}}})
     {'encoder/encoder_norm/scale': (3,)}
     """
-    return {path: tuple(value.shape) for path, value in leaves_of(params).items()}
+    return {path: tuple(value.shape) for path, value in arrays_by_path(params).items()}
 
 
-def require(experts: Sequence[tuple[ExpertSpec, Shapes]]) -> None:
+def require_compatible(experts: Sequence[tuple[ExpertSpec, Shapes]]) -> None:
     """Passes if all experts are of one kind and one base, and own the same paths in the same shapes.
 
     Otherwise raises a UserError that names the first expert that differs from the first one, and in what:

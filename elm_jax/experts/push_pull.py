@@ -10,9 +10,10 @@ from etils import epath
 
 from elm_jax import hub, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import files, hub_layout, model_card
+from elm_jax.experts import files, model_card, published_library
+from elm_jax.experts import files as files_module
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import homes
+from elm_jax.experts.lookup import library_finder
 from elm_jax.models import paths
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
@@ -24,7 +25,7 @@ _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What a push left in a repository."""
 
     repository: str
@@ -35,7 +36,7 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """What a pull brought into a run's library."""
 
     repository: str
@@ -52,7 +53,7 @@ def push(
     licence: str | None = None,
     replace: bool = False,
     private: bool = False,
-) -> Pushed:
+) -> PushResult:
     """Puts experts of a run, and a model card of all that are there then, into a repository in one commit.
 
     Args:
@@ -76,8 +77,8 @@ def push(
             f"Expected a licence as the hub spells it, such as apache-2.0, got {licence!r}. Fix: take the "
             "identifier from the hub's list of licences."
         )
-    workspace, base, directory = _opened(run)
-    home_of = homes(workspace)
+    workspace, base, directory = _open_run(run)
+    home_of = library_finder(workspace)
     wanted = tuple(dict.fromkeys(experts)) or Library.open(workspace.library).ids()
     if not wanted:
         raise UserError(
@@ -86,55 +87,59 @@ def push(
         )
     with tempfile.TemporaryDirectory() as temporary:
         stage = storage.path(temporary)
-        own: dict[str, files.Description] = {}
-        scores: dict[str, Sequence[model_card.Score]] = {}
+        own: dict[str, files.ExpertDescription] = {}
+        scores: dict[str, Sequence[model_card.CardScore]] = {}
         for expert in wanted:
-            library, place = home_of(expert), stage / hub_layout.where(expert)
+            library, place = home_of(expert), stage / files_module.relative_directory(expert)
             library.copy(expert, place)
-            for problem in files.problems(place, expert, base.fingerprint):
+            for problem in files.find_problems(place, expert, base.fingerprint):
                 raise UserError(problem)
             own[expert], scores[expert] = (
-                files.describe(place),
-                model_card.scores_of(workspace, library, expert),
+                files.read_description(place),
+                model_card.collect_scores(workspace, library, expert),
             )
-        held = _held(name, branch, private=private)
-        there = hub_layout.layout(held)
-        record = hub_layout.record(held) or {}
+        held = _find_or_create(name, branch, private=private)
+        there = published_library.file_sizes_by_expert(held)
+        record = published_library.fetch_record(held) or {}
         if record.get("base", base.fingerprint) != base.fingerprint:
             raise UserError(
                 f"Expected a library of base {base.fingerprint} in {name!r}, got one of base "
                 f"{record['base']}. Fix: push to another repository."
             )
-        old = hub_layout.describe(held, there, there, base=base.fingerprint) if there else {}
+        old = published_library.fetch_descriptions(held, there, there, base=base.fingerprint) if there else {}
         same = tuple(expert for expert in wanted if expert in old and _are_same(old[expert], own[expert]))
         _require_free(name, [e for e in wanted if e in old and e not in same], replace=replace)
-        card = model_card.Card(
+        card = model_card.ModelCard(
             name,
-            _base_model(model_card.base_of(directory, base.fingerprint), record),
+            _base_model(model_card.identify_base(directory, base.fingerprint), record),
             {**old, **own},
-            {**model_card.read_scores(record.get("scores", {})), **scores},
-            licence or _text(record.get("licence")),
+            {**model_card.parse_scores(record.get("scores", {})), **scores},
+            licence or _text_or_none(record.get("licence")),
         )
-        storage.write_json(stage / hub_layout.RECORD, model_card.record(card))
-        storage.write_bytes(stage / hub_layout.CARD, model_card.markdown(card).encode())
+        storage.write_json(stage / published_library.RECORD_FILE, model_card.to_record(card))
+        storage.write_bytes(stage / published_library.CARD_FILE, model_card.render_card(card).encode())
         added = {
             file: stage / file
             for file in (
-                hub_layout.CARD,
-                hub_layout.RECORD,
-                *(f"{hub_layout.where(expert)}/{part}" for expert in wanted for part in files.NAMES),
+                published_library.CARD_FILE,
+                published_library.RECORD_FILE,
+                *(
+                    f"{files_module.relative_directory(expert)}/{part}"
+                    for expert in wanted
+                    for part in files.FILE_NAMES
+                ),
             )
             if (stage / file).exists()
         }
         stale = [  # keys of an expert that is replaced by one without
-            f"{hub_layout.where(expert)}/{files.KEYS}"
+            f"{files_module.relative_directory(expert)}/{files.KEYS_FILE}"
             for expert in wanted
-            if expert not in same and files.KEYS in there.get(expert, {})
+            if expert not in same and files.KEYS_FILE in there.get(expert, {})
         ]
         stale = [file for file in stale if file not in added]
         message = f"Push {wanted[0] if len(wanted) == 1 else f'{len(wanted)} experts'}"
         commit = hub.commit(held, added, delete=stale, branch=branch, message=message)
-    return Pushed(name, commit, wanted, same, tuple(sorted(card.experts)))
+    return PushResult(name, commit, wanted, same, tuple(sorted(card.experts)))
 
 
 def pull(
@@ -143,7 +148,7 @@ def pull(
     only: str | None = None,
     run: storage.PathLike = DEFAULT,
     replace: bool = False,
-) -> Pulled:
+) -> PullResult:
     """Puts experts of a repository into a run's library, byte for byte, each whole or not at all.
 
     What the repository holds is looked at before it is fetched: nothing but a library's files is taken,
@@ -163,11 +168,11 @@ def pull(
             repository holds a pickle or another file that is no library's; if the hub refuses.
     """
     name, revision = hub.address(repository)
-    workspace, base, _ = _opened(run)
-    held = hub.contents(name, revision, cached=hub_layout.PATTERNS)
-    there = hub_layout.layout(held)
-    wanted = tuple(hub_layout.choose(held, there, only))
-    told = hub_layout.describe(held, there, wanted, base=base.fingerprint)
+    workspace, base, _ = _open_run(run)
+    held = hub.contents(name, revision, cached=published_library.PATTERNS)
+    there = published_library.file_sizes_by_expert(held)
+    wanted = tuple(published_library.select_experts(held, there, only))
+    told = published_library.fetch_descriptions(held, there, wanted, base=base.fingerprint)
     for expert, description in told.items():
         _require_fit(name, expert, description, base)
     library = Library.open(workspace.library, create=True)
@@ -175,23 +180,25 @@ def pull(
     same = [expert for expert in old if _are_same(old[expert], told[expert])]
     _require_free(str(library.root), [expert for expert in old if expert not in same], replace=replace)
     # Keys may come later than the expert.
-    whole = [e for e in same if files.KEYS not in there[e] or library.has_keys(e)]
+    whole = [e for e in same if files.KEYS_FILE not in there[e] or library.has_keys(e)]
     missing = [expert for expert in wanted if expert not in whole]
     if missing:
-        source = hub_layout.fetch(held, there, missing)
+        source = published_library.fetch_experts(held, there, missing)
         for expert in missing:
-            _add(library, source / hub_layout.where(expert), name, expert, replace=expert in old)
-    return Pulled(name, held.commit, wanted, tuple(whole))
+            _add_copy(
+                library, source / files_module.relative_directory(expert), name, expert, replace=expert in old
+            )
+    return PullResult(name, held.commit, wanted, tuple(whole))
 
 
-def _opened(run: storage.PathLike) -> tuple[Workspace, Base, str]:
+def _open_run(run: storage.PathLike) -> tuple[Workspace, Base, str]:
     """Returns a run's places, its base, and where that lies."""
     workspace = Workspace.open(run)
     directory = settings.remembered(workspace)["base"] or str(workspace.base)
     return workspace, load.read(directory), directory
 
 
-def _held(name: str, branch: str | None, *, private: bool) -> hub.Contents:
+def _find_or_create(name: str, branch: str | None, *, private: bool) -> hub.Contents:
     """Returns what a repository holds; one that is absent is made."""
     try:
         return hub.contents(name, branch)
@@ -202,15 +209,15 @@ def _held(name: str, branch: str | None, *, private: bool) -> hub.Contents:
     return hub.contents(name)
 
 
-def _base_model(found: model_card.BaseModel, record: Mapping[str, object]) -> model_card.BaseModel:
+def _base_model(found: model_card.BaseReference, record: Mapping[str, object]) -> model_card.BaseReference:
     """Returns the base with its repository, as the card before named it where this run does not know."""
-    repository, revision = _text(record.get("base_model")), _text(record.get("base_revision"))
+    repository, revision = _text_or_none(record.get("base_model")), _text_or_none(record.get("base_revision"))
     if found.repository or not repository:
         return found
-    return model_card.BaseModel(found.fingerprint, repository, revision)
+    return model_card.BaseReference(found.fingerprint, repository, revision)
 
 
-def _add(library: Library, place: epath.Path, name: str, expert: str, *, replace: bool) -> None:
+def _add_copy(library: Library, place: epath.Path, name: str, expert: str, *, replace: bool) -> None:
     try:
         library.add_copy(place, replace=replace)
     except UserError as error:
@@ -220,7 +227,7 @@ def _add(library: Library, place: epath.Path, name: str, expert: str, *, replace
         ) from None
 
 
-def _require_fit(name: str, expert: str, description: files.Description, base: Base) -> None:
+def _require_fit(name: str, expert: str, description: files.ExpertDescription, base: Base) -> None:
     """Refuses an expert whose parameters, by their names and shapes, the base has no place for."""
     shapes = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in description.shapes.items()}
     require_fit(paths.unflatten(shapes), base.config, what=f"Expert {expert!r} of {name!r}")
@@ -234,9 +241,9 @@ def _require_free(where: str, clashing: Sequence[str], *, replace: bool) -> None
         )
 
 
-def _are_same(one: files.Description, other: files.Description) -> bool:
+def _are_same(one: files.ExpertDescription, other: files.ExpertDescription) -> bool:
     return (one.checksum, one.spec.base, one.spec.kind) == (other.checksum, other.spec.base, other.spec.kind)
 
 
-def _text(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and value else None

@@ -19,21 +19,21 @@ from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import files
 
-CARD, RECORD = "README.md", "library.json"
-BESIDE = (CARD, RECORD, ".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")
+CARD_FILE, RECORD_FILE = "README.md", "library.json"
+OTHER_FILES = (CARD_FILE, RECORD_FILE, ".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 MOST_TEXT = 2**26  # bytes of a description
 MOST_KEYS = 2**30  # bytes of an expert's keys
 _HEAD, _HEAD_OF_PATH = 2**16, 2**10  # bytes of a safetensors file beside its numbers
 
-PATTERNS = tuple(f"*/*/{name}" for name in files.NAMES)
+PATTERNS = tuple(f"*/*/{name}" for name in files.FILE_NAMES)
 """What the hub's cache must have of a library that is read without a network."""
 
-Layout = Mapping[str, Mapping[str, int]]
+FileSizes = Mapping[str, Mapping[str, int]]
 """Expert -> file -> bytes."""
 
 
-def layout(held: hub.Contents) -> dict[str, dict[str, int]]:
+def file_sizes_by_expert(held: hub.Contents) -> dict[str, dict[str, int]]:
     """Returns the experts of a repository with the sizes of their files.
 
     Raises:
@@ -41,18 +41,18 @@ def layout(held: hub.Contents) -> dict[str, dict[str, int]]:
     """
     found: dict[str, dict[str, int]] = {}
     for name, size in sorted(held.sizes.items()):
-        if name in BESIDE:
+        if name in OTHER_FILES:
             continue
         *home, file = name.split("/")
-        if len(home) != 2 or file not in files.NAMES or not all(map(_is_escaped, home)):
+        if len(home) != 2 or file not in files.FILE_NAMES or not all(map(_is_escaped, home)):
             what = "the pickle" if file.endswith(PICKLES) else "the file"
             raise UserError(
-                f"Expected {', '.join(files.NAMES)} of experts in {held.repository!r}, got {what} {name!r}. "
+                f"Expected {', '.join(files.FILE_NAMES)} of experts in {held.repository!r}, got {what} {name!r}. "
                 "Fix: take it out of the repository, or name a library that `elm experts push` wrote."
             )
         found.setdefault("/".join(map(names.from_directory_name, home)), {})[file] = size
     for expert, sizes in found.items():
-        for file in (files.SPEC, files.PARAMS):
+        for file in (files.SPEC_FILE, files.PARAMS_FILE):
             if file not in sizes:
                 raise UserError(
                     f"Expected {file} of expert {expert!r} in {held.repository!r}, got none. Fix: push the "
@@ -70,7 +70,7 @@ def where(expert: str) -> str:
     return "/".join(map(names.directory_name, names.split_id(expert)))
 
 
-def choose(held: hub.Contents, experts: Iterable[str], only: str | None) -> list[str]:
+def select_experts(held: hub.Contents, experts: Iterable[str], only: str | None) -> list[str]:
     """Returns the experts of a repository whose id matches a pattern as file names do; all without one.
 
     Raises:
@@ -86,20 +86,20 @@ def choose(held: hub.Contents, experts: Iterable[str], only: str | None) -> list
     return found
 
 
-def describe(
-    held: hub.Contents, found: Layout, experts: Collection[str], *, base: str | None = None
-) -> dict[str, files.Description]:
+def fetch_descriptions(
+    held: hub.Contents, found: FileSizes, experts: Collection[str], *, base: str | None = None
+) -> dict[str, files.ExpertDescription]:
     """Fetches `expert.json` of experts and returns what they say.
 
     Raises:
         UserError: If one is of another base or of another id, or the files beside it cannot be what it says.
     """
     for expert in experts:
-        _require_size(held, expert, files.SPEC, found[expert][files.SPEC], 2, MOST_TEXT)
-        if files.KEYS in found[expert]:
-            _require_size(held, expert, files.KEYS, found[expert][files.KEYS], 8, MOST_KEYS)
-    directory = hub.download(held, [f"{where(expert)}/{files.SPEC}" for expert in experts])
-    told = {expert: files.describe(directory / where(expert)) for expert in experts}
+        _require_size(held, expert, files.SPEC_FILE, found[expert][files.SPEC_FILE], 2, MOST_TEXT)
+        if files.KEYS_FILE in found[expert]:
+            _require_size(held, expert, files.KEYS_FILE, found[expert][files.KEYS_FILE], 8, MOST_KEYS)
+    directory = hub.download(held, [f"{where(expert)}/{files.SPEC_FILE}" for expert in experts])
+    told = {expert: files.read_description(directory / where(expert)) for expert in experts}
     for expert, description in told.items():
         if description.spec.id != expert:
             raise UserError(
@@ -108,39 +108,39 @@ def describe(
             )
         if base is not None and description.spec.base != base:
             raise UserError(files.other_base(description.spec, base))
-        least = _bytes(description)
+        least = _params_bytes(description)
         most = least + _HEAD + _HEAD_OF_PATH * len(description.shapes)
-        _require_size(held, expert, files.PARAMS, found[expert][files.PARAMS], least, most)
+        _require_size(held, expert, files.PARAMS_FILE, found[expert][files.PARAMS_FILE], least, most)
     return told
 
 
-def fetch(held: hub.Contents, found: Layout, experts: Iterable[str]) -> epath.Path:
+def fetch_experts(held: hub.Contents, found: FileSizes, experts: Iterable[str]) -> epath.Path:
     """Returns a directory that has these experts' files, whole as a library's; `describe` comes before."""
     return hub.download(held, [f"{where(expert)}/{file}" for expert in experts for file in found[expert]])
 
 
-def library(address: str) -> epath.Path:
+def fetch_library(address: str) -> epath.Path:
     """Returns the directory of a whole library at `hf:owner/name` or `hf:owner/name@revision`, fetched.
 
     Raises:
         UserError: If the hub or its cache has no such library, or it holds what no library does.
     """
     held = hub.contents(*hub.address(address), cached=PATTERNS)
-    found = layout(held)
-    experts = choose(held, found, None)
-    describe(held, found, experts)
-    return fetch(held, found, experts)
+    found = file_sizes_by_expert(held)
+    experts = select_experts(held, found, None)
+    fetch_descriptions(held, found, experts)
+    return fetch_experts(held, found, experts)
 
 
-def record(held: hub.Contents) -> dict[str, Any] | None:
+def fetch_record(held: hub.Contents) -> dict[str, Any] | None:
     """Fetches `library.json` of a repository and returns what it says; None if it has none."""
-    if RECORD not in held.sizes:
+    if RECORD_FILE not in held.sizes:
         return None
-    _require_size(held, None, RECORD, held.sizes[RECORD], 2, MOST_TEXT)
-    told = storage.read_json(hub.download(held, [RECORD]) / RECORD, what="A library's record")
+    _require_size(held, None, RECORD_FILE, held.sizes[RECORD_FILE], 2, MOST_TEXT)
+    told = storage.read_json(hub.download(held, [RECORD_FILE]) / RECORD_FILE, what="A library's record")
     if not isinstance(told.get("base"), str) or not isinstance(told.get("scores"), dict):
         raise UserError(
-            f"Expected base and scores in {RECORD} of {held.repository!r}, got another form. Fix: take the "
+            f"Expected base and scores in {RECORD_FILE} of {held.repository!r}, got another form. Fix: take the "
             "file out of the repository, and push again."
         )
     return told
@@ -150,7 +150,7 @@ def _is_escaped(name: str) -> bool:
     return names.directory_name(names.from_directory_name(name)) == name
 
 
-def _bytes(description: files.Description) -> int:
+def _params_bytes(description: files.ExpertDescription) -> int:
     """Returns the bytes of all parameters of an expert, by what its description says."""
     try:
         return sum(

@@ -10,7 +10,7 @@ from jax import monitoring
 
 from elm_jax.errors import UserError
 from elm_jax.experts import files
-from elm_jax.experts.cache import NEUTRAL, Shelf
+from elm_jax.experts.expert_cache import NEUTRAL_SLOT, ExpertCache
 from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
 from elm_jax.models import meshes, paths, sharding
@@ -36,7 +36,7 @@ def filled(library, expert):
 
 
 def shelf_of(library, *, host_bytes=LOTS, device_bytes=LOTS, **how):
-    return Shelf(library, "base", host_bytes=host_bytes, device_bytes=device_bytes, **how)
+    return ExpertCache(library, "base", host_bytes=host_bytes, device_bytes=device_bytes, **how)
 
 
 def same(stack, places, loaded):
@@ -76,8 +76,8 @@ def test_whatever_is_asked_for_is_at_its_place_and_limits_hold(
             seen += chunk
             if neutral:
                 flat = paths.flatten(stack)
-                assert not np.asarray(flat[DOWN][NEUTRAL]).any()
-                assert np.asarray(flat[SCALE][NEUTRAL]).tolist() == [7.0] * 3
+                assert not np.asarray(flat[DOWN][NEUTRAL_SLOT]).any()
+                assert np.asarray(flat[SCALE][NEUTRAL_SLOT]).tolist() == [7.0] * 3
         assert sorted(seen) == sorted(set(names))
         assert shelf.host_bytes <= host
         assert shelf.device_bytes <= device
@@ -232,7 +232,7 @@ def test_an_expert_that_was_removed_is_refused_though_the_shelf_had_it(filled):
 def test_the_first_library_that_has_an_expert_gives_it(filled, expert, tmp_path):
     other = Library.open(tmp_path / "other", create=True)
     other.add(expert(NAMES[0], 50.0))
-    shelf = Shelf([other, filled], "base", host_bytes=LOTS, device_bytes=LOTS)
+    shelf = ExpertCache([other, filled], "base", host_bytes=LOTS, device_bytes=LOTS)
     stack, places = shelf.stack(NAMES[:2])
     assert paths.flatten(stack)[SCALE][places, 0].tolist() == [50.0, 2.0]
 
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused_before_any_parameter_is_read(filled, exper
 def test_a_damaged_file_is_refused_and_the_others_stay(filled):
     shelf = shelf_of(filled)
     shelf.stack(NAMES[:1])
-    file = filled.root / "dream" / "b" / files.PARAMS
+    file = filled.root / "dream" / "b" / files.PARAMS_FILE
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(bytes(content))
@@ -288,7 +288,7 @@ def test_on_a_mesh_a_stack_lies_as_experts_do_and_holds_the_same(base, tmp_path,
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
     same(stack, places, library.load(["a/3", "a/1", "a/4"]))
     neutral = ex.neutral(library.expert("a/0").params, base)
-    same(stack, np.array([NEUTRAL]), jax.tree.map(lambda leaf: np.asarray(leaf)[None], neutral))
+    same(stack, np.array([NEUTRAL_SLOT]), jax.tree.map(lambda leaf: np.asarray(leaf)[None], neutral))
     held = dict.fromkeys(mesh.devices.flat, 0)
     for leaf in jax.tree.leaves(stack):
         for shard in leaf.addressable_shards:

@@ -19,14 +19,14 @@ from jaxtyping import Int
 
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement, files
+from elm_jax.experts import compatibility, files
 from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
 from elm_jax.models import paths, sharding
 from elm_jax.records import Params
 
-Group = tuple[tuple[str, tuple[int, ...]], ...]  # path and shape of every parameter of an expert
-NEUTRAL = 0
+ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # path and shape of every parameter of an expert
+NEUTRAL_SLOT = 0
 """The place of the expert that changes nothing, where a shelf has one."""
 
 
@@ -49,7 +49,7 @@ class _Stack:
         return self.there.pop(next(expert for expert in self.there if expert not in wanted))[0]
 
 
-class Shelf:
+class ExpertCache:
     """Experts of one base at hand; `libraries` are looked through in order, the first that has one gives it.
 
     Experts of one shape share a stack [P, …] on the devices. Those it lacks are written into places that are
@@ -89,8 +89,8 @@ class Shelf:
         self._host_limit, self._device_limit, self._most = host_bytes, device_bytes, places
         # Expert -> (checksum, parameters); both the least recently used first.
         self._host: OrderedDict[str, tuple[str, Params]] = OrderedDict()
-        self._stacks: OrderedDict[Group, _Stack] = OrderedDict()
-        self._put: Callable[..., Any] = jax.jit(_put, donate_argnums=0)
+        self._stacks: OrderedDict[ShapeKey, _Stack] = OrderedDict()
+        self._put: Callable[..., Any] = jax.jit(_write_slot, donate_argnums=0)
 
     @property
     def device_bytes(self) -> int:
@@ -106,7 +106,7 @@ class Shelf:
         all of them at once (`chunks` takes any number); and for a damaged file.
         """
         described = self._described(names)
-        group = _group(described)
+        group = _shape_key(described)
         stack = self._stacked(group, len(described))
         for name, description in described.items():
             if name in stack.there:
@@ -123,7 +123,7 @@ class Shelf:
         Those on the devices come first. Each stack is good until the next is asked for. Raises as `stack`.
         """
         described = self._described(names)
-        group, count = _group(described), len(described) if size is None else min(size, len(described))
+        group, count = _shape_key(described), len(described) if size is None else min(size, len(described))
         stack = self._stacked(group, max(1, min(count, self._fits(group, self._device_limit))))
         wanted = sorted(described, key=lambda name: name not in stack.there)
         step = stack.places - stack.first if size is None else min(size, stack.places - stack.first)
@@ -131,19 +131,21 @@ class Shelf:
             chunk = wanted[at : at + step]
             yield chunk, *self.stack(chunk)
 
-    def _described(self, names: Sequence[str]) -> dict[str, files.Description]:
+    def _described(self, names: Sequence[str]) -> dict[str, files.ExpertDescription]:
         """Returns what the libraries say of the experts, all of which fit together."""
         found = {name: self._home(name).describe(name) for name in names}
         for description in found.values():
             if description.spec.base != self._base:
                 raise UserError(files.other_base(description.spec, self._base))
-        agreement.require([(description.spec, description.shapes) for description in found.values()])
+        compatibility.require_compatible(
+            [(description.spec, description.shapes) for description in found.values()]
+        )
         return found
 
     def _home(self, name: str) -> Library:
         return next((library for library in self._libraries if name in library), self._libraries[-1])
 
-    def _stacked(self, group: Group, experts: int) -> _Stack:
+    def _stacked(self, group: ShapeKey, experts: int) -> _Stack:
         """Returns the stack of a group with room for so many experts, an older one if it has that."""
         fits = self._fits(group, self._device_limit)
         if fits < experts:
@@ -163,23 +165,23 @@ class Shelf:
         self._stacks[group] = stack
         return stack
 
-    def _begun(self, group: Group, experts: int) -> _Stack:
+    def _begun(self, group: ShapeKey, experts: int) -> _Stack:
         """Returns a new stack, with room for all experts of the libraries where there is as much."""
         every = sum(len(library.ids()) for library in self._libraries) if self._most is None else self._most
         fits = self._fits(group, self._device_limit - self.device_bytes)
-        first = 0 if self._neutral is None else NEUTRAL + 1
+        first = 0 if self._neutral is None else NEUTRAL_SLOT + 1
         places = min(max(every, experts), fits) + first
         places += -places % self._parts
-        zeros = partial(_zeros, group, places, self._dtype)
+        zeros = partial(_make_zeros, group, places, self._dtype)
         made = jax.jit(zeros, out_shardings=self._layout(group, places))()
         stack = _Stack(made, places, first, self._bytes(group, places))
         if self._neutral is not None:
             nothing = paths.unflatten({path: np.zeros(shape, self._dtype) for path, shape in group})
             params = jax.tree.map(self._cast, ex.neutral(nothing, self._neutral))
-            stack.params = self._put(stack.params, params, np.int32(NEUTRAL))
+            stack.params = self._put(stack.params, params, np.int32(NEUTRAL_SLOT))
         return stack
 
-    def _fits(self, group: Group, room: int) -> int:
+    def _fits(self, group: ShapeKey, room: int) -> int:
         """Returns how many experts of a group a stack of so many bytes on a device has, and of its places."""
         places = room // self._bytes(group, self._parts) * self._parts
         fits = places if self._neutral is None else places - 1
@@ -189,14 +191,14 @@ class Shelf:
     def _parts(self) -> int:
         return 1 if self._mesh is None else self._mesh.shape["expert"]
 
-    def _layout(self, group: Group, places: int) -> Any:
+    def _layout(self, group: ShapeKey, places: int) -> Any:
         if self._mesh is None:
             return None
-        return sharding.shardings(self._mesh, _shapes(group, places, self._dtype), experts=True)
+        return sharding.shardings(self._mesh, _stack_shapes(group, places, self._dtype), experts=True)
 
-    def _bytes(self, group: Group, places: int) -> int:
+    def _bytes(self, group: ShapeKey, places: int) -> int:
         """Returns the bytes of a stack on one device."""
-        leaves = jax.tree.leaves(_shapes(group, places, self._dtype))
+        leaves = jax.tree.leaves(_stack_shapes(group, places, self._dtype))
         if self._mesh is None:
             return sum(leaf.size for leaf in leaves) * self._dtype.itemsize
         parts = zip(leaves, jax.tree.leaves(self._layout(group, places)), strict=True)
@@ -204,10 +206,10 @@ class Shelf:
 
     def _bring(
         self,
-        group: Group,
+        group: ShapeKey,
         stack: _Stack,
         name: str,
-        description: files.Description,
+        description: files.ExpertDescription,
         wanted: Collection[str],
     ) -> None:
         """Writes an expert into its place of a stack, or into one that it takes."""
@@ -221,21 +223,21 @@ class Shelf:
         stack.there[name] = place, checksum
         self.written += 1
 
-    def _params(self, name: str, description: files.Description) -> tuple[str, Params]:
+    def _params(self, name: str, description: files.ExpertDescription) -> tuple[str, Params]:
         """Returns an expert's parameters and checksum, from the host if they are there as the file is now."""
         kept = self._host.pop(name, None)
         if kept is not None:
-            self.host_bytes -= _size(kept[1])
+            self.host_bytes -= _count_bytes(kept[1])
         if kept is None or kept[0] != description.checksum:
             now, flat = self._home(name).read(name)
             # Another writer may have replaced the expert since it was described.
-            agreement.require([(description.spec, description.shapes), (now.spec, now.shapes)])
+            compatibility.require_compatible([(description.spec, description.shapes), (now.spec, now.shapes)])
             self.read += 1
             kept = now.checksum, paths.unflatten({path: self._cast(value) for path, value in flat.items()})
-        size = _size(kept[1])
+        size = _count_bytes(kept[1])
         if size <= self._host_limit:
             while self.host_bytes + size > self._host_limit:
-                self.host_bytes -= _size(self._host.popitem(last=False)[1][1])
+                self.host_bytes -= _count_bytes(self._host.popitem(last=False)[1][1])
             self._host[name] = kept
             self.host_bytes += size
         return kept
@@ -244,24 +246,24 @@ class Shelf:
         return np.asarray(value).astype(self._dtype, copy=False)
 
 
-def _group(described: Mapping[str, files.Description]) -> Group:
+def _shape_key(described: Mapping[str, files.ExpertDescription]) -> ShapeKey:
     first = next(iter(described.values()))
     return tuple(sorted((path, tuple(shape)) for path, shape in first.shapes.items()))
 
 
-def _shapes(group: Group, places: int, dtype: np.dtype) -> dict[str, Any]:
+def _stack_shapes(group: ShapeKey, places: int, dtype: np.dtype) -> dict[str, Any]:
     return paths.unflatten({path: jax.ShapeDtypeStruct((places, *shape), dtype) for path, shape in group})
 
 
-def _zeros(group: Group, places: int, dtype: np.dtype) -> dict[str, Any]:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _shapes(group, places, dtype))
+def _make_zeros(group: ShapeKey, places: int, dtype: np.dtype) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _stack_shapes(group, places, dtype))
 
 
-def _put(stack: Params, params: Params, place: Array) -> Any:
+def _write_slot(stack: Params, params: Params, place: Array) -> Any:
     """Returns the stack with an expert's parameters in a place; no device moves what is not its own."""
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
     return sharding.kept(sharding.put_expert(stack, one, place), jax.tree.leaves(stack)[0])
 
 
-def _size(params: Params) -> int:
+def _count_bytes(params: Params) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
