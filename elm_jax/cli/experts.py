@@ -191,7 +191,7 @@ def experts_pull(
 
 def _told(one: "ExpertSummary") -> dict[str, Any]:
     """Returns what a script may want to know of an expert."""
-    about, size, spec = one.about, one.size, one.about.spec
+    about, size, spec = one.description, one.size, one.description.spec
     return {
         "id": spec.id,
         "kind": spec.kind,
@@ -201,7 +201,7 @@ def _told(one: "ExpertSummary") -> dict[str, Any]:
         "datasets": list(spec.datasets),
         "parameters": size.parameters,
         "bytes": size.bytes,
-        "keys": one.keys,
+        "keys": one.has_keys,
         "checksum": about.checksum,
         "recipe": dict(spec.recipe),
         "accuracies": {

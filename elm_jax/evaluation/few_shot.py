@@ -74,7 +74,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
         chosen = tuple(weights)
         if chosen not in held:
             held.clear()
-            held[chosen] = library.load(chosen, base=run.base.fingerprint)
+            held[chosen] = library.load_stack(chosen, base=run.base.fingerprint)
         numbers = np.fromiter(weights.values(), np.float32, len(weights))
         return _weighed(held[chosen], run.base.params, numbers)
 

@@ -1,9 +1,8 @@
-"""Converting weights: a model, or an expert, from the format it has to another, whole or not at all."""
+"""Convert: writes a model or an expert in another format, completely or not at all."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from etils import epath
@@ -18,8 +17,8 @@ from elm_jax.weights import adapters, elm, fold, hf_config, hub, huggingface, lo
 from elm_jax.weights.base import DTYPES, Base, dtype_name
 from elm_jax.weights.base import of as base_of
 
-BASE = "base"  # beside an adapter: the model that it is loaded onto
-# Format: the file whose presence says that all is there.
+BASE_DIRECTORY = "base"  # next to an adapter: the model that it is loaded onto
+# Format -> the file that is written last.
 MARKERS: Mapping[str, str] = {
     "hf": hf_config.FILE,
     "t5x": t5x_write.DIRECTORY,
@@ -29,13 +28,21 @@ MARKERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What was written."""
+    """What a conversion wrote.
 
-    what: str  # "model", or "expert" and its kind
+    Attributes:
+        what: "model", or "expert of kind …".
+        format: The format.
+        directory: The new directory.
+        parameters: How many numbers were written.
+        fingerprint: That of the model, or of the base of an expert.
+    """
+
+    what: str
     format: str
     directory: str
     parameters: int
-    fingerprint: str  # the model's; the base's of an expert, empty where it goes without
+    fingerprint: str
 
 
 def convert(
@@ -48,49 +55,48 @@ def convert(
     kind: str | None = None,
     ignore: Collection[str] = (),
 ) -> ConversionResult:
-    """Writes what `src` holds to the new directory `dst` in another format, whole or not at all.
+    """Writes the model or expert in `src` to the new directory `dst` in another format.
 
-    A model goes to `hf`, `t5x` or `elm`; its tokenizer, `generation_config.json` and token ids come out as
-    they went in, by way of our format too. An adapter of PEFT's becomes an expert of a library. An expert of
-    a library, a merged one too, goes to `peft` (LoRA, (IA)³), to the layout of the `adapters` library
-    (bottleneck), or to `hf`, as the whole model that it makes of its base (LoRA, (IA)³, full).
+    A model is written as `hf`, `t5x` or `elm`, with its tokenizer, `generation_config.json` and token ids as
+    they are. An adapter of PEFT becomes an expert of a library. An expert of a library, also a merged one, is
+    written as `peft` (LoRA, (IA)³), in the layout of the `adapters` library (bottleneck), or as `hf`, folded
+    into its base (LoRA, (IA)³, full).
 
     Args:
-        src: A directory or a name as `load_model` takes it, an adapter, or an expert; on the hub too, as
+        src: A directory or a name that `load_model` accepts, an adapter, or an expert; on the hub as
             `hf:owner/name@revision`.
-        dst: A new or empty directory; LIBRARY/DATASET/PROMPT for an expert that comes in.
+        dst: A new or empty directory; LIBRARY/DATASET/PROMPT for an expert that is imported.
         to: The format.
-        dtype: Converts a model; without it values are the same to the bit, but that an expert folded into a
-            bfloat16 base makes a float32 model.
+        dtype: The type of a model's parameters; default: values stay the same bit for bit, but an expert
+            folded into a bfloat16 base gives a float32 model.
         base: The base that an expert was trained on.
-        kind: Takes an expert of that kind out of a T5X checkpoint that holds the base too.
+        kind: The kind of an expert that is in a T5X checkpoint together with its base.
         ignore: Fields of a foreign configuration that do not change what is computed.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: If `dst` holds anything, or `src` does not hold what is asked for.
+        UserError: If `dst` is not empty, or `src` does not hold what is asked for.
     """
-    home = storage.path(dst)
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
+    target = storage.path(dst)
+    atomic_dir.require_new(target)
     source = hub.expert(src, required=False)
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
-        return _import_expert(source, home, base, kind, ignore)
+        return _import_expert(source, target, base, kind, ignore)
     if (source / files.SPEC_FILE).exists():
         names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
-        return _export_expert(source, home, to, base, dtype_name(dtype))
+        return _export_expert(source, target, to, base, dtype_name(dtype))
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
     model = load.read(directory, dtype=dtype, ignore=ignore)
-    _write_new(home, MARKERS[to], lambda place: _write_model(place, model, directory, to))
-    return ConversionResult("model", to, str(home), _count_params(model.params), model.fingerprint)
+    atomic_dir.write_new(target, MARKERS[to], lambda place: _write_model(place, model, directory, to))
+    return ConversionResult("model", to, str(target), _count_params(model.params), model.fingerprint)
 
 
 def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) -> None:
-    """Writes a model and, where the format has room for it, what lay beside its weights."""
+    """Writes a model and, if the format has a place for them, the other files of its source."""
     if to == "t5x":
         t5x_write.save(place, model)
         return
@@ -102,8 +108,8 @@ def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) ->
     if to == "hf":
         if (place / opening.VOCABULARY).exists():
             (place / opening.VOCABULARY).rename(place / opening.PUBLISHED)
-            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.SENTINELS}
-            storage.write_bytes(place / "tokenizer_config.json", json.dumps(told, indent=2).encode())
+            tokenizer = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.SENTINELS}
+            storage.write_bytes(place / "tokenizer_config.json", json.dumps(tokenizer, indent=2).encode())
         huggingface.save(place, model, like=json.loads(like) if like else None)
         return
     if like is not None:
@@ -113,72 +119,69 @@ def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) ->
 
 def _import_expert(
     source: epath.Path,
-    home: epath.Path,
+    target: epath.Path,
     base: storage.PathLike | None,
     kind: str | None,
     ignore: Collection[str],
 ) -> ConversionResult:
-    """Puts an expert from PEFT or T5X where a library keeps it."""
+    """Writes an expert of PEFT or T5X as one of a library, LIBRARY/DATASET/PROMPT."""
     if base is None:
+        raise _no_base_error(source)
+    identifier = f"{names.from_directory_name(target.parent.name)}/{names.from_directory_name(target.name)}"
+    escaped = names.directory_name(names.from_directory_name(target.name))
+    if escaped != target.name:
         raise UserError(
-            f"The expert at {str(source)!r} needs the base that it was trained on. Name it with --base."
-        )
-    identifier = f"{names.from_directory_name(home.parent.name)}/{names.from_directory_name(home.name)}"
-    if names.directory_name(names.from_directory_name(home.name)) != home.name:
-        raise UserError(
-            f"An expert's directory is LIBRARY/DATASET/PROMPT in a file system's letters, but {home.name!r} "
-            f"came. Name it {names.directory_name(names.from_directory_name(home.name))!r}."
+            "Expected the directory of an expert as LIBRARY/DATASET/PROMPT with escaped characters, got "
+            f"{target.name!r}. Fix: name it {escaped!r}."
         )
     model = load.read(base)
     expert = import_export.load_foreign_expert(source, model, identifier, kind=kind, ignore=ignore)
-    _write_new(home, files.SPEC_FILE, lambda place: files.write(place, expert, None))
+    atomic_dir.write_new(target, files.SPEC_FILE, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
-    return ConversionResult(what, "elm", str(home), _count_params(expert.params), model.fingerprint)
+    return ConversionResult(what, "elm", str(target), _count_params(expert.params), model.fingerprint)
 
 
 def _export_expert(
-    source: epath.Path, home: epath.Path, to: str, base: storage.PathLike | None, dtype: str | None
+    source: epath.Path, target: epath.Path, to: str, base: storage.PathLike | None, dtype: str | None
 ) -> ConversionResult:
-    """Writes a library's expert as an adapter of PEFT's or `adapters`', or as the model that it makes."""
-    told = files.read_description(source)
-    kind, tree = told.spec.kind, paths.unflatten(files.read_params(source, told))
+    """Writes an expert of a library as an adapter of PEFT or `adapters`, or folded into its base."""
+    description = files.read_description(source)
+    spec, tree = description.spec, paths.unflatten(files.read_params(source, description))
+    kind = spec.kind
     what = f"expert of kind {kind}"
     if to == "peft":
-        _write_new(home, peft.CONFIG, lambda place: peft.save(place, kind, tree))
-        return ConversionResult(what, to, str(home), _count_params(tree), told.spec.base)
+        atomic_dir.write_new(target, peft.CONFIG, lambda place: peft.save(place, kind, tree))
+        return ConversionResult(what, to, str(target), _count_params(tree), spec.base)
     if to == "adapters" and kind != "bottleneck":
         raise UserError(
             f"Expected an expert of kind 'bottleneck' for the adapters library, got {kind!r}. Fix: write it "
             "with --to peft or --to hf."
         )
-    directory, model = _load_base_of(told.spec, source, base)
+    directory, model = _load_base_of(spec, source, base)
     if to == "adapters":
 
         def fill(place: epath.Path) -> None:
             normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
-            _write_model(place / BASE, normed, directory, "hf")
-            adapters.save(place, tree, family=_model_type(place / BASE))
+            _write_model(place / BASE_DIRECTORY, normed, directory, "hf")
+            adapters.save(place, tree, family=_model_type(place / BASE_DIRECTORY))
 
-        _write_new(home, adapters.CONFIG, fill)
-        return ConversionResult(what, to, str(home), _count_params(tree), model.fingerprint)
+        atomic_dir.write_new(target, adapters.CONFIG, fill)
+        return ConversionResult(what, to, str(target), _count_params(tree), model.fingerprint)
     whole = fold.folded(model, kind, tree)
     if dtype is not None:
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
-    _write_new(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
-    return ConversionResult("model", to, str(home), _count_params(whole.params), whole.fingerprint)
+    atomic_dir.write_new(target, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
+    return ConversionResult("model", to, str(target), _count_params(whole.params), whole.fingerprint)
 
 
 def _load_base_of(
     spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None
 ) -> tuple[epath.Path, Base]:
-    """Returns where the base of an expert lies, and the base."""
+    """Returns the directory of the base of an expert, and the base."""
     if base is None:
-        raise UserError(
-            f"Expected the base that the expert at {str(source)!r} was trained on, got none. Fix: name it "
-            "with --base."
-        )
+        raise _no_base_error(source)
     directory = load.find(base)
     model = load.read(directory)
     if model.fingerprint != spec.base:
@@ -189,17 +192,15 @@ def _load_base_of(
     return directory, model
 
 
+def _no_base_error(source: epath.Path) -> UserError:
+    return UserError(
+        f"Expected the base that the expert at {str(source)!r} was trained on, got none. Fix: name it with "
+        "--base."
+    )
+
+
 def _model_type(directory: epath.Path) -> str:
     return json.loads((directory / hf_config.FILE).read_bytes())["model_type"]
-
-
-def _write_new(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -> None:
-    try:
-        atomic_dir.write(home, marker, fill)
-    except FileExistsError:
-        raise UserError(
-            f"A new directory is wanted at {str(home)!r}, but another was written there."
-        ) from None
 
 
 def _count_params(params: Params) -> int:

@@ -1,8 +1,7 @@
-"""Shelf: experts of libraries kept at hand, on the host and stacked on the devices, within limits of bytes.
+"""Expert cache: experts of libraries on the host and stacked on the devices, within limits of bytes.
 
-`Library.load` reads what it is asked for, whole, every time, and keeps nothing. A shelf keeps as many as fit
-of the experts it was asked for, those used last: a library that fits is read once, one that does not is
-read page by page. Both give the same parameters for the same names.
+`Library.load_stack` reads all experts from files at every call. The cache keeps the experts used last, as
+many as fit, so that a library that fits is read once. Both return the same parameters for the same ids.
 """
 
 from collections import OrderedDict
@@ -27,43 +26,44 @@ from elm_jax.records import Params
 
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # path and shape of every parameter of an expert
 NEUTRAL_SLOT = 0
-"""The place of the expert that changes nothing, where a shelf has one."""
+"""The slot of the expert that changes nothing, in a cache that was given the base's parameters."""
 
 
 @dataclass
 class _Stack:
-    """Experts of one group on the devices, [P, …], and who stands where."""
+    """Experts of one shape on the devices, [P, …], and the slot of each."""
 
     params: dict[str, Any]
-    places: int
-    first: int  # place that experts may take
+    slots: int  # P
+    first: int  # the first slot for experts; slots before it are reserved
     bytes: int  # on one device
-    # Expert -> (place, checksum), the least recently used first.
-    there: OrderedDict[str, tuple[int, str]] = field(default_factory=OrderedDict)
+    # Expert -> (slot, checksum), the least recently used first.
+    loaded: OrderedDict[str, tuple[int, str]] = field(default_factory=OrderedDict)
 
-    def take(self, wanted: Collection[str]) -> int:
-        """Returns a place that is empty, or else that of the expert used longest ago that is not wanted."""
-        taken = {place for place, _ in self.there.values()}
-        if len(taken) < self.places - self.first:
-            return min(set(range(self.first, self.places)) - taken)
-        return self.there.pop(next(expert for expert in self.there if expert not in wanted))[0]
+    @property
+    def capacity(self) -> int:
+        return self.slots - self.first
+
+    def free_slot(self, keep: Collection[str]) -> int:
+        """Returns an empty slot, or that of the least recently used expert that is not in `keep`."""
+        used = {slot for slot, _ in self.loaded.values()}
+        if len(used) < self.capacity:
+            return min(set(range(self.first, self.slots)) - used)
+        return self.loaded.pop(next(expert for expert in self.loaded if expert not in keep))[0]
 
 
 class ExpertCache:
-    """Experts of one base at hand; `libraries` are looked through in order, the first that has one gives it.
+    """A least-recently-used cache of the experts of one base, on the host and on the devices.
 
-    Experts of one shape share a stack [P, …] on the devices. Those it lacks are written into places that are
-    empty or were used longest ago, by one compiled update, so that other names compile nothing. Every shape
-    that is asked for has a stack of its own; where a new one has no room, those used longest ago are given
-    up.
+    Experts of one shape share a stack [P, …] on the devices. An expert that the stack lacks is written into
+    an empty slot or over the least recently used one, by one compiled update, so other ids compile nothing.
+    Every shape has its own stack. If there is no memory for a new stack, the least recently used ones are
+    dropped. An expert that was replaced in its library is read again. One thread at a time may use a cache.
 
-    `host_bytes` and `device_bytes` (of each device) bound what is kept; of an expert that is larger than
-    `host_bytes` nothing is kept on the host. `places` bounds how many experts a stack has, which is otherwise
-    as many as the libraries have. `dtype` is what parameters are kept in. With `neutral`, the base's
-    parameters, place 0 of every stack is the expert that changes nothing. On a `mesh` stacks are split as
-    `models.sharding` says, whole experts along its axis `expert`.
-
-    An expert that was replaced in its library is noticed and read anew. Not for several threads at once.
+    Attributes:
+        reads: How many experts were read from files.
+        writes: How many experts were written to the devices.
+        host_bytes: The bytes that the cache holds on the host.
     """
 
     def __init__(
@@ -73,20 +73,36 @@ class ExpertCache:
         *,
         host_bytes: int,
         device_bytes: int,
-        places: int | None = None,
+        slots: int | None = None,
         dtype: Any = np.float32,
         neutral: Params | None = None,
         mesh: Mesh | None = None,
     ) -> None:
-        if min(host_bytes, device_bytes) < 0 or (places is not None and places < 1):
+        """Makes an empty cache.
+
+        Args:
+            libraries: Where experts are; the first library that has an id provides the expert.
+            base: The fingerprint of the base that all experts belong to.
+            host_bytes: The limit on the host; an expert that is larger is not kept there.
+            device_bytes: The limit on each device.
+            slots: The most experts of a stack; default: as many as the libraries have.
+            dtype: The type of the parameters in the cache.
+            neutral: The base's parameters. With them, slot 0 of every stack is the expert that changes
+                nothing.
+            mesh: Splits stacks as `models.sharding` does, whole experts along its axis `expert`.
+
+        Raises:
+            UserError: If a limit is negative, or `slots` is below 1.
+        """
+        if min(host_bytes, device_bytes) < 0 or (slots is not None and slots < 1):
             raise UserError(
-                "Limits of 0 bytes or more and of at least one place are wanted for a shelf, but "
-                f"{host_bytes}, {device_bytes} and {places} came."
+                "Expected limits of at least 0 bytes and of at least 1 slot, got "
+                f"{host_bytes}, {device_bytes} and {slots}. Fix: raise them."
             )
-        self.read = self.written = self.host_bytes = 0
+        self.reads = self.writes = self.host_bytes = 0
         self._libraries = (libraries,) if isinstance(libraries, Library) else tuple(libraries)
         self._base, self._dtype, self._neutral, self._mesh = base, np.dtype(dtype), neutral, mesh
-        self._host_limit, self._device_limit, self._most = host_bytes, device_bytes, places
+        self._host_limit, self._device_limit, self._most_slots = host_bytes, device_bytes, slots
         # Expert -> (checksum, parameters); both the least recently used first.
         self._host: OrderedDict[str, tuple[str, Params]] = OrderedDict()
         self._stacks: OrderedDict[ShapeKey, _Stack] = OrderedDict()
@@ -97,150 +113,170 @@ class ExpertCache:
         """Returns the bytes of all stacks on one device."""
         return sum(stack.bytes for stack in self._stacks.values())
 
-    def stack(self, names: Sequence[str]) -> tuple[dict[str, Any], Int[np.ndarray, " N"]]:
-        """Returns the stack [P, …] that has these experts, and the place of each, in the order of the names.
+    def load_stack(self, ids: Sequence[str]) -> tuple[dict[str, Any], Int[np.ndarray, " N"]]:
+        """Loads experts and returns their stack and slots.
 
-        It is good until the next call, which writes over it. Other places have other experts, or zeros.
+        Args:
+            ids: Experts of one kind and shape.
 
-        Raises a UserError as `Library.load` does, before any parameter is read, and if the stack cannot have
-        all of them at once (`chunks` takes any number); and for a damaged file.
+        Returns:
+            The stack, arrays [P, …], and the slot of each expert, in the order of `ids`. Other slots hold
+            other experts or zeros. The stack is valid until the next call, which writes over it.
+
+        Raises:
+            UserError: As `Library.load_stack`; also if the stack cannot hold all of them at once
+                (`load_chunks` takes any number).
         """
-        described = self._described(names)
-        group = _shape_key(described)
-        stack = self._stacked(group, len(described))
+        described = self._describe(ids)
+        key = _shape_key(described)
+        stack = self._find_stack(key, len(described))
         for name, description in described.items():
-            if name in stack.there:
-                stack.there.move_to_end(name)
-            if stack.there.get(name, (0, None))[1] != description.checksum:
-                self._bring(group, stack, name, description, described)
-        return stack.params, np.array([stack.there[name][0] for name in names], np.int32)
+            if name in stack.loaded:
+                stack.loaded.move_to_end(name)
+            if stack.loaded.get(name, (0, None))[1] != description.checksum:
+                self._load_into(key, stack, name, description, described)
+        return stack.params, np.array([stack.loaded[name][0] for name in ids], np.int32)
 
-    def chunks(
-        self, names: Sequence[str], size: int | None = None
+    def load_chunks(
+        self, ids: Sequence[str], size: int | None = None
     ) -> Iterator[tuple[list[str], dict[str, Any], Int[np.ndarray, " N"]]]:
-        """Yields all of the experts, each once, as many at a time as a stack has, or `size` at most.
+        """Yields all experts once, in chunks of at most `size` and of what a stack holds.
 
-        Those on the devices come first. Each stack is good until the next is asked for. Raises as `stack`.
+        Experts that are on the devices come first.
+
+        Args:
+            ids: Experts of one kind and shape, any number.
+            size: The most experts of a chunk; default: what a stack holds.
+
+        Yields:
+            The ids of a chunk, their stack and their slots, as `load_stack` returns these.
+
+        Raises:
+            UserError: As `load_stack`.
         """
-        described = self._described(names)
-        group, count = _shape_key(described), len(described) if size is None else min(size, len(described))
-        stack = self._stacked(group, max(1, min(count, self._fits(group, self._device_limit))))
-        wanted = sorted(described, key=lambda name: name not in stack.there)
-        step = stack.places - stack.first if size is None else min(size, stack.places - stack.first)
-        for at in range(0, len(wanted), step):
-            chunk = wanted[at : at + step]
-            yield chunk, *self.stack(chunk)
+        described = self._describe(ids)
+        key, count = _shape_key(described), len(described) if size is None else min(size, len(described))
+        stack = self._find_stack(key, max(1, min(count, self._capacity(key, self._device_limit))))
+        ordered = sorted(described, key=lambda name: name not in stack.loaded)
+        step = stack.capacity if size is None else min(size, stack.capacity)
+        for start in range(0, len(ordered), step):
+            chunk = ordered[start : start + step]
+            yield chunk, *self.load_stack(chunk)
 
-    def _described(self, names: Sequence[str]) -> dict[str, files.ExpertDescription]:
-        """Returns what the libraries say of the experts, all of which fit together."""
-        found = {name: self._home(name).describe(name) for name in names}
+    def _describe(self, ids: Sequence[str]) -> dict[str, files.ExpertDescription]:
+        """Reads the descriptions of experts and checks that these may be stacked."""
+        found = {name: self._library_of(name).describe(name) for name in ids}
         for description in found.values():
-            if description.spec.base != self._base:
-                raise UserError(files.other_base(description.spec, self._base))
+            files.require_base(description.spec, self._base)
         compatibility.require_compatible(
             [(description.spec, description.shapes) for description in found.values()]
         )
         return found
 
-    def _home(self, name: str) -> Library:
+    def _library_of(self, name: str) -> Library:
         return next((library for library in self._libraries if name in library), self._libraries[-1])
 
-    def _stacked(self, group: ShapeKey, experts: int) -> _Stack:
-        """Returns the stack of a group with room for so many experts, an older one if it has that."""
-        fits = self._fits(group, self._device_limit)
-        if fits < experts:
-            one = self._bytes(group, self._parts) // self._parts
-            places = "" if self._most is None else f" and {self._most} places"
+    def _find_stack(self, key: ShapeKey, experts: int) -> _Stack:
+        """Returns the stack of a shape with room for so many experts, a new one if the old is too small."""
+        capacity = self._capacity(key, self._device_limit)
+        if capacity < experts:
+            one = self._bytes(key, self._parts) // self._parts
+            slots = "" if self._most_slots is None else f" and {self._most_slots} slots"
             raise UserError(
-                f"Room for {experts} experts at once is wanted, of {one:,} bytes each on a device, but with "
-                f"{self._device_limit:,} bytes{places} there is room for {max(fits, 0)}. Take fewer at once, "
-                "or raise the limit."
+                f"Expected room for {experts} experts of {one:,} bytes each on a device, got "
+                f"{self._device_limit:,} bytes{slots}, which hold {max(capacity, 0)}. Fix: load fewer at "
+                "once, or raise the limit."
             )
-        stack = self._stacks.pop(group, None)
-        if stack is None or stack.places - stack.first < experts:
-            stack = None  # before another takes its memory
-            while self._fits(group, self._device_limit - self.device_bytes) < experts:
+        stack = self._stacks.pop(key, None)
+        if stack is None or stack.capacity < experts:
+            stack = None  # frees its memory before the new one is made
+            while self._capacity(key, self._device_limit - self.device_bytes) < experts:
                 self._stacks.popitem(last=False)
-            stack = self._begun(group, experts)
-        self._stacks[group] = stack
+            stack = self._make_stack(key, experts)
+        self._stacks[key] = stack
         return stack
 
-    def _begun(self, group: ShapeKey, experts: int) -> _Stack:
-        """Returns a new stack, with room for all experts of the libraries where there is as much."""
-        every = sum(len(library.ids()) for library in self._libraries) if self._most is None else self._most
-        fits = self._fits(group, self._device_limit - self.device_bytes)
+    def _make_stack(self, key: ShapeKey, experts: int) -> _Stack:
+        """Makes a stack with room for all experts of the libraries if memory allows."""
+        every = (
+            sum(len(library.ids()) for library in self._libraries)
+            if self._most_slots is None
+            else self._most_slots
+        )
+        capacity = self._capacity(key, self._device_limit - self.device_bytes)
         first = 0 if self._neutral is None else NEUTRAL_SLOT + 1
-        places = min(max(every, experts), fits) + first
-        places += -places % self._parts
-        zeros = partial(_make_zeros, group, places, self._dtype)
-        made = jax.jit(zeros, out_shardings=self._layout(group, places))()
-        stack = _Stack(made, places, first, self._bytes(group, places))
+        slots = min(max(every, experts), capacity) + first
+        slots += -slots % self._parts
+        zeros = partial(_make_zeros, key, slots, self._dtype)
+        made = jax.jit(zeros, out_shardings=self._shardings(key, slots))()
+        stack = _Stack(made, slots, first, self._bytes(key, slots))
         if self._neutral is not None:
-            nothing = paths.unflatten({path: np.zeros(shape, self._dtype) for path, shape in group})
+            nothing = paths.unflatten({path: np.zeros(shape, self._dtype) for path, shape in key})
             params = jax.tree.map(self._cast, ex.neutral(nothing, self._neutral))
             stack.params = self._put(stack.params, params, np.int32(NEUTRAL_SLOT))
         return stack
 
-    def _fits(self, group: ShapeKey, room: int) -> int:
-        """Returns how many experts of a group a stack of so many bytes on a device has, and of its places."""
-        places = room // self._bytes(group, self._parts) * self._parts
-        fits = places if self._neutral is None else places - 1
-        return fits if self._most is None else min(fits, self._most)
+    def _capacity(self, key: ShapeKey, device_bytes: int) -> int:
+        """Returns how many experts of a shape a stack of so many bytes on a device holds."""
+        slots = device_bytes // self._bytes(key, self._parts) * self._parts
+        capacity = slots if self._neutral is None else slots - 1
+        return capacity if self._most_slots is None else min(capacity, self._most_slots)
 
     @property
     def _parts(self) -> int:
+        """Returns how many parts the mesh splits experts into."""
         return 1 if self._mesh is None else self._mesh.shape["expert"]
 
-    def _layout(self, group: ShapeKey, places: int) -> Any:
+    def _shardings(self, key: ShapeKey, slots: int) -> Any:
         if self._mesh is None:
             return None
-        return sharding.shardings(self._mesh, _stack_shapes(group, places, self._dtype), experts=True)
+        return sharding.shardings(self._mesh, _stack_shapes(key, slots, self._dtype), experts=True)
 
-    def _bytes(self, group: ShapeKey, places: int) -> int:
+    def _bytes(self, key: ShapeKey, slots: int) -> int:
         """Returns the bytes of a stack on one device."""
-        leaves = jax.tree.leaves(_stack_shapes(group, places, self._dtype))
+        leaves = jax.tree.leaves(_stack_shapes(key, slots, self._dtype))
         if self._mesh is None:
             return sum(leaf.size for leaf in leaves) * self._dtype.itemsize
-        parts = zip(leaves, jax.tree.leaves(self._layout(group, places)), strict=True)
+        parts = zip(leaves, jax.tree.leaves(self._shardings(key, slots)), strict=True)
         return sum(int(np.prod(to.shard_shape(leaf.shape))) for leaf, to in parts) * self._dtype.itemsize
 
-    def _bring(
+    def _load_into(
         self,
-        group: ShapeKey,
+        key: ShapeKey,
         stack: _Stack,
         name: str,
         description: files.ExpertDescription,
-        wanted: Collection[str],
+        keep: Collection[str],
     ) -> None:
-        """Writes an expert into its place of a stack, or into one that it takes."""
-        checksum, params = self._params(name, description)
-        place = stack.there.pop(name)[0] if name in stack.there else stack.take(wanted)
+        """Writes an expert into its slot of a stack; experts in `keep` keep theirs."""
+        checksum, params = self._load_params(name, description)
+        slot = stack.loaded.pop(name)[0] if name in stack.loaded else stack.free_slot(keep)
         try:
-            stack.params = self._put(stack.params, params, np.int32(place))
+            stack.params = self._put(stack.params, params, np.int32(slot))
         except BaseException:
-            self._stacks.pop(group, None)  # its old arrays were given up
+            self._stacks.pop(key, None)  # its old arrays were donated
             raise
-        stack.there[name] = place, checksum
-        self.written += 1
+        stack.loaded[name] = slot, checksum
+        self.writes += 1
 
-    def _params(self, name: str, description: files.ExpertDescription) -> tuple[str, Params]:
-        """Returns an expert's parameters and checksum, from the host if they are there as the file is now."""
-        kept = self._host.pop(name, None)
-        if kept is not None:
-            self.host_bytes -= _count_bytes(kept[1])
-        if kept is None or kept[0] != description.checksum:
-            now, flat = self._home(name).read(name)
+    def _load_params(self, name: str, description: files.ExpertDescription) -> tuple[str, Params]:
+        """Returns an expert's checksum and parameters, from the host if its file is unchanged."""
+        loaded = self._host.pop(name, None)
+        if loaded is not None:
+            self.host_bytes -= _count_bytes(loaded[1])
+        if loaded is None or loaded[0] != description.checksum:
+            now, flat = self._library_of(name).read_params(name)
             # Another writer may have replaced the expert since it was described.
             compatibility.require_compatible([(description.spec, description.shapes), (now.spec, now.shapes)])
-            self.read += 1
-            kept = now.checksum, paths.unflatten({path: self._cast(value) for path, value in flat.items()})
-        size = _count_bytes(kept[1])
+            self.reads += 1
+            loaded = now.checksum, paths.unflatten({path: self._cast(value) for path, value in flat.items()})
+        size = _count_bytes(loaded[1])
         if size <= self._host_limit:
             while self.host_bytes + size > self._host_limit:
                 self.host_bytes -= _count_bytes(self._host.popitem(last=False)[1][1])
-            self._host[name] = kept
+            self._host[name] = loaded
             self.host_bytes += size
-        return kept
+        return loaded
 
     def _cast(self, value: Array) -> np.ndarray:
         return np.asarray(value).astype(self._dtype, copy=False)
@@ -251,18 +287,18 @@ def _shape_key(described: Mapping[str, files.ExpertDescription]) -> ShapeKey:
     return tuple(sorted((path, tuple(shape)) for path, shape in first.shapes.items()))
 
 
-def _stack_shapes(group: ShapeKey, places: int, dtype: np.dtype) -> dict[str, Any]:
-    return paths.unflatten({path: jax.ShapeDtypeStruct((places, *shape), dtype) for path, shape in group})
+def _stack_shapes(key: ShapeKey, slots: int, dtype: np.dtype) -> dict[str, Any]:
+    return paths.unflatten({path: jax.ShapeDtypeStruct((slots, *shape), dtype) for path, shape in key})
 
 
-def _make_zeros(group: ShapeKey, places: int, dtype: np.dtype) -> dict[str, Any]:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _stack_shapes(group, places, dtype))
+def _make_zeros(key: ShapeKey, slots: int, dtype: np.dtype) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _stack_shapes(key, slots, dtype))
 
 
-def _write_slot(stack: Params, params: Params, place: Array) -> Any:
-    """Returns the stack with an expert's parameters in a place; no device moves what is not its own."""
+def _write_slot(stack: Params, params: Params, slot: Array) -> Any:
+    """Returns the stack with an expert's parameters in a slot; devices exchange no other experts."""
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
-    return sharding.kept(sharding.put_expert(stack, one, place), jax.tree.leaves(stack)[0])
+    return sharding.kept(sharding.put_expert(stack, one, slot), jax.tree.leaves(stack)[0])
 
 
 def _count_bytes(params: Params) -> int:

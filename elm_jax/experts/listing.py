@@ -1,4 +1,4 @@
-"""Listing: what is known of the experts of a run, without reading their parameters."""
+"""Listing: descriptions, sizes and accuracies of the experts of a run, without their parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,35 @@ from elm_jax.session.workspace import Workspace
 
 @dataclass(frozen=True)
 class ExpertSummary:
-    """An expert as it is listed."""
+    """An expert of a run as `elm experts list` and `elm experts show` print it.
 
-    about: ExpertDescription
+    Attributes:
+        description: Its description.
+        size: Its size.
+        has_keys: Whether it has keys.
+        accuracies: Task -> accuracy in [0, 1] and number of rows, as last scored in the run.
+    """
+
+    description: ExpertDescription
     size: ExpertSize
-    keys: bool
-    accuracies: Mapping[str, tuple[float, int]]  # task -> accuracy and rows, as last scored in this run
+    has_keys: bool
+    accuracies: Mapping[str, tuple[float, int]]
 
 
 def summarize_experts(
-    workspace: Workspace, wanted: Sequence[str] | None = None, *, scored: bool = False
+    workspace: Workspace, experts: Sequence[str] | None = None, *, scored: bool = False
 ) -> list[ExpertSummary]:
-    """Returns what is known of experts, all of the library without `wanted`; of scores only with `scored`."""
-    home_of = library_finder(workspace)
+    """Returns summaries of experts of a run.
+
+    Args:
+        workspace: The run's directories.
+        experts: Ids; default: the whole library.
+        scored: Whether accuracies are read.
+    """
+    library_of = library_finder(workspace)
     found = []
-    for expert in Library.open(workspace.library).ids() if wanted is None else wanted:
-        library = home_of(expert)
+    for expert in Library.open(workspace.library).ids() if experts is None else experts:
+        library = library_of(expert)
         (size,) = library.sizes([expert]).values()
         accuracies = read_accuracies(workspace, expert) if scored else {}
         found.append(ExpertSummary(library.describe(expert), size, library.has_keys(expert), accuracies))
@@ -38,10 +51,10 @@ def summarize_experts(
 
 
 def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
-    """Returns task -> accuracy and rows of every task that an expert was scored on in this run.
+    """Returns the accuracy in [0, 1] and the number of rows of every task that an expert was scored on.
 
-    They are what was last scored, of all rows where these were, else of a limited number; an expert that was
-    replaced since has those of the one before.
+    They are the last scores: of all rows if these were scored, else of a limited number. After an expert was
+    replaced they are those of the old one, until the new one is scored.
     """
     found = {}
     name = names.directory_name(expert)
@@ -56,44 +69,44 @@ def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float,
     return found
 
 
-def summary_table(found: Sequence[ExpertSummary], *, scored: bool) -> Table:
-    """Returns experts as a table, a line each."""
+def summary_table(summaries: Sequence[ExpertSummary], *, scored: bool) -> Table:
+    """Returns a table with a line for every expert."""
     header = ("expert", "kind", "steps", "owner", "keys", "parameters", "bytes")
-    told = []
-    for one in found:
-        spec = one.about.spec
-        keys = "yes" if one.keys else "no"
+    rows = []
+    for one in summaries:
+        spec = one.description.spec
+        keys = "yes" if one.has_keys else "no"
         size = f"{one.size.parameters:,}", f"{one.size.bytes:,}"
         accuracies = [accuracy for accuracy, _ in one.accuracies.values()]
         mean = f"{percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
-        own = (spec.id, spec.kind, str(spec.steps), one.about.owner, keys, *size)
-        told.append((*own, mean) if scored else own)
+        own = (spec.id, spec.kind, str(spec.steps), one.description.owner, keys, *size)
+        rows.append((*own, mean) if scored else own)
     caption = "Accuracy: the mean in percent over the tasks scored in this run, and how many they are."
     return Table(
-        f"{len(found)} experts",
+        f"{len(summaries)} experts",
         (*header, "accuracy") if scored else header,
-        tuple(told),
+        tuple(rows),
         caption if scored else "",
     )
 
 
 def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
-    """Returns what is known of one expert, field by field."""
-    spec = one.about.spec
-    told = [
+    """Returns the names and values of all fields of one expert, as text."""
+    spec = one.description.spec
+    fields = [
         ("id", spec.id),
         ("kind", spec.kind),
-        ("owner", one.about.owner),
+        ("owner", one.description.owner),
         ("base", spec.base),
         ("steps", str(spec.steps)),
         ("datasets", ", ".join(spec.datasets)),
         ("parameters", f"{one.size.parameters:,}"),
         ("bytes", f"{one.size.bytes:,}"),
-        ("keys", "yes" if one.keys else "no"),
-        ("checksum", one.about.checksum),
+        ("keys", "yes" if one.has_keys else "no"),
+        ("checksum", one.description.checksum),
     ]
-    told += flat({"recipe": dict(spec.recipe)})
+    fields += flat({"recipe": dict(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
-        told.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
-    return told + [("owns", path) for path in spec.paths]
+        fields.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
+    return fields + [("owns", path) for path in spec.paths]

@@ -1,10 +1,10 @@
-"""Published libraries: how experts lie in a repository of the hub, what is looked at before they are fetched.
+"""Published libraries: the files of a library in a repository of the Hugging Face hub, checked and fetched.
 
     <repository>/README.md  library.json  <dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
 
-A repository holds that and nothing else: a pickle or any other file is refused by name before anything is
-fetched. Then `expert.json` of every wanted expert is read, and refused if the files beside it cannot be what
-it says, by their sizes; only then are these fetched.
+A repository holds nothing else: it is refused if it has a pickle or any other file, before anything is
+fetched. Then `expert.json` of every selected expert is fetched, and refused if the sizes of the other files
+do not match it. Only then are these fetched.
 """
 
 import math
@@ -22,40 +22,41 @@ from elm_jax.experts import files
 CARD_FILE, RECORD_FILE = "README.md", "library.json"
 OTHER_FILES = (CARD_FILE, RECORD_FILE, ".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-MOST_TEXT = 2**26  # bytes of a description
-MOST_KEYS = 2**30  # bytes of an expert's keys
-_HEAD, _HEAD_OF_PATH = 2**16, 2**10  # bytes of a safetensors file beside its numbers
+MAX_TEXT_BYTES = 2**26  # of a description
+MAX_KEYS_BYTES = 2**30  # of an expert's keys
+# Of a safetensors file besides its numbers, once and for every path.
+MAX_HEADER_BYTES, MAX_HEADER_BYTES_PER_PATH = 2**16, 2**10
 
 PATTERNS = tuple(f"*/*/{name}" for name in files.FILE_NAMES)
-"""What the hub's cache must have of a library that is read without a network."""
+"""The files that the hub's cache must have for a library to be read without a network."""
 
 FileSizes = Mapping[str, Mapping[str, int]]
-"""Expert -> file -> bytes."""
+"""Expert -> name of a file -> bytes."""
 
 
-def file_sizes_by_expert(held: hub.Contents) -> dict[str, dict[str, int]]:
+def file_sizes_by_expert(repo: hub.RepositoryFiles) -> dict[str, dict[str, int]]:
     """Returns the experts of a repository with the sizes of their files.
 
     Raises:
-        UserError: If it holds a pickle or another file that is no library's, or an expert lacks a file.
+        UserError: If it holds a pickle or any file that does not belong to a library, or an expert lacks one.
     """
     found: dict[str, dict[str, int]] = {}
-    for name, size in sorted(held.sizes.items()):
+    for name, size in sorted(repo.sizes.items()):
         if name in OTHER_FILES:
             continue
         *home, file = name.split("/")
         if len(home) != 2 or file not in files.FILE_NAMES or not all(map(_is_escaped, home)):
             what = "the pickle" if file.endswith(PICKLES) else "the file"
             raise UserError(
-                f"Expected {', '.join(files.FILE_NAMES)} of experts in {held.repository!r}, got {what} {name!r}. "
-                "Fix: take it out of the repository, or name a library that `elm experts push` wrote."
+                f"Expected {', '.join(files.FILE_NAMES)} of experts in {repo.repository!r}, got {what} "
+                f"{name!r}. Fix: delete it from the repository, or name another library."
             )
         found.setdefault("/".join(map(names.from_directory_name, home)), {})[file] = size
     for expert, sizes in found.items():
         for file in (files.SPEC_FILE, files.PARAMS_FILE):
             if file not in sizes:
                 raise UserError(
-                    f"Expected {file} of expert {expert!r} in {held.repository!r}, got none. Fix: push the "
+                    f"Expected {file} of expert {expert!r} in {repo.repository!r}, got none. Fix: push the "
                     "expert again."
                 )
     return found
@@ -70,11 +71,16 @@ def where(expert: str) -> str:
     return "/".join(map(names.directory_name, names.split_id(expert)))
 
 
-def select_experts(held: hub.Contents, experts: Iterable[str], only: str | None) -> list[str]:
-    """Returns the experts of a repository whose id matches a pattern as file names do; all without one.
+def select_experts(repo: hub.RepositoryFiles, experts: Iterable[str], only: str | None) -> list[str]:
+    """Returns the experts of a repository that a pattern selects.
+
+    Args:
+        repo: The repository.
+        experts: The ids of all its experts.
+        only: An id, or a pattern of ids as in file names; None for all.
 
     Raises:
-        UserError: If there is none.
+        UserError: If it selects none.
     """
     every = sorted(experts)
     found = [expert for expert in every if only is None or expert == only or fnmatchcase(expert, only)]
@@ -82,68 +88,88 @@ def select_experts(held: hub.Contents, experts: Iterable[str], only: str | None)
         what = "an expert" if only is None else f"an expert named {only!r}"
         near = names.near_matches(only or "", every) or every[: names.FEW]
         hint = f"name one of {', '.join(near)}" if near else "name a library that `elm experts push` wrote"
-        raise UserError(f"Expected {what} in {held.repository!r}, got none of {len(every)}. Fix: {hint}.")
+        raise UserError(f"Expected {what} in {repo.repository!r}, got none of {len(every)}. Fix: {hint}.")
     return found
 
 
 def fetch_descriptions(
-    held: hub.Contents, found: FileSizes, experts: Collection[str], *, base: str | None = None
+    repo: hub.RepositoryFiles, file_sizes: FileSizes, experts: Collection[str], *, base: str | None = None
 ) -> dict[str, files.ExpertDescription]:
-    """Fetches `expert.json` of experts and returns what they say.
+    """Fetches and checks the descriptions of experts.
+
+    Args:
+        repo: The repository.
+        file_sizes: The sizes of its files by expert.
+        experts: The ids of the selected experts.
+        base: The fingerprint of the base that they should have; default: any.
 
     Raises:
-        UserError: If one is of another base or of another id, or the files beside it cannot be what it says.
+        UserError: If an expert has another base or another id, or the sizes of its files do not match.
     """
     for expert in experts:
-        _require_size(held, expert, files.SPEC_FILE, found[expert][files.SPEC_FILE], 2, MOST_TEXT)
-        if files.KEYS_FILE in found[expert]:
-            _require_size(held, expert, files.KEYS_FILE, found[expert][files.KEYS_FILE], 8, MOST_KEYS)
-    directory = hub.download(held, [f"{where(expert)}/{files.SPEC_FILE}" for expert in experts])
-    told = {expert: files.read_description(directory / where(expert)) for expert in experts}
-    for expert, description in told.items():
+        _require_size(repo, expert, files.SPEC_FILE, file_sizes[expert][files.SPEC_FILE], 2, MAX_TEXT_BYTES)
+        if files.KEYS_FILE in file_sizes[expert]:
+            _require_size(
+                repo, expert, files.KEYS_FILE, file_sizes[expert][files.KEYS_FILE], 8, MAX_KEYS_BYTES
+            )
+    directory = hub.download_files(
+        repo, [f"{files.relative_directory(expert)}/{files.SPEC_FILE}" for expert in experts]
+    )
+    descriptions = {
+        expert: files.read_description(directory / files.relative_directory(expert)) for expert in experts
+    }
+    for expert, description in descriptions.items():
         if description.spec.id != expert:
             raise UserError(
-                f"Expected expert {expert!r} at {where(expert)!r} of {held.repository!r}, got one that calls "
-                f"itself {description.spec.id!r}. Fix: push it under its own name."
+                f"Expected expert {expert!r} in its directory of {repo.repository!r}, got "
+                f"{description.spec.id!r}. Fix: push it under its own id."
             )
-        if base is not None and description.spec.base != base:
-            raise UserError(files.other_base(description.spec, base))
+        files.require_base(description.spec, base)
         least = _params_bytes(description)
-        most = least + _HEAD + _HEAD_OF_PATH * len(description.shapes)
-        _require_size(held, expert, files.PARAMS_FILE, found[expert][files.PARAMS_FILE], least, most)
-    return told
+        most = least + MAX_HEADER_BYTES + MAX_HEADER_BYTES_PER_PATH * len(description.shapes)
+        _require_size(repo, expert, files.PARAMS_FILE, file_sizes[expert][files.PARAMS_FILE], least, most)
+    return descriptions
 
 
-def fetch_experts(held: hub.Contents, found: FileSizes, experts: Iterable[str]) -> epath.Path:
-    """Returns a directory that has these experts' files, whole as a library's; `describe` comes before."""
-    return hub.download(held, [f"{where(expert)}/{file}" for expert in experts for file in found[expert]])
+def fetch_experts(repo: hub.RepositoryFiles, file_sizes: FileSizes, experts: Iterable[str]) -> epath.Path:
+    """Fetches all files of experts, which `fetch_descriptions` checked; returns the library's directory."""
+    return hub.download_files(
+        repo,
+        [f"{files.relative_directory(expert)}/{file}" for expert in experts for file in file_sizes[expert]],
+    )
 
 
 def fetch_library(address: str) -> epath.Path:
-    """Returns the directory of a whole library at `hf:owner/name` or `hf:owner/name@revision`, fetched.
+    """Fetches the library at `hf:owner/name` or `hf:owner/name@revision`; returns its directory.
 
     Raises:
-        UserError: If the hub or its cache has no such library, or it holds what no library does.
+        UserError: If neither the hub nor its cache has such a library, or it holds other files.
     """
-    held = hub.contents(*hub.address(address), cached=PATTERNS)
-    found = file_sizes_by_expert(held)
-    experts = select_experts(held, found, None)
-    fetch_descriptions(held, found, experts)
-    return fetch_experts(held, found, experts)
+    repo = hub.list_files(*hub.parse_address(address), cached=PATTERNS)
+    found = file_sizes_by_expert(repo)
+    experts = select_experts(repo, found, None)
+    fetch_descriptions(repo, found, experts)
+    return fetch_experts(repo, found, experts)
 
 
-def fetch_record(held: hub.Contents) -> dict[str, Any] | None:
-    """Fetches `library.json` of a repository and returns what it says; None if it has none."""
-    if RECORD_FILE not in held.sizes:
+def fetch_record(repo: hub.RepositoryFiles) -> dict[str, Any] | None:
+    """Fetches `library.json` of a repository; None if it has none.
+
+    Raises:
+        UserError: If it is too large or has another form.
+    """
+    if RECORD_FILE not in repo.sizes:
         return None
-    _require_size(held, None, RECORD_FILE, held.sizes[RECORD_FILE], 2, MOST_TEXT)
-    told = storage.read_json(hub.download(held, [RECORD_FILE]) / RECORD_FILE, what="A library's record")
-    if not isinstance(told.get("base"), str) or not isinstance(told.get("scores"), dict):
+    _require_size(repo, None, RECORD_FILE, repo.sizes[RECORD_FILE], 2, MAX_TEXT_BYTES)
+    record = storage.read_json(
+        hub.download_files(repo, [RECORD_FILE]) / RECORD_FILE, what="A library's record"
+    )
+    if not isinstance(record.get("base"), str) or not isinstance(record.get("scores"), dict):
         raise UserError(
-            f"Expected base and scores in {RECORD_FILE} of {held.repository!r}, got another form. Fix: take the "
-            "file out of the repository, and push again."
+            f"Expected base and scores in {RECORD_FILE} of {repo.repository!r}, got another form. Fix: "
+            "delete the file from the repository, and push again."
         )
-    return told
+    return record
 
 
 def _is_escaped(name: str) -> bool:
@@ -151,7 +177,7 @@ def _is_escaped(name: str) -> bool:
 
 
 def _params_bytes(description: files.ExpertDescription) -> int:
-    """Returns the bytes of all parameters of an expert, by what its description says."""
+    """Returns the bytes of all parameters of an expert, by its description."""
     try:
         return sum(
             math.prod(map(int, shape)) * np.dtype(description.dtypes[path]).itemsize
@@ -165,11 +191,11 @@ def _params_bytes(description: files.ExpertDescription) -> int:
 
 
 def _require_size(
-    held: hub.Contents, expert: str | None, file: str, size: int, least: int, most: int
+    repo: hub.RepositoryFiles, expert: str | None, file: str, size: int, least: int, most: int
 ) -> None:
     if not least <= size <= most:
         of = f" of expert {expert!r}" if expert else ""
         raise UserError(
-            f"Expected {least:,} to {most:,} bytes of {file}{of} in {held.repository!r}, got {size:,}. Fix: "
+            f"Expected {least:,} to {most:,} bytes of {file}{of} in {repo.repository!r}, got {size:,}. Fix: "
             "push it again from a library that `elm experts verify` finds sound."
         )

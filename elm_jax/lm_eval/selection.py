@@ -83,7 +83,7 @@ def select(
     several = "experts" in inspect.signature(router.route).parameters
     options: dict[str, Any] = {"experts": routing.experts} if several else {}
     if "params" in router.reads:
-        options["params"] = library.load(keys.experts, base=run.base.fingerprint)
+        options["params"] = library.load_stack(keys.experts, base=run.base.fingerprint)
     found = router.route(queries, keys, exclude=routing.exclude, **options)
     assert isinstance(found, Selection)
     if by_row:

@@ -80,7 +80,7 @@ def merge(
     home_of = library_finder(run.workspace)
     merged = merger.merge(
         method,
-        [home_of(expert).expert(expert, base=run.base.fingerprint) for expert in experts],
+        [home_of(expert).load_expert(expert, base=run.base.fingerprint) for expert in experts],
         weights=weights,
         base=run.base.params,
         statistics=statistics,

@@ -55,7 +55,7 @@ def tree(run: Run, gated: Gated) -> Params:
     Raises a UserError if the experts are no LoRA of one shape, or if what the router reads is not there.
     """
     library = Library.open(run.workspace.library)
-    stacked = library.load(gated.experts, base=run.base.fingerprint)
+    stacked = library.load_stack(gated.experts, base=run.base.fingerprint)
     chosen = table.find(gated.router)
     read: dict[str, Any] = {"params": stacked} if "params" in chosen.reads else {}
     if "activations" in chosen.reads:

@@ -73,7 +73,7 @@ def index(
     chosen = _over_padding(run, named) if padded else opened(run, named)
     lacking = [expert for expert in wanted if rebuild or not library.has_keys(expert)]
     for expert in [] if rebuild else [expert for expert in wanted if expert not in lacking]:
-        came = library.keys(expert).embedder
+        came = library.load_keys(expert).embedder
         if came != chosen.name:
             raise UserError(
                 f"Keys of {chosen.name!r} are wanted, which {named!r} is, but {expert!r} has keys of "

@@ -73,7 +73,9 @@ class Desk:
     def params(self, index: Index) -> Params:
         """Returns the parameters of an index's experts, stacked."""
         if index.experts not in self._stacked:
-            self._stacked[index.experts] = self.library.load(index.experts, base=self.run.base.fingerprint)
+            self._stacked[index.experts] = self.library.load_stack(
+                index.experts, base=self.run.base.fingerprint
+            )
         return self._stacked[index.experts]
 
     def index(self, router: table.Router) -> Index:

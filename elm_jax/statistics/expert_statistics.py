@@ -138,7 +138,7 @@ def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], co
     file = _file(run.workspace, expert, what)
     kept = _read(file, stamp)
     if kept is None:
-        kept = compute(library.expert(expert, base=run.base.fingerprint), found)
+        kept = compute(library.load_expert(expert, base=run.base.fingerprint), found)
         about = json.dumps({"stamp": stamp, "checksum": storage.array_fingerprint(kept)}).encode()
         storage.write_arrays(file, {**kept, "about": np.frombuffer(about, np.uint8)})
     return kept

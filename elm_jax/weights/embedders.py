@@ -74,8 +74,8 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     where = storage.path(path_or_name)
     if text and where.is_dir():
         return where
-    if text.startswith(hub.HUB):
-        repository, revision = hub.address(text)
+    if text.startswith(hub.HUB_PREFIX):
+        repository, revision = hub.parse_address(text)
         return fetch(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
@@ -92,7 +92,7 @@ def fetch(repository: str, *, pooling: str | None = None, revision: str | None =
     lacking, why = [*_LAYOUT], "offline mode is on"
     for weights in (None, *_WEIGHTS):
         patterns = None if weights is None else [*_DESCRIBING, *weights]
-        directory, failed = hub.snapshot(repository, patterns, revision)
+        directory, failed = hub.download_snapshot(repository, patterns, revision)
         if directory is None and weights is not None:
             why = failed
             break

@@ -122,7 +122,7 @@ def test_one_expert_is_shown_with_its_recipe_and_where_it_scored(runs, elm_says)
 
 def test_who_made_an_expert_goes_with_it_and_is_unknown_where_nothing_tells(runs, elm_says, base):
     library = Library.open(runs / "one" / "library")
-    library.add(library.expert("a/b"), replace=True, owner="ada")
+    library.add(library.load_expert("a/b"), replace=True, owner="ada")
     elm_says("export", "a/b", runs / "out", "--run", runs / "one")
     elm_says("add", runs / "out", "--run", runs / "two")
     other = Library.open(runs / "two" / "library")
@@ -137,7 +137,7 @@ def test_who_made_an_expert_goes_with_it_and_is_unknown_where_nothing_tells(runs
 
 def test_merged_experts_are_listed_shown_exported_and_removed_too(runs, elm_says):
     run = runs / "one"
-    expert = Library.open(run / "library").expert("a/b")
+    expert = Library.open(run / "library").load_expert("a/b")
     composites = Library.open(run / "composites", create=True)
     composites.add(replace(expert, spec=replace(expert.spec, id="merged/x")))
     assert [one["id"] for one in json.loads(elm_says("list", "--run", run, "--json")[1])] == ["a/b"]
@@ -152,7 +152,7 @@ def test_merged_experts_are_listed_shown_exported_and_removed_too(runs, elm_says
 def test_of_two_with_one_id_the_librarys_is_removed_and_the_other_told_of(runs, elm_says):
     run = runs / "one"
     library, composites = Library.open(run / "library"), Library.open(run / "composites", create=True)
-    composites.add(library.expert("a/b"))
+    composites.add(library.load_expert("a/b"))
     code, said, _ = elm_says("remove", "a/b", "--run", run)
     assert (code, said) == (
         0,

@@ -107,7 +107,7 @@ def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, wanted, finish
 
 def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finished):
     task = specs[0].id
-    tree = Library.open(run.workspace.library).expert(EXPERTS[0]).params
+    tree = Library.open(run.workspace.library).load_expert(EXPERTS[0]).params
     prompts = list(
         task_rows.prepare(task_rows.examples(specs[0], run.source), run.pieces, run.lengths).inputs
     )

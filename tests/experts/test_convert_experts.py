@@ -59,13 +59,13 @@ def library(model, tmp_path):
     for kind in KINDS:
         for number in (1, 2):
             made.add(expert(kind, model, f"{kind}/{number}"))
-    pair = [made.expert(f"lora/{number}") for number in (1, 2)]
+    pair = [made.load_expert(f"lora/{number}") for number in (1, 2)]
     made.add(merger.merge("concatenate", pair, base=model.params, id="lora/merged"))
     return tmp_path
 
 
 def ours(model, where, name):
-    tree = Library.open(where / "library").expert(name)
+    tree = Library.open(where / "library").load_expert(name)
     return score_choices(model, PROMPTS, CHOICES, tree)
 
 
@@ -215,7 +215,7 @@ def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, li
     assert told["config"]["non_linearity"] == "gelu_new"
     assert 8 // told["config"]["reduction_factor"] == 3
     normed = load.read(library / "out" / "base")
-    tree = Library.open(library / "library").expert("bottleneck/1").params
+    tree = Library.open(library / "library").load_expert("bottleneck/1").params
     own = paths.flatten(tree)["encoder/encoder_norm/scale"]
     np.testing.assert_array_equal(normed.params["encoder"]["encoder_norm"]["scale"], own)
 

@@ -74,7 +74,7 @@ def test_the_names_in_a_checkpoint_tell_the_kind_of_its_expert(
 ):
     made = import_export.import_expert(trained[kind] / where, id="dream/baseline", run=run.root)
     assert (made.kind, made.steps, made.datasets) == (kind, 30, ("dream",))
-    found = Library.open(run.library).expert("dream/baseline", base=model.fingerprint)
+    found = Library.open(run.library).load_expert("dream/baseline", base=model.fingerprint)
     assert found.spec == made
     assert bits(found.params) == bits(trees[kind])
 
@@ -84,13 +84,13 @@ def test_an_earlier_checkpoint_is_another_expert_with_its_own_step(trained, run)
         trained["lora"] / "checkpoint_3", id="a/b", run=run.root, kind="lora", datasets=["a", "c"]
     )
     assert (made.steps, made.datasets) == (3, ("a", "c"))
-    found = Library.open(run.library).expert("a/b")
+    found = Library.open(run.library).load_expert("a/b")
     assert not any(value.any() for value in paths.flatten(found.params).values())
 
 
 def test_an_expert_that_is_there_is_replaced_only_when_asked(trained, run):
     first = import_export.import_expert(trained["lora"], id="a/b", run=run.root)
-    with pytest.raises(UserError, match="should have no expert 'a/b' yet"):
+    with pytest.raises(UserError, match="no expert 'a/b' in"):
         import_export.import_expert(trained["ia3"], id="a/b", run=run.root)
     assert Library.open(run.library).spec("a/b") == first
     import_export.import_expert(trained["ia3"], id="a/b", run=run.root, replace=True)
@@ -100,7 +100,7 @@ def test_an_expert_that_is_there_is_replaced_only_when_asked(trained, run):
 def test_an_adapter_of_peft_goes_into_a_library(trees, run, tmp_path):
     peft.save(storage.writable_directory(tmp_path / "adapter"), "lora", trees["lora"])
     assert import_export.import_expert(tmp_path / "adapter", id="a/b", run=run.root).kind == "lora"
-    assert bits(Library.open(run.library).expert("a/b").params) == bits(trees["lora"])
+    assert bits(Library.open(run.library).load_expert("a/b").params) == bits(trees["lora"])
 
 
 @pytest.fixture
@@ -119,13 +119,13 @@ def test_an_exported_expert_is_the_same_in_another_library(exported, run, model,
     import_export.import_expert(exported, run=other.root)
     there, here = Library.open(other.library), Library.open(run.library)
     assert there.spec("a/b c") == here.spec("a/b c")
-    assert bits(there.expert("a/b c").params) == bits(here.expert("a/b c").params)
-    assert there.keys("a/b c").texts == ("a text",)
+    assert bits(there.load_expert("a/b c").params) == bits(here.load_expert("a/b c").params)
+    assert there.load_keys("a/b c").texts == ("a text",)
     assert there.verify(base=model.fingerprint) == []
 
 
 def test_an_exported_expert_keeps_its_id(exported, run):
-    with pytest.raises(UserError, match=r"is 'a/b c'; it cannot become 'x/y'"):
+    with pytest.raises(UserError, match="'a/b c'.*got 'x/y'"):
         import_export.import_expert(exported, id="x/y", run=run.root, replace=True)
 
 
@@ -135,13 +135,13 @@ def test_a_damaged_expert_is_refused(exported, run):
     changed[-1] ^= 1
     file.write_bytes(changed)
     Library.open(run.library).remove("a/b c")
-    with pytest.raises(UserError, match=r"not as they were written \(checksum\)"):
+    with pytest.raises(UserError, match=files.PARAMS_FILE):
         import_export.import_expert(exported, run=run.root)
     assert Library.open(run.library).ids() == ()
 
 
 def test_nothing_is_exported_over_what_is_there(exported, run):
-    with pytest.raises(UserError, match="A new directory is wanted"):
+    with pytest.raises(UserError, match="/out'"):
         import_export.export_expert("a/b c", exported, run=run.root)
     with pytest.raises(UserError, match="Did you mean 'a/b c'"):
         import_export.export_expert("a/bc", exported.parent / "elsewhere", run=run.root)
@@ -150,7 +150,7 @@ def test_nothing_is_exported_over_what_is_there(exported, run):
 def test_an_expert_of_another_base_is_refused(exported, trained, model, tmp_path):
     other = Workspace.open(tmp_path / "other", create=True)
     elm.save(other.base, bases.of(model.config, jax.tree.map(lambda leaf: leaf + 1, dict(model.params))))
-    with pytest.raises(UserError, match=f"'a/b c' was trained on base {model.fingerprint!r}"):
+    with pytest.raises(UserError, match=f"'a/b c'.*{model.fingerprint!r}"):
         import_export.import_expert(exported, run=other.root)
     with pytest.raises(UserError, match="otherwise than the base"):
         import_export.import_expert(trained["lora"], id="a/b", run=other.root)
@@ -158,7 +158,7 @@ def test_an_expert_of_another_base_is_refused(exported, trained, model, tmp_path
 
 
 def test_what_is_no_expert_is_one_sentence(run, tmp_path, trained):
-    with pytest.raises(UserError, match="needs an id: --id DATASET/PROMPT"):
+    with pytest.raises(UserError, match="--id DATASET/PROMPT"):
         import_export.import_expert(trained["lora"], run=run.root)
     with pytest.raises(UserError, match="no directory is there"):
         import_export.import_expert(tmp_path / "none", id="a/b", run=run.root)
@@ -168,5 +168,5 @@ def test_what_is_no_expert_is_one_sentence(run, tmp_path, trained):
 
 def test_parameters_of_no_known_kind_are_named(model):
     found = {**paths.unstack_layers(paths.flatten(model.params)), "encoder/layers_0/prefix": 0}
-    with pytest.raises(UserError, match="'encoder/layers/prefix' came"):
+    with pytest.raises(UserError, match="'encoder/layers/prefix'"):
         import_export.infer_kind(found, model)

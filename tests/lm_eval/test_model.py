@@ -186,7 +186,7 @@ def scores_of(samples):
 def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
     expert = ids[0]
     _, found, samples = evaluate(run, folder, ["copa", "storycloze"], expert=expert)
-    loaded = Library.open(run.workspace.library).expert(expert)
+    loaded = Library.open(run.workspace.library).load_expert(expert)
     for task, rows in (("local_copa", COPA), ("local_storycloze", STORIES)):
         assert 0 <= found[task]["acc,none"] <= 1
         assert len(samples[task]) == len(rows)
@@ -202,7 +202,7 @@ def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
 
 def test_the_base_and_a_full_expert_score_with_their_own_weights(run, folder):
     composites = Library.open(run.workspace.composites)
-    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.expert("other/full"))):
+    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.load_expert("other/full"))):
         _, _, samples = evaluate(run, folder, ["copa"], **arguments)
         wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), owned)
         np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
@@ -213,7 +213,7 @@ def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
     _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.pieces.encode(text), run.pieces.eos] for text in contexts]
-    stack = Library.open(run.workspace.library).load([expert])
+    stack = Library.open(run.workspace.library).load_stack([expert])
     written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
     texts = [run.pieces.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
@@ -264,7 +264,7 @@ def test_a_router_chooses_for_every_task_by_its_own_contexts(run, folder, ids):
         wanted = score_choices(
             run.base,
             *arrays(run, *requests_of(samples[task])),
-            Library.open(run.workspace.library).expert(expert),
+            Library.open(run.workspace.library).load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
 
@@ -283,7 +283,7 @@ def test_several_experts_are_averaged(run, folder, ids):
     wanted = score_choices(
         run.base,
         *arrays(run, *requests_of(samples["local_copa"])),
-        Library.open(run.workspace.composites).expert(expert),
+        Library.open(run.workspace.composites).load_expert(expert),
     )
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
@@ -296,7 +296,9 @@ def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
     assert len(chosen) == len(COPA)
     for row, expert in enumerate(chosen):
         wanted = score_choices(
-            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.expert(expert)
+            run.base,
+            *arrays(run, contexts[row : row + 1], choices[row : row + 1]),
+            library.load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
@@ -344,7 +346,7 @@ def test_an_expert_of_no_numbers_is_named(run):
     from elm_jax.lm_eval import model
 
     composites = Library.open(run.workspace.composites)
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.expert("other/full").params))
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.load_expert("other/full").params))
     spec = composites.spec("other/full")
     composites.add(Expert(ExpertSpec("other/broken", "full", spec.base, spec.paths, ("other",), 5), broken))
     try:
@@ -397,7 +399,7 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
 
     spec = task_selection.choose([EXPERTS[0]], run.source)[0]
     rows = task_rows.rows(task_rows.examples(spec, run.source), run.pieces, run.lengths, task=spec.id)
-    stack = Library.open(run.workspace.library).load([ids[0]])
+    stack = Library.open(run.workspace.library).load_stack([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
     pairs = [(each.input, choice) for each in task_rows.examples(spec, run.source) for choice in each.choices]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.experts import compatibility
 from elm_jax.merging.merger import merge
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
@@ -140,14 +139,10 @@ def test_experts_that_do_not_fit_are_refused_by_name(other, said):
 def test_a_path_that_one_expert_lacks_is_named():
     spec = replace(TWO.spec, paths=(DOWN,))
     lacking = Expert(spec, paths.unflatten({DOWN: np.ones((1, 2, 1), np.float32)}))
-    with pytest.raises(UserError, match=f"'b/p' holds no {SCALE} where 'a/p' holds {SCALE} as"):
+    with pytest.raises(UserError, match=f"{SCALE} as .*'a/p', got absent in 'b/p'"):
         average([ONE, lacking])
 
 
 def test_no_expert_makes_no_mean():
-    with pytest.raises(UserError, match="At least one expert is wanted"):
+    with pytest.raises(UserError, match="at least one expert"):
         average([])
-
-
-def test_shapes_go_by_the_same_paths_as_everywhere():
-    assert list(compatibility.shapes_by_path(ONE.params)) == list(paths.flatten(ONE.params))

@@ -68,7 +68,7 @@ def merge(prepared, capsys):
 
 
 def flat(library, name):
-    return paths.flatten(library.expert(name).params)
+    return paths.flatten(library.load_expert(name).params)
 
 
 def test_experts_are_averaged_into_a_composite_that_no_router_finds(prepared, merge):
@@ -151,14 +151,14 @@ def test_a_composite_can_be_merged_again(prepared, merge):
         (["one/lora", "two/lora", "--option", "method=ties"], "An option as density=0.3 is wanted"),
         (["one/lora", "two/lora", "--weights", "1,x"], "'x' came"),
         (["one/lora", "two/lora", "--weights", "1"], "1 came for 2 experts"),
-        (["one/lora", "two/full"], "'one/lora' has kind 'lora' and 'two/full' has 'full'"),
+        (["one/lora", "two/full"], "'lora' of 'one/lora' and 'full' of 'two/full'"),
         (["one/bottleneck", "two/bottleneck", "--method", "ties"], "Use average or concatenate."),
         (
             ["one/lora", "two/lora", "--method", "fisher"],
             "The training rows of expert 'one/lora' are wanted. No task",
         ),
         (["one/lora", "two/lora", "--id", "both"], "'both' came"),
-        ([], "At least one expert is wanted"),
+        ([], "at least one expert"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_one_sentence_before_any_weight_is_read(

@@ -62,9 +62,9 @@ def library_of(run):
 def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
     written = runs.index(run, size=3)
     assert sorted(written) == sorted(library_of(run).ids())
-    keys = library_of(run).keys(written[0])
-    assert key_texts.embedder == f"t5-encoder-mean/{BASE}"
-    assert key_texts.vectors.shape == (3, config.emb_dim)
+    keys = library_of(run).load_keys(written[0])
+    assert keys.embedder == f"t5-encoder-mean/{BASE}"
+    assert keys.vectors.shape == (3, config.emb_dim)
     assert runs.index(run, size=3) == []
     assert not (run.workspace.root / runs.REMEMBERED).exists()
 
@@ -91,7 +91,7 @@ def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch
 
     monkeypatch.setattr(runs, "_keys", counted)
     assert runs.index(run, size=3) == [task.id]
-    assert tuple(embedded) == library.keys(task.id).texts
+    assert tuple(embedded) == library.load_keys(task.id).texts
     assert len(embedded) == 3
     assert {
         expert: (library.root / swapped(expert) / files.KEYS_FILE).read_bytes() for expert in before
@@ -114,14 +114,14 @@ def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
         for task in tasks
         for example in key_texts.sample_examples(task_rows.examples(task, run.source), 2, run.source.seed)
     ]
-    assert list(library.keys(spec.id).texts) == wanted
+    assert list(library.load_keys(spec.id).texts) == wanted
 
 
 def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alone(run, config, base):
     first = library_of(run).ids()[0]
-    (plain,) = runs.index(run, size=1, experts=[first]) and [library_of(run).keys(first)]
+    (plain,) = runs.index(run, size=1, experts=[first]) and [library_of(run).load_keys(first)]
     runs.index(run, size=1, rebuild=True, padded=True)
-    found = library_of(run).keys(first)
+    found = library_of(run).load_keys(first)
     assert found.texts == plain.texts
     tokens = np.zeros((1, 256), np.int32)
     ids = task_rows.tokens(found.texts, run.pieces, 256)[0]
@@ -140,10 +140,10 @@ def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encode
     first, *others = library.ids()
     assert runs.index(run, size=3, experts=[first], embedder=str(encoder)) == [first]
     assert runs.index(run, size=3) == others
-    names = {library.keys(expert).embedder for expert in library.ids()}
+    names = {library.load_keys(expert).embedder for expert in library.ids()}
     assert len(names) == 1
     assert names.pop().startswith("bert-mean/")
-    assert library.keys(first).vectors.shape == (3, 8)
+    assert library.load_keys(first).vectors.shape == (3, 8)
     (selection,) = route.route(run, task_selection.choose(["mini_size_suitcase"])[:1], queries=4)
     assert sum(selection.votes.values()) == 4
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_asked_is_refused(opened, router, options, said):
 def test_a_gate_made_of_the_library_fits_its_stack(opened):
     library = Library.open(opened.workspace.library)
     found = key_index.build_index(library)
-    stacked = library.load(found.experts)
+    stacked = library.load_stack(found.experts)
     asked = runs.ask(opened, specs(opened)[0], found, 2)
     gate = table.find("arrow").route(asked, found, params=stacked, k=1, exclude=found.datasets[0])
     tree = gating.gated(stacked, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed)

@@ -283,7 +283,7 @@ def flags_of(base, steps):
 
 def experts(root):
     library = Library.open(root / "prompt_experts" / "library")
-    return {name: paths.flatten(library.expert(name).params) for name in library.ids()}
+    return {name: paths.flatten(library.load_expert(name).params) for name in library.ids()}
 
 
 @pytest.mark.slow

@@ -77,13 +77,16 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
     wanted = merge.plan(run.workspace, [first, second], method).reads
     given = [
         expert_statistics.METHODS[method](
-            run.base.config, run.base.params, library.expert(expert), *rows_of(run, expert, ROWS), wanted
+            run.base.config, run.base.params, library.load_expert(expert), *rows_of(run, expert, ROWS), wanted
         )
         for expert in (first, second)
     ]
     assert [{path: value.shape for path, value in own.items()} for own in given] == [dict(wanted)] * 2
     by_hand = merger.merge(
-        method, [library.expert(first), library.expert(second)], base=run.base.params, statistics=given
+        method,
+        [library.load_expert(first), library.load_expert(second)],
+        base=run.base.params,
+        statistics=given,
     )
     assert made.spec == by_hand.spec
     for path, value in paths.flatten(by_hand.params).items():
@@ -104,7 +107,7 @@ def test_what_was_computed_is_kept_until_expert_or_rows_change(run, monkeypatch)
     assert computed == [first, second]
     assert made[0].spec == made[1].spec
     library = Library.open(run.workspace.library)
-    other = library.expert(second)
+    other = library.load_expert(second)
     library.add(Expert(other.spec, jax.tree.map(lambda leaf: 2 * leaf, other.params)), replace=True)
     merge.merge(run, [first, second], "fisher", rows=ROWS)
     assert computed[2:] == [second]

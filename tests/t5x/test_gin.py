@@ -181,7 +181,7 @@ def lines(file):
 def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "EVAL_OUTPUT_DIR": "evaluated"}
     ran(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
     plain = ours(place, base, ex.neutral(expert.params, base.params))
     for name, (wanted, accuracy) in ours(place, base, expert.params).items():
         home = place / "evaluated" / "inference_eval"
@@ -195,7 +195,7 @@ def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, pla
 def test_t5x_infers_the_same_scores(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "INFER_OUTPUT_DIR": "inferred"}
     ran(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
     name = seqio_tasks.seqio_names([specs.find_task(TASK)])[TASK]
     (file,) = (place / "inferred").glob("*-score.jsonl-00000-of-00001")
     wanted, _ = ours(place, base, expert.params)[name]
@@ -214,7 +214,7 @@ def of_dataset(place):
 def test_a_dataset_expert_is_a_whole_model_that_t5x_trained_and_can_write_with(of_dataset, place, base):
     spec = import_export.import_expert(of_dataset, id=f"{DATASET}/all", run=place / "run")
     assert (spec.kind, spec.steps) == ("full", 2 * PERIOD)
-    expert = Library.open(place / "run" / "library").expert(spec.id, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(spec.id, base=base.fingerprint)
     before = paths.flatten(base.params)
     for path, value in paths.flatten(expert.params).items():
         # Adafactor moves a parameter by no more than its rate a step, in the mean over its values.

@@ -89,7 +89,7 @@ def ended(processes):
 
 def experts(root):
     library = Library.open(root / "library")
-    return {name: paths.flatten(library.expert(name).params) for name in library.ids()}
+    return {name: paths.flatten(library.load_expert(name).params) for name in library.ids()}
 
 
 def losses(root):
