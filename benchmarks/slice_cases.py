@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import t5x_step
 from elm_jax.aot.program import Program
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, TrainingWork, Work
 from elm_jax.scoring import buckets
@@ -71,7 +71,7 @@ def cases() -> list[Case]:
             "group_32/v4-8", "32 prompt experts, 12 x (512 + 64)", "v4-8", {"expert": 4}, 32, (48, 512, 64, 4)
         ),
     ]
-    config, shape = size("xl", dtype="bfloat16"), buckets.Shape(256, 64, 64)
+    config, shape = find_config("xl", dtype="bfloat16"), buckets.Shape(256, 64, 64)
     what = "scoring, 24 prompts of 256, 4 choices of 16"
     work: Work = ScoringWork("score", config, "stack", shape, 24, experts=38)
     scoring = _case("scoring/v5e-1", f"{what}, 38 experts", "v5e-1", work, 24 * (256 + 64))
@@ -133,7 +133,7 @@ def _training(
     """Returns a step: the gradient of one batch, and the move of the experts."""
     rows, batch = mesh.get("fsdp", 1) * mesh.get("expert", 1), Shape(*shape)
     work = TrainingWork(
-        size("xl", dtype="bfloat16", dropout_rate=0.1),
+        find_config("xl", dtype="bfloat16", dropout_rate=0.1),
         Plan(places=places, **plan),
         Layout(places, mesh.get("expert", 1), rows),
         batch,

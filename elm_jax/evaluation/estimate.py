@@ -169,13 +169,13 @@ def _tokens(rows: Sequence[Row], longest: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_base(run: Run, prompts: np.ndarray, nodes: np.ndarray) -> float:
     """Returns the FLOPs of the network forward, a third of what training all of it costs."""
-    seen = flops.Attended(
+    seen = flops.AttentionSpans(
         float(prompts @ prompts / max(1, prompts.sum())),
         float(nodes @ nodes / max(1, nodes.sum())),
         float(prompts @ nodes / max(1, nodes.sum())) if len(nodes) else 0.0,
     )
-    cost = flops.cost(run.base.config, "full", run.base.params, {}, seen)
-    return cost.of(int(prompts.sum()), int(nodes.sum())) / 3
+    cost = flops.training_flops(run.base.config, "full", run.base.params, {}, seen)
+    return cost.total(int(prompts.sum()), int(nodes.sum())) / 3
 
 
 def _own(run: Run, expert: ExpertDescription, prompts: np.ndarray, nodes: np.ndarray) -> float:
@@ -183,8 +183,11 @@ def _own(run: Run, expert: ExpertDescription, prompts: np.ndarray, nodes: np.nda
     if expert.spec.kind == "full":
         return 0.0
     shapes = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in expert.shapes.items()}
-    costs = [flops.cost(run.base.config, expert.spec.kind, run.base.params, tree) for tree in (shapes, {})]
-    spent = [cost.of(int(prompts.sum()), int(nodes.sum())) for cost in costs]
+    costs = [
+        flops.training_flops(run.base.config, expert.spec.kind, run.base.params, tree)
+        for tree in (shapes, {})
+    ]
+    spent = [cost.total(int(prompts.sum()), int(nodes.sum())) for cost in costs]
     return (spent[0] - spent[1]) / 3
 
 

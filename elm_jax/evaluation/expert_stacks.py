@@ -14,7 +14,7 @@ from elm_jax.experts.expert_cache import NEUTRAL_SLOT, ExpertCache
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE, library_finder
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
 from elm_jax.records import Params
 from elm_jax.routing import gates
@@ -60,7 +60,7 @@ def stacks(
         if group[0][1].spec.kind == "full":
             for name in members:
                 owned = home_of(name).load_expert(name, base=run.base.fingerprint).params
-                yield Stack({name: 0}, *ex.place("full", run.base.params, owned))
+                yield Stack({name: 0}, *ex.split_base_and_expert("full", run.base.params, owned))
             continue
         cache = _expert_cache(run, members, home_of, at_once)
         for chunk, params, places in cache.load_chunks(list(members)):

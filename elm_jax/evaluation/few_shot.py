@@ -16,7 +16,7 @@ from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Params, PromptedExample, TaskSpec
 from elm_jax.routing import gates, lorahub
@@ -81,7 +81,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
     kind = library.spec(experts[0]).kind
 
     def loss(weights: Mapping[str, float]) -> float:
-        params, owned = ex.place(kind, run.base.params, weighed(weights))
+        params, owned = ex.split_base_and_expert(kind, run.base.params, weighed(weights))
         scores = engine.score_rows(run.base.config, params, rows, owned, shapes=shapes, stacked=False)
         return -float(sum(score[0] for score in scores)) / count
 
@@ -112,7 +112,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
 
 def _weighed(stack: Params, base: Params, weights: np.ndarray) -> Params:
     """Returns what changes nothing, plus the weighted sum of how far each expert is from that."""
-    nothing = ex.neutral(jax.tree.map(lambda leaf: np.asarray(leaf[0]), stack), base)
+    nothing = ex.make_neutral_expert(jax.tree.map(lambda leaf: np.asarray(leaf[0]), stack), base)
     flat, still = paths.flatten(stack), paths.flatten(nothing)
     return paths.unflatten({path: _sum(flat[path], still[path], weights) for path in flat})
 

@@ -20,7 +20,7 @@ from elm_jax.axes import Array
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility, files
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths, sharding
 from elm_jax.records import Params
 
@@ -212,7 +212,7 @@ class ExpertCache:
         stack = _Stack(made, slots, first, self._bytes(key, slots))
         if self._neutral is not None:
             nothing = paths.unflatten({path: np.zeros(shape, self._dtype) for path, shape in key})
-            params = jax.tree.map(self._cast, ex.neutral(nothing, self._neutral))
+            params = jax.tree.map(self._cast, ex.make_neutral_expert(nothing, self._neutral))
             stack.params = self._put(stack.params, params, np.int32(NEUTRAL_SLOT))
         return stack
 
@@ -230,7 +230,7 @@ class ExpertCache:
     def _shardings(self, key: ShapeKey, slots: int) -> Any:
         if self._mesh is None:
             return None
-        return sharding.shardings(self._mesh, _stack_shapes(key, slots, self._dtype), experts=True)
+        return sharding.param_shardings(self._mesh, _stack_shapes(key, slots, self._dtype), experts=True)
 
     def _bytes(self, key: ShapeKey, slots: int) -> int:
         """Returns the bytes of a stack on one device."""
@@ -298,7 +298,7 @@ def _make_zeros(key: ShapeKey, slots: int, dtype: np.dtype) -> dict[str, Any]:
 def _write_slot(stack: Params, params: Params, slot: Array) -> Any:
     """Returns the stack with an expert's parameters in a slot; devices exchange no other experts."""
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
-    return sharding.kept(sharding.put_expert(stack, one, slot), jax.tree.leaves(stack)[0])
+    return sharding.constrain_sharding_like(sharding.put_expert(stack, one, slot), jax.tree.leaves(stack)[0])
 
 
 def _count_bytes(params: Params) -> int:

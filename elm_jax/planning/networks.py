@@ -6,7 +6,7 @@ from typing import Any
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import SIZES, T5Config
-from elm_jax.models.sizes import size as size_named
+from elm_jax.models.sizes import find_config as size_named
 from elm_jax.weights import known, load
 from elm_jax.weights.base import dtype_name
 

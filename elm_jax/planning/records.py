@@ -87,6 +87,6 @@ def mesh_sizes(of: Slice, asked: Mapping[str, int]) -> dict[str, int]:
     """Returns the sizes of all axes of a mesh; `data` has what is left."""
     rest = 1 if -1 in asked.values() else -1
     ones = dict.fromkeys(meshes.AXES, 1)
-    found = ones | meshes.fitted(of.devices, **(ones | {"data": rest} | dict(asked)))
-    meshes.between_slices(found, of.slices)
+    found = ones | meshes.resolve_sizes(of.devices, **(ones | {"data": rest} | dict(asked)))
+    meshes.slices_per_axis(found, of.slices)
     return found

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from elm_jax.aot.program import Program
-from elm_jax.models import flops, gating, meshes, minilm, paths, shapes
-from elm_jax.models.flops import Attended
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models import bert_encoder, flops, gating, meshes, paths, shapes
+from elm_jax.models.bert_encoder import BertConfig
+from elm_jax.models.flops import AttentionSpans
 from elm_jax.models.sizes import T5Config
 from elm_jax.routing.embedding import embed_program
 from elm_jax.routing.search import search_program
@@ -57,12 +57,12 @@ class TrainingWork:
         shape, config, kind = self.shape, self.network, self.plan.kind
         base = shapes.base_shapes(config)
         expert = shapes.expert_shapes(config, kind, self.plan.options)
-        seen = Attended(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
+        seen = AttentionSpans(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
         if program == "gather":
-            cost = flops.cost(config, kind, base, expert, seen)
+            cost = flops.training_flops(config, kind, base, expert, seen)
         else:
-            cost = flops.forward_cost(config, base, {} if kind == "full" else expert, seen)
-        return cost.of(shape.rows * shape.prompt, shape.rows // shape.folded * shape.target)
+            cost = flops.forward_flops(config, base, {} if kind == "full" else expert, seen)
+        return cost.total(shape.rows * shape.prompt, shape.rows // shape.folded * shape.target)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class ScoringWork:
         """Returns the same as that of `TrainingWork`, of a forward pass."""
         config, (prompt, nodes, _) = self.network, self.shape
         own = {} if self.way == "full" else shapes.expert_shapes(config, self.kind, self.options)
-        seen = Attended(float(prompt), float(nodes), float(prompt))
-        cost = flops.forward_cost(config, shapes.base_shapes(config), own, seen)
-        return cost.of(self.rows * prompt, self.rows * nodes)
+        seen = AttentionSpans(float(prompt), float(nodes), float(prompt))
+        cost = flops.forward_flops(config, shapes.base_shapes(config), own, seen)
+        return cost.total(self.rows * prompt, self.rows * nodes)
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ class EmbeddingWork:
         """Returns the program, on the first device alone, as engines run it."""
         network = self.network or replace(MINILM, dtype=self.dtype)
         if isinstance(network, BertConfig):
-            params = minilm.param_shapes(network)
+            params = bert_encoder.param_shapes(network)
         else:
             params = shapes.base_shapes(network)
-        one = meshes.mesh(list(mesh.devices.flat)[:1])
+        one = meshes.make_mesh(list(mesh.devices.flat)[:1])
         found = embed_program(network, (params, []), self.rows, self.length, mesh=one)
         return [replace(found, name=self.name)]
 
@@ -174,9 +174,9 @@ class EmbeddingWork:
             net, length = MINILM, self.length
             layer = 4 * net.emb_dim**2 + 2 * net.emb_dim * net.mlp_dim + 2 * net.emb_dim * length
             return 2.0 * net.num_layers * layer * self.rows * length
-        seen = Attended(float(self.length))
+        seen = AttentionSpans(float(self.length))
         encoder = {"encoder": shapes.base_shapes(self.network)["encoder"]}
-        return flops.forward_cost(self.network, encoder, {}, seen).of(self.rows * self.length, 0)
+        return flops.forward_flops(self.network, encoder, {}, seen).total(self.rows * self.length, 0)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class SearchWork:
 
     def programs(self, mesh: Mesh) -> list[Program]:
         """Returns the program, on the first device alone, as engines run it."""
-        one = meshes.mesh(list(mesh.devices.flat)[:1])
+        one = meshes.make_mesh(list(mesh.devices.flat)[:1])
         found = search_program(
             jax.ShapeDtypeStruct((self.queries, self.width), jnp.float32),
             jax.ShapeDtypeStruct((self.keys, self.width), jnp.float32),
@@ -251,7 +251,7 @@ def build(devices: Sequence[Any], sizes: Mapping[str, int], told: Mapping[str, A
     count = 1
     for size in sizes.values():
         count *= size
-    mesh = meshes.mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
+    mesh = meshes.make_mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
     return from_json(told).programs(mesh)
 
 
@@ -262,13 +262,13 @@ def experts_of(work: ScoringWork | GenerationWork) -> Any:
     if work.way == "gate":
         return _gated(work)
     one = shapes.expert_shapes(work.network, work.kind, work.options)
-    return shapes.stacked(one, work.experts)
+    return shapes.stack_shapes(one, work.experts)
 
 
 def _gated(work: ScoringWork | GenerationWork) -> Any:
     """Returns the shapes of a gate over LoRA experts, each known by one direction at every projection."""
     options = work.options if work.kind == "lora" else {}
-    stack = shapes.stacked(shapes.expert_shapes(work.network, "lora", options), work.experts)
+    stack = shapes.stack_shapes(shapes.expert_shapes(work.network, "lora", options), work.experts)
 
     def made(stack: Any) -> Any:
         flat = paths.flatten(stack)
@@ -277,6 +277,6 @@ def _gated(work: ScoringWork | GenerationWork) -> Any:
             for path, leaf in flat.items()
             if path.endswith("lora_a")
         }
-        return gating.gated(stack, prototypes, k=1)
+        return gating.make_gated_tree(stack, prototypes, k=1)
 
     return jax.eval_shape(made, stack)

@@ -21,8 +21,8 @@ from elm_jax.aot.program import Program, jit, platform_of, replicated, with_shar
 from elm_jax.axes import PAD, Array, Embeddings, Prompts
 from elm_jax.data.prepared import pad
 from elm_jax.errors import UserError
-from elm_jax.models import minilm, pooling, sharding
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models import bert_encoder, pooling, sharding
+from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
@@ -160,7 +160,7 @@ def _compiled(network: BertConfig | T5Config, head: Head, platform: str) -> Call
     def embed(arrays: tuple[Params, list[Params]], tokens: Prompts, lengths: Int[Array, " B"]) -> Embeddings:
         params, projections = arrays
         if isinstance(network, BertConfig):
-            hidden = minilm.encode(network, params, tokens, lengths)
+            hidden = bert_encoder.encode(network, params, tokens, lengths)
         else:
             hidden = T5(network).apply({"params": params}, tokens, method="encode")
         vectors = pooling.pool(jnp.asarray(hidden, jnp.float32), lengths, head.pooling)

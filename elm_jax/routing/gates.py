@@ -64,7 +64,9 @@ def tree(run: Run, gated: Gated) -> Params:
     made = chosen.route(Queries("", ()), index, exclude=gated.excluded, **read, **gated.options)
     if not isinstance(made, Gate):
         raise AssertionError(f"{gated.router} is listed as a router of tokens, but gave no gate")
-    return gating.gated(stacked, made.prototypes, k=made.k, similarity=made.similarity, allowed=made.allowed)
+    return gating.make_gated_tree(
+        stacked, made.prototypes, k=made.k, similarity=made.similarity, allowed=made.allowed
+    )
 
 
 def bare_index(library: Library, experts: Sequence[str]) -> Index:

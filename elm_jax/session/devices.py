@@ -33,5 +33,5 @@ def spread(params: Params, sizes: Mapping[str, int] | None = None) -> Params:
             return jax.device_put(params)
         whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         sizes = {"data" if 2 * whole <= memory() else "fsdp": len(devices)}
-    on = meshes.mesh(devices, **{"data": 1 if -1 in sizes.values() else -1, **sizes})
-    return sharding.place(params, sharding.shardings(on, params))
+    on = meshes.make_mesh(devices, **{"data": 1 if -1 in sizes.values() else -1, **sizes})
+    return jax.device_put(params, sharding.param_shardings(on, params))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import shapes, sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.training import optimizers, step
@@ -53,7 +53,7 @@ def layout_for(kind: str, places: int, mesh: Mesh | AbstractMesh | None) -> Layo
     """
     parts = mesh.shape["expert"] if mesh else 1
     places = parts if kind == "full" else -(-places // parts) * parts
-    return Layout(places, parts, sharding.row_parts(mesh.shape) if mesh else 1)
+    return Layout(places, parts, sharding.count_row_shards(mesh.shape) if mesh else 1)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,18 @@ def group_programs(
     optimizer = optimizers.optimizer(plan.optimizer, **({} if plan.clip is None else {"clip": plan.clip}))
 
     def laid(tree: Any, *, experts: bool = True) -> Any:
-        return tree if mesh is None else with_shardings(tree, sharding.shardings(mesh, tree, experts=experts))
+        return (
+            tree
+            if mesh is None
+            else with_shardings(tree, sharding.param_shardings(mesh, tree, experts=experts))
+        )
 
     def state_of(count: int) -> Any:
         # One expert for a place lies whole on every device of the mesh's expert axis.
-        one = jax.eval_shape(lambda base: ex.init(plan.kind, jax.random.key(0), base, **dict(options)), base)
-        stack = shapes.stacked(one, count)
+        one = jax.eval_shape(
+            lambda base: ex.init_expert(plan.kind, jax.random.key(0), base, dict(options)), base
+        )
+        stack = shapes.stack_shapes(one, count)
         return laid(jax.eval_shape(lambda params: step.start(params, optimizer), stack))
 
     base = laid(base, experts=False)

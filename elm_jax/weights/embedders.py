@@ -3,7 +3,8 @@
     modules.json  config.json  model.safetensors  tokenizer.json  tokenizer_config.json
     sentence_bert_config.json  1_Pooling/config.json  2_Dense/config.json  2_Dense/model.safetensors
 
-The network may be BERT's, RoBERTa's or MPNet's (`models.minilm`), or the encoder of a T5 (GTR, sentence-T5).
+The network is that of BERT, RoBERTa or MPNet (`models.bert_encoder`), or the encoder of a T5 (GTR,
+sentence-T5).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from etils import epath
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from elm_jax.aot import costs, memory, slices
 from elm_jax.errors import UserError
 from elm_jax.models import meshes, shapes
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
@@ -31,12 +31,12 @@ KINDS = {"bottleneck": {}, "lora": LORA, "ia3": {}, "full": {}}
 
 
 def network(dtype):
-    return size("tiny", dtype=dtype, **NETWORK)
+    return find_config("tiny", dtype=dtype, **NETWORK)
 
 
 @lru_cache
 def mesh_of(slice_name, sizes):
-    return meshes.mesh(slices.devices(slices.slice_of(slice_name)), **({"data": 1} | dict(sizes)))
+    return meshes.make_mesh(slices.devices(slices.slice_of(slice_name)), **({"data": 1} | dict(sizes)))
 
 
 def group(slice_name, kind="bottleneck", dtype="bfloat16", places=4, **sizes):
@@ -177,7 +177,7 @@ def test_every_mesh_that_divides_the_devices_of_a_slice_can_be_made(name):
         sizes = dict(
             zip(AXES, (2**low, 2 ** (middle - low), 2 ** (high - middle), 2 ** (powers - high)), strict=True)
         )
-        mesh = meshes.mesh(devices, **sizes)
+        mesh = meshes.make_mesh(devices, **sizes)
         assert dict(mesh.shape) == sizes
         assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
 
@@ -199,10 +199,10 @@ def test_meshes_that_once_crashed_compile(name, sizes):
 
 def test_between_slices_no_kernel_is_gathered():
     devices = slices.devices(slices.slice_of("2xv5e-4"))
-    mesh = meshes.mesh(devices, data=2, fsdp=4)
+    mesh = meshes.make_mesh(devices, data=2, fsdp=4)
     assert all(len({device.slice_index for device in row.flat}) == 1 for row in mesh.devices[0])
     with pytest.raises(UserError, match=r"expert and data axes divide into 2 slices.*data=2"):
-        meshes.mesh(devices, data=1, fsdp=8)
+        meshes.make_mesh(devices, data=1, fsdp=8)
 
 
 def test_programs_lower_for_a_gpu():

@@ -12,9 +12,9 @@ import pytest
 from elm_jax import cli, names, storage
 from elm_jax.experts import files
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import settings
@@ -37,7 +37,7 @@ def elm_says(capsys):
 
 @pytest.fixture(scope="module")
 def base():
-    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
+    config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
     return elm.of(config, init_params(jax.random.key(0), config))
 
 
@@ -46,7 +46,7 @@ def runs(base, tmp_path):
     """Two runs of one base; the first has an expert."""
     for name in ("one", "two"):
         elm.save(Workspace.open(tmp_path / name, create=True).base, base)
-    tree = jax.tree.map(np.asarray, ex.init("lora", jax.random.key(1), base.params))
+    tree = jax.tree.map(np.asarray, ex.init_expert("lora", jax.random.key(1), base.params))
     spec = ExpertSpec("a/b", "lora", base.fingerprint, tuple(paths.flatten(tree)), ("a",), 7, {"rate": 0.1})
     Library.open(tmp_path / "one" / "library", create=True).add(Expert(spec, tree))
     return tmp_path

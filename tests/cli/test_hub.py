@@ -16,9 +16,9 @@ import yaml
 from elm_jax import names, storage
 from elm_jax.experts import files
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec, Keys
 from elm_jax.scoring.choices import score_choices
@@ -31,14 +31,14 @@ FIRST, SECOND, THIRD = "dream/than a dog", "dream/what | now?", "cosmos/é"
 
 @pytest.fixture(scope="module")
 def base():
-    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
+    config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
     return our_weights.of(config, init_params(jax.random.key(0), config))
 
 
 def add(run, base, identifier, seed, *, keys=False, fingerprint=None):
     """Puts an expert of drawn parameters into a run's library."""
     rng = np.random.default_rng(seed)
-    tree = ex.init("lora", jax.random.key(seed), base.params, rank=2)
+    tree = ex.init_expert("lora", jax.random.key(seed), base.params, {"rank": 2})
     tree = jax.tree.map(lambda leaf: (leaf + rng.normal(size=leaf.shape)).astype(np.float32), dict(tree))
     told = {"base": fingerprint or base.fingerprint, "recipe": {**RECIPE, "seed": seed}}
     owned, datasets = tuple(paths.flatten(tree)), (names.split_id(identifier)[0],)

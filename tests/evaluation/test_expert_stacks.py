@@ -7,7 +7,7 @@ from elm_jax.evaluation import expert_stacks as module
 from elm_jax.evaluation.expert_stacks import stacks
 from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.merging.merge import merge
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.scoring import scorer as engine
 from tests.run_fixtures import BOTTLENECK, LORA, TRAINED
 
@@ -36,7 +36,7 @@ def test_experts_of_several_kinds_and_sizes_score_as_each_does_alone(make_run, u
     assert set(found) == {BASE, *TRAINED}
     for name, (kind, _) in KINDS.items():
         tree = find_library(run.workspace, name).load_expert(name).params
-        params, owned = ex.place(kind, run.base.params, tree)
+        params, owned = ex.split_base_and_expert(kind, run.base.params, tree)
         alone = engine.score_rows(run.base.config, params, rows, owned, stacked=False)
         np.testing.assert_allclose(found[name], np.stack(alone), rtol=1e-4, atol=1e-4)
     alone = engine.score_rows(run.base.config, run.base.params, rows)

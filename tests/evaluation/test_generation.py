@@ -13,9 +13,9 @@ from elm_jax.evaluation import generation, results_cache
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting import written
@@ -41,7 +41,9 @@ def run(tmp_path_factory):
         texts, workspace.base / opening.VOCABULARY, 400, kind="word", extra_ids=opening.SENTINELS
     )
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    config = size("tiny", vocab_size=pieces.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers)
+    config = find_config(
+        "tiny", vocab_size=pieces.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
+    )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -54,7 +56,7 @@ def run(tmp_path_factory):
             library,
             opened,
             expert,
-            ex.init("bottleneck", jax.random.key(number), params, width=4),
+            ex.init_expert("bottleneck", jax.random.key(number), params, {"width": 4}),
             1 + number,
         )
     return opened
@@ -202,7 +204,7 @@ def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, no
 
 def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
     library = Library.open(run.workspace.library)
-    tree = ex.init("bottleneck", jax.random.key(0), run.base.params, width=4)
+    tree = ex.init_expert("bottleneck", jax.random.key(0), run.base.params, {"width": 4})
     add(library, run, "mini_calendar_day/broken", tree, np.nan)
     with pytest.raises(UserError, match="'mini_calendar_day/broken' gives no numbers"):
         generation.generate(run, [Cell(specs[0].id, "mini_calendar_day/broken")], specs)

@@ -11,9 +11,9 @@ from elm_jax import cli, storage
 from elm_jax.errors import UserError
 from elm_jax.experts.convert import convert
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.session import opening as runs_base
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface, load, peft, t5x_write
@@ -23,7 +23,9 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def model():
-    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1)
+    config = find_config(
+        "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
+    )
     flat = {path: RNG.normal(size=shape).astype(np.float32) for path, shape in bases.shapes(config).items()}
     return bases.of(config, paths.unflatten(flat))
 
@@ -35,7 +37,7 @@ def source(model, tmp_path):
 
 
 def expert(kind, model):
-    tree = ex.init(kind, jax.random.key(0), model.params)
+    tree = ex.init_expert(kind, jax.random.key(0), model.params)
     return jax.tree.map(lambda leaf: np.asarray(leaf + RNG.normal(size=leaf.shape), np.float32), dict(tree))
 
 

@@ -12,7 +12,7 @@ from elm_jax.errors import UserError
 from elm_jax.experts import files
 from elm_jax.experts.expert_cache import NEUTRAL_SLOT, ExpertCache
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, paths, sharding
 from elm_jax.records import Expert, ExpertSpec
 
@@ -280,20 +280,24 @@ def test_a_damaged_file_is_refused_and_the_others_stay(filled):
 def test_on_a_mesh_a_stack_lies_as_experts_do_and_holds_the_same(base, tmp_path, sizes):
     library = Library.open(tmp_path, create=True)
     for number in range(5):
-        tree = jax.tree.map(np.asarray, ex.init("bottleneck", jax.random.key(number), base, width=4))
+        tree = jax.tree.map(
+            np.asarray, ex.init_expert("bottleneck", jax.random.key(number), base, {"width": 4})
+        )
         spec = ExpertSpec(f"a/{number}", "bottleneck", "base", tuple(paths.flatten(tree)), ("a",), 1)
         library.add(Expert(spec, tree))
-    mesh = meshes.mesh(**({"data": 1} | sizes))
+    mesh = meshes.make_mesh(**({"data": 1} | sizes))
     whole = cache_of(library)
     whole.load_stack(["a/0"])
     cache = cache_of(library, mesh=mesh, device_bytes=whole.device_bytes, neutral=base)
     stack, places = cache.load_stack([f"a/{number}" for number in (3, 1, 4)])
     for leaf, wanted in zip(
-        jax.tree.leaves(stack), jax.tree.leaves(sharding.shardings(mesh, stack, experts=True)), strict=True
+        jax.tree.leaves(stack),
+        jax.tree.leaves(sharding.param_shardings(mesh, stack, experts=True)),
+        strict=True,
     ):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
     same(stack, places, library.load_stack(["a/3", "a/1", "a/4"]))
-    neutral = ex.neutral(library.load_expert("a/0").params, base)
+    neutral = ex.make_neutral_expert(library.load_expert("a/0").params, base)
     same(stack, np.array([NEUTRAL_SLOT]), jax.tree.map(lambda leaf: np.asarray(leaf)[None], neutral))
     held = dict.fromkeys(mesh.devices.flat, 0)
     for leaf in jax.tree.leaves(stack):

@@ -15,9 +15,9 @@ from elm_jax.axes import PAD
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import gates
@@ -82,7 +82,7 @@ TASKS = {
 def run(tmp_path_factory):
     """A run with a random base, two experts with keys in the library, and a full one among the composites."""
     workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
-    config = size("tiny", vocab_size=224, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+    config = find_config("tiny", vocab_size=224, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
 
@@ -100,7 +100,7 @@ def run(tmp_path_factory):
     sentencepiece.train(texts, workspace.base / opening.VOCABULARY, 200, extra_ids=opening.SENTINELS)
     settings.remember(workspace, None, source, LENGTHS)
     library = Library.open(workspace.library, create=True)
-    fresh = jax.eval_shape(lambda tree: ex.init("lora", jax.random.key(0), tree, rank=2), shapes)
+    fresh = jax.eval_shape(lambda tree: ex.init_expert("lora", jax.random.key(0), tree, {"rank": 2}), shapes)
     for spec in chosen:
         tree = numbers(fresh)
         owned = tuple(paths.flatten(tree))

@@ -10,8 +10,8 @@ import pytest
 from elm_jax import cli, storage
 from elm_jax.experts import files
 from elm_jax.experts.library import Library
-from elm_jax.models import experts, paths
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers, paths
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import opening
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
     """A run with a base, two experts of every kind but full, and one full expert."""
     out = tmp_path_factory.mktemp("run")
     workspace = Workspace.open(out, create=True)
-    config = size("tiny", vocab_size=64, emb_dim=8, head_dim=4, mlp_dim=12)
+    config = find_config("tiny", vocab_size=64, emb_dim=8, head_dim=4, mlp_dim=12)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
 
@@ -42,7 +42,9 @@ def prepared(tmp_path_factory):
     )
     library = Library.open(workspace.library, create=True)
     for kind in ("bottleneck", "lora", "full"):
-        fresh = jax.eval_shape(lambda tree, kind=kind: experts.init(kind, jax.random.key(0), tree), shapes)
+        fresh = jax.eval_shape(
+            lambda tree, kind=kind: expert_layers.init_expert(kind, jax.random.key(0), tree), shapes
+        )
         for name in ("one", "two"):
             tree = numbers(fresh)
             spec = ExpertSpec(

@@ -6,14 +6,14 @@ import jax
 import pytest
 
 from elm_jax.models import meshes
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, TrainingWork
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import Layout, Plan
 
-TINY = size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+TINY = find_config("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 LORA = {"rank": 2, "projections": ["query", "value"]}
 SHAPE = buckets.Shape(16, 8, 8)
 WORKS = [
@@ -34,7 +34,7 @@ def test_work_that_goes_through_json_makes_the_programs_of_the_work(work):
     assert works.to_json(works.from_json(told)) == works.to_json(work)
     sizes = {"expert": 2} if isinstance(work, TrainingWork) else {"data": 2}
     found = works.build(jax.devices(), sizes, told)
-    wanted = work.programs(meshes.mesh(jax.devices()[:2], **({"data": 1} | sizes)))
+    wanted = work.programs(meshes.make_mesh(jax.devices()[:2], **({"data": 1} | sizes)))
     assert [program.name for program in found] == [program.name for program in wanted]
     for one, same in zip(found, wanted, strict=True):
         assert one.arguments == same.arguments

@@ -22,9 +22,9 @@ from elm_jax.data import data_source, task_rows
 from elm_jax.errors import UserError
 from elm_jax.experts import import_export
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Params
 from elm_jax.scoring.scorer import score_rows
@@ -45,7 +45,7 @@ pytestmark = [
 DATASET = "mini_taxonomy_kind"  # of two prompts
 TASK = f"{DATASET}/what kind of thing"
 LENGTHS = {"inputs": 40, "targets": 6}
-CONFIG = size("tiny", vocab_size=512)
+CONFIG = find_config("tiny", vocab_size=512)
 STEPS, PERIOD = 60, 3
 ROOT = Path(__file__).parents[2]
 PUBLISHED = (
@@ -113,7 +113,7 @@ def trained(place):
 
 def test_the_base_stays_to_the_bit_and_all_that_the_expert_owns_moves(trained, place, base):
     before, after = read(place / "base"), read(trained)
-    fresh = ex.init("bottleneck", jax.random.key(0), base.params)
+    fresh = ex.init_expert("bottleneck", jax.random.key(0), base.params)
     assert set(after) == set(before) | set(paths.unstack_layers(paths.flatten(fresh)))
     for path, value in after.items():
         if experts.OWNED["bottleneck"].fullmatch(path):
@@ -182,7 +182,7 @@ def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, pla
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "EVAL_OUTPUT_DIR": "evaluated"}
     ran(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
     expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
-    plain = ours(place, base, ex.neutral(expert.params, base.params))
+    plain = ours(place, base, ex.make_neutral_expert(expert.params, base.params))
     for name, (wanted, accuracy) in ours(place, base, expert.params).items():
         home = place / "evaluated" / "inference_eval"
         told = lines(home / f"{name}_score_eval-{STEPS:06d}.jsonl")

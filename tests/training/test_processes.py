@@ -20,7 +20,7 @@ import pytest
 from elm_jax.data import task_selection
 from elm_jax.experts.library import Library
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import specs
@@ -52,7 +52,9 @@ def make_run(tmp_path_factory):
         pieces = sentencepiece.train(
             texts, workspace.base / "vocabulary.model", 200, kind="word", extra_ids=16
         )
-        config = size("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+        config = find_config(
+            "tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48
+        )
         elm.save(workspace.base, elm.of(config, init_params(jax.random.key(0), config)))
         return root
 

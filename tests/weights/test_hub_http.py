@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from elm_jax.experts import files
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.weights import embedders, huggingface, load, peft
 
 
 def lora(base, seed):
-    tree = ex.init("lora", jax.random.key(seed), base.params)
+    tree = ex.init_expert("lora", jax.random.key(seed), base.params)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: np.asarray(leaf + rng.normal(size=leaf.shape), np.float32), dict(tree))
 
