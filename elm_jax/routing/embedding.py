@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from elm_jax import storage
-from elm_jax.aot.program import Program, jit, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, jit, with_replication, with_shardings
 from elm_jax.axes import PAD, Array, Embeddings, Prompts
 from elm_jax.data.prepared import pad
 from elm_jax.errors import UserError
@@ -149,8 +149,8 @@ def embed_program(
     batch: Any = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((rows, length), (rows,))]
     if mesh is not None:
         batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
-    run = _compiled(network, head, platform_of(mesh))
-    return Program("embed", run, (replicated(mesh, shapes_of(arrays)), *batch))
+    run = _compiled(network, head, get_platform(mesh))
+    return Program("embed", run, (with_replication(mesh, shapes_of(arrays)), *batch))
 
 
 @lru_cache(maxsize=16)

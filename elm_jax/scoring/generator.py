@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, with_replication, with_shardings
 from elm_jax.axes import PAD, Array
 from elm_jax.errors import UserError
 from elm_jax.models import sharding
@@ -114,9 +114,9 @@ def generate_program(
         base = with_shardings(base, sharding.param_shardings(mesh, base))
         # One tree for all rows lies whole on every device.
         lie = sharding.param_shardings(mesh, experts, experts=True) if stacked and experts else None
-        experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
-    run = decoding.compiled(config, length, platform_of(mesh))
-    eos = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+        experts = with_shardings(experts, lie) if lie else with_replication(mesh, experts)
+    run = decoding.compiled(config, length, get_platform(mesh))
+    eos = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     return Program("generate", run, (base, prompts, eos, experts, index))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, with_replication, with_shardings
 from elm_jax.models import sharding
 from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
@@ -136,8 +136,8 @@ def score_program(
         base = with_shardings(base, sharding.param_shardings(mesh, base))
         # One tree for all rows lies whole on every device.
         lie = sharding.param_shardings(mesh, experts, experts=True) if stacked and experts else None
-        experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
-    run = likelihood.compiled(config, platform_of(mesh))
+        experts = with_shardings(experts, lie) if lie else with_replication(mesh, experts)
+    run = likelihood.compiled(config, get_platform(mesh))
     return Program("score", run, (base, *batch, experts, index))
 
 
@@ -186,7 +186,7 @@ def shapes_for(params: Params, rows: Sequence[buckets.Row], *, experts: float = 
 
 def worth_of_shape(params: Params) -> float:
     """Returns how many tokens of padding cost as much as the compilation of one more shape."""
-    platform = platform_of(sharding.mesh_of(params))
+    platform = get_platform(sharding.mesh_of(params))
     cost = COMPILATION["cpu" if platform == "cpu" else "other"]
     return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
 

@@ -34,7 +34,7 @@ def shapes(kind, config, **options):
 
 
 def test_an_unknown_kind_is_refused(base):
-    with pytest.raises(UserError, match="'lora2'.* bottleneck, lora, ia3, full"):
+    with pytest.raises(UserError, match=r"'lora2'.* bottleneck, lora, ia3, full"):
         ex.init_expert("lora2", KEY, base)
 
 

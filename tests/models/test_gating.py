@@ -126,9 +126,9 @@ def test_equally_similar_experts_share_however_few_may():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"k": 0}, "At least one expert a token is wanted, but 0 came"),
-        ({"similarity": "cosine"}, "for cosines one direction, but .* came"),
-        ({"prototypes": {}}, "is on one side only"),
+        ({"k": 0}, "got 0"),
+        ({"similarity": "cosine"}, "one direction for cosines, got"),
+        ({"prototypes": {}}, "difference in"),
     ],
 )
 def test_a_gate_that_does_not_fit_is_refused(trained, change, said):
@@ -139,5 +139,5 @@ def test_a_gate_that_does_not_fit_is_refused(trained, change, said):
 
 
 def test_experts_that_are_no_lora_are_refused(experts):
-    with pytest.raises(UserError, match="Stacked LoRA experts are wanted"):
+    with pytest.raises(UserError, match="LoRA"):
         gating.make_gated_tree(stack(experts), {}, k=1)

@@ -300,10 +300,10 @@ def test_one_size_of_a_mesh_may_be_what_is_left():
     [
         (
             {"fsdp": 3},
-            "8 devices is wanted, but expert=1, data=-1, fsdp=3, tensor=1 takes a multiple of 3",
+            "8 devices, got expert=1, data=-1, fsdp=3, tensor=1, which takes a multiple of 3",
         ),
-        ({"data": 2, "fsdp": 2}, "data=2, fsdp=2, tensor=1 takes 4"),
-        ({"fsdp": -1}, "one of them -1 at most"),
+        ({"data": 2, "fsdp": 2}, "data=2, fsdp=2, tensor=1, which takes 4"),
+        ({"fsdp": -1}, "at most one of -1"),
         ({"tensor": 0}, "at least 1"),
     ],
 )
