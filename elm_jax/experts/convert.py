@@ -71,7 +71,8 @@ def convert(
             folded into a bfloat16 base gives a float32 model.
         base: The base that an expert was trained on.
         kind: The kind of an expert that is in a T5X checkpoint together with its base.
-        ignore: Fields of a foreign configuration that do not change what is computed.
+        ignore: Fields of foreign configurations, of an expert's base too, that do not change what is
+            computed. A model is written without them.
 
     Returns:
         What was written.
@@ -87,24 +88,29 @@ def convert(
         return _import_expert(source, target, base, kind, ignore)
     if (source / files.SPEC_FILE).exists():
         names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
-        return _export_expert(source, target, to, base, dtype_name(dtype))
+        return _export_expert(source, target, to, base, dtype_name(dtype), ignore)
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
     model = load.read(directory, dtype=dtype, ignore=ignore)
-    atomic_dir.write_new(target, MARKERS[to], lambda place: _write_model(place, model, directory, to))
+    atomic_dir.write_new(target, MARKERS[to], lambda place: _write_model(place, model, directory, to, ignore))
     return ConversionResult("model", to, str(target), _count_params(model.params), model.fingerprint)
 
 
-def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) -> None:
+def _write_model(
+    place: epath.Path, model: Base, source: epath.Path, to: str, ignore: Collection[str]
+) -> None:
     """Writes a model and, if the format has a place for them, the other files of its source."""
     if to == "t5x":
         t5x_write.save(place, model)
         return
     for name in (*huggingface.BESIDE, opening.VOCABULARY):
         if (source / name).exists():
-            storage.write_bytes(place / name, (source / name).read_bytes())
+            content = (source / name).read_bytes()
+            if name == hf_config.GENERATION:
+                content = _drop_fields(content, ignore)
+            storage.write_bytes(place / name, content)
     of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
-    like = of_hf.read_bytes() if of_hf.exists() else None
+    like = _drop_fields(of_hf.read_bytes(), ignore) if of_hf.exists() else None
     if to == "hf":
         if (place / opening.VOCABULARY).exists():
             (place / opening.VOCABULARY).rename(place / opening.PUBLISHED)
@@ -115,6 +121,15 @@ def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) ->
     if like is not None:
         storage.write_bytes(place / elm.HF_CONFIG, like)
     elm.save(place, model)
+
+
+def _drop_fields(content: bytes, ignore: Collection[str]) -> bytes:
+    """Returns a JSON file without the ignored fields, or unchanged if it has none of them."""
+    if not ignore:
+        return content
+    fields = json.loads(content)
+    rest = {name: value for name, value in fields.items() if name not in ignore}
+    return content if rest == fields else (json.dumps(rest, indent=2) + "\n").encode()
 
 
 def _import_expert(
@@ -134,7 +149,7 @@ def _import_expert(
             "Expected the directory of an expert as LIBRARY/DATASET/PROMPT with escaped characters, got "
             f"{target.name!r}. Fix: name it {escaped!r}."
         )
-    model = load.read(base)
+    model = load.read(base, ignore=ignore)
     expert = import_export.load_foreign_expert(source, model, identifier, kind=kind, ignore=ignore)
     atomic_dir.write_new(target, files.SPEC_FILE, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
@@ -142,7 +157,12 @@ def _import_expert(
 
 
 def _export_expert(
-    source: epath.Path, target: epath.Path, to: str, base: storage.PathLike | None, dtype: str | None
+    source: epath.Path,
+    target: epath.Path,
+    to: str,
+    base: storage.PathLike | None,
+    dtype: str | None,
+    ignore: Collection[str],
 ) -> ConversionResult:
     """Writes an expert of a library as an adapter of PEFT or `adapters`, or folded into its base."""
     description = files.read_description(source)
@@ -157,12 +177,12 @@ def _export_expert(
             f"Expected an expert of kind 'bottleneck' for the adapters library, got {kind!r}. Fix: write it "
             "with --to peft or --to hf."
         )
-    directory, model = _load_base_of(spec, source, base)
+    directory, model = _load_base_of(spec, source, base, ignore)
     if to == "adapters":
 
         def fill(place: epath.Path) -> None:
             normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
-            _write_model(place / BASE_DIRECTORY, normed, directory, "hf")
+            _write_model(place / BASE_DIRECTORY, normed, directory, "hf", ignore)
             adapters.save(place, tree, family=_model_type(place / BASE_DIRECTORY))
 
         atomic_dir.write_new(target, adapters.CONFIG, fill)
@@ -172,18 +192,20 @@ def _export_expert(
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
-    atomic_dir.write_new(target, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
+    atomic_dir.write_new(
+        target, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf", ignore)
+    )
     return ConversionResult("model", to, str(target), _count_params(whole.params), whole.fingerprint)
 
 
 def _load_base_of(
-    spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None
+    spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None, ignore: Collection[str]
 ) -> tuple[epath.Path, Base]:
     """Returns the directory of the base of an expert, and the base."""
     if base is None:
         raise _no_base_error(source)
     directory = load.find(base)
-    model = load.read(directory)
+    model = load.read(directory, ignore=ignore)
     if model.fingerprint != spec.base:
         raise UserError(
             f"Expected the base {spec.base} that the expert at {str(source)!r} was trained on, got "

@@ -49,7 +49,7 @@ def import_expert(
         UserError: If `src` is none of these, the expert has another base, or there is an expert of that id.
     """
     source, workspace = hub.expert(src), Workspace.open(run)
-    base = load.read(settings.remembered(workspace)["base"] or workspace.base)
+    base = load.read(settings.base_of(workspace))
     if not source.is_dir():
         raise UserError(
             f"Expected the directory of an expert at {str(source)!r}, got none. Fix: correct the path."

@@ -206,7 +206,7 @@ def pull(
 def _open_run(run: storage.PathLike) -> tuple[Workspace, Base, str]:
     """Returns a run's directories, its base, and the base's directory."""
     workspace = Workspace.open(run)
-    directory = settings.remembered(workspace)["base"] or str(workspace.base)
+    directory = str(settings.base_of(workspace))
     return workspace, load.read(directory), directory
 
 
