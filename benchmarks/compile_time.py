@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training.loss import token_losses
 
@@ -57,7 +57,7 @@ def main() -> None:
     answers = jax.ShapeDtypeStruct((options.rows, 1, options.answer), jnp.int32)
 
     def seconds(program: str, depth: int) -> float:
-        config = size(options.size, num_encoder_layers=depth, num_decoder_layers=depth)
+        config = find_config(options.size, num_encoder_layers=depth, num_decoder_layers=depth)
         params = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
         jax.clear_caches()
         start = time.process_time()

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks.rank_scoring import pytorch
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import generator
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", help="the T5's shape")
     options = parser.parse_args()
 
-    config = size(options.size, dropout_rate=0.0)
+    config = find_config(options.size, dropout_rate=0.0)
     params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     lengths = rng.integers(options.prompt // 4, options.prompt + 1, options.rows)

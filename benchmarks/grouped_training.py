@@ -44,9 +44,9 @@ from benchmarks import torch_training, training_rows
 from benchmarks.rank_scoring import SHARED, matmul_rate, pytorch, ratio
 from benchmarks.torch_training import Tally
 from elm_jax.axes import PAD
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import flops
-from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import Row
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", help="T5 1.1's size")
     options = parser.parse_args()
 
-    config = size(options.size, dropout_rate=0.1)
+    config = find_config(options.size, dropout_rate=0.1)
     params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
     rows = training_rows.real_rows(options.data, options.templates, options.steps * training_rows.BATCH)
     result: dict[str, Any] = {
@@ -174,7 +174,9 @@ def steady(
     result["matmul_gflops"] = statistics.median(rates) / 1e9
     result["flops_share"] = {
         name: statistics.median(
-            costs["lora" if name in ("group_lora", "peft") else "bottleneck"].of(tally.prompt, tally.answer)
+            costs["lora" if name in ("group_lora", "peft") else "bottleneck"].total(
+                tally.prompt, tally.answer
+            )
             / seconds
             / rate
             for (tally, seconds), rate in zip(own, rates, strict=True)
@@ -255,13 +257,13 @@ def losses(config: T5Config, params: Any, jobs: Sequence[Job]) -> dict[str, floa
 
 def cost(
     config: T5Config, base: Any, jobs: Sequence[Job], kind: str, options: Mapping[str, Any]
-) -> flops.Cost:
+) -> flops.FlopsPerToken:
     """Returns what a token costs beside the base in an expert of that kind."""
-    expert = jax.eval_shape(lambda key: ex.init(kind, key, base, **options), jax.random.key(0))
-    seen = flops.attended(
+    expert = jax.eval_shape(lambda key: ex.init_expert(kind, key, base, options), jax.random.key(0))
+    seen = flops.attention_spans(
         (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
     )
-    return flops.cost(config, kind, base, expert, seen)
+    return flops.training_flops(config, kind, base, expert, seen)
 
 
 if __name__ == "__main__":

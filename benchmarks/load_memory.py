@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface, t5x_write
 
@@ -43,7 +43,7 @@ print(json.dumps({"before": before, "peak": peak(), "held": held, "seconds": sec
 
 def random_base(name: str, dtype: str) -> bases.Base:
     """Returns a base of that size whose parameters are all views of one short run of random numbers."""
-    config = size(name, dtype=dtype)
+    config = find_config(name, dtype=dtype)
     shapes = bases.shapes(config)
     # A stack repeats its one layer.
     own = {path: shape[1:] if f"/{paths.STACK}/" in path else shape for path, shape in shapes.items()}

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax.models import experts as ex
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers as ex
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.records import Params
 
@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
 
     layers = {"num_encoder_layers": options.layers, "num_decoder_layers": options.layers}
-    config = size(options.size, dtype=options.dtype, **layers)
+    config = find_config(options.size, dtype=options.dtype, **layers)
     rng = np.random.default_rng(0)
     shape = (options.rows, options.choices, options.answer)
     base = narrow(init_params(jax.random.key(0), config), options.dtype)
@@ -68,7 +68,7 @@ def main() -> None:
         one = jax.tree.map(lambda leaf: leaf[0], stack)
         ways[f"{kind}, one"] = lambda one=one: score(base, one)
         ways[f"{kind}, mixed"] = lambda stack=stack: score(base, stack, index)
-        ways[f"{kind}, grouped"] = lambda stack=stack: score(base, ex.grouped(stack), index)
+        ways[f"{kind}, grouped"] = lambda stack=stack: score(base, ex.mark_grouped(stack), index)
 
     seconds = timed(ways, options.rounds)
     for kind in options.kinds:
@@ -96,7 +96,7 @@ def experts(kind: str, base: Params, count: int) -> Params:
     """Returns a stack of experts of which no two are alike."""
 
     def one(key: jax.Array) -> Params:
-        fresh = ex.init(kind, key, base, **OPTIONS[kind])
+        fresh = ex.init_expert(kind, key, base, OPTIONS[kind])
         return jax.tree.map(lambda leaf: leaf + 0.01 * jax.random.normal(key, leaf.shape), fresh)
 
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), count))

@@ -32,9 +32,9 @@ import numpy as np
 
 from benchmarks import parity_texts
 from elm_jax import score_choices
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.kinds import KINDS
+from elm_jax.models.expert_kinds import KINDS
 from elm_jax.models.t5 import T5
 from elm_jax.weights import adapters, fold, huggingface, load, peft
 from elm_jax.weights.base import Base
@@ -212,7 +212,7 @@ def experts_out(place: Path) -> Iterator[Row]:
 
     base = load.read(place / "base")
     for kind in KINDS:
-        tree = ex.init(kind, jax.random.key(0), base.params)
+        tree = ex.init_expert(kind, jax.random.key(0), base.params)
         moved = jax.tree.map(lambda leaf: leaf + 0.05 * RNG.normal(size=leaf.shape), dict(tree))
         tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), moved)
         home = place / f"out {kind}"
@@ -222,7 +222,7 @@ def experts_out(place: Path) -> Iterator[Row]:
         whole = fold.folded(base, kind, tree)
         huggingface.save(home, whole)
         found = theirs(transformers.AutoModelForSeq2SeqLM.from_pretrained(home))
-        params, beside = ex.place(kind, base.params, tree)
+        params, beside = ex.split_base_and_expert(kind, base.params, tree)
         wanted = ours(Base(base.config, params, ""), beside)
         yield Row(f"{kind} expert, folded in", "transformers", out=float(np.abs(found - wanted).max()))
 

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import buckets, scorer
 from elm_jax.scoring.buckets import Row
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", help="T5 1.1's size")
     options = parser.parse_args()
 
-    config = size(options.size, dropout_rate=0.0)
+    config = find_config(options.size, dropout_rate=0.0)
     params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
     mix, more = real_rows(options.data, options.templates, {"mix": options.rows, "many": options.many})
     workloads = {"mix": mix, "many_choices": [row for row in more if len(row.answers) >= 4]}

@@ -10,9 +10,15 @@ from typing import Any
 
 from benchmarks import t5x_step
 from elm_jax.aot.program import Program
-from elm_jax.models.sizes import size
-from elm_jax.planning import work as works
-from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, TrainingWork, Work
+from elm_jax.models.sizes import find_config
+from elm_jax.planning import program_specs as works
+from elm_jax.planning.program_specs import (
+    EmbeddingProgramSpec,
+    GenerationProgramSpec,
+    ProgramSpec,
+    ScoringProgramSpec,
+    TrainingProgramSpec,
+)
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import Layout, Plan
@@ -44,7 +50,7 @@ class Case:
     build: str
     told: Mapping[str, Any]
     programs: tuple[str, ...]
-    work: Work
+    work: ProgramSpec
     tokens: int
 
     @property
@@ -71,12 +77,12 @@ def cases() -> list[Case]:
             "group_32/v4-8", "32 prompt experts, 12 x (512 + 64)", "v4-8", {"expert": 4}, 32, (48, 512, 64, 4)
         ),
     ]
-    config, shape = size("xl", dtype="bfloat16"), buckets.Shape(256, 64, 64)
+    config, shape = find_config("xl", dtype="bfloat16"), buckets.Shape(256, 64, 64)
     what = "scoring, 24 prompts of 256, 4 choices of 16"
-    work: Work = ScoringWork("score", config, "stack", shape, 24, experts=38)
+    work: ProgramSpec = ScoringProgramSpec("score", config, "stack", shape, 24, experts=38)
     scoring = _case("scoring/v5e-1", f"{what}, 38 experts", "v5e-1", work, 24 * (256 + 64))
     told = {"program": "score_batch", "rows": 24 * 4, "prompt": 256, "target": 16}
-    work = GenerationWork("generate", config, "stack", 32, 256, 64, experts=38)
+    work = GenerationProgramSpec("generate", config, "stack", 32, 256, 64, experts=38)
     return [
         *found,
         scoring,
@@ -92,7 +98,7 @@ def cases() -> list[Case]:
             "minilm/v5e-1",
             "MiniLM in bfloat16, 256 texts of 256",
             "v5e-1",
-            EmbeddingWork("embed", None, 256, 256, dtype="bfloat16"),
+            EmbeddingProgramSpec("embed", None, 256, 256, dtype="bfloat16"),
             256 * 256,
         ),
     ]
@@ -132,8 +138,8 @@ def _training(
 ) -> Case:
     """Returns a step: the gradient of one batch, and the move of the experts."""
     rows, batch = mesh.get("fsdp", 1) * mesh.get("expert", 1), Shape(*shape)
-    work = TrainingWork(
-        size("xl", dtype="bfloat16", dropout_rate=0.1),
+    work = TrainingProgramSpec(
+        find_config("xl", dtype="bfloat16", dropout_rate=0.1),
         Plan(places=places, **plan),
         Layout(places, mesh.get("expert", 1), rows),
         batch,
@@ -145,7 +151,7 @@ def _case(
     name: str,
     what: str,
     slice_name: str,
-    work: Work,
+    work: ProgramSpec,
     tokens: int,
     *,
     mesh: Mapping[str, int] | None = None,

@@ -31,10 +31,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what is compiled is for devices
 from benchmarks import slice_cases
 from benchmarks.slice_cases import Case
 from elm_jax.aot.compiler import compile_programs
-from elm_jax.aot.slices import require_compiler, slice_of
+from elm_jax.aot.slices import parse_slice, require_compiler
 from elm_jax.errors import UserError
 from elm_jax.planning import plan as planning
-from elm_jax.planning import workload
+from elm_jax.planning import workloads
 from elm_jax.planning.records import SlicePlan
 from elm_jax.reporting.documents import to_markdown
 from elm_jax.reporting.tables import NOTHING, Table
@@ -113,7 +113,7 @@ def main() -> None:
 
 def case_row(case: Case) -> dict[str, Any]:
     """Compiles a case and returns its figures, of one device and one call of all its programs."""
-    of = slice_of(case.slice)
+    of = parse_slice(case.slice)
     require_compiler(of.kind.platform)
     compiled = compile_programs(of, case.mesh, case.build, case.told, case.programs, _progress)
     asked = (case.work.model_flops(name) for name in slice_cases.STEP)
@@ -203,9 +203,9 @@ def case_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _planned(each: RecipePlan) -> list[SlicePlan]:
-    of = slice_of(each.slice)
+    of = parse_slice(each.slice)
     require_compiler(of.kind.platform)
-    loads = workload.read(f"gin/recipes/{each.recipe}.gin", each.bindings, workload.Asked())
+    loads = workloads.read_workloads(f"gin/recipes/{each.recipe}.gin", each.bindings, workloads.PlanOptions())
     return [planning.plan(load, of, None, _progress) for load in loads]
 
 

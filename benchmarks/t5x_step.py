@@ -152,7 +152,7 @@ def _partitioner(t5x: Any, devices: Sequence[Any]) -> Any:
 
 def _model(t5x: Any, size: str, dropout: float) -> Any:
     """Returns T5X's model of a size; its vocabularies serve for nothing here."""
-    shape = {field: getattr(sizes.size(size), field) for field in FIELDS}
+    shape = {field: getattr(sizes.find_config(size), field) for field in FIELDS}
     network = t5x.network.T5Config(
         **shape, dtype="bfloat16", dropout_rate=dropout, scan_layers=True, remat_policy="minimal"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax.axes import PAD
-from elm_jax.models.kinds import REDUCTION
+from elm_jax.models.expert_kinds import REDUCTION
 from elm_jax.training.jobs import Job, rows_of_step
 
 RANK, CLIP = 8, 1.0

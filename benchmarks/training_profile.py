@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import training_rows
 from benchmarks.rank_scoring import SHARED, matmul_rate
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.training import batches, step
 from elm_jax.training.group import Group
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", help="T5 1.1's size")
     options = parser.parse_args()
 
-    config = size(options.size, dropout_rate=0.1)
+    config = find_config(options.size, dropout_rate=0.1)
     params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
     rows = training_rows.real_rows(options.data, options.templates, 2 * training_rows.BATCH)
     with tempfile.TemporaryDirectory() as place:

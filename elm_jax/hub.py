@@ -1,7 +1,7 @@
-"""The Hugging Face hub: what a repository holds, files of it, and one commit to it, by the hub's own client.
+"""The Hugging Face hub: lists, downloads and commits files of a repository, with the hub's own client.
 
-The client takes the endpoint, the token and the cache from where it always does: `HF_ENDPOINT`, `HF_TOKEN` or
-`hf auth login`, `HF_HOME`. What the hub refuses, or that there is no network, is one sentence.
+The client finds the endpoint, the token and the cache as always: in `HF_ENDPOINT`, in `HF_TOKEN` or by
+`hf auth login`, in `HF_HOME`. Errors of the hub and of the network become a `UserError` each.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,75 +14,94 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 
-HUB = "hf:"  # before a repository of the hub, hf:owner/name or hf:owner/name@revision
-# The client compiles every pattern for every file where there are more than its cache of patterns holds.
-_PATTERNS = 100
+HUB_PREFIX = "hf:"  # of the address of a repository: hf:owner/name or hf:owner/name@revision
+# The client caches compiled patterns, but no more than some hundreds.
+_MAX_PATTERNS = 100
 
 
-class Absent(UserError):
+class RepositoryNotFoundError(UserError):
     """The hub has no such repository, or none that this token may read."""
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a repository holds at one commit."""
+class RepositoryFiles:
+    """The files of a repository at one commit.
+
+    Attributes:
+        repository: `owner/name`.
+        commit: The commit.
+        sizes: Name of a file -> bytes.
+    """
 
     repository: str
     commit: str
-    sizes: Mapping[str, int]  # file -> bytes
+    sizes: Mapping[str, int]
 
 
-def address(name: str) -> tuple[str, str | None]:
-    """Returns the repository and the revision of an address on the hub.
+def parse_address(name: str) -> tuple[str, str | None]:
+    """Splits an address on the hub into its repository and its revision.
 
     Raises:
-        UserError: If it is no such address.
+        UserError: If it has another form.
 
     >>> address("hf:google/flan-t5-xl@main"), address("hf:google/flan-t5-xl")
     (('google/flan-t5-xl', 'main'), ('google/flan-t5-xl', None))
     """
-    repository, at, revision = name.removeprefix(HUB).partition("@")
+    repository, at, revision = name.removeprefix(HUB_PREFIX).partition("@")
     owner, slash, short = repository.partition("/")
     if not (owner and slash and short) or "/" in short or (at and not revision):
         raise UserError(
-            f"Expected a repository of the hub as {HUB}owner/name or {HUB}owner/name@revision, got {name!r}. "
-            "Fix: copy its name from the page of the model."
+            f"Expected a repository of the hub as {HUB_PREFIX}owner/name or {HUB_PREFIX}owner/name@revision, "
+            f"got {name!r}. Fix: copy its name from the page of the model."
         )
     return repository, revision or None
 
 
-def snapshot(
+def download_snapshot(
     repository: str,
     patterns: Sequence[str] | None,
     revision: str | None = None,
     *,
     cached: bool = False,
 ) -> tuple[epath.Path | None, str]:
-    """Returns the directory of a repository's files that match, fetched where absent, or None and the reason.
+    """Downloads the files of a repository that match patterns, if the cache lacks them.
 
-    Without patterns, or where what is `cached` is asked for, nothing is fetched: it is what the cache has.
+    Args:
+        repository: `owner/name`.
+        patterns: Patterns of file names; None reads the cache alone.
+        revision: The revision; default: that of the main branch.
+        cached: Whether only the cache is read.
+
+    Returns:
+        Their directory and "", or None and the reason why there is none.
     """
     import huggingface_hub
 
     try:
-        place = huggingface_hub.snapshot_download(
+        directory = huggingface_hub.snapshot_download(
             repository,
             revision=revision,
             allow_patterns=None if patterns is None else list(patterns),
             local_files_only=cached or patterns is None,
         )
-    except Exception as error:  # the hub's, its client's and the system's, by many names
+    except Exception as error:  # of the hub, its client and the system, of many classes
         return None, f"{type(error).__name__}: {_first_line(error)}"
-    return storage.path(place), ""
+    return storage.path(directory), ""
 
 
-def contents(repository: str, revision: str | None = None, *, cached: Sequence[str] = ()) -> Contents:
-    """Returns what a repository holds at a revision.
+def list_files(
+    repository: str, revision: str | None = None, *, cached: Sequence[str] = ()
+) -> RepositoryFiles:
+    """Lists the files of a repository.
 
-    Without a network it is what the cache has of it, where that has all files of the patterns `cached`.
+    Args:
+        repository: `owner/name`.
+        revision: The revision; default: that of the main branch.
+        cached: Patterns of file names. If there is no network and the cache has files for all of them, its
+            files are listed.
 
     Raises:
-        Absent: If there is no such repository, or none that this token may read.
+        RepositoryNotFoundError: If there is no such repository, or none that this token may read.
         UserError: If there is no such revision, the hub refuses the token, or it cannot be reached.
     """
     import huggingface_hub
@@ -92,43 +111,43 @@ def contents(repository: str, revision: str | None = None, *, cached: Sequence[s
     try:
         commit = str(api.repo_info(repository, revision=revision).sha)
         tree = api.list_repo_tree(repository, recursive=True, revision=commit)
-        return Contents(
+        return RepositoryFiles(
             repository, commit, {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
         )
     except Exception as error:
-        if cached and _status(error) is None:
-            place, _ = snapshot(repository, cached, revision, cached=True)
-            if place is not None:
-                return _of_directory(repository, place)
-        raise _refused(error, repository, revision) from None
+        if cached and _http_status(error) is None:
+            directory, _ = download_snapshot(repository, cached, revision, cached=True)
+            if directory is not None:
+                return _list_snapshot(repository, directory)
+        raise _hub_error(error, repository, revision) from None
 
 
-def download(held: Contents, files: Collection[str]) -> epath.Path:
-    """Returns the directory of files of a repository, of which those are fetched that the cache lacks.
+def download_files(repo: RepositoryFiles, files: Collection[str]) -> epath.Path:
+    """Downloads files of a repository that the cache lacks; returns their directory.
 
     Raises:
         UserError: If the hub refuses, or cannot be reached.
     """
     import huggingface_hub
 
-    place = ""
-    wanted = sorted(files)
-    for start in range(0, len(wanted), _PATTERNS):
-        # A name is a pattern too, and what the hub has may hold brackets.
-        patterns = [name.replace("[", "[[]") for name in wanted[start : start + _PATTERNS]]
+    directory = ""
+    ordered = sorted(files)
+    for start in range(0, len(ordered), _MAX_PATTERNS):
+        # Names are used as patterns, and a name may contain brackets.
+        patterns = [name.replace("[", "[[]") for name in ordered[start : start + _MAX_PATTERNS]]
         try:
-            place = huggingface_hub.snapshot_download(
-                held.repository, revision=held.commit, allow_patterns=patterns
+            directory = huggingface_hub.snapshot_download(
+                repo.repository, revision=repo.commit, allow_patterns=patterns
             )
         except Exception as error:
-            raise _refused(error, held.repository, held.commit) from None
-    if not place:
-        raise UserError(f"Expected files of {held.repository!r} to fetch, got none. Fix: name one.")
-    return storage.path(place)
+            raise _hub_error(error, repo.repository, repo.commit) from None
+    if not directory:
+        raise UserError(f"Expected files of {repo.repository!r} to fetch, got none. Fix: name one.")
+    return storage.path(directory)
 
 
-def create(repository: str, *, private: bool) -> None:
-    """Makes an empty repository; one that is not said to be private is what its owner has by default.
+def create_repository(repository: str, *, private: bool) -> None:
+    """Creates an empty repository; if `private` is False, the default of its owner decides.
 
     Raises:
         UserError: If the hub refuses, or cannot be reached.
@@ -138,33 +157,35 @@ def create(repository: str, *, private: bool) -> None:
     try:
         huggingface_hub.HfApi().create_repo(repository, private=private or None)
     except Exception as error:
-        if _status(error) == 409:
+        if _http_status(error) == 409:
             raise UserError(
                 f"Expected a repository {repository!r} that this token may read, got one that it may not. "
                 "Fix: run `hf auth login`, set HF_TOKEN to a token that may, or choose another name."
             ) from None
-        raise _refused(error, repository, None, write=True) from None
+        raise _hub_error(error, repository, None, write=True) from None
 
 
-def commit(
-    held: Contents,
+def commit_files(
+    repo: RepositoryFiles,
     files: Mapping[str, storage.PathLike],
     *,
     delete: Collection[str] = (),
     branch: str | None = None,
     message: str,
 ) -> str:
-    """Puts files into a repository, in one commit on top of what it held; returns the commit.
+    """Writes files to a repository in one commit.
 
-    Until that commit nobody sees any of it: a push that is killed leaves the repository as it was. The
-    client's `upload_folder` would make several commits of many files.
+    If it is killed, the repository stays as it was. The client's `upload_folder` would make several commits.
 
     Args:
-        held: What the repository held; if it has another commit by now, nothing is changed.
+        repo: The files before; if the repository has another commit by now, nothing is changed.
         files: Name in the repository -> local file.
-        delete: Files that go.
-        branch: The branch; main by default.
-        message: What the commit is for.
+        delete: The names of files that are deleted.
+        branch: The branch; default: main.
+        message: The commit message.
+
+    Returns:
+        The commit.
 
     Raises:
         UserError: If the hub refuses, somebody else wrote in between, or the hub cannot be reached.
@@ -173,31 +194,31 @@ def commit(
 
     operations: list[Any] = [huggingface_hub.CommitOperationDelete(name) for name in sorted(delete)]
     operations += [
-        huggingface_hub.CommitOperationAdd(name, str(place)) for name, place in sorted(files.items())
+        huggingface_hub.CommitOperationAdd(name, str(directory)) for name, directory in sorted(files.items())
     ]
     try:
-        made = huggingface_hub.HfApi().create_commit(
-            held.repository,
+        created = huggingface_hub.HfApi().create_commit(
+            repo.repository,
             operations,
             commit_message=message,
             revision=branch,
-            parent_commit=held.commit,
+            parent_commit=repo.commit,
         )
     except Exception as error:
-        raise _refused(error, held.repository, branch, write=True) from None
-    return str(made.oid)
+        raise _hub_error(error, repo.repository, branch, write=True) from None
+    return str(created.oid)
 
 
-def _of_directory(repository: str, place: epath.Path) -> Contents:
-    """Returns what a snapshot in the cache holds; its directory has the name of the commit."""
-    root = Path(place)  # the cache is always local
+def _list_snapshot(repository: str, directory: epath.Path) -> RepositoryFiles:
+    """Lists the files of a snapshot in the cache; the name of its directory is the commit."""
+    root = Path(directory)  # the cache is always local
     files = sorted(file for file in root.rglob("*") if file.is_file())
     sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
-    return Contents(repository, place.name, sizes)
+    return RepositoryFiles(repository, directory.name, sizes)
 
 
-def _status(error: BaseException | None) -> int | None:
-    """Returns the status of the hub's answer that an error, or what it came from, tells of."""
+def _http_status(error: BaseException | None) -> int | None:
+    """Returns the HTTP status that an error, or its cause, reports."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:
@@ -206,11 +227,11 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _refused(error: Exception, repository: str, revision: str | None, *, write: bool = False) -> UserError:
-    """Returns the sentence that says why the hub did not do what it was asked."""
+def _hub_error(error: Exception, repository: str, revision: str | None, *, write: bool = False) -> UserError:
+    """Returns the error that says why the hub refused."""
     from huggingface_hub import constants, errors
 
-    status = _status(error)
+    status = _http_status(error)
     token = "Fix: run `hf auth login`, or set HF_TOKEN to a token that may."
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
@@ -221,28 +242,25 @@ def _refused(error: Exception, repository: str, revision: str | None, *, write: 
         what = "write to" if write else "read"
         return UserError(f"Expected a token that may {what} {repository!r}, got one that may not. {token}")
     if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and not write):
-        return Absent(
+        return RepositoryNotFoundError(
             f"Expected the repository {repository!r} on the hub, got none that this token may read. Fix: "
             "correct its name; if it is private, run `hf auth login` or set HF_TOKEN."
         )
     if status == 401:
-        return UserError(
-            f"Expected a token that the hub knows, for {repository!r}, got none or another. {token}"
-        )
+        return UserError(f"Expected a valid token for {repository!r}, got none or an invalid one. {token}")
     if status in (409, 412):
         return UserError(
-            f"Expected {repository!r} to stay as it was while it was written to, got another commit in "
-            "between. Fix: push again."
+            f"Expected {repository!r} not to change during the push, got another commit. Fix: push again."
         )
     if isinstance(error, errors.HFValidationError):
         return UserError(
-            f"Expected a repository of the hub as {HUB}owner/name, got {repository!r} "
+            f"Expected a repository of the hub as {HUB_PREFIX}owner/name, got {repository!r} "
             f"({_first_line(error)}). Fix: correct its name."
         )
-    if status is None and not _is_of_network(error):
+    if status is None and not _is_network_error(error):
         return UserError(
-            f"Expected the hub's client to take part with {repository!r}, got {type(error).__name__} "
-            f"({_first_line(error):.160}). Fix: bring the package huggingface_hub up to date."
+            f"Expected the hub's client to succeed for {repository!r}, got {type(error).__name__} "
+            f"({_first_line(error):.160}). Fix: update the package huggingface_hub."
         )
     if status is None:
         return UserError(
@@ -251,13 +269,13 @@ def _refused(error: Exception, repository: str, revision: str | None, *, write: 
             "HF_HUB_OFFLINE."
         )
     return UserError(
-        f"Expected the hub to take part with {repository!r}, got an error {status} "
+        f"Expected an answer of the hub for {repository!r}, got an error {status} "
         f"({_first_line(error):.160}). Fix: try again later."
     )
 
 
-def _is_of_network(error: BaseException | None) -> bool:
-    """Says whether an error, or what it came from, is the system's or the HTTP client's."""
+def _is_network_error(error: BaseException | None) -> bool:
+    """Returns whether an error, or its cause, comes from the system or the HTTP client."""
     while error is not None:
         if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
             return True

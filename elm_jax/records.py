@@ -96,6 +96,9 @@ class Expert:
     spec: ExpertSpec
     params: Params
 
+    def __repr__(self) -> str:
+        return f"Expert({self.spec.id!r}, kind={self.spec.kind!r}, steps={self.spec.steps})"
+
 
 @dataclass(frozen=True)
 class Keys:

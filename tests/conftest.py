@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from elm_jax.aot import slices
-from elm_jax.models import experts as ex
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers as ex
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import datasets
 from tests.run_fixtures import clock, make_run, unseen  # noqa: F401, fixtures
@@ -50,14 +50,14 @@ def user_tasks_end_with_the_test(monkeypatch):
 
 @pytest.fixture(scope="session")
 def config():
-    return size("tiny", vocab_size=96, emb_dim=32, head_dim=8, mlp_dim=48, num_decoder_layers=3)
+    return find_config("tiny", vocab_size=96, emb_dim=32, head_dim=8, mlp_dim=48, num_decoder_layers=3)
 
 
 @pytest.fixture(scope="session")
 def one_layer():
     """One layer a stack, for rooms above: what several layers do is asked in the tests of the network."""
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    return size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, **layers)
+    return find_config("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, **layers)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def base(config):
 @pytest.fixture(scope="session")
 def experts(base):
     """Three experts whose adapters are large enough to change every logit."""
-    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in (1, 2, 3)]
     return [jax.tree.map(lambda leaf, by=5.0 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
 
 

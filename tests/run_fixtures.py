@@ -6,9 +6,9 @@ import pytest
 
 from elm_jax.data import task_rows, task_selection
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing.index import index
@@ -33,7 +33,7 @@ ROWS = 12
 def add_expert(run, name, kind, options, *, by=3.0, seed=0, datasets=None):
     """Puts an expert into a run's library whose parameters are drawn, and far enough from the base's."""
     rng = np.random.default_rng(seed)
-    tree = ex.init(kind, jax.random.key(seed), run.base.params, **options)
+    tree = ex.init_expert(kind, jax.random.key(seed), run.base.params, options)
     tree = jax.tree.map(lambda leaf: (leaf + rng.normal(0, 0.1 * by, leaf.shape)).astype(np.float32), tree)
     owned = tuple(sorted(paths.flatten(tree)))
     trained_on = datasets or (name.partition("/")[0],)
@@ -77,7 +77,7 @@ def make_run(tmp_path_factory):
         file = workspace.base / opening.VOCABULARY_FILE
         tokenizer = sentencepiece.train(texts, file, 400, kind="word", extra_ids=opening.EXTRA_IDS)
         layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-        config = size(
+        config = find_config(
             "tiny", vocab_size=tokenizer.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
         )
         rng = np.random.default_rng(0)

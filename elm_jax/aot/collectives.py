@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.aot.hlo import Computation, Instruction, Module, Shape
+from elm_jax.aot.hlo import ArrayShape, Computation, Instruction, Module
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _OPCODES = {f"{kind}{form}": kind for kind in KINDS for form in ("", "-start")}
@@ -56,7 +56,7 @@ class Collective:
         return Collective(**fields)
 
 
-def fused_channels(module: Module) -> frozenset[str]:
+def find_fused_channels(module: Module) -> frozenset[str]:
     """Returns the channels of the collectives that a fusion starts, which later fusions name again."""
     return frozenset(
         _channel(instruction)
@@ -67,7 +67,7 @@ def fused_channels(module: Module) -> frozenset[str]:
     )
 
 
-def collectives_of(
+def find_collectives(
     module: Module,
     computation: Computation,
     instruction: Instruction,
@@ -97,7 +97,7 @@ def collectives_of(
         yield from _collective(inside, inner, mesh, hidden=hidden)
 
 
-def merged(found: Iterable[tuple[Collective, int]]) -> tuple[Collective, ...]:
+def merge_collectives(found: Iterable[tuple[Collective, int]]) -> tuple[Collective, ...]:
     """Returns one record for all collectives of the same kind, type, axes and form, the largest first.
 
     Args:
@@ -208,7 +208,7 @@ def _axes(groups: Groups, mesh: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(axis for axis in mesh if axis in apart)
 
 
-def _dtype(taken: Sequence[Shape]) -> str:
+def _dtype(taken: Sequence[ArrayShape]) -> str:
     return taken[0].dtype if taken else ""
 
 

@@ -34,7 +34,7 @@ _PREFIX = re.compile(r"^[IWEF]\d{4} \S+\s+\d+ [\w./]+:\d+\] ")
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledProgram:
     """What compiling one program for one slice has shown. Every figure is of one device and one call.
 
     Attributes:
@@ -80,38 +80,38 @@ class Compiled:
         return asdict(self)
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> "Compiled":
+    def from_json(value: Mapping[str, Any]) -> "CompiledProgram":
         """Returns what `to_json` was called on."""
         fields = dict(value)
         fields["collectives"] = tuple(Collective.from_json(each) for each in value["collectives"])
         fields["unpriced"] = tuple(value["unpriced"])
-        return Compiled(**fields)
+        return CompiledProgram(**fields)
 
 
 def compile_program(
-    of: Slice,
+    target: Slice,
     sizes: Mapping[str, int],
     build: str,
     work: Mapping[str, Any],
     name: str,
     progress: Progress | None = None,
-) -> Compiled:
+) -> CompiledProgram:
     """Compiles one of the programs that a function builds; see `compile_programs`."""
-    return compile_programs(of, sizes, build, work, [name], progress)[0]
+    return compile_programs(target, sizes, build, work, [name], progress)[0]
 
 
 def compile_programs(
-    of: Slice,
+    target: Slice,
     sizes: Mapping[str, int],
     build: str,
     work: Mapping[str, Any],
     chosen: Sequence[str] | None = None,
     progress: Progress | None = None,
-) -> list[Compiled]:
+) -> list[CompiledProgram]:
     """Compiles programs for a slice, one after the other, in one child process.
 
     Args:
-        of: the slice.
+        target: the slice.
         sizes: the sizes of the mesh by axis, as `build` takes them.
         build: the dotted path of an importable function `(devices, sizes, work) -> list[Program]`. It is
             called in the child with the slice's devices, which hold no arrays, and makes the mesh itself.
@@ -127,15 +127,15 @@ def compile_programs(
             memory, or `build` raised one.
         RuntimeError: `build` or the worker failed otherwise; the message has the child's traceback.
     """
-    slices.require_compiler(of.kind.platform)
+    slices.require_compiler(target.kind.platform)
     request = {
-        "slice": of.name,
+        "slice": target.name,
         "sizes": dict(sizes),
         "build": build,
         "work": dict(work),
         "chosen": None if chosen is None else list(chosen),
     }
-    found: list[Compiled] = []
+    found: list[CompiledProgram] = []
     current = chosen[0] if chosen else "the programs"
     with tempfile.TemporaryFile() as noise, contextlib.closing(_events(request, noise)) as events:
         begun = time.monotonic()
@@ -146,24 +146,26 @@ def compile_programs(
                 case {"begun": name}:
                     current, begun = name, time.monotonic()
                 case {"compiled": record}:
-                    found.append(Compiled.from_json(record))
+                    found.append(CompiledProgram.from_json(record))
                     continue
                 case {"refused": sentence}:
                     raise UserError(sentence)
                 case {"failed": traceback}:
-                    raise RuntimeError(f"Compiling {current} for {of.name} failed in the child:\n{traceback}")
+                    raise RuntimeError(
+                        f"Compiling {current} for {target.name} failed in the child:\n{traceback}"
+                    )
                 case {"done": _}:
                     return found
                 case {"exit": code}:
                     raise UserError(
-                        f"Expected the compiler to finish {current} for {of.name}, got {_ending(code)}"
+                        f"Expected the compiler to finish {current} for {target.name}, got {_ending(code)}"
                         f"{_quoted(noise)}. Fix: try another mesh or a smaller batch, or free memory on this "
                         "host."
                     )
                 case _:
                     raise RuntimeError(f"The compiler's process sent {event!r}")
             if progress is not None:
-                progress(current, of.name, time.monotonic() - begun)
+                progress(current, target.name, time.monotonic() - begun)
     raise RuntimeError("The compiler's process sent nothing more")
 
 

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from elm_jax.aot import hlo
-from elm_jax.aot.collectives import Collective, collectives_of, fused_channels, merged
+from elm_jax.aot.collectives import Collective, find_collectives, find_fused_channels, merge_collectives
 from elm_jax.aot.devices import DeviceKind
 from elm_jax.aot.hlo import Computation, Instruction, Module
-from elm_jax.aot.loops import trip_count
-from elm_jax.aot.products import Product, products_of
+from elm_jax.aot.loops import count_trips
+from elm_jax.aot.products import Product, find_products
 
 _RING_LINKS = 2  # of a TPU: a ring runs along one dimension of the torus, in both directions
 # Instructions that move nothing, and those that only wait for what runs beside the program.
@@ -120,7 +120,7 @@ class Step:
     times: int
 
 
-def costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
+def count_costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
     """Returns what a compiled program costs.
 
     Args:
@@ -129,20 +129,20 @@ def costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
         mesh: the sizes of its mesh by axis, in order.
     """
     module = hlo.parse(text)
-    started = fused_channels(module)
+    started = find_fused_channels(module)
     flops = cycles = 0
     links = moves = 0.0
     collectives: list[tuple[Collective, int]] = []
     unpriced: Counter[str] = Counter()
-    for step in steps(module):
+    for step in iterate_steps(module):
         computation, instruction, times = step.computation, step.instruction, step.times
         if instruction.opcode == "while":
             unpriced["loop of unknown length, counted as one run"] += times
             continue
-        own = list(collectives_of(module, computation, instruction, mesh, started))
+        own = list(find_collectives(module, computation, instruction, mesh, started))
         collectives += [(each, times) for each in own]
         unpriced.update({f"{each.kind} between slices": times for each in own if each.between_slices})
-        flops += times * sum(each.flops for each in products_of(module, computation, instruction))
+        flops += times * sum(each.flops for each in find_products(module, computation, instruction))
         if instruction.cycles is not None:
             cycles += times * instruction.cycles
         elif own:
@@ -157,22 +157,22 @@ def costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
         cycle_seconds=cycles / kind.clock if tpu else None,
         collective_seconds=links if tpu else None,
         move_seconds=moves if tpu else None,
-        collectives=merged(collectives),
+        collectives=merge_collectives(collectives),
         unpriced=tuple(f"{times} x {name}" for name, times in unpriced.items()) if tpu else (),
     )
 
 
-def products(text: str) -> list[tuple[Product, int]]:
+def list_products(text: str) -> list[tuple[Product, int]]:
     """Returns every matrix product of a compiled program, with how often one call runs it."""
     module = hlo.parse(text)
     return [
         (product, step.times)
-        for step in steps(module)
-        for product in products_of(module, step.computation, step.instruction)
+        for step in iterate_steps(module)
+        for product in find_products(module, step.computation, step.instruction)
     ]
 
 
-def steps(module: Module) -> Iterator[Step]:
+def iterate_steps(module: Module) -> Iterator[Step]:
     """Yields the instructions that one call of a program runs, those of loops once with their trips.
 
     A conditional counts all its branches. A loop of unknown length is yielded itself, and counts as one run.
@@ -181,7 +181,7 @@ def steps(module: Module) -> Iterator[Step]:
     def visit(computation: Computation, times: int) -> Iterator[Step]:
         for instruction in computation.instructions:
             if instruction.opcode == "while":
-                trips = trip_count(module, computation, instruction)
+                trips = count_trips(module, computation, instruction)
                 if trips is None:
                     yield Step(computation, instruction, times)
                 for kind, runs in (("body", trips or 0), ("condition", (trips or 0) + 1)):
@@ -250,18 +250,18 @@ def _fusion_moves(
             if parameter.name == updated:
                 place, times = _UPDATES[root.opcode]
                 found[number], written = 0, times * _bytes(fused.by_name[root.operands[place]])
-            elif cuts := _cuts_of(fused, parameter.name):
+            elif cuts := _find_cuts(fused, parameter.name):
                 found[number] = min(found[number], sum(map(_bytes, cuts)))
     return found, written
 
 
-def _cuts_of(fused: Computation, name: str) -> list[Instruction]:
+def _find_cuts(fused: Computation, name: str) -> list[Instruction]:
     """Returns what cuts from an array, if nothing else uses it."""
     users = [each for each in fused.instructions if name in each.operands]
     found: list[Instruction] = []
     for user in users:
         if user.opcode == "bitcast":
-            inner = _cuts_of(fused, user.name)
+            inner = _find_cuts(fused, user.name)
         else:
             cuts = user.opcode in _CUTS and user.operands[0] == name and name not in user.operands[1:]
             inner = [user] if cuts else []

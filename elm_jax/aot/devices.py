@@ -117,7 +117,7 @@ DEVICE_KINDS: dict[str, DeviceKind] = {
 }
 
 
-def kind_of(device_kind: str) -> DeviceKind | None:
+def find_device_kind(device_kind: str) -> DeviceKind | None:
     """Returns the device kind for JAX's `device_kind`, or None where the table has none.
 
     Slower forms of a GPU (H100 PCIe, H200 NVL, a part of a GPU) are not in the table.
@@ -138,6 +138,6 @@ def peak_flops(devices: Iterable[Any], dtype: str) -> float | None:
     Returns:
         The sum of the devices' peaks; None for another type than bfloat16, or where a device is unknown.
     """
-    kinds = [kind_of(device.device_kind) for device in devices]
+    kinds = [find_device_kind(device.device_kind) for device in devices]
     known = [kind.peak_flops for kind in kinds if kind is not None]
     return sum(known) if dtype == "bfloat16" and known and len(known) == len(kinds) else None

@@ -22,7 +22,7 @@ _REFERENCES = re.compile(r"(calls|body|condition|to_apply|\w+_computations?)=(\{
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ArrayShape:
     """One array of an instruction's result.
 
     Attributes:
@@ -76,9 +76,9 @@ class Instruction:
     root: bool = False
 
     @cached_property
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[ArrayShape, ...]:
         """The arrays of its result; several if that is a tuple."""
-        return shapes(self.result)
+        return parse_shapes(self.result)
 
     @cached_property
     def operands(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Computation:
         """The instruction that is its result."""
         return next((each for each in self.instructions if each.root), self.instructions[-1])
 
-    def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
+    def operand_shapes(self, instruction: Instruction) -> tuple[ArrayShape, ...]:
         """Returns the arrays that one of its instructions takes."""
         found = (self.by_name.get(name) for name in instruction.operands)
         return tuple(shape for operand in found if operand for shape in operand.shapes)
@@ -183,14 +183,14 @@ def parse(text: str) -> Module:
     return Module(computations, computations[entry])
 
 
-def shapes(text: str) -> tuple[Shape, ...]:
+def parse_shapes(text: str) -> tuple[ArrayShape, ...]:
     """Returns the arrays of a type as XLA writes it.
 
     >>> shapes("(f32[2,3]{1,0:T(8,128)}, s32[])")[0]
     Shape(dtype='f32', dims=(2, 3), layout='{1,0:T(8,128)}')
     """
     return tuple(
-        Shape(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)
+        ArrayShape(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)
         for dtype, sizes, layout in _SHAPE.findall(text)
     )
 

@@ -35,7 +35,7 @@ class _Bound:
     right: Linear
 
 
-def trip_count(module: Module, around: Computation, loop: Instruction) -> int | None:
+def count_trips(module: Module, around: Computation, loop: Instruction) -> int | None:
     """Returns how often a loop's body runs at most; None if that does not follow from its text.
 
     Args:

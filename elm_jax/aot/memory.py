@@ -17,7 +17,7 @@ _REQUIRED = (
 )
 
 
-def memory_of(compiled: Any) -> int:
+def count_program_bytes(compiled: Any) -> int:
     """Returns the bytes per device that a compiled program takes when it runs.
 
     That is arguments, results and temporaries, with donated arguments counted once, and the code.
@@ -35,7 +35,7 @@ def memory_of(compiled: Any) -> int:
     )
 
 
-def xla_peak(compiled: Any) -> int | None:
+def xla_peak_bytes(compiled: Any) -> int | None:
     """Returns the peak that XLA tells, None where this JAX tells none.
 
     It knows when temporaries live, and on TPUs counts those in on-chip memory too.

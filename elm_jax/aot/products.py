@@ -46,7 +46,7 @@ class _Axis:
     rhs_dilate: int
 
 
-def products_of(module: Module, computation: Computation, instruction: Instruction) -> Iterator[Product]:
+def find_products(module: Module, computation: Computation, instruction: Instruction) -> Iterator[Product]:
     """Yields the products that an instruction makes: its own, or those inside a fusion."""
     if instruction.opcode in OPCODES:
         yield _product(computation, instruction)

@@ -50,7 +50,7 @@ def jit(function: Callable[..., Any], *, platform: str, **options: Any) -> Any:
     return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})), **options)
 
 
-def platform_of(mesh: Mesh | AbstractMesh | None) -> str:
+def get_platform(mesh: Mesh | AbstractMesh | None) -> str:
     """Returns the platform of a mesh's devices; without devices, that of JAX's default device."""
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
 
@@ -64,7 +64,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def replicated(mesh: Mesh | AbstractMesh | None, shapes: Any) -> Any:
+def with_replication(mesh: Mesh | AbstractMesh | None, shapes: Any) -> Any:
     """Returns a tree of shapes that lie whole on every device of a mesh."""
     if mesh is None:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)

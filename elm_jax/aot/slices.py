@@ -87,7 +87,7 @@ class Slice:
     topology_arguments: Mapping[str, Any]
 
 
-def slice_of(name: str) -> Slice:
+def parse_slice(name: str) -> Slice:
     """Returns the slice of a name.
 
     Args:
@@ -102,21 +102,21 @@ def slice_of(name: str) -> Slice:
     found = re.fullmatch(r"(?:(\d+)x)?(.+)", name.strip().lower())
     count, rest = (int(found[1] or 1), found[2]) if found else (0, name)
     if count >= 1 and rest in GPU_MODELS:
-        return _gpus(rest, count)
+        return _gpu_slice(rest, count)
     tpu = re.fullmatch(r"(v\d\w*)-(\d+)", rest)
     version = _ALIASES.get(tpu[1], tpu[1]) if tpu else ""
     if tpu and count >= 1 and version in _SHAPES:
         chips, odd = divmod(int(tpu[2]), _CORES[version])
         if not odd and chips in _SHAPES[version]:
-            return _tpus(version, chips, count)
-    near = names.near_matches(name, slice_names(), most=1)
+            return _tpu_slice(version, chips, count)
+    near = names.near_matches(name, list_slice_names(), most=1)
     raise UserError(
-        f"Expected a slice ({valid_names()}), got {name!r}. "
+        f"Expected a slice ({describe_valid_names()}), got {name!r}. "
         f"Fix: name one of these{f', such as {near[0]}' if near else ''}."
     )
 
 
-def slice_names() -> list[str]:
+def list_slice_names() -> list[str]:
     """Returns the names of all single slices and GPUs; a number in front, such as 2x, joins several.
 
     >>> slice_names()[:2], slice_names()[-4:]
@@ -126,7 +126,7 @@ def slice_names() -> list[str]:
     return [*tpus, *GPU_MODELS]
 
 
-def valid_names() -> str:
+def describe_valid_names() -> str:
     """Returns in a few words which names a slice may have."""
     tpus = [
         f"{kind}-{'/'.join(str(chips * _CORES[kind]) for chips in shapes)}"
@@ -135,13 +135,13 @@ def valid_names() -> str:
     return f"{', '.join(tpus)}, several such as 2xv5e-256, or GPUs: {', '.join(GPU_MODELS)}, 8xh100"
 
 
-def devices(of: Slice) -> list[Any]:
+def topology_devices(target: Slice) -> list[Any]:
     """Returns the compiler's devices of a slice, for shardings of programs that are compiled and never run.
 
     JAX must have been imported with `ENVIRONMENT` set.
 
     Args:
-        of: the slice.
+        target: the slice.
 
     Returns:
         JAX devices that no array can be put on.
@@ -152,10 +152,10 @@ def devices(of: Slice) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
-    require_compiler(of.kind.platform)
+    require_compiler(target.kind.platform)
     jax.devices()  # finds and registers the plug-ins
-    platform = "cuda" if of.kind.platform == "gpu" else of.kind.platform
-    described = topologies.get_topology_desc(of.topology, platform=platform, **of.topology_arguments)
+    platform = "cuda" if target.kind.platform == "gpu" else target.kind.platform
+    described = topologies.get_topology_desc(target.topology, platform=platform, **target.topology_arguments)
     return list(described.devices)
 
 
@@ -176,7 +176,7 @@ def require_compiler(platform: str) -> None:
         )
 
 
-def _tpus(version: str, chips: int, count: int) -> Slice:
+def _tpu_slice(version: str, chips: int, count: int) -> Slice:
     shape = _SHAPES[version][chips]
     host = (*shape, 1)[:3] if version in ("v5e", "v6e") and chips <= 8 else (2, 2, 1)
     arguments: dict[str, Any] = {"chips_per_host_bounds": host}
@@ -197,7 +197,7 @@ def _tpus(version: str, chips: int, count: int) -> Slice:
     )
 
 
-def _gpus(model: str, count: int) -> Slice:
+def _gpu_slice(model: str, count: int) -> Slice:
     hosts, odd = divmod(count, _GPUS_PER_HOST) if count > _GPUS_PER_HOST else (1, 0)
     if odd:
         whole = _GPUS_PER_HOST * hosts

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from elm_jax import cache, storage
 from elm_jax.aot import costs, memory, slices
-from elm_jax.aot.compiler import Compiled
+from elm_jax.aot.compiler import CompiledProgram
 from elm_jax.aot.program import Program
 from elm_jax.aot.slices import Slice
 from elm_jax.errors import UserError
@@ -59,42 +59,42 @@ def main() -> None:
 
 def serve(request: Mapping[str, Any], send: Send) -> None:
     """Compiles the programs of a request, and sends an event before and after each of them."""
-    of = slices.slice_of(request["slice"])
+    target = slices.parse_slice(request["slice"])
     module, _, function = request["build"].rpartition(".")
     build = getattr(importlib.import_module(module), function)
-    programs: Sequence[Program] = build(slices.devices(of), request["sizes"], request["work"])
+    programs: Sequence[Program] = build(slices.topology_devices(target), request["sizes"], request["work"])
     by_name = {program.name: program for program in programs}
     for name in request["chosen"] or by_name:
         if name not in by_name:
             raise ValueError(f"Expected one of the programs {', '.join(by_name)}, got {name!r}")
         send({"begun": name})
-        send({"compiled": compiled(by_name[name], of).to_json()})
+        send({"compiled": compile_program(by_name[name], target).to_json()})
 
 
-def compiled(program: Program, of: Slice) -> Compiled:
+def compile_program(program: Program, target: Slice) -> CompiledProgram:
     """Compiles a program for a slice and counts what it costs, or takes that from the cache."""
     ids, sizes = _layout(program)
     lowered = program.lower()
-    file = _cache_file(program.name, lowered, of, ids, sizes)
+    file = _cache_file(program.name, lowered, target, ids, sizes)
     found = _read(file)
-    value = found or _compile(program, lowered, of, sizes)
+    value = found or _compile(program, lowered, target, sizes)
     if file is not None and not found:
         with contextlib.suppress(UserError):  # what cannot be kept is compiled again
             storage.write_json(file, value)
-    return _record(program, of, value, cached=bool(found))
+    return _record(program, target, value, cached=bool(found))
 
 
-def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]) -> dict[str, Any]:
+def _compile(program: Program, lowered: Any, target: Slice, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Returns what the cache keeps: memory and costs, or why the compiler refused."""
     begun = time.monotonic()
     try:
-        executable = lowered.compile(compiler_options=dict(_WITHOUT_DEVICE.get(of.kind.platform, {})))
+        executable = lowered.compile(compiler_options=dict(_WITHOUT_DEVICE.get(target.kind.platform, {})))
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
             raise UserError(
-                f"Expected {program.name} to compile for {of.name}, got {_first_line(message)!r} from the "
-                "compiler. Fix: choose another mesh or other shapes."
+                f"Expected {program.name} to compile for {target.name}, got {_first_line(message)!r} from "
+                "the compiler. Fix: choose another mesh or other shapes."
             ) from error
         return {
             "compile_seconds": time.monotonic() - begun,
@@ -103,27 +103,27 @@ def _compile(program: Program, lowered: Any, of: Slice, sizes: Mapping[str, int]
             "refusal": _first_line(message).partition(": ")[2].rstrip("."),
         }
     seconds = time.monotonic() - begun
-    counted = costs.costs(executable.as_text(), of.kind, sizes)
+    counted = costs.count_costs(executable.as_text(), target.kind, sizes)
     return {
         "compile_seconds": seconds,
-        "bytes": memory.memory_of(executable),
-        "xla_bytes": memory.xla_peak(executable),
+        "bytes": memory.count_program_bytes(executable),
+        "xla_bytes": memory.xla_peak_bytes(executable),
         "refusal": None,
         "costs": counted.to_json(),
     }
 
 
-def _record(program: Program, of: Slice, value: Mapping[str, Any], *, cached: bool) -> Compiled:
+def _record(program: Program, target: Slice, value: Mapping[str, Any], *, cached: bool) -> CompiledProgram:
     resident = memory.resident_bytes(program)
-    limit = of.kind.memory_limit
+    limit = target.kind.memory_limit
     peak = None if value["bytes"] is None else value["bytes"] + resident
     reason = value["refusal"]
     if reason is None and peak is not None and peak > limit:
         reason = f"it needs {peak / 1e9:.2f} GB of a device's memory, and {limit / 1e9:.2f} GB are available"
     counted = costs.Costs.from_json(value["costs"]) if "costs" in value else None
-    return Compiled(
+    return CompiledProgram(
         name=program.name,
-        slice=of.name,
+        slice=target.name,
         fits=reason is None,
         peak_bytes=peak,
         xla_peak_bytes=value["xla_bytes"],
@@ -136,7 +136,7 @@ def _record(program: Program, of: Slice, value: Mapping[str, Any], *, cached: bo
         move_seconds=counted.move_seconds if counted else None,
         collectives=counted.collectives if counted else (),
         unpriced=counted.unpriced if counted else (),
-        reason=reason and f"{program.name} does not fit on {of.name}: {reason}.",
+        reason=reason and f"{program.name} does not fit on {target.name}: {reason}.",
         cached=cached,
     )
 
@@ -151,7 +151,7 @@ def _layout(program: Program) -> tuple[list[int], dict[str, int]]:
 
 
 def _cache_file(
-    name: str, lowered: Any, of: Slice, ids: Sequence[int], sizes: Mapping[str, int]
+    name: str, lowered: Any, target: Slice, ids: Sequence[int], sizes: Mapping[str, int]
 ) -> Path | None:
     """Returns the file where the result is kept; None if nothing is to be kept or can be."""
     if os.environ.get("ELM_COMPILATION_CACHE", "").lower() in _OFF:
@@ -163,10 +163,10 @@ def _cache_file(
         "name": name,
         "text": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
         "options": sorted(map(repr, options)),
-        "slice": [of.name, of.topology, sorted(map(repr, of.topology_arguments.items()))],
+        "slice": [target.name, target.topology, sorted(map(repr, target.topology_arguments.items()))],
         "devices": ids,
         "mesh": sizes,
-        "versions": [_version(package) for package in ("jax", "jaxlib", *_COMPILERS[of.kind.platform])],
+        "versions": [_version(package) for package in ("jax", "jaxlib", *_COMPILERS[target.kind.platform])],
         "flags": [os.environ.get(flag, "") for flag in _FLAGS],
         "counted_by": [storage.file_fingerprint(each) for each in sorted(Path(__file__).parent.glob("*.py"))],
     }

@@ -13,7 +13,7 @@ from elm_jax.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from elm_jax.experts.listing import Listed
+    from elm_jax.experts.listing import ExpertSummary
 
 app = typer.Typer(help="The experts of a library.", no_args_is_help=True)
 
@@ -35,11 +35,11 @@ def experts_list(
 
     workspace = Workspace.open(run)
     wanted = Library.open(workspace.composites, create=True).ids() if composites else None
-    found = listing.listed(workspace, wanted, scored=scores)
+    found = listing.summarize_experts(workspace, wanted, scored=scores)
     if as_json:
         print(json.dumps([_told(one) for one in found], ensure_ascii=False))
         return
-    show(listing.table(found, scored=scores), may_shrink=True)
+    show(listing.summary_table(found, scored=scores), may_shrink=True)
 
 
 @app.command("show")
@@ -52,11 +52,11 @@ def experts_show(
     from elm_jax.experts import listing
     from elm_jax.session.workspace import Workspace
 
-    (found,) = listing.listed(Workspace.open(run), [name], scored=True)
+    (found,) = listing.summarize_experts(Workspace.open(run), [name], scored=True)
     if as_json:
         print(json.dumps(_told(found), ensure_ascii=False))
         return
-    for field, value in listing.lines(found):
+    for field, value in listing.summary_fields(found):
         print(f"{field:<24} {value}")
 
 
@@ -85,11 +85,11 @@ def experts_remove(
 ) -> None:
     """Take one expert out of the library, or of the composites where the library has none of that id."""
     from elm_jax.experts.library import Library
-    from elm_jax.experts.lookup import home
+    from elm_jax.experts.lookup import find_library
     from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
-    there = home(workspace, name)
+    there = find_library(workspace, name)
     there.remove(name)
     rest = Library.open(workspace.composites, create=True)
     left = f"; another of that id is still in {rest.root}" if name in rest else ""
@@ -121,7 +121,7 @@ def experts_add(
     """Put an expert that was made elsewhere into the library."""
     from elm_jax.experts import import_export
 
-    spec = import_export.add(
+    spec = import_export.import_expert(
         src, id=id, kind=kind, datasets=dataset or (), run=run, replace=replace, ignore=ignore or ()
     )
     print(f"{spec.id}: {spec.kind}, {spec.steps} steps, trained on {', '.join(spec.datasets)}.")
@@ -136,7 +136,7 @@ def experts_export(
     """Copy one expert out of the library, for `elm experts add` to take elsewhere."""
     from elm_jax.experts import import_export
 
-    print(import_export.export(name, dst, run=run))
+    print(import_export.export_expert(name, dst, run=run))
 
 
 @app.command("push")
@@ -154,9 +154,9 @@ def experts_push(
     as_json: AsJson = False,
 ) -> None:
     """Put experts, with a model card, into a repository of the Hugging Face hub, in one commit."""
-    from elm_jax.experts import hub
+    from elm_jax.experts import push_pull
 
-    done = hub.push(repository, names or (), run=run, licence=licence, replace=replace, private=private)
+    done = push_pull.push(repository, names or (), run=run, licence=licence, replace=replace, private=private)
     if as_json:
         print(json.dumps(asdict(done), ensure_ascii=False))
         return
@@ -177,9 +177,9 @@ def experts_pull(
     as_json: AsJson = False,
 ) -> None:
     """Put experts of a repository of the Hugging Face hub into the library."""
-    from elm_jax.experts import hub
+    from elm_jax.experts import push_pull
 
-    done = hub.pull(repository, only=only, run=run, replace=replace)
+    done = push_pull.pull(repository, only=only, run=run, replace=replace)
     if as_json:
         print(json.dumps(asdict(done), ensure_ascii=False))
         return
@@ -189,9 +189,9 @@ def experts_pull(
     )
 
 
-def _told(one: "Listed") -> dict[str, Any]:
+def _told(one: "ExpertSummary") -> dict[str, Any]:
     """Returns what a script may want to know of an expert."""
-    about, size, spec = one.about, one.size, one.about.spec
+    about, size, spec = one.description, one.size, one.description.spec
     return {
         "id": spec.id,
         "kind": spec.kind,
@@ -201,7 +201,7 @@ def _told(one: "Listed") -> dict[str, Any]:
         "datasets": list(spec.datasets),
         "parameters": size.parameters,
         "bytes": size.bytes,
-        "keys": one.keys,
+        "keys": one.has_keys,
         "checksum": about.checksum,
         "recipe": dict(spec.recipe),
         "accuracies": {

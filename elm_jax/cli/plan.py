@@ -49,17 +49,19 @@ def plan(
     """
     # What is compiled is for devices that are not here: JAX need not look for any.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from elm_jax.aot.slices import require_compiler, slice_of
+    from elm_jax.aot.slices import parse_slice, require_compiler
     from elm_jax.planning import plan as planning
-    from elm_jax.planning import workload
-    from elm_jax.planning.tables import tables
+    from elm_jax.planning import workloads
+    from elm_jax.planning.tables import plan_tables
 
-    chosen, sizes = [slice_of(name) for name in slices], _mesh(mesh)
+    chosen, sizes = [parse_slice(name) for name in slices], _mesh(mesh)
     for each in chosen:
         require_compiler(each.kind.platform)
-    asked = workload.Asked(size, dtype, rows, experts)
+    asked = workloads.PlanOptions(size, dtype, rows, experts)
     loads = [
-        (recipe, load) for recipe in recipes for load in workload.read(recipe, gin_bindings or [], asked)
+        (recipe, load)
+        for recipe in recipes
+        for load in workloads.read_workloads(recipe, gin_bindings or [], asked)
     ]
     progress, fits, told = _Progress(), True, []
     for recipe, load in loads:
@@ -69,7 +71,7 @@ def plan(
             fits = fits and found.fits
             told.append({"recipe": recipe, **found.to_json()})
             if not as_json:
-                for table in tables(found):
+                for table in plan_tables(found):
                     show(table)
     if as_json:
         print(json.dumps({"slices": told}))

@@ -16,8 +16,8 @@ from elm_jax.data import task_rows
 from elm_jax.evaluation import generation, ranking
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.selections import Choices
-from elm_jax.experts.files import Description
-from elm_jax.experts.lookup import BASE, homes
+from elm_jax.experts.files import ExpertDescription
+from elm_jax.experts.lookup import BASE, library_finder
 from elm_jax.models import flops
 from elm_jax.records import TaskSpec
 from elm_jax.scoring import buckets
@@ -91,7 +91,7 @@ def ahead(
         targets += [Row(prompt, [target]) for prompt, target in zip(made.inputs, made.targets, strict=True)]
         rows[spec.id] = [Row(prompt, ()) for prompt in made.inputs]
     rows |= ranking.ranked_rows(run, {spec.id: task_rows.load_examples(spec, run.source) for spec in ranked})
-    home_of = homes(run.workspace)
+    home_of = library_finder(run.workspace)
     members = {name: gate.experts for name, gate in chosen.gates.items()}
     # What is not merged yet is as large as one of those that it is made of, or nearly so.
     members |= {name: composite.members[:1] for name, composite in chosen.composites.items()}
@@ -106,7 +106,7 @@ def work(
     run: Run,
     cells: Sequence[Cell],
     rows: Mapping[str, Sequence[Row]],
-    experts: Mapping[str, Description],
+    experts: Mapping[str, ExpertDescription],
     members: Mapping[str, Sequence[str]],
 ) -> Work:
     """Returns the work of cells.
@@ -169,22 +169,25 @@ def _tokens(rows: Sequence[Row], longest: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_base(run: Run, prompts: np.ndarray, nodes: np.ndarray) -> float:
     """Returns the FLOPs of the network forward, a third of what training all of it costs."""
-    seen = flops.Attended(
+    seen = flops.AttentionSpans(
         float(prompts @ prompts / max(1, prompts.sum())),
         float(nodes @ nodes / max(1, nodes.sum())),
         float(prompts @ nodes / max(1, nodes.sum())) if len(nodes) else 0.0,
     )
-    cost = flops.cost(run.base.config, "full", run.base.params, {}, seen)
-    return cost.of(int(prompts.sum()), int(nodes.sum())) / 3
+    cost = flops.training_flops(run.base.config, "full", run.base.params, {}, seen)
+    return cost.total(int(prompts.sum()), int(nodes.sum())) / 3
 
 
-def _own(run: Run, expert: Description, prompts: np.ndarray, nodes: np.ndarray) -> float:
+def _own(run: Run, expert: ExpertDescription, prompts: np.ndarray, nodes: np.ndarray) -> float:
     """Returns the FLOPs of an expert's own products forward."""
     if expert.spec.kind == "full":
         return 0.0
     shapes = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in expert.shapes.items()}
-    costs = [flops.cost(run.base.config, expert.spec.kind, run.base.params, tree) for tree in (shapes, {})]
-    spent = [cost.of(int(prompts.sum()), int(nodes.sum())) for cost in costs]
+    costs = [
+        flops.training_flops(run.base.config, expert.spec.kind, run.base.params, tree)
+        for tree in (shapes, {})
+    ]
+    spent = [cost.total(int(prompts.sum()), int(nodes.sum())) for cost in costs]
     return (spent[0] - spent[1]) / 3
 
 

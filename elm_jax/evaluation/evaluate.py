@@ -25,7 +25,8 @@ from elm_jax.evaluation.methods import Method
 from elm_jax.evaluation.results import Results
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.selections import Choices
-from elm_jax.experts import keys
+from elm_jax.experts import key_texts
+from elm_jax.experts.compatibility import group_by_kind_and_shapes
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import Report, TaskSpec
@@ -55,7 +56,7 @@ def evaluate(
     *,
     experts: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-    queries: int = keys.QUERIES_PER_TASK,
+    queries: int = key_texts.QUERIES_PER_TASK,
     merged: int = 3,
     batch_tokens: int = BATCH_TOKENS,
     by: str = "sum",
@@ -119,7 +120,9 @@ def evaluate(
         )
     described = {expert: library.describe(expert) for expert in experts}
     pairs = [(about.spec, about.shapes) for about in described.values()]
-    wanted = _methods(run, methods, merged, oracle, mixed=len(ways.same_shape(pairs)) > 1)
+    wanted = _methods(
+        run, methods, merged, oracle, mixed=len(group_by_kind_and_shapes(pairs, lambda pair: pair)) > 1
+    )
     ways.require(wanted, pairs)
     if not seen:
         refuse_contaminated(library, experts, specs)

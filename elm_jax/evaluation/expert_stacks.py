@@ -6,15 +6,15 @@ base's place and stands alone; so does a gate, which weighs a whole library toke
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from elm_jax.experts.cache import NEUTRAL, Shelf
-from elm_jax.experts.files import Description
+from elm_jax.experts.compatibility import group_by_kind_and_shapes
+from elm_jax.experts.expert_cache import NEUTRAL_SLOT, ExpertCache
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, homes
-from elm_jax.models import experts as ex
+from elm_jax.experts.lookup import BASE, library_finder
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
 from elm_jax.records import Params
 from elm_jax.routing import gates
@@ -50,23 +50,22 @@ def stacks(
     """
     gated = gated or {}
     wanted = list(dict.fromkeys(scorers))
-    home_of = homes(run.workspace)
-    alike: dict[Any, dict[str, Description]] = {}
-    for name in wanted:
-        if name != BASE and name not in gated:
-            description = home_of(name).describe(name)
-            alike.setdefault(_shape(description), {})[name] = description
+    home_of = library_finder(run.workspace)
+    described = [
+        (name, home_of(name).describe(name)) for name in wanted if name != BASE and name not in gated
+    ]
     alone = BASE in wanted
-    for (kind, _), members in alike.items():
-        if kind == "full":
+    for group in group_by_kind_and_shapes(described, lambda named: (named[1].spec, named[1].shapes)):
+        members = dict(group)
+        if group[0][1].spec.kind == "full":
             for name in members:
-                owned = home_of(name).expert(name, base=run.base.fingerprint).params
-                yield Stack({name: 0}, *ex.place(kind, run.base.params, owned))
+                owned = home_of(name).load_expert(name, base=run.base.fingerprint).params
+                yield Stack({name: 0}, *ex.split_base_and_expert("full", run.base.params, owned))
             continue
-        shelf = _shelf(run, members, home_of, at_once)
-        for chunk, params, places in shelf.chunks(list(members)):
+        cache = _expert_cache(run, members, home_of, at_once)
+        for chunk, params, places in cache.load_chunks(list(members)):
             there = {name: int(place) for name, place in zip(chunk, places, strict=True)}
-            yield Stack({BASE: NEUTRAL, **there} if alone else there, run.base.params, params)
+            yield Stack({BASE: NEUTRAL_SLOT, **there} if alone else there, run.base.params, params)
             alone = False
     if alone:
         yield Stack({BASE: 0}, run.base.params)
@@ -75,29 +74,24 @@ def stacks(
             yield Stack({name: 0}, run.base.params, gates.tree(run, gated[name]), stacked=False)
 
 
-def _shape(description: Description) -> tuple[str, Any]:
-    kind, shapes = description.spec.kind, description.shapes
-    return kind, () if kind == "full" else tuple(sorted(shapes.items()))
-
-
-def _shelf(
-    run: Run, members: Mapping[str, Description], home_of: Callable[[str], Library], at_once: int
-) -> Shelf:
-    """Returns an empty shelf for experts of one shape: every one of them is wanted once, so none is kept."""
+def _expert_cache(
+    run: Run, members: Mapping[str, ExpertDescription], home_of: Callable[[str], Library], at_once: int
+) -> ExpertCache:
+    """Returns an empty cache for experts of one shape; each is used once, so the host keeps none."""
     first = next(iter(members.values()))
     dtype = np.result_type(
         *{np.dtype(own) for description in members.values() for own in description.dtypes.values()}
     )
     one = sum(int(np.prod(shape)) for shape in first.shapes.values()) * dtype.itemsize
     places = max(1, min(at_once, len(members), int(SHARE * devices.device_memory()) // one - 1))
-    # The composites last, where both have one of that id, as in `homes`.
+    # The composites last, as in `find_library`: the library of trained experts comes first.
     libraries = set(map(home_of, members))
-    return Shelf(
+    return ExpertCache(
         sorted(libraries, key=lambda library: library.root == run.workspace.composites),
         run.base.fingerprint,
         host_bytes=0,
         device_bytes=(places + 1) * one,  # the base's place too
-        places=places,
+        slots=places,
         dtype=dtype,
         neutral=run.base.params,
         mesh=sharding.mesh_of(run.base.params),

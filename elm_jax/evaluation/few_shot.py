@@ -14,9 +14,9 @@ import numpy as np
 
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import keys
+from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Params, PromptedExample, TaskSpec
 from elm_jax.routing import gates, lorahub
@@ -51,7 +51,7 @@ def shots(run: Run, spec: TaskSpec, count: int) -> Shots:
             f"{count} labelled rows of {spec.id!r} are wanted for LoraHub, and one at least to score, but "
             f"its {training} split has {len(found)} rows. Give lorahub:shots=N another number."
         )
-    examples = keys.sample(found, count, source.seed)
+    examples = key_texts.sample_examples(found, count, source.seed)
     left_out = tuple(example.row_id for example in examples) if training == scored else ()
     return Shots(examples, left_out)
 
@@ -75,14 +75,14 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
         chosen = tuple(weights)
         if chosen not in held:
             held.clear()
-            held[chosen] = library.load(chosen, base=run.base.fingerprint)
+            held[chosen] = library.load_stack(chosen, base=run.base.fingerprint)
         numbers = np.fromiter(weights.values(), np.float32, len(weights))
         return _weighed(held[chosen], run.base.params, numbers)
 
     kind = library.spec(experts[0]).kind
 
     def loss(weights: Mapping[str, float]) -> float:
-        params, owned = ex.place(kind, run.base.params, weighed(weights))
+        params, owned = ex.split_base_and_expert(kind, run.base.params, weighed(weights))
         scores = engine.score_rows(run.base.config, params, rows, owned, shapes=shapes, stacked=False)
         return -float(sum(score[0] for score in scores)) / count
 
@@ -113,7 +113,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
 
 def _weighed(stack: Params, base: Params, weights: np.ndarray) -> Params:
     """Returns what changes nothing, plus the weighted sum of how far each expert is from that."""
-    nothing = ex.neutral(jax.tree.map(lambda leaf: np.asarray(leaf[0]), stack), base)
+    nothing = ex.make_neutral_expert(jax.tree.map(lambda leaf: np.asarray(leaf[0]), stack), base)
     flat, still = paths.flatten(stack), paths.flatten(nothing)
     return paths.unflatten({path: _sum(flat[path], still[path], weights) for path in flat})
 

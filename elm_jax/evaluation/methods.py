@@ -22,7 +22,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.experts.agreement import Shapes
+from elm_jax.experts.compatibility import Shapes, group_by_kind_and_shapes
 from elm_jax.merging import plan as plans
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import checked
@@ -127,7 +127,7 @@ def parse(text: str) -> Method:
 
 def require(wanted: Sequence[Method], library: Described) -> None:
     """Raises what a library's kinds of experts do not allow; their parameters are not read."""
-    groups = same_shape(library)
+    groups = group_by_kind_and_shapes(library, lambda pair: pair)
     for method in wanted:
         reads = () if method.router in SPECIAL else routing.find(method.router).reads
         if method.level == "token" or "params" in reads:
@@ -182,14 +182,6 @@ def _takes_several(method: Method) -> bool:
         return False
     takes = inspect.signature(routing.find(method.router).route).parameters
     return "experts" not in takes or method.options.get("experts", 1) > 1
-
-
-def same_shape(library: Described) -> list[list[tuple[ExpertSpec, Shapes]]]:
-    """Returns experts by kind and shape, in the order in which these come first."""
-    groups: dict[Any, list[tuple[ExpertSpec, Shapes]]] = {}
-    for spec, shapes in library:
-        groups.setdefault((spec.kind, tuple(sorted(shapes.items()))), []).append((spec, shapes))
-    return list(groups.values())
 
 
 def _require_merge(method: Method, groups: Sequence[Described]) -> None:

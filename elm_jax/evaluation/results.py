@@ -17,7 +17,7 @@ from elm_jax.evaluation.ranking import Scores
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.selections import Choices, Chosen
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, home
+from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.records import TaskScores, TaskSpec
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import Count
@@ -189,7 +189,7 @@ class Results:
                 each = [set(library.spec(expert).datasets) for expert in gate.experts]
                 found = {name for own in each if not own & set(gate.excluded) for name in own}
             else:
-                found = set(home(self.run.workspace, scorer).spec(scorer).datasets)
+                found = set(find_library(self.run.workspace, scorer).spec(scorer).datasets)
             self._datasets[scorer] = found
         return self._datasets[scorer]
 

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation.expert_stacks import Stack
-from elm_jax.experts.lookup import BASE, homes
+from elm_jax.experts.lookup import BASE, library_finder
 from elm_jax.scoring.buckets import Row
 from elm_jax.session.workspace import Run
 
@@ -87,7 +87,7 @@ def stamps(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:
 
     `named` are scorers whose names stand for all that they are.
     """
-    home_of, known = homes(run.workspace), {}
+    home_of, known = library_finder(run.workspace), {}
     known |= {name: [name] for name in (BASE, *named)}
 
     def stamp(scorer: str, other: str) -> str:

@@ -1,1 +1,1 @@
-"""Experts: the library they are kept in, and their ways in and out."""
+"""Experts: libraries of trained experts, their files, and how they are imported, exported and published."""

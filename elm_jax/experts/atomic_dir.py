@@ -1,10 +1,10 @@
-"""Swap: directories that come, change and go in one step, however many processes read and write them.
+"""Atomic directories: each is written, replaced and removed in one step, for any number of processes.
 
-A directory counts as there once it holds its marker file. It is filled under a hidden name beside its home
-and renamed when it is whole. To replace one, the old is first moved aside, under a name where readers still
-find it, for a file system renames a directory onto nothing but an empty one. So at every instant, also after
-a writer was killed, a reader finds all of the old or all of the new. This holds wherever directories are
-renamed in one step, as on a local disk or a network mount.
+A directory exists once it holds its marker file. It is filled under a hidden name next to its target and
+renamed when it is complete. A file system renames a directory only onto an empty one. So, to replace a
+directory, the old one is first set aside, under a name where readers still find it. At every instant, also
+after a writer was killed, a reader finds all of the old directory or all of the new one. This holds wherever
+a rename is one step, as on a local disk or a network mount.
 """
 
 import errno
@@ -19,27 +19,31 @@ from elm_jax.errors import UserError
 
 T = TypeVar("T")
 ATTEMPTS = 100
-"""How often a step is tried again when another process came between."""
+"""How often a step is repeated if other processes interfere."""
 
-_ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{32}\.old")
+_SET_ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{32}\.old")
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
-def present(parent: epath.Path, marker: str) -> list[str]:
-    """Returns the names of the whole directories in `parent`, sorted."""
+def list_complete(parent: epath.Path, marker: str) -> list[str]:
+    """Returns the names of the complete directories in `parent`, sorted."""
     found = set()
-    for entry in _entries(parent):
-        aside = _ASIDE.fullmatch(entry.name)
+    for entry in _list_entries(parent):
+        aside = _SET_ASIDE.fullmatch(entry.name)
         if aside or not entry.name.startswith("."):
             found.add(aside.group(1) if aside else entry.name)
-    return sorted(name for name in found if place(parent / name, marker) is not None)
+    return sorted(name for name in found if locate(parent / name, marker) is not None)
 
 
-def leftovers(parent: epath.Path, marker: str) -> list[tuple[str, epath.Path]]:
-    """Returns what writers that did not finish left in `parent`: the names they wrote to, and the remains."""
+def list_unfinished(parent: epath.Path, marker: str) -> list[tuple[str, epath.Path]]:
+    """Returns what killed writers left in `parent`.
+
+    Returns:
+        For each, the name of its target and the directory that is left.
+    """
     found = []
-    for entry in directories(parent):
-        hidden = _ASIDE.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name)
+    for entry in list_directories(parent):
+        hidden = _SET_ASIDE.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name)
         if hidden:
             found.append((hidden.group(1), entry))
         elif not entry.name.startswith(".") and not (entry / marker).exists():
@@ -47,36 +51,46 @@ def leftovers(parent: epath.Path, marker: str) -> list[tuple[str, epath.Path]]:
     return found
 
 
-def directories(parent: epath.Path) -> list[epath.Path]:
-    """Returns the directories in `parent` by name; none if it is not there."""
-    return [entry for entry in _entries(parent) if entry.is_dir()]
+def list_directories(parent: epath.Path) -> list[epath.Path]:
+    """Returns the directories in `parent`, sorted by name; none if it does not exist."""
+    return [entry for entry in _list_entries(parent) if entry.is_dir()]
 
 
-def place(home: epath.Path, marker: str) -> epath.Path | None:
-    """Returns where the directory lies now: at home, or aside while (or since) a writer stopped half-way."""
-    # A swap between a look at home and a look aside hides a directory from one round, hardly from three.
+def locate(target: epath.Path, marker: str) -> epath.Path | None:
+    """Returns where the directory is now, or None if there is none.
+
+    It is at `target`, or set aside while a writer replaces it (also if that writer was killed).
+    """
+    # A replacement between the two checks hides a directory from one round, hardly from three.
     for _ in range(3):
-        if (home / marker).exists():
-            return home
-        for aside in _asides(home):
+        if (target / marker).exists():
+            return target
+        for aside in _list_set_aside(target):
             if (aside / marker).exists():
                 return aside
     return None
 
 
-def read(home: epath.Path, marker: str, reader: Callable[[epath.Path], T]) -> T:
-    """Returns what `reader` makes of the directory; all it read belongs together.
+def read(target: epath.Path, marker: str, reader: Callable[[epath.Path], T]) -> T:
+    """Returns what `reader` reads from one consistent state of the directory.
 
-    The marker's bytes must change whenever the rest does: if they are the same before and after, nobody came
-    between; else the reading is done again. What the reader raises counts only in the first case.
+    The marker's bytes must change whenever the rest does. If they differ after reading, somebody replaced the
+    directory, and it is read again, also if `reader` raised an error.
 
-    Raises FileNotFoundError if there is no such directory, and a UserError if others never stop writing it.
+    Args:
+        target: The directory.
+        marker: The name of its marker file.
+        reader: Called with the place where the directory is at that moment.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
+        UserError: If others never stop writing it.
     """
     for _ in range(ATTEMPTS):
-        where = place(home, marker)
+        where = locate(target, marker)
         if where is None:
-            raise FileNotFoundError(errno.ENOENT, "No such directory", str(home))
-        before = _stamp(where, marker)
+            raise FileNotFoundError(errno.ENOENT, "No such directory", str(target))
+        before = _read_marker(where, marker)
         value, failure = None, None
         try:
             value = reader(where)
@@ -84,94 +98,126 @@ def read(home: epath.Path, marker: str, reader: Callable[[epath.Path], T]) -> T:
             continue
         except Exception as error:
             failure = error
-        if before is not None and _stamp(where, marker) == before:
+        if before is not None and _read_marker(where, marker) == before:
             if failure is not None:
                 raise failure
             return value  # pyright: ignore[reportReturnType]
-    raise _busy(home)
+    raise _busy_error(target)
 
 
 def write(
-    home: epath.Path, marker: str, fill: Callable[[epath.Path], None], *, replace: bool = False
+    target: epath.Path, marker: str, fill: Callable[[epath.Path], None], *, replace: bool = False
 ) -> None:
-    """Makes the directory with what `fill` writes into the one it is given, whole or not at all.
+    """Writes the directory completely or not at all.
 
-    Raises FileExistsError if it is there already and `replace` was not asked for, and a UserError if the
-    system refuses or others never stop writing it.
+    Args:
+        target: The directory.
+        marker: The name of its marker file, which `fill` writes.
+        fill: Called with a temporary directory, into which it writes the content.
+        replace: Whether a directory that exists is replaced.
+
+    Raises:
+        FileExistsError: If the directory exists and `replace` is False.
+        UserError: If the system refuses, or others never stop writing it.
     """
-    if not replace and place(home, marker) is not None:
-        raise FileExistsError(errno.EEXIST, "Directory exists", str(home))
-    old = list(_asides(home))  # a killed writer's: what is written now takes their place
-    temporary = _beside(home, "tmp")
+    if not replace and locate(target, marker) is not None:
+        raise FileExistsError(errno.EEXIST, "Directory exists", str(target))
+    old = list(_list_set_aside(target))  # left by killed writers; what is written now replaces them
+    temporary = _temporary_path(target, "tmp")
     try:
         fill(temporary)
-        old += _rename(temporary, home, marker, replace)
+        old += _move_into_place(temporary, target, marker, replace)
     finally:
         _delete(temporary)
     for aside in old:
-        _discard(aside, home)
+        _remove_at_once(aside, target)
 
 
-def remove(home: epath.Path) -> None:
+def write_new(target: epath.Path, marker: str, fill: Callable[[epath.Path], None]) -> None:
+    """Writes the directory as `write` does, if nothing or an empty directory is there.
+
+    Raises:
+        UserError: If there is anything else at `target`.
+    """
+    require_new(target)
+    try:
+        write(target, marker, fill)
+    except FileExistsError:
+        raise _exists_error(target) from None
+
+
+def require_new(target: epath.Path) -> None:
+    """Checks that nothing is at `target` but, at most, an empty directory.
+
+    Raises:
+        UserError: If anything is there.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise _exists_error(target)
+
+
+def remove(target: epath.Path) -> None:
     """Deletes the directory; readers see all of it or nothing."""
-    for where in (home, *_asides(home)):
-        _discard(where, home)
+    for where in (target, *_list_set_aside(target)):
+        _remove_at_once(where, target)
 
 
-def _rename(temporary: epath.Path, home: epath.Path, marker: str, replace: bool) -> list[epath.Path]:
-    """Brings a whole directory home; returns what had to be moved aside for it."""
+def _move_into_place(
+    temporary: epath.Path, target: epath.Path, marker: str, replace: bool
+) -> list[epath.Path]:
+    """Renames a complete directory to its target; returns what was set aside for it."""
     moved = []
     for _ in range(ATTEMPTS):
         try:
-            temporary.replace(home)
+            temporary.replace(target)
             return moved
         except OSError as error:
             # epath looks first and says IsADirectory, without a number; the system itself says NOTEMPTY.
             occupied = isinstance(error, IsADirectoryError) or error.errno in (errno.ENOTEMPTY, errno.EEXIST)
             if not occupied:
                 raise UserError(
-                    f"{home!s} was to be written, but the system refused ({error.strerror or error}). "
-                    "Free that place, or choose another directory."
+                    f"Expected to write the directory {target!s}, got {error.strerror or error}. Fix: remove "
+                    "what is there, or choose another directory."
                 ) from error
-        if not replace and (home / marker).exists():
-            raise FileExistsError(errno.EEXIST, "Directory exists", str(home))
-        aside = _beside(home, "old")
+        if not replace and (target / marker).exists():
+            raise FileExistsError(errno.EEXIST, "Directory exists", str(target))
+        aside = _temporary_path(target, "old")
         try:
-            home.replace(aside)
+            target.replace(aside)
         except FileNotFoundError:
             continue  # another writer moved it first
         moved.append(aside)
-    raise _busy(home)
+    raise _busy_error(target)
 
 
-def _stamp(where: epath.Path, marker: str) -> bytes | None:
+def _read_marker(where: epath.Path, marker: str) -> bytes | None:
     try:
         return (where / marker).read_bytes()
     except FileNotFoundError:
         return None
 
 
-def _entries(parent: epath.Path) -> list[epath.Path]:
-    # Without asking what each one is: a directory that is renamed between the two would be none.
+def _list_entries(parent: epath.Path) -> list[epath.Path]:
+    # Without `is_dir`: a directory that is renamed between the two calls would be missed.
     try:
         return sorted(parent.iterdir(), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _asides(home: epath.Path) -> Iterator[epath.Path]:
-    for entry in _entries(home.parent):
-        aside = _ASIDE.fullmatch(entry.name)
-        if aside and aside.group(1) == home.name:
+def _list_set_aside(target: epath.Path) -> Iterator[epath.Path]:
+    for entry in _list_entries(target.parent):
+        aside = _SET_ASIDE.fullmatch(entry.name)
+        if aside and aside.group(1) == target.name:
             yield entry
 
 
-def _beside(home: epath.Path, ending: str) -> epath.Path:
-    return home.parent / f".{home.name}.{uuid.uuid4().hex}.{ending}"
+def _temporary_path(target: epath.Path, ending: str) -> epath.Path:
+    return target.parent / f".{target.name}.{uuid.uuid4().hex}.{ending}"
 
 
-def _discard(where: epath.Path, home: epath.Path) -> None:
-    doomed = _beside(home, "tmp")
+def _remove_at_once(where: epath.Path, target: epath.Path) -> None:
+    doomed = _temporary_path(target, "tmp")
     try:
         where.replace(doomed)
     except FileNotFoundError:
@@ -184,8 +230,12 @@ def _delete(directory: epath.Path) -> None:
         directory.rmtree()
 
 
-def _busy(home: epath.Path) -> UserError:
+def _busy_error(target: epath.Path) -> UserError:
     return UserError(
-        f"{home!s} was to be read or written alone for a moment, but others kept writing it. "
-        "Try again when they have finished."
+        f"Expected {target!s} to rest for a moment, got other processes that keep writing it. Fix: try again "
+        "when they have finished."
     )
+
+
+def _exists_error(target: epath.Path) -> UserError:
+    return UserError(f"Expected a new directory at {str(target)!r}, got one in use. Fix: name another.")

@@ -1,9 +1,8 @@
-"""Converting weights: a model, or an expert, from the format it has to another, whole or not at all."""
+"""Convert: writes a model or an expert in another format, completely or not at all."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from etils import epath
@@ -18,8 +17,8 @@ from elm_jax.weights import adapters, elm, fold, hf_config, hub, huggingface, lo
 from elm_jax.weights.base import DTYPES, Base, dtype_name
 from elm_jax.weights.base import of as base_of
 
-BASE = "base"  # beside an adapter: the model that it is loaded onto
-# Format: the file whose presence says that all is there.
+BASE_DIRECTORY = "base"  # next to an adapter: the model that it is loaded onto
+# Format -> the file that is written last.
 MARKERS: Mapping[str, str] = {
     "hf": hf_config.FILE,
     "t5x": t5x_write.DIRECTORY,
@@ -28,14 +27,22 @@ MARKERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What was written."""
+class ConversionResult:
+    """What a conversion wrote.
 
-    what: str  # "model", or "expert" and its kind
+    Attributes:
+        what: "model", or "expert of kind …".
+        format: The format.
+        directory: The new directory.
+        parameters: How many numbers were written.
+        fingerprint: That of the model, or of the base of an expert.
+    """
+
+    what: str
     format: str
     directory: str
     parameters: int
-    fingerprint: str  # the model's; the base's of an expert, empty where it goes without
+    fingerprint: str
 
 
 def convert(
@@ -47,23 +54,23 @@ def convert(
     base: storage.PathLike | None = None,
     kind: str | None = None,
     ignore: Collection[str] = (),
-) -> Converted:
-    """Writes what `src` holds to the new directory `dst` in another format, whole or not at all.
+) -> ConversionResult:
+    """Writes the model or expert in `src` to the new directory `dst` in another format.
 
-    A model goes to `hf`, `t5x` or `elm`; its tokenizer, `generation_config.json` and token ids come out as
-    they went in, by way of our format too. An adapter of PEFT's becomes an expert of a library. An expert of
-    a library, a merged one too, goes to `peft` (LoRA, (IA)³), to the layout of the `adapters` library
-    (bottleneck), or to `hf`, as the whole model that it makes of its base (LoRA, (IA)³, full).
+    A model is written as `hf`, `t5x` or `elm`, with its tokenizer, `generation_config.json` and token ids as
+    they are. An adapter of PEFT becomes an expert of a library. An expert of a library, also a merged one, is
+    written as `peft` (LoRA, (IA)³), in the layout of the `adapters` library (bottleneck), or as `hf`, folded
+    into its base (LoRA, (IA)³, full).
 
     Args:
-        src: A directory or a name as `load_model` takes it, an adapter, or an expert; on the hub too, as
+        src: A directory or a name that `load_model` accepts, an adapter, or an expert; on the hub as
             `hf:owner/name@revision`.
-        dst: A new or empty directory; LIBRARY/DATASET/PROMPT for an expert that comes in.
+        dst: A new or empty directory; LIBRARY/DATASET/PROMPT for an expert that is imported.
         to: The format.
-        dtype: Converts a model; without it values are the same to the bit, but that an expert folded into a
-            bfloat16 base makes a float32 model.
+        dtype: The type of a model's parameters; default: values stay the same bit for bit, but an expert
+            folded into a bfloat16 base gives a float32 model.
         base: The base that an expert was trained on.
-        kind: Takes an expert of that kind out of a T5X checkpoint that holds the base too.
+        kind: The kind of an expert that is in a T5X checkpoint together with its base.
         ignore: Fields of foreign configurations, of an expert's base too, that do not change what is
             computed. A model is written without them.
 
@@ -71,45 +78,44 @@ def convert(
         What was written.
 
     Raises:
-        UserError: If `dst` holds anything, or `src` does not hold what is asked for.
+        UserError: If `dst` is not empty, or `src` does not hold what is asked for.
     """
-    home = storage.path(dst)
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
+    target = storage.path(dst)
+    atomic_dir.require_new(target)
     source = hub.expert(src, required=False)
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
-        return _expert_in(source, home, base, kind, ignore)
-    if (source / files.SPEC).exists():
+        return _import_expert(source, target, base, kind, ignore)
+    if (source / files.SPEC_FILE).exists():
         names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
-        return _expert_out(source, home, to, base, dtype_name(dtype), ignore)
+        return _export_expert(source, target, to, base, dtype_name(dtype), ignore)
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
     model = load.read(directory, dtype=dtype, ignore=ignore)
-    _written(home, MARKERS[to], lambda place: _write_model(place, model, directory, to, ignore))
-    return Converted("model", to, str(home), _size(model.params), model.fingerprint)
+    atomic_dir.write_new(target, MARKERS[to], lambda place: _write_model(place, model, directory, to, ignore))
+    return ConversionResult("model", to, str(target), _count_params(model.params), model.fingerprint)
 
 
 def _write_model(
-    place: epath.Path, model: Base, source: epath.Path, to: str, ignore: Collection[str] = ()
+    place: epath.Path, model: Base, source: epath.Path, to: str, ignore: Collection[str]
 ) -> None:
-    """Writes a model and, where the format has room for it, what lay beside its weights."""
+    """Writes a model and, if the format has a place for them, the other files of its source."""
     if to == "t5x":
         t5x_write.save(place, model)
         return
     for name in (*huggingface.BESIDE, opening.VOCABULARY_FILE):
         if (source / name).exists():
             content = (source / name).read_bytes()
-            storage.write_bytes(
-                place / name, _without(content, ignore) if name == hf_config.GENERATION else content
-            )
+            if name == hf_config.GENERATION:
+                content = _drop_fields(content, ignore)
+            storage.write_bytes(place / name, content)
     of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
-    like = _without(of_hf.read_bytes(), ignore) if of_hf.exists() else None
+    like = _drop_fields(of_hf.read_bytes(), ignore) if of_hf.exists() else None
     if to == "hf":
         if (place / opening.VOCABULARY_FILE).exists():
             (place / opening.VOCABULARY_FILE).rename(place / opening.HUB_VOCABULARY_FILE)
-            told = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.EXTRA_IDS}
-            storage.write_bytes(place / "tokenizer_config.json", json.dumps(told, indent=2).encode())
+            tokenizer = {"tokenizer_class": "T5Tokenizer", "extra_ids": opening.EXTRA_IDS}
+            storage.write_bytes(place / "tokenizer_config.json", json.dumps(tokenizer, indent=2).encode())
         huggingface.save(place, model, like=json.loads(like) if like else None)
         return
     if like is not None:
@@ -117,88 +123,87 @@ def _write_model(
     elm.save(place, model)
 
 
-def _without(content: bytes, ignore: Collection[str]) -> bytes:
-    """Returns a file of JSON without the fields that are ignored; as it was where it has none of them."""
+def _drop_fields(content: bytes, ignore: Collection[str]) -> bytes:
+    """Returns a JSON file without the ignored fields, or unchanged if it has none of them."""
     if not ignore:
         return content
-    told = json.loads(content)
-    kept = {name: value for name, value in told.items() if name not in ignore}
-    return content if kept == told else (json.dumps(kept, indent=2) + "\n").encode()
+    fields = json.loads(content)
+    rest = {name: value for name, value in fields.items() if name not in ignore}
+    return content if rest == fields else (json.dumps(rest, indent=2) + "\n").encode()
 
 
-def _expert_in(
+def _import_expert(
     source: epath.Path,
-    home: epath.Path,
+    target: epath.Path,
     base: storage.PathLike | None,
     kind: str | None,
     ignore: Collection[str],
-) -> Converted:
-    """Puts an expert from PEFT or T5X where a library keeps it."""
+) -> ConversionResult:
+    """Writes an expert of PEFT or T5X as one of a library, LIBRARY/DATASET/PROMPT."""
     if base is None:
+        raise _no_base_error(source)
+    identifier = f"{names.from_directory_name(target.parent.name)}/{names.from_directory_name(target.name)}"
+    escaped = names.directory_name(names.from_directory_name(target.name))
+    if escaped != target.name:
         raise UserError(
-            f"The expert at {str(source)!r} needs the base that it was trained on. Name it with --base."
-        )
-    identifier = f"{names.from_directory_name(home.parent.name)}/{names.from_directory_name(home.name)}"
-    if names.directory_name(names.from_directory_name(home.name)) != home.name:
-        raise UserError(
-            f"An expert's directory is LIBRARY/DATASET/PROMPT in a file system's letters, but {home.name!r} "
-            f"came. Name it {names.directory_name(names.from_directory_name(home.name))!r}."
+            "Expected the directory of an expert as LIBRARY/DATASET/PROMPT with escaped characters, got "
+            f"{target.name!r}. Fix: name it {escaped!r}."
         )
     model = load.read(base, ignore=ignore)
-    expert = import_export.made_elsewhere(source, model, identifier, kind=kind, ignore=ignore)
-    _written(home, files.SPEC, lambda place: files.write(place, expert, None))
+    expert = import_export.load_foreign_expert(source, model, identifier, kind=kind, ignore=ignore)
+    atomic_dir.write_new(target, files.SPEC_FILE, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
-    return Converted(what, "elm", str(home), _size(expert.params), model.fingerprint)
+    return ConversionResult(what, "elm", str(target), _count_params(expert.params), model.fingerprint)
 
 
-def _expert_out(
+def _export_expert(
     source: epath.Path,
-    home: epath.Path,
+    target: epath.Path,
     to: str,
     base: storage.PathLike | None,
     dtype: str | None,
     ignore: Collection[str],
-) -> Converted:
-    """Writes a library's expert as an adapter of PEFT's or `adapters`', or as the model that it makes."""
-    told = files.describe(source)
-    kind, tree = told.spec.kind, paths.unflatten(files.read_params(source, told))
+) -> ConversionResult:
+    """Writes an expert of a library as an adapter of PEFT or `adapters`, or folded into its base."""
+    description = files.read_description(source)
+    spec, tree = description.spec, paths.unflatten(files.read_params(source, description))
+    kind = spec.kind
     what = f"expert of kind {kind}"
     if to == "peft":
-        _written(home, peft.CONFIG, lambda place: peft.save(place, kind, tree))
-        return Converted(what, to, str(home), _size(tree), told.spec.base)
+        atomic_dir.write_new(target, peft.CONFIG, lambda place: peft.save(place, kind, tree))
+        return ConversionResult(what, to, str(target), _count_params(tree), spec.base)
     if to == "adapters" and kind != "bottleneck":
         raise UserError(
             f"Expected an expert of kind 'bottleneck' for the adapters library, got {kind!r}. Fix: write it "
             "with --to peft or --to hf."
         )
-    directory, model = _own_base(told.spec, source, base, ignore)
+    directory, model = _load_base_of(spec, source, base, ignore)
     if to == "adapters":
 
         def fill(place: epath.Path) -> None:
             normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
-            _write_model(place / BASE, normed, directory, "hf", ignore)
-            adapters.save(place, tree, family=_family(place / BASE))
+            _write_model(place / BASE_DIRECTORY, normed, directory, "hf", ignore)
+            adapters.save(place, tree, family=_model_type(place / BASE_DIRECTORY))
 
-        _written(home, adapters.CONFIG, fill)
-        return Converted(what, to, str(home), _size(tree), model.fingerprint)
+        atomic_dir.write_new(target, adapters.CONFIG, fill)
+        return ConversionResult(what, to, str(target), _count_params(tree), model.fingerprint)
     whole = fold.folded(model, kind, tree)
     if dtype is not None:
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
-    _written(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf", ignore))
-    return Converted("model", to, str(home), _size(whole.params), whole.fingerprint)
+    atomic_dir.write_new(
+        target, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf", ignore)
+    )
+    return ConversionResult("model", to, str(target), _count_params(whole.params), whole.fingerprint)
 
 
-def _own_base(
+def _load_base_of(
     spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None, ignore: Collection[str]
 ) -> tuple[epath.Path, Base]:
-    """Returns where the base of an expert lies, and the base."""
+    """Returns the directory of the base of an expert, and the base."""
     if base is None:
-        raise UserError(
-            f"Expected the base that the expert at {str(source)!r} was trained on, got none. Fix: name it "
-            "with --base."
-        )
+        raise _no_base_error(source)
     directory = load.find(base)
     model = load.read(directory, ignore=ignore)
     if model.fingerprint != spec.base:
@@ -209,18 +214,16 @@ def _own_base(
     return directory, model
 
 
-def _family(directory: epath.Path) -> str:
+def _no_base_error(source: epath.Path) -> UserError:
+    return UserError(
+        f"Expected the base that the expert at {str(source)!r} was trained on, got none. Fix: name it with "
+        "--base."
+    )
+
+
+def _model_type(directory: epath.Path) -> str:
     return json.loads((directory / hf_config.FILE).read_bytes())["model_type"]
 
 
-def _written(home: epath.Path, marker: str, fill: Callable[[epath.Path], Any]) -> None:
-    try:
-        atomic_dir.write(home, marker, fill)
-    except FileExistsError:
-        raise UserError(
-            f"A new directory is wanted at {str(home)!r}, but another was written there."
-        ) from None
-
-
-def _size(params: Params) -> int:
+def _count_params(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))

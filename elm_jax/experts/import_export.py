@@ -1,4 +1,4 @@
-"""`elm experts add` and `export`: an expert made elsewhere into a run's library, and one out of it."""
+"""`elm experts add` and `export`: imports experts into a run's library, and exports them."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, files
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import homes
+from elm_jax.experts.lookup import library_finder
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.session import settings
@@ -18,7 +18,7 @@ from elm_jax.weights import experts, hub, load, peft, t5x
 from elm_jax.weights.base import Base
 
 
-def add(
+def import_expert(
     src: storage.PathLike,
     *,
     id: str | None = None,
@@ -28,49 +28,71 @@ def add(
     replace: bool = False,
     ignore: Collection[str] = (),
 ) -> ExpertSpec:
-    """Puts an expert into a run's library, whole or not at all, and returns its spec.
+    """Adds an expert that was made elsewhere to a run's library, completely or not at all.
 
-    `src` is a checkpoint that T5X wrote, or a directory of several of which the last is taken; an expert's
-    directory of another library; or an adapter of PEFT's. What T5X wrote holds the base too, which must be
-    the run's to the bit. `kind` is told by the names of the parameters where it is not given. `datasets` are
-    what the expert was trained on, and where it is never zero-shot; without any it is the one that `id`
-    begins with. An expert of a library brings its own id, datasets, owner and keys along. `ignore` names
-    fields of PEFT's configuration that were looked at and do not change what the expert computes.
+    Args:
+        src: A checkpoint of T5X, or a directory of several, of which the last is read; the directory of an
+            expert of another library; or an adapter of PEFT. A T5X checkpoint holds the base too, which must
+            equal the run's bit for bit.
+        id: DATASET/PROMPT; an expert of a library has its own.
+        kind: The kind of the expert; default: inferred from the names of its parameters.
+        datasets: What the expert was trained on, where it is never zero-shot; default: the dataset of `id`.
+            An expert of a library has its own.
+        run: The run's directory.
+        replace: Whether an expert of that id is replaced.
+        ignore: Fields of PEFT's configuration that do not change what is computed.
 
-    Raises a UserError for what is none of these, another base, and an expert of that id that is there.
+    Returns:
+        The expert's spec.
+
+    Raises:
+        UserError: If `src` is none of these, the expert has another base, or there is an expert of that id.
     """
     source, workspace = hub.expert(src), Workspace.open(run)
     base = load.read(settings.base_directory(workspace))
     if not source.is_dir():
-        raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
+        raise UserError(
+            f"Expected the directory of an expert at {str(source)!r}, got none. Fix: correct the path."
+        )
     expert, keys, owner = None, None, None
-    if (source / files.SPEC).exists():
-        expert, keys, owner = _of_library(source, base, id)
+    if (source / files.SPEC_FILE).exists():
+        expert, keys, owner = _load_library_expert(source, base, id)
     else:
         if id is None:
-            raise UserError(f"The expert at {str(source)!r} needs an id: --id DATASET/PROMPT.")
-        expert = made_elsewhere(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
+            raise UserError(
+                f"Expected an id for the expert at {str(source)!r}, got none. Fix: give --id DATASET/PROMPT."
+            )
+        expert = load_foreign_expert(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
     Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
 
-def export(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
-    """Copies an expert of a run, merged ones too, to a new directory, its keys included, for `add` to take.
+def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
+    """Copies an expert of a run with its keys to a new directory, which `import_expert` can read.
 
-    Raises a UserError if there is no such expert, or if anything is there.
+    Args:
+        id: The expert's id, also of a merged one.
+        dst: A new or empty directory.
+        run: The run's directory.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: If there is no such expert, or the directory is not empty.
     """
-    home = storage.path(dst)
-    library = homes(Workspace.open(run))(id)
-    expert, owner = library.expert(id), library.describe(id).owner
-    keys = library.keys(id) if library.has_keys(id) else None
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        raise UserError(f"A new directory is wanted at {str(home)!r}, but something is there. Name another.")
-    atomic_dir.write(home, files.SPEC, lambda place: files.write(place, expert, keys, owner))
-    return home
+    target = storage.path(dst)
+    library = library_finder(Workspace.open(run))(id)
+    expert, owner = library.load_expert(id), library.describe(id).owner
+    keys = library.load_keys(id) if library.has_keys(id) else None
+    atomic_dir.write_new(
+        target, files.SPEC_FILE, lambda directory: files.write(directory, expert, keys, owner)
+    )
+    return target
 
 
-def kind_of(found: Params, base: Base) -> str:
-    """Returns what kind of expert T5X trained, by the names that its checkpoint has beside the base's."""
+def infer_kind(found: Params, base: Base) -> str:
+    """Returns the kind of the expert in a T5X checkpoint, by the parameters that its base lacks."""
     added = {re.sub(r"/layers_\d+/", "/layers/", path) for path in found} - set(paths.flatten(base.params))
     if not added:
         return "full"
@@ -78,23 +100,27 @@ def kind_of(found: Params, base: Base) -> str:
         if kind != "full" and all(owned.fullmatch(path) for path in added):
             return kind
     raise UserError(
-        f"Beside the base an expert of one kind is wanted, {', '.join(experts.OWNED)}, but "
-        f"{sorted(added)[0]!r} came. Give the base that it was trained on, or name the kind with --kind."
+        f"Expected parameters of an expert besides the base's, of one kind of {', '.join(experts.OWNED)}, "
+        f"got {sorted(added)[0]!r}. Fix: name the base that it was trained on, or the kind with --kind."
     )
 
 
-def _of_library(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None, str]:
-    told = files.describe(source)
-    for problem in files.problems(source, told.spec.id, base.fingerprint):
+def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None, str]:
+    description = files.read_description(source)
+    spec = description.spec
+    for problem in files.find_problems(source, spec.id, base.fingerprint):
         raise UserError(problem)
-    if id not in (None, told.spec.id):
-        raise UserError(f"The expert at {str(source)!r} is {told.spec.id!r}; it cannot become {id!r}.")
-    tree = paths.unflatten(files.read_params(source, told))
-    keys = files.read_keys(source, told.spec.id) if (source / files.KEYS).exists() else None
-    return Expert(told.spec, tree), keys, told.owner
+    if id not in (None, spec.id):
+        raise UserError(
+            f"Expected the id {spec.id!r} that the expert at {str(source)!r} has, got {id!r}. Fix: leave "
+            "--id out."
+        )
+    tree = paths.unflatten(files.read_params(source, description))
+    keys = files.read_keys(source, spec.id) if (source / files.KEYS_FILE).exists() else None
+    return Expert(spec, tree), keys, description.owner
 
 
-def made_elsewhere(
+def load_foreign_expert(
     source: epath.Path,
     base: Base,
     id: str,
@@ -103,11 +129,23 @@ def made_elsewhere(
     datasets: Sequence[str] = (),
     ignore: Collection[str] = (),
 ) -> Expert:
-    """Returns the expert that PEFT or T5X wrote into a directory; what else is given is as for `add`."""
+    """Loads an expert that PEFT or T5X wrote.
+
+    Args:
+        source: The directory of the adapter or of the checkpoint.
+        base: The base that it was trained on.
+        id: The id that it gets.
+        kind: Its kind; default: inferred from the names of its parameters.
+        datasets: What it was trained on; default: the dataset of `id`.
+        ignore: Fields of PEFT's configuration that do not change what is computed.
+
+    Raises:
+        UserError: If there is no expert of that kind, or it has another base.
+    """
     if (source / peft.CONFIG).exists():
         kind, tree = peft.load(source, base.config, ignore=ignore)
     else:
-        kind = kind or kind_of(t5x.parameters(source), base)
+        kind = kind or infer_kind(t5x.parameters(source), base)
         tree = experts.from_t5x(source, base, kind)
     spec = ExpertSpec(
         id=id,
@@ -115,14 +153,14 @@ def made_elsewhere(
         base=base.fingerprint,
         paths=tuple(paths.flatten(tree)),
         datasets=tuple(datasets) or (names.split_id(id)[0],),
-        steps=_steps(source),
+        steps=_infer_steps(source),
         recipe={"made elsewhere": str(source)},
     )
     return Expert(spec, tree)
 
 
-def _steps(source: epath.Path) -> int:
-    """Returns the number of the checkpoint, or of the last in the directory; 0 where there are no numbers."""
+def _infer_steps(source: epath.Path) -> int:
+    """Returns the step of the checkpoint, or of the last one in the directory; 0 if there is none."""
     inside = [source.name, *(entry.name for entry in source.iterdir())]
     steps = [int(found.group(1)) for name in inside if (found := t5x.STEP.fullmatch(name))]
     return max(steps, default=0)

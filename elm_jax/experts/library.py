@@ -1,9 +1,9 @@
-"""Store: a library is a directory of experts, each complete in itself.
+"""Library: a directory of experts, each in a directory of its own.
 
     <root>/<dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
 
-Adding, replacing or removing one expert touches no other, and at every instant each is whole or absent
-(`swap`), so any number of processes may read and write one library.
+Adding, replacing or removing one expert touches no other. At every instant each is complete or absent
+(`atomic_dir`), so any number of processes may read and write one library.
 """
 
 import os
@@ -16,7 +16,7 @@ from etils import epath
 
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement, atomic_dir, files, hub_layout
+from elm_jax.experts import atomic_dir, compatibility, files, published_library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
 
@@ -24,112 +24,165 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something wrong in a library, and what to do about it."""
+class LibraryProblem:
+    """A problem that `Library.verify` found.
+
+    Attributes:
+        expert: The expert's id.
+        problem: What is wrong and how to fix it.
+    """
 
     expert: str
     problem: str
 
 
 @dataclass(frozen=True)
-class Size:
-    """How large an expert is."""
+class ExpertSize:
+    """How large an expert is.
+
+    Attributes:
+        parameters: How many numbers it has.
+        bytes: The bytes of all its files.
+    """
 
     parameters: int
-    bytes: int  # of all its files
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Library:
-    """A directory of experts, each complete in itself; `Library.open(path)` makes one.
+    """A directory of experts; open one with `Library.open(path)`.
 
-    It holds nothing but its `root`, a path: what it returns is what is there now. Any number of processes may
-    read and write one library at once. One of the hub has its `address` too: it lies in the hub's cache, and
-    is only read.
+    It reads files at every call and caches nothing. Any number of processes may read and write one library.
+
+    Attributes:
+        root: The directory.
+        address: For a library of the Hugging Face hub, `hf:owner/name` or `hf:owner/name@revision`. It is in
+            the hub's cache and read-only.
     """
 
     root: epath.Path
-    address: str | None = None  # hf:owner/name or hf:owner/name@revision, where it was fetched from
+    address: str | None = None
 
     @classmethod
     def open(cls, path: storage.PathLike, *, create: bool = False) -> "Library":
-        """Opens the library in a directory; with `create` an absent directory is made.
+        """Opens the library in a directory, or fetches one of the hub.
 
-        `hf:owner/name` or `hf:owner/name@revision` is a library of the hub, which is fetched where the hub's
-        cache lacks it.
+        Args:
+            path: A directory, or `hf:owner/name` or `hf:owner/name@revision` for a library of the hub.
+            create: Whether a missing directory is created.
 
-        Raises a UserError if there is no such directory or library, or if the directory cannot be made.
+        Raises:
+            UserError: If there is no such directory or library, or if the directory cannot be created.
         """
-        if str(path).startswith(hub.HUB):
-            return cls(hub_layout.library(str(path)), str(path))
+        if str(path).startswith(hub.HUB_PREFIX):
+            return cls(published_library.fetch_library(str(path)), str(path))
         if create:
             return cls(storage.writable_directory(path))
-        remedy = "Train experts into it with `elm train`, or give the directory of another library."
+        remedy = "Fix: train experts into it with `elm train`, or name another directory."
         return cls(storage.existing_directory(path, what="A library of experts", remedy=remedy))
 
+    def __repr__(self) -> str:
+        return f"Library({self.address or str(self.root)!r})"
+
     def ids(self) -> tuple[str, ...]:
-        """Returns the ids of all experts, sorted; what a killed writer left unfinished is not among them."""
+        """Returns the ids of all experts, sorted; what killed writers left is not among them."""
         return tuple(
             sorted(
                 f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}"
                 for dataset in self._datasets()
-                for name in atomic_dir.present(dataset, files.SPEC)
+                for name in atomic_dir.list_complete(dataset, files.SPEC_FILE)
                 if names.directory_name(names.from_directory_name(name)) == name
             )
         )
 
     def __contains__(self, identifier: str) -> bool:
-        """Says whether there is an expert of that id."""
+        """Returns whether there is an expert with that id."""
         try:
-            return atomic_dir.place(self._home(identifier), files.SPEC) is not None
+            return atomic_dir.locate(self._directory(identifier), files.SPEC_FILE) is not None
         except UserError:
-            return False  # what can be no id
+            return False  # it has not the form of an id
 
     def spec(self, identifier: str) -> ExpertSpec:
-        """Returns an expert's spec without reading its parameters; a UserError if there is no such expert."""
+        """Returns an expert's spec without reading its parameters.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
         return self.describe(identifier).spec
 
-    def describe(self, identifier: str) -> files.Description:
-        """Returns an expert's spec and the shapes of its parameters, which are not read."""
-        return self._read(identifier, files.describe)
+    def describe(self, identifier: str) -> files.ExpertDescription:
+        """Returns an expert's description without reading its parameters.
 
-    def expert(self, identifier: str, *, base: str | None = None) -> Expert:
-        """Returns an expert with its parameters as NumPy arrays.
-
-        Raises a UserError if there is no such expert, if its files are damaged, or, before any parameter is
-        read, if it was not trained on `base`.
+        Raises:
+            UserError: If there is no such expert.
         """
-        _require_base([self.describe(identifier)], base)
-        description, flat = self.read(identifier)
+        return self._read(identifier, files.read_description)
+
+    def load_expert(self, identifier: str, *, base: str | None = None) -> Expert:
+        """Loads an expert, with its parameters as NumPy arrays.
+
+        Args:
+            identifier: The expert's id.
+            base: The fingerprint of the base that it must have been trained on; default: any.
+
+        Raises:
+            UserError: If there is no such expert, its files are damaged, or it was trained on another base,
+                which is checked before any parameter is read.
+        """
+        files.require_base(self.spec(identifier), base)
+        description, flat = self.read_params(identifier)
         return Expert(description.spec, paths.unflatten(flat))
 
-    def read(self, identifier: str) -> tuple[files.Description, dict[str, np.ndarray]]:
-        """Returns what `describe` does, and path -> parameter of the same writing.
+    def read_params(self, identifier: str) -> tuple[files.ExpertDescription, dict[str, np.ndarray]]:
+        """Returns an expert's description, and the parameters by path that belong to it.
 
-        Raises a UserError if there is no such expert, or if its files are damaged.
+        Raises:
+            UserError: If there is no such expert, or its files are damaged.
         """
-        return self._read(identifier, _params)
+
+        def read(directory: epath.Path) -> tuple[files.ExpertDescription, dict[str, np.ndarray]]:
+            description = files.read_description(directory)
+            return description, files.read_params(directory, description)
+
+        return self._read(identifier, read)
 
     def has_keys(self, identifier: str) -> bool:
-        """Says whether an expert's keys have been embedded."""
-        return self._read(identifier, lambda place: (place / files.KEYS).exists())
+        """Returns whether an expert has keys."""
+        return self._read(identifier, lambda directory: (directory / files.KEYS_FILE).exists())
 
-    def keys(self, identifier: str) -> Keys:
-        """Returns an expert's keys; a UserError if it has none, or if they are damaged."""
+    def load_keys(self, identifier: str) -> Keys:
+        """Loads an expert's keys.
+
+        Raises:
+            UserError: If it has none, or they are damaged.
+        """
         if not self.has_keys(identifier):
-            raise UserError(f"Expert {identifier!r} has no keys yet. Run `elm index` to embed them.")
-        return self._read(identifier, lambda place: files.read_keys(place, identifier))
+            raise UserError(
+                f"Expected keys of expert {identifier!r}, got none. Fix: embed them with `elm index`."
+            )
+        return self._read(identifier, lambda directory: files.read_keys(directory, identifier))
 
-    def load(self, identifiers: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
-        """Returns the parameters of several experts stacked, every array [E, …] in the order of the ids.
+    def load_stack(self, identifiers: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
+        """Loads several experts into one tree, with arrays [E, …] in the order of the ids.
 
-        Raises a UserError, before any parameter is read, if an expert is unknown, was not trained on `base`,
-        or does not fit the first one in kind, base, paths or shapes; and if its files are damaged. What is
-        to be loaded again and again is better taken from a `shelf.Shelf`, which keeps what fits.
+        To load experts again and again, use an `expert_cache.ExpertCache`.
+
+        Args:
+            identifiers: The ids of experts of one kind and shape.
+            base: The fingerprint of the base that they must have been trained on; default: any.
+
+        Raises:
+            UserError: If an expert is unknown, was trained on another base, or differs from the first in
+                kind, base, paths or shapes, which is checked before any parameter is read; if its files are
+                damaged.
         """
         descriptions = [self.describe(identifier) for identifier in identifiers]
-        _require_base(descriptions, base)
-        agreement.require([(description.spec, description.shapes) for description in descriptions])
+        for description in descriptions:
+            files.require_base(description.spec, base)
+        compatibility.require_compatible(
+            [(description.spec, description.shapes) for description in descriptions]
+        )
         first = descriptions[0]
         stacked = {
             path: np.empty(
@@ -139,9 +192,11 @@ class Library:
             for path, shape in first.shapes.items()
         }
         for position, identifier in enumerate(identifiers):
-            description, flat = self.read(identifier)
+            description, flat = self.read_params(identifier)
             # Another writer may have replaced the expert since it was described.
-            agreement.require([(first.spec, first.shapes), (description.spec, description.shapes)])
+            compatibility.require_compatible(
+                [(first.spec, first.shapes), (description.spec, description.shapes)]
+            )
             for path, value in flat.items():
                 stacked[path][position] = value
         return paths.unflatten(stacked)
@@ -149,10 +204,17 @@ class Library:
     def add(
         self, expert: Expert, keys: Keys | None = None, *, replace: bool = False, owner: str | None = None
     ) -> None:
-        """Puts an expert into the library, whole or not at all; its owner is the user without another.
+        """Adds an expert to the library, completely or not at all.
 
-        Raises a UserError if an expert of that id is there already and `replace` was not asked for, if spec
-        and parameters differ, or if the files cannot be written.
+        Args:
+            expert: The expert.
+            keys: Its keys, if it has them.
+            replace: Whether an expert of that id is replaced.
+            owner: The owner's name; default: the user of this process.
+
+        Raises:
+            UserError: If there is an expert of that id and `replace` is False, if spec and parameters differ,
+                or if the files cannot be written.
         """
 
         def fill(directory: epath.Path) -> None:
@@ -161,132 +223,142 @@ class Library:
         self._write(expert.spec.id, fill, replace=replace)
 
     def add_copy(self, directory: storage.PathLike, *, replace: bool = False) -> str:
-        """Copies an expert's directory into the library byte by byte, whole or not at all; returns its id.
+        """Copies an expert's directory into the library byte by byte, completely or not at all.
 
-        Raises a UserError if its files are damaged, or if an expert of that id is there already and `replace`
-        was not asked for.
+        Args:
+            directory: The directory of an expert.
+            replace: Whether an expert of that id is replaced.
+
+        Returns:
+            The expert's id.
+
+        Raises:
+            UserError: If its files are damaged, or if there is an expert of that id and `replace` is False.
         """
         source = storage.path(directory)
-        identifier = files.describe(source).spec.id
-        for problem in files.problems(source, identifier, None):
+        identifier = files.read_description(source).spec.id
+        for problem in files.find_problems(source, identifier, None):
             raise UserError(problem)
         self._write(identifier, lambda place: files.copy(source, place), replace=replace)
         return identifier
 
     def copy(self, identifier: str, directory: storage.PathLike) -> None:
-        """Copies an expert's files byte by byte into a directory that has no others; they belong together.
+        """Copies an expert's files byte by byte, all of one state, into a directory without other files.
 
-        Raises a UserError if there is no such expert.
+        Raises:
+            UserError: If there is no such expert.
         """
         self._read(identifier, lambda place: files.copy(place, storage.path(directory)))
 
     def remove(self, identifier: str) -> None:
-        """Takes an expert out of the library; a UserError if there is none of that id."""
+        """Removes an expert from the library.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
         self._require_writable()
-        home = self._home(identifier)
-        if atomic_dir.place(home, files.SPEC) is None:
-            raise self._unknown(identifier)
-        atomic_dir.remove(home)
+        directory = self._directory(identifier)
+        if atomic_dir.locate(directory, files.SPEC_FILE) is None:
+            raise self._unknown_error(identifier)
+        atomic_dir.remove(directory)
 
     def write_keys(self, identifier: str, keys: Keys) -> None:
-        """Writes an expert's keys, in place of those it had; its other files stay as they are."""
+        """Writes or replaces an expert's keys; its other files stay as they are."""
         self._require_writable()
         self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
 
-    def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, Size]:
-        """Returns how large experts are, without reading their parameters."""
+    def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, ExpertSize]:
+        """Returns the size of experts by id, without reading their parameters; default: of all."""
 
-        def size(place: epath.Path) -> Size:
-            shapes = files.describe(place).shapes
+        def size(place: epath.Path) -> ExpertSize:
+            shapes = files.read_description(place).shapes
             parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            return Size(parameters, sum(_length(place / name) for name in files.NAMES))
+            return ExpertSize(parameters, sum(_file_bytes(place / name) for name in files.FILE_NAMES))
 
         return {
             identifier: self._read(identifier, size)
             for identifier in (self.ids() if identifiers is None else identifiers)
         }
 
-    def verify(self, identifiers: Iterable[str] | None = None, *, base: str | None = None) -> list[Finding]:
-        """Reads everything and returns what is wrong; nothing if all is sound.
+    def verify(
+        self, identifiers: Iterable[str] | None = None, *, base: str | None = None
+    ) -> list[LibraryProblem]:
+        """Reads experts completely and returns what is wrong.
 
-        Looked into are unreadable files, checksums of parameters and keys, missing, unknown and misshapen
-        parameters, and, where `base` is given, the base's fingerprint. Without ids it reads the whole
-        library, what killed writers left behind included.
+        It finds files that cannot be read, wrong checksums of parameters and keys, and parameters that are
+        missing, unknown or of another shape.
+
+        Args:
+            identifiers: The ids of experts; default: all, and what killed writers left.
+            base: The fingerprint of the base that experts should have; default: any.
+
+        Returns:
+            The problems; none if all is sound.
         """
-        found = [] if identifiers is not None else self._leftovers()
+        found = [] if identifiers is not None else self._find_unfinished()
         for identifier in self.ids() if identifiers is None else identifiers:
-            # Not by way of `_read`, which would raise what is to be reported.
-            place = atomic_dir.place(self._home(identifier), files.SPEC)
+            # Not with `_read`, which would raise the errors that are to be returned.
+            place = atomic_dir.locate(self._directory(identifier), files.SPEC_FILE)
             if place is None:
-                raise self._unknown(identifier)
-            problems = files.problems(place, identifier, base)
-            found += [Finding(identifier, problem) for problem in problems]
+                raise self._unknown_error(identifier)
+            problems = files.find_problems(place, identifier, base)
+            found += [LibraryProblem(identifier, problem) for problem in problems]
         return found
 
-    def _leftovers(self) -> list[Finding]:
+    def _find_unfinished(self) -> list[LibraryProblem]:
         return [
-            Finding(
+            LibraryProblem(
                 f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}",
-                f"{remains!s} was left behind by a writer that did not finish. If none is at work now, add "
-                "the expert anew if it is missing, and delete that directory.",
+                f"Expected no unfinished expert, got {remains!s}, which a killed writer left. Fix: if no "
+                "writer is at work, delete that directory, and add the expert again if it is missing.",
             )
             for dataset in self._datasets()
-            for name, remains in atomic_dir.leftovers(dataset, files.SPEC)
+            for name, remains in atomic_dir.list_unfinished(dataset, files.SPEC_FILE)
         ]
 
     def _datasets(self) -> list[epath.Path]:
-        return [entry for entry in atomic_dir.directories(self.root) if not entry.name.startswith(".")]
+        return [entry for entry in atomic_dir.list_directories(self.root) if not entry.name.startswith(".")]
 
-    def _home(self, identifier: str) -> epath.Path:
-        dataset, prompt = names.split_id(identifier)
-        return self.root / names.directory_name(dataset) / names.directory_name(prompt)
+    def _directory(self, identifier: str) -> epath.Path:
+        return self.root / files.relative_directory(identifier)
 
     def _write(self, identifier: str, fill: Callable[[epath.Path], None], *, replace: bool) -> None:
         self._require_writable()
         try:
-            atomic_dir.write(self._home(identifier), files.SPEC, fill, replace=replace)
+            atomic_dir.write(self._directory(identifier), files.SPEC_FILE, fill, replace=replace)
         except FileExistsError:
             raise UserError(
-                f"The library at {self.root!s} should have no expert {identifier!r} yet, but it has. Ask for "
-                "it to be replaced, or remove it first."
+                f"Expected no expert {identifier!r} in the library at {self.root!s}, got one. Fix: replace "
+                "it (--replace), or remove it first."
             ) from None
 
     def _require_writable(self) -> None:
         if self.address is not None:
             raise UserError(
                 f"Expected a directory as a library to write to, got {self.address!r}, which is only read. "
-                "Fix: bring it into a run with `elm experts pull`, and put experts back with `elm experts "
-                "push`."
+                "Fix: pull it into a run with `elm experts pull`, and push experts with `elm experts push`."
             )
 
     def _read(self, identifier: str, reader: Callable[[epath.Path], T]) -> T:
         try:
-            return atomic_dir.read(self._home(identifier), files.SPEC, reader)
+            return atomic_dir.read(self._directory(identifier), files.SPEC_FILE, reader)
         except FileNotFoundError:
-            raise self._unknown(identifier) from None
+            raise self._unknown_error(identifier) from None
 
-    def _unknown(self, identifier: str) -> UserError:
+    def _unknown_error(self, identifier: str) -> UserError:
         try:
             names.resolve(identifier, self.ids(), kind="expert", where=f"the library at {self.root!s}")
         except UserError as error:
             return error
-        return UserError(f"Expert {identifier!r} was written by another while it was looked for. Try again.")
+        return UserError(
+            f"Expected expert {identifier!r} to stay as it is while it is read, got another writer. Fix: try "
+            "again."
+        )
 
 
-def _length(file: epath.Path) -> int:
-    """Returns the bytes of a file, 0 if it is absent; epath's `stat` fails where the owner has no name."""
+def _file_bytes(file: epath.Path) -> int:
+    """Returns the bytes of a file, 0 if it is absent; epath's `stat` fails if the owner has no name."""
     if not file.exists():
         return 0
     with file.open("rb") as stream:
         return stream.seek(0, os.SEEK_END) or stream.tell()
-
-
-def _params(place: epath.Path) -> tuple[files.Description, dict[str, np.ndarray]]:
-    description = files.describe(place)
-    return description, files.read_params(place, description)
-
-
-def _require_base(descriptions: Iterable[files.Description], base: str | None) -> None:
-    for description in descriptions:
-        if base is not None and description.spec.base != base:
-            raise UserError(files.other_base(description.spec, base))

@@ -1,52 +1,65 @@
-"""Listing: what is known of the experts of a run, without reading their parameters."""
+"""Listing: descriptions, sizes and accuracies of the experts of a run, without their parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elm_jax import names, storage
 from elm_jax.experts import atomic_dir
-from elm_jax.experts.files import Description
-from elm_jax.experts.library import Library, Size
-from elm_jax.experts.lookup import homes
+from elm_jax.experts.files import ExpertDescription
+from elm_jax.experts.library import ExpertSize, Library
+from elm_jax.experts.lookup import library_finder
 from elm_jax.reporting.documents import flat
 from elm_jax.reporting.tables import Table, percent
 from elm_jax.session.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Listed:
-    """An expert as it is listed."""
+class ExpertSummary:
+    """An expert of a run as `elm experts list` and `elm experts show` print it.
 
-    about: Description
-    size: Size
-    keys: bool
-    accuracies: Mapping[str, tuple[float, int]]  # task -> accuracy and rows, as last scored in this run
+    Attributes:
+        description: Its description.
+        size: Its size.
+        has_keys: Whether it has keys.
+        accuracies: Task -> accuracy in [0, 1] and number of rows, as last scored in the run.
+    """
+
+    description: ExpertDescription
+    size: ExpertSize
+    has_keys: bool
+    accuracies: Mapping[str, tuple[float, int]]
 
 
-def listed(
-    workspace: Workspace, wanted: Sequence[str] | None = None, *, scored: bool = False
-) -> list[Listed]:
-    """Returns what is known of experts, all of the library without `wanted`; of scores only with `scored`."""
-    home_of = homes(workspace)
+def summarize_experts(
+    workspace: Workspace, experts: Sequence[str] | None = None, *, scored: bool = False
+) -> list[ExpertSummary]:
+    """Returns summaries of experts of a run.
+
+    Args:
+        workspace: The run's directories.
+        experts: Ids; default: the whole library.
+        scored: Whether accuracies are read.
+    """
+    library_of = library_finder(workspace)
     found = []
-    for expert in Library.open(workspace.library).ids() if wanted is None else wanted:
-        library = home_of(expert)
+    for expert in Library.open(workspace.library).ids() if experts is None else experts:
+        library = library_of(expert)
         (size,) = library.sizes([expert]).values()
-        accuracies = accuracies_of(workspace, expert) if scored else {}
-        found.append(Listed(library.describe(expert), size, library.has_keys(expert), accuracies))
+        accuracies = read_accuracies(workspace, expert) if scored else {}
+        found.append(ExpertSummary(library.describe(expert), size, library.has_keys(expert), accuracies))
     return found
 
 
-def accuracies_of(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
-    """Returns task -> accuracy and rows of every task that an expert was scored on in this run.
+def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
+    """Returns the accuracy in [0, 1] and the number of rows of every task that an expert was scored on.
 
-    They are what was last scored, of all rows where these were, else of a limited number; an expert that was
-    replaced since has those of the one before.
+    They are the last scores: of all rows if these were scored, else of a limited number. After an expert was
+    replaced they are those of the old one, until the new one is scored.
     """
     found = {}
     name = names.directory_name(expert)
-    for dataset in atomic_dir.directories(workspace.scores):
-        for prompt in atomic_dir.directories(dataset):
+    for dataset in atomic_dir.list_directories(workspace.scores):
+        for prompt in atomic_dir.list_directories(dataset):
             files = [prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))]
             heads = (storage.read_first_line(file) for file in files if file.exists())
             counted = next((head for head in heads if head and head.get("rows")), None)
@@ -56,44 +69,44 @@ def accuracies_of(workspace: Workspace, expert: str) -> dict[str, tuple[float, i
     return found
 
 
-def table(found: Sequence[Listed], *, scored: bool) -> Table:
-    """Returns experts as a table, a line each."""
+def summary_table(summaries: Sequence[ExpertSummary], *, scored: bool) -> Table:
+    """Returns a table with a line for every expert."""
     header = ("expert", "kind", "steps", "owner", "keys", "parameters", "bytes")
-    told = []
-    for one in found:
-        spec = one.about.spec
-        keys = "yes" if one.keys else "no"
+    rows = []
+    for one in summaries:
+        spec = one.description.spec
+        keys = "yes" if one.has_keys else "no"
         size = f"{one.size.parameters:,}", f"{one.size.bytes:,}"
         accuracies = [accuracy for accuracy, _ in one.accuracies.values()]
         mean = f"{percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
-        own = (spec.id, spec.kind, str(spec.steps), one.about.owner, keys, *size)
-        told.append((*own, mean) if scored else own)
+        own = (spec.id, spec.kind, str(spec.steps), one.description.owner, keys, *size)
+        rows.append((*own, mean) if scored else own)
     caption = "Accuracy: the mean in percent over the tasks scored in this run, and how many they are."
     return Table(
-        f"{len(found)} experts",
+        f"{len(summaries)} experts",
         (*header, "accuracy") if scored else header,
-        tuple(told),
+        tuple(rows),
         caption if scored else "",
     )
 
 
-def lines(one: Listed) -> list[tuple[str, str]]:
-    """Returns what is known of one expert, field by field."""
-    spec = one.about.spec
-    told = [
+def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
+    """Returns the names and values of all fields of one expert, as text."""
+    spec = one.description.spec
+    fields = [
         ("id", spec.id),
         ("kind", spec.kind),
-        ("owner", one.about.owner),
+        ("owner", one.description.owner),
         ("base", spec.base),
         ("steps", str(spec.steps)),
         ("datasets", ", ".join(spec.datasets)),
         ("parameters", f"{one.size.parameters:,}"),
         ("bytes", f"{one.size.bytes:,}"),
-        ("keys", "yes" if one.keys else "no"),
-        ("checksum", one.about.checksum),
+        ("keys", "yes" if one.has_keys else "no"),
+        ("checksum", one.description.checksum),
     ]
-    told += flat({"recipe": dict(spec.recipe)})
+    fields += flat({"recipe": dict(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
-        told.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
-    return told + [("owns", path) for path in spec.paths]
+        fields.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
+    return fields + [("owns", path) for path in spec.paths]

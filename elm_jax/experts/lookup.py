@@ -1,4 +1,4 @@
-"""Lookup: the library that an expert of a run lies in."""
+"""Lookup: the library of a run that has an expert."""
 
 from collections.abc import Callable
 
@@ -6,26 +6,23 @@ from elm_jax.experts.library import Library
 from elm_jax.session.workspace import Workspace
 
 BASE = "base"
-"""What stands for the base alone where an expert's id is wanted."""
+"""The id that stands for the base without an expert."""
 
 
-def home(workspace: Workspace, expert: str) -> Library:
-    """Returns the library that an expert lies in: the experts', or that of what was made of several tasks.
-
-    Where both have one of that id it is the experts'.
-    """
-    return homes(workspace)(expert)
+def find_library(workspace: Workspace, expert: str) -> Library:
+    """Returns the library of a run that has an expert: that of trained experts, else that of merged ones."""
+    return library_finder(workspace)(expert)
 
 
-def homes(workspace: Workspace) -> Callable[[str], Library]:
-    """Returns `home` for many experts, of which the directories are listed once."""
+def library_finder(workspace: Workspace) -> Callable[[str], Library]:
+    """Returns `find_library` for one run, as a function of the id; merged experts are listed once."""
     composites = Library.open(workspace.composites, create=True)
-    made = set(composites.ids())
+    merged = set(composites.ids())
 
-    def home_of(expert: str) -> Library:
-        if expert not in made:
+    def find(expert: str) -> Library:
+        if expert not in merged:
             return Library.open(workspace.library)
         library = Library.open(workspace.library, create=True)
         return library if expert in library else composites
 
-    return home_of
+    return find

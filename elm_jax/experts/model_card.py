@@ -1,5 +1,6 @@
-"""The model card of a published library, written from what experts, runs and bases say of themselves."""
+"""Model card: the README.md of a published library, with its base, experts, scores and recipes."""
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,8 @@ import yaml
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.experts import atomic_dir, files, hub_layout
-from elm_jax.experts.files import Description
+from elm_jax.experts import atomic_dir, files
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.reporting.documents import flat, to_markdown
 from elm_jax.reporting.metrics import wilson
@@ -19,80 +20,108 @@ from elm_jax.reporting.tables import NOTHING, Table, interval
 from elm_jax.session.workspace import Workspace
 
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?$")
-_WORDS = {"bottleneck": "adapter", "lora": "lora", "ia3": "ia3", "full": "full fine-tuning"}
+_KIND_TAGS = {"bottleneck": "adapter", "lora": "lora", "ia3": "ia3", "full": "full fine-tuning"}
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """The base of a library, as its card names it."""
+class BaseReference:
+    """The base of a library, as its card names it.
+
+    Attributes:
+        fingerprint: The fingerprint of its parameters.
+        repository: Its repository on the hub, if it was fetched from there.
+        revision: The commit of that repository.
+    """
 
     fingerprint: str
-    repository: str | None = None  # on the hub, where it was fetched from there
-    revision: str | None = None  # the commit
+    repository: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
-class Score:
-    """How an expert scored on a task in the run that it was pushed from."""
+class CardScore:
+    """The score of an expert on a task, in the run that it was pushed from.
+
+    Attributes:
+        task: The task's id.
+        measure: What was measured, such as "accuracy".
+        value: The score in percent.
+        low: The lower end of its 95 % interval.
+        high: The upper end.
+        rows: How many rows were scored.
+        seen: Whether the expert was trained on the task's dataset.
+    """
 
     task: str
     measure: str
-    value: float  # percent, as are the ends of the 95 % interval
+    value: float
     low: float | None
     high: float | None
     rows: int
-    seen: bool  # whether the expert was trained on the task's dataset
+    seen: bool
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a card tells."""
+class ModelCard:
+    """The content of a card.
+
+    Attributes:
+        repository: `owner/name`.
+        base: The base of all experts.
+        experts: Id -> description.
+        scores: Id -> scores.
+        licence: The licence, as the hub spells it.
+    """
 
     repository: str
-    base: BaseModel
-    experts: Mapping[str, Description]
-    scores: Mapping[str, Sequence[Score]]  # expert -> its scores
+    base: BaseReference
+    experts: Mapping[str, ExpertDescription]
+    scores: Mapping[str, Sequence[CardScore]]
     licence: str | None = None
 
 
-def base_of(directory: str, fingerprint: str) -> BaseModel:
-    """Returns the base that lies in a directory, with its repository where that is the hub's cache.
+def identify_base(directory: str, fingerprint: str) -> BaseReference:
+    """Returns a reference to the base in a directory, with its repository if that is in the hub's cache.
 
     >>> base_of("hub/models--google--flan-t5-xl/snapshots/" + "7" * 40, "f9aac4c8ee3b0bb1").repository
     'google/flan-t5-xl'
     """
     cached = _CACHED.search(directory)
-    return BaseModel(fingerprint, f"{cached[1]}/{cached[2]}", cached[3]) if cached else BaseModel(fingerprint)
+    return (
+        BaseReference(fingerprint, f"{cached[1]}/{cached[2]}", cached[3])
+        if cached
+        else BaseReference(fingerprint)
+    )
 
 
-def scores_of(workspace: Workspace, library: Library, expert: str) -> list[Score]:
-    """Returns an expert's scores on every task that it was scored on in a run, with 95 % intervals.
+def collect_scores(workspace: Workspace, library: Library, expert: str) -> list[CardScore]:
+    """Returns an expert's scores on all tasks that it was scored on in a run, with 95 % intervals.
 
-    They are of all rows where these were scored, else of a limited number. Those that are older than the
-    expert are of one that it replaced, and left out.
+    They are of all rows if these were scored, else of a limited number. Scores that are older than the expert
+    belong to one that it replaced, and are left out.
     """
-    place = atomic_dir.place(library.root / hub_layout.where(expert), files.SPEC)
+    place = atomic_dir.locate(library.root / files.relative_directory(expert), files.SPEC_FILE)
     if place is None:
         return []
-    since = _time(place / files.SPEC)
+    since = _modified_at(place / files.SPEC_FILE)
     datasets = library.spec(expert).datasets
     found = []
     for folder in (workspace.scores, workspace.generated):
-        for dataset in atomic_dir.directories(folder):
-            for prompt in atomic_dir.directories(dataset):
+        for dataset in atomic_dir.list_directories(folder):
+            for prompt in atomic_dir.list_directories(dataset):
                 task = f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(prompt.name)}"
-                of_task = _score(prompt, task, expert, since, names.split_id(task)[0] in datasets)
-                found += [of_task] if of_task else []
+                score = _read_score(prompt, task, expert, since, names.split_id(task)[0] in datasets)
+                found += [score] if score else []
     return found
 
 
-def read_scores(told: Mapping[str, Any]) -> dict[str, list[Score]]:
-    """Returns the scores that `library.json` holds; those of another form are left out."""
+def parse_scores(record: Mapping[str, Any]) -> dict[str, list[CardScore]]:
+    """Returns the scores in `library.json` by expert; those of another form are left out."""
     found = {}
-    for expert, own in told.items():
+    for expert, own in record.items():
         try:
             found[expert] = [
-                Score(
+                CardScore(
                     str(one["task"]),
                     str(one["measure"]),
                     float(one["value"]),
@@ -108,8 +137,8 @@ def read_scores(told: Mapping[str, Any]) -> dict[str, list[Score]]:
     return found
 
 
-def record(card: Card) -> dict[str, Any]:
-    """Returns what `library.json` says of a library, so that a later push can write the card anew."""
+def to_record(card: ModelCard) -> dict[str, Any]:
+    """Returns the content of `library.json`, from which a later push can write the card again."""
     return {
         "base": card.base.fingerprint,
         "base_model": card.base.repository,
@@ -123,8 +152,8 @@ def record(card: Card) -> dict[str, Any]:
     }
 
 
-def markdown(card: Card) -> str:
-    """Returns the card's text: what the hub reads at its head, then experts, scores and recipes as tables."""
+def render_card(card: ModelCard) -> str:
+    """Returns the card as Markdown: the hub's metadata, then base, experts, scores and recipes as tables."""
     kinds = sorted({str(about.spec.kind) for about in card.experts.values()})
     head: dict[str, Any] = {"library_name": "elm_jax"}
     if card.licence:
@@ -132,7 +161,7 @@ def markdown(card: Card) -> str:
     if card.base.repository:
         relation = "finetune" if "full" in kinds else "adapter"
         head |= {"base_model": card.base.repository, "base_model_relation": relation}
-    head["tags"] = ["elm_jax", "t5", "safetensors", *(_WORDS.get(kind, kind) for kind in kinds)]
+    head["tags"] = ["elm_jax", "t5", "safetensors", *(_KIND_TAGS.get(kind, kind) for kind in kinds)]
     count = len(card.experts)
     what = "One expert" if count == 1 else f"{count} experts"
     parts = [
@@ -140,15 +169,15 @@ def markdown(card: Card) -> str:
         f"# {card.repository.partition('/')[2]}\n",
         f"{what} on a frozen T5, trained with elm_jax. To put them into a run that has the same base:\n",
         f"```bash\nelm experts pull {card.repository} --run RUN\n```\n",
-        to_markdown(Table("Base and licence", ("what", "value"), _about(card))),
-        to_markdown(_experts(card)),
+        to_markdown(Table("Base and licence", ("what", "value"), _base_rows(card))),
+        to_markdown(_experts_table(card)),
     ]
     if any(card.scores.get(expert) for expert in card.experts):
-        parts.append(to_markdown(_scores(card)))
-    return "\n".join([*parts, to_markdown(_recipes(card))])
+        parts.append(to_markdown(_scores_table(card)))
+    return "\n".join([*parts, to_markdown(_recipes_table(card))])
 
 
-def _about(card: Card) -> tuple[tuple[str, str], ...]:
+def _base_rows(card: ModelCard) -> tuple[tuple[str, str], ...]:
     base = card.base
     return (
         ("base", base.repository or NOTHING),
@@ -158,13 +187,13 @@ def _about(card: Card) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _experts(card: Card) -> Table:
-    told = []
+def _experts_table(card: ModelCard) -> Table:
+    rows = []
     for expert, about in sorted(card.experts.items()):
         spec = about.spec
-        size = sum(_product(shape) for shape in about.shapes.values())
+        size = sum(math.prod(shape) for shape in about.shapes.values())
         tasks = spec.recipe.get("tasks") or spec.recipe.get("merged_from") or [expert]
-        told.append(
+        rows.append(
             (
                 expert,
                 str(spec.kind),
@@ -177,11 +206,11 @@ def _experts(card: Card) -> Table:
         )
     header = ("expert", "kind", "tasks", "trained on", "steps", "parameters", "owner")
     caption = "An expert is zero-shot on every dataset but those that it was trained on."
-    return Table("Experts", header, tuple(told), caption)
+    return Table("Experts", header, tuple(rows), caption)
 
 
-def _scores(card: Card) -> Table:
-    told = [
+def _scores_table(card: ModelCard) -> Table:
+    rows = [
         (
             expert,
             score.task,
@@ -196,11 +225,11 @@ def _scores(card: Card) -> Table:
     ]
     header = ("expert", "task", "measure", "value", "95 % interval", "rows", "trained on its dataset")
     caption = "Percent, as last scored in the run that the expert was pushed from."
-    return Table("Scores", header, tuple(told), caption)
+    return Table("Scores", header, tuple(rows), caption)
 
 
-def _recipes(card: Card) -> Table:
-    """Returns the recipes: what all have in common once, then what each has of its own."""
+def _recipes_table(card: ModelCard) -> Table:
+    """Returns the recipes: the fields that all share once, then those of each expert."""
     every = {expert: dict(flat(dict(about.spec.recipe))) for expert, about in sorted(card.experts.items())}
     first = next(iter(every.values()), {})
     common = {
@@ -208,35 +237,28 @@ def _recipes(card: Card) -> Table:
         for field, value in first.items()
         if all(recipe.get(field) == value for recipe in every.values())
     }
-    told = [("all", field, value) for field, value in common.items()]
+    rows = [("all", field, value) for field, value in common.items()]
     for expert, recipe in every.items():
-        told += [(expert, field, value) for field, value in recipe.items() if field not in common]
-    return Table("Recipes", ("expert", "field", "value"), tuple(told), "How each expert came to be.")
+        rows += [(expert, field, value) for field, value in recipe.items() if field not in common]
+    return Table("Recipes", ("expert", "field", "value"), tuple(rows), "How each expert came to be.")
 
 
-def _score(prompt: epath.Path, task: str, expert: str, since: float, seen: bool) -> Score | None:
-    """Returns what the files of a task say of an expert, of all rows before those of a limited number."""
+def _read_score(prompt: epath.Path, task: str, expert: str, since: float, seen: bool) -> CardScore | None:
+    """Reads the score of an expert from the files of a task: of all rows, else of a limited number."""
     name = names.directory_name(expert)
     for file in (prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))):
-        head = storage.read_first_line(file) if file.exists() and _time(file) >= since else None
+        head = storage.read_first_line(file) if file.exists() and _modified_at(file) >= since else None
         if head and head.get("rows"):
             share = head["right"] / head["rows"]
             low, high = wilson(share, head["rows"])
-            return Score(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
+            return CardScore(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
         if head and "measure" in head:
             with file.open() as stream:
                 count = sum(1 for _ in stream) - 1
-            return Score(task, head["measure"], head["value"], head["low"], head["high"], count, seen)
+            return CardScore(task, head["measure"], head["value"], head["low"], head["high"], count, seen)
     return None
 
 
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= int(size)
-    return product
-
-
-def _time(file: epath.Path) -> float:
-    """Returns when a file was written; epath's `stat` fails where the owner has no name."""
+def _modified_at(file: epath.Path) -> float:
+    """Returns the time when a file was written; epath's `stat` fails if the owner has no name."""
     return os.stat(file).st_mtime

@@ -20,7 +20,7 @@ from elm_jax import storage
 from elm_jax.axes import PAD
 from elm_jax.errors import UserError
 from elm_jax.evaluation.expert_stacks import Stack, stacks
-from elm_jax.experts.lookup import BASE, home
+from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.lm_eval import selection
 from elm_jax.lm_eval.selection import Routing
 from elm_jax.records import PromptedExample, Selection
@@ -81,7 +81,7 @@ class ElmLM(LM):
         self.run = opening.open_run(run)
         self.expert = BASE if expert is None else str(expert)
         if self.expert != BASE:
-            home(self.run.workspace, self.expert).spec(self.expert)  # says so if there is none
+            find_library(self.run.workspace, self.expert).spec(self.expert)  # says so if there is none
         gate = self.routing and selection.gate(self.run, self.routing)
         self.gated = {gate.id: gate} if gate else {}
         if gate:

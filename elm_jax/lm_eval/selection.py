@@ -11,7 +11,7 @@ from typing import Any
 
 from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts
-from elm_jax.experts import keys as formats
+from elm_jax.experts import key_texts as formats
 from elm_jax.experts.library import Library
 from elm_jax.records import PromptedExample, Selection
 from elm_jax.routing import gates, key_index, table
@@ -71,7 +71,7 @@ def select(
     keys = key_index.build_index(library)
     by_row = router.level == "row"
     asked = examples if by_row else examples[: routing.queries]
-    embedded = embed_texts(run, formats.texts(asked, keys.text_format), keys.text_format)
+    embedded = embed_texts(run, formats.format_texts(asked, keys.text_format), keys.text_format)
     queries = Queries(
         task=task,
         row_ids=tuple(example.row_id for example in asked),
@@ -83,7 +83,7 @@ def select(
     several = "experts" in inspect.signature(router.route).parameters
     options: dict[str, Any] = {"experts": routing.experts} if several else {}
     if "params" in router.reads:
-        options["params"] = library.load(keys.experts, base=run.base.fingerprint)
+        options["params"] = library.load_stack(keys.experts, base=run.base.fingerprint)
     found = router.route(queries, keys, exclude=routing.exclude, **options)
     assert isinstance(found, Selection)
     if by_row:

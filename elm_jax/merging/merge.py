@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.experts import agreement
+from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import homes
+from elm_jax.experts.lookup import library_finder
 from elm_jax.merging import merger
 from elm_jax.merging import plan as plans
 from elm_jax.merging.plan import Plan
@@ -32,13 +32,15 @@ def plan(
     Statistics that a method wants and that did not come can be computed where the run knows what the experts
     were trained on; where it does not, that is a UserError.
     """
-    home_of = homes(workspace)
+    home_of = library_finder(workspace)
     described = [home_of(expert).describe(expert) for expert in experts]
     made = plans.plan(
         method,
         [(description.spec, description.shapes) for description in described],
         weights=weights,
-        statistics=None if statistics is None else [agreement.shapes_of(tree) for tree in statistics],
+        statistics=None
+        if statistics is None
+        else [compatibility.shapes_by_path(tree) for tree in statistics],
         id=id,
         **options,
     )
@@ -75,10 +77,10 @@ def merge(
     made = plan(run.workspace, experts, method, weights=weights, statistics=statistics, id=id, **options)
     if statistics is None and made.method.reads is not None:
         statistics = of_data.of_method(run, experts, method, made.reads, rows=rows)
-    home_of = homes(run.workspace)
+    home_of = library_finder(run.workspace)
     merged = merger.merge(
         method,
-        [home_of(expert).expert(expert, base=run.base.fingerprint) for expert in experts],
+        [home_of(expert).load_expert(expert, base=run.base.fingerprint) for expert in experts],
         weights=weights,
         base=run.base.params,
         statistics=statistics,

@@ -9,17 +9,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement
+from elm_jax.experts import compatibility
 from elm_jax.merging import changes
 from elm_jax.merging.method import Method
 from elm_jax.merging.parts import Form, Part, Piece
 from elm_jax.merging.plan import Plan, lacking, plan
+from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Params
 
 Flat = Mapping[str, Any]
@@ -51,13 +51,13 @@ def merge(
     Raises a UserError, before any arithmetic, as `plan` does, if statistics are missing, or if the base
     is missing or of another shape.
     """
-    shapes = [agreement.shapes_of(expert.params) for expert in experts]
-    known = None if statistics is None else [agreement.leaves_of(tree) for tree in statistics]
+    shapes = [compatibility.shapes_by_path(expert.params) for expert in experts]
+    known = None if statistics is None else [paths.flatten(tree) for tree in statistics]
     made = plan(
         method,
         [(expert.spec, own) for expert, own in zip(experts, shapes, strict=True)],
         weights=weights,
-        statistics=None if known is None else [agreement.shapes_of(tree) for tree in known],
+        statistics=None if known is None else [compatibility.shapes_by_path(tree) for tree in known],
         id=id,
         **options,
     )
@@ -65,7 +65,7 @@ def merge(
         raise lacking(method, len(experts), "none")
     of_base = _base(made, base, shapes[0])
     playing = [number for number, weight in enumerate(made.weights) if weight]
-    flats = [agreement.leaves_of(experts[number].params) for number in playing]
+    flats = [paths.flatten(experts[number].params) for number in playing]
     known = None if known is None else [known[number] for number in playing]
     alike = _alike(flats)
     types = {path: jnp.result_type(*(flat[path] for flat in flats)) for path in flats[0]}
@@ -85,12 +85,10 @@ def merge(
             merged[leaf] = np.stack([own[number] for own in layers]) if part.stacked else layers[0][number]
     read = {} if known is None else {"statistics": [storage.array_fingerprint(tree) for tree in known]}
     error = round(math.sqrt(lost / size), 6) if size else None
-    structure = jax.tree.structure(experts[0].params)
-    paths = agreement.leaves_of(experts[0].params)
-    return Expert(_spec(made, read, error), structure.unflatten([merged[path] for path in paths]))
+    return Expert(_spec(made, read, error), paths.unflatten(merged))
 
 
-def _base(made: Plan, base: Params | None, shapes: agreement.Shapes) -> Flat:
+def _base(made: Plan, base: Params | None, shapes: compatibility.Shapes) -> Flat:
     """Returns the base's parameters that the plan needs, by path."""
     if not made.based:
         return {}
@@ -99,7 +97,7 @@ def _base(made: Plan, base: Params | None, shapes: agreement.Shapes) -> Flat:
             f"Method {made.name!r} wants the base's parameters to merge {made.specs[0].kind!r} experts, but "
             "none came. Give them as 'base'."
         )
-    of_base = agreement.leaves_of(base)
+    of_base = paths.flatten(base)
     for part in made.based:
         came = tuple(of_base[part.path].shape) if part.path in of_base else "nothing"
         if came != shapes[part.path]:
@@ -115,7 +113,7 @@ def _alike(flats: Sequence[Flat]) -> bool:
     return all(np.array_equal(first[path], other[path]) for other in others for path in first)
 
 
-def _unchanged(made: Plan, shapes: agreement.Shapes) -> bool:
+def _unchanged(made: Plan, shapes: compatibility.Shapes) -> bool:
     """Says whether experts that are alike come back as they are: neither scaled nor of another rank."""
     ranks = {shapes[part.leaves[0]][-1] for part in made.parts if part.form == "lora"}
     asked = made.options.get("rank")

@@ -6,7 +6,7 @@
     lora     P/lora_a and P/lora_b           a sum onto the kernel of P           lora_a lora_b
     adapter  {block}_adapter/down, …/up      a small network behind a block       none
 
-The layout of the trees is that of `elm_jax.models.experts`. Layers of a stack are merged one by one, as
+The layout of the trees is that of `elm_jax.models.expert_layers`. Layers of a stack are merged one by one, as
 tensors of their own, which is how papers and other libraries define every method here.
 """
 

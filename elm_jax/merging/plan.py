@@ -10,8 +10,8 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement
-from elm_jax.experts.agreement import Shapes
+from elm_jax.experts import compatibility
+from elm_jax.experts.compatibility import Shapes
 from elm_jax.merging import changes, table
 from elm_jax.merging.method import Method, checked
 from elm_jax.merging.parts import Part, parts_of
@@ -60,7 +60,7 @@ def plan(
     misshapen, not of every expert, or not wanted.
     """
     chosen = table.find(method)
-    agreement.require(experts)
+    compatibility.require_compatible(experts)
     specs = tuple(spec for spec, _ in experts)
     parts = parts_of(specs[0].paths)
     settings = _options(method, chosen, specs[0].kind, parts, options)

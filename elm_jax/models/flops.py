@@ -1,17 +1,17 @@
-"""FLOPs: what training costs in operations of the model's matrix products, and what devices could do at most.
+"""FLOPs: how many operations the model's matrix products take in training and in a forward pass.
 
-Model FLOPs as PaLM counts them (Chowdhery et al. 2022, appendix B): products of real tokens with kernels, and
-attention's with one another. Not counted are padding, what is computed again to save memory, and all that is
-no matrix product. Of a token, with N parameters in the frozen base's kernels that it meets, n in the expert's
-own, and L layers of H heads of P in which it attends to K tokens each,
+Model FLOPs are counted as in PaLM (Chowdhery et al. 2022, appendix B): products of real tokens with kernels,
+and the products of attention. Padding, rematerialization and all but matrix products do not count. For a
+token that is multiplied by N parameters in kernels of the frozen base and n in those of the expert, and that
+attends to K tokens in each of L layers with H heads of width P, they are
 
     full                   6 N + 12 L H P K
     bottleneck, lora, ia3  4 N + 6 n + 12 L H P K
 
-A product costs 2 forward, 2 for the gradient of what it takes, and 2 for that of its kernel, which a frozen
-one has not. A prompt's token meets the encoder and cross-attention's keys and values; an answer's meets the
-rest of the decoder and the output layer. Causal attention counts whole, as in PaLM. LoRA and (IA)³ need no
-gradient of what enters the first layer, which is left out: a few hundredths in two layers, less in more.
+A product takes 2 forward, 2 for the gradient of its inputs, and 2 for that of its kernel unless it is frozen.
+A prompt's token passes the encoder and the keys and values of cross-attention. An answer's token passes the
+rest of the decoder and the output layer. Causal attention counts in full, as in PaLM. LoRA and (IA)³ need no
+gradient of the first layer's inputs, which is ignored here: a few percent with two layers, less with more.
 """
 
 import math
@@ -29,29 +29,41 @@ _KERNELS = ("kernel", "lora_a", "lora_b")
 
 
 @dataclass(frozen=True)
-class Attended:
-    """How many tokens a token attends to in a layer, on average over tokens."""
+class AttentionSpans:
+    """How many tokens a token attends to in a layer, on average over tokens.
 
-    prompt: float = 0.0  # a prompt's token, to its prompt
-    answer: float = 0.0  # an answer's token, to its answer
-    cross: float = 0.0  # an answer's token, to its prompt
+    Attributes:
+        prompt: A prompt's token to its prompt.
+        answer: An answer's token to its answer.
+        cross: An answer's token to its prompt.
+    """
+
+    prompt: float = 0.0
+    answer: float = 0.0
+    cross: float = 0.0
 
 
 @dataclass(frozen=True)
-class Cost:
-    """FLOPs of training, of one real token; `formula` says what was counted."""
+class FlopsPerToken:
+    """FLOPs of one real token.
+
+    Attributes:
+        prompt: Of a prompt's token.
+        answer: Of an answer's token.
+        formula: The formula that they were counted with.
+    """
 
     prompt: float
     answer: float
     formula: str
 
-    def of(self, prompt_tokens: int, answer_tokens: int) -> float:
-        """Returns the FLOPs of so many real tokens."""
+    def total(self, prompt_tokens: int, answer_tokens: int) -> float:
+        """Returns the FLOPs of these numbers of real tokens."""
         return self.prompt * prompt_tokens + self.answer * answer_tokens
 
 
-def attended(prompts: Iterable[Sequence[int] | np.ndarray], answers: Iterable[Any]) -> Attended:
-    """Returns what the tokens of these rows attend to: longer rows have more tokens, and each more to see.
+def attention_spans(prompts: Iterable[Sequence[int] | np.ndarray], answers: Iterable[Any]) -> AttentionSpans:
+    """Returns how many tokens a token attends to, on average over the tokens of these rows.
 
     >>> attended([[5] * 3, [5]], [[5], [5]])
     Attended(prompt=2.5, answer=1.0, cross=2.0)
@@ -59,37 +71,48 @@ def attended(prompts: Iterable[Sequence[int] | np.ndarray], answers: Iterable[An
     s = np.array([len(row) for row in prompts], np.float64)
     t = np.array([len(row) for row in answers], np.float64)
     of_prompts, of_answers = max(s.sum(), 1.0), max(t.sum(), 1.0)
-    return Attended(float(s @ s / of_prompts), float(t @ t / of_answers), float(s @ t / of_answers))
+    return AttentionSpans(float(s @ s / of_prompts), float(t @ t / of_answers), float(s @ t / of_answers))
 
 
-def cost(network: T5Config, kind: str, base: Params, expert: Params, seen: Attended | None = None) -> Cost:
-    """Returns what training an expert beside a base costs; of arrays or of shapes alone.
+def training_flops(
+    network: T5Config, kind: str, base: Params, expert: Params, spans: AttentionSpans | None = None
+) -> FlopsPerToken:
+    """Returns the FLOPs of training an expert.
 
-    Without `seen` the 12 L H P K are left out.
+    Args:
+        network: The network.
+        kind: The kind of the expert.
+        base: The base's parameters, or their shapes.
+        expert: The expert's parameters, or their shapes.
+        spans: How many tokens a token attends to; default: attention is not counted.
     """
-    prompt, answer = _met(base, tied=network.logits_via_embedding)
+    prompt, answer = _count_kernel_params(base, tied=network.logits_via_embedding)
     full = kind == "full"
-    own = (0, 0) if full else _met(expert)
+    own = (0, 0) if full else _count_kernel_params(expert)
     pair = 12 * network.num_heads * network.head_dim
-    seen, formula = seen or Attended(), "6 N" if full else "4 N + 6 n"
-    between_prompt = pair * network.num_encoder_layers * seen.prompt
-    between_answer = pair * network.num_decoder_layers * (seen.answer + seen.cross)
-    return Cost(
+    spans, formula = spans or AttentionSpans(), "6 N" if full else "4 N + 6 n"
+    between_prompt = pair * network.num_encoder_layers * spans.prompt
+    between_answer = pair * network.num_decoder_layers * (spans.answer + spans.cross)
+    return FlopsPerToken(
         prompt=(6 if full else 4) * prompt + 6 * own[0] + between_prompt,
         answer=(6 if full else 4) * answer + 6 * own[1] + between_answer,
         formula=formula + " + 12 L H P K" * (between_prompt > 0),
     )
 
 
-def forward_cost(network: T5Config, base: Params, expert: Params, seen: Attended | None = None) -> Cost:
-    """Returns what a forward pass costs, without a gradient: 2 N + 2 n + 4 L H P K."""
-    whole = cost(network, "full", base, {}, seen)
-    own = _met(expert)
-    return Cost(whole.prompt / 3 + 2 * own[0], whole.answer / 3 + 2 * own[1], "2 N + 2 n + 4 L H P K")
+def forward_flops(
+    network: T5Config, base: Params, expert: Params, spans: AttentionSpans | None = None
+) -> FlopsPerToken:
+    """Returns the FLOPs of a forward pass without gradients: 2 N + 2 n + 4 L H P K."""
+    whole = training_flops(network, "full", base, {}, spans)
+    own = _count_kernel_params(expert)
+    return FlopsPerToken(
+        whole.prompt / 3 + 2 * own[0], whole.answer / 3 + 2 * own[1], "2 N + 2 n + 4 L H P K"
+    )
 
 
-def _met(tree: Any, *, tied: bool = False) -> tuple[int, int]:
-    """Returns how many parameters of kernels a prompt's token meets, and how many an answer's."""
+def _count_kernel_params(tree: Any, *, tied: bool = False) -> tuple[int, int]:
+    """Returns how many parameters of kernels a prompt's token is multiplied by, and an answer's token."""
     prompt = answer = 0
     for path, leaf in paths.flatten(tree).items():
         *_, owner, last = path.split("/")

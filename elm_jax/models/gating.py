@@ -1,14 +1,15 @@
 """Gating: every token weighs the stacked LoRA experts for itself, at every projection of every layer.
 
-A gated tree is one tree for all rows (no `expert_of_row`), whose leaves have the layers first, so that a scan
-over layers cuts it; with P the path of a projection of I inputs and O outputs, and E experts of rank R,
+A gated tree serves all rows (without `expert_of_row`). Its leaves have the axis of layers first, as a scan
+over layers needs it. With P the path of a projection of I inputs and O outputs, and E experts of rank R, it
+has
 
     P/lora_a  [L, E, I, R]
     P/lora_b  [L, E, R, O]
-    P/gate    a `Gate`
+    P/gate    a `TokenGate`
 
-and the projection gives `y + sum_e w_e (x lora_a_e) lora_b_e`, with w of every token from its own x. Where
-the prototypes come from is a router's affair (`elm_jax.routing`: Arrow, SpectR, average activation).
+and the projection returns `y + sum_e w_e (x lora_a_e) lora_b_e`, where the weights w depend on the token's
+x. Routers compute the prototypes (`elm_jax.routing`: Arrow, SpectR, average activation).
 """
 
 from collections.abc import Mapping
@@ -32,16 +33,24 @@ Similarity = Literal["norm", "cosine"]
     jax.tree_util.register_dataclass, data_fields=["prototypes", "allowed"], meta_fields=["k", "similarity"]
 )
 @dataclass(frozen=True)
-class Gate:
-    """How tokens that reach one projection weigh E experts; in a tree both arrays have L layers before."""
+class TokenGate:
+    """How the tokens of one projection weigh E experts; in a tree both arrays have an axis of L layers first.
 
-    prototypes: Any  # [E, I, K]: what each expert is known by, divided by the softmax's temperature
-    allowed: Any  # [E], False for an expert that no token may use
-    k: int  # experts that share a token; the others have no weight
-    similarity: Similarity  # the length of x prototypes, or with K = 1 the product with x of length 1
+    Attributes:
+        prototypes: [E, I, K], K directions of each expert, divided by the temperature of the softmax.
+        allowed: [E], False for an expert that no token may use.
+        k: How many experts a token uses; the others have no weight.
+        similarity: "norm", the length of `x prototypes`; or, with K = 1, "cosine", the product with x scaled
+            to length 1.
+    """
+
+    prototypes: Any
+    allowed: Any
+    k: int
+    similarity: Similarity
 
 
-def gated(
+def make_gated_tree(
     stack: Params,
     prototypes: Mapping[str, Float[Array, "E L I K"]],
     *,
@@ -49,49 +58,59 @@ def gated(
     similarity: Similarity = "norm",
     allowed: Bool[Array, " E"] | None = None,
 ) -> dict[str, Any]:
-    """Returns the gated tree of stacked LoRA experts, leaves [E, L, …], with prototypes by projection path.
+    """Returns the gated tree of stacked LoRA experts.
 
-    Layers are brought to the front once, here. Other prototypes or `allowed` of the same shapes compile
-    nothing anew; another `k` does.
+    Other prototypes or `allowed` of the same shapes do not recompile; another `k` does.
 
-    Raises a UserError if the experts are no LoRA, or do not fit the prototypes.
+    Args:
+        stack: LoRA experts, leaves [E, L, …].
+        prototypes: Path of a projection -> prototypes.
+        k: How many experts a token uses.
+        similarity: As in `TokenGate`.
+        allowed: Which experts tokens may use; default: all.
+
+    Raises:
+        UserError: If the experts are not LoRA, or do not match the prototypes.
     """
     flat = paths.flatten(stack)
     owners = {path.rpartition("/")[0] for path in flat}
     if not flat or {path.rpartition("/")[2] for path in flat} != {"lora_a", "lora_b"}:
         raise UserError(
-            "Stacked LoRA experts are wanted, for a gate weighs changes of projections, but these own "
-            f"{', '.join(sorted({path.rpartition('/')[2] for path in flat})) or 'nothing'}."
+            "Expected stacked LoRA experts, with lora_a and lora_b, got "
+            f"{', '.join(sorted({path.rpartition('/')[2] for path in flat})) or 'nothing'}. Fix: gate "
+            "experts that were trained with --kind lora."
         )
     if owners != set(prototypes):
         odd = sorted(owners.symmetric_difference(prototypes))[0]
         raise UserError(
-            f"Prototypes are wanted for every projection of the experts, but {odd!r} is on one side only."
+            f"Expected prototypes for exactly the projections of the experts, got a difference in "
+            f"{odd!r}. Fix: compute them for these experts."
         )
     if k < 1:
-        raise UserError(f"At least one expert a token is wanted, but {k} came.")
+        raise UserError(f"Expected at least 1 expert for each token, got {k}. Fix: raise it.")
     tree: dict[str, Any] = {path: jnp.moveaxis(jnp.asarray(leaf), 0, 1) for path, leaf in flat.items()}
     for path, prototype in prototypes.items():
-        wanted, came = flat[f"{path}/lora_a"].shape[:3], prototype.shape
-        if came[:3] != wanted or (similarity == "cosine" and came[3] != 1):
+        expected, actual = flat[f"{path}/lora_a"].shape[:3], prototype.shape
+        if actual[:3] != expected or (similarity == "cosine" and actual[3] != 1):
             raise UserError(
-                f"Prototypes of {path!r} are wanted as [experts, layers, inputs, directions], {wanted} and "
-                f"for cosines one direction, but {came} came."
+                f"Expected prototypes of {path!r} as [experts, layers, inputs, directions], {expected} and "
+                f"one direction for cosines, got {actual}. Fix: compute them for these experts."
             )
-        may = jnp.ones(wanted[0], bool) if allowed is None else jnp.asarray(allowed)
-        tree[f"{path}/gate"] = Gate(
+        mask = jnp.ones(expected[0], bool) if allowed is None else jnp.asarray(allowed)
+        tree[f"{path}/gate"] = TokenGate(
             jnp.moveaxis(jnp.asarray(prototype), 0, 1),
-            jnp.broadcast_to(may, (wanted[1], wanted[0])),
-            min(k, wanted[0]),
+            jnp.broadcast_to(mask, (expected[1], expected[0])),
+            min(k, expected[0]),
             similarity,
         )
     return paths.unflatten(tree)
 
 
-def weights(x: Float[Array, "*tokens I"], gate: Gate) -> Float[Array, "*tokens E"]:
-    """Returns every token's weights of the experts, which sum to 1: a softmax over the `k` most similar.
+def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, "*tokens E"]:
+    """Returns the weights of the experts for every token, a softmax over the `k` most similar ones.
 
-    Computed in float32. Experts as similar as the k-th share too, so that their order means nothing.
+    They sum to 1 and are computed in float32. Experts that tie with the k-th count too, so that the order of
+    experts does not matter.
 
     >>> gate = Gate(jnp.eye(3)[..., None], jnp.array([True, True, False]), k=1, similarity="norm")
     >>> weights(jnp.array([[1.0, -2.0, 5.0]]), gate).tolist()
@@ -108,12 +127,12 @@ def weights(x: Float[Array, "*tokens I"], gate: Gate) -> Float[Array, "*tokens E
     return jax.nn.softmax(jnp.where(scores >= least, scores, -jnp.inf), axis=-1)
 
 
-def change(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*tokens O"]:
-    """Returns what the experts of one layer's gated projection add for every token, in the type of x.
+def gated_delta(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*tokens O"]:
+    """Returns what the gated experts of one projection add to its outputs, in the type of x.
 
-    All experts' lora_a act on every token, as one product with E R columns: few tokens of a batch agree on
-    their k experts, and factors gathered token by token would be far larger than the tokens.
+    The lora_a of all experts are multiplied with every token, as one product with E R columns. Few tokens of
+    a batch share their k experts, and factors gathered for each token would be far larger than the tokens.
     """
-    share = weights(x, expert["gate"]).astype(x.dtype)
+    weights = gate_weights(x, expert["gate"]).astype(x.dtype)
     inner = jnp.einsum("...i,eir->...er", x, expert["lora_a"].astype(x.dtype))
-    return jnp.einsum("...er,ero->...o", inner * share[..., None], expert["lora_b"].astype(x.dtype))
+    return jnp.einsum("...er,ero->...o", inner * weights[..., None], expert["lora_b"].astype(x.dtype))

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from elm_jax.axes import Array, Seeds
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
@@ -39,7 +39,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-def mask(seen: Bool[Array, "..."]) -> Float[Array, "..."]:
+def mask_bias(seen: Bool[Array, "..."]) -> Float[Array, "..."]:
     """Returns the bias that hides what is not seen."""
     return jnp.where(seen, 0.0, MASKED)
 
@@ -87,7 +87,7 @@ class RelativePositions(nn.Module):
         return jnp.take(table, buckets, axis=1).astype(jnp.float32)
 
 
-def bias_of_all(by_distance: Float[Array, "H _"]) -> Float[Array, "1 H Q Q"]:
+def position_bias(by_distance: Float[Array, "H _"]) -> Float[Array, "1 H Q Q"]:
     """Returns the bias of every query and key position, from `RelativePositions`."""
     heads, twice = by_distance.shape
     length = twice // 2
@@ -97,17 +97,17 @@ def bias_of_all(by_distance: Float[Array, "H _"]) -> Float[Array, "1 H Q Q"]:
     return rows[:, :-length].reshape(1, heads, length, twice - 1)[..., :length]
 
 
-def bias_of_depths(
+def tree_position_bias(
     by_distance: Float[Array, "H _"], depths: Int[Array, "B N"] | None
 ) -> Float[Array, "_ H N N"]:
     """Returns the bias of tokens whose positions are their depths in a tree, or one after the other."""
     if depths is None:
-        return bias_of_all(by_distance)
+        return position_bias(by_distance)
     distance = (depths[:, None, :] - depths[:, :, None]) % by_distance.shape[1]
     return jnp.moveaxis(by_distance[:, distance], 0, 1)
 
 
-def bias_of_one(by_distance: Float[Array, "H _"], position: Int[Array, ""]) -> Float[Array, "1 H 1 K"]:
+def step_position_bias(by_distance: Float[Array, "H _"], position: Int[Array, ""]) -> Float[Array, "1 H 1 K"]:
     """Returns the bias of one query position and every key position, from `RelativePositions`."""
     return jnp.roll(by_distance, position, axis=1)[None, :, None, : by_distance.shape[1] // 2]
 
@@ -115,7 +115,7 @@ def bias_of_one(by_distance: Float[Array, "H _"], position: Int[Array, ""]) -> F
 # What is cheap is computed again for the gradient rather than kept: norms and activations would keep several
 # arrays for each one that the products around them need, and attention its weights before and after dropout,
 # the largest arrays of all. Within a scan XLA cannot undo it.
-_again = partial(jax.checkpoint, prevent_cse=False)
+_rematerialized = partial(jax.checkpoint, prevent_cse=False)
 
 
 class Norm(nn.Module):
@@ -132,9 +132,9 @@ class Norm(nn.Module):
         def scaled(x: Array, scale: Any) -> Array:
             wide = x.astype(jnp.float32)
             wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
-            return (wide * ex.spread(scale, wide)).astype(self.config.dtype)
+            return (wide * ex.broadcast_to_tokens(scale, wide)).astype(self.config.dtype)
 
-        return _again(scaled)(x, scale)
+        return _rematerialized(scaled)(x, scale)
 
 
 class Dense(nn.Module):
@@ -148,18 +148,20 @@ class Dense(nn.Module):
     def __call__(self, x: Array, expert: Params | None = None) -> Array:
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
         self.sow("intermediates", "input", x)  # nothing, unless it is asked for
-        x = ex.taken(x.astype(self.dtype), expert)
-        return ex.given(x, sharding.product(x, kernel, str(self.name)), expert)
+        x = ex.scale_inputs(x.astype(self.dtype), expert)
+        return ex.apply_delta(x, sharding.multiply(x, kernel, str(self.name)), expert)
 
 
-class Tokens(NamedTuple):
+class TokenSeeds(NamedTuple):
     """Tokens as dropout tells them apart: a word for each, and its position in its segment."""
 
     word: UInt32[Array, "B N"]
     position: UInt32[Array, "B N"]
 
 
-def tokens_of(seeds: Seeds | None, segments: Int[Array, "B N"] | None, length: int) -> Tokens | None:
+def make_token_seeds(
+    seeds: Seeds | None, segments: Int[Array, "B N"] | None, length: int
+) -> TokenSeeds | None:
     """Returns what tells the tokens of rows apart: a seed for every row, or for every segment of it.
 
     A token's word depends on its seed and its position in its segment, not on where in a row that lies.
@@ -177,7 +179,7 @@ def tokens_of(seeds: Seeds | None, segments: Int[Array, "B N"] | None, length: i
     else:
         seeds = seeds[:, None]
     position = position.astype(jnp.uint32)
-    return Tokens(_hash(_hash(seeds) + position * np.uint32(0xC2B2AE35)), position)
+    return TokenSeeds(_hash(_hash(seeds) + position * np.uint32(0xC2B2AE35)), position)
 
 
 class Dropout(nn.Module):
@@ -191,23 +193,25 @@ class Dropout(nn.Module):
     rate: float
     train: bool
 
-    def __call__(self, x: Array, tokens: Tokens | None = None, keys: Tokens | None = None) -> Array:
+    def __call__(self, x: Array, tokens: TokenSeeds | None = None, keys: TokenSeeds | None = None) -> Array:
         """Takes states [B, …, N, W], or weights [B, H, N, K] with the `keys` that they weigh.
 
         Without tokens a place is told by its row's number and its position.
         """
         return self.of(tokens, keys)(x)
 
-    def of(self, tokens: Tokens | None = None, keys: Tokens | None = None) -> Callable[[Array], Array]:
+    def of(
+        self, tokens: TokenSeeds | None = None, keys: TokenSeeds | None = None
+    ) -> Callable[[Array], Array]:
         """Returns the dropout of those tokens as a plain function, which may be computed again."""
         if not self.train or self.rate == 0.0:
             return lambda x: x
         return partial(self._drop, jax.random.key_data(self.make_rng("dropout")), tokens, keys)
 
-    def _drop(self, words: Array, tokens: Tokens | None, keys: Tokens | None, x: Array) -> Array:
+    def _drop(self, words: Array, tokens: TokenSeeds | None, keys: TokenSeeds | None, x: Array) -> Array:
         *leading, length, width = x.shape
         if tokens is None:
-            tokens = tokens_of(np.arange(leading[0], dtype=np.uint32), None, length)
+            tokens = make_token_seeds(np.arange(leading[0], dtype=np.uint32), None, length)
         assert tokens is not None
         inside = int(np.prod(leading, dtype=np.int64)) // tokens.word.shape[0]  # answers of a row, heads
         parts = (np.arange(inside, dtype=np.uint32) * np.uint32(0x85EBCA6B))[None, :, None]
@@ -252,8 +256,8 @@ class Attention(nn.Module):
     def keys_values(self, x: Float[Array, "B *between K D"], expert: Params | None) -> KeysValues:
         """Returns keys and values of [N, K, H, P], where N counts rows and what is between."""
         shape = (-1, x.shape[-2], self.config.num_heads, self.config.head_dim)
-        keys = self.key(x, ex.child(expert, "key")).reshape(shape)
-        return keys, self.value(x, ex.child(expert, "value")).reshape(shape)
+        keys = self.key(x, ex.get_child(expert, "key")).reshape(shape)
+        return keys, self.value(x, ex.get_child(expert, "value")).reshape(shape)
 
     def __call__(
         self,
@@ -261,11 +265,11 @@ class Attention(nn.Module):
         keys_values: KeysValues,
         biases: Biases,
         expert: Params | None = None,
-        tokens: Tokens | None = None,
-        keys_of: Tokens | None = None,
+        tokens: TokenSeeds | None = None,
+        keys_of: TokenSeeds | None = None,
     ) -> Float[Array, "B *between Q D"]:
         keys, values = keys_values
-        query = self.query(x, ex.child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
+        query = self.query(x, ex.get_child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
         drop = self.drop.of(tokens, keys_of)
 
         def mix(query: Array, keys: Array, values: Array, biases: Biases) -> Array:
@@ -273,8 +277,8 @@ class Attention(nn.Module):
             weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
             return jnp.einsum("nhqk,nkhd->nqhd", drop(weights), values)
 
-        mixed = _again(mix)(query, keys, values, biases)
-        return self.out(mixed.reshape(*x.shape[:-1], -1), ex.child(expert, "out"))
+        mixed = _rematerialized(mix)(query, keys, values, biases)
+        return self.out(mixed.reshape(*x.shape[:-1], -1), ex.get_child(expert, "out"))
 
 
 class FeedForward(nn.Module):
@@ -287,11 +291,11 @@ class FeedForward(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, expert: Params | None = None, tokens: Tokens | None = None) -> Array:
+    def __call__(self, x: Array, expert: Params | None = None, tokens: TokenSeeds | None = None) -> Array:
         config = self.config
 
         def dense(name: str, features: int, x: Array) -> Array:
-            return Dense(features, config.dtype, name=name)(x, ex.child(expert, name))
+            return Dense(features, config.dtype, name=name)(x, ex.get_child(expert, name))
 
         activations = [_ACTIVATIONS[name] for name in config.mlp_activations]
         names = ["wi"] if len(activations) == 1 else [f"wi_{number}" for number in range(len(activations))]
@@ -299,5 +303,5 @@ class FeedForward(nn.Module):
         def activated(*parts: Array) -> Array:
             return reduce(mul, (activation(x) for activation, x in zip(activations, parts, strict=True)))
 
-        hidden = _again(activated)(*(dense(name, config.mlp_dim, x) for name in names))
+        hidden = _rematerialized(activated)(*(dense(name, config.mlp_dim, x) for name in names))
         return dense("wo", config.emb_dim, Dropout(config.dropout_rate, self.train)(hidden, tokens))

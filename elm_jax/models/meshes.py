@@ -18,7 +18,7 @@ from elm_jax.errors import UserError
 AXES = ("expert", "data", "fsdp", "tensor")
 
 
-def mesh(
+def make_mesh(
     devices: Sequence[Any] | None = None,
     *,
     expert: int = 1,
@@ -26,34 +26,42 @@ def mesh(
     fsdp: int = 1,
     tensor: int = 1,
 ) -> Mesh:
-    """Returns a mesh of all devices, or of those given; one of the sizes may be -1, which is what is left.
+    """Makes a mesh of devices.
 
-    Raises a UserError where the sizes do not multiply to the number of devices.
+    Args:
+        devices: The devices; default: all.
+        expert: The size of this axis; one of the four sizes may be -1, which takes the remaining devices.
+        data: The size of this axis.
+        fsdp: The size of this axis.
+        tensor: The size of this axis.
+
+    Raises:
+        UserError: If the product of the sizes is not the number of devices.
 
     >>> dict(mesh(jax.devices()[:1]).shape)
     {'expert': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = fitted(len(devices), expert=expert, data=data, fsdp=fsdp, tensor=tensor)
-    # Axes of type Auto: how what lies between is split, the compiler finds.
+    sizes = resolve_sizes(len(devices), expert=expert, data=data, fsdp=fsdp, tensor=tensor)
+    # Axes of type Auto: the compiler decides how activations are split.
     types = (AxisType.Auto,) * len(AXES)
-    return Mesh(_laid_out(devices, sizes), AXES, axis_types=types)
+    return Mesh(_arrange(devices, sizes), AXES, axis_types=types)
 
 
-def _laid_out(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
-    """Returns devices in an array of a mesh's sizes, neighbours on its axes near one another."""
+def _arrange(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
+    """Returns devices in an array of a mesh's sizes, so that neighbours on an axis are close together."""
     shape = tuple(sizes[axis] for axis in AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         try:
-            # A torus whose dimensions do not multiply to the sizes is cut through.
+            # If the dimensions of the torus do not match the sizes, they are split.
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         except NotImplementedError:
             return np.array(devices, object).reshape(shape)
-    between = between_slices(sizes, slices)
+    between = slices_per_axis(sizes, slices)
     within = tuple(size // part for size, part in zip(shape, between, strict=True))
     parts = [
-        _laid_out(own, dict(zip(AXES, within, strict=True)))
+        _arrange(own, dict(zip(AXES, within, strict=True)))
         for _, own in itertools.groupby(
             sorted(devices, key=lambda device: device.slice_index), lambda device: device.slice_index
         )
@@ -64,33 +72,38 @@ def _laid_out(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
     return whole.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(shape)
 
 
-def fitted(devices: int, **sizes: int) -> dict[str, int]:
-    """Returns the sizes of a mesh of so many devices, the one that is -1 worked out.
+def resolve_sizes(devices: int, **sizes: int) -> dict[str, int]:
+    """Returns the sizes of a mesh of that many devices, with the size that is -1 computed.
+
+    Raises:
+        UserError: If the sizes do not match the devices.
 
     >>> fitted(8, data=-1, fsdp=4)
     {'data': 2, 'fsdp': 4}
     """
-    told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     left = [axis for axis, size in sizes.items() if size == -1]
     if len(left) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"Sizes of at least 1 are wanted for a mesh, one of them -1 at most; {told} came.")
+        raise UserError(
+            f"Expected sizes of a mesh of at least 1, and at most one of -1, got {given}. Fix: correct them."
+        )
     known = math.prod(size for size in sizes.values() if size != -1)
     if devices % known or (not left and known != devices):
         raise UserError(
-            f"A mesh of {devices} device{'s' * (devices != 1)} is wanted, but {told} takes "
-            f"{'a multiple of ' * bool(left)}{known}. Change a size, or give as many devices."
+            f"Expected the sizes of a mesh of {devices} device{'s' * (devices != 1)}, got {given}, which "
+            f"takes {'a multiple of ' * bool(left)}{known}. Fix: change a size, or use as many devices."
         )
     return sizes | dict.fromkeys(left, devices // known)
 
 
-def between_slices(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
-    """Returns how many slices each axis of a mesh reaches over.
+def slices_per_axis(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
+    """Returns over how many slices each axis of a mesh is spread.
 
-    Between slices, which a slow network joins, only `expert` and `data` may reach: experts send one another
-    nothing, and data its gradients alone.
+    The network between slices is slow, so only `expert` and `data` may be spread: experts exchange nothing,
+    and data only gradients.
 
     Raises:
-        UserError: these two do not divide into so many slices.
+        UserError: If these two do not divide into that many slices.
 
     >>> between_slices({"expert": 2, "data": 8, "fsdp": 4, "tensor": 1}, 4)
     (2, 2, 1, 1)

@@ -1,7 +1,7 @@
-"""Paths: the names of parameters, `encoder/layers/mlp/wo/kernel`, and the layers of a stack taken apart.
+"""Paths: nested parameters by path, `encoder/layers/mlp/wo/kernel`, and stacks of layers split by layer.
 
-Inside the package a stack keeps its layers in one array, [L, …], below `layers`; at the file boundary every
-layer is a tensor of its own below `layers_0`, `layers_1`, …, which are T5X's names.
+In memory the layers of a stack share one array, [L, …], below `layers`. In files every layer has its own
+tensor below `layers_0`, `layers_1`, …, which are T5X's names.
 """
 
 import re
@@ -30,7 +30,7 @@ def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Returns the nested parameters of `flatten`'s result."""
     params: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
@@ -42,24 +42,28 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unstack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes stacks apart: `encoder/layers/x` of [L, …] becomes `encoder/layers_0/x` … of […].
+    """Splits stacks by layer: `encoder/layers/x` of [L, …] becomes `encoder/layers_0/x` … of […].
 
     >>> sorted(unstack_layers({"encoder/layers/scale": np.ones((2, 3)), "encoder/norm": np.ones(3)}))
     ['encoder/layers_0/scale', 'encoder/layers_1/scale', 'encoder/norm']
     """
-    apart: dict[str, Any] = {}
+    split: dict[str, Any] = {}
     for path, value in flat.items():
         before, found, after = path.partition(f"/{STACK}/")
         if not found:
-            apart[path] = value
+            split[path] = value
             continue
         for layer in range(value.shape[0]):
-            apart[f"{before}/{STACK}_{layer}/{after}"] = value[layer]
-    return apart
+            split[f"{before}/{STACK}_{layer}/{after}"] = value[layer]
+    return split
 
 
 def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `unstack_layers`; a layer that is missing in a stack is an error that names it."""
+    """Stacks layers again, the inverse of `unstack_layers`.
+
+    Raises:
+        UserError: If a layer of a stack is missing.
+    """
     together: dict[str, Any] = {}
     stacks: dict[str, dict[int, Any]] = {}
     for path, value in flat.items():
@@ -73,10 +77,10 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
         missing = [str(layer) for layer in range(max(layers) + 1) if layer not in layers]
         if missing:
             raise UserError(
-                f"{path!r} is wanted for layers 0 to {max(layers)}, but layer "
-                f"{', '.join(missing)} is missing."
+                f"Expected {path!r} of layers 0 to {max(layers)}, got none of layer "
+                f"{', '.join(missing)}. Fix: add what is missing."
             )
         stacked = [layers[layer] for layer in range(len(layers))]
-        # NumPy's stays NumPy's: stacking on the host must not move a large base to the device.
+        # NumPy arrays stay NumPy arrays: stacking must not move a large base to the device.
         together[path] = np.stack(stacked) if isinstance(stacked[0], np.ndarray) else jnp.stack(stacked)
     return dict(sorted(together.items()))

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from elm_jax.axes import Array, Embeddings, Encoded
-from elm_jax.models.minilm import ACTIVATIONS
+from elm_jax.models.bert_encoder import ACTIVATIONS
 from elm_jax.records import Params
 
 POOLINGS = ("mean", "cls", "max")
-PROJECTED: Mapping[str, Callable[[Array], jax.Array]] = {
+PROJECTION_ACTIVATIONS: Mapping[str, Callable[[Array], jax.Array]] = {
     "identity": jnp.asarray,
     "tanh": jnp.tanh,
     "relu": ACTIVATIONS["relu"],
@@ -37,7 +37,7 @@ def pool(hidden: Encoded, lengths: Int[Array, " B"], pooling: str) -> Float[Arra
 def project(vectors: Embeddings, params: Params, activation: str) -> Float[Array, "N _"]:
     """Returns the vectors times a matrix, with a bias if there is one, in float32."""
     made = jnp.matmul(vectors, params["kernel"], precision=jax.lax.Precision.HIGHEST)
-    return PROJECTED[activation](made + params["bias"][None] if "bias" in params else made)
+    return PROJECTION_ACTIVATIONS[activation](made + params["bias"][None] if "bias" in params else made)
 
 
 def normalize(vectors: Embeddings) -> Embeddings:

@@ -19,17 +19,17 @@ import jax.numpy as jnp
 from elm_jax.axes import Array
 
 
-def precision_of(dtype: str) -> AbstractContextManager[Any]:
+def precision_context(dtype: str) -> AbstractContextManager[Any]:
     """Returns the context in which products of a network of that type are traced."""
     return jax.default_matmul_precision("float32") if dtype == "float32" else nullcontext()
 
 
-def exactly(method: Callable[..., Any]) -> Callable[..., Any]:
+def with_config_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     """Traces a method of a module with a `config` in the precision that its `dtype` promises."""
 
     @wraps(method)
     def run(self: Any, *arguments: Any, **options: Any) -> Any:
-        with precision_of(self.config.dtype):
+        with precision_context(self.config.dtype):
             return method(self, *arguments, **options)
 
     return run

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import init_params
 
@@ -21,11 +21,11 @@ def base_shapes(config: T5Config) -> Any:
 
 def expert_shapes(config: T5Config, kind: str, options: Mapping[str, Any] | None = None) -> Any:
     """Returns the shapes of one fresh expert of a kind beside a base of that network."""
-    make = lambda base: ex.init(kind, jax.random.key(0), base, **(options or {}))  # noqa: E731
+    make = lambda base: ex.init_expert(kind, jax.random.key(0), base, options or {})  # noqa: E731
     return jax.eval_shape(make, base_shapes(config))
 
 
-def stacked(tree: Any, count: int, dtype: str | None = None) -> Any:
+def stack_shapes(tree: Any, count: int, dtype: str | None = None) -> Any:
     """Returns the shapes of a stack of `count` trees, [E, …], in another type where one is given."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), dtype or leaf.dtype),

@@ -94,7 +94,7 @@ mT5 (Xue et al., 2021), `byt5-small` to `byt5-xxl` ByT5 (Xue et al., 2022), whic
 """
 
 
-def size(name: str, **changes: int | float | str | bool | tuple[str, ...]) -> T5Config:
+def find_config(name: str, **changes: int | float | str | bool | tuple[str, ...]) -> T5Config:
     """Returns the shape of that name, with some fields changed.
 
     >>> size("t5-3b").head_dim, size("byt5-xl").num_decoder_layers, size("mt5-xl").vocab_size

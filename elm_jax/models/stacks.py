@@ -1,7 +1,7 @@
 """Stacks: the encoder and the decoder of the T5, each one layer scanned over the parameters of all.
 
-So compile time does not grow with depth. A layer takes `expert` and `rows` as `experts.by_layer` made them,
-and gives every row its expert itself, so that no more than one layer's experts are ever spread over rows.
+So compile time does not grow with depth. A layer gets `expert` and `rows` from `expert_layers.split_by_layer`
+and gathers the experts of its rows itself, so that only one layer's experts are ever copied for each row.
 """
 
 # pyright: reportUninitializedInstanceVariable=false
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, Encoded, ExpertOfRow
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models.layers import (
     Attention,
     Biases,
@@ -27,27 +27,66 @@ from elm_jax.models.layers import (
     KeysValues,
     Norm,
     RelativePositions,
-    Tokens,
-    bias_of_all,
-    bias_of_depths,
-    bias_of_one,
-    mask,
+    TokenSeeds,
+    mask_bias,
+    position_bias,
+    step_position_bias,
+    tree_position_bias,
 )
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
-# A stack this shallow compiles fast as it is, and XLA's CPU backend takes gradients of a loop at half speed.
-UNROLLED = 4
+# So few layers compile fast without a loop, and XLA's CPU backend computes gradients of a loop at half speed.
+MAX_UNROLLED = 4
 Pair = tuple[Array, Array]  # keys and values
 
 
-class Cache(NamedTuple):
-    """What a decoder that goes token by token has seen; keys and values of L layers, B rows, H heads of P."""
+class DecodeCache(NamedTuple):
+    """Keys and values of a decoder that decodes token by token; L layers, B rows, H heads of width P.
 
-    prompt: tuple[Float[Array, "L B S H P"], Float[Array, "L B S H P"]]  # computed once
-    answer: tuple[Float[Array, "L B T H P"], Float[Array, "L B T H P"]]  # filled up to `position`
-    real: Bool[Array, "B S"]  # the prompt's tokens, padding aside
-    position: Int[Array, ""]  # tokens of the answer seen so far
+    Attributes:
+        prompt: Keys and values of cross-attention, computed once.
+        answer: Keys and values of self-attention, filled up to `position`.
+        real: Whether a token of the prompt is not padding.
+        position: How many tokens of the answer were decoded.
+    """
+
+    prompt: tuple[Float[Array, "L B S H P"], Float[Array, "L B S H P"]]
+    answer: tuple[Float[Array, "L B T H P"], Float[Array, "L B T H P"]]
+    real: Bool[Array, "B S"]
+    position: Int[Array, ""]
+
+
+class DecoderSeeds(NamedTuple):
+    """What dropout of the decoder draws from: the seeds of the answers' tokens and of the prompts'."""
+
+    answer: TokenSeeds | None = None
+    prompt: TokenSeeds | None = None
+
+
+NO_SEEDS = DecoderSeeds()
+
+
+class DecoderContext(NamedTuple):
+    """What all layers of the decoder share.
+
+    Attributes:
+        rows: From `expert_layers.split_by_layer`, for the answers' tokens.
+        prompt_rows: The same for the prompts' tokens; None if it is equal to `rows`.
+        encoded: The encoder's output.
+        self_biases: Biases of self-attention.
+        cross_biases: Biases of cross-attention.
+        depths: The positions of tokens that do not follow one another.
+        seeds: Of dropout.
+    """
+
+    rows: Any
+    prompt_rows: Any
+    encoded: Encoded
+    self_biases: Biases
+    cross_biases: Biases
+    depths: Int[Array, "B T"] | None
+    seeds: DecoderSeeds
 
 
 class EncoderLayer(nn.Module):
@@ -63,23 +102,23 @@ class EncoderLayer(nn.Module):
         expert: Any,
         rows: Any,
         biases: Biases,
-        tokens: Tokens | None,
+        tokens: TokenSeeds | None,
     ) -> tuple[Array, None]:
-        expert = ex.rows_of(expert, rows)
+        expert = ex.gather_by_row(expert, rows)
         drop = Dropout(self.config.dropout_rate, self.train)
         if self.config.relpos_per_layer:
             positions = RelativePositions(self.config, bidirectional=True, name="relpos_bias")
-            biases = (bias_of_all(positions(x.shape[1])), *biases)
+            biases = (position_bias(positions(x.shape[1])), *biases)
         normed = Norm(self.config, name="pre_attention_layer_norm")(
-            x, ex.child(expert, "pre_attention_layer_norm")
+            x, ex.get_child(expert, "pre_attention_layer_norm")
         )
         attention = Attention(self.config, self.train, name="attention")
-        own = ex.child(expert, "attention")
+        own = ex.get_child(expert, "attention")
         attended = attention(normed, attention.keys_values(normed, own), biases, own, tokens, tokens)
-        x = x + drop(ex.bottleneck(attended, ex.child(expert, "attention_adapter")), tokens)
-        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.child(expert, "pre_mlp_layer_norm"))
-        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.child(expert, "mlp"), tokens)
-        return x + drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter")), tokens), None
+        x = x + drop(ex.apply_bottleneck(attended, ex.get_child(expert, "attention_adapter")), tokens)
+        normed = Norm(self.config, name="pre_mlp_layer_norm")(x, ex.get_child(expert, "pre_mlp_layer_norm"))
+        fed = FeedForward(self.config, self.train, name="mlp")(normed, ex.get_child(expert, "mlp"), tokens)
+        return x + drop(ex.apply_bottleneck(fed, ex.get_child(expert, "mlp_adapter")), tokens), None
 
 
 class DecoderLayer(nn.Module):
@@ -104,23 +143,21 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "B C T D"],
         expert: Any,
-        rows: Any,
-        encoded: Encoded,
-        self_biases: Biases,
-        cross_biases: Biases,
-        depths: Int[Array, "B T"] | None,
-        tokens: Tokens | None,
-        prompt_tokens: Tokens | None,
-        prompt_rows: Any,
+        context: DecoderContext,
     ) -> tuple[Array, None]:
-        """Takes all tokens of the answers; `prompt_rows` is None where the prompt's rows are `rows` too."""
-        of_prompt = None if prompt_rows is None else ex.rows_of(expert, prompt_rows)
-        expert = ex.rows_of(expert, rows)
+        """Computes all tokens of the answers at once."""
+        prompt_expert = None if context.prompt_rows is None else ex.gather_by_row(expert, context.prompt_rows)
+        expert = ex.gather_by_row(expert, context.rows)
+        self_biases = context.self_biases
         if self.config.relpos_per_layer:
-            self_biases = (bias_of_depths(self.relpos_bias(x.shape[2]), depths), *self_biases)
-        _, prompt = self.read_prompt(encoded, expert if of_prompt is None else of_prompt, None)
-        seen = (tokens, prompt_tokens)
-        return self._blocks(x, expert, lambda own: own, prompt, self_biases, cross_biases, *seen)[0], None
+            self_biases = (tree_position_bias(self.relpos_bias(x.shape[2]), context.depths), *self_biases)
+        _, prompt = self.read_prompt(
+            context.encoded, expert if prompt_expert is None else prompt_expert, None
+        )
+        x, _ = self._blocks(
+            x, expert, lambda own: own, prompt, self_biases, context.cross_biases, context.seeds
+        )
+        return x, None
 
     def step(
         self,
@@ -133,59 +170,65 @@ class DecoderLayer(nn.Module):
         self_biases: Biases,
         cross_biases: Biases,
     ) -> tuple[Array, KeysValues]:
-        """Takes the token at a position, with this layer's part of a cache; returns its keys and values."""
-        expert = ex.rows_of(expert, rows)
+        """Computes the token at a position with this layer's part of a cache; returns its keys and values."""
+        expert = ex.gather_by_row(expert, rows)
         if self.config.relpos_per_layer:
-            self_biases = (bias_of_one(self.relpos_bias(answer[0].shape[1]), position), *self_biases)
-        seen = partial(_put, answer, position=position, axis=1)
-        return self._blocks(x, expert, seen, prompt, self_biases, cross_biases)
+            self_biases = (step_position_bias(self.relpos_bias(answer[0].shape[1]), position), *self_biases)
+        add_earlier = partial(_write_at, answer, position=position, axis=1)
+        return self._blocks(x, expert, add_earlier, prompt, self_biases, cross_biases, NO_SEEDS)
 
     def read_prompt(self, encoded: Encoded, expert: Any, rows: Any) -> tuple[Encoded, KeysValues]:
-        """Returns the prompt as it came, and its keys and values in this layer."""
-        own = ex.child(ex.rows_of(expert, rows), "encoder_decoder_attention")
+        """Returns the encoded prompt unchanged, and its keys and values in this layer."""
+        own = ex.get_child(ex.gather_by_row(expert, rows), "encoder_decoder_attention")
         return encoded, self.encoder_decoder_attention.keys_values(encoded, own)
 
     def _blocks(
         self,
         x: Array,
         expert: Params | None,
-        seen: Callable[[KeysValues], KeysValues],
+        add_earlier: Callable[[KeysValues], KeysValues],
         prompt: KeysValues,
         self_biases: Biases,
         cross_biases: Biases,
-        tokens: Tokens | None = None,
-        prompt_tokens: Tokens | None = None,
+        seeds: DecoderSeeds,
     ) -> tuple[Array, KeysValues]:
-        """Returns the layer's output, and the tokens' own keys and values; `seen` adds those before them."""
-        own = ex.child(expert, "self_attention")
-        normed = self.pre_self_attention_layer_norm(x, ex.child(expert, "pre_self_attention_layer_norm"))
-        found = self.self_attention.keys_values(normed, own)
-        attended = self.self_attention(normed, seen(found), self_biases, own, tokens, tokens)
-        x = x + self.drop(ex.bottleneck(attended, ex.child(expert, "self_attention_adapter")), tokens)
+        """Returns the layer's output, and the tokens' keys and values, to which `add_earlier` adds others."""
+        tokens = seeds.answer
+        own = ex.get_child(expert, "self_attention")
+        normed = self.pre_self_attention_layer_norm(x, ex.get_child(expert, "pre_self_attention_layer_norm"))
+        keys_values = self.self_attention.keys_values(normed, own)
+        attended = self.self_attention(normed, add_earlier(keys_values), self_biases, own, tokens, tokens)
+        x = x + self.drop(
+            ex.apply_bottleneck(attended, ex.get_child(expert, "self_attention_adapter")), tokens
+        )
 
-        own = ex.child(expert, "encoder_decoder_attention")
-        normed = self.pre_cross_attention_layer_norm(x, ex.child(expert, "pre_cross_attention_layer_norm"))
-        attended = self.encoder_decoder_attention(normed, prompt, cross_biases, own, tokens, prompt_tokens)
+        own = ex.get_child(expert, "encoder_decoder_attention")
+        normed = self.pre_cross_attention_layer_norm(
+            x, ex.get_child(expert, "pre_cross_attention_layer_norm")
+        )
+        attended = self.encoder_decoder_attention(normed, prompt, cross_biases, own, tokens, seeds.prompt)
         x = x + self.drop(attended, tokens)
 
-        normed = self.pre_mlp_layer_norm(x, ex.child(expert, "pre_mlp_layer_norm"))
-        fed = self.mlp(normed, ex.child(expert, "mlp"), tokens)
-        return x + self.drop(ex.bottleneck(fed, ex.child(expert, "mlp_adapter")), tokens), found
+        normed = self.pre_mlp_layer_norm(x, ex.get_child(expert, "pre_mlp_layer_norm"))
+        fed = self.mlp(normed, ex.get_child(expert, "mlp"), tokens)
+        return x + self.drop(
+            ex.apply_bottleneck(fed, ex.get_child(expert, "mlp_adapter")), tokens
+        ), keys_values
 
 
-def _put(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
-    """Returns keys and values with those of one token at its position."""
+def _write_at(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
+    """Writes the keys and values of one token at its position."""
     put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=axis)
     return put(old[0], new[0]), put(old[1], new[1])
 
 
-def _scanned(
+def _scan_layers(
     layer: type[nn.Module], config: T5Config, length: int, train: bool, **scans: tuple[Any, ...]
 ) -> Any:
-    """Returns a stack of layers; `scans` has for every method the axes along which its inputs are cut."""
-    unrolled = length <= UNROLLED
+    """Returns a stack of layers; `scans` has the axes along which the inputs of each method are split."""
+    unrolled = length <= MAX_UNROLLED
     if config.remat:
-        # Where there is no loop, XLA would see that what is computed again was there already, and keep it.
+        # Without a loop, XLA would merge the two computations and keep the result in memory.
         layer = nn.remat(layer, prevent_cse=unrolled)
     shared: Mapping[str, Any] = {
         "variable_axes": {"params": 0, "intermediates": 0},
@@ -208,7 +251,7 @@ class Encoder(nn.Module):
         if not config.relpos_per_layer:
             self.relpos_bias = RelativePositions(config, bidirectional=True)
         axes = (0, nn.broadcast, nn.broadcast, nn.broadcast)
-        self.layers = _scanned(EncoderLayer, config, config.num_encoder_layers, self.train, __call__=axes)
+        self.layers = _scan_layers(EncoderLayer, config, config.num_encoder_layers, self.train, __call__=axes)
         self.encoder_norm = Norm(config)
         self.drop = Dropout(config.dropout_rate, self.train)
 
@@ -217,16 +260,24 @@ class Encoder(nn.Module):
         x: Float[Array, "B S D"],
         seen: Bool[Array, "B #S S"],
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.Segmented | None,
-        tokens: Tokens | None = None,
+        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        tokens: TokenSeeds | None = None,
     ) -> Encoded:
-        """`seen` is True where a query, [B, Q, K], or every query, [B, 1, K], may look at a key."""
-        biases = (mask(seen)[:, None],)
+        """Returns the states of all tokens.
+
+        Args:
+            x: The embeddings of the tokens.
+            seen: Whether a query, [B, Q, K], or every query, [B, 1, K], attends to a key.
+            expert: The expert's part for the encoder, or that of stacked experts.
+            expert_of_row: Which of the stacked experts every row or segment has; None for one expert.
+            tokens: What dropout draws from.
+        """
+        biases = (mask_bias(seen)[:, None],)
         if not self.config.relpos_per_layer:
-            biases = (bias_of_all(self.relpos_bias(x.shape[1])), *biases)
-        layers = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
+            biases = (position_bias(self.relpos_bias(x.shape[1])), *biases)
+        layers = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
         x, _ = self.layers(self.drop(x, tokens), *layers, biases, tokens)
-        final = ex.rows_of(ex.child(expert, "encoder_norm"), expert_of_row)
+        final = ex.gather_by_row(ex.get_child(expert, "encoder_norm"), expert_of_row)
         return self.drop(self.encoder_norm(x, final), tokens)
 
 
@@ -240,12 +291,12 @@ class Decoder(nn.Module):
         config, shared = self.config, nn.broadcast
         if not config.relpos_per_layer:
             self.relpos_bias = RelativePositions(config, bidirectional=False)
-        self.layers = _scanned(
+        self.layers = _scan_layers(
             DecoderLayer,
             config,
             config.num_decoder_layers,
             self.train,
-            __call__=(0, *[shared] * 8),
+            __call__=(0, shared),
             step=(0, 0, 0, shared, shared, shared, shared),
             read_prompt=(0, shared),
         )
@@ -261,29 +312,33 @@ class Decoder(nn.Module):
         seen: Bool[Array, "N #T T"],
         prompt_seen: Bool[Array, "B _ S"],
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.Segmented | None,
+        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
         depths: Int[Array, "B T"] | None = None,
-        tokens: Tokens | None = None,
-        prompt_tokens: Tokens | None = None,
+        seeds: DecoderSeeds = NO_SEEDS,
         prompt_segments: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B C T D"]:
         """Returns the states before the output layer.
 
-        `seen` says which tokens of an answer see which before them, [1, T, T] or by answer [B * C, T, T],
-        `prompt_seen` which see which tokens of the prompt, [B, 1, S] or [B, C * T, S]. `depths` are the
-        positions of tokens that do not stand one after the other.
+        Args:
+            x: The embeddings of the answers' tokens.
+            encoded: The encoder's output.
+            seen: Whether a token of an answer attends to another, [1, T, T] or [B * C, T, T].
+            prompt_seen: Whether it attends to a token of the prompt, [B, 1, S] or [B, C * T, S].
+            expert: The expert's part for the decoder, or that of stacked experts.
+            expert_of_row: Which of the stacked experts every row or segment has; None for one expert.
+            depths: The positions of tokens that do not follow one another.
+            seeds: What dropout draws from.
+            prompt_segments: The segments of the prompts' tokens, in packed rows.
         """
-        biases = (mask(seen)[:, None],)
+        biases = (mask_bias(seen)[:, None],)
         if not self.config.relpos_per_layer:
-            biases = (bias_of_depths(self.relpos_bias(x.shape[2]), depths), *biases)
-        cut, rows = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
-        prompt_rows = ex.of_other_tokens(rows, prompt_segments)
-        cross = (mask(prompt_seen)[:, None],)
-        dropped = (tokens, prompt_tokens)
-        x, _ = self.layers(
-            self.drop(x, tokens), cut, rows, encoded, biases, cross, depths, *dropped, prompt_rows
-        )
-        return self._finish(x, expert, expert_of_row, tokens)
+            biases = (tree_position_bias(self.relpos_bias(x.shape[2]), depths), *biases)
+        layer_params, rows = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
+        prompt_rows = ex.replace_segments(rows, prompt_segments)
+        cross_biases = (mask_bias(prompt_seen)[:, None],)
+        context = DecoderContext(rows, prompt_rows, encoded, biases, cross_biases, depths, seeds)
+        x, _ = self.layers(self.drop(x, seeds.answer), layer_params, context)
+        return self._finish(x, expert, expert_of_row, seeds.answer)
 
     def start(
         self,
@@ -292,51 +347,51 @@ class Decoder(nn.Module):
         length: int,
         expert: Params | None,
         expert_of_row: ExpertOfRow | None,
-    ) -> Cache:
+    ) -> DecodeCache:
         """Returns the cache before the first token of answers of at most `length` tokens."""
         config = self.config
-        layers = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
+        layers = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
         _, prompt = self.layers.read_prompt(encoded, *layers)
         shape = (config.num_decoder_layers, real.shape[0], length, config.num_heads, config.head_dim)
         empty = jnp.zeros(shape, config.dtype)
-        return Cache(prompt, (empty, empty), jnp.asarray(real), jnp.zeros((), jnp.int32))
+        return DecodeCache(prompt, (empty, empty), jnp.asarray(real), jnp.zeros((), jnp.int32))
 
     def step(
         self,
         x: Float[Array, "B 1 1 D"],
-        cache: Cache,
+        cache: DecodeCache,
         expert: Params | None,
         expert_of_row: ExpertOfRow | None,
-    ) -> tuple[Float[Array, "B 1 1 D"], Cache]:
-        """Returns the state of one more token of every row, and the cache that has it."""
+    ) -> tuple[Float[Array, "B 1 1 D"], DecodeCache]:
+        """Returns the state of one more token of every row, and the cache with that token."""
         length, position = cache.answer[0].shape[2], cache.position
-        biases = (mask((jnp.arange(length) <= position)[None, None, None]),)
+        biases = (mask_bias((jnp.arange(length) <= position)[None, None, None]),)
         if not self.config.relpos_per_layer:
-            biases = (bias_of_one(self.relpos_bias(length), position), *biases)
-        cut, rows = ex.by_layer(ex.child(expert, "layers"), expert_of_row)
-        x, found = self.layers.step(
+            biases = (step_position_bias(self.relpos_bias(length), position), *biases)
+        layer_params, rows = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
+        x, keys_values = self.layers.step(
             self.drop(x),
-            cut,
+            layer_params,
             cache.prompt,
             cache.answer,
             rows,
             position,
             biases,
-            (mask(cache.real)[:, None, None],),
+            (mask_bias(cache.real)[:, None, None],),
         )
-        answer = _put(cache.answer, found, position, axis=2)
+        answer = _write_at(cache.answer, keys_values, position, axis=2)
         return self._finish(x, expert, expert_of_row), cache._replace(answer=answer, position=position + 1)
 
     def project(self, hidden: Float[Array, "*places D"]) -> Float[Array, "*places V"]:
-        """Returns float32 logits by the decoder's own output layer."""
+        """Returns float32 logits of the decoder's own output layer."""
         return self.logits_dense(hidden)
 
     def _finish(
         self,
         x: Array,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.Segmented | None,
-        tokens: Tokens | None = None,
+        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        tokens: TokenSeeds | None = None,
     ) -> Array:
-        final = ex.rows_of(ex.child(expert, "decoder_norm"), expert_of_row)
+        final = ex.gather_by_row(ex.get_child(expert, "decoder_norm"), expert_of_row)
         return self.drop(self.decoder_norm(x, final), tokens)

@@ -23,16 +23,16 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, ExpertOfSegment, Prompts, Seeds
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
-from elm_jax.models.layers import tokens_of
-from elm_jax.models.products import exactly
+from elm_jax.models.layers import make_token_seeds
+from elm_jax.models.products import with_config_precision
 from elm_jax.models.sizes import T5Config
-from elm_jax.models.stacks import Cache, Decoder, Encoder
+from elm_jax.models.stacks import DecodeCache, Decoder, DecoderSeeds, Encoder
 from elm_jax.records import Params
 
 
-class Embedder(nn.Module):
+class TokenEmbedder(nn.Module):
     """The table of token embeddings that both stacks read from, and T5 1.0's output layer."""
 
     config: T5Config
@@ -42,11 +42,11 @@ class Embedder(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape)
 
     def __call__(self, tokens: Int[Array, "*places"]) -> Float[Array, "*places D"]:
-        return sharding.lookup(self.embedding, tokens).astype(self.config.dtype)
+        return sharding.lookup_embeddings(self.embedding, tokens).astype(self.config.dtype)
 
     def attend(self, hidden: Float[Array, "*places D"]) -> Float[Array, "*places V"]:
         """Returns float32 products of states with every token's embedding."""
-        return sharding.product(hidden.astype(jnp.float32), self.embedding.T, "logits_dense")
+        return sharding.multiply(hidden.astype(jnp.float32), self.embedding.T, "logits_dense")
 
 
 class T5(nn.Module):
@@ -56,7 +56,7 @@ class T5(nn.Module):
     train: bool = False  # dropout on; wants an rng named "dropout", and a seed for every row
 
     def setup(self) -> None:
-        self.token_embedder = Embedder(self.config)
+        self.token_embedder = TokenEmbedder(self.config)
         self.encoder = Encoder(self.config, self.train)
         self.decoder = Decoder(self.config, self.train)
 
@@ -76,7 +76,7 @@ class T5(nn.Module):
             encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments, seeds
         )
 
-    @exactly
+    @with_config_precision
     def encode(
         self,
         prompts: Prompts,
@@ -92,9 +92,9 @@ class T5(nn.Module):
         return self.encoder(
             self.token_embedder(prompts),
             seen,
-            ex.child(experts, "encoder"),
-            ex.segmented(expert_of_row, prompt_segments),
-            tokens_of(seeds, prompt_segments, prompts.shape[1]),
+            ex.get_child(experts, "encoder"),
+            ex.join_segments(expert_of_row, prompt_segments),
+            make_token_seeds(seeds, prompt_segments, prompts.shape[1]),
         )
 
     def decode(
@@ -115,7 +115,7 @@ class T5(nn.Module):
             )
         )
 
-    @exactly
+    @with_config_precision
     def decode_hidden(
         self,
         encoded: Encoded,
@@ -132,6 +132,7 @@ class T5(nn.Module):
             raise UserError(
                 "Packed rows want segment ids of prompts and of answers, but only one of the two came."
             )
+        segments = None if answer_segments is None else answer_segments[:, 0]
         shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)
         position = jnp.arange(answers.shape[2])
         seen = (position[None] <= position[:, None])[None]
@@ -148,16 +149,16 @@ class T5(nn.Module):
             encoded,
             seen,
             prompt_seen,
-            ex.child(experts, "decoder"),
-            ex.segmented(expert_of_row, None if answer_segments is None else answer_segments[:, 0]),
-            tokens=tokens_of(
-                seeds, None if answer_segments is None else answer_segments[:, 0], answers.shape[2]
+            ex.get_child(experts, "decoder"),
+            ex.join_segments(expert_of_row, segments),
+            seeds=DecoderSeeds(
+                make_token_seeds(seeds, segments, answers.shape[2]),
+                make_token_seeds(seeds, prompt_segments, prompts.shape[1]),
             ),
-            prompt_tokens=tokens_of(seeds, prompt_segments, prompts.shape[1]),
             prompt_segments=prompt_segments,
         )
 
-    @exactly
+    @with_config_precision
     def decode_trie(
         self,
         encoded: Encoded,
@@ -178,13 +179,13 @@ class T5(nn.Module):
             encoded,
             sees,
             (prompts != PAD)[:, None],
-            ex.child(experts, "decoder"),
+            ex.get_child(experts, "decoder"),
             expert_of_row,
             depths,
         )
         return hidden[:, 0]
 
-    @exactly
+    @with_config_precision
     def project(self, hidden: Float[Array, "*places D"]) -> Float[Array, "*places V"]:
         """Returns float32 logits of the decoder's states, all of them or those that are wanted."""
         if not self.config.logits_via_embedding:
@@ -192,7 +193,7 @@ class T5(nn.Module):
         logits = self.token_embedder.attend(hidden)
         return logits * self.config.emb_dim**-0.5 if self.config.scale_decoder_outputs else logits
 
-    @exactly
+    @with_config_precision
     def start_cache(
         self,
         encoded: Encoded,
@@ -200,27 +201,27 @@ class T5(nn.Module):
         length: int,
         experts: Params | None = None,
         expert_of_row: ExpertOfRow | None = None,
-    ) -> Cache:
+    ) -> DecodeCache:
         """Returns the cache before the first of at most `length` tokens, one answer to a row."""
         return self.decoder.start(
-            encoded, prompts != PAD, length, ex.child(experts, "decoder"), expert_of_row
+            encoded, prompts != PAD, length, ex.get_child(experts, "decoder"), expert_of_row
         )
 
-    @exactly
+    @with_config_precision
     def decode_step(
         self,
-        cache: Cache,
+        cache: DecodeCache,
         tokens: Int[Array, " B"],
         experts: Params | None = None,
         expert_of_row: ExpertOfRow | None = None,
-    ) -> tuple[Float[Array, "B V"], Cache]:
+    ) -> tuple[Float[Array, "B V"], DecodeCache]:
         """Returns float32 logits of the tokens after these, and the cache that has these.
 
         The first tokens are PAD, with which every answer starts. Experts are those that `start_cache` had. A
         cache of `length` tokens takes no more: the next would overwrite the last.
         """
         x = self.token_embedder(tokens)[:, None, None]
-        hidden, cache = self.decoder.step(x, cache, ex.child(experts, "decoder"), expert_of_row)
+        hidden, cache = self.decoder.step(x, cache, ex.get_child(experts, "decoder"), expert_of_row)
         return self.project(hidden[:, 0, 0]), cache
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from elm_jax import storage
 from elm_jax.data import task_rows, task_selection
 from elm_jax.evaluation.evaluate import Outcome, evaluate
-from elm_jax.experts import keys as formats
+from elm_jax.experts import key_texts as formats
 from elm_jax.records import TaskSpec
 from elm_jax.routing.index import TEXT_FORMAT, index, require_embedder
 from elm_jax.scoring.scorer import BATCH_TOKENS

@@ -1,4 +1,4 @@
-"""Plans of evaluations: every way to score that a recipe has, and what embeds and searches for it."""
+"""Plans of evaluations: the programs that score, generate, embed and search."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,18 @@ import jax
 from elm_jax.aot.compiler import Progress, compile_programs
 from elm_jax.aot.slices import Slice
 from elm_jax.evaluation.expert_stacks import AT_ONCE, SHARE
-from elm_jax.experts.keys import KEYS_PER_EXPERT
+from elm_jax.experts.key_texts import KEYS_PER_EXPERT
 from elm_jax.models import shapes
-from elm_jax.planning import work as works
-from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program_plan
-from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, Work
-from elm_jax.planning.workload import ScoringLoad
+from elm_jax.planning import program_specs as specs
+from elm_jax.planning.program_specs import (
+    EmbeddingProgramSpec,
+    GenerationProgramSpec,
+    ProgramSpec,
+    ScoringProgramSpec,
+    SearchProgramSpec,
+)
+from elm_jax.planning.records import ProgramPlan, SlicePlan, make_program_plan, resolve_mesh_sizes
+from elm_jax.planning.workloads import ScoringWorkload
 from elm_jax.routing.embedding import ON_ACCELERATOR
 from elm_jax.scoring import buckets
 
@@ -23,99 +29,99 @@ ROW_STEP = 8  # prompts are padded to multiples of it
 
 
 def plan_evaluation(
-    load: ScoringLoad, of: Slice, mesh: Mapping[str, int] | None, progress: Progress | None
+    load: ScoringWorkload, target: Slice, mesh: Mapping[str, int] | None, progress: Progress | None
 ) -> SlicePlan:
     """Returns the plan of an evaluation, in which every host scores its share on its own devices."""
-    local = of.devices // of.hosts
+    local = target.devices // target.hosts
     base = sum(leaf.size * leaf.dtype.itemsize for leaf in _leaves(shapes.base_shapes(load.network)))
-    # As `room.spread` lays it out: whole where it takes less than half of a device.
-    asked = mesh or {"data" if 2 * base <= of.kind.memory_limit else "fsdp": local}
-    sizes = mesh_sizes(replace(of, devices=local, slices=1), asked)
-    held = _stack_size(load, of)
+    # As `session.devices` places it: on every device if it takes less than half of its memory.
+    requested = mesh or {"data" if 2 * base <= target.kind.memory_limit else "fsdp": local}
+    sizes = resolve_mesh_sizes(replace(target, devices=local, slices=1), requested)
+    loaded = _experts_at_once(load, target)
     found: list[ProgramPlan] = []
-    for work in _scoring_works(load, held, local):
-        told = works.to_json(work)
-        compiled = compile_programs(of, sizes, works.BUILD, told, None, progress)
-        devices = local if isinstance(work, ScoringWork) else 1  # engines embed on one
-        found += [program_plan(each, work, of, devices) for each in compiled]
+    for spec in _list_programs(load, loaded, local):
+        value = specs.to_json(spec)
+        compiled = compile_programs(target, sizes, specs.BUILD, value, None, progress)
+        devices = local if isinstance(spec, ScoringProgramSpec) else 1  # embedding runs on one device
+        found += [make_program_plan(each, spec, target, devices) for each in compiled]
     first = found[0].compiled
     tokens = _rows_at_once(load, local, load.prompt, load.nodes) * (load.prompt + load.nodes)
     count = math.ceil(load.rows * load.scorers * (load.prompt + load.nodes) / tokens)
     refused = [each.compiled.reason for each in found if each.compiled.reason]
     hours = None
     if first.seconds is not None and not refused:
-        hours = count * first.seconds / of.hosts / 3600
+        hours = count * first.seconds / target.hosts / 3600
     return SlicePlan(
         what="evaluation",
-        slice=of.name,
-        devices=of.devices,
+        slice=target.name,
+        devices=target.devices,
         mesh=sizes,
         programs=tuple(found),
-        fits=not refused,
         reason=refused[0] if refused else None,
-        experts_at_once=held,
+        experts_at_once=loaded,
         batch={"rows": tokens // (load.prompt + load.nodes), "prompt": load.prompt, "nodes": load.nodes},
         batch_tokens=tokens,
-        filled=None,
-        memory_filled=None,
         batches=count,
         hours=hours,
-        device_hours=None if hours is None else hours * of.devices,
         assumed=load.assumed,
     )
 
 
-def _scoring_works(load: ScoringLoad, held: int, local: int) -> list[Work]:
-    """Returns what an evaluation compiles: rows of mean length first, which stand for all of them."""
-    told: Mapping[str, Any] = {"network": load.network, "kind": load.kind, "options": load.options}
+def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[ProgramSpec]:
+    """Returns the programs of an evaluation; the first, for rows of mean length, represents all rows."""
+    shared: Mapping[str, Any] = {"network": load.network, "kind": load.kind, "options": load.options}
     lengths = load.lengths
-    longest = buckets.Shape(_up(lengths.prompt, ROW_STEP), _up(lengths.answer, 4), _up(lengths.answer, 4))
-    mean = buckets.Shape(_up(load.prompt, ROW_STEP), _up(load.nodes, 4), _up(load.nodes, 4))
-    found: list[Work] = []
-    for way in load.ways:
-        experts = load.experts if way == "gate" else held + 1  # and the one that changes nothing
+    longest = buckets.Shape(
+        _round_up(lengths.prompt, ROW_STEP), _round_up(lengths.answer, 4), _round_up(lengths.answer, 4)
+    )
+    mean = buckets.Shape(_round_up(load.prompt, ROW_STEP), _round_up(load.nodes, 4), _round_up(load.nodes, 4))
+    found: list[ProgramSpec] = []
+    for mode in load.modes:
+        experts = load.experts if mode == "gate" else loaded + 1  # and the neutral one
         for name, shape in (("", mean), (" longest rows", longest)):
             rows = _rows_at_once(load, local, shape.prompt, shape.nodes)
-            name = f"score {way}{name}"
-            found.append(ScoringWork(name, way=way, shape=shape, rows=rows, experts=experts, **told))
+            name = f"score {mode}{name}"
+            found.append(
+                ScoringProgramSpec(name, mode=mode, shape=shape, rows=rows, experts=experts, **shared)
+            )
     if load.generates:
         rows = _rows_at_once(load, local, longest.prompt, lengths.answer)
         found.append(
-            GenerationWork(
+            GenerationProgramSpec(
                 "generate",
-                way=load.ways[0],
+                mode=load.modes[0],
                 rows=rows,
                 prompt=longest.prompt,
                 length=lengths.answer,
-                experts=held + 1,
-                **told,
+                experts=loaded + 1,
+                **shared,
             )
         )
     keys = load.experts * KEYS_PER_EXPERT
     found += [
-        EmbeddingWork(
+        EmbeddingProgramSpec(
             "embed T5", load.network, 64, buckets.rung(longest.prompt, buckets.LADDER, what="prompt")
         ),
-        EmbeddingWork("embed MiniLM", None, ON_ACCELERATOR // 256, 256),
-        SearchWork("search", load.queries, keys, load.network.emb_dim),
+        EmbeddingProgramSpec("embed MiniLM", None, ON_ACCELERATOR // 256, 256),
+        SearchProgramSpec("search", load.queries, keys, load.network.emb_dim),
     ]
     return found
 
 
-def _stack_size(load: ScoringLoad, of: Slice) -> int:
-    """Returns how many experts are held to score with, float32, as `stacks` holds them."""
+def _experts_at_once(load: ScoringWorkload, target: Slice) -> int:
+    """Returns how many experts are loaded for scoring, in float32, as in `evaluation.expert_stacks`."""
     if load.kind == "full":
         return 1
     expert = shapes.expert_shapes(load.network, load.kind, load.options)
     one = sum(leaf.size * 4 for leaf in _leaves(expert))
-    return max(1, min(AT_ONCE, load.experts, int(SHARE * of.kind.memory_limit) // one - 1))
+    return max(1, min(AT_ONCE, load.experts, int(SHARE * target.kind.memory_limit) // one - 1))
 
 
-def _rows_at_once(load: ScoringLoad, local: int, prompt: int, nodes: int) -> int:
+def _rows_at_once(load: ScoringWorkload, local: int, prompt: int, nodes: int) -> int:
     return max(1, load.batch_tokens // (prompt + nodes)) * local
 
 
-def _up(number: int, step: int) -> int:
+def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 

@@ -6,41 +6,41 @@ from typing import Any
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import SIZES, T5Config
-from elm_jax.models.sizes import size as size_named
+from elm_jax.models.sizes import find_config as size_named
 from elm_jax.weights import known, load
 from elm_jax.weights.base import dtype_name
 
-SIZE = "xl"  # of the base, as the paper's, where a recipe names none
+DEFAULT_SIZE = "xl"  # of the base, as the paper's, where a recipe names none
 
 
-def network_of(base: Any, size: str | None, dtype: str) -> tuple[T5Config, tuple[str, ...]]:
+def find_network(base: Any, size: str | None, dtype: str) -> tuple[T5Config, tuple[str, ...]]:
     """Returns the network of a size, or of a base by directory or published name, and what that assumes."""
     dtype = str(dtype_name(dtype))
     if size is not None:
         return size_named(size, dtype=dtype), ()
     if base is None:
-        return size_named(SIZE, dtype=dtype), (f"a base of size {SIZE}",)
+        return size_named(DEFAULT_SIZE, dtype=dtype), (f"a base of size {DEFAULT_SIZE}",)
     if (where := storage.path(base)).is_dir():
         # Its shape alone: the parameters stay unread.
         return load.READERS[load.format_of(where)](where, dtype=dtype).config, ()
-    return size_named(size_of(str(base)), dtype=dtype), ()
+    return size_named(find_size(str(base)), dtype=dtype), ()
 
 
-def size_of(name: str) -> str:
+def find_size(name: str) -> str:
     """Returns the size that a published model has, by its name.
 
     >>> size_of("t5-xl-lm-adapt"), size_of("google/mt5-base"), size_of("T0_3B"), size_of("t5-3b")
     ('xl', 'mt5-base', 'xl', 't5-3b')
     """
     short = known.find(name).hub.rpartition("/")[2].lower()
-    told = re.search(r"(small|base|large|xxl|xl|3b|11b)", short)
+    size = re.search(r"(small|base|large|xxl|xl|3b|11b)", short)
     letters = "".join(re.findall(r"^(?:m|by)?t[05]", short))
     if short.startswith("t0"):
         return "xl" if "3b" in short else "xxl"
     family = {"mt5": "mt5-", "mt0": "mt5-", "byt5": "byt5-"}.get(letters, "")
     if letters == "t5" and "v1_1" not in short and "lm-adapt" not in short:
         family = "t5-"
-    found = f"{family}{told[1]}" if told else ""
+    found = f"{family}{size[1]}" if size else ""
     if found not in SIZES:
         raise UserError(
             f"Expected to know the size of the base, got {name!r}, which does not tell it. Fix: give it as "

@@ -11,12 +11,12 @@ from elm_jax.aot.slices import Slice
 from elm_jax.planning.evaluation_plan import plan_evaluation
 from elm_jax.planning.records import SlicePlan
 from elm_jax.planning.training_plan import plan_training
-from elm_jax.planning.workload import ScoringLoad, TrainingLoad
+from elm_jax.planning.workloads import ScoringWorkload, TrainingWorkload
 
 
 def plan(
-    load: TrainingLoad | ScoringLoad,
-    of: Slice,
+    load: TrainingWorkload | ScoringWorkload,
+    target: Slice,
     mesh: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> SlicePlan:
@@ -24,13 +24,13 @@ def plan(
 
     Args:
         load: from `workload.read`.
-        of: the slice.
+        target: the slice.
         mesh: sizes by axis; None is the recipe's, or what the run would take.
         progress: called while a program is compiled.
 
     Raises:
         UserError: the mesh does not divide the devices, or the compiler is missing or died.
     """
-    if isinstance(load, TrainingLoad):
-        return plan_training(load, of, mesh, progress)
-    return plan_evaluation(load, of, mesh, progress)
+    if isinstance(load, TrainingWorkload):
+        return plan_training(load, target, mesh, progress)
+    return plan_evaluation(load, target, mesh, progress)

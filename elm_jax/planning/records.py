@@ -4,23 +4,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from elm_jax.aot.compiler import Compiled
+from elm_jax.aot.compiler import CompiledProgram
 from elm_jax.aot.slices import Slice
 from elm_jax.models import meshes
-from elm_jax.planning.work import Work
+from elm_jax.planning.program_specs import ProgramSpec
 
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """A program as compiled, beside what its mathematics asks for.
+    """A compiled program and the FLOPs that its mathematics needs.
 
     Attributes:
-        compiled: what the compiler says, of one device.
-        model_flops: by the formula, of one device; None where the program has no products to speak of.
-        mfu: model FLOPs over what the device could do in the program's seconds.
+        compiled: what the compiler reports, of one device.
+        model_flops: FLOPs by the formula, of one device; None for a program without relevant products.
+        mfu: model FLOPs divided by what the device could do in the program's seconds.
     """
 
-    compiled: Compiled
+    compiled: CompiledProgram
     model_flops: float | None
     mfu: float | None
 
@@ -36,20 +36,18 @@ class SlicePlan:
     Attributes:
         what: "training" or "evaluation".
         slice: the slice's name.
-        devices: of the slice.
+        devices: how many devices the slice has.
         mesh: sizes by axis.
-        programs: each of them as compiled.
-        fits: whether all of them do.
-        reason: why not, in the compiler's words; None if they do.
-        experts_at_once: that train together, or are held to score with.
-        batch: its shape.
-        batch_tokens: of all devices, padding among them.
-        filled: the share of them that is real.
-        memory_filled: the share of what a device has free for a batch that is used; None in an evaluation.
-        batches: in all.
-        hours: on the slice; None where seconds are not known.
-        device_hours: devices times hours.
-        assumed: what is not known, and what it was taken to be.
+        programs: the compiled programs.
+        reason: why a program does not fit, in the compiler's words; None if all fit.
+        experts_at_once: how many experts train together, or are loaded for scoring.
+        batch: the shape of a batch.
+        batch_tokens: the tokens of a batch on all devices, padding included.
+        batches: how many batches there are.
+        assumed: what is unknown, and what was assumed.
+        filled: the share of a batch's tokens that are real.
+        memory_filled: the share of a device's free memory that a batch uses; None in an evaluation.
+        hours: on the slice; None if seconds are unknown.
     """
 
     what: str
@@ -57,36 +55,50 @@ class SlicePlan:
     devices: int
     mesh: Mapping[str, int]
     programs: tuple[ProgramPlan, ...]
-    fits: bool
     reason: str | None
     experts_at_once: int
     batch: Mapping[str, int]
     batch_tokens: int
-    filled: float | None
-    memory_filled: float | None
     batches: int
-    hours: float | None
-    device_hours: float | None
     assumed: tuple[str, ...]
+    filled: float | None = None
+    memory_filled: float | None = None
+    hours: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether all programs fit."""
+        return self.reason is None
+
+    @property
+    def device_hours(self) -> float | None:
+        """Devices times hours."""
+        return None if self.hours is None else self.hours * self.devices
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON has them."""
-        return asdict(replace(self, programs=())) | {"programs": [each.to_json() for each in self.programs]}
+        return asdict(replace(self, programs=())) | {
+            "fits": self.fits,
+            "device_hours": self.device_hours,
+            "programs": [each.to_json() for each in self.programs],
+        }
 
 
-def program_plan(compiled: Compiled, work: Work, of: Slice, devices: int) -> ProgramPlan:
-    """Returns a program beside the products that its mathematics asks for, on the devices that share them."""
-    asked = work.model_flops(compiled.name)
-    if asked is None:
+def make_program_plan(
+    compiled: CompiledProgram, spec: ProgramSpec, target: Slice, devices: int
+) -> ProgramPlan:
+    """Returns a compiled program with the FLOPs that it needs, on the devices that share these."""
+    needed = spec.model_flops(compiled.name)
+    if needed is None:
         return ProgramPlan(compiled, None, None)
-    mfu = None if not compiled.seconds else asked / devices / compiled.seconds / of.kind.peak_flops
-    return ProgramPlan(compiled, asked / devices, mfu)
+    mfu = None if not compiled.seconds else needed / devices / compiled.seconds / target.kind.peak_flops
+    return ProgramPlan(compiled, needed / devices, mfu)
 
 
-def mesh_sizes(of: Slice, asked: Mapping[str, int]) -> dict[str, int]:
-    """Returns the sizes of all axes of a mesh; `data` has what is left."""
-    rest = 1 if -1 in asked.values() else -1
+def resolve_mesh_sizes(target: Slice, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Returns the sizes of all axes of a mesh; `data` takes the remaining devices."""
+    rest = 1 if -1 in sizes.values() else -1
     ones = dict.fromkeys(meshes.AXES, 1)
-    found = ones | meshes.fitted(of.devices, **(ones | {"data": rest} | dict(asked)))
-    meshes.between_slices(found, of.slices)
+    found = ones | meshes.resolve_sizes(target.devices, **(ones | {"data": rest} | dict(sizes)))
+    meshes.slices_per_axis(found, target.slices)
     return found

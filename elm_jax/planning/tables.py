@@ -13,7 +13,7 @@ CAPTION = (
 )
 
 
-def tables(plan: SlicePlan) -> list[Table]:
+def plan_tables(plan: SlicePlan) -> list[Table]:
     """Returns a plan as two tables: its programs, and the whole."""
     header = (
         "program",
@@ -29,11 +29,11 @@ def tables(plan: SlicePlan) -> list[Table]:
         "MFU",
     )
     rows = tuple(_program(each) for each in plan.programs)
-    title = f"{plan.what} on {plan.slice}, {mesh_words(plan)}"
+    title = f"{plan.what} on {plan.slice}, {describe_mesh(plan)}"
     return [Table(title, header, rows, CAPTION), _whole(plan)]
 
 
-def mesh_words(plan: SlicePlan) -> str:
+def describe_mesh(plan: SlicePlan) -> str:
     """Returns the sizes of a mesh's axes as titles have them."""
     axes = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
     return axes or "one device"

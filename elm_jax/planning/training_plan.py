@@ -1,4 +1,4 @@
-"""Plans of trainings: the group, the largest batch that fits, and what all batches take."""
+"""Plans of trainings: the experts that train together, the largest batch that fits, and the time of all."""
 
 import heapq
 import math
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from jax.sharding import AbstractMesh, AxisType
 
-from elm_jax.aot.compiler import Compiled, Progress, compile_programs
+from elm_jax.aot.compiler import CompiledProgram, Progress, compile_programs
 from elm_jax.aot.slices import Slice
 from elm_jax.errors import OutOfMemoryError
-from elm_jax.planning import work as works
-from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program_plan
-from elm_jax.planning.work import TrainingWork
-from elm_jax.planning.workload import TrainingLoad
+from elm_jax.planning import program_specs as specs
+from elm_jax.planning.program_specs import TrainingProgramSpec
+from elm_jax.planning.records import ProgramPlan, SlicePlan, make_program_plan, resolve_mesh_sizes
+from elm_jax.planning.workloads import TrainingWorkload
 from elm_jax.training import batch_search, batches, sizing, train
 from elm_jax.training.batch_search import Fit
 from elm_jax.training.batches import Known, Shape
@@ -20,20 +20,22 @@ from elm_jax.training.programs import Layout, Plan
 
 
 def plan_training(
-    load: TrainingLoad, of: Slice, mesh: Mapping[str, int] | None, progress: Progress | None
+    load: TrainingWorkload, target: Slice, mesh: Mapping[str, int] | None, progress: Progress | None
 ) -> SlicePlan:
-    budget, known, platform = load.budget, load.known, of.kind.platform
-    asked = mesh or load.mesh
-    sizes = mesh_sizes(of, asked or train.mesh_sizes(budget.kind, of.devices, len(known), of.slices))
-    on = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    """Returns the plan of a training, in which all devices work on one batch."""
+    budget, known, platform = load.budget, load.known, target.kind.platform
+    sizes = resolve_mesh_sizes(
+        target, mesh or load.mesh or train.mesh_sizes(budget.kind, target.devices, len(known), target.slices)
+    )
+    device_mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     config = sizing.with_dropout(load.network, budget)
     shared = sizing.plan_of(budget, [each.job for each in known], 1, 1)
-    programs = sizing.programs_for(config, None, shared, on, platform)
-    tried: dict[tuple[Layout, Shape], list[Compiled]] = {}
+    programs = sizing.programs_for(config, None, shared, device_mesh, platform)
+    tried: dict[tuple[Layout, Shape], list[CompiledProgram]] = {}
 
-    def compiled(layout: Layout, shape: Shape, names: Sequence[str]) -> list[Compiled]:
-        told = works.to_json(TrainingWork(config, shared, layout, shape))
-        return compile_programs(of, sizes, works.BUILD, told, names, progress)
+    def compiled(layout: Layout, shape: Shape, names: Sequence[str]) -> list[CompiledProgram]:
+        spec = specs.to_json(TrainingProgramSpec(config, shared, layout, shape))
+        return compile_programs(target, sizes, specs.BUILD, spec, names, progress)
 
     def peak_bytes(layout: Layout, shape: Shape) -> int | None:
         found = tried[layout, shape] = compiled(layout, shape, ("gather", "advance"))
@@ -44,27 +46,31 @@ def plan_training(
         config,
         budget,
         known,
-        on,
+        device_mesh,
         platform=platform,
         held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST)),
         peak_bytes=peak_bytes,
-        limit_bytes=of.kind.memory_limit,
+        limit_bytes=target.kind.memory_limit,
     )
     try:
         fit = batch_search.largest_fit(search)
     except OutOfMemoryError as error:
-        return _not_trained(load, of, sizes, shared, search.layouts[-1], tried, str(error))
+        return _unfit_plan(load, target, sizes, shared, search.layouts[-1], tried, str(error))
     names = [each.name for each in programs(fit.layout, fit.shape).all()]
     if not budget.validate_every:
         names.remove("measure")
     found = compiled(fit.layout, fit.shape, names)
-    work = TrainingWork(config, shared, fit.layout, fit.shape)
-    own = tuple(program_plan(each, work, of, of.devices) for each in found)
-    return _training_plan(load, of, sizes, fit, own)
+    spec = TrainingProgramSpec(config, shared, fit.layout, fit.shape)
+    own = tuple(make_program_plan(each, spec, target, target.devices) for each in found)
+    return _training_plan(load, target, sizes, fit, own)
 
 
 def _training_plan(
-    load: TrainingLoad, of: Slice, sizes: Mapping[str, int], fit: Fit, programs: tuple[ProgramPlan, ...]
+    load: TrainingWorkload,
+    target: Slice,
+    sizes: Mapping[str, int],
+    fit: Fit,
+    programs: tuple[ProgramPlan, ...],
 ) -> SlicePlan:
     known, (places, parts, _) = load.known, fit.layout
     filled = batches.filled(list(known[:places]), fit.shape, places, parts)
@@ -72,8 +78,8 @@ def _training_plan(
         each.job.steps * each.job.batch_size * (float(each.prompt.mean()) + float(each.target.mean()))
         for each in known
     )
-    # An expert moves once a batch at most, so there are never fewer batches than steps in a row.
-    count = max(math.ceil(real / (filled * fit.shape.tokens)), _sequential(known, places))
+    # An expert takes at most one step in a batch, so there are at least as many batches as sequential steps.
+    count = max(math.ceil(real / (filled * fit.shape.tokens)), _count_sequential_batches(known, places))
     seconds = {each.compiled.name: each.compiled.seconds for each in programs}
     refused = [each.compiled.reason for each in programs if each.compiled.reason]
     hours = None
@@ -84,11 +90,10 @@ def _training_plan(
         hours = (count * each_batch + len(known) * each_expert) / 3600
     return SlicePlan(
         what="training",
-        slice=of.name,
-        devices=of.devices,
+        slice=target.name,
+        devices=target.devices,
         mesh=sizes,
         programs=programs,
-        fits=not refused,
         reason=refused[0] if refused else None,
         experts_at_once=places,
         batch=fit.shape._asdict(),
@@ -97,51 +102,45 @@ def _training_plan(
         memory_filled=fit.filled,
         batches=count,
         hours=hours,
-        device_hours=None if hours is None else hours * of.devices,
         assumed=load.assumed,
     )
 
 
-def _not_trained(
-    load: TrainingLoad,
-    of: Slice,
+def _unfit_plan(
+    load: TrainingWorkload,
+    target: Slice,
     sizes: Mapping[str, int],
     shared: Plan,
     layout: Layout,
-    tried: Mapping[tuple[Layout, Shape], list[Compiled]],
+    tried: Mapping[tuple[Layout, Shape], list[CompiledProgram]],
     reason: str,
 ) -> SlicePlan:
-    """Returns the plan of what does not fit: the smallest batch that was tried, and why it was refused."""
+    """Returns the plan of a training that does not fit: the smallest batch that was tried, and the reason."""
     shape, found = Shape(0, 0, 0, 0), ()
     if tried:
         (layout, shape), compiled = min(
             tried.items(), key=lambda item: (item[0][0].places, item[0][1].tokens)
         )
-        work = TrainingWork(load.network, shared, layout, shape)
-        found = tuple(program_plan(each, work, of, of.devices) for each in compiled)
+        spec = TrainingProgramSpec(load.network, shared, layout, shape)
+        found = tuple(make_program_plan(each, spec, target, target.devices) for each in compiled)
         reason = next((each.reason for each in compiled if each.reason), reason)
     return SlicePlan(
         what="training",
-        slice=of.name,
-        devices=of.devices,
+        slice=target.name,
+        devices=target.devices,
         mesh=sizes,
         programs=found,
-        fits=False,
         reason=reason,
         experts_at_once=layout.places,
         batch=shape._asdict(),
         batch_tokens=shape.tokens,
-        filled=None,
-        memory_filled=None,
         batches=0,
-        hours=None,
-        device_hours=None,
         assumed=load.assumed,
     )
 
 
-def _sequential(known: Sequence[Known], places: int) -> int:
-    """Returns the batches until the last expert is done, if every batch moved all that stand at a place."""
+def _count_sequential_batches(known: Sequence[Known], places: int) -> int:
+    """Returns how many batches pass until the last expert ends, if each has a step of every slot."""
     free = [0] * max(1, min(places, len(known)))
     for each in known:
         heapq.heapreplace(free, free[0] + each.job.steps)

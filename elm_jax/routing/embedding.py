@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from elm_jax import storage
-from elm_jax.aot.program import Program, jit, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, jit, with_replication, with_shardings
 from elm_jax.axes import PAD, Array, Embeddings, Prompts
 from elm_jax.data.tokenized_rows import pad
 from elm_jax.errors import UserError
-from elm_jax.models import minilm, pooling, sharding
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models import bert_encoder, pooling, sharding
+from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
@@ -159,8 +159,8 @@ def embed_program(
     batch: Any = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((rows, length), (rows,))]
     if mesh is not None:
         batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
-    run = _compiled(network, head, platform_of(mesh))
-    return Program("embed", run, (replicated(mesh, shapes_of(arrays)), *batch))
+    run = _compiled(network, head, get_platform(mesh))
+    return Program("embed", run, (with_replication(mesh, shapes_of(arrays)), *batch))
 
 
 @lru_cache(maxsize=16)
@@ -170,7 +170,7 @@ def _compiled(network: BertConfig | T5Config, head: Head, platform: str) -> Call
     def embed(arrays: tuple[Params, list[Params]], tokens: Prompts, lengths: Int[Array, " B"]) -> Embeddings:
         params, projections = arrays
         if isinstance(network, BertConfig):
-            hidden = minilm.encode(network, params, tokens, lengths)
+            hidden = bert_encoder.encode(network, params, tokens, lengths)
         else:
             hidden = T5(network).apply({"params": params}, tokens, method="encode")
         vectors = pooling.pool(jnp.asarray(hidden, jnp.float32), lengths, head.pooling)

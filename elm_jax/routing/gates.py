@@ -55,7 +55,7 @@ def tree(run: Run, gated: Gated) -> Params:
     Raises a UserError if the experts are no LoRA of one shape, or if what the router reads is not there.
     """
     library = Library.open(run.workspace.library)
-    stacked = library.load(gated.experts, base=run.base.fingerprint)
+    stacked = library.load_stack(gated.experts, base=run.base.fingerprint)
     chosen = table.find(gated.router)
     read: dict[str, Any] = {"params": stacked} if "params" in chosen.reads else {}
     if "activations" in chosen.reads:
@@ -64,7 +64,9 @@ def tree(run: Run, gated: Gated) -> Params:
     made = chosen.route(Queries("", ()), index, exclude=gated.excluded, **read, **gated.options)
     if not isinstance(made, Gate):
         raise AssertionError(f"{gated.router} is listed as a router of tokens, but gave no gate")
-    return gating.gated(stacked, made.prototypes, k=made.k, similarity=made.similarity, allowed=made.allowed)
+    return gating.make_gated_tree(
+        stacked, made.prototypes, k=made.k, similarity=made.similarity, allowed=made.allowed
+    )
 
 
 def bare_index(library: Library, experts: Sequence[str]) -> Index:

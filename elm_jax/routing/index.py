@@ -15,7 +15,7 @@ import numpy as np
 from elm_jax import storage
 from elm_jax.data import task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
-from elm_jax.experts import keys
+from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
 from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
@@ -56,7 +56,7 @@ def index(
     run: Run | storage.PathLike,
     *,
     experts: Sequence[str] | None = None,
-    size: int = keys.KEYS_PER_EXPERT,
+    size: int = key_texts.KEYS_PER_EXPERT,
     text_format: str = TEXT_FORMAT,
     embedder: str | None = None,
     dtype: str | None = None,
@@ -99,7 +99,7 @@ def index(
     chosen = _over_padding(run, named) if padded else opened(run, named)
     lacking = [expert for expert in wanted if rebuild or not library.has_keys(expert)]
     for expert in [] if rebuild else [expert for expert in wanted if expert not in lacking]:
-        came = library.keys(expert).embedder
+        came = library.load_keys(expert).embedder
         if came != chosen.name:
             raise UserError(
                 f"Keys of {chosen.name!r} are wanted, which {named.name!r} is, but {expert!r} has keys of "
@@ -116,7 +116,7 @@ def index(
             texts = [
                 text
                 for task, example in rows
-                for text in keys.texts(
+                for text in key_texts.format_texts(
                     [example], text_format, task_selection.get_choices_expression(task, run.source)
                 )
             ]

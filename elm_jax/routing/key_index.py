@@ -30,7 +30,7 @@ def build_index(library: Library, ids: Sequence[str] | None = None) -> Index:
             f"Every expert needs keys to be found by, but {len(lacking)} of {len(chosen)} have none: "
             f"{shown}. Run `elm index` to embed them."
         )
-    keys = [library.keys(expert) for expert in chosen]
+    keys = [library.load_keys(expert) for expert in chosen]
     for expert, own in zip(chosen, keys, strict=True):
         _require_same(chosen[0], keys[0], expert, own)
     return Index(

@@ -12,7 +12,7 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import keys as formats
+from elm_jax.experts import key_texts as formats
 from elm_jax.experts.library import Library
 from elm_jax.records import Params, Selection, TaskSpec
 from elm_jax.routing import faithful, gates, key_index, table
@@ -73,7 +73,9 @@ class Desk:
     def params(self, index: Index) -> Params:
         """Returns the parameters of an index's experts, stacked."""
         if index.experts not in self._stacked:
-            self._stacked[index.experts] = self.library.load(index.experts, base=self.run.base.fingerprint)
+            self._stacked[index.experts] = self.library.load_stack(
+                index.experts, base=self.run.base.fingerprint
+            )
         return self._stacked[index.experts]
 
     def index(self, router: table.Router) -> Index:
@@ -208,8 +210,10 @@ def ask(
     text_format = text_format or keys.text_format
     examples = task_rows.load_examples(spec, run.source)
     if size is not None:
-        examples = formats.sample(examples, size, run.source.seed)
-    texts = formats.texts(examples, text_format, task_selection.get_choices_expression(spec, run.source))
+        examples = formats.sample_examples(examples, size, run.source.seed)
+    texts = formats.format_texts(
+        examples, text_format, task_selection.get_choices_expression(spec, run.source)
+    )
     embedded = embed_texts(run, texts, text_format)
     return Queries(
         task=spec.id,

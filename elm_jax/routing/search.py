@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.aot.program import Program, replicated
+from elm_jax.aot.program import Program, with_replication
 from elm_jax.axes import Array, Embeddings
 from elm_jax.errors import UserError
 
@@ -68,7 +68,7 @@ def search_program(
         mesh: of devices that each have all of it; None is the default device.
     """
     given = (queries, rows, allowed)
-    found = tuple(replicated(mesh, jax.ShapeDtypeStruct(each.shape, each.dtype)) for each in given)
+    found = tuple(with_replication(mesh, jax.ShapeDtypeStruct(each.shape, each.dtype)) for each in given)
     return Program("search", _compiled(k, min(block, rows.shape[0])), found)
 
 

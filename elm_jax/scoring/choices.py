@@ -7,7 +7,7 @@ import numpy as np
 
 from elm_jax.axes import PAD
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, Params
 from elm_jax.scoring import scorer
@@ -94,4 +94,4 @@ def beside(model: Base, experts: Params | Expert | None) -> tuple[Params, Params
         whole = set(paths.flatten(experts)) == set(paths.flatten(model.params))
         kind, tree = "full" if whole else "", experts
     fitting.require_fit(tree, model.config, what="The expert")
-    return ex.place(kind, model.params, tree)
+    return ex.split_base_and_expert(kind, model.params, tree)

@@ -15,13 +15,13 @@ from jaxtyping import Bool, Int
 from elm_jax.aot.program import jit
 from elm_jax.axes import PAD, Array, ExpertOfRow, Prompts
 from elm_jax.models.sizes import T5Config
-from elm_jax.models.stacks import Cache
+from elm_jax.models.stacks import DecodeCache
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
 
 NO_NUMBERS = -1
 """Stands, once, where the network gave no numbers to choose by, and ends the answer."""
-State = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], Cache]
+State = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], DecodeCache]
 
 
 def generate(

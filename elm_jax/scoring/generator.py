@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, with_replication, with_shardings
 from elm_jax.axes import PAD, Array
 from elm_jax.errors import UserError
 from elm_jax.models import sharding
@@ -111,12 +111,12 @@ def generate_program(
     index = jax.ShapeDtypeStruct((rows,), jnp.int32) if stacked and experts is not None else None
     if mesh is not None:
         prompts = with_shardings(prompts, sharding.batch_shardings(mesh, prompts))
-        base = with_shardings(base, sharding.shardings(mesh, base))
+        base = with_shardings(base, sharding.param_shardings(mesh, base))
         # One tree for all rows lies whole on every device.
-        lie = sharding.shardings(mesh, experts, experts=True) if stacked and experts else None
-        experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
-    run = decoding.compiled(config, length, platform_of(mesh))
-    eos = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+        lie = sharding.param_shardings(mesh, experts, experts=True) if stacked and experts else None
+        experts = with_shardings(experts, lie) if lie else with_replication(mesh, experts)
+    run = decoding.compiled(config, length, get_platform(mesh))
+    eos = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     return Program("generate", run, (base, prompts, eos, experts, index))
 
 
@@ -144,7 +144,7 @@ def _batches(
     """Yields batches that the device has begun to answer, the longest prompts first."""
     worth = worth_of_shape(params)
     mesh = sharding.mesh_of(params)
-    apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
+    apart = 1 if mesh is None else sharding.count_row_shards(mesh.shape)
     members: dict[int, list[tuple[Unit, np.ndarray]]] = {}
     for unit in units:
         prompt = np.frombuffer(unit[0], np.int32)
@@ -163,7 +163,7 @@ def _batches(
             index = np.array([expert for (_, expert), _ in filled], np.int32)
             beside = (experts, index if indexed else None)
             if mesh is not None:
-                laid = sharding.place(laid, sharding.batch_shardings(mesh, laid))
+                laid = jax.device_put(laid, sharding.batch_shardings(mesh, laid))
             run = generate_program(
                 config, params, size, room, length, experts=experts, stacked=indexed, mesh=mesh
             )

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, with_replication, with_shardings
 from elm_jax.models import sharding
 from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
@@ -133,11 +133,11 @@ def score_program(
     index = jax.ShapeDtypeStruct((rows,), integer) if stacked and experts is not None else None
     if mesh is not None:
         batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
-        base = with_shardings(base, sharding.shardings(mesh, base))
+        base = with_shardings(base, sharding.param_shardings(mesh, base))
         # One tree for all rows lies whole on every device.
-        lie = sharding.shardings(mesh, experts, experts=True) if stacked and experts else None
-        experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
-    run = likelihood.compiled(config, platform_of(mesh))
+        lie = sharding.param_shardings(mesh, experts, experts=True) if stacked and experts else None
+        experts = with_shardings(experts, lie) if lie else with_replication(mesh, experts)
+    run = likelihood.compiled(config, get_platform(mesh))
     return Program("score", run, (base, *batch, experts, index))
 
 
@@ -154,7 +154,7 @@ def _batches(
 ) -> Iterator[Scored]:
     """Yields batches that the device has begun to score, the longest first."""
     mesh = sharding.mesh_of(params)
-    apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
+    apart = 1 if mesh is None else sharding.count_row_shards(mesh.shape)
     members: dict[buckets.Shape, list[int]] = {}
     for number, item in enumerate(found):
         members.setdefault(buckets.shape_of(item, shapes), []).append(number)
@@ -173,7 +173,7 @@ def _batches(
             index = expert if indexed else None
             *arrays, paths = (array[place] for array in laid)
             if mesh is not None:
-                arrays = sharding.place(arrays, sharding.batch_shardings(mesh, arrays))
+                arrays = jax.device_put(arrays, sharding.batch_shardings(mesh, arrays))
             run = score_program(config, params, shape, size, experts=experts, stacked=indexed, mesh=mesh)
             pending = run(params, *arrays, experts, index)
             yield [here[number] for number, _ in chosen], expert[: len(chosen)], paths[: len(chosen)], pending
@@ -186,7 +186,7 @@ def shapes_for(params: Params, rows: Sequence[buckets.Row], *, experts: float = 
 
 def worth_of_shape(params: Params) -> float:
     """Returns how many tokens of padding cost as much as the compilation of one more shape."""
-    platform = platform_of(sharding.mesh_of(params))
+    platform = get_platform(sharding.mesh_of(params))
     cost = COMPILATION["cpu" if platform == "cpu" else "other"]
     return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
 

@@ -36,5 +36,5 @@ def place_on_devices(params: Params, axis_sizes: Mapping[str, int] | None = None
             return jax.device_put(params)
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         axis_sizes = {"data" if 2 * num_bytes <= device_memory() else "fsdp": len(devices)}
-    mesh = meshes.mesh(devices, **{"data": 1 if -1 in axis_sizes.values() else -1, **axis_sizes})
-    return sharding.place(params, sharding.shardings(mesh, params))
+    mesh = meshes.make_mesh(devices, **{"data": 1 if -1 in axis_sizes.values() else -1, **axis_sizes})
+    return jax.device_put(params, sharding.param_shardings(mesh, params))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from elm_jax.axes import PAD, Array, Prompts, Targets
 from elm_jax.data.tokenized_rows import pad
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
@@ -123,7 +123,7 @@ def _summed(config: T5Config, kind: str, projections: tuple[str, ...], what: str
     def add(
         base: Params, expert: Params, prompts: Prompts, targets: Targets, before: dict[str, Array] | None
     ) -> dict[str, Array]:
-        placed, beside = ex.place(kind, base, expert)
+        placed, beside = ex.split_base_and_expert(kind, base, expert)
         arguments = (prompts, targets[:, None], beside)
         _, seen = T5(config).apply({"params": placed}, *arguments, mutable=["intermediates"])
         entered = paths.flatten(seen["intermediates"])
@@ -156,7 +156,7 @@ def _squared(config: T5Config, kind: str, wanted: tuple[str, ...]) -> Callable[.
         owned = paths.flatten(expert)
         of_base = {path: value for path, value in chosen.items() if path not in owned}
         of_expert = {path: value for path, value in chosen.items() if path in owned}
-        placed, beside = ex.place(
+        placed, beside = ex.split_base_and_expert(
             kind,
             paths.unflatten({**paths.flatten(base), **of_base}),
             paths.unflatten({**owned, **of_expert}),

@@ -15,9 +15,9 @@ from elm_jax import names, storage
 from elm_jax.data import task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
-from elm_jax.experts import keys
-from elm_jax.experts.files import Description
-from elm_jax.experts.lookup import home
+from elm_jax.experts import key_texts
+from elm_jax.experts.files import ExpertDescription
+from elm_jax.experts.lookup import find_library
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators as engine
@@ -76,7 +76,7 @@ def rows_of(
         (task, example)
         for task, share in zip(tasks, shares, strict=True)
         if share
-        for example in keys.sample(task_rows.load_examples(task, source), share, source.seed)
+        for example in key_texts.sample_examples(task_rows.load_examples(task, source), share, source.seed)
     ]
 
 
@@ -111,7 +111,7 @@ def mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Flat:
 
     Raises a UserError if the expert is no LoRA.
     """
-    owned = home(run.workspace, expert).spec(expert).paths
+    owned = find_library(run.workspace, expert).spec(expert).paths
     wanted = sorted({path.removesuffix("/lora_a") for path in owned if path.endswith("/lora_a")})
     if not wanted:
         raise UserError(
@@ -131,7 +131,7 @@ def _tokens(found: TokenizedRows) -> tuple[engine.Tokens, engine.Tokens]:
 
 def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], compute: Compute) -> Flat:
     """Returns an expert's statistics from their file if that is of this very expert and these rows."""
-    library = home(run.workspace, expert)
+    library = find_library(run.workspace, expert)
     description = library.describe(expert)
     examples = [example for _, example in rows_of(description.spec, run.source, rows)]
     found = task_rows.tokenize_task(examples, run.tokenizer, _lengths(run, description.spec))
@@ -139,7 +139,7 @@ def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], co
     file = _file(run.workspace, expert, what)
     kept = _read(file, stamp)
     if kept is None:
-        kept = compute(library.expert(expert, base=run.base.fingerprint), found)
+        kept = compute(library.load_expert(expert, base=run.base.fingerprint), found)
         about = json.dumps({"stamp": stamp, "checksum": storage.array_fingerprint(kept)}).encode()
         storage.write_arrays(file, {**kept, "about": np.frombuffer(about, np.uint8)})
     return kept
@@ -165,7 +165,7 @@ def _read(file: epath.Path, stamp: str) -> Flat | None:
     return found
 
 
-def _stamp(run: Run, description: Description, found: TokenizedRows, wanted: Sequence[str]) -> str:
+def _stamp(run: Run, description: ExpertDescription, found: TokenizedRows, wanted: Sequence[str]) -> str:
     tokens = {
         name: np.concatenate([np.append(row, 0) for row in rows]).astype(np.int32)
         for name, rows in (("inputs", found.inputs), ("targets", found.targets))

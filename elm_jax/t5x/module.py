@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen.partitioning import AxisMetadata
 
-from elm_jax.models import experts as ex
-from elm_jax.models import kinds, paths
+from elm_jax.models import expert_kinds, paths
+from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.weights import experts
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
 
     config: T5Config
     kind: str = "full"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind, see `elm_jax.models.kinds`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind, see `elm_jax.models.expert_kinds`
 
     # What T5X asks of a module to know on which axis of a cache the rows are: the second, after the layers.
     scan_layers = True
@@ -54,13 +54,13 @@ class Transformer(nn.Module):
         fresh = init_params(of_base, self.config)
         flat = paths.flatten(fresh)
         if self.kind != "full":
-            flat |= paths.flatten(ex.init(self.kind, of_expert, fresh, **self.options))
+            flat |= paths.flatten(ex.init_expert(self.kind, of_expert, fresh, self.options))
         params, axes = {}, {}
         for path, value in flat.items():
             for name, part in paths.unstack_layers({path: value}).items():
                 params[name] = part
                 # An array of one layer lacks the first axis of its stack.
-                axes[f"{name}_axes"] = AxisMetadata(kinds.axes_of(path)[name != path :])
+                axes[f"{name}_axes"] = AxisMetadata(expert_kinds.logical_axes(path)[name != path :])
         return {"params": paths.unflatten(params), "params_axes": paths.unflatten(axes)}
 
     def __call__(

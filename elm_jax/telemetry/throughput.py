@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from elm_jax.models.flops import Cost
+from elm_jax.models.flops import FlopsPerToken
 from elm_jax.telemetry.events import Event, Standing
 
 WINDOW = 30.0  # seconds
@@ -76,7 +76,7 @@ class Meter:
     of later compilations the seconds are taken out. `peak` is in FLOP/s, of all devices together.
     """
 
-    cost: Cost | None = None
+    cost: FlopsPerToken | None = None
     peak: float | None = None
     clock: Callable[[], float] = time.monotonic
     compiled: Compilations = field(default_factory=Compilations)
@@ -118,7 +118,7 @@ class Meter:
 
     def _sample(self, event: Event) -> _Sample:
         last = self._samples[-1] if self._samples else _Sample(0.0, 0.0, 0)
-        flops = self.cost.of(event.prompt_tokens, event.answer_tokens) if self.cost else 0.0
+        flops = self.cost.total(event.prompt_tokens, event.answer_tokens) if self.cost else 0.0
         return _Sample(
             self.clock(),
             self.compiled.seconds,

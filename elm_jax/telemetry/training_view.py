@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from elm_jax.errors import UserError
-from elm_jax.models.flops import Cost
+from elm_jax.models.flops import FlopsPerToken
 from elm_jax.telemetry import jsonl_log
 from elm_jax.telemetry import trackers as track
 from elm_jax.telemetry.events import Event, Failure, Standing, Validation, Watch
@@ -35,7 +35,7 @@ def training(
     stages: Stages,
     title: str,
     *,
-    cost: Cost | None = None,
+    cost: FlopsPerToken | None = None,
     peak: float | None = None,
     logs: epath.Path | None = None,
     trackers: Sequence[str] = (),
@@ -90,7 +90,9 @@ def watch(meter: Meter, *watchers: Watcher) -> Watch:
 class View:
     """What a terminal shows; rich draws it anew while the time goes on."""
 
-    def __init__(self, console: Console, title: str, cost: Cost | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, console: Console, title: str, cost: FlopsPerToken | None, clock: Callable[[], float]
+    ) -> None:
         self.console, self.title, self._cost, self._clock = console, title, cost, clock
         self._started = clock()
         self._latest: tuple[Event, Reading, float] | None = None
@@ -150,7 +152,9 @@ class View:
 class Lines:
     """What a log shows: a line now and then, and one for every expert that ends and every validation."""
 
-    def __init__(self, console: Console, title: str, cost: Cost | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, console: Console, title: str, cost: FlopsPerToken | None, clock: Callable[[], float]
+    ) -> None:
         self._console, self._title, self._cost, self._clock = console, title, cost, clock
         self._last = clock()
 
@@ -187,7 +191,7 @@ def _last(standing: Standing | None) -> str:
     return "" if standing is None else f" after {standing.step:,} steps, loss {standing.loss:.3f}"
 
 
-def _rates(reading: Reading, cost: Cost | None) -> str:
+def _rates(reading: Reading, cost: FlopsPerToken | None) -> str:
     told = [
         "loss unknown" if reading.loss is None else f"loss {reading.loss:.3f}",
         "padding unknown" if reading.real is None else f"{reading.real:.0%} real",

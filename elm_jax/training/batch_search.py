@@ -142,7 +142,7 @@ def peak_bytes(programs: GroupPrograms) -> int | None:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return memory.required_bytes(str(error))
-        peaks.append(memory.memory_of(compiled) + memory.resident_bytes(program))
+        peaks.append(memory.count_program_bytes(compiled) + memory.resident_bytes(program))
     return max(peaks)
 
 

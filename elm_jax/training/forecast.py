@@ -62,11 +62,11 @@ def forecast(
     visits = [0 if each.job.id in done else each.job.steps * each.job.batch_size for each in given]
     prompts = sum(each.prompt.mean() * count for each, count in zip(given, visits, strict=True))
     answers = sum(each.target.mean() * count for each, count in zip(given, visits, strict=True))
-    seen = flops.attended(
+    seen = flops.attention_spans(
         (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
     )
     trees = shapes.base_shapes(config), shapes.expert_shapes(config, budget.kind, budget.options)
-    cost = flops.cost(config, plan.kind, *trees, seen)
+    cost = flops.training_flops(config, plan.kind, *trees, seen)
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
     rate, reason = _rate(devices, config.dtype)
     places, parts, _ = fit.layout

@@ -66,7 +66,7 @@ class Group:
         """Returns the loss of the experts on batches, without dropout, z-loss and label smoothing."""
         loss: Array = np.zeros(self.layout.places, np.float32)
         if self.mesh is not None:
-            loss = sharding.place(loss, self.programs.measure.arguments[3].sharding)
+            loss = jax.device_put(loss, self.programs.measure.arguments[3].sharding)
         for batch in cut:
             loss = self.programs.measure(params, self.base, self._laid(batch, of), loss)
         return np.asarray(self._everywhere(loss))
@@ -96,7 +96,9 @@ class Group:
         return self.base, one
 
     def _placed_base(self) -> Params:
-        return sharding.place(self._given, sharding.shardings(self.mesh, self._given) if self.mesh else None)
+        return jax.device_put(
+            self._given, sharding.param_shardings(self.mesh, self._given) if self.mesh else None
+        )
 
     def _everywhere(self, tree: Any) -> Any:
         """Returns arrays that every process has whole."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from elm_jax import storage
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.session.opening import EXTRA_IDS, VOCABULARY_FILE, load_base_and_tokenizer
 from elm_jax.session.workspace import Workspace
@@ -80,7 +80,7 @@ def pretrain(
         kind=how.vocabulary_kind,
         extra_ids=EXTRA_IDS,
     )
-    config = size(how.size, vocab_size=-(-tokenizer.size // 64) * 64)
+    config = find_config(how.size, vocab_size=-(-tokenizer.size // 64) * 64)
     prompts, targets = pairs(
         [ids[: how.max_tokens] for ids in tokenizer.encode_all(texts)], tokenizer, how, seed=seed
     )

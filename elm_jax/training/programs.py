@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.aot.program import Program, platform_of, replicated, with_shardings
-from elm_jax.models import experts as ex
+from elm_jax.aot.program import Program, get_platform, with_replication, with_shardings
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import shapes, sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.training import optimizers, step
@@ -53,7 +53,7 @@ def layout_for(kind: str, places: int, mesh: Mesh | AbstractMesh | None) -> Layo
     """
     parts = mesh.shape["expert"] if mesh else 1
     places = parts if kind == "full" else -(-places // parts) * parts
-    return Layout(places, parts, sharding.row_parts(mesh.shape) if mesh else 1)
+    return Layout(places, parts, sharding.count_row_shards(mesh.shape) if mesh else 1)
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,24 @@ def group_programs(
             tell their shapes, but are not compiled.
         platform: that they are compiled for; that of the mesh's devices where it has any.
     """
-    platform = platform or platform_of(mesh)
+    platform = platform or get_platform(mesh)
     base = shapes.base_shapes(config) if base is None else shapes.shapes_of(base)
     options = hashable(plan.options)
     optimizer = optimizers.optimizer(plan.optimizer, **({} if plan.clip is None else {"clip": plan.clip}))
 
     def laid(tree: Any, *, experts: bool = True) -> Any:
-        return tree if mesh is None else with_shardings(tree, sharding.shardings(mesh, tree, experts=experts))
+        return (
+            tree
+            if mesh is None
+            else with_shardings(tree, sharding.param_shardings(mesh, tree, experts=experts))
+        )
 
     def state_of(count: int) -> Any:
         # One expert for a place lies whole on every device of the mesh's expert axis.
-        one = jax.eval_shape(lambda base: ex.init(plan.kind, jax.random.key(0), base, **dict(options)), base)
-        stack = shapes.stacked(one, count)
+        one = jax.eval_shape(
+            lambda base: ex.init_expert(plan.kind, jax.random.key(0), base, dict(options)), base
+        )
+        stack = shapes.stack_shapes(one, count)
         return laid(jax.eval_shape(lambda params: step.start(params, optimizer), stack))
 
     base = laid(base, experts=False)
@@ -130,10 +136,13 @@ def group_programs(
     frozen = None if plan.kind == "full" else base  # full experts stand in its place
     held = () if frozen is None else (frozen,)  # also where a program reads a part of it alone
     rows = rows_of(shape, mesh)
-    scalar = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+    scalar = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     count = (layout.places,)
     move = step.Move(
-        *(replicated(mesh, jax.ShapeDtypeStruct(count, kind)) for kind in (jnp.float32, jnp.bool_, jnp.int32))
+        *(
+            with_replication(mesh, jax.ShapeDtypeStruct(count, kind))
+            for kind in (jnp.float32, jnp.bool_, jnp.int32)
+        )
     )
     losses = jax.ShapeDtypeStruct(count, jnp.float32)
     shared: Mapping[str, Any] = {"platform": platform}
@@ -145,9 +154,9 @@ def group_programs(
     measure = step.measure(config, plan.kind, **shared)
     moments = (state.moments, state.stopped)
     return GroupPrograms(
-        begin=Program("begin", begin, (replicated(mesh, _seeds(layout.places)), base), held),
+        begin=Program("begin", begin, (with_replication(mesh, _seeds(layout.places)), base), held),
         begin_one=Program(
-            "begin_one", begin, (replicated(mesh, _seeds(1)), base), (*held, state, sums, *best)
+            "begin_one", begin, (with_replication(mesh, _seeds(1)), base), (*held, state, sums, *best)
         ),
         zero=Program("zero", step.nothing, (state.params,), (*held, *moments)),
         gather=Program("gather", gather, (state.params, frozen, rows, sums), (*moments, *best)),

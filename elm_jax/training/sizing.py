@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
-from elm_jax.aot.program import platform_of
+from elm_jax.aot.program import get_platform
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.session import devices
@@ -51,7 +51,7 @@ def fit(config: T5Config, base: Params, budget: Budget, jobs: Sequence[Job], mes
             budget,
             [batches.known(job) for job in jobs],
             mesh,
-            platform=platform_of(mesh),
+            platform=get_platform(mesh),
             held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST)),
             peak_bytes=lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
             limit_bytes=devices.device_memory(),

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.aot.program import jit
 from elm_jax.axes import Array, ExpertOfSegment, Prompts, Seeds
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
@@ -92,7 +92,7 @@ def nothing(params: Params) -> Sums:
     """Returns the sums before the first batch."""
     leaf = jax.tree.leaves(params)[0]
     none = Sums(jax.tree.map(jnp.zeros_like, params), jnp.zeros(leaf.shape[0], jnp.float32))
-    return sharding.kept(none, leaf)
+    return sharding.constrain_sharding_like(none, leaf)
 
 
 def seeds(seed: int, step: int, rows: int) -> np.ndarray:
@@ -159,7 +159,7 @@ def advance(optimizer: optax.GradientTransformation, *, platform: str = "cpu") -
     def every(state: GroupState, sums: Sums, move: Move) -> tuple[GroupState, Sums, Array]:
         moved, rest, loss = jax.vmap(one)(state, sums, move)
         on = jax.tree.leaves(state.params)[0]
-        return sharding.kept(moved, on), sharding.kept(rest, on), loss
+        return sharding.constrain_sharding_like(moved, on), sharding.constrain_sharding_like(rest, on), loss
 
     return jit(every, platform=platform, donate_argnums=(0, 1))
 
@@ -176,10 +176,10 @@ def begin(
 
     def fresh(seeds: Array, base: Params) -> GroupState:
         def one(seed: Array) -> Params:
-            return ex.init(kind, jax.random.key(seed), base, **dict(options))
+            return ex.init_expert(kind, jax.random.key(seed), base, dict(options))
 
         state = start(jax.vmap(one)(seeds), optimizer)
-        return sharding.kept(state, jax.tree.leaves(base)[0])
+        return sharding.constrain_sharding_like(state, jax.tree.leaves(base)[0])
 
     return jit(fresh, platform=platform)
 
@@ -187,7 +187,7 @@ def begin(
 @partial(jax.jit, donate_argnums=0)
 def put(tree: Any, place: Int[Array, ""], one: Any) -> Any:
     """Returns stacked trees with the one of a stack of one at a place."""
-    return sharding.kept(sharding.put_expert(tree, one, place), jax.tree.leaves(tree)[0])
+    return sharding.constrain_sharding_like(sharding.put_expert(tree, one, place), jax.tree.leaves(tree)[0])
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
@@ -197,7 +197,9 @@ def taken_up(state: GroupState, sums: Sums, place: Int[Array, ""]) -> tuple[Grou
     none = jax.tree.map(lambda whole: jnp.zeros((1, *whole.shape[1:]), whole.dtype), sums)
     going = jnp.full(1, GOING, jnp.int32)
     state = state._replace(stopped=sharding.put_expert(jnp.asarray(state.stopped), going, place))
-    return sharding.kept(state, leaf), sharding.kept(sharding.put_expert(sums, none, place), leaf)
+    return sharding.constrain_sharding_like(state, leaf), sharding.constrain_sharding_like(
+        sharding.put_expert(sums, none, place), leaf
+    )
 
 
 @jax.jit
@@ -258,6 +260,8 @@ def _apart(add: Callable[..., Any]) -> Callable[..., Any]:
 
     def on_mesh(params: Params, base: Params | None, rows: Rows, sums: Any) -> Any:
         leaf = jax.tree.leaves(params)[0]
-        return sharding.kept(sharding.apart(add, params, leaf.shape[0])(params, base, rows, sums), leaf)
+        return sharding.constrain_sharding_like(
+            sharding.shard_map_over_experts(add, params, leaf.shape[0])(params, base, rows, sums), leaf
+        )
 
     return on_mesh

@@ -191,7 +191,7 @@ def mesh_of(budget: Budget, sizes: Mapping[str, int] | None, experts: int) -> Me
         slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
         sizes = mesh_sizes(budget.kind, devices, experts, slices)
     rest = 1 if -1 in sizes.values() else -1
-    return meshes.mesh(None, **{"data": rest, **sizes})
+    return meshes.make_mesh(None, **{"data": rest, **sizes})
 
 
 def mesh_sizes(kind: str, devices: int, experts: int, slices: int = 1) -> dict[str, int]:
@@ -244,7 +244,7 @@ def _watched(
     """Returns what shows the training of these experts, and keeps how it went."""
     config = run.base.config
     trees = shapes.base_shapes(config), shapes.expert_shapes(config, budget.kind, budget.options)
-    rows = flops.attended(
+    rows = flops.attention_spans(
         (row for entry in entries for row in entry.job.prompts),
         (row for entry in entries for row in entry.job.targets),
     )
@@ -252,7 +252,7 @@ def _watched(
     return training_view.training(
         run.stages,
         title,
-        cost=flops.cost(config, budget.kind, *trees, rows),
+        cost=flops.training_flops(config, budget.kind, *trees, rows),
         peak=peak_flops(devices, config.dtype),
         logs=logs,
         trackers=trackers,

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax import storage
-from elm_jax.aot.program import platform_of
+from elm_jax.aot.program import get_platform
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
@@ -254,7 +254,7 @@ class _Run:
             places=self.layout.places,
             parts=self.layout.parts,
             multiple=self.layout.row_parts,
-            cost=batches.batch_cost(self.config, self.plan.kind, platform_of(self.mesh)),
+            cost=batches.batch_cost(self.config, self.plan.kind, get_platform(self.mesh)),
         )
 
     def _release(self) -> None:

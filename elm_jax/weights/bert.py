@@ -1,4 +1,4 @@
-"""Hugging Face's files of BERT, RoBERTa and MPNet, as the shape and the parameters of `models.minilm`.
+"""Hugging Face's files of BERT, RoBERTa and MPNet, as the shape and the parameters of `models.bert_encoder`.
 
 PyTorch keeps a projection as [out, in] and queries, keys and values apart; the network has [in, out], and the
 three in one.
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import UserError
-from elm_jax.models import minilm, paths
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models import bert_encoder, paths
+from elm_jax.models.bert_encoder import BertConfig
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "mpnet")
 _SIZES = {
@@ -58,9 +58,9 @@ def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
             f"{sizes['emb_dim']}."
         )
     activation = told.get("hidden_act", "gelu")
-    if activation not in minilm.ACTIVATIONS:
+    if activation not in bert_encoder.ACTIVATIONS:
         raise UserError(
-            f"{where!r} should have a hidden_act of {', '.join(minilm.ACTIVATIONS)}, but has "
+            f"{where!r} should have a hidden_act of {', '.join(bert_encoder.ACTIVATIONS)}, but has "
             f"{activation!r:.50}."
         )
     positions = told.get("position_embedding_type", "absolute")

@@ -3,7 +3,8 @@
     modules.json  config.json  model.safetensors  tokenizer.json  tokenizer_config.json
     sentence_bert_config.json  1_Pooling/config.json  2_Dense/config.json  2_Dense/model.safetensors
 
-The network may be BERT's, RoBERTa's or MPNet's (`models.minilm`), or the encoder of a T5 (GTR, sentence-T5).
+The network is that of BERT, RoBERTa or MPNet (`models.bert_encoder`), or the encoder of a T5 (GTR,
+sentence-T5).
 """
 
 from collections.abc import Collection, Mapping
@@ -16,7 +17,7 @@ from etils import epath
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
@@ -74,8 +75,8 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
     where = storage.path(path_or_name)
     if text and where.is_dir():
         return where
-    if text.startswith(hub.HUB):
-        repository, revision = hub.address(text)
+    if text.startswith(hub.HUB_PREFIX):
+        repository, revision = hub.parse_address(text)
         return fetch(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
@@ -92,7 +93,7 @@ def fetch(repository: str, *, pooling: str | None = None, revision: str | None =
     lacking, why = [*_LAYOUT], "offline mode is on"
     for weights in (None, *_WEIGHTS):
         patterns = None if weights is None else [*_DESCRIBING, *weights]
-        directory, failed = hub.snapshot(repository, patterns, revision)
+        directory, failed = hub.download_snapshot(repository, patterns, revision)
         if directory is None and weights is not None:
             why = failed
             break

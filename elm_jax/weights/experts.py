@@ -13,7 +13,7 @@ import numpy as np
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.models import kinds, paths
+from elm_jax.models import expert_kinds, paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
@@ -31,7 +31,7 @@ OWNED: Mapping[str, re.Pattern[str]] = {
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _ADAPTERS = {
     f"{stack}/{paths.STACK}/{block}_adapter/{half}"
-    for stack, blocks in kinds.ADAPTED.items()
+    for stack, blocks in expert_kinds.ADAPTED_BLOCKS.items()
     for block in blocks
     for half in ("down", "up")
 }
@@ -88,7 +88,7 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
         if owner not in owners:
             raise UserError(f"{what} has {path!r}, where the base has nothing that it could act on.")
-        axes = kinds.axes_of(path)
+        axes = expert_kinds.logical_axes(path)
         layers = config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers
         pair = owner.rpartition("/")[0] if owner in _ADAPTERS else owner
         if "rank" in axes and len(shape) == len(axes):

@@ -27,7 +27,7 @@ def fetch(model: Known) -> epath.Path:
     formats = _WEIGHTS[:1] if model.safetensors_only else _WEIGHTS
     for weights in (None, *formats):
         patterns = None if weights is None else [*_BESIDE, weights]
-        directory, failed = hub.snapshot(model.hub, patterns, model.revision)
+        directory, failed = hub.download_snapshot(model.hub, patterns, model.revision)
         if directory is None and weights is not None:
             why = failed
             break
@@ -59,16 +59,16 @@ def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     Raises:
         UserError: If the hub or its cache has no such repository, or no adapter in it.
     """
-    if not str(src).startswith(hub.HUB):
+    if not str(src).startswith(hub.HUB_PREFIX):
         return storage.path(src)
-    repository, revision = hub.address(str(src))
-    directory, failed = hub.snapshot(repository, [*_EXPERT, _IN_LIBRARY], revision)
+    repository, revision = hub.parse_address(str(src))
+    directory, failed = hub.download_snapshot(repository, [*_EXPERT, _IN_LIBRARY], revision)
     if directory is not None and any((directory / name).exists() for name in _SPECS):
         return directory
     inside = [] if directory is None else sorted(directory.glob(_IN_LIBRARY))
     if directory is not None and len(inside) == 1:
         own = inside[0].parent.relative_to(directory)
-        directory, failed = hub.snapshot(repository, [f"{own}/{name}" for name in _EXPERT], revision)
+        directory, failed = hub.download_snapshot(repository, [f"{own}/{name}" for name in _EXPERT], revision)
         if directory is not None:
             return directory / str(own)
     if inside:

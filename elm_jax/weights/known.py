@@ -69,8 +69,8 @@ def find(name: str) -> Known:
     >>> find("t5-v1_1-xl-lm-adapt").hub
     'google/t5-xl-lm-adapt'
     """
-    if name.startswith(hub.HUB):
-        repository, revision = hub.address(name)
+    if name.startswith(hub.HUB_PREFIX):
+        repository, revision = hub.parse_address(name)
         return replace(find(repository), revision=revision, safetensors_only=True)
     owner, slash, short = name.rpartition("/")
     short = ALIASES.get(short, short)
@@ -90,8 +90,8 @@ def eos_on_input(name: str) -> bool | None:
     >>> eos_on_input("bigscience/T0_3B"), eos_on_input("models/t5-small/"), eos_on_input("my_base")
     (False, True, None)
     """
-    if name.startswith(hub.HUB):
-        name = hub.address(name)[0]
+    if name.startswith(hub.HUB_PREFIX):
+        name = hub.parse_address(name)[0]
     short = name.rstrip("/").rpartition("/")[2]
     found = KNOWN.get(ALIASES.get(short, short))
     return None if found is None else found.eos_on_input

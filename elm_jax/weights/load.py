@@ -12,7 +12,7 @@ from elm_jax import storage
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.models.sharding import sharding_of
+from elm_jax.models.sharding import sharding_by_path
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, hf_config, hub, huggingface, known, t5x
 from elm_jax.weights.base import Base, Checkpoint, Place
@@ -143,7 +143,7 @@ def format_of(directory: epath.Path) -> str:
 def _placing(sharding: Sharding | None) -> Place:
     """Returns what takes each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
-        sharding = sharding_of(sharding)
+        sharding = sharding_by_path(sharding)
     tree = paths.flatten(sharding) if isinstance(sharding, Mapping) else None
 
     def place(path: str, value: np.ndarray) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.aot.program import Program, jit, platform_of, replicated, with_shardings
+from elm_jax.aot.program import Program, get_platform, jit, with_replication, with_shardings
 from elm_jax.errors import UserError
 
 Shape = jax.ShapeDtypeStruct
@@ -32,11 +32,11 @@ def stack(params, x):
 def build(devices, sizes, work):
     """A product of `rows` rows, and the gradient of a stack of layers whose kernels `fsdp` splits."""
     mesh = mesh_of(devices, sizes)
-    platform = platform_of(mesh)
+    platform = get_platform(mesh)
     width, rows, layers = work["width"], work["rows"], work["layers"]
     split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     x = with_shardings(Shape((rows, width), jnp.bfloat16), NamedSharding(mesh, PartitionSpec("fsdp")))
-    kernel = replicated(mesh, Shape((width, width), jnp.bfloat16))
+    kernel = with_replication(mesh, Shape((width, width), jnp.bfloat16))
     kernels = with_shardings(Shape((layers, width, width), jnp.bfloat16), split)
     return [
         Program("product", jit(lambda x, w: x @ w, platform=platform), (x, kernel)),
@@ -49,7 +49,7 @@ def build(devices, sizes, work):
 def resident(devices, sizes, work):
     """A product beside which an array of so many bytes lies on the device."""
     [product, _] = build(devices, sizes, work)
-    beside = replicated(mesh_of(devices, sizes), Shape((work["beside"],), jnp.uint8))
+    beside = with_replication(mesh_of(devices, sizes), Shape((work["beside"],), jnp.uint8))
     return [replace(product, resident=(beside,))]
 
 

@@ -15,10 +15,10 @@ import pytest
 
 import elm_jax
 from elm_jax.aot import compiler, slices
-from elm_jax.aot.compiler import Compiled
+from elm_jax.aot.compiler import CompiledProgram
 from elm_jax.errors import UserError
 
-V5E = slices.slice_of("v5e-1")
+V5E = slices.parse_slice("v5e-1")
 ONE = {"fsdp": 1}
 pytestmark = pytest.mark.aot
 
@@ -51,7 +51,7 @@ def test_programs_are_compiled_and_counted_and_the_second_time_read(small_progra
     second = compiler.compile_programs(V5E, ONE, "small_programs.build", small_programs)
     assert [each.cached for each in second] == [True, True]
     assert [{**each.to_json(), "cached": False} for each in second] == [each.to_json() for each in first]
-    assert Compiled.from_json(json.loads(json.dumps(gradient.to_json()))) == gradient
+    assert CompiledProgram.from_json(json.loads(json.dumps(gradient.to_json()))) == gradient
 
     wider = compiler.compile_program(
         V5E, ONE, "small_programs.build", small_programs | {"rows": 2048}, "product"
@@ -80,7 +80,7 @@ def test_no_cache_is_kept_where_it_is_turned_off(small_programs, tmp_path, monke
 
 def test_four_devices_gather_kernels_behind_products_and_in_their_way(small_programs):
     found = compiler.compile_program(
-        slices.slice_of("v5e-4"), {"fsdp": 4}, "small_programs.build", small_programs, "gradient"
+        slices.parse_slice("v5e-4"), {"fsdp": 4}, "small_programs.build", small_programs, "gradient"
     )
     whole = 5 * 512 * 512 * 2  # every kernel once forward and once backward
     gathered = [each for each in found.collectives if each.kind == "all-gather" and each.dtype == "bf16"]
@@ -115,7 +115,7 @@ def test_what_is_resident_beside_a_program_counts(small_programs):
 @pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="CUDA's compiler is absent")
 def test_for_gpus_there_are_memory_and_collectives_and_no_seconds(small_programs):
     found = compiler.compile_program(
-        slices.slice_of("8xh100"), {"fsdp": 8}, "small_programs.build", small_programs, "gradient"
+        slices.parse_slice("8xh100"), {"fsdp": 8}, "small_programs.build", small_programs, "gradient"
     )
     assert (found.fits, found.flops, found.seconds) == (True, None, None)
     assert found.peak_bytes

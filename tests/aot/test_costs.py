@@ -13,7 +13,7 @@ from elm_jax.aot import costs, slices
 from elm_jax.aot.program import COMPILER_OPTIONS
 
 pytestmark = pytest.mark.aot
-V5E = slices.slice_of("v5e-4")
+V5E = slices.parse_slice("v5e-4")
 SYNCHRONOUS = dict.fromkeys(COMPILER_OPTIONS["tpu"], False)
 
 
@@ -21,7 +21,7 @@ SYNCHRONOUS = dict.fromkeys(COMPILER_OPTIONS["tpu"], False)
 def mesh():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, of the extra plan, is absent")
-    return jax.make_mesh((4,), ("fsdp",), devices=slices.devices(V5E), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((4,), ("fsdp",), devices=slices.topology_devices(V5E), axis_types=(AxisType.Auto,))
 
 
 def shape(mesh, *dims, dtype=jnp.bfloat16, split=()):
@@ -33,7 +33,7 @@ def text_of(function, *arguments, options=None, **jit):
 
 
 def counted(mesh, *arguments, **options):
-    return costs.costs(text_of(*arguments, **options), V5E.kind, dict(mesh.shape))
+    return costs.count_costs(text_of(*arguments, **options), V5E.kind, dict(mesh.shape))
 
 
 def stack(kernels, x):
@@ -109,8 +109,8 @@ def test_asynchronous_gathers_are_hidden_and_cost_no_seconds(mesh):
 
 
 def test_what_two_slices_exchange_goes_over_the_network_between_them():
-    both = slices.slice_of("2xv5e-4")
-    devices = mesh_utils.create_hybrid_device_mesh((1, 4), (2, 1), slices.devices(both))
+    both = slices.parse_slice("2xv5e-4")
+    devices = mesh_utils.create_hybrid_device_mesh((1, 4), (2, 1), slices.topology_devices(both))
     mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     found = counted(
@@ -131,8 +131,8 @@ def test_what_two_slices_exchange_goes_over_the_network_between_them():
 
 def test_products_tell_their_types_and_precision(mesh):
     x = shape(mesh, 512, 512, dtype=jnp.float32)
-    [(rounded, _)] = costs.products(text_of(jnp.matmul, x, x))
+    [(rounded, _)] = costs.list_products(text_of(jnp.matmul, x, x))
     with jax.default_matmul_precision("float32"):
-        [(exact, times)] = costs.products(text_of(lambda x, y: x @ y, x, x))
+        [(exact, times)] = costs.list_products(text_of(lambda x, y: x @ y, x, x))
     assert (rounded.precision, exact.precision, times) == ("default", "highest", 1)
     assert exact.operands == ("f32", "f32")

@@ -16,8 +16,13 @@ from jax.sharding import AbstractMesh, AxisType
 from elm_jax.aot import costs, memory, slices
 from elm_jax.errors import UserError
 from elm_jax.models import meshes, shapes
-from elm_jax.models.sizes import size
-from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork
+from elm_jax.models.sizes import find_config
+from elm_jax.planning.program_specs import (
+    EmbeddingProgramSpec,
+    GenerationProgramSpec,
+    ScoringProgramSpec,
+    SearchProgramSpec,
+)
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import Plan, group_programs, layout_for
@@ -31,12 +36,14 @@ KINDS = {"bottleneck": {}, "lora": LORA, "ia3": {}, "full": {}}
 
 
 def network(dtype):
-    return size("tiny", dtype=dtype, **NETWORK)
+    return find_config("tiny", dtype=dtype, **NETWORK)
 
 
 @lru_cache
 def mesh_of(slice_name, sizes):
-    return meshes.mesh(slices.devices(slices.slice_of(slice_name)), **({"data": 1} | dict(sizes)))
+    return meshes.make_mesh(
+        slices.topology_devices(slices.parse_slice(slice_name)), **({"data": 1} | dict(sizes))
+    )
 
 
 def group(slice_name, kind="bottleneck", dtype="bfloat16", places=4, **sizes):
@@ -56,16 +63,16 @@ def gathered(slice_name, kind="bottleneck", dtype="bfloat16", **sizes):
 
 
 def collectives(text, mesh, slice_name="v5e-4"):
-    return costs.costs(text, slices.slice_of(slice_name).kind, dict(mesh)).collectives
+    return costs.count_costs(text, slices.parse_slice(slice_name).kind, dict(mesh)).collectives
 
 
 def products(program):
-    return [product for product, _ in costs.products(program.lower().compile().as_text())]
+    return [product for product, _ in costs.list_products(program.lower().compile().as_text())]
 
 
 def scored(way, kind="bottleneck", options=None):
     shape = buckets.Shape(64, 16, 16)
-    return ScoringWork("score", network("float32"), way, shape, 8, kind, options or {}, 3)
+    return ScoringProgramSpec("score", network("float32"), way, shape, 8, kind, options or {}, 3)
 
 
 ONE = ("v5e-1", ())
@@ -74,10 +81,10 @@ FLOAT32 = {
     "a stack": scored("stack"),
     "a stack of LoRA": scored("stack", "lora", LORA),
     "a gate": scored("gate", "lora", LORA),
-    "generation": GenerationWork("generate", network("float32"), "stack", 8, 64, 8, experts=3),
-    "embedding by T5": EmbeddingWork("embed", network("float32"), 8, 64),
-    "embedding by MiniLM": EmbeddingWork("embed", None, 8, 64),
-    "search": SearchWork("search", 32, 4096, 128),
+    "generation": GenerationProgramSpec("generate", network("float32"), "stack", 8, 64, 8, experts=3),
+    "embedding by T5": EmbeddingProgramSpec("embed", network("float32"), 8, 64),
+    "embedding by MiniLM": EmbeddingProgramSpec("embed", None, 8, 64),
+    "search": SearchProgramSpec("search", 32, 4096, 128),
 }
 
 
@@ -97,7 +104,7 @@ def test_every_product_of_a_float32_network_is_float32(name):
 @pytest.mark.parametrize("kind", ["bottleneck", "lora", "full"])
 def test_every_product_of_a_float32_training_is_float32_its_gradients_too(kind):
     text, _ = gathered("v5e-1", kind, "float32")
-    found = [product for product, _ in costs.products(text)]
+    found = [product for product, _ in costs.list_products(text)]
     assert any("transpose" in product.op_name for product in found)
     assert_exact(found)
 
@@ -105,7 +112,7 @@ def test_every_product_of_a_float32_training_is_float32_its_gradients_too(kind):
 def test_in_a_group_of_a_bfloat16_network_norm_scales_stay_float32():
     """They are picked by a product, which would round them."""
     text, _ = gathered("v5e-1")
-    picked = [product for product, _ in costs.products(text) if "layer_norm" in product.op_name]
+    picked = [product for product, _ in costs.list_products(text) if "layer_norm" in product.op_name]
     assert_exact(picked)
 
 
@@ -122,7 +129,7 @@ def test_gradients_are_summed_in_float32_over_devices_and_within_a_product(kind,
     assert summed
     assert {each.dtype for each in summed if each.dtype.startswith(("bf", "f"))} == {"f32"}
     # Einsums whose result is a kernel, of all rows or of a row's experts.
-    of_kernels = [each for each, _ in costs.products(text) if re.search(r"->b?g?io/", each.op_name)]
+    of_kernels = [each for each, _ in costs.list_products(text) if re.search(r"->b?g?io/", each.op_name)]
     assert {product.result for product in of_kernels} <= {"f32"}
     assert of_kernels or kind == "ia3"
 
@@ -170,14 +177,14 @@ AXES = meshes.AXES
 
 @pytest.mark.parametrize("name", ["v4-8", "v4-64", "v5e-8", "v5e-32", "v5p-128", "v6e-16", "v6e-256"])
 def test_every_mesh_that_divides_the_devices_of_a_slice_can_be_made(name):
-    devices = slices.devices(slices.slice_of(name))
+    devices = slices.topology_devices(slices.parse_slice(name))
     powers = int(math.log2(len(devices)))
     for split in itertools.combinations_with_replacement(range(powers + 1), 3):
         low, middle, high = split
         sizes = dict(
             zip(AXES, (2**low, 2 ** (middle - low), 2 ** (high - middle), 2 ** (powers - high)), strict=True)
         )
-        mesh = meshes.mesh(devices, **sizes)
+        mesh = meshes.make_mesh(devices, **sizes)
         assert dict(mesh.shape) == sizes
         assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
 
@@ -194,15 +201,15 @@ def test_every_mesh_that_divides_the_devices_of_a_slice_can_be_made(name):
 def test_meshes_that_once_crashed_compile(name, sizes):
     kind = "full" if sizes.get("fsdp", 1) > 2 else "bottleneck"
     text, mesh = gathered(name, kind, **sizes)
-    assert costs.costs(text, slices.slice_of(name).kind, dict(mesh)).flops
+    assert costs.count_costs(text, slices.parse_slice(name).kind, dict(mesh)).flops
 
 
 def test_between_slices_no_kernel_is_gathered():
-    devices = slices.devices(slices.slice_of("2xv5e-4"))
-    mesh = meshes.mesh(devices, data=2, fsdp=4)
+    devices = slices.topology_devices(slices.parse_slice("2xv5e-4"))
+    mesh = meshes.make_mesh(devices, data=2, fsdp=4)
     assert all(len({device.slice_index for device in row.flat}) == 1 for row in mesh.devices[0])
     with pytest.raises(UserError, match=r"expert and data axes divide into 2 slices.*data=2"):
-        meshes.mesh(devices, data=1, fsdp=8)
+        meshes.make_mesh(devices, data=1, fsdp=8)
 
 
 def test_programs_lower_for_a_gpu():

@@ -71,17 +71,17 @@ def entry(lines, before=""):
 )
 def test_a_loop_runs_from_its_first_value_by_its_step_to_its_limit(counter, trips):
     module = hlo.parse(loop(**counter))
-    assert loops.trip_count(module, module.entry, module.entry.by_name["loop"]) == trips
+    assert loops.count_trips(module, module.entry, module.entry.by_name["loop"]) == trips
 
 
 def test_known_trip_counts_of_other_platforms_are_taken_as_they_are():
     text = loop().replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
     module = hlo.parse(text)
-    assert loops.trip_count(module, module.entry, module.entry.by_name["loop"]) == 7
+    assert loops.count_trips(module, module.entry, module.entry.by_name["loop"]) == 7
 
 
 def test_a_loop_multiplies_flops_and_cycles():
-    found = costs.costs(loop(), V5E, {"data": 1})
+    found = costs.count_costs(loop(), V5E, {"data": 1})
     assert found.flops == 5 * 2 * 8 * 16 * 4
     assert found.cycle_seconds == 5 * 100 / 1.503e9
     assert found.unpriced == ()
@@ -89,7 +89,7 @@ def test_a_loop_multiplies_flops_and_cycles():
 
 def test_a_loop_of_unknown_length_counts_once_and_is_named():
     text = loop().replace("add(%copied, %step)", "multiply(%copied, %step)")
-    found = costs.costs(text, V5E, {"data": 1})
+    found = costs.count_costs(text, V5E, {"data": 1})
     assert found.flops == 2 * 8 * 16 * 4
     assert found.unpriced == ("1 x loop of unknown length, counted as one run",)
 
@@ -101,7 +101,7 @@ def test_a_batch_as_a_window_counts_only_what_falls_on_an_element():
         "window={size=3 stride=2 pad=2_2 lhs_dilate=3 rhs_reversal=1}, dim_labels=0bf_0io->0bf"
     )
     text = entry(f"  %a = f32[3,2,5]{{2,1,0}} parameter(0)\n  %b = f32[3,5,7]{{2,1,0}} parameter(1)\n{line}")
-    assert costs.costs(text, V5E, {"data": 1}).flops == 3 * 2 * 2 * 5 * 7
+    assert costs.count_costs(text, V5E, {"data": 1}).flops == 3 * 2 * 2 * 5 * 7
 
 
 def test_a_dot_counts_its_contracted_axes():
@@ -110,7 +110,7 @@ def test_a_dot_counts_its_contracted_axes():
         "  ROOT %c = f32[4,6,7]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, rhs_batch_dims={0}, "
         "lhs_contracting_dims={2}, rhs_contracting_dims={1}, operand_precision={highest,highest}"
     )
-    [(product, times)] = costs.products(text)
+    [(product, times)] = costs.list_products(text)
     assert (product.flops, times) == (2 * 4 * 6 * 5 * 7, 1)
     assert (product.operands, product.result, product.precision) == (("f32", "f32"), "f32", "highest")
 
@@ -122,7 +122,7 @@ def test_moves_without_cycles_cost_their_bytes_in_whole_tiles():
         "  %b = f32[8,100]{1,0:T(8,128)} copy(%a)\n"
         "  ROOT %c = f32[8,100]{1,0:T(8,128)S(1)} copy(%b)"
     )
-    assert costs.costs(text, V5E, {"data": 1}).move_seconds == pytest.approx(3 * 8 * 128 * 4 / 819e9)
+    assert costs.count_costs(text, V5E, {"data": 1}).move_seconds == pytest.approx(3 * 8 * 128 * 4 / 819e9)
 
 
 def test_an_update_of_a_slice_costs_the_slice_alone():
@@ -132,7 +132,7 @@ def test_an_update_of_a_slice_costs_the_slice_alone():
         "  %i = s32[]{:T(128)} parameter(2)\n"
         "  ROOT %d = f32[1024,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%a, %u, %i, %i, %i)"
     )
-    assert costs.costs(text, V5E, {"data": 1}).move_seconds == pytest.approx(2 * 8 * 128 * 4 / 819e9)
+    assert costs.count_costs(text, V5E, {"data": 1}).move_seconds == pytest.approx(2 * 8 * 128 * 4 / 819e9)
 
 
 def test_a_fusion_that_cuts_from_an_array_reads_what_it_cuts():
@@ -154,7 +154,7 @@ def test_a_fusion_that_cuts_from_an_array_reads_what_it_cuts():
             "  %i = s32[2,1]{1,0:T(2,128)S(1)} parameter(1)\n"
             "  ROOT %f = f32[2,8,128]{2,1,0:T(8,128)S(1)} fusion(%a, %i), kind=kCustom, calls=%fused"
         )
-        return costs.costs(inner + text, V5E, {"data": 1}).move_seconds
+        return costs.count_costs(inner + text, V5E, {"data": 1}).move_seconds
 
     assert seconds() == pytest.approx(2 * 8 * 128 * 4 / 819e9)
     # Anything else that reads the array reads all of it.
@@ -178,7 +178,7 @@ def test_a_fusion_that_scatters_in_place_costs_the_updates_alone():
         "  ROOT %f = f32[64,8,128]{2,1,0:T(8,128)} fusion(%a, %i, %b), kind=kCustom, calls=%fused"
     )
     # The updates are read, and the rows that they are added to are read and written.
-    assert costs.costs(inner + text, V5E, {"data": 1}).move_seconds == pytest.approx(
+    assert costs.count_costs(inner + text, V5E, {"data": 1}).move_seconds == pytest.approx(
         3 * 2 * 8 * 128 * 4 / 819e9
     )
 
@@ -189,13 +189,13 @@ def test_custom_calls_are_named_and_not_priced():
         '  %b = f32[8,128]{1,0} custom-call(), custom_call_target="AllocateBuffer"\n'
         '  ROOT %c = f32[8,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"'
     )
-    found = costs.costs(text, V5E, {"data": 1})
+    found = costs.count_costs(text, V5E, {"data": 1})
     assert found.unpriced == ("1 x custom call tpu_custom_call",)
     assert found.seconds == 0.0
 
 
 def test_costs_go_through_json():
-    found = costs.costs(loop(), V5E, {"data": 1})
+    found = costs.count_costs(loop(), V5E, {"data": 1})
     assert costs.Costs.from_json(found.to_json()) == found
 
 

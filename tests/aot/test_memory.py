@@ -11,8 +11,8 @@ from elm_jax.aot.program import Program
 
 def test_memory_is_read_on_the_devices_that_are_here():
     x = jax.ShapeDtypeStruct((256, 1024), jnp.float32)
-    kept = memory.memory_of(jax.jit(lambda x: x + 1).lower(x).compile())
-    donated = memory.memory_of(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
+    kept = memory.count_program_bytes(jax.jit(lambda x: x + 1).lower(x).compile())
+    donated = memory.count_program_bytes(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
     assert kept - donated == x.size * 4
     assert donated >= x.size * 4
 

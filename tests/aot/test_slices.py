@@ -13,10 +13,10 @@ from jax.sharding import SingleDeviceSharding
 
 import elm_jax
 from elm_jax.aot import memory, slices
-from elm_jax.aot.devices import DEVICE_KINDS, GIB, kind_of, peak_flops
+from elm_jax.aot.devices import DEVICE_KINDS, GIB, find_device_kind, peak_flops
 from elm_jax.errors import UserError
 
-TPUS = [name for name in slices.slice_names() if name.startswith("v")]
+TPUS = [name for name in slices.list_slice_names() if name.startswith("v")]
 cuda = pytest.mark.skipif(
     not importlib.util.find_spec("jax_cuda13_plugin"), reason="CUDA's compiler, of the extra plan, is absent"
 )
@@ -38,7 +38,7 @@ cuda = pytest.mark.skipif(
     ],
 )
 def test_a_name_tells_devices_hosts_and_shape(name, devices, hosts, shape, number):
-    found = slices.slice_of(name)
+    found = slices.parse_slice(name)
     assert (found.name, found.devices, found.hosts) == (name, devices, hosts)
     assert (found.shape, found.slices) == (shape, number)
 
@@ -48,13 +48,13 @@ def test_a_name_tells_devices_hosts_and_shape(name, devices, hosts, shape, numbe
     [("v5litepod-16", "v5e-16"), (" V4-8 ", "v4-8"), ("1xv5e-4", "v5e-4"), ("1xh200", "h200")],
 )
 def test_other_spellings_are_the_same_slice(written, name):
-    assert slices.slice_of(written) == slices.slice_of(name)
+    assert slices.parse_slice(written) == slices.parse_slice(name)
 
 
 @pytest.mark.parametrize("name", ["v4-9", "v4-4", "v5e-3", "v7-8", "tpu", "", "0xh100", "2x", "v5e"])
 def test_an_unknown_name_ends_in_one_sentence_with_the_valid_ones(name):
     with pytest.raises(UserError) as error:
-        slices.slice_of(name)
+        slices.parse_slice(name)
     assert repr(name) in str(error.value)
     assert "v4-8/16/32" in str(error.value)
     assert "8xh100" in str(error.value)
@@ -63,36 +63,36 @@ def test_an_unknown_name_ends_in_one_sentence_with_the_valid_ones(name):
 
 def test_gpus_beyond_one_host_fill_whole_hosts():
     with pytest.raises(UserError, match="8xh100 or 16xh100"):
-        slices.slice_of("9xh100")
+        slices.parse_slice("9xh100")
 
 
 @pytest.mark.aot
 @pytest.mark.parametrize("name", [*TPUS, "2xv5e-256", "2xv4-8", "4xv6e-1"])
 def test_every_tpu_slice_makes_its_devices(name):
-    found = slices.slice_of(name)
-    made = slices.devices(found)
+    found = slices.parse_slice(name)
+    made = slices.topology_devices(found)
     assert len(made) == found.devices
     assert len({device.process_index for device in made}) == found.hosts
     assert {device.platform for device in made} == {"tpu"}
-    assert kind_of(made[0].device_kind) == found.kind
+    assert find_device_kind(made[0].device_kind) == found.kind
 
 
 @cuda
 @pytest.mark.aot
 @pytest.mark.parametrize("name", ["h200", "h100", "a100", "a100-40", "8xh200", "16xh100"])
 def test_every_gpu_makes_its_devices(name):
-    found = slices.slice_of(name)
-    made = slices.devices(found)
+    found = slices.parse_slice(name)
+    made = slices.topology_devices(found)
     assert len(made) == found.devices
     assert {device.platform for device in made} == {"gpu"}
-    assert kind_of(made[0].device_kind) == found.kind
+    assert find_device_kind(made[0].device_kind) == found.kind
 
 
 @pytest.mark.aot
 @pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4"])
 def test_the_table_has_the_memory_that_the_compiler_allows(name):
-    found = slices.slice_of(name)
-    to = SingleDeviceSharding(slices.devices(found)[0])
+    found = slices.parse_slice(name)
+    to = SingleDeviceSharding(slices.topology_devices(found)[0])
     x = jax.ShapeDtypeStruct((150 * 2**10, 2**10, 256), jnp.float32, sharding=to)  # 150 GiB
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: x + 1).lower(x).compile()

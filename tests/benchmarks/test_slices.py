@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import slice_cases, slices
-from elm_jax.aot.compiler import Compiled
-from elm_jax.planning import work as works
+from elm_jax.aot.compiler import CompiledProgram
+from elm_jax.planning import program_specs as works
 
-GATHER = Compiled(
+GATHER = CompiledProgram(
     name="gather",
     slice="v4-8",
     fits=True,

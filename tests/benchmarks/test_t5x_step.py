@@ -14,9 +14,9 @@ from jax.experimental import topologies
 
 from benchmarks import t5x_step
 from elm_jax.errors import UserError
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 
-VOCABULARY = size("tiny").vocab_size
+VOCABULARY = find_config("tiny").vocab_size
 ROWS, PROMPT, TARGET = 3, 12, 5  # rows on each device
 SHAPE = {"rows": ROWS, "prompt": PROMPT, "target": TARGET, "size": "tiny"}
 
@@ -76,7 +76,7 @@ def test_the_step_lowers_for_a_slice_whose_devices_have_rows_and_parts_of_kernel
         assert leaf.dtype == jnp.float32
         parts = math.prod(leaf.shape) // math.prod(leaf.sharding.shard_shape(leaf.shape))
         # All have an axis of the embeddings' width, which is divided, but tables of relative positions.
-        assert parts == (4 if size("tiny").emb_dim in leaf.shape else 1), leaf
+        assert parts == (4 if find_config("tiny").emb_dim in leaf.shape else 1), leaf
 
 
 @needs_t5x

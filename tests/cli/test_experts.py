@@ -12,9 +12,9 @@ import pytest
 from elm_jax import cli, names, storage
 from elm_jax.experts import files
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import settings
@@ -37,7 +37,7 @@ def elm_says(capsys):
 
 @pytest.fixture(scope="module")
 def base():
-    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
+    config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
     return elm.of(config, init_params(jax.random.key(0), config))
 
 
@@ -46,7 +46,7 @@ def runs(base, tmp_path):
     """Two runs of one base; the first has an expert."""
     for name in ("one", "two"):
         elm.save(Workspace.open(tmp_path / name, create=True).base, base)
-    tree = jax.tree.map(np.asarray, ex.init("lora", jax.random.key(1), base.params))
+    tree = jax.tree.map(np.asarray, ex.init_expert("lora", jax.random.key(1), base.params))
     spec = ExpertSpec("a/b", "lora", base.fingerprint, tuple(paths.flatten(tree)), ("a",), 7, {"rate": 0.1})
     Library.open(tmp_path / "one" / "library", create=True).add(Expert(spec, tree))
     return tmp_path
@@ -122,12 +122,12 @@ def test_one_expert_is_shown_with_its_recipe_and_where_it_scored(runs, elm_says)
 
 def test_who_made_an_expert_goes_with_it_and_is_unknown_where_nothing_tells(runs, elm_says, base):
     library = Library.open(runs / "one" / "library")
-    library.add(library.expert("a/b"), replace=True, owner="ada")
+    library.add(library.load_expert("a/b"), replace=True, owner="ada")
     elm_says("export", "a/b", runs / "out", "--run", runs / "one")
     elm_says("add", runs / "out", "--run", runs / "two")
     other = Library.open(runs / "two" / "library")
     assert other.describe("a/b").owner == "ada"
-    file = other.root / "a" / "b" / files.SPEC
+    file = other.root / "a" / "b" / files.SPEC_FILE
     told = json.loads(file.read_text())
     del told["owner"]
     file.write_text(json.dumps(told))
@@ -137,7 +137,7 @@ def test_who_made_an_expert_goes_with_it_and_is_unknown_where_nothing_tells(runs
 
 def test_merged_experts_are_listed_shown_exported_and_removed_too(runs, elm_says):
     run = runs / "one"
-    expert = Library.open(run / "library").expert("a/b")
+    expert = Library.open(run / "library").load_expert("a/b")
     composites = Library.open(run / "composites", create=True)
     composites.add(replace(expert, spec=replace(expert.spec, id="merged/x")))
     assert [one["id"] for one in json.loads(elm_says("list", "--run", run, "--json")[1])] == ["a/b"]
@@ -152,7 +152,7 @@ def test_merged_experts_are_listed_shown_exported_and_removed_too(runs, elm_says
 def test_of_two_with_one_id_the_librarys_is_removed_and_the_other_told_of(runs, elm_says):
     run = runs / "one"
     library, composites = Library.open(run / "library"), Library.open(run / "composites", create=True)
-    composites.add(library.expert("a/b"))
+    composites.add(library.load_expert("a/b"))
     code, said, _ = elm_says("remove", "a/b", "--run", run)
     assert (code, said) == (
         0,
@@ -167,7 +167,7 @@ def test_of_two_with_one_id_the_librarys_is_removed_and_the_other_told_of(runs, 
 def test_a_sound_library_is_verified_and_damage_named(runs, elm_says):
     run = runs / "one"
     assert elm_says("verify", "--run", run)[:2] == (0, "1 experts are sound.\n")
-    (run / "library" / "a" / "b" / files.PARAMS).unlink()
+    (run / "library" / "a" / "b" / files.PARAMS_FILE).unlink()
     code, said, _ = elm_says("verify", "--run", run)
     assert code == 1
     assert said.startswith("a/b: ")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from elm_jax.data import task_rows, task_selection
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.pipelines import pipeline
 from elm_jax.session import opening, settings
@@ -59,7 +59,7 @@ def small_run(tmp_path_factory):
     texts = [*mini.make_statements(source.seed), *words]
     tokenizer = sentencepiece.train(texts, file, 1000, kind="word", extra_ids=opening.EXTRA_IDS)
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-    config = size("tiny", vocab_size=tokenizer.size, emb_dim=16, head_dim=8, mlp_dim=16, **layers)
+    config = find_config("tiny", vocab_size=tokenizer.size, emb_dim=16, head_dim=8, mlp_dim=16, **layers)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)

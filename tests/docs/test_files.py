@@ -91,9 +91,11 @@ def card(place):
     workspace = Workspace(storage.path(place))
     library = Library.open(workspace.library)
     about = {expert: library.describe(expert) for expert in library.ids()}
-    scores = {expert: model_card.scores_of(workspace, library, expert) for expert in about}
+    scores = {expert: model_card.collect_scores(workspace, library, expert) for expert in about}
     assert any(scores.values())
-    return model_card.record(model_card.Card("me/experts", model_card.BaseModel("0"), about, scores))
+    return model_card.to_record(
+        model_card.ModelCard("me/experts", model_card.BaseReference("0"), about, scores)
+    )
 
 
 FILES = {

@@ -57,8 +57,9 @@ def test_a_composite_is_a_fixed_expert(merged, unseen):
 
 def test_a_merged_expert_in_the_library_gets_keys_of_its_parts_tasks(copy, tmp_path):
     run, _ = copy
-    import_export.add(
-        import_export.export("film/both", tmp_path / "out", run=run.workspace.root), run=run.workspace.root
+    import_export.import_expert(
+        import_export.export_expert("film/both", tmp_path / "out", run=run.workspace.root),
+        run=run.workspace.root,
     )
     assert index(run, size=4) == ["film/both"]
     films = {
@@ -66,7 +67,7 @@ def test_a_merged_expert_in_the_library_gets_keys_of_its_parts_tasks(copy, tmp_p
         for spec in task_selection.select_tasks(list(FILM))
         for example in task_rows.load_examples(spec, run.source)
     }
-    keys = Library.open(run.workspace.library).keys("film/both")
+    keys = Library.open(run.workspace.library).load_keys("film/both")
     assert len(keys.texts) == 4
     assert set(keys.texts) <= films
 
@@ -74,7 +75,7 @@ def test_a_merged_expert_in_the_library_gets_keys_of_its_parts_tasks(copy, tmp_p
 def test_an_expert_of_unknown_tasks_is_passed_over_by_index_and_routers_and_said_once(copy):
     run, said = copy
     library = Library.open(run.workspace.library)
-    own = library.expert(FILM[0])
+    own = library.load_expert(FILM[0])
     spec = replace(own.spec, id="somewhere/else", datasets=("elsewhere",))
     library.add(replace(own, spec=spec))
     told = "Passed over, for the tasks that keys are made of are not known: somewhere/else.\n"
@@ -95,6 +96,6 @@ def test_an_expert_of_unknown_tasks_is_passed_over_by_index_and_routers_and_said
 def test_an_expert_that_could_have_keys_is_asked_for_them_still(copy):
     run, _ = copy
     library = Library.open(run.workspace.library)
-    library.add(library.expert(FILM[0]), replace=True)  # without keys
+    library.add(library.load_expert(FILM[0]), replace=True)  # without keys
     with pytest.raises(UserError, match="1 of 4 have none: 'mini_sentiment_film/after the film'"):
         route.route(run, [UNSEEN])

@@ -5,9 +5,9 @@ import numpy as np
 from elm_jax.data import task_rows
 from elm_jax.evaluation import expert_stacks as module
 from elm_jax.evaluation.expert_stacks import stacks
-from elm_jax.experts.lookup import BASE, home
+from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.merging.merge import merge
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.scoring import scorer as engine
 from tests.run_fixtures import BOTTLENECK, LORA, TRAINED
 
@@ -37,8 +37,8 @@ def test_experts_of_several_kinds_and_sizes_score_as_each_does_alone(make_run, u
         found |= {name: scored(run, rows, stack, name) for name in stack.places}
     assert set(found) == {BASE, *TRAINED}
     for name, (kind, _) in KINDS.items():
-        tree = home(run.workspace, name).expert(name).params
-        params, owned = ex.place(kind, run.base.params, tree)
+        tree = find_library(run.workspace, name).load_expert(name).params
+        params, owned = ex.split_base_and_expert(kind, run.base.params, tree)
         alone = engine.score_rows(run.base.config, params, rows, owned, stacked=False)
         np.testing.assert_allclose(found[name], np.stack(alone), rtol=1e-4, atol=1e-4)
     alone = engine.score_rows(run.base.config, run.base.params, rows)
@@ -78,7 +78,7 @@ def test_an_expert_that_was_made_of_others_stands_beside_the_trained(make_run, u
     merged = merge(run, TRAINED[:2], id="merged/two").spec.id
     (stack,) = stacks(run, [TRAINED[0], merged], at_once=64)
     for name in (TRAINED[0], merged):
-        tree = home(run.workspace, name).expert(name).params
+        tree = find_library(run.workspace, name).load_expert(name).params
         alone = engine.score_rows(run.base.config, run.base.params, rows, tree, stacked=False)
         np.testing.assert_allclose(scored(run, rows, stack, name), np.stack(alone), rtol=1e-4, atol=1e-4)
 

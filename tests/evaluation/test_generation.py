@@ -13,9 +13,9 @@ from elm_jax.evaluation import generation, results_cache
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting import written
@@ -44,7 +44,7 @@ def run(tmp_path_factory):
         texts, workspace.base / opening.VOCABULARY_FILE, 400, kind="word", extra_ids=opening.EXTRA_IDS
     )
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-    config = size(
+    config = find_config(
         "tiny", vocab_size=tokenizer.size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, **layers
     )
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def run(tmp_path_factory):
             library,
             opened,
             expert,
-            ex.init("bottleneck", jax.random.key(number), params, width=4),
+            ex.init_expert("bottleneck", jax.random.key(number), params, {"width": 4}),
             1 + number,
         )
     return opened
@@ -112,7 +112,7 @@ def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, wanted, finish
 
 def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finished):
     task = specs[0].id
-    tree = Library.open(run.workspace.library).expert(EXPERTS[0]).params
+    tree = Library.open(run.workspace.library).load_expert(EXPERTS[0]).params
     prompts = list(
         task_rows.tokenize_task(
             task_rows.load_examples(specs[0], run.source), run.tokenizer, run.lengths
@@ -209,7 +209,7 @@ def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, no
 
 def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
     library = Library.open(run.workspace.library)
-    tree = ex.init("bottleneck", jax.random.key(0), run.base.params, width=4)
+    tree = ex.init_expert("bottleneck", jax.random.key(0), run.base.params, {"width": 4})
     add(library, run, "mini_calendar_day/broken", tree, np.nan)
     with pytest.raises(UserError, match="'mini_calendar_day/broken' gives no numbers"):
         generation.generate(run, [Cell(specs[0].id, "mini_calendar_day/broken")], specs)

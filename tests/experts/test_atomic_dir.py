@@ -98,8 +98,8 @@ def test_a_writer_killed_at_any_renaming_leaves_the_old_or_the_new(home, monkeyp
         with pytest.raises(Killed):
             atomic_dir.write(home, MARK, filler("new"), replace=True)
     assert text_of(home) == found
-    assert atomic_dir.present(home.parent, MARK) == ["home"]
-    assert {name for name, _ in atomic_dir.leftovers(home.parent, MARK)} == {"home"}
+    assert atomic_dir.list_complete(home.parent, MARK) == ["home"]
+    assert {name for name, _ in atomic_dir.list_unfinished(home.parent, MARK)} == {"home"}
 
 
 def test_the_next_writer_takes_the_place_of_what_a_killed_one_moved_aside(home, monkeypatch):
@@ -122,19 +122,19 @@ def test_removing_takes_what_a_killed_writer_moved_aside_too(home, monkeypatch):
         with pytest.raises(Killed):
             atomic_dir.write(home, MARK, filler("lost"), replace=True)
     atomic_dir.remove(home)
-    assert atomic_dir.place(home, MARK) is None
+    assert atomic_dir.locate(home, MARK) is None
 
 
 def test_a_directory_without_its_marker_is_absent_and_gives_way(home):
     (home / "rest").mkdir(parents=True)
-    assert atomic_dir.place(home, MARK) is None
-    assert [name for name, _ in atomic_dir.leftovers(home.parent, MARK)] == ["home"]
+    assert atomic_dir.locate(home, MARK) is None
+    assert [name for name, _ in atomic_dir.list_unfinished(home.parent, MARK)] == ["home"]
     atomic_dir.write(home, MARK, filler("new"))
     assert text_of(home) == "new"
 
 
 def test_reading_or_listing_what_was_never_there(home):
-    assert atomic_dir.present(home.parent, MARK) == []
+    assert atomic_dir.list_complete(home.parent, MARK) == []
     with pytest.raises(FileNotFoundError):
         text_of(home)
 
@@ -169,7 +169,7 @@ def test_a_directory_that_changes_without_end_is_given_up(home, monkeypatch):
     atomic_dir.write(home, MARK, filler("0"))
     monkeypatch.setattr(atomic_dir, "ATTEMPTS", 5)
     counter = iter(range(1, 100))
-    with pytest.raises(UserError, match="others kept writing it"):
+    with pytest.raises(UserError, match=str(home)):
         atomic_dir.read(
             home,
             MARK,
@@ -209,6 +209,14 @@ def test_writers_at_once_and_readers_between_them_never_meet_a_torn_directory(ho
     assert os.listdir(home.parent) == ["home"]
 
 
+def test_a_directory_in_use_is_no_new_one(home):
+    home.mkdir(parents=True)
+    atomic_dir.write_new(home, MARK, filler("old"))
+    with pytest.raises(UserError, match=str(home)):
+        atomic_dir.write_new(home, MARK, filler("new"))
+    assert text_of(home) == "old"
+
+
 def test_of_two_who_add_at_once_one_is_told_that_it_came_second(home):
     def fill(directory):
         filler("slow")(directory)
@@ -223,6 +231,6 @@ def test_of_two_who_add_at_once_one_is_told_that_it_came_second(home):
 def test_a_place_that_the_system_refuses_is_named(home):
     home.parent.mkdir(parents=True)
     home.write_text("a file is in the way")
-    with pytest.raises(UserError, match="home was to be written, but the system refused"):
+    with pytest.raises(UserError, match=str(home)):
         atomic_dir.write(home, MARK, filler("new"))
     assert os.listdir(home.parent) == ["home"]

@@ -16,9 +16,9 @@ from elm_jax.errors import UserError
 from elm_jax.experts.convert import convert
 from elm_jax.experts.library import Library
 from elm_jax.merging import merger
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, fold, load
@@ -37,14 +37,16 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def model():
-    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1)
+    config = find_config(
+        "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
+    )
     flat = {path: RNG.normal(0, 0.4, shape) for path, shape in bases.shapes(config).items()}
     flat = {path: value.astype(np.float32) for path, value in flat.items()}
     return bases.of(config, paths.unflatten(flat))
 
 
 def expert(kind, model, name):
-    tree = ex.init(kind, jax.random.key(0), model.params, **KINDS[kind])
+    tree = ex.init_expert(kind, jax.random.key(0), model.params, KINDS[kind])
     moved = jax.tree.map(lambda leaf: leaf + 0.2 * RNG.normal(size=leaf.shape), dict(tree))
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), moved)
     spec = ExpertSpec(name, kind, model.fingerprint, tuple(paths.flatten(tree)), (name.split("/")[0],), 5)
@@ -59,13 +61,13 @@ def library(model, tmp_path):
     for kind in KINDS:
         for number in (1, 2):
             made.add(expert(kind, model, f"{kind}/{number}"))
-    pair = [made.expert(f"lora/{number}") for number in (1, 2)]
+    pair = [made.load_expert(f"lora/{number}") for number in (1, 2)]
     made.add(merger.merge("concatenate", pair, base=model.params, id="lora/merged"))
     return tmp_path
 
 
 def ours(model, where, name):
-    tree = Library.open(where / "library").expert(name)
+    tree = Library.open(where / "library").load_expert(name)
     return score_choices(model, PROMPTS, CHOICES, tree)
 
 
@@ -182,7 +184,7 @@ def test_the_adapters_library_scores_a_bottleneck_as_we_do(model, library, width
     python = os.environ.get("ADAPTERS_PYTHON") or (sys.executable if find_spec("adapters") else None)
     if python is None:
         pytest.skip("the adapters library is not installed, nor is ADAPTERS_PYTHON set")
-    tree = ex.init("bottleneck", jax.random.key(0), model.params, width=width)
+    tree = ex.init_expert("bottleneck", jax.random.key(0), model.params, {"width": width})
     tree = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * RNG.normal(size=leaf.shape), np.float32), tree)
     spec = ExpertSpec("own/1", "bottleneck", model.fingerprint, tuple(paths.flatten(tree)), ("own",), 5)
     Library.open(library / "library").add(Expert(spec, tree))
@@ -215,7 +217,7 @@ def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, li
     assert told["config"]["non_linearity"] == "gelu_new"
     assert 8 // told["config"]["reduction_factor"] == 3
     normed = load.read(library / "out" / "base")
-    tree = Library.open(library / "library").expert("bottleneck/1").params
+    tree = Library.open(library / "library").load_expert("bottleneck/1").params
     own = paths.flatten(tree)["encoder/encoder_norm/scale"]
     np.testing.assert_array_equal(normed.params["encoder"]["encoder_norm"]["scale"], own)
 

@@ -54,10 +54,10 @@ def test_two_writers_and_readers_never_meet_half_an_expert(library):
     seen = set()
     while any(writer.poll() is None for writer in writers):
         assert library.ids() == ("dream/quiet", NAME)
-        found = library.expert(NAME)
+        found = library.load_expert(NAME)
         values = {float(value) for leaf in found.params.values() for value in np.unique(leaf)}
         assert values == {float(found.spec.steps)}
-        stacked = library.load(["dream/quiet", NAME])
+        stacked = library.load_stack(["dream/quiet", NAME])
         assert np.unique(stacked["w"][0]).tolist() == [7.0]
         assert np.unique(stacked["w"][1]).size == 1
         seen |= values
@@ -75,7 +75,7 @@ def test_a_writer_that_is_killed_leaves_the_old_or_the_new(library):
         time.sleep(0.15 + 0.07 * number)
         writer.kill()
         writer.communicate()
-        found = library.expert(NAME)
+        found = library.load_expert(NAME)
         assert {float(value) for leaf in found.params.values() for value in np.unique(leaf)} == {
             float(found.spec.steps)
         }

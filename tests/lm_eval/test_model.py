@@ -15,9 +15,9 @@ from elm_jax.axes import PAD
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import gates
@@ -83,7 +83,7 @@ TASKS = {
 def run(tmp_path_factory):
     """A run with a random base, two experts with keys in the library, and a full one among the composites."""
     workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
-    config = size("tiny", vocab_size=224, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+    config = find_config("tiny", vocab_size=224, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
 
@@ -101,7 +101,7 @@ def run(tmp_path_factory):
     sentencepiece.train(texts, workspace.base / opening.VOCABULARY_FILE, 200, extra_ids=opening.EXTRA_IDS)
     settings.save_run_settings(workspace, None, source, LENGTHS)
     library = Library.open(workspace.library, create=True)
-    fresh = jax.eval_shape(lambda tree: ex.init("lora", jax.random.key(0), tree, rank=2), shapes)
+    fresh = jax.eval_shape(lambda tree: ex.init_expert("lora", jax.random.key(0), tree, {"rank": 2}), shapes)
     for spec in chosen:
         tree = numbers(fresh)
         owned = tuple(paths.flatten(tree))
@@ -187,7 +187,7 @@ def scores_of(samples):
 def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
     expert = ids[0]
     _, found, samples = evaluate(run, folder, ["copa", "storycloze"], expert=expert)
-    loaded = Library.open(run.workspace.library).expert(expert)
+    loaded = Library.open(run.workspace.library).load_expert(expert)
     for task, rows in (("local_copa", COPA), ("local_storycloze", STORIES)):
         assert 0 <= found[task]["acc,none"] <= 1
         assert len(samples[task]) == len(rows)
@@ -203,7 +203,7 @@ def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
 
 def test_the_base_and_a_full_expert_score_with_their_own_weights(run, folder):
     composites = Library.open(run.workspace.composites)
-    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.expert("other/full"))):
+    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.load_expert("other/full"))):
         _, _, samples = evaluate(run, folder, ["copa"], **arguments)
         wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), owned)
         np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
@@ -214,7 +214,7 @@ def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
     _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
-    stack = Library.open(run.workspace.library).load([expert])
+    stack = Library.open(run.workspace.library).load_stack([expert])
     written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
     texts = [run.tokenizer.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
@@ -265,7 +265,7 @@ def test_a_router_chooses_for_every_task_by_its_own_contexts(run, folder, ids):
         wanted = score_choices(
             run.base,
             *arrays(run, *requests_of(samples[task])),
-            Library.open(run.workspace.library).expert(expert),
+            Library.open(run.workspace.library).load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
 
@@ -284,7 +284,7 @@ def test_several_experts_are_averaged(run, folder, ids):
     wanted = score_choices(
         run.base,
         *arrays(run, *requests_of(samples["local_copa"])),
-        Library.open(run.workspace.composites).expert(expert),
+        Library.open(run.workspace.composites).load_expert(expert),
     )
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
@@ -297,7 +297,9 @@ def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
     assert len(chosen) == len(COPA)
     for row, expert in enumerate(chosen):
         wanted = score_choices(
-            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.expert(expert)
+            run.base,
+            *arrays(run, contexts[row : row + 1], choices[row : row + 1]),
+            library.load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
@@ -347,7 +349,7 @@ def test_an_expert_of_no_numbers_is_named(run):
     from elm_jax.lm_eval import model
 
     composites = Library.open(run.workspace.composites)
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.expert("other/full").params))
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.load_expert("other/full").params))
     spec = composites.spec("other/full")
     composites.add(Expert(ExpertSpec("other/broken", "full", spec.base, spec.paths, ("other",), 5), broken))
     try:
@@ -402,7 +404,7 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
     rows = task_rows.build_scoring_rows(
         task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
     )
-    stack = Library.open(run.workspace.library).load([ids[0]])
+    stack = Library.open(run.workspace.library).load_stack([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
     pairs = [

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement
 from elm_jax.merging.merger import merge
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
@@ -122,14 +121,14 @@ def test_weights_that_make_no_mean_are_refused(weights, said):
     [
         (
             expert("b", [[[3.0], [6.0]]], [2.0, 3.0], kind="lora"),
-            "kind 'bottleneck' and 'b/p' has 'lora'",
+            "'bottleneck' of 'a/p' and 'lora' of 'b/p'",
         ),
-        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], base="t5"), "has base 'base' and 'b/p' has 't5'"),
+        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], base="t5"), "'base' of 'a/p' and 't5' of 'b/p'"),
         (
             expert("b", [[[3.0, 6.0]]], [2.0, 3.0]),
-            rf"'b/p' holds {DOWN} as \(1, 1, 2\) where 'a/p' holds {DOWN} as \(1, 2, 1\)",
+            rf"{DOWN} as \(1, 2, 1\) .*'a/p', got \(1, 1, 2\) in 'b/p'",
         ),
-        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], paths=(DOWN,)), f"differ in '{SCALE}'"),
+        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], paths=(DOWN,)), f"'b/p'.*'{SCALE}'"),
     ],
 )
 def test_experts_that_do_not_fit_are_refused_by_name(other, said):
@@ -140,14 +139,10 @@ def test_experts_that_do_not_fit_are_refused_by_name(other, said):
 def test_a_path_that_one_expert_lacks_is_named():
     spec = replace(TWO.spec, paths=(DOWN,))
     lacking = Expert(spec, paths.unflatten({DOWN: np.ones((1, 2, 1), np.float32)}))
-    with pytest.raises(UserError, match=f"'b/p' holds no {SCALE} where 'a/p' holds {SCALE} as"):
+    with pytest.raises(UserError, match=f"{SCALE} as .*'a/p', got absent in 'b/p'"):
         average([ONE, lacking])
 
 
 def test_no_expert_makes_no_mean():
-    with pytest.raises(UserError, match="At least one expert is wanted"):
+    with pytest.raises(UserError, match="at least one expert"):
         average([])
-
-
-def test_shapes_go_by_the_same_paths_as_everywhere():
-    assert list(agreement.shapes_of(ONE.params)) == list(paths.flatten(ONE.params))

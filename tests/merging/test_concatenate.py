@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elm_jax.merging.merger import merge
-from elm_jax.models import experts as applied
+from elm_jax.models import expert_layers as applied
 
 from .conftest import ADAPTER, LAST, QUERY, RANK, D, values
 
@@ -40,10 +40,12 @@ def layer_of(of, path, layer):
 def test_a_block_of_concatenated_bottlenecks_gives_the_mean_of_the_blocks(three, layer):
     experts, x = three("bottleneck"), inputs()
     merged = merge("concatenate", experts, weights=WEIGHTS)
-    blocks = [applied.bottleneck(x, layer_of(one, ADAPTER, layer)) for one in experts]
-    got = applied.bottleneck(x, layer_of(merged, ADAPTER, layer))
+    blocks = [applied.apply_bottleneck(x, layer_of(one, ADAPTER, layer)) for one in experts]
+    got = applied.apply_bottleneck(x, layer_of(merged, ADAPTER, layer))
     np.testing.assert_allclose(got, mean(blocks), rtol=1e-4, atol=1e-5)
-    averaged = applied.bottleneck(x, layer_of(merge("average", experts, weights=WEIGHTS), ADAPTER, layer))
+    averaged = applied.apply_bottleneck(
+        x, layer_of(merge("average", experts, weights=WEIGHTS), ADAPTER, layer)
+    )
     assert np.abs(averaged - mean(blocks)).max() > 0.1  # what the average of factors is not
 
 
@@ -75,7 +77,7 @@ def test_concatenated_lora_changes_a_projection_by_the_mean_of_the_changes(three
     y = x @ np.eye(D, dtype=np.float32)
 
     def given(of):
-        return applied.given(x, y, layer_of(of, QUERY, layer))
+        return applied.apply_delta(x, y, layer_of(of, QUERY, layer))
 
     merged = merge("concatenate", experts, weights=WEIGHTS)
     np.testing.assert_allclose(given(merged), mean(map(given, experts)), rtol=1e-4, atol=1e-5)

@@ -10,8 +10,8 @@ import pytest
 from elm_jax import cli, storage
 from elm_jax.experts import files
 from elm_jax.experts.library import Library
-from elm_jax.models import experts, paths
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers, paths
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import opening
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
     """A run with a base, two experts of every kind but full, and one full expert."""
     out = tmp_path_factory.mktemp("run")
     workspace = Workspace.open(out, create=True)
-    config = size("tiny", vocab_size=64, emb_dim=8, head_dim=4, mlp_dim=12)
+    config = find_config("tiny", vocab_size=64, emb_dim=8, head_dim=4, mlp_dim=12)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
 
@@ -42,7 +42,9 @@ def prepared(tmp_path_factory):
     )
     library = Library.open(workspace.library, create=True)
     for kind in ("bottleneck", "lora", "full"):
-        fresh = jax.eval_shape(lambda tree, kind=kind: experts.init(kind, jax.random.key(0), tree), shapes)
+        fresh = jax.eval_shape(
+            lambda tree, kind=kind: expert_layers.init_expert(kind, jax.random.key(0), tree), shapes
+        )
         for name in ("one", "two"):
             tree = numbers(fresh)
             spec = ExpertSpec(
@@ -68,7 +70,7 @@ def merge(prepared, capsys):
 
 
 def flat(library, name):
-    return paths.flatten(library.expert(name).params)
+    return paths.flatten(library.load_expert(name).params)
 
 
 def test_experts_are_averaged_into_a_composite_that_no_router_finds(prepared, merge):
@@ -151,14 +153,14 @@ def test_a_composite_can_be_merged_again(prepared, merge):
         (["one/lora", "two/lora", "--option", "method=ties"], "An option as density=0.3 is wanted"),
         (["one/lora", "two/lora", "--weights", "1,x"], "'x' came"),
         (["one/lora", "two/lora", "--weights", "1"], "1 came for 2 experts"),
-        (["one/lora", "two/full"], "'one/lora' has kind 'lora' and 'two/full' has 'full'"),
+        (["one/lora", "two/full"], "'lora' of 'one/lora' and 'full' of 'two/full'"),
         (["one/bottleneck", "two/bottleneck", "--method", "ties"], "Use average or concatenate."),
         (
             ["one/lora", "two/lora", "--method", "fisher"],
             "The training rows of expert 'one/lora' are wanted. No task",
         ),
         (["one/lora", "two/lora", "--id", "both"], "'both' came"),
-        ([], "At least one expert is wanted"),
+        ([], "at least one expert"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_one_sentence_before_any_weight_is_read(

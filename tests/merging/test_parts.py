@@ -6,7 +6,7 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.merging.parts import mean, parts_of
-from elm_jax.models import experts, paths
+from elm_jax.models import expert_layers, paths
 from elm_jax.models.t5 import init_params
 
 from .conftest import ADAPTER, LAST, NORM, QUERY, SHAPES, WO
@@ -42,7 +42,7 @@ def fresh(config):
     base = jax.eval_shape(lambda: init_params(key, config))
 
     def owned(kind):
-        return paths.flatten(jax.eval_shape(lambda base: experts.init(kind, key, base), base))
+        return paths.flatten(jax.eval_shape(lambda base: expert_layers.init_expert(kind, key, base), base))
 
     return paths.flatten(base), owned
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
-from elm_jax.models.sizes import size
-from elm_jax.models.stacks import UNROLLED
+from elm_jax.models import expert_layers as ex
+from elm_jax.models.sizes import find_config
+from elm_jax.models.stacks import MAX_UNROLLED
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training.step import stack
 
@@ -20,7 +20,7 @@ SHAPES = {
     "unrolled": {"num_encoder_layers": 1, "num_decoder_layers": 2},
     "scanned, tied, relu": {
         "num_encoder_layers": 1,
-        "num_decoder_layers": UNROLLED + 1,
+        "num_decoder_layers": MAX_UNROLLED + 1,
         "mlp_activations": ("relu",),
         "logits_via_embedding": True,
         "relpos_per_layer": True,
@@ -34,13 +34,13 @@ SHAPES = {
 def decoding(request):
     """The network's three functions, and what they take besides: no expert, or one for every row."""
     shape, with_experts = request.param
-    config = size("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, **SHAPES[shape])
+    config = find_config("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, **SHAPES[shape])
     # Drawn on the host: compiling their first values takes longer than the test.
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: RNG.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     beside = ()
     if with_experts:
-        trees = [ex.init("bottleneck", jax.random.key(n), params, width=4) for n in range(3)]
+        trees = [ex.init_expert("bottleneck", jax.random.key(n), params, {"width": 4}) for n in range(3)]
         beside = (
             stack([jax.tree.map(lambda leaf, by=1 + n / 4: leaf * by, tree) for n, tree in enumerate(trees)]),
             np.array([2, 0, 2, 1], np.int32),

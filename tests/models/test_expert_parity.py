@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.weights import hf_names
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(4)
 PROMPTS = RNG.integers(3, 96, (4, 9)).astype(np.int32)
 ANSWERS = RNG.integers(3, 96, (4, 1, 5)).astype(np.int32)
 PROMPTS[1, 6:] = PROMPTS[3, 2:] = 0
-CONFIG = size("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, num_decoder_layers=3)
+CONFIG = find_config("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, num_decoder_layers=3)
 ALPHA, RANK = 6, 4
 LETTERS = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
 
@@ -35,7 +35,7 @@ def test_a_bottleneck_is_the_originals_two_linear_layers_with_gelu_new_between_a
         return {"kernel": jnp.asarray(layer.weight.detach().T), "bias": jnp.asarray(layer.bias.detach())}
 
     adapter = {"down": ours(down), "up": ours(up)}
-    found = ex.bottleneck(jnp.asarray(x.numpy()), adapter)
+    found = ex.apply_bottleneck(jnp.asarray(x.numpy()), adapter)
     np.testing.assert_allclose(found, wanted.detach(), atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_ia3_gives_the_logits_of_peft(theirs, base, ours):
         return {"ia3_in" if module.is_feedforward else "ia3_out": module.ia3_l["default"].flatten()}
 
     expert = tree_of(network, base, leaves)
-    fresh = ex.init("ia3", jax.random.key(0), base)
+    fresh = ex.init_expert("ia3", jax.random.key(0), base)
     assert jax.tree.map(np.shape, expert) == jax.tree.map(np.shape, fresh)
     found = np.asarray(ours(expert))
     np.testing.assert_allclose(found, logits(network), atol=1e-4)
@@ -172,7 +172,9 @@ def test_fresh_lora_is_drawn_as_peft_draws_it(theirs, base):
     peft = pytest.importorskip("peft", reason="the parity extra brings it")
     network = peft.get_peft_model(theirs(), peft.LoraConfig(r=64, target_modules=["wo"]))
     theirs_a = torch.cat([p.flatten() for n, p in network.named_parameters() if "wo.lora_A" in n]).detach()
-    fresh = paths.flatten(ex.init("lora", jax.random.key(0), base, rank=64, projections=["wo"]))
+    fresh = paths.flatten(
+        ex.init_expert("lora", jax.random.key(0), base, {"rank": 64, "projections": ["wo"]})
+    )
     ours_a = np.concatenate([np.ravel(leaf) for path, leaf in fresh.items() if path.endswith("lora_a")])
     assert np.abs(ours_a).max() == pytest.approx(theirs_a.abs().max().item(), rel=0.01)
     assert ours_a.std() == pytest.approx(theirs_a.std().item(), rel=0.02)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.training import optimizers, step
 
@@ -27,7 +27,7 @@ STEPS = 10
 @pytest.fixture(scope="module")
 def config():
     narrow = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24}
-    return size("tiny", vocab_size=48, num_encoder_layers=1, num_decoder_layers=1, **narrow)
+    return find_config("tiny", vocab_size=48, num_encoder_layers=1, num_decoder_layers=1, **narrow)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def base(config):
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_ten_steps_lower_the_loss_of_every_expert_and_leave_the_base(config, base, kind):
-    fresh = [ex.init(kind, jax.random.key(seed), base) for seed in (1, 2)]
+    fresh = [ex.init_expert(kind, jax.random.key(seed), base) for seed in (1, 2)]
     before = jax.tree.map(np.array, base)
     optimizer = optimizers.optimizer("adamw")
     gather, advance = step.gather(config, kind), step.advance(optimizer)

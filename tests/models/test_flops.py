@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import flops
 from elm_jax.models.shapes import base_shapes, expert_shapes
-from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import T5
 from elm_jax.training.loss import answer_loss
 
@@ -22,7 +22,9 @@ PROMPT, ANSWER = 84, 116
 
 
 def cost(network, kind, options=None, seen=None):
-    return flops.cost(network, kind, base_shapes(network), expert_shapes(network, kind, options), seen)
+    return flops.training_flops(
+        network, kind, base_shapes(network), expert_shapes(network, kind, options), seen
+    )
 
 
 def both(cost):
@@ -52,14 +54,16 @@ def test_a_frozen_base_costs_four_and_the_experts_own_kernels_six(kind, options,
 
 
 def test_attention_costs_twelve_for_each_of_its_values_and_tokens_attended_to():
-    made = cost(SMALL, "ia3", {}, flops.Attended(prompt=5.0, answer=3.0, cross=5.0))
+    made = cost(SMALL, "ia3", {}, flops.AttentionSpans(prompt=5.0, answer=3.0, cross=5.0))
     assert both(made) == (4 * PROMPT + 12 * 2 * 5, 4 * ANSWER + 12 * 2 * (3 + 5))
-    assert made.of(10, 2) == 10 * made.prompt + 2 * made.answer
+    assert made.total(10, 2) == 10 * made.prompt + 2 * made.answer
 
 
 def test_tokens_attend_to_their_own_rows_so_long_rows_count_more():
     # Three tokens see three and one sees one; the answers' two tokens see three and one.
-    assert flops.attended([[5] * 3, [5]], [[5], [5]]) == flops.Attended(prompt=2.5, answer=1.0, cross=2.0)
+    assert flops.attention_spans([[5] * 3, [5]], [[5], [5]]) == flops.AttentionSpans(
+        prompt=2.5, answer=1.0, cross=2.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,30 +75,32 @@ def test_tokens_attend_to_their_own_rows_so_long_rows_count_more():
     ],
 )
 def test_what_is_counted_is_what_xla_counts(kind, options, tolerance):
-    network = size("tiny", emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, vocab_size=512)  # unrolled
+    network = find_config(
+        "tiny", emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, vocab_size=512
+    )  # unrolled
     base, expert = base_shapes(network), expert_shapes(network, kind, options)
 
     def loss(owned, base, prompts, targets):
-        params, beside = ex.place(kind, base, owned)
+        params, beside = ex.split_base_and_expert(kind, base, owned)
         logits = T5(network).apply({"params": params}, prompts, targets[:, None], beside)
         return answer_loss(jnp.asarray(logits)[:, 0], targets)
 
     rows, prompt, answer = 4, 48, 16
     tokens = [jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (prompt, answer)]
     compiled = jax.jit(jax.value_and_grad(loss)).lower(expert, base, *tokens).compile()
-    seen = flops.Attended(float(prompt), float(answer), float(prompt))
-    made = flops.cost(network, kind, base, expert, seen)
+    seen = flops.AttentionSpans(float(prompt), float(answer), float(prompt))
+    made = flops.training_flops(network, kind, base, expert, seen)
     counted = compiled.cost_analysis()["flops"]
-    assert made.of(rows * prompt, rows * answer) == pytest.approx(counted, rel=tolerance)
+    assert made.total(rows * prompt, rows * answer) == pytest.approx(counted, rel=tolerance)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("bottleneck", {"width": 16}), ("lora", {"rank": 16})])
 def test_a_forward_pass_costs_what_xla_counts(kind, options):
-    network = size("tiny", emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, vocab_size=512)
+    network = find_config("tiny", emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, vocab_size=512)
     base, expert = base_shapes(network), expert_shapes(network, kind, options)
     rows, prompt, answer = 4, 48, 16
     tokens = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, prompt), (rows, 1, answer))]
     forward = jax.jit(lambda base, expert, *tokens: T5(network).apply({"params": base}, *tokens, expert))
     counted = forward.lower(base, expert, *tokens).compile().cost_analysis()["flops"]
-    made = flops.forward_cost(network, base, expert, flops.Attended(48.0, 16.0, 48.0))
-    assert made.of(rows * prompt, rows * answer) == pytest.approx(counted, rel=0.06)
+    made = flops.forward_flops(network, base, expert, flops.AttentionSpans(48.0, 16.0, 48.0))
+    assert made.total(rows * prompt, rows * answer) == pytest.approx(counted, rel=0.06)

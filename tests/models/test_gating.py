@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import gating, paths
-from elm_jax.models.gating import Gate
+from elm_jax.models.gating import TokenGate
 from elm_jax.models.t5 import T5
 from elm_jax.training.step import stack
 
@@ -33,7 +33,9 @@ def network(config, base):
 @pytest.fixture(scope="module")
 def trained(base):
     """Three LoRA experts that change every logit."""
-    fresh = ex.init("lora", jax.random.key(0), base, rank=2, projections=["query", "value", "wo"])
+    fresh = ex.init_expert(
+        "lora", jax.random.key(0), base, {"rank": 2, "projections": ["query", "value", "wo"]}
+    )
     return [
         jax.tree.map(lambda leaf: np.asarray(leaf) + RNG.normal(0, 0.2, leaf.shape).astype(np.float32), fresh)
         for _ in range(3)
@@ -58,7 +60,7 @@ def test_a_gate_that_gives_one_expert_everything_is_that_expert_alone(network, t
     protos = prototypes(stacked)
     before = None
     for number, expert in enumerate(trained):
-        tree = gating.gated(stacked, protos, k=2, allowed=only(number))
+        tree = gating.make_gated_tree(stacked, protos, k=2, allowed=only(number))
         np.testing.assert_allclose(network(tree), network(expert), atol=1e-5)
         assert before is None or network.programs() == before
         before = network.programs()
@@ -69,29 +71,31 @@ def test_the_gate_may_also_choose_that_expert_itself(network, trained):
     strong = {
         path: p * np.array([1e-6, 1.0, 1e-6])[:, None, None, None] for path, p in prototypes(stacked).items()
     }
-    tree = gating.gated(stacked, {path: p.astype(np.float32) for path, p in strong.items()}, k=1)
+    tree = gating.make_gated_tree(stacked, {path: p.astype(np.float32) for path, p in strong.items()}, k=1)
     np.testing.assert_allclose(network(tree), network(trained[1]), atol=1e-5)
 
 
 def test_the_order_of_experts_changes_nothing(network, trained):
     protos = prototypes(stack(trained))
     order = [2, 0, 1]
-    there = gating.gated(stack(trained), protos, k=2)
+    there = gating.make_gated_tree(stack(trained), protos, k=2)
     turned = {path: prototype[order] for path, prototype in protos.items()}
-    back = gating.gated(stack([trained[expert] for expert in order]), turned, k=2)
+    back = gating.make_gated_tree(stack([trained[expert] for expert in order]), turned, k=2)
     np.testing.assert_allclose(network(there), network(back), atol=1e-5)
     assert np.abs(network(there) - network(trained[0])).max() > 0.1
 
 
 def test_experts_that_are_all_alike_are_that_one_whatever_the_weights(network, trained):
     stacked = stack([trained[0]] * 3)
-    tree = gating.gated(stacked, prototypes(stacked), k=3)
+    tree = gating.make_gated_tree(stacked, prototypes(stacked), k=3)
     np.testing.assert_allclose(network(tree), network(trained[0]), atol=1e-5)
 
 
 def test_a_token_is_answered_by_a_weighted_sum_over_its_own_two_nearest():
     # |x p_e| for x = (3, 4): 3, 4 and 0, so that e^-1 / (1 + e^-1) of the first and the rest of the second.
-    gate = Gate(jnp.array([[[1.0], [0.0]], [[0.0], [-1.0]], [[0.0], [0.0]]]), jnp.ones(3, bool), 2, "norm")
+    gate = TokenGate(
+        jnp.array([[[1.0], [0.0]], [[0.0], [-1.0]], [[0.0], [0.0]]]), jnp.ones(3, bool), 2, "norm"
+    )
     expert = {
         "gate": gate,
         "lora_a": jnp.array([[[1.0], [0.0]], [[0.0], [1.0]], [[5.0], [5.0]]]),
@@ -99,39 +103,41 @@ def test_a_token_is_answered_by_a_weighted_sum_over_its_own_two_nearest():
     }
     first = np.exp(-1) / (1 + np.exp(-1))
     x = jnp.array([[[3.0, 4.0]]])
-    np.testing.assert_allclose(gating.weights(x, gate)[0, 0], [first, 1 - first, 0.0], atol=1e-6)
-    given = ex.given(x, jnp.array([[[1.0, 1.0]]]), expert)
+    np.testing.assert_allclose(gating.gate_weights(x, gate)[0, 0], [first, 1 - first, 0.0], atol=1e-6)
+    given = ex.apply_delta(x, jnp.array([[[1.0, 1.0]]]), expert)
     np.testing.assert_allclose(given[0, 0], [1 + first * 3, 1 + (1 - first) * 40], rtol=1e-6)
 
 
 def test_cosines_leave_the_length_of_a_token_out_and_keep_its_sign():
-    gate = Gate(jnp.array([[[2.0], [0.0]], [[0.0], [2.0]]]), jnp.ones(2, bool), 2, "cosine")
+    gate = TokenGate(jnp.array([[[2.0], [0.0]], [[0.0], [2.0]]]), jnp.ones(2, bool), 2, "cosine")
     for length in (1.0, 100.0):
-        found = gating.weights(jnp.array([[length, 0.0], [-length, 0.0]]), gate)
+        found = gating.gate_weights(jnp.array([[length, 0.0], [-length, 0.0]]), gate)
         share = 1 / (1 + np.exp(-2))
         np.testing.assert_allclose(found, [[share, 1 - share], [1 / (1 + np.exp(2)), share]], rtol=1e-5)
 
 
 def test_equally_similar_experts_share_however_few_may():
-    gate = Gate(jnp.ones((4, 2, 1)), jnp.array([True, False, True, True]), 1, "norm")
-    np.testing.assert_allclose(gating.weights(jnp.zeros((1, 2)), gate), [[1 / 3, 0, 1 / 3, 1 / 3]], rtol=1e-6)
+    gate = TokenGate(jnp.ones((4, 2, 1)), jnp.array([True, False, True, True]), 1, "norm")
+    np.testing.assert_allclose(
+        gating.gate_weights(jnp.zeros((1, 2)), gate), [[1 / 3, 0, 1 / 3, 1 / 3]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"k": 0}, "At least one expert a token is wanted, but 0 came"),
-        ({"similarity": "cosine"}, "for cosines one direction, but .* came"),
-        ({"prototypes": {}}, "is on one side only"),
+        ({"k": 0}, "got 0"),
+        ({"similarity": "cosine"}, "one direction for cosines, got"),
+        ({"prototypes": {}}, "difference in"),
     ],
 )
 def test_a_gate_that_does_not_fit_is_refused(trained, change, said):
     stacked = stack(trained)
     given = {"prototypes": prototypes(stacked), "k": 2} | change
     with pytest.raises(UserError, match=said):
-        gating.gated(stacked, **given)
+        gating.make_gated_tree(stacked, **given)
 
 
 def test_experts_that_are_no_lora_are_refused(experts):
-    with pytest.raises(UserError, match="Stacked LoRA experts are wanted"):
-        gating.gated(stack(experts), {}, k=1)
+    with pytest.raises(UserError, match="LoRA"):
+        gating.make_gated_tree(stack(experts), {}, k=1)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from elm_jax.models import layers
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 
 RNG = np.random.default_rng(11)
 
 
 def test_a_gradient_keeps_no_weights_of_attention():
     rows, heads, width, length = 2, 3, 4, 50
-    config = size("tiny", num_heads=heads, head_dim=width, emb_dim=heads * width, dropout_rate=0.1)
+    config = find_config("tiny", num_heads=heads, head_dim=width, emb_dim=heads * width, dropout_rate=0.1)
     attention = layers.Attention(config, train=True)
-    tokens = layers.tokens_of(np.arange(rows, dtype=np.uint32), None, length)
+    tokens = layers.make_token_seeds(np.arange(rows, dtype=np.uint32), None, length)
 
     def attend(x):
         keys_values = (x, 2 * x)
@@ -35,8 +35,8 @@ def test_relative_positions_are_laid_out_by_key_minus_query():
     # The bias of distance d is d itself: 0, 1, 2, then -3, -2, -1.
     by_distance = jnp.asarray([[0, 1, 2, -3, -2, -1]], jnp.float32)
     wanted = [[0, 1, 2], [-1, 0, 1], [-2, -1, 0]]
-    assert layers.bias_of_all(by_distance)[0, 0].tolist() == wanted
-    rows = [layers.bias_of_one(by_distance, jnp.asarray(at))[0, 0, 0].tolist() for at in range(3)]
+    assert layers.position_bias(by_distance)[0, 0].tolist() == wanted
+    rows = [layers.step_position_bias(by_distance, jnp.asarray(at))[0, 0, 0].tolist() for at in range(3)]
     assert rows == wanted
 
 
@@ -45,7 +45,7 @@ def test_relative_positions_are_laid_out_by_key_minus_query():
     [(("relu",), {"wi", "wo"}), (("gelu", "linear"), {"wi_0", "wi_1", "wo"})],
 )
 def test_a_feed_forward_has_a_projection_for_every_activation(activations, names):
-    feed_forward = layers.FeedForward(size("tiny", emb_dim=6, mlp_dim=10, mlp_activations=activations))
+    feed_forward = layers.FeedForward(find_config("tiny", emb_dim=6, mlp_dim=10, mlp_activations=activations))
     x = jnp.asarray(RNG.normal(size=(2, 3, 6)), jnp.float32)
     found, variables = feed_forward.init_with_output(jax.random.key(0), x)
     kernels = {name: np.asarray(leaf["kernel"]) for name, leaf in variables["params"].items()}

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers as ex
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training.loss import answer_loss
 from elm_jax.training.step import stack
 
-CONFIG = size("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, num_encoder_layers=1)
+CONFIG = find_config("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, num_encoder_layers=1)
 RNG = np.random.default_rng(5)
 # Lengths of prompt and answer, by packed row.
 LENGTHS = [[(4, 2), (3, 3), (4, 1)], [(6, 4), (5, 2)]]
@@ -65,7 +65,7 @@ def logits(request, network, base):
     alone = [example for row in ROWS for example in row]
     beside = (None, None), (None, None)
     if request.param != "the base":
-        made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+        made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in (1, 2, 3)]
         # Norm scales of 1 to 1.4 set them apart and leave the logits, and so their rounding, small.
         experts = stack([jax.tree.map(lambda leaf, by=1 + n / 5: leaf * by, made[n]) for n in range(3)])
         beside = (experts, np.array([2, 0], np.int32)), (experts, np.array([2, 2, 2, 0, 0], np.int32))
@@ -73,7 +73,7 @@ def logits(request, network, base):
         seeds = jax.random.split(jax.random.key(1), 3)
         options = {} if request.param == "bottleneck" else {"projections": ("key", "value", "wo", "out")}
         options = {} if request.param == "ia3" else options
-        made = [ex.init(request.param, seed, base, **options) for seed in seeds]
+        made = [ex.init_expert(request.param, seed, base, options) for seed in seeds]
         noisy = [jax.tree.map(lambda leaf: leaf + RNG.normal(0, 0.1, leaf.shape), tree) for tree in made]
         experts = stack([jax.tree.map(np.float32, tree) for tree in noisy])
         of_segments = np.array([[2, 0, 2], [1, 0, 0]], np.int32)

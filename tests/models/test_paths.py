@@ -34,5 +34,5 @@ def test_layers_come_together_in_the_order_of_their_numbers_not_of_their_names()
 
 
 def test_a_missing_layer_is_named():
-    with pytest.raises(UserError, match="layers 0 to 2, but layer 1 is missing"):
+    with pytest.raises(UserError, match="layers 0 to 2, got none of layer 1"):
         paths.stack_layers({"decoder/layers_0/scale": np.ones(1), "decoder/layers_2/scale": np.ones(1)})

@@ -68,7 +68,7 @@ def test_a_float32_network_asks_for_float32_products_and_a_bfloat16_one_for_noth
         def __init__(self, dtype):
             self.config = type("Config", (), {"dtype": dtype})
 
-        @products.exactly
+        @products.with_config_precision
         def product(self, x):
             return x @ x
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 
 RNG = np.random.default_rng(10)
@@ -18,7 +18,7 @@ PROMPTS = RNG.integers(3, 96, (8, 48)).astype(np.int32)
 @pytest.fixture(scope="module")
 def gradients():
     """The gradient of 12 layers of encoder, with dropout, compiled without remat and with."""
-    plain = size(
+    plain = find_config(
         "tiny",
         vocab_size=96,
         emb_dim=32,

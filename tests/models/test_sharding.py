@@ -12,15 +12,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, paths, sharding
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training import optimizers, step
 from elm_jax.training.loss import token_losses
 
 # Five layers, so that they are scanned; every width another number, so that a shape tells what it is of.
-CONFIG = size(
+CONFIG = find_config(
     "tiny",
     vocab_size=104,
     emb_dim=32,
@@ -63,7 +63,7 @@ def base():
 
 
 def on(**sizes):
-    return meshes.mesh(**({"data": 1} | sizes))  # pyright: ignore[reportArgumentType]
+    return meshes.make_mesh(**({"data": 1} | sizes))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,9 @@ def run(base):
         params, rows, like = base, (PROMPTS, TARGETS), None
         if layout:
             there = on(**LAYOUTS[layout])
-            like = sharding.shardings(there, base)
-            params = sharding.place(base, like)
-            rows = sharding.place(rows, sharding.batch_shardings(there, rows))
+            like = sharding.param_shardings(there, base)
+            params = jax.device_put(base, like)
+            rows = jax.device_put(rows, sharding.batch_shardings(there, rows))
         program = jax.jit(jax.value_and_grad(loss), out_shardings=(None, like)).lower(params, *rows).compile()
         return program.as_text(), *jax.tree.map(np.asarray, program(params, *rows))
 
@@ -113,7 +113,7 @@ def test_with_fsdp_no_parameter_is_ever_whole_and_one_kernel_of_one_layer_is_the
     be it a stack [L, …], the table of embeddings or the output layer; and no all-gather, whatever it gathers,
     gives more than the largest kernel of one layer. With `data` alone every parameter is there whole.
     """
-    specs = sharding.shardings(on(fsdp=8), base)
+    specs = sharding.param_shardings(on(fsdp=8), base)
     whole = {
         leaf.shape
         for leaf, to in zip(jax.tree.leaves(base), jax.tree.leaves(specs), strict=True)
@@ -145,7 +145,7 @@ def group(base):
     first = {path: leaf[:1] if "/layers/" in path else leaf for path, leaf in paths.flatten(base).items()}
     base = paths.unflatten(first)
     optimizer = optimizers.optimizer("adamw")
-    made = drawn(lambda: ex.init("bottleneck", jax.random.key(1), base, width=4), 4)
+    made = drawn(lambda: ex.init_expert("bottleneck", jax.random.key(1), base, {"width": 4}), 4)
     segments = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2]], np.int32), 16, axis=0)
     of_targets = np.repeat(np.array([[1, 1, 2]], np.int32), 16, axis=0)
     place = np.repeat(np.array([[0, 1], [1, 1], [1, 0], [0, 0]], np.int32), 4, axis=0)
@@ -174,10 +174,11 @@ def group(base):
         if sizes:
             there = on(**dict(sizes))
             state, sums = (
-                sharding.place(tree, sharding.shardings(there, tree, experts=True)) for tree in (state, sums)
+                jax.device_put(tree, sharding.param_shardings(there, tree, experts=True))
+                for tree in (state, sums)
             )
-            beneath = sharding.place(base, sharding.shardings(there, base))
-            laid = sharding.place(numbered, sharding.batch_shardings(there, numbered))
+            beneath = jax.device_put(base, sharding.param_shardings(there, base))
+            laid = jax.device_put(numbered, sharding.batch_shardings(there, numbered))
         gather = step.gather(config, "bottleneck").lower(state.params, beneath, laid, sums).compile()
         sums = gather(state.params, beneath, laid, sums)
         advance = step.advance(optimizer).lower(state, sums, move).compile()
@@ -245,9 +246,9 @@ def test_groups_of_devices_are_read_in_every_way_that_programs_write_them():
 
 def test_what_an_optimiser_keeps_lies_as_its_parameters(base):
     there = on(expert=2, fsdp=2, tensor=2)
-    full = jax.eval_shape(lambda: step.stack([ex.init("full", jax.random.key(0), base)] * 2))
+    full = jax.eval_shape(lambda: step.stack([ex.init_expert("full", jax.random.key(0), base)] * 2))
     state = jax.eval_shape(lambda params: step.start(params, optimizers.optimizer("adamw")), full)
-    found = sharding.shardings(there, state, experts=True)
+    found = sharding.param_shardings(there, state, experts=True)
     moments = [leaf for leaf in jax.tree.leaves(found.moments) if len(leaf.spec) > 1]
     assert moments == jax.tree.leaves(found.params) * 2
     wanted = PartitionSpec("expert", None, "fsdp", "tensor")
@@ -256,41 +257,41 @@ def test_what_an_optimiser_keeps_lies_as_its_parameters(base):
 
 def test_leaves_of_the_base_and_of_experts_lie_by_the_names_of_their_axes(base):
     there = on(data=2, fsdp=2, tensor=2)
-    found = {path: to.spec for path, to in paths.flatten(sharding.shardings(there, base)).items()}
+    found = {path: to.spec for path, to in paths.flatten(sharding.param_shardings(there, base)).items()}
     assert found["token_embedder/embedding"] == PartitionSpec("tensor", "fsdp")
     assert found["decoder/logits_dense/kernel"] == PartitionSpec("fsdp", "tensor")
     assert found["decoder/layers/mlp/wo/kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert found["encoder/relpos_bias/rel_embedding"] == PartitionSpec("tensor", None)
     assert found["encoder/layers/pre_mlp_layer_norm/scale"] == PartitionSpec(None, None)
-    lora = ex.init("lora", jax.random.key(0), base, rank=2)
-    query = sharding.shardings(there, lora)["encoder"]["layers"]["attention"]["query"]
+    lora = ex.init_expert("lora", jax.random.key(0), base, {"rank": 2})
+    query = sharding.param_shardings(there, lora)["encoder"]["layers"]["attention"]["query"]
     assert query["lora_a"].spec == PartitionSpec(None, "fsdp", None)
     assert query["lora_b"].spec == PartitionSpec(None, None, "tensor")
 
 
 def test_a_reader_is_told_the_shardings_that_a_tree_has(base):
     there = on(fsdp=4, tensor=2)
-    told = sharding.sharding_of(there)
-    whole = paths.flatten(sharding.shardings(there, base))
+    told = sharding.sharding_by_path(there)
+    whole = paths.flatten(sharding.param_shardings(there, base))
     assert {path: told(path, leaf.shape) for path, leaf in paths.flatten(base).items()} == whole
 
 
 def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
     there = on(fsdp=4, tensor=2)
-    assert sharding.spec(there, ("embed", "mlp"), (30, 7)) == PartitionSpec(None, None)
-    assert sharding.spec(there, ("batch", None), (2, 4)) == PartitionSpec(None, None)
+    assert sharding.partition_spec(there, ("embed", "mlp"), (30, 7)) == PartitionSpec(None, None)
+    assert sharding.partition_spec(there, ("batch", None), (2, 4)) == PartitionSpec(None, None)
 
 
 def test_rows_are_split_over_all_axes_but_tensor_and_experts_over_their_own():
     there = on(expert=2, fsdp=2, tensor=2)
     assert sharding.batch_shardings(there, PROMPTS).spec == PartitionSpec(("expert", "fsdp"), None)
-    losses, places = sharding.shardings(there, (np.zeros(4), np.zeros((4, 6))), experts=True)
+    losses, places = sharding.param_shardings(there, (np.zeros(4), np.zeros((4, 6))), experts=True)
     assert losses.spec == PartitionSpec("expert")
     assert places.spec == PartitionSpec("expert", None)
 
 
 def test_one_size_of_a_mesh_may_be_what_is_left():
-    assert dict(meshes.mesh(tensor=2).shape) == {"expert": 1, "data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(meshes.make_mesh(tensor=2).shape) == {"expert": 1, "data": 4, "fsdp": 1, "tensor": 2}
     assert dict(on(fsdp=-1).shape) == {"expert": 1, "data": 1, "fsdp": 8, "tensor": 1}
 
 
@@ -299,13 +300,13 @@ def test_one_size_of_a_mesh_may_be_what_is_left():
     [
         (
             {"fsdp": 3},
-            "8 devices is wanted, but expert=1, data=-1, fsdp=3, tensor=1 takes a multiple of 3",
+            "8 devices, got expert=1, data=-1, fsdp=3, tensor=1, which takes a multiple of 3",
         ),
-        ({"data": 2, "fsdp": 2}, "data=2, fsdp=2, tensor=1 takes 4"),
-        ({"fsdp": -1}, "one of them -1 at most"),
+        ({"data": 2, "fsdp": 2}, "data=2, fsdp=2, tensor=1, which takes 4"),
+        ({"fsdp": -1}, "at most one of -1"),
         ({"tensor": 0}, "at least 1"),
     ],
 )
 def test_a_mesh_that_the_devices_do_not_make_is_one_sentence(sizes, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        meshes.mesh(**sizes)
+        meshes.make_mesh(**sizes)

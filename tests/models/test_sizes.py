@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models.sizes import SIZES, T5Config, size
+from elm_jax.models.sizes import SIZES, T5Config, find_config
 from elm_jax.models.t5 import init_params
 
 
@@ -28,12 +28,14 @@ def parameters(config: T5Config) -> int:
     ],
 )
 def test_a_model_has_the_published_number_of_parameters(name, published):
-    assert parameters(size(name)) == published
+    assert parameters(find_config(name)) == published
 
 
 @pytest.mark.parametrize("family", ["mt5", "byt5"])
 def test_mt5_and_byt5_have_the_rounded_sizes_of_their_papers(family):
-    billions = {name: parameters(size(f"{family}-{name}")) / 1e9 for name in ("base", "large", "xl", "xxl")}
+    billions = {
+        name: parameters(find_config(f"{family}-{name}")) / 1e9 for name in ("base", "large", "xl", "xxl")
+    }
     assert {name: float(f"{found:.2g}") for name, found in billions.items()} == {
         "base": 0.58,
         "large": 1.2,
@@ -43,8 +45,14 @@ def test_mt5_and_byt5_have_the_rounded_sizes_of_their_papers(family):
 
 
 def test_a_name_without_a_family_is_t5_1_1():
-    assert (size("xl").mlp_activations, size("xl").logits_via_embedding) == (("gelu", "linear"), False)
-    assert (size("t5-3b").mlp_activations, size("t5-3b").logits_via_embedding) == (("relu",), True)
+    assert (find_config("xl").mlp_activations, find_config("xl").logits_via_embedding) == (
+        ("gelu", "linear"),
+        False,
+    )
+    assert (find_config("t5-3b").mlp_activations, find_config("t5-3b").logits_via_embedding) == (
+        ("relu",),
+        True,
+    )
 
 
 def test_byt5_has_three_layers_of_encoder_to_one_of_decoder():
@@ -55,7 +63,7 @@ def test_byt5_has_three_layers_of_encoder_to_one_of_decoder():
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"No model size named 'mt5-xxxl'.*Did you mean 'mt5-xxl'"):
-        size("mt5-xxxl")
+        find_config("mt5-xxxl")
 
 
 @pytest.mark.parametrize("activations", [("swish",), (), ("gelu", "tanh")])

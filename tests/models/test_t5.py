@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from elm_jax.models import paths
-from elm_jax.models.layers import Dropout, relative_bucket, tokens_of
-from elm_jax.models.sizes import size
+from elm_jax.models.layers import Dropout, make_token_seeds, relative_bucket
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 
 RNG = np.random.default_rng(0)
@@ -178,7 +178,9 @@ def test_dropout_has_no_pattern_along_rows_positions_or_width():
     """Neighbours along each axis are dropped together as often as chance has it: 0.25² of the pairs."""
     x = np.ones((64, 32, 48), np.float32)
     seeds = np.arange(64, dtype=np.uint32)
-    out = Dropout(0.25, True).apply({}, x, tokens_of(seeds, None, 32), rngs={"dropout": jax.random.key(3)})
+    out = Dropout(0.25, True).apply(
+        {}, x, make_token_seeds(seeds, None, 32), rngs={"dropout": jax.random.key(3)}
+    )
     dropped = np.asarray(out) == 0
     for axis in range(3):
         pairs = dropped & np.roll(dropped, 1, axis)
@@ -189,14 +191,14 @@ def test_dropout_has_no_pattern_along_rows_positions_or_width():
 def test_positions_are_counted_from_the_beginning_of_a_segment_and_words_are_of_seed_and_position():
     segments = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 2, 2]], np.int32)
     seeds = np.array([[5, 6], [6, 5]], np.uint32)
-    found = tokens_of(seeds, segments, 6)
+    found = make_token_seeds(seeds, segments, 6)
     assert found is not None
     assert np.asarray(found.position)[:, :5].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
     word = np.asarray(found.word)
     assert word[0, :2].tolist() == word[1, 4:].tolist()  # of seed 5
     assert word[0, 2:5].tolist() == word[1, :3].tolist()  # of seed 6
     assert len({*word[0, :5].tolist(), word[1, 3]}) == 6
-    whole = tokens_of(np.array([6], np.uint32), None, 4)
+    whole = make_token_seeds(np.array([6], np.uint32), None, 4)
     assert whole is not None
     assert np.asarray(whole.word)[0].tolist() == word[1, :4].tolist()
 
@@ -225,7 +227,7 @@ def test_the_decoder_puts_every_future_position_in_bucket_zero():
 def test_xl_has_the_published_number_of_parameters():
     # 2 x 32128 x 2048 embeddings and head, two relative tables of 32 heads x 32 buckets, 24 layers a
     # side of four (eight in the decoder) 2048 x 2048 projections and three 2048 x 5120, and 122 norms.
-    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), size("xl")))
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), find_config("xl")))
     layers = 24 * (12 * 2048**2 + 2 * 3 * 2048 * 5120)
     wanted = 2 * 32128 * 2048 + 2 * 32 * 32 + layers + 122 * 2048
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == wanted == 2_849_757_184

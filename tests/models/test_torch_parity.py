@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elm_jax.models import paths
-from elm_jax.models.sizes import T5Config, size
+from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training.loss import answer_loss
 from elm_jax.weights import hf_names
@@ -83,7 +83,7 @@ def both(request):
     """Returns logits, loss and gradients, PyTorch's and ours."""
     (encoder, decoder), ours, family, told = CASES[request.param]
     layers = {"num_encoder_layers": encoder, "num_decoder_layers": decoder}
-    config = size("tiny", vocab_size=96, emb_dim=32, mlp_dim=48, **layers, **ours)
+    config = find_config("tiny", vocab_size=96, emb_dim=32, mlp_dim=48, **layers, **ours)
     network = network_of(config, family, told)
     labels = torch.tensor(np.where(TARGETS > 0, TARGETS, -100), dtype=torch.long)
     out = network(input_ids=torch.tensor(PROMPTS), attention_mask=torch.tensor(PROMPTS > 0), labels=labels)

@@ -59,7 +59,7 @@ def test_training_returns_the_ids_of_what_the_library_then_has(place, trained):
 def test_only_keys_that_lack_are_embedded(place, run, trained):
     assert elm_jax.index(place, size=4) == []
     assert elm_jax.index(run, experts=trained[:1], size=3, rebuild=True) == trained[:1]
-    assert len(elm_jax.Library.open(place / "library").keys(trained[0]).texts) == 3
+    assert len(elm_jax.Library.open(place / "library").load_keys(trained[0]).texts) == 3
 
 
 def test_an_open_run_and_its_directory_and_names_and_specs_are_alike(place, run):

@@ -90,9 +90,9 @@ def test_the_recipe_trains_two_experts_merges_them_and_scores_the_composed_instr
     one, other, both = (
         paths.flatten(tree)
         for tree in (
-            library.expert(OPPOSITE).params,
-            library.expert(LETTER).params,
-            composites.expert(composed.id).params,
+            library.load_expert(OPPOSITE).params,
+            library.load_expert(LETTER).params,
+            composites.load_expert(composed.id).params,
         )
     )
     for path, value in both.items():

@@ -73,7 +73,7 @@ def test_every_expert_is_in_the_library_with_its_keys_and_the_composites_are_not
     out, _ = finished
     library = Library.open(out / "library")
     assert len(library.ids()) == 4
-    assert all(len(library.keys(expert).texts) == 10 for expert in library.ids())
+    assert all(len(library.load_keys(expert).texts) == 10 for expert in library.ids())
     assert library.verify() == []
     composites = Library.open(out / "composites")
     assert "multitask/baseline" in composites.ids()

@@ -43,10 +43,12 @@ def test_prototypes_gate_and_sum_are_pefts():
     index = Index(NAMES, ((),) * 4, np.arange(4), np.eye(4, dtype=np.float32), NAMES, "toy", "instance")
     stack = {"encoder": {"layers": {"mlp": {"wo": {"lora_a": lora_a, "lora_b": lora_b}}}}}
     gate = arrow(Queries("t/1", ()), index, params=stack, k=2, temperature=0.5)
-    tree = gating.gated(stack, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed)
+    tree = gating.make_gated_tree(
+        stack, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed
+    )
     own = tree["encoder"]["layers"]["mlp"]["wo"]
-    layer = gating.Gate(own["gate"].prototypes[0], own["gate"].allowed[0], 2, "norm")
-    found = gating.change(
+    layer = gating.TokenGate(own["gate"].prototypes[0], own["gate"].allowed[0], 2, "norm")
+    found = gating.gated_delta(
         jnp.asarray(x), {"gate": layer, "lora_a": own["lora_a"][0], "lora_b": own["lora_b"][0]}
     )
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-5)

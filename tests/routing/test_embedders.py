@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import elm_jax
 from elm_jax.errors import UserError
-from elm_jax.models import minilm
+from elm_jax.models import bert_encoder
 from elm_jax.routing import embedding
 from elm_jax.weights import embedders
 
@@ -34,7 +34,7 @@ def embedder(place):
 def by_hand(place):
     """Every text alone and unpadded: the mean of its tokens over the mean's length."""
     read = embedders.read(place)
-    run = jax.jit(lambda *batch: minilm.encode(read.network, read.params, *batch))
+    run = jax.jit(lambda *batch: bert_encoder.encode(read.network, read.params, *batch))
 
     def vector(text):
         ids = read.tokenizer.encode(text).ids

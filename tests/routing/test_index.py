@@ -10,7 +10,7 @@ import pytest
 from elm_jax import cli, load_embedder, names
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import files, keys
+from elm_jax.experts import files, key_texts
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.t5 import T5
@@ -67,7 +67,7 @@ def library_of(run):
 def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
     written = runs.index(run, size=3)
     assert sorted(written) == sorted(library_of(run).ids())
-    keys = library_of(run).keys(written[0])
+    keys = library_of(run).load_keys(written[0])
     assert keys.embedder == f"t5-encoder-mean/{BASE}"
     assert keys.vectors.shape == (3, config.emb_dim)
     assert runs.index(run, size=3) == []
@@ -77,7 +77,9 @@ def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
 def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch):
     runs.index(run, size=3)
     library = library_of(run)
-    before = {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in library.ids()}
+    before = {
+        expert: (library.root / swapped(expert) / files.KEYS_FILE).read_bytes() for expert in library.ids()
+    }
     task = task_selection.select_tasks(["mini_opposite_word"])[0]
     library.add(
         Expert(
@@ -94,9 +96,11 @@ def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch
 
     monkeypatch.setattr(runs, "_keys", counted)
     assert runs.index(run, size=3) == [task.id]
-    assert tuple(embedded) == library.keys(task.id).texts
+    assert tuple(embedded) == library.load_keys(task.id).texts
     assert len(embedded) == 3
-    assert {expert: (library.root / swapped(expert) / files.KEYS).read_bytes() for expert in before} == before
+    assert {
+        expert: (library.root / swapped(expert) / files.KEYS_FILE).read_bytes() for expert in before
+    } == before
 
 
 def swapped(expert):
@@ -113,16 +117,18 @@ def test_an_expert_on_a_dataset_has_keys_of_each_of_its_prompts(run):
     wanted = [
         example.input
         for task in tasks
-        for example in keys.sample(task_rows.load_examples(task, run.source), 2, run.source.seed)
+        for example in key_texts.sample_examples(
+            task_rows.load_examples(task, run.source), 2, run.source.seed
+        )
     ]
-    assert list(library.keys(spec.id).texts) == wanted
+    assert list(library.load_keys(spec.id).texts) == wanted
 
 
 def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alone(run, config, base):
     first = library_of(run).ids()[0]
-    (plain,) = runs.index(run, size=1, experts=[first]) and [library_of(run).keys(first)]
+    (plain,) = runs.index(run, size=1, experts=[first]) and [library_of(run).load_keys(first)]
     runs.index(run, size=1, rebuild=True, padded=True)
-    found = library_of(run).keys(first)
+    found = library_of(run).load_keys(first)
     assert found.texts == plain.texts
     tokens = np.zeros((1, 256), np.int32)
     ids = task_rows.tokenize_texts(found.texts, run.tokenizer, 256)[0]
@@ -141,10 +147,10 @@ def test_a_sentence_encoder_is_remembered_for_later_keys_and_queries(run, encode
     first, *others = library.ids()
     assert runs.index(run, size=3, experts=[first], embedder=str(encoder)) == [first]
     assert runs.index(run, size=3) == others
-    names = {library.keys(expert).embedder for expert in library.ids()}
+    names = {library.load_keys(expert).embedder for expert in library.ids()}
     assert len(names) == 1
     assert names.pop().startswith("bert-mean/")
-    assert library.keys(first).vectors.shape == (3, 8)
+    assert library.load_keys(first).vectors.shape == (3, 8)
     (selection,) = route.route(run, task_selection.select_tasks(["mini_size_suitcase"])[:1], queries=4)
     assert sum(selection.votes.values()) == 4
 
@@ -174,7 +180,7 @@ def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, e
 
 def test_keys_say_in_which_type_a_base_embedded_them(run):
     runs.index(run, size=2)
-    task = task_selection.choose(["mini_size_suitcase"])[:1]
+    task = task_selection.select_tasks(["mini_size_suitcase"])[:1]
     config = replace(run.base.config, dtype="bfloat16")
     params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), dict(run.base.params))
     narrow = replace(run, base=Base(config, params, run.base.fingerprint), dtype="bfloat16")
@@ -218,7 +224,7 @@ def test_a_field_of_a_sentence_encoder_that_was_looked_at_is_ignored_from_then_o
         with pytest.raises(UserError, match="pass --ignore novelty to `elm index --embedder`"):
             runs.index(run, size=2, embedder=str(place), rebuild=True)
         runs.index(run, size=2, embedder=str(place), ignore=["novelty"], rebuild=True)
-        (selection,) = route.route(run, task_selection.choose(["mini_size_suitcase"])[:1], queries=2)
+        (selection,) = route.route(run, task_selection.select_tasks(["mini_size_suitcase"])[:1], queries=2)
         assert selection.embedder == wanted
     with pytest.raises(UserError, match="Fix: name it with --embedder"):
         runs.index(run, size=2, embedder="t5", ignore=["novelty"])

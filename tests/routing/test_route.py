@@ -10,8 +10,8 @@ from elm_jax import cli
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
-from elm_jax.models import experts, gating, paths
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers, gating, paths
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import faithful, key_index, table
@@ -32,7 +32,7 @@ EXPERTS = ["mini_sentiment_film", "mini_size_animal"]
 def opened(tmp_path_factory):
     """A run with a random base, two random LoRA experts, and their keys in a format with choices."""
     workspace = Workspace.open(tmp_path_factory.mktemp("run"), create=True)
-    config = size("tiny", vocab_size=96, emb_dim=8, head_dim=4, mlp_dim=12)
+    config = find_config("tiny", vocab_size=96, emb_dim=8, head_dim=4, mlp_dim=12)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
 
@@ -49,7 +49,9 @@ def opened(tmp_path_factory):
     )
     settings.save_run_settings(workspace, None, source, data_source.Lengths(prompt=24, answer=8))
     library = Library.open(workspace.library, create=True)
-    fresh = jax.eval_shape(lambda tree: experts.init("lora", jax.random.key(0), tree, rank=2), shapes)
+    fresh = jax.eval_shape(
+        lambda tree: expert_layers.init_expert("lora", jax.random.key(0), tree, {"rank": 2}), shapes
+    )
     for spec in chosen:
         tree = numbers(fresh)
         owned = tuple(paths.flatten(tree))
@@ -124,12 +126,14 @@ def test_what_cannot_be_asked_is_refused(opened, router, options, said):
 def test_a_gate_made_of_the_library_fits_its_stack(opened):
     library = Library.open(opened.workspace.library)
     found = key_index.build_index(library)
-    stacked = library.load(found.experts)
+    stacked = library.load_stack(found.experts)
     asked = runs.ask(opened, specs(opened)[0], found, 2)
     gate = table.find("arrow").route(asked, found, params=stacked, k=1, exclude=found.datasets[0])
-    tree = gating.gated(stacked, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed)
+    tree = gating.make_gated_tree(
+        stacked, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed
+    )
     own = jax.tree.map(lambda leaf: leaf[0], tree["encoder"]["layers"]["attention"]["query"])
     alone = stacked["encoder"]["layers"]["attention"]["query"]
     x = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
     expected = x @ alone["lora_a"][1, 0] @ alone["lora_b"][1, 0]
-    np.testing.assert_allclose(gating.change(x, own), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gating.gated_delta(x, own), expected, rtol=1e-4, atol=1e-5)

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
-from elm_jax.models.sizes import size
+from elm_jax.models import expert_layers as ex
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.scoring import decoding
 from elm_jax.training.step import stack
@@ -24,7 +24,7 @@ SHAPES = {
 
 def network(**changes):
     """A network whose every parameter is drawn anew, so that answers differ by prompt and some end."""
-    config = size("tiny", **SMALL, num_encoder_layers=1, num_decoder_layers=1, **changes)
+    config = find_config("tiny", **SMALL, num_encoder_layers=1, num_decoder_layers=1, **changes)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(11)
     return config, jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -37,7 +37,7 @@ def told():
 
 @pytest.fixture(scope="module")
 def trees(told):
-    made = [ex.init("bottleneck", jax.random.key(seed), told[1], width=4) for seed in range(3)]
+    made = [ex.init_expert("bottleneck", jax.random.key(seed), told[1], {"width": 4}) for seed in range(3)]
     return [jax.tree.map(lambda leaf, by=1 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, sharding
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import decoding as written
@@ -27,7 +27,7 @@ def base(config):
 
 @pytest.fixture(scope="module")
 def trees(base):
-    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in range(EXPERTS)]
+    made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in range(EXPERTS)]
     return [jax.tree.map(lambda leaf, by=1 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
 
 
@@ -44,8 +44,8 @@ def alone(config, base, trees):
 
 
 def test_a_mesh_changes_no_answer(config, base, trees, alone):
-    on = meshes.mesh(data=4, fsdp=2)
-    params = sharding.place(base, sharding.shardings(on, base))
+    on = meshes.make_mesh(data=4, fsdp=2)
+    params = jax.device_put(base, sharding.param_shardings(on, base))
     every = np.array([(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))])
     found = generator.generate_rows(
         config, params, PROMPTS, LENGTH, EOS, stack(trees), every, batch_tokens=200, lengths=[8, ROOM]
@@ -93,7 +93,10 @@ def test_a_prompt_and_expert_that_come_again_are_answered_once(config, base, tre
 
 
 def test_without_experts_the_base_writes(config, base):
-    zero = stack([ex.neutral(ex.init("bottleneck", jax.random.key(0), base, width=4), base)] * EXPERTS)
+    zero = stack(
+        [ex.make_neutral_expert(ex.init_expert("bottleneck", jax.random.key(0), base, {"width": 4}), base)]
+        * EXPERTS
+    )
     how = {"batch_tokens": 1, "lengths": [8, ROOM]}
     bare = generator.generate_rows(config, base, PROMPTS, LENGTH, EOS, **how)
     found = generator.generate_rows(config, base, PROMPTS, LENGTH, EOS, zero, **how)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.scoring import buckets, likelihood
 from elm_jax.training.step import stack
@@ -32,7 +32,7 @@ def base(config):
 @pytest.fixture(scope="module")
 def experts(base):
     """Three experts whose adapters are large enough to change every score."""
-    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in (1, 2, 3)]
     return [jax.tree.map(lambda leaf, by=1.5 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
 
 
@@ -104,7 +104,7 @@ def test_swapping_one_expert_for_another_compiles_nothing(config, base, score, e
     compiled = likelihood.compiled(config, "cpu")._cache_size()
     assert compiled > 0
     second = score(experts[1])
-    score(ex.neutral(experts[2], base))
+    score(ex.make_neutral_expert(experts[2], base))
     assert likelihood.compiled(config, "cpu")._cache_size() == compiled
     for ours, theirs in zip(real_edges(first, laid), real_edges(second, laid), strict=True):
         assert np.abs(ours - theirs).min() > 1e-4

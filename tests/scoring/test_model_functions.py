@@ -8,7 +8,7 @@ import pytest
 from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting.written import exact_match
 from elm_jax.scoring import generator, rank, scorer
@@ -45,7 +45,7 @@ def tokenizer(examples, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    config = size("tiny", vocab_size=256, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+    config = find_config("tiny", vocab_size=256, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
     assert tokenizer[1].size <= config.vocab_size
     rng = np.random.default_rng(0)
     flat = {

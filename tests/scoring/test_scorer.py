@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, paths, sharding
 from elm_jax.models.t5 import T5
 from elm_jax.scoring import buckets, generator, likelihood, scorer
@@ -36,7 +36,7 @@ def trees(base):
         return value * 8 if "_adapter/" in path else value + noise
 
     def grown(seed):
-        flat = paths.flatten(ex.init("bottleneck", jax.random.key(seed), base, width=4))
+        flat = paths.flatten(ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}))
         return paths.unflatten({path: change(path, value, seed) for path, value in flat.items()})
 
     return [grown(seed) for seed in range(EXPERTS)]
@@ -117,7 +117,10 @@ def test_rows_with_one_prompt_are_encoded_once_and_score_as_each_alone(config, b
 
 
 def test_without_experts_the_base_scores(config, base):
-    zero = stack([ex.neutral(ex.init("bottleneck", jax.random.key(0), base, width=4), base)] * EXPERTS)
+    zero = stack(
+        [ex.make_neutral_expert(ex.init_expert("bottleneck", jax.random.key(0), base, {"width": 4}), base)]
+        * EXPERTS
+    )
     few = [ROWS[2], ROWS[4]]
     bare = scorer.score_rows(config, base, few)
     assert_scores(scorer.score_rows(config, base, few, zero), bare)
@@ -202,8 +205,8 @@ def test_each_device_of_a_mesh_scores_as_many_tokens_at_once_as_one_alone(config
     monkeypatch.setattr(likelihood, "compiled", noted)
     rows = [row(8, 1) for _ in range(16)]
     shapes = buckets.shapes(buckets.items(rows), worth=1.0)
-    on = meshes.mesh(data=8)
+    on = meshes.make_mesh(data=8)
     tokens = 2 * sum(shapes[0][:2])  # of two rows
-    for params in (base, sharding.place(base, sharding.shardings(on, base))):
+    for params in (base, jax.device_put(base, sharding.param_shardings(on, base))):
         scorer.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, worth=0.0)
     assert sizes == [2] * 8 + [16]

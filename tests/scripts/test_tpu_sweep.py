@@ -16,7 +16,7 @@ from elm_jax import storage
 from elm_jax.data import task_selection
 from elm_jax.experts.library import Library
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import rendering
 from elm_jax.telemetry import jsonl_log
@@ -265,7 +265,7 @@ def base(tmp_path_factory):
         for text in (example.input, example.target)
     ]
     tokenizer = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
-    config = size("tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+    config = find_config("tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
     elm.save(root, elm.of(config, init_params(jax.random.key(0), config)))
     return root
 
@@ -283,7 +283,7 @@ def flags_of(base, steps):
 
 def experts(root):
     library = Library.open(root / "prompt_experts" / "library")
-    return {name: paths.flatten(library.expert(name).params) for name in library.ids()}
+    return {name: paths.flatten(library.load_expert(name).params) for name in library.ids()}
 
 
 @pytest.mark.slow

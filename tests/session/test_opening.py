@@ -12,7 +12,7 @@ from elm_jax.data import prepare, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
 from elm_jax.experts.convert import convert
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.session import opening, settings
 from elm_jax.tasks import datasets
@@ -29,7 +29,7 @@ TEXTS = ["the dog ran to the gate because it had heard the car of its owner"]
 
 @pytest.fixture(scope="module")
 def model():
-    config = size("tiny", vocab_size=160, num_encoder_layers=1, num_decoder_layers=1)
+    config = find_config("tiny", vocab_size=160, num_encoder_layers=1, num_decoder_layers=1)
     return bases.of(config, init_params(jax.random.key(0), config))
 
 
@@ -211,7 +211,7 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(model, published, 
 
 
 def test_byt5_needs_no_tokenizer_file(tmp_path):
-    config = size("tiny", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
+    config = find_config("tiny", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
     huggingface.save(tmp_path / "byt5", bases.of(config, init_params(jax.random.key(0), config)))
     (tmp_path / "byt5" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     convert(tmp_path / "byt5", tmp_path / "ours", "elm")

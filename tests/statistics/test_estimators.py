@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.layers import relative_bucket
 from elm_jax.records import Expert, ExpertSpec
@@ -109,7 +109,7 @@ class Plain:
 
 def expert_of(kind, base, **options):
     """An expert whose every value is drawn, so that none of it is without effect."""
-    fresh = ex.init(kind, jax.random.key(1), base, **options)
+    fresh = ex.init_expert(kind, jax.random.key(1), base, options)
     rng = np.random.default_rng(3)
     tree = jax.tree.map(lambda leaf: (leaf + 0.3 * rng.normal(size=leaf.shape)).astype(np.float32), fresh)
     return Expert(ExpertSpec("a/b", kind, "base", tuple(paths.flatten(tree)), ("a",), 1), tree)

@@ -9,9 +9,9 @@ from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge, merger
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import opening, settings
@@ -29,7 +29,7 @@ ROWS = 5
 def run(tmp_path):
     """A run of a tiny base, with a LoRA expert for each of four tasks and one for two of them together."""
     workspace = Workspace.open(tmp_path / "run", create=True)
-    config = size(
+    config = find_config(
         "tiny",
         vocab_size=128,
         emb_dim=8,
@@ -55,7 +55,9 @@ def run(tmp_path):
     rng = np.random.default_rng(0)
     recipes = {spec.id: {} for spec in specs} | {"mini_both/all": {"tasks": [spec.id for spec in specs[::2]]}}
     for name, recipe in recipes.items():
-        fresh = ex.init("lora", jax.random.key(0), base.params, rank=2, projections=("query", "wo"))
+        fresh = ex.init_expert(
+            "lora", jax.random.key(0), base.params, {"rank": 2, "projections": ("query", "wo")}
+        )
         tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), fresh)
         spec = ExpertSpec(name, "lora", base.fingerprint, tuple(paths.flatten(tree)), ("d",), 1, recipe)
         library.add(Expert(spec, tree))
@@ -82,13 +84,16 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
     wanted = merge.plan(run.workspace, [first, second], method).reads
     given = [
         expert_statistics.METHODS[method](
-            run.base.config, run.base.params, library.expert(expert), *rows_of(run, expert, ROWS), wanted
+            run.base.config, run.base.params, library.load_expert(expert), *rows_of(run, expert, ROWS), wanted
         )
         for expert in (first, second)
     ]
     assert [{path: value.shape for path, value in own.items()} for own in given] == [dict(wanted)] * 2
     by_hand = merger.merge(
-        method, [library.expert(first), library.expert(second)], base=run.base.params, statistics=given
+        method,
+        [library.load_expert(first), library.load_expert(second)],
+        base=run.base.params,
+        statistics=given,
     )
     assert made.spec == by_hand.spec
     for path, value in paths.flatten(by_hand.params).items():
@@ -109,7 +114,7 @@ def test_what_was_computed_is_kept_until_expert_or_rows_change(run, monkeypatch)
     assert computed == [first, second]
     assert made[0].spec == made[1].spec
     library = Library.open(run.workspace.library)
-    other = library.expert(second)
+    other = library.load_expert(second)
     library.add(Expert(other.spec, jax.tree.map(lambda leaf: 2 * leaf, other.params)), replace=True)
     merge.merge(run, [first, second], "fisher", rows=ROWS)
     assert computed[2:] == [second]
@@ -149,7 +154,7 @@ def test_an_expert_on_several_tasks_has_rows_of_each_of_them(run):
 def test_mean_inputs_are_of_lora_alone(run):
     expert = experts_of(run)[1]
     library = Library.open(run.workspace.library)
-    tree = jax.tree.map(np.asarray, ex.init("ia3", jax.random.key(0), run.base.params))
+    tree = jax.tree.map(np.asarray, ex.init_expert("ia3", jax.random.key(0), run.base.params))
     owned = tuple(paths.flatten(tree))
     library.add(Expert(ExpertSpec(expert, "ia3", run.base.fingerprint, owned, ("d",), 1), tree), replace=True)
     with pytest.raises(UserError, match="A LoRA expert is wanted"):

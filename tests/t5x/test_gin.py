@@ -22,9 +22,9 @@ from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.experts import import_export
 from elm_jax.experts.library import Library
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Params
 from elm_jax.scoring.scorer import score_rows
@@ -46,7 +46,7 @@ pytestmark = [
 DATASET = "mini_taxonomy_kind"  # of two prompts
 TASK = f"{DATASET}/what kind of thing"
 LENGTHS = {"inputs": 40, "targets": 6}
-CONFIG = size("tiny", vocab_size=512)
+CONFIG = find_config("tiny", vocab_size=512)
 STEPS, PERIOD = 60, 3
 ROOT = Path(__file__).parents[2]
 PUBLISHED = (DATA / "t5x_checkpoints" / "tiny" / "legacy" / "checkpoint_0").resolve()
@@ -112,7 +112,7 @@ def trained(place):
 
 def test_the_base_stays_to_the_bit_and_all_that_the_expert_owns_moves(trained, place, base):
     before, after = read(place / "base"), read(trained)
-    fresh = ex.init("bottleneck", jax.random.key(0), base.params)
+    fresh = ex.init_expert("bottleneck", jax.random.key(0), base.params)
     assert set(after) == set(before) | set(paths.unstack_layers(paths.flatten(fresh)))
     for path, value in after.items():
         if experts.OWNED["bottleneck"].fullmatch(path):
@@ -146,14 +146,14 @@ def steps(directory):
 
 @pytest.fixture(scope="module")
 def adopted(trained, place):
-    return import_export.add(trained, id=TASK, run=place / "run")
+    return import_export.import_expert(trained, id=TASK, run=place / "run")
 
 
 def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
     assert (adopted.kind, adopted.steps, adopted.datasets) == ("bottleneck", STEPS, (DATASET,))
     assert Library.open(place / "run" / "library").verify(base=base.fingerprint) == []
     with pytest.raises(UserError, match="should have no expert"):
-        import_export.add(place / "trained", id=TASK, run=place / "run")
+        import_export.import_expert(place / "trained", id=TASK, run=place / "run")
 
 
 def ours(place, base, expert: Params):
@@ -180,8 +180,8 @@ def lines(file):
 def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "EVAL_OUTPUT_DIR": "evaluated"}
     ran(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
-    plain = ours(place, base, ex.neutral(expert.params, base.params))
+    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
+    plain = ours(place, base, ex.make_neutral_expert(expert.params, base.params))
     for name, (wanted, accuracy) in ours(place, base, expert.params).items():
         home = place / "evaluated" / "inference_eval"
         told = lines(home / f"{name}_score_eval-{STEPS:06d}.jsonl")
@@ -194,7 +194,7 @@ def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, pla
 def test_t5x_infers_the_same_scores(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "INFER_OUTPUT_DIR": "inferred"}
     ran(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
     name = seqio_tasks.make_seqio_names([specs.find_task(TASK)])[TASK]
     (file,) = (place / "inferred").glob("*-score.jsonl-00000-of-00001")
     wanted, _ = ours(place, base, expert.params)[name]
@@ -211,9 +211,9 @@ def of_dataset(place):
 
 
 def test_a_dataset_expert_is_a_whole_model_that_t5x_trained_and_can_write_with(of_dataset, place, base):
-    spec = import_export.add(of_dataset, id=f"{DATASET}/all", run=place / "run")
+    spec = import_export.import_expert(of_dataset, id=f"{DATASET}/all", run=place / "run")
     assert (spec.kind, spec.steps) == ("full", 2 * PERIOD)
-    expert = Library.open(place / "run" / "library").expert(spec.id, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(spec.id, base=base.fingerprint)
     before = paths.flatten(base.params)
     for path, value in paths.flatten(expert.params).items():
         # Adafactor moves a parameter by no more than its rate a step, in the mean over its values.

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5
 from elm_jax.t5x.module import ADDED, Transformer, placed
 from elm_jax.weights import base as bases
 from elm_jax.weights import experts
 
 KINDS = {"bottleneck": {"width": 3}, "lora": {"rank": 3}, "ia3": {}, "full": {}}
-CONFIG = size("tiny", vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, dropout_rate=0.1)
+CONFIG = find_config("tiny", vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, dropout_rate=0.1)
 PROMPTS = np.array([[5, 6, 7, 1, 0], [8, 9, 1, 0, 0]], np.int32)
 ANSWERS = np.array([[4, 3, 1, 0], [2, 1, 0, 0]], np.int32)
 
@@ -64,7 +64,7 @@ def trees(module, variables):
     flat = paths.stack_layers(paths.flatten(variables["params"]))
     base = paths.unflatten({path: flat[path] for path in bases.shapes(CONFIG)})
     owned = {path: flat[path] for path in flat if experts.OWNED[module.kind].fullmatch(path)}
-    return ex.place(module.kind, base, paths.unflatten(owned))
+    return ex.split_base_and_expert(module.kind, base, paths.unflatten(owned))
 
 
 def test_parameters_have_t5x_names_one_a_layer_and_an_axis_each(module, variables):
@@ -77,7 +77,7 @@ def test_parameters_have_t5x_names_one_a_layer_and_an_axis_each(module, variable
     of_base = {path for path in params if not ADDED.fullmatch(path)}
     assert of_base == set(paths.unstack_layers({p: np.ones(s) for p, s in bases.shapes(CONFIG).items()}))
     fresh = paths.unflatten({path: np.ones(shape) for path, shape in bases.shapes(CONFIG).items()})
-    tree = ex.init(module.kind, jax.random.key(0), fresh, **KINDS[module.kind])
+    tree = ex.init_expert(module.kind, jax.random.key(0), fresh, KINDS[module.kind])
     assert set(params) == of_base | set(paths.unstack_layers(paths.flatten(tree)))
 
 
@@ -157,7 +157,9 @@ def test_dropout_is_drawn_from_the_key_and_only_when_asked_for(one):
 
 
 def test_kernels_of_layers_are_stacked_in_the_type_of_products_and_the_rest_stays_as_it_is(variables, module):
-    half = size("tiny", vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, dtype="bfloat16")
+    half = find_config(
+        "tiny", vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, dtype="bfloat16"
+    )
     base, _ = placed(variables["params"], half, module.kind)
     flat = paths.flatten(base)
     assert flat["encoder/layers/mlp/wo/kernel"].dtype == jnp.bfloat16

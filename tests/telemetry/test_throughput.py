@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from elm_jax.models.flops import Cost
+from elm_jax.models.flops import FlopsPerToken
 from elm_jax.telemetry import throughput
 from elm_jax.telemetry.events import Event, Failure, Standing
 from elm_jax.telemetry.throughput import Compilations, Meter
 
-COST = Cost(prompt=10.0, answer=20.0, formula="by hand")
+COST = FlopsPerToken(prompt=10.0, answer=20.0, formula="by hand")
 
 
 def event(number, *losses, **changes):

@@ -8,13 +8,13 @@ from etils import epath
 from rich.console import Console
 
 from elm_jax.errors import UserError
-from elm_jax.models.flops import Cost
+from elm_jax.models.flops import FlopsPerToken
 from elm_jax.telemetry import jsonl_log, training_view
 from elm_jax.telemetry.events import Event, Failure, Standing, Validation
 from elm_jax.telemetry.progress import Stages
 from elm_jax.telemetry.throughput import Meter
 
-COST = Cost(prompt=1e9, answer=2e9, formula="4 N + 6 n")
+COST = FlopsPerToken(prompt=1e9, answer=2e9, formula="4 N + 6 n")
 
 
 def event(number, experts=3, **changes):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from elm_jax.aot import memory
 from elm_jax.errors import OutOfMemoryError
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.training import batch_search
 from elm_jax.training.batch_search import FILLED, Search
 from elm_jax.training.batches import Shape
@@ -93,7 +93,7 @@ def test_where_not_one_row_fits_the_error_says_what_it_takes():
 
 
 def test_with_a_real_compiler_batches_fill_what_is_free():
-    config = size("tiny", vocab_size=64, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64)
+    config = find_config("tiny", vocab_size=64, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64)
     plan = Plan()
 
     def programs(layout, shape):
@@ -114,7 +114,9 @@ def test_with_a_real_compiler_batches_fill_what_is_free():
     assert fit.filled >= FILLED
     gather = programs(fit.layout, fit.shape).gather
     assert (
-        memory.memory_of(gather.lower().compile()) + memory.resident_bytes(gather) <= fit.peak_bytes <= limit
+        memory.count_program_bytes(gather.lower().compile()) + memory.resident_bytes(gather)
+        <= fit.peak_bytes
+        <= limit
     )
     state, base, _, sums = gather.arguments
     leaves = jax.tree.leaves((state, base, sums, gather.resident))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, sharding
 from elm_jax.scoring import buckets, scorer
 from elm_jax.scoring.buckets import Row
@@ -33,7 +33,7 @@ FINE = [buckets.Shape(16, 32, 40), buckets.Shape(24, 32, 40), buckets.Shape(40, 
 @pytest.fixture(scope="module")
 def trees(base):
     """Experts that change every score, and leave logits of the size that a real network has."""
-    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in range(EXPERTS)]
+    made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in range(EXPERTS)]
     return [jax.tree.map(lambda leaf, by=1.0 + seed: leaf * by, tree) for seed, tree in enumerate(made)]
 
 
@@ -72,17 +72,17 @@ def test_the_mix_of_experts_changes_no_prediction(config, base, trees, wanted):
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}])
 def test_the_mesh_changes_no_prediction(config, base, trees, wanted, axes):
-    on = meshes.mesh(**axes)
-    placed = sharding.place(base, sharding.shardings(on, base))
+    on = meshes.make_mesh(**axes)
+    placed = jax.device_put(base, sharding.param_shardings(on, base))
     experts = stack(trees)
-    experts = sharding.place(experts, sharding.shardings(on, experts, experts=True))
+    experts = jax.device_put(experts, sharding.param_shardings(on, experts, experts=True))
     found = scorer.score_rows(config, placed, EVERY, experts, MIX, shapes=COARSE, batch_tokens=72 * 256)
     assert_same(found, wanted)
 
 
 def test_on_a_mesh_the_rows_of_a_batch_are_split_evenly(config, base, trees, monkeypatch):
-    on = meshes.mesh(data=8)
-    placed = sharding.place(base, sharding.shardings(on, base))
+    on = meshes.make_mesh(data=8)
+    placed = jax.device_put(base, sharding.param_shardings(on, base))
     seen = []
     run = scorer.likelihood.compiled(config, "cpu")
 

@@ -20,7 +20,7 @@ import pytest
 from elm_jax.data import task_selection
 from elm_jax.experts.library import Library
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import rendering
@@ -52,7 +52,9 @@ def make_run(tmp_path_factory):
         tokenizer = sentencepiece.train(
             texts, workspace.base / "vocabulary.model", 200, kind="word", extra_ids=16
         )
-        config = size("tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
+        config = find_config(
+            "tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48
+        )
         elm.save(workspace.base, elm.of(config, init_params(jax.random.key(0), config)))
         return root
 
@@ -89,7 +91,7 @@ def ended(processes):
 
 def experts(root):
     library = Library.open(root / "library")
-    return {name: paths.flatten(library.expert(name).params) for name in library.ids()}
+    return {name: paths.flatten(library.load_expert(name).params) for name in library.ids()}
 
 
 def losses(root):

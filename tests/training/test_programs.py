@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elm_jax.aot.program import Program
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, shapes, sharding
 from elm_jax.records import Params
 from elm_jax.routing import embedding
@@ -65,7 +65,7 @@ def assert_as_told(called):
 @pytest.mark.parametrize("sizes", [None, {"expert": 2, "data": 2, "fsdp": 2}], ids=["one device", "mesh"])
 def test_training_runs_its_programs_as_they_tell(one_layer, called, kind, sizes):
     base = step_base(one_layer)
-    mesh = meshes.mesh(**sizes) if sizes else None
+    mesh = meshes.make_mesh(**sizes) if sizes else None
     plan = Plan(kind=kind, places=2, batch_tokens=64, validate_every=1, keep="best")
     jobs = [job(f"a/{number}", number) for number in range(3)]
     trainer.train(one_layer, base, jobs, plan, lambda *_: None, mesh=mesh)
@@ -85,11 +85,13 @@ def step_base(config) -> Params:
 @pytest.mark.parametrize("sizes", [None, {"data": 8}, {"fsdp": 4, "data": 2}], ids=str)
 def test_scoring_and_generation_run_their_programs_as_they_tell(one_layer, called, sizes):
     base = step_base(one_layer)
-    experts = step.stack([ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in range(2)])
+    experts = step.stack(
+        [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in range(2)]
+    )
     if sizes:
-        on = meshes.mesh(**sizes)
-        base = sharding.place(base, sharding.shardings(on, base))
-        experts = sharding.place(experts, sharding.shardings(on, experts, experts=True))
+        on = meshes.make_mesh(**sizes)
+        base = jax.device_put(base, sharding.param_shardings(on, base))
+        experts = jax.device_put(experts, sharding.param_shardings(on, experts, experts=True))
     rows = [Row(prompt, tokens(2, 3)) for prompt in tokens(5, 9, 4)]
     scorer.score_rows(one_layer, base, rows, experts)
     scorer.score_rows(one_layer, base, rows)
@@ -106,7 +108,7 @@ def test_embedding_runs_its_program_as_it_tells(one_layer, called):
 
 
 def test_a_group_of_full_experts_keeps_no_base_on_the_devices(one_layer):
-    base, mesh = step_base(one_layer), meshes.mesh(fsdp=8, data=1)
+    base, mesh = step_base(one_layer), meshes.make_mesh(fsdp=8, data=1)
     before = jax.live_arrays()  # held, so that no new one has the id of one that is gone
     layout = layout_for("full", 1, mesh)
     group = Group(one_layer, base, Plan(kind="full"), layout, Shape(8, 16, 8, 1), mesh)
@@ -122,7 +124,7 @@ def test_a_group_of_full_experts_keeps_no_base_on_the_devices(one_layer):
 @pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (2, 1, 2, 2), (4, 1, 1, 2)], ids=str)
 def test_a_batch_compiles_where_both_experts_and_the_vocabulary_are_split(one_layer, sizes):
     """It once ended the process, over a gather from logits that `tensor` splits."""
-    mesh = meshes.mesh(**dict(zip(meshes.AXES, sizes, strict=True)))
+    mesh = meshes.make_mesh(**dict(zip(meshes.AXES, sizes, strict=True)))
     layout = layout_for("bottleneck", 4, mesh)
     programs = group_programs(one_layer, Plan(), layout, Shape(8, 16, 8, 2), mesh=mesh)
     assert programs.gather.lower().compile()

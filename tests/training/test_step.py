@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.records import Params
 from elm_jax.training import optimizers, step
@@ -42,7 +42,7 @@ def base(config):
 @pytest.fixture(scope="module")
 def owned(base):
     """Three experts that do something, as a stack."""
-    made = [ex.init("bottleneck", jax.random.key(seed), base, width=4) for seed in (1, 2, 3)]
+    made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in (1, 2, 3)]
     return jax.tree.map(np.asarray, step.stack([jax.tree.map(lambda leaf: leaf * 3, tree) for tree in made]))
 
 
@@ -347,7 +347,7 @@ def test_fresh_experts_depend_on_their_own_seed_alone_and_are_those_of_the_kind(
     begin = step.begin("bottleneck", (("width", 4),), OPTIMIZER)
     three, one = begin(np.array([7, 8, 9], np.uint32), base), begin(np.array([8], np.uint32), base)
     assert_close(of(three, 1), of(one, 0), rtol=1e-6)
-    wanted = ex.init("bottleneck", jax.random.key(8), base, width=4)
+    wanted = ex.init_expert("bottleneck", jax.random.key(8), base, {"width": 4})
     assert_close(of(one.params, 0), jax.tree.leaves(wanted), rtol=1e-6)
     assert three.stopped.tolist() == [GOING] * 3
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, paths
 from elm_jax.models.t5 import T5
 from elm_jax.scoring.buckets import Row
@@ -119,7 +119,7 @@ def test_exactly_the_owned_parameters_move_and_all_of_them(base, together):
             parts = ("scale",) if block.endswith("norm") else adapter
             owned |= {f"{stack}/layers/{block}/{part}" for part in parts}
     for each, expert in zip(JOBS, flat(together), strict=True):
-        fresh = paths.flatten(ex.init("bottleneck", jax.random.key(each.seed), base, **PLAN.options))
+        fresh = paths.flatten(ex.init_expert("bottleneck", jax.random.key(each.seed), base, PLAN.options))
         assert set(expert) == set(fresh) == owned
         still = [path for path in expert if np.abs(expert[path] - fresh[path]).max() < each.rate]
         assert still == []
@@ -156,9 +156,9 @@ def test_every_round_is_told_with_the_step_loss_and_rate_of_every_expert_in_it(c
 
 def test_one_step_of_adam_moves_by_the_rate_of_the_first_step(config, base):
     (found,) = trainer.train_group(config, base, [replace(JOBS[0], steps=1, rate=0.25)], PLAN)
-    assert distance(found, ex.init("bottleneck", jax.random.key(5), base, width=4)) == pytest.approx(
-        0.25, rel=1e-3
-    )
+    assert distance(
+        found, ex.init_expert("bottleneck", jax.random.key(5), base, {"width": 4})
+    ) == pytest.approx(0.25, rel=1e-3)
 
 
 def test_with_an_epoch_a_step_the_order_of_rows_is_nothing_and_their_pairing_all(config, base):
@@ -177,7 +177,7 @@ def test_with_an_epoch_a_step_the_order_of_rows_is_nothing_and_their_pairing_all
 
 def test_no_steps_give_the_fresh_expert(config, base):
     (found,) = trainer.train_group(config, base, [replace(JOBS[0], steps=0)], PLAN)
-    assert_close([found], [ex.init("bottleneck", jax.random.key(5), base, width=4)])
+    assert_close([found], [ex.init_expert("bottleneck", jax.random.key(5), base, {"width": 4})])
 
 
 class Killed(Exception):
@@ -408,17 +408,17 @@ def test_the_best_step_is_kept_where_it_is_asked_for(config, base):
 
 @pytest.mark.parametrize("sizes", [{"expert": 2, "data": 2}, {"expert": 1, "fsdp": 4}])
 def test_on_a_mesh_experts_become_what_they_become_on_one_device(config, base, together, sizes):
-    on = meshes.mesh(jax.devices()[:4], **sizes)
+    on = meshes.make_mesh(jax.devices()[:4], **sizes)
     assert_close(trainer.train_group(config, base, JOBS, replace(PLAN, batch_tokens=48), mesh=on), together)
 
 
 def test_a_run_goes_on_on_other_devices(config, base, together, tmp_path):
     library, plan = {}, replace(PLAN, places=4)
-    one = meshes.mesh(jax.devices()[:2], expert=2, data=1)
+    one = meshes.make_mesh(jax.devices()[:2], expert=2, data=1)
     killed(library, config, base, JOBS, plan, tmp_path, 10)
     with pytest.raises(UserError, match="3 experts side by side, which a mesh with an expert axis of 2"):
         trained(library, config, base, JOBS, plan, tmp_path, mesh=one)
-    rows = meshes.mesh(jax.devices()[:4], expert=1, data=4)
+    rows = meshes.make_mesh(jax.devices()[:4], expert=1, data=4)
     assert_close(trained(library, config, base, JOBS, plan, tmp_path, mesh=rows), together)
 
 

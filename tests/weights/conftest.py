@@ -16,10 +16,10 @@ from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
 
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.weights import base as bases
 
-SMALL = size(
+SMALL = find_config(
     "tiny",
     vocab_size=24,
     emb_dim=8,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models import minilm, paths
+from elm_jax.models import bert_encoder, paths
 from elm_jax.weights import bert
 
 TOLD = {
@@ -114,5 +114,5 @@ def test_transformers_computes_the_same_states(kind, tmp_path):
     tokens[~seen] = 1
     with torch.no_grad():
         wanted = model(torch.tensor(tokens).long(), torch.tensor(seen).long()).last_hidden_state.numpy()
-    found = jax.jit(lambda *batch: minilm.encode(made, *batch))(params, tokens, lengths)
+    found = jax.jit(lambda *batch: bert_encoder.encode(made, *batch))(params, tokens, lengths)
     assert np.abs(np.asarray(found) - wanted)[seen].max() < 2e-5

@@ -11,7 +11,7 @@ from ml_dtypes import bfloat16
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.models.sizes import size
+from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.weights import elm
 
@@ -21,7 +21,7 @@ LAYER = "decoder/layers_1/mlp/wo/kernel"
 
 @pytest.fixture(scope="module")
 def base():
-    config = size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12)
+    config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12)
     return elm.of(config, init_params(jax.random.key(0), config))
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.weights import experts
 
@@ -15,7 +15,7 @@ OPTIONS = {"bottleneck": {"width": 3}, "lora": {"rank": 3}, "ia3": {}, "full": {
 
 
 def drawn(kind, base):
-    tree = ex.init(kind, jax.random.key(0), base, **OPTIONS[kind])
+    tree = ex.init_expert(kind, jax.random.key(0), base, OPTIONS[kind])
     return jax.tree.map(lambda leaf: np.asarray(leaf + RNG.normal(size=leaf.shape), np.float32), dict(tree))
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from elm_jax.experts import files
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.weights import embedders, huggingface, load, peft
 
 
 def lora(base, seed):
-    tree = ex.init("lora", jax.random.key(seed), base.params)
+    tree = ex.init_expert("lora", jax.random.key(seed), base.params)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: np.asarray(leaf + rng.normal(size=leaf.shape), np.float32), dict(tree))
 
@@ -62,7 +62,9 @@ def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
         hub.push(f"me/{what}", tmp_path / what)
     home = tmp_path / "library" / "dream" / "no"
     elm("convert", "hf:me/adapter", home, "--to", "elm", "--base", tmp_path / "base")
-    found = paths.unflatten(files.read_params(files.epath.Path(home), files.describe(files.epath.Path(home))))
+    found = paths.unflatten(
+        files.read_params(files.epath.Path(home), files.read_description(files.epath.Path(home)))
+    )
     assert same(found, trees["adapter"])
     elm("convert", "hf:me/expert@main", tmp_path / "out", "--to", "peft")
     assert same(peft.load(tmp_path / "out", t5_1_1.config)[1], trees["expert"])

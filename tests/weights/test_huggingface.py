@@ -303,6 +303,8 @@ def test_large_weights_are_written_in_shards_with_their_index(t5_1_1, same, tmp_
 
 
 def small():
-    from elm_jax.models.sizes import size
+    from elm_jax.models.sizes import find_config
 
-    return size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1)
+    return find_config(
+        "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
+    )

@@ -80,9 +80,9 @@ def test_parameters_lie_as_a_function_of_path_and_shape_says(t5_1_1, everywhere,
 
 
 def test_parameters_lie_on_a_mesh_by_the_rules_of_the_network(t5_1_1, everywhere, same):
-    mesh = meshes.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
+    mesh = meshes.make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     found = load_model(everywhere / "t5x", sharding=mesh)
-    wanted = paths.flatten(sharding.shardings(mesh, t5_1_1.params))
+    wanted = paths.flatten(sharding.param_shardings(mesh, t5_1_1.params))
     assert {path: leaf.sharding for path, leaf in paths.flatten(found.params).items()} == wanted
     assert same(found.params, t5_1_1.params)
 
@@ -146,7 +146,7 @@ def test_a_load_onto_a_mesh_reads_each_byte_once(t5_1_1, writers, tmp_path, monk
             return content
 
     monkeypatch.setattr(tensors, "opened", lambda file: Counting(str(file)))
-    mesh = meshes.mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
+    mesh = meshes.make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     found = load_model(place, dtype=dtype, sharding=mesh)
     assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(found.params))
     assert len(counted) == (3 if kind == "shards" else 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.t5 import T5
 from elm_jax.weights import peft
@@ -193,7 +193,7 @@ def test_missing_files_are_named(t5_1_1, tmp_path):
 
 def drawn(kind, base, **options):
     """Returns an expert that changes every logit."""
-    tree = ex.init(kind, jax.random.key(0), base, **options)
+    tree = ex.init_expert(kind, jax.random.key(0), base, options)
     return jax.tree.map(
         lambda leaf: np.asarray(leaf + 0.3 * RNG.normal(size=leaf.shape), np.float32), dict(tree)
     )

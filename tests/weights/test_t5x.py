@@ -256,6 +256,6 @@ def test_a_tied_head_without_scale_is_written_apart_for_t5x_would_scale_it(make_
 
 
 def t5x_config():
-    from elm_jax.models.sizes import size
+    from elm_jax.models.sizes import find_config
 
-    return size("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
+    return find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.planning import networks, workload
-from elm_jax.planning.workload import Asked
+from elm_jax.planning import networks, workloads
+from elm_jax.planning.workloads import PlanOptions
 
 PROMPTS = "gin/recipes/prompt_expert.gin"
 DREAM = ["MIXTURE_OR_TASK_NAME = 'dream'"]
 
 
 def only(recipe, bindings=(), **asked):
-    (load,) = workload.read(recipe, list(bindings), Asked(**asked))
+    (load,) = workloads.read_workloads(recipe, list(bindings), PlanOptions(**asked))
     return load
 
 
@@ -39,9 +39,9 @@ def test_lengths_have_the_assumed_mean_and_the_longest_row():
     load = only(PROMPTS, DREAM)
     each = load.known[0]
     longest = int(each.prompt.max())
-    assert float(each.prompt.mean()) == pytest.approx(workload.PROMPT_SHARE * longest, rel=0.02)
+    assert float(each.prompt.mean()) == pytest.approx(workloads.PROMPT_SHARE * longest, rel=0.02)
     widest = int(each.target.max())
-    assert float(each.target.mean()) == pytest.approx(workload.ANSWER_SHARE * widest, rel=0.1)
+    assert float(each.target.mean()) == pytest.approx(workloads.ANSWER_SHARE * widest, rel=0.1)
 
 
 @pytest.fixture
@@ -86,22 +86,22 @@ def test_a_recipe_that_trains_nothing_is_refused():
 def test_an_evaluation_has_a_scorer_for_the_base_and_each_method_or_for_each_expert():
     unseen = "gin/recipes/evaluate_unseen.gin"
     load = only(unseen)
-    assert load.experts == workload.EXPERTS
-    assert f"{workload.EXPERTS} experts in the library" in load.assumed
+    assert load.experts == workloads.DEFAULT_EXPERTS
+    assert f"{workloads.DEFAULT_EXPERTS} experts in the library" in load.assumed
     assert load.scorers == 1 + 5
-    assert load.ways == ("stack",)
+    assert load.modes == ("stack",)
     every = only(unseen, ["ORACLE = True"], experts=10)
     assert every.scorers > 10
-    assert "gate" in only(unseen, ["METHODS = ('arrow:k=2',)"]).ways
+    assert "gate" in only(unseen, ["METHODS = ('arrow:k=2',)"]).modes
     with pytest.raises(UserError, match="experts to evaluate, got 0"):
         only(unseen, experts=0)
 
 
 def test_a_recipe_of_the_whole_path_trains_and_scores():
-    trained, scored = workload.read(
+    trained, scored = workloads.read_workloads(
         "gin/recipes/dream_to_story_cloze.gin",
         ["DATA_DIR = 'data'", "TEMPLATES_DIR = 'templates'"],
-        Asked(rows=50),
+        PlanOptions(rows=50),
     )
     assert len(trained.known) == 18
     assert trained.network.emb_dim == 64  # the tiny base that it trains first
@@ -114,4 +114,4 @@ def test_a_recipe_of_the_whole_path_trains_and_scores():
     [("t5-xl-lm-adapt", "xl"), ("google/mt5-base", "mt5-base"), ("T0_3B", "xl"), ("t5-3b", "t5-3b")],
 )
 def test_the_size_of_a_published_base_is_in_its_name(name, size):
-    assert networks.size_of(name) == size
+    assert networks.find_size(name) == size

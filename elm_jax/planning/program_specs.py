@@ -1,6 +1,6 @@
-"""Work: what a program is made of, as plain values, and the programs that are made of it.
+"""Program specs: descriptions of programs as plain values, from which the programs are built.
 
-A compiler runs in a process of its own, so what it compiles goes there as JSON and is built there.
+The compiler runs in another process, so a spec goes there as JSON and is built there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from elm_jax.aot.program import Program
-from elm_jax.models import flops, gating, meshes, minilm, paths, shapes
-from elm_jax.models.flops import Attended
-from elm_jax.models.minilm import BertConfig
+from elm_jax.models import bert_encoder, flops, gating, meshes, paths, shapes
+from elm_jax.models.bert_encoder import BertConfig
+from elm_jax.models.flops import AttentionSpans
 from elm_jax.models.sizes import T5Config
 from elm_jax.routing.embedding import embed_program
 from elm_jax.routing.search import search_program
@@ -24,14 +24,14 @@ from elm_jax.scoring.scorer import score_program
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import GroupPrograms, Layout, Plan, group_programs
 
-BUILD = "elm_jax.planning.work.build"
+BUILD = "elm_jax.planning.program_specs.build"
 MINILM = BertConfig(vocab_size=30522, emb_dim=384, num_heads=12, num_layers=6, mlp_dim=1536, positions=512)
 """The shape of all-MiniLM-L6-v2, the paper's embedder."""
 
 
 @dataclass(frozen=True)
-class TrainingWork:
-    """A group that trains, and the shape of its batches."""
+class TrainingProgramSpec:
+    """The programs that train a group of experts, with batches of one shape."""
 
     type: ClassVar[str] = "training"
     network: T5Config
@@ -48,42 +48,42 @@ class TrainingWork:
         return group_programs(self.network, self.plan, self.layout, self.shape, mesh=mesh)
 
     def model_flops(self, program: str) -> float | None:
-        """Returns the FLOPs that a program's mathematics asks for, on all devices together.
+        """Returns the FLOPs that a program's mathematics needs on all devices, None if it has no products.
 
-        All tokens of the batch count, padding among them; None where a program has no products to speak of.
+        All tokens of the batch count, also padding.
         """
         if program not in ("gather", "measure"):
             return None
         shape, config, kind = self.shape, self.network, self.plan.kind
         base = shapes.base_shapes(config)
         expert = shapes.expert_shapes(config, kind, self.plan.options)
-        seen = Attended(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
+        seen = AttentionSpans(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
         if program == "gather":
-            cost = flops.cost(config, kind, base, expert, seen)
+            cost = flops.training_flops(config, kind, base, expert, seen)
         else:
-            cost = flops.forward_cost(config, base, {} if kind == "full" else expert, seen)
-        return cost.of(shape.rows * shape.prompt, shape.rows // shape.folded * shape.target)
+            cost = flops.forward_flops(config, base, {} if kind == "full" else expert, seen)
+        return cost.total(shape.rows * shape.prompt, shape.rows // shape.folded * shape.target)
 
 
 @dataclass(frozen=True)
-class ScoringWork:
-    """A batch that is scored.
+class ScoringProgramSpec:
+    """A program that scores a batch.
 
     Attributes:
-        name: of the program.
+        name: the program's name.
         network: the base.
-        way: "stack" of experts, "full", a full expert in the base's place, or "gate", which weighs a library.
-        shape: of the batch's prompts and tries.
-        rows: of the batch, on all devices.
-        kind: of the experts.
-        options: of their kind.
-        experts: in the stack or behind the gate.
+        mode: "stack" for a stack of experts, "full" for a full expert, "gate" for a gated library.
+        shape: the shape of the batch's prompts and tries.
+        rows: the rows of the batch on all devices.
+        kind: the kind of the experts.
+        options: the options of that kind.
+        experts: how many experts are in the stack or behind the gate.
     """
 
     type: ClassVar[str] = "scoring"
     name: str
     network: T5Config
-    way: str
+    mode: str
     shape: buckets.Shape
     rows: int
     kind: str = "bottleneck"
@@ -97,8 +97,8 @@ class ScoringWork:
             shapes.base_shapes(self.network),
             self.shape,
             self.rows,
-            experts=experts_of(self),
-            stacked=self.way == "stack",
+            experts=expert_shapes_of(self),
+            stacked=self.mode == "stack",
             mesh=mesh,
         )
         return [replace(found, name=self.name)]
@@ -106,20 +106,20 @@ class ScoringWork:
     def model_flops(self, program: str) -> float | None:
         """Returns the same as that of `TrainingWork`, of a forward pass."""
         config, (prompt, nodes, _) = self.network, self.shape
-        own = {} if self.way == "full" else shapes.expert_shapes(config, self.kind, self.options)
-        seen = Attended(float(prompt), float(nodes), float(prompt))
-        cost = flops.forward_cost(config, shapes.base_shapes(config), own, seen)
-        return cost.of(self.rows * prompt, self.rows * nodes)
+        own = {} if self.mode == "full" else shapes.expert_shapes(config, self.kind, self.options)
+        seen = AttentionSpans(float(prompt), float(nodes), float(prompt))
+        cost = flops.forward_flops(config, shapes.base_shapes(config), own, seen)
+        return cost.total(self.rows * prompt, self.rows * nodes)
 
 
 @dataclass(frozen=True)
-class GenerationWork:
-    """A batch of answers that are written token by token; fields are those of `ScoringWork`."""
+class GenerationProgramSpec:
+    """A program that generates answers token by token; fields as in `ScoringProgramSpec`."""
 
     type: ClassVar[str] = "generation"
     name: str
     network: T5Config
-    way: str
+    mode: str
     rows: int
     prompt: int
     length: int
@@ -135,8 +135,8 @@ class GenerationWork:
             self.rows,
             self.prompt,
             self.length,
-            experts=experts_of(self),
-            stacked=self.way == "stack",
+            experts=expert_shapes_of(self),
+            stacked=self.mode == "stack",
             mesh=mesh,
         )
         return [replace(found, name=self.name)]
@@ -147,8 +147,8 @@ class GenerationWork:
 
 
 @dataclass(frozen=True)
-class EmbeddingWork:
-    """A batch of texts that are embedded, by the run's own T5 or, without a network, by MiniLM."""
+class EmbeddingProgramSpec:
+    """A program that embeds texts with the run's T5 or, if there is no network, with MiniLM."""
 
     type: ClassVar[str] = "embedding"
     name: str
@@ -161,10 +161,10 @@ class EmbeddingWork:
         """Returns the program, on the first device alone, as engines run it."""
         network = self.network or replace(MINILM, dtype=self.dtype)
         if isinstance(network, BertConfig):
-            params = minilm.param_shapes(network)
+            params = bert_encoder.param_shapes(network)
         else:
             params = shapes.base_shapes(network)
-        one = meshes.mesh(list(mesh.devices.flat)[:1])
+        one = meshes.make_mesh(list(mesh.devices.flat)[:1])
         found = embed_program(network, (params, []), self.rows, self.length, mesh=one)
         return [replace(found, name=self.name)]
 
@@ -174,14 +174,14 @@ class EmbeddingWork:
             net, length = MINILM, self.length
             layer = 4 * net.emb_dim**2 + 2 * net.emb_dim * net.mlp_dim + 2 * net.emb_dim * length
             return 2.0 * net.num_layers * layer * self.rows * length
-        seen = Attended(float(self.length))
+        seen = AttentionSpans(float(self.length))
         encoder = {"encoder": shapes.base_shapes(self.network)["encoder"]}
-        return flops.forward_cost(self.network, encoder, {}, seen).of(self.rows * self.length, 0)
+        return flops.forward_flops(self.network, encoder, {}, seen).total(self.rows * self.length, 0)
 
 
 @dataclass(frozen=True)
-class SearchWork:
-    """A search of keys for those nearest to queries."""
+class SearchProgramSpec:
+    """A program that searches the keys that are nearest to queries."""
 
     type: ClassVar[str] = "search"
     name: str
@@ -192,7 +192,7 @@ class SearchWork:
 
     def programs(self, mesh: Mesh) -> list[Program]:
         """Returns the program, on the first device alone, as engines run it."""
-        one = meshes.mesh(list(mesh.devices.flat)[:1])
+        one = meshes.make_mesh(list(mesh.devices.flat)[:1])
         found = search_program(
             jax.ShapeDtypeStruct((self.queries, self.width), jnp.float32),
             jax.ShapeDtypeStruct((self.keys, self.width), jnp.float32),
@@ -207,9 +207,22 @@ class SearchWork:
         return None
 
 
-Work = TrainingWork | ScoringWork | GenerationWork | EmbeddingWork | SearchWork
-WORKS: Mapping[str, type[Work]] = {
-    each.type: each for each in (TrainingWork, ScoringWork, GenerationWork, EmbeddingWork, SearchWork)
+ProgramSpec = (
+    TrainingProgramSpec
+    | ScoringProgramSpec
+    | GenerationProgramSpec
+    | EmbeddingProgramSpec
+    | SearchProgramSpec
+)
+SPEC_TYPES: Mapping[str, type[ProgramSpec]] = {
+    each.type: each
+    for each in (
+        TrainingProgramSpec,
+        ScoringProgramSpec,
+        GenerationProgramSpec,
+        EmbeddingProgramSpec,
+        SearchProgramSpec,
+    )
 }
 _TUPLES: Mapping[tuple[str, str], Any] = {
     ("training", "layout"): Layout,
@@ -218,15 +231,15 @@ _TUPLES: Mapping[tuple[str, str], Any] = {
 }
 
 
-def to_json(work: Work) -> dict[str, Any]:
+def to_json(work: ProgramSpec) -> dict[str, Any]:
     """Returns a work as JSON has it."""
     return {"type": work.type, **asdict(work)}
 
 
-def from_json(told: Mapping[str, Any]) -> Work:
+def from_json(value: Mapping[str, Any]) -> ProgramSpec:
     """Returns the work that `to_json` was called on."""
-    kind = WORKS[told["type"]]
-    values: dict[str, Any] = {each.name: told[each.name] for each in fields(kind)}
+    kind = SPEC_TYPES[value["type"]]
+    values: dict[str, Any] = {each.name: value[each.name] for each in fields(kind)}
     if values.get("network") is not None:
         values["network"] = _network(values["network"])
     if "plan" in values:
@@ -243,7 +256,7 @@ def _network(fields: Mapping[str, Any]) -> T5Config:
     return T5Config(**plain)
 
 
-def build(devices: Sequence[Any], sizes: Mapping[str, int], told: Mapping[str, Any]) -> list[Program]:
+def build(devices: Sequence[Any], sizes: Mapping[str, int], value: Mapping[str, Any]) -> list[Program]:
     """Returns the programs of a work on a mesh of these devices; called in the compiler's process.
 
     A mesh of fewer devices than there are takes the first of them: a process scores on its own.
@@ -251,24 +264,24 @@ def build(devices: Sequence[Any], sizes: Mapping[str, int], told: Mapping[str, A
     count = 1
     for size in sizes.values():
         count *= size
-    mesh = meshes.mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
-    return from_json(told).programs(mesh)
+    mesh = meshes.make_mesh(list(devices)[:count], **({"data": 1} | dict(sizes)))
+    return from_json(value).programs(mesh)
 
 
-def experts_of(work: ScoringWork | GenerationWork) -> Any:
+def expert_shapes_of(work: ScoringProgramSpec | GenerationProgramSpec) -> Any:
     """Returns the shapes of the experts beside the base; None where a full one stands in its place."""
-    if work.way == "full":
+    if work.mode == "full":
         return None
-    if work.way == "gate":
-        return _gated(work)
+    if work.mode == "gate":
+        return _gate_shapes(work)
     one = shapes.expert_shapes(work.network, work.kind, work.options)
-    return shapes.stacked(one, work.experts)
+    return shapes.stack_shapes(one, work.experts)
 
 
-def _gated(work: ScoringWork | GenerationWork) -> Any:
+def _gate_shapes(work: ScoringProgramSpec | GenerationProgramSpec) -> Any:
     """Returns the shapes of a gate over LoRA experts, each known by one direction at every projection."""
     options = work.options if work.kind == "lora" else {}
-    stack = shapes.stacked(shapes.expert_shapes(work.network, "lora", options), work.experts)
+    stack = shapes.stack_shapes(shapes.expert_shapes(work.network, "lora", options), work.experts)
 
     def made(stack: Any) -> Any:
         flat = paths.flatten(stack)
@@ -277,6 +290,6 @@ def _gated(work: ScoringWork | GenerationWork) -> Any:
             for path, leaf in flat.items()
             if path.endswith("lora_a")
         }
-        return gating.gated(stack, prototypes, k=1)
+        return gating.make_gated_tree(stack, prototypes, k=1)
 
     return jax.eval_shape(made, stack)

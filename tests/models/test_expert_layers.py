@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.models import experts as ex
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.t5 import T5
 from elm_jax.training.step import stack
@@ -46,34 +46,34 @@ def trained(base):
             lambda leaf: np.asarray(leaf) + RNG.normal(0, 0.2, leaf.shape).astype(np.float32), fresh
         )
 
-    made = {kind: ex.init(kind, jax.random.key(0), base, **OPTIONS[kind]) for kind in OPTIONS}
+    made = {kind: ex.init_expert(kind, jax.random.key(0), base, OPTIONS[kind]) for kind in OPTIONS}
     return {kind: [far(fresh) for _ in range(3)] for kind, fresh in made.items()}
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_neutral_expert_leaves_every_logit_as_it_was(network, trained, base, kind):
     expert = trained[kind][0]
-    np.testing.assert_allclose(network(ex.neutral(expert, base)), network(), atol=1e-5)
+    np.testing.assert_allclose(network(ex.make_neutral_expert(expert, base)), network(), atol=1e-5)
     assert np.abs(network(expert) - network()).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_what_is_neutral_holds_numbers_though_its_like_does_not(trained, base, kind):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, trained[kind][0])
-    neutral = ex.neutral(broken, base)
+    neutral = ex.make_neutral_expert(broken, base)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(neutral))
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_a_fresh_expert_changes_no_logit(network, base, kind):
-    fresh = ex.init(kind, jax.random.key(0), base, **OPTIONS[kind])
+    fresh = ex.init_expert(kind, jax.random.key(0), base, OPTIONS[kind])
     np.testing.assert_allclose(network(fresh), network(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_every_parameter_of_an_expert_changes_logits(network, trained, base, kind):
     flat = paths.flatten(trained[kind][0])
-    neutral = paths.flatten(ex.neutral(trained[kind][0], base))
+    neutral = paths.flatten(ex.make_neutral_expert(trained[kind][0], base))
     whole = network(trained[kind][0])
     for path in flat:
         without = network(paths.unflatten({**flat, path: neutral[path]}))
@@ -90,25 +90,25 @@ def test_an_adapter_is_x_plus_up_of_gelu_of_down():
     hidden = x @ down + np.array([0.5, -1.0])
     gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
     np.testing.assert_allclose(
-        ex.bottleneck(jnp.asarray(x), adapter), x + gelu @ up + np.arange(4.0), atol=1e-5
+        ex.apply_bottleneck(jnp.asarray(x), adapter), x + gelu @ up + np.arange(4.0), atol=1e-5
     )
 
 
 def test_lora_adds_the_product_of_its_factors_to_what_a_projection_gives():
     expert = {"lora_a": jnp.array([[1.0], [2.0]]), "lora_b": jnp.array([[10.0, 0.0, -1.0]])}
     x, y = jnp.array([[[1.0, 1.0]], [[0.0, 3.0]]]), jnp.ones((2, 1, 3))
-    np.testing.assert_allclose(ex.given(x, y, expert), [[[31.0, 1.0, -2.0]], [[61.0, 1.0, -5.0]]])
-    assert ex.taken(x, expert) is x
+    np.testing.assert_allclose(ex.apply_delta(x, y, expert), [[[31.0, 1.0, -2.0]], [[61.0, 1.0, -5.0]]])
+    assert ex.scale_inputs(x, expert) is x
 
 
 def test_ia3_scales_what_a_projection_takes_or_gives():
     x, y = jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0, 5.0]]])
-    np.testing.assert_allclose(ex.taken(x, {"ia3_in": jnp.array([2.0, -1.0])}), [[[2.0, -2.0]]])
-    np.testing.assert_allclose(ex.given(x, y, {"ia3_out": jnp.array([0.0, 10.0])}), [[[0.0, 50.0]]])
+    np.testing.assert_allclose(ex.scale_inputs(x, {"ia3_in": jnp.array([2.0, -1.0])}), [[[2.0, -2.0]]])
+    np.testing.assert_allclose(ex.apply_delta(x, y, {"ia3_out": jnp.array([0.0, 10.0])}), [[[0.0, 50.0]]])
 
 
 def test_an_expert_owns_its_norm_scales(network, base):
-    owned = ex.neutral(ex.init("bottleneck", jax.random.key(0), base, width=4), base)
+    owned = ex.make_neutral_expert(ex.init_expert("bottleneck", jax.random.key(0), base, {"width": 4}), base)
     owned["encoder"]["encoder_norm"]["scale"] = owned["encoder"]["encoder_norm"]["scale"] * 2
     changed = {**base, "encoder": {**base["encoder"], "encoder_norm": owned["encoder"]["encoder_norm"]}}
     np.testing.assert_allclose(network(owned), network(params=changed), atol=1e-5)
@@ -118,7 +118,7 @@ def test_an_expert_owns_its_norm_scales(network, base):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_rows_of_different_experts_in_one_batch_score_as_each_alone(network, trained, kind, how):
     together = stack(trained[kind])
-    mixed = network(ex.grouped(together) if how == "grouped" else together, INDEX)
+    mixed = network(ex.mark_grouped(together) if how == "grouped" else together, INDEX)
     for expert, tree in enumerate(trained[kind]):
         rows = expert == INDEX
         np.testing.assert_allclose(mixed[rows], network(tree)[rows], atol=1e-5)
@@ -129,9 +129,9 @@ def test_rows_may_come_in_any_order_and_experts_have_no_rows(index):
     kernels = RNG.normal(size=(5, 2, 3, 4)).astype(np.float32)
     x = RNG.normal(size=(4, 2, 6, 3)).astype(np.float32)
     wanted = np.stack([x[row] @ kernels[expert, 1] for row, expert in enumerate(index)])
-    for tree in ({"k": kernels}, ex.grouped({"k": kernels})):
-        cut, rows = ex.by_layer(tree, np.array(index, np.int32))
-        found = ex.product(jnp.asarray(x), ex.rows_of(cut[1], rows)["k"])
+    for tree in ({"k": kernels}, ex.mark_grouped({"k": kernels})):
+        cut, rows = ex.split_by_layer(tree, np.array(index, np.int32))
+        found = ex.multiply(jnp.asarray(x), ex.gather_by_row(cut[1], rows)["k"])
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
@@ -144,9 +144,9 @@ REAL = SEGMENTS > 0
 
 def slotted(stack):
     """Gives every segment its expert, out of layer 1 of a stack."""
-    cut, rows = ex.by_layer(stack, ex.segmented(OF_SEGMENT, SEGMENTS))
-    found = ex.rows_of(cut[1], rows)
-    assert all(isinstance(leaf, ex.Slotted) for leaf in found.values())
+    cut, rows = ex.split_by_layer(stack, ex.join_segments(OF_SEGMENT, SEGMENTS))
+    found = ex.gather_by_row(cut[1], rows)
+    assert all(isinstance(leaf, ex.PerSegmentParams) for leaf in found.values())
     return found
 
 
@@ -154,10 +154,10 @@ def slotted(stack):
 def test_every_token_of_a_packed_row_meets_the_kernel_of_its_own_segment(inputs, outputs):
     kernels = RNG.normal(size=(4, 2, inputs, outputs)).astype(np.float32)
     x = RNG.normal(size=(3, 6, inputs)).astype(np.float32)
-    found = np.asarray(ex.product(jnp.asarray(x), slotted({"k": kernels})["k"]))
+    found = np.asarray(ex.multiply(jnp.asarray(x), slotted({"k": kernels})["k"]))
     wanted = np.einsum("bni,bnio->bno", x, kernels[OF_TOKEN, 1])
     np.testing.assert_allclose(found[REAL], wanted[REAL], atol=1e-5)
-    between = ex.product(jnp.asarray(x)[:, None], slotted({"k": kernels})["k"])  # an answer to each prompt
+    between = ex.multiply(jnp.asarray(x)[:, None], slotted({"k": kernels})["k"])  # an answer to each prompt
     np.testing.assert_allclose(np.asarray(between)[:, 0], found, atol=1e-6)
 
 
@@ -168,7 +168,7 @@ def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_ow
     pull = np.where(REAL[..., None], RNG.normal(size=(3, 6, outputs)), 0).astype(np.float32)
 
     def total(stack):
-        return (ex.product(jnp.asarray(x), slotted(stack)["k"]) * pull).sum()
+        return (ex.multiply(jnp.asarray(x), slotted(stack)["k"]) * pull).sum()
 
     found = np.asarray(jax.jit(jax.grad(total))({"k": jnp.asarray(kernels)})["k"])
     assert not found[:, 0].any()
@@ -181,7 +181,7 @@ def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_ow
 def test_a_vector_of_a_segment_is_spread_over_its_own_tokens(between):
     vectors = RNG.normal(size=(4, 2, 5)).astype(np.float32)
     like = jnp.zeros((3, *between, 6, 5))
-    found = np.asarray(ex.spread(slotted({"v": vectors})["v"], like)).reshape(3, 6, 5)
+    found = np.asarray(ex.broadcast_to_tokens(slotted({"v": vectors})["v"], like)).reshape(3, 6, 5)
     np.testing.assert_allclose(found[REAL], vectors[OF_TOKEN, 1][REAL], rtol=1e-6)
 
 
@@ -194,11 +194,11 @@ def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_o
 
     def passed(own, x, y):
         if kind == "bottleneck":
-            return ex.bottleneck(x, own["attention_adapter"])
-        return ex.given(x, y, own["attention"]["key"])
+            return ex.apply_bottleneck(x, own["attention_adapter"])
+        return ex.apply_delta(x, y, own["attention"]["key"])
 
-    cut, rows = ex.by_layer(stacked, ex.segmented(OF_SEGMENT, SEGMENTS))
-    found = np.asarray(passed(ex.rows_of(cut[1], rows), jnp.asarray(x), jnp.asarray(y)))
+    cut, rows = ex.split_by_layer(stacked, ex.join_segments(OF_SEGMENT, SEGMENTS))
+    found = np.asarray(passed(ex.gather_by_row(cut[1], rows), jnp.asarray(x), jnp.asarray(y)))
     for row, token in np.argwhere(REAL):
         own = jax.tree.map(lambda leaf, at=OF_TOKEN[row, token]: leaf[at, 1], stacked)
         wanted = passed(own, jnp.asarray(x[row, token][None, None]), jnp.asarray(y[row, token][None, None]))
@@ -212,8 +212,8 @@ def width_of_key(kind, stacked):
 
 
 def test_segments_of_experts_want_rows_with_segment_ids():
-    with pytest.raises(UserError, match="want rows with segment ids, but none came"):
-        ex.segmented(OF_SEGMENT, None)
+    with pytest.raises(UserError, match="segment ids"):
+        ex.join_segments(OF_SEGMENT, None)
 
 
 def test_a_scan_over_layers_reads_a_stack_without_copying_it():
@@ -222,8 +222,10 @@ def test_a_scan_over_layers_reads_a_stack_without_copying_it():
 
     @jax.jit
     def layers(stacked, x):
-        cut, rows = ex.by_layer(stacked, index)
-        return jax.lax.scan(lambda x, at: (ex.product(x, ex.rows_of(at, rows)["kernel"]), None), x, cut)[0]
+        cut, rows = ex.split_by_layer(stacked, index)
+        return jax.lax.scan(
+            lambda x, at: (ex.multiply(x, ex.gather_by_row(at, rows)["kernel"]), None), x, cut
+        )[0]
 
     wanted = [np.linalg.multi_dot([row, *stacked["kernel"][at]]) for row, at in zip(x, index, strict=True)]
     np.testing.assert_allclose(layers(stacked, x), wanted, rtol=1e-4)
@@ -232,20 +234,20 @@ def test_a_scan_over_layers_reads_a_stack_without_copying_it():
 
 
 def test_an_expert_that_does_not_exist_gives_no_number():
-    found = ex.rows_of({"scale": np.ones((3, 2), np.float32)}, np.array([0, 3], np.int32))["scale"]
+    found = ex.gather_by_row({"scale": np.ones((3, 2), np.float32)}, np.array([0, 3], np.int32))["scale"]
     assert np.isnan(found).any(axis=1).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("mark", [lambda tree: tree, ex.grouped])
+@pytest.mark.parametrize("mark", [lambda tree: tree, ex.mark_grouped])
 def test_gradients_of_a_row_reach_its_own_expert_alone(mark):
     stacked = {"a": RNG.normal(size=(3, 1, 4, 2)), "b": RNG.normal(size=(3, 1, 2, 4))}
     stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), stacked)
     x, index = jnp.asarray(RNG.normal(size=(4, 5, 4)), jnp.float32), np.array([2, 0, 2, 2], np.int32)
 
     def total(tree):
-        cut, rows = ex.by_layer(mark(tree), index)
-        own = ex.rows_of(cut[0], rows)
-        return (ex.product(ex.product(x, own["a"]), own["b"]) ** 2).sum()
+        cut, rows = ex.split_by_layer(mark(tree), index)
+        own = ex.gather_by_row(cut[0], rows)
+        return (ex.multiply(ex.multiply(x, own["a"]), own["b"]) ** 2).sum()
 
     found = jax.jit(jax.grad(total))(stacked)
     for expert in range(3):
@@ -261,12 +263,12 @@ def test_swapping_experts_compiles_nothing(network, trained, base):
     network(trained["lora"][0])
     programs = network.programs()
     network(trained["lora"][1])
-    network(ex.neutral(trained["lora"][2], base))
+    network(ex.make_neutral_expert(trained["lora"][2], base))
     assert network.programs() == programs
 
 
 def test_a_full_expert_is_the_base_and_stands_in_its_place(base):
-    full = ex.init("full", jax.random.key(0), base)
-    params, beside = ex.place("full", base, full)
+    full = ex.init_expert("full", jax.random.key(0), base)
+    params, beside = ex.split_base_and_expert("full", base, full)
     assert beside is None
     assert jax.tree.all(jax.tree.map(np.array_equal, params, base))

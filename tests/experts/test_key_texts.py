@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.experts.keys import FORMATS, sample, texts
+from elm_jax.experts.key_texts import TEXT_FORMATS, format_texts, sample_examples
 from elm_jax.records import PromptedExample
 from elm_jax.routing.key_index import build_index
 
@@ -27,21 +27,21 @@ ROW = PromptedExample("0", "Is it so?", "yes", ("no", "yes"), 1)
     ],
 )
 def test_a_row_is_written_as_the_original_wrote_it(name, expected):
-    assert texts([ROW], name, "{{a}} ||| {{b}}") == (expected,)
+    assert format_texts([ROW], name, "{{a}} ||| {{b}}") == (expected,)
 
 
 def test_all_ten_formats_of_the_original_are_there():
-    assert len(FORMATS) == 10
+    assert len(TEXT_FORMATS) == 10
 
 
 def test_a_template_without_choices_reads_none_and_a_row_without_them_nothing():
-    assert texts([ROW], "choice_new") == ("None",)
-    assert texts([PromptedExample("0", "Tell!", "tale")], "label_new") == ("",)
+    assert format_texts([ROW], "choice_new") == ("None",)
+    assert format_texts([PromptedExample("0", "Tell!", "tale")], "label_new") == ("",)
 
 
 def test_an_unknown_format_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"No text format named 'instanse'.*'instance'"):
-        texts([ROW], "instanse")
+        format_texts([ROW], "instanse")
 
 
 def rows(count):
@@ -49,20 +49,20 @@ def rows(count):
 
 
 def test_a_sample_is_the_start_of_one_permutation():
-    ids = [row.row_id for row in sample(rows(50), 50, seed=3)]
+    ids = [row.row_id for row in sample_examples(rows(50), 50, seed=3)]
     assert sorted(ids, key=int) == [str(number) for number in range(50)]
     assert ids != sorted(ids, key=int)
-    assert [row.row_id for row in sample(rows(50), 8, seed=3)] == ids[:8]
-    assert [row.row_id for row in sample(rows(50), 8, seed=4)] != ids[:8]
+    assert [row.row_id for row in sample_examples(rows(50), 8, seed=3)] == ids[:8]
+    assert [row.row_id for row in sample_examples(rows(50), 8, seed=4)] != ids[:8]
 
 
 def test_a_sample_of_fewer_rows_is_all_of_them():
-    assert {row.row_id for row in sample(rows(3), 8, seed=0)} == {"0", "1", "2"}
+    assert {row.row_id for row in sample_examples(rows(3), 8, seed=0)} == {"0", "1", "2"}
 
 
 def test_a_sample_of_nothing_is_refused():
-    with pytest.raises(UserError, match="At least one example is to be sampled, but 0 came"):
-        sample(rows(3), 0, seed=0)
+    with pytest.raises(UserError, match="got 0"):
+        sample_examples(rows(3), 0, seed=0)
 
 
 def test_the_index_is_all_keys_in_the_order_of_the_experts(library, expert, keys):

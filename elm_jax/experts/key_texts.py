@@ -1,7 +1,7 @@
-"""Keys: the texts that stand for an expert's task, and the index that all experts' keys make together.
+"""Key texts: how rows of a task become the texts that are embedded as an expert's keys, and as queries.
 
-The text formats are those of the released code of Retrieval of Experts (arXiv 2302.03202, `make_index.py`),
-under its names. A query must be written in the format of the keys it is compared with.
+The text formats and their names are those of the released code of Retrieval of Experts (arXiv 2302.03202,
+`make_index.py`). A query must have the format of the keys that it is compared with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ def _expression(choices: str | None) -> str:
     return str(choices)  # the original writes the word None for a template without choices
 
 
-FORMATS: Mapping[str, TextFormat] = {
+TEXT_FORMATS: Mapping[str, TextFormat] = {
     "instance": lambda example, choices: f"Instance: {example.input}",
     "label": lambda example, choices: f"Answer Choices: {_labels(example)}",
     "choice": lambda example, choices: f"Answer Choices: {_expression(choices)}",
@@ -43,30 +43,40 @@ FORMATS: Mapping[str, TextFormat] = {
     "label_instance_new": lambda example, choices: f"{_labels(example)}</s>{example.input}",
     "choice_instance_new": lambda example, choices: f"{_expression(choices)}</s>{example.input}",
 }
-"""How a row becomes a key or a query. The `label` formats show the answer choices of the row itself, so they
-say nothing for a task that generates; `choice` formats tell prompts apart, hardly rows."""
+"""Name -> format of a key or a query. The `label` formats have the answer choices of the row, so they are
+empty for a task that generates. The `choice` formats differ by prompt, hardly by row."""
 
 
-def texts(
+def format_texts(
     examples: Sequence[PromptedExample], text_format: str, answer_choices: str | None = None
 ) -> tuple[str, ...]:
-    """Returns the text of each example in a format by name.
+    """Returns the text of each example in a format.
 
-    `answer_choices` is the template's expression, unrendered, such as `{{option1}} ||| {{option2}}`; only the
-    `choice` formats show it.
+    Args:
+        examples: The rows.
+        text_format: The name of a format in `TEXT_FORMATS`.
+        answer_choices: The template's unrendered expression, such as `{{option1}} ||| {{option2}}`, which
+            only the `choice` formats use.
 
-    Raises a UserError for an unknown format.
+    Raises:
+        UserError: If there is no such format.
 
     >>> texts([PromptedExample("0", "Is it so?", "yes", ("no", "yes"))], "label_instance")
     ('Answer Choices: no, yes, Instance: Is it so?',)
     """
-    write = FORMATS[names.resolve(text_format, FORMATS, kind="text format", where="the table of formats")]
+    write = TEXT_FORMATS[
+        names.resolve(text_format, TEXT_FORMATS, kind="text format", where="the table of formats")
+    ]
     return tuple(write(example, answer_choices) for example in examples)
 
 
-def sample(examples: Sequence[PromptedExample], size: int, seed: int) -> tuple[PromptedExample, ...]:
-    """Returns the first `size` examples of a seeded permutation, or all of them if there are fewer."""
+def sample_examples(examples: Sequence[PromptedExample], size: int, seed: int) -> tuple[PromptedExample, ...]:
+    """Returns the first `size` examples of a seeded permutation, or all if there are fewer.
+
+    Raises:
+        UserError: If `size` is below 1.
+    """
     if size < 1:
-        raise UserError(f"At least one example is to be sampled, but {size} came.")
+        raise UserError(f"Expected a sample of at least 1 example, got {size}. Fix: raise it.")
     order = np.random.default_rng(seed).permutation(len(examples))
     return tuple(examples[position] for position in order[:size])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.models import minilm, paths
+from elm_jax.models import bert_encoder, paths
 from elm_jax.models.layers import relative_bucket
 from elm_jax.weights import bert
 
@@ -40,7 +40,7 @@ def networks(write_encoder, tmp_path_factory):
 
 @cache
 def compiled(config):
-    return jax.jit(lambda params, *batch: minilm.encode(config, params, *batch))
+    return jax.jit(lambda params, *batch: bert_encoder.encode(config, params, *batch))
 
 
 def encode(network, tokens=TOKENS, lengths=LENGTHS):
@@ -128,7 +128,7 @@ def test_a_padding_token_inside_a_text_takes_no_position_from_the_others(network
     # Id 1 is padding here; RoBERTa counts positions over what is not.
     config, params, _ = networks["roberta"]
     table = np.asarray(params["embedder"]["position"])
-    found = minilm._positions(config, table, np.array([[2, 5, 1, 7]], np.int32))
+    found = bert_encoder._positions(config, table, np.array([[2, 5, 1, 7]], np.int32))
     np.testing.assert_array_equal(found[0], table[[2, 3, 1, 4]])
 
 

@@ -1,7 +1,7 @@
-"""Kinds: every way for an expert to own parameters: the fresh tree it starts from, the axes of its leaves.
+"""Expert kinds: the initial parameters of every kind of expert, and the logical axes of parameters.
 
-The layout of the trees is told in `experts`. A kind is a function `(key, base, **options)` that looks at the
-base's shapes, and for norm scales at its values; options are plain values, so a recipe can give them.
+`expert_layers` describes the layout of the trees. A kind is a function `(key, base, **options)` that uses the
+base's shapes and, for norm scales, its values. Options are plain values that a recipe can set.
 """
 
 import math
@@ -17,10 +17,10 @@ from elm_jax.records import Params
 
 REDUCTION = 32
 INITIAL_STD = 0.01
-# The blocks that a bottleneck follows, by stack; cross-attention has none.
-ADAPTED = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "mlp")}
-# What a kernel leads from and to, by the name of its owner: T5X's logical axes, and "rank", an expert's own.
-KERNELS = {
+# The blocks that an adapter follows, by stack; cross-attention has none.
+ADAPTED_BLOCKS = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "mlp")}
+# The logical axes of a kernel, by the name of its module: T5X's names, and "rank" of experts.
+KERNEL_AXES = {
     "query": ("embed", "joined_kv"),
     "key": ("embed", "joined_kv"),
     "value": ("embed", "joined_kv"),
@@ -33,19 +33,27 @@ KERNELS = {
     "down": ("embed", "rank"),
     "up": ("rank", "embed"),
 }
-_TABLES = {"embedding": ("vocab", "embed"), "rel_embedding": ("heads", "relpos_buckets"), "scale": ("embed",)}
+_OTHER_AXES = {
+    "embedding": ("vocab", "embed"),
+    "rel_embedding": ("heads", "relpos_buckets"),
+    "scale": ("embed",),
+}
 
 
 def init_bottleneck(key: jax.Array, base: Params, width: int | None = None) -> dict[str, Any]:
-    """Returns a fresh bottleneck expert for a base: adapters near zero, norm scales as the base has them.
+    """Returns a new bottleneck expert: adapters near zero, and the base's norm scales.
 
-    Kernels are drawn from N(0, 0.01²), biases are zero (arXiv 2302.03202, as its released code has it).
-    `width` is the bottleneck's R; the original's, and the default, is `emb_dim // 32`, at least 1.
+    Kernels are drawn from N(0, 0.01²), biases are zero (released code of arXiv 2302.03202).
+
+    Args:
+        key: Draws initial values.
+        base: The base's parameters.
+        width: The width R of the bottleneck; default: that of the paper, `emb_dim // 32`, at least 1.
     """
     emb_dim = base["token_embedder"]["embedding"].shape[1]
-    width = max(1, emb_dim // REDUCTION) if width is None else _at_least_one("bottleneck's width", width)
+    width = max(1, emb_dim // REDUCTION) if width is None else _require_positive("bottleneck's width", width)
     flat: dict[str, Any] = {}
-    for stack, blocks in ADAPTED.items():
+    for stack, blocks in ADAPTED_BLOCKS.items():
         layers = base[stack]["layers"]["mlp"]["wo"]["kernel"].shape[0]
         for block in blocks:
             key, down, up = jax.random.split(key, 3)
@@ -62,18 +70,24 @@ def init_bottleneck(key: jax.Array, base: Params, width: int | None = None) -> d
 def init_lora(
     key: jax.Array, base: Params, rank: int = 8, projections: Sequence[str] = ("query", "value")
 ) -> dict[str, Any]:
-    """Returns a fresh LoRA expert, which changes nothing: `lora_a` is drawn, `lora_b` is zero.
+    """Returns a new LoRA expert, which changes nothing yet: `lora_a` is drawn, `lora_b` is zero.
 
-    `lora_a` is Kaiming-uniform with a = √5, as the authors' release and `peft` draw it: uniform within
-    1 / √I of I inputs. `projections` are names such as `query` or `wo`, in both stacks and all attentions, or
-    ends of paths such as `encoder_decoder_attention/value`; `rank` is R (Hu et al. 2021, section 4).
+    `lora_a` is Kaiming-uniform with a = √5, as in the authors' release and in `peft`: uniform within 1 / √I
+    for I inputs (Hu et al. 2021, section 4).
 
-    There is no alpha: scaling lora_b by s is, to an optimiser that normalises gradients, a learning rate of
-    lora_b that is s times as large, and a factor of its own would be one more thing to save, merge and lose.
+    There is no alpha. To an optimiser that normalises gradients, scaling lora_b by s equals a learning rate
+    of lora_b that is s times as large, and a factor would be one more value to save and merge.
+
+    Args:
+        key: Draws initial values.
+        base: The base's parameters.
+        rank: The rank R.
+        projections: Names such as `query` or `wo`, in both stacks and all attentions, or ends of paths such
+            as `encoder_decoder_attention/value`.
     """
-    rank = _at_least_one("rank", rank)
+    rank = _require_positive("rank", rank)
     flat: dict[str, Any] = {}
-    for path, (layers, inputs, outputs) in _chosen(base, projections).items():
+    for path, (layers, inputs, outputs) in _select_projections(base, projections).items():
         key, own = jax.random.split(key)
         bound = 1 / math.sqrt(inputs)
         flat[f"{path}/lora_a"] = jax.random.uniform(own, (layers, inputs, rank), minval=-bound, maxval=bound)
@@ -84,22 +98,22 @@ def init_lora(
 def init_ia3(
     key: jax.Array, base: Params, projections: Sequence[str] = ("key", "value", "wo")
 ) -> dict[str, Any]:
-    """Returns a fresh (IA)³ expert, which changes nothing: vectors of ones. `key` goes unused.
+    """Returns a new (IA)³ expert, which changes nothing yet: vectors of ones. `key` is not used.
 
-    They scale keys, values and the feed-forward's inner activation, which is what `wo` takes, in every
-    attention of both stacks (Liu et al. 2022, section 3.3). `projections` are named as for LoRA; all but `wo`
-    are scaled in what they give.
+    They scale keys, values and the inner activation of the feed-forward, which is the input of `wo`, in every
+    attention of both stacks (Liu et al. 2022, section 3.3). `projections` are named as for LoRA; the outputs
+    of all but `wo` are scaled.
     """
     del key
     flat: dict[str, Any] = {}
-    for path, (layers, inputs, outputs) in _chosen(base, projections).items():
+    for path, (layers, inputs, outputs) in _select_projections(base, projections).items():
         inner = path.endswith("/wo")
         flat[f"{path}/{'ia3_in' if inner else 'ia3_out'}"] = jnp.ones((layers, inputs if inner else outputs))
     return paths.unflatten(flat)
 
 
 def init_full(key: jax.Array, base: Params) -> dict[str, Any]:
-    """Returns a full expert: a float32 copy of every parameter of the base. `key` goes unused."""
+    """Returns a full expert: a float32 copy of every parameter of the base. `key` is not used."""
     del key
     return jax.tree.map(lambda value: jnp.array(value, jnp.float32), dict(base))
 
@@ -112,8 +126,8 @@ KINDS: Mapping[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def axes_of(path: str) -> tuple[str, ...]:
-    """Returns the logical axes of a leaf of an expert or of the base; a stack of experts has one more before.
+def logical_axes(path: str) -> tuple[str, ...]:
+    """Returns the logical axes of a parameter of an expert or of the base, without an axis of experts.
 
     >>> axes_of("decoder/layers/self_attention/query/lora_a")
     ('layers', 'embed', 'rank')
@@ -121,20 +135,18 @@ def axes_of(path: str) -> tuple[str, ...]:
     ('embed',)
     """
     *parents, owner, leaf = ["", *path.split("/")]
-    known = {**_TABLES}
-    if owner in KERNELS:
-        into, out = KERNELS[owner]
+    known = {**_OTHER_AXES}
+    if owner in KERNEL_AXES:
+        into, out = KERNEL_AXES[owner]
         known |= {"kernel": (into, out), "lora_a": (into, "rank"), "lora_b": ("rank", out)}
         known |= {"bias": (out,), "ia3_in": (into,), "ia3_out": (out,)}
     if leaf not in known:
-        raise UserError(
-            f"A parameter of a T5 or of an expert is wanted, but {path!r} came, which is neither."
-        )
+        raise UserError(f"Expected a parameter of a T5 or of an expert, got {path!r}. Fix: correct its path.")
     return (("layers",) if paths.STACK in parents else ()) + known[leaf]
 
 
-def _chosen(base: Params, projections: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Returns path -> (layers, inputs, outputs) of the layers' projections that are named."""
+def _select_projections(base: Params, projections: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Returns path -> (layers, inputs, outputs) of the named projections."""
     known = {
         path.removesuffix("/kernel"): value.shape
         for path, value in paths.flatten(base).items()
@@ -146,15 +158,15 @@ def _chosen(base: Params, projections: Sequence[str]) -> dict[str, tuple[int, in
         if not named:
             names = sorted({path.rpartition("/")[2] for path in known})
             raise UserError(
-                f"Projections of the base are wanted, by names such as {', '.join(names)}; {name!r} came."
+                f"Expected the name of a projection, got {name!r}. Fix: name one of {', '.join(names)}."
             )
         chosen |= named
     if not chosen:
-        raise UserError("At least one projection is wanted, but none came.")
+        raise UserError("Expected at least one projection, got none. Fix: name one, such as query.")
     return {path: known[path] for path in sorted(chosen)}
 
 
-def _at_least_one(what: str, value: int) -> int:
+def _require_positive(what: str, value: int) -> int:
     if value < 1:
-        raise UserError(f"A {what} of at least 1 is wanted, but {value} came.")
+        raise UserError(f"Expected a {what} of at least 1, got {value}. Fix: raise it.")
     return value

@@ -1,0 +1,83 @@
+"""Compatibility: whether experts may be stacked or merged, by kind, base, paths and shapes.
+
+It is checked before any arithmetic and, for experts in files, before any parameter is read.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from elm_jax.errors import UserError
+from elm_jax.models import paths
+from elm_jax.records import ExpertSpec, Params
+
+T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
+"""Parameter path -> shape."""
+
+
+def shapes_by_path(params: Params) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its path.
+
+    >>> import numpy as np
+    >>> shapes_by_path({"encoder": {"encoder_norm": {"scale": np.ones(3)}}})
+    {'encoder/encoder_norm/scale': (3,)}
+    """
+    return {path: tuple(value.shape) for path, value in paths.flatten(params).items()}
+
+
+def group_by_kind_and_shapes(
+    items: Iterable[T], describe: Callable[[T], tuple[ExpertSpec, Shapes]]
+) -> list[list[T]]:
+    """Groups experts that may be stacked: those of one kind whose parameters have the same paths and shapes.
+
+    Args:
+        items: The experts, in any form.
+        describe: Returns the spec of an item and the shapes of its parameters.
+
+    Returns:
+        The groups, in the order of their first members.
+    """
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        spec, shapes = describe(item)
+        groups.setdefault((spec.kind, *sorted(shapes.items())), []).append(item)
+    return list(groups.values())
+
+
+def require_compatible(experts: Sequence[tuple[ExpertSpec, Shapes]]) -> None:
+    """Checks that all experts have one kind and one base, and the same paths with the same shapes.
+
+    Args:
+        experts: The spec of every expert and the shapes of its parameters.
+
+    Raises:
+        UserError: If there are none, or one differs from the first; it names the expert, the path and both
+            shapes.
+    """
+    if not experts:
+        raise UserError("Expected at least one expert, got none. Fix: name one.")
+    first, expected = experts[0]
+    for spec, shapes in experts:
+        if set(spec.paths) != set(shapes):
+            differing = sorted(set(spec.paths) ^ set(shapes))
+            raise UserError(
+                f"Expected the parameters of expert {spec.id!r} to be those that its spec names, got a "
+                f"difference in {differing[0]!r} ({len(differing)} in all). Fix: name its paths in the spec."
+            )
+        for field, ours, theirs in (("kind", first.kind, spec.kind), ("base", first.base, spec.base)):
+            if ours != theirs:
+                raise UserError(
+                    f"Expected experts of one {field}, got {ours!r} of {first.id!r} and {theirs!r} of "
+                    f"{spec.id!r}. Fix: leave one of them out."
+                )
+        for path in sorted(set(expected) | set(shapes)):
+            if shapes.get(path) != expected.get(path):
+                raise UserError(
+                    f"Expected {path} as {_describe_shape(path, expected)} in every expert, as in "
+                    f"{first.id!r}, got {_describe_shape(path, shapes)} in {spec.id!r}. Fix: leave one of "
+                    "them out, or train it again."
+                )
+
+
+def _describe_shape(path: str, shapes: Shapes) -> str:
+    return str(shapes[path]) if path in shapes else "absent"

@@ -1,0 +1,320 @@
+"""Expert layers: what the parameters of an expert do to the activations of the frozen base.
+
+The tree of an expert has the base's structure: what acts on a parameter has that parameter's path, and the
+layers of a stack share one array with a leading axis L. With P the path of a projection (`query`, `key`,
+`value`, `out` of an attention, `wi_0`, `wi_1` or `wi`, and `wo` of `mlp`), of I inputs and O outputs:
+
+    kind        leaves                                      shape           computes
+    bottleneck  {stack}/layers/{block}_adapter/down/kernel  [L, D, R]       y = x + up(gelu(down(x))), after
+                {stack}/layers/{block}_adapter/down/bias    [L, R]          the block and before its residual
+                {stack}/layers/{block}_adapter/up/kernel    [L, R, D]
+                {stack}/layers/{block}_adapter/up/bias      [L, D]
+                every norm's scale, at its own path         [L, D] or [D]   in place of the base's
+    lora        P/lora_a                                    [L, I, R]       y = x kernel + (x lora_a) lora_b
+                P/lora_b                                    [L, R, O]
+    ia3         P/ia3_out, at every key and value           [L, O]          y = (x kernel) * ia3_out
+                P/ia3_in, at every wo                       [L, I]          y = (x * ia3_in) kernel
+    full        every parameter of the base                 the base's      in place of the base's
+
+LoRA's factor alpha / r is not in the tree: readers of files multiply `lora_b` by it, and writers set
+alpha = r. Experts of one kind are stacked into leaves [E, L, ...]. Then every row selects its own, or every
+token weighs them (`gating`). Initial values are in `expert_kinds`.
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
+from elm_jax.errors import UserError
+from elm_jax.models import gating, paths, products, sharding
+from elm_jax.models.expert_kinds import KINDS
+from elm_jax.records import Params
+
+
+class LayeredExperts(NamedTuple):
+    """All layers of stacked experts, and which of the experts every row has.
+
+    Attributes:
+        params: Leaves [E, L, …].
+        expert_of_row: [B], or `SegmentExperts`.
+    """
+
+    params: Params
+    expert_of_row: Any
+
+
+class SegmentExperts(NamedTuple):
+    """Which of the stacked experts every segment of a packed row has.
+
+    Attributes:
+        expert_of_segment: Indices of experts.
+        segments: The segment of every token, 1 to G, and 0 for padding.
+    """
+
+    expert_of_segment: ExpertOfSegment
+    segments: Int[Array, "B N"]
+
+
+class PerSegmentParams(NamedTuple):
+    """A parameter of the experts of G segments of packed rows.
+
+    Attributes:
+        value: [B, G, …].
+        segments: The segment of every token, [B, N].
+    """
+
+    value: Array
+    segments: Any
+
+
+class GroupedKernel(NamedTuple):
+    """A kernel of stacked experts, for a product over rows sorted by expert.
+
+    Attributes:
+        kernel: [E, …, I, O].
+        expert_of_row: [B], which `gather_by_row` adds.
+    """
+
+    kernel: Array
+    expert_of_row: Any = None
+
+
+def init_expert(
+    kind: str, key: jax.Array, base: Params, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns a new expert.
+
+    Args:
+        kind: The name of a kind in `expert_kinds.KINDS`.
+        key: The key of JAX that initial values are drawn with.
+        base: The base's parameters.
+        options: Options of the kind; None as a value means its default.
+
+    Raises:
+        UserError: If there is no such kind or option.
+    """
+    if kind not in KINDS:
+        raise UserError(f"Expected a kind of expert, got {kind!r}. Fix: name one of {', '.join(KINDS)}.")
+    own = {name: value for name, value in (options or {}).items() if value is not None}
+    known = list(inspect.signature(KINDS[kind]).parameters)[2:]
+    for name in own:
+        if name not in known:
+            fix = f"name {' or '.join(known)}" if known else "leave it out"
+            raise UserError(f"Expected an option of {kind!r} experts, got {name!r}. Fix: {fix}.")
+    return KINDS[kind](key, base, **own)
+
+
+def make_neutral_expert(expert: Params, base: Params) -> dict[str, Any]:
+    """Returns an expert with the shapes of `expert` that does not change the base's logits.
+
+    Its adapters and LoRA are zero, its (IA)³ vectors are one, and the rest equals the base. With it, rows of
+    the base can share a batch with rows of experts.
+    """
+    of_base = paths.flatten(base)
+
+    def neutral_value(path: str, value: Array) -> Array:
+        if path in of_base:
+            return of_base[path]
+        # Not computed from its values, which may be NaN.
+        return (np if isinstance(value, np.ndarray) else jnp).full_like(value, "/ia3_" in path)
+
+    return paths.unflatten({path: neutral_value(path, v) for path, v in paths.flatten(expert).items()})
+
+
+def split_base_and_expert(kind: str, base: Params, owned: Params | None) -> tuple[Params, Params | None]:
+    """Returns the network's parameters and the expert beside them; a full expert replaces the base."""
+    return (owned, None) if kind == "full" and owned is not None else (base, owned)
+
+
+def get_child(expert: Params | None, name: str) -> Params | None:
+    """Returns the part of an expert below a name, or None if it owns nothing there."""
+    return None if expert is None else expert.get(name)
+
+
+def join_segments(
+    expert_of_row: ExpertOfRow | ExpertOfSegment | None, segments: Int[Array, "B N"] | None
+) -> ExpertOfRow | SegmentExperts | None:
+    """Joins the experts of segments with the segments of tokens; experts of whole rows stay unchanged."""
+    if expert_of_row is None or expert_of_row.ndim == 1:
+        return expert_of_row
+    if segments is None:
+        raise UserError(
+            "Expected segment ids of rows whose segments have experts, got none. Fix: pass prompt_segments."
+        )
+    return SegmentExperts(expert_of_row, segments)
+
+
+def replace_segments(rows: Any, segments: Int[Array, "B N"] | None) -> Any:
+    """Returns `rows` of `split_by_layer` for other tokens of the same rows; None without segments."""
+    if not isinstance(rows, LayeredExperts) or not isinstance(rows.expert_of_row, SegmentExperts):
+        return None
+    return rows._replace(expert_of_row=rows.expert_of_row._replace(segments=segments))
+
+
+def split_by_layer(
+    layers: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None
+) -> tuple[Any, Any]:
+    """Prepares experts for a scan over layers.
+
+    Returns:
+        What is split along L, and what is the same for all layers: the arguments of `gather_by_row`. One
+        expert for all rows is split itself. Of stacked experts, [E, L, …], the indices of layers are split:
+        with L as the first axis a scan would copy the stack.
+    """
+    if layers is None or expert_of_row is None:
+        return layers, expert_of_row
+    return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), LayeredExperts(layers, expert_of_row)
+
+
+def gather_by_row(params: Any, rows: LayeredExperts | SegmentExperts | ExpertOfRow | None) -> Params | None:
+    """Gathers the expert of every row: [E, …] becomes [B, …].
+
+    Keep stacks in the type that the network computes in, since gathering copies them.
+
+    Args:
+        params: Stacked experts, or what `split_by_layer` returned first.
+        rows: The index of every row, or what `split_by_layer` returned second; None for one expert, which is
+            returned unchanged.
+    """
+    if params is None or rows is None:
+        return params
+    tree, index, layer = (
+        (rows.params, rows.expert_of_row, (params,))
+        if isinstance(rows, LayeredExperts)
+        else (params, rows, ())
+    )
+
+    def gather(value: Array | GroupedKernel) -> Array | GroupedKernel | PerSegmentParams:
+        if isinstance(value, GroupedKernel):
+            return GroupedKernel(value.kernel[(slice(None), *layer)], index)
+        value = jnp.asarray(value)
+        if isinstance(index, SegmentExperts):
+            return PerSegmentParams(
+                sharding.gather_by_segment(value, index.expert_of_segment, *layer), index.segments
+            )
+        return value.at[(index, *layer)].get(mode="fill")  # an index too large gives NaN
+
+    return jax.tree.map(gather, tree, is_leaf=lambda value: isinstance(value, GroupedKernel))
+
+
+def mark_grouped(stack: Params) -> dict[str, Any]:
+    """Marks the kernels of stacked experts for the grouped product, which is not the default.
+
+    A kernel [E, L, I, O] can be multiplied in two ways with equal results. By default the kernels of rows are
+    gathered, [B, I, O], for one batched product: all tokens of a row use one expert, so nothing is sorted.
+    In the grouped product rows are sorted by expert, and `jax.lax.ragged_dot` reads each kernel once.
+
+    Measured on a CPU (benchmarks/mixed_experts.py), gathering costs a few percent of a call. The grouped
+    product makes the call three times as long, since XLA expands it into a product of all rows with all E
+    kernels. On accelerators this is reasoned, not measured. On GPUs JAX 0.10 has kernels for it only behind
+    experimental flags. If it is native, as on TPUs, count the values that a down- and an up-projection, D to
+    R to D, move for B rows of N tokens, all of different experts: gathering reads, writes and reads again,
+    6 B D R; the grouped product reads 2 B D R, and sorting rows costs 4 B N D. So gathering moves less unless
+    rows are shorter than the rank, N < R, as short answers are with a wide bottleneck.
+    """
+
+    def mark(value: Array) -> Array | GroupedKernel:
+        return GroupedKernel(value) if value.ndim == 4 else value
+
+    return jax.tree.map(mark, dict(stack))
+
+
+def broadcast_to_tokens(value: Array | PerSegmentParams, like: Array) -> Array:
+    """Broadcasts a vector to the shape of `like`, [B, …, D].
+
+    Args:
+        value: [D] for all rows, [B, D] by row, or by segment.
+        like: Activations.
+    """
+    if isinstance(value, PerSegmentParams):
+        # A product that selects: float32 values must pass unrounded, also where products round them.
+        with products.precision_context(str(like.dtype)):
+            own = products.einsum("bng,bgd->bnd", _segment_mask(value).astype(like.dtype), value.value)
+        return own.reshape(like.shape)
+    missing = like.ndim - value.ndim
+    value = value.reshape(value.shape[: value.ndim - 1] + (1,) * missing + value.shape[-1:])
+    # Broadcast before the cast, so that its gradient, a sum over tokens, is summed in its own type.
+    return jnp.broadcast_to(value, like.shape).astype(like.dtype)
+
+
+def _segment_mask(params: PerSegmentParams) -> Bool[Array, "B N G"]:
+    """Returns which segment of its row a token belongs to; padding counts to the first."""
+    segment = jnp.maximum(params.segments - 1, 0)
+    return segment[..., None] == np.arange(params.value.shape[1], dtype=np.int32)[None, None]
+
+
+def _multiply_per_segment(x: Float[Array, "B N I"], kernel: PerSegmentParams) -> Float[Array, "B N O"]:
+    """Multiplies every token by the kernel of its segment's expert.
+
+    The kernels of a row are concatenated on their narrow side, G times as wide, and those of other segments
+    are masked there.
+    """
+    mask, value = _segment_mask(kernel), kernel.value
+    rows, segments, inputs, outputs = value.shape
+    if inputs < outputs:
+        wide = jnp.where(mask[..., None], x[:, :, None], 0).reshape(*x.shape[:2], -1)
+        return products.einsum("bni,bio->bno", wide, value.reshape(rows, segments * inputs, outputs))
+    all_segments = products.einsum("bni,bgio->bngo", x, value)
+    return jnp.where(mask[..., None], all_segments, 0).sum(axis=2)
+
+
+def multiply(
+    x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams
+) -> Float[Array, "B *tokens O"]:
+    """Multiplies by a kernel: [I, O] for all rows, [B, I, O] by row, by segment, or grouped."""
+    inputs, outputs = x.shape[-1], (*x.shape[:-1], -1)
+    if isinstance(kernel, GroupedKernel):
+        rows, stack = x.reshape(x.shape[0], -1, inputs), jnp.asarray(kernel.kernel, x.dtype)
+        order = jnp.argsort(kernel.expert_of_row)
+        sizes = jnp.bincount(kernel.expert_of_row, length=stack.shape[0]) * rows.shape[1]
+        flat = jax.lax.ragged_dot(rows[order].reshape(-1, inputs), stack, sizes)
+        return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
+    if isinstance(kernel, PerSegmentParams):
+        return _multiply_per_segment(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+    if kernel.ndim == 2:
+        return products.einsum("ni,io->no", x.reshape(-1, inputs), kernel).reshape(outputs)
+    return products.einsum("bni,bio->bno", x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+
+
+def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> Float[Array, "B *tokens D"]:
+    """Applies an adapter: `x + up(gelu(down(x)))`, with the tanh form of gelu; None changes nothing."""
+    if adapter is None:
+        return x
+
+    def dense(x: Array, params: Params) -> Array:
+        y = multiply(x, params["kernel"])
+        return y + broadcast_to_tokens(params["bias"], y)
+
+    return x + dense(jax.nn.gelu(dense(x, adapter["down"]), approximate=True), adapter["up"])
+
+
+@partial(jax.checkpoint, prevent_cse=False)  # else the vectors of all tokens would be stored for the gradient
+def _scale(x: Float[Array, "B *tokens I"], vector: Any) -> Float[Array, "B *tokens I"]:
+    return x * broadcast_to_tokens(vector, x)
+
+
+def scale_inputs(x: Float[Array, "B *tokens I"], expert: Params | None) -> Float[Array, "B *tokens I"]:
+    """Returns the inputs of a projection, scaled by (IA)³ if the expert has it."""
+    if expert is None or "ia3_in" not in expert:
+        return x
+    return _scale(x, expert["ia3_in"])
+
+
+def apply_delta(
+    x: Float[Array, "B *tokens I"], y: Float[Array, "B *tokens O"], expert: Params | None
+) -> Float[Array, "B *tokens O"]:
+    """Returns the outputs y of a projection of x, changed by LoRA or (IA)³ if the expert has it."""
+    if expert is not None and "gate" in expert:
+        y = y + gating.gated_delta(x, expert)
+    elif expert is not None and "lora_a" in expert:
+        y = y + multiply(multiply(x, expert["lora_a"]), expert["lora_b"])
+    if expert is not None and "ia3_out" in expert:
+        y = _scale(y, expert["ia3_out"])
+    return y
