@@ -40,7 +40,7 @@ def test_a_recipe_is_complete_and_every_macro_is_read(recipe):
     assert "REQUIRED" not in config
     defined = set(re.findall(r"^([A-Z][A-Z0-9_]*) =", config, re.MULTILINE))
     assert defined
-    assert defined <= recipes.macros_read([str(recipe)])
+    assert defined <= recipes.macros_in([str(recipe)])
 
 
 @pytest.mark.parametrize("recipe", [*COMPLETE, *UNDER_T5X], ids=lambda path: path.stem)
@@ -93,7 +93,7 @@ def test_outside_a_checkout_a_shipped_recipe_is_read_without_a_word(tmp_path, mo
 def test_what_a_recipe_binds_reaches_the_function():
     from elm_jax.training.train import Budget
 
-    budget = recipes.bound(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
+    budget = recipes.bind(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
     assert budget.steps == 11
     assert budget.kind == "bottleneck"
 

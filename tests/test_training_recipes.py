@@ -56,7 +56,7 @@ def file(name):
 
 
 def budget(name, *bindings):
-    return recipes.bound(train.Budget, [file(name)], bindings)()
+    return recipes.bind(train.Budget, [file(name)], bindings)()
 
 
 def tasks(name) -> list[TaskSpec]:
@@ -67,7 +67,7 @@ def tasks(name) -> list[TaskSpec]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_t5xs_names_of_macros_are_read(name):
-    assert recipes.macros_read([file(name)]) >= OF_T5X
+    assert recipes.macros_in([file(name)]) >= OF_T5X
 
 
 def test_the_shared_file_wants_to_know_what_to_train_on_and_nothing_else():
@@ -152,7 +152,7 @@ def test_a_macro_that_is_set_overrides_the_papers_value_and_no_other(name):
 
 def test_lengths_are_t5xs_inputs_and_targets_or_the_papers():
     def lengths(*bindings):
-        return recipes.bound(data_source.feature_lengths, [file("prompt_expert")], bindings)()
+        return recipes.bind(data_source.feature_lengths, [file("prompt_expert")], bindings)()
 
     assert lengths() is None
     assert lengths("TASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 9}") == data_source.Lengths(40, 9)
@@ -185,7 +185,7 @@ def trained(name, out, *bindings, **options):
         "EXPERT_OPTIONS = {'width': 4}",
         *bindings,
     ]
-    return recipes.bound(train.train, [file(name)], small)(**options)
+    return recipes.bind(train.train, [file(name)], small)(**options)
 
 
 def files_of(library):
@@ -238,7 +238,7 @@ def test_a_run_does_not_remember_how_many_rows_it_trained_on(run, tmp_path):
     named = ["MIXTURE_OR_TASK_NAME = 'mini_opposite_word'", f"MODEL_DIR = '{tmp_path}'", "BATCH_SIZE = 4"]
     named += [f"INITIAL_CHECKPOINT_PATH = '{run / 'base'}'", "MAX_TRAIN_SAMPLES = 16", "TRAIN_STEPS = 2"]
     told = []
-    recipes.bound(train.train, [SHARED], named)(told=told.append, dry_run=True)
+    recipes.bind(train.train, [SHARED], named)(told=told.append, dry_run=True)
     assert {len(job.prompts) for job in told[0].jobs} == {16}
     assert opening.open_run(tmp_path).source.limit is None
 
@@ -246,7 +246,7 @@ def test_a_run_does_not_remember_how_many_rows_it_trained_on(run, tmp_path):
 def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(run):
     before, told = files_of(run), []
     named = ["MIXTURE_OR_TASK_NAME = 'mini_opposite_word'", f"MODEL_DIR = '{run}'", "TRAIN_STEPS = 30"]
-    call = recipes.bound(train.train, [SHARED], [*named, "MAX_TRAIN_SAMPLES = 16", "BATCH_SIZE = 4"])
+    call = recipes.bind(train.train, [SHARED], [*named, "MAX_TRAIN_SAMPLES = 16", "BATCH_SIZE = 4"])
     assert call(told=told.append, dry_run=True) == []
     assert files_of(run) == before
     (found,) = told

@@ -102,7 +102,7 @@ def evaluate(
     if gin_file:
         from elm_jax.launch import recipes
 
-        outcome = recipes.bound(runs.evaluate, gin_file, gin_bindings or [])(**told)
+        outcome = recipes.bind(runs.evaluate, gin_file, gin_bindings or [])(**told)
     else:
         from elm_jax.session import opening
         from elm_jax.tasks.specs import task_specs

@@ -14,51 +14,48 @@ from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program
 from elm_jax.planning.work import TrainingWork
 from elm_jax.planning.workload import TrainingLoad
 from elm_jax.training import batch_search, batches, sizing, train
-from elm_jax.training.batch_search import Fit
-from elm_jax.training.batches import Known, Shape
-from elm_jax.training.programs import Layout, Plan
+from elm_jax.training.batch_search import Fit, Memory
+from elm_jax.training.batches import MeasuredJob, Shape
+from elm_jax.training.programs import GroupPlan, Layout
 
 
 def plan_training(
     load: TrainingLoad, of: Slice, mesh: Mapping[str, int] | None, progress: Progress | None
 ) -> SlicePlan:
-    budget, known, platform = load.budget, load.known, of.kind.platform
-    asked = mesh or load.mesh
-    sizes = mesh_sizes(of, asked or train.mesh_sizes(budget.kind, of.devices, len(known), of.slices))
+    config, measured, platform = load.config, load.measured, of.kind.platform
+    kind = config.expert.kind
+    asked = mesh or config.batch.mesh
+    sizes = mesh_sizes(of, asked or train.mesh_sizes(kind, of.devices, len(measured), of.slices))
     on = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    config = sizing.with_dropout(load.network, budget)
-    shared = sizing.plan_of(budget, [each.job for each in known], 1, 1)
-    programs = sizing.programs_for(config, None, shared, on, platform)
+    network = sizing.with_dropout(load.network, config)
+    shared = sizing.plan_for(config, [each.job for each in measured])
+    programs = sizing.programs_for(network, None, shared, on, platform)
     tried: dict[tuple[Layout, Shape], list[Compiled]] = {}
 
     def compiled(layout: Layout, shape: Shape, names: Sequence[str]) -> list[Compiled]:
-        told = works.to_json(TrainingWork(config, shared, layout, shape))
+        told = works.to_json(TrainingWork(network, shared, layout, shape))
         return compile_programs(of, sizes, works.BUILD, told, names, progress)
 
     def peak_bytes(layout: Layout, shape: Shape) -> int | None:
-        found = tried[layout, shape] = compiled(layout, shape, ("gather", "advance"))
+        found = tried[layout, shape] = compiled(layout, shape, ("accumulate", "update"))
         peaks = [each.peak_bytes for each in found]
         return None if None in peaks else max(each for each in peaks if each is not None)
 
-    search = sizing.search_of(
-        config,
-        budget,
-        known,
-        on,
-        platform=platform,
+    memory = Memory(
         held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST)),
         peak_bytes=peak_bytes,
         limit_bytes=of.kind.memory_limit,
     )
+    search = sizing.search_for(network, config, measured, on, platform, memory)
     try:
         fit = batch_search.largest_fit(search)
     except OutOfMemoryError as error:
         return _not_trained(load, of, sizes, shared, search.layouts[-1], tried, str(error))
     names = [each.name for each in programs(fit.layout, fit.shape).all()]
-    if not budget.validate_every:
-        names.remove("measure")
+    if not config.checkpoint.validate_every:
+        names.remove("evaluate")
     found = compiled(fit.layout, fit.shape, names)
-    work = TrainingWork(config, shared, fit.layout, fit.shape)
+    work = TrainingWork(network, shared, fit.layout, fit.shape)
     own = tuple(program_plan(each, work, of, of.devices) for each in found)
     return _training_plan(load, of, sizes, fit, own)
 
@@ -66,22 +63,22 @@ def plan_training(
 def _training_plan(
     load: TrainingLoad, of: Slice, sizes: Mapping[str, int], fit: Fit, programs: tuple[ProgramPlan, ...]
 ) -> SlicePlan:
-    known, (places, parts, _) = load.known, fit.layout
-    filled = batches.filled(list(known[:places]), fit.shape, places, parts)
+    measured, (slots, parts, _) = load.measured, fit.layout
+    filled = batches.fill_ratio(list(measured[:slots]), fit.shape, slots, parts)
     real = sum(
         each.job.steps * each.job.batch_size * (float(each.prompt.mean()) + float(each.target.mean()))
-        for each in known
+        for each in measured
     )
     # An expert moves once a batch at most, so there are never fewer batches than steps in a row.
-    count = max(math.ceil(real / (filled * fit.shape.tokens)), _sequential(known, places))
+    count = max(math.ceil(real / (filled * fit.shape.tokens)), _sequential(measured, slots))
     seconds = {each.compiled.name: each.compiled.seconds for each in programs}
     refused = [each.compiled.reason for each in programs if each.compiled.reason]
     hours = None
     if not refused and None not in seconds.values():
         known_seconds = {name: value or 0.0 for name, value in seconds.items()}
-        each_batch = known_seconds["gather"] + known_seconds["advance"]
-        each_expert = sum(known_seconds[name] for name in ("begin_one", "put", "take"))
-        hours = (count * each_batch + len(known) * each_expert) / 3600
+        each_batch = known_seconds["accumulate"] + known_seconds["update"]
+        each_expert = sum(known_seconds[name] for name in ("init_one", "put_slot", "take_slot"))
+        hours = (count * each_batch + len(measured) * each_expert) / 3600
     return SlicePlan(
         what="training",
         slice=of.name,
@@ -90,11 +87,11 @@ def _training_plan(
         programs=programs,
         fits=not refused,
         reason=refused[0] if refused else None,
-        experts_at_once=places,
+        experts_at_once=slots,
         batch=fit.shape._asdict(),
         batch_tokens=fit.shape.tokens,
         filled=filled,
-        memory_filled=fit.filled,
+        memory_filled=fit.fill_ratio,
         batches=count,
         hours=hours,
         device_hours=None if hours is None else hours * of.devices,
@@ -106,7 +103,7 @@ def _not_trained(
     load: TrainingLoad,
     of: Slice,
     sizes: Mapping[str, int],
-    shared: Plan,
+    shared: GroupPlan,
     layout: Layout,
     tried: Mapping[tuple[Layout, Shape], list[Compiled]],
     reason: str,
@@ -114,9 +111,7 @@ def _not_trained(
     """Returns the plan of what does not fit: the smallest batch that was tried, and why it was refused."""
     shape, found = Shape(0, 0, 0, 0), ()
     if tried:
-        (layout, shape), compiled = min(
-            tried.items(), key=lambda item: (item[0][0].places, item[0][1].tokens)
-        )
+        (layout, shape), compiled = min(tried.items(), key=lambda item: (item[0][0].slots, item[0][1].tokens))
         work = TrainingWork(load.network, shared, layout, shape)
         found = tuple(program_plan(each, work, of, of.devices) for each in compiled)
         reason = next((each.reason for each in compiled if each.reason), reason)
@@ -128,7 +123,7 @@ def _not_trained(
         programs=found,
         fits=False,
         reason=reason,
-        experts_at_once=layout.places,
+        experts_at_once=layout.slots,
         batch=shape._asdict(),
         batch_tokens=shape.tokens,
         filled=None,
@@ -140,9 +135,9 @@ def _not_trained(
     )
 
 
-def _sequential(known: Sequence[Known], places: int) -> int:
-    """Returns the batches until the last expert is done, if every batch moved all that stand at a place."""
-    free = [0] * max(1, min(places, len(known)))
-    for each in known:
+def _sequential(measured: Sequence[MeasuredJob], slots: int) -> int:
+    """Returns the batches until the last expert is done, if every batch moved all experts in slots."""
+    free = [0] * max(1, min(slots, len(measured)))
+    for each in measured:
         heapq.heapreplace(free, free[0] + each.job.steps)
     return max(free)

@@ -25,10 +25,11 @@ from elm_jax.records import TaskSpec
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import datasets
-from elm_jax.training import config, train
-from elm_jax.training.batches import Known
-from elm_jax.training.config import Budget, Course
-from elm_jax.training.jobs import Job
+from elm_jax.training import expert_configs, train
+from elm_jax.training.batches import MeasuredJob
+from elm_jax.training.config import TrainConfig
+from elm_jax.training.expert_configs import ExpertTrainConfig
+from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.pretraining import Pretraining
 
 PROMPT_SHARE = 0.6  # of a prompt's feature length that a prompt has on average: assumed
@@ -52,17 +53,15 @@ class TrainingLoad:
     """What a recipe trains.
 
     Attributes:
-        known: a job for each expert, with the lengths of rows that stand for its own.
+        measured: a job for each expert, with the lengths of rows that stand for its own.
         network: the base.
-        budget: how it trains.
-        mesh: sizes by axis, if the recipe has them.
+        config: how it trains.
         assumed: what is not known, and what it was taken to be.
     """
 
-    known: tuple[Known, ...]
+    measured: tuple[MeasuredJob, ...]
     network: T5Config
-    budget: Budget
-    mesh: Mapping[str, int] | None
+    config: TrainConfig
     assumed: tuple[str, ...]
 
 
@@ -137,16 +136,11 @@ def _bound(function: Any) -> dict[str, Any]:
 
 def _training(bound: Mapping[str, Any], asked: Asked) -> TrainingLoad:
     network, assumed = network_of(bound.get("initial_checkpoint"), asked.size, asked.dtype)
-    source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
-    lengths = bound.get("lengths") or (None if budget.paper else Lengths())
-    chosen = config.courses(
-        task_selection.choose(bound["tasks"], source),
-        budget,
-        as_=bound.get("as_", "experts"),
-        name=bound.get("name"),
-        lengths=lengths,
-    )
-    jobs = tuple(_job(course, source, asked, seed) for seed, course in enumerate(chosen))
+    source, config = bound.get("source") or Source(), bound.get("config") or TrainConfig()
+    lengths = bound.get("lengths") or (None if config.paper else Lengths())
+    specs = task_selection.choose(bound["tasks"], source)
+    chosen = expert_configs.resolve_experts(specs, config, lengths)
+    jobs = tuple(_job(expert, source, asked, seed) for seed, expert in enumerate(chosen))
     if not any(each.job.steps for each in jobs):
         raise UserError(
             "Expected a recipe that trains, got one of no tasks or no steps. Fix: give MIXTURE_OR_TASK_NAME "
@@ -154,19 +148,19 @@ def _training(bound: Mapping[str, Any], asked: Asked) -> TrainingLoad:
         )
     # The longest rows first, as training has them.
     jobs = tuple(sorted(jobs, key=lambda each: (-int(each.prompt.max()), each.job.id)))
-    return TrainingLoad(jobs, network, budget, bound.get("mesh"), (*assumed, _assumed_lengths()))
+    return TrainingLoad(jobs, network, config, (*assumed, _assumed_lengths()))
 
 
-def _job(course: Course, source: Source, asked: Asked, seed: int) -> Known:
-    """Returns a course as a job whose rows have assumed lengths, a few rows standing for many."""
-    own = config.source_of(course, source)
-    rows = sum(_rows(spec, own, asked) for spec in course.specs)
+def _job(expert: ExpertTrainConfig, source: Source, asked: Asked, seed: int) -> MeasuredJob:
+    """Returns an expert's job with rows of assumed lengths, a few rows standing for many."""
+    own = expert_configs.training_source(expert, source)
+    rows = sum(_rows(spec, own, asked) for spec in expert.specs)
     drawn = max(1, min(rows, DRAWN))
-    prompts = _lengths(course.lengths.prompt, PROMPT_SHARE, drawn, seed)
-    targets = _lengths(course.lengths.answer, ANSWER_SHARE, drawn, seed + 1)
+    prompts = _lengths(expert.lengths.prompt, PROMPT_SHARE, drawn, seed)
+    targets = _lengths(expert.lengths.answer, ANSWER_SHARE, drawn, seed + 1)
     tokens: list[tuple[int, ...]] = [()] * drawn  # lengths alone are asked for
-    job = Job(course.id, tokens, tokens, course.steps_on(rows), course.rate, seed, course.batch_size)
-    return Known(job, prompts, targets)
+    job = TrainingJob(expert.id, tokens, tokens, replace(expert.config_for(rows), seed=seed))
+    return MeasuredJob(job, prompts, targets)
 
 
 def _lengths(longest: int, share: float, rows: int, seed: int) -> np.ndarray:
@@ -214,14 +208,14 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
 
 def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | ScoringLoad]:
     """Returns what a recipe of the whole path trains and scores."""
-    source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
+    source, config = bound.get("source") or Source(), bound.get("config") or TrainConfig()
     lengths: Lengths = bound.get("lengths") or Lengths()
     base = bound.get("initial_checkpoint")
     if base is None and asked.size is None:  # it is trained from scratch
         asked = replace(asked, size=(bound.get("pretraining") or Pretraining()).size)
     trained_on = replace(source, limit=bound.get("train_rows"))
-    given = {"tasks": bound["train_tasks"], "initial_checkpoint": base, "mesh": bound.get("mesh")}
-    how = {"source": trained_on, "budget": budget, "lengths": lengths}
+    given = {"tasks": bound["train_tasks"], "initial_checkpoint": base}
+    how = {"source": trained_on, "config": config, "lengths": lengths}
     trained = _training({**given, **how}, asked)
     tasks = task_selection.choose(bound["eval_tasks"], source, evaluation=True)
     return [
@@ -230,7 +224,7 @@ def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | Sco
             tasks,
             source,
             trained.network,
-            len(trained.known),
+            len(trained.measured),
             asked,
             texts=bound.get("methods"),
             oracle=True,
@@ -238,8 +232,8 @@ def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | Sco
             queries=bound.get("queries") or 32,
             batch_tokens=bound.get("batch_tokens") or BATCH_TOKENS,
             lengths=lengths,
-            kind=budget.kind,
-            options=budget.options,
+            kind=config.expert.kind,
+            options=config.expert.options,
             assumed=trained.assumed,
         ),
     ]
