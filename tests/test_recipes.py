@@ -10,6 +10,7 @@ import pytest
 from elm_jax.data import data_source, task_selection
 from elm_jax.evaluation import methods as ways
 from elm_jax.launch import recipes
+from elm_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1] / "gin"
 COMPLETE = sorted((ROOT / "recipes").glob("*.gin"))
@@ -91,11 +92,9 @@ def test_outside_a_checkout_a_shipped_recipe_is_read_without_a_word(tmp_path, mo
 
 
 def test_what_a_recipe_binds_reaches_the_function():
-    from elm_jax.training.train import Budget
-
-    budget = recipes.bind(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
-    assert budget.steps == 11
-    assert budget.kind == "bottleneck"
+    config = recipes.bind(TrainConfig, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
+    assert config.schedule.steps == 11
+    assert config.expert.kind == "bottleneck"
 
 
 def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwise():

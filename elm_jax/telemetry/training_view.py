@@ -142,7 +142,7 @@ class LiveView:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=True)
         table.add_column("expert", ratio=1, min_width=12, no_wrap=True, overflow="ellipsis")
         validated = any(metrics.expert in self._validations for metrics in training)
-        for name in ("step", "loss", "learning rate", *(["validation"] if validated else [])):
+        for name in ("step", "loss", "lr", *(["validation"] if validated else [])):
             table.add_column(name, justify="right", no_wrap=True)
         shown = max(1, min(MOST_EXPERTS, self.console.height - OTHER_LINES))
         for metrics in training[:shown]:

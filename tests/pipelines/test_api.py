@@ -9,7 +9,11 @@ import elm_jax
 from elm_jax.errors import ContaminationError
 
 TASK, UNSEEN = "mini_sentiment_film", "mini_size_suitcase"
-BUDGET = elm_jax.Budget(steps=2, batch_size=4, options={"width": 4})
+CONFIG = elm_jax.TrainConfig(
+    expert=elm_jax.ExpertConfig(options={"width": 4}),
+    schedule=elm_jax.ScheduleConfig(steps=2),
+    batch=elm_jax.BatchConfig(size=4),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +43,7 @@ def place(make_run):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    return elm_jax.train(place, TASK, budget=BUDGET)
+    return elm_jax.train(place, TASK, config=CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from elm_jax.planning import work as works
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, TrainingWork
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
-from elm_jax.training.programs import Layout, Plan
+from elm_jax.training.programs import Layout
+from tests.training_configs import make_plan
 
 TINY = size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 LORA = {"rank": 2, "projections": ["query", "value"]}
 SHAPE = buckets.Shape(16, 8, 8)
 WORKS = [
-    TrainingWork(TINY, Plan("lora", LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
+    TrainingWork(TINY, make_plan(kind="lora", options=LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
     ScoringWork("score", TINY, "stack", SHAPE, 4, "bottleneck", {"width": 2}, 3),
     ScoringWork("score", TINY, "full", SHAPE, 4, "full"),
     ScoringWork("score", TINY, "gate", SHAPE, 4, "lora", LORA, 3),

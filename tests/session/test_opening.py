@@ -19,10 +19,11 @@ from elm_jax.session import opening, settings
 from elm_jax.tasks import datasets
 from elm_jax.tokenizers import huggingface as hf_tokenizer
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.training import config as courses
-from elm_jax.training.entries import entry_of
+from elm_jax.training import expert_configs
+from elm_jax.training.job_loading import load_job
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface
+from tests.training_configs import train_config
 
 TEXTS = ["the dog ran to the gate because it had heard the car of its owner"]
 
@@ -268,8 +269,7 @@ def test_what_a_type_changes_is_stamped(published, tmp_path):
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     narrow = opening.open_run(tmp_path / "run", dtype="bfloat16")
     assert results_cache.read_as(narrow) == results_cache.read_as(run) | {"dtype": "bfloat16"}
-    (course,) = courses.courses(
-        task_selection.choose(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
-    )
-    recipes = [entry_of(each, course, courses.Budget(steps=2), 0).recipe for each in (run, narrow)]
+    specs = task_selection.choose(["mini_size_animal/than a dog"])
+    (expert,) = expert_configs.resolve_experts(specs, train_config(steps=2))
+    recipes = [load_job(each, expert).recipe for each in (run, narrow)]
     assert recipes[1] == recipes[0] | {"dtype": "bfloat16"}
