@@ -157,7 +157,7 @@ def _claim(where: epath.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     differing = [name for name in fixed if noted.get(name) != identity[name]]
     if differing:
         raise UserError(
-            f"Expected checkpoints of this run in {str(where)!r}, got those of another run with another "
+            f"Expected checkpoints of this run in {str(where)!r}, got those of another, which differs in its "
             f"{' and '.join(differing)}. Fix: give this run a directory of its own, or delete that one."
         )
     return noted

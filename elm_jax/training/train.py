@@ -1,6 +1,7 @@
 """`elm train`: one expert a task, one a dataset, or one on all tasks, many at once."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
@@ -42,6 +43,7 @@ def train(
     dtype: str | None = None,
     on_estimate: Callable[[TrainingEstimate], None] | None = None,
     dry_run: bool = False,
+    budget: TrainConfig | None = None,
 ) -> list[str]:
     """Trains experts on tasks, many in one program, into the library of a run.
 
@@ -60,6 +62,7 @@ def train(
         dtype: that the base of a run that is not open is held and computes in.
         on_estimate: called with what is to be trained and what it takes, before it begins.
         dry_run: whether to stop there. What the training would refuse is refused.
+        budget: the old name of `config`.
 
     Returns:
         The ids of all experts, those that were there already too; none in a dry run.
@@ -79,7 +82,11 @@ def train(
             "Expected an open run without another base, source or dtype, got one of them. Fix: give them to "
             "`open_run`, or give `train` the run's directory."
         )
-    config = expert_configs.inherit_kind_options(config or TrainConfig(), _library_specs(run))
+    if budget is not None:
+        message = "The argument budget is now config; the old name goes in a later version."
+        warnings.warn(message, FutureWarning, stacklevel=2)
+    given = config or budget or TrainConfig()
+    config = expert_configs.inherit_kind_options(given, _library_specs(run))
     if lengths is None and config.paper is None:
         lengths = run.lengths
     specs = task_selection.choose(tasks, run.source)

@@ -80,7 +80,7 @@ def test_the_most_urgent_expert_is_always_served_whoever_has_longer_examples(len
     offered = offers(lengths, order)
     batch = batches.pack(offered, shape, slots=4)
     first = next((own for own in offered if own), [])
-    served = [example for example in batch.examples if first and example.slot == first[0].place]
+    served = [example for example in batch.examples if first and example.slot == first[0].slot]
     assert len(served) >= min(len(first), shape.rows // shape.folded)
 
 
@@ -88,7 +88,7 @@ def test_the_most_urgent_expert_is_always_served_whoever_has_longer_examples(len
 @given(PENDING, ORDER, SHAPES, st.sampled_from([1, 2]))
 def test_batches_one_after_another_take_all_that_was_pending(lengths, order, shape, parts):
     waiting = offers(lengths, order)
-    every = Counter(offer for own in waiting for example in own)
+    every = Counter(example for own in waiting for example in own)
     found = Counter()
     while any(waiting):
         taken = batches.pack(waiting, shape, slots=4, parts=parts).examples

@@ -249,7 +249,7 @@ def test_the_checkpoints_of_another_run_are_refused_naming_what_differs(config, 
     killed({}, config, base, JOBS, PLAN, tmp_path, 10)
 
     def refused(told, *, config=config, jobs=JOBS, plan=PLAN, **more):
-        with pytest.raises(UserError, match=f"another run with another {told}[.]"):
+        with pytest.raises(UserError, match=f"in its {told}[.]"):
             trained({}, config, base, jobs, plan, tmp_path, **more)
 
     refused("plan", plan=change_plan(PLAN, z_loss=0.02))
