@@ -97,7 +97,7 @@ def evaluate(
     if multiprocess:
         from elm_jax.launch import hosts
 
-        hosts.join(hosts.Hosts(coordinator, process_count, process_index))
+        hosts.join(hosts.HostAddress(coordinator, process_count, process_index))
     told: dict[str, Any] = {"told": _show if dry_run else _tell, "dry_run": dry_run}
     if gin_file:
         from elm_jax.launch import recipes

@@ -88,7 +88,7 @@ def train(
     if multiprocess:
         from elm_jax.launch import hosts
 
-        hosts.join(hosts.Hosts(coordinator, process_count, process_index))
+        hosts.join(hosts.HostAddress(coordinator, process_count, process_index))
     how: dict[str, Any] = {"on_estimate": _show_estimate, "dry_run": True} if dry_run else {}
     try:
         if gin_file:

@@ -153,7 +153,7 @@ def _train_jobs(
     jobs = sorted(jobs, key=lambda job: (-max(map(len, job.prompts)), job.id))
 
     def save(job: TrainingJob, params: Params) -> None:
-        if hosts.is_first():
+        if hosts.is_primary():
             owned = tuple(paths.flatten(params))
             kind = job.config.expert.kind
             spec = ExpertSpec(job.id, kind, run.base.fingerprint, owned, job.datasets, job.steps, job.recipe)
@@ -161,8 +161,8 @@ def _train_jobs(
 
     plan = _group_plan(run, config, jobs, mesh)
     with ExitStack() as stack:
-        stack.enter_context(hosts.together(Stopped))
-        should_stop = stack.enter_context(preemption.preemption())
+        stack.enter_context(hosts.exit_on_failure(Stopped))
+        should_stop = stack.enter_context(preemption.watch_for_preemption())
         title = f"train {missing} expert{'s' * (missing != 1)}"
         on_event = stack.enter_context(_training_view(run, title, jobs, config, mesh))
         table = trainer.train(
@@ -177,7 +177,7 @@ def _train_jobs(
             should_stop=should_stop,
             mesh=mesh,
         )
-        hosts.meet("experts are saved")
+        hosts.barrier("experts are saved")
     if table.failed:
         raise UserError("\n".join(map(trainer.failure_message, table.failed)))
     _delete(checkpoints)
@@ -234,7 +234,7 @@ def _training_view(
         peak=peak_flops(devices, network.dtype),
         logs=run.workspace.logs if directory is None else storage.path(directory),
         trackers=config.log.trackers,
-        shows=hosts.is_first(),
+        shows=hosts.is_primary(),
     )
 
 
@@ -246,5 +246,5 @@ def _library_directory(run: Run, jobs: Sequence[TrainingJob]) -> epath.Path:
 
 def _delete(checkpoints: epath.Path) -> None:
     """Deletes the checkpoints of a run that is over."""
-    if hosts.is_first() and checkpoints.exists():
+    if hosts.is_primary() and checkpoints.exists():
         checkpoints.rmtree()

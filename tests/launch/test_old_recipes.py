@@ -60,7 +60,7 @@ def test_a_whole_recipe_of_before_trains_as_it_did(config_of):
         found = configs.settings_of(config_of(WHOLE))
     wanted = {"steps": 7, "rate": 0.5, "options": {"width": 4}, "train_as": "dataset", "seed": 3}
     assert found == configs.settings_of(configs.TrainConfig()) | wanted | {"mesh": {"expert": 2}}
-    assert gin.query_parameter("elm_jax.train.run") == "somewhere"
+    assert gin.get_bindings(train)["run"] == "somewhere"
 
 
 @pytest.mark.parametrize(
