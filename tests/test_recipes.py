@@ -7,9 +7,10 @@ from pathlib import Path
 import gin
 import pytest
 
-from elm_jax.data import data_source, task_selection
+from elm_jax.data import task_selection
 from elm_jax.evaluation import methods as ways
 from elm_jax.launch import recipes
+from elm_jax.tasks import data_source
 from elm_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1] / "gin"

@@ -21,7 +21,9 @@ def convert(
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(help="A field of a foreign configuration that does not change what is computed."),
+        typer.Option(
+            help="A field of a foreign configuration, of --base too, that does not change what is computed."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

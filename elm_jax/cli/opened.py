@@ -8,7 +8,7 @@ from elm_jax.cli.options import DEFAULT_OUT
 from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from elm_jax.data.data_source import Lengths, Source
+    from elm_jax.tasks.data_source import Lengths, Source
     from elm_jax.tokenizers.sentencepiece import Vocabulary
 
 
@@ -38,7 +38,7 @@ def read_as(
         found = opening.reading(run or DEFAULT_OUT, vocabulary_file=vocabulary, extra_ids=extra_ids)
         source, pieces, lengths = found.source, found.pieces, found.lengths
     else:
-        from elm_jax.data import data_source
+        from elm_jax.tasks import data_source
 
         source, pieces, lengths = data_source.Source(), None, data_source.Lengths()
     return source, pieces, given_to(lengths, prompt=max_prompt, answer=max_answer)

@@ -61,14 +61,14 @@ def tasks_show(
     """One task: where it comes from, and its template where that is at hand."""
     from dataclasses import asdict
 
-    from elm_jax.tasks import specs
+    from elm_jax.tasks import specs, task_templates
 
     task_files(tasks)
     spec = specs.find_task(name)
     for field, value in asdict(spec).items():
         print(f"{field:<16} {value}")
-    if templates_dir or specs.has_template(spec):
-        template = specs.template_for(spec, templates_dir)
+    if templates_dir or task_templates.has_template(spec):
+        template = task_templates.template_for(spec, templates_dir)
         print(f"choices          {template.answer_choices}\n\n{template.jinja}")
 
 
@@ -89,9 +89,8 @@ def tasks_preview(
     faithful: Faithful = None,
 ) -> None:
     """Rows as the model will see them: input, choices, target; tokens too with --run or --vocabulary."""
-    from elm_jax.data import data_source
     from elm_jax.data import preview as runs
-    from elm_jax.tasks import specs
+    from elm_jax.tasks import data_source, specs
 
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
@@ -135,7 +134,8 @@ def tasks_check(
     from dataclasses import asdict
 
     from elm_jax.data import check as runs
-    from elm_jax.data import data_source, task_selection
+    from elm_jax.data import task_selection
+    from elm_jax.tasks import data_source
 
     task_files(tasks)
     source, pieces, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)

@@ -12,6 +12,7 @@ from elm_jax.cli.options import (
     AsJson,
     Cache,
     DataDir,
+    Dtype,
     ExtraIds,
     Faithful,
     GinBindings,
@@ -79,9 +80,10 @@ def prepare(
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
     from dataclasses import asdict, replace
 
-    from elm_jax.data import data_source, task_selection
     from elm_jax.data import prepare as runs
+    from elm_jax.data import task_selection
     from elm_jax.session import opening
+    from elm_jax.tasks import data_source
 
     wanted = names or []
     reading = opening.reading(run, vocabulary_file=vocabulary, extra_ids=extra_ids)
@@ -117,6 +119,17 @@ def index(
         str | None,
         typer.Option(help="t5 (the base's encoder), or a sentence encoder by name or directory; kept."),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="What the base or a sentence encoder computes in, float32 or bfloat16; default: a base "
+            "as the run has it, an encoder in float32."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of a sentence encoder's configuration that changes no vector; kept."),
+    ] = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -132,8 +145,17 @@ def index(
         templates_dir=templates_dir,
         task_files=task_files(tasks),
         prepared=cache,
+        dtype=dtype,
     )
-    for expert in runs.index(opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder):
+    for expert in runs.index(
+        opened,
+        size=size,
+        text_format=text_format,
+        rebuild=rebuild,
+        embedder=embedder,
+        dtype=dtype,
+        ignore=ignore or (),
+    ):
         print(expert)
 
 
@@ -148,6 +170,7 @@ def route(
         list[str] | None, typer.Option(help="An option of the router, NAME=VALUE; may be repeated.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
+    dtype: Dtype = None,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -169,6 +192,7 @@ def route(
         templates_dir=templates_dir,
         task_files=files,
         prepared=cache,
+        dtype=dtype,
     )
     specs = task_selection.choose(names or [], opened.source, evaluation=True)
     made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)

@@ -244,8 +244,14 @@ class ElmLM(LM):
         pieces = self.run.pieces
         end = [pieces.eos] if pieces.input_eos else []
         kept = self.max_length - len(end)
+        every = pieces.encode_all(texts)
+        if cut := sum(len(ids) > kept for ids in every):
+            self.run.stages.console.print(
+                f"{cut} of {len(every)} contexts have more than {self.max_length} tokens and lose their "
+                "beginning; max_length keeps more."
+            )
         # An empty context is read as end-of-sequence alone, whatever the base was trained on.
-        return [[*ids[max(0, len(ids) - kept) :], *end] or [pieces.eos] for ids in pieces.encode_all(texts)]
+        return [[*ids[max(0, len(ids) - kept) :], *end] or [pieces.eos] for ids in every]
 
     def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
         end = [self.run.pieces.eos] if self.eos else []

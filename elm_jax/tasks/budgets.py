@@ -78,7 +78,7 @@ def steps(budget: PaperBudget, rows: int) -> int:
 
     The last step of an epoch takes what rows are left, as the original's trainer has it.
 
-    >>> steps(Budget(5, 1e-4, 8, 256, 128, 50_000), 25_262)
+    >>> steps(PaperBudget(5, 1e-4, 8, 256, 128, 50_000), 25_262)
     15790
     """
     return math.ceil(budget.epochs * math.ceil(rows / budget.batch_size))

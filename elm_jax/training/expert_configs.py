@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from elm_jax import names
-from elm_jax.data import data_source
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.records import ExpertSpec, TaskSpec
-from elm_jax.tasks import budgets
+from elm_jax.tasks import budgets, data_source
 from elm_jax.tasks.budgets import PaperBudget
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training.config import TrainConfig, replace_fields
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 8, 1e-4

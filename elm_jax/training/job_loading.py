@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import data_source, prepared, ragged, task_rows
-from elm_jax.data.data_source import Source
+from elm_jax.data import prepared, ragged, task_rows
 from elm_jax.data.prepared import Prepared
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.records import TaskSpec
 from elm_jax.session.workspace import Run
+from elm_jax.tasks import original
+from elm_jax.tasks.data_source import Source
 from elm_jax.training import config as configs
 from elm_jax.training import expert_configs
 from elm_jax.training.expert_configs import ExpertTrainConfig
@@ -32,7 +33,7 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     data: dict[str, Any] = {
         "data_seed": run.source.seed,
         "truncate": run.source.truncate,
-        "faithful": list(data_source.switches(run.source)),
+        "faithful": list(original.row_switches(run.source.faithful)),
         "rows": len(prompts),
         "max_prompt": expert.lengths.prompt,
         "max_answer": expert.lengths.answer,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from elm_jax import storage
 from elm_jax.aot.devices import peak_flops
-from elm_jax.data import data_source, task_selection
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts, preemption
@@ -19,6 +19,7 @@ from elm_jax.models import flops, meshes, paths, shapes
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run
+from elm_jax.tasks import data_source
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import EventHandler
 from elm_jax.training import expert_configs, job_loading, sizing, trainer

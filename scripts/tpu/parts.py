@@ -20,10 +20,11 @@ from typing import Protocol
 import pod
 from gcloud import Failed, Package, Request, Shell, Slice, say
 
-from elm_jax.data import data_source, task_selection
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import data_source
 from elm_jax.training import expert_configs
 from elm_jax.training.config import TrainConfig, replace_fields
 

@@ -12,7 +12,7 @@ import pytest
 
 from elm_jax import score_choices
 from elm_jax.axes import PAD
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
@@ -27,6 +27,7 @@ from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
@@ -301,13 +302,15 @@ def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
 
-def test_a_context_too_long_loses_its_beginning(run):
+def test_a_context_too_long_loses_its_beginning_and_it_is_said(run, capsys):
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
     (whole,) = [run.pieces.encode("The dog ran home. It was late.")]
     assert lm._contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.pieces.eos]]
+    assert "1 of 1 contexts have more than 4 tokens" in " ".join(capsys.readouterr().err.split())
     assert lm._contexts([""]) == [[run.pieces.eos]]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

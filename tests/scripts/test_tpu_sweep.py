@@ -18,7 +18,7 @@ from elm_jax.experts.library import Library
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering
 from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
@@ -261,7 +261,7 @@ def base(tmp_path_factory):
     texts = [
         text
         for spec in task_selection.choose(TASKS)
-        for example in specs.examples(spec, "train").examples[:50]
+        for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
     pieces = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)

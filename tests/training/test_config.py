@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from elm_jax.data import task_selection
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.records import ExpertSpec
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training import config as configs
 from elm_jax.training import expert_configs
 from elm_jax.training.config import TrainConfig
