@@ -34,7 +34,10 @@ As = Annotated[
     ),
 ]
 Track = Annotated[
-    list[str] | None, typer.Option("--track", help="Write to tensorboard or wandb too; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--track", help="Write to tensorboard, wandb or a tracker of your own too; may be repeated."
+    ),
 ]
 
 

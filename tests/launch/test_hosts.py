@@ -28,8 +28,8 @@ def test_one_process_has_everything():
 
 
 @pytest.mark.parametrize("lost", [jax.errors.JaxRuntimeError("Gather failed"), ValueError("[gloo] reset")])
-def test_what_the_runtime_says_of_lost_processes_is_found_behind_other_errors(lost):
+def test_a_communication_error_is_found_among_the_causes_of_another(lost):
     error = KeyError("what came of it")
     error.__cause__ = lost
-    assert hosts._of_others(error) == str(lost)
-    assert hosts._of_others(KeyError("ours")) is None
+    assert hosts._communication_error(error) == str(lost)
+    assert hosts._communication_error(KeyError("ours")) is None
