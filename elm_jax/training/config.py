@@ -243,7 +243,10 @@ def field_paths() -> dict[str, str]:
 
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
     """Returns the configuration that `dataclasses.asdict` was called on, before JSON."""
-    sections = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
+    sections = {
+        section: kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values[section].items()})
+        for section, kind in SECTIONS.items()
+    }
     return TrainConfig(**{**values, **sections})
 
 

@@ -159,5 +159,5 @@ def test_every_field_has_a_key_of_its_own():
 
 
 def test_a_configuration_written_as_json_and_read_is_the_same():
-    config = train_config(steps=3, kind="lora", options={"rank": 2}, trackers=["wandb"], mesh={"data": 2})
+    config = train_config(steps=3, kind="lora", options={"rank": 2}, trackers=("wandb",), mesh={"data": 2})
     assert configs.from_json(json.loads(json.dumps(asdict(config)))) == config
