@@ -100,7 +100,7 @@ def test_an_expert_is_not_evaluated_as_unseen_on_what_it_was_trained_on(run):
 
 
 def test_a_run_that_is_open_takes_no_other_base(run):
-    with pytest.raises(elm_jax.UserError, match="has its base and its source, but others came"):
+    with pytest.raises(elm_jax.UserError, match="open_run"):
         elm_jax.train(run, TASK, initial_checkpoint="t5-small")
 
 
