@@ -51,10 +51,11 @@ from elm_jax.models.t5 import init_params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import Row
 from elm_jax.training import batches, step
-from elm_jax.training.batches import Offer
+from elm_jax.training.batches import PendingExample
+from elm_jax.training.config import ExpertConfig, TrainConfig, replace_fields
 from elm_jax.training.group import Group
-from elm_jax.training.jobs import Job, rows_of_step
-from elm_jax.training.programs import Plan, layout_for
+from elm_jax.training.jobs import TrainingJob, rows_of_step
+from elm_jax.training.programs import GroupPlan, layout_for
 
 SIDES = ("separate_runs", "grouping", "pytorch", "peft")
 LORA = {"rank": torch_training.RANK, "projections": ("query", "value")}
@@ -126,30 +127,28 @@ def separate_runs(where: Path, experts: int, steps: int, run: int) -> dict[str, 
 
 
 def steady(
-    config: T5Config, params: Any, jobs: Sequence[Job], sides: Sequence[str], rounds: int, tokens: int
+    config: T5Config, params: Any, jobs: Sequence[TrainingJob], sides: Sequence[str], rounds: int, tokens: int
 ) -> dict[str, Any]:
     """Returns the rates of all sides in steady state, timed in turns."""
     base = jax.device_put(params)
-    plain = Job(
+    plain = TrainingJob(
         "plain",
         [row for job in jobs for row in job.prompts],
         [row for job in jobs for row in job.targets],
-        jobs[0].steps,
-        jobs[0].rate,
-        batch_size=sum(job.batch_size for job in jobs),
+        replace_fields(jobs[0].config, {"batch_size": sum(job.batch_size for job in jobs)}),
     )
     runs: dict[str, Run] = {}
     result: dict[str, Any] = {"shapes": {}}
     if {"pytorch", "peft"} & set(sides):
         result["loss"] = losses(config, params, jobs)
     if {"grouping", "pytorch"} & set(sides):
-        runs["group"] = grouped(config, base, jobs, Plan("bottleneck", places=len(jobs)), result["shapes"])
+        runs["group"] = grouped(config, base, jobs, GroupPlan(max_experts=len(jobs)), result["shapes"])
     if "grouping" in sides:
-        runs["grouping"] = grouped(config, base, [plain], Plan("bottleneck", places=1), result["shapes"])
+        runs["grouping"] = grouped(config, base, [plain], GroupPlan(max_experts=1), result["shapes"])
     if "pytorch" in sides:
         runs["pytorch"], result["pytorch_attention"] = theirs(config, params, jobs, "bottleneck")
     if "peft" in sides:
-        plan = Plan("lora", LORA, places=len(jobs))
+        plan = GroupPlan(TrainConfig(expert=ExpertConfig("lora", LORA)), len(jobs))
         runs["group_lora"] = grouped(config, base, jobs, plan, result["shapes"])
         runs["peft"], result["peft_attention"] = theirs(config, params, jobs, "lora")
 
@@ -192,53 +191,56 @@ def steady(
     return result
 
 
-def grouped(config: T5Config, base: Any, jobs: Sequence[Job], plan: Plan, shapes: dict[str, Any]) -> Run:
+def grouped(
+    config: T5Config, base: Any, jobs: Sequence[TrainingJob], plan: GroupPlan, shapes: dict[str, Any]
+) -> Run:
     """Returns the function that trains a group on so many real tokens, batch by batch as the engine does."""
     count = len(jobs)
-    known = [batches.known(job) for job in jobs]
-    cost = batches.batch_cost(config, plan.kind, jax.default_backend())
-    shape = batches.shape_for(known, plan.batch_tokens, places=count, cost=cost)
-    group = Group(config, base, plan, layout_for(plan.kind, count, None), shape)
-    shapes[f"{plan.kind}, {count}"] = shape._asdict()
-    state = group.begin([job.seed for job in jobs])
-    sums = group.zero(state)
+    measured = [batches.measure(job) for job in jobs]
+    kind = plan.config.expert.kind
+    cost = batches.batch_cost(config, kind, jax.default_backend())
+    shape = batches.choose_shape(measured, plan.batch_tokens, slots=count, cost=cost)
+    group = Group(config, base, plan, layout_for(kind, count, None), shape)
+    shapes[f"{kind}, {count}"] = shape._asdict()
+    state = group.init([job.seed for job in jobs])
+    accumulator = group.zero(state)
     done = [0] * count
-    waiting: list[list[Offer]] = [[] for _ in jobs]
+    waiting: list[list[PendingExample]] = [[] for _ in jobs]
 
     def run(tokens: int) -> Tally:
-        nonlocal state, sums
+        nonlocal state, accumulator
         tally = Tally()
         while tally.real < tokens:
-            for place, found in enumerate(known):
-                waiting[place] = waiting[place] or batches.of_step(found, place, done[place])
-            order = sorted(range(count), key=lambda place: (done[place], -len(waiting[place])))
-            batch = batches.pack([waiting[place] for place in order], shape, places=count)
-            for offer in batch.taken:
-                waiting[offer.place].remove(offer)
-                tally = tally.plus(offer.prompt, offer.target)
+            for slot, each in enumerate(measured):
+                waiting[slot] = waiting[slot] or batches.step_examples(each, slot, done[slot])
+            order = sorted(range(count), key=lambda slot: (done[slot], -len(waiting[slot])))
+            batch = batches.pack([waiting[slot] for slot in order], shape, slots=count)
+            for example in batch.examples:
+                waiting[example.slot].remove(example)
+                tally = tally.plus(example.prompt, example.target)
             tally = tally.plus(computed=shape.tokens)
-            sums = group.gather(state.params, batch, dict(enumerate(jobs)), sums)
-            whole = [place for place in range(count) if not waiting[place]]
-            if whole:
-                active = np.isin(np.arange(count), whole)
-                rate = np.where(active, jobs[0].rate, 0).astype(np.float32)
-                move = step.Move(rate, active, np.array(done, np.int32) + 1)
-                state, sums, _ = group.advance(state, sums, move)
-                for place in whole:
-                    done[place] += 1
-        jax.block_until_ready((state, sums))
+            accumulator = group.accumulate(state.params, batch, dict(enumerate(jobs)), accumulator)
+            completed = [slot for slot in range(count) if not waiting[slot]]
+            if completed:
+                active = np.isin(np.arange(count), completed)
+                rate = np.where(active, jobs[0].config.schedule.peak, 0).astype(np.float32)
+                update = step.Update(rate, active, np.array(done, np.int32) + 1)
+                state, accumulator, _ = group.update(state, accumulator, update)
+                for slot in completed:
+                    done[slot] += 1
+        jax.block_until_ready((state, accumulator))
         return tally
 
     return run
 
 
-def theirs(config: T5Config, params: Any, jobs: Sequence[Job], kind: str) -> tuple[Run, str]:
+def theirs(config: T5Config, params: Any, jobs: Sequence[TrainingJob], kind: str) -> tuple[Run, str]:
     """Returns PyTorch's, and the attention that it was fastest with."""
     trainer, attention = torch_training.fastest(lambda: pytorch(config, params), jobs, kind)
     return trainer.run, attention
 
 
-def losses(config: T5Config, params: Any, jobs: Sequence[Job]) -> dict[str, float]:
+def losses(config: T5Config, params: Any, jobs: Sequence[TrainingJob]) -> dict[str, float]:
     """Returns the base's loss on the first rows of all jobs, ours and PyTorch's, which have to be one."""
     import torch
 
@@ -256,7 +258,7 @@ def losses(config: T5Config, params: Any, jobs: Sequence[Job]) -> dict[str, floa
 
 
 def cost(
-    config: T5Config, base: Any, jobs: Sequence[Job], kind: str, options: Mapping[str, Any]
+    config: T5Config, base: Any, jobs: Sequence[TrainingJob], kind: str, options: Mapping[str, Any]
 ) -> flops.FlopsPerToken:
     """Returns what a token costs beside the base in an expert of that kind."""
     expert = jax.eval_shape(lambda key: ex.init_expert(kind, key, base, options), jax.random.key(0))

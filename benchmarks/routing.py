@@ -27,19 +27,23 @@ from pathlib import Path
 from typing import Any
 
 from elm_jax.pipelines import pipeline
-from elm_jax.pipelines.quickstart import BUDGET, PRETRAINING
+from elm_jax.pipelines.quickstart import CONFIG, PRETRAINING
 from elm_jax.records import Report, TaskScores
 from elm_jax.reporting import folder, summary
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Lengths, Source
+from elm_jax.training.config import ExpertConfig
 
-BUDGETS = {
+CONFIGS = {
     "lora": replace(
-        BUDGET,
-        kind="lora",
-        options={"rank": 8, "projections": ["query", "key", "value", "out", "wi_0", "wi_1", "wo"]},
+        CONFIG,
+        expert=ExpertConfig(
+            "lora",
+            {"rank": 8, "projections": ["query", "key", "value", "out", "wi_0", "wi_1", "wo"]},
+            dropout=0.0,
+        ),
     ),
-    "bottleneck": BUDGET,
+    "bottleneck": CONFIG,
 }
 ROUTED = (
     "base",
@@ -66,7 +70,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--out", type=Path, help="directory of the run; what is there is not made again")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", default="lora", choices=list(BUDGETS))
+    parser.add_argument("--kind", default="lora", choices=list(CONFIGS))
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,7 +79,7 @@ def main() -> None:
             eval_tasks=["mini-unseen"],
             out=options.out or scratch,
             pretraining=PRETRAINING,
-            budget=BUDGETS[options.kind],
+            config=CONFIGS[options.kind],
             source=Source(),
             lengths=Lengths(prompt=48, answer=8),
             base_texts=mini.make_statements(Source().seed),

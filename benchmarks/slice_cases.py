@@ -21,10 +21,11 @@ from elm_jax.planning.program_specs import (
 )
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
-from elm_jax.training.programs import Layout, Plan
+from elm_jax.training.config import TrainConfig, replace_fields
+from elm_jax.training.programs import GroupPlan, Layout
 
 T5X_BUILD = "benchmarks.slice_cases.build_t5x"
-STEP = ("gather", "advance")
+STEP = ("accumulate", "update")
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,16 @@ def _training(
     what: str,
     slice_name: str,
     mesh: Mapping[str, int],
-    places: int,
+    slots: int,
     shape: tuple[int, int, int, int],
-    **plan: Any,
+    **settings: Any,
 ) -> Case:
-    """Returns a step: the gradient of one batch, and the move of the experts."""
+    """Returns a step: the gradient of one batch, and the update of the experts."""
     rows, batch = mesh.get("fsdp", 1) * mesh.get("expert", 1), Shape(*shape)
     work = TrainingProgramSpec(
         find_config("xl", dtype="bfloat16", dropout_rate=0.1),
-        Plan(places=places, **plan),
-        Layout(places, mesh.get("expert", 1), rows),
+        GroupPlan(replace_fields(TrainConfig(), settings), slots),
+        Layout(slots, mesh.get("expert", 1), rows),
         batch,
     )
     return _case(name, what, slice_name, work, batch.tokens, mesh=mesh, programs=STEP)

@@ -14,7 +14,7 @@ import numpy as np
 
 from elm_jax.axes import PAD
 from elm_jax.models.expert_kinds import REDUCTION
-from elm_jax.training.jobs import Job, rows_of_step
+from elm_jax.training.jobs import TrainingJob, rows_of_step
 
 RANK, CLIP = 8, 1.0
 ATTENTIONS = ("eager", "sdpa")
@@ -42,12 +42,14 @@ class Trainer:
     An expert for each would take as long, and memory for each.
     """
 
-    def __init__(self, model: Any, jobs: Sequence[Job]) -> None:
+    def __init__(self, model: Any, jobs: Sequence[TrainingJob]) -> None:
         import torch
 
         self.model, self.jobs = model.train(), jobs
         self.own = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.own, lr=jobs[0].rate, weight_decay=0.0, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            self.own, lr=jobs[0].config.schedule.peak, weight_decay=0.0, foreach=True
+        )
         self.step = 0
 
     def run(self, tokens: int) -> Tally:
@@ -88,7 +90,7 @@ def padded(rows: Sequence[Any]) -> np.ndarray:
     return found
 
 
-def fastest(make: Callable[[], Any], jobs: Sequence[Job], kind: str) -> tuple[Trainer, str]:
+def fastest(make: Callable[[], Any], jobs: Sequence[TrainingJob], kind: str) -> tuple[Trainer, str]:
     """Returns the trainer of the faster attention, warm, and its name; `make` gives the base's network."""
     import torch
 

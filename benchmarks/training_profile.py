@@ -30,7 +30,7 @@ from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.training import batches, step
 from elm_jax.training.group import Group
-from elm_jax.training.programs import Plan, layout_for
+from elm_jax.training.programs import GroupPlan, layout_for
 
 COUNT = 4  # batches
 # The first that fits a compiled operation's name in the network, or its own.
@@ -60,29 +60,30 @@ def main() -> None:
         training_rows.write(Path(place), config, params, rows)
         jobs = training_rows.jobs(Path(place), 2)
     base = jax.device_put(params)
-    known = [batches.known(job) for job in jobs]
-    plan = Plan("bottleneck", places=len(jobs))
-    cost = batches.batch_cost(config, plan.kind, jax.default_backend())
-    shape = batches.shape_for(known, plan.batch_tokens, places=len(jobs), cost=cost)
+    measured_jobs = [batches.measure(job) for job in jobs]
+    plan = GroupPlan(max_experts=len(jobs))
+    cost = batches.batch_cost(config, "bottleneck", jax.default_backend())
+    shape = batches.choose_shape(measured_jobs, plan.batch_tokens, slots=len(jobs), cost=cost)
     waiting = [
-        offer
+        example
         for done in (0, 1)
-        for place, own in enumerate(known)
-        for offer in batches.of_step(own, place, done)
+        for slot, own in enumerate(measured_jobs)
+        for example in batches.step_examples(own, slot, done)
     ]
     cut = []
     while len(cut) < COUNT:
-        cut.append(batches.pack([waiting], shape, places=len(jobs)))
-        waiting = [offer for offer in waiting if offer not in cut[-1].taken]
-    laid = [batches.assemble(batch, dict(enumerate(jobs)), own=len(jobs)) for batch in cut]
+        cut.append(batches.pack([waiting], shape, slots=len(jobs)))
+        waiting = [example for example in waiting if example not in cut[-1].examples]
+    laid = [batches.assemble(batch, dict(enumerate(jobs)), slots_of_part=len(jobs)) for batch in cut]
 
     result: dict[str, Any] = {"shape": shape._asdict(), "matmul_gflops": matmul_rate() / 1e9}
-    for name, places in {"group": len(jobs), "one expert": 1}.items():
-        plan = Plan("bottleneck", places=places)
-        group = Group(config, base, plan, layout_for(plan.kind, places, None), shape)
-        state = group.begin(list(range(places)))
-        own = laid if places > 1 else [rows._replace(place=np.zeros_like(rows.place)) for rows in laid]
-        result[name] = measured(step.gather(config, "bottleneck"), state.params, base, own)
+    for name, slots in {"group": len(jobs), "one expert": 1}.items():
+        group = Group(
+            config, base, GroupPlan(max_experts=slots), layout_for("bottleneck", slots, None), shape
+        )
+        state = group.init(list(range(slots)))
+        own = laid if slots > 1 else [rows._replace(slot=np.zeros_like(rows.slot)) for rows in laid]
+        result[name] = measured(step.accumulate(config, "bottleneck"), state.params, base, own)
     for name in ("group", "one expert"):
         print(f"{name}: {result[name]['seconds']:.2f} s a batch")
         for kind, share in result[name]["shares"].items():
@@ -91,10 +92,10 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def measured(gather: Any, params: Any, base: Any, laid: list[step.Rows]) -> dict[str, Any]:
+def measured(accumulate: Any, params: Any, base: Any, laid: list[step.Rows]) -> dict[str, Any]:
     """Returns a batch's seconds, and the share of every kind of operation in what threads were busy with."""
-    sums = step.nothing(params)
-    program = gather.lower(params, base, laid[0], sums).compile()
+    sums = step.zero_accumulator(params)
+    program = accumulate.lower(params, base, laid[0], sums).compile()
     asked = names_of(program.as_text())
     sums = jax.block_until_ready(program(params, base, laid[0], sums))
     start = time.perf_counter()

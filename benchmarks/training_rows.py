@@ -21,7 +21,8 @@ from elm_jax.records import Params
 from elm_jax.tasks import rendering
 from elm_jax.tasks.data_source import Source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.training.jobs import Job
+from elm_jax.training.config import TrainConfig, replace_fields
+from elm_jax.training.jobs import TrainingJob
 
 TASKS = {
     "dream/baseline": "train",
@@ -50,20 +51,18 @@ def main() -> None:
 
     from elm_jax.models import paths
     from elm_jax.training import trainer
-    from elm_jax.training.programs import Plan
+    from elm_jax.training.programs import GroupPlan
     from elm_jax.weights import elm, safetensors
 
     base = elm.load(options.where / BASE)
     every = jobs(options.where, options.steps)
     chosen = [every[number] for number in options.experts]
 
-    def keep(job: Job, params: Params) -> None:
+    def keep(job: TrainingJob, params: Params) -> None:
         own = {path: np.asarray(value) for path, value in paths.flatten(params).items()}
         safetensors.write(options.where / f"{job.id.replace('/', '-')}.safetensors", own, {})
 
-    trainer.train(
-        base.config, jax.device_put(base.params), chosen, Plan("bottleneck", places=len(chosen)), keep
-    )
+    trainer.train(base.config, jax.device_put(base.params), chosen, GroupPlan(max_experts=len(chosen)), keep)
 
 
 def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple[RaggedTokens, RaggedTokens]]:
@@ -103,17 +102,15 @@ def write(where: Path, config: T5Config, params: Params, rows: dict[str, Any]) -
     np.savez(where / ROWS, **laid)
 
 
-def jobs(where: Path, steps: int) -> list[Job]:
+def jobs(where: Path, steps: int) -> list[TrainingJob]:
     """Returns one job a task of the rows that were written."""
+    config = replace_fields(TrainConfig(), {"steps": steps, "rate": RATE, "batch_size": BATCH})
     with np.load(where / ROWS) as laid:
 
         def tokens(task: str, name: str) -> RaggedTokens:
             return RaggedTokens(laid[f"{task}|{name}|tokens"], laid[f"{task}|{name}|offsets"])
 
-        return [
-            Job(task, tokens(task, "prompts"), tokens(task, "targets"), steps, RATE, batch_size=BATCH)
-            for task in TASKS
-        ]
+        return [TrainingJob(task, tokens(task, "prompts"), tokens(task, "targets"), config) for task in TASKS]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from elm_jax.tasks.seqio_tasks import Registered, register_tasks
     from elm_jax.tasks.specs import find_task, task_specs
     from elm_jax.tasks.user_tasks import define_task
-    from elm_jax.training.config import Budget
+    from elm_jax.telemetry.trackers import register_tracker
+    from elm_jax.training.config import (
+        BatchConfig,
+        CheckpointConfig,
+        ExpertConfig,
+        LogConfig,
+        LossConfig,
+        OptimizerConfig,
+        ScheduleConfig,
+        TrainConfig,
+    )
     from elm_jax.training.pretraining import Pretraining
     from elm_jax.training.train import train
     from elm_jax.weights.base import Base
@@ -38,14 +48,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Base",
-    "Budget",
+    "BatchConfig",
+    "CheckpointConfig",
     "ContaminationError",
     "Embedder",
     "Expert",
+    "ExpertConfig",
     "ExpertSpec",
     "Keys",
     "Lengths",
     "Library",
+    "LogConfig",
+    "LossConfig",
+    "OptimizerConfig",
     "OutOfMemoryError",
     "Outcome",
     "Pretraining",
@@ -54,10 +69,12 @@ __all__ = [
     "Renderings",
     "Report",
     "Run",
+    "ScheduleConfig",
     "Selection",
     "Source",
     "TaskSpec",
     "Template",
+    "TrainConfig",
     "UserError",
     "__version__",
     "define_task",
@@ -72,6 +89,7 @@ __all__ = [
     "merge",
     "open_run",
     "register_tasks",
+    "register_tracker",
     "route",
     "run_pipeline",
     "score_choices",
@@ -82,14 +100,19 @@ __all__ = [
 # Public name -> its module, and after a colon its name there if that is another one.
 _HOMES = {
     "Base": "elm_jax.weights.base",
-    "Budget": "elm_jax.training.config",
+    "BatchConfig": "elm_jax.training.config",
+    "CheckpointConfig": "elm_jax.training.config",
     "ContaminationError": "elm_jax.errors",
     "Embedder": "elm_jax.routing.embedding",
     "Expert": "elm_jax.records",
+    "ExpertConfig": "elm_jax.training.config",
     "ExpertSpec": "elm_jax.records",
     "Keys": "elm_jax.records",
     "Lengths": "elm_jax.tasks.data_source",
     "Library": "elm_jax.experts.library",
+    "LogConfig": "elm_jax.training.config",
+    "LossConfig": "elm_jax.training.config",
+    "OptimizerConfig": "elm_jax.training.config",
     "OutOfMemoryError": "elm_jax.errors",
     "Outcome": "elm_jax.evaluation.evaluate",
     "Pretraining": "elm_jax.training.pretraining",
@@ -98,10 +121,12 @@ _HOMES = {
     "Renderings": "elm_jax.prompting.render",
     "Report": "elm_jax.records",
     "Run": "elm_jax.session.workspace",
+    "ScheduleConfig": "elm_jax.training.config",
     "Selection": "elm_jax.records",
     "Source": "elm_jax.tasks.data_source",
     "TaskSpec": "elm_jax.records",
     "Template": "elm_jax.prompting.templates",
+    "TrainConfig": "elm_jax.training.config",
     "UserError": "elm_jax.errors",
     "define_task": "elm_jax.tasks.user_tasks",
     "evaluate": "elm_jax.evaluation.evaluate",
@@ -115,6 +140,7 @@ _HOMES = {
     "merge": "elm_jax.merging.merge",
     "open_run": "elm_jax.session.opening",
     "register_tasks": "elm_jax.tasks.seqio_tasks",
+    "register_tracker": "elm_jax.telemetry.trackers",
     "route": "elm_jax.routing.route",
     "run_pipeline": "elm_jax.pipelines.pipeline:run",
     "score_choices": "elm_jax.scoring.choices",
@@ -129,6 +155,8 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for, so that `import elm_jax` stays quick."""
     if name == "__version__":
         return metadata.version("elm_jax")
+    if name in moved.RENAMED:
+        return moved.old_name(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'elm_jax' has no attribute {name!r}")
     module, _, inside = _HOMES[name].partition(":")

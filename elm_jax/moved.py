@@ -22,7 +22,7 @@ MOVED = {
     "elm_jax.runs.evaluate": {"evaluate": "elm_jax.evaluate"},
     "elm_jax.runs.pipeline": {"run": "elm_jax.run_pipeline"},
     "elm_jax.runs.train": {"Budget": "elm_jax.Budget", "train": "elm_jax.train"},
-    "elm_jax.tasks.own": {
+    "elm_jax.tasks.user_tasks": {
         "define": "elm_jax.define_task",
         "load": "elm_jax.tasks.user_tasks.load_tasks",
     },
@@ -33,6 +33,50 @@ MOVED = {
     "elm_jax.t5x_door.registry": "elm_jax.t5x.registry",
 }
 PACKAGES = ("elm_jax.runs", "elm_jax.t5x_door")
+# Old name of the package's own -> the new one.
+RENAMED = {"Budget": "elm_jax.TrainConfig"}
+TRAIN_CONFIG_SECTIONS = {
+    "expert": "elm_jax.ExpertConfig",
+    "optimizer": "elm_jax.OptimizerConfig",
+    "loss": "elm_jax.LossConfig",
+    "schedule": "elm_jax.ScheduleConfig",
+    "batch": "elm_jax.BatchConfig",
+    "checkpoint": "elm_jax.CheckpointConfig",
+    "log": "elm_jax.LogConfig",
+}
+# What old recipes bind -> what it is now.
+OLD_PARAMETERS = {
+    "Budget.paper": "elm_jax.TrainConfig.paper",
+    "Budget.steps": "elm_jax.ScheduleConfig.steps",
+    "Budget.epochs": "elm_jax.ScheduleConfig.epochs",
+    "Budget.batch_size": "elm_jax.BatchConfig.size",
+    "Budget.rate": "elm_jax.ScheduleConfig.learning_rate",
+    "Budget.warmup": "elm_jax.ScheduleConfig.warmup",
+    "Budget.schedule": "elm_jax.ScheduleConfig.name",
+    "Budget.optimizer": "elm_jax.OptimizerConfig.name",
+    "Budget.clip": "elm_jax.OptimizerConfig.clip",
+    "Budget.z_loss": "elm_jax.LossConfig.z_loss",
+    "Budget.label_smoothing": "elm_jax.LossConfig.label_smoothing",
+    "Budget.kind": "elm_jax.ExpertConfig.kind",
+    "Budget.options": "elm_jax.ExpertConfig.options",
+    "Budget.dropout": "elm_jax.ExpertConfig.dropout",
+    "Budget.places": "elm_jax.BatchConfig.max_experts",
+    "Budget.batch_tokens": "elm_jax.BatchConfig.max_tokens",
+    "Budget.save_every": "elm_jax.CheckpointConfig.save_every",
+    "Budget.validate_every": "elm_jax.CheckpointConfig.validate_every",
+    "Budget.validate_rows": "elm_jax.CheckpointConfig.validate_rows",
+    "Budget.keep": "elm_jax.CheckpointConfig.keep",
+    "Pretraining.rate": "elm_jax.Pretraining.learning_rate",
+    "run.budget": "elm_jax.run_pipeline.config",
+    "run_pipeline.budget": "elm_jax.run_pipeline.config",
+    "train.budget": "elm_jax.train.config",
+    "train.as_": "elm_jax.ExpertConfig.train_as",
+    "train.name": "elm_jax.ExpertConfig.name",
+    "train.mesh": "elm_jax.BatchConfig.mesh",
+    "train.trackers": "elm_jax.LogConfig.trackers",
+    "train.logs": "elm_jax.LogConfig.directory",
+    "train.seed": "elm_jax.TrainConfig.seed",
+}
 
 
 class OldNames:
@@ -65,6 +109,18 @@ class OldModule(ModuleType):
         _warn(f"{self.__name__}.{name}", new)
         module, _, inside = new.rpartition(".")
         return getattr(importlib.import_module(module), inside)
+
+
+def old_name(name: str) -> Any:
+    """Returns what stands for an old name of the package's own, and warns."""
+    _warn(f"elm_jax.{name}", RENAMED[name])
+    return globals()[name]
+
+
+def Budget(**values: Any) -> Any:
+    """Returns the `TrainConfig` of the flat fields that `Budget` had, such as `steps`, `rate` and `kind`."""
+    config = importlib.import_module("elm_jax.training.config")
+    return config.replace_fields(config.TrainConfig(), values)
 
 
 def install() -> None:

@@ -11,6 +11,7 @@ from elm_jax.data import task_selection
 from elm_jax.evaluation import methods as ways
 from elm_jax.launch import recipes
 from elm_jax.tasks import data_source
+from elm_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1] / "gin"
 COMPLETE = sorted((ROOT / "recipes").glob("*.gin"))
@@ -41,7 +42,7 @@ def test_a_recipe_is_complete_and_every_macro_is_read(recipe):
     assert "REQUIRED" not in config
     defined = set(re.findall(r"^([A-Z][A-Z0-9_]*) =", config, re.MULTILINE))
     assert defined
-    assert defined <= recipes.macros_read([str(recipe)])
+    assert defined <= recipes.macros_in([str(recipe)])
 
 
 @pytest.mark.parametrize("recipe", [*COMPLETE, *UNDER_T5X], ids=lambda path: path.stem)
@@ -92,11 +93,9 @@ def test_outside_a_checkout_a_shipped_recipe_is_read_without_a_word(tmp_path, mo
 
 
 def test_what_a_recipe_binds_reaches_the_function():
-    from elm_jax.training.train import Budget
-
-    budget = recipes.bound(Budget, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
-    assert budget.steps == 11
-    assert budget.kind == "bottleneck"
+    config = recipes.bind(TrainConfig, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
+    assert config.schedule.steps == 11
+    assert config.expert.kind == "bottleneck"
 
 
 def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwise():

@@ -97,12 +97,12 @@ def evaluate(
     if multiprocess:
         from elm_jax.launch import hosts
 
-        hosts.join(hosts.Hosts(coordinator, process_count, process_index))
+        hosts.join(hosts.HostAddress(coordinator, process_count, process_index))
     told: dict[str, Any] = {"told": _show if dry_run else _tell, "dry_run": dry_run}
     if gin_file:
         from elm_jax.launch import recipes
 
-        outcome = recipes.bound(runs.evaluate, gin_file, gin_bindings or [])(**told)
+        outcome = recipes.bind(runs.evaluate, gin_file, gin_bindings or [])(**told)
     else:
         from elm_jax.session import opening
         from elm_jax.tasks.specs import task_specs

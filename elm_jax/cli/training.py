@@ -34,7 +34,10 @@ As = Annotated[
     ),
 ]
 Track = Annotated[
-    list[str] | None, typer.Option("--track", help="Write to tensorboard or wandb too; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--track", help="Write to tensorboard, wandb or a tracker of your own too; may be repeated."
+    ),
 ]
 
 
@@ -83,18 +86,20 @@ def train(
     if tfds_data_dir:
         os.environ["TFDS_DATA_DIR"] = tfds_data_dir
     from elm_jax.training import train as runs
+    from elm_jax.training import trainer
 
     if multiprocess:
         from elm_jax.launch import hosts
 
-        hosts.join(hosts.Hosts(coordinator, process_count, process_index))
-    told: dict[str, Any] = {"told": _shown, "dry_run": True} if dry_run else {}
+        hosts.join(hosts.HostAddress(coordinator, process_count, process_index))
+    how: dict[str, Any] = {"on_estimate": _show_estimate, "dry_run": True} if dry_run else {}
     try:
         if gin_file:
-            trained = _by_recipe(gin_file, gin_bindings or [], gin_search_paths, told, track)
+            search_paths = gin_search_paths.split(",") if gin_search_paths else []
+            trained = _train_by_recipe(gin_file, gin_bindings or [], search_paths, track, how)
         else:
             from elm_jax.session import opening
-            from elm_jax.training.config import Budget
+            from elm_jax.training import config as configs
 
             files = task_files(own_files(names, tasks))
             opened = opening.open_run(
@@ -106,18 +111,17 @@ def train(
                 dtype=dtype,
             )
             options = {name: value for name, value in (("width", width), ("rank", rank)) if value is not None}
-            budget = Budget(steps=steps, batch_size=batch_size, rate=rate, kind=kind, options=options)
-            trained = runs.train(
-                opened,
-                names or [],
-                budget=budget,
-                as_="multitask" if multitask else as_,
-                name=multitask,
-                trackers=track or (),
+            config = configs.TrainConfig(
+                expert=configs.ExpertConfig(
+                    kind, options, train_as="multitask" if multitask else as_, name=multitask
+                ),
+                schedule=configs.ScheduleConfig(steps=steps, learning_rate=rate),
+                batch=configs.BatchConfig(size=batch_size),
+                log=configs.LogConfig(trackers=track or ()),
                 seed=seed,
-                **told,
             )
-    except runs.Stopped as stopped:
+            trained = runs.train(opened, names or [], config, **how)
+    except trainer.Stopped as stopped:
         # A machine that is taken away is no failure: whoever started the job starts it again.
         typer.echo(f"elm: {stopped}", err=True)
         return
@@ -125,21 +129,26 @@ def train(
         print(expert)
 
 
-def _by_recipe(
-    files: list[str], bindings: list[str], places: str | None, told: dict[str, Any], track: list[str] | None
+def _train_by_recipe(
+    files: list[str],
+    bindings: list[str],
+    search_paths: list[str],
+    track: list[str] | None,
+    how: dict[str, Any],
 ) -> list[str]:
     from elm_jax.launch import recipes
     from elm_jax.training import train as runs
 
-    given = {"trackers": tuple(track)} if track else {}
-    call = recipes.bound(runs.train, files, bindings, places=places.split(",") if places else ())
-    if told:
-        print(recipes.resolved())
-    return call(**told, **given)
+    if track:
+        bindings = [*bindings, f"TRACKERS = {tuple(track)!r}"]
+    call = recipes.bind(runs.train, files, bindings, search_paths=search_paths)
+    if how:
+        print(recipes.config_text())
+    return call(**how)
 
 
-def _shown(forecast: Any) -> None:
-    from elm_jax.training import forecast as runs
+def _show_estimate(estimate: Any) -> None:
+    from elm_jax.training import estimate as estimates
 
-    for table in runs.tables(forecast):
+    for table in estimates.tables(estimate):
         show(table)

@@ -108,7 +108,7 @@ def evaluate(
     run = replace(run, base=base, source=data_source.override_rendering(run.source, truncate, faithful))
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     names.resolve(by, rank.SCORES, kind="score", where="rank classification")
-    if not hosts.is_first():
+    if not hosts.is_primary():
         run = replace(run, stages=Stages(Console(quiet=True)))
     bare = bool(methods) and not oracle and all(each.router == "base" for each in ways.parse_all(methods))
     library = Library.open(run.workspace.library, create=bare)
@@ -126,13 +126,13 @@ def evaluate(
     ways.require(wanted, pairs)
     if not seen:
         refuse_contaminated(library, experts, specs)
-    with hosts.together():
+    with hosts.exit_on_failure():
         ranked, written = _ways_to_answer(run, specs)
         chosen = _chosen(run, specs, wanted, experts, queries, seen=seen)
         every = any(method.router in ways.HINDSIGHT for method in wanted)
         cells = _cells(specs, chosen, experts if every else ())
         if told or dry_run:
-            if told and hosts.is_first():
+            if told and hosts.is_primary():
                 told(estimate.ahead(run, cells, ranked, written, chosen, by))
             if dry_run:
                 return None
@@ -151,12 +151,12 @@ def evaluate(
         if written:
             answers = generation.generate(run, of_written, written, **how)
         outcome = None
-        if hosts.is_first():
+        if hosts.is_primary():
             found = Results(run, ranked, written, experts, wanted, chosen, scores, answers)
             outcome = _report(
                 found, every=every, environment={**_about(by, found, every), **(environment or {})}
             )
-        hosts.meet("the report is written")
+        hosts.barrier("the report is written")
     return outcome
 
 
@@ -220,23 +220,23 @@ def _chosen(
     seen: bool,
 ) -> Choices:
     """Returns what the methods choose; one host decides, and the others read what it decided."""
-    if hosts.is_first():
+    if hosts.is_primary():
         with run.stages.stage("route", len(wanted)) as advance:
             chosen = choosing.choose(run, specs, wanted, experts, queries, advance, seen=seen)
         choosing.keep(run.workspace, chosen)
-    hosts.meet("experts are chosen")
+    hosts.barrier("experts are chosen")
     return choosing.kept(run.workspace)
 
 
 def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:
     """Makes what was chosen and is not there."""
-    if hosts.is_first():
+    if hosts.is_primary():
         by_id = {spec.id: spec for spec in specs}
         with run.stages.stage("merge", len(chosen.composites)) as advance:
             for done, composite in enumerate(chosen.composites.values(), start=1):
                 derived_experts.make(run, composite, by_id)
                 advance(done, "")
-    hosts.meet("experts are merged")
+    hosts.barrier("experts are merged")
 
 
 def _cells(specs: Sequence[TaskSpec], chosen: Choices, experts: Sequence[str]) -> list[Cell]:

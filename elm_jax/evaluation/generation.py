@@ -93,7 +93,7 @@ def generate(
             told[cell] = kept[1]
         else:
             keep(cell, kept[1].predictions)
-    hosts.meet("what lacks answers is known")
+    hosts.barrier("what lacks answers is known")
     prompts = {
         task: [
             Row(prompt, ())
@@ -101,7 +101,7 @@ def generate(
         ]
         for task in dict.fromkeys(cell.task for cell in lacking)
     }
-    share = hosts.share(
+    share = hosts.shard_by_cost(
         results_cache.by_scorer(lacking), lambda cell: sum(len(row.prompt) for row in prompts[cell.task])
     )
     total = sum(len(cell.rows) or len(prompts[cell.task]) for cell in share)
@@ -131,7 +131,7 @@ def generate(
                     count = len(cell.rows) or len(prompts[cell.task])
                     keep(cell, _texts(run, _chosen(cell, tasks[cell.task]), cell, tokens[at : at + count]))
                     at += count
-    hosts.meet("answers are kept")
+    hosts.barrier("answers are kept")
     for cell in lacking:
         if cell not in told:
             kept = _read(run, cell, tasks[cell.task], stamps(cell))

@@ -105,7 +105,7 @@ def score(
         return sums
     stamps = _stamps(run, examples, named, by)
     made = Scores(run, examples, {cell: stamps(cell) for cell in cells}, by)
-    for cell in cells if hosts.is_first() else ():
+    for cell in cells if hosts.is_primary() else ():
         where = _where(run, cell, examples[cell.task], by)
         if results_cache.head_of(where, stamps(cell)) is not None:
             continue
@@ -118,7 +118,7 @@ def score(
             for place, (own, counts) in enumerate(zip(sums[cell].scores, lengths, strict=True))
         ]
         _write(where, _task_scores(cell, examples[cell.task], found), cell, stamps(cell), by)
-    hosts.meet("scores are made of sums")
+    hosts.barrier("scores are made of sums")
     return made
 
 
@@ -158,10 +158,10 @@ def _sums(
     stamps = {cell: stamp_of(cell) for cell in cells}
     where = {cell: _where(run, cell, examples[cell.task], "sum") for cell in stamps}
     lacking = [cell for cell in stamps if results_cache.head_of(where[cell], stamps[cell]) is None]
-    hosts.meet("what lacks scores is known")
+    hosts.barrier("what lacks scores is known")
     tokens = {task: [_tokens(row) for row in own] for task, own in ranked.items()}
     of_task = {task: sum(own) for task, own in tokens.items()}
-    share = hosts.share(
+    share = hosts.shard_by_cost(
         results_cache.by_scorer(lacking),
         lambda cell: sum(tokens[cell.task][row] for row in cell.rows) or of_task[cell.task],
     )
@@ -191,7 +191,7 @@ def _sums(
                     _write(where[cell], made, cell, stamps[cell])
                     at += count
                 done += len(scores)
-    hosts.meet("scores are kept")
+    hosts.barrier("scores are kept")
     for cell in lacking:
         if results_cache.head_of(where[cell], stamps[cell]) is None:
             raise UserError(

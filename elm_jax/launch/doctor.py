@@ -1,4 +1,4 @@
-"""`elm doctor`: what is here, what is missing, and the command that brings it."""
+"""`elm doctor`: devices, versions, what is missing, and the command that installs it."""
 
 import os
 import platform
@@ -22,14 +22,14 @@ EXTRAS = {
 
 
 def doctor() -> dict[str, Any]:
-    """Returns devices, versions, optional parts and room on disk; `mend` has commands for what is missing."""
+    """Returns devices, versions, packages and free space; `mend` has commands for what is missing."""
     import jax
 
     devices = [{"id": device.id, "kind": device.device_kind} for device in jax.devices()]
-    found = {name: _version(name) for name in CORE}
-    extras = {extra: {name: _version(name) for name in wanted} for extra, wanted in EXTRAS.items()}
-    mend = [f"pip install '{name}'" for name, there in found.items() if there is None]
-    mend += [f"pip install 'elm_jax[{extra}]'" for extra, wanted in extras.items() if None in wanted.values()]
+    packages = {name: _version(name) for name in CORE}
+    extras = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
+    mend = [f"pip install '{name}'" for name, installed in packages.items() if installed is None]
+    mend += [f"pip install 'elm_jax[{extra}]'" for extra, names in extras.items() if None in names.values()]
     if jax.default_backend() == "cpu":
         mend.append("pip install 'elm_jax[tpu]' or 'elm_jax[cuda]' on a machine with an accelerator")
     return {
@@ -39,24 +39,25 @@ def doctor() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": devices,
-        "packages": found,
+        "packages": packages,
         "extras": extras,
         "t5x": "installed" if find_spec("t5x") else "absent; nothing here needs it",
         "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
-        "compiled": _compiled(),
+        "compiled": _compilation_cache(),
         "mend": mend,
     }
 
 
-def _compiled() -> str:
-    """Returns where compiled programs are kept, and how many."""
+def _compilation_cache() -> str:
+    """Returns where compiled programs are cached, and how many."""
     import jax
 
-    place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if not place or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
+    directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if not directory or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
         return "not kept"
-    kept = list(storage.path(place).glob("*-cache"))
-    return f"{len(kept)} programs, {sum(file.stat().length for file in kept) / 1e6:.1f} MB, in {place}"
+    programs = list(storage.path(directory).glob("*-cache"))
+    size = sum(file.stat().length for file in programs) / 1e6
+    return f"{len(programs)} programs, {size:.1f} MB, in {directory}"
 
 
 def _version(package: str) -> str | None:

@@ -14,46 +14,55 @@ from jax.experimental import multihost_utils
 from elm_jax.errors import UserError
 
 T = TypeVar("T")
-SILENCE = 60  # seconds without a sign of life after which a process counts as lost
+HEARTBEAT_SECONDS = 60  # without a sign of life, after which a process counts as lost
 
 
 @dataclass(frozen=True)
-class Hosts:
-    """How a process finds the others; what is None the surroundings say, as on a TPU pod or under Slurm."""
+class HostAddress:
+    """How a process finds the others; None is what the environment says, as on a TPU pod or under Slurm.
 
-    coordinator: str | None = None  # address and port of the first process
+    Attributes:
+        coordinator: address and port of the first process.
+        count: of processes.
+        index: of this process, from 0.
+    """
+
+    coordinator: str | None = None
     count: int | None = None
     index: int | None = None
 
 
-def join(hosts: Hosts) -> None:
-    """Joins the job, before any device is used; a UserError if the others cannot be found.
+def join(address: HostAddress) -> None:
+    """Joins the job, before any device is used.
 
-    Where a process is lost the others end within two minutes, with a message, instead of waiting for it.
+    If a process is lost, the others end within two minutes, with a message, instead of waiting for it.
+
+    Raises:
+        UserError: the others cannot be found.
     """
     if jax.distributed.is_initialized():
         return
     try:
         jax.distributed.initialize(
-            coordinator_address=hosts.coordinator,
-            num_processes=hosts.count,
-            process_id=hosts.index,
-            heartbeat_timeout_seconds=SILENCE,
+            coordinator_address=address.coordinator,
+            num_processes=address.count,
+            process_id=address.index,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            "The other processes of the job are wanted, but cannot be found "
-            f"({str(error).splitlines()[0]}). Give --coordinator_address, --process_count and "
-            "--process_index, or run without --multiprocess."
+            f"Expected to find the other processes of the job, got an error ({str(error).splitlines()[0]}). "
+            "Fix: give --coordinator_address, --process_count and --process_index, or run without "
+            "--multiprocess."
         ) from error
 
 
 @contextmanager
-def together(*expected: type[BaseException]) -> Generator[None, None, None]:
+def exit_on_failure(*expected: type[BaseException]) -> Generator[None, None, None]:
     """Ends a process of several at once when it fails, with a message, so that no other waits for it.
 
-    Leaving in the usual way would wait for the others, which wait for this one. What is `expected` happens to
-    all of them alike and goes on its way; so does everything where there is one process.
+    Leaving in the usual way would wait for the others, which wait for this one. An exception in `expected`
+    happens to all of them alike and is raised; so is any exception if there is one process.
     """
     try:
         yield
@@ -63,21 +72,21 @@ def together(*expected: type[BaseException]) -> Generator[None, None, None]:
         if jax.process_count() == 1:
             raise
         if isinstance(error, UserError):
-            told = str(error)
-        elif (reason := _of_others(error)) is not None:
-            told = (
+            message = str(error)
+        elif (reason := _communication_error(error)) is not None:
+            message = (
                 "another process of the job ended, or cannot be reached. Run the same command in all "
                 f"processes again to go on from the last checkpoint. ({reason})"
             )
         else:
-            told = "".join(traceback.format_exception(error))
-        print(f"elm: process {jax.process_index()}: {told}", file=sys.stderr, flush=True)
+            message = "".join(traceback.format_exception(error))
+        print(f"elm: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
-def _of_others(error: BaseException | None) -> str | None:
-    """Returns what the runtime said where an error, or what led to it, is of its traffic with the others."""
+def _communication_error(error: BaseException | None) -> str | None:
+    """Returns the runtime's message if an error, or its cause, is of communication with the others."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError) or "gloo" in str(error).lower():
             return (str(error).splitlines() or [""])[0][:300]
@@ -85,35 +94,35 @@ def _of_others(error: BaseException | None) -> str | None:
     return None
 
 
-def meet(where: str) -> None:
-    """Waits until all processes have come here."""
+def barrier(name: str) -> None:
+    """Waits until all processes have come to the barrier of this name."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(name)
 
 
-def share(items: Sequence[T], cost: Callable[[T], int]) -> list[T]:
-    """Returns this process's part of the items, a stretch of them that costs about as much as every other's.
+def shard_by_cost(items: Sequence[T], cost: Callable[[T], int]) -> list[T]:
+    """Returns this process's part of the items, a stretch that costs about as much as every other's.
 
-    All processes must come with the same items in the same order.
+    All processes must have the same items in the same order.
     """
-    return part(items, [cost(item) for item in items], jax.process_count(), jax.process_index())
+    return shard(items, [cost(item) for item in items], jax.process_count(), jax.process_index())
 
 
-def part(items: Sequence[T], costs: Sequence[int], count: int, index: int) -> list[T]:
-    """Returns one of `count` stretches of like costs: that of the items whose middle falls into it.
+def shard(items: Sequence[T], costs: Sequence[int], count: int, index: int) -> list[T]:
+    """Returns one of `count` stretches of similar costs: the items whose middle falls into it.
 
-    >>> [part("abcd", [3, 1, 1, 1], 2, index) for index in range(2)]
+    >>> [shard("abcd", [3, 1, 1, 1], 2, index) for index in range(2)]
     [['a'], ['b', 'c', 'd']]
     """
-    total, before, found = float(sum(costs)), 0.0, []
+    total, before, chosen = float(sum(costs)), 0.0, []
     for item, cost in zip(items, costs, strict=True):
         middle = before + cost / 2
         if min(count - 1, int(middle * count / total) if total else 0) == index:
-            found.append(item)
+            chosen.append(item)
         before += cost
-    return found
+    return chosen
 
 
-def is_first() -> bool:
-    """Says whether this process is the one that shows progress and writes results."""
+def is_primary() -> bool:
+    """Tells whether this process is the one that shows progress and writes results."""
     return jax.process_index() == 0

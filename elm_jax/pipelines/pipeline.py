@@ -19,7 +19,7 @@ from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import pretraining as pretraining_module
-from elm_jax.training.config import Budget
+from elm_jax.training.config import TrainConfig, settings_of
 from elm_jax.training.train import train_experts, train_multitask
 
 MULTITASK = "baseline"
@@ -32,7 +32,7 @@ def run(
     out: storage.PathLike = DEFAULT,
     initial_checkpoint: storage.PathLike | None = None,
     pretraining: pretraining_module.Pretraining | None = None,
-    budget: Budget | None = None,
+    config: TrainConfig | None = None,
     source: data_source.Source | None = None,
     lengths: data_source.Lengths | None = None,
     train_rows: int | None = None,
@@ -63,7 +63,8 @@ def run(
     """
     require_embedder(embedder)
     stages = stages or Stages()
-    source, budget = source or data_source.Source(), budget or Budget()
+    source = source or data_source.Source()
+    config = replace(config or TrainConfig(), seed=seed)
     if source.prepared is None:
         source = replace(source, prepared=Workspace(storage.path(out)).prepared)
     trained_on = replace(source, limit=train_rows)
@@ -78,8 +79,8 @@ def run(
         pretraining_module.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
     settings.save_run_settings(Workspace.open(out, create=True), initial_checkpoint, source, lengths, dtype)
     run = opening.open_run(out, source=trained_on, lengths=lengths, stages=stages)
-    experts = train_experts(run, train_specs, budget, seed=seed)
-    train_multitask(run, train_specs, MULTITASK, budget, seed=seed)
+    experts = train_experts(run, train_specs, config)
+    train_multitask(run, train_specs, MULTITASK, config)
     index(run, experts=experts, size=keys, text_format=text_format, embedder=embedder)
     outcome = evaluate(
         replace(run, source=source),
@@ -90,7 +91,7 @@ def run(
         merged=merged,
         batch_tokens=batch_tokens,
         oracle=True,
-        environment={"title": title, "note": note, "seed": seed, "budget": vars(budget)},
+        environment={"title": title, "note": note, "seed": seed, "budget": settings_of(config)},
     )
     if outcome is None:
         raise AssertionError("one host alone runs the whole path")

@@ -7,15 +7,19 @@ from elm_jax.session.workspace import DEFAULT
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
-from elm_jax.training.config import Budget
+from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, TrainConfig
 from elm_jax.training.pretraining import Pretraining
 
 NOTE = (
     "The embedded suite: small tasks made by code, for seeing the method work. A tiny base was trained from "
     "scratch on plain statements of its facts; nothing here is a claim about the paper's numbers."
 )
-PRETRAINING = Pretraining(vocabulary_kind="word", steps=400, batch_size=192, rate=4e-3)
-BUDGET = Budget(steps=80, batch_size=16, rate=1e-2, warmup=10, options={"width": 16}, dropout=0.0)
+PRETRAINING = Pretraining(vocabulary_kind="word", steps=400, batch_size=192, learning_rate=4e-3)
+CONFIG = TrainConfig(
+    expert=ExpertConfig(options={"width": 16}, dropout=0.0),
+    schedule=ScheduleConfig(steps=80, learning_rate=1e-2, warmup=10),
+    batch=BatchConfig(size=16),
+)
 
 
 def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None) -> Outcome:
@@ -25,7 +29,7 @@ def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages
         eval_tasks=["mini-unseen"],
         out=out,
         pretraining=PRETRAINING,
-        budget=BUDGET,
+        config=CONFIG,
         source=Source(),
         lengths=Lengths(prompt=48, answer=8),
         base_texts=mini.make_statements(Source().seed),

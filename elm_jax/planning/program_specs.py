@@ -21,8 +21,9 @@ from elm_jax.routing.search import search_program
 from elm_jax.scoring import buckets
 from elm_jax.scoring.generator import generate_program
 from elm_jax.scoring.scorer import score_program
+from elm_jax.training import config as configs
 from elm_jax.training.batches import Shape
-from elm_jax.training.programs import GroupPrograms, Layout, Plan, group_programs
+from elm_jax.training.programs import GroupPlan, GroupPrograms, Layout, group_programs
 
 BUILD = "elm_jax.planning.program_specs.build"
 MINILM = BertConfig(vocab_size=30522, emb_dim=384, num_heads=12, num_layers=6, mlp_dim=1536, positions=512)
@@ -35,7 +36,7 @@ class TrainingProgramSpec:
 
     type: ClassVar[str] = "training"
     network: T5Config
-    plan: Plan
+    plan: GroupPlan
     layout: Layout
     shape: Shape
 
@@ -52,13 +53,13 @@ class TrainingProgramSpec:
 
         All tokens of the batch count, also padding.
         """
-        if program not in ("gather", "measure"):
+        if program not in ("accumulate", "evaluate"):
             return None
-        shape, config, kind = self.shape, self.network, self.plan.kind
+        shape, config, kind = self.shape, self.network, self.plan.config.expert.kind
         base = shapes.base_shapes(config)
-        expert = shapes.expert_shapes(config, kind, self.plan.options)
+        expert = shapes.expert_shapes(config, kind, self.plan.config.expert.options)
         seen = AttentionSpans(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
-        if program == "gather":
+        if program == "accumulate":
             cost = flops.training_flops(config, kind, base, expert, seen)
         else:
             cost = flops.forward_flops(config, base, {} if kind == "full" else expert, seen)
@@ -243,7 +244,8 @@ def from_json(value: Mapping[str, Any]) -> ProgramSpec:
     if values.get("network") is not None:
         values["network"] = _network(values["network"])
     if "plan" in values:
-        values["plan"] = Plan(**values["plan"])
+        plan = dict(values["plan"])
+        values["plan"] = GroupPlan(configs.from_json(plan.pop("config")), **plan)
     for name in values:
         if (kind.type, name) in _TUPLES:
             values[name] = _TUPLES[kind.type, name](*values[name])

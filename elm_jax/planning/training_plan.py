@@ -14,53 +14,48 @@ from elm_jax.planning.program_specs import TrainingProgramSpec
 from elm_jax.planning.records import ProgramPlan, SlicePlan, make_program_plan, resolve_mesh_sizes
 from elm_jax.planning.workloads import TrainingWorkload
 from elm_jax.training import batch_search, batches, sizing, train
-from elm_jax.training.batch_search import Fit
-from elm_jax.training.batches import Known, Shape
-from elm_jax.training.programs import Layout, Plan
+from elm_jax.training.batch_search import Fit, Memory
+from elm_jax.training.batches import MeasuredJob, Shape
+from elm_jax.training.programs import GroupPlan, Layout
 
 
 def plan_training(
     load: TrainingWorkload, target: Slice, mesh: Mapping[str, int] | None, progress: Progress | None
 ) -> SlicePlan:
     """Returns the plan of a training, in which all devices work on one batch."""
-    budget, known, platform = load.budget, load.known, target.kind.platform
-    sizes = resolve_mesh_sizes(
-        target, mesh or load.mesh or train.mesh_sizes(budget.kind, target.devices, len(known), target.slices)
-    )
+    config, measured, platform = load.config, load.measured, target.kind.platform
+    defaults = train.mesh_sizes(config.expert.kind, target.devices, len(measured), target.slices)
+    sizes = resolve_mesh_sizes(target, mesh or config.batch.mesh or defaults)
     device_mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    config = sizing.with_dropout(load.network, budget)
-    shared = sizing.plan_of(budget, [each.job for each in known], 1, 1)
-    programs = sizing.programs_for(config, None, shared, device_mesh, platform)
+    network = sizing.with_dropout(load.network, config)
+    shared = sizing.plan_for(config, [each.job for each in measured])
+    programs = sizing.programs_for(network, None, shared, device_mesh, platform)
     tried: dict[tuple[Layout, Shape], list[CompiledProgram]] = {}
 
     def compiled(layout: Layout, shape: Shape, names: Sequence[str]) -> list[CompiledProgram]:
-        spec = specs.to_json(TrainingProgramSpec(config, shared, layout, shape))
+        spec = specs.to_json(TrainingProgramSpec(network, shared, layout, shape))
         return compile_programs(target, sizes, specs.BUILD, spec, names, progress)
 
     def peak_bytes(layout: Layout, shape: Shape) -> int | None:
-        found = tried[layout, shape] = compiled(layout, shape, ("gather", "advance"))
+        found = tried[layout, shape] = compiled(layout, shape, ("accumulate", "update"))
         peaks = [each.peak_bytes for each in found]
         return None if None in peaks else max(each for each in peaks if each is not None)
 
-    search = sizing.search_of(
-        config,
-        budget,
-        known,
-        device_mesh,
-        platform=platform,
+    memory = Memory(
         held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST)),
         peak_bytes=peak_bytes,
         limit_bytes=target.kind.memory_limit,
     )
+    search = sizing.search_for(network, config, measured, device_mesh, platform, memory)
     try:
         fit = batch_search.largest_fit(search)
     except OutOfMemoryError as error:
         return _unfit_plan(load, target, sizes, shared, search.layouts[-1], tried, str(error))
     names = [each.name for each in programs(fit.layout, fit.shape).all()]
-    if not budget.validate_every:
-        names.remove("measure")
+    if not config.checkpoint.validate_every:
+        names.remove("evaluate")
     found = compiled(fit.layout, fit.shape, names)
-    spec = TrainingProgramSpec(config, shared, fit.layout, fit.shape)
+    spec = TrainingProgramSpec(network, shared, fit.layout, fit.shape)
     own = tuple(make_program_plan(each, spec, target, target.devices) for each in found)
     return _training_plan(load, target, sizes, fit, own)
 
@@ -72,22 +67,22 @@ def _training_plan(
     fit: Fit,
     programs: tuple[ProgramPlan, ...],
 ) -> SlicePlan:
-    known, (places, parts, _) = load.known, fit.layout
-    filled = batches.filled(list(known[:places]), fit.shape, places, parts)
+    measured, (slots, parts, _) = load.measured, fit.layout
+    filled = batches.fill_ratio(list(measured[:slots]), fit.shape, slots, parts)
     real = sum(
         each.job.steps * each.job.batch_size * (float(each.prompt.mean()) + float(each.target.mean()))
-        for each in known
+        for each in measured
     )
     # An expert takes at most one step in a batch, so there are at least as many batches as sequential steps.
-    count = max(math.ceil(real / (filled * fit.shape.tokens)), _count_sequential_batches(known, places))
+    count = max(math.ceil(real / (filled * fit.shape.tokens)), _count_sequential_batches(measured, slots))
     seconds = {each.compiled.name: each.compiled.seconds for each in programs}
     refused = [each.compiled.reason for each in programs if each.compiled.reason]
     hours = None
     if not refused and None not in seconds.values():
         known_seconds = {name: value or 0.0 for name, value in seconds.items()}
-        each_batch = known_seconds["gather"] + known_seconds["advance"]
-        each_expert = sum(known_seconds[name] for name in ("begin_one", "put", "take"))
-        hours = (count * each_batch + len(known) * each_expert) / 3600
+        each_batch = known_seconds["accumulate"] + known_seconds["update"]
+        each_expert = sum(known_seconds[name] for name in ("init_one", "put_slot", "take_slot"))
+        hours = (count * each_batch + len(measured) * each_expert) / 3600
     return SlicePlan(
         what="training",
         slice=target.name,
@@ -95,11 +90,11 @@ def _training_plan(
         mesh=sizes,
         programs=programs,
         reason=refused[0] if refused else None,
-        experts_at_once=places,
+        experts_at_once=slots,
         batch=fit.shape._asdict(),
         batch_tokens=fit.shape.tokens,
         filled=filled,
-        memory_filled=fit.filled,
+        memory_filled=fit.fill_ratio,
         batches=count,
         hours=hours,
         assumed=load.assumed,
@@ -110,7 +105,7 @@ def _unfit_plan(
     load: TrainingWorkload,
     target: Slice,
     sizes: Mapping[str, int],
-    shared: Plan,
+    shared: GroupPlan,
     layout: Layout,
     tried: Mapping[tuple[Layout, Shape], list[CompiledProgram]],
     reason: str,
@@ -118,9 +113,7 @@ def _unfit_plan(
     """Returns the plan of a training that does not fit: the smallest batch that was tried, and the reason."""
     shape, found = Shape(0, 0, 0, 0), ()
     if tried:
-        (layout, shape), compiled = min(
-            tried.items(), key=lambda item: (item[0][0].places, item[0][1].tokens)
-        )
+        (layout, shape), compiled = min(tried.items(), key=lambda item: (item[0][0].slots, item[0][1].tokens))
         spec = TrainingProgramSpec(load.network, shared, layout, shape)
         found = tuple(make_program_plan(each, spec, target, target.devices) for each in compiled)
         reason = next((each.reason for each in compiled if each.reason), reason)
@@ -131,7 +124,7 @@ def _unfit_plan(
         mesh=sizes,
         programs=found,
         reason=reason,
-        experts_at_once=layout.places,
+        experts_at_once=layout.slots,
         batch=shape._asdict(),
         batch_tokens=shape.tokens,
         batches=0,
@@ -139,9 +132,9 @@ def _unfit_plan(
     )
 
 
-def _count_sequential_batches(known: Sequence[Known], places: int) -> int:
+def _count_sequential_batches(measured: Sequence[MeasuredJob], slots: int) -> int:
     """Returns how many batches pass until the last expert ends, if each has a step of every slot."""
-    free = [0] * max(1, min(places, len(known)))
-    for each in known:
+    free = [0] * max(1, min(slots, len(measured)))
+    for each in measured:
         heapq.heapreplace(free, free[0] + each.job.steps)
     return max(free)

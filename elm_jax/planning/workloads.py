@@ -24,10 +24,11 @@ from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, datasets, raw_rows
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.training import config, train
-from elm_jax.training.batches import Known
-from elm_jax.training.config import Budget, Course
-from elm_jax.training.jobs import Job
+from elm_jax.training import expert_configs, train
+from elm_jax.training.batches import MeasuredJob
+from elm_jax.training.config import TrainConfig
+from elm_jax.training.expert_configs import ExpertTrainConfig
+from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.pretraining import Pretraining
 
 PROMPT_SHARE = 0.6  # mean length of prompts, as a share of their feature length: assumed
@@ -58,17 +59,15 @@ class TrainingWorkload:
     """What a recipe trains.
 
     Attributes:
-        known: a job for each expert, with assumed lengths of its rows.
+        measured: a job for each expert, with assumed lengths of its rows.
         network: the base.
-        budget: the configuration of the training.
-        mesh: sizes by axis, if the recipe sets them.
+        config: the configuration of the training.
         assumed: what is unknown, and what was assumed.
     """
 
-    known: tuple[Known, ...]
+    measured: tuple[MeasuredJob, ...]
     network: T5Config
-    budget: Budget
-    mesh: Mapping[str, int] | None
+    config: TrainConfig
     assumed: tuple[str, ...]
 
 
@@ -145,16 +144,12 @@ def _read_bindings(function: Any) -> dict[str, Any]:
 
 def _training_workload(bound: Mapping[str, Any], plan_options: PlanOptions) -> TrainingWorkload:
     network, assumed = find_network(bound.get("initial_checkpoint"), plan_options.size, plan_options.dtype)
-    source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
-    lengths = bound.get("lengths") or (None if budget.paper else Lengths())
-    chosen = config.courses(
-        task_selection.select_tasks(bound["tasks"], source),
-        budget,
-        as_=bound.get("as_", "experts"),
-        name=bound.get("name"),
-        lengths=lengths,
+    source, config = bound.get("source") or Source(), bound.get("config") or TrainConfig()
+    lengths = bound.get("lengths") or (None if config.paper else Lengths())
+    experts = expert_configs.resolve_experts(
+        task_selection.select_tasks(bound["tasks"], source), config, lengths
     )
-    jobs = tuple(_make_job(course, source, plan_options, seed) for seed, course in enumerate(chosen))
+    jobs = tuple(_make_job(expert, source, plan_options, seed) for seed, expert in enumerate(experts))
     if not any(each.job.steps for each in jobs):
         raise UserError(
             "Expected a recipe that trains, got one of no tasks or no steps. Fix: give MIXTURE_OR_TASK_NAME "
@@ -162,19 +157,19 @@ def _training_workload(bound: Mapping[str, Any], plan_options: PlanOptions) -> T
         )
     # The longest rows first, as training has them.
     jobs = tuple(sorted(jobs, key=lambda each: (-int(each.prompt.max()), each.job.id)))
-    return TrainingWorkload(jobs, network, budget, bound.get("mesh"), (*assumed, _describe_assumed_lengths()))
+    return TrainingWorkload(jobs, network, config, (*assumed, _describe_assumed_lengths()))
 
 
-def _make_job(course: Course, source: Source, plan_options: PlanOptions, seed: int) -> Known:
+def _make_job(expert: ExpertTrainConfig, source: Source, plan_options: PlanOptions, seed: int) -> MeasuredJob:
     """Returns an expert's job whose rows have assumed lengths, with a sample in place of many rows."""
-    own = config.source_of(course, source)
-    rows = sum(_count_rows(spec, own, plan_options) for spec in course.specs)
+    own = expert_configs.training_source(expert, source)
+    rows = sum(_count_rows(spec, own, plan_options) for spec in expert.specs)
     drawn = max(1, min(rows, MAX_DRAWN_ROWS))
-    prompts = _draw_lengths(course.lengths.prompt, PROMPT_SHARE, drawn, seed)
-    targets = _draw_lengths(course.lengths.answer, ANSWER_SHARE, drawn, seed + 1)
+    prompts = _draw_lengths(expert.lengths.prompt, PROMPT_SHARE, drawn, seed)
+    targets = _draw_lengths(expert.lengths.answer, ANSWER_SHARE, drawn, seed + 1)
     tokens: list[tuple[int, ...]] = [()] * drawn  # only lengths are used
-    job = Job(course.id, tokens, tokens, course.steps_on(rows), course.rate, seed, course.batch_size)
-    return Known(job, prompts, targets)
+    job = TrainingJob(expert.id, tokens, tokens, replace(expert.config_for(rows), seed=seed))
+    return MeasuredJob(job, prompts, targets)
 
 
 def _draw_lengths(longest: int, share: float, rows: int, seed: int) -> np.ndarray:
@@ -221,25 +216,25 @@ def _pipeline_workloads(
     bound: Mapping[str, Any], plan_options: PlanOptions
 ) -> list[TrainingWorkload | ScoringWorkload]:
     """Returns what a recipe of the whole pipeline trains and scores."""
-    source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
+    source, config = bound.get("source") or Source(), bound.get("config") or TrainConfig()
     lengths: Lengths = bound.get("lengths") or Lengths()
     base = bound.get("initial_checkpoint")
     if base is None and plan_options.size is None:  # it is trained from scratch
         plan_options = replace(plan_options, size=(bound.get("pretraining") or Pretraining()).size)
     trained_on = replace(source, limit=bound.get("train_rows"))
-    given = {"tasks": bound["train_tasks"], "initial_checkpoint": base, "mesh": bound.get("mesh")}
-    how = {"source": trained_on, "budget": budget, "lengths": lengths}
+    given = {"tasks": bound["train_tasks"], "initial_checkpoint": base}
+    how = {"source": trained_on, "config": config, "lengths": lengths}
     trained = _training_workload({**given, **how}, plan_options)
     evaluation = _Evaluation(
         specs=task_selection.select_tasks(bound["eval_tasks"], source, evaluation=True),
         source=source,
         network=trained.network,
-        experts=len(trained.known),
+        experts=len(trained.measured),
         oracle=True,
         calibrated=False,
         lengths=lengths,
-        kind=budget.kind,
-        options=budget.options,
+        kind=config.expert.kind,
+        options=config.expert.options,
         assumed=trained.assumed,
     )
     return [trained, _make_scoring_workload(evaluation, bound, plan_options)]

@@ -16,22 +16,24 @@ from elm_jax.tasks.datasets import Dataset, Training, all_datasets, training
 
 
 @dataclass(frozen=True)
-class Budget:
+class PaperBudget:
     """What one expert's training spends."""
 
     epochs: int | float
-    rate: float  # learning rate at the start
+    learning_rate: float  # at the start
     batch_size: int  # rows a step
     max_prompt: int  # tokens of an input, the end included
     max_answer: int  # tokens of a target, likewise
-    cap: int | None  # rows of a task at most, or of the whole dataset in `FULL`; None is all
+    max_rows: int | None  # rows of a task at most, or of the whole dataset in `FULL`; None is all
 
 
-FULL = Budget(epochs=5, rate=1e-4, batch_size=128, max_prompt=512, max_answer=128, cap=100_000)
+FULL = PaperBudget(
+    epochs=5, learning_rate=1e-4, batch_size=128, max_prompt=512, max_answer=128, max_rows=100_000
+)
 """Of a dataset expert that owns all parameters, the same for every dataset."""
 
 
-def of_prompt(spec: TaskSpec) -> Budget:
+def of_prompt(spec: TaskSpec) -> PaperBudget:
     """Returns the budget of one prompt's expert: its dataset's, or its own where it is an exception.
 
     Raises UserError for a task that the catalogue does not have, or that is for evaluation alone.
@@ -41,7 +43,7 @@ def of_prompt(spec: TaskSpec) -> Budget:
     return _budget(training(dataset, prompt))
 
 
-def of_dataset(name: str) -> Budget:
+def of_dataset(name: str) -> PaperBudget:
     """Returns the budget of one adapter for all prompts of a dataset; its cap is for each prompt.
 
     The original trained none for a dataset of one prompt, whose expert it would be.
@@ -57,7 +59,7 @@ def of_dataset(name: str) -> Budget:
     )
 
 
-def of_target(spec: TaskSpec) -> Budget:
+def of_target(spec: TaskSpec) -> PaperBudget:
     """Returns the budget of a generative target's expert; of 16 such prompts ten have one."""
     targets = {name: dataset for name, dataset in all_datasets().items() if dataset.group == "targets"}
     trained = [names.task_id(name, prompt) for name, each in targets.items() for prompt in each.experts]
@@ -65,31 +67,31 @@ def of_target(spec: TaskSpec) -> Budget:
     return of_prompt(spec)
 
 
-def of_full_dataset(name: str) -> Budget:
+def of_full_dataset(name: str) -> PaperBudget:
     """Returns the budget of a dataset expert that owns all parameters: `FULL`, if the dataset is known."""
     _dataset(name)
     return FULL
 
 
-def steps(budget: Budget, rows: int) -> int:
+def steps(budget: PaperBudget, rows: int) -> int:
     """Returns how many steps a budget is on so many rows, those beyond its cap left out before.
 
     The last step of an epoch takes what rows are left, as the original's trainer has it.
 
-    >>> steps(Budget(5, 1e-4, 8, 256, 128, 50_000), 25_262)
+    >>> steps(PaperBudget(5, 1e-4, 8, 256, 128, 50_000), 25_262)
     15790
     """
     return math.ceil(budget.epochs * math.ceil(rows / budget.batch_size))
 
 
-def _budget(told: Training) -> Budget:
-    return Budget(
+def _budget(told: Training) -> PaperBudget:
+    return PaperBudget(
         epochs=told.epochs,
-        rate=told.rate,
+        learning_rate=told.rate,
         batch_size=told.batch,
         max_prompt=told.source_length,
         max_answer=told.target_length,
-        cap=told.rows,
+        max_rows=told.rows,
     )
 
 

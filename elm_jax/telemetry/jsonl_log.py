@@ -1,9 +1,10 @@
 """The journal: what happened in training, one JSON object a line, for whoever reads it later.
 
 A line has a `kind`: "run" where a process starts, "step" of an expert, its "finished" or "failed", and
-"validation". Lines are only ever added, so a run that was killed and goes on repeats the steps after its last
-checkpoint, and `read` keeps the later ones. `tokens` are real ones of the round, of all experts together, and
-`tokens_per_second` and `mfu` (None where unknown) are those of the whole run.
+"validation". Lines are only ever added, so a run that was killed and resumed repeats the steps after its
+last checkpoint, and `read_journal` keeps the later ones. `round` is the number of the batch, `tokens` are
+real ones of the batch, of all experts together, and `tokens_per_second` and `mfu` (null if unknown) are those
+of the whole run.
 """
 
 import json
@@ -20,37 +21,40 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.telemetry.events import Event, Standing
-from elm_jax.telemetry.throughput import Reading
+from elm_jax.telemetry.events import Event, StepMetrics
+from elm_jax.telemetry.throughput import Throughput
 
 EVERY = 10  # of an expert's own steps
-WHOLE_EVERY = 60.0  # seconds between writes where a file can only be written whole
+REWRITE_EVERY = 60.0  # seconds between writes of a file that can only be written whole
 Record = dict[str, Any]
 
 
-def due(event: Event, every: int = EVERY) -> list[Standing]:
-    """Returns the standings worth a line: every so many of an expert's own steps, and its last."""
-    return [s for s in event.standings if s.step % every == 0 or s.step == s.steps]
+def metrics_to_log(event: Event, every: int = EVERY) -> list[StepMetrics]:
+    """Returns the metrics that are worth a line: every so many of an expert's own steps, and its last."""
+    return [each for each in event.metrics if each.step % every == 0 or each.step == each.steps]
 
 
-def records(event: Event, reading: Reading, every: int = EVERY) -> list[Record]:
+def journal_records(event: Event, throughput: Throughput, every: int = EVERY) -> list[Record]:
     """Returns what a journal says of one event, without the time."""
     measured = {
         "tokens": event.prompt_tokens + event.answer_tokens,
-        "tokens_per_second": reading.tokens_per_second,
-        "mfu": reading.mfu,
+        "tokens_per_second": throughput.tokens_per_second,
+        "mfu": throughput.mfu,
     }
-    standing = {s.expert: asdict(s) for s in event.standings}
+    steps = {each.expert: _step_fields(each) for each in event.metrics}
     unknown = dict.fromkeys(("step", "steps", "loss", "rate"))
 
-    def record(kind: str, expert: str, told: Mapping[str, Any]) -> Record:
-        return {"kind": kind, "round": event.round, "expert": expert, **told}
+    def record(kind: str, expert: str, fields: Mapping[str, Any]) -> Record:
+        return {"kind": kind, "round": event.batch, "expert": expert, **fields}
 
     return [
-        *(record("step", s.expert, asdict(s) | measured) for s in due(event, every)),
-        *(record("validation", v.expert, asdict(v)) for v in event.validations),
-        *(record("finished", name, standing.get(name, unknown) | measured) for name in event.finished),
-        *(record("failed", f.expert, standing.get(f.expert, {}) | asdict(f)) for f in event.failed),
+        *(
+            record("step", each.expert, _step_fields(each) | measured)
+            for each in metrics_to_log(event, every)
+        ),
+        *(record("validation", each.expert, asdict(each)) for each in event.validations),
+        *(record("finished", name, steps.get(name, unknown) | measured) for name in event.finished),
+        *(record("failed", each.expert, steps.get(each.expert, {}) | asdict(each)) for each in event.failed),
     ]
 
 
@@ -62,28 +66,34 @@ class Journal:
         where: epath.Path,
         *,
         every: int = EVERY,
-        whole: bool | None = None,
+        rewrite: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Opens a file to go on with, or a new one; a last line that a killed process left half is cut off.
+        """Opens a file to add to, or a new one; half a line that a killed process left at the end is cut off.
 
-        `whole` writes the file anew, now and then and at the end: objects in a bucket cannot grow.
+        Args:
+            where: the file.
+            every: steps of an expert between two lines.
+            rewrite: whether the file is written anew, now and then and at the end. Default: in a bucket,
+                whose objects cannot grow.
+            clock: seconds.
+            now: the time of a line.
         """
         self.where, self.every, self._clock, self._now = where, every, clock, now
         storage.writable_directory(where.parent)
-        self._kept, half = _halved(where)
-        self._written = clock()
+        self._content, half_line = _split_half_line(where)
+        self._written_at = clock()
         self._file = None
-        if not ("://" in os.fspath(where) if whole is None else whole):
-            if half:
-                storage.write_bytes(where, self._kept)
-            self._kept = b""
+        if not ("://" in os.fspath(where) if rewrite is None else rewrite):
+            if half_line:
+                storage.write_bytes(where, self._content)
+            self._content = b""
             self._file = open(os.fspath(where), "ab")  # noqa: SIM115, closed by `close`
 
-    def __call__(self, event: Event, reading: Reading) -> None:
+    def __call__(self, event: Event, throughput: Throughput) -> None:
         """Writes what is worth a line."""
-        self.write(records(event, reading, self.every))
+        self.write(journal_records(event, throughput, self.every))
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds records, all of one moment; they are with the system before this returns."""
@@ -92,31 +102,33 @@ class Journal:
         if not content:
             return
         if self._file is None:
-            self._kept += content
-            if self._clock() - self._written >= WHOLE_EVERY:
-                self._write_whole()
+            self._content += content
+            if self._clock() - self._written_at >= REWRITE_EVERY:
+                self._rewrite()
             return
-        with writing(self.where):
+        with explain_write_errors(self.where):
             self._file.write(content)
             self._file.flush()
 
     def close(self) -> None:
         """Ends the journal; to be called once."""
         if self._file is None:
-            self._write_whole()
+            self._rewrite()
         else:
-            with writing(self.where):
+            with explain_write_errors(self.where):
                 self._file.close()
 
-    def _write_whole(self) -> None:
-        self._written = self._clock()
-        storage.write_bytes(self.where, self._kept)
+    def _rewrite(self) -> None:
+        self._written_at = self._clock()
+        storage.write_bytes(self.where, self._content)
 
 
 @contextmanager
-def opened(where: epath.Path, start: Mapping[str, Any], **options: Any) -> Generator[Journal, None, None]:
+def open_journal(
+    where: epath.Path, start: Mapping[str, Any], *, every: int = EVERY
+) -> Generator[Journal, None, None]:
     """Opens a journal, with a record of kind "run" of what starts now."""
-    journal = Journal(where, **options)
+    journal = Journal(where, every=every)
     try:
         journal.write([{"kind": "run", **start}])
         yield journal
@@ -125,58 +137,69 @@ def opened(where: epath.Path, start: Mapping[str, Any], **options: Any) -> Gener
 
 
 @contextmanager
-def writing(where: epath.Path) -> Generator[None, None, None]:
-    """Says what was to be written where the system refuses."""
+def explain_write_errors(where: epath.Path) -> Generator[None, None, None]:
+    """Turns the system's refusal to write a log into a UserError that names the file."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"A log of training was to be written in {os.fspath(where)!r}, but the system refused "
-            f"({error.strerror or error}). Free space there, or choose another output directory."
+            f"Expected to write a log of training in {os.fspath(where)!r}, got {error.strerror or error}. "
+            "Fix: free space there, or choose another output directory."
         ) from error
 
 
-def read(where: storage.PathLike) -> list[Record]:
-    """Returns a journal's records in their order, of those of one kind, expert and step the last.
+def read_journal(where: storage.PathLike) -> list[Record]:
+    """Returns a journal's records in their order; of those of one kind, expert and step the last.
 
     A last line without an end, of a process that was killed or still writes, is a record of kind "unfinished"
-    with its `text`; any other line that is no JSON is a UserError with its number.
+    with its `text`.
+
+    Raises:
+        UserError: there is no such file, or another line is no JSON.
     """
     try:
         content = storage.path(where).read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"Training's journal is wanted at {os.fspath(where)!r}, but no file is there."
+            f"Expected a journal of training at {os.fspath(where)!r}, got no file there. Fix: give the "
+            "path of a run's logs/training.jsonl."
         ) from None
     *lines, last = content.split(b"\n")
-    found = []
+    records = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError as error:
             raise UserError(
-                f"Training's journal at {os.fspath(where)!r}, line {number}, is no JSON ({error})."
+                f"Expected JSON in line {number} of the journal at {os.fspath(where)!r}, got an error "
+                f"({error}). Fix: remove the line."
             ) from None
-    found += [{"kind": "unfinished", "text": last.decode(errors="replace")}] if last else []
-    latest = {_key(record, place): place for place, record in enumerate(found)}
-    return [found[place] for place in sorted(latest.values())]
+    records += [{"kind": "unfinished", "text": last.decode(errors="replace")}] if last else []
+    latest = {_key(record, index): index for index, record in enumerate(records)}
+    return [records[index] for index in sorted(latest.values())]
 
 
-def _key(record: Record, place: int) -> tuple[Any, ...]:
+def _step_fields(metrics: StepMetrics) -> Record:
+    """Returns the fields of a step by the journal's keys."""
+    fields = asdict(metrics)
+    return fields | {"rate": fields.pop("learning_rate")}
+
+
+def _key(record: Record, index: int) -> tuple[Any, ...]:
     if "expert" not in record:
-        return (place,)
+        return (index,)
     return (record["kind"], record["expert"], record["step"])
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
     """Returns strict JSON: a number that is not finite is null, and the record says so."""
-    odd = {name for name, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
-    plain = {name: None if name in odd else value for name, value in record.items()}
-    told = plain | ({"finite": False} if odd else {})
-    return json.dumps(told, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    not_finite = {name for name, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    fields = {name: None if name in not_finite else value for name, value in record.items()}
+    fields |= {"finite": False} if not_finite else {}
+    return json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
-def _halved(where: epath.Path) -> tuple[bytes, bytes]:
+def _split_half_line(where: epath.Path) -> tuple[bytes, bytes]:
     """Returns what a file holds up to the end of its last whole line, and what comes after."""
     content = where.read_bytes() if where.exists() else b""
     end = content.rfind(b"\n") + 1

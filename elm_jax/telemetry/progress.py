@@ -1,6 +1,6 @@
-"""Progress: a bar for every stage on a terminal, plain lines elsewhere, and where the time went.
+"""Progress: a bar for every stage on a terminal, plain lines elsewhere, and the seconds of each stage.
 
-Everything goes to standard error, so that what a command prints as its result can be piped.
+Everything goes to standard error, so that the result of a command can be piped.
 """
 
 import time
@@ -24,25 +24,30 @@ PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 @dataclass
 class Stages:
-    """The stages of one run, as they end."""
+    """The stages of one run.
+
+    Attributes:
+        console: where they are shown.
+        seconds: that each stage took, by title.
+    """
 
     console: Console = field(default_factory=lambda: Console(stderr=True))
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Generator[Advance, None, None]:
-        """Shows one stage while it lasts and keeps the seconds it took."""
+        """Shows one stage while it lasts, and notes the seconds that it took."""
         with self.timed(title):
             if self.console.is_terminal:
                 with _bar(self.console) as progress:
                     task = progress.add_task(title, total=total, remark="")
                     yield lambda done, remark="": progress.update(task, completed=done, remark=remark)
             else:
-                yield self._lines(title, total)
+                yield self._print_lines(title, total)
 
     @contextmanager
     def timed(self, title: str) -> Generator[None, None, None]:
-        """Keeps the seconds that a stage took, and says so in a log; what it shows is the caller's."""
+        """Notes the seconds that a stage took, and prints them in a log; the caller shows the rest."""
         started = time.monotonic()
         try:
             yield
@@ -51,7 +56,7 @@ class Stages:
         if not self.console.is_terminal:
             self.console.print(f"{title}: done in {self.seconds[title]:.1f} s", highlight=False)
 
-    def _lines(self, title: str, total: int) -> Advance:
+    def _print_lines(self, title: str, total: int) -> Advance:
         last = time.monotonic()
 
         def advance(done: int, remark: str = "") -> None:

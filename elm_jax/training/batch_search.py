@@ -1,7 +1,7 @@
 """Batch search: how many experts train at once, and the largest batch, that a device's memory holds.
 
 What a program takes is not estimated: it is compiled, for the devices at hand or for others, and the compiler
-tells. A formula chooses what is compiled first.
+says it. A formula chooses what is compiled first.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +16,12 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import GroupPrograms, Layout
 
-FILLED = 0.85  # of the memory that is free for a batch; less is not worth another compilation
-AIMED = 0.94  # of it, when the next size is chosen
-TRIES = 14  # sizes of a batch that are compiled at most
-FEW = 8  # experts that fill a batch well together; more train at once only beside `ENOUGH` tokens
-ENOUGH = 8192  # tokens of a batch on one device that keep it busy
-ALL = 10**12  # tokens: more than any experts offer in a step
+GOOD_FILL = 0.85  # of the memory that is free for a batch; with more no other size is compiled
+TARGET_FILL = 0.94  # of it, when the next size is chosen
+MOST_TRIES = 14  # sizes of a batch that are compiled
+FEW_EXPERTS = 8  # fill a batch well together; more train at once only beside `BUSY_TOKENS`
+BUSY_TOKENS = 8192  # of a batch on one device, that keep it busy
+ALL_TOKENS = 10**12  # more than any experts have in a step
 MOST_TOKENS: Mapping[str, int] = {"cpu": 8192}
 """Tokens of a batch on one device, by platform: more would fit on a CPU, and be no faster."""
 
@@ -49,9 +49,24 @@ class Fit:
     compiled: int
 
     @property
-    def filled(self) -> float:
+    def fill_ratio(self) -> float:
         """The share of what is free beside `held_bytes` that is used."""
         return (self.peak_bytes - self.held_bytes) / max(1, self.limit_bytes - self.held_bytes)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What programs take of a device's memory.
+
+    Attributes:
+        held_bytes: that a layout takes whatever the batch.
+        peak_bytes: of the program that takes most; None if a compiler that refused it did not say.
+        limit_bytes: that a device has.
+    """
+
+    held_bytes: Callable[[Layout], int]
+    peak_bytes: Callable[[Layout, Shape], int | None]
+    limit_bytes: int
 
 
 @dataclass(frozen=True)
@@ -61,19 +76,14 @@ class Search:
     Attributes:
         layouts: how the experts may lie, those with most experts first.
         shape_for: the shape of a batch of at most so many tokens on all devices, in a layout.
-        held_bytes: bytes of a device that a layout takes whatever the batch.
-        peak_bytes: bytes of a device in the program that takes most; None where a compiler that refused it
-            did not say.
-        limit_bytes: that a device has.
+        memory: what programs take of a device.
         token_bytes: of a token of the batch, a first guess.
-        most_tokens: of a batch on one device; None is as many as fit.
+        most_tokens: of a batch on one device. Default: as many as fit.
     """
 
     layouts: tuple[Layout, ...]
     shape_for: Callable[[Layout, int], Shape]
-    held_bytes: Callable[[Layout], int]
-    peak_bytes: Callable[[Layout, Shape], int | None]
-    limit_bytes: int
+    memory: Memory
     token_bytes: float
     most_tokens: int | None = None
 
@@ -85,15 +95,15 @@ def largest_fit(search: Search) -> Fit:
         OutOfMemoryError: not even one row on a device fits beside the fewest experts.
     """
     refused: int | None = None
-    for layout in _worthwhile(search):
-        found, refused = _largest_batch(search, layout)
-        if found is not None:
-            return found
+    for layout in _layouts_to_try(search):
+        fit, refused = _largest_batch(search, layout)
+        if fit is not None:
+            return fit
     needed = f"{refused / 1e9:.2f} GB" if refused else "more"
-    fewest = search.layouts[-1]
+    fewest, limit = search.layouts[-1], search.memory.limit_bytes
     raise OutOfMemoryError(
-        f"Expected room for {fewest.places} expert{'s' * (fewest.places != 1)} and one row on each device, "
-        f"which takes {needed}, got {search.limit_bytes / 1e9:.2f} GB on a device. Fix: split the base over "
+        f"Expected room for {fewest.slots} expert{'s' * (fewest.slots != 1)} and one row on each device, "
+        f"which takes {needed}, got {limit / 1e9:.2f} GB on a device. Fix: split the base over "
         "more devices (a mesh with fsdp), compute layers again for the gradient (remat), train experts of a "
         "smaller kind such as lora, or shorten rows."
     )
@@ -104,38 +114,38 @@ def layouts_for(layout: Layout, *, fixed: bool = False) -> tuple[Layout, ...]:
 
     Args:
         layout: with the most experts.
-        fixed: whether their number is given, so that there is no other.
+        fixed: whether the number of experts is given, so that there is one layout.
     """
-    found, places = [layout], layout.places
-    while not fixed and places > layout.parts:
-        places = max(layout.parts, places // 2 // layout.parts * layout.parts)
-        found.append(layout._replace(places=places))
-    return tuple(found)
+    layouts, slots = [layout], layout.slots
+    while not fixed and slots > layout.parts:
+        slots = max(layout.parts, slots // 2 // layout.parts * layout.parts)
+        layouts.append(layout._replace(slots=slots))
+    return tuple(layouts)
 
 
-def token_bytes(config: T5Config, layout: Layout) -> float:
+def token_bytes(network: T5Config, layout: Layout) -> float:
     """Guesses the bytes that a token of a batch takes on one device until its gradient is made.
 
     A layer keeps about 8 D + 4 J + 3 F values of a token, with widths D of the model, J of all heads and F of
     the feed-forward; with rematerialisation it keeps D.
     """
-    joined = config.num_heads * config.head_dim
-    kept = config.emb_dim if config.remat else 8 * config.emb_dim + 4 * joined + 3 * config.mlp_dim
-    layers = max(config.num_encoder_layers, config.num_decoder_layers)
-    return 1.2 * jnp.dtype(config.dtype).itemsize * layers * kept / layout.row_parts
+    heads = network.num_heads * network.head_dim
+    values = network.emb_dim if network.remat else 8 * network.emb_dim + 4 * heads + 3 * network.mlp_dim
+    layers = max(network.num_encoder_layers, network.num_decoder_layers)
+    return 1.2 * jnp.dtype(network.dtype).itemsize * layers * values / layout.row_parts
 
 
 def held_bytes(programs: GroupPrograms) -> int:
     """Returns the bytes of one device that a group holds between two batches."""
-    gather = programs.gather
-    params, base, _, sums = gather.arguments
-    return memory.device_bytes((params, base, sums, gather.resident))
+    accumulate = programs.accumulate
+    params, base, _, accumulator = accumulate.arguments
+    return memory.device_bytes((params, base, accumulator, accumulate.resident))
 
 
 def peak_bytes(programs: GroupPrograms) -> int | None:
-    """Compiles what a group runs in every round, for its own devices; returns the bytes that it takes."""
+    """Compiles what a group runs for every batch, for its own devices; returns the bytes that it takes."""
     peaks = []
-    for program in (programs.gather, programs.advance):
+    for program in (programs.accumulate, programs.update):
         try:
             compiled = program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
@@ -146,63 +156,66 @@ def peak_bytes(programs: GroupPrograms) -> int | None:
     return max(peaks)
 
 
-def _worthwhile(search: Search) -> Iterator[Layout]:
-    """Yields the layouts to try: first the one with most experts that leaves room for enough tokens."""
+def _layouts_to_try(search: Search) -> Iterator[Layout]:
+    """Yields layouts: first the one with most experts that leaves room for enough tokens."""
     layouts = list(search.layouts)
     for number, layout in enumerate(layouts):
-        room = AIMED * (search.limit_bytes - search.held_bytes(layout)) / search.token_bytes
-        last = layout.places <= FEW or number + 1 == len(layouts)
-        if last or room >= ENOUGH * layout.row_parts or room >= search.shape_for(layout, ALL).tokens:
+        free = search.memory.limit_bytes - search.memory.held_bytes(layout)
+        tokens = TARGET_FILL * free / search.token_bytes
+        last = layout.slots <= FEW_EXPERTS or number + 1 == len(layouts)
+        enough = tokens >= BUSY_TOKENS * layout.row_parts
+        if last or enough or tokens >= search.shape_for(layout, ALL_TOKENS).tokens:
             yield from layouts[number:]
             return
 
 
 def _largest_batch(search: Search, layout: Layout) -> tuple[Fit | None, int | None]:
     """Returns the largest batch that fits beside a layout, and what the smallest that does not fit needs."""
-    held, limit = search.held_bytes(layout), search.limit_bytes
+    held, limit = search.memory.held_bytes(layout), search.memory.limit_bytes
     free = limit - held
     if free <= 0:
         return None, held
     devices = layout.row_parts
-    most = ALL if search.most_tokens is None else search.most_tokens * devices
+    most = ALL_TOKENS if search.most_tokens is None else search.most_tokens * devices
     best: Fit | None = None
-    over: tuple[int, int | None] | None = None  # tokens of the smallest shape that is too large, its bytes
-    asked, tried = int(min(most, AIMED * free / search.token_bytes)), 0
+    too_large: tuple[int, int | None] | None = None  # tokens of the smallest such shape, and its bytes
+    tokens, tries = int(min(most, TARGET_FILL * free / search.token_bytes)), 0
     seen: set[Shape] = set()
-    while tried < TRIES:
-        shape = search.shape_for(layout, max(1, asked))
+    while tries < MOST_TRIES:
+        shape = search.shape_for(layout, max(1, tokens))
         if shape in seen:
             break
         seen.add(shape)
-        tried += 1
-        peak = search.peak_bytes(layout, shape)
+        tries += 1
+        peak = search.memory.peak_bytes(layout, shape)
         if peak is not None and peak <= limit:
             if best is None or shape.tokens > best.shape.tokens:
-                best = Fit(layout, asked, shape, peak, held, limit, tried)
+                best = Fit(layout, tokens, shape, peak, held, limit, tries)
             used = max(1, peak - held)
-            if best.filled >= FILLED or asked >= most or search.shape_for(layout, most) == shape:
+            if best.fill_ratio >= GOOD_FILL or tokens >= most or search.shape_for(layout, most) == shape:
                 break
-            asked = int(shape.tokens * min(4.0, AIMED * free / used))
+            tokens = int(shape.tokens * min(4.0, TARGET_FILL * free / used))
         else:
-            if over is None or shape.tokens < over[0]:
-                over = shape.tokens, peak
+            if too_large is None or shape.tokens < too_large[0]:
+                too_large = shape.tokens, peak
             used = 2 * free if peak is None else peak - held
-            asked = int(shape.tokens * min(0.9, AIMED * free / max(1, used)))
-        if over is not None and best is not None and (shape.tokens > best.shape.tokens or asked >= over[0]):
-            asked = _between(best, over, AIMED * free)
-        asked = min(asked, most)
-    return best, over[1] if over else None
+            tokens = int(shape.tokens * min(0.9, TARGET_FILL * free / max(1, used)))
+        beyond_best = best is not None and shape.tokens > best.shape.tokens
+        if too_large is not None and best is not None and (beyond_best or tokens >= too_large[0]):
+            tokens = _interpolate_tokens(best, too_large, TARGET_FILL * free)
+        tokens = min(tokens, most)
+    return best, too_large[1] if too_large else None
 
 
-def _between(best: Fit, over: tuple[int, int | None], wanted: float) -> int:
-    """Returns how many tokens to ask for between a batch that fits and one that does not.
+def _interpolate_tokens(best: Fit, too_large: tuple[int, int | None], target_bytes: float) -> int:
+    """Returns how many tokens to try between a batch that fits and one that does not.
 
-    On the line through both, where it has the bytes that are wanted; halfway where the compiler did not say
-    what the larger one takes.
+    On the line through both, where it has the target's bytes; halfway if the compiler did not say what the
+    larger one takes.
     """
-    low, high = best.shape.tokens, over[0]
-    if over[1] is None:
+    low, high = best.shape.tokens, too_large[0]
+    if too_large[1] is None:
         return (low + high) // 2
     used = best.peak_bytes - best.held_bytes
-    slope = (over[1] - best.peak_bytes) / (high - low)
-    return min(max(low + 1, round(low + (wanted - used) / slope)), high - 1)
+    slope = (too_large[1] - best.peak_bytes) / (high - low)
+    return min(max(low + 1, round(low + (target_bytes - used) / slope)), high - 1)

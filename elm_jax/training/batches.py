@@ -1,9 +1,9 @@
 """Batches: examples of all experts of a group, packed into rows of one shape.
 
-Every expert offers the examples of its step that no batch has had yet. A batch takes what fits, of those who
-have most to do first, and fills its rows with whatever else goes in. So little of it is padding, whatever
-lengths and batch sizes the experts have, and one program serves all of them. What an expert sees in a step
-stays as it is drawn, wherever it stands and whoever stands beside it.
+Every expert has the examples of its step that were in no batch yet. A batch takes what fits, of those experts
+first that have most to do, and fills its rows with whatever else goes in. So little of it is padding,
+whatever lengths and batch sizes the experts have, and one program serves all of them. What an expert sees in
+a step depends neither on its slot nor on its neighbours.
 """
 
 import itertools
@@ -16,14 +16,14 @@ import numpy as np
 
 from elm_jax.models.sizes import T5Config
 from elm_jax.training import jobs, step
-from elm_jax.training.jobs import Job
+from elm_jax.training.jobs import TrainingJob
 
 STEP = 8  # lengths are multiples of it
 MOST_SEGMENTS = 8  # in a row; every one of them costs its part of an adapter's products for all
 WELL_FILLED = 0.93  # of a batch that is real; on a CPU what has less is much the worse for it
-EMPTY, SHARED = -1, -2  # what a row belongs to, if not to the expert at a place
+EMPTY, SHARED = -1, -2  # owner of a row that is not an isolated expert's
 TRIED = 24  # batches that a shape is tried on
-FOLDED = (1, 2, 4)  # rows whose targets stand in one
+FOLDED = (1, 2, 4)  # rows whose targets are in one
 
 
 class BatchCost(NamedTuple):
@@ -42,14 +42,19 @@ class BatchCost(NamedTuple):
 
 
 UNKNOWN = BatchCost()
-"""Where nothing is known of the network: tokens cost what they cost."""
+"""Of a network that is not known: tokens cost what they cost."""
 
 
 class Shape(NamedTuple):
-    """Rows of a batch, tokens of their prompts and of their targets, and segments of each at most.
+    """Shape of a batch.
 
-    The targets of so many rows as `folded` stand in one row of targets: an outlier finds room there beside
-    short ones, and not every row has to be as wide as it.
+    Attributes:
+        rows: of prompts.
+        prompt: tokens of a row of prompts.
+        target: tokens of a row of targets.
+        segments: of each row of prompts, at most.
+        folded: rows of prompts whose targets are in one row of targets: an outlier finds room there beside
+            short ones, and not every row has to be as wide as it.
     """
 
     rows: int
@@ -65,164 +70,197 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """A job and the lengths of all of its rows."""
+class MeasuredJob:
+    """A job and the lengths of all of its rows.
 
-    job: Job
+    Attributes:
+        job: the job.
+        prompt: tokens of each prompt.
+        target: tokens of each target.
+    """
+
+    job: TrainingJob
     prompt: np.ndarray
     target: np.ndarray
 
 
 @dataclass(frozen=True)
-class Offer:
-    """An example that waits for a batch."""
+class PendingExample:
+    """An example that waits for a batch.
 
-    place: int
-    at: int  # which of the step's rows
-    row: int  # of the job's
-    prompt: int  # tokens
+    Attributes:
+        slot: of its expert.
+        number: which of the step's rows it is.
+        row: which of the job's rows it is.
+        prompt: tokens.
+        target: tokens.
+        share: 1 / the target tokens of the expert's step.
+        seed: what its dropout is drawn from.
+    """
+
+    slot: int
+    number: int
+    row: int
+    prompt: int
     target: int
-    share: float  # 1 / the target tokens of the expert's step
-    seed: int  # what dropout in it is drawn from
+    share: float
+    seed: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What stands in the rows of a batch."""
+    """The examples in the rows of a batch."""
 
     shape: Shape
-    rows: tuple[tuple[Offer, ...], ...]
+    rows: tuple[tuple[PendingExample, ...], ...]
 
     @property
-    def taken(self) -> list[Offer]:
-        """All that is in it, row by row."""
-        return [offer for row in self.rows for offer in row]
+    def examples(self) -> list[PendingExample]:
+        """All of them, row by row."""
+        return [example for row in self.rows for example in row]
 
 
-def known(job: Job) -> Known:
+def measure(job: TrainingJob) -> MeasuredJob:
     """Returns a job with the lengths of its rows."""
-    return Known(job, jobs.lengths(job.prompts), jobs.lengths(job.targets))
+    return MeasuredJob(job, jobs.token_counts(job.prompts), jobs.token_counts(job.targets))
 
 
-def held(job: Job) -> Known | None:
-    """Returns the rows that a job is judged on as a job of their own; None where it has none."""
-    if job.held is None:
+def measure_validation(job: TrainingJob) -> MeasuredJob | None:
+    """Returns the rows that a job's expert is validated on, as a job; None if it has none."""
+    if job.validation is None:
         return None
-    return known(replace(job, prompts=job.held.prompts, targets=job.held.targets))
+    return measure(replace(job, prompts=job.validation.prompts, targets=job.validation.targets))
 
 
-def of_step(found: Known, place: int, done: int) -> list[Offer]:
-    """Returns the examples of one step of a job, whose expert stands at a place and has done so many."""
-    rows = jobs.rows_of_step(found.job, done)
-    return _offers(found, place, rows, step.seeds(found.job.seed, done, len(rows)))
+def step_examples(measured: MeasuredJob, slot: int, step_number: int) -> list[PendingExample]:
+    """Returns the examples of a step of the job in a slot; the first step is 0."""
+    rows = jobs.rows_of_step(measured.job, step_number)
+    seeds = step.dropout_seeds(measured.job.seed, step_number, len(rows))
+    return _pending_examples(measured, slot, rows, seeds)
 
 
-def of_all(found: Known, place: int) -> list[Offer]:
+def all_examples(measured: MeasuredJob, slot: int) -> list[PendingExample]:
     """Returns all rows of a job as the examples of one step, in their own order."""
-    return _offers(found, place, np.arange(len(found.prompt)), np.zeros(len(found.prompt), np.uint32))
+    count = len(measured.prompt)
+    return _pending_examples(measured, slot, np.arange(count), np.zeros(count, np.uint32))
 
 
-def _offers(found: Known, place: int, rows: np.ndarray, seeds: np.ndarray) -> list[Offer]:
-    prompt, target = found.prompt[rows], found.target[rows]
+def _pending_examples(
+    measured: MeasuredJob, slot: int, rows: np.ndarray, seeds: np.ndarray
+) -> list[PendingExample]:
+    prompt, target = measured.prompt[rows], measured.target[rows]
     share = 1 / max(int(target.sum()), 1)
-    told = zip(rows.tolist(), prompt.tolist(), target.tolist(), seeds.tolist(), strict=True)
-    return [Offer(place, at, row, s, t, share, seed) for at, (row, s, t, seed) in enumerate(told)]
+    columns = zip(rows.tolist(), prompt.tolist(), target.tolist(), seeds.tolist(), strict=True)
+    return [
+        PendingExample(slot, number, row, s, t, share, seed)
+        for number, (row, s, t, seed) in enumerate(columns)
+    ]
 
 
 def pack(
-    offered: Sequence[Sequence[Offer]],
+    pending: Sequence[Sequence[PendingExample]],
     shape: Shape,
     *,
-    places: int,
+    slots: int,
     parts: int = 1,
-    alone: frozenset[int] = frozenset(),
+    isolated: frozenset[int] = frozenset(),
 ) -> Batch:
-    """Returns the next batch; `offered` has what each expert offers, those with most to do first.
+    """Returns the next batch.
 
-    Those at places that are `alone` share no row: what is not finite spreads in a row, and no further.
-
-    On a mesh whose `expert` axis has several parts each has its own `places / parts` experts, and its own
+    On a mesh whose `expert` axis has several parts, each part has its own `slots / parts` experts and its own
     rows of every batch: one part's after another's.
+
+    Args:
+        pending: the examples of each expert, those with most to do first.
+        shape: of the batch.
+        slots: of the group.
+        parts: of the mesh's expert axis.
+        isolated: slots that share no row: what is not finite spreads in a row, and no further.
     """
-    own: list[list[Sequence[Offer]]] = [[] for _ in range(parts)]
-    for offers in offered:
-        if offers:
-            own[offers[0].place // (places // parts)].append(offers)
+    by_part: list[list[Sequence[PendingExample]]] = [[] for _ in range(parts)]
+    for examples in pending:
+        if examples:
+            by_part[examples[0].slot // (slots // parts)].append(examples)
     each = shape._replace(rows=shape.rows // parts)
-    return Batch(shape, tuple(row for mine in own for row in _packed(mine, each, alone)))
+    return Batch(shape, tuple(row for own in by_part for row in _pack_part(own, each, isolated)))
 
 
-def _packed(
-    offered: Sequence[Sequence[Offer]], shape: Shape, alone: frozenset[int]
-) -> list[tuple[Offer, ...]]:
+def _pack_part(
+    pending: Sequence[Sequence[PendingExample]], shape: Shape, isolated: frozenset[int]
+) -> list[tuple[PendingExample, ...]]:
     """Fills rows with the best fit, the longest first, of twice as many examples as there is room for."""
     room = 2 * shape.rows * shape.prompt
-    chosen: list[Offer] = []
-    for offers in offered:
-        chosen += offers
-        room -= sum(offer.prompt for offer in offers)
+    chosen: list[PendingExample] = []
+    for examples in pending:
+        chosen += examples
+        room -= sum(example.prompt for example in examples)
         if room < 0:
             break
-    order = {place: number for number, place in enumerate(dict.fromkeys(offer.place for offer in chosen))}
+    order = {slot: number for number, slot in enumerate(dict.fromkeys(example.slot for example in chosen))}
     # Those of the first expert come before all, so that no example waits for ever.
-    chosen.sort(key=lambda offer: (order[offer.place] > 0, -offer.prompt, order[offer.place], offer.at))
-    rows: list[list[Offer]] = [[] for _ in range(shape.rows)]
+    chosen.sort(key=lambda each: (order[each.slot] > 0, -each.prompt, order[each.slot], each.number))
+    rows: list[list[PendingExample]] = [[] for _ in range(shape.rows)]
     left = np.tile(np.array([[shape.prompt, shape.segments]]), (shape.rows, 1))
-    # Of the row of targets that every row's are in, and of who is alone with them.
-    beside = np.arange(shape.rows) // shape.folded
-    targets = np.full(shape.rows // shape.folded, shape.target)
-    owner = np.full(len(targets), EMPTY)
-    for offer in chosen:
-        takes = np.array([offer.prompt, 1])
-        own = offer.place if offer.place in alone else SHARED
-        free = (targets >= offer.target) & ((owner == EMPTY) | (owner == own))
-        fits = np.flatnonzero((left >= takes[None]).all(axis=1) & free[beside])
-        if fits.size:
-            best = int(fits[left[fits, 0].argmin()])
-            rows[best].append(offer)
-            left[best] -= takes
-            targets[beside[best]] -= offer.target
-            owner[beside[best]] = own
+    target_row = np.arange(shape.rows) // shape.folded
+    target_left = np.full(shape.rows // shape.folded, shape.target)
+    owner = np.full(len(target_left), EMPTY)
+    for example in chosen:
+        needed = np.array([example.prompt, 1])
+        own = example.slot if example.slot in isolated else SHARED
+        free = (target_left >= example.target) & ((owner == EMPTY) | (owner == own))
+        fitting = np.flatnonzero((left >= needed[None]).all(axis=1) & free[target_row])
+        if fitting.size:
+            best = int(fitting[left[fitting, 0].argmin()])
+            rows[best].append(example)
+            left[best] -= needed
+            target_left[target_row[best]] -= example.target
+            owner[target_row[best]] = own
     return [tuple(row) for row in rows]
 
 
-def shape_for(
-    given: Sequence[Known],
+def choose_shape(
+    measured: Sequence[MeasuredJob],
     batch_tokens: int,
     *,
-    places: int,
+    slots: int,
     parts: int = 1,
     multiple: int = 1,
     cost: BatchCost = UNKNOWN,
 ) -> Shape:
     """Returns the shape that batches of these jobs are best packed into, tried on their first steps.
 
-    A batch has `batch_tokens` at most, unless one row a device has more, and a `multiple` of rows: of the
-    devices that split them. It is one that is filled well, and of those the one that costs least for a real
-    token, by `cost`.
+    It is one that is filled well, and of those the one that costs least for a real token.
+
+    Args:
+        measured: the jobs.
+        batch_tokens: of a batch, at most, unless one row on each device has more.
+        slots: of the group.
+        parts: of the mesh's expert axis.
+        multiple: that the number of rows has: of the devices that split them.
+        cost: of a batch.
     """
-    every = [*given, *(own for each in given if (own := held(each.job)))]
+    every = [*measured, *(own for each in measured if (own := measure_validation(each.job)))]
     longest = max(int(each.prompt.max()) for each in every)
     widest = max(int(each.target.max()) for each in every)
-    prompt = float(np.mean([each.prompt.mean() for each in given]))
-    target = float(np.mean([each.target.mean() for each in given]))
-    offered = int(sum(each.prompt.mean() * each.job.batch_size for each in given[:places]))
+    prompt = float(np.mean([each.prompt.mean() for each in measured]))
+    target = float(np.mean([each.target.mean() for each in measured]))
+    step_tokens = int(sum(each.prompt.mean() * each.job.batch_size for each in measured[:slots]))
     tried = []
     for stretch in (1.0, 1.25, 1.5, 2.0):
-        length = _up(longest * stretch)
+        length = _round_up(longest * stretch)
         segments = min(MOST_SEGMENTS, math.ceil(1.3 * length / prompt))
         for slack, folded in itertools.product((1.15, 1.6), FOLDED):
             fitting = slack * target * length / prompt
-            answer = _up(max(widest, fitting * folded))
+            answer = _round_up(max(widest, fitting * folded))
             if folded > 1 and fitting * folded / 2 >= widest:
                 continue  # folded half as far, rows are wide enough for the widest already
-            needed, row, least = -(-offered // length), length + answer / folded, multiple * folded
+            needed, row, least = -(-step_tokens // length), length + answer / folded, multiple * folded
             if tried and least * row > batch_tokens:
                 continue
             most = min(int(batch_tokens // row), needed + needed // 4 + 1)
             for rows in {max(1, most // by // least) * least for by in (1, 2, 4, 8)}:
                 shape = Shape(rows, length, answer, segments, folded)
-                share = filled(given[:places], shape, places, parts)
+                share = fill_ratio(measured[:slots], shape, slots, parts)
                 spent = shape.tokens * (1 + cost.attention * length) + cost.overhead * multiple
                 worth = share * shape.tokens / spent
                 tried.append((worth * min(1.0, share / WELL_FILLED) ** cost.strictness, shape))
@@ -246,60 +284,68 @@ def batch_cost(network: T5Config, kind: str, platform: str) -> BatchCost:
     return BatchCost(6.0 * products, overhead=2048 if kind == "full" else 512, strictness=0)
 
 
-def filled(given: Sequence[Known], shape: Shape, places: int, parts: int) -> float:
+def fill_ratio(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts: int) -> float:
     """Returns the share of real tokens in the first batches of the first jobs."""
-    done, waiting = [0] * len(given), [of_step(each, place, 0) for place, each in enumerate(given)]
+    done, pending = [0] * len(measured), [step_examples(each, slot, 0) for slot, each in enumerate(measured)]
     real = 0
 
-    def left(place: int) -> int:
-        job = given[place].job
-        return (job.steps - done[place]) * job.batch_size - (job.batch_size - len(waiting[place]))
+    def rows_left(slot: int) -> int:
+        job = measured[slot].job
+        return (job.steps - done[slot]) * job.batch_size - (job.batch_size - len(pending[slot]))
 
     for _ in range(TRIED):
-        order = sorted(range(len(given)), key=left, reverse=True)
-        batch = pack([waiting[place] for place in order], shape, places=places, parts=parts)
-        for offer in batch.taken:
-            waiting[offer.place].remove(offer)
-            real += offer.prompt + offer.target
-        for place, each in enumerate(given):
-            if not waiting[place]:
-                done[place] += 1
-                waiting[place] = of_step(each, place, done[place])
+        order = sorted(range(len(measured)), key=rows_left, reverse=True)
+        batch = pack([pending[slot] for slot in order], shape, slots=slots, parts=parts)
+        for example in batch.examples:
+            pending[example.slot].remove(example)
+            real += example.prompt + example.target
+        for slot, each in enumerate(measured):
+            if not pending[slot]:
+                done[slot] += 1
+                pending[slot] = step_examples(each, slot, done[slot])
     return real / (TRIED * shape.tokens)
 
 
-def assemble(batch: Batch, of: Mapping[int, Job], which: slice = slice(None), *, own: int) -> step.Rows:
-    """Lays out rows of a batch, all or those of a slice, folded ones together: no others are read.
+def assemble(
+    batch: Batch, job_of: Mapping[int, TrainingJob], which: slice = slice(None), *, slots_of_part: int
+) -> step.Rows:
+    """Returns the arrays of a batch, or of some of its rows; the tokens of other rows are not read.
 
-    `of` has the job of every place, `own` is how many places a part of the mesh has; places are numbered
-    within it.
+    Args:
+        batch: the batch.
+        job_of: the job of every slot.
+        which: rows of prompts, folded ones together.
+        slots_of_part: slots of a part of the mesh; slots are numbered within it.
     """
     chosen, shape = batch.rows[which], batch.shape
     widths = (shape.prompt, shape.prompt, shape.target, shape.target, *(shape.segments,) * 3)
     dtypes = (*(np.int32,) * 5, np.float32, np.uint32)
     counts = [len(chosen) // (shape.folded if name in step.OF_TARGETS else 1) for name in step.Rows._fields]
-    laid = step.Rows(
+    arrays = step.Rows(
         *(np.zeros((rows, wide), kind) for rows, wide, kind in zip(counts, widths, dtypes, strict=True))
     )
     target = 0
     for number, row in enumerate(chosen):
-        beside, nth = divmod(number, shape.folded)
+        target_row, nth = divmod(number, shape.folded)
         prompt, target = 0, target if nth else 0
-        # Segments that are not there are its first one's expert: no other is to meet what stands in the row.
-        laid.place[number] = row[0].place % own if row else 0
-        for segment, offer in enumerate(row):
-            job = of[offer.place]
-            here = number, slice(prompt, prompt + offer.prompt)
-            there = beside, slice(target, target + offer.target)
-            laid.prompts[here], laid.prompt_segments[here] = job.prompts[offer.row], segment + 1
-            laid.targets[there] = job.targets[offer.row]
-            laid.target_segments[there] = nth * shape.segments + segment + 1
-            laid.place[number, segment] = offer.place % own
-            laid.share[number, segment] = offer.share
-            laid.seeds[number, segment] = offer.seed
-            prompt, target = here[1].stop, there[1].stop
-    return laid
+        # Segments that are not there are its first one's expert: no other is to meet what is in the row.
+        arrays.slot[number] = row[0].slot % slots_of_part if row else 0
+        for segment, example in enumerate(row):
+            job = job_of[example.slot]
+            prompt_at = number, slice(prompt, prompt + example.prompt)
+            target_at = target_row, slice(target, target + example.target)
+            arrays.prompts[prompt_at], arrays.prompt_segments[prompt_at] = (
+                job.prompts[example.row],
+                segment + 1,
+            )
+            arrays.targets[target_at] = job.targets[example.row]
+            arrays.target_segments[target_at] = nth * shape.segments + segment + 1
+            arrays.slot[number, segment] = example.slot % slots_of_part
+            arrays.share[number, segment] = example.share
+            arrays.seeds[number, segment] = example.seed
+            prompt, target = prompt_at[1].stop, target_at[1].stop
+    return arrays
 
 
-def _up(number: int | float) -> int:
+def _round_up(number: int | float) -> int:
     return -(-int(number) // STEP) * STEP

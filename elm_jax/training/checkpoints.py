@@ -1,13 +1,14 @@
-"""Checkpoints: what a training run needs to go on after it was killed, kept with Orbax.
+"""Checkpoints: what a training run needs to be resumed after it was killed, saved with Orbax.
 
 A directory belongs to one run: `identity.json` says which, and a run that differs is refused rather than
-continued. Saves happen in the background; one that was cut short, or damaged since, is never restored: the
-one before it is. On several hosts all of them save their part, into a directory that all of them see.
+resumed. Saves happen in the background; one that was cut short, or damaged since, is never restored: the one
+before it is. On several hosts all of them save their part, into a directory that all of them see.
 """
 
 import logging
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -26,8 +27,21 @@ _CHUNK = 1 << 24
 _log = logging.getLogger(__name__)
 
 
-class Store:
-    """The checkpoints of one run; without a directory it keeps nothing."""
+@dataclass(frozen=True)
+class CheckpointDirectory:
+    """Where a run is saved.
+
+    Attributes:
+        path: the directory.
+        identity: what must be the same in a run that is resumed, beside its network, plan and jobs.
+    """
+
+    path: storage.PathLike
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """The checkpoints of one run; without a directory nothing is saved."""
 
     def __init__(self, directory: storage.PathLike | None, identity: Mapping[str, Any]) -> None:
         self.identity: dict[str, Any] = dict(identity)
@@ -50,7 +64,7 @@ class Store:
         self._manager = ocp.CheckpointManager(str(where), options=options)
 
     def position(self) -> tuple[int, dict[str, Any]] | None:
-        """Returns the newest whole step and what was noted with it; None where there is none.
+        """Returns the newest whole step and what was noted with it; None if there is none.
 
         Newer steps that lack a file or a part of one are deleted.
         """
@@ -68,20 +82,20 @@ class Store:
     def restore(self, step: int, like: Any) -> Any:
         """Returns the state of a step, laid out on devices as `like` is; damage is a UserError."""
 
-        def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
+        def struct(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-        return self._restore(step, STATE, ocp.args.StandardRestore(jax.tree.map(wanted, like)))
+        return self._restore(step, STATE, ocp.args.StandardRestore(jax.tree.map(struct, like)))
 
     def save(self, step: int, state: Any, position: Mapping[str, Any]) -> None:
-        """Copies the state and writes it in the background; what went wrong with the last save is told."""
+        """Copies the state and writes it in the background; an error of the last save is raised now."""
         if self._manager is None or step in self._manager.all_steps():
             return
         args = {STATE: ocp.args.StandardSave(state), POSITION: ocp.args.JsonSave(dict(position))}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args))
         except Exception as error:  # Orbax raises what its parts raise, bare `Exception` among them
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
 
     def close(self) -> None:
         """Waits until what was saved is whole on disk."""
@@ -90,11 +104,11 @@ class Store:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
         finally:
             self._manager.close()
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> "CheckpointStore":
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -114,40 +128,39 @@ class Store:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:
             raise UserError(
-                f"A checkpoint is wanted at {str(self._directory(step))!r}, but it is damaged and cannot be "
-                f"read ({type(error).__name__}). Delete it to go on from the one before."
+                f"Expected a whole checkpoint at {str(self._directory(step))!r}, got one that does not read "
+                f"({type(error).__name__}). Fix: delete it to resume from the one before."
             ) from error
 
-    def _unwritten(self, error: Exception) -> UserError:
+    def _write_error(self, error: Exception) -> UserError:
         assert self._manager is not None
         text = " ".join(str(error).split()) or type(error).__name__
-        reason = text if len(text) < 160 else f"… {text[-160:]}"  # the system's own words stand at the end
+        reason = text if len(text) < 160 else f"… {text[-160:]}"  # the system's own words come last
         return UserError(
-            f"A checkpoint was to be written to {str(self._manager.directory)!r}, but could not be "
-            f"({reason}). Earlier checkpoints and finished experts are as they were: free space or "
-            "choose another directory, and run the same command."
+            f"Expected to write a checkpoint to {str(self._manager.directory)!r}, got an error ({reason}). "
+            "Fix: free space or choose another directory, and run the same command; earlier checkpoints and "
+            "finished experts are as they were."
         )
 
 
 def _claim(where: epath.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes whose checkpoints a directory holds; refuses another run's. Returns what was noted first.
+    """Notes whose checkpoints a directory has; refuses those of another run. Returns what was noted first.
 
-    Of the names that a run may have otherwise each time, those that begin with an underscore, the first
-    note holds.
+    Names that begin with an underscore may differ each time; the first note of them counts.
     """
-    stamp = where / IDENTITY
-    if not stamp.exists():
-        storage.write_json(stamp, {"run": dict(identity)})
+    file = where / IDENTITY
+    if not file.exists():
+        storage.write_json(file, {"run": dict(identity)})
         return dict(identity)
-    found = storage.read_json(stamp, what="A checkpoint's identity").get("run", {})
+    noted = storage.read_json(file, what="A checkpoint's identity").get("run", {})
     fixed = [name for name in identity if not name.startswith("_")]
-    differs = [name for name in fixed if found.get(name) != identity[name]]
-    if differs:
+    differing = [name for name in fixed if noted.get(name) != identity[name]]
+    if differing:
         raise UserError(
-            f"The checkpoints in {str(where)!r} belong to another run: what differs is its "
-            f"{' and its '.join(differs)}. Give this run a directory of its own, or delete that one."
+            f"Expected checkpoints of this run in {str(where)!r}, got those of another, which differs in its "
+            f"{' and '.join(differing)}. Fix: give this run a directory of its own, or delete that one."
         )
-    return found
+    return noted
 
 
 def _list_files(where: epath.Path) -> None:
@@ -160,16 +173,16 @@ def _list_files(where: epath.Path) -> None:
 
 
 def _is_whole(directory: epath.Path) -> bool:
-    """Says whether every file of a step's state is there, and as it was written."""
+    """Tells whether every file of a step's state is there, and as it was written."""
     try:
-        wanted = storage.read_json(directory / FILES, what="A checkpoint's list of files")["files"]
+        expected = storage.read_json(directory / FILES, what="A checkpoint's list of files")["files"]
     except UserError:
         return False
-    return wanted.items() <= _files(directory).items()
+    return expected.items() <= _files(directory).items()
 
 
 def _files(directory: epath.Path) -> dict[str, str]:
-    """Returns the size and checksum of every file; disks and copies are known to turn bits."""
+    """Returns the size and checksum of every file, because disks and copies may flip bits."""
     return {
         str((parent / name).relative_to(directory)): _checksum(parent / name)
         for item in (STATE, POSITION)
@@ -179,8 +192,8 @@ def _files(directory: epath.Path) -> dict[str, str]:
 
 
 def _checksum(file: epath.Path) -> str:
-    found = 0
+    checksum = 0
     with file.open("rb") as content:
         while chunk := content.read(_CHUNK):
-            found = zlib.crc32(chunk, found)
-    return f"{file.stat().length} {found:08x}"
+            checksum = zlib.crc32(chunk, checksum)
+    return f"{file.stat().length} {checksum:08x}"

@@ -1,210 +1,280 @@
-"""Courses: what each expert is trained on, how long and how fast; a budget in which nothing is open any more.
+"""Configuration of training: everything that a recipe or a script can say about how experts are trained.
 
-What a budget leaves open is the paper's, of the table that it names, or else a default.
+A hyper-parameter is a field of one of these records, which is handed whole to where it is used. So a new one
+is three edits: the field with its default and docstring, its use, and its macro in `gin/runs/train.gin`.
+
+Each record notes which of its fields belong to an expert: those are written into the expert's recipe in the
+library, and a change of one of them is another expert. `RECIPE_KEYS` has the keys on disk that differ from
+the names here.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from elm_jax import names
-from elm_jax.errors import UserError
-from elm_jax.records import ExpertSpec, TaskSpec
-from elm_jax.tasks import budgets, data_source
-from elm_jax.tasks.data_source import Lengths, Source
+OF_RUN = {"recipe": False}  # metadata of a field that changes a run, and not what an expert becomes
+OF_MACHINE = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
+OF_NETWORK = {"identity": False}  # one that the network's own fingerprint has
 
-STEPS, BATCH_SIZE, RATE = 1000, 8, 1e-4
-PAPERS = ("prompt", "dataset_adapter", "dataset", "target")
-KINDS = ("experts", "dataset", "multitask")
-MULTITASK = "multitask"  # the dataset that experts on several datasets go by
-ALL = "all"  # the prompt that an expert on all of a dataset's goes by
+RECIPE_KEYS: Mapping[str, str] = {
+    "optimizer.name": "optimizer",
+    "schedule.name": "schedule",
+    "schedule.learning_rate": "rate",
+    "batch.size": "batch_size",
+    "batch.max_experts": "places",
+    "batch.max_tokens": "batch_tokens",
+    "log.directory": "logs",
+}
+"""Path of a field -> its key in files and in flat settings; every other field goes by its own name."""
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What experts are trained, how long and how fast.
+class ExpertConfig:
+    """What an expert is.
 
-    `steps` and `epochs` exclude each other; `batch_size` is rows in a step, `rate` the highest learning rate,
-    reached after `warmup` steps; by `schedule` it falls to 0 ("linear") or stays ("constant"). What is None
-    of these is the paper's where `paper` names one of its tables (`PAPERS`: "prompt", "dataset_adapter",
-    "dataset", "target"), else 1,000 steps of 8 rows at 1e-4. `dropout` is a probability.
+    Attributes:
+        kind: what an expert owns: "bottleneck", "lora", "ia3" or "full".
+        options: of the kind, such as `{"rank": 8}`. An option that is not given is the one that all experts
+            of the kind in the library share, else the kind's default.
+        dropout: probability, in the network while it trains.
+        train_as: "experts" trains one expert for each task, "dataset" one for each dataset on all its
+            prompts, "multitask" one on all tasks.
+        name: of the expert on all tasks, for `train_as="multitask"`.
+    """
 
-    `optimizer` is "adamw" or "adafactor"; `clip` the largest norm of an expert's gradient, None the
-    optimiser's own way. `z_loss` and `label_smoothing` are factors in the loss. `kind` is what an expert
-    owns, "bottleneck", "lora", "ia3" or "full", and `options` are the kind's own, as {"rank": 8}; what these
-    leave open is what all experts of that kind in the library have in common, else the kind's default.
+    kind: str = "bottleneck"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float = field(default=0.1, metadata=OF_NETWORK)
+    train_as: str = field(default="experts", metadata=OF_MACHINE)
+    name: str | None = field(default=None, metadata=OF_MACHINE)
 
-    `places` is how many experts train at once and `batch_tokens` how many tokens a batch has; None is what
-    memory holds. Checkpoints are written every `save_every` batches, None an eighth of an expert's steps, at
-    least 25. Experts are judged every `validate_every` of their own steps, 0 never, on at most
-    `validate_rows` rows of a task; `keep` is the step that is kept, "last" or "best".
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How a gradient becomes a direction.
+
+    Attributes:
+        name: "adamw" or "adafactor".
+        clip: largest norm of an expert's gradient. Default: the optimiser's own, 1.0 and 0.5.
+    """
+
+    name: str = "adamw"
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is added to the cross-entropy of the targets.
+
+    Attributes:
+        z_loss: weight of log(Z)², which keeps the softmax's normaliser Z near 1. T5X trains with 1e-4.
+        label_smoothing: share of a target's mass that goes to all tokens evenly.
+    """
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long an expert is trained, and how fast. Give `steps` or `epochs`, not both.
+
+    Attributes:
+        steps: of each expert. Default: the paper's if `TrainConfig.paper` names a table, else 1,000.
+        epochs: in place of steps; the last step of an epoch takes the rows that are left.
+        learning_rate: the highest one. Default: the paper's, else 1e-4.
+        warmup: steps in which the learning rate rises to the highest.
+        name: "linear" falls to 0 at the last step, "constant" stays.
     """
 
     steps: int | None = None
-    epochs: int | float | None = None
-    batch_size: int | None = None
-    rate: float | None = None
+    epochs: int | float | None = field(default=None, metadata=OF_MACHINE)
+    learning_rate: float | None = None
     warmup: int = 0
-    schedule: str = "linear"
-    optimizer: str = "adamw"
-    clip: float | None = None
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    kind: str = "bottleneck"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    dropout: float = 0.1
-    paper: str | None = None
-    places: int | None = None
-    batch_tokens: int | None = None
-    save_every: int | None = None
-    validate_every: int = 0
-    validate_rows: int = 300  # the paper's
+    name: str = "linear"
+
+    @property
+    def total_steps(self) -> int:
+        """The steps, of a schedule that is resolved for one expert."""
+        assert self.steps is not None, "the steps of an expert are known once its rows are"
+        return self.steps
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate, of a schedule that is resolved for one expert."""
+        assert self.learning_rate is not None, "the learning rate is known once the schedule is resolved"
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """What is done at once.
+
+    Attributes:
+        size: rows of each expert in a step. Default: the paper's, else 8.
+        max_experts: experts that train in one program. Default: as many as memory holds.
+        max_tokens: tokens of a batch, prompts and answers of all experts. Default: as many as memory holds.
+        mesh: sizes of the axes of a mesh of all devices, such as `{"expert": 4, "fsdp": 2}`. Default: experts
+            on devices of their own, and the parameters of full experts split.
+    """
+
+    size: int | None = None
+    max_experts: int | None = field(default=None, metadata=OF_MACHINE)
+    max_tokens: int | None = field(default=None, metadata=OF_MACHINE)
+    mesh: Mapping[str, int] | None = field(default=None, metadata=OF_MACHINE)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved and experts are validated, and which step of an expert is kept.
+
+    Attributes:
+        save_every: batches between two checkpoints. Default: an eighth of an expert's steps, at least 25.
+        validate_every: an expert's own steps between two validations; 0 is never.
+        validate_rows: rows of a task that an expert is validated on, at most. The paper's are 300.
+        keep: step that is kept, "last" or "best", the one that validated best.
+    """
+
+    save_every: int | None = field(default=None, metadata=OF_RUN)
+    validate_every: int = field(default=0, metadata=OF_RUN)
+    validate_rows: int = field(default=300, metadata=OF_MACHINE)
     keep: str = "last"
 
 
 @dataclass(frozen=True)
-class Course:
-    """One expert's training, all but its rows."""
+class LogConfig:
+    """What is written about a training beside its experts.
 
-    id: str
-    specs: tuple[TaskSpec, ...]
-    batch_size: int
-    rate: float
-    lengths: Lengths
-    cap: int | None  # rows of each task
-    steps: int | None  # or else
-    epochs: int | float
-
-    def steps_on(self, rows: int) -> int:
-        """Returns how many steps it takes on so many rows; the last of an epoch has what is left of them."""
-        if self.steps is not None:
-            return self.steps
-        return math.ceil(self.epochs * math.ceil(rows / self.batch_size))
-
-
-def courses(
-    specs: Sequence[TaskSpec],
-    budget: Budget,
-    *,
-    as_: str = "experts",
-    name: str | None = None,
-    lengths: Lengths | None = None,
-) -> list[Course]:
-    """Returns a course for every task, for every dataset (`as_` "dataset") or for all ("multitask").
-
-    `lengths` hold for all where they are given. Raises a UserError for names that do not exist, steps given
-    beside epochs, and a multitask expert without a name.
+    Attributes:
+        trackers: what else than the journal is written, such as "tensorboard" and "wandb".
+        directory: where all of it goes. Default: `logs` in the run's directory.
     """
-    names.resolve(as_, KINDS, kind="way to train", where="TRAIN_AS")
-    if budget.paper is not None:
-        names.resolve(budget.paper, PAPERS, kind="table of budgets", where="PAPER")
-    if budget.keep not in ("last", "best"):
-        raise UserError(f"KEEP should be 'last' or 'best', but {budget.keep!r} came.")
-    if budget.keep == "best" and not budget.validate_every:
-        raise UserError("The best step is known where steps are validated: give EVAL_PERIOD, or KEEP='last'.")
-    if budget.steps is not None and budget.epochs is not None:
-        raise UserError(
-            f"Steps or epochs are wanted, but TRAIN_STEPS={budget.steps} and EPOCHS={budget.epochs} came."
-        )
-    if as_ == "multitask":
-        if not name:
-            raise UserError("A name for the expert on all tasks is wanted: give EXPERT_NAME, or --multitask.")
-        return [_course(names.task_id(MULTITASK, name), specs, budget, lengths)]
-    if as_ == "dataset":
-        grouped: dict[str, list[TaskSpec]] = {}
-        for spec in specs:
-            grouped.setdefault(spec.dataset, []).append(spec)
-        return [_course(names.task_id(each, ALL), own, budget, lengths) for each, own in grouped.items()]
-    return [_course(spec.id, [spec], budget, lengths) for spec in specs]
+
+    trackers: Sequence[str] = field(default=(), metadata=OF_MACHINE)
+    directory: str | None = field(default=None, metadata=OF_MACHINE)
 
 
-def like_others(budget: Budget, others: Iterable[ExpertSpec]) -> Budget:
-    """Returns the budget with the options that it leaves open as other experts of its kind all have them.
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything about how experts are trained, but the base and the data.
 
-    Experts of one shape can be merged. Those whose recipe names no options, as of one made elsewhere, say
-    nothing.
+    Attributes:
+        expert: what an expert is.
+        optimizer: how a gradient becomes a direction.
+        loss: what is added to the cross-entropy.
+        schedule: how long and how fast.
+        batch: what is done at once.
+        checkpoint: when a run is saved and validated.
+        log: what is written about it.
+        paper: table of the paper that says what `schedule` and `batch` leave open: "prompt",
+            "dataset_adapter", "dataset" or "target".
+        seed: of fresh experts, of the order of rows and of dropout.
     """
-    told = [
-        spec.recipe["options"] for spec in others if spec.kind == budget.kind and "options" in spec.recipe
-    ]
-    if not told:
-        return budget
-    first, *rest = told
-    shared = {
-        name: value
-        for name, value in first.items()
-        if all(name in own and own[name] == value for own in rest)
+
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    paper: str | None = field(default=None, metadata=OF_MACHINE)
+    seed: int = 0
+
+
+SECTIONS: Mapping[str, type] = {
+    "expert": ExpertConfig,
+    "optimizer": OptimizerConfig,
+    "loss": LossConfig,
+    "schedule": ScheduleConfig,
+    "batch": BatchConfig,
+    "checkpoint": CheckpointConfig,
+    "log": LogConfig,
+}
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """Returns the fields that make an expert what it is, by their keys in the library."""
+    return _flatten(config, "recipe")
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """Returns all fields, by their keys in files."""
+    return {_key(path): _as_json(value) for path, value, _ in _leaves(config)}
+
+
+def shared_identity(config: TrainConfig) -> dict[str, Any]:
+    """Returns the fields that all experts of a run share and that a resumed run must have, by key."""
+    sections = ("expert", "optimizer", "loss", "checkpoint")
+    return _flatten(config, "identity", lambda path: path.split(".")[0] in sections)
+
+
+def own_identity(config: TrainConfig) -> dict[str, Any]:
+    """Returns the fields that are an expert's own and that a resumed run must have, by key."""
+    own = ("schedule", "batch", "seed")
+    return _flatten(config, "identity", lambda path: path.split(".")[0] in own)
+
+
+def recipe_defaults() -> dict[str, Any]:
+    """Returns the default of every key of a recipe: what an expert had before its key existed."""
+    return recipe_of(TrainConfig())
+
+
+def replace_fields(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """Returns the configuration with some fields replaced, by their keys in files.
+
+    >>> replace_fields(TrainConfig(), {"rate": 0.5, "steps": 3}).schedule.learning_rate
+    0.5
+    """
+    paths = field_paths()
+    by_section: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = paths[key].rpartition(".")
+        by_section.setdefault(section, {})[name] = value
+    own = by_section.pop("", {})
+    changed = {name: replace(getattr(config, name), **new) for name, new in by_section.items()}
+    return replace(config, **own, **changed)
+
+
+def field_paths() -> dict[str, str]:
+    """Returns key in files -> path of the field, such as "rate" -> "schedule.learning_rate"."""
+    return {_key(path): path for path, _, _ in _leaves(TrainConfig())}
+
+
+def from_json(values: Mapping[str, Any]) -> TrainConfig:
+    """Returns the configuration that `dataclasses.asdict` was called on, before JSON."""
+    sections = {
+        section: kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values[section].items()})
+        for section, kind in SECTIONS.items()
     }
-    return replace(budget, options={**shared, **budget.options})
+    return TrainConfig(**{**values, **sections})
 
 
-def source_of(course: Course, source: Source) -> Source:
-    """Returns the source with no more rows of a task than the course takes, unless it says how many."""
-    return source if source.limit is not None else replace(source, limit=course.cap)
-
-
-def held_out(spec: TaskSpec, source: Source, rows: int) -> Source:
-    """Returns the source of the rows that a task's expert is judged on: of the split for evaluation."""
-    split = spec.evaluation_split
-    if split is None or split == data_source.get_split(spec, source):
-        raise UserError(
-            f"A split to validate {spec.id!r} on is wanted, but the catalogue has none beside the one it is "
-            "trained on. Set EVAL_PERIOD to 0."
-        )
-    return replace(source, splits={**source.splits, spec.dataset: split}, limit=rows)
-
-
-def _course(identifier: str, specs: Sequence[TaskSpec], budget: Budget, lengths: Lengths | None) -> Course:
-    left = _open(budget, lengths)
-    paper = _papers(specs[0], budget.paper, left) if budget.paper and left else None
-    cap = paper.cap if paper else None
-    if budget.paper == "dataset" and cap is not None:
-        cap = math.ceil(cap / len(specs))  # of the whole dataset
-    if lengths is None:
-        lengths = Lengths(paper.max_prompt, paper.max_answer) if paper else Lengths()
-    steps = budget.steps
-    if steps is None and budget.epochs is None and paper is None:
-        steps = STEPS
-    return Course(
-        id=identifier,
-        specs=tuple(specs),
-        batch_size=_given(budget.batch_size, paper and paper.batch_size, BATCH_SIZE),
-        rate=_given(budget.rate, paper and paper.rate, RATE),
-        lengths=lengths,
-        cap=cap,
-        steps=steps,
-        epochs=_given(budget.epochs, paper and paper.epochs, 0),
-    )
-
-
-def _open(budget: Budget, lengths: Lengths | None) -> list[str]:
-    """Returns what is left for the paper's table to say, by a recipe's macros."""
-    said = {
-        "TRAIN_STEPS or EPOCHS": _given(budget.steps, budget.epochs),
-        "BATCH_SIZE": budget.batch_size,
-        "LEARNING_RATE": budget.rate,
-        "TASK_FEATURE_LENGTHS": lengths,
+def _flatten(config: TrainConfig, flag: str, is_wanted: Any = lambda path: True) -> dict[str, Any]:
+    return {
+        _key(path): _as_json(value)
+        for path, value, metadata in _leaves(config)
+        if metadata.get(flag, True) and is_wanted(path)
     }
-    return [macro for macro, value in said.items() if value is None]
 
 
-def _papers(spec: TaskSpec, table: str, left: Sequence[str]) -> budgets.Budget:
-    """Returns a task's budget in one of the paper's tables; where it has none, says what to give instead."""
-    try:
-        if table == "prompt":
-            return budgets.of_prompt(spec)
-        if table == "target":
-            return budgets.of_target(spec)
-        if table == "dataset_adapter":
-            return budgets.of_dataset(spec.dataset)
-        return budgets.of_full_dataset(spec.dataset)
-    except UserError as error:
-        raise UserError(
-            f"{error} PAPER={table!r} is asked for {', '.join(left)}: give that yourself, or set PAPER=None."
-        ) from error
+def _leaves(record: Any, prefix: str = "") -> list[tuple[str, Any, Mapping[str, Any]]]:
+    found = []
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if is_dataclass(value):
+            found += _leaves(value, f"{prefix}{each.name}.")
+        else:
+            found.append((f"{prefix}{each.name}", value, each.metadata))
+    return found
 
 
-def _given(*values: Any) -> Any:
-    """Returns the first value that is one."""
-    return next((value for value in values if value is not None), None)
+def _key(path: str) -> str:
+    return RECIPE_KEYS.get(path, path.rpartition(".")[2])
+
+
+def _as_json(value: Any) -> Any:
+    """Returns a value as JSON gives it back, so that it equals itself when it is read again."""
+    if isinstance(value, Mapping):
+        return {name: _as_json(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,11 +1,11 @@
-"""Jobs: one expert to train each, with its rows, and how long and how fast.
+"""Jobs: one expert to train each, with its rows and its configuration.
 
 The rows of an expert are visited in permutations that depend on its seed alone, so a step is a function of
 its number: neither neighbours nor a kill and a resume change what an expert sees.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,60 +16,104 @@ from elm_jax import storage
 from elm_jax.data import ragged
 from elm_jax.data.ragged import RaggedTokens
 from elm_jax.errors import UserError
+from elm_jax.training import config as configs
+from elm_jax.training.config import TrainConfig
 
 Tokens = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
-class Held:
-    """Rows that an expert is judged on and not trained on; with choices its accuracy is told too."""
+class ValidationRows:
+    """Rows that an expert is validated on and not trained on.
+
+    Attributes:
+        prompts: tokens of each row.
+        targets: tokens of each row.
+        choices: tokens of each choice of each row. Without them no accuracy is known.
+        labels: number of the right choice of each row.
+    """
 
     prompts: Sequence[Tokens]
     targets: Sequence[Tokens]
-    choices: Sequence[Sequence[Tokens]] | None = None  # of every row
-    labels: Sequence[int] | None = None  # which choice is right
+    choices: Sequence[Sequence[Tokens]] | None = None
+    labels: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
-class Job:
-    """One expert to train: its rows, and how long and how fast."""
+class TrainingJob:
+    """One expert to train.
+
+    Attributes:
+        id: of the expert.
+        prompts: tokens of each row.
+        targets: tokens of each row.
+        config: how it is trained, with steps, batch size and learning rate resolved.
+        validation: rows that it is validated on.
+        datasets: that its rows are of.
+        data: how its rows were read and rendered, as its recipe notes it.
+    """
 
     id: str
     prompts: Sequence[Tokens]
     targets: Sequence[Tokens]
-    steps: int
-    rate: float
-    seed: int = 0
-    batch_size: int = 8  # rows of a step
-    schedule: str = "linear"
-    warmup: int = 0
-    held: Held | None = None
+    config: TrainConfig
+    validation: ValidationRows | None = None
+    datasets: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the expert."""
+        return self.config.schedule.total_steps
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a step."""
+        assert self.config.batch.size is not None
+        return self.config.batch.size
+
+    @property
+    def seed(self) -> int:
+        """Of the fresh expert, of the order of its rows and of dropout."""
+        return self.config.seed
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the library notes of how the expert was made."""
+        return configs.recipe_of(self.config) | dict(self.data)
 
 
-def require_trainable(jobs: Sequence[Job]) -> None:
+def require_trainable(jobs: Sequence[TrainingJob]) -> None:
     """Refuses jobs of one name, without rows, or with rows that have no target."""
     for job in jobs:
         if not len(job.prompts):
-            raise UserError(f"Rows to train {job.id!r} on are wanted, but it has none.")
+            raise UserError(
+                f"Expected rows to train {job.id!r} on, got none. Fix: check its split and limit of rows."
+            )
         if len(job.prompts) != len(job.targets):
             raise UserError(
-                f"A target for every prompt of {job.id!r} is wanted, but {len(job.targets)} came for "
-                f"{len(job.prompts)}."
+                f"Expected a target for every prompt of {job.id!r}, got {len(job.targets)} targets for "
+                f"{len(job.prompts)} prompts. Fix: give as many of both."
             )
         if job.batch_size < 1:
-            raise UserError(f"A batch of at least 1 row is wanted for {job.id!r}; {job.batch_size} came.")
+            raise UserError(
+                f"Expected a batch of at least 1 row for {job.id!r}, got {job.batch_size}. "
+                "Fix: set BATCH_SIZE."
+            )
     twice = {job.id for job in jobs if sum(other.id == job.id for other in jobs) > 1}
     if twice:
-        raise UserError(f"Experts of different names are wanted, but {sorted(twice)[0]!r} came twice.")
+        raise UserError(
+            f"Expected experts of different names, got {sorted(twice)[0]!r} twice. Fix: name each task once."
+        )
 
 
-def rows_of_step(job: Job, step: int) -> Int[np.ndarray, " B"]:
+def rows_of_step(job: TrainingJob, step: int) -> Int[np.ndarray, " B"]:
     """Returns the numbers of the rows of a job's step, the first of which is 0."""
     return row_order(len(job.prompts), job.seed, step * job.batch_size, job.batch_size)
 
 
 def row_order(rows: int, seed: int, start: int, count: int) -> Int[np.ndarray, " N"]:
-    """Returns `count` row numbers from place `start` of an endless run of permutations, one an epoch.
+    """Returns `count` row numbers from position `start` of an endless run of permutations, one an epoch.
 
     >>> sorted(row_order(4, seed=7, start=4, count=4).tolist())
     [0, 1, 2, 3]
@@ -79,24 +123,24 @@ def row_order(rows: int, seed: int, start: int, count: int) -> Int[np.ndarray, "
     return np.concatenate([_permutation(rows, seed, epoch) for epoch in epochs])[first : first + count]
 
 
-def lengths(tokens: Sequence[Tokens]) -> Int[np.ndarray, " N"]:
+def token_counts(rows: Sequence[Tokens]) -> Int[np.ndarray, " N"]:
     """Returns how many tokens each row has."""
-    if isinstance(tokens, RaggedTokens):
-        return np.diff(tokens.offsets).astype(np.int32)
-    return np.fromiter(map(len, tokens), np.int32, len(tokens))
+    if isinstance(rows, RaggedTokens):
+        return np.diff(rows.offsets).astype(np.int32)
+    return np.fromiter(map(len, rows), np.int32, len(rows))
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """Returns what stands for a job: it must be the same for a checkpoint to be gone on from."""
-    told = {name: value for name, value in vars(job).items() if name not in ("prompts", "targets", "held")}
-    return told | {"rows": storage.array_fingerprint(_flat(prompts=job.prompts, targets=job.targets))}
+def identity(job: TrainingJob) -> dict[str, Any]:
+    """Returns what must be the same for a job to be resumed from a checkpoint."""
+    rows = storage.array_fingerprint(_flat_arrays(prompts=job.prompts, targets=job.targets))
+    return {"id": job.id, **configs.own_identity(job.config), "rows": rows}
 
 
-def _flat(**rows: Iterable[Tokens]) -> dict[str, np.ndarray]:
+def _flat_arrays(**columns: Iterable[Tokens]) -> dict[str, np.ndarray]:
     found = {}
-    for name, tokens in rows.items():
-        laid = tokens if isinstance(tokens, RaggedTokens) else ragged.pack_tokens(tokens)
-        found |= {f"{name}/tokens": laid.tokens, f"{name}/offsets": laid.offsets}
+    for name, rows in columns.items():
+        lists = rows if isinstance(rows, RaggedTokens) else ragged.pack_tokens(rows)
+        found |= {f"{name}/tokens": lists.tokens, f"{name}/offsets": lists.offsets}
     return found
 
 

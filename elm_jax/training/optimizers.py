@@ -1,6 +1,7 @@
 """Optimisers and schedules: optax's, without a learning rate, which every expert of a group has of its own.
 
-The update they give is a direction to walk against; the step multiplies it by that expert's rate.
+The update that an optimiser gives is a direction to walk against; the step multiplies it by the expert's
+learning rate.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,54 +10,65 @@ from functools import lru_cache
 import optax
 
 from elm_jax import names
+from elm_jax.training.config import OptimizerConfig, ScheduleConfig
 
 
-def adamw(*, clip: float = 1.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, decay: float = 0.0):
-    """The prompt expert's: AdamW without decay, gradients clipped to norm 1, as the original trains it."""
-    steps = [optax.clip_by_global_norm(clip), optax.scale_by_adam(b1=b1, b2=b2, eps=eps)]
-    if decay:
-        steps.append(optax.add_decayed_weights(decay))
-    return optax.chain(*steps)
+def adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns AdamW without decay, gradients clipped to norm 1 by default, as the original trains prompts."""
+    clip = 1.0 if config.clip is None else config.clip
+    return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())
 
 
-def adafactor(*, clip: float = 0.5):
-    """The full dataset expert's: Adafactor without parameter scaling, gradients clipped to norm 0.5."""
+def adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns Adafactor without parameter scaling, gradients clipped to norm 0.5 by default.
+
+    The original trains the full dataset expert with it.
+    """
+    clip = 0.5 if config.clip is None else config.clip
     return optax.chain(
         optax.clip_by_global_norm(clip), optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
     )
 
 
-OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
     "adamw": adamw,
     "adafactor": adafactor,
 }
 
 
-def linear(step: int, steps: int, rate: float, warmup: int = 0) -> float:
-    """Rises over `warmup` steps, then falls in a line to 0 at `steps`.
+def linear(step: int, schedule: ScheduleConfig) -> float:
+    """Rises over the warmup, then falls in a line to 0 at the last step.
 
-    >>> [linear(step, 4, 1.0) for step in range(5)]
+    >>> falling = ScheduleConfig(steps=4, learning_rate=1.0)
+    >>> [linear(step, falling) for step in range(5)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
+    steps, peak, warmup = schedule.total_steps, schedule.peak, schedule.warmup
     if step < min(warmup, steps):
-        return rate * (step + 1) / warmup
-    return rate * max(0, steps - step) / max(1, steps - warmup)
+        return peak * (step + 1) / warmup
+    return peak * max(0, steps - step) / max(1, steps - warmup)
 
 
-def constant(step: int, steps: int, rate: float, warmup: int = 0) -> float:
-    """Rises over `warmup` steps, then stays until `steps`, where it ends."""
-    return (rate * min(1.0, (step + 1) / warmup) if warmup else rate) if step < steps else 0.0
+def constant(step: int, schedule: ScheduleConfig) -> float:
+    """Rises over the warmup, then stays until the last step."""
+    steps, peak, warmup = schedule.total_steps, schedule.peak, schedule.warmup
+    return (peak * min(1.0, (step + 1) / warmup) if warmup else peak) if step < steps else 0.0
 
 
-SCHEDULES: Mapping[str, Callable[..., float]] = {"linear": linear, "constant": constant}
+SCHEDULES: Mapping[str, Callable[[int, ScheduleConfig], float]] = {"linear": linear, "constant": constant}
 
 
 @lru_cache
-def optimizer(name: str, **options: float) -> optax.GradientTransformation:
-    """Returns an optimiser by name, the same object every time: compiled steps are kept by it."""
-    return OPTIMIZERS[names.resolve(name, OPTIMIZERS, kind="optimiser", where="elm_jax")](**options)
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns an optimiser, the same object for the same configuration: compiled steps are cached by it."""
+    return OPTIMIZERS[names.resolve(config.name, OPTIMIZERS, kind="optimiser", where="elm_jax")](config)
 
 
-def schedule(name: str) -> Callable[..., float]:
-    """Returns a schedule by name."""
-    return SCHEDULES[names.resolve(name, SCHEDULES, kind="schedule", where="elm_jax")]
+def require_schedule(schedule: ScheduleConfig) -> None:
+    """Refuses a schedule whose name does not exist."""
+    names.resolve(schedule.name, SCHEDULES, kind="schedule", where="elm_jax")
+
+
+def learning_rate_at(schedule: ScheduleConfig, step: int) -> float:
+    """Returns the learning rate of a step, the first of which is 0."""
+    return SCHEDULES[schedule.name](step, schedule)

@@ -20,14 +20,14 @@ from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 from elm_jax.training import denoise, trainer
-from elm_jax.training.jobs import Job
-from elm_jax.training.programs import Plan
+from elm_jax.training.checkpoints import CheckpointDirectory
+from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, TrainConfig
+from elm_jax.training.jobs import TrainingJob
+from elm_jax.training.programs import GroupPlan
 from elm_jax.weights import elm
 from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
-
-
 BATCH_TOKENS = 32768
 
 
@@ -46,6 +46,18 @@ class Pretraining:
         max_tokens: Tokens of a text that are kept.
         span_share: Share of a text's tokens that is dropped.
         span_length: Mean number of tokens of a dropped span.
+
+    Attributes:
+        size: of the network, by name.
+        vocabulary_size: pieces, sentinels aside.
+        vocabulary_kind: of SentencePiece: "unigram", "bpe", "char" or "word".
+        steps: of training.
+        batch_size: texts in a step.
+        learning_rate: the highest one; it falls in a line to 0.
+        warmup: steps in which the learning rate rises.
+        max_tokens: of one text.
+        span_share: share of a text's tokens that are masked.
+        span_length: mean length of a masked span, in tokens.
     """
 
     size: str = "tiny"
@@ -53,7 +65,7 @@ class Pretraining:
     vocabulary_kind: str = "unigram"
     steps: int = 400
     batch_size: int = 128
-    rate: float = 3e-3
+    learning_rate: float = 3e-3
     warmup: int = 20
     max_tokens: int = 64
     span_share: float = 0.3
@@ -64,66 +76,74 @@ def pretrain(
     workspace: Workspace,
     texts: Sequence[str],
     words: Sequence[str],
-    how: Pretraining,
+    pretraining: Pretraining,
     *,
     seed: int,
     stages: Stages,
 ) -> tuple[Base, Tokenizer]:
-    """Trains a base on `texts` unless the workspace has one; `words` are further texts for the vocabulary."""
+    """Trains a base on `texts` if the workspace has none; `words` are further texts for the vocabulary."""
     if (workspace.base / elm.CONFIG).exists():
         return load_base_and_tokenizer(workspace.base)
     storage.writable_directory(workspace.base)
     tokenizer = sentencepiece.train(
         [*texts, *words],
         workspace.base / VOCABULARY_FILE,
-        how.vocabulary_size,
-        kind=how.vocabulary_kind,
+        pretraining.vocabulary_size,
+        kind=pretraining.vocabulary_kind,
         extra_ids=EXTRA_IDS,
     )
-    config = find_config(how.size, vocab_size=-(-tokenizer.size // 64) * 64)
-    prompts, targets = pairs(
-        [ids[: how.max_tokens] for ids in tokenizer.encode_all(texts)], tokenizer, how, seed=seed
+    network = find_config(pretraining.size, vocab_size=-(-tokenizer.size // 64) * 64)
+    prompts, targets = denoising_pairs(
+        [ids[: pretraining.max_tokens] for ids in tokenizer.encode_all(texts)],
+        tokenizer,
+        pretraining,
+        seed=seed,
     )
-    plan = Plan(kind="full", batch_tokens=BATCH_TOKENS, save_every=max(50, how.steps // 8))
-    job = Job(
-        "base", prompts, targets, how.steps, how.rate, seed, batch_size=how.batch_size, warmup=how.warmup
+    schedule = ScheduleConfig(
+        steps=pretraining.steps, learning_rate=pretraining.learning_rate, warmup=pretraining.warmup
     )
-    fresh = init_params(jax.random.key(seed), config)
-    with training_view.training(stages, STAGE) as watch:
+    config = TrainConfig(
+        expert=ExpertConfig(kind="full"),
+        schedule=schedule,
+        batch=BatchConfig(size=pretraining.batch_size),
+        seed=seed,
+    )
+    save_every = max(50, pretraining.steps // 8)
+    with training_view.training(stages, STAGE) as on_event:
         (params,) = trainer.train_group(
-            config,
-            fresh,
-            [job],
-            plan,
-            checkpoint_dir=workspace.checkpoints / "base",
-            watch=watch,
+            network,
+            init_params(jax.random.key(seed), network),
+            [TrainingJob("base", prompts, targets, config)],
+            GroupPlan(config, batch_tokens=BATCH_TOKENS, save_every=save_every),
+            checkpoints=CheckpointDirectory(workspace.checkpoints / "base"),
+            on_event=on_event,
         )
-    elm.save(workspace.base, elm.of(config, params))
+    elm.save(workspace.base, elm.of(network, params))
     return load_base_and_tokenizer(workspace.base)
 
 
-def pairs(
-    tokens: Sequence[Sequence[int]], tokenizer: Tokenizer, how: Pretraining, *, seed: int
+def denoising_pairs(
+    tokens: Sequence[Sequence[int]], tokenizer: Tokenizer, pretraining: Pretraining, *, seed: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the prompts and targets of all steps, drawn evenly from the texts."""
     rng = np.random.default_rng(seed)
     long_enough = [text for text in tokens if len(text) > 1]
-    chosen = rng.integers(0, len(long_enough), how.steps * how.batch_size)
-    made = []
+    chosen = rng.integers(0, len(long_enough), pretraining.steps * pretraining.batch_size)
+    pairs = []
     for number, text in enumerate(chosen):
         ids = long_enough[text]
         if number % 2:
-            made.append(denoise.cut_prefix(ids, eos=tokenizer.eos, rng=rng))
+            pairs.append(denoise.cut_prefix(ids, eos=tokenizer.eos, rng=rng))
         else:
-            made.append(
+            pairs.append(
                 denoise.corrupt_spans(
                     ids,
                     sentinel=tokenizer.size - 1,
                     eos=tokenizer.eos,
-                    share=how.span_share,
-                    mean_length=how.span_length,
+                    share=pretraining.span_share,
+                    mean_length=pretraining.span_length,
                     rng=rng,
-                    most=EXTRA_IDS,
+                    max_spans=EXTRA_IDS,
                 )
             )
-    return [prompt for prompt, _ in made], [target for _, target in made]
+    return [prompt for prompt, _ in pairs], [target for _, target in pairs]

@@ -1,11 +1,11 @@
 """Programs of grouped training: all that a group runs on its devices, as values.
 
-They are made from a network, a plan, a layout and the shape of a batch, with no array, so that the engine and
+They are made from a network, a plan, a layout and the shape of a batch, with no array, so that training and
 `elm plan` have the same ones.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -19,77 +19,86 @@ from elm_jax.models import shapes, sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.training import optimizers, step
 from elm_jax.training.batches import Shape
+from elm_jax.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the experts of a group share."""
+class GroupPlan:
+    """What the experts of a group share, with nothing left open.
 
-    kind: str = "bottleneck"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of a fresh expert, by kind
-    optimizer: str = "adamw"
-    clip: float | None = None  # the gradient's largest norm, where not the optimiser's own
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    places: int = 32  # experts that train at once
-    batch_tokens: int = 8192  # of the longest batch, prompts and answers
-    save_every: int = 200  # rounds; at most so many are lost
-    validate_every: int = 0  # steps of an expert; 0 is never
-    keep: str = "last"  # or "best", of those that were validated
+    Attributes:
+        config: how they are trained.
+        max_experts: that train at once.
+        batch_tokens: of a batch at most, prompts and answers.
+        save_every: batches between two checkpoints; so many may be lost.
+    """
+
+    config: TrainConfig = field(default_factory=TrainConfig)
+    max_experts: int = 32
+    batch_tokens: int = 8192
+    save_every: int = 200
 
 
 class Layout(NamedTuple):
-    """How the experts and rows of a group lie on its devices."""
+    """How the experts and rows of a group lie on its devices.
 
-    places: int  # experts that train at once
-    parts: int  # of the mesh's expert axis, each with its own experts
-    row_parts: int  # into which the rows of a batch are split
+    Attributes:
+        slots: experts that train at once.
+        parts: of the mesh's expert axis, each with its own experts.
+        row_parts: into which the rows of a batch are split.
+    """
+
+    slots: int
+    parts: int
+    row_parts: int
 
 
-def layout_for(kind: str, places: int, mesh: Mesh | AbstractMesh | None) -> Layout:
+def layout_for(kind: str, slots: int, mesh: Mesh | AbstractMesh | None) -> Layout:
     """Returns the layout of so many experts, rounded up to what the mesh divides.
 
     A part has one full expert, for no row has a network of its own.
     """
     parts = mesh.shape["expert"] if mesh else 1
-    places = parts if kind == "full" else -(-places // parts) * parts
-    return Layout(places, parts, sharding.count_row_shards(mesh.shape) if mesh else 1)
+    slots = parts if kind == "full" else -(-slots // parts) * parts
+    return Layout(slots, parts, sharding.count_row_shards(mesh.shape) if mesh else 1)
 
 
 @dataclass(frozen=True)
 class GroupPrograms:
-    """What a group runs. Each says what else lies on the devices meanwhile.
+    """What a group runs. Each program says what else lies on the devices meanwhile.
+
+    The names of the programs are those of the fields; `elm plan` prints them.
 
     Attributes:
-        begin: fresh experts at all places, from their seeds and the base.
-        begin_one: one fresh expert, beside those that train.
-        zero: the sums before the first batch.
-        gather: adds the gradients of a batch to the sums.
-        advance: moves the experts whose step is whole.
-        measure: adds the loss of a batch, without dropout.
-        put: puts one expert at a place.
-        restart: lets an expert that was stopped go on.
-        take: takes one expert from its place.
+        init: fresh experts in all slots, from their seeds and the base.
+        init_one: one fresh expert, beside those that train.
+        zero: the accumulator before the first batch.
+        accumulate: adds the gradients of a batch.
+        update: moves the experts whose step is complete.
+        evaluate: adds the loss of a batch, without dropout.
+        put_slot: puts one expert into a slot.
+        resume_slot: lets an expert that was stopped go on.
+        take_slot: takes one expert out of its slot.
     """
 
-    begin: Program
-    begin_one: Program
+    init: Program
+    init_one: Program
     zero: Program
-    gather: Program
-    advance: Program
-    measure: Program
-    put: Program
-    restart: Program
-    take: Program
+    accumulate: Program
+    update: Program
+    evaluate: Program
+    put_slot: Program
+    resume_slot: Program
+    take_slot: Program
 
     def all(self) -> list[Program]:
         """Returns all of them, in the order in which a training runs them first."""
-        return [getattr(self, name) for name in self.__dataclass_fields__]
+        return [getattr(self, each.name) for each in fields(self)]
 
 
 def group_programs(
-    config: T5Config,
-    plan: Plan,
+    network: T5Config,
+    plan: GroupPlan,
     layout: Layout,
     shape: Shape,
     *,
@@ -100,77 +109,76 @@ def group_programs(
     """Returns the programs of a group.
 
     Args:
-        config: the network, with its dropout.
+        network: the network, with its dropout.
         plan: what the experts share.
         layout: from `layout_for`.
         shape: of all batches.
-        base: the shapes of the base; without it, of `config` in its own type.
-        mesh: of devices that are here or not; None is the default device. Of one without devices programs
-            tell their shapes, but are not compiled.
-        platform: that they are compiled for; that of the mesh's devices where it has any.
+        base: the shapes of the base. Default: of `network` in its own type.
+        mesh: of devices that are here or not. Default: the default device. Programs on a mesh without devices
+            have shapes, but are not compiled.
+        platform: that they are compiled for. Default: that of the mesh's devices.
     """
     platform = platform or get_platform(mesh)
-    base = shapes.base_shapes(config) if base is None else shapes.shapes_of(base)
-    options = hashable(plan.options)
-    optimizer = optimizers.optimizer(plan.optimizer, **({} if plan.clip is None else {"clip": plan.clip}))
+    base = shapes.base_shapes(network) if base is None else shapes.shapes_of(base)
+    config = plan.config
+    kind, options = config.expert.kind, hashable(config.expert.options)
+    optimizer = optimizers.make_optimizer(config.optimizer)
 
-    def laid(tree: Any, *, experts: bool = True) -> Any:
+    def shard(tree: Any, *, experts: bool = True) -> Any:
         return (
             tree
             if mesh is None
             else with_shardings(tree, sharding.param_shardings(mesh, tree, experts=experts))
         )
 
-    def state_of(count: int) -> Any:
-        # One expert for a place lies whole on every device of the mesh's expert axis.
+    def state_shapes(count: int) -> Any:
+        # A single expert that is on its way to a slot lies whole on every device of the expert axis.
         one = jax.eval_shape(
-            lambda base: ex.init_expert(plan.kind, jax.random.key(0), base, dict(options)), base
+            lambda base: ex.init_expert(kind, jax.random.key(0), base, **dict(options)), base
         )
         stack = shapes.stack_shapes(one, count)
-        return laid(jax.eval_shape(lambda params: step.start(params, optimizer), stack))
+        return shard(jax.eval_shape(lambda params: step.initial_state(params, optimizer), stack))
 
-    base = laid(base, experts=False)
-    state, one = state_of(layout.places), state_of(1)
-    sums = laid(jax.eval_shape(step.nothing, state.params))
-    best = (state.params,) if plan.keep == "best" else ()
-    frozen = None if plan.kind == "full" else base  # full experts stand in its place
+    base = shard(base, experts=False)
+    state, one = state_shapes(layout.slots), state_shapes(1)
+    accumulator = shard(jax.eval_shape(step.zero_accumulator, state.params))
+    best = (state.params,) if config.checkpoint.keep == "best" else ()
+    frozen = None if kind == "full" else base  # full experts take its place
     held = () if frozen is None else (frozen,)  # also where a program reads a part of it alone
-    rows = rows_of(shape, mesh)
-    scalar = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
-    count = (layout.places,)
-    move = step.Move(
-        *(
-            with_replication(mesh, jax.ShapeDtypeStruct(count, kind))
-            for kind in (jnp.float32, jnp.bool_, jnp.int32)
-        )
-    )
+    rows = row_shapes(shape, mesh)
+    slot = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+    count = (layout.slots,)
+    dtypes = (jnp.float32, jnp.bool_, jnp.int32)
+    update = step.Update(*(with_replication(mesh, jax.ShapeDtypeStruct(count, dtype)) for dtype in dtypes))
     losses = jax.ShapeDtypeStruct(count, jnp.float32)
-    shared: Mapping[str, Any] = {"platform": platform}
-    begin = step.begin(plan.kind, options, optimizer, **shared)
-    gather = step.gather(
-        config, plan.kind, z_loss=plan.z_loss, label_smoothing=plan.label_smoothing, **shared
-    )
-    advance = step.advance(optimizer, **shared)
-    measure = step.measure(config, plan.kind, **shared)
+    target: Mapping[str, Any] = {"platform": platform}
+    init = step.init(kind, options, optimizer, **target)
+    accumulate = step.accumulate(network, kind, config.loss, **target)
+    apply_update = step.apply_update(optimizer, **target)
+    evaluate = step.evaluate(network, kind, **target)
     moments = (state.moments, state.stopped)
-    return GroupPrograms(
-        begin=Program("begin", begin, (with_replication(mesh, _seeds(layout.places)), base), held),
-        begin_one=Program(
-            "begin_one", begin, (with_replication(mesh, _seeds(1)), base), (*held, state, sums, *best)
+    params = state.params
+
+    # What each program runs, what it takes, and what else lies on the devices.
+    parts: Mapping[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
+        "init": (init, (with_replication(mesh, _seed_shapes(layout.slots)), base), held),
+        "init_one": (
+            init,
+            (with_replication(mesh, _seed_shapes(1)), base),
+            (*held, state, accumulator, *best),
         ),
-        zero=Program("zero", step.nothing, (state.params,), (*held, *moments)),
-        gather=Program("gather", gather, (state.params, frozen, rows, sums), (*moments, *best)),
-        advance=Program("advance", advance, (state, sums, move), (*held, *best)),
-        measure=Program(
-            "measure", measure, (state.params, frozen, rows, laid(losses)), (*moments, sums, *best)
-        ),
-        put=Program("put", step.put, (state, scalar, one), (*held, sums, *best)),
-        restart=Program("restart", step.taken_up, (state, sums, scalar), (*held, *best)),
-        take=Program("take", step.taken, (state.params, scalar), (*held, *moments, sums, *best)),
-    )
+        "zero": (step.zero_accumulator, (params,), (*held, *moments)),
+        "accumulate": (accumulate, (params, frozen, rows, accumulator), (*moments, *best)),
+        "update": (apply_update, (state, accumulator, update), (*held, *best)),
+        "evaluate": (evaluate, (params, frozen, rows, shard(losses)), (*moments, accumulator, *best)),
+        "put_slot": (step.put_slot, (state, slot, one), (*held, accumulator, *best)),
+        "resume_slot": (step.resume_slot, (state, accumulator, slot), (*held, *best)),
+        "take_slot": (step.take_slot, (params, slot), (*held, *moments, accumulator, *best)),
+    }
+    return GroupPrograms(**{name: Program(name, *part) for name, part in parts.items()})
 
 
-def rows_of(shape: Shape, mesh: Mesh | AbstractMesh | None) -> step.Rows:
+def row_shapes(shape: Shape, mesh: Mesh | AbstractMesh | None) -> step.Rows:
     """Returns the shapes of a batch's arrays, its rows split over the mesh."""
     rows, prompt, target, segments, folded = shape
     widths = (prompt, prompt, target, target, segments, segments, segments)
@@ -179,10 +187,10 @@ def rows_of(shape: Shape, mesh: Mesh | AbstractMesh | None) -> step.Rows:
         jax.ShapeDtypeStruct((rows // folded if name in step.OF_TARGETS else rows, width), dtype)
         for name, width, dtype in zip(step.Rows._fields, widths, dtypes, strict=True)
     ]
-    found = step.Rows(*arrays)
+    structs = step.Rows(*arrays)
     if mesh is None:
-        return found
-    return with_shardings(found, NamedSharding(mesh, PartitionSpec(sharding.RULES["batch"])))
+        return structs
+    return with_shardings(structs, NamedSharding(mesh, PartitionSpec(sharding.RULES["batch"])))
 
 
 def hashable(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -191,5 +199,5 @@ def hashable(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(plain.items()))
 
 
-def _seeds(count: int) -> jax.ShapeDtypeStruct:
+def _seed_shapes(count: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((count,), jnp.uint32)

@@ -1,14 +1,14 @@
-"""Training: any number of experts, so many at once, from their rows to finished parameters.
+"""The trainer: any number of experts, a few at once, from their rows to finished parameters.
 
-A round is one batch, with examples of any experts that stand at a place; an expert moves when batches have
-had all examples of its step. A run that was killed goes on from its last checkpoint: who stands where, and
-what a batch takes, follows from what was there before, so it ends with the same bytes.
+A batch has examples of any experts that are in a slot; an expert moves when batches have had all examples of
+its step. A run that was killed goes on from its last checkpoint: which expert is in which slot, and what a
+batch takes, follows from what was there before, so it ends with the same bytes.
 """
 
 # pyright: reportUninitializedInstanceVariable=false
 # `open` makes what depends on a checkpoint, before anything else is called.
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,339 +25,384 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import Row
-from elm_jax.telemetry.events import Event, Failure, Standing, Validation, Watch
-from elm_jax.training import batches, jobs, optimizers, slots
-from elm_jax.training.batches import Offer
-from elm_jax.training.checkpoints import Store
+from elm_jax.telemetry.events import Event, EventHandler, Failure, StepMetrics, Validation
+from elm_jax.training import batches, optimizers, slots
+from elm_jax.training import config as configs
+from elm_jax.training import jobs as job_records
+from elm_jax.training.batches import MeasuredJob, PendingExample
+from elm_jax.training.checkpoints import CheckpointDirectory, CheckpointStore
 from elm_jax.training.group import Group
-from elm_jax.training.jobs import Job
-from elm_jax.training.programs import Plan, layout_for
-from elm_jax.training.slots import Places
-from elm_jax.training.step import GOING, GroupState, Move, Sums
+from elm_jax.training.jobs import TrainingJob
+from elm_jax.training.programs import GroupPlan, layout_for
+from elm_jax.training.slots import Slot, SlotTable
+from elm_jax.training.step import FINITE, GradAccumulator, GroupState, Update
 
-Done = Callable[[Job, Params], None]
-LOOK_EVERY = 100  # rounds between looks for experts whose loss is not finite
+FinishedHandler = Callable[[TrainingJob, Params], None]
+CHECK_EVERY = 100  # batches between checks for experts whose loss is not finite
 
 
 class Stopped(Exception):
-    """A run that was asked to stop, and has saved where it is."""
+    """A run that was asked to stop, and has saved its state.
 
-    def __init__(self, round: int) -> None:
-        super().__init__(f"Stopped after round {round}; the same command goes on from there.")
-        self.round = round
+    Attributes:
+        batch: after which it stopped.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(f"Stopped after batch {batch}. Give the same command to go on from there.")
+        self.batch = batch
 
 
 def train_group(
-    config: T5Config, base: Params, jobs: Sequence[Job], plan: Plan, **options: Any
+    network: T5Config,
+    base: Params,
+    jobs: Sequence[TrainingJob],
+    plan: GroupPlan,
+    *,
+    checkpoints: CheckpointDirectory | None = None,
+    on_event: EventHandler | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Params]:
     """Trains the jobs' experts and returns their parameters, in the order of the jobs; see `train`.
 
-    An expert that was stopped is a UserError, when all others are done.
+    Raises:
+        UserError: an expert was stopped; raised when all others are done.
     """
-    found: dict[str, Params] = {}
-    ended = train(config, base, jobs, plan, lambda job, params: found.update({job.id: params}), **options)
-    for failure in ended.failed:
-        raise UserError(told(failure))
-    return [found[job.id] for job in jobs]
+    params_of: dict[str, Params] = {}
+
+    def collect(job: TrainingJob, params: Params) -> None:
+        params_of[job.id] = params
+
+    table = train(network, base, jobs, plan, collect, checkpoints=checkpoints, on_event=on_event, mesh=mesh)
+    for failure in table.failed:
+        raise UserError(failure_message(failure))
+    return [params_of[job.id] for job in jobs]
 
 
 def train(
-    config: T5Config,
+    network: T5Config,
     base: Params,
-    jobs: Sequence[Job],
-    plan: Plan,
-    done: Done,
+    jobs: Sequence[TrainingJob],
+    plan: GroupPlan,
+    on_finished: FinishedHandler,
     *,
     finished: Sequence[str] = (),
-    identity: Mapping[str, Any] | None = None,
-    checkpoint_dir: storage.PathLike | None = None,
-    watch: Watch | None = None,
-    stop: Callable[[int], bool] | None = None,
+    checkpoints: CheckpointDirectory | None = None,
+    on_event: EventHandler | None = None,
+    should_stop: Callable[[int], bool] | None = None,
     mesh: Mesh | None = None,
-) -> Places:
-    """Trains the jobs' experts, `plan.places` at a time, and hands each over when it is done.
+) -> SlotTable:
+    """Trains the jobs' experts, `plan.max_experts` at a time.
 
-    Jobs begin in their order, those named in `finished` excepted: they were done before the run began. What
-    an expert becomes depends on no neighbour, but for the order in which floating-point numbers are added.
-    One whose loss is not finite is stopped and the others go on; the places returned name it, see `told`.
+    What an expert becomes depends on no neighbour, but for the order in which floating-point numbers are
+    added. One whose loss is not finite is stopped and the others go on. On several hosts all call this alike.
 
-    With a `checkpoint_dir` the state is saved every `plan.save_every` rounds, and a call with the same jobs
-    and plan goes on from the last save, be it on other devices. `identity` is what else must be the same.
-    `done` may be called again for an expert that was done after the last save, with the same bytes.
-    `watch` is told of every round. When `stop` says so, at the end of a round, the state is saved and
-    `Stopped` raised. On a `mesh` experts lie along its `expert` axis, rows and base as `sharding` tells; on
-    several hosts all call this alike.
+    Args:
+        network: the base's, with the dropout to train with.
+        base: its parameters.
+        jobs: begun in their order.
+        plan: what they share.
+        on_finished: called with each expert when it is done; again, with the same bytes, for one that was
+            done after the last save of a run that was killed.
+        finished: ids of jobs that were done before the run began.
+        checkpoints: where the state is saved every `plan.save_every` batches. A call with the same jobs and
+            plan goes on from the last save, on these devices or on others. Default: nothing is saved.
+        on_event: called after every batch.
+        should_stop: asked after every batch, with its number, whether to save and stop.
+        mesh: of devices: experts lie along its `expert` axis, rows and base as `models.sharding` says.
+
+    Returns:
+        Which experts are finished and which have failed; see `failure_message`.
+
+    Raises:
+        Stopped: `should_stop` said so, and the state is saved.
+        UserError: jobs without rows, or checkpoints of another run.
     """
-    run = _Run(config, base, jobs, plan, done, watch, mesh)
-    identities = _identity(config, jobs, plan, identity or {}) if checkpoint_dir is not None else {}
+    run = _Run(network, base, jobs, plan, on_finished, on_event, mesh)
     queue = [job.id for job in jobs if job.id not in set(finished)]
-    with Store(checkpoint_dir, identities | {"_queue": queue}) as store:
+    directory = checkpoints.path if checkpoints else None
+    identity = _identity(network, jobs, plan) | dict(checkpoints.identity) if checkpoints else {}
+    with CheckpointStore(directory, identity | {"_queue": queue}) as store:
         run.open(store)
-        while not slots.is_over(run.places):
-            run.round()
-            at = run.places.round
-            stopping = stop is not None and stop(at)
-            if stopping or (at % plan.save_every == 0 and not slots.is_over(run.places)):
+        while not slots.is_over(run.table):
+            run.train_batch()
+            batch = run.table.batches
+            stopping = should_stop is not None and should_stop(batch)
+            if stopping or (batch % plan.save_every == 0 and not slots.is_over(run.table)):
                 run.save(store)
             if stopping:
-                raise Stopped(at)
-        run.tell()
-    return run.places
+                raise Stopped(batch)
+        run.send_event()
+    return run.table
 
 
-def told(failure: Failure) -> str:
+def failure_message(failure: Failure) -> str:
     """Returns the sentence about an expert that was stopped."""
     rows = ", ".join(map(str, failure.rows[:16])) + ", …" * (len(failure.rows) > 16)
     return (
-        f"Training of {failure.expert!r} was stopped at step {failure.step}: its loss or gradient was not "
-        f"finite on rows {rows}. Look at these rows, or lower the learning rate; the others went on."
+        f"Expected a finite loss and gradient of {failure.expert!r}, got one that is not at step "
+        f"{failure.step}, on rows {rows}. Fix: look at these rows, or lower the learning rate. The other "
+        "experts are trained."
     )
 
 
 class _Run:
-    """One run: its group, who stands where, and what is still to be told."""
+    """One run: its group, which expert is in which slot, and the event that is still to be sent."""
 
     def __init__(
         self,
-        config: T5Config,
+        network: T5Config,
         base: Params,
-        given: Sequence[Job],
-        plan: Plan,
-        done: Done,
-        watch: Watch | None,
+        jobs: Sequence[TrainingJob],
+        plan: GroupPlan,
+        on_finished: FinishedHandler,
+        on_event: EventHandler | None,
         mesh: Mesh | None,
     ) -> None:
-        jobs.require_trainable(given)
-        self.jobs = {job.id: job for job in given}
-        self.plan, self.done, self.watch, self.mesh = plan, done, watch, mesh
-        self.config, self.base = config, base
-        for job in given:
-            optimizers.schedule(job.schedule)  # whether there is one of that name
-        self.known = {job.id: batches.known(job) for job in given}
-        self.offered: dict[int, list[Offer]] = {}
-        self.untold: tuple[Event, list[tuple[int, Standing]], Array | None] | None = None
+        job_records.require_trainable(jobs)
+        self.jobs = {job.id: job for job in jobs}
+        self.plan, self.on_finished, self.on_event, self.mesh = plan, on_finished, on_event, mesh
+        self.network, self.base = network, base
+        for job in jobs:
+            optimizers.require_schedule(job.config.schedule)
+        self.measured = {job.id: batches.measure(job) for job in jobs}
+        self.pending: dict[int, list[PendingExample]] = {}
+        self.unsent: tuple[Event, list[tuple[int, StepMetrics]], Array | None] | None = None
         self.news: dict[str, list[Any]] = {"finished": [], "failed": [], "validations": []}
 
-    def open(self, store: Store) -> None:
-        """Puts the first experts at their places, or all where the last checkpoint has them."""
+    def open(self, store: CheckpointStore) -> None:
+        """Puts the first experts into slots, or all where the last checkpoint has them."""
         queue = store.identity["_queue"]
         missing = [name for name in queue if name not in self.jobs]
         if missing:
             raise UserError(
-                f"A run that is to go on wants the expert {missing[0]!r} that it began with, but it was not "
-                "given. Run the command that it began with, or delete its checkpoints."
+                f"Expected the expert {missing[0]!r} that this run began with, got a command without it. "
+                "Fix: give the command that the run began with, or delete its checkpoints."
             )
         saved = store.position()
-        there = slots.from_json(saved[1]) if saved else None
-        count = len(there.at) if there else max(1, min(self.plan.places, len(queue)))
-        self.layout = layout_for(self.plan.kind, count, self.mesh)
-        self.places = there or slots.opened(queue, self.layout.places)
-        if there and self.layout.places != count:
+        table = slots.from_json(saved[1]) if saved else None
+        count = len(table.slots) if table else max(1, min(self.plan.max_experts, len(queue)))
+        self.layout = layout_for(self.plan.config.expert.kind, count, self.mesh)
+        self.table = table or slots.empty_table(queue, self.layout.slots)
+        if table and self.layout.slots != count:
             raise UserError(
-                f"The checkpoint has {count} experts side by side, which a mesh with an expert axis of "
-                f"{self.layout.parts} does not divide. Give a mesh whose expert axis does."
+                f"Expected a mesh whose expert axis divides the {count} experts that the checkpoint has, got "
+                f"an expert axis of {self.layout.parts}. Fix: give a mesh whose expert axis does."
             )
-        first = [self.jobs[name] for name in queue[: self.layout.places]] or list(self.jobs.values())[:1]
-        self.shape = self._shape(queue)
-        self.group = Group(self.config, self.base, self.plan, self.layout, self.shape, self.mesh)
+        first = [self.jobs[name] for name in queue[: self.layout.slots]] or list(self.jobs.values())[:1]
+        self.shape = self._choose_shape(queue)
+        self.group = Group(self.network, self.base, self.plan, self.layout, self.shape, self.mesh)
         seeds = [job.seed for job in first]
-        self.state = self.group.begin(seeds + [0] * (self.layout.places - len(seeds)))
-        self.sums = self.group.zero(self.state)
-        self.best = jax.tree.map(jnp.copy, self.state.params) if self.plan.keep == "best" else None
+        self.state = self.group.init(seeds + [0] * (self.layout.slots - len(seeds)))
+        self.accumulator = self.group.zero(self.state)
+        keeps_best = self.plan.config.checkpoint.keep == "best"
+        self.best = jax.tree.map(jnp.copy, self.state.params) if keeps_best else None
         if saved:
-            found = store.restore(saved[0], self._saved())
-            self.state, self.sums = GroupState(*found["state"]), Sums(*found["sums"])
-            self.best = found.get("best")
+            restored = store.restore(saved[0], self._saved_state())
+            self.state = GroupState(*restored["state"])
+            self.accumulator = GradAccumulator(*restored["sums"])
+            self.best = restored.get("best")
         else:
-            self.places, _ = slots.filled(self.places)  # as they were begun
-        self._release()
+            self.table, _ = slots.fill_slots(self.table)  # `init` has put them there
+        self._refill()
 
-    def round(self) -> None:
-        """Trains on one batch, and moves the experts whose step it makes whole."""
-        group, at = self.group, dict(enumerate(self.places.at))
-        standing = {number: place for number, place in at.items() if place is not None}
-        of = {number: self.jobs[place.expert] for number, place in standing.items()}
-        for number, place in standing.items():
-            if number not in self.offered:
-                step_rows = batches.of_step(self.known[place.expert], number, place.step)
-                self.offered[number] = [offer for offer in step_rows if offer.at not in place.taken]
-        left = {number: _left(of[number], place) for number, place in standing.items()}
+    def train_batch(self) -> None:
+        """Trains on one batch, and moves the experts whose step it completes."""
+        group = self.group
+        in_slot = {number: slot for number, slot in enumerate(self.table.slots) if slot is not None}
+        job_of = {number: self.jobs[slot.expert] for number, slot in in_slot.items()}
+        for number, slot in in_slot.items():
+            if number not in self.pending:
+                examples = batches.step_examples(self.measured[slot.expert], number, slot.step)
+                self.pending[number] = [each for each in examples if each.number not in slot.used_examples]
+        left = {number: _rows_left(job_of[number], slot) for number, slot in in_slot.items()}
         order = sorted(left, key=lambda number: -left[number])
-        offered = [self.offered[number] for number in order]
-        alone = frozenset(number for number, place in standing.items() if place.step < place.alone)
         batch = batches.pack(
-            offered, self.shape, places=self.layout.places, parts=self.layout.parts, alone=alone
+            [self.pending[number] for number in order],
+            self.shape,
+            slots=self.layout.slots,
+            parts=self.layout.parts,
+            isolated=frozenset(number for number, slot in in_slot.items() if slot.step < slot.isolated_until),
         )
-        taken: dict[int, list[int]] = {}
-        for offer in batch.taken:
-            self.offered[offer.place].remove(offer)
-            taken.setdefault(offer.place, []).append(offer.at)
-        whole = [number for number in taken if not self.offered[number]]
-        self.sums = group.gather(self.state.params, batch, of, self.sums)
-        moving = [(number, _standing(of[number], standing[number].step)) for number in sorted(whole)]
-        loss = self._move(moving) if moving else None
-        self.tell()
-        self.places = slots.stepped(self.places, taken, whole)
+        used: dict[int, list[int]] = {}
+        for example in batch.examples:
+            self.pending[example.slot].remove(example)
+            used.setdefault(example.slot, []).append(example.number)
+        completed = [number for number in used if not self.pending[number]]
+        self.accumulator = group.accumulate(self.state.params, batch, job_of, self.accumulator)
+        metrics = [
+            (number, _step_metrics(job_of[number], in_slot[number].step)) for number in sorted(completed)
+        ]
+        loss = self._update(metrics) if metrics else None
+        self.send_event()
+        self.table = slots.record_batch(self.table, used, completed)
         event = Event(
-            round=self.places.round,
-            steps_done=self.places.steps,
+            batch=self.table.batches,
+            steps_done=self.table.steps,
             steps=sum(job.steps for job in self.jobs.values()),
-            standings=(),
-            prompt_tokens=sum(offer.prompt for offer in batch.taken),
-            answer_tokens=sum(offer.target for offer in batch.taken),
+            metrics=(),
+            prompt_tokens=sum(example.prompt for example in batch.examples),
+            answer_tokens=sum(example.target for example in batch.examples),
             padded_tokens=batch.shape.tokens,
-            waiting=len(self.places.waiting),
+            waiting=len(self.table.waiting),
         )
-        self.untold = (event, moving, loss)
-        for number in whole:
-            del self.offered[number]
-        if self.plan.validate_every:
-            self._validate(whole)
-        self._release()
+        self.unsent = (event, metrics, loss)
+        for number in completed:
+            del self.pending[number]
+        if self.plan.config.checkpoint.validate_every:
+            self._validate(completed)
+        self._refill()
 
-    def _move(self, moving: Sequence[tuple[int, Standing]]) -> Array:
-        count = self.layout.places
-        move = Move(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, np.int32))
-        for number, each in moving:
-            move.rate[number], move.active[number], move.step[number] = each.rate, True, each.step
-        self.state, self.sums, loss = self.group.advance(self.state, self.sums, move)
+    def _update(self, metrics: Sequence[tuple[int, StepMetrics]]) -> Array:
+        count = self.layout.slots
+        update = Update(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, np.int32))
+        for number, each in metrics:
+            update.learning_rate[number], update.active[number] = each.learning_rate, True
+            update.step[number] = each.step
+        self.state, self.accumulator, loss = self.group.update(self.state, self.accumulator, update)
         return loss
 
-    def tell(self) -> None:
-        """Tells of the round before, which the device has done by now or soon will have."""
-        if self.untold is None:
+    def send_event(self) -> None:
+        """Sends the event of the batch before, which the device has done by now or soon will have."""
+        if self.unsent is None:
             return
-        event, moved, loss = self.untold
-        # Waits, so that the host is never more than a round ahead.
+        event, metrics, loss = self.unsent
+        # Waits, so that the host is never more than a batch ahead.
         losses = np.zeros(0) if loss is None else np.asarray(loss)
-        standings = tuple(replace(each, loss=float(losses[number])) for number, each in moved)
-        news = {name: tuple(found) for name, found in self.news.items()}
-        self.untold, self.news = None, {name: [] for name in self.news}
-        if self.watch:
-            self.watch(replace(event, standings=standings, **news))
+        with_losses = tuple(replace(each, loss=float(losses[number])) for number, each in metrics)
+        news = {name: tuple(each) for name, each in self.news.items()}
+        self.unsent, self.news = None, {name: [] for name in self.news}
+        if self.on_event:
+            self.on_event(replace(event, metrics=with_losses, **news))
 
-    def save(self, store: Store) -> None:
-        """Saves the state and who stands where."""
-        store.save(self.places.round, self._saved(), slots.to_json(self.places))
+    def save(self, store: CheckpointStore) -> None:
+        """Saves the state and which expert is in which slot."""
+        store.save(self.table.batches, self._saved_state(), slots.to_json(self.table))
 
-    def _saved(self) -> dict[str, Any]:
-        return {"state": tuple(self.state), "sums": tuple(self.sums)} | (
+    def _saved_state(self) -> dict[str, Any]:
+        return {"state": tuple(self.state), "sums": tuple(self.accumulator)} | (
             {} if self.best is None else {"best": self.best}
         )
 
-    def _shape(self, queue: Sequence[str]) -> batches.Shape:
-        """Returns the one shape of all batches: a function of what was queued, whatever is still to do."""
-        given = [self.known[name] for name in queue] or list(self.known.values())
-        return batches.shape_for(
-            given,
+    def _choose_shape(self, queue: Sequence[str]) -> batches.Shape:
+        """Returns the one shape of all batches: it follows from the queue, whatever is still to do."""
+        measured = [self.measured[name] for name in queue] or list(self.measured.values())
+        kind = self.plan.config.expert.kind
+        return batches.choose_shape(
+            measured,
             self.plan.batch_tokens,
-            places=self.layout.places,
+            slots=self.layout.slots,
             parts=self.layout.parts,
             multiple=self.layout.row_parts,
-            cost=batches.batch_cost(self.config, self.plan.kind, get_platform(self.mesh)),
+            cost=batches.batch_cost(self.network, kind, get_platform(self.mesh)),
         )
 
-    def _release(self) -> None:
-        """Hands over who is done, looks for who stopped, and lets those who wait take free places."""
-        looking = self.places.round % LOOK_EVERY == 0
+    def _refill(self) -> None:
+        """Takes finished and stopped experts out of their slots, and puts waiting ones into free slots."""
+        checking = self.table.batches % CHECK_EVERY == 0
         while True:
             ended = [
                 number
-                for number, place in enumerate(self.places.at)
-                if place is not None and (looking or place.step >= self.jobs[place.expert].steps)
+                for number, slot in enumerate(self.table.slots)
+                if slot is not None and (checking or slot.step >= self.jobs[slot.expert].steps)
             ]
-            stopped = self.group.whole(self.state.stopped) if ended else None
+            stopped = self.group.to_host(self.state.stopped) if ended else None
             for number in ended:
                 assert stopped is not None
-                self._release_one(number, int(stopped[number]))
-            self.places, came = slots.filled(self.places)
-            for number, name in came.items():
-                self.state = self.group.put(self.state, number, self.jobs[name].seed)
-            if not any(self.jobs[name].steps == 0 for name in came.values()):
+                self._release(number, int(stopped[number]))
+            self.table, new = slots.fill_slots(self.table)
+            for number, name in new.items():
+                self.state = self.group.put_fresh(self.state, number, self.jobs[name].seed)
+            if not any(self.jobs[name].steps == 0 for name in new.values()):
                 return
 
-    def _release_one(self, number: int, stopped: int) -> None:
-        """Takes an expert from its place if it is done, or if it stopped although it shared no row.
+    def _release(self, number: int, stopped: int) -> None:
+        """Takes an expert out of its slot if it is done, or if it stopped although it shared no row.
 
         What is not finite in one expert spreads to all that share a row with it. None of them has moved
-        since: each goes on from there in rows of its own, and only the one that is to blame stops again.
+        since: each goes on from there in rows of its own, and only the one that caused it stops again.
         """
-        place = self.places.at[number]
-        assert place is not None
-        job = self.jobs[place.expert]
-        if stopped != GOING and stopped > place.alone:
-            alone = stopped + LOOK_EVERY  # so that the next look finds it alone still
-            self.places = slots.retried(self.places, number, stopped - 1, alone)
-            self.state, self.sums = self.group.take_up(self.state, self.sums, number)
-            self.offered.pop(number, None)
-        elif stopped != GOING:
-            failure = Failure(job.id, stopped, tuple(jobs.rows_of_step(job, stopped - 1).tolist()))
-            self.places = slots.failed(self.places, number, failure)
-            self.state, self.sums = self.group.take_up(self.state, self.sums, number)
-            self.offered.pop(number, None)
+        slot = self.table.slots[number]
+        assert slot is not None
+        job = self.jobs[slot.expert]
+        if stopped == FINITE:
+            if slot.step >= job.steps:
+                best = None if slot.best_score is None else self.best
+                params = self.state.params if best is None else best
+                self.on_finished(job, self.group.take(params, number))
+                self.table = slots.finish_expert(self.table, number)
+                self.news["finished"].append(job.id)
+            return
+        if stopped > slot.isolated_until:
+            until = stopped + CHECK_EVERY  # so that the next check finds it isolated still
+            self.table = slots.rewind_expert(self.table, number, stopped - 1, until)
+        else:
+            rows = job_records.rows_of_step(job, stopped - 1)
+            failure = Failure(job.id, stopped, tuple(rows.tolist()))
+            self.table = slots.fail_expert(self.table, number, failure)
             self.news["failed"].append(failure)
-        elif place.step >= job.steps:
-            kept = self.best if self.best is not None and place.best is not None else self.state.params
-            self.done(job, self.group.take(kept, number))
-            self.places = slots.finished(self.places, number)
-            self.news["finished"].append(job.id)
+        self.state, self.accumulator = self.group.resume(self.state, self.accumulator, number)
+        self.pending.pop(number, None)
 
     def _validate(self, moved: Sequence[int]) -> None:
-        """Judges the experts whose turn it is on their held-out rows, and keeps the best if so planned."""
-        for number, place in enumerate(self.places.at):
-            if place is None or number not in moved:
+        """Validates the experts whose turn it is, and copies those that are at their best step so far."""
+        every = self.plan.config.checkpoint.validate_every
+        for number, slot in enumerate(self.table.slots):
+            if slot is None or number not in moved:
                 continue
-            job = self.jobs[place.expert]
-            found = batches.held(job)
-            if found is None or (place.step % self.plan.validate_every and place.step < job.steps):
+            job = self.jobs[slot.expert]
+            measured = batches.measure_validation(job)
+            if measured is None or (slot.step % every and slot.step < job.steps):
                 continue
-            loss, accuracy = self._loss(found, number), self._accuracy(job, number)
-            worth = -loss if accuracy is None else accuracy
-            best = bool(np.isfinite(loss)) and (place.best is None or worth > place.best)
+            loss, accuracy = self._validation_loss(measured, number), self._accuracy(job, number)
+            score = -loss if accuracy is None else accuracy
+            best = bool(np.isfinite(loss)) and (slot.best_score is None or score > slot.best_score)
             if best and self.best is not None:
-                self.best = self.group.copy(self.best, self.state.params, number)
+                self.best = self.group.copy_slot(self.best, self.state.params, number)
             if best:
-                self.places = slots.judged(self.places, number, worth)
-            self.news["validations"].append(Validation(job.id, place.step, loss, accuracy, best))
+                self.table = slots.set_best_score(self.table, number, score)
+            self.news["validations"].append(Validation(job.id, slot.step, loss, accuracy, best))
 
-    def _loss(self, found: batches.Known, number: int) -> float:
-        """Returns the loss of the expert at a place on rows that were held out."""
-        waiting, cut = batches.of_all(found, number), []
-        while waiting:
-            batch = batches.pack([waiting], self.shape, places=self.layout.places, parts=self.layout.parts)
-            here = {offer.at for offer in batch.taken}
-            waiting = [offer for offer in waiting if offer.at not in here]
-            cut.append(batch)
-        return float(self.group.measure(self.state.params, cut, {number: found.job})[number])
+    def _validation_loss(self, measured: MeasuredJob, number: int) -> float:
+        """Returns the loss of the expert in a slot on its validation rows."""
+        pending, packed = batches.all_examples(measured, number), []
+        while pending:
+            batch = batches.pack([pending], self.shape, slots=self.layout.slots, parts=self.layout.parts)
+            used = {example.number for example in batch.examples}
+            pending = [example for example in pending if example.number not in used]
+            packed.append(batch)
+        return float(self.group.evaluate(self.state.params, packed, {number: measured.job})[number])
 
-    def _accuracy(self, job: Job, number: int) -> float | None:
-        """Returns the share of held-out rows whose right choice is the likeliest."""
-        held = job.held
-        if held is None or held.choices is None or held.labels is None:
+    def _accuracy(self, job: TrainingJob, number: int) -> float | None:
+        """Returns the share of validation rows whose right choice is the likeliest."""
+        validation = job.validation
+        if validation is None or validation.choices is None or validation.labels is None:
             return None
-        rows = [Row(prompt, own) for prompt, own in zip(held.prompts, held.choices, strict=True)]
-        params, experts = self.group.to_score(self.state.params, number)
-        scores = scorer.score_rows(self.config, params, rows, experts, batch_tokens=self.plan.batch_tokens)
-        right = [int(np.argmax(own)) == label for own, label in zip(scores, held.labels, strict=True)]
+        pairs = zip(validation.prompts, validation.choices, strict=True)
+        rows = [Row(prompt, choices) for prompt, choices in pairs]
+        params, experts = self.group.params_to_score(self.state.params, number)
+        tokens = self.plan.batch_tokens
+        scores = scorer.score_rows(self.network, params, rows, experts, batch_tokens=tokens)
+        right = [int(np.argmax(own)) == label for own, label in zip(scores, validation.labels, strict=True)]
         return float(np.mean(right))
 
 
-def _left(job: Job, place: slots.Place) -> int:
+def _rows_left(job: TrainingJob, slot: Slot) -> int:
     """Returns how many rows an expert is still to be trained on."""
-    return (job.steps - place.step) * job.batch_size - len(place.taken)
+    return (job.steps - slot.step) * job.batch_size - len(slot.used_examples)
 
 
-def _standing(job: Job, done: int) -> Standing:
-    rate = optimizers.schedule(job.schedule)(done, job.steps, job.rate, job.warmup)
-    return Standing(job.id, done + 1, job.steps, float("nan"), rate)
+def _step_metrics(job: TrainingJob, steps_done: int) -> StepMetrics:
+    """Returns the metrics of an expert's next step, its loss still unknown."""
+    learning_rate = optimizers.learning_rate_at(job.config.schedule, steps_done)
+    return StepMetrics(job.id, steps_done + 1, job.steps, float("nan"), learning_rate)
 
 
-def _identity(config: T5Config, given: Sequence[Job], plan: Plan, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be gone on from; not how much fits on the devices."""
-    fixed = {name: value for name, value in vars(plan).items() if name not in ("places", "batch_tokens")}
+def _identity(network: T5Config, jobs: Sequence[TrainingJob], plan: GroupPlan) -> dict[str, Any]:
+    """Returns what a resumed run must have too; how much fits on the devices may differ."""
+    shared = configs.shared_identity(plan.config) | {"save_every": plan.save_every}
     return {
-        "network": storage.fingerprint(vars(config)),
-        "plan": storage.fingerprint(fixed),
-        "jobs": [jobs.identity(job) for job in given],
-        **more,
+        "network": storage.fingerprint(vars(network)),
+        "plan": storage.fingerprint(shared),
+        "jobs": [job_records.identity(job) for job in jobs],
     }

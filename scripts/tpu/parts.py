@@ -25,7 +25,8 @@ from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
-from elm_jax.training import config
+from elm_jax.training import expert_configs
+from elm_jax.training.config import TrainConfig, replace_fields
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Kind:
     """One sort of experts: which recipe trains them, one on what, and where below the sweep's directory."""
 
     recipe: str
-    as_: str
+    train_as: str
     directory: str
 
 
@@ -97,11 +98,12 @@ def parts_of(
     found = []
     for kind in kinds:
         how = KINDS[kind]
-        chosen = config.courses(specs, config.Budget(steps=1), as_=how.as_)
+        config = replace_fields(TrainConfig(), {"steps": 1, "train_as": how.train_as})
+        chosen = expert_configs.resolve_experts(specs, config)
         shares = [share for share in (chosen[at::count] for at in range(count)) if share]
         for at, share in enumerate(shares, start=1):
-            experts = tuple(course.id for course in share)
-            tasks = tuple(spec.id for course in share for spec in course.specs)
+            experts = tuple(expert.id for expert in share)
+            tasks = tuple(spec.id for expert in share for spec in expert.specs)
             name = f"{kind}-{at}-of-{len(shares)}"
             found.append(Part(name, how.recipe, f"{root.rstrip('/')}/{how.directory}", experts, tasks))
     return found

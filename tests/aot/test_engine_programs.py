@@ -25,7 +25,8 @@ from elm_jax.planning.program_specs import (
 )
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
-from elm_jax.training.programs import Plan, group_programs, layout_for
+from elm_jax.training.programs import group_programs, layout_for
+from tests.training_configs import make_plan
 
 pytestmark = pytest.mark.aot
 LAYERS = 5
@@ -49,7 +50,7 @@ def mesh_of(slice_name, sizes):
 def group(slice_name, kind="bottleneck", dtype="bfloat16", places=4, **sizes):
     mesh = mesh_of(slice_name, tuple(sizes.items()))
     optimizer = "adafactor" if kind == "full" else "adamw"
-    plan = Plan(kind=kind, options=KINDS[kind], optimizer=optimizer)
+    plan = make_plan(kind=kind, options=KINDS[kind], optimizer=optimizer)
     layout = layout_for(kind, places, mesh)
     shape = Shape(max(8, layout.row_parts), 128, 32, 1 if kind == "full" else 2)
     return group_programs(network(dtype), plan, layout, shape, mesh=mesh)
@@ -58,7 +59,7 @@ def group(slice_name, kind="bottleneck", dtype="bfloat16", places=4, **sizes):
 @lru_cache
 def gathered(slice_name, kind="bottleneck", dtype="bfloat16", **sizes):
     """The compiled text of a batch's gradients, and the mesh's sizes."""
-    program = group(slice_name, kind, dtype, **sizes).gather
+    program = group(slice_name, kind, dtype, **sizes).accumulate
     return program.lower().compile().as_text(), mesh_of(slice_name, tuple(sizes.items())).shape
 
 
@@ -143,12 +144,12 @@ def test_between_experts_nothing_travels(kind):
 def test_putting_one_expert_sends_nothing_and_taking_one_sends_that_one_alone():
     programs = group("v5e-4", places=8, expert=4)
     mesh = mesh_of("v5e-4", (("expert", 4),)).shape
-    for program in (programs.put, programs.restart, programs.advance):
+    for program in (programs.put_slot, programs.resume_slot, programs.update):
         assert collectives(program.lower().compile().as_text(), mesh) == ()
     one = sum(
         4 * leaf.size for leaf in jax.tree.leaves(shapes.expert_shapes(network("bfloat16"), "bottleneck"))
     )
-    sent = collectives(programs.take.lower().compile().as_text(), mesh)
+    sent = collectives(programs.take_slot.lower().compile().as_text(), mesh)
     assert sum(each.bytes for each in sent) == one
 
 
@@ -164,11 +165,11 @@ def test_gathers_of_kernels_run_beside_products():
 def test_full_training_has_no_base_beside_its_experts():
     programs = group("v4-8", "full", fsdp=4)
     leaves = jax.tree.leaves(shapes.base_shapes(network("bfloat16")))
-    for program in (programs.gather, programs.advance, programs.measure):
+    for program in (programs.accumulate, programs.update, programs.evaluate):
         there = jax.tree.leaves((program.arguments, program.resident))
         assert jnp.bfloat16 not in {leaf.dtype for leaf in there}
     whole = 4 * sum(leaf.size for leaf in leaves)
-    params = memory.device_bytes(programs.gather.arguments[0])
+    params = memory.device_bytes(programs.accumulate.arguments[0])
     assert params < whole / 3  # split over four devices, all but what is small
 
 
@@ -216,9 +217,9 @@ def test_programs_lower_for_a_gpu():
     """Without its compiler: that a program lowers for CUDA proves no more than that."""
     on = AbstractMesh((1,) * 4, AXES, axis_types=(AxisType.Auto,) * 4)
     for kind, options in KINDS.items():
-        plan = Plan(kind=kind, options=options, optimizer="adafactor" if kind == "full" else "adamw")
+        plan = make_plan(kind=kind, options=options, optimizer="adafactor" if kind == "full" else "adamw")
         layout = layout_for(kind, 4, on)
         programs = group_programs(network("bfloat16"), plan, layout, Shape(8, 128, 32, 2), platform="gpu")
-        for program in (programs.begin, programs.gather, programs.advance, programs.put):
+        for program in (programs.init, programs.accumulate, programs.update, programs.put_slot):
             exported = jax.export.export(program.function, platforms=["cuda"])(*program.arguments)
             assert exported.platforms == ("cuda",)

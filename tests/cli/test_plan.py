@@ -40,18 +40,18 @@ def test_a_plan_of_a_training_is_json_for_a_script(capsys):
     assert of_one["experts_at_once"] == 5
     for found in (of_four, of_one):
         programs = {program["name"]: program for program in found["programs"]}
-        assert {"begin", "gather", "advance", "put", "take"} <= set(programs)
-        gather = programs["gather"]
-        assert gather["fits"]
-        assert 0 < gather["peak_bytes"] < gather["limit_bytes"]
-        assert gather["compile_seconds"] > 0
-        assert gather["flops"] == pytest.approx(
-            gather["model_flops"], rel=0.35
+        assert {"init", "accumulate", "update", "put_slot", "take_slot"} <= set(programs)
+        accumulate = programs["accumulate"]
+        assert accumulate["fits"]
+        assert 0 < accumulate["peak_bytes"] < accumulate["limit_bytes"]
+        assert accumulate["compile_seconds"] > 0
+        assert accumulate["flops"] == pytest.approx(
+            accumulate["model_flops"], rel=0.35
         )  # a network so small has edges
-        assert 0 < gather["mfu"] < 1
-        assert gather["seconds"] > 0
+        assert 0 < accumulate["mfu"] < 1
+        assert accumulate["seconds"] > 0
         assert found["device_hours"] == pytest.approx(found["hours"] * found["devices"])
-    (sent,) = [p["collectives"] for p in of_four["programs"] if p["name"] == "gather"]
+    (sent,) = [p["collectives"] for p in of_four["programs"] if p["name"] == "accumulate"]
     assert sent == []  # experts need nothing of one another
 
 

@@ -18,8 +18,8 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, mini
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.training.train import Budget
 from elm_jax.weights import elm
+from tests.training_configs import train_config
 
 TRAINED = ("mini_sentiment_film", "mini_size_animal")
 UNSEEN = ("mini_sentiment_hotel",)
@@ -68,7 +68,7 @@ def small_run(tmp_path_factory):
         train_tasks=TRAINED,
         eval_tasks=UNSEEN,
         out=out,
-        budget=Budget(steps=2, batch_size=2, rate=1e-2, options={"width": 16}, dropout=0.0),
+        config=train_config(steps=2, batch_size=2, rate=1e-2, options={"width": 16}, dropout=0.0),
         source=source,
         lengths=lengths,
         train_rows=8,

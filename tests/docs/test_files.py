@@ -20,7 +20,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, datasets, user_tasks
 from elm_jax.telemetry import jsonl_log
 from elm_jax.telemetry.events import Event, Failure, Validation
-from elm_jax.telemetry.throughput import Reading
+from elm_jax.telemetry.throughput import Throughput
 
 PAGE = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
 TRAINED = "mini_size_animal"
@@ -142,7 +142,7 @@ def test_an_expert_that_is_done_leaves_the_line_of_a_step(place):
     ],
 )
 def test_the_page_lists_the_keys_of_what_happens_seldom_in_training(kind, happened):
-    (record,) = jsonl_log.records(Event(1, 1, 2, (), 3, 1, 8, 0, **happened), Reading())
+    (record,) = jsonl_log.journal_records(Event(1, 1, 2, (), 3, 1, 8, 0, **happened), Throughput())
     assert listed(f"kind `{kind}`") == sorted(["time", *record])
 
 

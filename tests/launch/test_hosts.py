@@ -11,7 +11,7 @@ from elm_jax.launch import hosts
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 5))
 def test_every_item_is_in_one_part_and_order_is_kept(costs, count):
     items = list(range(len(costs)))
-    parts = [hosts.part(items, costs, count, index) for index in range(count)]
+    parts = [hosts.shard(items, costs, count, index) for index in range(count)]
     assert [item for part in parts for item in part] == items
 
 
@@ -19,17 +19,17 @@ def test_every_item_is_in_one_part_and_order_is_kept(costs, count):
 def test_parts_cost_the_same_up_to_one_item(costs, count):
     items = list(range(len(costs)))
     for index in range(count):
-        own = sum(costs[item] for item in hosts.part(items, costs, count, index))
+        own = sum(costs[item] for item in hosts.shard(items, costs, count, index))
         assert abs(own - sum(costs) / count) <= max(costs)
 
 
 def test_one_process_has_everything():
-    assert hosts.share("abc", lambda item: 1) == ["a", "b", "c"]
+    assert hosts.shard_by_cost("abc", lambda item: 1) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("lost", [jax.errors.JaxRuntimeError("Gather failed"), ValueError("[gloo] reset")])
-def test_what_the_runtime_says_of_lost_processes_is_found_behind_other_errors(lost):
+def test_a_communication_error_is_found_among_the_causes_of_another(lost):
     error = KeyError("what came of it")
     error.__cause__ = lost
-    assert hosts._of_others(error) == str(lost)
-    assert hosts._of_others(KeyError("ours")) is None
+    assert hosts._communication_error(error) == str(lost)
+    assert hosts._communication_error(KeyError("ours")) is None

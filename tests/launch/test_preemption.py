@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 
-from elm_jax.launch.preemption import preemption
+from elm_jax.launch.preemption import watch_for_preemption
 
 
 def test_a_signal_is_told_after_the_round_and_the_handler_before_comes_back():
     before = signal.getsignal(signal.SIGTERM)
-    with preemption() as stop:
+    with watch_for_preemption() as stop:
         assert not stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop(2)
@@ -23,7 +23,7 @@ def test_outside_the_main_thread_nothing_is_listened_to():
     told = []
 
     def run():
-        with preemption() as stop:
+        with watch_for_preemption() as stop:
             told.append(stop(1))
 
     thread = threading.Thread(target=run)
@@ -35,8 +35,8 @@ def test_outside_the_main_thread_nothing_is_listened_to():
 def test_a_second_signal_ends_the_process():
     script = (
         "import os, signal\n"
-        "from elm_jax.launch.preemption import preemption\n"
-        "with preemption():\n"
+        "from elm_jax.launch.preemption import watch_for_preemption\n"
+        "with watch_for_preemption():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('noted', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

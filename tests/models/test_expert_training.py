@@ -9,6 +9,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.training import optimizers, step
+from elm_jax.training.config import OptimizerConfig
 
 RNG = np.random.default_rng(3)
 SEGMENTS = np.repeat(np.array([[1, 1, 1, 1, 2, 2, 2, 2]], np.int32), 4, axis=0)
@@ -39,17 +40,17 @@ def base(config):
 def test_ten_steps_lower_the_loss_of_every_expert_and_leave_the_base(config, base, kind):
     fresh = [ex.init_expert(kind, jax.random.key(seed), base) for seed in (1, 2)]
     before = jax.tree.map(np.array, base)
-    optimizer = optimizers.optimizer("adamw")
-    gather, advance = step.gather(config, kind), step.advance(optimizer)
-    state = step.start(step.stack(fresh), optimizer)
-    sums, losses = step.nothing(state.params), []
+    optimizer = optimizers.make_optimizer(OptimizerConfig())
+    gather, advance = step.accumulate(config, kind), step.apply_update(optimizer)
+    state = step.initial_state(step.stack(fresh), optimizer)
+    sums, losses = step.zero_accumulator(state.params), []
     for at in range(STEPS):
         sums = gather(state.params, base, ROWS, sums)
-        move = step.Move(np.full(2, 0.03, np.float32), np.ones(2, bool), np.full(2, at, np.int32))
+        move = step.Update(np.full(2, 0.03, np.float32), np.ones(2, bool), np.full(2, at, np.int32))
         state, sums, loss = advance(state, sums, move)
         losses.append(np.asarray(loss))
     assert (losses[-1] < losses[0] - 0.1).all()
     assert jax.tree.all(jax.tree.map(np.array_equal, base, before))
     for at, start in enumerate(fresh):
-        moved, start = paths.flatten(step.taken(state.params, np.int32(at))), paths.flatten(start)
+        moved, start = paths.flatten(step.take_slot(state.params, np.int32(at))), paths.flatten(start)
         assert all(np.any(np.asarray(leaf)[0] != start[path]) for path, leaf in moved.items())

@@ -11,7 +11,7 @@ from elm_jax.models import flops
 from elm_jax.models.shapes import base_shapes, expert_shapes
 from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import T5
-from elm_jax.training.loss import answer_loss
+from elm_jax.training.loss import token_losses
 
 # Projections of 4 x 2 and a feed-forward of 4 x 3 twice and 3 x 4: a prompt's token meets 4 * 8 + 36 of the
 # encoder and 2 * 8 of cross-attention, an answer's 4 * 8 + 2 * 8 + 36 of the decoder and 4 * 8 of the output.
@@ -83,7 +83,7 @@ def test_what_is_counted_is_what_xla_counts(kind, options, tolerance):
     def loss(owned, base, prompts, targets):
         params, beside = ex.split_base_and_expert(kind, base, owned)
         logits = T5(network).apply({"params": params}, prompts, targets[:, None], beside)
-        return answer_loss(jnp.asarray(logits)[:, 0], targets)
+        return token_losses(jnp.asarray(logits)[:, 0], targets).sum() / (targets > 0).sum()
 
     rows, prompt, answer = 4, 48, 16
     tokens = [jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (prompt, answer)]

@@ -17,6 +17,7 @@ from elm_jax.models import meshes, paths, sharding
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training import optimizers, step
+from elm_jax.training.config import OptimizerConfig
 from elm_jax.training.loss import token_losses
 
 # Five layers, so that they are scanned; every width another number, so that a shape tells what it is of.
@@ -144,7 +145,7 @@ def group(base):
     config = replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
     first = {path: leaf[:1] if "/layers/" in path else leaf for path, leaf in paths.flatten(base).items()}
     base = paths.unflatten(first)
-    optimizer = optimizers.optimizer("adamw")
+    optimizer = optimizers.make_optimizer(OptimizerConfig())
     made = drawn(lambda: ex.init_expert("bottleneck", jax.random.key(1), base, {"width": 4}), 4)
     segments = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2]], np.int32), 16, axis=0)
     of_targets = np.repeat(np.array([[1, 1, 2]], np.int32), 16, axis=0)
@@ -158,7 +159,7 @@ def group(base):
         RNG.uniform(0.5, 1.5, place.shape).astype(np.float32),
         np.zeros(place.shape, np.uint32),
     )
-    move = step.Move(
+    move = step.Update(
         np.array([1e-3, 2e-3, 0.0, 1e-2], np.float32),
         np.array([True, True, True, False]),
         np.zeros(4, np.int32),
@@ -169,8 +170,8 @@ def group(base):
         # On one device the second half of the rows is that of the last two experts; on a mesh they are the
         # first two of the second part.
         numbered = rows if sizes else rows._replace(place=place + 2 * (np.arange(16) >= 8)[:, None])
-        state = step.start(jax.tree.map(jnp.asarray, made), optimizer)
-        sums, laid, beneath = step.nothing(state.params), numbered, base
+        state = step.initial_state(jax.tree.map(jnp.asarray, made), optimizer)
+        sums, laid, beneath = step.zero_accumulator(state.params), numbered, base
         if sizes:
             there = on(**dict(sizes))
             state, sums = (
@@ -179,9 +180,9 @@ def group(base):
             )
             beneath = jax.device_put(base, sharding.param_shardings(there, base))
             laid = jax.device_put(numbered, sharding.batch_shardings(there, numbered))
-        gather = step.gather(config, "bottleneck").lower(state.params, beneath, laid, sums).compile()
+        gather = step.accumulate(config, "bottleneck").lower(state.params, beneath, laid, sums).compile()
         sums = gather(state.params, beneath, laid, sums)
-        advance = step.advance(optimizer).lower(state, sums, move).compile()
+        advance = step.apply_update(optimizer).lower(state, sums, move).compile()
         state, rest, loss = advance(state, sums, move)
         return (gather.as_text(), advance.as_text()), (state, rest), loss
 
@@ -247,7 +248,9 @@ def test_groups_of_devices_are_read_in_every_way_that_programs_write_them():
 def test_what_an_optimiser_keeps_lies_as_its_parameters(base):
     there = on(expert=2, fsdp=2, tensor=2)
     full = jax.eval_shape(lambda: step.stack([ex.init_expert("full", jax.random.key(0), base)] * 2))
-    state = jax.eval_shape(lambda params: step.start(params, optimizers.optimizer("adamw")), full)
+    state = jax.eval_shape(
+        lambda params: step.initial_state(params, optimizers.make_optimizer(OptimizerConfig())), full
+    )
     found = sharding.param_shardings(there, state, experts=True)
     moments = [leaf for leaf in jax.tree.leaves(found.moments) if len(leaf.spec) > 1]
     assert moments == jax.tree.leaves(found.params) * 2

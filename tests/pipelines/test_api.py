@@ -9,7 +9,11 @@ import elm_jax
 from elm_jax.errors import ContaminationError
 
 TASK, UNSEEN = "mini_sentiment_film", "mini_size_suitcase"
-BUDGET = elm_jax.Budget(steps=2, batch_size=4, options={"width": 4})
+CONFIG = elm_jax.TrainConfig(
+    expert=elm_jax.ExpertConfig(options={"width": 4}),
+    schedule=elm_jax.ScheduleConfig(steps=2),
+    batch=elm_jax.BatchConfig(size=4),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +43,7 @@ def place(make_run):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    return elm_jax.train(place, TASK, budget=BUDGET)
+    return elm_jax.train(place, TASK, config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_an_expert_is_not_evaluated_as_unseen_on_what_it_was_trained_on(run):
 
 
 def test_a_run_that_is_open_takes_no_other_base(run):
-    with pytest.raises(elm_jax.UserError, match="has its base and its source, but others came"):
+    with pytest.raises(elm_jax.UserError, match="open_run"):
         elm_jax.train(run, TASK, initial_checkpoint="t5-small")
 
 

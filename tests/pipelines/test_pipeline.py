@@ -20,7 +20,8 @@ from elm_jax.telemetry import training_view
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import trainer as training
 from elm_jax.training.pretraining import Pretraining
-from elm_jax.training.train import Budget, train_experts
+from elm_jax.training.train import train_experts
+from tests.training_configs import train_config
 
 TRAINED = ["mini_size_animal", "mini_sentiment_film"]
 UNSEEN = ["mini_size_suitcase"]
@@ -33,7 +34,7 @@ def run(out, **changes):
         "eval_tasks": UNSEEN,
         "out": out,
         "pretraining": Pretraining(vocabulary_kind="word", steps=6, batch_size=8),
-        "budget": Budget(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
+        "config": train_config(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
         "source": data_source.Source(limit=20),
         "lengths": data_source.Lengths(prompt=24, answer=8),
         "train_rows": 24,
@@ -126,14 +127,14 @@ class StoppedInTraining(Stages):
 
     def __init__(self, title: str, monkeypatch) -> None:
         super().__init__()
-        told = training_view.Lines.__call__
+        told = training_view.LineView.__call__
 
         def stop(lines, event, reading):
             if lines._title.startswith(title):
                 raise KeyboardInterrupt
             told(lines, event, reading)
 
-        monkeypatch.setattr(training_view.Lines, "__call__", stop)
+        monkeypatch.setattr(training_view.LineView, "__call__", stop)
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(finished, tmp_path):
@@ -149,9 +150,9 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(finish
 
 def test_another_recipe_in_the_same_directory_is_refused(finished):
     out, _ = finished
-    other = Budget(steps=7, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1)
+    other = train_config(steps=7, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1)
     with pytest.raises(UserError, match="with another steps"):
-        run(out, budget=other)
+        run(out, config=other)
 
 
 def test_a_tuple_among_the_options_is_the_same_recipe_when_it_is_given_again(finished, tmp_path):
@@ -159,9 +160,9 @@ def test_a_tuple_among_the_options_is_the_same_recipe_when_it_is_given_again(fin
     lengths = data_source.Lengths(prompt=24, answer=8)
     opened = opening.open_run(tmp_path, source=data_source.Source(limit=4), lengths=lengths)
     specs = task_selection.select_tasks(["mini_size_animal"], opened.source)[:1]
-    budget = Budget(steps=1, batch_size=2, kind="lora", options={"rank": 1, "projections": ("query",)})
-    made = train_experts(opened, specs, budget, seed=0)
-    assert train_experts(opened, specs, budget, seed=0) == made
+    config = train_config(steps=1, batch_size=2, kind="lora", options={"rank": 1, "projections": ("query",)})
+    made = train_experts(opened, specs, config)
+    assert train_experts(opened, specs, config) == made
 
 
 def test_an_expert_is_never_called_unseen_on_its_own_dataset(finished):
@@ -255,7 +256,7 @@ def test_a_recipe_says_what_the_base_is_held_in(finished, tmp_path):
     bindings |= {"MIXTURE_OR_TASK_NAME": TRAINED, "EVAL_TASKS": UNSEEN, "EXPERT_OPTIONS": {"nothing": 1}}
     told = [f"{name} = {value!r}" for name, value in bindings.items()]
     with pytest.raises(UserError, match="nothing"):  # it goes on to training, which has no such option
-        recipes.bound(pipeline.run, ["gin/runs/pipeline.gin", "gin/models/t5_tiny_from_scratch.gin"], told)()
+        recipes.bind(pipeline.run, ["gin/runs/pipeline.gin", "gin/models/t5_tiny_from_scratch.gin"], told)()
     assert opening.open_run(tmp_path).base.config.dtype == "bfloat16"
 
 

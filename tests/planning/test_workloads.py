@@ -19,25 +19,25 @@ def only(recipe, bindings=(), **asked):
 
 def test_a_recipe_of_the_paper_has_an_expert_for_each_prompt_with_the_papers_steps():
     load = only("gin/recipes/all_prompt_experts.gin")
-    assert len(load.known) == 296
+    assert len(load.measured) == 296
     assert load.network.emb_dim == 2048
     assert load.network.dtype == "bfloat16"
     assert "a base of size xl" in load.assumed
-    longest = [int(each.prompt.max()) for each in load.known]
+    longest = [int(each.prompt.max()) for each in load.measured]
     assert longest == sorted(longest, reverse=True)
 
 
 def test_rows_are_those_of_the_catalogue_up_to_the_papers_cap():
     load = only(PROMPTS, DREAM)
-    assert len(load.known) == 5
-    steps = {each.job.steps for each in load.known}
+    assert len(load.measured) == 5
+    steps = {each.job.steps for each in load.measured}
     # DREAM's training split has 6,116 rows, in batches of 8: 5 epochs, or 10 for a prompt that extracts.
     assert steps <= {5 * 765, 10 * 765}
 
 
 def test_lengths_have_the_assumed_mean_and_the_longest_row():
     load = only(PROMPTS, DREAM)
-    each = load.known[0]
+    each = load.measured[0]
     longest = int(each.prompt.max())
     assert float(each.prompt.mean()) == pytest.approx(workloads.PROMPT_SHARE * longest, rel=0.02)
     widest = int(each.target.max())
@@ -64,7 +64,7 @@ def of_own(file):
 
 
 def test_tasks_of_ones_own_are_counted_from_their_rows(own):
-    (each,) = only(PROMPTS, of_own(own)).known
+    (each,) = only(PROMPTS, of_own(own)).measured
     assert each.job.steps == 2 * 3  # epochs of eleven rows, four a step
 
 
@@ -72,7 +72,7 @@ def test_rows_that_are_elsewhere_are_given(own):
     (own.parent / "mine.jsonl").unlink()
     with pytest.raises(UserError, match=r"rows of 'mine/plain', got none.*--rows 10000"):
         only(PROMPTS, of_own(own))
-    (each,) = only(PROMPTS, of_own(own), rows=100).known
+    (each,) = only(PROMPTS, of_own(own), rows=100).measured
     assert each.job.steps == 2 * 25
 
 
@@ -103,7 +103,7 @@ def test_a_recipe_of_the_whole_path_trains_and_scores():
         ["DATA_DIR = 'data'", "TEMPLATES_DIR = 'templates'"],
         PlanOptions(rows=50),
     )
-    assert len(trained.known) == 18
+    assert len(trained.measured) == 18
     assert trained.network.emb_dim == 64  # the tiny base that it trains first
     assert scored.experts == 18
     assert scored.tasks == 5

@@ -240,7 +240,7 @@ def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, en
 
 def test_a_recipe_names_the_embedder(tmp_path):
     bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
-    bound = recipes.bound(pipeline.run, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
+    bound = recipes.bind(pipeline.run, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
     with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
         bound()
 

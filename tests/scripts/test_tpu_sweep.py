@@ -341,7 +341,7 @@ def test_four_processes_of_which_two_are_killed_train_what_one_trains(base, tmp_
     for at in range(1, 5):  # the journal of each part is its own
         own = {
             each["expert"]
-            for each in jsonl_log.read(logs / f"prompts-{at}-of-4" / "training.jsonl")[1:]
+            for each in jsonl_log.read_journal(logs / f"prompts-{at}-of-4" / "training.jsonl")[1:]
             if "expert" in each
         }
         assert own == set(EXPERTS[at - 1 :: 4])

@@ -19,10 +19,11 @@ from elm_jax.tasks import datasets
 from elm_jax.tasks.data_source import Source
 from elm_jax.tokenizers import huggingface as hf_tokenizer
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.training import config as courses
-from elm_jax.training.entries import entry_of
+from elm_jax.training import expert_configs
+from elm_jax.training.job_loading import load_job
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface
+from tests.training_configs import train_config
 
 TEXTS = ["the dog ran to the gate because it had heard the car of its owner"]
 
@@ -269,10 +270,9 @@ def test_the_dtype_is_part_of_cache_keys_and_recipes(published, tmp_path):
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     narrow = opening.open_run(tmp_path / "run", dtype="bfloat16")
     assert results_cache.read_as(narrow) == results_cache.read_as(run) | {"dtype": "bfloat16"}
-    (course,) = courses.courses(
-        task_selection.select_tasks(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
-    )
-    recipes = [entry_of(each, course, courses.Budget(steps=2), 0).recipe for each in (run, narrow)]
+    specs = task_selection.select_tasks(["mini_size_animal/than a dog"])
+    (expert,) = expert_configs.resolve_experts(specs, train_config(steps=2))
+    recipes = [load_job(each, expert).recipe for each in (run, narrow)]
     assert recipes[1] == recipes[0] | {"dtype": "bfloat16"}
 
 

@@ -7,19 +7,19 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.tasks import budgets, datasets, specs
-from elm_jax.tasks.budgets import Budget
+from elm_jax.tasks.budgets import PaperBudget
 
 TRAINED = specs.task_specs("train")
-COMMON = Budget(5, 1e-4, 8, 256, 128, 50_000)
+COMMON = PaperBudget(5, 1e-4, 8, 256, 128, 50_000)
 # Of the paper's prompts these alone were trained otherwise than the rest of their dataset.
 EXCEPTIONS = {
-    "app_reviews/convert_to_star_rating": {"rate": 3e-4},
-    "common_gen/Example prompt": {"batch_size": 8, "cap": 10_000},
-    "common_gen/Given concepts type 1": {"batch_size": 8, "cap": 10_000},
-    "quail/context_description_question_answer_id": {"cap": 10_000},
+    "app_reviews/convert_to_star_rating": {"learning_rate": 3e-4},
+    "common_gen/Example prompt": {"batch_size": 8, "max_rows": 10_000},
+    "common_gen/Given concepts type 1": {"batch_size": 8, "max_rows": 10_000},
+    "quail/context_description_question_answer_id": {"max_rows": 10_000},
     "quartz/use_info_from_paragraph_question": {"epochs": 10},
     "quartz/read_passage_below_choose": {"batch_size": 4},
-    "samsum/Sum up the following dialogue": {"rate": 3e-4},
+    "samsum/Sum up the following dialogue": {"learning_rate": 3e-4},
 }
 
 
@@ -32,7 +32,7 @@ def test_every_training_prompt_has_a_budget():
     assert len(found) == 296
     # TREC's 18 prompts and one of QuaRTz are trained for 10 epochs.
     assert Counter(each.epochs for each in found) == {5: 277, 10: 19}
-    assert Counter(each.rate for each in found) == {1e-4: 294, 3e-4: 2}
+    assert Counter(each.learning_rate for each in found) == {1e-4: 294, 3e-4: 2}
     # cnn_dailymail, common_gen, duorc, hotpot_qa, multi_news, samsum, wiki_bio, wiki_qa, xsum
     assert Counter(each.max_prompt for each in found) == {512: 9 + 9 + 9 + 6 + 6 + 7 + 1 + 11 + 10, 256: 228}
     assert {each.max_answer for each in found} == {128}
@@ -55,15 +55,15 @@ def test_all_other_prompts_of_a_dataset_share_one_budget(dataset):
     ("task", "budget"),
     [
         ("cosmos_qa/no_prompt_text", COMMON),
-        ("trec/trec1", Budget(10, 1e-4, 16, 256, 128, 10_000)),  # its cap is the original code's default
-        ("paws/Rewrite", Budget(5, 1e-4, 16, 256, 128, 49_401)),
-        ("multi_news/distill", Budget(5, 1e-4, 1, 512, 128, 10_000)),
-        ("wiki_bio/who", Budget(5, 1e-4, 8, 512, 128, 10_000)),
-        ("mrpc/want to know", Budget(5, 1e-4, 16, 256, 128, 50_000)),
+        ("trec/trec1", PaperBudget(10, 1e-4, 16, 256, 128, 10_000)),  # its cap is the original code's default
+        ("paws/Rewrite", PaperBudget(5, 1e-4, 16, 256, 128, 49_401)),
+        ("multi_news/distill", PaperBudget(5, 1e-4, 1, 512, 128, 10_000)),
+        ("wiki_bio/who", PaperBudget(5, 1e-4, 8, 512, 128, 10_000)),
+        ("mrpc/want to know", PaperBudget(5, 1e-4, 16, 256, 128, 50_000)),
         ("glue/qqp@quora", COMMON),
-        ("quoref/Read And Extract ", Budget(5, 1e-4, 4, 256, 128, 50_000)),
+        ("quoref/Read And Extract ", PaperBudget(5, 1e-4, 4, 256, 128, 50_000)),
         ("imdb/Sentiment with choices ", COMMON),
-        ("esnli/explain_why", Budget(1, 1e-4, 8, 512, 256, 100_000)),
+        ("esnli/explain_why", PaperBudget(1, 1e-4, 8, 512, 256, 100_000)),
     ],
 )
 def test_a_prompts_budget_is_the_papers(task, budget):
@@ -73,12 +73,12 @@ def test_a_prompts_budget_is_the_papers(task, budget):
 @pytest.mark.parametrize(
     ("name", "budget"),
     [
-        ("cosmos_qa", Budget(5, 1e-4, 8, 256, 128, 3_847)),
-        ("trec", Budget(5, 3e-4, 16, 256, 128, 2_778)),
-        ("app_reviews", Budget(5, 1e-4, 6, 256, 128, 12_500)),
-        ("glue_mrpc", Budget(10, 3e-4, 16, 256, 128, 1_429)),
-        ("qqp", Budget(5, 3e-4, 4, 256, 128, 1_667)),
-        ("common_gen", Budget(5, 1e-4, 1, 512, 128, 1_112)),
+        ("cosmos_qa", PaperBudget(5, 1e-4, 8, 256, 128, 3_847)),
+        ("trec", PaperBudget(5, 3e-4, 16, 256, 128, 2_778)),
+        ("app_reviews", PaperBudget(5, 1e-4, 6, 256, 128, 12_500)),
+        ("glue_mrpc", PaperBudget(10, 3e-4, 16, 256, 128, 1_429)),
+        ("qqp", PaperBudget(5, 3e-4, 4, 256, 128, 1_667)),
+        ("common_gen", PaperBudget(5, 1e-4, 1, 512, 128, 1_112)),
     ],
 )
 def test_a_datasets_budget_is_the_papers(name, budget):
@@ -107,7 +107,7 @@ def test_every_training_dataset_has_a_budget_and_that_of_one_prompt_is_its_promp
     ],
 )
 def test_a_targets_budget_is_the_papers(task, epochs, batch_size):
-    wanted = Budget(epochs, 1e-4, batch_size, 512, 256, 100_000)
+    wanted = PaperBudget(epochs, 1e-4, batch_size, 512, 256, 100_000)
     assert budgets.of_target(specs.find_task(task)) == wanted
 
 
@@ -121,9 +121,9 @@ def test_a_target_without_an_expert_is_refused_with_the_nearest_that_has_one():
     ("rows", "budget", "steps"),
     [
         (25_262, COMMON, 5 * 3_158),  # CosmosQA: 3,157 full steps and one of 6 rows an epoch, 15.8 thousand
-        (5_452, Budget(10, 1e-4, 16, 256, 128, 10_000), 10 * 341),  # TREC
-        (49_401, Budget(5, 1e-4, 16, 256, 128, 49_401), 5 * 3_088),  # PAWS
-        (10_000, Budget(5, 1e-4, 1, 512, 128, 10_000), 50_000),  # Multi-News
+        (5_452, PaperBudget(10, 1e-4, 16, 256, 128, 10_000), 10 * 341),  # TREC
+        (49_401, PaperBudget(5, 1e-4, 16, 256, 128, 49_401), 5 * 3_088),  # PAWS
+        (10_000, PaperBudget(5, 1e-4, 1, 512, 128, 10_000), 50_000),  # Multi-News
         (16, COMMON, 10),
         (16, replace(COMMON, epochs=0.5), 1),
         (17, replace(COMMON, epochs=0.5), 2),  # half of three steps is two
@@ -136,7 +136,7 @@ def test_steps_are_epochs_of_full_batches_and_a_last_one_of_what_is_left(rows, b
 
 def test_a_fully_trained_dataset_experts_budget_is_the_same_for_all():
     for name in {spec.dataset for spec in TRAINED}:
-        assert budgets.of_full_dataset(name) == Budget(5, 1e-4, 128, 512, 128, 100_000)
+        assert budgets.of_full_dataset(name) == PaperBudget(5, 1e-4, 128, 512, 128, 100_000)
     # 100,000 rows are 781 full steps of 128 and one of 32.
     assert budgets.steps(budgets.FULL, 100_000) == 5 * 782
 

@@ -1,4 +1,4 @@
-"""Watching: what a terminal shows, what a log says, and that one process of several does both."""
+"""The view of training: what a terminal shows, what a log says, and that one process of several does both."""
 
 import io
 import math
@@ -10,19 +10,19 @@ from rich.console import Console
 from elm_jax.errors import UserError
 from elm_jax.models.flops import FlopsPerToken
 from elm_jax.telemetry import jsonl_log, training_view
-from elm_jax.telemetry.events import Event, Failure, Standing, Validation
+from elm_jax.telemetry.events import Event, Failure, StepMetrics, Validation
 from elm_jax.telemetry.progress import Stages
-from elm_jax.telemetry.throughput import Meter
+from elm_jax.telemetry.throughput import ThroughputMeter
 
 COST = FlopsPerToken(prompt=1e9, answer=2e9, formula="4 N + 6 n")
 
 
 def event(number, experts=3, **changes):
-    """A round of 900 + 100 real tokens in 1,250, and of one step of every expert."""
-    standings = tuple(
-        Standing(f"data_{at}/which [one]?", number, 50, at + 1.0, 1e-4) for at in range(experts)
+    """A batch of 900 + 100 real tokens in 1,250, and of one step of every expert."""
+    metrics = tuple(
+        StepMetrics(f"data_{at}/which [one]?", number, 50, at + 1.0, 1e-4) for at in range(experts)
     )
-    told = {"round": number, "steps_done": number * experts, "steps": 1000, "standings": standings}
+    told = {"batch": number, "steps_done": number * experts, "steps": 1000, "metrics": metrics}
     told |= {"prompt_tokens": 900, "answer_tokens": 100, "padded_tokens": 1250, "waiting": 4}
     return Event(**told | changes)
 
@@ -33,11 +33,11 @@ def view(clock):
 
     def view(*events, width=100, height=40, cost=COST, peak=None):
         console = Console(width=width, height=height, force_terminal=True, file=io.StringIO(), record=True)
-        shown = training_view.View(console, "train 7 experts", cost, clock)
-        watch = training_view.watch(Meter(cost, peak, clock), shown)
+        shown = training_view.LiveView(console, "train 7 experts", cost, clock)
+        on_event = training_view.event_handler(ThroughputMeter(cost, peak, clock), shown)
         for told in events:
             clock.now += 1.0
-            watch(told)
+            on_event(told)
         console.export_text()
         console.print(shown)
         return console.export_text()
@@ -53,15 +53,15 @@ def said(clock):
         text = io.StringIO()
         with training_view.training(
             Stages(Console(file=text, width=60)), "train", clock=clock, **options
-        ) as watch:
+        ) as on_event:
             for clock.now, told in events:
-                watch(told)
+                on_event(told)
         return text.getvalue().splitlines()
 
     return said
 
 
-def test_before_the_first_round_it_says_that_it_compiles(view):
+def test_before_the_first_batch_it_says_that_it_compiles(view):
     assert "train 7 experts  0:00:00  preparing and compiling the first step" in view()
 
 
@@ -97,9 +97,9 @@ def test_more_experts_than_there_is_room_for_are_counted(view):
 @pytest.mark.parametrize("width", [60, 100])
 def test_no_line_is_wider_than_the_terminal(view, width):
     name = "a_dataset_of_some_length/with a prompt that is as long as those of PromptSource are at times"
-    standings = (Standing(name, 1000, 10_000, 1.5, 1e-4),)
+    metrics = (StepMetrics(name, 1000, 10_000, 1.5, 1e-4),)
     validations = (Validation(name, 1000, 1.25, 0.5),)
-    text = view(event(1), event(2, standings=standings, validations=validations), width=width)
+    text = view(event(1), event(2, metrics=metrics, validations=validations), width=width)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     for shown in ("a_dataset", "1,000/10,000", "1.500", "1.0e-04", "1.250 50.0%"):
         assert shown in text
@@ -131,8 +131,8 @@ def test_the_last_validation_stands_beside_its_expert(view):
 def test_a_terminal_keeps_the_words_on_an_expert_that_failed(clock):
     screen = io.StringIO()
     stages = Stages(Console(width=100, height=30, force_terminal=True, file=screen))
-    with training_view.training(stages, "train", clock=clock) as watch:
-        watch(event(1, failed=(Failure("data_1/which [one]?", 1, tuple(range(10))),)))
+    with training_view.training(stages, "train", clock=clock) as on_event:
+        on_event(event(1, failed=(Failure("data_1/which [one]?", 1, tuple(range(10))),)))
     told = (
         "data_1/which [one]?: stopped at step 1, no longer finite, on rows 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
     )
@@ -171,20 +171,20 @@ def test_a_log_has_a_line_for_each_that_ends_and_each_validation(said):
 
 
 def test_a_loss_that_no_expert_has_is_unknown(said):
-    standings = (Standing("a/b", 1, 50, math.nan, 1e-4),)
-    (line, _) = said((20.0, event(1, standings=standings)))
+    metrics = (StepMetrics("a/b", 1, 50, math.nan, 1e-4),)
+    (line, _) = said((20.0, event(1, metrics=metrics)))
     assert "loss unknown" in line
 
 
 def test_the_journal_is_kept_where_logs_are(said, tmp_path):
     said((1.0, event(10)), (2.0, event(20)), logs=epath.Path(tmp_path), cost=COST, peak=4.4e12)
-    start, *steps = jsonl_log.read(tmp_path / "training.jsonl")
+    start, *steps = jsonl_log.read_journal(tmp_path / "training.jsonl")
     assert (start["formula"], start["peak_flops_per_second"]) == ("4 N + 6 n", 4.4e12)
     assert [(step["step"], step["mfu"]) for step in steps] == [(10, None)] * 3 + [(20, 0.25)] * 3
 
 
 def test_trackers_without_a_place_for_logs_are_refused(said):
-    with pytest.raises(UserError, match="place for logs"):
+    with pytest.raises(UserError, match="tensorboard"):
         said(trackers=("tensorboard",))
 
 

@@ -9,15 +9,15 @@ from elm_jax.aot import memory
 from elm_jax.errors import OutOfMemoryError
 from elm_jax.models.sizes import find_config
 from elm_jax.training import batch_search
-from elm_jax.training.batch_search import FILLED, Search
+from elm_jax.training.batch_search import GOOD_FILL, Memory, Search
 from elm_jax.training.batches import Shape
-from elm_jax.training.programs import Layout, Plan, group_programs, layout_for
+from elm_jax.training.programs import GroupPlan, Layout, group_programs, layout_for
 
 ROW = 16  # tokens of a row
 
 
 def search(
-    limit, *, base=100, expert=10, token=2.0, offered=10**9, guess=2.0, places=4, silent=False, bend=0.0
+    limit, *, base=100, expert=10, token=2.0, offered=10**9, guess=2.0, slots=4, silent=False, bend=0.0
 ):
     """A device on which so many bytes go to the base, each expert and each token; `compiled` has what was."""
     compiled = []
@@ -28,15 +28,13 @@ def search(
 
     def peak(layout, shape):
         compiled.append(shape)
-        taken = base + expert * layout.places + int(token * shape.tokens + bend * shape.tokens**2)
+        taken = base + expert * layout.slots + int(token * shape.tokens + bend * shape.tokens**2)
         return None if silent and taken > limit else taken
 
     found = Search(
-        batch_search.layouts_for(Layout(places, 1, 1)),
+        batch_search.layouts_for(Layout(slots, 1, 1)),
         shape_for,
-        lambda layout: base + expert * layout.places,
-        peak,
-        limit,
+        Memory(lambda layout: base + expert * layout.slots, peak, limit),
         guess,
     )
     return found, compiled
@@ -45,10 +43,10 @@ def search(
 def test_the_largest_batch_fills_what_is_free():
     found, compiled = search(10_000)
     fit = batch_search.largest_fit(found)
-    assert fit.layout.places == 4
+    assert fit.layout.slots == 4
     assert fit.held_bytes == 140
     assert fit.peak_bytes == 140 + 2 * fit.shape.tokens <= 10_000
-    assert fit.filled >= FILLED
+    assert fit.fill_ratio >= GOOD_FILL
     assert fit.compiled == len(compiled) <= 2
 
 
@@ -63,9 +61,9 @@ def test_a_batch_fits_and_fills_what_is_free_whatever_was_guessed(token, guess, 
     found, compiled = search(limit, token=token, guess=guess, silent=silent, bend=bend)
     fit = batch_search.largest_fit(found)
     assert fit.peak_bytes <= limit
-    assert len(compiled) <= batch_search.TRIES
+    assert len(compiled) <= batch_search.MOST_TRIES
     one_row = ROW * token + bend * ((fit.shape.tokens + ROW) ** 2 - fit.shape.tokens**2)
-    assert fit.filled >= FILLED or one_row > (1 - FILLED) * (limit - fit.held_bytes)
+    assert fit.fill_ratio >= GOOD_FILL or one_row > (1 - GOOD_FILL) * (limit - fit.held_bytes)
 
 
 def test_a_batch_is_no_larger_than_what_the_experts_offer():
@@ -75,26 +73,26 @@ def test_a_batch_is_no_larger_than_what_the_experts_offer():
     assert fit.compiled == 1
 
 
-def test_fewer_experts_train_at_once_where_all_leave_no_room():
-    found, _ = search(1000, expert=200, places=32)
-    assert batch_search.largest_fit(found).layout.places == 4
+def test_fewer_experts_train_at_once_if_all_of_them_leave_no_room():
+    found, _ = search(1000, expert=200, slots=32)
+    assert batch_search.largest_fit(found).layout.slots == 4
 
 
 def test_a_number_of_experts_that_is_given_is_not_changed():
     assert batch_search.layouts_for(Layout(32, 2, 2), fixed=True) == (Layout(32, 2, 2),)
     halves = batch_search.layouts_for(Layout(12, 4, 4))
-    assert [layout.places for layout in halves] == [12, 4]
+    assert [layout.slots for layout in halves] == [12, 4]
 
 
 def test_where_not_one_row_fits_the_error_says_what_it_takes():
     found, _ = search(10**9, base=2 * 10**9)
-    with pytest.raises(OutOfMemoryError, match=r"which takes 2\.00 GB, got 1\.00 GB on a device"):
+    with pytest.raises(OutOfMemoryError, match=r"2\.00 GB, got 1\.00 GB"):
         batch_search.largest_fit(found)
 
 
 def test_with_a_real_compiler_batches_fill_what_is_free():
     config = find_config("tiny", vocab_size=64, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64)
-    plan = Plan()
+    plan = GroupPlan()
 
     def programs(layout, shape):
         return group_programs(config, plan, layout, shape)
@@ -105,19 +103,21 @@ def test_with_a_real_compiler_batches_fill_what_is_free():
     found = Search(
         batch_search.layouts_for(layout_for("bottleneck", 4, None)),
         lambda layout, tokens: Shape(max(1, tokens // 40), 32, 8, 1),
-        lambda layout: batch_search.held_bytes(programs(layout, Shape(1, 32, 8, 1))),
-        lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
-        limit,
+        Memory(
+            lambda layout: batch_search.held_bytes(programs(layout, Shape(1, 32, 8, 1))),
+            lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
+            limit,
+        ),
         batch_search.token_bytes(config, Layout(4, 1, 1)),
     )
     fit = batch_search.largest_fit(found)
-    assert fit.filled >= FILLED
-    gather = programs(fit.layout, fit.shape).gather
+    assert fit.fill_ratio >= GOOD_FILL
+    accumulate = programs(fit.layout, fit.shape).accumulate
     assert (
-        memory.count_program_bytes(gather.lower().compile()) + memory.resident_bytes(gather)
+        memory.count_program_bytes(accumulate.lower().compile()) + memory.resident_bytes(accumulate)
         <= fit.peak_bytes
         <= limit
     )
-    state, base, _, sums = gather.arguments
-    leaves = jax.tree.leaves((state, base, sums, gather.resident))
+    state, base, _, accumulator = accumulate.arguments
+    leaves = jax.tree.leaves((state, base, accumulator, accumulate.resident))
     assert fit.held_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

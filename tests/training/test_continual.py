@@ -9,11 +9,12 @@ from elm_jax.data import task_selection
 from elm_jax.evaluation import evaluate
 from elm_jax.experts.library import Library
 from elm_jax.routing.index import index
-from elm_jax.training.train import Budget, train_experts
+from elm_jax.training.train import train_experts
 from tests.run_fixtures import BOTTLENECK, UNSEEN
+from tests.training_configs import train_config
 
 TRAINED, TASK = "mini_opposite_word", "mini_opposite_swap"
-BUDGET = Budget(steps=2, batch_size=4, rate=1e-2, options=BOTTLENECK[1], dropout=0.0)
+CONFIG = train_config(steps=2, batch_size=4, rate=1e-2, options=BOTTLENECK[1], dropout=0.0)
 
 
 def files(*folders):
@@ -37,7 +38,7 @@ def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_the
     assert set(chosen(before, TASK).values()) <= set(old)
     kept, scores = files(place.library, place.base), files(place.scores)
 
-    added = train_experts(run, task_selection.select_tasks([TRAINED], run.source), BUDGET, seed=0)
+    added = train_experts(run, task_selection.select_tasks([TRAINED], run.source), CONFIG)
     assert index(run, size=4) == sorted(added)
     after = evaluate.evaluate(run, tasks, **how)
     now = files(place.root)

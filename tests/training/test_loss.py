@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from elm_jax.training import loss
+from elm_jax.training.config import LossConfig
 
-token_losses = jax.jit(loss.token_losses, static_argnames=("z_loss", "label_smoothing"))
+token_losses = jax.jit(loss.token_losses, static_argnums=2)
 
 # Two rows of two tokens over a vocabulary of three: Z is 8, 4, 2 and 7, and the last token is padding.
 Z = np.array([[8.0, 4.0], [2.0, 7.0]])
@@ -30,27 +31,27 @@ def test_the_loss_of_a_token_is_its_negative_log_probability():
 
 def test_z_loss_adds_its_weight_times_the_squared_log_of_the_normaliser():
     squares = np.log(Z.ravel()[:3]) ** 2
-    found = token_losses(LOGITS, TARGETS, z_loss=0.1)
+    found = token_losses(LOGITS, TARGETS, LossConfig(z_loss=0.1))
     np.testing.assert_allclose(real(found), NLL + 0.1 * squares, rtol=1e-6)
 
 
 def test_label_smoothing_moves_its_share_of_the_mass_evenly_onto_all_tokens():
     even = np.log(Z.ravel()[:3]) - np.log(P.reshape(4, 3)[:3]).mean(axis=1)
-    found = token_losses(LOGITS, TARGETS, label_smoothing=0.25)
+    found = token_losses(LOGITS, TARGETS, LossConfig(label_smoothing=0.25))
     np.testing.assert_allclose(real(found), 0.75 * NLL + 0.25 * even, rtol=1e-6)
 
 
 def test_label_smoothing_is_cross_entropy_with_the_smoothed_distribution():
     smoothed = 0.7 * np.eye(3)[TARGETS] + 0.3 / 3
     by_token = -(smoothed * np.asarray(jax.nn.log_softmax(LOGITS))).sum(axis=-1)
-    found = token_losses(LOGITS, TARGETS, label_smoothing=0.3)
+    found = token_losses(LOGITS, TARGETS, LossConfig(label_smoothing=0.3))
     np.testing.assert_allclose(real(found), by_token.ravel()[:3], rtol=1e-6)
 
 
 def test_both_together_add_up():
     z, smooth = {"z_loss": 0.2}, {"label_smoothing": 0.1}
     both, z_alone, smooth_alone, plain = (
-        real(token_losses(LOGITS, TARGETS, **options)) for options in (z | smooth, z, smooth, {})
+        real(token_losses(LOGITS, TARGETS, LossConfig(**options))) for options in (z | smooth, z, smooth, {})
     )
     np.testing.assert_allclose(both - z_alone, smooth_alone - plain, rtol=1e-4)
 
@@ -65,9 +66,9 @@ def test_a_token_has_the_loss_that_it_has_in_any_row():
 @pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.1}])
 def test_targets_of_padding_alone_give_zero_and_a_gradient_of_zero(options):
     targets = np.zeros((2, 2), np.int32)
-    value, gradient = jax.value_and_grad(lambda logits: token_losses(logits, targets, **options).sum())(
-        LOGITS
-    )
+    value, gradient = jax.value_and_grad(
+        lambda logits: token_losses(logits, targets, LossConfig(**options)).sum()
+    )(LOGITS)
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros((2, 2, 3)))
 

@@ -97,7 +97,7 @@ def experts(root):
 def losses(root):
     return {
         (record["expert"], record["step"]): record["loss"]
-        for record in jsonl_log.read(root / "logs" / "training.jsonl")
+        for record in jsonl_log.read_journal(root / "logs" / "training.jsonl")
         if record["kind"] == "step"
     }
 
@@ -155,9 +155,9 @@ def test_a_signal_to_one_process_has_all_of_them_save_and_end_well(make_run):
     assert codes == [0, 0], said
     told = [next(line for line in err.splitlines() if line.startswith("elm:")) for _, err in said]
     assert told[0] == told[1]
-    assert told[0].startswith("elm: Stopped after round ")
+    assert told[0].startswith("elm: Stopped after batch ")
     (directory,) = (root / "checkpoints").iterdir()
-    at = int(told[0].split()[4].rstrip(";"))
+    at = int(told[0].split()[4].rstrip("."))
     assert at in {int(each.name) for each in directory.iterdir() if each.name.isdigit()}
     assert json.loads((directory / "identity.json").read_text())["run"]["base"]
 
@@ -206,6 +206,6 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(
     (code,), ((out, err),) = ended([process])
     assert code == 0, err
     assert out == ""
-    assert "elm: Stopped after round" in err
+    assert "elm: Stopped after batch" in err
     assert ended([start(stopped, steps=steps)])[0] == [0]
     assert files(stopped) == files(whole)

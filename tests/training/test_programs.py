@@ -16,8 +16,9 @@ from elm_jax.scoring.buckets import Row
 from elm_jax.training import step, trainer
 from elm_jax.training.batches import Shape
 from elm_jax.training.group import Group
-from elm_jax.training.jobs import Held, Job
-from elm_jax.training.programs import Plan, group_programs, layout_for
+from elm_jax.training.jobs import ValidationRows
+from elm_jax.training.programs import group_programs, layout_for
+from tests.training_configs import make_job, make_plan
 
 RNG = np.random.default_rng(1)
 
@@ -28,8 +29,8 @@ def tokens(*lengths):
 
 def job(name, seed):
     prompts, targets = tokens(5, 9, 7, 6), tokens(3, 2, 4, 3)
-    held = Held(prompts[:2], targets[:2])
-    return Job(name, prompts, targets, steps=2, rate=1e-3, seed=seed, batch_size=2, held=held)
+    validation = ValidationRows(prompts[:2], targets[:2])
+    return make_job(name, prompts, targets, steps=2, seed=seed, batch_size=2, validation=validation)
 
 
 @pytest.fixture
@@ -66,13 +67,13 @@ def assert_as_told(called):
 def test_training_runs_its_programs_as_they_tell(one_layer, called, kind, sizes):
     base = step_base(one_layer)
     mesh = meshes.make_mesh(**sizes) if sizes else None
-    plan = Plan(kind=kind, places=2, batch_tokens=64, validate_every=1, keep="best")
+    plan = make_plan(kind=kind, max_experts=2, batch_tokens=64, validate_every=1, keep="best")
     jobs = [job(f"a/{number}", number) for number in range(3)]
     trainer.train(one_layer, base, jobs, plan, lambda *_: None, mesh=mesh)
     ran = {program.name for program, _ in called}
     alone = kind == "full" and sizes is None  # then the group is one expert
-    wanted = {"begin", "zero", "gather", "advance", "measure", "put", "take"}
-    assert ran >= (wanted if alone else wanted | {"begin_one"})
+    wanted = {"init", "zero", "accumulate", "update", "evaluate", "put_slot", "take_slot"}
+    assert ran >= (wanted if alone else wanted | {"init_one"})
     assert_as_told(called)
 
 
@@ -111,8 +112,8 @@ def test_a_group_of_full_experts_keeps_no_base_on_the_devices(one_layer):
     base, mesh = step_base(one_layer), meshes.make_mesh(fsdp=8, data=1)
     before = jax.live_arrays()  # held, so that no new one has the id of one that is gone
     layout = layout_for("full", 1, mesh)
-    group = Group(one_layer, base, Plan(kind="full"), layout, Shape(8, 16, 8, 1), mesh)
-    state = jax.block_until_ready(group.begin([0]))
+    group = Group(one_layer, base, make_plan(kind="full"), layout, Shape(8, 16, 8, 1), mesh)
+    state = jax.block_until_ready(group.init([0]))
     gc.collect()
     kept = {id(leaf) for leaf in jax.tree.leaves(state)}
     shapes_of_base = {leaf.shape for leaf in jax.tree.leaves(base) if leaf.ndim > 1}
@@ -126,5 +127,5 @@ def test_a_batch_compiles_where_both_experts_and_the_vocabulary_are_split(one_la
     """It once ended the process, over a gather from logits that `tensor` splits."""
     mesh = meshes.make_mesh(**dict(zip(meshes.AXES, sizes, strict=True)))
     layout = layout_for("bottleneck", 4, mesh)
-    programs = group_programs(one_layer, Plan(), layout, Shape(8, 16, 8, 2), mesh=mesh)
-    assert programs.gather.lower().compile()
+    programs = group_programs(one_layer, make_plan(), layout, Shape(8, 16, 8, 2), mesh=mesh)
+    assert programs.accumulate.lower().compile()

@@ -12,20 +12,21 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.records import Params
 from elm_jax.training import optimizers, step
+from elm_jax.training.config import LossConfig, OptimizerConfig
 from elm_jax.training.loss import token_losses
-from elm_jax.training.step import GOING, Move, Rows
+from elm_jax.training.step import FINITE, Rows, Update
 
 RNG = np.random.default_rng(3)
-# Rows of two examples each, of three experts: the segments' experts are PLACE.
+# Rows of two examples each, of three experts: the segments' experts are SLOT.
 PROMPTS = RNG.integers(3, 48, (4, 8)).astype(np.int32)
 TARGETS = RNG.integers(3, 48, (4, 6)).astype(np.int32)
 PROMPT_SEGMENTS = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2, 2]], np.int32), 4, axis=0)
 TARGET_SEGMENTS = np.repeat(np.array([[1, 1, 1, 2, 2, 2]], np.int32), 4, axis=0)
-PLACE = np.array([[0, 1], [2, 0], [1, 1], [0, 2]], np.int32)
+SLOT = np.array([[0, 1], [2, 0], [1, 1], [0, 2]], np.int32)
 TARGETS[0, 5] = TARGET_SEGMENTS[0, 5] = 0  # padding: the first example of expert 1 has two target tokens
 PROMPTS[2, 6:] = PROMPT_SEGMENTS[2, 6:] = 0
 TOKENS = np.array([9, 8, 6])  # real target tokens of each expert
-LOSS = {"z_loss": 0.01, "label_smoothing": 0.1}
+LOSS = LossConfig(z_loss=0.01, label_smoothing=0.1)
 PARTS = (slice(0, 2), slice(2, 4))
 
 
@@ -52,37 +53,37 @@ def rows(*, prompts=PROMPTS, targets=TARGETS, share=1 / TOKENS, seeds=0):
         np.where(prompts > 0, PROMPT_SEGMENTS, 0),
         targets,
         TARGET_SEGMENTS.copy(),
-        PLACE,
-        share[PLACE].astype(np.float32),
-        np.full(PLACE.shape, seeds, np.uint32) + np.arange(8, dtype=np.uint32).reshape(4, 2),
+        SLOT,
+        share[SLOT].astype(np.float32),
+        np.full(SLOT.shape, seeds, np.uint32) + np.arange(8, dtype=np.uint32).reshape(4, 2),
     )
 
 
-def move(rate=(1e-3, 1e-3, 1e-3), active=(1, 1, 1), at=0):
-    return Move(np.array(rate, np.float32), np.array(active, bool), np.array([5, 6, 7], np.int32) + at)
+def update(rate=(1e-3, 1e-3, 1e-3), active=(1, 1, 1), at=0):
+    return Update(np.array(rate, np.float32), np.array(active, bool), np.array([5, 6, 7], np.int32) + at)
 
 
 @pytest.fixture(scope="module")
-def gather(config, base):
-    """Adds batches to sums, new ones where none are given; the sums are on the host."""
+def accumulate(config, base):
+    """Adds batches to accumulator, new ones where none are given; the accumulator are on the host."""
 
-    def gather(params, *batches, sums=None, **other):
-        run = step.gather(replace(config, **other), "bottleneck", **LOSS)
-        sums = step.nothing(params) if sums is None else sums
+    def accumulate(params, *batches, accumulator=None, **other):
+        run = step.accumulate(replace(config, **other), "bottleneck", LOSS)
+        accumulator = step.zero_accumulator(params) if accumulator is None else accumulator
         for batch in batches:
-            sums = run(params, base, batch, jax.tree.map(jnp.array, sums))
-        return host(sums)
+            accumulator = run(params, base, batch, jax.tree.map(jnp.array, accumulator))
+        return host(accumulator)
 
-    return gather
-
-
-OPTIMIZER = optimizers.optimizer("adamw")
+    return accumulate
 
 
-def advance(state, sums, moving):
+OPTIMIZER = optimizers.make_optimizer(OptimizerConfig())
+
+
+def apply_update(state, accumulator, moving):
     """Moves copies of what is given, which the program takes for itself."""
-    state, sums = jax.tree.map(jnp.array, (state, sums))
-    return host(step.advance(OPTIMIZER)(state, sums, moving))
+    state, accumulator = jax.tree.map(jnp.array, (state, accumulator))
+    return host(step.apply_update(OPTIMIZER)(state, accumulator, moving))
 
 
 def host(tree):
@@ -91,12 +92,12 @@ def host(tree):
 
 @pytest.fixture(scope="module")
 def start(owned):
-    return host(step.start(owned, OPTIMIZER))
+    return host(step.initial_state(owned, OPTIMIZER))
 
 
 @pytest.fixture(scope="module")
-def sums(owned, gather):
-    return gather(owned, rows())
+def accumulator(owned, accumulate):
+    return accumulate(owned, rows())
 
 
 def of(tree, index):
@@ -113,7 +114,7 @@ def assert_close(found, wanted, rtol=1e-5):
 
 
 def test_losses_and_gradients_of_every_expert_are_its_own_on_its_own_examples_each_in_a_row(
-    config, base, owned, sums
+    config, base, owned, accumulator
 ):
     """The mean over all real target tokens of an expert's examples, none of them packed."""
 
@@ -121,13 +122,13 @@ def test_losses_and_gradients_of_every_expert_are_its_own_on_its_own_examples_ea
     def own(expert, prompts, targets):
         def loss(expert):
             logits = T5(config).apply({"params": base}, prompts, targets[:, None], expert)
-            losses = token_losses(jnp.asarray(logits)[:, 0], targets, **LOSS)
+            losses = token_losses(jnp.asarray(logits)[:, 0], targets, LOSS)
             return losses.sum() / (targets > 0).sum()
 
         return jax.value_and_grad(loss)(expert)
 
     for number in range(3):
-        chosen = [(row, segment) for row, segment in np.ndindex(4, 2) if PLACE[row, segment] == number]
+        chosen = [(row, segment) for row, segment in np.ndindex(4, 2) if SLOT[row, segment] == number]
         prompts, targets = np.zeros((len(chosen), 8), np.int32), np.zeros((len(chosen), 6), np.int32)
         for at, (row, segment) in enumerate(chosen):
             for into, tokens, ids in (
@@ -138,39 +139,39 @@ def test_losses_and_gradients_of_every_expert_are_its_own_on_its_own_examples_ea
                 into[at, : len(found)] = found
         assert (targets > 0).sum() == TOKENS[number]
         loss, gradient = own(jax.tree.map(lambda leaf, at=number: leaf[at], owned), prompts, targets)
-        np.testing.assert_allclose(sums.loss[number], loss, rtol=1e-5)
-        assert_close(of(sums.gradient, number), jax.tree.leaves(gradient))
+        np.testing.assert_allclose(accumulator.loss[number], loss, rtol=1e-5)
+        assert_close(of(accumulator.gradient, number), jax.tree.leaves(gradient))
 
 
-def test_sums_gathered_over_several_batches_equal_those_of_one(owned, gather, sums):
+def test_sums_gathered_over_several_batches_equal_those_of_one(owned, accumulate, accumulator):
     parts = [Rows(*(field[part] for field in rows())) for part in PARTS]
     for order in (parts, parts[::-1]):
-        assert_close(gather(owned, *order), sums)
-    assert np.abs(gather(owned, parts[0]).loss - sums.loss).min() > 0.1
+        assert_close(accumulate(owned, *order), accumulator)
+    assert np.abs(accumulate(owned, parts[0]).loss - accumulator.loss).min() > 0.1
 
 
-def test_rows_folded_for_their_targets_give_the_losses_and_gradients_of_rows_apart(owned, gather):
+def test_rows_folded_for_their_targets_give_the_losses_and_gradients_of_rows_apart(owned, accumulate):
     apart = rows(seeds=7)
     on = np.where(apart.target_segments > 0, apart.target_segments + np.array([[0], [2], [0], [2]]), 0)
     folded = apart._replace(
         targets=apart.targets.reshape(2, 12), target_segments=on.reshape(2, 12).astype(np.int32)
     )
-    found, wanted = (gather(owned, each, dropout_rate=0.2) for each in (folded, apart))
+    found, wanted = (accumulate(owned, each, dropout_rate=0.2) for each in (folded, apart))
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), found, wanted)
 
 
-def test_a_place_without_rows_in_a_batch_gets_nothing(owned, gather):
-    found = gather(owned, Rows(*(field[:1] for field in rows())))  # of experts 0 and 1
+def test_a_slot_without_rows_in_a_batch_gets_nothing(owned, accumulate):
+    found = accumulate(owned, Rows(*(field[:1] for field in rows())))  # of experts 0 and 1
     assert found.loss[2] == 0 != found.loss[0]
     assert not any(leaf.any() for leaf in of(found.gradient, 2))
 
 
 def test_an_expert_that_is_not_active_keeps_sums_parameters_and_moments_bit_for_bit(
-    owned, start, gather, sums
+    owned, start, accumulate, accumulator
 ):
-    before, _, _ = advance(start, sums, move())
-    again = gather(owned, rows())
-    after, rest, loss = advance(before, again, move(active=(1, 0, 1), rate=(1e-3, np.nan, 1e-3)))
+    before, _, _ = apply_update(start, accumulator, update())
+    again = accumulate(owned, rows())
+    after, rest, loss = apply_update(before, again, update(active=(1, 0, 1), rate=(1e-3, np.nan, 1e-3)))
     assert equal(of(after, 1), of(before, 1))
     assert equal(of(rest, 1), of(again, 1))
     np.testing.assert_array_equal(loss, again.loss)
@@ -179,18 +180,18 @@ def test_an_expert_that_is_not_active_keeps_sums_parameters_and_moments_bit_for_
         assert not any(leaf.any() for leaf in of(rest, number))
 
 
-def test_rows_rate_and_parameters_of_one_expert_do_not_reach_its_neighbours(owned, start, gather):
-    segments = PLACE == 1
+def test_rows_rate_and_parameters_of_one_expert_do_not_reach_its_neighbours(owned, start, accumulate):
+    segments = SLOT == 1
     of_one = np.take_along_axis(segments, np.maximum(PROMPT_SEGMENTS - 1, 0), axis=1)
     prompts = np.where(of_one & (PROMPTS > 0), 40, PROMPTS).astype(np.int32)
     own = np.take_along_axis(segments, np.maximum(TARGET_SEGMENTS - 1, 0), axis=1)
     targets = np.where(own & (TARGETS > 0), 41, TARGETS).astype(np.int32)
     swapped = jax.tree.map(lambda leaf: leaf[[0, 0, 2]], owned)
-    plain, _, plain_loss = advance(start, gather(owned, rows()), move())
-    found, _, loss = advance(
-        host(step.start(swapped, OPTIMIZER)),
-        gather(swapped, rows(prompts=prompts, targets=targets, share=np.array([1 / 9, 3.0, 1 / 6]))),
-        move(rate=(1e-3, 0.5, 1e-3)),
+    plain, _, plain_loss = apply_update(start, accumulate(owned, rows()), update())
+    found, _, loss = apply_update(
+        host(step.initial_state(swapped, OPTIMIZER)),
+        accumulate(swapped, rows(prompts=prompts, targets=targets, share=np.array([1 / 9, 3.0, 1 / 6]))),
+        update(rate=(1e-3, 0.5, 1e-3)),
     )
     for number in (0, 2):
         np.testing.assert_allclose(loss[number], plain_loss[number], rtol=1e-6)
@@ -199,9 +200,11 @@ def test_rows_rate_and_parameters_of_one_expert_do_not_reach_its_neighbours(owne
     assert not equal(of(found.params, 1), of(plain.params, 1))
 
 
-def test_a_move_is_the_direction_times_the_experts_own_rate(owned, sums):
-    same, alike = (jax.tree.map(lambda leaf: leaf[[0, 0, 0]], tree) for tree in (owned, sums))
-    after, _, _ = advance(host(step.start(same, OPTIMIZER)), alike, move(rate=(1e-3, 4e-3, 0.0)))
+def test_an_update_is_the_direction_times_the_experts_own_learning_rate(owned, accumulator):
+    same, alike = (jax.tree.map(lambda leaf: leaf[[0, 0, 0]], tree) for tree in (owned, accumulator))
+    after, _, _ = apply_update(
+        host(step.initial_state(same, OPTIMIZER)), alike, update(rate=(1e-3, 4e-3, 0.0))
+    )
     for begun, slow, fast, still in zip(
         of(owned, 0), *(of(after.params, number) for number in range(3)), strict=True
     ):
@@ -209,42 +212,44 @@ def test_a_move_is_the_direction_times_the_experts_own_rate(owned, sums):
         np.testing.assert_array_equal(still, begun)
 
 
-def test_the_first_move_of_adam_is_its_rate_against_the_sign_of_the_gradient(start, sums):
-    after, _, _ = advance(start, sums, move(rate=(1e-3, 2e-3, 4e-3)))
-    norms = [np.sqrt(sum((leaf**2).sum() for leaf in of(sums.gradient, number))) for number in range(3)]
+def test_the_first_move_of_adam_is_its_rate_against_the_sign_of_the_gradient(start, accumulator):
+    after, _, _ = apply_update(start, accumulator, update(rate=(1e-3, 2e-3, 4e-3)))
+    norms = [
+        np.sqrt(sum((leaf**2).sum() for leaf in of(accumulator.gradient, number))) for number in range(3)
+    ]
     for number, rate in enumerate((1e-3, 2e-3, 4e-3)):
         clip = min(1, 1 / norms[number])
         for found, begun, gradient in zip(
-            of(after.params, number), of(start.params, number), of(sums.gradient, number), strict=True
+            of(after.params, number), of(start.params, number), of(accumulator.gradient, number), strict=True
         ):
             wanted = begun - rate * clip * gradient / (clip * np.abs(gradient) + 1e-8)
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_targets_of_padding_alone_move_nothing(owned, start, gather):
-    own = np.take_along_axis(PLACE == 1, np.maximum(TARGET_SEGMENTS - 1, 0), axis=1)
-    found = gather(owned, rows(targets=np.where(own, 0, TARGETS).astype(np.int32)))
-    after, _, loss = advance(start, found, move())
+def test_targets_of_padding_alone_move_nothing(owned, start, accumulate):
+    own = np.take_along_axis(SLOT == 1, np.maximum(TARGET_SEGMENTS - 1, 0), axis=1)
+    found = accumulate(owned, rows(targets=np.where(own, 0, TARGETS).astype(np.int32)))
+    after, _, loss = apply_update(start, found, update())
     assert loss[1] == 0
     assert equal(of(after.params, 1), of(owned, 1))
 
 
-def broken(sums, number, *, loss=np.nan, gradient=0.0):
-    """Returns sums whose loss or gradient of one expert is not finite."""
-    gradients = jax.tree.map(np.copy, sums.gradient)
+def broken(accumulator, number, *, loss=np.nan, gradient=0.0):
+    """Returns accumulator whose loss or gradient of one expert is not finite."""
+    gradients = jax.tree.map(np.copy, accumulator.gradient)
     jax.tree.leaves(gradients)[0][number] += gradient
-    losses = sums.loss.copy()
+    losses = accumulator.loss.copy()
     losses[number] += loss
-    return step.Sums(gradients, losses)
+    return step.GradAccumulator(gradients, losses)
 
 
 @pytest.mark.parametrize("how", [{"loss": np.nan}, {"loss": 0.0, "gradient": np.inf}])
 def test_an_expert_whose_loss_or_gradient_is_not_finite_stops_at_its_step_and_its_neighbours_go_on(
-    start, sums, how
+    start, accumulator, how
 ):
-    wanted, _, _ = advance(start, sums, move())
-    found, rest, loss = advance(start, broken(sums, 1, **how), move())
-    assert found.stopped.tolist() == [GOING, 6, GOING]
+    wanted, _, _ = apply_update(start, accumulator, update())
+    found, rest, loss = apply_update(start, broken(accumulator, 1, **how), update())
+    assert found.stopped.tolist() == [FINITE, 6, FINITE]
     assert equal(of(found._replace(stopped=start.stopped), 1), of(start, 1))
     assert np.isfinite(loss[1]) == ("gradient" in how)
     assert not any(leaf.any() for leaf in jax.tree.leaves(rest))
@@ -252,117 +257,119 @@ def test_an_expert_whose_loss_or_gradient_is_not_finite_stops_at_its_step_and_it
         assert equal(of(found, number), of(wanted, number))
 
 
-def test_an_expert_that_stopped_stays_where_it_is_whatever_comes_after(start, sums):
-    stopped, _, _ = advance(start, broken(sums, 1), move())
-    for next_one in (sums, broken(sums, 1)):
-        again, rest, _ = advance(stopped, next_one, move(at=10))
+def test_an_expert_that_stopped_stays_where_it_is_whatever_comes_after(start, accumulator):
+    stopped, _, _ = apply_update(start, broken(accumulator, 1), update())
+    for next_one in (accumulator, broken(accumulator, 1)):
+        again, rest, _ = apply_update(stopped, next_one, update(at=10))
         assert equal(of(again, 1), of(stopped, 1))
         assert not any(leaf.any() for leaf in of(rest, 1))
         assert not equal(of(again.params, 0), of(stopped.params, 0))
 
 
 def test_an_expert_that_waits_for_the_rest_of_its_step_is_not_stopped_by_sums_that_are_not_finite(
-    start, sums
+    start, accumulator
 ):
-    held, _, _ = advance(start, broken(sums, 1), move(active=(1, 0, 1)))
-    assert held.stopped.tolist() == [GOING] * 3
+    held, _, _ = apply_update(start, broken(accumulator, 1), update(active=(1, 0, 1)))
+    assert held.stopped.tolist() == [FINITE] * 3
 
 
-def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_row_with_it(owned, gather):
+def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_row_with_it(owned, accumulate):
     far = jax.tree.map(np.copy, owned)
     far["decoder"]["decoder_norm"]["scale"][1] = np.inf
-    batch = rows()._replace(place=np.array([[0, 0], [2, 0], [1, 1], [0, 2]], np.int32))
+    batch = rows()._replace(slot=np.array([[0, 0], [2, 0], [1, 1], [0, 2]], np.int32))
     # The row has one example and room for two: what is left is its own expert's too.
     for segments in (batch.prompt_segments, batch.target_segments):
         segments[2] = np.minimum(segments[2], 1)
-    found, wanted = gather(far, batch), gather(owned, batch)
+    found, wanted = accumulate(far, batch), accumulate(owned, batch)
     assert np.isfinite(found.loss).tolist() == [True, False, True]
-    after, _, _ = advance(host(step.start(far, OPTIMIZER)), found, move())
-    assert after.stopped.tolist() == [GOING, 6, GOING]
+    after, _, _ = apply_update(host(step.initial_state(far, OPTIMIZER)), found, update())
+    assert after.stopped.tolist() == [FINITE, 6, FINITE]
     for number in (0, 2):
         assert_close(of(found, number), of(wanted, number))
 
 
-def test_the_base_stays_bit_for_bit(base, owned, start, gather):
+def test_the_base_stays_bit_for_bit(base, owned, start, accumulate):
     before = host(base)
     state = start
     for _ in range(3):
-        state, _, _ = advance(state, gather(state.params, rows()), move(rate=(0.1, 0.1, 0.1)))
+        state, _, _ = apply_update(state, accumulate(state.params, rows()), update(rate=(0.1, 0.1, 0.1)))
     assert jax.tree.all(jax.tree.map(np.array_equal, base, before))
 
 
-def test_the_loss_falls_on_rows_seen_again(start, gather):
+def test_the_loss_falls_on_rows_seen_again(start, accumulate):
     state, losses = start, []
     for _ in range(20):
-        state, _, loss = advance(state, gather(state.params, rows()), move(rate=(0.01, 0.01, 0.01)))
+        state, _, loss = apply_update(
+            state, accumulate(state.params, rows()), update(rate=(0.01, 0.01, 0.01))
+        )
         losses.append(loss)
     assert (losses[-1] < losses[0] - 0.3).all()
 
 
-def test_every_batch_of_a_shape_runs_the_programs_of_the_first(config, owned, start, gather, sums):
-    advance(start, sums, move())
-    compiled = step.gather(config, "bottleneck", **LOSS), step.advance(OPTIMIZER)
+def test_every_batch_of_a_shape_runs_the_programs_of_the_first(config, owned, start, accumulate, accumulator):
+    apply_update(start, accumulator, update())
+    compiled = step.accumulate(config, "bottleneck", LOSS), step.apply_update(OPTIMIZER)
     programs = [each._cache_size() for each in compiled]  # pyright: ignore[reportFunctionMemberAccess]
     assert min(programs) > 0
-    turned = rows()._replace(place=PLACE[::-1].copy())
-    found = gather(jax.tree.map(lambda leaf: leaf[::-1].copy(), owned), turned, rows(seeds=9))
-    advance(start, found, move(rate=(0.0, 1.0, 2.0), active=(0, 1, 0), at=3))
+    turned = rows()._replace(slot=SLOT[::-1].copy())
+    found = accumulate(jax.tree.map(lambda leaf: leaf[::-1].copy(), owned), turned, rows(seeds=9))
+    apply_update(start, found, update(rate=(0.0, 1.0, 2.0), active=(0, 1, 0), at=3))
     assert [each._cache_size() for each in compiled] == programs  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def test_dropout_is_a_function_of_the_seeds(owned, gather, sums):
-    one, same, other = (gather(owned, rows(seeds=seed), dropout_rate=0.3) for seed in (1, 1, 20))
+def test_dropout_is_a_function_of_the_seeds(owned, accumulate, accumulator):
+    one, same, other = (accumulate(owned, rows(seeds=seed), dropout_rate=0.3) for seed in (1, 1, 20))
     assert equal(jax.tree.leaves(one), jax.tree.leaves(same))
     assert np.abs(one.loss - other.loss).min() > 1e-3
-    assert np.abs(one.loss - sums.loss).min() > 1e-3
+    assert np.abs(one.loss - accumulator.loss).min() > 1e-3
 
 
-def test_seeds_of_one_example_reach_its_own_expert_alone(owned, gather):
+def test_seeds_of_one_example_reach_its_own_expert_alone(owned, accumulate):
     plain, changed = rows(), rows()
     changed.seeds[0, 1] += 100  # of expert 1
-    before, after = (gather(owned, batch, dropout_rate=0.3) for batch in (plain, changed))
+    before, after = (accumulate(owned, batch, dropout_rate=0.3) for batch in (plain, changed))
     assert abs(before.loss[1] - after.loss[1]) > 1e-4
     for number in (0, 2):
         np.testing.assert_allclose(after.loss[number], before.loss[number], rtol=1e-6)
         assert_close(of(after.gradient, number), of(before.gradient, number))
 
 
-def test_the_measure_has_no_dropout_no_z_loss_and_no_label_smoothing(config, base, owned):
-    wanted = step.gather(config, "bottleneck")(owned, base, rows(), step.nothing(owned)).loss
-    run = step.measure(replace(config, dropout_rate=0.5), "bottleneck")
+def test_evaluation_has_no_dropout_no_z_loss_and_no_label_smoothing(config, base, owned):
+    wanted = step.accumulate(config, "bottleneck")(owned, base, rows(), step.zero_accumulator(owned)).loss
+    run = step.evaluate(replace(config, dropout_rate=0.5), "bottleneck")
     found = run(owned, base, rows(), np.zeros(3, np.float32))
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     np.testing.assert_allclose(run(owned, base, rows(seeds=9), found), 2 * np.asarray(wanted), rtol=1e-6)
 
 
 def test_seeds_depend_on_the_experts_seed_and_step_alone():
-    assert step.seeds(6, 3, 4).tolist() == step.seeds(6, 3, 4).tolist()
-    assert step.seeds(6, 3, 2).tolist() == step.seeds(6, 3, 4)[:2].tolist()
-    drawn = [step.seeds(seed, at, 4) for seed in (1, 2) for at in (1, 2)]
+    assert step.dropout_seeds(6, 3, 4).tolist() == step.dropout_seeds(6, 3, 4).tolist()
+    assert step.dropout_seeds(6, 3, 2).tolist() == step.dropout_seeds(6, 3, 4)[:2].tolist()
+    drawn = [step.dropout_seeds(seed, at, 4) for seed in (1, 2) for at in (1, 2)]
     assert all(each.dtype == np.uint32 for each in drawn)
     assert len(set(np.concatenate(drawn).tolist())) == 16
 
 
 def test_fresh_experts_depend_on_their_own_seed_alone_and_are_those_of_the_kind(base):
-    begin = step.begin("bottleneck", (("width", 4),), OPTIMIZER)
+    begin = step.init("bottleneck", (("width", 4),), OPTIMIZER)
     three, one = begin(np.array([7, 8, 9], np.uint32), base), begin(np.array([8], np.uint32), base)
     assert_close(of(three, 1), of(one, 0), rtol=1e-6)
     wanted = ex.init_expert("bottleneck", jax.random.key(8), base, {"width": 4})
     assert_close(of(one.params, 0), jax.tree.leaves(wanted), rtol=1e-6)
-    assert three.stopped.tolist() == [GOING] * 3
+    assert three.stopped.tolist() == [FINITE] * 3
 
 
-def test_what_is_put_at_a_place_is_what_is_taken_from_it_and_its_neighbours_stay():
+def test_an_expert_put_into_a_slot_is_taken_out_of_it_and_its_neighbours_stay():
     tree = {"a": {"b": np.arange(12.0).reshape(3, 4)}, "c": np.array([1, 2, 3])}
     one = {"a": {"b": np.full((1, 4), -1.0)}, "c": np.array([9])}
-    found = step.put(jax.tree.map(jnp.asarray, tree), np.int32(1), one)
+    found = step.put_slot(jax.tree.map(jnp.asarray, tree), np.int32(1), one)
     assert found["c"].tolist() == [1, 9, 3]
     assert found["a"]["b"][:, 0].tolist() == [0, -1, 8]
-    taken = step.taken(found, np.int32(1))
+    taken = step.take_slot(found, np.int32(1))
     assert jax.tree.all(jax.tree.map(np.array_equal, taken, one))
 
 
-def test_a_stack_has_every_tree_at_its_place():
+def test_a_stack_has_every_tree_in_its_order():
     trees: list[Params] = [{"a": {"b": jnp.arange(3.0) + at}, "c": jnp.full((2, 2), at)} for at in range(3)]
     stacked = step.stack(trees)
     assert stacked["a"]["b"].shape == (3, 3)
