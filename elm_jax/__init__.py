@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from elm_jax.evaluation.evaluate import Outcome, evaluate
     from elm_jax.experts.library import Library
     from elm_jax.merging.merge import merge
+    from elm_jax.merging.method import MergeOption
+    from elm_jax.merging.table import register_merge
     from elm_jax.pipelines.pipeline import run as run_pipeline
     from elm_jax.prompting.render import Renderings
     from elm_jax.prompting.templates import Template, load_templates
     from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Report, Selection, TaskSpec
     from elm_jax.routing.embedding import Embedder, load_embedder
     from elm_jax.routing.index import index
+    from elm_jax.routing.inputs import KeyIndex, Queries
     from elm_jax.routing.route import route
+    from elm_jax.routing.table import register_router
     from elm_jax.scoring.choices import score_choices
     from elm_jax.session.opening import open_run
     from elm_jax.session.workspace import Run
@@ -42,13 +46,16 @@ __all__ = [
     "Embedder",
     "Expert",
     "ExpertSpec",
+    "KeyIndex",
     "Keys",
     "Lengths",
     "Library",
+    "MergeOption",
     "OutOfMemoryError",
     "Outcome",
     "Pretraining",
     "PromptedExample",
+    "Queries",
     "Registered",
     "Renderings",
     "Report",
@@ -70,6 +77,8 @@ __all__ = [
     "load_templates",
     "merge",
     "open_run",
+    "register_merge",
+    "register_router",
     "register_tasks",
     "route",
     "run_pipeline",
@@ -86,13 +95,16 @@ _HOMES = {
     "Embedder": "elm_jax.routing.embedding",
     "Expert": "elm_jax.records",
     "ExpertSpec": "elm_jax.records",
+    "KeyIndex": "elm_jax.routing.inputs",
     "Keys": "elm_jax.records",
     "Lengths": "elm_jax.data.data_source",
     "Library": "elm_jax.experts.library",
+    "MergeOption": "elm_jax.merging.method",
     "OutOfMemoryError": "elm_jax.errors",
     "Outcome": "elm_jax.evaluation.evaluate",
     "Pretraining": "elm_jax.training.pretraining",
     "PromptedExample": "elm_jax.records",
+    "Queries": "elm_jax.routing.inputs",
     "Registered": "elm_jax.tasks.seqio_tasks",
     "Renderings": "elm_jax.prompting.render",
     "Report": "elm_jax.records",
@@ -113,6 +125,8 @@ _HOMES = {
     "load_templates": "elm_jax.prompting.templates",
     "merge": "elm_jax.merging.merge",
     "open_run": "elm_jax.session.opening",
+    "register_merge": "elm_jax.merging.table",
+    "register_router": "elm_jax.routing.table",
     "register_tasks": "elm_jax.tasks.seqio_tasks",
     "route": "elm_jax.routing.route",
     "run_pipeline": "elm_jax.pipelines.pipeline:run",

@@ -5,7 +5,8 @@ holds a slash; a prompt may hold anything, trailing spaces and slashes included,
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 from urllib.parse import quote, unquote
 
 from elm_jax.errors import UserError
@@ -75,3 +76,24 @@ def resolve(name: str, known: Iterable[str], *, kind: str, where: str) -> str:
     if not near and 0 < len(known) <= FEW:
         hint = f" There are {', '.join(known)}."
     raise UserError(f"No {kind} named {name!r} in {where} ({len(known)} known).{hint}")
+
+
+def require_free(
+    name: str, function: Callable[..., Any], taken: Mapping[str, Callable[..., Any]], *, kind: str
+) -> None:
+    """Raises if a function cannot be registered under a name: it is no identifier, or another function's.
+
+    A function may be registered again, since a file or a notebook's cell that runs twice defines it anew.
+    """
+    if not name.isidentifier():
+        raise UserError(f"Expected a name of letters, digits and _ for a {kind}, got {name!r}.")
+    known = taken.get(name)
+    if known is not None and _origin(known) != _origin(function):
+        raise UserError(
+            f"A {kind} named {name!r} is there already, registered by {'.'.join(_origin(known))}. Fix: "
+            "choose another name."
+        )
+
+
+def _origin(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__

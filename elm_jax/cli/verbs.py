@@ -159,6 +159,7 @@ def route(
 
     from elm_jax.data import task_selection
     from elm_jax.routing import route as runs
+    from elm_jax.routing.run_inputs import RoutingInputs
     from elm_jax.session import opening
 
     given = router_options(option or [])
@@ -171,11 +172,12 @@ def route(
         prepared=cache,
     )
     specs = task_selection.choose(names or [], opened.source, evaluation=True)
-    made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
+    inputs = RoutingInputs(opened, queries_per_task=queries)
+    made = runs.route_tasks(inputs, specs, router, given, experts=experts, explain=explain)
     if as_json:
-        print(json.dumps([asdict(selection) for selection, _ in made], ensure_ascii=False))
+        print(json.dumps([asdict(routed.selection) for routed in made], ensure_ascii=False))
         return
-    for selection, lines in made:
-        print(f"{selection.task}: {', '.join(selection.weights)}")
-        for line in lines:
+    for routed in made:
+        print(f"{routed.selection.task}: {', '.join(routed.selection.weights)}")
+        for line in routed.explanation:
             print(f"  {line}")

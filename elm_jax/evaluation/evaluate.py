@@ -216,12 +216,13 @@ def _chosen(
     seen: bool,
 ) -> Choices:
     """Returns what the methods choose; one host decides, and the others read what it decided."""
+    chosen = None
     if hosts.is_first():
         with run.stages.stage("route", len(wanted)) as advance:
             chosen = choosing.choose(run, specs, wanted, experts, queries, advance, seen=seen)
         choosing.keep(run.workspace, chosen)
     hosts.meet("experts are chosen")
-    return choosing.kept(run.workspace)
+    return chosen or choosing.kept(run.workspace)
 
 
 def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:

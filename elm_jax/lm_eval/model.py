@@ -24,6 +24,7 @@ from elm_jax.experts.lookup import BASE, home
 from elm_jax.lm_eval import selection
 from elm_jax.lm_eval.selection import Routing
 from elm_jax.records import PromptedExample, Selection
+from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.scoring import generator, scorer
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.decoding import NO_NUMBERS
@@ -79,6 +80,7 @@ class ElmLM(LM):
             self.routing = Routing(str(router), experts, queries or default.queries, tuple(named))
             selection.require(self.routing)
         self.run = opening.open_run(run)
+        self.routing_inputs = RoutingInputs(self.run)
         self.expert = BASE if expert is None else str(expert)
         if self.expert != BASE:
             home(self.run.workspace, self.expert).spec(self.expert)  # says so if there is none
@@ -229,7 +231,7 @@ class ElmLM(LM):
                 PromptedExample(str(number), context, "", tuple(choices[context]))
                 for number, context in enumerate(new)
             ]
-            serving, settled = selection.select(self.run, task, examples, self.routing)
+            serving, settled = selection.select(self.routing_inputs, task, examples, self.routing)
             self.selections.setdefault(task, settled)
             self._serving |= {(task, context): expert for context, expert in serving.items()}
         if ("" in choices) and (task, "") not in self._serving:

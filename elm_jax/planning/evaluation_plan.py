@@ -16,7 +16,7 @@ from elm_jax.planning import work as works
 from elm_jax.planning.records import ProgramPlan, SlicePlan, mesh_sizes, program_plan
 from elm_jax.planning.work import EmbeddingWork, GenerationWork, ScoringWork, SearchWork, Work
 from elm_jax.planning.workload import ScoringLoad
-from elm_jax.routing.embedding import ON_ACCELERATOR
+from elm_jax.routing.embedding import ACCELERATOR_BATCH_TOKENS
 from elm_jax.scoring import buckets
 
 ROW_STEP = 8  # prompts are padded to multiples of it
@@ -96,7 +96,7 @@ def _scoring_works(load: ScoringLoad, held: int, local: int) -> list[Work]:
         EmbeddingWork(
             "embed T5", load.network, 64, buckets.rung(longest.prompt, buckets.LADDER, what="prompt")
         ),
-        EmbeddingWork("embed MiniLM", None, ON_ACCELERATOR // 256, 256),
+        EmbeddingWork("embed MiniLM", None, ACCELERATOR_BATCH_TOKENS // 256, 256),
         SearchWork("search", load.queries, keys, load.network.emb_dim),
     ]
     return found

@@ -14,7 +14,7 @@ from elm_jax.data import data_source, prepare, task_rows
 from elm_jax.evaluation import results_cache
 from elm_jax.experts import model_card
 from elm_jax.experts.library import Library
-from elm_jax.routing.index import REMEMBERED
+from elm_jax.routing.index import EMBEDDER_FILE
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import datasets, own
@@ -53,7 +53,7 @@ def place(small_run, tmp_path_factory):
     shutil.copytree(small_run, workspace.root)
     run = opening.open_run(workspace.root, prepared=workspace.prepared)
     prepare.prepare(tasks=[TRAINED], pieces=run.pieces, source=run.source, lengths=run.lengths)
-    storage.write_json(workspace.root / REMEMBERED, {"embedder": "t5"})  # as `index` does for another one
+    storage.write_json(workspace.root / EMBEDDER_FILE, {"embedder": "t5"})  # as `index` does for another one
     return Path(workspace.root)
 
 

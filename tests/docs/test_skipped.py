@@ -148,7 +148,7 @@ def check_elm(words, where):
     if path == "elm evaluate":
         methods.parse_all(given["method"] or [])
     if path == "elm merge" and given["experts"]:
-        merging.find(given["method"])
+        merging.find_merge(given["method"])
 
 
 def check_recipes(words, where):

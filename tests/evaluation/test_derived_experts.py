@@ -13,7 +13,7 @@ from elm_jax.evaluation import evaluate
 from elm_jax.experts import import_export
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge as merging
-from elm_jax.routing import route
+from elm_jax.routing import route, run_inputs
 from elm_jax.routing.index import index
 from elm_jax.session.workspace import Workspace
 from elm_jax.telemetry.progress import Stages
@@ -80,9 +80,9 @@ def test_an_expert_of_unknown_tasks_is_passed_over_by_index_and_routers_and_said
     told = "Passed over, for the tasks that keys are made of are not known: somewhere/else.\n"
     assert index(run, size=4) == []
     assert said.getvalue().count(told) == 1
-    desk = route.Desk(run, size=4)
+    desk = run_inputs.RoutingInputs(run, size=4)
     for router in ("roe", "centroid", "bm25"):
-        found = route.explained(run, task_selection.choose([UNSEEN], evaluation=True), router, desk=desk)
+        found = route.route_tasks(run, task_selection.choose([UNSEEN], evaluation=True), router, desk=desk)
         assert all("somewhere/else" not in selection.weights for selection, _ in found)
     assert said.getvalue().count(told) == 2
     assert sorted(index(run, size=4, rebuild=True)) == sorted(TRAINED)

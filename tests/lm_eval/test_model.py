@@ -20,7 +20,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.routing import gates
+from elm_jax.routing import gate_specs
 from elm_jax.routing.index import index
 from elm_jax.scoring import generator
 from elm_jax.scoring.buckets import Row
@@ -384,7 +384,7 @@ def test_a_router_of_tokens_serves_all_requests(run, folder, ids):
     rows = requests_of(samples["local_copa"])
     pairs = zip(*arrays(run, *rows), strict=True)
     asked = [Row(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs]
-    tree = gates.tree(run, lm.gated[gate])
+    tree = gate_specs.load_gate(run, lm.gated[gate])
     wanted = score_rows(run.base.config, run.base.params, asked, tree, stacked=False)
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
     assert scores_of(samples["local_copa"]) != scores_of(bare["local_copa"])

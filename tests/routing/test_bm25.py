@@ -8,10 +8,10 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.routing.bm25 import bm25
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
 TEXTS = ("the cat sat", "the dog ran", "the 7 planets")
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1"),
     datasets=(("a",), ("b",)),
     expert_of_row=np.array([0, 0, 1]),

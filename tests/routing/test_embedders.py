@@ -62,7 +62,7 @@ def test_order_and_company_change_no_vector(embedder, by_hand, order):
 
 
 def test_texts_of_many_chunks_come_back_in_their_order(embedder, by_hand, monkeypatch):
-    monkeypatch.setattr(embedding, "CHUNK", 3)
+    monkeypatch.setattr(embedding, "TEXTS_PER_CHUNK", 3)
     np.testing.assert_allclose(embedder(TEXTS * 3), np.tile(by_hand, (3, 1)), atol=1e-5)
 
 
@@ -91,10 +91,10 @@ def test_few_shapes_are_compiled_and_little_is_padding(place):
     batches = [tokens.shape for _, tokens, _ in embedding._batches(encoder, texts, 64)]
     assert set(batches) == {(4, 16), (3, 18)}
     assert all(tokens.sum() for _, tokens, _ in embedding._batches(encoder, texts, 64))
-    lengths = [embedding._length(tokens, 512) for tokens in range(1, 513)]
+    lengths = [embedding._round_up_length(tokens, 512) for tokens in range(1, 513)]
     assert len(set(lengths)) == 14
     assert max(length / tokens for tokens, length in enumerate(lengths, start=1) if tokens > 16) < 2
-    assert embedding._length(100, 100) == 100
+    assert embedding._round_up_length(100, 100) == 100
 
 
 def test_a_single_text_is_no_batch_of_many(place):

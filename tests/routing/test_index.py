@@ -66,7 +66,7 @@ def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
     assert keys.embedder == f"t5-encoder-mean/{BASE}"
     assert keys.vectors.shape == (3, config.emb_dim)
     assert runs.index(run, size=3) == []
-    assert not (run.workspace.root / runs.REMEMBERED).exists()
+    assert not (run.workspace.root / runs.EMBEDDER_FILE).exists()
 
 
 def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch):
@@ -81,13 +81,13 @@ def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch
         )
     )
     embedded = []
-    embed = runs._keys
+    embed = runs.embed_texts_as_keys
 
     def counted(embedder, texts, text_format):
         embedded.extend(texts)
         return embed(embedder, texts, text_format)
 
-    monkeypatch.setattr(runs, "_keys", counted)
+    monkeypatch.setattr(runs, "embed_texts_as_keys", counted)
     assert runs.index(run, size=3) == [task.id]
     assert tuple(embedded) == library.keys(task.id).texts
     assert len(embedded) == 3
@@ -148,7 +148,7 @@ def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monk
     monkeypatch.chdir(encoder.parent)
     runs.index(run, size=2, embedder=encoder.name)
     monkeypatch.chdir("/")
-    assert runs.remembered(run.workspace) == str(encoder.resolve())
+    assert runs.read_embedder_name(run.workspace) == str(encoder.resolve())
     assert runs.embed_texts(run, ["the dog"], "instance").vectors.shape == (1, 8)
 
 
@@ -158,13 +158,13 @@ def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, e
         UserError, match=r"Keys of 'bert-mean/\w+' are wanted, .* has keys of 't5-encoder-mean/"
     ):
         runs.index(run, size=2, embedder=str(encoder))
-    assert runs.remembered(run.workspace) == runs.T5
+    assert runs.read_embedder_name(run.workspace) == runs.T5_EMBEDDER
     written = runs.index(run, size=2, embedder=str(encoder), rebuild=True)
     assert sorted(written) == sorted(library_of(run).ids())
     with pytest.raises(UserError, match="are wanted, which 't5' is, but"):
         runs.index(run, size=2, embedder="t5")
     assert runs.index(run, size=2, embedder="t5", rebuild=True) == written
-    assert runs.remembered(run.workspace) == runs.T5
+    assert runs.read_embedder_name(run.workspace) == runs.T5_EMBEDDER
 
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
@@ -188,4 +188,4 @@ def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
     cli.app(asked, standalone_mode=False)
     assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())
-    assert runs.remembered(run.workspace) == str(encoder.resolve())
+    assert runs.read_embedder_name(run.workspace) == str(encoder.resolve())

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.lorahub import lorahub
 
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1", "c/1"),
     datasets=(("a",), ("b",), ("c",)),
     expert_of_row=np.arange(3),

@@ -7,10 +7,10 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.routing import roe
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1", "c/1"),
     datasets=(("dream",), ("quail",), ("cos_e", "dream")),
     expert_of_row=np.array([0, 0, 1, 1, 2]),
@@ -85,7 +85,7 @@ def test_per_instance_a_querys_own_neighbours_vote():
 
 
 def test_neighbours_name_the_rows_so_that_a_choice_can_be_explained():
-    similarities, rows = roe.neighbours(ask(NORTH), INDEX, 2)
+    similarities, rows = roe.find_neighbours(ask(NORTH), INDEX, 2)
     assert [INDEX.texts[row] for row in rows[0]] == ["b0", "b1"]
     assert similarities.tolist() == [[1.0, 0.5]]
 

@@ -14,7 +14,7 @@ from elm_jax.models import experts, gating, paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.routing import faithful, key_index, table
+from elm_jax.routing import key_index, original, run_inputs, table
 from elm_jax.routing import route as runs
 from elm_jax.routing.index import index
 from elm_jax.session import opening, settings
@@ -63,11 +63,11 @@ def specs(run):
 
 
 def test_options_reach_the_router_and_the_margin_is_told(opened):
-    ((selection, lines),) = runs.explained(opened, specs(opened), queries=4, k=3, experts=2)
+    ((selection, lines),) = runs.route_tasks(opened, specs(opened), queries=4, k=3, experts=2)
     assert sum(selection.votes.values()) == 12
     assert selection.router == "roe_top2,k=3"
-    assert runs.kept(opened.workspace, "roe_top2,k=3") == [selection]
-    assert runs.kept(opened.workspace, "roe_top2") == []
+    assert runs.load_selections(opened.workspace, "roe_top2,k=3") == [selection]
+    assert runs.load_selections(opened.workspace, "roe_top2") == []
     assert "of 12 votes" in lines[0]
     assert "nearest is mini_" in lines[-1]
     assert ", key '" in lines[-1]
@@ -87,9 +87,11 @@ def test_the_command_takes_options_by_name(opened, capsys):
 
 
 def test_queries_are_bare_inputs_where_the_original_is_followed(opened):
-    library = key_index.build_index(Library.open(opened.workspace.library))
-    asked = runs.ask(opened, specs(opened)[0], library, 2, text_format=faithful.RAW)
-    formatted = runs.ask(opened, specs(opened)[0], library, 2)
+    library = key_index.build_key_index(Library.open(opened.workspace.library))
+    asked = run_inputs.make_queries(
+        opened, specs(opened)[0], library, 2, text_format=original.RAW_TEXT_FORMAT
+    )
+    formatted = run_inputs.make_queries(opened, specs(opened)[0], library, 2)
     assert all(text.endswith(bare) for text, bare in zip(formatted.texts, asked.texts, strict=True))
     assert formatted.texts[0].startswith("Answer Choices: ")
     (selection,) = runs.route(opened, specs(opened), queries=2, faithful=True)
@@ -122,10 +124,10 @@ def test_what_cannot_be_asked_is_refused(opened, router, options, said):
 
 def test_a_gate_made_of_the_library_fits_its_stack(opened):
     library = Library.open(opened.workspace.library)
-    found = key_index.build_index(library)
+    found = key_index.build_key_index(library)
     stacked = library.load(found.experts)
-    asked = runs.ask(opened, specs(opened)[0], found, 2)
-    gate = table.find("arrow").route(asked, found, params=stacked, k=1, exclude=found.datasets[0])
+    asked = run_inputs.make_queries(opened, specs(opened)[0], found, 2)
+    gate = table.find_router("arrow").route(asked, found, params=stacked, k=1, exclude=found.datasets[0])
     tree = gating.gated(stacked, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed)
     own = jax.tree.map(lambda leaf: leaf[0], tree["encoder"]["layers"]["attention"]["query"])
     alone = stacked["encoder"]["layers"]["attention"]["query"]

@@ -83,10 +83,10 @@ def test_it_may_be_called_inside_jit():
 def test_other_values_and_other_allowed_rows_compile_nothing():
     queries, rows = jnp.ones((2, 3)), jnp.ones((5, 3))
     search.top_k(queries, rows, 2, allowed=jnp.ones(5, bool))
-    compiled = search._compiled(2, 5)._cache_size()
+    compiled = search._compile_search(2, 5)._cache_size()
     search.top_k(queries * 2, rows * 3, 2, allowed=jnp.arange(5) > 2)
     search.top_k(queries, rows, 2)
-    assert search._compiled(2, 5)._cache_size() == compiled
+    assert search._compile_search(2, 5)._cache_size() == compiled
 
 
 def test_memory_beside_the_rows_does_not_grow_with_them():
