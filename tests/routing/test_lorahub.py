@@ -59,7 +59,7 @@ def test_few_candidates_are_drawn_by_the_seed_alone():
 
 
 def test_what_cannot_be_searched_is_refused():
-    with pytest.raises(UserError, match="3 candidates and 4 trials came"):
+    with pytest.raises(UserError, match="3 candidates and 4 trials"):
         lorahub(QUERIES, INDEX, loss=bowl, candidates=3, trials=4)
-    with pytest.raises(UserError, match="should be a finite number, but nan came"):
+    with pytest.raises(UserError, match="got nan"):
         lorahub(QUERIES, INDEX, loss=lambda w: float("nan"))

@@ -128,7 +128,7 @@ def test_sharded_no_rows_travel():
 
 
 def test_rows_that_do_not_make_equal_parts_are_refused():
-    with pytest.raises(UserError, match="can share evenly are wanted, but 9 came"):
+    with pytest.raises(UserError, match="got 9"):
         search.top_k_sharded(np.ones((1, 2)), np.ones((9, 2)), 1, mesh=mesh(), axis="data")
 
 
@@ -140,5 +140,5 @@ def test_narrow_rows_are_compared_in_float32():
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_a_k_that_the_rows_cannot_give_is_refused(k):
-    with pytest.raises(UserError, match=f"between 1 and the 3 there are, but {k} came"):
+    with pytest.raises(UserError, match=f"1 to 3.*got {k}"):
         search.top_k(np.ones((1, 2)), np.ones((3, 2)), k)

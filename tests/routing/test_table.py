@@ -71,12 +71,12 @@ def test_uniform_weighs_all_experts_alike():
 
 
 def test_fixed_refuses_an_expert_trained_on_an_excluded_dataset():
-    with pytest.raises(ContaminationError, match="'b/1' was trained on b, z"):
+    with pytest.raises(ContaminationError, match=r"'b/1'.* b, z"):
         route("fixed", expert="b/1", exclude=["z"])
 
 
 def test_fixed_refuses_an_unknown_expert_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"No expert named 'b/l' in the index .* Did you mean 'b/1'"):
+    with pytest.raises(UserError, match=r"'b/l'.*'b/1'"):
         route("fixed", expert="b/l")
 
 
@@ -92,9 +92,9 @@ def test_the_oracle_takes_no_excluded_expert_however_good():
 @pytest.mark.parametrize(
     ("accuracies", "said"),
     [
-        ({}, "none that may be chosen was measured"),
-        ({"c/1": 0.5}, "No expert named 'c/1'"),
-        ({"a/1": float("nan")}, "accuracy is wanted for expert 'a/1', but nan came"),
+        ({}, "'t/1'"),
+        ({"c/1": 0.5}, "'c/1'"),
+        ({"a/1": float("nan")}, "'a/1', got nan"),
     ],
 )
 def test_the_oracle_refuses_measurements_it_cannot_use(accuracies, said):
@@ -103,5 +103,5 @@ def test_the_oracle_refuses_measurements_it_cannot_use(accuracies, said):
 
 
 def test_an_unknown_router_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match="Did you mean 'centroid'"):
+    with pytest.raises(UserError, match="'centroid'"):
         table.find_router("centriod")

@@ -62,8 +62,8 @@ def test_a_query_without_a_neighbour_is_no_voter():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"experts": 0}, "At least one expert is wanted for 't/1', but 0 came"),
-        ({"weighting": "loud"}, "one of uniform, votes, but 'loud' came"),
+        ({"experts": 0}, "'t/1', got 0"),
+        ({"weighting": "loud"}, "uniform or votes, got 'loud'"),
     ],
 )
 def test_senseless_options_are_refused(options, said):
@@ -72,5 +72,5 @@ def test_senseless_options_are_refused(options, said):
 
 
 def test_an_election_without_votes_is_refused():
-    with pytest.raises(UserError, match="router 'bm25' has no vote to count"):
+    with pytest.raises(UserError, match="'bm25'"):
         vote.elect_experts("bm25", queries(1), INDEX, np.array([[-1]]), np.array([[0.0]]))

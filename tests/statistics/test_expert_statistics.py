@@ -74,7 +74,8 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
     made = merge.merge(run, [first, second], method, rows=ROWS)
     assert f"statistics for {method}: done" in capsys.readouterr().err
     library = Library.open(run.workspace.library)
-    wanted = merge.plan(run.workspace, [first, second], method).reads
+    plan = merge.plan_run_merge(run.workspace, [first, second], method)
+    wanted = plan.statistics_shapes
     given = [
         expert_statistics.ESTIMATORS[method](
             run.base.config, run.base.params, library.expert(expert), *rows_of(run, expert, ROWS), wanted
@@ -82,9 +83,8 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
         for expert in (first, second)
     ]
     assert [{path: value.shape for path, value in own.items()} for own in given] == [dict(wanted)] * 2
-    by_hand = merger.merge(
-        method, [library.expert(first), library.expert(second)], base=run.base.params, statistics=given
-    )
+    experts = [library.expert(first), library.expert(second)]
+    by_hand = merger.merge(plan, experts, base=run.base.params, statistics=given)
     assert made.spec == by_hand.spec
     for path, value in paths.flatten(by_hand.params).items():
         np.testing.assert_array_equal(paths.flatten(made.params)[path], value)
