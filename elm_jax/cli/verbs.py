@@ -141,13 +141,14 @@ def index(
 def route(
     names: Names = None,
     run: RunDir = DEFAULT_OUT,
-    router: Annotated[str, typer.Option(help="How experts are chosen.")] = "roe",
+    router: Annotated[str, typer.Option(help="How experts are chosen; --routers lists all ways.")] = "roe",
     experts: Annotated[int, typer.Option(help="How many of the most voted to take.")] = 1,
     queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the router, NAME=VALUE; may be repeated.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
+    routers: Annotated[bool, typer.Option("--routers", help="List the routers and their options.")] = False,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -155,6 +156,10 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Which experts a task should use, and why."""
+    files = task_files(own_files(names, tasks))
+    if routers:
+        _list_routers()
+        return
     from dataclasses import asdict
 
     from elm_jax.data import task_selection
@@ -163,7 +168,6 @@ def route(
     from elm_jax.session import opening
 
     given = router_options(option or [])
-    files = task_files(own_files(names, tasks))
     opened = opening.open_run(
         run,
         data_dir=data_dir,
@@ -181,3 +185,16 @@ def route(
         print(f"{routed.selection.task}: {', '.join(routed.selection.weights)}")
         for line in routed.explanation:
             print(f"  {line}")
+
+
+def _list_routers() -> None:
+    import inspect
+
+    from elm_jax.routing.table import ROUTERS
+
+    for name, router in ROUTERS.items():
+        print(f"{name:<18} {router.description}")
+        for option, default in router.options.items():
+            print(
+                f"{'':<18} {option}{'' if default is inspect.Parameter.empty else f' (default: {default})'}"
+            )

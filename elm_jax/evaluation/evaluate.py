@@ -158,6 +158,7 @@ def evaluate(
 
 def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
     """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
+    opening.load_task_files(workspace)  # they may register routers and merges
     wanted = ways.parse_all(methods or ())
     if wanted and workspace.library.is_dir():
         library = Library.open(workspace.library)

@@ -30,6 +30,7 @@ from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.decoding import NO_NUMBERS
 from elm_jax.scoring.scorer import BATCH_TOKENS, Rated
 from elm_jax.session import opening
+from elm_jax.session.workspace import Workspace
 
 # lm-eval's own models are imported above, though unused: the harness lists them only where its registry is
 # empty, which `elm` in it would prevent.
@@ -78,6 +79,7 @@ class ElmLM(LM):
         if router is not None:
             default = Routing()
             self.routing = Routing(str(router), experts, queries or default.queries, tuple(named))
+            opening.load_task_files(Workspace.at(run))  # they may register the router
             selection.require(self.routing)
         self.run = opening.open_run(run)
         self.routing_inputs = RoutingInputs(self.run)

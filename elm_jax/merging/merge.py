@@ -68,6 +68,7 @@ def plan_run_merge(
         UserError: As `merge` does; and if statistics are needed, none are given, and the run does not know
             what the experts were trained on.
     """
+    opening.load_task_files(workspace)  # they may register the method
     home_of = homes(workspace)
     descriptions = [home_of(expert).describe(expert) for expert in experts]
     pairs = [(description.spec, description.shapes) for description in descriptions]

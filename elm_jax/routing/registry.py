@@ -1,20 +1,22 @@
 """Registry: the routers by name, and the decorator that adds one."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
 from elm_jax.routing.token_gate import TokenGate
 
-Level = Literal["task", "row", "token"]
-Reads = Literal["vectors", "texts", "expert", "params", "activations", "accuracies", "loss"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+LEVELS = ("task", "row", "token")
+"""What a router chooses experts for."""
+INPUTS = ("vectors", "texts", "expert", "params", "activations", "accuracies", "loss")
+"""What a router may read."""
 ARGUMENTS = ("queries", "index", "exclude", "params", "activations", "accuracies", "loss")
 """Arguments of routers that no user gives by name: what they are called with, and what they read."""
 RESERVED = ("base", "multitask", "best_single")
@@ -26,8 +28,8 @@ class Router:
     """A registered router; `register_router` describes the fields."""
 
     route: Callable[..., Selection | TokenGate]
-    level: Level
-    reads: tuple[Reads, ...] = ()
+    level: str
+    reads: tuple[str, ...] = ()
     few_shot: bool = False
 
     @property
@@ -52,7 +54,7 @@ ROUTERS: dict[str, Router] = {}
 
 
 def register_router(
-    name: str, *, level: Level = "task", reads: tuple[Reads, ...] = (), few_shot: bool = False
+    name: str, *, level: str = "task", reads: Sequence[str] = (), few_shot: bool = False
 ) -> Callable[[Function], Function]:
     """Registers a function as a router, under a name that all verbs then know.
 
@@ -91,9 +93,9 @@ def register_router(
         names.require_free(name, route, taken, kind="router")
         if name in RESERVED:
             raise UserError(f"Expected a router's name other than {', '.join(RESERVED)}, got {name!r}.")
-        names.resolve(level, get_args(Level), kind="level", where=f"the registration of router {name!r}")
+        names.resolve(level, LEVELS, kind="level", where=f"the registration of router {name!r}")
         for each in reads:
-            names.resolve(each, get_args(Reads), kind="input", where=f"what router {name!r} may read")
+            names.resolve(each, INPUTS, kind="input", where=f"what router {name!r} may read")
         ROUTERS[name] = Router(route, level, tuple(reads), few_shot)
         return route
 

@@ -162,6 +162,12 @@ def open_run(
     return Run(workspace, base, pieces, source, lengths, stages or Stages(), dtype)
 
 
+def load_task_files(workspace: Workspace) -> None:
+    """Loads the files that a workspace remembers, which define tasks and may register routers and merges."""
+    for file in remembered(workspace)["source"].get("tasks", []):
+        own.load(file)
+
+
 def opened(run: Run | storage.PathLike) -> Run:
     """Returns the run that a verb was given, be it open already or a directory."""
     return run if isinstance(run, Run) else open_run(run)
