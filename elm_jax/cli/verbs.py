@@ -195,6 +195,5 @@ def _list_routers() -> None:
     for name, router in ROUTERS.items():
         print(f"{name:<18} {router.description}")
         for option, default in router.options.items():
-            print(
-                f"{'':<18} {option}{'' if default is inspect.Parameter.empty else f' (default: {default})'}"
-            )
+            shown = "" if default is inspect.Parameter.empty else f" (default: {default})"
+            print(f"{'':<18} {option}{shown}")

@@ -87,16 +87,16 @@ def test_experts_without_keys_are_named(library, expert, keys):
     library.add(expert("dream/a"), keys("a0"))
     library.add(expert("dream/b"))
     library.add(expert("dream/c"))
-    with pytest.raises(UserError, match=r"2 of 3 have none: 'dream/b', 'dream/c'. Run `elm index`"):
+    with pytest.raises(UserError, match=r"2 of 3: 'dream/b', 'dream/c'"):
         build_key_index(library)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"embedder": "other"}, "one embedder are wanted, but 'dream/a' has embedder 'toy' and 'dream/b'"),
-        ({"text_format": "label"}, "one text format are wanted, but 'dream/a' has text format 'instance'"),
-        ({"width": 3}, "one width are wanted, but 'dream/a' has width 2 and 'dream/b' has 3"),
+        ({"embedder": "other"}, "'toy' of 'dream/a' and 'other' of 'dream/b'"),
+        ({"text_format": "label"}, "'instance' of 'dream/a' and 'label' of 'dream/b'"),
+        ({"width": 3}, "2 of 'dream/a' and 3 of 'dream/b'"),
     ],
 )
 def test_keys_made_differently_are_not_mixed(library, expert, keys, changes, said):
@@ -107,5 +107,5 @@ def test_keys_made_differently_are_not_mixed(library, expert, keys, changes, sai
 
 
 def test_an_empty_library_makes_no_index(library):
-    with pytest.raises(UserError, match="An index needs experts, but none came"):
+    with pytest.raises(UserError, match="library at"):
         build_key_index(library)
