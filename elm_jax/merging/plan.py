@@ -91,15 +91,15 @@ def plan_merge(
         shape = merge_method.statistics_shape(group, change)
         if shape is not None:
             statistics_shapes[group.path] = shape
-    given = _require_weights(merge_method, specs, weights, settings)
-    total = math.fsum(given)
-    shares = tuple(weight / total for weight in given) if total > 0 else given
+    factors = _require_weights(merge_method, specs, weights, settings)
+    total = math.fsum(factors)
+    shares = tuple(weight / total for weight in factors) if total > 0 else factors
     return MergePlan(
         method_name=method,
         method=merge_method,
         specs=specs,
         groups=groups,
-        weights=given if merge_method.weights_as_given else shares,
+        weights=factors if merge_method.weights_as_given else shares,
         shares=shares,
         options=settings,
         base_groups=tuple(group for group in groups if group.form == "value" and merge_method.needs_base),
@@ -184,19 +184,19 @@ def _require_weights(
     method: MergeMethod, specs: Sequence[ExpertSpec], weights: Sequence[float] | None, settings: Options
 ) -> tuple[float, ...]:
     """Returns one weight per expert, 1 each by default."""
-    given = [1.0] * len(specs) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(specs):
-        raise UserError(f"Expected one weight for each of {len(specs)} experts, got {len(given)}.")
+    factors = [1.0] * len(specs) if weights is None else [float(weight) for weight in weights]
+    if len(factors) != len(specs):
+        raise UserError(f"Expected one weight for each of {len(specs)} experts, got {len(factors)}.")
     may_be_negative = method.weights_as_given and settings.get("adapters") is None
-    for spec, weight in zip(specs, given, strict=True):
+    for spec, weight in zip(specs, factors, strict=True):
         if not math.isfinite(weight) or (weight < 0.0 and not may_be_negative):
             expected = "a finite weight" if may_be_negative else "a finite weight of at least 0"
             raise UserError(f"Expected {expected} for {spec.id!r}, got {weight}.")
-    if not any(given):
+    if not any(factors):
         raise UserError("Expected at least one weight above 0, got none.")
-    if math.fsum(given) <= 0.0 and settings.get("scale") is None:
+    if math.fsum(factors) <= 0.0 and settings.get("scale") is None:
         raise UserError(
-            f"Expected weights of a sum above 0, to make a mean, got a sum of {math.fsum(given)}. Fix: give "
-            "the option 'scale', λ."
+            f"Expected weights of a sum above 0, to make a mean, got a sum of {math.fsum(factors)}. Fix: "
+            "give the option 'scale', λ."
         )
-    return tuple(given)
+    return tuple(factors)

@@ -51,4 +51,4 @@ def find_merge(name: str) -> MergeMethod:
     Raises:
         UserError: If there is none; it names the nearest ones.
     """
-    return MERGES[names.resolve(name, MERGES, kind="merging method", where="the registered ones")]
+    return MERGES[names.resolve(name, MERGES, kind="merging method", where="the registry")]

@@ -45,8 +45,8 @@ def average_activation(
         UserError: If a mean is not finite, or an option is not valid.
     """
     prototypes = {}
-    for path, given in sorted(activations.items()):
-        means = np.asarray(given, np.float32)
+    for path, values in sorted(activations.items()):
+        means = np.asarray(values, np.float32)
         if not np.isfinite(means).all():
             raise UserError(
                 f"Expected finite mean activations at {path!r}, got others. Fix: take them again."

@@ -67,11 +67,11 @@ def lorahub(
 
     def cost(weights: Float[np.ndarray, " W"]) -> float:
         weights = np.clip(weights, -BOUND, BOUND)  # COBYLA tries what is a little out of bounds too
-        given = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
-        measured = float(loss(given))
+        candidate = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+        measured = float(loss(candidate))
         if not np.isfinite(measured):
-            raise UserError(f"Expected a finite loss, got {measured} for the weights {given}.")
-        tried.append((measured + penalty * float(np.abs(weights).mean()), given))
+            raise UserError(f"Expected a finite loss, got {measured} for the weights {candidate}.")
+        tried.append((measured + penalty * float(np.abs(weights).mean()), candidate))
         return tried[-1][0]
 
     options = {"rhobeg": 0.5, "maxiter": trials, "tol": 1e-4}

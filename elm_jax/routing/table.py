@@ -45,4 +45,4 @@ def find_router(name: str) -> Router:
     Raises:
         UserError: If there is none; it names the nearest ones.
     """
-    return ROUTERS[names.resolve(name, ROUTERS, kind="router", where="the registered ones")]
+    return ROUTERS[names.resolve(name, ROUTERS, kind="router", where="the registry")]

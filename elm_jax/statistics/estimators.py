@@ -137,7 +137,7 @@ def _compile_input_sums(
         arguments = (prompts, targets[:, None], applied_expert)
         _, seen = T5(config).apply({"params": placed}, *arguments, mutable=["intermediates"])
         entered = paths.flatten(seen["intermediates"])
-        made = {}
+        sums = {}
         for path in projections:
             real = (prompts if _sees_prompt(path) else targets) != PAD
             (inputs,) = entered[f"{path}/input"]
@@ -146,8 +146,8 @@ def _compile_input_sums(
             layers = inputs.reshape(-1, *real.shape, inputs.shape[-1]).astype(jnp.float32)
             layers = layers * real[None, ..., None]
             of_layer = jax.vmap(moments.add_gram if moment == "gram" else _sum)(layers)
-            made[path] = of_layer if stacked else of_layer[0]
-        return made if before is None else jax.tree.map(jnp.add, before, made)
+            sums[path] = of_layer if stacked else of_layer[0]
+        return sums if before is None else jax.tree.map(jnp.add, before, sums)
 
     return jax.jit(add)
 
@@ -185,8 +185,8 @@ def _compile_squared_gradients(
 
         # One row's gradient at a time: those of a batch would be as many times the parameters.
         def row(total: dict[str, Array], tokens: tuple[Array, Array]) -> tuple[dict[str, Array], None]:
-            found = gradient(chosen, base, expert, *tokens)
-            return jax.tree.map(lambda so_far, one: so_far + one**2, total, found), None
+            slopes = gradient(chosen, base, expert, *tokens)
+            return jax.tree.map(lambda so_far, one: so_far + one**2, total, slopes), None
 
         start = jax.tree.map(jnp.zeros_like, chosen) if before is None else before
         return jax.lax.scan(row, start, (prompts, targets))[0]
