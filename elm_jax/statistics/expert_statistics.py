@@ -22,13 +22,13 @@ from elm_jax.experts.lookup import home
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators
+from elm_jax.statistics.estimators import Statistics
 
 ROWS = 256
 """Rows of an expert that statistics are taken of; all of them if it has fewer."""
 FOLDER = "statistics"
 ESTIMATORS = {"regmean": estimators.regmean_statistics, "fisher": estimators.fisher_statistics}
 """Merging method -> what computes the statistics that it reads."""
-Statistics = dict[str, np.ndarray]
 Compute = Callable[[Expert, Prepared], Statistics]
 
 
