@@ -81,11 +81,11 @@ def _list(as_json: bool) -> None:
                 "statistics": method.statistics_shape is not None,
                 "symmetric": method.symmetric,
             }
-            for name, method in MERGES.items()
+            for name, method in sorted(MERGES.items())
         ]
         print(json.dumps(told, ensure_ascii=False))
         return
-    for name, method in MERGES.items():
+    for name, method in sorted(MERGES.items()):
         print(f"{name:<16} {method.description}")
         for known, option in method.options.items():
             default = "" if option.default is None else f" (default: {option.default})"

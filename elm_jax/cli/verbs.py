@@ -192,7 +192,7 @@ def _list_routers() -> None:
 
     from elm_jax.routing.table import ROUTERS
 
-    for name, router in ROUTERS.items():
+    for name, router in sorted(ROUTERS.items()):
         print(f"{name:<18} {router.description}")
         for option, default in router.options.items():
             shown = "" if default is inspect.Parameter.empty else f" (default: {default})"

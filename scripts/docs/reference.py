@@ -76,7 +76,7 @@ def merges() -> str:
     from elm_jax.merging.table import MERGES
 
     rows = []
-    for name, method in MERGES.items():
+    for name, method in sorted(MERGES.items()):
         options = [
             f"`{known}`" + ("" if option.default is None else f" ({option.default})")
             for known, option in method.options.items()

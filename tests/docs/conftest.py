@@ -26,6 +26,11 @@ UNSEEN = ("mini_sentiment_hotel",)
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "docs"
 
 
+@pytest.fixture(autouse=True)
+def _registered_by_pages_are_forgotten(registries):
+    """Pages show routers and merges of one's own."""
+
+
 def _script(name):
     spec = importlib.util.spec_from_file_location(f"docs_{name}", SCRIPTS / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

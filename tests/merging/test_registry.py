@@ -26,12 +26,7 @@ def first(inputs, *, scale: float = 1.0):
 """
 
 
-@pytest.fixture(autouse=True)
-def _registered_ones_are_forgotten():
-    before = dict(table.MERGES)
-    yield
-    table.MERGES.clear()
-    table.MERGES.update(before)
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 @pytest.fixture(scope="module")

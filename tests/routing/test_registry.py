@@ -26,12 +26,7 @@ def choose_last(queries, index, *, exclude=(), count: int = 1):
 """
 
 
-@pytest.fixture(autouse=True)
-def _registered_ones_are_forgotten():
-    before = dict(table.ROUTERS)
-    yield
-    table.ROUTERS.clear()
-    table.ROUTERS.update(before)
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 @pytest.fixture(scope="module")
