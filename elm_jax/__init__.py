@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from elm_jax.evaluation.evaluate import Outcome, evaluate
     from elm_jax.experts.library import Library
     from elm_jax.merging.merge import merge
+    from elm_jax.merging.method import MergeOption
+    from elm_jax.merging.table import register_merge
     from elm_jax.pipelines.pipeline import run as run_pipeline
     from elm_jax.prompting.render import Renderings
     from elm_jax.prompting.templates import Template, load_templates
     from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Report, Selection, TaskSpec
     from elm_jax.routing.embedding import Embedder, load_embedder
     from elm_jax.routing.index import index
+    from elm_jax.routing.inputs import KeyIndex, Queries
     from elm_jax.routing.route import route
+    from elm_jax.routing.table import register_router
     from elm_jax.scoring.choices import score_choices
     from elm_jax.session.opening import open_run
     from elm_jax.session.workspace import Run
@@ -55,16 +59,19 @@ __all__ = [
     "Expert",
     "ExpertConfig",
     "ExpertSpec",
+    "KeyIndex",
     "Keys",
     "Lengths",
     "Library",
     "LogConfig",
     "LossConfig",
+    "MergeOption",
     "OptimizerConfig",
     "OutOfMemoryError",
     "Outcome",
     "Pretraining",
     "PromptedExample",
+    "Queries",
     "Registered",
     "Renderings",
     "Report",
@@ -88,6 +95,8 @@ __all__ = [
     "load_templates",
     "merge",
     "open_run",
+    "register_merge",
+    "register_router",
     "register_tasks",
     "register_tracker",
     "route",
@@ -107,16 +116,19 @@ _HOMES = {
     "Expert": "elm_jax.records",
     "ExpertConfig": "elm_jax.training.config",
     "ExpertSpec": "elm_jax.records",
+    "KeyIndex": "elm_jax.routing.inputs",
     "Keys": "elm_jax.records",
     "Lengths": "elm_jax.tasks.data_source",
     "Library": "elm_jax.experts.library",
     "LogConfig": "elm_jax.training.config",
     "LossConfig": "elm_jax.training.config",
     "OptimizerConfig": "elm_jax.training.config",
+    "MergeOption": "elm_jax.merging.method",
     "OutOfMemoryError": "elm_jax.errors",
     "Outcome": "elm_jax.evaluation.evaluate",
     "Pretraining": "elm_jax.training.pretraining",
     "PromptedExample": "elm_jax.records",
+    "Queries": "elm_jax.routing.inputs",
     "Registered": "elm_jax.tasks.seqio_tasks",
     "Renderings": "elm_jax.prompting.render",
     "Report": "elm_jax.records",
@@ -139,6 +151,8 @@ _HOMES = {
     "load_templates": "elm_jax.prompting.templates",
     "merge": "elm_jax.merging.merge",
     "open_run": "elm_jax.session.opening",
+    "register_merge": "elm_jax.merging.table",
+    "register_router": "elm_jax.routing.table",
     "register_tasks": "elm_jax.tasks.seqio_tasks",
     "register_tracker": "elm_jax.telemetry.trackers",
     "route": "elm_jax.routing.route",

@@ -5,7 +5,8 @@ slash; a prompt may have any characters, trailing spaces and slashes included, a
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 from urllib.parse import quote, unquote
 
 from elm_jax.errors import UserError
@@ -91,3 +92,24 @@ def lower_first(text: str) -> str:
     ('give a directory.', "TFDS's folder")
     """
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+
+def require_free(
+    name: str, function: Callable[..., Any], taken: Mapping[str, Callable[..., Any]], *, kind: str
+) -> None:
+    """Raises if a function cannot be registered under a name: it is no identifier, or another function's.
+
+    A function may be registered again, since a file or a notebook's cell that runs twice defines it anew.
+    """
+    if not name.isidentifier():
+        raise UserError(f"Expected a name of letters, digits and _ for a {kind}, got {name!r}.")
+    known = taken.get(name)
+    if known is not None and _origin(known) != _origin(function):
+        raise UserError(
+            f"A {kind} named {name!r} is there already, registered by {'.'.join(_origin(known))}. Fix: "
+            "choose another name."
+        )
+
+
+def _origin(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__

@@ -20,7 +20,7 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import datasets
-from tests.run_fixtures import clock, make_run, unseen  # noqa: F401, fixtures
+from tests.run_fixtures import clock, make_run, registries, unseen  # noqa: F401, fixtures
 from tests.shared_data import DATA
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

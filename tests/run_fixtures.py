@@ -6,12 +6,14 @@ import pytest
 
 from elm_jax.data import task_rows, task_selection
 from elm_jax.experts.library import Library
+from elm_jax.merging.table import MERGES
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing.index import index
+from elm_jax.routing.table import ROUTERS
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
@@ -49,6 +51,16 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+@pytest.fixture
+def registries():
+    """Forgets the routers and merges that a test registers."""
+    before = [(table, dict(table)) for table in (ROUTERS, MERGES)]
+    yield
+    for table, registered in before:
+        table.clear()
+        table.update(registered)
 
 
 @pytest.fixture

@@ -107,8 +107,8 @@ def evaluate(
         from elm_jax.session import opening
         from elm_jax.tasks.specs import task_specs
 
-        runs.check(Workspace.at(run), method)
         files = task_files(own_files(names, tasks))
+        runs.check(Workspace.at(run), method)
         opened = opening.open_run(
             run,
             data_dir=data_dir,

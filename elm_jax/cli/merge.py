@@ -9,9 +9,6 @@ from elm_jax.cli.opened import task_files
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, DataDir, RunDir, TaskFiles, TemplatesDir
 from elm_jax.errors import UserError
 
-NO_OPTIONS = ("base", "experts", "id", "method", "rows", "run", "statistics", "weights", "workspace")
-"""Names that the functions behind this verb give a meaning of their own."""
-
 
 def merge(
     experts: Annotated[list[str] | None, typer.Argument(help="Experts by id.")] = None,
@@ -39,6 +36,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Make one expert of several; it goes to the run's composites, where no router finds it."""
+    files = task_files(tasks)
     if methods:
         _list(as_json)
         return
@@ -47,17 +45,20 @@ def merge(
     from elm_jax.session import opening
     from elm_jax.session.workspace import Workspace
 
-    asked: dict[str, Any] = {
-        **dict(map(_named, option or [])),
-        "weights": None if weights is None else [_number(weight) for weight in weights.split(",")],
-        "statistics": statistics and [storage.read_arrays(file, what="Statistics") for file in statistics],
-        "id": id,
-    }
-    # Judged on specs alone before the base is read, which `open_run` does.
-    files = task_files(tasks)
-    runs.plan(Workspace.open(run), experts or [], method, **asked)
+    options = dict(map(_named, option or []))
+    known = [storage.read_arrays(file, what="Statistics") for file in statistics] if statistics else None
+    # Planned by specs alone before the base is read, which `open_run` does.
+    plan = runs.plan_run_merge(
+        Workspace.open(run),
+        experts or [],
+        method,
+        options,
+        weights=None if weights is None else [_number(weight) for weight in weights.split(",")],
+        statistics=known,
+        id=id,
+    )
     opened = opening.open_run(run, data_dir=data_dir, templates_dir=templates_dir, task_files=files)
-    spec = runs.merge(opened, experts or [], method, rows=rows, **asked).spec
+    spec = runs.run_merge(opened, plan, statistics=known, rows=rows).spec
     if as_json:
         told = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}
         print(json.dumps(told, ensure_ascii=False))
@@ -69,26 +70,26 @@ def merge(
 
 
 def _list(as_json: bool) -> None:
-    from elm_jax.merging.table import METHODS
+    from elm_jax.merging.table import MERGES
 
     if as_json:
         told = [
             {
                 "name": name,
-                "says": method.says,
-                "options": {known: option.says for known, option in method.options.items()},
-                "statistics": method.reads is not None,
+                "says": method.description,
+                "options": {known: option.description for known, option in method.options.items()},
+                "statistics": method.statistics_shape is not None,
                 "symmetric": method.symmetric,
             }
-            for name, method in METHODS.items()
+            for name, method in sorted(MERGES.items())
         ]
         print(json.dumps(told, ensure_ascii=False))
         return
-    for name, method in METHODS.items():
-        print(f"{name:<16} {method.says}")
+    for name, method in sorted(MERGES.items()):
+        print(f"{name:<16} {method.description}")
         for known, option in method.options.items():
-            default = "" if option.default is None else f" ({option.default} without it)"
-            print(f"{'':<16} {known}: {option.says}{default}")
+            default = "" if option.default is None else f" (default: {option.default})"
+            print(f"{'':<16} {known}: {option.description}{default}")
 
 
 def _number(text: str) -> float:
@@ -101,7 +102,7 @@ def _number(text: str) -> float:
 def _named(text: str) -> tuple[str, Any]:
     """Splits NAME=VALUE; a value that is no JSON is text."""
     name, equals, value = text.partition("=")
-    if not equals or name in NO_OPTIONS:
+    if not equals:
         raise UserError(
             f"An option as density=0.3 is wanted, but {text!r} came. `elm merge --methods` lists them."
         )

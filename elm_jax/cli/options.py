@@ -25,7 +25,11 @@ VocabularyFile = Annotated[
     typer.Option("--vocabulary", help="SentencePiece model or tokenizer.json; default: the base's."),
 ]
 TaskFiles = Annotated[
-    list[str] | None, typer.Option("--tasks", help="A file that defines tasks of your own, YAML or Python.")
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        help="A file of your own tasks, YAML or Python; Python may register routers and merges too.",
+    ),
 ]
 KnownRun = Annotated[str | None, typer.Option("--run", help="A run whose base and data are used.")]
 Split = Annotated[str | None, typer.Option(help="Another split than each task's own.")]

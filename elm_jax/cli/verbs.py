@@ -163,7 +163,7 @@ def index(
 def route(
     names: Names = None,
     run: RunDir = DEFAULT_OUT,
-    router: Annotated[str, typer.Option(help="How experts are chosen.")] = "roe",
+    router: Annotated[str, typer.Option(help="How experts are chosen; --routers lists all ways.")] = "roe",
     experts: Annotated[int, typer.Option(help="How many of the most voted to take.")] = 1,
     queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32,
     option: Annotated[
@@ -171,6 +171,7 @@ def route(
     ] = None,
     explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
     dtype: Dtype = None,
+    routers: Annotated[bool, typer.Option("--routers", help="List the routers and their options.")] = False,
     data_dir: DataDir = None,
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
@@ -178,14 +179,18 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Which experts a task should use, and why."""
+    files = task_files(own_files(names, tasks))
+    if routers:
+        _list_routers()
+        return
     from dataclasses import asdict
 
     from elm_jax.data import task_selection
     from elm_jax.routing import route as runs
+    from elm_jax.routing.run_inputs import RoutingInputs
     from elm_jax.session import opening
 
     given = router_options(option or [])
-    files = task_files(own_files(names, tasks))
     opened = opening.open_run(
         run,
         data_dir=data_dir,
@@ -195,11 +200,24 @@ def route(
         overrides={"prepared": cache},
     )
     specs = task_selection.select_tasks(names or [], opened.source, evaluation=True)
-    made = runs.explained(opened, specs, router, experts, queries, shown=explain, **given)
+    inputs = RoutingInputs(opened, queries_per_task=queries)
+    made = runs.route_tasks(inputs, specs, router, given, experts=experts, explain=explain)
     if as_json:
-        print(json.dumps([asdict(selection) for selection, _ in made], ensure_ascii=False))
+        print(json.dumps([asdict(routed.selection) for routed in made], ensure_ascii=False))
         return
-    for selection, lines in made:
-        print(f"{selection.task}: {', '.join(selection.weights)}")
-        for line in lines:
+    for routed in made:
+        print(f"{routed.selection.task}: {', '.join(routed.selection.weights)}")
+        for line in routed.explanation:
             print(f"  {line}")
+
+
+def _list_routers() -> None:
+    import inspect
+
+    from elm_jax.routing.table import ROUTERS
+
+    for name, router in sorted(ROUTERS.items()):
+        print(f"{name:<18} {router.description}")
+        for option, default in router.options.items():
+            shown = "" if default is inspect.Parameter.empty else f" (default: {default})"
+            print(f"{'':<18} {option}{shown}")

@@ -5,7 +5,7 @@ before anything is merged, and what was made before is not made again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elm_jax import storage
@@ -13,6 +13,7 @@ from elm_jax.evaluation import few_shot, results_cache
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge as merging
 from elm_jax.merging import table
+from elm_jax.merging.plan import MergePlan
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.session.workspace import Run
 
@@ -29,6 +30,7 @@ class Composite:
     members: tuple[str, ...]
     weights: tuple[float, ...] | None = None  # one a member; alike without them
     task: str | None = None  # the one that LoraHub's weights were found on
+    plan: MergePlan | None = field(default=None, repr=False)  # of a merge; only the host that merges has it
 
 
 def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[str, float]) -> Composite:
@@ -37,11 +39,11 @@ def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[s
     Raises a UserError if they cannot be merged so; no parameter is read.
     """
     alike = len(set(weights.values())) == 1
-    members = tuple(sorted(weights) if alike and table.find(method).symmetric else weights)
+    members = tuple(sorted(weights) if alike and table.find_merge(method).symmetric else weights)
     given = None if alike else tuple(weights[member] for member in members)
-    merging.plan(run.workspace, members, method, weights=given, **options)
+    plan = merging.plan_run_merge(run.workspace, members, method, options, weights=given)
     name = f"merged/{method}-{_stands_for(run, members, method=method, options=dict(options), weights=given)}"
-    return Composite(name, method, dict(options), members, given)
+    return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
 
 def fitted(run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]) -> Composite:
@@ -60,18 +62,13 @@ def make(run: Run, composite: Composite, specs: Mapping[str, TaskSpec]) -> None:
         return
     if composite.method == LORAHUB:
         made = few_shot.fit(
-            run, composite.id, specs[str(composite.task)], composite.members, **composite.options
+            run, composite.id, specs[str(composite.task)], composite.members, composite.options
         )
         library.add(made, replace=True)
         return
-    merging.merge(
-        run,
-        composite.members,
-        composite.method,
-        weights=composite.weights,
-        id=composite.id,
-        **composite.options,
-    )
+    if composite.plan is None:
+        raise ValueError(f"{composite.id!r} has no plan: it was chosen by another host")
+    merging.run_merge(run, composite.plan)
 
 
 def selection(run: Run, composite: Composite) -> Selection:

@@ -162,6 +162,7 @@ def evaluate(
 
 def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
     """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
+    opening.load_task_files(workspace)  # they may register routers and merges
     wanted = ways.parse_all(methods or ())
     if wanted and workspace.library.is_dir():
         library = Library.open(workspace.library)
@@ -220,12 +221,13 @@ def _chosen(
     seen: bool,
 ) -> Choices:
     """Returns what the methods choose; one host decides, and the others read what it decided."""
+    chosen = None
     if hosts.is_primary():
         with run.stages.stage("route", len(wanted)) as advance:
             chosen = choosing.choose(run, specs, wanted, experts, queries, advance, seen=seen)
         choosing.keep(run.workspace, chosen)
     hosts.barrier("experts are chosen")
-    return choosing.kept(run.workspace)
+    return chosen or choosing.kept(run.workspace)
 
 
 def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:

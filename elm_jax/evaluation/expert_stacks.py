@@ -17,8 +17,8 @@ from elm_jax.experts.lookup import BASE, library_finder
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
 from elm_jax.records import Params
-from elm_jax.routing import gates
-from elm_jax.routing.gates import Gated
+from elm_jax.routing import gate_specs
+from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.session import devices
 from elm_jax.session.workspace import Run
 
@@ -39,7 +39,7 @@ class Stack:
 
 
 def stacks(
-    run: Run, scorers: Iterable[str], at_once: int, gated: Mapping[str, Gated] | None = None
+    run: Run, scorers: Iterable[str], at_once: int, gated: Mapping[str, GateSpec] | None = None
 ) -> Iterator[Stack]:
     """Yields every scorer once: experts of the run by id, `BASE`, and gates by name.
 
@@ -71,7 +71,7 @@ def stacks(
         yield Stack({BASE: 0}, run.base.params)
     for name in wanted:
         if name in gated:
-            yield Stack({name: 0}, run.base.params, gates.tree(run, gated[name]), stacked=False)
+            yield Stack({name: 0}, run.base.params, gate_specs.load_gate(run, gated[name]), stacked=False)
 
 
 def _expert_cache(

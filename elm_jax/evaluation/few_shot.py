@@ -19,8 +19,8 @@ from elm_jax.experts.library import Library
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Params, PromptedExample, TaskSpec
-from elm_jax.routing import gates, lorahub
-from elm_jax.routing.evidence import Queries
+from elm_jax.routing import key_index, lorahub
+from elm_jax.routing.inputs import Queries
 from elm_jax.scoring import scorer as engine
 from elm_jax.scoring.buckets import Row
 from elm_jax.session.workspace import Run
@@ -56,7 +56,7 @@ def shots(run: Run, spec: TaskSpec, count: int) -> Shots:
     return Shots(examples, left_out)
 
 
-def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: Any) -> Expert:
+def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], options: Mapping[str, Any]) -> Expert:
     """Returns the expert of that name that LoraHub puts together of a library's experts for a task.
 
     Weighed is what experts own less what changes nothing in the base: of LoRA and adapters the factors, as
@@ -87,7 +87,7 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
         return -float(sum(score[0] for score in scores)) / count
 
     given = {option: value for option, value in options.items() if option not in ("shots", "seen")}
-    index = gates.bare_index(library, experts)
+    index = key_index.build_keyless_index(library, experts)
     found = lorahub.lorahub(Queries(spec.id, ()), index, loss=loss, **given)
     specs = [library.spec(expert) for expert in found.weights]
     return Expert(

@@ -23,7 +23,7 @@ from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.reporting import written
 from elm_jax.reporting.written import Judgement
-from elm_jax.routing.gates import Gated
+from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.scoring import generator as engine
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.decoding import NO_NUMBERS
@@ -56,7 +56,7 @@ def generate(
     swapped_bleu: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
     at_once: int = AT_ONCE,
-    gated: Mapping[str, Gated] | None = None,
+    gated: Mapping[str, GateSpec] | None = None,
     named: Collection[str] = (),
 ) -> dict[Cell, Answers]:
     """Lets the scorers of cells answer their tasks greedily; what was kept of their answers is read.

@@ -23,9 +23,9 @@ from typing import Any
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.experts.compatibility import Shapes, group_by_kind_and_shapes
-from elm_jax.merging import plan as plans
 from elm_jax.merging import table as merging
-from elm_jax.merging.method import checked
+from elm_jax.merging.method import require_option_value
+from elm_jax.merging.plan import require_mergeable
 from elm_jax.records import ExpertSpec
 from elm_jax.routing import table as routing
 
@@ -33,7 +33,6 @@ HINDSIGHT = ("best_single", "oracle")
 SPECIAL: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
 """Ways that are no router's, with their options."""
 SHOTS = 5
-_GIVEN = ("queries", "index", "exclude", "params", "activations", "accuracies", "loss")
 _MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
 _FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
 
@@ -53,14 +52,14 @@ class Method:
     @property
     def level(self) -> str:
         """Whether it chooses for a "task", for every "row", or for every "token"."""
-        return "task" if self.router in SPECIAL else routing.find(self.router).level
+        return "task" if self.router in SPECIAL else routing.find_router(self.router).level
 
     @property
     def labels(self) -> str:
         """Which labels of the task it has seen: "none", a "few", or all, in "hindsight"."""
         if self.router in HINDSIGHT:
             return "hindsight"
-        return "few" if self.router not in SPECIAL and routing.find(self.router).few_shot else "none"
+        return "few" if self.router not in SPECIAL and routing.find_router(self.router).few_shot else "none"
 
 
 def default(merged: int = 3, *, hindsight: bool = False, mixed: bool = False) -> list[Method]:
@@ -118,10 +117,10 @@ def parse(text: str) -> Method:
             "together by the router itself. Leave out what follows +."
         )
     way, given = _named(merge[0], text)
-    known = merging.find(way).options
+    known = merging.find_merge(way).options
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
-        checked(option, known[names.resolve(option, known, kind="option", where=where)], value)
+        require_option_value(option, known[names.resolve(option, known, kind="option", where=where)], value)
     return Method(name, chosen, made.options, way, given)
 
 
@@ -129,7 +128,7 @@ def require(wanted: Sequence[Method], library: Described) -> None:
     """Raises what a library's kinds of experts do not allow; their parameters are not read."""
     groups = group_by_kind_and_shapes(library, lambda pair: pair)
     for method in wanted:
-        reads = () if method.router in SPECIAL else routing.find(method.router).reads
+        reads = () if method.router in SPECIAL else routing.find_router(method.router).reads
         if method.level == "token" or "params" in reads:
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
@@ -180,7 +179,7 @@ def _takes_several(method: Method) -> bool:
     """Says whether a router may choose several experts for a task, which are then merged."""
     if method.level != "task" or method.router in (*SPECIAL, *_MERGES_ITSELF):
         return False
-    takes = inspect.signature(routing.find(method.router).route).parameters
+    takes = routing.find_router(method.router).options
     return "experts" not in takes or method.options.get("experts", 1) > 1
 
 
@@ -188,8 +187,7 @@ def _require_merge(method: Method, groups: Sequence[Described]) -> None:
     refused = None
     for group in groups:
         try:
-            # Two are as good as many: how many there are matters to no method.
-            plans.plan(str(method.merge), list(group[:2]), **method.merge_options)
+            require_mergeable(str(method.merge), group[0][0], method.merge_options)
         except UserError as error:
             refused = refused or error
         else:
@@ -203,8 +201,7 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if router in SPECIAL:
         known = dict(SPECIAL[router])
     else:
-        signature = inspect.signature(routing.find(router).route).parameters
-        known = {name: option.default for name, option in signature.items() if name not in _GIVEN}
+        known = dict(routing.find_router(router).options)
         known |= {"shots": SHOTS} if router == "lorahub" else {}
         known |= {"seen": False} if router != "oracle" else {}
     where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"

@@ -34,7 +34,7 @@ from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample, TaskScores, TaskSpec
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import Count
-from elm_jax.routing.gates import Gated
+from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.scoring import rank
 from elm_jax.scoring import scorer as engine
 from elm_jax.scoring.buckets import Row
@@ -82,7 +82,7 @@ def score(
     batch_tokens: int = engine.BATCH_TOKENS,
     at_once: int = AT_ONCE,
     by: str = "sum",
-    gated: Mapping[str, Gated] | None = None,
+    gated: Mapping[str, GateSpec] | None = None,
     named: Collection[str] = (),
 ) -> Scores:
     """Scores cells of tasks with answer choices, but those of which scores are kept, and returns all.
@@ -150,7 +150,7 @@ def _sums(
     ranked: Mapping[str, Sequence[Row]],
     batch_tokens: int,
     at_once: int,
-    gated: Mapping[str, Gated],
+    gated: Mapping[str, GateSpec],
     named: Collection[str],
 ) -> Scores:
     """Returns the summed log-probabilities of every cell's answers, of which those that lack are scored."""

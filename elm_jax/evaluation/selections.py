@@ -15,9 +15,10 @@ from elm_jax.evaluation.methods import HINDSIGHT, SHOTS, Method
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
-from elm_jax.routing import gates
-from elm_jax.routing.gates import Gated
-from elm_jax.routing.route import Desk, explained
+from elm_jax.routing import gate_specs
+from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.routing.route import route_tasks
+from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run, Workspace
 
 Chosen = str | tuple[str, ...]
@@ -31,7 +32,7 @@ class Choices:
 
     scorers: Mapping[str, Mapping[str, Chosen]]  # method -> task -> scorer
     composites: Mapping[str, Composite] = field(default_factory=dict)
-    gates: Mapping[str, Gated] = field(default_factory=dict)
+    gates: Mapping[str, GateSpec] = field(default_factory=dict)
     selections: Sequence[Selection] = ()
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # task -> rows that were shots
 
@@ -51,10 +52,10 @@ def choose(
     Experts that were trained on a task's own dataset are passed over, unless a method asks for them; with
     `seen` the one of `fixed` is not. Raises what the routers raise.
     """
-    desk = Desk(run, experts, queries)
+    inputs = RoutingInputs(run, experts, queries)
     scorers: dict[str, dict[str, Chosen]] = {}
     made: dict[str, Composite] = {}
-    gated: dict[str, Gated] = {}
+    gated: dict[str, GateSpec] = {}
     told: dict[Any, list[Selection]] = {}
     left_out: dict[str, Sequence[str]] = {}
 
@@ -66,10 +67,17 @@ def choose(
         options = {"seen": seen and method.router == "fixed", **method.options}
         key = storage.fingerprint([method.router, options])
         if key not in told:
-            found = explained(
-                run, specs, method.router, shown=False, desk=desk, every=method.level == "row", **options
+            asked = {name: value for name, value in options.items() if name not in ("experts", "seen")}
+            found = route_tasks(
+                inputs,
+                specs,
+                method.router,
+                asked,
+                experts=options.get("experts", 1),
+                all_rows=method.level == "row",
+                seen=options["seen"],
             )
-            told[key] = [selection for selection, _ in found]
+            told[key] = [routed.selection for routed in found]
         return told[key]
 
     for number, method in enumerate(wanted, start=1):
@@ -81,7 +89,7 @@ def choose(
         elif method.router == "lorahub":
             options = {"shots": SHOTS, **method.options}
             for spec in specs:
-                may = experts if method.options.get("seen") else _unseen(desk.library, experts, spec)
+                may = experts if method.options.get("seen") else _unseen(inputs.library, experts, spec)
                 own[spec.id] = put(derived_experts.fitted(run, spec, options, may))
                 rows = few_shot.shots(run, spec, options["shots"]).left_out
                 left_out[spec.id] = tuple(dict.fromkeys([*left_out.get(spec.id, ()), *rows]))
@@ -89,7 +97,7 @@ def choose(
             options = {name: value for name, value in method.options.items() if name != "seen"}
             for spec in specs:
                 exclude = () if method.options.get("seen") else (spec.dataset,)
-                gate = gates.of(desk.library, method.router, options, experts, exclude)
+                gate = gate_specs.make_gate_spec(inputs.library, method.router, options, experts, exclude)
                 gated[gate.id], own[spec.id] = gate, gate.id
         elif method.level == "row":
             own = {
@@ -129,7 +137,7 @@ def keep(workspace: Workspace, choices: Choices) -> None:
         _file(workspace),
         {
             "methods": choices.scorers,
-            "composites": [asdict(composite) for composite in choices.composites.values()],
+            "composites": [_without_plan(composite) for composite in choices.composites.values()],
             "gates": [asdict(gate) for gate in choices.gates.values()],
             "selections": [asdict(selection) for selection in choices.selections],
             "left_out": choices.left_out,
@@ -137,8 +145,12 @@ def keep(workspace: Workspace, choices: Choices) -> None:
     )
 
 
+def _without_plan(composite: Composite) -> dict[str, Any]:
+    return {name: value for name, value in vars(composite).items() if name != "plan"}
+
+
 def kept(workspace: Workspace) -> Choices:
-    """Returns what was written."""
+    """Returns what was written; plans of merges are not."""
     told = storage.read_json(_file(workspace), what="What methods chose")
 
     def plain(value: Any) -> Any:
@@ -153,7 +165,7 @@ def kept(workspace: Workspace) -> Choices:
             for method, own in told["methods"].items()
         },
         {composite.id: composite for composite in records(Composite, "composites")},
-        {gate.id: gate for gate in records(Gated, "gates")},
+        {gate.id: gate for gate in records(GateSpec, "gates")},
         records(Selection, "selections"),
         {task: plain(rows) for task, rows in told["left_out"].items()},
     )

@@ -24,11 +24,13 @@ from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.lm_eval import selection
 from elm_jax.lm_eval.selection import Routing
 from elm_jax.records import PromptedExample, Selection
+from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.scoring import generator, scorer
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.decoding import NO_NUMBERS
 from elm_jax.scoring.scorer import BATCH_TOKENS, Rated
 from elm_jax.session import opening
+from elm_jax.session.workspace import Workspace
 
 # lm-eval's own models are imported above, though unused: the harness lists them only where its registry is
 # empty, which `elm` in it would prevent.
@@ -77,8 +79,10 @@ class ElmLM(LM):
         if router is not None:
             default = Routing()
             self.routing = Routing(str(router), experts, queries or default.queries, tuple(named))
+            opening.load_task_files(Workspace.at(run))  # they may register the router
             selection.require(self.routing)
         self.run = opening.open_run(run)
+        self.routing_inputs = RoutingInputs(self.run)
         self.expert = BASE if expert is None else str(expert)
         if self.expert != BASE:
             find_library(self.run.workspace, self.expert).spec(self.expert)  # says so if there is none
@@ -229,7 +233,7 @@ class ElmLM(LM):
                 PromptedExample(str(number), context, "", tuple(choices[context]))
                 for number, context in enumerate(new)
             ]
-            serving, settled = selection.select(self.run, task, examples, self.routing)
+            serving, settled = selection.select(self.routing_inputs, task, examples, self.routing)
             self.selections.setdefault(task, settled)
             self._serving |= {(task, context): expert for context, expert in serving.items()}
         if ("" in choices) and (task, "") not in self._serving:

@@ -4,7 +4,6 @@ A router chooses for every task of lm-eval, from its contexts as they come, with
 distinct ones vote, as in Retrieval of Experts, or each has an expert of its own.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ from elm_jax.evaluation import derived_experts
 from elm_jax.experts import key_texts as formats
 from elm_jax.experts.library import Library
 from elm_jax.records import PromptedExample, Selection
-from elm_jax.routing import gates, key_index, table
-from elm_jax.routing.evidence import Queries
-from elm_jax.routing.gates import Gated
-from elm_jax.routing.index import embed_texts
+from elm_jax.routing import gate_specs, table
+from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run
 
 SEEN_IN_REQUESTS = {"vectors", "texts", "params"}
@@ -36,7 +34,7 @@ class Routing:
 
 def require(routing: Routing) -> None:
     """Raises a UserError for a router that does not exist or that requests tell too little for."""
-    router = table.find(routing.router)
+    router = table.find_router(routing.router)
     lacking = sorted(set(router.reads) - SEEN_IN_REQUESTS)
     if lacking:
         usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= SEEN_IN_REQUESTS]
@@ -51,39 +49,30 @@ def require(routing: Routing) -> None:
         )
 
 
-def gate(run: Run, routing: Routing) -> Gated | None:
+def gate(run: Run, routing: Routing) -> GateSpec | None:
     """Returns the gate that serves all requests where the router chooses for every token, else None."""
-    if table.find(routing.router).level != "token":
+    if table.find_router(routing.router).level != "token":
         return None
     library = Library.open(run.workspace.library)
-    return gates.of(library, routing.router, {}, library.ids(), routing.exclude)
+    return gate_specs.make_gate_spec(library, routing.router, {}, library.ids(), routing.exclude)
 
 
 def select(
-    run: Run, task: str, examples: Sequence[PromptedExample], routing: Routing
+    inputs: RoutingInputs, task: str, examples: Sequence[PromptedExample], routing: Routing
 ) -> tuple[dict[str, str], Selection]:
     """Returns the expert that serves each of a task's distinct inputs, and the router's selection.
 
     Several experts of a task are averaged by their weights; what is made goes to the run's composites.
     """
-    router = table.find(routing.router)
-    library = Library.open(run.workspace.library)
-    keys = key_index.build_index(library)
+    router = table.find_router(routing.router)
+    keys = inputs.key_index
     by_row = router.level == "row"
     asked = examples if by_row else examples[: routing.queries]
-    embedded = embed_texts(run, formats.format_texts(asked, keys.text_format), keys.text_format)
-    queries = Queries(
-        task=task,
-        row_ids=tuple(example.row_id for example in asked),
-        texts=embedded.texts,
-        vectors=embedded.vectors,
-        embedder=embedded.embedder,
-        text_format=embedded.text_format,
-    )
-    several = "experts" in inspect.signature(router.route).parameters
-    options: dict[str, Any] = {"experts": routing.experts} if several else {}
-    if "params" in router.reads:
-        options["params"] = library.load_stack(keys.experts, base=run.base.fingerprint)
+    texts = formats.texts(asked, keys.text_format)
+    row_ids = [example.row_id for example in asked]
+    queries = inputs.embed_queries(task, row_ids, texts, keys.text_format)
+    options: dict[str, Any] = {"experts": routing.experts} if "experts" in router.options else {}
+    options |= inputs.load_arguments(router, keys)
     found = router.route(queries, keys, exclude=routing.exclude, **options)
     assert isinstance(found, Selection)
     if by_row:
@@ -92,7 +81,7 @@ def select(
         }, found
     expert = next(iter(found.weights))
     if len(found.weights) > 1:
-        composite = derived_experts.merged(run, "average", {}, found.weights)
-        derived_experts.make(run, composite, {})
+        composite = derived_experts.merged(inputs.run, "average", {}, found.weights)
+        derived_experts.make(inputs.run, composite, {})
         expert = composite.id
     return {example.input: expert for example in examples}, found

@@ -5,8 +5,8 @@ biases stand side by side, the up-projections, times their weights, below one an
 averaged. Of LoRA the factors stand likewise, so that lora_a lora_b is the exact average of ΔW, of the summed
 rank (the "cat" of `peft`). Norm scales, which multiply, are averaged, which too is exact for each norm.
 
-What is exact is each block's map of the same input. Behind several blocks the inputs are no longer the same
-as in the experts run apart, so the whole network's outputs are not the average of theirs.
+Each block's map of the same input is exact. After several blocks the inputs differ from those in the separate
+experts, so the whole network's outputs are not the average of theirs.
 """
 
 from collections.abc import Sequence
@@ -14,57 +14,69 @@ from collections.abc import Sequence
 import numpy as np
 
 from elm_jax.merging.average import average
-from elm_jax.merging.method import Method, Options
-from elm_jax.merging.parts import Part, Piece, mean
+from elm_jax.merging.method import Options
+from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, weighted_sum
+from elm_jax.merging.registry import register_merge
 
-ADAPTER = ("down/bias", "down/kernel", "up/bias", "up/kernel")
-
-
-def concatenate(piece: Piece) -> list[np.ndarray]:
-    """Returns the leaves of the wider expert, in float32; a form that cannot be widened is averaged."""
-    if piece.part.form == "lora":
-        first, second = zip(*piece.values, strict=True)
-        return [_beside(first), _below(second, piece.weights)]
-    if piece.part.form != "adapter":
-        return average(piece)
-    down_bias, down, up_bias, up = zip(*piece.values, strict=True)
-    return [_beside(down_bias), _beside(down), mean(up_bias, piece.weights), _below(up, piece.weights)]
+ADAPTER_LEAVES = ("down/bias", "down/kernel", "up/bias", "up/kernel")
 
 
-def refusal(parts: Sequence[Part], options: Options) -> str | None:
-    """Returns why experts cannot be concatenated, None if they can."""
+def _find_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | None:
+    """Says why experts cannot be concatenated; None if they can."""
     del options
-    if not any(part.form in ("adapter", "lora") for part in parts):
+    if not any(group.form in ("adapter", "lora") for group in groups):
         return (
             "it puts bottlenecks or LoRA factors side by side, and what these experts own acts linearly, so "
             "that its average already is the exact average of what every block gives"
         )
-    for part in parts:
-        wanted = tuple(f"{part.path}/{leaf}" for leaf in ADAPTER)
-        if part.form == "adapter" and part.leaves != wanted:
-            return f"it wants {', '.join(ADAPTER)} of every adapter, and {part.path} is not so"
+    for group in groups:
+        leaves = tuple(f"{group.path}/{leaf}" for leaf in ADAPTER_LEAVES)
+        if group.form == "adapter" and group.leaves != leaves:
+            return f"it needs {', '.join(ADAPTER_LEAVES)} in every adapter, and {group.path} has others"
     return None
 
 
-def _beside(values: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.asarray(value, np.float32) for value in values], axis=-1)
-
-
-def _below(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    shares = np.asarray(weights, np.float32)
-    return np.concatenate(
-        [np.asarray(value, np.float32) * share for value, share in zip(values, shares, strict=True)]
-    )
-
-
-METHOD = Method(
-    says="experts side by side in a wider one: the exact average of what each block gives",
-    on="parameters",
-    combine=concatenate,
-    refusal=refusal,
+@register_merge(
+    "concatenate",
+    works_on="parameters",
+    find_conflict=_find_conflict,
     notes={
         "adapter": "Adapters stand side by side: the exact average of what each block gives.",
         "lora": "Factors stand side by side: their product is the exact average of ΔW.",
         "value": "Norm scales were averaged.",
     },
 )
+def concatenate(inputs: MergeInputs) -> list[np.ndarray]:
+    """Experts side by side in a wider one: the exact average of what each block gives.
+
+    Args:
+        inputs: One layer of a parameter group.
+
+    Returns:
+        The leaves of the wider expert, in float32; forms that cannot be widened are averaged.
+    """
+    if inputs.group.form == "lora":
+        lora_a, lora_b = zip(*inputs.values, strict=True)
+        return [_join_columns(lora_a), _join_rows(lora_b, inputs.weights)]
+    if inputs.group.form != "adapter":
+        return average(inputs)
+    down_bias, down, up_bias, up = zip(*inputs.values, strict=True)
+    return [
+        _join_columns(down_bias),
+        _join_columns(down),
+        weighted_sum(up_bias, inputs.weights),
+        _join_rows(up, inputs.weights),
+    ]
+
+
+def _join_columns(values: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(value, np.float32) for value in values], axis=-1)
+
+
+def _join_rows(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    return np.concatenate(
+        [
+            np.asarray(value, np.float32) * weight
+            for value, weight in zip(values, np.asarray(weights, np.float32), strict=True)
+        ]
+    )

@@ -1,11 +1,11 @@
-"""DARE: changes dropped at random and the rest enlarged, before they are merged (Yu et al., 2311.03099).
+"""DARE: changes are dropped at random and the rest enlarged before they are merged (Yu et al., 2311.03099).
 
 Section 3.2: every value of ΔW is kept with probability `density` (the paper's 1 - p) and divided by it, so
 that its expectation stays. What is left is averaged, or goes through TIES' election of signs (`then`). The
-paper drops nine in ten of networks of billions and fewer of small ones; half is the default here.
+paper drops nine in ten values of networks of billions and fewer of small ones; the default here is half.
 
-What is dropped of an expert depends on the seed, its id and the tensor alone, neither on the experts beside
-it nor on their order. Where all experts are one and the same nothing interferes, and it comes back whole.
+Which values of an expert are dropped depends on the seed, its id and the tensor, not on the other experts or
+their order. If all experts are the same expert, nothing interferes, and it comes back whole.
 """
 
 import hashlib
@@ -14,58 +14,56 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from elm_jax.merging import changes as changed
-from elm_jax.merging.method import Method, Option
-from elm_jax.merging.parts import Piece, Tensor, mean
-from elm_jax.merging.ties import SHARE, elect
+from elm_jax.merging.changes import OPTIONS, SCALE
+from elm_jax.merging.method import MergeOption
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, weighted_sum
+from elm_jax.merging.registry import register_merge
+from elm_jax.merging.ties import SHARE, elect_signs
 
 
-def drop(change: Float[np.ndarray, "*shape"], density: float, kept: Bool[np.ndarray, "*shape"]) -> Tensor:
-    """Returns the change without the values that are not kept, the others divided by the share that is."""
-    return np.where(kept, change / np.float32(density), np.float32(0))
+def drop_values(
+    change: Float[np.ndarray, "*shape"], density: float, mask: Bool[np.ndarray, "*shape"]
+) -> Tensor:
+    """Returns the change with zeros where the mask is False, and the other values divided by `density`."""
+    return np.where(mask, change / np.float32(density), np.float32(0))
 
 
-def draw(
-    shape: tuple[int, ...], density: float, seed: int, owner: str, path: str, layer: int | None
+def draw_mask(
+    shape: tuple[int, ...], density: float, seed: int, expert_id: str, path: str, layer: int | None
 ) -> Bool[np.ndarray, "..."]:
-    """Returns which values of one expert's tensor are kept, True for about that share of them."""
-    words = hashlib.sha256(f"{owner}\n{path}\n{layer}".encode()).digest()
+    """Returns which values of one expert's tensor are kept: True for about `density` of them."""
+    words = hashlib.sha256(f"{expert_id}\n{path}\n{layer}".encode()).digest()
     random = np.random.default_rng([seed, *np.frombuffer(words, "<u4").tolist()])
     return random.random(shape, np.float32) < density
 
 
-def _combine(
-    changes: Sequence[np.ndarray], piece: Piece, *, density: float, seed: int, then: str, scale: float
-) -> Tensor:
-    left = (
-        drop(change, density, draw(change.shape, density, seed, owner, piece.part.path, piece.layer))
-        for change, owner in zip(changes, piece.owners, strict=True)
-    )
-    merged = elect(left, piece.weights) if then == "ties" else mean(left, piece.weights)
-    return np.float32(scale) * merged
-
-
-METHOD = Method(
-    says="changes dropped at random and the rest enlarged, then averaged or merged as TIES does",
-    on="changes",
-    combine=_combine,
+@register_merge(
+    "dare",
     options={
-        **changed.OPTIONS,
-        "density": Option(float, 0.5, "share of values kept", SHARE, lambda value: 0 < value <= 1),
-        "seed": Option(
-            int, 0, "of what is dropped", "A whole number of at least 0", lambda value: value >= 0
+        **OPTIONS,
+        "density": MergeOption(float, 0.5, "share of values kept", SHARE, lambda value: 0 < value <= 1),
+        "seed": MergeOption(
+            int, 0, "of what is dropped", "a whole number of at least 0", lambda value: value >= 0
         ),
-        "then": Option(
+        "then": MergeOption(
             str,
             "average",
             "what follows: average, or ties' election of signs",
             "'average' or 'ties'",
             lambda value: value in ("average", "ties"),
         ),
-        "scale": changed.SCALE,
+        "scale": SCALE,
     },
-    factor=lambda weights, options: options["scale"],
-    needs_base=True,
-    refusal=changed.refusal,
-    notes=changed.NOTES,
+    shared_factor=lambda weights, options: options["scale"],
 )
+def _merge_dare(
+    changes: Sequence[np.ndarray], inputs: MergeInputs, *, density: float, seed: int, then: str, scale: float
+) -> Tensor:
+    """Changes dropped at random and the rest enlarged, then averaged or merged as TIES does."""
+    path, layer = inputs.group.path, inputs.layer
+    dropped = (
+        drop_values(change, density, draw_mask(change.shape, density, seed, expert_id, path, layer))
+        for change, expert_id in zip(changes, inputs.expert_ids, strict=True)
+    )
+    combine = elect_signs if then == "ties" else weighted_sum
+    return np.float32(scale) * combine(dropped, inputs.weights)

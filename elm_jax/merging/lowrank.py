@@ -1,22 +1,26 @@
-"""Low rank: a change of a kernel written as two factors, as LoRA keeps it."""
+"""Low rank: a change of a kernel written as two factors, as LoRA stores it."""
 
 import math
 
 import numpy as np
 from jaxtyping import Float
 
-SMALL = 512  # of a matrix with fewer rows or columns the whole decomposition is quick
+SMALL = 512  # a matrix with fewer rows or columns is decomposed whole, which is quick then
 OVERSAMPLED, ROUNDS = 16, 6
 
 Matrix = Float[np.ndarray, "I O"]
 
 
-def factored(change: Matrix, rank: int) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
-    """Returns the two factors whose product is nearest to a matrix, with its singular values shared evenly.
+def factor(change: Matrix, rank: int) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
+    """Returns the factors whose product is nearest to a matrix; each has the roots of the singular values.
 
-    R is `rank`, at most I and O. Of a large matrix and a small rank only the leading singular values are
-    found, by subspace iteration (Halko et al. 2011, algorithm 4.4) from a fixed start: exact for a matrix
-    whose rank is no higher than asked for, and near the best otherwise.
+    For a large matrix and a small rank only the leading singular values are computed, by subspace iteration
+    (Halko et al. 2011, algorithm 4.4) from a fixed start. This is exact for a matrix whose rank is at most
+    `rank`, and near the best otherwise.
+
+    Args:
+        change: The matrix [I, O].
+        rank: R, at most I and O.
     """
     inputs, outputs = change.shape
     least = min(inputs, outputs)
@@ -34,6 +38,6 @@ def factored(change: Matrix, rank: int) -> tuple[Float[np.ndarray, "I R"], Float
     return left[:, :rank] * roots[None], roots[:, None] * right[:rank]
 
 
-def lost(change: Matrix, first: Float[np.ndarray, "I R"], second: Float[np.ndarray, "R O"]) -> float:
-    """Returns the squared Frobenius norm of what the product of the factors lacks of the matrix."""
+def squared_error(change: Matrix, first: Float[np.ndarray, "I R"], second: Float[np.ndarray, "R O"]) -> float:
+    """Returns the squared Frobenius norm of the difference of the matrix and the product of the factors."""
     return math.fsum(np.square(change - first @ second, dtype=np.float64).sum(axis=1))

@@ -1,54 +1,19 @@
-"""`elm merge`: several experts of a run made one, which goes to the run's composites."""
+"""`elm merge`: merges several experts of a run into one, which is added to the run's composites."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elm_jax import storage
+from elm_jax.data import data_source
 from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import library_finder
 from elm_jax.merging import merger
-from elm_jax.merging import plan as plans
-from elm_jax.merging.plan import Plan
+from elm_jax.merging.plan import MergePlan, plan_merge, require_statistics
 from elm_jax.records import Expert, Params
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Run, Workspace
-from elm_jax.statistics import expert_statistics as of_data
-from elm_jax.tasks import data_source
-
-
-def plan(
-    workspace: Workspace,
-    experts: Sequence[str],
-    method: str = "average",
-    *,
-    weights: Sequence[float] | None = None,
-    statistics: Sequence[Params] | None = None,
-    id: str | None = None,
-    **options: Any,
-) -> Plan:
-    """Returns the plan of a merge of experts by their ids, or raises what is wrong; no weight is read.
-
-    Statistics that a method wants and that did not come can be computed where the run knows what the experts
-    were trained on; where it does not, that is a UserError.
-    """
-    home_of = library_finder(workspace)
-    described = [home_of(expert).describe(expert) for expert in experts]
-    made = plans.plan(
-        method,
-        [(description.spec, description.shapes) for description in described],
-        weights=weights,
-        statistics=None
-        if statistics is None
-        else [compatibility.shapes_by_path(tree) for tree in statistics],
-        id=id,
-        **options,
-    )
-    if made.method.reads is not None and statistics is None:
-        source = data_source.Source(**settings.load_run_settings(workspace)["source"])
-        for spec in made.specs:
-            of_data.trained_on(spec, source)
-    return made
+from elm_jax.statistics import expert_statistics
 
 
 def merge(
@@ -56,36 +21,86 @@ def merge(
     experts: Sequence[str],
     method: str = "average",
     *,
+    options: Mapping[str, Any] | None = None,
     weights: Sequence[float] | None = None,
     statistics: Sequence[Params] | None = None,
     id: str | None = None,
-    rows: int = of_data.ROWS,
-    **options: Any,
+    rows: int = expert_statistics.ROWS,
 ) -> Expert:
-    """Merges experts by their ids into one, which goes to the run's composites; returns it.
+    """Merges experts into one, adds it to the run's composites and returns it.
 
-    `run` is a run that is open, or its directory. `experts` are of the library, or composites themselves.
-    `method` is one of `elm_jax.merging.table`, where each names its source, and further `options` are its
-    own. `weights` are one number an expert, alike without them, as in the average of Jang et al. 2023.
-    `id` is what the merged expert is called. `statistics` are what some methods know of data, a tree an
-    expert; if none came they are taken of `rows` of every expert's training rows.
+    Args:
+        run: An open run, or its directory.
+        experts: Ids of experts of the library or of composites.
+        method: The name of a registered method; `elm_jax.merging.table` lists the built-in ones with their
+            sources. "average" is that of Jang et al. 2023 (arXiv 2302.03202).
+        options: Options of the method by name.
+        weights: One per expert; alike by default.
+        statistics: One tree per expert, for methods that read statistics of data; by default they are taken
+            of the experts' training rows.
+        id: What the merged expert is called; by default the merge names it.
+        rows: How many training rows of an expert statistics are taken of.
 
-    Raises a UserError, before any parameter is read, for a method or option that does not exist, and for
-    experts that do not fit one another: of another base, kind or shape.
+    Raises:
+        UserError: Before any parameter is read, for a method or an option that does not exist, and for
+            experts that differ in base, kind or shape.
     """
     run = opening.ensure_open(run)
-    made = plan(run.workspace, experts, method, weights=weights, statistics=statistics, id=id, **options)
-    if statistics is None and made.method.reads is not None:
-        statistics = of_data.of_method(run, experts, method, made.reads, rows=rows)
+    plan = plan_run_merge(
+        run.workspace, experts, method, options, weights=weights, statistics=statistics, id=id
+    )
+    return run_merge(run, plan, statistics=statistics, rows=rows)
+
+
+def plan_run_merge(
+    workspace: Workspace,
+    experts: Sequence[str],
+    method: str = "average",
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    statistics: Sequence[Params] | None = None,
+    id: str | None = None,
+) -> MergePlan:
+    """Checks a merge of experts of a run and returns its plan; no parameter is read. Arguments as `merge`.
+
+    Raises:
+        UserError: As `merge` does; and if statistics are needed, none are given, and the run does not know
+            what the experts were trained on.
+    """
+    opening.load_task_files(workspace)  # they may register the method
+    home_of = library_finder(workspace)
+    descriptions = [home_of(expert).describe(expert) for expert in experts]
+    pairs = [(description.spec, description.shapes) for description in descriptions]
+    plan = plan_merge(method, pairs, options, weights=weights, id=id)
+    if statistics is not None:
+        require_statistics(plan, [compatibility.shapes_by_path(tree) for tree in statistics])
+    elif plan.method.statistics_shape is not None:
+        source = data_source.Source(**settings.load_run_settings(workspace)["source"])
+        expert_statistics.require_computable(method, plan.specs, source)
+    return plan
+
+
+def run_merge(
+    run: Run,
+    plan: MergePlan,
+    *,
+    statistics: Sequence[Params] | None = None,
+    rows: int = expert_statistics.ROWS,
+) -> Expert:
+    """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
+    experts = [spec.id for spec in plan.specs]
+    if statistics is None and plan.method.statistics_shape is not None:
+        shapes = plan.statistics_shapes
+        statistics = expert_statistics.load_merge_statistics(
+            run, experts, plan.method_name, shapes, rows=rows
+        )
     home_of = library_finder(run.workspace)
     merged = merger.merge(
-        method,
-        [home_of(expert).load_expert(expert, base=run.base.fingerprint) for expert in experts],
-        weights=weights,
+        plan,
+        [home_of(expert).expert(expert, base=run.base.fingerprint) for expert in experts],
         base=run.base.params,
         statistics=statistics,
-        id=id,
-        **options,
     )
     Library.open(run.workspace.composites, create=True).add(merged, replace=True)
     return merged

@@ -1,4 +1,4 @@
-"""Method: what the table knows of a way to merge, so that a plan can be judged before any weight is read."""
+"""Merge method: what is registered about a way to merge; a merge is checked by it before it is computed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,55 +6,88 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from elm_jax.errors import UserError
-from elm_jax.merging.parts import Form, Part
+from elm_jax.merging.parameter_groups import Form, ParameterGroup
 
 Options = Mapping[str, Any]
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Option:
-    """A plain value that a method takes by name."""
+class MergeOption:
+    """An option of a merge method: a number or a text.
 
-    type: type  # float (which takes whole numbers too), int or str
-    default: Any  # None where leaving it out means something of its own
-    says: str  # what it does
-    wants: str  # what fits, for the error
-    fits: Callable[[Any], bool] = lambda value: True
-    form: Form | None = None  # it concerns experts that have parts of this form alone
+    Attributes:
+        type: float (which takes whole numbers too), int or str.
+        default: Its value if it is not given; None if leaving it out means something of its own.
+        description: One line for lists of options.
+        expected: The values that are valid, for the error message, as "a number from 0 to 1".
+        is_valid: Says whether a value of the right type is valid.
+        form: If set, the option is only for experts with parameter groups of this form.
+    """
+
+    type: type
+    default: Any
+    description: str = ""
+    expected: str = ""
+    is_valid: Callable[[Any], bool] = lambda value: True
+    form: Form | None = None
+
+
+def _share_nothing(weights: tuple[float, ...], options: Options) -> float:
+    del weights, options
+    return 1.0
+
+
+def _find_no_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | None:
+    del groups, options
+    return None
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to merge.
+class MergeMethod:
+    """A registered way to merge; `registry.register_merge` describes the fields.
 
-    `combine` merges one piece. Of a method on "parameters" it is `combine(piece, **options)` and returns the
-    merged leaves; of one on "changes" it is `combine(changes, piece, **options)`, takes the experts' ΔW in
-    float32, each made when it is asked for, and returns the merged ΔW.
+    Attributes:
+        combine: `combine(inputs, **options)` returns the merged leaves of a method on "parameters";
+            `combine(changes, inputs, **options)` returns the merged change of one on "changes".
+        works_on: What is merged.
+        options: The options by name.
+        symmetric: Whether the order of the experts makes no difference.
+        weights_as_given: Whether weights are factors of any sign, rather than shares that sum to 1.
+        needs_base: Whether the base's parameters are needed for groups of form "value".
+        shared_factor: By what a change that all experts share is multiplied.
+        find_conflict: Says why experts with these parameter groups cannot be merged; None if they can.
+        statistics_shape: The shape of the statistics needed for a group, by the shape of its change.
+        notes: What the merged expert's recipe says about groups of each form.
     """
 
-    says: str  # one line for a list of methods
-    on: Literal["parameters", "changes"]
     combine: Callable[..., Any]
-    options: Mapping[str, Option] = field(default_factory=dict)
-    symmetric: bool = True  # the order of the experts does not matter
-    as_given: bool = False  # weights are factors of any sign, not shares
-    needs_base: bool = False  # of parts that stand in place of the base's
-    # By what a change that all experts share comes back multiplied.
-    factor: Callable[[tuple[float, ...], Options], float] = lambda weights, options: 1.0
-    # Why experts of these parts cannot be merged so, without the full stop; None if they can.
-    refusal: Callable[[Sequence[Part], Options], str | None] = lambda parts, options: None
-    # The shape of what it must know of data for a part, given the shape of its change (as [L, I, O] of LoRA),
-    # None for nothing; a method that has no such function reads no statistics.
-    reads: Callable[[Part, Shape], Shape | None] | None = None
-    notes: Mapping[Form, str] = field(default_factory=dict)  # what the recipe says of parts of a form
+    works_on: Literal["parameters", "changes"]
+    options: Mapping[str, MergeOption] = field(default_factory=dict)
+    symmetric: bool = True
+    weights_as_given: bool = False
+    needs_base: bool = False
+    shared_factor: Callable[[tuple[float, ...], Options], float] = _share_nothing
+    find_conflict: Callable[[Sequence[ParameterGroup], Options], str | None] = _find_no_conflict
+    statistics_shape: Callable[[ParameterGroup, Shape], Shape | None] | None = None
+    notes: Mapping[Form, str] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        """One line for lists of methods: the first line of the function's docstring."""
+        return (self.combine.__doc__ or "").strip().partition("\n")[0].removesuffix(".")
 
 
-def checked(name: str, option: Option, value: Any) -> Any:
-    """Returns the option's value, or raises a UserError that says what was wanted and what came."""
+def require_option_value(name: str, option: MergeOption, value: Any) -> Any:
+    """Returns an option's value; a whole number becomes a float if the option is one.
+
+    Raises:
+        UserError: If the value is of another type, not finite, or not valid.
+    """
     if option.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    plain = type(value) is option.type and not (isinstance(value, float) and not math.isfinite(value))
-    if not plain or not option.fits(value):
-        raise UserError(f"{option.wants} is wanted as option {name!r}, but {value!r} came.")
+    is_plain = type(value) is option.type and not (isinstance(value, float) and not math.isfinite(value))
+    if not is_plain or not option.is_valid(value):
+        expected = option.expected or f"a value of type {option.type.__name__}"
+        raise UserError(f"Expected {expected} as option {name!r}, got {value!r}.")
     return value

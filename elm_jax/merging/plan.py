@@ -1,6 +1,7 @@
-"""Plan: a merge judged before any weight is read: method, options, weights, and whether experts fit.
+"""Merge plan: a merge that was checked before any parameter is read: method, options, weights, experts.
 
-It sees specs and shapes alone, which is what a library tells of experts without opening their parameters.
+A plan is made once, of specs and shapes, which a library tells without opening parameters, and then handed to
+`merger.merge`.
 """
 
 import math
@@ -13,166 +14,189 @@ from elm_jax.errors import UserError
 from elm_jax.experts import compatibility
 from elm_jax.experts.compatibility import Shapes
 from elm_jax.merging import changes, table
-from elm_jax.merging.method import Method, checked
-from elm_jax.merging.parts import Part, parts_of
+from elm_jax.merging.method import MergeMethod, Options, require_option_value
+from elm_jax.merging.parameter_groups import ParameterGroup, group_parameters
 from elm_jax.records import ExpertSpec
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A merge that makes sense."""
+class MergePlan:
+    """A merge that can be computed.
 
-    name: str
-    method: Method
+    Attributes:
+        method_name: The method's registered name.
+        method: The method.
+        specs: The experts' specs.
+        groups: Their parameter groups.
+        weights: One per expert: shares that sum to 1, or as given if the method takes them so.
+        shares: One per expert; they sum to 1, unless the weights have no positive sum.
+        options: All options of the method.
+        base_groups: The groups for which the base's parameters are needed.
+        statistics_shapes: Path of a group -> shape of the statistics that are needed for it.
+        id: What the merged expert is called; if None its id is made of what went in.
+    """
+
+    method_name: str
+    method: MergeMethod
     specs: tuple[ExpertSpec, ...]
-    parts: tuple[Part, ...]
-    weights: tuple[float, ...]  # one an expert: shares, or as given where the method takes them so
-    shares: tuple[float, ...]  # one an expert, summing to 1 wherever there can be shares
-    options: Mapping[str, Any]  # every option of the method
-    based: tuple[Part, ...]  # the parts for which the base's parameters are needed
-    reads: Mapping[str, tuple[int, ...]]  # path of a part -> shape of the statistics that it needs
-    id: str | None
+    groups: tuple[ParameterGroup, ...]
+    weights: tuple[float, ...]
+    shares: tuple[float, ...]
+    options: Options
+    base_groups: tuple[ParameterGroup, ...]
+    statistics_shapes: Mapping[str, tuple[int, ...]]
+    id: str | None = None
 
-    def method_of(self, part: Part) -> Method:
-        """Returns how a part is merged: adapters by a method of their own where changes are merged."""
-        if part.form == "adapter" and self.method.on == "changes":
-            return table.find(self.options["adapters"])
+    def method_of(self, group: ParameterGroup) -> MergeMethod:
+        """Returns how a group is merged: adapters by a method of their own if changes are merged."""
+        if group.form == "adapter" and self.method.works_on == "changes":
+            return table.find_merge(self.options["adapters"])
         return self.method
 
 
-def plan(
+def plan_merge(
     method: str,
     experts: Sequence[tuple[ExpertSpec, Shapes]],
+    options: Options | None = None,
     *,
     weights: Sequence[float] | None = None,
-    statistics: Sequence[Shapes] | None = None,
     id: str | None = None,
-    **options: Any,
-) -> Plan:
-    """Returns the plan of a merge by the method of that name.
+) -> MergePlan:
+    """Checks a merge and returns its plan.
 
-    `weights` are one an expert, alike without them; `statistics` are the shapes of what `regmean` and
-    `fisher` read, one table an expert, or None where they are yet to be taken as `reads` says; `id` is what
-    the merged expert is to be called.
+    Args:
+        method: The name of a registered method.
+        experts: The spec of each expert and the shapes of its parameters by path.
+        options: Options of the method by name.
+        weights: One per expert; alike by default.
+        id: What the merged expert is called; by default the merge names it.
 
-    Raises a UserError for an unknown method or option, an option, weight or id that does not fit, experts
-    that are not of one kind, base and shape, a kind that the method cannot merge, and statistics that are
-    misshapen, not of every expert, or not wanted.
+    Raises:
+        UserError: If the method or an option does not exist; an option, a weight or the id is not valid; the
+            experts differ in kind, base or shape; or the method cannot merge their kind.
     """
-    chosen = table.find(method)
+    merge_method = table.find_merge(method)
     compatibility.require_compatible(experts)
     specs = tuple(spec for spec, _ in experts)
-    parts = parts_of(specs[0].paths)
-    settings = _options(method, chosen, specs[0].kind, parts, options)
-    _require_sense(method, chosen, specs[0].kind, parts, settings)
+    settings = require_mergeable(method, specs[0], options)
+    groups = group_parameters(specs[0].paths)
     if id is not None:
         names.split_id(id)
     shapes = experts[0][1]
-    reads = {}
-    for part in parts if chosen.reads else ():
-        change = changes.shape_of(part, [shapes[leaf] for leaf in part.leaves])
-        wanted = chosen.reads(part, change) if chosen.reads and part.form != "adapter" else None
-        if wanted is not None:
-            reads[part.path] = wanted
-    _require_statistics(method, chosen, specs, reads, statistics)
-    based = tuple(part for part in parts if part.form == "value" and chosen.needs_base)
-    given = _weights(chosen, specs, weights, settings)
-    total = math.fsum(given)
-    shares = tuple(weight / total for weight in given) if total > 0 else given
-    return Plan(
-        name=method,
-        method=chosen,
+    statistics_shapes = {}
+    for group in groups if merge_method.statistics_shape else ():
+        change = changes.change_shape(group, [shapes[leaf] for leaf in group.leaves])
+        if group.form == "adapter" or merge_method.statistics_shape is None:
+            continue
+        shape = merge_method.statistics_shape(group, change)
+        if shape is not None:
+            statistics_shapes[group.path] = shape
+    factors = _require_weights(merge_method, specs, weights, settings)
+    total = math.fsum(factors)
+    shares = tuple(weight / total for weight in factors) if total > 0 else factors
+    return MergePlan(
+        method_name=method,
+        method=merge_method,
         specs=specs,
-        parts=parts,
-        weights=given if chosen.as_given else shares,
+        groups=groups,
+        weights=factors if merge_method.weights_as_given else shares,
         shares=shares,
         options=settings,
-        based=based,
-        reads=reads,
+        base_groups=tuple(group for group in groups if group.form == "value" and merge_method.needs_base),
+        statistics_shapes=statistics_shapes,
         id=id,
     )
 
 
-def _options(
-    name: str, method: Method, kind: str, parts: Sequence[Part], given: Mapping[str, Any]
+def require_mergeable(method: str, spec: ExpertSpec, options: Options | None = None) -> dict[str, Any]:
+    """Checks that a method with these options can merge experts like this one; returns all its options.
+
+    Raises:
+        UserError: If the method or an option does not exist, an option is not valid, or the method cannot
+            merge experts of this kind.
+    """
+    merge_method, groups = table.find_merge(method), group_parameters(spec.paths)
+    settings = _complete_options(method, merge_method, spec.kind, groups, options or {})
+    conflict = merge_method.find_conflict(groups, settings)
+    adapters = [group for group in groups if group.form == "adapter"]
+    if conflict is None and adapters and settings.get("adapters"):
+        method = settings["adapters"]
+        conflict = table.find_merge(method).find_conflict(adapters, {})
+    if conflict is not None:
+        able = [name for name, other in table.MERGES.items() if other.find_conflict(groups, {}) is None]
+        raise UserError(
+            f"Expected a merging method for {spec.kind!r} experts, got {method!r}, which cannot merge them: "
+            f"{conflict}. Fix: use {' or '.join(filter(None, [', '.join(able[:-1]), able[-1]]))}."
+        )
+    return settings
+
+
+def require_statistics(plan: MergePlan, statistics: Sequence[Shapes]) -> None:
+    """Checks the statistics for a merge.
+
+    Args:
+        plan: The merge.
+        statistics: For each expert the shapes of its statistics by path.
+
+    Raises:
+        UserError: If the method reads none, or if those of an expert are missing or of another shape.
+    """
+    if plan.method.statistics_shape is None:
+        raise UserError(
+            f"Expected no statistics for merging method {plan.method_name!r}, which reads none, got some. "
+            "Fix: leave them out."
+        )
+    if len(statistics) != len(plan.specs):
+        raise UserError(
+            f"Expected statistics for {len(plan.specs)} experts, which {plan.method_name!r} merges by them, "
+            f"got {len(statistics)}. Fix: take them with elm_jax.statistics.expert_statistics, or merge by "
+            "'average', which needs none."
+        )
+    for spec, shapes in zip(plan.specs, statistics, strict=True):
+        for path, shape in plan.statistics_shapes.items():
+            if shapes.get(path) != shape:
+                raise UserError(
+                    f"Expected statistics of {spec.id!r} for {path} of shape {shape}, got "
+                    f"{shapes.get(path, 'none')}. Fix: see elm_jax.statistics.moments for what "
+                    f"{plan.method_name!r} reads."
+                )
+
+
+def _complete_options(
+    name: str, method: MergeMethod, kind: str, groups: Sequence[ParameterGroup], options: Options
 ) -> dict[str, Any]:
+    """Returns all options of a method: those given, and the defaults of the others."""
     settings = {known: option.default for known, option in method.options.items()}
-    for known, value in given.items():
+    for known, value in options.items():
         where = f"the options of {name!r} ({', '.join(method.options) or 'it has none'})"
         option = method.options[names.resolve(known, method.options, kind="option", where=where)]
         if value is None:
             continue
-        settings[known] = checked(known, option, value)
-        if option.form and not any(part.form == option.form for part in parts):
-            raise UserError(f"Option {known!r} makes no sense for {kind!r} experts. Leave it out.")
+        settings[known] = require_option_value(known, option, value)
+        if option.form and not any(group.form == option.form for group in groups):
+            raise UserError(
+                f"Expected no option {known!r} for {kind!r} experts, got {value!r}. Fix: leave it out."
+            )
     return settings
 
 
-def _require_sense(
-    name: str, method: Method, kind: str, parts: Sequence[Part], settings: Mapping[str, Any]
-) -> None:
-    reason = method.refusal(parts, settings)
-    adapters = [part for part in parts if part.form == "adapter"]
-    if reason is None and adapters and settings.get("adapters"):
-        name = settings["adapters"]
-        reason = table.find(name).refusal(adapters, {})
-    if reason is not None:
-        able = [other for other, known in table.METHODS.items() if known.refusal(parts, {}) is None]
-        raise UserError(
-            f"A method that can merge {kind!r} experts is wanted, but {name!r} cannot: {reason}. "
-            f"Use {' or '.join(filter(None, [', '.join(able[:-1]), able[-1]]))}."
-        )
-
-
-def _weights(
-    method: Method,
-    specs: Sequence[ExpertSpec],
-    weights: Sequence[float] | None,
-    settings: Mapping[str, Any],
+def _require_weights(
+    method: MergeMethod, specs: Sequence[ExpertSpec], weights: Sequence[float] | None, settings: Options
 ) -> tuple[float, ...]:
-    given = [1.0] * len(specs) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(specs):
-        raise UserError(f"One weight an expert is wanted, but {len(given)} came for {len(specs)} experts.")
-    for spec, weight in zip(specs, given, strict=True):
-        signed = method.as_given and settings.get("adapters") is None
-        if not math.isfinite(weight) or (weight < 0.0 and not signed):
-            least = "that is a finite number" if signed else "of at least 0"
-            raise UserError(f"A weight {least} is wanted for {spec.id!r}, but {weight} came.")
-    if not any(given):
-        raise UserError("At least one weight above 0 is wanted, but all of them are 0.")
-    if math.fsum(given) <= 0.0 and settings.get("scale") is None:
+    """Returns one weight per expert, 1 each by default."""
+    factors = [1.0] * len(specs) if weights is None else [float(weight) for weight in weights]
+    if len(factors) != len(specs):
+        raise UserError(f"Expected one weight for each of {len(specs)} experts, got {len(factors)}.")
+    may_be_negative = method.weights_as_given and settings.get("adapters") is None
+    for spec, weight in zip(specs, factors, strict=True):
+        if not math.isfinite(weight) or (weight < 0.0 and not may_be_negative):
+            expected = "a finite weight" if may_be_negative else "a finite weight of at least 0"
+            raise UserError(f"Expected {expected} for {spec.id!r}, got {weight}.")
+    if not any(factors):
+        raise UserError("Expected at least one weight above 0, got none.")
+    if math.fsum(factors) <= 0.0 and settings.get("scale") is None:
         raise UserError(
-            f"Weights of a sum above 0 are wanted to make a mean, but their sum is {math.fsum(given)}. "
-            "Give 'scale', λ."
+            f"Expected weights of a sum above 0, to make a mean, got a sum of {math.fsum(factors)}. Fix: "
+            "give the option 'scale', λ."
         )
-    return tuple(given)
-
-
-def _require_statistics(
-    name: str,
-    method: Method,
-    specs: Sequence[ExpertSpec],
-    reads: Mapping[str, tuple[int, ...]],
-    statistics: Sequence[Shapes] | None,
-) -> None:
-    if statistics is None:
-        return
-    if method.reads is None:
-        raise UserError(f"Method {name!r} reads no statistics, but some came. Leave them out.")
-    if len(statistics) != len(specs):
-        raise lacking(name, len(specs), str(len(statistics)))
-    for spec, shapes in zip(specs, statistics, strict=True):
-        for path, shape in reads.items():
-            if shapes.get(path) != shape:
-                raise UserError(
-                    f"Method {name!r} wants statistics of {spec.id!r} for {path} as {shape}, but "
-                    f"{shapes.get(path, 'nothing')} came. See elm_jax.statistics.moments."
-                )
-
-
-def lacking(name: str, wanted: int, came: str) -> UserError:
-    """Returns what says that a method lacks statistics."""
-    return UserError(
-        f"Method {name!r} wants statistics of the data of every one of {wanted} experts, but {came} came. "
-        "elm_jax.statistics.expert_statistics takes them of a run's experts; 'average' needs none."
-    )
+    return tuple(factors)

@@ -3,8 +3,8 @@
 `sin((1-t)Ω)/sin Ω a + sin(tΩ)/sin Ω b` for each layer's tensor, with Ω the angle between the two changes and
 t the second's share. Unlike the mean it does not shorten changes that point apart.
 
-A mean on the sphere of more than two has no closed form. Experts are therefore folded in one after another,
-each at its share of those so far; for equal arcs the order does not matter, in general it does.
+A mean of more than two on the sphere has no closed form. Experts are therefore added one after another, each
+with its share of the weights so far. In general their order matters; for equal arcs it does not.
 """
 
 import math
@@ -12,52 +12,43 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elm_jax.merging import changes as changed
-from elm_jax.merging.method import Method
-from elm_jax.merging.parts import Piece, Tensor
+from elm_jax.merging.changes import OPTIONS
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor
+from elm_jax.merging.registry import register_merge
 
-NEARLY_PARALLEL = 0.9995  # above this cosine arc and chord are one, and sin Ω is too small to divide by
+NEARLY_PARALLEL = 0.9995  # above this cosine sin Ω is too small to divide by, and the chord serves
 
 
 def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
-    """Returns the change at t between two; on the straight line where they are parallel, opposed or zero."""
+    """Returns the change at t between two; on the straight line if they are parallel, opposed or zero."""
     size = math.sqrt(_dot(first, first) * _dot(second, second))
     cosine = _dot(first, second) / size if size > 0 else 1.0
     if abs(cosine) > NEARLY_PARALLEL:
-        here, there = 1 - t, t
+        first_share, second_share = 1 - t, t
     else:
         angle = math.acos(cosine)
-        here, there = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-    return np.float32(here) * first + np.float32(there) * second
+        first_share = math.sin((1 - t) * angle) / math.sin(angle)
+        second_share = math.sin(t * angle) / math.sin(angle)
+    return np.float32(first_share) * first + np.float32(second_share) * second
 
 
-def fold(changes: Iterable[np.ndarray], weights: Sequence[float]) -> Tensor:
-    """Returns the changes folded in one after another, each at its share of the weights so far."""
-    sofar: np.ndarray | None = None
-    before = 0.0
+def slerp_all(changes: Iterable[np.ndarray], weights: Sequence[float]) -> Tensor:
+    """Returns the changes added one after another, each with its share of the weights so far."""
+    merged: np.ndarray | None = None
+    summed_weight = 0.0
     for change, weight in zip(changes, weights, strict=True):
-        sofar = change if sofar is None else slerp(sofar, change, weight / (before + weight))
-        before += weight
-    if sofar is None:
-        raise ValueError("no changes to fold")
-    return np.asarray(sofar)
+        summed_weight += weight
+        merged = change if merged is None else slerp(merged, change, weight / summed_weight)
+    if merged is None:
+        raise ValueError("no changes to merge")
+    return np.asarray(merged)
 
 
 def _dot(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.vdot(first, second))
 
 
-def _combine(changes: Sequence[np.ndarray], piece: Piece) -> Tensor:
-    return fold(changes, piece.weights)
-
-
-METHOD = Method(
-    says="along the arc between two changes; more are folded in one after another",
-    on="changes",
-    combine=_combine,
-    options=changed.OPTIONS,
-    symmetric=False,
-    needs_base=True,
-    refusal=changed.refusal,
-    notes=changed.NOTES,
-)
+@register_merge("slerp", options=OPTIONS, symmetric=False)
+def _merge_slerp(changes: Sequence[np.ndarray], inputs: MergeInputs) -> Tensor:
+    """Along the arc between two changes; more are added one after another."""
+    return slerp_all(changes, inputs.weights)

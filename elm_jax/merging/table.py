@@ -1,7 +1,4 @@
-"""Table of merging methods: every way to make several experts one, by name.
-
-All are called alike, by `merger.merge(name, experts, weights=None, base=None, **options) -> Expert`, and are
-judged beforehand by `plan.plan`. What they can merge:
+"""Table of merge methods: the built-in ones, each registered by its own file.
 
                      bottleneck    lora          ia3     full    needs
     average          factors       factors       values  values
@@ -15,9 +12,9 @@ judged beforehand by `plan.plan`. What they can merge:
 
 An adapter has no ΔW. Where `adapters=` stands, methods refuse bottlenecks unless this option, "average" or
 "concatenate", says how adapters are merged; then only norm scales, which have a ΔW, go by the method.
-"""
 
-from collections.abc import Mapping
+A method of one's own is registered in the same way: `registry.register_merge`.
+"""
 
 from elm_jax import names
 from elm_jax.merging import (
@@ -30,20 +27,28 @@ from elm_jax.merging import (
     task_arithmetic,
     ties,
 )
-from elm_jax.merging.method import Method
+from elm_jax.merging.method import MergeMethod
+from elm_jax.merging.registry import MERGES, register_merge
 
-METHODS: Mapping[str, Method] = {
-    "average": average.METHOD,
-    "concatenate": concatenate.METHOD,
-    "task_arithmetic": task_arithmetic.METHOD,
-    "ties": ties.METHOD,
-    "dare": dare.METHOD,
-    "slerp": slerp.METHOD,
-    "regmean": regmean.METHOD,
-    "fisher": fisher.METHOD,
-}
+__all__ = ["MERGES", "find_merge", "register_merge"]
+
+BUILT_IN = (
+    average,
+    concatenate,
+    dare,
+    fisher,
+    regmean,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+"""The files of the built-in methods; importing one registers it."""
 
 
-def find(name: str) -> Method:
-    """Returns the method of that name, or an error with the nearest names."""
-    return METHODS[names.resolve(name, METHODS, kind="merging method", where="the table of methods")]
+def find_merge(name: str) -> MergeMethod:
+    """Returns the method of that name.
+
+    Raises:
+        UserError: If there is none; it names the nearest ones.
+    """
+    return MERGES[names.resolve(name, MERGES, kind="merging method", where="the registry")]

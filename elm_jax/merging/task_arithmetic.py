@@ -1,44 +1,43 @@
 """Task arithmetic: the base plus λ times the weighted sum of what experts change (Ilharco et al. 2022).
 
-arXiv 2212.04089, section 2: `base + λ Σ w ΔW`. Weights are factors as given, 1 each without them, and may be
-negative to unlearn. Without λ (`scale`) it is 1 / Σ w, which makes the sum the weighted mean (λ = 1/N is what
-the paper of this library is said to use); what differs from `average` then is that LoRA is merged as ΔW.
+arXiv 2212.04089, section 2: `base + λ Σ w ΔW`. Weights are factors as given, by default 1 each, and may be
+negative to unlearn. By default λ (`scale`) is 1 / Σ w, which makes the sum the weighted mean (the paper of
+this library is said to use λ = 1/N). It then differs from `average` in that LoRA is merged as ΔW.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from elm_jax.merging import changes as changed
-from elm_jax.merging.method import Method, Option, Options
-from elm_jax.merging.parts import Piece, Tensor, mean
+from elm_jax.merging.changes import OPTIONS
+from elm_jax.merging.method import MergeOption, Options
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, weighted_sum
+from elm_jax.merging.registry import register_merge
 
 
 def task_arithmetic(changes: Sequence[np.ndarray], weights: Sequence[float], scale: float) -> Tensor:
     """Returns λ Σ w ΔW."""
-    return mean(changes, [scale * weight for weight in weights])
+    return weighted_sum(changes, [scale * weight for weight in weights])
 
 
-def _combine(changes: Sequence[np.ndarray], piece: Piece, *, scale: float | None) -> Tensor:
-    weights = piece.weights
-    return task_arithmetic(changes, weights, 1 / sum(weights) if scale is None else scale)
-
-
-def _factor(weights: tuple[float, ...], options: Options) -> float:
+def _shared_factor(weights: tuple[float, ...], options: Options) -> float:
     return 1.0 if options["scale"] is None else options["scale"] * sum(weights)
 
 
-METHOD = Method(
-    says="base + λ Σ w ΔW",
-    on="changes",
-    combine=_combine,
+@register_merge(
+    "task_arithmetic",
     options={
-        **changed.OPTIONS,
-        "scale": Option(float, None, "λ; without it 1 / Σ w, which makes the sum a mean", "A finite number"),
+        **OPTIONS,
+        "scale": MergeOption(
+            float, None, "λ; default: 1 / Σ w, which makes the sum a mean", "a finite number"
+        ),
     },
-    as_given=True,
-    factor=_factor,
-    needs_base=True,
-    refusal=changed.refusal,
-    notes=changed.NOTES,
+    weights_as_given=True,
+    shared_factor=_shared_factor,
 )
+def _merge_task_arithmetic(
+    changes: Sequence[np.ndarray], inputs: MergeInputs, *, scale: float | None
+) -> Tensor:
+    """Base + λ Σ w ΔW."""
+    weights = inputs.weights
+    return task_arithmetic(changes, weights, 1 / sum(weights) if scale is None else scale)

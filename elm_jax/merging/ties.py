@@ -1,44 +1,45 @@
 """TIES: the largest changes of each expert, of the sign that most of them have (Yadav et al., 2306.01708).
 
 Section 3: of every tensor of ΔW only the share `density` of the largest magnitudes is kept (trim), each
-value's sign is that of the experts' weighted sum (elect), and the mean is taken over those kept values alone
-that have it (merge). The result is multiplied by λ, `scale`. The paper trims over the whole network at once;
-here, as in `mergekit` and `peft`, each layer's tensor is trimmed by itself, so that none is emptied.
+value's sign is that of the experts' weighted sum (elect), and the mean is taken over the kept values that
+have it (merge). The result is multiplied by λ, `scale`. The paper trims over the whole network at once; here,
+as in `mergekit` and `peft`, each layer's tensor is trimmed by itself, so that none becomes all zeros.
 
-Trimming is there to lessen interference between experts. Where all of them are one and the same there is
-none, and that expert comes back whole.
+Trimming reduces interference between experts. If all of them are the same expert there is none, and that
+expert comes back whole.
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elm_jax.merging import changes as changed
-from elm_jax.merging.method import Method, Option
-from elm_jax.merging.parts import Piece, Tensor
+from elm_jax.merging.changes import OPTIONS, SCALE
+from elm_jax.merging.method import MergeOption
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor
+from elm_jax.merging.registry import register_merge
 
-SHARE = "A share above 0 and at most 1"
+SHARE = "a share above 0 and at most 1"
 
 
 def ties(changes: Iterable[np.ndarray], weights: Sequence[float], density: float) -> Tensor:
-    """Returns the merged change of trimmed ones; λ is not in it."""
-    return elect((trim(change, density) for change in changes), weights)
+    """Returns the merged change of trimmed ones, not multiplied by λ."""
+    return elect_signs((trim(change, density) for change in changes), weights)
 
 
 def trim(change: Tensor, density: float) -> Tensor:
-    """Returns the change with all but the share of largest magnitudes zero, at least one value is kept.
+    """Returns the change with zeros for all but the share of largest magnitudes; one value is always kept.
 
-    Values as large as the least that is kept are kept too, so that no value's place decides.
+    Values as large as the smallest kept one are kept too, so that positions do not decide.
     """
-    kept = max(1, int(density * change.size))
-    if kept == change.size:
+    count = max(1, int(density * change.size))
+    if count == change.size:
         return change
-    sizes = np.abs(change)
-    least = np.partition(sizes, change.size - kept, axis=None)[change.size - kept]
-    return np.where(sizes >= least, change, np.float32(0))
+    magnitudes = np.abs(change)
+    smallest = np.partition(magnitudes, change.size - count, axis=None)[change.size - count]
+    return np.where(magnitudes >= smallest, change, np.float32(0))
 
 
-def elect(changes: Iterable[np.ndarray], weights: Sequence[float]) -> Tensor:
+def elect_signs(changes: Iterable[np.ndarray], weights: Sequence[float]) -> Tensor:
     """Returns, value by value, the weighted mean of the changes that have the sign of the weighted sum.
 
     Zeros have no sign and take no part; a sum of zero elects the positive sign, as in `peft`.
@@ -49,27 +50,26 @@ def elect(changes: Iterable[np.ndarray], weights: Sequence[float]) -> Tensor:
         terms = [np.where(sign, change * weight, np.float32(0)) for sign in signs]
         terms += [sign * weight for sign in signs]
         sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
-    above, below, votes_above, votes_below = sums
-    positive = above + below >= 0
-    total, votes = np.where(positive, above, below), np.where(positive, votes_above, votes_below)
+    positive_sum, negative_sum, positive_weight, negative_weight = sums
+    positive = positive_sum + negative_sum >= 0
+    total = np.where(positive, positive_sum, negative_sum)
+    votes = np.where(positive, positive_weight, negative_weight)
     return np.divide(total, votes, out=np.zeros_like(total), where=votes > 0)
 
 
-def _combine(changes: Sequence[np.ndarray], piece: Piece, *, density: float, scale: float) -> Tensor:
-    return np.float32(scale) * ties(changes, piece.weights, density)
-
-
-METHOD = Method(
-    says="the largest changes of each expert, of the sign that most of them have",
-    on="changes",
-    combine=_combine,
+@register_merge(
+    "ties",
     options={
-        **changed.OPTIONS,
-        "density": Option(float, 0.2, "share of values kept, the paper's 20 %", SHARE, lambda v: 0 < v <= 1),
-        "scale": changed.SCALE,
+        **OPTIONS,
+        "density": MergeOption(
+            float, 0.2, "share of values kept, the paper's 20 %", SHARE, lambda value: 0 < value <= 1
+        ),
+        "scale": SCALE,
     },
-    factor=lambda weights, options: options["scale"],
-    needs_base=True,
-    refusal=changed.refusal,
-    notes=changed.NOTES,
+    shared_factor=lambda weights, options: options["scale"],
 )
+def _merge_ties(
+    changes: Sequence[np.ndarray], inputs: MergeInputs, *, density: float, scale: float
+) -> Tensor:
+    """The largest changes of each expert, of the sign that most of them have."""
+    return np.float32(scale) * ties(changes, inputs.weights, density)

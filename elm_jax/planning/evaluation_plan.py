@@ -22,7 +22,7 @@ from elm_jax.planning.program_specs import (
 )
 from elm_jax.planning.records import ProgramPlan, SlicePlan, make_program_plan, resolve_mesh_sizes
 from elm_jax.planning.workloads import ScoringWorkload
-from elm_jax.routing.embedding import ON_ACCELERATOR
+from elm_jax.routing.embedding import ACCELERATOR_BATCH_TOKENS
 from elm_jax.scoring import buckets
 
 ROW_STEP = 8  # prompts are padded to multiples of it
@@ -102,7 +102,7 @@ def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[Progr
         EmbeddingProgramSpec(
             "embed T5", load.network, 64, buckets.rung(longest.prompt, buckets.LADDER, what="prompt")
         ),
-        EmbeddingProgramSpec("embed MiniLM", None, ON_ACCELERATOR // 256, 256),
+        EmbeddingProgramSpec("embed MiniLM", None, ACCELERATOR_BATCH_TOKENS // 256, 256),
         SearchProgramSpec("search", load.queries, keys, load.network.emb_dim),
     ]
     return found

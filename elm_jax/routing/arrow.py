@@ -1,8 +1,8 @@
 """Arrow: every token goes to the LoRA experts that change its direction most (Ostapenko et al. 2024).
 
-"Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157, section 4.1. An expert is
-known at a projection by the first singular vector, on the side of the inputs, of its ΔW = lora_a lora_b: of
-all inputs of length 1 the one that ΔW answers with most. Nothing is trained and no data is needed.
+"Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157, section 4.1. An expert's
+prototype at a projection is the first singular vector, on the side of the inputs, of its ΔW = lora_a lora_b:
+of all inputs of length 1 the one that ΔW changes most. Nothing is trained and no data is needed.
 """
 
 from collections.abc import Collection
@@ -10,31 +10,45 @@ from collections.abc import Collection
 import numpy as np
 
 from elm_jax.records import Params
-from elm_jax.routing import gate as gates
-from elm_jax.routing.evidence import Index, Queries
-from elm_jax.routing.gate import Gate
+from elm_jax.routing import token_gate
+from elm_jax.routing.inputs import KeyIndex, Queries
+from elm_jax.routing.registry import register_router
+from elm_jax.routing.token_gate import TokenGate
 
 
+@register_router("arrow", level="token", reads=("params",))
 def arrow(
     queries: Queries,
-    index: Index,
+    index: KeyIndex,
     *,
     params: Params,
     k: int = 4,
     temperature: float = 1.0,
     exclude: Collection[str] = (),
-) -> Gate:
-    """Returns the gate softmax(|x · v_e| / temperature) over the `k` experts of largest |x · v_e|.
+) -> TokenGate:
+    """Every token goes to the LoRA experts whose main direction it points along.
 
-    `params` are the index's experts stacked, leaves [E, L, …]; of the queries only the task's name is read.
-    A singular vector has no sign, hence the absolute value. An expert that changes nothing has no direction:
-    its score is 0.
+    The gate is softmax(|x · v_e| / temperature) over the `k` experts of largest |x · v_e|, v_e the singular
+    vector. It has no sign, hence the absolute value. An expert that changes nothing has score 0.
 
-    Raises a UserError if the experts are no LoRA, or an option makes no sense.
+    Args:
+        queries: Only the task's name is read.
+        index: The experts.
+        params: The index's experts stacked, leaves [E, L, …].
+        k: How many experts share a token.
+        temperature: Of the softmax.
+        exclude: Datasets; experts that were trained on one of them serve no token.
+
+    Raises:
+        UserError: If the experts are no LoRA, or an option is not valid.
     """
     prototypes = {
         # One expert at a time: decompositions of all would stand in memory together.
-        path: np.stack([gates.spectrum(a, b)[0][..., :1] for a, b in zip(lora_a, lora_b, strict=True)])
-        for path, (lora_a, lora_b) in gates.factors(params).items()
+        path: np.stack(
+            [token_gate.decompose_change(a, b)[0][..., :1] for a, b in zip(lora_a, lora_b, strict=True)]
+        )
+        for path, (lora_a, lora_b) in token_gate.collect_lora_factors(params).items()
     }
-    return gates.gate("arrow", queries.task, index, prototypes, k=k, temperature=temperature, exclude=exclude)
+    return token_gate.make_token_gate(
+        "arrow", queries.task, index, prototypes, k=k, temperature=temperature, exclude=exclude
+    )

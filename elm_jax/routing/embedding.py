@@ -1,7 +1,7 @@
 """Embedding: a vector for every text, of a published sentence encoder or of a run's own T5.
 
-Texts of one length go together in batches of few shapes, so that little is padding and compilations are few,
-and are tokenised while the batches before them are computed.
+Texts of similar length share batches of few shapes, so that there is little padding and few compilations.
+They are tokenised while earlier batches are computed.
 """
 
 from collections import deque
@@ -31,28 +31,36 @@ from elm_jax.scoring.buckets import LADDER, rung
 from elm_jax.weights import embedders
 from elm_jax.weights.embedders import SentenceEncoder
 
-CHUNK = 2048  # texts tokenised at once
-AHEAD = 4  # batches that are computed before the first of them is fetched
-# Tokens of a batch. On a CPU what a batch needs then stays in memory that is taken once: the allocator gives
-# larger arrays back to the system, which clears them anew for every batch.
-ON_CPU, ON_ACCELERATOR = 1024, 65536
-T5_ROWS = 64  # of a batch that a run's own T5 embeds
+TEXTS_PER_CHUNK = 2048  # that are tokenised together
+BATCHES_AHEAD = 4  # that are computed before the first of them is fetched
+# On a CPU a batch of so few tokens reuses its memory: the allocator gives larger arrays back to the system,
+# which clears them again for every batch.
+CPU_BATCH_TOKENS, ACCELERATOR_BATCH_TOKENS = 1024, 65536
+T5_BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """What turns texts into vectors; called with texts, it returns float32 [N, D] in their order."""
+    """Turns texts into vectors; called with texts, it returns float32 [N, D] in their order.
 
-    name: str  # kind and fingerprint: what keys remember, the same wherever the files lie
-    fingerprint: str  # of all that decides what vector a text gets
+    Attributes:
+        name: Its kind and fingerprint, stored with keys; the same wherever its files are.
+        fingerprint: Of everything that decides what vector a text gets.
+        dimension: D.
+        max_length: How many tokens of a text are read, special ones included.
+        embed: What computes the vectors.
+    """
+
+    name: str
+    fingerprint: str
     dimension: int
-    max_length: int  # tokens of a text that are read, special ones included
+    max_length: int
     embed: Callable[[Sequence[str]], np.ndarray]
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        of_texts = all(isinstance(text, str) for text in texts)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if isinstance(texts, str) or not of_texts:
-            raise UserError(f"An embedder wants a list of texts, but {texts!r:.100} came.")
+        are_texts = all(isinstance(text, str) for text in texts)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(texts, str) or not are_texts:
+            raise UserError(f"Expected a list of texts to embed, got {texts!r:.100}.")
         return self.embed(texts)
 
 
@@ -64,23 +72,28 @@ def load_embedder(
     batch_tokens: int | None = None,
     ignore: Collection[str] = (),
 ) -> Embedder:
-    """Returns the sentence encoder in a directory, or of a name on the hub: texts -> float32 [N, D].
-
-    `path_or_name` is either. A directory has sentence-transformers' layout; its network is BERT's, RoBERTa's,
-    MPNet's or the encoder of a T5. A name without an owner, `all-MiniLM-L6-v2`, is one of
-    sentence-transformers'; what the hub's cache holds is found without a network. `pooling` is for plain
-    checkpoints, which do not tell it: "mean", "cls", "max" or "pooler". With `dtype` bfloat16 matrix
-    products, and parameters, are in that. `batch_tokens` is how many tokens are computed at once, padding
-    included. A configuration is understood or refused; `ignore` names fields of it that were looked at and do
+    """Loads a sentence encoder. A configuration is understood or refused; `ignore` names fields of it that were looked at and do
     not change a vector.
 
-    Raises a UserError that names the missing file, its repository and where to put it.
+    Args:
+        path_or_name: A directory in sentence-transformers' layout, whose network is BERT's, RoBERTa's,
+            MPNet's or the encoder of a T5; or a name on the Hugging Face hub, where one without an owner, as
+            `all-MiniLM-L6-v2`, is sentence-transformers'. What is in the hub's cache needs no network.
+        pooling: "mean", "cls", "max" or "pooler", for plain checkpoints, which do not say it.
+        dtype: With "bfloat16" parameters and matrix products are in that type.
+        batch_tokens: How many tokens are computed at once, padding included; the default fits the device.
+
+    Returns:
+        The embedder, texts -> float32 [N, D].
+
+    Raises:
+        UserError: If a file is missing; it names the file, its repository and where to put it.
     """
-    directory = embedders.find(path_or_name, pooling=pooling)
-    encoder = embedders.read(directory, pooling=pooling, dtype=dtype, ignore=ignore)
+    directory = embedders.find_encoder(path_or_name, pooling=pooling)
+    encoder = embedders.load_encoder(directory, pooling=pooling, dtype=dtype, ignore=ignore)
     arrays = jax.device_put((encoder.params, list(encoder.projections)))
-    budget = batch_tokens or _budget(jax.default_backend())
-    head = Head(encoder.pooling, encoder.activations, encoder.normalized)
+    budget = batch_tokens or _default_batch_tokens(jax.default_backend())
+    head = PoolingHead(encoder.pooling, encoder.activations, encoder.normalized)
 
     def run(tokens: np.ndarray, lengths: np.ndarray) -> jax.Array:
         return embed_program(encoder.network, arrays, *tokens.shape, head=head)(arrays, tokens, lengths)
@@ -88,18 +101,32 @@ def load_embedder(
     kernels = [projection["kernel"].shape[1] for projection in encoder.projections]
     dimension = [encoder.network.emb_dim, *kernels][-1]
     return Embedder(
-        name=f"{encoder.kind}-{encoder.pooling}/{encoder.fingerprint}" + _narrow(encoder.network.dtype),
+        name=f"{encoder.kind}-{encoder.pooling}/{encoder.fingerprint}" + _dtype_suffix(encoder.network.dtype),
         fingerprint=encoder.fingerprint,
         dimension=dimension,
         max_length=encoder.max_length,
-        embed=lambda texts: _embed(encoder, run, dimension, texts, budget),
+        embed=lambda texts: _embed_texts(encoder, run, dimension, texts, budget),
     )
 
 
 def embed_rows(
-    config: T5Config, params: Params, rows: Sequence[Sequence[int] | np.ndarray], *, batch_size: int = T5_ROWS
+    config: T5Config,
+    params: Params,
+    rows: Sequence[Sequence[int] | np.ndarray],
+    *,
+    batch_size: int = T5_BATCH_ROWS,
 ) -> np.ndarray:
-    """Returns float32 [N, D] of length 1 for tokenised texts, in their order: a T5 encoder's masked mean."""
+    """Embeds tokenised texts by a T5's encoder: the mean of its states, divided by its length.
+
+    Args:
+        config: The T5's network.
+        params: Its parameters.
+        rows: The token ids of each text.
+        batch_size: How many texts are computed at once.
+
+    Returns:
+        Vectors of length 1 in the order of the texts, float32 [N, D].
+    """
     vectors = np.zeros((len(rows), config.emb_dim), np.float32)
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]))
     for start in range(0, len(order), batch_size):
@@ -113,28 +140,36 @@ def embed_rows(
     return vectors
 
 
-def _narrow(dtype: str) -> str:
+def _dtype_suffix(dtype: str) -> str:
     return "" if dtype == "float32" else f"/{dtype}"
 
 
-def embedder_name(fingerprint: str, dtype: str | None = None) -> str:
-    """Names the embedder that keys were made with: another base gives vectors of another space.
+def name_t5_embedder(fingerprint: str, dtype: str | None = None) -> str:
+    """Returns the name of a base's own embedder, stored with keys; vectors of two bases do not compare.
 
-    `dtype` is what the base computes in, where that is not the type that it is stored in.
+    Args:
+        fingerprint: The base's.
+        dtype: What the base computes in, if that is not the type that it is stored in.
     """
     return f"t5-encoder-mean/{fingerprint}{f'/{dtype}' if dtype else ''}"
 
 
-class Head(NamedTuple):
-    """What makes one vector of the states of a text's tokens."""
+class PoolingHead(NamedTuple):
+    """How one vector is made of the states of a text's tokens.
+
+    Attributes:
+        pooling: "mean", "cls", "max" or "pooler".
+        activations: One after each projection.
+        normalized: Whether vectors are divided by their length.
+    """
 
     pooling: str = "mean"
-    activations: tuple[str, ...] = ()  # one after each projection
+    activations: tuple[str, ...] = ()
     normalized: bool = True
 
 
-HEAD = Head()
-"""That of a run's own T5: the mean of a text's tokens, of length 1."""
+T5_HEAD = PoolingHead()
+"""For a run's own T5: the mean of a text's tokens, of length 1."""
 
 
 def embed_program(
@@ -143,28 +178,30 @@ def embed_program(
     rows: int,
     length: int,
     *,
-    head: Head = HEAD,
+    head: PoolingHead = T5_HEAD,
     mesh: Mesh | None = None,
 ) -> Program:
     """Returns the program that embeds a batch.
 
     Args:
-        network: a sentence encoder, or a T5 whose encoder is one.
-        arrays: parameters and the head's projections, or their shapes, whole on every device.
-        rows: texts of the batch.
-        length: tokens of a text.
-        head: what makes one vector of a text.
-        mesh: of devices that split the rows; None is the default device.
+        network: A sentence encoder, or a T5 whose encoder is used.
+        arrays: The parameters and the head's projections, or their shapes, whole on every device.
+        rows: How many texts the batch has.
+        length: How many tokens a text has.
+        head: How one vector is made of a text's states.
+        mesh: Devices that split the rows; by default the default device.
     """
     batch: Any = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((rows, length), (rows,))]
     if mesh is not None:
         batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
-    run = _compiled(network, head, get_platform(mesh))
+    run = _compile_embed(network, head, get_platform(mesh))
     return Program("embed", run, (with_replication(mesh, shapes_of(arrays)), *batch))
 
 
 @lru_cache(maxsize=16)
-def _compiled(network: BertConfig | T5Config, head: Head, platform: str) -> Callable[..., jax.Array]:
+def _compile_embed(
+    network: BertConfig | T5Config, head: PoolingHead, platform: str
+) -> Callable[..., jax.Array]:
     """Returns the compiled embedding of a batch, tokens [B, S] and lengths [B] -> [B, D]."""
 
     def embed(arrays: tuple[Params, list[Params]], tokens: Prompts, lengths: Int[Array, " B"]) -> Embeddings:
@@ -181,7 +218,7 @@ def _compiled(network: BertConfig | T5Config, head: Head, platform: str) -> Call
     return jit(embed, platform=platform)
 
 
-def _embed(
+def _embed_texts(
     encoder: SentenceEncoder,
     run: Callable[..., jax.Array],
     dimension: int,
@@ -192,12 +229,12 @@ def _embed(
     waiting: deque[tuple[list[int], jax.Array]] = deque()
 
     def fetch() -> None:
-        members, made = waiting.popleft()
-        vectors[members] = np.asarray(made)[: len(members)]
+        members, batch = waiting.popleft()
+        vectors[members] = np.asarray(batch)[: len(members)]
 
     for members, tokens, lengths in _batches(encoder, texts, batch_tokens):
         waiting.append((members, run(tokens, lengths)))
-        if len(waiting) > AHEAD:
+        if len(waiting) > BATCHES_AHEAD:
             fetch()
     while waiting:
         fetch()
@@ -207,21 +244,21 @@ def _embed(
 def _batches(
     encoder: SentenceEncoder, texts: Sequence[str], batch_tokens: int
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yields every text once, longest first: positions of at most B texts, tokens [B, S], lengths [B]."""
+    """Yields every text once, longest first: the positions of up to B texts, tokens [B, S], lengths [B]."""
     order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
     few = 1 << (len(texts) - 1).bit_length() if texts else 0
     rows: list[tuple[int, list[int]]] = []
-    for start in range(0, len(order), CHUNK):
-        chunk = order[start : start + CHUNK]
+    for start in range(0, len(order), TEXTS_PER_CHUNK):
+        chunk = order[start : start + TEXTS_PER_CHUNK]
         prompted = [encoder.prompt + texts[position] for position in chunk]
         rows += zip(chunk, _tokenise(encoder, prompted), strict=True)
         # Characters say only roughly how many tokens there are.
         rows.sort(key=lambda row: -len(row[1]))
         while rows:
-            length = _length(len(rows[0][1]), encoder.max_length)
+            length = _round_up_length(len(rows[0][1]), encoder.max_length)
             size = min(few, max(1, batch_tokens // length))
-            if len(rows) < size and start + CHUNK < len(order):
-                break  # texts of the next chunk fill it up
+            if len(rows) < size and start + TEXTS_PER_CHUNK < len(order):
+                break  # texts of the next chunk complete the batch
             batch, rows = rows[:size], rows[size:]
             tokens = np.zeros((size, length), np.int32)
             lengths = np.ones(size, np.int32)
@@ -233,16 +270,16 @@ def _batches(
 
 def _tokenise(encoder: SentenceEncoder, texts: Sequence[str]) -> list[list[int]]:
     try:
-        return [found.ids for found in encoder.tokenizer.encode_batch_fast(texts)]
+        return [encoding.ids for encoding in encoder.tokenizer.encode_batch_fast(texts)]
     except TypeError:  # half of a surrogate pair is no character
         return _tokenise(encoder, [text.encode(errors="replace").decode() for text in texts])
 
 
-def _length(tokens: int, longest: int) -> int:
-    """Returns the padded length of a text's batch: close enough that little is padding, and few in all."""
+def _round_up_length(tokens: int, longest: int) -> int:
+    """Returns the padded length of a batch: one of few, and near the length of its longest text."""
     step = 16 if tokens <= 64 else 32 if tokens <= 256 else 64
     return min(-(-max(tokens, 1) // step) * step, longest)
 
 
-def _budget(platform: str) -> int:
-    return ON_CPU if platform == "cpu" else ON_ACCELERATOR
+def _default_batch_tokens(platform: str) -> int:
+    return CPU_BATCH_TOKENS if platform == "cpu" else ACCELERATOR_BATCH_TOKENS

@@ -1,29 +1,33 @@
-"""Explain: a selection in a few lines that a person reads: votes, the margin, and the nearest keys."""
+"""Explain: a selection in a few lines for people: votes, the margin, and the nearest keys."""
 
 from collections.abc import Collection
 
 import numpy as np
 
 from elm_jax.records import Selection
-from elm_jax.routing.evidence import Index, Queries, candidates
-from elm_jax.routing.roe import neighbours
+from elm_jax.routing.inputs import KeyIndex, Queries, find_allowed_experts
+from elm_jax.routing.roe import find_neighbours
 
-SHOWN = 5
-TEXT = 60  # characters of a key
-DEEP = 100  # neighbours among which the nearest key of another expert is looked for
+SHOWN_QUERIES = 5
+SHOWN_CHARACTERS = 60  # of a key
+SEARCH_DEPTH = 100  # neighbours among which the nearest key of another expert is searched
 
 
-def explain(
+def explain_selection(
     selection: Selection,
     queries: Queries | None = None,
-    index: Index | None = None,
+    index: KeyIndex | None = None,
     *,
     exclude: Collection[str] = (),
 ) -> list[str]:
-    """Returns the votes, how far the first is ahead of the second, and why the first few queries voted so.
+    """Returns lines with the votes, the lead of the first expert, and why the first few queries voted so.
 
-    With the queries and the index that the router saw, each of these queries names its nearest key, and how
-    much nearer it is than any of another expert; without them only its expert and similarity.
+    Args:
+        selection: The selection.
+        queries: The queries that the router got; with them and `index` each line of a query has its nearest
+            key, and how much nearer it is than any key of another expert.
+        index: The keys that the router got.
+        exclude: Datasets; keys of experts that were trained on one of them are skipped.
     """
     cast = sum(selection.votes.values())
     lines = [f"{votes:>4} of {cast} votes  {expert}" for expert, votes in selection.votes.items()]
@@ -31,33 +35,39 @@ def explain(
     if len(ranked) > 1:
         (first, most), (second, fewer) = ranked[:2]
         lines.append(f"margin: {first} leads {second} by {most - fewer}")
-    shown = [*zip(selection.queries, selection.nearest, strict=False)][:SHOWN]
-    near = _near(queries, index, exclude) if queries is not None and index is not None else {}
+    shown = [*zip(selection.queries, selection.nearest, strict=False)][:SHOWN_QUERIES]
+    nearest = {}
+    if queries is not None and index is not None:
+        nearest = _describe_nearest_keys(queries, index, exclude)
     for query, (expert, similarity) in shown:
-        # Words or means may have decided otherwise than keys do; then the nearest key explains nothing.
-        (owner, nearness), said = near.get(query, (("", 0.0), ""))
-        why = said if owner == expert and abs(nearness - similarity) < 1e-3 else ""
-        lines.append(f"query {query}: nearest is {expert} at {similarity:.3f}{why}")
+        # A router of words or means may decide differently from keys; then the nearest key explains nothing.
+        (owner, key_similarity), description = nearest.get(query, (("", 0.0), ""))
+        reason = description if owner == expert and abs(key_similarity - similarity) < 1e-3 else ""
+        lines.append(f"query {query}: nearest is {expert} at {similarity:.3f}{reason}")
     return lines
 
 
-def _near(
-    queries: Queries, index: Index, exclude: Collection[str]
+def _describe_nearest_keys(
+    queries: Queries, index: KeyIndex, exclude: Collection[str]
 ) -> dict[str, tuple[tuple[str, float], str]]:
-    """Returns every query's nearest expert and similarity, and what to say of the key, if there are any."""
-    if queries.vectors is None or not candidates(index, exclude).any():
+    """Returns for every query the expert and similarity of its nearest key, and a description of the key."""
+    if queries.vectors is None or not find_allowed_experts(index, exclude).any():
         return {}
-    similarities, rows = neighbours(
-        queries, index, min(DEEP, len(index.texts)), exclude=exclude, faithful="raw_queries"
+    similarities, rows = find_neighbours(
+        queries,
+        index,
+        min(SEARCH_DEPTH, len(index.texts)),
+        exclude=exclude,
+        switches=frozenset({"raw_queries"}),
     )
-    said = {}
-    for query, near, found in zip(queries.row_ids, similarities, rows, strict=True):
-        owners = np.where(found >= 0, index.expert_of_row[found], -1)
+    described = {}
+    for query, near, row in zip(queries.row_ids, similarities, rows, strict=True):
+        owners = np.where(row >= 0, index.expert_of_row[row], -1)
         others = np.flatnonzero((owners >= 0) & (owners != owners[0]))
-        text = " ".join(index.texts[found[0]].split())
-        words = f", key {text[:TEXT] + ('…' if len(text) > TEXT else '')!r}"
+        text = " ".join(index.texts[row[0]].split())
+        words = f", key {text[:SHOWN_CHARACTERS] + ('…' if len(text) > SHOWN_CHARACTERS else '')!r}"
         if len(others):
             second = others[0]
             words += f", {near[0] - near[second]:.3f} nearer than {index.experts[owners[second]]}"
-        said[query] = (index.experts[owners[0]], float(near[0])), words
-    return said
+        described[query] = (index.experts[owners[0]], float(near[0])), words
+    return described

@@ -5,21 +5,30 @@ from collections.abc import Collection
 from elm_jax import names
 from elm_jax.errors import ContaminationError
 from elm_jax.records import Selection
-from elm_jax.routing import evidence
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries, find_allowed_experts
+from elm_jax.routing.registry import register_router
 
 
-def fixed(queries: Queries, index: Index, *, expert: str, exclude: Collection[str] = ()) -> Selection:
-    """Returns the expert with that id at weight 1.
+@register_router("fixed", reads=("expert",))
+def fixed(queries: Queries, index: KeyIndex, *, expert: str, exclude: Collection[str] = ()) -> Selection:
+    """One expert by its id, of the library or of the composites.
 
-    Raises a UserError if the index has no such expert, and a ContaminationError if it was trained on a
-    dataset in `exclude`: a name given on purpose is not passed over in silence.
+    Args:
+        queries: Only the task's name is read.
+        index: The experts.
+        expert: The expert's id.
+        exclude: Datasets.
+
+    Raises:
+        UserError: If the index has no such expert.
+        ContaminationError: If it was trained on a dataset in `exclude`. It was named on purpose, so it is
+            not skipped silently.
     """
     expert = names.resolve(expert, index.experts, kind="expert", where="the index")
     position = index.experts.index(expert)
-    if not evidence.candidates(index, exclude)[position]:
+    if not find_allowed_experts(index, exclude)[position]:
         raise ContaminationError(
-            f"An expert trained on none of the excluded datasets is wanted for {queries.task!r}, but "
-            f"{expert!r} was trained on {', '.join(index.datasets[position])}. Name another expert."
+            f"Expected an expert for {queries.task!r} trained on none of the excluded datasets, got "
+            f"{expert!r}, which was trained on {', '.join(index.datasets[position])}. Fix: name another one."
         )
     return Selection(task=queries.task, router="fixed", weights={expert: 1.0}, votes={}, queries=())

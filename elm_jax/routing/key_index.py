@@ -1,4 +1,4 @@
-"""Key index: the keys of a library's experts, one below the other, as routers search them."""
+"""Key index: builds the table of the experts' keys that routers search."""
 
 from collections.abc import Sequence
 
@@ -8,33 +8,35 @@ import numpy as np
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.records import Keys
-from elm_jax.routing.evidence import Index
+from elm_jax.routing.inputs import KeyIndex
 
 
-def build_index(library: Library, ids: Sequence[str] | None = None) -> Index:
-    """Returns the keys of experts, one below the other; of the whole library without `ids`.
+def build_key_index(library: Library, ids: Sequence[str] | None = None) -> KeyIndex:
+    """Returns the keys of experts in one table.
 
-    Raises a UserError that names the experts which have no keys, or the first one whose keys come from
-    another embedder, text format or width than the first expert's.
+    Args:
+        library: The library.
+        ids: The experts; by default all of the library.
+
+    Raises:
+        UserError: If experts have no keys; or if their keys differ in embedder, text format or width.
     """
-    chosen = library.ids() if ids is None else tuple(dict.fromkeys(ids))
-    if not chosen:
-        raise UserError(
-            f"An index needs experts, but none came from the library at {library.root!s}. Train some first."
-        )
-    datasets = tuple(library.spec(expert).datasets for expert in chosen)
-    lacking = [expert for expert in chosen if not library.has_keys(expert)]
+    experts = library.ids() if ids is None else tuple(dict.fromkeys(ids))
+    if not experts:
+        raise UserError(f"Expected experts in the library at {library.root!s}, got none. Fix: train some.")
+    datasets = tuple(library.spec(expert).datasets for expert in experts)
+    lacking = [expert for expert in experts if not library.has_keys(expert)]
     if lacking:
         shown = ", ".join(repr(expert) for expert in lacking[:5]) + (", …" if len(lacking) > 5 else "")
         raise UserError(
-            f"Every expert needs keys to be found by, but {len(lacking)} of {len(chosen)} have none: "
-            f"{shown}. Run `elm index` to embed them."
+            f"Expected keys of every expert, got none of {len(lacking)} of {len(experts)}: {shown}. Fix: run "
+            "`elm index` to embed them."
         )
-    keys = [library.load_keys(expert) for expert in chosen]
-    for expert, own in zip(chosen, keys, strict=True):
-        _require_same(chosen[0], keys[0], expert, own)
-    return Index(
-        experts=chosen,
+    keys = [library.load_keys(expert) for expert in experts]
+    for expert, own in zip(experts, keys, strict=True):
+        _require_same(experts[0], keys[0], expert, own)
+    return KeyIndex(
+        experts=experts,
         datasets=datasets,
         expert_of_row=np.repeat(np.arange(len(keys)), [len(own.texts) for own in keys]),
         # On the device once, rather than at every search.
@@ -45,14 +47,27 @@ def build_index(library: Library, ids: Sequence[str] | None = None) -> Index:
     )
 
 
-def _require_same(first: str, wanted: Keys, expert: str, came: Keys) -> None:
-    for what, theirs, own in (
-        ("embedder", wanted.embedder, came.embedder),
-        ("text format", wanted.text_format, came.text_format),
-        ("width", wanted.vectors.shape[1], came.vectors.shape[1]),
+def build_keyless_index(library: Library, ids: Sequence[str]) -> KeyIndex:
+    """Returns an index of experts without their keys, for routers that compare no texts."""
+    return KeyIndex(
+        experts=tuple(ids),
+        datasets=tuple(library.spec(expert).datasets for expert in ids),
+        expert_of_row=np.zeros(0, np.int64),
+        vectors=np.zeros((0, 1), np.float32),
+        texts=(),
+        embedder="",
+        text_format="",
+    )
+
+
+def _require_same(first: str, first_keys: Keys, expert: str, keys: Keys) -> None:
+    for what, expected, value in (
+        ("embedder", first_keys.embedder, keys.embedder),
+        ("text format", first_keys.text_format, keys.text_format),
+        ("width", first_keys.vectors.shape[1], keys.vectors.shape[1]),
     ):
-        if own != theirs:
+        if value != expected:
             raise UserError(
-                f"Keys of one {what} are wanted, but {first!r} has {what} {theirs!r} and {expert!r} has "
-                f"{own!r}. Embed all keys alike with `elm index --rebuild`."
+                f"Expected keys of one {what}, got {expected!r} of {first!r} and {value!r} of {expert!r}. "
+                "Fix: embed all keys alike with `elm index --rebuild`."
             )

@@ -3,7 +3,7 @@
 Huang et al. 2023, "LoraHub: Efficient Cross-Task Generalization via Dynamic LoRA Composition", arXiv
 2307.13269: candidates are drawn at random, and a black-box search over their weights within [-1.5, 1.5]
 minimises the loss on the examples plus 0.05 times the mean of absolute weights (so the authors' released
-code), in 40 trials. It is few-shot: its scores stand apart from the zero-shot ones in every table.
+code), in 40 trials. It is few-shot: tables mark its scores.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -13,15 +13,16 @@ from jaxtyping import Float
 
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
-from elm_jax.routing import evidence
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries, find_allowed_experts
+from elm_jax.routing.registry import register_router
 
 BOUND = 1.5
 
 
+@register_router("lorahub", reads=("loss",), few_shot=True)
 def lorahub(
     queries: Queries,
-    index: Index,
+    index: KeyIndex,
     *,
     loss: Callable[[Mapping[str, float]], float],
     candidates: int = 20,
@@ -30,22 +31,35 @@ def lorahub(
     seed: int = 0,
     exclude: Collection[str] = (),
 ) -> Selection:
-    """Returns the best weights tried; they may be negative and need not sum to 1.
+    """Weights of a few experts that fit labelled examples, found without gradients.
 
-    `loss` takes expert id -> weight and returns the mean loss on the labelled examples of the merged expert;
-    how experts are merged is its affair. The first trial is all zeros, the base itself, so the outcome is
-    never worse than that. The authors search with nevergrad; here it is COBYLA (Powell 1994), from zeros.
+    The first trial is all zeros, the base itself, so the result is never worse than that. The authors search
+    with nevergrad; here it is COBYLA (Powell 1994), from zeros.
 
-    Raises a UserError if the loss is no number, or an option makes no sense.
+    Args:
+        queries: Only the task's name is read.
+        index: The experts.
+        loss: Expert id -> weight, to the mean loss of the merged expert on the labelled examples.
+        candidates: How many experts are drawn.
+        trials: How many weights are tried.
+        penalty: By what the mean of absolute weights is multiplied and added to the loss.
+        seed: Of what is drawn.
+        exclude: Datasets; experts that were trained on one of them are not drawn.
+
+    Returns:
+        The best weights that were tried; they may be negative and need not sum to 1.
+
+    Raises:
+        UserError: If the loss is not finite, or an option is not valid.
     """
     from scipy.optimize import minimize
 
-    allowed = np.flatnonzero(evidence.candidates(index, exclude))
+    allowed = np.flatnonzero(find_allowed_experts(index, exclude))
     count = min(candidates, len(allowed))
     if count < 1 or trials < count + 2:  # the search looks once along every weight before it moves
         raise UserError(
-            f"At least one candidate and two trials more than candidates are wanted, but {candidates} "
-            f"candidates and {trials} trials came."
+            f"Expected at least one candidate, and two trials more than candidates, got {candidates} "
+            f"candidates and {trials} trials."
         )
     drawn = np.sort(np.random.default_rng(seed).permutation(allowed)[:count])
     names = [index.experts[expert] for expert in drawn]
@@ -53,13 +67,11 @@ def lorahub(
 
     def cost(weights: Float[np.ndarray, " W"]) -> float:
         weights = np.clip(weights, -BOUND, BOUND)  # COBYLA tries what is a little out of bounds too
-        given = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
-        measured = float(loss(given))
+        candidate = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+        measured = float(loss(candidate))
         if not np.isfinite(measured):
-            raise UserError(
-                f"The loss of weights should be a finite number, but {measured} came for {given}."
-            )
-        tried.append((measured + penalty * float(np.abs(weights).mean()), given))
+            raise UserError(f"Expected a finite loss, got {measured} for the weights {candidate}.")
+        tried.append((measured + penalty * float(np.abs(weights).mean()), candidate))
         return tried[-1][0]
 
     options = {"rhobeg": 0.5, "maxiter": trials, "tol": 1e-4}

@@ -1,8 +1,8 @@
 """MBC: model-based clustering of LoRA experts, by what their parameters look like (Ostapenko et al. 2024).
 
 "Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157: the flattened parameters
-of every expert, with length 1, are grouped by k-means. `clusters` are what one then trains or merges one
-expert each for, as the paper does; the router `mbc`, ours, lets a task's nearest keys elect a whole cluster.
+of every expert, with length 1, are grouped by k-means (`cluster_experts`). The paper trains or merges one
+expert per cluster; the router `mbc`, ours, lets a task's nearest keys elect a whole cluster.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,35 +13,44 @@ from jaxtyping import Float, Int
 
 from elm_jax.errors import UserError
 from elm_jax.records import Params, Selection
-from elm_jax.routing import evidence, vote
-from elm_jax.routing.evidence import Index, Queries
-from elm_jax.routing.gate import factors
-from elm_jax.routing.roe import neighbours
+from elm_jax.routing import vote
+from elm_jax.routing.inputs import KeyIndex, Queries, find_allowed_experts
+from elm_jax.routing.registry import register_router
+from elm_jax.routing.roe import find_neighbours
+from elm_jax.routing.token_gate import collect_lora_factors
 
 MOST_ROUNDS = 100
 
 
-def clusters(
+def cluster_experts(
     params: Params, experts: Sequence[str], count: int, *, dimensions: int | None = None
 ) -> tuple[tuple[str, ...], ...]:
-    """Returns at most `count` groups of stacked LoRA experts, leaves [E, L, …], whatever their order.
+    """Groups LoRA experts by their parameters; the order of the experts makes no difference.
 
-    Distances are those of all parameters, or with `dimensions` of their leading principal ones. Groups are in
-    the order of their first expert.
+    Args:
+        params: The experts stacked, leaves [E, L, …].
+        experts: Their ids.
+        count: How many groups there are at most.
+        dimensions: How many leading principal components distances are measured in; by default distances
+            are those of all parameters.
 
-    Raises a UserError if the experts are no LoRA or are not those named, or if `count` makes no sense.
+    Returns:
+        The groups' ids, in the order of their first expert.
+
+    Raises:
+        UserError: If the experts are no LoRA or are not those named, or if `count` is not valid.
     """
     gram = np.zeros((len(experts), len(experts)), np.float64)
-    for pair in factors(params).values():
+    for pair in collect_lora_factors(params).values():
         for leaf in pair:
             if len(leaf) != len(experts):
-                raise UserError(f"A stack of {len(experts)} experts is wanted, but one of {len(leaf)} came.")
+                raise UserError(f"Expected a stack of {len(experts)} experts, got one of {len(leaf)}.")
             flat = np.asarray(leaf, np.float32).reshape(len(leaf), -1)
             gram += flat @ flat.T
     if not 1 <= count <= len(experts):
-        raise UserError(f"Between 1 and {len(experts)} clusters are wanted, but {count} came.")
+        raise UserError(f"Expected from 1 to {len(experts)} clusters, got {count}.")
     length = np.sqrt(np.maximum(np.diagonal(gram), 1e-30))
-    # E vectors span E dimensions at most: their inner products tell all, however many parameters there are.
+    # E vectors span E dimensions at most: inner products are enough, however many parameters there are.
     sizes, vectors = np.linalg.eigh(gram / np.outer(length, length))
     points = (vectors * np.sqrt(np.maximum(sizes, 0.0)))[:, ::-1][:, :dimensions]
     owner = _k_means(points, count)
@@ -49,39 +58,51 @@ def clusters(
     return tuple(tuple(experts[int(expert)] for expert in group) for group in groups.values())
 
 
+@register_router("mbc", reads=("vectors", "params"))
 def mbc(
     queries: Queries,
-    index: Index,
+    index: KeyIndex,
     *,
     params: Params,
     groups: int = 10,
     k: int = 1,
     exclude: Collection[str] = (),
 ) -> Selection:
-    """Returns the cluster whose keys are nearest to most queries, its experts weighing alike.
+    """The cluster of LoRA experts whose keys are nearest to most queries, with equal weights.
 
-    Experts trained on a dataset in `exclude` neither vote nor are chosen; `votes` are the experts' own.
-    `groups` is how many clusters to make of the index's experts, all of them where there are fewer.
+    Args:
+        queries: The queries.
+        index: The keys.
+        params: The index's experts stacked, leaves [E, L, …].
+        groups: How many clusters are made of the index's experts; one each if there are fewer.
+        k: How many keys of each query vote.
+        exclude: Datasets; experts that were trained on one of them neither vote nor are chosen.
 
-    Raises a UserError if queries and index do not compare, or the experts are no LoRA.
+    Returns:
+        The selection; its `votes` are those of single experts.
+
+    Raises:
+        UserError: If queries and index do not compare, or the experts are no LoRA.
     """
-    found = clusters(params, index.experts, min(groups, len(index.experts)))
-    similarities, rows = neighbours(queries, index, k, exclude=exclude)
+    clusters = cluster_experts(params, index.experts, min(groups, len(index.experts)))
+    similarities, rows = find_neighbours(queries, index, k, exclude=exclude)
     voters = np.where(rows >= 0, index.expert_of_row[rows], -1)
-    group_of = {expert: number for number, group in enumerate(found) for expert in group}
+    group_of = {expert: number for number, group in enumerate(clusters) for expert in group}
     group_of_expert = np.array([group_of[expert] for expert in index.experts])
-    winner = vote.rank(np.where(voters >= 0, group_of_expert[voters], -1), similarities, len(found))[0][0]
-    may = dict(zip(index.experts, evidence.candidates(index, exclude), strict=True))
-    members = [expert for expert in found[winner] if may[expert]]
-    elected = vote.elect("mbc", queries, index, voters, similarities)
+    winner = vote.rank_experts(
+        np.where(voters >= 0, group_of_expert[voters], -1), similarities, len(clusters)
+    )[0][0]
+    allowed = dict(zip(index.experts, find_allowed_experts(index, exclude), strict=True))
+    members = [expert for expert in clusters[winner] if allowed[expert]]
+    elected = vote.elect_experts("mbc", queries, index, voters, similarities)
     return replace(elected, weights=dict.fromkeys(members, 1.0 / len(members)))
 
 
 def _k_means(points: Float[np.ndarray, "E D"], count: int) -> Int[np.ndarray, " E"]:
-    """Returns the group of every point by Lloyd's rounds, from centres far apart.
+    """Returns the group of every point by Lloyd's algorithm, from centres far apart.
 
-    The first centre is the point farthest from the mean, the next ones those farthest from all before
-    (Gonzalez 1985), so that nothing is drawn; a group that loses all its points is given up.
+    The first centre is the point farthest from the mean, each next one that farthest from all before
+    (Gonzalez 1985), so that nothing is random; a group that loses all its points is dropped.
     """
     apart = np.square(points - points.mean(axis=0, keepdims=True)).sum(axis=1)
     chosen: list[int] = []
@@ -95,7 +116,7 @@ def _k_means(points: Float[np.ndarray, "E D"], count: int) -> Int[np.ndarray, " 
         before, owner = owner, distances.argmin(axis=1)
         if (before == owner).all():
             break
-        kept = np.unique(owner)
-        centres = np.stack([points[owner == group].mean(axis=0) for group in kept])
-        owner = np.searchsorted(kept, owner)
+        groups = np.unique(owner)
+        centres = np.stack([points[owner == group].mean(axis=0) for group in groups])
+        owner = np.searchsorted(groups, owner)
     return owner

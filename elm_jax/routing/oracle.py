@@ -1,6 +1,7 @@
 """Oracle: the expert that measured best on the task itself, which only labels can tell.
 
-It is no router one could use, but the limit of those that choose one expert a task; tables keep it apart.
+No router could do it without labels: it is the upper limit of those that choose one expert per task, and
+tables mark it.
 """
 
 import math
@@ -9,32 +10,38 @@ from collections.abc import Collection, Mapping
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
-from elm_jax.routing import evidence
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries, find_allowed_experts
+from elm_jax.routing.registry import register_router
 
 
+@register_router("oracle", reads=("accuracies",))
 def oracle(
-    queries: Queries, index: Index, *, accuracies: Mapping[str, float], exclude: Collection[str] = ()
+    queries: Queries, index: KeyIndex, *, accuracies: Mapping[str, float], exclude: Collection[str] = ()
 ) -> Selection:
-    """Returns the expert with the highest of `accuracies` (expert id -> accuracy on this task).
+    """The expert that is best on the task, in hindsight.
 
-    Of equals the first of the index wins. Experts without a measurement are passed over.
+    Args:
+        queries: Only the task's name is read.
+        index: The experts; of equally good ones the first wins.
+        accuracies: Expert id -> accuracy on this task; experts without one are not chosen.
+        exclude: Datasets; experts that were trained on one of them are not chosen.
 
-    Raises a UserError if an unknown expert is among `accuracies`, if one of them is no number, or if no
-    expert that may be chosen was measured.
+    Raises:
+        UserError: If `accuracies` has an unknown expert or no number, or none of an expert that may be
+            chosen.
     """
     for expert, accuracy in accuracies.items():
         names.resolve(expert, index.experts, kind="expert", where="the index")
         if math.isnan(accuracy):
-            raise UserError(f"A measured accuracy is wanted for expert {expert!r}, but {accuracy} came.")
-    allowed = evidence.candidates(index, exclude)
+            raise UserError(f"Expected a measured accuracy of expert {expert!r}, got {accuracy}.")
+    allowed = find_allowed_experts(index, exclude)
     measured = [
         expert for expert, may in zip(index.experts, allowed, strict=True) if may and expert in accuracies
     ]
     if not measured:
         raise UserError(
-            f"The oracle needs the accuracy of at least one expert on {queries.task!r}, but none that may be "
-            "chosen was measured. Evaluate the experts on it first."
+            f"Expected the accuracy on {queries.task!r} of at least one expert that may be chosen, got none. "
+            "Fix: evaluate the experts on it first."
         )
     best = max(measured, key=lambda expert: accuracies[expert])
     return Selection(task=queries.task, router="oracle", weights={best: 1.0}, votes={}, queries=())

@@ -2,51 +2,61 @@
 
 Each of a few unlabelled inputs of a task looks up its nearest keys in the library by dot product, each key
 votes for the expert whose training input it is, and the winner serves the task; or, per instance, each input
-is served by its own winner. Equally near keys are ordered by row, votes as `vote.rank` says. What the
-released code does otherwise can be had with `faithful`: True, or names of `faithful.SWITCHES`.
+is served by its own winner. Equally near keys are ordered by row, votes as `vote.rank_experts` says. What the
+released code does otherwise can be switched on with `faithful`: True, or names of `original.SWITCHES`.
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from elm_jax.records import Selection
-from elm_jax.routing import evidence, search, vote
-from elm_jax.routing import faithful as switches
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing import original, search, vote
+from elm_jax.routing.inputs import (
+    KeyIndex,
+    Queries,
+    find_allowed_experts,
+    find_allowed_keys,
+    require_vectors,
+)
+from elm_jax.routing.registry import register_router
 
 
-def neighbours(
+def find_neighbours(
     queries: Queries,
-    index: Index,
+    index: KeyIndex,
     k: int = 1,
     *,
     exclude: Collection[str] = (),
-    faithful: bool | Collection[str] = False,
+    switches: original.Switches = frozenset(),
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-    """Returns each query's `k` nearest rows of the index, nearest first: similarities and rows.
+    """Returns each query's `k` nearest keys, nearest first: their similarities and their rows.
 
-    Keys of experts trained on a dataset in `exclude` are passed over; where fewer than `k` keys are left,
-    the rest is row -1.
+    Args:
+        queries: The queries.
+        index: The keys.
+        k: How many keys are found for each query.
+        exclude: Datasets; keys of experts that were trained on one of them are skipped. If fewer than `k`
+            keys are left, the rest is row -1.
+        switches: The ways of the original that are on.
 
-    Raises a UserError if queries and index do not compare, or if the index holds fewer than `k` rows.
+    Raises:
+        UserError: If queries and index do not compare, or if the index has fewer than `k` rows.
     """
-    on = switches.chosen(faithful)
-    if "padded_keys" in on:
-        index = replace(index, embedder=index.embedder.removesuffix(switches.PADDED))
-    vectors = evidence.vectors_of(queries, index, any_format="raw_queries" in on)
-    allowed = evidence.rows_of(index, evidence.candidates(index, exclude))
-    if "ties" in on:
-        return switches.last_of_equals(vectors, index, k, allowed)
+    index = original.adapt_index(index, switches)
+    vectors = require_vectors(queries, index, any_format="raw_queries" in switches)
+    allowed = find_allowed_keys(index, find_allowed_experts(index, exclude))
+    if "ties" in switches:
+        return original.find_last_of_equals(vectors, index, k, allowed)
     similarities, rows = search.top_k(vectors, index.vectors, k, allowed=allowed)
     return np.asarray(similarities), np.asarray(rows)
 
 
+@register_router("roe", reads=("vectors",))
 def roe(
     queries: Queries,
-    index: Index,
+    index: KeyIndex,
     *,
     k: int = 1,
     experts: int = 1,
@@ -54,43 +64,57 @@ def roe(
     faithful: bool | Collection[str] = False,
     exclude: Collection[str] = (),
 ) -> Selection:
-    """Returns the experts with most votes among the `k` nearest keys of every query.
+    """The experts with most votes among the nearest keys of every query.
 
-    `experts` is how many to take (fewer if fewer got votes), `weighting` "uniform" or "votes". Excluded
-    experts (those trained on a dataset in `exclude`) neither vote nor win.
+    Args:
+        queries: The queries.
+        index: The keys.
+        k: How many keys of each query vote.
+        experts: How many experts to take; fewer if fewer got votes.
+        weighting: "uniform", or "votes" for weights in proportion to them.
+        faithful: Ways of the original, see `original.SWITCHES`.
+        exclude: Datasets; experts that were trained on one of them neither vote nor win.
 
-    Raises a UserError if queries and index do not compare, or an option makes no sense.
+    Raises:
+        UserError: If queries and index do not compare, or an option is not valid.
     """
-    on = switches.chosen(faithful)
-    similarities, rows = neighbours(queries, index, k, exclude=exclude, faithful=on)
-    voters = _owners(index, rows)
-    if "nearest_only" in on:
-        voters, similarities = voters[:, :1], similarities[:, :1]
-    if "renamed" in on:
-        voters = np.where(voters >= 0, switches.renamed(index)[voters], -1)
-    return vote.elect("roe", queries, index, voters, similarities, experts=experts, weighting=weighting)
+    switches = original.resolve_switches(faithful)
+    similarities, rows = find_neighbours(queries, index, k, exclude=exclude, switches=switches)
+    voters, similarities = original.adapt_votes(_experts_of_rows(index, rows), similarities, index, switches)
+    return vote.elect_experts(
+        "roe", queries, index, voters, similarities, experts=experts, weighting=weighting
+    )
 
 
+@register_router("roe_per_instance", level="row", reads=("vectors",))
 def roe_per_instance(
-    queries: Queries, index: Index, *, k: int = 1, exclude: Collection[str] = ()
+    queries: Queries, index: KeyIndex, *, k: int = 1, exclude: Collection[str] = ()
 ) -> Selection:
-    """Returns an expert for every query, the one with most votes among the query's own `k` nearest keys.
+    """For every query the expert with most votes among the query's own nearest keys.
 
-    The selection's `nearest` holds, query by query, that expert and the similarity of its nearest key;
-    `votes` counts the queries each expert serves and `weights` are their shares.
+    Args:
+        queries: The queries.
+        index: The keys.
+        k: How many keys of each query vote.
+        exclude: As `roe` has it.
 
-    Raises a UserError if queries and index do not compare.
+    Returns:
+        A selection whose `nearest` holds, query by query, that expert and the similarity of its nearest key;
+        `votes` counts the queries that each expert serves, and `weights` are their shares.
+
+    Raises:
+        UserError: If queries and index do not compare.
     """
-    similarities, rows = neighbours(queries, index, k, exclude=exclude)
-    owners = _owners(index, rows)
+    similarities, rows = find_neighbours(queries, index, k, exclude=exclude)
+    owners = _experts_of_rows(index, rows)
     winners = np.array(
         [
-            vote.rank(own[None], near[None], len(index.experts))[0][0]
+            vote.rank_experts(own[None], near[None], len(index.experts))[0][0]
             for own, near in zip(owners, similarities, strict=True)
         ]
     )
     best = np.where(owners == winners[:, None], similarities, -np.inf).max(axis=1)
-    return vote.elect(
+    return vote.elect_experts(
         "roe_per_instance",
         queries,
         index,
@@ -101,5 +125,6 @@ def roe_per_instance(
     )
 
 
-def _owners(index: Index, rows: Int[np.ndarray, "Q k"]) -> Int[np.ndarray, "Q k"]:
+def _experts_of_rows(index: KeyIndex, rows: Int[np.ndarray, "Q k"]) -> Int[np.ndarray, "Q k"]:
+    """Returns the position of each row's expert; -1 for row -1."""
     return np.where(rows >= 0, index.expert_of_row[rows], -1)

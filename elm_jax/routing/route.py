@@ -1,104 +1,40 @@
 """`elm route`: which experts of the library a task should use, and why."""
 
-import inspect
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import task_rows, task_selection
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts as formats
-from elm_jax.experts.library import Library
-from elm_jax.records import Params, Selection, TaskSpec
-from elm_jax.routing import faithful, gates, key_index, table
-from elm_jax.routing.evidence import Index, Queries
-from elm_jax.routing.explain import explain
-from elm_jax.routing.gate import Gate
-from elm_jax.routing.index import embed_texts
+from elm_jax.experts import key_texts
+from elm_jax.records import Selection, TaskSpec
+from elm_jax.routing import original, table
+from elm_jax.routing.explain import explain_selection
+from elm_jax.routing.registry import Router
+from elm_jax.routing.run_inputs import RoutingInputs
+from elm_jax.routing.token_gate import TokenGate
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
-from elm_jax.statistics import expert_statistics
+
+FROM_LABELS = ("accuracies", "loss")
+"""What routers read that comes from labels of the task."""
 
 
-@dataclass
-class Desk:
-    """What routers look at, each read or embedded once for all of them."""
+@dataclass(frozen=True)
+class RoutedTask:
+    """The experts that a router chose for a task.
 
-    run: Run
-    experts: Sequence[str] | None = None  # of the library, all without it
-    size: int = formats.QUERIES_PER_TASK
-    _asked: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
-    _stacked: dict[tuple[str, ...], Params] = field(default_factory=dict)
+    Attributes:
+        selection: The experts with their weights.
+        explanation: Lines for people: votes, the margin, the nearest keys; empty unless asked for.
+    """
 
-    @cached_property
-    def library(self) -> Library:
-        """The run's library."""
-        return Library.open(self.run.workspace.library)
-
-    @cached_property
-    def keyed(self) -> Index:
-        """The experts with their keys, but those that have none and can get none."""
-        wanted = self.experts or self.library.ids()
-        found = [
-            one
-            for one in wanted
-            if self.library.has_keys(one)
-            or expert_statistics.may_have_keys(self.library.spec(one), self.run.source)
-        ]
-        if found:
-            expert_statistics.say_passed_over(self.run, [one for one in wanted if one not in found])
-        return key_index.build_index(self.library, found or wanted)
-
-    @cached_property
-    def bare(self) -> Index:
-        """The experts without their keys."""
-        return gates.bare_index(self.library, self.experts or self.library.ids())
-
-    @cached_property
-    def named(self) -> Index:
-        """The experts and the run's composites, without their keys: whatever can be named."""
-        composites = Library.open(self.run.workspace.composites, create=True)
-        made = gates.bare_index(composites, [one for one in composites.ids() if one not in self.library])
-        return replace(
-            self.bare,
-            experts=(*self.bare.experts, *made.experts),
-            datasets=(*self.bare.datasets, *made.datasets),
-        )
-
-    def params(self, index: Index) -> Params:
-        """Returns the parameters of an index's experts, stacked."""
-        if index.experts not in self._stacked:
-            self._stacked[index.experts] = self.library.load_stack(
-                index.experts, base=self.run.base.fingerprint
-            )
-        return self._stacked[index.experts]
-
-    def index(self, router: table.Router) -> Index:
-        """Returns the index that a router compares with."""
-        if "expert" in router.reads:
-            return self.named
-        return self.keyed if _reads_keys(router) else self.bare
-
-    def queries(
-        self, spec: TaskSpec, router: table.Router, text_format: str | None = None, *, every: bool = False
-    ) -> Queries:
-        """Returns a few queries of a task, or one for every row; none where the router reads none."""
-        if not _reads_keys(router):
-            return Queries(spec.id, ())
-        size = None if every else self.size
-        key = (spec.id, text_format, size)
-        if key not in self._asked:
-            self._asked[key] = ask(self.run, spec, self.keyed, size, text_format=text_format)
-        return self._asked[key]
-
-
-def _reads_keys(router: table.Router) -> bool:
-    return bool({"vectors", "texts"} & set(router.reads))
+    selection: Selection
+    explanation: Sequence[str] = ()
 
 
 def route(
@@ -106,135 +42,111 @@ def route(
     tasks: task_selection.Tasks,
     *,
     router: str = "roe",
+    options: Mapping[str, Any] | None = None,
     experts: int = 1,
-    queries: int = formats.QUERIES_PER_TASK,
-    **options: Any,
+    queries: int = key_texts.QUERIES_PER_TASK,
 ) -> list[Selection]:
-    """Chooses experts for every task; returns a selection each, whose `weights` are expert -> weight.
+    """Chooses experts for every task, stores the selections in the run and returns them.
 
-    `run` is a run that is open, or its directory, and keeps the selections under the router's `label`.
-    `tasks` are specs or names, of tasks, datasets or groups. `router` is one of `elm_jax.routing.table`,
-    `experts` how many it takes if it can take several, `queries` how many inputs of a task it looks at (Q of
-    Jang et al. 2023, arXiv 2302.03202); further `options` are the router's own. Labels are not looked at, and
-    experts trained on the task's own dataset are passed over: they would not be zero-shot there.
+    No labels are read, and experts that were trained on the task's own dataset are not chosen: they would not
+    be zero-shot there.
 
-    Raises a UserError, before anything is embedded, for a router or an option that does not exist, and for a
-    router that needs what no option gave.
+    Args:
+        run: An open run, or its directory.
+        tasks: Specs, or names of tasks, datasets or groups.
+        router: The name of a registered router; `elm_jax.routing.table` has the built-in ones.
+        options: Options of the router by name.
+        experts: How many experts to take, if the router can take several.
+        queries: How many inputs of a task the router sees (Q of Jang et al. 2023, arXiv 2302.03202).
+
+    Returns:
+        One selection per task; its `weights` are expert -> weight.
+
+    Raises:
+        UserError: Before anything is embedded, if the router or an option does not exist, or an option that
+            it needs is missing.
     """
     run = opening.ensure_open(run)
-    wanted = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    return [made for made, _ in explained(run, wanted, router, experts, queries, shown=False, **options)]
+    specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
+    inputs = RoutingInputs(run, queries_per_task=queries)
+    return [routed.selection for routed in route_tasks(inputs, specs, router, options, experts=experts)]
 
 
-def explained(
-    run: Run,
-    wanted: Sequence[TaskSpec],
+def route_tasks(
+    inputs: RoutingInputs,
+    specs: Sequence[TaskSpec],
     router: str = "roe",
-    experts: int = 1,
-    queries: int = formats.QUERIES_PER_TASK,
+    options: Mapping[str, Any] | None = None,
     *,
-    shown: bool = True,
-    desk: Desk | None = None,
-    every: bool = False,
+    experts: int = 1,
+    explain: bool = False,
+    all_rows: bool = False,
     seen: bool = False,
-    **options: Any,
-) -> list[tuple[Selection, list[str]]]:
-    """As `route`, with the lines that tell why: votes, the margin, the nearest keys; none without `shown`.
+) -> list[RoutedTask]:
+    """Chooses experts for tasks and stores the selections in the run; `route` is the simpler way.
 
-    `desk` has what several routers look at. With `every` all rows of a task are its queries, in their order,
-    and with `seen` experts may be chosen that were trained on the task's own dataset.
+    Args:
+        inputs: What the routers read of the run.
+        specs: The tasks.
+        router: The router's name.
+        options: Options of the router by name.
+        experts: How many experts to take, if the router can take several.
+        explain: Whether each selection is explained.
+        all_rows: Whether all rows of a task are its queries, in their order.
+        seen: Whether experts may be chosen that were trained on the task's own dataset.
+
+    Raises:
+        UserError: As `route` does.
     """
-    chosen = table.find(router)
-    name = label(router, experts, options)
-    known = inspect.signature(chosen.route).parameters
-    if "experts" in known:
-        options["experts"] = experts
-    _require(router, chosen, known, options)
-    desk = desk or Desk(run, size=queries)
-    index = desk.index(chosen)
-    if "params" in chosen.reads:
-        options["params"] = desk.params(index)
-    bare = "raw_queries" in faithful.chosen(options.get("faithful", False))
-    made = []
-    for spec in wanted:
+    chosen = table.find_router(router)
+    arguments = dict(options or {})
+    name = name_selections(router, experts, arguments)
+    if "experts" in chosen.options:
+        arguments["experts"] = experts
+    _require_options(router, chosen, arguments)
+    text_format = original.query_text_format(arguments.get("faithful", False))
+    index = inputs.choose_index(chosen)
+    arguments |= inputs.load_arguments(chosen, index)
+    routed = []
+    for spec in specs:
         exclude = () if seen else {spec.dataset}
-        asked = desk.queries(spec, chosen, faithful.RAW if bare else None, every=every)
-        found = chosen.route(asked, index, exclude=exclude, **options)
-        if isinstance(found, Gate):
-            raise AssertionError(f"{router} is listed as a router of tasks, but gave a gate")
-        found = replace(found, router=name, embedder=asked.embedder)
-        made.append((found, explain(found, asked, index, exclude=exclude) if shown else []))
-    keep(run.workspace, name, [selection for selection, _ in made])
-    return made
+        queries = inputs.make_queries(spec, chosen, text_format, all_rows=all_rows)
+        selection = chosen.route(queries, index, exclude=exclude, **arguments)
+        if isinstance(selection, TokenGate):
+            raise TypeError(
+                f"router {router!r} is registered for level {chosen.level!r}, but gave a TokenGate"
+            )
+        lines = explain_selection(selection, queries, index, exclude=exclude) if explain else ()
+        routed.append(RoutedTask(replace(selection, router=name, embedder=queries.embedder), lines))
+    save_selections(inputs.run.workspace, name, [each.selection for each in routed])
+    return routed
 
 
-def _require(name: str, router: table.Router, known: Collection[str], options: Mapping[str, Any]) -> None:
-    """Raises what is wrong with a router's options, or says that it is no router of tasks."""
-    if router.level == "token":
-        raise UserError(
-            f"A router that chooses experts for a task is wanted, but {name!r} chooses them for every token, "
-            "inside the network. Name one of "
-            f"{', '.join(other for other, one in table.ROUTERS.items() if one.level != 'token')}."
-        )
-    free = [option for option in known if option not in ("queries", "index", "exclude", "params")]
-    for option in options:
-        names.resolve(option, free, kind="option", where=f"router {name!r}")
-    for needed in sorted(set(router.reads) & {"expert", "accuracies", "loss"} - set(options)):
-        raise UserError(
-            f"Router {name!r} needs the option {needed!r}, but it did not come. Give it as "
-            f"--option {needed}=VALUE, or choose another router."
-            if needed == "expert"
-            else f"Router {name!r} needs {needed!r}, which come from labels of the task, but none came. Give "
-            "them to `elm_jax.route`, or choose another router."
-        )
+def name_selections(router: str, experts: int, options: Mapping[str, Any] | None = None) -> str:
+    """Returns what a router's selections are stored as.
 
-
-def label(router: str, experts: int, options: Mapping[str, Any] | None = None) -> str:
-    """Names a router with how many experts it takes and its other options: `roe_top3`, `roe_top1,k=5`."""
-    short = (str, int, float, list, tuple)  # what measurements say would make no name
-    plain = {name: value for name, value in (options or {}).items() if isinstance(value, short)}
-    told = [
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in plain.items()
-    ]
-    return ",".join([f"{router}_top{experts}", *sorted(told)])
-
-
-def ask(
-    run: Run, spec: TaskSpec, keys: Index, size: int | None, *, text_format: str | None = None
-) -> Queries:
-    """Returns a task's queries: a few of its inputs, unlabelled, embedded as the keys were.
-
-    Without `size` they are all, in their order. They are written as the keys were too, unless `text_format`
-    is another, as the original's was.
+    >>> name_selections("roe", 1, {"k": 5})
+    'roe_top1,k=5'
     """
-    text_format = text_format or keys.text_format
-    examples = task_rows.load_examples(spec, run.source)
-    if size is not None:
-        examples = formats.sample_examples(examples, size, run.source.seed)
-    texts = formats.format_texts(
-        examples, text_format, task_selection.get_choices_expression(spec, run.source)
-    )
-    embedded = embed_texts(run, texts, text_format)
-    return Queries(
-        task=spec.id,
-        row_ids=tuple(example.row_id for example in examples),
-        texts=embedded.texts,
-        vectors=embedded.vectors,
-        embedder=embedded.embedder,
-        text_format=embedded.text_format,
-    )
+    short = (str, int, float, list, tuple)  # accuracies and losses would make no name
+    parts = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in (options or {}).items()
+        if isinstance(value, short)
+    ]
+    return ",".join([f"{router}_top{experts}", *sorted(parts)])
 
 
-def keep(workspace: Workspace, name: str, selections: Sequence[Selection]) -> None:
-    """Writes selections beside those of other tasks by the same router."""
-    there = {selection.task: selection for selection in kept(workspace, name)}
-    there |= {selection.task: selection for selection in selections}
-    rows = [asdict(selection) for selection in there.values()]
+def save_selections(workspace: Workspace, name: str, selections: Sequence[Selection]) -> None:
+    """Stores selections with those of other tasks under the same name."""
+    of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
+    of_tasks |= {selection.task: selection for selection in selections}
+    rows = [asdict(selection) for selection in of_tasks.values()]
     storage.write_json(_file(workspace, name), {"selections": rows})
 
 
-def kept(workspace: Workspace, name: str) -> list[Selection]:
-    """Returns the selections that a router made before; none if it made none."""
+def load_selections(workspace: Workspace, name: str) -> list[Selection]:
+    """Returns the selections that are stored under a name; none if there are none."""
     file = _file(workspace, name)
     if not file.exists():
         return []
@@ -250,6 +162,29 @@ def kept(workspace: Workspace, name: str) -> list[Selection]:
         )
         for row in storage.read_json(file, what="A router's selections")["selections"]
     ]
+
+
+def _require_options(name: str, router: Router, options: Mapping[str, Any]) -> None:
+    """Raises if a router chooses no experts for tasks, or if its options are not valid."""
+    if router.level == "token":
+        others = [other for other, each in table.ROUTERS.items() if each.level != "token"]
+        raise UserError(
+            f"Expected a router that chooses experts for a task, got {name!r}, which chooses them for every "
+            f"token, inside the network. Fix: name one of {', '.join(others)}."
+        )
+    labels = [each for each in router.reads if each in FROM_LABELS]
+    for option in options:
+        names.resolve(option, [*router.options, *labels], kind="option", where=f"router {name!r}")
+    for needed in sorted({*labels, *router.required_options} - set(options)):
+        if needed in FROM_LABELS:
+            raise UserError(
+                f"Expected {needed!r} for router {name!r}, from labels of the task, got none. Fix: give them "
+                "in `options` of `elm_jax.route`, or choose another router."
+            )
+        raise UserError(
+            f"Expected the option {needed!r} for router {name!r}, got none. Fix: give --option "
+            f"{needed}=VALUE, or choose another router."
+        )
 
 
 def _file(workspace: Workspace, name: str) -> epath.Path:

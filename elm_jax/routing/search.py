@@ -1,7 +1,7 @@
 """Search: the rows of an index nearest to each query, exactly.
 
-The original compared every query with every key in a Python loop and kept the experts in a dictionary keyed
-by similarity, so that of equally near keys only one survived. Here it is one matrix product a block of rows,
+The original compared every query with every key in a Python loop and stored the experts in a dictionary by
+similarity, so that of equally near keys only one was left. Here it is one matrix product per block of rows,
 and ties go to the lowest row.
 """
 
@@ -18,7 +18,7 @@ from elm_jax.axes import Array, Embeddings
 from elm_jax.errors import UserError
 
 BLOCK = 8192
-"""Rows compared at a time: the memory beside the rows is queries × BLOCK similarities, however many rows."""
+"""Rows compared at a time: memory besides the rows is queries × BLOCK similarities, however many rows."""
 
 
 def top_k(
@@ -29,26 +29,34 @@ def top_k(
     allowed: Bool[Array, " N"] | None = None,
     block: int = BLOCK,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
-    """Returns the `k` largest dot products of each query, largest first, and the rows they belong to.
+    """Returns the `k` largest dot products of each query, largest first, and their rows.
 
-    Computed in float32 whatever comes in, on every device (no TF32 or bfloat16 passes). Of equal products
-    the lowest row comes first. Rows that `allowed` marks False are passed over; where fewer than `k` are
-    allowed the rest is -inf at row -1. Another `allowed` of the same shape compiles nothing. May be called
-    inside `jax.jit` with `k` and `block` fixed.
+    They are computed in float32, whatever the type of the inputs, on every device (no TF32 or bfloat16
+    passes). Of equal products the lowest row comes first. May be called inside `jax.jit` with `k` and
+    `block` fixed.
 
-    Raises a UserError if `k` is not between 1 and the number of rows.
+    Args:
+        queries: The queries.
+        rows: What they are compared with.
+        k: How many rows are found for each query.
+        allowed: False for rows to skip; if fewer than `k` are left, the rest is -inf at row -1. Another
+            `allowed` of the same shape compiles nothing.
+        block: How many rows are compared at a time.
+
+    Returns:
+        The products and the numbers of the rows.
+
+    Raises:
+        UserError: If `k` is not between 1 and the number of rows.
 
     >>> similarities, positions = top_k(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0], [2.0, 0.0]]), 1)
     >>> similarities.tolist(), positions.tolist()
     ([[2.0]], [[1]])
     """
     if not 1 <= k <= rows.shape[0]:
-        raise UserError(
-            f"The number of nearest rows should lie between 1 and the {rows.shape[0]} there are, but {k} "
-            "came."
-        )
+        raise UserError(f"Expected k from 1 to {rows.shape[0]}, the number of rows, got {k}.")
     if block < 1:
-        raise UserError(f"A block needs at least one row, but {block} came.")
+        raise UserError(f"Expected blocks of at least one row, got {block}.")
     mask = jnp.ones(rows.shape[0], bool) if allowed is None else jnp.asarray(allowed)
     compared = jnp.asarray(queries, jnp.float32), jnp.asarray(rows), mask
     return search_program(*compared, k, block=block).function(*compared)
@@ -60,20 +68,20 @@ def search_program(
     """Returns the program that searches rows [N, D] for the `k` nearest to queries [Q, D].
 
     Args:
-        queries: an array, or its shape.
-        rows: likewise.
-        allowed: likewise, [N].
-        k: how many are found for each query.
-        block: rows that are compared at a time.
-        mesh: of devices that each have all of it; None is the default device.
+        queries: An array, or its shape.
+        rows: Likewise.
+        allowed: Likewise, [N].
+        k: How many rows are found for each query.
+        block: How many rows are compared at a time.
+        mesh: Devices that each hold all of it; by default the default device.
     """
-    given = (queries, rows, allowed)
-    found = tuple(with_replication(mesh, jax.ShapeDtypeStruct(each.shape, each.dtype)) for each in given)
-    return Program("search", _compiled(k, min(block, rows.shape[0])), found)
+    arguments = (queries, rows, allowed)
+    shapes = tuple(with_replication(mesh, jax.ShapeDtypeStruct(each.shape, each.dtype)) for each in arguments)
+    return Program("search", _compile_search(k, min(block, rows.shape[0])), shapes)
 
 
 @lru_cache(maxsize=64)
-def _compiled(k: int, block: int) -> Any:
+def _compile_search(k: int, block: int) -> Any:
     return jax.jit(partial(_search, k=k, block=block))
 
 
@@ -87,17 +95,18 @@ def top_k_sharded(
     allowed: Bool[Array, " N"] | None = None,
     block: int = BLOCK,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
-    """As `top_k`, of rows that lie in equal parts along an axis of a mesh.
+    """Like `top_k`, for rows that are sharded evenly along an axis of a mesh.
 
-    Every device searches its own rows, and only the `k` best of each part travel.
+    Every device searches its own rows, and only the `k` best of each shard are sent.
 
-    Raises a UserError as `top_k` does, or if the rows do not make equal parts.
+    Raises:
+        UserError: As `top_k` does, or if the rows cannot be sharded evenly.
     """
     parts = mesh.shape[axis]
     if rows.shape[0] % parts:
         raise UserError(
-            f"Rows that {parts} devices can share evenly are wanted, but {rows.shape[0]} came. Add rows that "
-            "`allowed` marks False."
+            f"Expected a multiple of {parts} rows, one share per device, got {rows.shape[0]}. Fix: add rows "
+            "that `allowed` marks False."
         )
     local = rows.shape[0] // parts
     mask = jnp.ones(rows.shape[0], bool) if allowed is None else jnp.asarray(allowed)
@@ -105,13 +114,13 @@ def top_k_sharded(
     def search(queries: jax.Array, rows: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
         similarity, row = top_k(queries, rows, min(k, local), allowed=allowed, block=block)
         row = jnp.where(row < 0, -1, row + jax.lax.axis_index(axis) * local)
-        # Parts stand in the order of rows, so the first of equals is the lowest row here too.
-        similarity, row = (jax.lax.all_gather(found, axis, axis=1, tiled=True) for found in (similarity, row))
-        similarity, kept = jax.lax.top_k(similarity, k)
-        return similarity, jnp.take_along_axis(row, kept, axis=1)
+        # Shards are in the order of rows, so the first of equals is the lowest row here too.
+        similarity, row = (jax.lax.all_gather(each, axis, axis=1, tiled=True) for each in (similarity, row))
+        similarity, best = jax.lax.top_k(similarity, k)
+        return similarity, jnp.take_along_axis(row, best, axis=1)
 
     if not 1 <= k <= rows.shape[0]:
-        return top_k(queries, rows, k)  # which says what is wrong
+        return top_k(queries, rows, k)  # which raises
     specs = (PartitionSpec(), PartitionSpec(axis), PartitionSpec(axis))
     mapped = jax.shard_map(
         search, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec(), PartitionSpec()), check_vma=False
@@ -125,11 +134,11 @@ def _search(
     def merge(number: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         # The last block is moved back so that all are of one size without copying the index to pad it; the
         # rows it shares with the block before are masked.
-        start = jnp.minimum(number * block, rows.shape[0] - block)
-        position = start + jnp.arange(block, dtype=jnp.int32)
-        fresh = (position >= number * block) & jax.lax.dynamic_slice_in_dim(allowed, start, block)
+        first = jnp.minimum(number * block, rows.shape[0] - block)
+        position = first + jnp.arange(block, dtype=jnp.int32)
+        fresh = (position >= number * block) & jax.lax.dynamic_slice_in_dim(allowed, first, block)
         # Widened here, for float32 copies of all rows would be twice a bfloat16 index.
-        here = jax.lax.dynamic_slice_in_dim(rows, start, block).astype(jnp.float32)
+        here = jax.lax.dynamic_slice_in_dim(rows, first, block).astype(jnp.float32)
         product = jnp.matmul(queries, here.T, precision=jax.lax.Precision.HIGHEST)
         # `lax.top_k` puts 0 before -0, which would order ties by sign rather than by row.
         product = jnp.where(product == 0.0, 0.0, product)
@@ -139,11 +148,11 @@ def _search(
         # empty places it began with before rows that are not allowed.
         similarity = jnp.concatenate([best[0], near], axis=1)
         row = jnp.concatenate([best[1], position[at]], axis=1)
-        similarity, kept = jax.lax.top_k(similarity, k)
-        return similarity, jnp.take_along_axis(row, kept, axis=1)
+        similarity, order = jax.lax.top_k(similarity, k)
+        return similarity, jnp.take_along_axis(row, order, axis=1)
 
-    nothing = (
+    start = (
         jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
         jnp.full((queries.shape[0], k), -1, jnp.int32),
     )
-    return jax.lax.fori_loop(0, -(-rows.shape[0] // block), merge, nothing)
+    return jax.lax.fori_loop(0, -(-rows.shape[0] // block), merge, start)

@@ -1,9 +1,8 @@
 """Vote: how the neighbours of a task's queries elect experts for the whole task.
 
 Retrieval of Experts (Jang et al., arXiv 2302.03202; the released code's `run_retrieval.py`) lets the nearest
-key of each query vote for its expert. Two of that code's slips are mended here: all k neighbours vote (its
-own count of them was overwritten by the nearest one), and the election closes when the queries end, however
-few there are.
+key of each query vote for its expert. Two defects of that code are not here: all k neighbours vote (there the
+nearest one overwrites the others), and the election ends with the queries, however few there are.
 """
 
 import numpy as np
@@ -11,20 +10,24 @@ from jaxtyping import Float, Int
 
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
 WEIGHTINGS = ("uniform", "votes")
 
 
-def rank(
+def rank_experts(
     voters: Int[np.ndarray, "Q K"], similarities: Float[np.ndarray, "Q K"], experts: int
 ) -> list[tuple[int, int]]:
-    """Returns (expert, votes) of all experts that got any, the winner first.
+    """Returns (expert, votes) of all experts that got votes, the winner first.
 
-    `voters` holds each neighbour's expert, nearest first; a negative one casts no vote. Equal votes are
-    decided by the larger summed similarity, and if that is equal too, by the vote that came first.
+    Equal votes are decided by the larger summed similarity, and if that is equal too, by the first vote.
 
-    >>> rank(np.array([[2], [0], [0]]), np.array([[0.9], [0.1], [0.1]]), 3)
+    Args:
+        voters: The position of each neighbour's expert, nearest first; a negative one casts no vote.
+        similarities: Of the neighbours.
+        experts: How many experts there are.
+
+    >>> rank_experts(np.array([[2], [0], [0]]), np.array([[0.9], [0.1], [0.1]]), 3)
     [(0, 2), (2, 1)]
     """
     flat, nearness = voters.reshape(-1), similarities.reshape(-1).astype(np.float64)
@@ -38,32 +41,42 @@ def rank(
     return [(expert, int(counts[expert])) for expert in order]
 
 
-def elect(
+def elect_experts(
     router: str,
     queries: Queries,
-    index: Index,
+    index: KeyIndex,
     voters: Int[np.ndarray, "Q K"],
     similarities: Float[np.ndarray, "Q K"],
     *,
     experts: int = 1,
     weighting: str = "uniform",
 ) -> Selection:
-    """Returns the `experts` with most votes, or as many as got any.
+    """Returns the selection of the experts with most votes.
 
-    Their weights are equal, or with `weighting="votes"` as their votes. `queries` of the selection are those
-    that voted, and `nearest` is the nearest expert of each of them.
+    Args:
+        router: The router's name.
+        queries: The queries.
+        index: The keys.
+        voters: For each query the positions of its neighbours' experts, nearest first; -1 casts no vote.
+        similarities: Of the neighbours.
+        experts: How many experts to take; fewer if fewer got votes.
+        weighting: "uniform", or "votes" for weights in proportion to them.
 
-    Raises a UserError if nobody voted, or if `experts` or `weighting` make no sense.
+    Returns:
+        The selection; its `queries` are those that voted, `nearest` the nearest expert of each.
+
+    Raises:
+        UserError: If there is no vote, or if `experts` or `weighting` is not valid.
     """
     if experts < 1:
-        raise UserError(f"At least one expert is wanted for {queries.task!r}, but {experts} came.")
+        raise UserError(f"Expected at least one expert for {queries.task!r}, got {experts}.")
     if weighting not in WEIGHTINGS:
-        raise UserError(f"Weights are wanted as one of {', '.join(WEIGHTINGS)}, but {weighting!r} came.")
-    ranked = rank(voters, similarities, len(index.experts))
+        raise UserError(f"Expected weighting {' or '.join(WEIGHTINGS)}, got {weighting!r}.")
+    ranked = rank_experts(voters, similarities, len(index.experts))
     if not ranked:
         raise UserError(
-            f"No query of {queries.task!r} is near any key, so router {router!r} has no vote to count. "
-            "Give other queries, or choose another router."
+            f"Expected queries of {queries.task!r} near some key, got none, so router {router!r} has no vote "
+            "to count. Fix: give other queries, or choose another router."
         )
     voted = np.flatnonzero(voters[:, 0] >= 0)
     chosen = ranked[:experts]

@@ -48,8 +48,8 @@ def load_base_and_tokenizer(
     Raises:
         UserError: If either is missing, or if the tokenizer gives ids that the base has no embedding for.
     """
-    directory = weights.find(where)
-    base = weights.read(directory, dtype=dtype, as_stored=True)
+    directory = weights.find_checkpoint(where)
+    base = weights.load_base(directory, dtype=dtype, as_stored=True)
     tokenizer = load_tokenizer(directory, vocabulary_file)
     if tokenizer.size > base.config.vocab_size:
         raise UserError(
@@ -159,7 +159,7 @@ def open_run(
         source = replace(source, input_eos=settings["source"].get("input_eos"))
     checkpoint = settings["base"] or workspace.base
     dtype = weights_base.dtype_name(dtype or settings.get("dtype"))
-    if dtype is not None and dtype == weights.stored_dtype(checkpoint):
+    if dtype is not None and dtype == weights.find_stored_dtype(checkpoint):
         dtype = None  # so that scores have the same cache key as without it
     base, tokenizer = load_base_and_tokenizer(checkpoint, source.vocabulary, dtype)
     for file in source.tasks:
@@ -170,6 +170,12 @@ def open_run(
     tokenizer = replace(tokenizer, input_eos=source.input_eos is not False)
     lengths = lengths or Lengths(**settings["lengths"])
     return Run(workspace, base, tokenizer, source, lengths, stages or Stages(), dtype)
+
+
+def load_task_files(workspace: Workspace) -> None:
+    """Loads the files that a workspace remembers, which define tasks and may register routers and merges."""
+    for file in load_run_settings(workspace)["source"].get("tasks", []):
+        user_tasks.load_tasks(file)
 
 
 def ensure_open(run: Run | storage.PathLike) -> Run:

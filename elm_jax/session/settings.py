@@ -8,8 +8,8 @@ from elm_jax import storage
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.weights import base as weights_base
-from elm_jax.weights import known
 from elm_jax.weights import load as weights
+from elm_jax.weights import published_models
 
 SETTINGS_FILE = "run.json"
 SOURCE_PATHS = {"data_dir", "templates_dir", "prepared", "vocabulary"}
@@ -29,8 +29,8 @@ def save_run_settings(
     """
     fields = asdict(source or Source())
     if fields["input_eos"] is None and initial_checkpoint is not None:
-        fields["input_eos"] = known.eos_on_input(str(initial_checkpoint))
-    base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
+        fields["input_eos"] = published_models.eos_on_input(str(initial_checkpoint))
+    base = None if initial_checkpoint is None else weights.find_checkpoint(initial_checkpoint)
     settings = {"base": base, "source": fields, "lengths": asdict(lengths or Lengths())}
     _write(workspace, settings | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
 

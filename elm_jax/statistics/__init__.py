@@ -1,1 +1,1 @@
-"""Statistics: what merging and routing know of the rows that an expert was trained on."""
+"""Statistics of the rows that an expert was trained on, which merging and routing read."""

@@ -1,7 +1,8 @@
-"""Statistics of an expert's own training data, computed once and kept in the run's directory.
+"""Statistics of an expert's own training data, computed once and stored in the run's directory.
 
-RegMean and Fisher merge by them, and routers know experts by what entered their projections. They come from a
-few of the rows that the expert was trained on, with the expert in place; labels are the rows' own.
+RegMean and Fisher merge by them, and routers compare tokens with the mean inputs of an expert's projections.
+They are computed from a few of the rows that the expert was trained on, with the expert in place; the labels
+are the rows' own.
 """
 
 import json
@@ -12,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import task_rows, task_selection
+from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -20,57 +21,58 @@ from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.lookup import find_library
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
-from elm_jax.statistics import estimators as engine
-from elm_jax.tasks import data_source
+from elm_jax.statistics import estimators
+from elm_jax.statistics.estimators import Statistics
 
 ROWS = 256
-"""Rows of an expert that statistics are taken of, or all it has."""
+"""Rows of an expert that statistics are taken of; all of them if it has fewer."""
 FOLDER = "statistics"
-METHODS = {"regmean": engine.regmean, "fisher": engine.fisher}
-Flat = dict[str, np.ndarray]
-Compute = Callable[[Expert, TokenizedRows], Flat]
+ESTIMATORS = {"regmean": estimators.regmean_statistics, "fisher": estimators.fisher_statistics}
+"""Merging method -> what computes the statistics that it reads."""
+Compute = Callable[[Expert, TokenizedRows], Statistics]
 
 
-def trained_on(spec: ExpertSpec, source: data_source.Source) -> list[TaskSpec]:
-    """Returns the tasks that an expert was trained on: those its recipe names, or the one it is called after.
+def find_training_tasks(spec: ExpertSpec, source: data_source.Source) -> list[TaskSpec]:
+    """Returns the tasks that an expert was trained on: those in its recipe, or the one with its id.
 
-    Raises a UserError where they are not known, as of an expert that was merged.
+    Raises:
+        UserError: If they are not known, as for a merged expert.
     """
     try:
         return [task_selection.resolve_task(task, source) for task in spec.recipe.get("tasks", [spec.id])]
     except UserError as error:
-        raise UserError(f"The training rows of expert {spec.id!r} are wanted. {error}") from None
+        raise UserError(f"Expected an expert with known training rows, got {spec.id!r}. {error}") from None
 
 
-def by_parts(spec: ExpertSpec) -> ExpertSpec:
-    """Returns a merged expert as if it was trained on what its parts are called after; another as it is."""
+def with_tasks_of_parts(spec: ExpertSpec) -> ExpertSpec:
+    """Returns a merged expert's spec as if it was trained on the tasks of its parts; others unchanged."""
     parts = spec.recipe.get("merged_from")
     return replace(spec, recipe={"tasks": parts}) if parts else spec
 
 
-def may_have_keys(spec: ExpertSpec, source: data_source.Source) -> bool:
-    """Says whether the tasks are known that an expert's keys are made of: its own, or those of its parts."""
+def can_have_keys(spec: ExpertSpec, source: data_source.Source) -> bool:
+    """Says whether the tasks for an expert's keys are known: its own, or those of its parts."""
     try:
-        return bool(trained_on(by_parts(spec), source))
+        return bool(find_training_tasks(with_tasks_of_parts(spec), source))
     except UserError:
         return False
 
 
-def say_passed_over(run: Run, experts: Sequence[str]) -> None:
-    """Says that experts for which no keys can be made are passed over, if there are any."""
+def report_skipped_experts(run: Run, experts: Sequence[str]) -> None:
+    """Prints which experts are skipped because no keys can be made for them; nothing if there are none."""
     if experts:
         run.stages.console.print(
-            f"Passed over, for the tasks that keys are made of are not known: {', '.join(experts)}.",
+            f"Skipped, because the tasks for their keys are not known: {', '.join(experts)}.",
             highlight=False,
             markup=False,
         )
 
 
-def rows_of(
+def sample_training_rows(
     spec: ExpertSpec, source: data_source.Source, size: int
 ) -> list[tuple[TaskSpec, PromptedExample]]:
-    """Returns a sample of the rows that an expert was trained on, as many of each of its tasks."""
-    tasks = trained_on(spec, source)
+    """Returns `size` of the rows that an expert was trained on, as many from each of its tasks."""
+    tasks = find_training_tasks(spec, source)
     shares = [size // len(tasks) + (number < size % len(tasks)) for number in range(len(tasks))]
     return [
         (task, example)
@@ -80,103 +82,123 @@ def rows_of(
     ]
 
 
-def of_method(
-    run: Run,
-    experts: Sequence[str],
-    method: str,
-    wanted: Collection[str],
-    *,
-    rows: int = ROWS,
-) -> list[Flat]:
-    """Returns what a merging method reads of each expert's data at the paths wanted, by path.
+def require_computable(method: str, specs: Sequence[ExpertSpec], source: data_source.Source) -> None:
+    """Raises a UserError if the statistics of a merging method cannot be computed for all experts."""
+    if method not in ESTIMATORS:
+        raise UserError(
+            f"Expected statistics for merging method {method!r}, which reads them, got none. Fix: give one "
+            f"tree per expert as `statistics`; they are computed for {' and '.join(ESTIMATORS)} alone."
+        )
+    for spec in specs:
+        find_training_tasks(spec, source)
 
-    What was computed before is read, and what is missing is computed.
+
+def load_merge_statistics(
+    run: Run, experts: Sequence[str], method: str, paths: Collection[str], *, rows: int = ROWS
+) -> list[Statistics]:
+    """Returns what a merging method reads of each expert's data; it is computed if it is not stored.
+
+    Args:
+        run: The run.
+        experts: Ids of experts of the run.
+        method: A merging method of `ESTIMATORS`.
+        paths: The paths that statistics are needed for.
+        rows: How many training rows of each expert are read.
+
+    Returns:
+        Path -> statistics, for each expert.
     """
-    compute = METHODS[names.resolve(method, METHODS, kind="method", where="those that read statistics")]
+    estimate = ESTIMATORS[method]
     base = run.base
 
-    def one(expert: Expert, found: TokenizedRows) -> Flat:
-        return compute(base.config, base.params, expert, *_tokens(found), wanted)
+    def compute(expert: Expert, prepared: TokenizedRows) -> Statistics:
+        return estimate(base.config, base.params, expert, *_tokens(prepared), paths)
 
     with run.stages.stage(f"statistics for {method}", len(experts)) as advance:
-        made = []
+        loaded = []
         for done, expert in enumerate(experts, start=1):
-            made.append(_kept(run, expert, method, rows, list(wanted), one))
+            loaded.append(_load_or_compute(run, expert, method, rows, list(paths), compute))
             advance(done, expert)
-    return made
+    return loaded
 
 
-def mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Flat:
+def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
     """Returns the mean of what enters each projection that a LoRA expert changes: path -> [L, I].
 
-    Raises a UserError if the expert is no LoRA.
+    Raises:
+        UserError: If the expert is no LoRA.
     """
     owned = find_library(run.workspace, expert).spec(expert).paths
-    wanted = sorted({path.removesuffix("/lora_a") for path in owned if path.endswith("/lora_a")})
-    if not wanted:
+    projections = sorted({path.removesuffix("/lora_a") for path in owned if path.endswith("/lora_a")})
+    if not projections:
         raise UserError(
-            f"A LoRA expert is wanted, whose projections tokens are compared at, but {expert!r} is none. "
-            "Train experts with `--kind lora`, or choose another router."
+            f"Expected a LoRA expert, at whose projections tokens are compared, got {expert!r}. Fix: train "
+            "experts with `--kind lora`, or choose another router."
         )
 
-    def one(expert: Expert, found: TokenizedRows) -> Flat:
-        return engine.input_means(run.base.config, run.base.params, expert, *_tokens(found), wanted)
+    def compute(expert: Expert, prepared: TokenizedRows) -> Statistics:
+        base = run.base
+        return estimators.mean_inputs(base.config, base.params, expert, *_tokens(prepared), projections)
 
-    return _kept(run, expert, "inputs", rows, wanted, one)
-
-
-def _tokens(found: TokenizedRows) -> tuple[engine.Tokens, engine.Tokens]:
-    return list(found.inputs), list(found.targets)
+    return _load_or_compute(run, expert, "inputs", rows, projections, compute)
 
 
-def _kept(run: Run, expert: str, what: str, rows: int, wanted: Sequence[str], compute: Compute) -> Flat:
-    """Returns an expert's statistics from their file if that is of this very expert and these rows."""
+def _tokens(prepared: TokenizedRows) -> tuple[estimators.Tokens, estimators.Tokens]:
+    return list(prepared.inputs), list(prepared.targets)
+
+
+def _load_or_compute(
+    run: Run, expert: str, name: str, rows: int, paths: Sequence[str], compute: Compute
+) -> Statistics:
+    """Returns an expert's statistics: stored ones of this very expert and these rows, or computed ones."""
     library = find_library(run.workspace, expert)
     description = library.describe(expert)
-    examples = [example for _, example in rows_of(description.spec, run.source, rows)]
-    found = task_rows.tokenize_task(examples, run.tokenizer, _lengths(run, description.spec))
-    stamp = _stamp(run, description, found, wanted)
-    file = _file(run.workspace, expert, what)
-    kept = _read(file, stamp)
-    if kept is None:
-        kept = compute(library.load_expert(expert, base=run.base.fingerprint), found)
-        about = json.dumps({"stamp": stamp, "checksum": storage.array_fingerprint(kept)}).encode()
-        storage.write_arrays(file, {**kept, "about": np.frombuffer(about, np.uint8)})
-    return kept
+    examples = [example for _, example in sample_training_rows(description.spec, run.source, rows)]
+    prepared = task_rows.tokenize_task(examples, run.tokenizer, _training_lengths(run, description.spec))
+    cache_key = _cache_key(run, description, prepared, paths)
+    file = _file(run.workspace, expert, name)
+    statistics = _read(file, cache_key)
+    if statistics is None:
+        statistics = compute(library.expert(expert, base=run.base.fingerprint), prepared)
+        about = json.dumps({"stamp": cache_key, "checksum": storage.array_fingerprint(statistics)}).encode()
+        storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
+    return statistics
 
 
-def _lengths(run: Run, spec: ExpertSpec) -> data_source.Lengths:
-    """Returns how long the rows were that an expert was trained on, or the run's where it does not tell."""
-    told = spec.recipe
+def _training_lengths(run: Run, spec: ExpertSpec) -> data_source.Lengths:
+    """Returns how long an expert's training rows were, or the run's lengths if its recipe does not say."""
+    recipe = spec.recipe
     return data_source.Lengths(
-        told.get("max_prompt", run.lengths.prompt), told.get("max_answer", run.lengths.answer)
+        recipe.get("max_prompt", run.lengths.prompt), recipe.get("max_answer", run.lengths.answer)
     )
 
 
-def _read(file: epath.Path, stamp: str) -> Flat | None:
-    """Returns what a file holds, None if there is none or it is of something else, or damaged."""
+def _read(file: epath.Path, cache_key: str) -> Statistics | None:
+    """Returns a file's statistics; None if it is absent, damaged or has another cache key."""
     try:
-        found = storage.read_arrays(file, what="Statistics")
-        about = json.loads(found.pop("about").tobytes())
+        arrays = storage.read_arrays(file, what="Statistics")
+        about = json.loads(arrays.pop("about").tobytes())
     except (UserError, KeyError, ValueError):
         return None
-    if about != {"stamp": stamp, "checksum": storage.array_fingerprint(found)}:
+    if about != {"stamp": cache_key, "checksum": storage.array_fingerprint(arrays)}:
         return None
-    return found
+    return arrays
 
 
-def _stamp(run: Run, description: ExpertDescription, found: TokenizedRows, wanted: Sequence[str]) -> str:
+def _cache_key(
+    run: Run, description: ExpertDescription, prepared: TokenizedRows, paths: Sequence[str]
+) -> str:
     tokens = {
         name: np.concatenate([np.append(row, 0) for row in rows]).astype(np.int32)
-        for name, rows in (("inputs", found.inputs), ("targets", found.targets))
+        for name, rows in (("inputs", prepared.inputs), ("targets", prepared.targets))
     }
-    told = {"base": run.base.fingerprint, "expert": description.checksum, "wanted": sorted(wanted)}
+    parts = {"base": run.base.fingerprint, "expert": description.checksum, "wanted": sorted(paths)}
     if run.dtype is not None:
-        told["dtype"] = run.dtype
-    return storage.fingerprint(told | {"rows": storage.array_fingerprint(tokens)})
+        parts["dtype"] = run.dtype
+    return storage.fingerprint(parts | {"rows": storage.array_fingerprint(tokens)})
 
 
-def _file(workspace: Workspace, expert: str, what: str) -> epath.Path:
+def _file(workspace: Workspace, expert: str, name: str) -> epath.Path:
     dataset, prompt = names.split_id(expert)
     folder = workspace.root / FOLDER / names.directory_name(dataset) / names.directory_name(prompt)
-    return folder / f"{what}.safetensors"
+    return folder / f"{name}.safetensors"

@@ -24,7 +24,7 @@ from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, TrainConfig
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
-from elm_jax.weights import elm
+from elm_jax.weights import base, elm
 from elm_jax.weights.elm import Base
 
 STAGE = "train the base"
@@ -118,7 +118,7 @@ def pretrain(
             checkpoints=CheckpointDirectory(workspace.checkpoints / "base"),
             on_event=on_event,
         )
-    elm.save(workspace.base, elm.of(network, params))
+    elm.save(workspace.base, base.make_base(network, params))
     return load_base_and_tokenizer(workspace.base)
 
 

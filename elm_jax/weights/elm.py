@@ -10,7 +10,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.weights import base as bases
 from elm_jax.weights import safetensors
-from elm_jax.weights.base import Base, Checkpoint, of
+from elm_jax.weights.base import Base, Checkpoint
 
 __all__ = ["CONFIG", "HF_CONFIG", "PARAMS", "Base", "checkpoint", "load", "of", "require", "save"]
 
@@ -22,14 +22,14 @@ HF_CONFIG = "hf_config.json"  # the `config.json` of transformers that a convert
 def save(where: storage.PathLike, base: Base) -> None:
     """Writes a base; `config.json` comes last, so that a directory that has it is whole."""
     directory = storage.writable_directory(where)
-    safetensors.write(directory / PARAMS, bases.flat(base), {"format": str(storage.FORMAT)})
+    safetensors.write(directory / PARAMS, bases.params_by_layer(base), {"format": str(storage.FORMAT)})
     storage.write_json(directory / CONFIG, {"network": asdict(base.config), "fingerprint": base.fingerprint})
 
 
 def load(where: storage.PathLike) -> Base:
     """Reads a base and checks it: every tensor there, none too many, shapes and fingerprint as written."""
     found = checkpoint(where)
-    base = bases.assemble(found, dtype=None, place=bases.on_host)
+    base = bases.assemble(found, dtype=None, place=bases.keep_on_host)
     require(base, where)
     return base
 
@@ -45,9 +45,9 @@ def checkpoint(
     if not isinstance(told["network"], dict):
         raise UserError(f"{str(directory / CONFIG)!r} describes no network: its 'network' is no object.")
     network = told["network"] | ({"dtype": dtype} if dtype else {})
-    config = bases.config_of(network, where=str(directory / CONFIG))
+    config = bases.parse_config(network, where=str(directory / CONFIG))
     file = directory / PARAMS
-    return Checkpoint(config, safetensors.index(file), str(file))
+    return Checkpoint(config, safetensors.list_tensors(file), str(file))
 
 
 def require(base: Base, where: storage.PathLike) -> None:

@@ -45,9 +45,9 @@ def from_t5x(
     It owns what experts of the kind do, or the parameters that `owned` names by stacked path. A UserError
     names the first parameter that is missing, misshapen or too many, or that differs from the base's.
     """
-    pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.experts")]
+    pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")]
     text = repr(str(storage.path(where)))
-    found = _stacked(t5x.parameters(where), text)
+    found = _stacked(t5x.list_parameters(where), text)
     of_base = paths.flatten(base.params)
     chosen = set(owned) if owned is not None else {path for path in found if pattern.fullmatch(path)}
     for path in sorted(chosen - set(found)) or ([] if chosen else ["an expert's parameters"]):
@@ -82,7 +82,7 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
         "heads": config.num_heads,
         "relpos_buckets": config.relpos_buckets,
     }
-    owners = {path.rpartition("/")[0] for path in bases.shapes(config)} | _ADAPTERS
+    owners = {path.rpartition("/")[0] for path in bases.param_shapes(config)} | _ADAPTERS
     ranks: dict[str, int] = {}
     for path, value in paths.flatten(tree).items():
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))

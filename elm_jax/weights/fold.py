@@ -47,4 +47,4 @@ def folded(base: Base, kind: str, tree: Params) -> Base:
                 f"{path!r} is a layer of its own. Fix: write it with --to adapters, or keep it beside its "
                 "base."
             )
-    return bases.of(base.config, paths.unflatten(flat))
+    return bases.make_base(base.config, paths.unflatten(flat))

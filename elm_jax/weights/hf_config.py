@@ -112,7 +112,7 @@ def network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T
     fields["relpos_per_layer"] = told["model_type"] == "umt5"
     if not (head or wants_head(told)):
         fields |= {"logits_via_embedding": True, "scale_decoder_outputs": is_scaled(told)}
-    return bases.config_of(fields, where=where, called=_FIELDS)
+    return bases.parse_config(fields, where=where, called=_FIELDS)
 
 
 def is_scaled(told: Mapping[str, Any]) -> bool:

@@ -4,8 +4,8 @@ from etils import epath
 
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
-from elm_jax.weights import hf_config, huggingface, known
-from elm_jax.weights.known import Known
+from elm_jax.weights import hf_config, huggingface, published_models
+from elm_jax.weights.published_models import PublishedModel
 
 # Of the ways to keep weights the first that a repository has: each needs more than the one before.
 _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
@@ -13,10 +13,10 @@ _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*"
 _SPECS = ("expert.json", "adapter_config.json")
 _EXPERT = (*_SPECS, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
 _IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
-_BESIDE = (hf_config.FILE, *huggingface.BESIDE)
+_BESIDE = (hf_config.FILE, *huggingface.OTHER_FILES)
 
 
-def fetch(model: Known) -> epath.Path:
+def fetch(model: PublishedModel) -> epath.Path:
     """Returns the directory of a model's files, fetching them if the cache has none.
 
     Raises a UserError that says what to download, from where, and where to put it, if that cannot be done.
@@ -33,7 +33,7 @@ def fetch(model: Known) -> epath.Path:
             break
         if directory is None:
             continue
-        found = huggingface.weights_in(directory)
+        found = huggingface.find_weights(directory)
         is_read = found is not None and (found.startswith(huggingface.SAFETENSORS) or len(formats) > 1)
         if is_read and (directory / hf_config.FILE).exists():
             return directory
@@ -87,4 +87,4 @@ def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
 
 
 def _ids() -> list[str]:
-    return [model.hub for model in known.KNOWN.values()]
+    return [model.hub for model in published_models.PUBLISHED.values()]

@@ -14,16 +14,16 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sharding import sharding_by_path
 from elm_jax.weights import base as bases
-from elm_jax.weights import elm, hf_config, hub, huggingface, known, t5x
-from elm_jax.weights.base import Base, Checkpoint, Place
+from elm_jax.weights import downloads, elm, hf_config, huggingface, published_models, t5x
+from elm_jax.weights.base import Base, Checkpoint, Placement
 
 Sharding = (
     jax.sharding.Mesh | jax.sharding.Sharding | Callable[[str, tuple[int, ...]], Any] | Mapping[str, Any]
 )
 READERS: Mapping[str, Callable[..., Checkpoint]] = {
-    "elm": elm.checkpoint,
-    "hf": huggingface.checkpoint,
-    "t5x": t5x.checkpoint,
+    "elm": elm.open_checkpoint,
+    "hf": huggingface.open_checkpoint,
+    "t5x": t5x.open_checkpoint,
 }
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
@@ -39,7 +39,7 @@ def load_model(
 
     `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
     `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.known`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
 
     Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
     bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
@@ -61,7 +61,7 @@ def read(
     path_or_name: storage.PathLike,
     *,
     dtype: DTypeLike | None = None,
-    place: Place = bases.on_host,
+    place: Placement = bases.keep_on_host,
     ignore: Collection[str] = (),
     as_stored: bool = False,
 ) -> Base:
@@ -81,7 +81,7 @@ def read(
             f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
         ) from error
     if kind == "elm" and (dtype is None or as_stored):
-        elm.require(base, directory)
+        elm.require_fingerprint(base, directory)
     return base
 
 
@@ -114,16 +114,16 @@ def find(path_or_name: storage.PathLike) -> epath.Path:
             f"A model is wanted at {text!r}, but no directory is there. Name the directory of a checkpoint, "
             "or a model such as 't5-v1_1-xl-lm-adapt'."
         )
-    return hub.fetch(known.find(text))
+    return downloads.fetch_model(published_models.find_model(text))
 
 
 def format_of(directory: epath.Path) -> str:
     """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
     if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
         return "elm"
-    if huggingface.weights_in(directory):
+    if huggingface.find_weights(directory):
         return "hf"
-    if t5x.find(directory):
+    if t5x.find_checkpoint(directory):
         return "t5x"
     entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
     for entry in entries:
@@ -140,7 +140,7 @@ def format_of(directory: epath.Path) -> str:
     )
 
 
-def _placing(sharding: Sharding | None) -> Place:
+def _placing(sharding: Sharding | None) -> Placement:
     """Returns what takes each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = sharding_by_path(sharding)

@@ -38,8 +38,8 @@ def index(where: storage.PathLike) -> dict[str, Tensor]:
 
     if not file.exists():
         raise UserError(f"A safetensors file is wanted at {str(file)!r}, but no file is there.")
-    with tensors.opened(file) as stream:
-        total = tensors.length(stream)
+    with tensors.open_file(file) as stream:
+        total = tensors.count_file_bytes(stream)
         size = int.from_bytes(stream.read(8), "little")
         if total < 8 or size > min(total - 8, LONGEST_HEADER):
             raise broken(f"its header should have {size} bytes, but the file has {total} in all")
@@ -67,7 +67,7 @@ def index(where: storage.PathLike) -> dict[str, Tensor]:
         end = max(end, start + place[1])
         if end > total:
             raise broken(f"{name!r} should end at byte {end}, but the file has {total}")
-        found[name] = tensors.span(name, file, start + place[0], shape, DTYPES[dtype])
+        found[name] = tensors.tensor_from_file(name, file, start + place[0], shape, DTYPES[dtype])
     if end != total:
         raise broken(f"its last tensor ends at byte {end}, but the file has {total}")
     return found

@@ -18,7 +18,7 @@ from elm_jax.models import paths
 from elm_jax.weights import base as bases
 from elm_jax.weights import msgpack, stores, t5x_gin, tensors
 from elm_jax.weights.base import Checkpoint
-from elm_jax.weights.tensors import Tensor, held
+from elm_jax.weights.tensors import Tensor, tensor_from_array
 
 TARGET = "target"
 STEP = re.compile(r"checkpoint_(\d+)")
@@ -63,9 +63,9 @@ def checkpoint(
     found = parameters(where)
     named = str(storage.path(where))
     place = find(storage.path(where))
-    told = t5x_gin.network_fields(place[1], ignore=ignore) if place else {}
+    told = t5x_gin.read_network_fields(place[1], ignore=ignore) if place else {}
     return Checkpoint(
-        bases.config_of(_fields(found, dtype, named) | told, where=named),
+        bases.parse_config(_fields(found, dtype, named) | told, where=named),
         found,
         named,
         lambda path, shape: (f"{TARGET}/{path}", shape),
@@ -106,21 +106,21 @@ def _orbax(directory: epath.Path) -> dict[str, Tensor]:
             "neither: it is half written, or half copied. Copy it again, or name an earlier checkpoint."
         )
     below = {
-        name: driver for name, driver in stores.names_in(directory).items() if name.startswith(f"{TARGET}.")
+        name: driver for name, driver in stores.list_names(directory).items() if name.startswith(f"{TARGET}.")
     }
-    return _below(stores.index(directory, below), ".")
+    return _below(stores.list_tensors(directory, below), ".")
 
 
 def _legacy(directory: epath.Path) -> dict[str, Tensor]:
     """Reads the index, which has small arrays in itself and says of the others where they lie."""
     file = directory / LEGACY
-    with tensors.opened(file) as stream:
+    with tensors.open_file(file) as stream:
         if stream.read(21) == b"model_checkpoint_path":
             raise UserError(
                 f"{str(file)!r} belongs to a TensorFlow checkpoint, which is not read. Convert it with T5X's "
                 "scripts/convert_tf_checkpoint.py, or get the model from the hub."
             )
-    tree = msgpack.index(file)
+    tree = msgpack.list_tensors(file)
     state = tree.get("optimizer", tree)
     target = state.get(TARGET) if isinstance(state, dict) else None
     if not isinstance(target, dict):
@@ -132,7 +132,7 @@ def _legacy(directory: epath.Path) -> dict[str, Tensor]:
             continue
         folder, shape = _described(leaf, f"{TARGET}/{path}", file)
         names[folder], drivers[folder], shapes[folder] = path, "zarr", shape
-    found = stores.index(directory, drivers, shapes)
+    found = stores.list_tensors(directory, drivers, shapes)
     return inline | {path: found[folder] for folder, path in names.items()}
 
 
@@ -194,7 +194,7 @@ def _positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     for path, value in sorted(read.items()):
         stack = path.partition("/")[0]
         for table in value if f"/{paths.STACK}/" in path else [value]:
-            own = held(tables[path].name, where, table)
+            own = tensor_from_array(tables[path].name, where, table)
             first = shared.setdefault(f"{stack}/relpos_bias/rel_embedding", own)
             if first.read().tobytes() != table.tobytes():
                 return found | tables
@@ -238,7 +238,7 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
         "logits_via_embedding": "decoder/logits_dense/kernel" not in found,
         "relpos_buckets": buckets,
         "relpos_per_layer": f"encoder/{table}" not in found,
-        "dtype": bases.precision(found, dtype),
+        "dtype": bases.compute_dtype(found, dtype),
     }
 
 

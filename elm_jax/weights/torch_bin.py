@@ -34,7 +34,7 @@ def index(where: epath.Path) -> dict[str, Tensor]:
             array = plain.contiguous().view(torch.uint16).numpy().view(bfloat16)
         else:
             array = np.asarray(plain.numpy())
-        found[name] = tensors.held(name, file, array)
+        found[name] = tensors.tensor_from_array(name, file, array)
     return found
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from elm_jax.errors import UserError
-from elm_jax.weights import step_fields, steps
+from elm_jax.weights import encoder_steps, step_fields
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -70,7 +70,7 @@ def _told(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -
             "Download it too; where a model is published without one, transformers' `AutoTokenizer` makes it "
             "and its `save_pretrained` writes it."
         )
-    told = steps.object_of(file)
+    told = encoder_steps.read_json_object(file)
     normalizer = told.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         normalizer |= {ours: beside[theirs] for theirs, ours in _BERT.items() if theirs in beside}
@@ -96,5 +96,5 @@ def _length(told: tuple[Any, ...], longest: int | None) -> int:
 def _first(directory: epath.Path, files: tuple[str, ...]) -> dict[str, Any]:
     for name in files:
         if (directory / name).exists():
-            return steps.object_of(directory / name)
+            return encoder_steps.read_json_object(directory / name)
     return {}

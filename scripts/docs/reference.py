@@ -88,15 +88,15 @@ def macros(file: str) -> str:
 
 def merges() -> str:
     """Returns the ways to merge experts, with their options."""
-    from elm_jax.merging.table import METHODS
+    from elm_jax.merging.table import MERGES
 
     rows = []
-    for name, method in METHODS.items():
+    for name, method in sorted(MERGES.items()):
         options = [
             f"`{known}`" + ("" if option.default is None else f" ({option.default})")
             for known, option in method.options.items()
         ]
-        rows.append((f"`{name}`", method.says, ", ".join(options)))
+        rows.append((f"`{name}`", method.description, ", ".join(options)))
     return _table(("merge", "what it makes", "options (without them)"), rows)
 
 

@@ -14,7 +14,7 @@ from elm_jax.data import prepare, task_rows
 from elm_jax.evaluation import results_cache
 from elm_jax.experts import model_card
 from elm_jax.experts.library import Library
-from elm_jax.routing.index import REMEMBERED
+from elm_jax.routing.index import EMBEDDER_FILE
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, datasets, user_tasks
@@ -53,7 +53,7 @@ def place(small_run, tmp_path_factory):
     shutil.copytree(small_run, workspace.root)
     run = opening.open_run(workspace.root, overrides={"prepared": workspace.prepared})
     prepare.prepare_tasks(tasks=[TRAINED], tokenizer=run.tokenizer, source=run.source, lengths=run.lengths)
-    storage.write_json(workspace.root / REMEMBERED, {"embedder": "t5"})  # as `index` does for another one
+    storage.write_json(workspace.root / EMBEDDER_FILE, {"embedder": "t5"})  # as `index` does for another one
     return Path(workspace.root)
 
 

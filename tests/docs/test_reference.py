@@ -62,7 +62,7 @@ def test_a_table_of_macros_has_values_comments_and_what_is_needed(reference):
 def test_the_table_of_merges_has_every_method_with_its_options(reference):
     rows = [line.split(" | ") for line in reference.merges().splitlines()[2:]]
     assert {row[0].strip("| `"): set(re.findall(r"`(\w+)`", row[2])) for row in rows} == {
-        name: set(method.options) for name, method in merging.METHODS.items()
+        name: set(method.options) for name, method in merging.MERGES.items()
     }
 
 

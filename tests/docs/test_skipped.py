@@ -23,6 +23,7 @@ from elm_jax.errors import UserError
 from elm_jax.evaluation import methods
 from elm_jax.launch import recipes
 from elm_jax.merging import table as merging
+from elm_jax.tasks import user_tasks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -145,10 +146,13 @@ def check_elm(words, where):
     except Exception as error:  # click's, of which there are two: its own, and the one within typer
         pytest.fail(f"{where}: `{path}` does not read: {error}")
     require_macros(given.get("gin_file") or [], given.get("gin_bindings") or [], where)
+    for file in given.get("tasks") or []:
+        if file.endswith(".py") and Path(file).is_file():
+            user_tasks.load_tasks(file)  # it may register routers and merges
     if path == "elm evaluate":
         methods.parse_all(given["method"] or [])
     if path == "elm merge" and given["experts"]:
-        merging.find(given["method"])
+        merging.find_merge(given["method"])
 
 
 def check_recipes(words, where):

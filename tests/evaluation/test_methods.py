@@ -50,7 +50,7 @@ def test_a_string_stands_for_a_router_and_a_merge_with_their_options(text, found
         ("roe:expert=3", "No option named 'expert' in the options of 'roe' .* Did you mean 'experts'"),
         ("uniform+tise", "No merging method named 'tise' .* Did you mean 'ties'"),
         ("uniform+ties:densty=1", "No option named 'densty' in the options of 'ties' .* Did you mean"),
-        ("uniform+ties:density=7", "A share above 0 and at most 1 is wanted as option 'density', but 7.0"),
+        ("uniform+ties:density=7", r"'density', got 7\.0"),
         ("roe:experts=many", "Option 'experts' of 'roe' should be of type int, but 'many' came"),
         ("arrow+average", "A merge of what 'arrow' chooses makes no sense"),
         ("base+ties", "A merge of what 'base' chooses makes no sense"),
@@ -98,7 +98,7 @@ def test_methods_are_kept_apart_by_the_labels_they_saw():
         ("mbc", NARROW, "Router 'mbc' compares LoRA experts"),
         ("uniform", [*NARROW, *WIDE], "should be of one kind and shape, but 'a/1' and 'a/3' are not"),
         ("lorahub", [*NARROW, *LORA], "should be of one kind and shape"),
-        ("roe:experts=2+ties", NARROW, "'ties' cannot: it works on ΔW"),
+        ("roe:experts=2+ties", NARROW, r"'bottleneck'.*'ties'"),
     ],
 )
 def test_what_a_library_does_not_allow_is_refused_by_its_specs(text, library, said):

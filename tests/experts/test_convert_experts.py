@@ -13,9 +13,11 @@ from safetensors.numpy import load_file
 
 from elm_jax import cli, score_choices
 from elm_jax.errors import UserError
+from elm_jax.experts import agreement
 from elm_jax.experts.convert import convert
 from elm_jax.experts.library import Library
 from elm_jax.merging import merger
+from elm_jax.merging.plan import plan_merge
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
@@ -62,7 +64,8 @@ def library(model, tmp_path):
         for number in (1, 2):
             made.add(expert(kind, model, f"{kind}/{number}"))
     pair = [made.load_expert(f"lora/{number}") for number in (1, 2)]
-    made.add(merger.merge("concatenate", pair, base=model.params, id="lora/merged"))
+    described = [(one.spec, agreement.shapes_of(one.params)) for one in pair]
+    made.add(merger.merge(plan_merge("concatenate", described, id="lora/merged"), pair))
     return tmp_path
 
 

@@ -20,7 +20,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.routing import gates
+from elm_jax.routing import gate_specs
 from elm_jax.routing.index import index
 from elm_jax.scoring import generator
 from elm_jax.scoring.buckets import Row
@@ -30,7 +30,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import elm
+from elm_jax.weights import base, elm
 
 pytestmark = [
     pytest.mark.parity,
@@ -90,7 +90,7 @@ def run(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), tree)
 
-    made = elm.of(config, numbers(shapes))
+    made = base.make_base(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
     chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
@@ -389,7 +389,7 @@ def test_a_router_of_tokens_serves_all_requests(run, folder, ids):
     rows = requests_of(samples["local_copa"])
     pairs = zip(*arrays(run, *rows), strict=True)
     asked = [Row(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs]
-    tree = gates.tree(run, lm.gated[gate])
+    tree = gate_specs.load_gate(run, lm.gated[gate])
     wanted = score_rows(run.base.config, run.base.params, asked, tree, stacked=False)
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
     assert scores_of(samples["local_copa"]) != scores_of(bare["local_copa"])

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from elm_jax.experts import compatibility
+from elm_jax.merging import merger
+from elm_jax.merging.plan import plan_merge
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
 
@@ -41,6 +44,13 @@ KINDS = tuple(SHAPES)
 
 def values(expert: Expert) -> dict[str, np.ndarray]:
     return paths.flatten(expert.params)
+
+
+def merge(method, experts, *, weights=None, base=None, statistics=None, id=None, **options) -> Expert:
+    """Plans a merge of experts and computes it."""
+    pairs = [(expert.spec, compatibility.shapes_by_path(expert.params)) for expert in experts]
+    plan = plan_merge(method, pairs, options, weights=weights, id=id)
+    return merger.merge(plan, experts, base=base, statistics=statistics)
 
 
 def change(expert: Expert, path: str) -> np.ndarray:

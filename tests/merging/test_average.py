@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.merging.merger import merge
+from elm_jax.experts import compatibility
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec
+
+from .conftest import merge
 
 DOWN = "encoder/layers/mlp_adapter/down/kernel"
 SCALE = "decoder/decoder_norm/scale"
@@ -105,10 +107,10 @@ def test_the_spec_says_what_it_was_merged_from():
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ([1.0], "1 came for 2 experts"),
-        ([1.0, -1.0], "at least 0 is wanted for 'b/p', but -1.0 came"),
-        ([float("nan"), 1.0], "at least 0 is wanted for 'a/p', but nan came"),
-        ([0.0, 0.0], "all of them are 0"),
+        ([1.0], "2 experts, got 1"),
+        ([1.0, -1.0], "'b/p', got -1.0"),
+        ([float("nan"), 1.0], "'a/p', got nan"),
+        ([0.0, 0.0], "weight above 0"),
     ],
 )
 def test_weights_that_make_no_mean_are_refused(weights, said):
@@ -121,14 +123,14 @@ def test_weights_that_make_no_mean_are_refused(weights, said):
     [
         (
             expert("b", [[[3.0], [6.0]]], [2.0, 3.0], kind="lora"),
-            "'bottleneck' of 'a/p' and 'lora' of 'b/p'",
+            "'bottleneck'.*'b/p'.*'lora'",
         ),
-        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], base="t5"), "'base' of 'a/p' and 't5' of 'b/p'"),
+        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], base="t5"), "'base'.*'b/p'.*'t5'"),
         (
             expert("b", [[[3.0, 6.0]]], [2.0, 3.0]),
-            rf"{DOWN} as \(1, 2, 1\) .*'a/p', got \(1, 1, 2\) in 'b/p'",
+            rf"'b/p'.*{DOWN}.*\(1, 1, 2\).*'a/p'.*\(1, 2, 1\)",
         ),
-        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], paths=(DOWN,)), f"'b/p'.*'{SCALE}'"),
+        (expert("b", [[[3.0], [6.0]]], [2.0, 3.0], paths=(DOWN,)), f"'{SCALE}'"),
     ],
 )
 def test_experts_that_do_not_fit_are_refused_by_name(other, said):
@@ -139,10 +141,14 @@ def test_experts_that_do_not_fit_are_refused_by_name(other, said):
 def test_a_path_that_one_expert_lacks_is_named():
     spec = replace(TWO.spec, paths=(DOWN,))
     lacking = Expert(spec, paths.unflatten({DOWN: np.ones((1, 2, 1), np.float32)}))
-    with pytest.raises(UserError, match=f"{SCALE} as .*'a/p', got absent in 'b/p'"):
+    with pytest.raises(UserError, match=f"'b/p'.*{SCALE}.*'a/p'"):
         average([ONE, lacking])
 
 
 def test_no_expert_makes_no_mean():
-    with pytest.raises(UserError, match="at least one expert"):
+    with pytest.raises(UserError):
         average([])
+
+
+def test_shapes_go_by_the_same_paths_as_everywhere():
+    assert list(compatibility.shapes_by_path(ONE.params)) == list(paths.flatten(ONE.params))

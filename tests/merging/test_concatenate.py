@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from elm_jax.merging.merger import merge
 from elm_jax.models import expert_layers as applied
 
-from .conftest import ADAPTER, LAST, QUERY, RANK, D, values
+from .conftest import ADAPTER, LAST, QUERY, RANK, D, merge, values
 
 WEIGHTS = [3.0, 1.0, 1.0]
 SHARES = [0.6, 0.2, 0.2]
@@ -61,12 +60,12 @@ def test_widths_are_summed_and_norm_scales_averaged(three):
 
 def test_what_is_concatenated_by_hand():
     from elm_jax.merging.concatenate import concatenate
-    from elm_jax.merging.parts import Part, Piece
+    from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup
 
-    part = Part("lora", "q/kernel", ("q/lora_a", "q/lora_b"), False)
+    group = ParameterGroup("lora", "q/kernel", ("q/lora_a", "q/lora_b"), False)
     one = (np.array([[1.0], [2.0]]), np.array([[4.0, 0.0]]))
     two = (np.array([[0.0], [1.0]]), np.array([[0.0, 8.0]]))
-    first, second = concatenate(Piece(part, None, ["a", "b"], [0.75, 0.25], [one, two]))
+    first, second = concatenate(MergeInputs(group, None, ["a", "b"], [0.75, 0.25], [one, two]))
     np.testing.assert_array_equal(first, [[1, 0], [2, 1]])
     np.testing.assert_array_equal(second, [[3, 0], [0, 2]])
 

@@ -3,28 +3,27 @@
 import numpy as np
 import pytest
 
-from elm_jax.merging.dare import draw, drop
-from elm_jax.merging.merger import merge
-from elm_jax.merging.ties import elect
+from elm_jax.merging.dare import draw_mask, drop_values
+from elm_jax.merging.ties import elect_signs
 
-from .conftest import WO, values
+from .conftest import WO, merge, values
 
 PATH = f"{WO}/ia3_in"
 
 
 def test_what_is_kept_is_enlarged():
     change = np.array([1.0, -2.0, 3.0, -4.0], np.float32)
-    dropped = drop(change, 0.25, np.array([True, False, True, False]))
+    dropped = drop_values(change, 0.25, np.array([True, False, True, False]))
     np.testing.assert_array_equal(dropped, [4.0, 0.0, 12.0, 0.0])
 
 
 def test_a_density_of_one_drops_nothing():
-    assert draw((50, 50), 1.0, 0, "a/p", "q", 0).all()
+    assert draw_mask((50, 50), 1.0, 0, "a/p", "q", 0).all()
 
 
 def test_as_many_are_dropped_as_asked_for_and_the_mean_stays():
     ones = np.ones(20_000, np.float32)
-    dropped = drop(ones, 0.3, draw(ones.shape, 0.3, 0, "a/p", "q/kernel", 0))
+    dropped = drop_values(ones, 0.3, draw_mask(ones.shape, 0.3, 0, "a/p", "q/kernel", 0))
     assert np.count_nonzero(dropped) == pytest.approx(6000, abs=300)  # 4.6 standard deviations
     assert dropped.mean() == pytest.approx(1.0, abs=0.05)
 
@@ -37,15 +36,18 @@ def test_what_is_dropped_depends_on_seed_expert_tensor_and_layer():
         (0, "a/p", "k", 0),
         (0, "a/p", "q", 1),
     ]
-    drawn = [tuple(draw((40,), 0.5, *words).tolist()) for words in told]
+    drawn = [tuple(draw_mask((40,), 0.5, *words).tolist()) for words in told]
     assert len(set(drawn)) == len(told)
-    assert tuple(draw((40,), 0.5, *told[0]).tolist()) == drawn[0]
+    assert tuple(draw_mask((40,), 0.5, *told[0]).tolist()) == drawn[0]
 
 
 def by_hand(experts, layer, density, seed):
     """What is left of the changes of a vector."""
     changed = [(values(one)[PATH][layer] - 1, one.spec.id) for one in experts]
-    return [drop(own, density, draw(own.shape, density, seed, name, PATH, layer)) for own, name in changed]
+    return [
+        drop_values(own, density, draw_mask(own.shape, density, seed, name, PATH, layer))
+        for own, name in changed
+    ]
 
 
 @pytest.mark.parametrize("then", ["average", "ties"])
@@ -54,7 +56,7 @@ def test_what_is_left_is_averaged_or_goes_through_the_election(expert, then):
     got = values(merge("dare", experts, weights=[3.0, 1.0], density=0.4, seed=5, then=then, scale=2.0))[PATH]
     for layer in range(2):
         left = by_hand(experts, layer, 0.4, 5)
-        both = elect(left, [0.75, 0.25]) if then == "ties" else 0.75 * left[0] + 0.25 * left[1]
+        both = elect_signs(left, [0.75, 0.25]) if then == "ties" else 0.75 * left[0] + 0.25 * left[1]
         np.testing.assert_allclose(got[layer], 1 + 2 * both, rtol=1e-5, atol=1e-5)
 
 

@@ -9,14 +9,13 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.merging import table
-from elm_jax.merging.merger import merge
 from elm_jax.records import Expert
 
-from .conftest import KINDS, LAST, NORM, QUERY, WO, change, values
+from .conftest import KINDS, LAST, NORM, QUERY, WO, change, merge, values
 
 NOTHING = {("concatenate", "ia3"), ("concatenate", "full"), ("regmean", "bottleneck")}
-PAIRS = [pair for pair in itertools.product(table.METHODS, KINDS) if pair not in NOTHING]
-ON_CHANGES = [name for name, method in table.METHODS.items() if method.on == "changes"]
+PAIRS = [pair for pair in itertools.product(table.MERGES, KINDS) if pair not in NOTHING]
+ON_CHANGES = [name for name, method in table.MERGES.items() if method.works_on == "changes"]
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_two_nearly_equal_experts_give_nearly_them(merged, expert, method, kind)
         np.testing.assert_allclose(value, effects(one)[path], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if table.METHODS[pair[0]].symmetric])
+@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if table.MERGES[pair[0]].symmetric])
 def test_order_matters_only_where_the_method_says_so(expert, toy_base, statistics, method, kind):
     weights, options = np.array([0.2, 0.3, 0.5]), {}
     if kind == "bottleneck" and method in ON_CHANGES:
@@ -177,10 +176,10 @@ def test_merging_the_merged_keeps_all_datasets(expert):
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare", "slerp"])
 def test_full_experts_want_the_base_that_they_change(expert, toy_base, method):
     experts = [expert("full", name) for name in "ab"]
-    with pytest.raises(UserError, match=f"'{method}' wants the base's parameters.*none came"):
+    with pytest.raises(UserError, match=f"base's parameters.*'{method}'"):
         merge(method, experts)
     narrow = {**toy_base, "token_embedder": {"embedding": np.zeros((8, 6), np.float32)}}
-    with pytest.raises(UserError, match=r"token_embedder/embedding as \(7, 6\).*holds \(8, 6\)"):
+    with pytest.raises(UserError, match=r"token_embedder/embedding.*\(7, 6\).*got \(8, 6\)"):
         merge(method, experts, base=narrow)
     merge(method, [expert("lora", name) for name in "ab"])
 
@@ -230,5 +229,5 @@ def test_scaling_an_expert_s_change_leaves_its_adapters_as_they_are(merged, expe
 
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
 def test_a_merge_by_statistics_wants_them(expert, toy_base, method):
-    with pytest.raises(UserError, match=f"'{method}' wants statistics .*every one of 2 experts, but none"):
+    with pytest.raises(UserError, match=f"2 experts.*'{method}'.*got 0"):
         merge(method, [expert("lora", name) for name in "ab"], base=toy_base)

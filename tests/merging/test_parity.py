@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elm_jax.merging.dare import drop
-from elm_jax.merging.parts import mean
+from elm_jax.merging.dare import drop_values
+from elm_jax.merging.parameter_groups import weighted_sum
 from elm_jax.merging.task_arithmetic import task_arithmetic
-from elm_jax.merging.ties import elect, ties, trim
+from elm_jax.merging.ties import elect_signs, ties, trim
 
 pytestmark = pytest.mark.parity
 
@@ -75,11 +75,11 @@ def test_ties(theirs, changes, density):
 
 def test_dare_then_average(theirs, changes, masks):
     wanted = theirs.dare_linear(tensors(changes), weights(WEIGHTS), 0.4).numpy()
-    ours = [drop(change, 0.4, mask) for change, mask in zip(changes, masks, strict=True)]
-    np.testing.assert_allclose(mean(ours, WEIGHTS), wanted, rtol=1e-5, atol=1e-6)
+    ours = [drop_values(change, 0.4, mask) for change, mask in zip(changes, masks, strict=True)]
+    np.testing.assert_allclose(weighted_sum(ours, WEIGHTS), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_dare_then_ties(theirs, changes, masks):
     wanted = theirs.dare_ties(tensors(changes), weights([1.0] * 3), 0.4).numpy()
-    ours = [drop(change, 0.4, mask) for change, mask in zip(changes, masks, strict=True)]
-    np.testing.assert_allclose(elect(ours, [1 / 3] * 3), wanted, rtol=1e-5, atol=1e-6)
+    ours = [drop_values(change, 0.4, mask) for change, mask in zip(changes, masks, strict=True)]
+    np.testing.assert_allclose(elect_signs(ours, [1 / 3] * 3), wanted, rtol=1e-5, atol=1e-6)

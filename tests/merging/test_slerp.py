@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from elm_jax.merging.merger import merge
-from elm_jax.merging.slerp import fold, slerp
+from elm_jax.merging.slerp import slerp, slerp_all
 from elm_jax.models import paths
 
-from .conftest import QUERY, WO, change, values
+from .conftest import QUERY, WO, change, merge, values
 
 
 def array(*numbers):
@@ -68,7 +67,7 @@ def test_equal_lengths_keep_their_length():
 def test_more_than_two_are_folded_in_at_their_share_of_those_so_far():
     first, second, third = np.eye(3, dtype=np.float32)
     wanted = slerp(slerp(first, second, 0.75), third, 0.5)
-    np.testing.assert_allclose(fold([first, second, third], [0.125, 0.375, 0.5]), wanted, atol=1e-6)
+    np.testing.assert_allclose(slerp_all([first, second, third], [0.125, 0.375, 0.5]), wanted, atol=1e-6)
 
 
 def by_the_formula(first, second, t):

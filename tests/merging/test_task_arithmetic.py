@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.merging.merger import merge
 from elm_jax.merging.task_arithmetic import task_arithmetic
 from elm_jax.models import paths
 
-from .conftest import EMBEDDING, LAST, NORM, QUERY, WO, change, values
+from .conftest import EMBEDDING, LAST, NORM, QUERY, WO, change, merge, values
 
 
 def test_changes_are_weighted_summed_and_scaled():
@@ -54,5 +53,5 @@ def test_a_negative_weight_takes_what_an_expert_learnt_out_of_the_base(expert, t
 
 
 def test_weights_that_make_no_mean_want_lambda(expert):
-    with pytest.raises(UserError, match=r"sum above 0.*their sum is 0\.0\. Give 'scale'"):
+    with pytest.raises(UserError, match=r"0\.0.*'scale'"):
         merge("task_arithmetic", [expert("ia3", name) for name in "ab"], weights=[1.0, -1.0])

@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elm_jax.merging.merger import merge
-from elm_jax.merging.ties import elect, ties, trim
+from elm_jax.merging.ties import elect_signs, ties, trim
 from elm_jax.models import paths
 
-from .conftest import QUERY, WO, change, values
+from .conftest import QUERY, WO, change, merge, values
 
 
 def array(*numbers):
@@ -38,7 +37,7 @@ def test_where_every_expert_is_trimmed_nothing_changes():
 
 
 def test_a_tie_of_signs_elects_the_positive_one():
-    np.testing.assert_array_equal(elect([array(2, -2), array(-2, 2)], [0.5, 0.5]), [2, 2])
+    np.testing.assert_array_equal(elect_signs([array(2, -2), array(-2, 2)], [0.5, 0.5]), [2, 2])
 
 
 @pytest.mark.parametrize(

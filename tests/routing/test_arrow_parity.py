@@ -8,7 +8,7 @@ import pytest
 
 from elm_jax.models import gating
 from elm_jax.routing.arrow import arrow
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
 torch = pytest.importorskip("torch", reason="the parity extra brings torch, and is not installed")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -40,7 +40,7 @@ def test_prototypes_gate_and_sum_are_pefts():
         torch.tensor(x), down, up, dropout=torch.nn.Identity(), scaling=dict.fromkeys(NAMES, 1.0)
     )
 
-    index = Index(NAMES, ((),) * 4, np.arange(4), np.eye(4, dtype=np.float32), NAMES, "toy", "instance")
+    index = KeyIndex(NAMES, ((),) * 4, np.arange(4), np.eye(4, dtype=np.float32), NAMES, "toy", "instance")
     stack = {"encoder": {"layers": {"mlp": {"wo": {"lora_a": lora_a, "lora_b": lora_b}}}}}
     gate = arrow(Queries("t/1", ()), index, params=stack, k=2, temperature=0.5)
     tree = gating.make_gated_tree(

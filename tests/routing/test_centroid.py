@@ -5,10 +5,10 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.routing.centroid import centroid
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
 # a's keys average to (1, 0) although one of them points north; b's to (0, 1); c has none.
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1", "c/1"),
     datasets=(("a",), ("b",), ("c",)),
     expert_of_row=np.array([0, 0, 1]),
@@ -46,5 +46,5 @@ def test_excluded_experts_are_not_chosen():
 
 
 def test_experts_that_have_no_keys_at_all_are_an_error():
-    with pytest.raises(UserError, match="Run `elm index`"):
+    with pytest.raises(UserError, match="elm index"):
         centroid(ask([1.0, 0.0]), INDEX, exclude=["a", "b"])

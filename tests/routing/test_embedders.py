@@ -33,7 +33,7 @@ def embedder(place):
 @pytest.fixture(scope="module")
 def by_hand(place):
     """Every text alone and unpadded: the mean of its tokens over the mean's length."""
-    read = embedders.read(place)
+    read = embedders.load_encoder(place)
     run = jax.jit(lambda *batch: bert_encoder.encode(read.network, read.params, *batch))
 
     def vector(text):
@@ -62,13 +62,13 @@ def test_order_and_company_change_no_vector(embedder, by_hand, order):
 
 
 def test_texts_of_many_chunks_come_back_in_their_order(embedder, by_hand, monkeypatch):
-    monkeypatch.setattr(embedding, "CHUNK", 3)
+    monkeypatch.setattr(embedding, "TEXTS_PER_CHUNK", 3)
     np.testing.assert_allclose(embedder(TEXTS * 3), np.tile(by_hand, (3, 1)), atol=1e-5)
 
 
 def test_an_embedder_tells_what_it_is(embedder, place):
     assert embedder.name == f"bert-mean/{embedder.fingerprint}"
-    assert embedder.fingerprint == embedders.read(place).fingerprint
+    assert embedder.fingerprint == embedders.load_encoder(place).fingerprint
     assert (embedder.dimension, embedder.max_length) == (8, 18)
 
 
@@ -81,24 +81,24 @@ def test_half_of_a_surrogate_pair_is_read_as_a_question_mark(embedder):
 
 
 def test_one_text_that_is_no_list_is_refused_rather_than_read_letter_by_letter(embedder):
-    with pytest.raises(UserError, match="wants a list of texts, but 'the dog' came"):
+    with pytest.raises(UserError, match="'the dog'"):
         embedder("the dog")
 
 
 def test_few_shapes_are_compiled_and_little_is_padding(place):
-    encoder = embedders.read(place)
+    encoder = embedders.load_encoder(place)
     texts = ["dog " * length for length in range(400)]
     batches = [tokens.shape for _, tokens, _ in embedding._batches(encoder, texts, 64)]
     assert set(batches) == {(4, 16), (3, 18)}
     assert all(tokens.sum() for _, tokens, _ in embedding._batches(encoder, texts, 64))
-    lengths = [embedding._length(tokens, 512) for tokens in range(1, 513)]
+    lengths = [embedding._round_up_length(tokens, 512) for tokens in range(1, 513)]
     assert len(set(lengths)) == 14
     assert max(length / tokens for tokens, length in enumerate(lengths, start=1) if tokens > 16) < 2
-    assert embedding._length(100, 100) == 100
+    assert embedding._round_up_length(100, 100) == 100
 
 
 def test_a_single_text_is_no_batch_of_many(place):
-    ((_, tokens, _),) = embedding._batches(embedders.read(place), ["the dog"], 1024)
+    ((_, tokens, _),) = embedding._batches(embedders.load_encoder(place), ["the dog"], 1024)
     assert tokens.shape == (1, 16)
 
 

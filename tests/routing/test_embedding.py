@@ -77,4 +77,4 @@ def test_a_text_longer_than_the_longest_bucket_is_refused(config, base):
 
 
 def test_the_embedder_is_named_by_its_base():
-    assert embedding.embedder_name("0123456789abcdef") == "t5-encoder-mean/0123456789abcdef"
+    assert embedding.name_t5_embedder("0123456789abcdef") == "t5-encoder-mean/0123456789abcdef"

@@ -3,12 +3,12 @@
 import numpy as np
 
 from elm_jax.routing.centroid import centroid
-from elm_jax.routing.evidence import Index, Queries
-from elm_jax.routing.explain import explain
+from elm_jax.routing.explain import explain_selection
+from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.roe import roe
 from elm_jax.routing.uniform import uniform
 
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1"),
     datasets=(("a",), ("b",)),
     expert_of_row=np.array([0, 0, 1]),
@@ -22,7 +22,7 @@ QUERIES = Queries("t/1", ("r0", "r1", "r2"), vectors=VECTORS, embedder="toy", te
 
 
 def test_votes_come_first_with_how_far_the_winner_is_ahead():
-    lines = explain(roe(QUERIES, INDEX))
+    lines = explain_selection(roe(QUERIES, INDEX))
     assert lines[:3] == [
         "   2 of 3 votes  a/1",
         "   1 of 3 votes  b/1",
@@ -32,25 +32,27 @@ def test_votes_come_first_with_how_far_the_winner_is_ahead():
 
 
 def test_all_k_votes_of_a_query_are_counted():
-    assert explain(roe(QUERIES, INDEX, k=3))[0] == "   6 of 9 votes  a/1"
+    assert explain_selection(roe(QUERIES, INDEX, k=3))[0] == "   6 of 9 votes  a/1"
 
 
 def test_every_query_names_its_nearest_key_and_how_much_nearer_it_is_than_another_experts():
-    lines = explain(roe(QUERIES, INDEX), QUERIES, INDEX)
+    lines = explain_selection(roe(QUERIES, INDEX), QUERIES, INDEX)
     # The nearest key of b is 0.25 of r0, behind both of a.
     assert lines[3] == "query r0: nearest is a/1 at 1.000, key 'a fine key', 0.750 nearer than b/1"
     assert lines[5] == f"query r2: nearest is b/1 at 1.000, key '{'b' * 60}…', 1.000 nearer than a/1"
 
 
 def test_without_another_expert_there_is_no_margin():
-    lines = explain(roe(QUERIES, INDEX, exclude=["b"]), QUERIES, INDEX, exclude=["b"])
+    lines = explain_selection(roe(QUERIES, INDEX, exclude=["b"]), QUERIES, INDEX, exclude=["b"])
     assert lines[0] == "   3 of 3 votes  a/1"
     assert lines[1] == "query r0: nearest is a/1 at 1.000, key 'a fine key'"
 
 
 def test_a_key_is_not_named_where_something_else_decided():
-    assert explain(centroid(QUERIES, INDEX), QUERIES, INDEX)[-1] == "query r2: nearest is b/1 at 0.970"
+    assert (
+        explain_selection(centroid(QUERIES, INDEX), QUERIES, INDEX)[-1] == "query r2: nearest is b/1 at 0.970"
+    )
 
 
 def test_a_router_that_asks_nobody_has_nothing_to_explain():
-    assert explain(uniform(QUERIES, INDEX), QUERIES, INDEX) == []
+    assert explain_selection(uniform(QUERIES, INDEX), QUERIES, INDEX) == []

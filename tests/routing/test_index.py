@@ -23,6 +23,7 @@ from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import base as base_module
 from elm_jax.weights import elm
 from elm_jax.weights.base import Base
 
@@ -71,7 +72,7 @@ def test_a_run_embeds_with_its_base_unless_told_otherwise(run, config):
     assert keys.embedder == f"t5-encoder-mean/{BASE}"
     assert keys.vectors.shape == (3, config.emb_dim)
     assert runs.index(run, size=3) == []
-    assert not (run.workspace.root / runs.REMEMBERED).exists()
+    assert not (run.workspace.root / runs.EMBEDDER_FILE).exists()
 
 
 def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch):
@@ -88,13 +89,13 @@ def test_an_expert_that_joins_embeds_its_own_texts_and_no_other(run, monkeypatch
         )
     )
     embedded = []
-    embed = runs._keys
+    embed = runs.embed_keys
 
     def counted(embedder, texts, text_format):
         embedded.extend(texts)
         return embed(embedder, texts, text_format)
 
-    monkeypatch.setattr(runs, "_keys", counted)
+    monkeypatch.setattr(runs, "embed_keys", counted)
     assert runs.index(run, size=3) == [task.id]
     assert tuple(embedded) == library.load_keys(task.id).texts
     assert len(embedded) == 3
@@ -136,9 +137,9 @@ def test_keys_pooled_over_padding_meet_queries_that_are_not_with_that_switch_alo
     hidden = T5(config).apply({"params": base}, tokens, method="encode")
     np.testing.assert_allclose(found.vectors[0], np.asarray(hidden)[0].sum(0) / 256, rtol=1e-4, atol=1e-5)
     task = task_selection.select_tasks(["mini_size_suitcase"])[:1]
-    with pytest.raises(UserError, match=r"one embedder, but the index has 't5-encoder-mean/.*padding incl"):
+    with pytest.raises(UserError, match=r" 't5-encoder-mean/.*padding included', got 't5-encoder-mean/"):
         route.route(run, task, queries=4)
-    (selection,) = route.route(run, task, queries=4, faithful=["padded_keys"])
+    (selection,) = route.route(run, task, options={"faithful": ["padded_keys"]}, queries=4)
     assert sum(selection.votes.values()) == 4
 
 
@@ -159,23 +160,21 @@ def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monk
     monkeypatch.chdir(encoder.parent)
     runs.index(run, size=2, embedder=encoder.name)
     monkeypatch.chdir("/")
-    assert runs.remembered(run.workspace) == runs.Named(str(encoder.resolve()))
-    assert runs.embed_texts(run, ["the dog"], "instance").vectors.shape == (1, 8)
+    assert runs.read_embedder_name(run.workspace) == runs.Named(str(encoder.resolve()))
+    assert runs.load_run_embedder(run, str(encoder.resolve()))(["the dog"]).shape == (1, 8)
 
 
 def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, encoder):
     runs.index(run, size=2)
-    with pytest.raises(
-        UserError, match=r"Keys of 'bert-mean/\w+' are wanted, .* has keys of 't5-encoder-mean/"
-    ):
+    with pytest.raises(UserError, match=r"'bert-mean/\w+'.*got keys of 't5-encoder-mean/"):
         runs.index(run, size=2, embedder=str(encoder))
-    assert runs.remembered(run.workspace) == runs.BASE
+    assert runs.load_embedder_settings(run.workspace) == runs.BASE_EMBEDDER
     written = runs.index(run, size=2, embedder=str(encoder), rebuild=True)
     assert sorted(written) == sorted(library_of(run).ids())
-    with pytest.raises(UserError, match="are wanted, which 't5' is, but"):
+    with pytest.raises(UserError, match="'t5', got keys of"):
         runs.index(run, size=2, embedder="t5")
     assert runs.index(run, size=2, embedder="t5", rebuild=True) == written
-    assert runs.remembered(run.workspace) == runs.BASE
+    assert runs.load_embedder_settings(run.workspace) == runs.BASE_EMBEDDER
 
 
 def test_keys_say_in_which_type_a_base_embedded_them(run):
@@ -189,10 +188,10 @@ def test_keys_say_in_which_type_a_base_embedded_them(run):
     with pytest.raises(UserError, match="and their type with --dtype"):
         runs.index(narrow, size=2)
     written = runs.index(narrow, size=2, rebuild=True)
-    assert library_of(run).keys(written[0]).embedder == f"t5-encoder-mean/{BASE}/bfloat16"
+    assert library_of(run).load_keys(written[0]).embedder == f"t5-encoder-mean/{BASE}/bfloat16"
     (selection,) = route.route(narrow, task, queries=2)
     assert selection.embedder == f"t5-encoder-mean/{BASE}/bfloat16"
-    assert route.kept(run.workspace, "roe_top1") == [selection]
+    assert route.load_selections(run.workspace, "roe_top1") == [selection]
     with pytest.raises(UserError, match="Expected a run whose base is held in bfloat16, got one in float32"):
         runs.index(run, dtype="bfloat16")
 
@@ -201,12 +200,12 @@ def test_the_type_of_a_sentence_encoder_is_remembered(run, encoder):
     expert, *others = library_of(run).ids()
     runs.index(run, size=2, experts=[expert], embedder=str(encoder), dtype="bfloat16")
     wanted = load_embedder(encoder, dtype="bfloat16")
-    keys = library_of(run).keys(expert)
+    keys = library_of(run).load_keys(expert)
     assert keys.embedder == wanted.name
     assert wanted.name.endswith("/bfloat16")
     np.testing.assert_array_equal(keys.vectors, wanted(keys.texts))
     assert runs.index(run, size=2, embedder=str(encoder)) == others
-    with pytest.raises(UserError, match="Embed all keys anew"):
+    with pytest.raises(UserError, match="--rebuild"):
         runs.index(run, size=2, dtype="float32")
 
 
@@ -246,7 +245,7 @@ def test_a_recipe_names_the_embedder(tmp_path):
 
 
 def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
-    elm.save(run.workspace.base, elm.of(config, base))
+    elm.save(run.workspace.base, base_module.make_base(config, base))
     sentencepiece.train(
         ["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY_FILE, 64, kind="word"
     )
@@ -256,7 +255,9 @@ def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     file.write_text(json.dumps(json.loads(content) | {"novelty": 1}))
     cli.app([*asked, "--dtype", "bfloat16", "--ignore", "novelty"], standalone_mode=False)
     assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())
-    assert runs.remembered(run.workspace) == runs.Named(str(encoder.resolve()), "bfloat16", ("novelty",))
+    assert runs.read_embedder_name(run.workspace) == runs.Named(
+        str(encoder.resolve()), "bfloat16", ("novelty",)
+    )
     asked = ["route", "mini_size_suitcase", "--run", str(run.workspace.root), "--queries", "2", "--json"]
     cli.app(asked, standalone_mode=False)
     assert all(one["embedder"].endswith("/bfloat16") for one in json.loads(capsys.readouterr().out))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.routing.evidence import Index, Queries
-from elm_jax.routing.mbc import clusters, mbc
+from elm_jax.routing.inputs import KeyIndex, Queries
+from elm_jax.routing.mbc import cluster_experts, mbc
 
 NAMES = ("a/1", "b/1", "c/1", "d/1", "e/1")
 # Two directions, whatever the length: a, c and e one way, b and d the other.
 DIRECTIONS = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.3], [0.1, 2.0], [0.5, 0.0]])
-INDEX = Index(
+INDEX = KeyIndex(
     experts=NAMES,
     datasets=(("x",), ("y",), ("z",), ("y",), ("x",)),
     expert_of_row=np.arange(5),
@@ -32,20 +32,20 @@ def ask(*vectors):
 
 
 def test_experts_of_one_direction_make_one_group_whatever_their_size():
-    assert clusters(params(), NAMES, 2) == (("a/1", "c/1", "e/1"), ("b/1", "d/1"))
-    assert clusters(params(), NAMES, 2, dimensions=1) == clusters(params(), NAMES, 2)
+    assert cluster_experts(params(), NAMES, 2) == (("a/1", "c/1", "e/1"), ("b/1", "d/1"))
+    assert cluster_experts(params(), NAMES, 2, dimensions=1) == cluster_experts(params(), NAMES, 2)
 
 
 def test_the_order_of_experts_changes_no_group():
     order = [3, 4, 1, 0, 2]
-    found = clusters(params(order), [NAMES[expert] for expert in order], 2)
+    found = cluster_experts(params(order), [NAMES[expert] for expert in order], 2)
     assert [frozenset(name[0] for name in group) for group in found] == [frozenset("bd"), frozenset("ace")]
 
 
 def test_one_group_has_all_and_as_many_as_directions_have_one_each():
-    assert clusters(params(), NAMES, 1) == (NAMES,)
+    assert cluster_experts(params(), NAMES, 1) == (NAMES,)
     # a and e have one direction.
-    assert clusters(params(), NAMES, 4) == (("a/1", "e/1"), ("b/1",), ("c/1",), ("d/1",))
+    assert cluster_experts(params(), NAMES, 4) == (("a/1", "e/1"), ("b/1",), ("c/1",), ("d/1",))
 
 
 def test_the_group_with_most_votes_is_chosen_whole_though_another_expert_has_more():
@@ -64,7 +64,7 @@ def test_an_excluded_expert_is_not_chosen_with_its_group():
 
 
 def test_a_number_of_clusters_that_makes_no_sense_is_refused():
-    with pytest.raises(UserError, match="Between 1 and 5 clusters are wanted, but 6 came"):
-        clusters(params(), NAMES, 6)
-    with pytest.raises(UserError, match="A stack of 4 experts is wanted, but one of 5 came"):
-        clusters(params(), NAMES[:4], 2)
+    with pytest.raises(UserError, match="1 to 5 clusters, got 6"):
+        cluster_experts(params(), NAMES, 6)
+    with pytest.raises(UserError, match="4 experts, got one of 5"):
+        cluster_experts(params(), NAMES[:4], 2)

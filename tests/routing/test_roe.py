@@ -7,10 +7,10 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.routing import roe
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1", "c/1"),
     datasets=(("dream",), ("quail",), ("cos_e", "dream")),
     expert_of_row=np.array([0, 0, 1, 1, 2]),
@@ -85,7 +85,7 @@ def test_per_instance_a_querys_own_neighbours_vote():
 
 
 def test_neighbours_name_the_rows_so_that_a_choice_can_be_explained():
-    similarities, rows = roe.neighbours(ask(NORTH), INDEX, 2)
+    similarities, rows = roe.find_neighbours(ask(NORTH), INDEX, 2)
     assert [INDEX.texts[row] for row in rows[0]] == ["b0", "b1"]
     assert similarities.tolist() == [[1.0, 0.5]]
 
@@ -93,11 +93,11 @@ def test_neighbours_name_the_rows_so_that_a_choice_can_be_explained():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"embedder": "other"}, "from one embedder, but the index has 'toy' and the queries of 't/1' have"),
-        ({"text_format": "label"}, "from one text format, but the index has 'instance'"),
-        ({"vectors": None}, "Embedded queries are wanted to route 't/1', but none came"),
-        ({"vectors": np.ones((1, 3), np.float32)}, "wanted 2 wide, as the index is, but they came 3 wide"),
-        ({"row_ids": ("r0", "r1")}, "2 row ids came with 1 vectors"),
+        ({"embedder": "other"}, "'t/1'.*embedder 'toy', got 'other'"),
+        ({"text_format": "label"}, "text format 'instance', got 'label'"),
+        ({"vectors": None}, "'t/1', got none"),
+        ({"vectors": np.ones((1, 3), np.float32)}, "width 2.*got width 3"),
+        ({"row_ids": ("r0", "r1")}, "2 queries.*got 1"),
     ],
 )
 def test_queries_that_do_not_compare_with_the_keys_are_refused(changes, said):
@@ -106,5 +106,5 @@ def test_queries_that_do_not_compare_with_the_keys_are_refused(changes, said):
 
 
 def test_excluding_everything_is_refused():
-    with pytest.raises(UserError, match="is left once those trained on dream, quail are"):
+    with pytest.raises(UserError, match="dream, quail, got none among 3"):
         roe.roe(ask(EAST), INDEX, exclude=["quail", "dream"])

@@ -83,10 +83,10 @@ def test_it_may_be_called_inside_jit():
 def test_other_values_and_other_allowed_rows_compile_nothing():
     queries, rows = jnp.ones((2, 3)), jnp.ones((5, 3))
     search.top_k(queries, rows, 2, allowed=jnp.ones(5, bool))
-    compiled = search._compiled(2, 5)._cache_size()
+    compiled = search._compile_search(2, 5)._cache_size()
     search.top_k(queries * 2, rows * 3, 2, allowed=jnp.arange(5) > 2)
     search.top_k(queries, rows, 2)
-    assert search._compiled(2, 5)._cache_size() == compiled
+    assert search._compile_search(2, 5)._cache_size() == compiled
 
 
 def test_memory_beside_the_rows_does_not_grow_with_them():
@@ -128,7 +128,7 @@ def test_sharded_no_rows_travel():
 
 
 def test_rows_that_do_not_make_equal_parts_are_refused():
-    with pytest.raises(UserError, match="can share evenly are wanted, but 9 came"):
+    with pytest.raises(UserError, match="got 9"):
         search.top_k_sharded(np.ones((1, 2)), np.ones((9, 2)), 1, mesh=mesh(), axis="data")
 
 
@@ -140,5 +140,5 @@ def test_narrow_rows_are_compared_in_float32():
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_a_k_that_the_rows_cannot_give_is_refused(k):
-    with pytest.raises(UserError, match=f"between 1 and the 3 there are, but {k} came"):
+    with pytest.raises(UserError, match=f"1 to 3.*got {k}"):
         search.top_k(np.ones((1, 2)), np.ones((3, 2)), k)

@@ -5,9 +5,9 @@ import pytest
 
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.routing import table
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "a/2", "b/1"),
     datasets=(("a",), ("a",), ("b", "z")),
     expert_of_row=np.array([0, 1, 2]),
@@ -31,12 +31,12 @@ ANY_SUM = 0.05  # LoraHub's weights are what a search found
 
 
 def route(name, **options):
-    return table.find(name).route(QUERIES, INDEX, **options)
+    return table.find_router(name).route(QUERIES, INDEX, **options)
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_every_router_answers_the_same_call_with_weights_that_sum_to_one(name):
-    needed = {option: OPTIONS[option] for option in table.find(name).reads if option in OPTIONS}
+    needed = {option: OPTIONS[option] for option in table.find_router(name).reads if option in OPTIONS}
     selection = route(name, exclude=["a"], **needed)
     assert selection.weights == pytest.approx({"b/1": 1.0}, abs=ANY_SUM)
     assert (selection.task, selection.router) == ("t/1", name)
@@ -44,7 +44,7 @@ def test_every_router_answers_the_same_call_with_weights_that_sum_to_one(name):
 
 @pytest.mark.parametrize("name", GATES)
 def test_a_router_of_tokens_answers_the_same_call_with_a_gate_for_the_whole_stack(name):
-    needed = {option: OPTIONS[option] for option in table.find(name).reads}
+    needed = {option: OPTIONS[option] for option in table.find_router(name).reads}
     gate = route(name, exclude=["a"], k=2, **needed)
     assert gate.allowed.tolist() == [False, False, True]
     assert gate.prototypes["encoder/layers/mlp/wo"].shape[:3] == (3, 1, 4)
@@ -57,12 +57,12 @@ def test_only_what_sees_labelled_examples_is_few_shot():
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_router_needs_no_more_than_it_says_it_reads(name):
-    reads = table.find(name).reads
+    reads = table.find_router(name).reads
     blind = Queries("t/1", ("r0",), text_format="instance", embedder="toy")
     given = {option: getattr(QUERIES, option) for option in reads if option in ("vectors", "texts")}
     needed = {option: OPTIONS[option] for option in reads if option in OPTIONS}
     queries = Queries(**{**vars(blind), **given})
-    weights = table.find(name).route(queries, INDEX, **needed).weights
+    weights = table.find_router(name).route(queries, INDEX, **needed).weights
     assert sum(weights.values()) == pytest.approx(1.0, abs=ANY_SUM)
 
 
@@ -71,12 +71,12 @@ def test_uniform_weighs_all_experts_alike():
 
 
 def test_fixed_refuses_an_expert_trained_on_an_excluded_dataset():
-    with pytest.raises(ContaminationError, match="'b/1' was trained on b, z"):
+    with pytest.raises(ContaminationError, match=r"'b/1'.* b, z"):
         route("fixed", expert="b/1", exclude=["z"])
 
 
 def test_fixed_refuses_an_unknown_expert_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"No expert named 'b/l' in the index .* Did you mean 'b/1'"):
+    with pytest.raises(UserError, match=r"'b/l'.*'b/1'"):
         route("fixed", expert="b/l")
 
 
@@ -92,9 +92,9 @@ def test_the_oracle_takes_no_excluded_expert_however_good():
 @pytest.mark.parametrize(
     ("accuracies", "said"),
     [
-        ({}, "none that may be chosen was measured"),
-        ({"c/1": 0.5}, "No expert named 'c/1'"),
-        ({"a/1": float("nan")}, "accuracy is wanted for expert 'a/1', but nan came"),
+        ({}, "'t/1'"),
+        ({"c/1": 0.5}, "'c/1'"),
+        ({"a/1": float("nan")}, "'a/1', got nan"),
     ],
 )
 def test_the_oracle_refuses_measurements_it_cannot_use(accuracies, said):
@@ -103,5 +103,5 @@ def test_the_oracle_refuses_measurements_it_cannot_use(accuracies, said):
 
 
 def test_an_unknown_router_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match="Did you mean 'centroid'"):
-        table.find("centriod")
+    with pytest.raises(UserError, match="'centroid'"):
+        table.find_router("centriod")

@@ -130,7 +130,7 @@ def lora(base):
 
 def test_means_of_inputs_are_those_of_every_real_token(config, base, lora):
     entered = plainly(config, base, lora)
-    found = estimators.input_means(config, base, lora, PROMPTS, TARGETS, PATHS)
+    found = estimators.mean_inputs(config, base, lora, PROMPTS, TARGETS, PATHS)
     assert set(found) == set(PATHS)
     for path in PATHS:
         assert found[path].shape == (1, entered[path].shape[1])
@@ -140,11 +140,11 @@ def test_means_of_inputs_are_those_of_every_real_token(config, base, lora):
 def test_gram_matrices_are_those_of_every_real_token_with_the_expert_in_place(config, base, lora):
     entered = plainly(config, base, lora)
     wanted = [f"{path}/kernel" for path in PATHS]
-    found = estimators.regmean(config, base, lora, PROMPTS, TARGETS, wanted)
+    found = estimators.regmean_statistics(config, base, lora, PROMPTS, TARGETS, wanted)
     for path in PATHS:
         inputs = entered[path]
         np.testing.assert_allclose(found[f"{path}/kernel"][0], inputs.T @ inputs, rtol=1e-3, atol=1e-3)
-    without = estimators.regmean(config, base, expert_of("ia3", base), PROMPTS, TARGETS, wanted)
+    without = estimators.regmean_statistics(config, base, expert_of("ia3", base), PROMPTS, TARGETS, wanted)
     assert np.abs(without[f"{PATHS[-1]}/kernel"] - found[f"{PATHS[-1]}/kernel"]).max() > 0.1
 
 
@@ -152,7 +152,7 @@ def test_the_output_layer_of_a_full_expert_has_one_gram_matrix_without_layers(co
     full = expert_of("full", base)
     path = "decoder/logits_dense"
     inputs = plainly(config, full.params, full)[path]
-    found = estimators.regmean(config, base, full, PROMPTS, TARGETS, [f"{path}/kernel"])
+    found = estimators.regmean_statistics(config, base, full, PROMPTS, TARGETS, [f"{path}/kernel"])
     np.testing.assert_allclose(found[f"{path}/kernel"], inputs.T @ inputs, rtol=1e-3, atol=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_vectors_are_weighed_by_the_squares_of_what_they_multiply(config, base):
     entered = plainly(config, base, ia3)
     inner, outer = "encoder/layers/mlp/wo", "decoder/layers/encoder_decoder_attention/value"
     wanted = [f"{inner}/ia3_in", f"{outer}/ia3_out"]
-    found = estimators.regmean(config, base, ia3, PROMPTS, TARGETS, wanted)
+    found = estimators.regmean_statistics(config, base, ia3, PROMPTS, TARGETS, wanted)
     kernel = np.asarray(paths.flatten(base)[f"{outer}/kernel"])[0]
     np.testing.assert_allclose(
         found[f"{inner}/ia3_in"][0], (entered[inner] ** 2).sum(0), rtol=1e-3, atol=1e-4
@@ -184,7 +184,7 @@ def test_vectors_are_weighed_by_the_squares_of_what_they_multiply(config, base):
 def test_fisher_is_the_mean_square_of_the_slopes_of_each_row_s_log_likelihood(config, base, kind, path):
     options = {"rank": 2, "projections": ("query", "wo")} if kind == "lora" else {}
     expert = expert_of(kind, base, **options)
-    found = estimators.fisher(config, base, expert, PROMPTS, TARGETS, [path])[path]
+    found = estimators.fisher_statistics(config, base, expert, PROMPTS, TARGETS, [path])[path]
     network = Plain(config, base if kind != "full" else expert.params, expert.params)
     values = network.expert[path] if path in network.expert else network.base[path]
     if path == "token_embedder/embedding":
@@ -204,11 +204,15 @@ def test_fisher_is_the_mean_square_of_the_slopes_of_each_row_s_log_likelihood(co
 
 
 def test_rows_that_fill_no_batch_count_once_each(config, base, lora):
-    many = estimators.ROWS + 3
+    many = estimators.BATCH_ROWS + 3
     path = f"{PATHS[0]}/kernel"
-    once = estimators.fisher(config, base, lora, PROMPTS[:1], TARGETS[:1], [path])[path]
-    often = estimators.fisher(config, base, lora, PROMPTS[:1] * many, TARGETS[:1] * many, [path])[path]
+    once = estimators.fisher_statistics(config, base, lora, PROMPTS[:1], TARGETS[:1], [path])[path]
+    often = estimators.fisher_statistics(config, base, lora, PROMPTS[:1] * many, TARGETS[:1] * many, [path])[
+        path
+    ]
     np.testing.assert_allclose(often, once, rtol=1e-3, atol=1e-8)
-    gram = estimators.regmean(config, base, lora, PROMPTS[:1], TARGETS[:1], [path])[path]
-    grams = estimators.regmean(config, base, lora, PROMPTS[:1] * many, TARGETS[:1] * many, [path])[path]
+    gram = estimators.regmean_statistics(config, base, lora, PROMPTS[:1], TARGETS[:1], [path])[path]
+    grams = estimators.regmean_statistics(config, base, lora, PROMPTS[:1] * many, TARGETS[:1] * many, [path])[
+        path
+    ]
     np.testing.assert_allclose(grams, many * gram, rtol=1e-4, atol=1e-4)

@@ -70,7 +70,7 @@ def experts_of(run):
 
 def rows_of(run, expert, count):
     spec = Library.open(run.workspace.library).spec(expert)
-    examples = [example for _, example in expert_statistics.rows_of(spec, run.source, count)]
+    examples = [example for _, example in expert_statistics.sample_training_rows(spec, run.source, count)]
     found = task_rows.tokenize_task(examples, run.tokenizer, run.lengths)
     return list(found.inputs), list(found.targets)
 
@@ -81,18 +81,17 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
     made = merge.merge(run, [first, second], method, rows=ROWS)
     assert f"statistics for {method}: done" in capsys.readouterr().err
     library = Library.open(run.workspace.library)
-    wanted = merge.plan(run.workspace, [first, second], method).reads
+    plan = merge.plan_run_merge(run.workspace, [first, second], method)
+    wanted = plan.statistics_shapes
     given = [
-        expert_statistics.METHODS[method](
+        expert_statistics.ESTIMATORS[method](
             run.base.config, run.base.params, library.load_expert(expert), *rows_of(run, expert, ROWS), wanted
         )
         for expert in (first, second)
     ]
     assert [{path: value.shape for path, value in own.items()} for own in given] == [dict(wanted)] * 2
-    by_hand = merger.merge(
-        method,
-        [library.load_expert(first), library.load_expert(second)],
-        base=run.base.params,
+    experts = [library.load_expert(first), library.load_expert(second)]
+    by_hand = merger.merge(plan, experts, base=run.base.params,
         statistics=given,
     )
     assert made.spec == by_hand.spec
@@ -103,13 +102,13 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
 def test_what_was_computed_is_kept_until_expert_or_rows_change(run, monkeypatch):
     first, second = experts_of(run)[1:3]
     computed = []
-    compute = engine.fisher
+    compute = engine.fisher_statistics
 
     def counted(config, base, expert, *rest):
         computed.append(expert.spec.id)
         return compute(config, base, expert, *rest)
 
-    monkeypatch.setitem(expert_statistics.METHODS, "fisher", counted)
+    monkeypatch.setitem(expert_statistics.ESTIMATORS, "fisher", counted)
     made = [merge.merge(run, [first, second], "fisher", rows=ROWS) for _ in range(2)]
     assert computed == [first, second]
     assert made[0].spec == made[1].spec
@@ -130,7 +129,7 @@ def test_what_was_computed_is_kept_until_expert_or_rows_change(run, monkeypatch)
 
 def test_mean_inputs_are_one_for_every_projection_that_an_expert_changes(run):
     expert = experts_of(run)[1]
-    found = expert_statistics.mean_inputs(run, expert, rows=ROWS)
+    found = expert_statistics.load_mean_inputs(run, expert, rows=ROWS)
     owned = Library.open(run.workspace.library).spec(expert).paths
     assert {f"{path}/lora_a" for path in found} == {path for path in owned if path.endswith("lora_a")}
     assert found["encoder/layers/mlp/wo"].shape == (1, 12)
@@ -147,7 +146,7 @@ def test_mean_inputs_are_one_for_every_projection_that_an_expert_changes(run):
 
 def test_an_expert_on_several_tasks_has_rows_of_each_of_them(run):
     spec = Library.open(run.workspace.library).spec("mini_both/all")
-    found = expert_statistics.rows_of(spec, run.source, ROWS)
+    found = expert_statistics.sample_training_rows(spec, run.source, ROWS)
     assert [task.id for task, _ in found] == [spec.recipe["tasks"][0]] * 3 + [spec.recipe["tasks"][1]] * 2
 
 
@@ -157,8 +156,8 @@ def test_mean_inputs_are_of_lora_alone(run):
     tree = jax.tree.map(np.asarray, ex.init_expert("ia3", jax.random.key(0), run.base.params))
     owned = tuple(paths.flatten(tree))
     library.add(Expert(ExpertSpec(expert, "ia3", run.base.fingerprint, owned, ("d",), 1), tree), replace=True)
-    with pytest.raises(UserError, match="A LoRA expert is wanted"):
-        expert_statistics.mean_inputs(run, expert)
+    with pytest.raises(UserError, match=f"LoRA expert.*{expert!r}"):
+        expert_statistics.load_mean_inputs(run, expert)
 
 
 def test_the_command_takes_them_and_says_so(run, capsys):
@@ -177,5 +176,5 @@ def test_the_command_takes_them_and_says_so(run, capsys):
 def test_a_merged_expert_has_no_rows_of_its_own(run):
     first, second = experts_of(run)[1:3]
     made = merge.merge(run, [first, second]).spec.id
-    with pytest.raises(UserError, match=f"The training rows of expert '{made}' are wanted"):
+    with pytest.raises(UserError, match=f"training rows.*'{made}'"):
         merge.merge(run, [first, made], "fisher")

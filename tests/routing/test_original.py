@@ -1,4 +1,4 @@
-"""Faithful: each slip of the released retrieval is off, and does what it did when it is switched on."""
+"""Original: each defect of the released retrieval is off by default, and is there when switched on."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.routing import faithful
-from elm_jax.routing.evidence import Index, Queries
-from elm_jax.routing.roe import neighbours, roe
+from elm_jax.routing import original
+from elm_jax.routing.inputs import KeyIndex, Queries
+from elm_jax.routing.roe import find_neighbours, roe
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("ag_news/which_section", "ag_news/which_section_choices", "b/1"),
     datasets=(("ag_news",), ("ag_news",), ("b",)),
     expert_of_row=np.array([0, 0, 1, 2, 2]),
@@ -38,7 +38,7 @@ def test_of_equally_near_keys_the_last_one_votes():
 
 def test_of_equally_near_keys_one_alone_is_among_the_k_nearest():
     # Similarities to s0, s1, c0, b0, b1 are 1, 0, 0.5, 1, 0: a dictionary keeps b0, c0, b1.
-    similarities, rows = neighbours(ask(EAST), INDEX, 4, faithful="ties")
+    similarities, rows = find_neighbours(ask(EAST), INDEX, 4, switches=original.resolve_switches("ties"))
     assert similarities.tolist() == [[1.0, 0.5, 0.0, -np.inf]]
     assert rows.tolist() == [[3, 2, 4, -1]]
 
@@ -55,8 +55,8 @@ def test_the_nearest_key_overwrites_the_vote_of_k():
 
 
 def test_bare_inputs_may_ask_for_formatted_keys():
-    bare = ask(NORTH, text_format=faithful.RAW)
-    with pytest.raises(UserError, match="from one text format"):
+    bare = ask(NORTH, text_format=original.RAW_TEXT_FORMAT)
+    with pytest.raises(UserError, match=f"'choice_instance', got '{original.RAW_TEXT_FORMAT}'"):
         roe(bare, INDEX)
     assert roe(bare, INDEX, faithful="raw_queries").votes == {"ag_news/which_section": 1}
 
@@ -69,19 +69,19 @@ def test_votes_for_one_expert_go_to_another():
 
 def test_an_expert_keeps_its_votes_where_the_other_one_is_absent():
     alone = replace(INDEX, experts=("ag_news/which_section", "x/1", "b/1"))
-    assert faithful.renamed(alone).tolist() == [0, 1, 2]
+    assert original.redirect_votes(alone).tolist() == [0, 1, 2]
 
 
 def test_keys_are_averaged_over_padding():
     hidden = np.zeros((1, 256, 2), np.float32)
     hidden[0, :64] = [4.0, 8.0]
-    assert faithful.padded_mean(hidden).tolist() == [[1.0, 2.0]]
-    with pytest.raises(UserError, match="padded to 256 tokens are wanted, but 64 came"):
-        faithful.padded_mean(hidden[:, :64])
+    assert original.average_over_padding(hidden).tolist() == [[1.0, 2.0]]
+    with pytest.raises(UserError, match="256 tokens, got 64"):
+        original.average_over_padding(hidden[:, :64])
 
 
 def test_true_switches_everything_on_and_an_unknown_switch_is_refused():
-    assert faithful.chosen(True) == set(faithful.SWITCHES)
-    assert faithful.chosen(False) == faithful.chosen(()) == frozenset()
-    with pytest.raises(UserError, match="Did you mean 'ties'"):
-        faithful.chosen(["tie"])
+    assert original.resolve_switches(True) == set(original.SWITCHES)
+    assert original.resolve_switches(False) == original.resolve_switches(()) == frozenset()
+    with pytest.raises(UserError, match="'ties'"):
+        original.resolve_switches(["tie"])

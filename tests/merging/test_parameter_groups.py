@@ -1,11 +1,11 @@
-"""An expert falls into parts, each with a form that says what its change is."""
+"""An expert's parameters form groups, each with a form that says what its change is."""
 
 import jax
 import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.merging.parts import mean, parts_of
+from elm_jax.merging.parameter_groups import group_parameters, weighted_sum
 from elm_jax.models import expert_layers, paths
 from elm_jax.models.t5 import init_params
 
@@ -13,7 +13,7 @@ from .conftest import ADAPTER, LAST, NORM, QUERY, SHAPES, WO
 
 
 def forms(owned):
-    return {(part.form, part.path, part.stacked) for part in parts_of(owned)}
+    return {(part.form, part.path, part.stacked) for part in group_parameters(owned)}
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,14 @@ def forms(owned):
         ("ia3", {("vector", f"{QUERY}/ia3_out", True), ("vector", f"{WO}/ia3_in", True)}),
     ],
 )
-def test_parts_have_the_form_of_their_paths(kind, wanted):
+def test_groups_have_the_form_of_their_paths(kind, wanted):
     assert forms(SHAPES[kind]) == wanted
 
 
-def test_every_leaf_is_in_one_part_and_factors_are_in_order():
+def test_every_leaf_is_in_one_group_and_factors_are_in_order():
     for shapes in SHAPES.values():
-        assert sorted(leaf for part in parts_of(shapes) for leaf in part.leaves) == sorted(shapes)
-    (first, *_) = parts_of(SHAPES["lora"])
+        assert sorted(leaf for part in group_parameters(shapes) for leaf in part.leaves) == sorted(shapes)
+    (first, *_) = group_parameters(SHAPES["lora"])
     assert [leaf.rpartition("/")[2] for leaf in first.leaves] == ["lora_a", "lora_b"]
 
 
@@ -48,30 +48,28 @@ def fresh(config):
 
 
 @pytest.mark.parametrize(("kind", "form"), [("bottleneck", "adapter"), ("lora", "lora"), ("ia3", "vector")])
-def test_fresh_experts_of_a_t5_have_those_parts(fresh, kind, form):
+def test_fresh_experts_of_a_t5_have_those_groups(fresh, kind, form):
     of_base, owned = fresh
-    parts = parts_of(owned(kind))
-    assert {part.form for part in parts} - {"value"} == {form}
-    for part in parts:
-        assert (part.path in of_base) == (part.form in ("value", "lora"))
+    groups = group_parameters(owned(kind))
+    assert {group.form for group in groups} - {"value"} == {form}
+    for group in groups:
+        assert (group.path in of_base) == (group.form in ("value", "lora"))
 
 
 def test_a_full_expert_of_a_t5_is_values_at_the_base_s_paths(fresh):
     of_base, owned = fresh
-    parts = parts_of(owned("full"))
-    assert {part.form for part in parts} == {"value"}
-    assert [part.path for part in parts] == sorted(of_base)
+    groups = group_parameters(owned("full"))
+    assert {group.form for group in groups} == {"value"}
+    assert [group.path for group in groups] == sorted(of_base)
 
 
 def test_one_factor_of_lora_without_the_other_is_refused():
-    with pytest.raises(
-        UserError, match=f"lora_a and lora_b are wanted of {QUERY}, but only '{QUERY}/lora_a'"
-    ):
-        parts_of([f"{QUERY}/lora_a", LAST])
+    with pytest.raises(UserError, match=f"{QUERY}, got '{QUERY}/lora_a'"):
+        group_parameters([f"{QUERY}/lora_a", LAST])
 
 
-def test_a_mean_is_summed_in_float32_and_leaves_its_terms_alone():
+def test_a_weighted_sum_is_in_float32_and_leaves_its_terms_alone():
     one, two = np.float32([1, 2]), np.float32([3, 6])
-    np.testing.assert_array_equal(mean([one, two], [0.75, 0.25]), [1.5, 3.0])
+    np.testing.assert_array_equal(weighted_sum([one, two], [0.75, 0.25]), [1.5, 3.0])
     np.testing.assert_array_equal(one, [1, 2])
-    assert mean([np.float16([1])], [1.0]).dtype == np.float32
+    assert weighted_sum([np.float16([1])], [1.0]).dtype == np.float32

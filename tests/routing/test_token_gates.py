@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.routing import gate as gates
+from elm_jax.routing import token_gate as gates
 from elm_jax.routing.arrow import arrow
 from elm_jax.routing.average_activation import average_activation
-from elm_jax.routing.evidence import Index, Queries
+from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.spectr import spectr
 
-INDEX = Index(
+INDEX = KeyIndex(
     experts=("a/1", "b/1"),
     datasets=(("a",), ("b",)),
     expert_of_row=np.array([0, 1]),
@@ -96,13 +96,13 @@ def test_a_temperature_divides_scores_and_an_excluded_expert_serves_no_token():
 
 
 def test_what_cannot_be_gated_is_refused():
-    with pytest.raises(UserError, match="'mlp' has ia3_in"):
-        gates.factors({"mlp": {"ia3_in": np.ones((2, 1, 3))}})
-    with pytest.raises(UserError, match=r"index's 2 experts in their order, but .* has 1"):
+    with pytest.raises(UserError, match="'mlp', got ia3_in"):
+        gates.collect_lora_factors({"mlp": {"ia3_in": np.ones((2, 1, 3))}})
+    with pytest.raises(UserError, match=f"2 experts.*got 1 at {PATH!r}"):
         arrow(QUERIES, INDEX, params=stacked([FIRST[0]], [FIRST[1]]))
-    with pytest.raises(UserError, match=r"temperature above 0 are wanted, but 2 and 0.0 came"):
+    with pytest.raises(UserError, match=r"got 2 and 0\.0"):
         arrow(QUERIES, INDEX, params=PARAMS, k=2, temperature=0.0)
-    with pytest.raises(UserError, match="should be finite"):
+    with pytest.raises(UserError, match=f"at {PATH!r}"):
         average_activation(QUERIES, INDEX, activations={PATH: np.full((2, 1, 2), np.nan)})
-    with pytest.raises(UserError, match="none came"):
+    with pytest.raises(UserError, match="got none"):
         average_activation(QUERIES, INDEX, activations={})
