@@ -5,7 +5,9 @@ files keep the number in `format`, safetensors files in their metadata.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
@@ -14,23 +16,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_dtypes import bfloat16
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as dump_safetensors
 
 from elm_jax.errors import UserError
+from elm_jax.safetensors_header import read_header
 
 FORMAT = 1
-# The names that safetensors gives to types; its own reader for NumPy has none for bfloat16.
-_DTYPES = {
-    "BF16": np.dtype(bfloat16),
-    **{
-        f"{letter}{8 * size}": np.dtype(f"<{kind}{size}" if size > 1 else f"{kind}{size}")
-        for letter, kind, sizes in (("F", "f", (2, 4, 8)), ("I", "i", (1, 2, 4, 8)), ("U", "u", (1, 2, 4, 8)))
-        for size in sizes
-    },
-    "BOOL": np.dtype(bool),
-}
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
 # What has the gin files, below `gin/`: in a wheel they lie in the package, in a checkout beside it.
@@ -145,19 +136,22 @@ def write_arrays(
 
 
 def read_arrays(where: PathLike, *, what: str) -> dict[str, np.ndarray]:
-    """Reads named arrays from safetensors; a truncated file is an error that names it."""
+    """Reads named arrays from safetensors.
+
+    Raises:
+        UserError: If the file is absent, cut short or something else; `what` names it.
+    """
     try:
-        tensors = deserialize(path(where).read_bytes())
+        content = bytearray(path(where).read_bytes())  # arrays are views of it that may be changed
     except FileNotFoundError:
         raise UserError(f"{what} is wanted at {os.fspath(where)!r}, but no file is there.") from None
-    except SafetensorError as error:
-        raise UserError(f"{what} at {os.fspath(where)!r} is no whole safetensors file ({error}).") from None
-    unknown = {told["dtype"] for _, told in tensors} - set(_DTYPES)
-    if unknown:
-        raise UserError(f"{what} at {os.fspath(where)!r} holds {unknown.pop()}, which elm_jax does not read.")
+    try:
+        header = read_header(io.BytesIO(content), file=os.fspath(where), fix="write it again")
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     return {
-        name: np.frombuffer(told["data"], _DTYPES[told["dtype"]]).reshape(told["shape"])
-        for name, told in tensors
+        name: np.frombuffer(content, entry.dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
+        for name, entry in header.tensors.items()
     }
 
 

@@ -7,7 +7,6 @@ mapped into memory: opening it costs next to nothing, and of a row only its own 
 """
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from elm_jax.data import ragged
 from elm_jax.data.ragged import Texts, TokenLists
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
+from elm_jax.safetensors_header import read_header
 from elm_jax.tokenizers.sentencepiece import EOS, Vocabulary
 
 WHAT = "A file of prepared rows"
 RENDERING = 1
 """Raised whenever our own code comes to render or tokenise the same rows otherwise: older files are stale."""
-_DTYPES = {"I32": "<i4", "I64": "<i8", "U8": "u1"}
 _TOKENS = ("inputs", "targets", "choices")
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
 _ARRAYS = {
@@ -238,32 +237,19 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
     """Returns the fingerprint and the arrays of a file, which stay on disk until they are looked at."""
     where = storage.path(path)
     try:
+        with where.open("rb") as stream:
+            header = read_header(stream, file=str(path), fix="delete it and prepare the task again")
         if "://" in os.fspath(where):
             content = np.frombuffer(where.read_bytes(), np.uint8)
         else:
             content = np.memmap(os.fspath(where), np.uint8, "r").view(np.ndarray)
     except FileNotFoundError:
         raise UserError(f"{WHAT} is wanted at {str(path)!r}, but no file is there.") from None
-    except (OSError, ValueError) as error:  # ValueError is what mapping an empty file gives
+    except OSError as error:
         raise UserError(f"{WHAT} is wanted at {str(path)!r}, but it cannot be read ({error}).") from error
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    try:
-        head = json.loads(content[8:start].tobytes())
-        about = head.pop("__metadata__")
-        size = start + max(told["data_offsets"][1] for told in head.values())
-        if size > len(content):
-            raise UserError(
-                f"{WHAT} at {str(path)!r} should have {size:,} bytes, but has {len(content):,}: it is no "
-                "whole safetensors file. Delete it and prepare the task again."
-            )
-        if about["format"] != str(storage.FORMAT) or head.keys() != _ARRAYS:
-            raise ValueError
-        arrays = {
-            name: content[slice(*(start + offset for offset in told["data_offsets"]))].view(
-                _DTYPES[told["dtype"]]
-            )
-            for name, told in head.items()
-        }
-        return arrays["fingerprint"].tobytes().decode(), arrays
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{WHAT} is wanted at {str(path)!r}, but the file there is another kind.") from None
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) != _ARRAYS:
+        raise UserError(f"{WHAT} is wanted at {str(path)!r}, but the file there is another kind.")
+    arrays = {
+        name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()
+    }
+    return arrays["fingerprint"].tobytes().decode(), arrays
