@@ -44,7 +44,7 @@ print(json.dumps({"before": before, "peak": peak(), "held": held, "seconds": sec
 def random_base(name: str, dtype: str) -> bases.Base:
     """Returns a base of that size whose parameters are all views of one short run of random numbers."""
     config = find_config(name, dtype=dtype)
-    shapes = bases.shapes(config)
+    shapes = bases.param_shapes(config)
     # A stack repeats its one layer.
     own = {path: shape[1:] if f"/{paths.STACK}/" in path else shape for path, shape in shapes.items()}
     longest = max(math.prod(shape) for shape in own.values())

@@ -171,7 +171,7 @@ def families(place: Path) -> Iterator[Row]:
     for number, family in enumerate(FAMILIES):
         model, home = random_model(family), place / f"family{number}"
         model.save_pretrained(home / "theirs")
-        base = load.read(home / "theirs")
+        base = load.load_base(home / "theirs")
         huggingface.save(home / "ours", base, like=json.loads((home / "theirs" / "config.json").read_text()))
         back = transformers.AutoModelForSeq2SeqLM.from_pretrained(home / "ours")
         yield compared(family, "transformers", model, base, None, back)
@@ -184,7 +184,7 @@ def adapters_of_peft(place: Path) -> Iterator[Row]:
     import transformers
 
     random_model("T5 1.1, LM-adapted, T0, Flan-T5").save_pretrained(place / "base")
-    base = load.read(place / "base")
+    base = load.load_base(place / "base")
 
     def fresh() -> Any:
         return transformers.AutoModelForSeq2SeqLM.from_pretrained(place / "base")
@@ -210,7 +210,7 @@ def experts_out(place: Path) -> Iterator[Row]:
     """Experts folded into whole models, and a bottleneck in the layout of the adapters library."""
     import transformers
 
-    base = load.read(place / "base")
+    base = load.load_base(place / "base")
     for kind in KINDS:
         tree = ex.init_expert(kind, jax.random.key(0), base.params)
         moved = jax.tree.map(lambda leaf: leaf + 0.05 * RNG.normal(size=leaf.shape), dict(tree))
@@ -219,7 +219,7 @@ def experts_out(place: Path) -> Iterator[Row]:
         if kind == "bottleneck":
             yield _by_adapters(place, home, base, tree)
             continue
-        whole = fold.folded(base, kind, tree)
+        whole = fold.fold_expert(base, kind, tree)
         huggingface.save(home, whole)
         found = theirs(transformers.AutoModelForSeq2SeqLM.from_pretrained(home))
         params, beside = ex.split_base_and_expert(kind, base.params, tree)
@@ -232,7 +232,7 @@ def _by_adapters(place: Path, home: Path, base: Base, tree: Any) -> Row:
     what = "bottleneck expert"
     if python is None:
         return Row(f"{what} (not installed)", "adapters")
-    normed = fold.folded(base, "bottleneck", paths.unflatten(adapters.norms(tree)))
+    normed = fold.fold_expert(base, "bottleneck", paths.unflatten(adapters.select_norms(tree)))
     huggingface.save(home / "base", normed)
     adapters.save(home, tree)
     np.savez(place / "given.npz", prompts=PROMPTS, choices=CHOICES)

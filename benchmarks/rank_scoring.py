@@ -239,7 +239,7 @@ def pytorch(config: T5Config, params: Any) -> Any:
     from elm_jax.weights import base, huggingface
 
     with tempfile.TemporaryDirectory() as place:
-        huggingface.save(Path(place) / "model", base.of(config, params))
+        huggingface.save(Path(place) / "model", base.make_base(config, params))
         return transformers.T5ForConditionalGeneration.from_pretrained(Path(place) / "model").eval()
 
 

@@ -91,7 +91,7 @@ def write(where: Path, config: T5Config, params: Params, rows: dict[str, Any]) -
     """Writes what a process of its own reads."""
     from elm_jax.weights import base, elm
 
-    elm.save(where / BASE, base.of(config, params))
+    elm.save(where / BASE, base.make_base(config, params))
     laid = {
         f"{task}|{name}|{part}": getattr(tokens, part)
         for task, own in rows.items()

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import IO, Any
 
 import numpy as np
@@ -56,7 +57,9 @@ class SafetensorsHeader:
     metadata: Mapping[str, Any]
 
 
-def read_header(stream: IO[bytes], *, file: str, fix: str = "download or copy it again") -> SafetensorsHeader:
+def read_header(
+    stream: IO[bytes] | BytesIO, *, file: str, fix: str = "download or copy it again"
+) -> SafetensorsHeader:
     """Reads the header of a file and checks that the file has all its tensors.
 
     Args:

@@ -13,9 +13,9 @@ from elm_jax.experts import atomic_dir, files, import_export
 from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
 from elm_jax.session import opening
-from elm_jax.weights import adapters, elm, fold, hf_config, hub, huggingface, load, peft, t5x_write
+from elm_jax.weights import adapters, downloads, elm, fold, hf_config, huggingface, load, peft, t5x_write
 from elm_jax.weights.base import DTYPES, Base, dtype_name
-from elm_jax.weights.base import of as base_of
+from elm_jax.weights.base import make_base as base_of
 
 BASE_DIRECTORY = "base"  # next to an adapter: the model that it is loaded onto
 # Format -> the file that is written last.
@@ -82,7 +82,7 @@ def convert(
     """
     target = storage.path(dst)
     atomic_dir.require_new(target)
-    source = hub.expert(src, required=False)
+    source = downloads.fetch_expert(src, required=False)
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
         return _import_expert(source, target, base, kind, ignore)
@@ -90,8 +90,8 @@ def convert(
         names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
         return _export_expert(source, target, to, base, dtype_name(dtype), ignore)
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
-    directory = load.find(src)
-    model = load.read(directory, dtype=dtype, ignore=ignore)
+    directory = load.find_checkpoint(src)
+    model = load.load_base(directory, dtype=dtype, ignore=ignore)
     atomic_dir.write_new(target, MARKERS[to], lambda place: _write_model(place, model, directory, to, ignore))
     return ConversionResult("model", to, str(target), _count_params(model.params), model.fingerprint)
 
@@ -103,7 +103,7 @@ def _write_model(
     if to == "t5x":
         t5x_write.save(place, model)
         return
-    for name in (*huggingface.BESIDE, opening.VOCABULARY):
+    for name in (*huggingface.OTHER_FILES, opening.VOCABULARY):
         if (source / name).exists():
             content = (source / name).read_bytes()
             if name == hf_config.GENERATION:
@@ -149,7 +149,7 @@ def _import_expert(
             "Expected the directory of an expert as LIBRARY/DATASET/PROMPT with escaped characters, got "
             f"{target.name!r}. Fix: name it {escaped!r}."
         )
-    model = load.read(base, ignore=ignore)
+    model = load.load_base(base, ignore=ignore)
     expert = import_export.load_foreign_expert(source, model, identifier, kind=kind, ignore=ignore)
     atomic_dir.write_new(target, files.SPEC_FILE, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
@@ -181,13 +181,13 @@ def _export_expert(
     if to == "adapters":
 
         def fill(place: epath.Path) -> None:
-            normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
+            normed = fold.fold_expert(model, kind, paths.unflatten(adapters.select_norms(tree)))
             _write_model(place / BASE_DIRECTORY, normed, directory, "hf", ignore)
             adapters.save(place, tree, family=_model_type(place / BASE_DIRECTORY))
 
         atomic_dir.write_new(target, adapters.CONFIG, fill)
         return ConversionResult(what, to, str(target), _count_params(tree), model.fingerprint)
-    whole = fold.folded(model, kind, tree)
+    whole = fold.fold_expert(model, kind, tree)
     if dtype is not None:
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
@@ -204,8 +204,8 @@ def _load_base_of(
     """Returns the directory of the base of an expert, and the base."""
     if base is None:
         raise _no_base_error(source)
-    directory = load.find(base)
-    model = load.read(directory, ignore=ignore)
+    directory = load.find_checkpoint(base)
+    model = load.load_base(directory, ignore=ignore)
     if model.fingerprint != spec.base:
         raise UserError(
             f"Expected the base {spec.base} that the expert at {str(source)!r} was trained on, got "

@@ -14,7 +14,7 @@ from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
-from elm_jax.weights import experts, hub, load, peft, t5x
+from elm_jax.weights import downloads, load, peft, t5x, t5x_experts
 from elm_jax.weights.base import Base
 
 
@@ -48,8 +48,8 @@ def import_expert(
     Raises:
         UserError: If `src` is none of these, the expert has another base, or there is an expert of that id.
     """
-    source, workspace = hub.expert(src), Workspace.open(run)
-    base = load.read(settings.base_of(workspace))
+    source, workspace = downloads.fetch_expert(src), Workspace.open(run)
+    base = load.load_base(settings.base_of(workspace))
     if not source.is_dir():
         raise UserError(
             f"Expected the directory of an expert at {str(source)!r}, got none. Fix: correct the path."
@@ -96,12 +96,12 @@ def infer_kind(found: Params, base: Base) -> str:
     added = {re.sub(r"/layers_\d+/", "/layers/", path) for path in found} - set(paths.flatten(base.params))
     if not added:
         return "full"
-    for kind, owned in experts.OWNED.items():
+    for kind, owned in t5x_experts.OWNED.items():
         if kind != "full" and all(owned.fullmatch(path) for path in added):
             return kind
     raise UserError(
-        f"Expected parameters of an expert besides the base's, of one kind of {', '.join(experts.OWNED)}, "
-        f"got {sorted(added)[0]!r}. Fix: name the base that it was trained on, or the kind with --kind."
+        "Expected parameters of an expert besides the base's, of one kind of "
+        f"{', '.join(t5x_experts.OWNED)}, got {sorted(added)[0]!r}. Fix: name the base that it was trained on, or the kind with --kind."
     )
 
 
@@ -145,8 +145,8 @@ def load_foreign_expert(
     if (source / peft.CONFIG).exists():
         kind, tree = peft.load(source, base.config, ignore=ignore)
     else:
-        kind = kind or infer_kind(t5x.parameters(source), base)
-        tree = experts.from_t5x(source, base, kind)
+        kind = kind or infer_kind(t5x.list_parameters(source), base)
+        tree = t5x_experts.load_t5x_expert(source, base, kind)
     spec = ExpertSpec(
         id=id,
         kind=kind,

@@ -18,7 +18,7 @@ from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.weights import load
 from elm_jax.weights.base import Base
-from elm_jax.weights.experts import require_fit
+from elm_jax.weights.t5x_experts import require_fit
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -207,7 +207,7 @@ def _open_run(run: storage.PathLike) -> tuple[Workspace, Base, str]:
     """Returns a run's directories, its base, and the base's directory."""
     workspace = Workspace.open(run)
     directory = str(settings.base_of(workspace))
-    return workspace, load.read(directory), directory
+    return workspace, load.load_base(directory), directory
 
 
 def _find_or_create(name: str, branch: str | None, *, private: bool) -> hub.RepositoryFiles:

@@ -7,7 +7,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import SIZES, T5Config
 from elm_jax.models.sizes import find_config as size_named
-from elm_jax.weights import known, load
+from elm_jax.weights import load, published_models
 from elm_jax.weights.base import dtype_name
 
 DEFAULT_SIZE = "xl"  # of the base, as the paper's, where a recipe names none
@@ -22,7 +22,7 @@ def find_network(base: Any, size: str | None, dtype: str) -> tuple[T5Config, tup
         return size_named(DEFAULT_SIZE, dtype=dtype), (f"a base of size {DEFAULT_SIZE}",)
     if (where := storage.path(base)).is_dir():
         # Its shape alone: the parameters stay unread.
-        return load.READERS[load.format_of(where)](where, dtype=dtype).config, ()
+        return load.FORMATS[load.detect_format(where)](where, dtype=dtype).config, ()
     return size_named(find_size(str(base)), dtype=dtype), ()
 
 
@@ -32,7 +32,7 @@ def find_size(name: str) -> str:
     >>> size_of("t5-xl-lm-adapt"), size_of("google/mt5-base"), size_of("T0_3B"), size_of("t5-3b")
     ('xl', 'mt5-base', 'xl', 't5-3b')
     """
-    short = known.find(name).hub.rpartition("/")[2].lower()
+    short = published_models.find_model(name).hub.rpartition("/")[2].lower()
     size = re.search(r"(small|base|large|xxl|xl|3b|11b)", short)
     letters = "".join(re.findall(r"^(?:m|by)?t[05]", short))
     if short.startswith("t0"):

@@ -76,8 +76,8 @@ def load_embedder(
 
     Raises a UserError that names the missing file, its repository and where to put it.
     """
-    directory = embedders.find(path_or_name, pooling=pooling)
-    encoder = embedders.read(directory, pooling=pooling, dtype=dtype, ignore=ignore)
+    directory = embedders.find_encoder(path_or_name, pooling=pooling)
+    encoder = embedders.load_encoder(directory, pooling=pooling, dtype=dtype, ignore=ignore)
     arrays = jax.device_put((encoder.params, list(encoder.projections)))
     budget = batch_tokens or _budget(jax.default_backend())
     head = Head(encoder.pooling, encoder.activations, encoder.normalized)

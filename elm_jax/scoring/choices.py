@@ -12,7 +12,7 @@ from elm_jax.models import paths
 from elm_jax.records import Expert, Params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import Row
-from elm_jax.weights import experts as fitting
+from elm_jax.weights import t5x_experts as fitting
 from elm_jax.weights.base import Base
 
 

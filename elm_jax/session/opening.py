@@ -15,7 +15,7 @@ from elm_jax.tokenizers import huggingface, sentencepiece
 from elm_jax.tokenizers.sentencepiece import Vocabulary
 from elm_jax.weights import base as weights_base
 from elm_jax.weights import load as weights
-from elm_jax.weights.elm import Base
+from elm_jax.weights.base import Base
 
 VOCABULARY = "vocabulary.model"
 
@@ -51,8 +51,8 @@ def load(
     Raises:
         UserError: If either is missing, or the vocabulary gives ids that the base has no embedding for.
     """
-    directory = weights.find(where)
-    base = weights.read(directory, dtype=dtype, as_stored=True)
+    directory = weights.find_checkpoint(where)
+    base = weights.load_base(directory, dtype=dtype, as_stored=True)
     pieces = pieces_of(directory, vocabulary_file)
     if pieces.size > base.config.vocab_size:
         raise UserError(
@@ -149,7 +149,7 @@ def open_run(
         source = replace(source, input_eos=note["source"].get("input_eos"))
     place = note["base"] or workspace.base
     dtype = weights_base.dtype_name(dtype or note.get("dtype"))
-    if dtype is not None and dtype == weights.stored_dtype(place):
+    if dtype is not None and dtype == weights.find_stored_dtype(place):
         dtype = None  # the same, and so are the stamps of what is scored
     base, pieces = load(place, source.vocabulary, dtype)
     for file in source.tasks:

@@ -8,8 +8,8 @@ from elm_jax import storage
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.weights import base as weights_base
-from elm_jax.weights import known
 from elm_jax.weights import load as weights
+from elm_jax.weights import published_models
 
 REMEMBERED = "run.json"
 PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
@@ -28,8 +28,8 @@ def remember(
     """
     told = asdict(source or Source())
     if told["input_eos"] is None and initial_checkpoint is not None:
-        told["input_eos"] = known.eos_on_input(str(initial_checkpoint))
-    base = None if initial_checkpoint is None else weights.find(initial_checkpoint)
+        told["input_eos"] = published_models.eos_on_input(str(initial_checkpoint))
+    base = None if initial_checkpoint is None else weights.find_checkpoint(initial_checkpoint)
     note = {"base": base, "source": told, "lengths": asdict(lengths or Lengths())}
     _write(workspace, note | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
 

@@ -6,7 +6,7 @@ it does there because it is the same network; a second network beside T5X's own,
 have to be kept equal to ours by hand.
 
 Its parameters have T5X's names, one a layer, `encoder/layers_0/attention/query/kernel`: with these a
-published checkpoint restores through INITIAL_CHECKPOINT_PATH as it is, and `weights.experts.from_t5x` reads
+published checkpoint restores through INITIAL_CHECKPOINT_PATH as it is, and `weights.t5x_experts.load_t5x_expert` reads
 what was trained. An expert's stand among them, `encoder/layers_0/attention_adapter/down/kernel`. In the
 compiled step the layers are stacked for our scan. Kernels are converted to the type that the network computes
 in before they are, so that stacking costs no more than the conversion, which the products would do anyway.
@@ -26,7 +26,7 @@ from elm_jax.models import expert_kinds, paths
 from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5, init_params
-from elm_jax.weights import experts
+from elm_jax.weights import t5x_experts
 
 ADDED = re.compile(r".*(_adapter/.*|/lora_[ab]|/ia3_(in|out))")
 """What experts own that no base has."""
@@ -148,7 +148,7 @@ def placed(params: Mapping[str, Any], config: T5Config, kind: str) -> tuple[Any,
     of_base = {path: value for path, value in found.items() if not ADDED.fullmatch(path)}
     if kind == "full":
         return paths.unflatten(of_base), None
-    owned = {path: value for path, value in found.items() if experts.OWNED[kind].fullmatch(path)}
+    owned = {path: value for path, value in found.items() if t5x_experts.OWNED[kind].fullmatch(path)}
     return jax.lax.stop_gradient(paths.unflatten(of_base)), paths.unflatten(owned)
 
 

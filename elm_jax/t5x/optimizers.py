@@ -13,7 +13,7 @@ import jax
 import optax
 
 from elm_jax import names
-from elm_jax.weights import experts
+from elm_jax.weights import t5x_experts
 
 
 def linear(rate: float, steps: int, warmup: int = 0) -> Callable[[Any], Any]:
@@ -39,7 +39,7 @@ def adamw(
     `clip` is the largest norm of all the expert's gradients together; the base's stay out of it, and their
     parameters stay as they are to the bit, without any state.
     """
-    names.resolve(kind, experts.OWNED, kind="expert kind", where="elm_jax.weights.experts")
+    names.resolve(kind, t5x_experts.OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")
     of_expert = optax.chain(
         optax.clip_by_global_norm(clip), optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)
     )
@@ -53,6 +53,6 @@ def owners(params: Any, kind: str) -> Any:
 
     def owner(keys: Any, _: Any) -> str:
         path = "/".join(str(key.key) for key in keys)
-        return "expert" if experts.OWNED[kind].fullmatch(path) else "base"
+        return "expert" if t5x_experts.OWNED[kind].fullmatch(path) else "base"
 
     return jax.tree_util.tree_map_with_path(owner, params)

@@ -16,7 +16,7 @@ from elm_jax.tasks import data_source, original
 from elm_jax.training import config
 from elm_jax.training.config import Budget, Course
 from elm_jax.training.jobs import Held, Job
-from elm_jax.weights.elm import Base
+from elm_jax.weights.base import Base
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from elm_jax.training.batch_search import Fit
 from elm_jax.training.config import Budget
 from elm_jax.training.jobs import Job
 from elm_jax.training.programs import Plan
-from elm_jax.weights.elm import Base
+from elm_jax.weights.base import Base
 
 UTILISATION = 0.4  # of the published peak that training is taken to reach, where it was not measured
 OF_PRODUCTS = 0.5  # the same, of the rate at which it was seen to multiply matrices

@@ -22,8 +22,8 @@ from elm_jax.tokenizers.sentencepiece import Vocabulary
 from elm_jax.training import denoise, trainer
 from elm_jax.training.jobs import Job
 from elm_jax.training.programs import Plan
-from elm_jax.weights import elm
-from elm_jax.weights.elm import Base
+from elm_jax.weights import base, elm
+from elm_jax.weights.base import Base
 
 STAGE = "train the base"
 
@@ -85,7 +85,7 @@ def pretrain(
             checkpoint_dir=workspace.checkpoints / "base",
             watch=watch,
         )
-    elm.save(workspace.base, elm.of(config, params))
+    elm.save(workspace.base, base.make_base(config, params))
     return load(workspace.base)
 
 

@@ -31,7 +31,7 @@ from elm_jax.training.entries import Entry, entry_of, is_done
 from elm_jax.training.forecast import Forecast, forecast
 from elm_jax.training.jobs import Job
 from elm_jax.training.programs import Plan
-from elm_jax.weights.elm import Base
+from elm_jax.weights.base import Base
 
 FSDP = 16  # devices that a full expert's parameters are split over, where there are as many
 Stopped = engine.Stopped

@@ -25,10 +25,10 @@ from elm_jax.records import Params
 from elm_jax.weights import tensors
 from elm_jax.weights.tensors import Tensor
 
-READERS = 8  # layers of a parameter that are read at once
-LARGEST, MOST_LAYERS = 2**24, 2**10  # a size beyond these is a mistake, and would take forever to find out
+READ_THREADS = 8  # layers of a parameter that are read at once
+MAX_SIZE, MAX_LAYERS = 2**24, 2**10  # a size beyond these is a mistake, and would take forever to find out
 DTYPES: Mapping[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(bfloat16)}
-Place = Callable[[str, np.ndarray], Array]
+Placement = Callable[[str, np.ndarray], Array]
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,24 @@ class Checkpoint:
     wanted: Callable[[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = lambda path, shape: (path, shape)
 
 
-def of(config: T5Config, params: Params) -> Base:
+def make_base(config: T5Config, params: Params) -> Base:
     """Returns the base with its fingerprint, which stands for names, shapes, types and bytes."""
     return Base(config, params, storage.array_fingerprint(paths.flatten(params)))
 
 
-def check(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tensor]]]:
+def match_parameters(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tensor]]]:
     """Returns shape and tensors of every parameter of the network, one tensor or one a layer.
 
     Raises a UserError that names the first tensor that is missing, of a wrong shape or type, or too many.
     """
     found, used = {}, set()
-    for path, shape in shapes(checkpoint.config).items():
+    for path, shape in param_shapes(checkpoint.config).items():
         before, stacked, after = path.partition(f"/{paths.STACK}/")
         together = not stacked or path in checkpoint.tensors
         names = [path] if together else [f"{before}/layers_{layer}/{after}" for layer in range(shape[0])]
         wanted = shape if together else shape[1:]
         for name in names:
-            _check_one(checkpoint, name, wanted)
+            _require_tensor(checkpoint, name, wanted)
         used |= set(names)
         found[path] = shape, [checkpoint.tensors[name] for name in names]
     for name in sorted(set(checkpoint.tensors) - used):
@@ -85,7 +85,7 @@ def check(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tenso
     return found
 
 
-def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place, as_stored: bool = False) -> Base:
+def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Placement, as_stored: bool = False) -> Base:
     """Reads a checkpoint whose tensors are those of its network.
 
     With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
@@ -94,15 +94,15 @@ def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place, as_stor
     """
     digest = storage.ArrayDigest()
     params = {}
-    with ThreadPoolExecutor(READERS) as pool:
-        for path, (shape, layers) in sorted(check(checkpoint).items()):
-            stored = _common({layer.dtype for layer in layers})
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for path, (shape, layers) in sorted(match_parameters(checkpoint).items()):
+            stored = _common_dtype({layer.dtype for layer in layers})
             whole = np.empty(shape, DTYPES[dtype] if dtype else stored)
             parts = [whole] if layers[0].seen == shape else list(whole)
             if as_stored and whole.dtype != stored:
                 digest.begin(path, stored, shape)
-                for start in range(0, len(parts), READERS):
-                    some = slice(start, start + READERS)
+                for start in range(0, len(parts), READ_THREADS):
+                    some = slice(start, start + READ_THREADS)
                     for read, part in zip(
                         pool.map(partial(_read_as, dtype=stored), layers[some]), parts[some], strict=True
                     ):
@@ -124,13 +124,13 @@ def _read_as(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
+def param_shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
     """Returns the shape of every parameter of the network, stacked, by path."""
     made = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     return {path: leaf.shape for path, leaf in paths.flatten(made).items()}
 
 
-def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] | None = None) -> T5Config:
+def parse_config(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] | None = None) -> T5Config:
     """Returns the network that fields by name describe; a UserError names the one that cannot be.
 
     Names that are no field are passed over, fields that are not told have their defaults. `called` says what
@@ -139,7 +139,7 @@ def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] 
     known: dict[str, Any] = {field.name: field.default for field in fields(T5Config) if field.name in told}
     for name, default in known.items():
         value = told[name]
-        if not _is_like(value, default):
+        if not _is_valid(value, default):
             raise UserError(
                 f"{where!r} should describe a network, but its {(called or {}).get(name, name)} is "
                 f"{value!r:.100}. Restore it, or name another checkpoint."
@@ -149,9 +149,9 @@ def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] 
         config = T5Config(**{name: type(default)(told[name]) for name, default in known.items()})
     except ValueError as error:
         raise UserError(f"{where!r} describes no network: {error}") from None
-    if max(config.num_encoder_layers, config.num_decoder_layers) > MOST_LAYERS:
+    if max(config.num_encoder_layers, config.num_decoder_layers) > MAX_LAYERS:
         raise UserError(
-            f"{where!r} should describe a network of at most {MOST_LAYERS} layers a stack, but has "
+            f"{where!r} should describe a network of at most {MAX_LAYERS} layers a stack, but has "
             f"{config.num_encoder_layers} and {config.num_decoder_layers}."
         )
     if config.relpos_buckets < 4 or config.relpos_max_distance <= config.relpos_buckets // 2:
@@ -162,7 +162,7 @@ def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] 
     return config
 
 
-def precision(found: Mapping[str, Tensor], dtype: str | None) -> str:
+def compute_dtype(found: Mapping[str, Tensor], dtype: str | None) -> str:
     """Returns what to compute in: what was asked for, or bfloat16 where the whole checkpoint is that."""
     narrow = bool(found) and {tensor.dtype for tensor in found.values()} == {DTYPES["bfloat16"]}
     return dtype or ("bfloat16" if narrow else "float32")
@@ -181,13 +181,13 @@ def dtype_name(dtype: DTypeLike | None) -> str | None:
     return name
 
 
-def on_host(path: str, value: np.ndarray) -> Array:
+def keep_on_host(path: str, value: np.ndarray) -> Array:
     """Leaves a parameter where it was read."""
     del path
     return value
 
 
-def _check_one(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
+def _require_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
     tensor = checkpoint.tensors.get(name)
     if tensor is None:
         called, shape = checkpoint.wanted(name, wanted)
@@ -203,12 +203,12 @@ def _check_one(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> No
         )
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def _is_valid(value: Any, default: Any) -> bool:
     """Says whether a value may be that of a field with this default; sizes are positive."""
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):
-        return type(value) is int and 0 < value < LARGEST
+        return type(value) is int and 0 < value < MAX_SIZE
     if isinstance(default, float):
         return type(value) in (int, float) and 0 <= value < 1
     if isinstance(default, tuple):
@@ -216,10 +216,10 @@ def _is_like(value: Any, default: Any) -> bool:
     return isinstance(value, type(default))
 
 
-def _common(found: set[np.dtype]) -> np.dtype:
+def _common_dtype(found: set[np.dtype]) -> np.dtype:
     return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else DTYPES["float32"]
 
 
-def flat(base: Base) -> dict[str, Any]:
+def params_by_layer(base: Base) -> dict[str, Any]:
     """Returns the parameters of a base layer by layer under T5X's names; arrays on the host stay views."""
     return paths.unstack_layers({path: np.asarray(leaf) for path, leaf in paths.flatten(base.params).items()})

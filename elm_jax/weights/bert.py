@@ -42,7 +42,7 @@ _MPNET = {
 }
 
 
-def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
+def parse_network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
     """Returns the shape that a `config.json` describes; a UserError names what cannot be."""
     sizes = {}
     for name, theirs in _SIZES.items():
@@ -78,7 +78,7 @@ def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
     )
 
 
-def params(
+def convert_params(
     config: BertConfig, found: Mapping[str, np.ndarray], kind: str, *, where: str
 ) -> dict[str, np.ndarray]:
     """Returns the network's float32 parameters by path, of tensors by PyTorch's names.
@@ -93,7 +93,7 @@ def params(
     width = config.emb_dim
 
     def get(name: str, *shape: int | None) -> np.ndarray:
-        return tensor(found, name, shape, where=where)
+        return get_tensor(found, name, shape, where=where)
 
     def dense(name: str, fan_in: int, fan_out: int) -> tuple[np.ndarray, np.ndarray]:
         return get(f"{name}.weight", fan_out, fan_in).T, get(f"{name}.bias", fan_out)
@@ -130,7 +130,7 @@ def params(
     return paths.stack_layers(made)
 
 
-def tensor(
+def get_tensor(
     found: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...], *, where: str
 ) -> np.ndarray:
     """Returns a tensor as float32; a UserError if it is missing or of another shape, None being any size."""

@@ -10,9 +10,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.weights import base as bases
 from elm_jax.weights import safetensors
-from elm_jax.weights.base import Base, Checkpoint, of
-
-__all__ = ["CONFIG", "HF_CONFIG", "PARAMS", "Base", "checkpoint", "load", "of", "require", "save"]
+from elm_jax.weights.base import Base, Checkpoint
 
 CONFIG = "config.json"
 PARAMS = "params.safetensors"
@@ -22,37 +20,37 @@ HF_CONFIG = "hf_config.json"  # the `config.json` of transformers that a convert
 def save(where: storage.PathLike, base: Base) -> None:
     """Writes a base; `config.json` comes last, so that a directory that has it is whole."""
     directory = storage.writable_directory(where)
-    safetensors.write(directory / PARAMS, bases.flat(base), {"format": str(storage.FORMAT)})
+    safetensors.write(directory / PARAMS, bases.params_by_layer(base), {"format": str(storage.FORMAT)})
     storage.write_json(directory / CONFIG, {"network": asdict(base.config), "fingerprint": base.fingerprint})
 
 
 def load(where: storage.PathLike) -> Base:
     """Reads a base and checks it: every tensor there, none too many, shapes and fingerprint as written."""
-    found = checkpoint(where)
-    base = bases.assemble(found, dtype=None, place=bases.on_host)
-    require(base, where)
+    found = open_checkpoint(where)
+    base = bases.assemble(found, dtype=None, place=bases.keep_on_host)
+    require_fingerprint(base, where)
     return base
 
 
-def checkpoint(
+def open_checkpoint(
     where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
 ) -> Checkpoint:
     """Returns what a base's directory holds, its parameters unread; the network computes in `dtype`."""
     del ignore  # all fields of our own format are known
     remedy = "Train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
-    told = _told(directory)
+    told = _read_config(directory)
     if not isinstance(told["network"], dict):
         raise UserError(f"{str(directory / CONFIG)!r} describes no network: its 'network' is no object.")
     network = told["network"] | ({"dtype": dtype} if dtype else {})
-    config = bases.config_of(network, where=str(directory / CONFIG))
+    config = bases.parse_config(network, where=str(directory / CONFIG))
     file = directory / PARAMS
-    return Checkpoint(config, safetensors.index(file), str(file))
+    return Checkpoint(config, safetensors.list_tensors(file), str(file))
 
 
-def require(base: Base, where: storage.PathLike) -> None:
+def require_fingerprint(base: Base, where: storage.PathLike) -> None:
     """Refuses parameters that are not those that were written."""
-    wanted = _told(storage.path(where))["fingerprint"]
+    wanted = _read_config(storage.path(where))["fingerprint"]
     if base.fingerprint != wanted:
         raise UserError(
             f"The base at {str(storage.path(where))!r} should have fingerprint {wanted}, but has "
@@ -60,7 +58,7 @@ def require(base: Base, where: storage.PathLike) -> None:
         )
 
 
-def _told(directory: epath.Path) -> dict[str, Any]:
+def _read_config(directory: epath.Path) -> dict[str, Any]:
     told = storage.read_json(directory / CONFIG, what="A base model's configuration")
     for name in ("network", "fingerprint"):
         if name not in told:

@@ -21,8 +21,17 @@ from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.weights import base as bases
-from elm_jax.weights import bert, hf_config, hf_fields, hf_names, huggingface, steps, torch_bin, wordpiece
-from elm_jax.weights.bert import tensor
+from elm_jax.weights import (
+    bert,
+    encoder_steps,
+    hf_config,
+    hf_fields,
+    hf_names,
+    huggingface,
+    torch_bin,
+    wordpiece,
+)
+from elm_jax.weights.bert import get_tensor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,16 +44,16 @@ KNOWN = (
 )
 """Names to suggest; any other of the hub is looked for too."""
 _DESCRIBING = (
-    steps.MODULES,
-    steps.MODEL,
-    steps.CONFIG,
+    encoder_steps.MODULES,
+    encoder_steps.MODEL,
+    encoder_steps.CONFIG,
     "sentence_*_config.json",
     "tokenizer*.json",
-    f"*/{steps.CONFIG}",
+    f"*/{encoder_steps.CONFIG}",
 )
 _LAYOUT = (
-    *(steps.MODULES, steps.CONFIG, huggingface.SAFETENSORS, wordpiece.FILE, wordpiece.BESIDE),
-    *(wordpiece.OWN[0], f"1_Pooling/{steps.CONFIG}"),
+    *(encoder_steps.MODULES, encoder_steps.CONFIG, huggingface.SAFETENSORS, wordpiece.FILE, wordpiece.BESIDE),
+    *(wordpiece.OWN[0], f"1_Pooling/{encoder_steps.CONFIG}"),
 )
 _WEIGHTS = (("model*.safetensors*", "*/model.safetensors"), ("pytorch_model.bin", "*/pytorch_model.bin"))
 
@@ -66,7 +75,7 @@ class SentenceEncoder:
     fingerprint: str  # of all that decides what vector a text gets
 
 
-def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath.Path:
+def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath.Path:
     """Returns the directory that a path or a name stands for, fetched from the hub if its cache lacks it.
 
     Raises a UserError that says which files are missing, from which repository, and where to put them.
@@ -77,16 +86,16 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
         return where
     if text.startswith(hub.HUB_PREFIX):
         repository, revision = hub.parse_address(text)
-        return fetch(repository, pooling=pooling, revision=revision)
+        return fetch_encoder(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
             f"A sentence encoder is wanted at {text!r}, but no directory is there. Name the directory of "
             f"one, or a model of the hub such as {KNOWN[0]!r}."
         )
-    return fetch(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
+    return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
 
-def fetch(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
+def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
     """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
     from huggingface_hub import constants
 
@@ -99,9 +108,9 @@ def fetch(repository: str, *, pooling: str | None = None, revision: str | None =
             break
         if directory is None:
             continue
-        lacking = missing(directory, pooling=pooling)
+        lacking = list_missing_files(directory, pooling=pooling)
         # A plain checkpoint that is whole: how it pools must be told, which is for `read` to say.
-        if not lacking or (weights is not None and lacking == [steps.MODULES]):
+        if not lacking or (weights is not None and lacking == [encoder_steps.MODULES]):
             return directory
         why = "its repository has no more"
         if weights is not None and not any(file.endswith(huggingface.SAFETENSORS) for file in lacking):
@@ -117,22 +126,22 @@ def fetch(repository: str, *, pooling: str | None = None, revision: str | None =
     )
 
 
-def missing(root: epath.Path, *, pooling: str | None = None) -> list[str]:
+def list_missing_files(root: epath.Path, *, pooling: str | None = None) -> list[str]:
     """Returns the files that a directory lacks to be read, by name."""
-    told = pooling is not None or (root / steps.MODULES).exists()
+    told = pooling is not None or (root / encoder_steps.MODULES).exists()
     try:
-        found = steps.read(root, pooling if told else "mean")
+        found = encoder_steps.read_steps(root, pooling if told else "mean")
     except UserError:  # `read` says so again, but for a file that is absent
-        pooled = f"1_Pooling/{steps.CONFIG}"
+        pooled = f"1_Pooling/{encoder_steps.CONFIG}"
         return [] if (root / pooled).exists() else [pooled]
     places = (found.network, *found.projections)
-    wanted = [place / steps.CONFIG for place in places] + [found.network / wordpiece.FILE]
-    wanted += [place / huggingface.SAFETENSORS for place in places if not huggingface.weights_in(place)]
+    wanted = [place / encoder_steps.CONFIG for place in places] + [found.network / wordpiece.FILE]
+    wanted += [place / huggingface.SAFETENSORS for place in places if not huggingface.find_weights(place)]
     absent = [str(file.relative_to(root)) for file in wanted if not file.exists()]
-    return absent if told else [steps.MODULES, *absent]
+    return absent if told else [encoder_steps.MODULES, *absent]
 
 
-def read(
+def load_encoder(
     where: storage.PathLike,
     *,
     pooling: str | None = None,
@@ -150,27 +159,27 @@ def read(
     dtype = bases.dtype_name(dtype) or "float32"
     remedy = f"Name the directory of one, or a model of the hub such as {KNOWN[0]!r}."
     root = storage.existing_directory(where, what="A sentence encoder", remedy=remedy)
-    found = steps.read(root, pooling, ignore=ignore)
-    file = found.network / steps.CONFIG
-    told = steps.object_of(file)
+    found = encoder_steps.read_steps(root, pooling, ignore=ignore)
+    file = found.network / encoder_steps.CONFIG
+    told = encoder_steps.read_json_object(file)
     kind, families = told.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
     if kind not in families:
         raise UserError(
             f"{str(file)!r} should describe a model of type {', '.join(families)}, but describes "
             f"{kind!r:.50}."
         )
-    held, weights = _tensors(found.network)
+    held, weights = _read_tensors(found.network)
     if kind in bert.FAMILIES:
         hf_fields.BERT.require(told, where=str(file), ignore=ignore)
-        network = bert.network(told, dtype=dtype, where=str(file))
-        flat, longest = bert.params(network, held, kind, where=weights), network.longest
+        network = bert.parse_network(told, dtype=dtype, where=str(file))
+        flat, longest = bert.convert_params(network, held, kind, where=weights), network.longest
     else:
-        told = hf_config.read(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
-        network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
+        told = hf_config.read_config(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
+        network = hf_config.parse_network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
-    pieces, length = wordpiece.read(found.network, longest, ignore=ignore)
-    projections = [_linear(*_tensors(place), "linear") for place in found.projections]
-    activations = [steps.activation(place, ignore) for place in found.projections]
+    pieces, length = wordpiece.load_tokenizer(found.network, longest, ignore=ignore)
+    projections = [_linear(*_read_tensors(place), "linear") for place in found.projections]
+    activations = [encoder_steps.read_activation(place, ignore) for place in found.projections]
     if found.pooling == "pooler":
         projections, activations = [_linear(held, weights, "pooler.dense")], ["tanh"]
     flat = {path: leaf.astype(bases.DTYPES[dtype], copy=False) for path, leaf in flat.items()}
@@ -198,12 +207,12 @@ def read(
     )
 
 
-def _tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
+def _read_tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
     """Returns the tensors of a directory by name, and the file that tells them."""
-    name = huggingface.weights_in(directory) or ""
+    name = huggingface.find_weights(directory) or ""
     file = directory / name
     if name == huggingface.TORCH:
-        return {key: found.read() for key, found in torch_bin.index(file).items()}, str(file)
+        return {key: found.read() for key, found in torch_bin.list_tensors(file).items()}, str(file)
     if not name.startswith(huggingface.SAFETENSORS):
         raise UserError(
             f"{str(directory)!r} should hold weights in {huggingface.SAFETENSORS} or {huggingface.TORCH}, "
@@ -211,17 +220,17 @@ def _tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
         )
     shards = [name]
     if name.endswith(huggingface.INDEX):
-        shards = sorted(set(steps.object_of(file).get("weight_map", {}).values()))
+        shards = sorted(set(encoder_steps.read_json_object(file).get("weight_map", {}).values()))
     # Not `safetensors.index`, which refuses the integers that BERT's files hold beside their weights.
     read = [storage.read_arrays(directory / shard, what="Weights of a sentence encoder") for shard in shards]
-    return {hf_names.unwrapped(key): array for part in read for key, array in part.items()}, str(file)
+    return {hf_names.strip_wrapper(key): array for part in read for key, array in part.items()}, str(file)
 
 
 def _linear(found: Mapping[str, np.ndarray], where: str, name: str) -> dict[str, np.ndarray]:
-    kernel = tensor(found, f"{name}.weight", (None, None), where=where).T
+    kernel = get_tensor(found, f"{name}.weight", (None, None), where=where).T
     if f"{name}.bias" not in found:
         return {"kernel": kernel}
-    return {"kernel": kernel, "bias": tensor(found, f"{name}.bias", (kernel.shape[1],), where=where)}
+    return {"kernel": kernel, "bias": get_tensor(found, f"{name}.bias", (kernel.shape[1],), where=where)}
 
 
 def _t5_encoder(config: T5Config, found: dict[str, np.ndarray], *, where: str) -> dict[str, np.ndarray]:
@@ -235,14 +244,14 @@ def _t5_encoder(config: T5Config, found: dict[str, np.ndarray], *, where: str) -
                 "other values. Fix: use a checkpoint whose tables of embeddings are tied."
             )
     made = {}
-    for path, shape in bases.shapes(config).items():
+    for path, shape in bases.param_shapes(config).items():
         if not path.startswith(("token_embedder/", "encoder/")):
             continue
         before, stack, after = path.partition(f"/{paths.STACK}/")
         apart = [f"{before}/{paths.STACK}_{layer}/{after}" for layer in range(shape[0])] if stack else [path]
-        order = -1 if hf_names.is_turned(path) else 1
+        order = -1 if hf_names.is_transposed(path) else 1
         wanted = (shape[1:] if stack else shape)[::order]
-        leaves = [tensor(found, hf_names.torch_name(name), wanted, where=where) for name in apart]
+        leaves = [get_tensor(found, hf_names.torch_name(name), wanted, where=where) for name in apart]
         leaves = [leaf.T if order < 0 else leaf for leaf in leaves]
         made[path] = np.stack(leaves) if stack else leaves[0]
     return made

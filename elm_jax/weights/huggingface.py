@@ -24,10 +24,10 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
 )
-BESIDE = (hf_config.GENERATION, *TOKENIZER)
+OTHER_FILES = (hf_config.GENERATION, *TOKENIZER)
 
 
-def weights_in(directory: epath.Path) -> str | None:
+def find_weights(directory: epath.Path) -> str | None:
     """Returns the file of weights, or the index of its shards, that is read; None if there is none."""
     for name in (SAFETENSORS, FLAX, TORCH):
         for file in (name, name + INDEX):
@@ -36,7 +36,7 @@ def weights_in(directory: epath.Path) -> str | None:
     return None
 
 
-def checkpoint(
+def open_checkpoint(
     where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
 ) -> Checkpoint:
     """Returns what a directory holds, its parameters unread.
@@ -53,39 +53,39 @@ def checkpoint(
         UserError: If a file is missing or says something that is not understood.
     """
     directory = storage.path(where)
-    told = hf_config.read(directory, ignore=ignore)
-    file = weights_in(directory)
+    told = hf_config.read_config(directory, ignore=ignore)
+    file = find_weights(directory)
     if file is None:
         raise UserError(
             f"{str(directory)!r} should hold {SAFETENSORS}, {FLAX} or {TORCH}, whole or in shards, but holds "
             "none. Download the weights too."
         )
     flax = file.startswith(FLAX)
-    found = unwrapped(_index(directory, file))
+    found = strip_wrappers(_index(directory, file))
     _require_plain(found)
     name_of = hf_names.flax_name if flax else hf_names.torch_name
     embedding, called = _embedding(found, flax), name_of("decoder/logits_dense/kernel")
-    head, scaled = found.get(called), hf_config.is_scaled(told)
-    if head is not None and scaled and embedding is not None and _same(head, embedding, turned=flax):
+    head, scaled = found.get(called), hf_config.has_scaled_outputs(told)
+    if head is not None and scaled and embedding is not None and _are_equal(head, embedding, turned=flax):
         del found[called]
         head = None
-    precision = bases.precision(found, dtype)
-    config = hf_config.network(
+    precision = bases.compute_dtype(found, dtype)
+    config = hf_config.parse_network(
         told, head=head is not None, dtype=precision, where=str(directory / hf_config.FILE)
     )
     if head is not None and scaled:
-        found[called] = tensors.times(head, config.emb_dim**-0.5)
+        found[called] = tensors.scale(head, config.emb_dim**-0.5)
     by_path = {}
-    for path, shape in _apart(bases.shapes(config)).items():
+    for path, shape in _unstack_shapes(bases.param_shapes(config)).items():
         tensor = found.pop(name_of(path), None)
         if tensor is not None:
-            turned = hf_names.is_turned(path, flax=flax) and len(tensor.shape) == len(shape)
-            by_path[path] = tensors.transposed(tensor) if turned else tensor
+            turned = hf_names.is_transposed(path, flax=flax) and len(tensor.shape) == len(shape)
+            by_path[path] = tensors.transpose(tensor) if turned else tensor
     # What is left is too many: the check that names it finds it under its own name.
     by_path |= {name: tensor for name, tensor in found.items() if not _is_copy(name)}
 
     def wanted(path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        return name_of(path), shape[::-1] if hf_names.is_turned(path, flax=flax) else shape
+        return name_of(path), shape[::-1] if hf_names.is_transposed(path, flax=flax) else shape
 
     return Checkpoint(config, by_path, str(directory / file), wanted)
 
@@ -105,15 +105,16 @@ def save(
         UserError: If transformers has no such network, or nothing can be written there.
     """
     directory = storage.writable_directory(where)
-    flat = bases.flat(base)
-    if hf_config.family_of(base.config, like) == "umt5":
+    flat = bases.params_by_layer(base)
+    if hf_config.find_model_type(base.config, like) == "umt5":
         flat |= _scaled_head(base, flat)
     arrays = {
-        hf_names.torch_name(path): leaf.T if hf_names.is_turned(path) else leaf for path, leaf in flat.items()
+        hf_names.torch_name(path): leaf.T if hf_names.is_transposed(path) else leaf
+        for path, leaf in flat.items()
     }
     dtypes = {leaf.dtype for leaf in arrays.values()}
     dtype = str(dtypes.pop()) if len(dtypes) == 1 else "float32"
-    config = hf_config.written(base.config, dtype, like)
+    config = hf_config.to_hf_config(base.config, dtype, like)
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, leaf in arrays.items():
         if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + leaf.nbytes > shard:
@@ -127,16 +128,16 @@ def save(
     if len(shards) > 1:
         total = sum(leaf.nbytes for leaf in arrays.values())
         told = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        storage.write_bytes(directory / (SAFETENSORS + INDEX), _json(told))
-    storage.write_bytes(directory / hf_config.FILE, _json(config))
+        storage.write_bytes(directory / (SAFETENSORS + INDEX), _to_json_bytes(told))
+    storage.write_bytes(directory / hf_config.FILE, _to_json_bytes(config))
 
 
 def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
     """Returns the tensors of a file of weights, or of all shards that an index names."""
     readers: Mapping[str, Callable[[epath.Path], dict[str, Tensor]]] = {
-        SAFETENSORS: safetensors.index,
-        FLAX: lambda where: _leaves(paths.flatten(msgpack.index(where)), where),
-        TORCH: torch_bin.index,
+        SAFETENSORS: safetensors.list_tensors,
+        FLAX: lambda where: _leaves(paths.flatten(msgpack.list_tensors(where)), where),
+        TORCH: torch_bin.list_tensors,
     }
     read = readers[file.removesuffix(INDEX)]
     if not file.endswith(INDEX):
@@ -178,7 +179,7 @@ def _leaves(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def unwrapped(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors by the names that they had before training wrapped their modules.
 
     Raises:
@@ -186,7 +187,7 @@ def unwrapped(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in found.items():
-        short = hf_names.unwrapped(name)
+        short = hf_names.strip_wrapper(name)
         if short in plain:
             raise UserError(
                 f"Expected one tensor for {short!r} in {tensor.file!r}, got {plain[short].name!r} and "
@@ -219,7 +220,7 @@ def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
             continue
         if name not in found:
             found[name] = found[copy]
-        elif not _same(found[copy], found[name], turned=False):
+        elif not _are_equal(found[copy], found[name], turned=False):
             raise UserError(
                 f"Expected {copy!r} in {found[copy].file!r} to equal {found[name].name!r}, got other values. "
                 "Fix: elm_jax has one table of embeddings for both stacks; use a checkpoint whose tables "
@@ -241,13 +242,13 @@ def _is_copy(name: str) -> bool:
     return name in hf_names.COPIES or name == hf_names.UNREAD
 
 
-def _same(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
+def _are_equal(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
     if turned:
-        head = tensors.transposed(head)
+        head = tensors.transpose(head)
     return head.seen == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
 
 
-def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _unstack_shapes(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter, layer by layer."""
     apart = {}
     for path, shape in stacked.items():
@@ -260,5 +261,5 @@ def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
     return apart
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def _to_json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -14,16 +14,16 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sharding import sharding_by_path
 from elm_jax.weights import base as bases
-from elm_jax.weights import elm, hf_config, hub, huggingface, known, t5x
-from elm_jax.weights.base import Base, Checkpoint, Place
+from elm_jax.weights import downloads, elm, hf_config, huggingface, published_models, t5x
+from elm_jax.weights.base import Base, Checkpoint, Placement
 
 Sharding = (
     jax.sharding.Mesh | jax.sharding.Sharding | Callable[[str, tuple[int, ...]], Any] | Mapping[str, Any]
 )
-READERS: Mapping[str, Callable[..., Checkpoint]] = {
-    "elm": elm.checkpoint,
-    "hf": huggingface.checkpoint,
-    "t5x": t5x.checkpoint,
+FORMATS: Mapping[str, Callable[..., Checkpoint]] = {
+    "elm": elm.open_checkpoint,
+    "hf": huggingface.open_checkpoint,
+    "t5x": t5x.open_checkpoint,
 }
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
@@ -39,7 +39,7 @@ def load_model(
 
     `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
     `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.known`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
 
     Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
     bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
@@ -54,14 +54,14 @@ def load_model(
 
     Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
     """
-    return read(path_or_name, dtype=dtype, place=_placing(sharding), ignore=ignore)
+    return load_base(path_or_name, dtype=dtype, place=_make_placement(sharding), ignore=ignore)
 
 
-def read(
+def load_base(
     path_or_name: storage.PathLike,
     *,
     dtype: DTypeLike | None = None,
-    place: Place = bases.on_host,
+    place: Placement = bases.keep_on_host,
     ignore: Collection[str] = (),
     as_stored: bool = False,
 ) -> Base:
@@ -71,27 +71,27 @@ def read(
     trained on, held and computed with in another type.
     """
     dtype = bases.dtype_name(dtype)
-    directory = find(path_or_name)
+    directory = find_checkpoint(path_or_name)
     try:
-        kind = format_of(directory)
-        found = READERS[kind](directory, dtype=dtype, ignore=ignore)
+        kind = detect_format(directory)
+        found = FORMATS[kind](directory, dtype=dtype, ignore=ignore)
         base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
             f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
         ) from error
     if kind == "elm" and (dtype is None or as_stored):
-        elm.require(base, directory)
+        elm.require_fingerprint(base, directory)
     return base
 
 
-def stored_dtype(path_or_name: storage.PathLike) -> str:
+def find_stored_dtype(path_or_name: storage.PathLike) -> str:
     """Returns what a model computes in where nothing else is asked for; no parameter is read."""
-    directory = find(path_or_name)
-    return READERS[format_of(directory)](directory).config.dtype
+    directory = find_checkpoint(path_or_name)
+    return FORMATS[detect_format(directory)](directory).config.dtype
 
 
-def find(path_or_name: storage.PathLike) -> epath.Path:
+def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
     """Returns the directory that a path or a name stands for, fetched from the hub if need be."""
     text = str(path_or_name)
     where = storage.path(path_or_name)
@@ -107,28 +107,28 @@ def find(path_or_name: storage.PathLike) -> epath.Path:
         return where
     if there:
         if where.suffix in PICKLES and where.name != huggingface.TORCH:
-            raise _pickle(where)
+            raise _pickle_error(where)
         return where.parent
     if text.startswith(("/", ".", "~")) or "://" in text or not text:
         raise UserError(
             f"A model is wanted at {text!r}, but no directory is there. Name the directory of a checkpoint, "
             "or a model such as 't5-v1_1-xl-lm-adapt'."
         )
-    return hub.fetch(known.find(text))
+    return downloads.fetch_model(published_models.find_model(text))
 
 
-def format_of(directory: epath.Path) -> str:
+def detect_format(directory: epath.Path) -> str:
     """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
     if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
         return "elm"
-    if huggingface.weights_in(directory):
+    if huggingface.find_weights(directory):
         return "hf"
-    if t5x.find(directory):
+    if t5x.find_checkpoint(directory):
         return "t5x"
     entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
     for entry in entries:
         if entry.suffix in PICKLES:
-            raise _pickle(entry)
+            raise _pickle_error(entry)
     there = ", ".join(entry.name for entry in entries[:6]) or "nothing"
     if (directory / hf_config.FILE).exists():
         there += ": a configuration without its weights"
@@ -140,7 +140,7 @@ def format_of(directory: epath.Path) -> str:
     )
 
 
-def _placing(sharding: Sharding | None) -> Place:
+def _make_placement(sharding: Sharding | None) -> Placement:
     """Returns what takes each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = sharding_by_path(sharding)
@@ -160,7 +160,7 @@ def _placing(sharding: Sharding | None) -> Place:
     return place
 
 
-def _pickle(where: epath.Path) -> UserError:
+def _pickle_error(where: epath.Path) -> UserError:
     return UserError(
         f"{str(where)!r} is a pickle, which may run any program, and is never opened. Safetensors, Flax's "
         f"msgpack, a T5X checkpoint or a hub model's {huggingface.TORCH} is wanted."

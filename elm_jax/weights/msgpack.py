@@ -31,11 +31,11 @@ _NUMBERS = {0xCA + place: f">{letter}" for place, letter in enumerate("fdBHIQbhi
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
-def index(where: storage.PathLike) -> dict[str, Any]:
+def list_tensors(where: storage.PathLike) -> dict[str, Any]:
     """Returns a file's tree with a `Tensor` for every array; a UserError if it is cut short or another."""
     file = storage.path(where)
-    with tensors.opened(file) as stream:
-        total = tensors.length(stream)
+    with tensors.open_file(file) as stream:
+        total = tensors.count_file_bytes(stream)
         try:
             tree = _Reader(stream, total, file).value("", 0)
             if stream.tell() != total:
@@ -100,7 +100,7 @@ class _Reader:
         whole = all(type(size) is int and size >= 0 for size in sizes) and len(flat) == len(found)
         if not whole or sum(part.shape[0] for part in flat) != math.prod(sizes):
             raise ValueError(f"the chunks of {name!r} do not make its shape")
-        return tensors.joined(flat, sizes, name)
+        return tensors.concatenate(flat, sizes, name)
 
     def extension(self, name: str, size: int, depth: int) -> Tensor:
         kind = self.take(1)[0]
@@ -123,7 +123,7 @@ class _Reader:
         if end > self.total:
             raise ValueError(f"{name!r} should end at byte {end}, but the file has {self.total}")
         self.stream.seek(end)
-        return tensors.span(name, self.file, start, tuple(shape), dtype)
+        return tensors.tensor_from_file(name, self.file, start, tuple(shape), dtype)
 
     def number(self, packed: str) -> Any:
         return struct.unpack(packed, self.take(struct.calcsize(packed)))[0]

@@ -49,11 +49,13 @@ def load(
     file = directory / (WEIGHTS if (directory / WEIGHTS).exists() else PICKLED)
     if not file.exists():
         raise UserError(f"A PEFT adapter has its weights in {WEIGHTS}, but {str(directory)!r} has none.")
-    found = huggingface.unwrapped((safetensors.index if file.name == WEIGHTS else torch_bin.index)(file))
+    found = huggingface.strip_wrappers(
+        (safetensors.list_tensors if file.name == WEIGHTS else torch_bin.list_tensors)(file)
+    )
     apart: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in found.items():
         part = _PART.fullmatch(name)
-        place = hf_names.projection(part.group(1)) if part else None
+        place = hf_names.parse_projection(part.group(1)) if part else None
         if part is None or place is None or part.group(2).startswith("lora") != (kind == "lora"):
             raise UserError(
                 f"{str(file)!r} holds {name!r}, which a {told['peft_type']} expert of a T5's projections "
@@ -66,7 +68,7 @@ def load(
         raise UserError(f"{str(file)!r} should hold an adapter, but holds nothing.")
     flat = {}
     for path, layers in apart.items():
-        kernel = bases.shapes(config).get(f"{path}/kernel")
+        kernel = bases.param_shapes(config).get(f"{path}/kernel")
         if kernel is None or max(layers) >= kernel[0]:
             raise UserError(
                 f"{str(file)!r} adapts layer {max(layers)} of {path!r}, which the base does not have. Give "

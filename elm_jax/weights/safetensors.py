@@ -16,7 +16,7 @@ from elm_jax.weights.tensors import Tensor
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def index(where: storage.PathLike) -> dict[str, Tensor]:
+def list_tensors(where: storage.PathLike) -> dict[str, Tensor]:
     """Returns the tensors of a file by name, without reading them.
 
     Raises:
@@ -25,10 +25,10 @@ def index(where: storage.PathLike) -> dict[str, Tensor]:
     file = storage.path(where)
     if not file.exists():
         raise UserError(f"Expected a safetensors file at {str(file)!r}, got none. Fix: correct the path.")
-    with tensors.opened(file) as stream:
+    with tensors.open_file(file) as stream:
         header = read_header(stream, file=str(file))
     return {
-        name: tensors.span(name, file, entry.start, entry.shape, entry.dtype)
+        name: tensors.tensor_from_file(name, file, entry.start, entry.shape, entry.dtype)
         for name, entry in header.tensors.items()
     }
 

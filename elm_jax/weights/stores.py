@@ -20,7 +20,7 @@ _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
 _WHOLE = "It is not whole: copy it again, or name another checkpoint."
 
 
-def names_in(directory: epath.Path) -> dict[str, str]:
+def list_names(directory: epath.Path) -> dict[str, str]:
     """Returns the arrays of a directory by name, each with TensorStore's driver for it."""
     if (directory / MANIFEST).exists():
         try:
@@ -41,7 +41,7 @@ def names_in(directory: epath.Path) -> dict[str, str]:
     return {name: _METADATA[last] for name, _, last in split if last in _METADATA and name}
 
 
-def index(
+def list_tensors(
     directory: epath.Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
     """Returns the named arrays of a directory, unread; `names` gives each its driver.
@@ -55,7 +55,7 @@ def index(
         name: ts.open(
             {
                 "driver": driver,
-                "kvstore": {**inside, "path": f"{name}/"} if inside else place(directory / name),
+                "kvstore": {**inside, "path": f"{name}/"} if inside else make_store_spec(directory / name),
                 # A chunk that is absent would be read as zeros.
                 "fill_missing_data_reads": False,
             },
@@ -80,11 +80,11 @@ def index(
                 f"{str(directory)!r} holds {name!r} as {tuple(store.shape)}; its index says {tuple(wanted)}. "
                 f"{_WHOLE}"
             )
-        found[name] = _tensor(name, str(directory), store)
+        found[name] = _make_tensor(name, str(directory), store)
     return found
 
 
-def place(directory: epath.Path) -> dict[str, Any]:
+def make_store_spec(directory: epath.Path) -> dict[str, Any]:
     """Returns TensorStore's description of a directory, local or in a bucket."""
     text = str(directory)
     if text.startswith("gs://"):
@@ -93,7 +93,7 @@ def place(directory: epath.Path) -> dict[str, Any]:
     return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # it refuses a path with ..
 
 
-def _tensor(name: str, file: str, store: ts.TensorStore) -> Tensor:
+def _make_tensor(name: str, file: str, store: ts.TensorStore) -> Tensor:
     try:
         dtype = np.dtype(store.dtype.numpy_dtype)
     except (TypeError, ValueError):
@@ -114,7 +114,7 @@ def _read(name: str, file: str, store: ts.TensorStore, out: np.ndarray) -> None:
 
 
 def _database(directory: epath.Path) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": place(directory)}
+    return {"driver": "ocdbt", "base": make_store_spec(directory)}
 
 
 def _reason(error: Exception) -> str:

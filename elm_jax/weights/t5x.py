@@ -18,7 +18,7 @@ from elm_jax.models import paths
 from elm_jax.weights import base as bases
 from elm_jax.weights import msgpack, stores, t5x_gin, tensors
 from elm_jax.weights.base import Checkpoint
-from elm_jax.weights.tensors import Tensor, held
+from elm_jax.weights.tensors import Tensor, tensor_from_array
 
 TARGET = "target"
 STEP = re.compile(r"checkpoint_(\d+)")
@@ -29,13 +29,13 @@ _ORBAX = (stores.MANIFEST, "_METADATA")
 _TABLE = re.compile(rf"(encoder|decoder)/{paths.STACK}(_\d+)?/relpos_bias/rel_embedding")
 
 
-def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
+def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
     """Returns how a T5X checkpoint is kept and where; None if the directory is none.
 
     A directory of several, `checkpoint_1000` and so on, stands for the latest.
     """
     if UNFINISHED.search(directory.name):
-        raise _unfinished(directory)
+        raise _unfinished_error(directory)
     if (directory / LEGACY).exists() and not any((directory / name).exists() for name in _ORBAX):
         return "legacy", directory
     for place in (directory, directory / STATE, directory / "default"):
@@ -44,10 +44,10 @@ def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
     entries = list(directory.iterdir())
     steps = [entry for entry in entries if STEP.fullmatch(entry.name)]
     if steps:
-        return find(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
+        return find_checkpoint(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
     for entry in entries:
         if UNFINISHED.search(entry.name):
-            raise _unfinished(entry)
+            raise _unfinished_error(entry)
     if STEP.fullmatch(directory.name) or (directory / STATE).is_dir():
         raise UserError(
             f"{str(directory)!r} should hold a T5X checkpoint, as {STATE}/{stores.MANIFEST} or {LEGACY}, but "
@@ -56,38 +56,38 @@ def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
     return None
 
 
-def checkpoint(
+def open_checkpoint(
     where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
 ) -> Checkpoint:
     """Returns what a checkpoint holds, its parameters unread, and the shape that they and gin's file tell."""
-    found = parameters(where)
+    found = list_parameters(where)
     named = str(storage.path(where))
-    place = find(storage.path(where))
-    told = t5x_gin.network_fields(place[1], ignore=ignore) if place else {}
+    place = find_checkpoint(storage.path(where))
+    told = t5x_gin.read_network_fields(place[1], ignore=ignore) if place else {}
     return Checkpoint(
-        bases.config_of(_fields(found, dtype, named) | told, where=named),
+        bases.parse_config(_infer_fields(found, dtype, named) | told, where=named),
         found,
         named,
         lambda path, shape: (f"{TARGET}/{path}", shape),
     )
 
 
-def parameters(where: storage.PathLike) -> dict[str, Tensor]:
+def list_parameters(where: storage.PathLike) -> dict[str, Tensor]:
     """Returns the parameters of a checkpoint by T5X's names, unread; a scanned stack has its layers first."""
     directory = storage.path(where)
-    kept = find(directory)
+    kept = find_checkpoint(directory)
     if kept is None:
         raise UserError(f"A T5X checkpoint is wanted at {str(directory)!r}, but nothing there is one.")
     kind, place = kept
-    found = _orbax(place) if kind == "orbax" else _legacy(place)
+    found = _list_orbax(place) if kind == "orbax" else _list_legacy(place)
     if not found:
         raise UserError(
             f"{str(place)!r} should hold parameters below {TARGET!r}, as T5X keeps them, but holds none."
         )
-    return _positions(dict(map(_native, found, found.values())), str(place))
+    return _join_position_tables(dict(map(_to_native, found, found.values())), str(place))
 
 
-def _unfinished(directory: epath.Path) -> UserError:
+def _unfinished_error(directory: epath.Path) -> UserError:
     return UserError(
         f"{str(directory)!r} was never finished: its writer was stopped. Name an earlier checkpoint."
     )
@@ -99,28 +99,28 @@ def _is_orbax(directory: epath.Path) -> bool:
     return any((directory / name).exists() for name in (*_ORBAX, f"{TARGET}.{_EMBEDDING.replace('/', '.')}"))
 
 
-def _orbax(directory: epath.Path) -> dict[str, Tensor]:
+def _list_orbax(directory: epath.Path) -> dict[str, Tensor]:
     if not (directory / stores.MANIFEST).exists() and not any(directory.glob(f"{TARGET}.*")):
         raise UserError(
             f"{str(directory)!r} should hold arrays, as {stores.MANIFEST} or as {TARGET}.*, but holds "
             "neither: it is half written, or half copied. Copy it again, or name an earlier checkpoint."
         )
     below = {
-        name: driver for name, driver in stores.names_in(directory).items() if name.startswith(f"{TARGET}.")
+        name: driver for name, driver in stores.list_names(directory).items() if name.startswith(f"{TARGET}.")
     }
-    return _below(stores.index(directory, below), ".")
+    return _select_target(stores.list_tensors(directory, below), ".")
 
 
-def _legacy(directory: epath.Path) -> dict[str, Tensor]:
+def _list_legacy(directory: epath.Path) -> dict[str, Tensor]:
     """Reads the index, which has small arrays in itself and says of the others where they lie."""
     file = directory / LEGACY
-    with tensors.opened(file) as stream:
+    with tensors.open_file(file) as stream:
         if stream.read(21) == b"model_checkpoint_path":
             raise UserError(
                 f"{str(file)!r} belongs to a TensorFlow checkpoint, which is not read. Convert it with T5X's "
                 "scripts/convert_tf_checkpoint.py, or get the model from the hub."
             )
-    tree = msgpack.index(file)
+    tree = msgpack.list_tensors(file)
     state = tree.get("optimizer", tree)
     target = state.get(TARGET) if isinstance(state, dict) else None
     if not isinstance(target, dict):
@@ -130,9 +130,9 @@ def _legacy(directory: epath.Path) -> dict[str, Tensor]:
         if isinstance(leaf, Tensor):
             inline[path] = replace(leaf, name=f"{TARGET}/{path}")
             continue
-        folder, shape = _described(leaf, f"{TARGET}/{path}", file)
+        folder, shape = _parse_leaf(leaf, f"{TARGET}/{path}", file)
         names[folder], drivers[folder], shapes[folder] = path, "zarr", shape
-    found = stores.index(directory, drivers, shapes)
+    found = stores.list_tensors(directory, drivers, shapes)
     return inline | {path: found[folder] for folder, path in names.items()}
 
 
@@ -144,7 +144,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _described(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, ...]]:
+def _parse_leaf(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, ...]]:
     """Returns the folder and the shape that the index gives an array."""
     try:
         folder = (leaf["kvstore"].get("path") or leaf["path"]).strip("/")
@@ -158,14 +158,14 @@ def _described(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, 
     return folder, shape
 
 
-def _below(found: Mapping[str, Tensor], separator: str) -> dict[str, Tensor]:
+def _select_target(found: Mapping[str, Tensor], separator: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(f"{TARGET}{separator}").replace(separator, "/"): tensor
         for name, tensor in found.items()
     }
 
 
-def _native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
+def _to_native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
     """Returns a parameter's name and axes as this package has them; only T5X's scanned ones differ.
 
     Their heads stand apart, too: [embed, layers, heads, width] and, where they lead out, [heads, layers,
@@ -183,7 +183,7 @@ def _native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
     return path, tensor
 
 
-def _positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _join_position_tables(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Returns the tensors with one table of relative positions a stack, if the layers of all share theirs.
 
     T5X's scanned network has a table in every layer, and where they differ they stay as they are.
@@ -194,14 +194,14 @@ def _positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     for path, value in sorted(read.items()):
         stack = path.partition("/")[0]
         for table in value if f"/{paths.STACK}/" in path else [value]:
-            own = held(tables[path].name, where, table)
+            own = tensor_from_array(tables[path].name, where, table)
             first = shared.setdefault(f"{stack}/relpos_bias/rel_embedding", own)
             if first.read().tobytes() != table.tobytes():
                 return found | tables
     return found | shared
 
 
-def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Any]:
+def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Any]:
     """Returns what names and shapes tell of the network."""
 
     def shape(*names: str) -> tuple[int, ...]:
@@ -231,18 +231,18 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
         "emb_dim": width,
         "num_heads": heads,
         "head_dim": joined // heads,
-        "num_encoder_layers": _layers(found, "encoder"),
-        "num_decoder_layers": _layers(found, "decoder"),
+        "num_encoder_layers": _count_layers(found, "encoder"),
+        "num_decoder_layers": _count_layers(found, "decoder"),
         "mlp_dim": layer("encoder", "mlp/wo/kernel")[0],
         "mlp_activations": ("relu",) if single else ("gelu", "linear"),
         "logits_via_embedding": "decoder/logits_dense/kernel" not in found,
         "relpos_buckets": buckets,
         "relpos_per_layer": f"encoder/{table}" not in found,
-        "dtype": bases.precision(found, dtype),
+        "dtype": bases.compute_dtype(found, dtype),
     }
 
 
-def _layers(found: Mapping[str, Tensor], stack: str) -> int:
+def _count_layers(found: Mapping[str, Tensor], stack: str) -> int:
     apart = {int(layer.group(1)) for name in found if (layer := re.match(rf"{stack}/layers_(\d+)/", name))}
     together = [tensor.seen[0] for name, tensor in found.items() if name.startswith(f"{stack}/layers/")]
     return len(apart) or min(together, default=0)

@@ -34,7 +34,7 @@ def save(where: storage.PathLike, base: Base) -> None:
             "one a layer; convert to elm."
         )
     directory = storage.writable_directory(where).resolve()
-    flat = bases.flat(base)
+    flat = bases.params_by_layer(base)
     if base.config.logits_via_embedding and not base.config.scale_decoder_outputs:
         flat["decoder/logits_dense/kernel"] = np.ascontiguousarray(flat["token_embedder/embedding"].T)
     states = {path: _fresh(value.shape) for path, value in flat.items()}

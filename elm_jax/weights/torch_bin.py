@@ -11,7 +11,7 @@ from elm_jax.weights import tensors
 from elm_jax.weights.tensors import Tensor
 
 
-def index(where: epath.Path) -> dict[str, Tensor]:
+def list_tensors(where: epath.Path) -> dict[str, Tensor]:
     """Returns the tensors of a file by name; a UserError if torch is absent or refuses the file."""
     file = str(where)
     try:
@@ -34,7 +34,7 @@ def index(where: epath.Path) -> dict[str, Tensor]:
             array = plain.contiguous().view(torch.uint16).numpy().view(bfloat16)
         else:
             array = np.asarray(plain.numpy())
-        found[name] = tensors.held(name, file, array)
+        found[name] = tensors.tensor_from_array(name, file, array)
     return found
 
 

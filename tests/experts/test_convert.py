@@ -28,8 +28,10 @@ def model():
     config = find_config(
         "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
     )
-    flat = {path: RNG.normal(size=shape).astype(np.float32) for path, shape in bases.shapes(config).items()}
-    return bases.of(config, paths.unflatten(flat))
+    flat = {
+        path: RNG.normal(size=shape).astype(np.float32) for path, shape in bases.param_shapes(config).items()
+    }
+    return bases.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_there_and_back_every_bit_is_the_same(model, source, tmp_path, there, dt
     back = convert(tmp_path / "there", tmp_path / "back", "elm")
     assert made.fingerprint == back.fingerprint
     assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    found = load.read(tmp_path / "back")
+    found = load.load_base(tmp_path / "back")
     assert found.config.dtype == dtype
     wanted = jax.tree.map(lambda leaf: leaf.astype(bases.DTYPES[dtype]), dict(model.params))
     assert same(found.params, wanted)
@@ -105,7 +107,7 @@ def test_what_lies_beside_foreign_weights_comes_out_as_it_went_in(source, tmp_pa
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     config |= {"eos_token_id": 2, "pad_token_id": 1, "task_specific_params": {"a": [1]}, "num_beams": 4}
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    wanted = {name: f'{{"{name}": 3}}'.encode() for name in huggingface.BESIDE}
+    wanted = {name: f'{{"{name}": 3}}'.encode() for name in huggingface.OTHER_FILES}
     for name, content in wanted.items():
         (tmp_path / "hf" / name).write_bytes(content)
     convert(tmp_path / "hf", tmp_path / "elm", "elm")
@@ -129,7 +131,7 @@ def test_a_field_that_was_looked_at_is_ignored(source, tmp_path, capsys):
     assert stop.value.code == 2
     assert "got 'house_style' = 3" in capsys.readouterr().err
     cli.app([*arguments, "--ignore", "house_style"], standalone_mode=False)
-    assert load.read(tmp_path / "elm").fingerprint == load.read(source).fingerprint
+    assert load.load_base(tmp_path / "elm").fingerprint == load.load_base(source).fingerprint
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def test_the_command_that_a_run_names_makes_a_base_of_a_model_with_an_unknown_fi
     arguments = [{"MODEL": str(unknown)}.get(word, word) for word in command.split()]
     cli.app(arguments, standalone_mode=False)
     run = runs_base.open_run(tmp_path / "run", initial_checkpoint=tmp_path / "NEW")
-    assert run.base.fingerprint == load.read(source).fingerprint
+    assert run.base.fingerprint == load.load_base(source).fingerprint
 
 
 @pytest.mark.parametrize("to", ["hf", "elm"])
@@ -162,7 +164,7 @@ def test_a_model_is_written_without_what_was_ignored(unknown, tmp_path, to):
     convert(unknown, tmp_path / "new", to, ignore=["house_style"])
     convert(tmp_path / "new", tmp_path / "again", "hf")
     read = convert(tmp_path / "again", tmp_path / "back", "elm")
-    assert read.fingerprint == load.read(unknown, ignore=["house_style"]).fingerprint
+    assert read.fingerprint == load.load_base(unknown, ignore=["house_style"]).fingerprint
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text()) == {"num_beams": 2}
 
 

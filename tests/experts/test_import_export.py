@@ -25,8 +25,10 @@ def model():
     config = find_config(
         "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
     )
-    flat = {path: rng.normal(size=shape).astype(np.float32) for path, shape in bases.shapes(config).items()}
-    return bases.of(config, paths.unflatten(flat))
+    flat = {
+        path: rng.normal(size=shape).astype(np.float32) for path, shape in bases.param_shapes(config).items()
+    }
+    return bases.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,9 @@ def test_nothing_is_exported_over_what_is_there(exported, run):
 
 def test_an_expert_of_another_base_is_refused(exported, trained, model, tmp_path):
     other = Workspace.open(tmp_path / "other", create=True)
-    elm.save(other.base, bases.of(model.config, jax.tree.map(lambda leaf: leaf + 1, dict(model.params))))
+    elm.save(
+        other.base, bases.make_base(model.config, jax.tree.map(lambda leaf: leaf + 1, dict(model.params)))
+    )
     with pytest.raises(UserError, match=f"'a/b c'.*{model.fingerprint!r}"):
         import_export.import_expert(exported, run=other.root)
     with pytest.raises(UserError, match="otherwise than the base"):

@@ -32,8 +32,8 @@ def networks(write_encoder, tmp_path_factory):
     made = {}
     for kind in KINDS:
         tensors = write_encoder(tmp_path_factory.mktemp(kind), kind=kind)
-        config = bert.network({**CONFIG, "model_type": kind}, dtype="float32", where="here")
-        params = paths.unflatten(bert.params(config, tensors, kind, where="here"))
+        config = bert.parse_network({**CONFIG, "model_type": kind}, dtype="float32", where="here")
+        params = paths.unflatten(bert.convert_params(config, tensors, kind, where="here"))
         made[kind] = config, params, tensors
     return made
 
@@ -139,7 +139,7 @@ def test_the_longest_text_leaves_out_the_positions_that_are_never_given(networks
 
 def test_bfloat16_takes_products_in_it_and_stays_near(networks):
     config, params, tensors = networks["bert"]
-    narrow = bert.network({**CONFIG, "model_type": "bert"}, dtype="bfloat16", where="here")
+    narrow = bert.parse_network({**CONFIG, "model_type": "bert"}, dtype="bfloat16", where="here")
     found = encode((narrow, params, tensors))
     wide = encode((config, params, tensors))
     assert found.dtype == np.float32

@@ -74,7 +74,7 @@ def base(theirs):
 
     def leaf(path):
         value = state[hf_names.torch_name(path)].numpy()
-        return value.T if hf_names.is_turned(path) else value
+        return value.T if hf_names.is_transposed(path) else value
 
     def apart(path, shape):
         before, stack, after = path.partition("/layers/")

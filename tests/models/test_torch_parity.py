@@ -73,7 +73,7 @@ def params_of(named: dict[str, Any], config: T5Config) -> dict[str, Any]:
     flat = {}
     for path, leaf in wanted.items():
         value = named[hf_names.torch_name(path)].detach().numpy()
-        flat[path] = value.T if hf_names.is_turned(path) else value
+        flat[path] = value.T if hf_names.is_transposed(path) else value
         assert flat[path].shape == leaf.shape, path
     return paths.unflatten(paths.stack_layers(flat))
 

@@ -33,7 +33,7 @@ def embedder(place):
 @pytest.fixture(scope="module")
 def by_hand(place):
     """Every text alone and unpadded: the mean of its tokens over the mean's length."""
-    read = embedders.read(place)
+    read = embedders.load_encoder(place)
     run = jax.jit(lambda *batch: bert_encoder.encode(read.network, read.params, *batch))
 
     def vector(text):
@@ -68,7 +68,7 @@ def test_texts_of_many_chunks_come_back_in_their_order(embedder, by_hand, monkey
 
 def test_an_embedder_tells_what_it_is(embedder, place):
     assert embedder.name == f"bert-mean/{embedder.fingerprint}"
-    assert embedder.fingerprint == embedders.read(place).fingerprint
+    assert embedder.fingerprint == embedders.load_encoder(place).fingerprint
     assert (embedder.dimension, embedder.max_length) == (8, 18)
 
 
@@ -86,7 +86,7 @@ def test_one_text_that_is_no_list_is_refused_rather_than_read_letter_by_letter(e
 
 
 def test_few_shapes_are_compiled_and_little_is_padding(place):
-    encoder = embedders.read(place)
+    encoder = embedders.load_encoder(place)
     texts = ["dog " * length for length in range(400)]
     batches = [tokens.shape for _, tokens, _ in embedding._batches(encoder, texts, 64)]
     assert set(batches) == {(4, 16), (3, 18)}
@@ -98,7 +98,7 @@ def test_few_shapes_are_compiled_and_little_is_padding(place):
 
 
 def test_a_single_text_is_no_batch_of_many(place):
-    ((_, tokens, _),) = embedding._batches(embedders.read(place), ["the dog"], 1024)
+    ((_, tokens, _),) = embedding._batches(embedders.load_encoder(place), ["the dog"], 1024)
     assert tokens.shape == (1, 16)
 
 

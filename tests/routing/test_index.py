@@ -23,6 +23,7 @@ from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import base as base_module
 from elm_jax.weights import elm
 from elm_jax.weights.base import Base
 
@@ -244,7 +245,7 @@ def test_a_recipe_names_the_embedder(tmp_path):
 
 
 def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
-    elm.save(run.workspace.base, elm.of(config, base))
+    elm.save(run.workspace.base, base_module.make_base(config, base))
     sentencepiece.train(["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY, 64, kind="word")
     asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
     file = encoder / "1_Pooling" / "config.json"

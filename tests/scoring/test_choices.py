@@ -21,7 +21,7 @@ ANSWERS[2, 0, 1:] = 0
 
 @pytest.fixture(scope="module")
 def model(config, base):
-    return bases.of(config, base)
+    return bases.make_base(config, base)
 
 
 @pytest.fixture(scope="module")

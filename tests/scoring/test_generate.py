@@ -139,7 +139,7 @@ def test_answers_are_those_of_transformers_token_for_token(shape, tmp_path):
     told = network(**SHAPES[shape])
     free = write(told, PROMPTS, length=20, eos=-5)
     eos = eos_of(free)
-    huggingface.save(tmp_path, base.of(*told))
+    huggingface.save(tmp_path, base.make_base(*told))
     model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     prompts = torch.tensor(PROMPTS, dtype=torch.long)
     how = {"do_sample": False, "num_beams": 1, "pad_token_id": 0, "decoder_start_token_id": 0}

@@ -49,9 +49,10 @@ def model(pieces):
     assert pieces[1].size <= config.vocab_size
     rng = np.random.default_rng(0)
     flat = {
-        path: rng.normal(0, 0.5, shape).astype(np.float32) for path, shape in bases.shapes(config).items()
+        path: rng.normal(0, 0.5, shape).astype(np.float32)
+        for path, shape in bases.param_shapes(config).items()
     }
-    return bases.of(config, paths.unflatten(flat))
+    return bases.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.tasks import rendering
 from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import base as base_module
 from elm_jax.weights import elm
 
 HERE = Path(__file__).parent
@@ -266,7 +267,7 @@ def base(tmp_path_factory):
     ]
     pieces = sentencepiece.train(texts, root / "vocabulary.model", 200, kind="word", extra_ids=16)
     config = find_config("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
-    elm.save(root, elm.of(config, init_params(jax.random.key(0), config)))
+    elm.save(root, base_module.make_base(config, init_params(jax.random.key(0), config)))
     return root
 
 

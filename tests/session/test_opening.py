@@ -30,7 +30,7 @@ TEXTS = ["the dog ran to the gate because it had heard the car of its owner"]
 @pytest.fixture(scope="module")
 def model():
     config = find_config("tiny", vocab_size=160, num_encoder_layers=1, num_decoder_layers=1)
-    return bases.of(config, init_params(jax.random.key(0), config))
+    return bases.make_base(config, init_params(jax.random.key(0), config))
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_a_tokenizer_that_gives_ids_beyond_the_embeddings_is_refused_when_a_run_
     ids = opening.pieces_of(place).size
     for count in (ids, ids - 1):
         config = replace(model.config, vocab_size=count)
-        small = bases.of(config, init_params(jax.random.key(0), config))
+        small = bases.make_base(config, init_params(jax.random.key(0), config))
         (huggingface if form == "hub" else elm).save(place, small)
         if count == ids:
             opening.open_run(tmp_path / "fits", initial_checkpoint=place)
@@ -209,7 +209,7 @@ def test_a_tokenizer_that_gives_ids_beyond_the_embeddings_is_refused_when_a_run_
 
 def test_byt5_is_a_base_without_a_model_file(tmp_path):
     config = find_config("tiny", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
-    huggingface.save(tmp_path / "byt5", bases.of(config, init_params(jax.random.key(0), config)))
+    huggingface.save(tmp_path / "byt5", bases.make_base(config, init_params(jax.random.key(0), config)))
     (tmp_path / "byt5" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     convert(tmp_path / "byt5", tmp_path / "ours", "elm")
     for place in ("byt5", "ours"):

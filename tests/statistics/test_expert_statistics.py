@@ -20,6 +20,7 @@ from elm_jax.statistics import estimators as engine
 from elm_jax.statistics import expert_statistics
 from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import base as base_module
 from elm_jax.weights import elm
 
 ROWS = 5
@@ -39,7 +40,7 @@ def run(tmp_path):
         num_encoder_layers=1,
         num_decoder_layers=1,
     )
-    base = elm.of(config, init_params(jax.random.key(0), config))
+    base = base_module.make_base(config, init_params(jax.random.key(0), config))
     elm.save(workspace.base, base)
     specs = task_selection.choose(["mini_sentiment_film", "mini_size_animal"])
     texts = [row.input for spec in specs for row in task_rows.examples(spec, data_source.Source(limit=20))]

@@ -14,7 +14,7 @@ from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5
 from elm_jax.t5x.module import ADDED, Transformer, placed
 from elm_jax.weights import base as bases
-from elm_jax.weights import experts
+from elm_jax.weights import t5x_experts
 
 KINDS = {"bottleneck": {"width": 3}, "lora": {"rank": 3}, "ia3": {}, "full": {}}
 CONFIG = find_config("tiny", vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, dropout_rate=0.1)
@@ -62,8 +62,8 @@ def called(module, variables, *inputs, rngs=None, method=None, mutable=False, ar
 def trees(module, variables):
     """Returns the base and the expert of T5X's parameters, put together by hand as our files have them."""
     flat = paths.stack_layers(paths.flatten(variables["params"]))
-    base = paths.unflatten({path: flat[path] for path in bases.shapes(CONFIG)})
-    owned = {path: flat[path] for path in flat if experts.OWNED[module.kind].fullmatch(path)}
+    base = paths.unflatten({path: flat[path] for path in bases.param_shapes(CONFIG)})
+    owned = {path: flat[path] for path in flat if t5x_experts.OWNED[module.kind].fullmatch(path)}
     return ex.split_base_and_expert(module.kind, base, paths.unflatten(owned))
 
 
@@ -75,8 +75,10 @@ def test_parameters_have_t5x_names_one_a_layer_and_an_axis_each(module, variable
     assert axes["encoder/layers_1/mlp/wo/kernel_axes"].names == ("mlp", "embed")
     assert axes["decoder/relpos_bias/rel_embedding_axes"].names == ("heads", "relpos_buckets")
     of_base = {path for path in params if not ADDED.fullmatch(path)}
-    assert of_base == set(paths.unstack_layers({p: np.ones(s) for p, s in bases.shapes(CONFIG).items()}))
-    fresh = paths.unflatten({path: np.ones(shape) for path, shape in bases.shapes(CONFIG).items()})
+    assert of_base == set(
+        paths.unstack_layers({p: np.ones(s) for p, s in bases.param_shapes(CONFIG).items()})
+    )
+    fresh = paths.unflatten({path: np.ones(shape) for path, shape in bases.param_shapes(CONFIG).items()})
     tree = ex.init_expert(module.kind, jax.random.key(0), fresh, KINDS[module.kind])
     assert set(params) == of_base | set(paths.unstack_layers(paths.flatten(tree)))
 
@@ -140,7 +142,7 @@ def test_only_what_an_expert_owns_gets_a_gradient(module, variables):
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), ANSWERS[..., None], axis=-1).sum()
 
     for path, gradient in paths.flatten(jax.jit(jax.grad(loss))(variables["params"])).items():
-        assert bool(jnp.any(gradient != 0)) == bool(experts.OWNED[module.kind].fullmatch(path)), path
+        assert bool(jnp.any(gradient != 0)) == bool(t5x_experts.OWNED[module.kind].fullmatch(path)), path
 
 
 def test_dropout_is_drawn_from_the_key_and_only_when_asked_for(one):

@@ -38,8 +38,10 @@ CONFIGS = {
 def random_base(config, seed=0, dtype=np.float32):
     """Returns a base with random parameters, no two of which are alike."""
     rng = np.random.default_rng(seed)
-    flat = {path: rng.normal(0, 0.4, shape).astype(dtype) for path, shape in bases.shapes(config).items()}
-    return bases.of(config, paths.unflatten(flat))
+    flat = {
+        path: rng.normal(0, 0.4, shape).astype(dtype) for path, shape in bases.param_shapes(config).items()
+    }
+    return bases.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture(scope="session")

@@ -14,23 +14,23 @@ from elm_jax.weights import elm
 @pytest.fixture
 def saved(model, tmp_path):
     elm.save(tmp_path, model)
-    return elm.checkpoint(tmp_path)
+    return elm.open_checkpoint(tmp_path)
 
 
 def test_the_fingerprint_made_on_the_way_is_that_of_all_parameters(model, saved):
-    found = bases.assemble(saved, dtype=None, place=bases.on_host)
+    found = bases.assemble(saved, dtype=None, place=bases.keep_on_host)
     assert found.fingerprint == storage.array_fingerprint(paths.flatten(model.params)) == model.fingerprint
 
 
 def test_parameters_come_in_the_order_of_their_paths_one_at_a_time(saved):
     seen = []
     bases.assemble(saved, dtype=None, place=lambda path, value: seen.append((path, value.shape)) or value)
-    assert seen == sorted(bases.shapes(saved.config).items())
+    assert seen == sorted(bases.param_shapes(saved.config).items())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_type_that_is_asked_for_is_every_parameters(model, saved, dtype):
-    found = bases.assemble(saved, dtype=dtype, place=bases.on_host)
+    found = bases.assemble(saved, dtype=dtype, place=bases.keep_on_host)
     for path, value in paths.flatten(found.params).items():
         assert value.dtype == bases.DTYPES[dtype]
         np.testing.assert_array_equal(value, paths.flatten(model.params)[path].astype(value.dtype))

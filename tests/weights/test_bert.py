@@ -24,8 +24,8 @@ TOLD = {
 
 def read(tensors, **changes):
     told = {**TOLD, **changes}
-    config = bert.network(told, dtype="float32", where="there")
-    return config, paths.unflatten(bert.params(config, tensors, told["model_type"], where="there"))
+    config = bert.parse_network(told, dtype="float32", where="there")
+    return config, paths.unflatten(bert.convert_params(config, tensors, told["model_type"], where="there"))
 
 
 @pytest.fixture(scope="module")

@@ -37,16 +37,16 @@ def cached(cache, write_encoder, repository="sentence-transformers--tiny"):
 
 
 def test_a_directory_is_read_whole(place):
-    found = embedders.read(place)
+    found = embedders.load_encoder(place)
     assert (found.kind, found.pooling, found.normalized, found.max_length) == ("bert", "mean", True, 9)
     assert found.projections == ()
     assert found.params["embedder"]["token"].shape == (14, 8)
 
 
 def test_the_fingerprint_stands_for_whatever_changes_a_vector(place, write_encoder, tmp_path):
-    first = embedders.read(place).fingerprint
+    first = embedders.load_encoder(place).fingerprint
     write_encoder(tmp_path / "same")
-    assert embedders.read(tmp_path / "same").fingerprint == first
+    assert embedders.load_encoder(tmp_path / "same").fingerprint == first
     for name, changes in {
         "weights": {"seed": 1},
         "pooling": {"pooling": "cls_token"},
@@ -54,32 +54,32 @@ def test_the_fingerprint_stands_for_whatever_changes_a_vector(place, write_encod
         "cut": {"length": 8},
     }.items():
         write_encoder(tmp_path / name, **changes)
-        assert embedders.read(tmp_path / name).fingerprint != first
-    assert embedders.read(place, dtype="bfloat16").fingerprint != first
+        assert embedders.load_encoder(tmp_path / name).fingerprint != first
+    assert embedders.load_encoder(place, dtype="bfloat16").fingerprint != first
     config = place / "tokenizer_config.json"
     config.write_text(json.dumps({"do_lower_case": False}))
-    assert embedders.read(place).fingerprint != first
+    assert embedders.load_encoder(place).fingerprint != first
 
 
 def test_a_plain_checkpoint_is_read_when_its_pooling_is_told(place):
     (place / "modules.json").unlink()
-    found = embedders.read(place, pooling="pooler")
+    found = embedders.load_encoder(place, pooling="pooler")
     assert (found.pooling, found.activations, found.normalized) == ("cls", ("tanh",), False)
     kernel = load_file(place / "model.safetensors")["pooler.dense.weight"].T
     np.testing.assert_array_equal(found.projections[0]["kernel"], kernel)
     with pytest.raises(UserError, match="Say it with pooling"):
-        embedders.read(place)
+        embedders.load_encoder(place)
 
 
 def test_weights_in_shards_are_the_same_weights(place):
-    whole = embedders.read(place)
+    whole = embedders.load_encoder(place)
     tensors = load_file(place / "model.safetensors")
     (place / "model.safetensors").unlink()
     placed = {name: f"model-{len(name) % 2}.safetensors" for name in tensors}
     for shard in set(placed.values()):
         save_file({name: value for name, value in tensors.items() if placed[name] == shard}, place / shard)
     (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
-    assert embedders.read(place).fingerprint == whole.fingerprint
+    assert embedders.load_encoder(place).fingerprint == whole.fingerprint
 
 
 def test_a_projection_is_read_from_its_own_directory(place):
@@ -93,10 +93,10 @@ def test_a_projection_is_read_from_its_own_directory(place):
     told["activation_function"] = "torch.nn.modules.linear.Identity"
     (place / "2_Dense" / "config.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match=r"2_Dense' should hold weights in model.safetensors or"):
-        embedders.read(place)
+        embedders.load_encoder(place)
     weight = np.arange(24, dtype=np.float32).reshape(3, 8)
     save_file({"linear.weight": weight}, place / "2_Dense" / "model.safetensors")
-    found = embedders.read(place)
+    found = embedders.load_encoder(place)
     assert found.activations == ("identity",)
     assert found.projections[0].keys() == {"kernel"}
     np.testing.assert_array_equal(found.projections[0]["kernel"], weight.T)
@@ -115,7 +115,7 @@ def test_the_encoder_of_a_t5_is_read_without_its_decoder(place):
         shapes |= {f"{at}.1.DenseReluDense.wi.weight": (12, 8), f"{at}.1.DenseReluDense.wo.weight": (8, 12)}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     save_file(tensors, place / "model.safetensors")
-    found = embedders.read(place)
+    found = embedders.load_encoder(place)
     assert isinstance(found.network, T5Config)
     assert sorted(found.params) == ["encoder", "token_embedder"]
     wi = found.params["encoder"]["layers"]["mlp"]["wi"]["kernel"]
@@ -123,7 +123,7 @@ def test_the_encoder_of_a_t5_is_read_without_its_decoder(place):
     # Some files have the table under a copy's name alone.
     tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
     save_file(tensors, place / "model.safetensors")
-    assert embedders.read(place).fingerprint == found.fingerprint
+    assert embedders.load_encoder(place).fingerprint == found.fingerprint
 
 
 def test_a_model_of_another_type_is_refused(place):
@@ -131,39 +131,43 @@ def test_a_model_of_another_type_is_refused(place):
     with pytest.raises(
         UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, umt5, but .*'gpt2'"
     ):
-        embedders.read(place)
+        embedders.load_encoder(place)
 
 
 def test_a_file_cut_short_is_named(place):
     content = (place / "model.safetensors").read_bytes()
     (place / "model.safetensors").write_bytes(content[:-9])
     with pytest.raises(UserError, match=r"model.safetensors'"):
-        embedders.read(place)
+        embedders.load_encoder(place)
 
 
 def test_parameters_are_float32_or_as_asked(place):
-    leaves = jax.tree.leaves(embedders.read(place, dtype="bfloat16").params)
+    leaves = jax.tree.leaves(embedders.load_encoder(place, dtype="bfloat16").params)
     assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
     with pytest.raises(UserError, match="float16"):
-        embedders.read(place, dtype="float16")
+        embedders.load_encoder(place, dtype="float16")
 
 
 def test_a_path_is_a_directory_and_a_name_is_in_the_cache(place, cache, write_encoder):
     home = cached(cache, write_encoder)
-    assert embedders.find(place) == embedders.find(str(place))
-    assert str(embedders.find(place)) == str(place)
-    assert str(embedders.find("tiny")) == str(embedders.find("sentence-transformers/tiny")) == str(home)
+    assert embedders.find_encoder(place) == embedders.find_encoder(str(place))
+    assert str(embedders.find_encoder(place)) == str(place)
+    assert (
+        str(embedders.find_encoder("tiny"))
+        == str(embedders.find_encoder("sentence-transformers/tiny"))
+        == str(home)
+    )
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/there", "~/absent", "a/b/c", ""])
 def test_a_path_that_is_not_there_is_no_name(name, cache):
     with pytest.raises(UserError, match=r"is wanted at .*, but no directory is there"):
-        embedders.find(name)
+        embedders.find_encoder(name)
 
 
 def test_offline_it_says_which_files_of_which_repository_go_where(cache):
     with pytest.raises(UserError) as caught:
-        embedders.find("all-MiniLM-L6-v3")
+        embedders.find_encoder("all-MiniLM-L6-v3")
     said = str(caught.value)
     for part in (
         "'sentence-transformers/all-MiniLM-L6-v3' is wanted",
@@ -179,13 +183,13 @@ def test_a_cache_that_has_a_part_is_told_the_rest(cache, write_encoder):
     home = cached(cache, write_encoder)
     (home / "1_Pooling" / "config.json").unlink()
     with pytest.raises(UserError, match=r"lacks its 1_Pooling/config.json, which"):
-        embedders.find("tiny")
+        embedders.find_encoder("tiny")
     (home / "modules.json").unlink()
     (home / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"lacks its modules.json, tokenizer.json, which"):
-        embedders.find("tiny")
+        embedders.find_encoder("tiny")
     with pytest.raises(UserError, match=r"lacks its tokenizer.json, which"):
-        embedders.find("tiny", pooling="cls")
+        embedders.find_encoder("tiny", pooling="cls")
 
 
 def test_what_the_cache_lacks_is_fetched(cache, write_encoder, monkeypatch):
@@ -201,7 +205,7 @@ def test_what_the_cache_lacks_is_fetched(cache, write_encoder, monkeypatch):
         return str(home)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert str(embedders.find("tiny")) == str(home)
+    assert str(embedders.find_encoder("tiny")) == str(home)
     assert [repository for repository, _ in asked] == ["sentence-transformers/tiny"] * 2
     assert "model*.safetensors*" in asked[1][1]
     assert not any("bin" in pattern for pattern in asked[1][1])
@@ -220,9 +224,9 @@ def test_weights_of_another_format_are_fetched_only_where_weights_are_missing(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(UserError, match=r"lacks its tokenizer.json, .* \(its repository has no more\)"):
-        embedders.find("tiny")
+        embedders.find_encoder("tiny")
     assert len(asked) == 2
     (home / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks its tokenizer.json, model.safetensors, which"):
-        embedders.find("tiny")
+        embedders.find_encoder("tiny")
     assert "pytorch_model.bin" in asked[-1]

@@ -11,7 +11,7 @@ from ml_dtypes import bfloat16
 from elm_jax.errors import UserError
 from elm_jax.models.t5 import T5
 from elm_jax.weights import huggingface
-from elm_jax.weights.load import load_model, read
+from elm_jax.weights.load import load_base, load_model
 
 pytestmark = [
     pytest.mark.parity,
@@ -133,7 +133,7 @@ def test_a_head_that_transformers_4_did_not_scale_is_not_scaled(tmp_path):
 def test_a_bin_goes_through_the_weights_only_loader(tmp_path, age):
     model = random_model("1.1", untied=True)
     model.save_pretrained(tmp_path)
-    wanted = read(tmp_path).fingerprint
+    wanted = load_base(tmp_path).fingerprint
     (tmp_path / "model.safetensors").unlink()
     state = dict(model.state_dict())
     if age == "shards":
@@ -145,16 +145,16 @@ def test_a_bin_goes_through_the_weights_only_loader(tmp_path, age):
         (tmp_path / "pytorch_model.bin.index.json").write_text(index)
     else:
         torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=age == "zip")
-    assert read(tmp_path).fingerprint == wanted
+    assert load_base(tmp_path).fingerprint == wanted
 
 
 def test_a_bin_of_bfloat16_keeps_its_bits(tmp_path):
     model = random_model("1.1", untied=True).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
-    wanted = read(tmp_path)
+    wanted = load_base(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    found = read(tmp_path)
+    found = load_base(tmp_path)
     assert found.fingerprint == wanted.fingerprint
     assert found.params["token_embedder"]["embedding"].dtype == bfloat16
 
@@ -172,4 +172,4 @@ def test_a_bin_of_something_else_is_one_sentence(tmp_path, content, told):
     (tmp_path / "model.safetensors").unlink()
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=told):
-        read(tmp_path)
+        load_base(tmp_path)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from elm_jax.errors import UserError
 from elm_jax.weights import hf_names, huggingface
-from elm_jax.weights.load import read
+from elm_jax.weights.load import load_base
 
 QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
 NORM = "encoder.block.2.layer.0.layer_norm.weight"
@@ -24,7 +24,7 @@ SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 
 @pytest.mark.parametrize("how", [{}, {"shards": 3}, {"weights": "flax"}], ids=["whole", "shards", "flax"])
 def test_every_way_to_keep_weights_gives_the_same_bytes_and_shape(model, writers, same, tmp_path, how):
-    found = read(writers["hf"](tmp_path, model, **how))
+    found = load_base(writers["hf"](tmp_path, model, **how))
     assert found.config == model.config
     assert found.fingerprint == model.fingerprint
     assert same(found.params, model.params)
@@ -32,7 +32,7 @@ def test_every_way_to_keep_weights_gives_the_same_bytes_and_shape(model, writers
 
 def test_every_projection_is_known_both_ways(t5_1_1, writers):
     modules = [name.removesuffix(".weight") for name in writers["hf_arrays"](t5_1_1)]
-    found = {module: place for module in modules if (place := hf_names.projection(module))}
+    found = {module: place for module in modules if (place := hf_names.parse_projection(module))}
     # Two encoder layers of four projections and three, three decoder layers of twice four and three.
     assert len(found) == 2 * (4 + 3) + 3 * (2 * 4 + 3)
     assert all(hf_names.module_name(*place) == module for module, place in found.items())
@@ -59,7 +59,7 @@ def test_without_a_head_the_configuration_tells_the_scale(make_base, writers, tm
     written = json.loads((place / "config.json").read_text())
     del written["tie_word_embeddings"]
     (place / "config.json").write_text(json.dumps(written | told))
-    found = read(place).config
+    found = load_base(place).config
     assert (found.logits_via_embedding, found.scale_decoder_outputs) == (tied, scaled)
 
 
@@ -77,7 +77,7 @@ def test_without_a_head_the_configuration_tells_the_scale(make_base, writers, tm
 def test_a_head_in_the_file_is_the_head_whatever_the_configuration_says(
     t5_1_1, writers, tmp_path, told, factor
 ):
-    found = read(writers["hf"](tmp_path, t5_1_1, **told))
+    found = load_base(writers["hf"](tmp_path, t5_1_1, **told))
     assert not found.config.logits_via_embedding
     head = t5_1_1.params["decoder"]["logits_dense"]["kernel"]
     np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def test_a_scaled_head_that_repeats_the_embeddings_is_tied(make_base, writers, s
     else:
         arrays = writers["hf_arrays"](tied)
         save_file(arrays | {"lm_head.weight": arrays["shared.weight"]}, place / "model.safetensors")
-    found = read(place)
+    found = load_base(place)
     assert found.config == tied.config
     assert same(found.params, tied.params)
 
@@ -113,13 +113,13 @@ def test_copies_of_the_embeddings_and_a_table_nobody_reads_are_passed_over(model
     arrays |= {f"{stack}.embed_tokens.weight": embedding for stack in ("encoder", "decoder")}
     unread = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     arrays[unread] = np.ones((32, 2), np.float32)
-    found = read(writers["hf"](tmp_path, model, arrays=arrays))
+    found = load_base(writers["hf"](tmp_path, model, arrays=arrays))
     assert same(found.params, model.params)
 
 
 def test_float16_becomes_float32_and_bfloat16_stays(t5_1_1, make_base, writers, tmp_path):
     arrays = {name: value.astype(np.float16) for name, value in writers["hf_arrays"](t5_1_1).items()}
-    found = read(writers["hf"](tmp_path / "half", t5_1_1, arrays=arrays))
+    found = load_base(writers["hf"](tmp_path / "half", t5_1_1, arrays=arrays))
     assert found.config.dtype == "float32"
     table = found.params["token_embedder"]["embedding"]
     assert table.dtype == np.float32
@@ -150,7 +150,7 @@ def test_a_tensor_that_is_wrong_is_named_as_its_file_names_it(t5_1_1, writers, t
     arrays = writers["hf_arrays"](t5_1_1)
     change(arrays)
     with pytest.raises(UserError, match=told) as error:
-        read(writers["hf"](tmp_path, t5_1_1, arrays=arrays))
+        load_base(writers["hf"](tmp_path, t5_1_1, arrays=arrays))
     assert "model.safetensors" in str(error.value)
 
 
@@ -179,7 +179,7 @@ def test_a_tensor_that_is_wrong_is_named_as_its_file_names_it(t5_1_1, writers, t
 )
 def test_a_configuration_that_does_not_fit_is_one_sentence(t5_1_1, writers, tmp_path, changes, told):
     with pytest.raises(UserError, match=told):
-        read(writers["hf"](tmp_path, t5_1_1, **changes))
+        load_base(writers["hf"](tmp_path, t5_1_1, **changes))
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "d_model", "num_heads", "num_layers", "d_kv", "d_ff"])
@@ -189,7 +189,7 @@ def test_a_size_that_is_not_told_is_named(t5_1_1, writers, tmp_path, name):
     del told[name]
     (place / "config.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match=f"should tell '{name}', but lacks it"):
-        read(place)
+        load_base(place)
 
 
 @given(
@@ -205,7 +205,7 @@ def test_any_other_configuration_is_read_or_one_sentence(hub_copy, content):
     changed = told | content if isinstance(content, dict) else content
     (hub_copy / "config.json").write_text(json.dumps(changed))
     with suppress(UserError):
-        huggingface.checkpoint(hub_copy)
+        huggingface.open_checkpoint(hub_copy)
 
 
 @pytest.fixture(scope="module")
@@ -221,14 +221,14 @@ def test_truncated_weights_are_named(t5_1_1, writers, tmp_path, keep):
     file = place / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"model\.safetensors'"):
-        read(place)
+        load_base(place)
 
 
 def test_a_missing_shard_is_named(t5_1_1, writers, tmp_path):
     place = writers["hf"](tmp_path, t5_1_1, shards=3)
     (place / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"names 'model-00002-of-00003\.safetensors' as one of its shards"):
-        read(place)
+        load_base(place)
 
 
 def test_a_tensor_that_its_index_promises_is_named_with_its_shard(t5_1_1, writers, tmp_path):
@@ -239,7 +239,7 @@ def test_a_tensor_that_its_index_promises_is_named_with_its_shard(t5_1_1, writer
     del arrays[name]
     save_file(arrays, shard)
     with pytest.raises(UserError, match=rf"model-00002-of-00003\.safetensors' should hold '{name}', as its"):
-        read(place)
+        load_base(place)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_an_index_that_is_none_is_one_sentence(t5_1_1, writers, tmp_path, conten
     place = writers["hf"](tmp_path, t5_1_1, shards=2)
     (place / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match="should name the file of every tensor in its 'weight_map'"):
-        read(place)
+        load_base(place)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\udcff"])
@@ -258,19 +258,19 @@ def test_a_configuration_that_is_no_object_is_one_sentence(t5_1_1, writers, tmp_
     place = writers["hf"](tmp_path, t5_1_1)
     (place / "config.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"config\.json'"):
-        read(place)
+        load_base(place)
 
 
 def test_weights_without_their_configuration_are_told_of(t5_1_1, writers, tmp_path):
     place = writers["hf"](tmp_path, t5_1_1)
     (place / "config.json").unlink()
     with pytest.raises(UserError, match=r"has its shape in config\.json, but .* has no such file"):
-        read(place)
+        load_base(place)
 
 
 def test_what_is_written_is_what_was_read(model, writers, same, tmp_path):
     place = writers["hf"](tmp_path / "theirs", model)
-    huggingface.save(tmp_path / "ours", read(place))
+    huggingface.save(tmp_path / "ours", load_base(place))
     found, wanted = load_file(tmp_path / "ours" / "model.safetensors"), writers["hf_arrays"](model)
     assert same(found, wanted)
     told = json.loads((tmp_path / "ours" / "config.json").read_text())
@@ -283,7 +283,7 @@ def test_a_tied_head_without_scale_is_written_as_transformers_5_does(make_base, 
     config = replace(small(), logits_via_embedding=True, scale_decoder_outputs=False)
     base = make_base(config)
     huggingface.save(tmp_path, base)
-    assert read(tmp_path).config == config
+    assert load_base(tmp_path).config == config
     told = json.loads((tmp_path / "config.json").read_text())
     assert (told["tie_word_embeddings"], told["scale_decoder_outputs"]) == (True, False)
 
@@ -299,7 +299,7 @@ def test_large_weights_are_written_in_shards_with_their_index(t5_1_1, same, tmp_
         == index["metadata"]["total_size"]
     )
     assert all(name in load_file(tmp_path / file) for name, file in index["weight_map"].items())
-    assert same(read(tmp_path).params, t5_1_1.params)
+    assert same(load_base(tmp_path).params, t5_1_1.params)
 
 
 def small():

@@ -14,7 +14,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import meshes, paths, sharding
 from elm_jax.weights import elm, load, t5x_write, tensors
-from elm_jax.weights.load import format_of, load_model, read
+from elm_jax.weights.load import detect_format, load_base, load_model
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def test_a_model_is_the_same_whatever_it_is_read_from(t5_1_1, everywhere, same):
 
 
 def test_formats_are_told_apart(everywhere):
-    found = {place.name: format_of(storage.path(place)) for place in everywhere.iterdir()}
+    found = {place.name: detect_format(storage.path(place)) for place in everywhere.iterdir()}
     assert found == {"elm": "elm", "t5x": "t5x", "hf": "hf", "flax": "hf", "legacy": "t5x"}
 
 
 def test_a_file_of_a_checkpoint_stands_for_it(t5_1_1, everywhere):
     for file in ("hf/model.safetensors", "elm/params.safetensors", "flax/flax_model.msgpack"):
-        assert read(everywhere / file).fingerprint == t5_1_1.fingerprint
+        assert load_base(everywhere / file).fingerprint == t5_1_1.fingerprint
 
 
 @pytest.mark.parametrize("kind", ["elm", "t5x", "hf", "flax", "legacy"])
@@ -145,7 +145,7 @@ def test_a_load_onto_a_mesh_reads_each_byte_once(t5_1_1, writers, tmp_path, monk
             np.add.at(seen, slice(start, start + len(content)), 1)
             return content
 
-    monkeypatch.setattr(tensors, "opened", lambda file: Counting(str(file)))
+    monkeypatch.setattr(tensors, "open_file", lambda file: Counting(str(file)))
     mesh = meshes.make_mesh(jax.devices()[:4], data=1, fsdp=2, tensor=2)
     found = load_model(place, dtype=dtype, sharding=mesh)
     assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(found.params))
@@ -155,11 +155,11 @@ def test_a_load_onto_a_mesh_reads_each_byte_once(t5_1_1, writers, tmp_path, monk
 
 def test_a_model_in_another_type_may_keep_the_fingerprint_of_what_is_stored(t5_1_1, everywhere):
     for place in everywhere.iterdir():
-        found = read(place, dtype="bfloat16", as_stored=True)
+        found = load_base(place, dtype="bfloat16", as_stored=True)
         assert found.fingerprint == t5_1_1.fingerprint
         assert {leaf.dtype.name for leaf in jax.tree.leaves(found.params)} == {"bfloat16"}
         assert paths.flatten(found.params).keys() == paths.flatten(t5_1_1.params).keys()
         for path, leaf in paths.flatten(found.params).items():
             wanted = np.asarray(paths.flatten(t5_1_1.params)[path]).astype(leaf.dtype)
             np.testing.assert_array_equal(leaf, wanted)
-        assert load.stored_dtype(place) == "float32"
+        assert load.find_stored_dtype(place) == "float32"

@@ -46,7 +46,7 @@ def file(tmp_path):
 
 
 def test_a_tree_is_what_flax_reads_of_it(file):
-    found = read(msgpack.index(file))
+    found = read(msgpack.list_tensors(file))
     assert found["told"] == TREE["told"]
     assert found["list"] == TREE["list"]
     assert found["step"] == 7
@@ -59,7 +59,7 @@ def test_an_array_in_chunks_is_put_together(tmp_path, monkeypatch):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 100)
     whole = RNG.normal(size=(7, 9)).astype(np.float32)
     (tmp_path / "x.msgpack").write_bytes(msgpack_serialize({"a": jnp.asarray(whole)}))
-    tensor = msgpack.index(tmp_path / "x.msgpack")["a"]
+    tensor = msgpack.list_tensors(tmp_path / "x.msgpack")["a"]
     assert (tensor.name, tensor.shape) == ("a", (7, 9))
     np.testing.assert_array_equal(tensor.read(), whole)
 
@@ -71,7 +71,7 @@ def test_a_file_cut_anywhere_is_one_sentence_that_names_it(tmp_path_factory, sha
     whole = msgpack_serialize(TREE)
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=r"x\.msgpack' is no whole MessagePack file"):
-        msgpack.index(file)
+        msgpack.list_tensors(file)
 
 
 @given(content=st.binary(max_size=100))
@@ -80,7 +80,7 @@ def test_any_other_file_is_read_or_one_sentence(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("any") / "x.msgpack"
     file.write_bytes(content)
     with suppress(UserError):
-        assert isinstance(msgpack.index(file), dict)
+        assert isinstance(msgpack.list_tensors(file), dict)
 
 
 @given(place=st.integers(0, 10**6), byte=st.integers(0, 255))
@@ -91,10 +91,10 @@ def test_a_changed_byte_is_read_or_one_sentence(tmp_path_factory, place, byte):
     content[place % len(content)] = byte
     file.write_bytes(content)
     with suppress(UserError):
-        read(msgpack.index(file))
+        read(msgpack.list_tensors(file))
 
 
 def test_a_file_that_goes_down_forever_is_one_sentence(tmp_path):
     (tmp_path / "x.msgpack").write_bytes(b"\x91" * 5000)
     with pytest.raises(UserError, match="more than 64 levels deep"):
-        msgpack.index(tmp_path / "x.msgpack")
+        msgpack.list_tensors(tmp_path / "x.msgpack")

@@ -19,7 +19,7 @@ from elm_jax.models import paths
 from elm_jax.models.t5 import T5
 from elm_jax.weights import base as bases
 from elm_jax.weights import huggingface, t5x_write
-from elm_jax.weights.load import load_model, read
+from elm_jax.weights.load import load_base, load_model
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "t5x_checkpoints"
 LAYOUTS = [
@@ -56,7 +56,7 @@ def test_every_layout_gives_the_same_bytes_and_the_shape_it_has(
     model, writers, same, tmp_path, kept, tree, how
 ):
     place = writers[kept](tmp_path, writers["tree"](model.params, **tree), **how)
-    found = read(place)
+    found = load_base(place)
     assert found.config == model.config
     assert found.fingerprint == model.fingerprint
     assert same(found.params, model.params)
@@ -66,14 +66,14 @@ def test_a_directory_of_several_stands_for_the_latest(t5_1_1, writers, make_base
     later = make_base(t5_1_1.config, seed=1)
     writers["legacy"](tmp_path, writers["tree"](t5_1_1.params), step=9)
     writers["legacy"](tmp_path, writers["tree"](later.params), step=10)
-    assert read(tmp_path).fingerprint == later.fingerprint
-    assert read(tmp_path / "checkpoint_9" / "checkpoint").fingerprint == t5_1_1.fingerprint
+    assert load_base(tmp_path).fingerprint == later.fingerprint
+    assert load_base(tmp_path / "checkpoint_9" / "checkpoint").fingerprint == t5_1_1.fingerprint
 
 
 def test_a_bfloat16_checkpoint_stays_one(t5_1_1, writers, make_base, tmp_path):
     narrow = make_base(t5_1_1.config, dtype=bases.DTYPES["bfloat16"])
     writers["orbax"](tmp_path, writers["tree"](narrow.params))
-    found = read(tmp_path)
+    found = load_base(tmp_path)
     assert found.fingerprint == narrow.fingerprint
     assert found.config.dtype == "bfloat16"
 
@@ -82,14 +82,14 @@ def test_tables_of_positions_that_differ_by_layer_stay_with_their_layers(t5_1_1,
     tree = writers["tree"](t5_1_1.params, scanned=True)
     tables = tree["decoder"]["decoder"]["relpos_bias"]["rel_embedding"]  # [H, L, K], as T5X scans
     tables[0, 1, 2] += 1
-    found = read(writers["legacy"](tmp_path, tree))
+    found = load_base(writers["legacy"](tmp_path, tree))
     assert found.config == replace(t5_1_1.config, relpos_per_layer=True)
     own = found.params["decoder"]["layers"]["relpos_bias"]["rel_embedding"]
     np.testing.assert_array_equal(own, np.moveaxis(tables, 1, 0))
     with pytest.raises(UserError, match="one a layer; convert to elm"):
         t5x_write.save(tmp_path / "t5x", found)
     huggingface.save(tmp_path / "hf", found)
-    back = read(tmp_path / "hf")
+    back = load_base(tmp_path / "hf")
     assert back.config == found.config
     # umT5's logits are scaled in transformers, and the head comes and goes with the factor.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), back.params, found.params)
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_is_no_whole_t5_names_file_and_tensor(
     change(flat)
     place = writers[kept](tmp_path, paths.unflatten(flat))
     with pytest.raises(UserError, match=told) as error:
-        read(place)
+        load_base(place)
     assert "checkpoint_7" in str(error.value)
 
 
@@ -151,7 +151,7 @@ def test_a_half_written_checkpoint_is_one_sentence_that_names_it(
     for file in files_below(place, pattern):
         file.unlink() if how == "removed" else cut(file)
     with pytest.raises(UserError, match="checkpoint_7"):
-        read(place)
+        load_base(place)
 
 
 def test_a_missing_chunk_of_zarr_is_not_taken_for_zeros(t5_1_1, writers, tmp_path):
@@ -159,14 +159,14 @@ def test_a_missing_chunk_of_zarr_is_not_taken_for_zeros(t5_1_1, writers, tmp_pat
     (place / "target.encoder.layers_0.mlp.wo.kernel" / "0.1").unlink()
     told = r"all of the array 'target\.encoder\.layers_0\.mlp\.wo\.kernel', but a part of it cannot be read"
     with pytest.raises(UserError, match=told):
-        read(place)
+        load_base(place)
 
 
 def test_a_missing_array_is_named(t5_1_1, writers, tmp_path):
     place = writers["legacy"](tmp_path, writers["tree"](t5_1_1.params))
     shutil.rmtree(place / "target.decoder.logits_dense.kernel")
     with pytest.raises(UserError, match=r"'target\.decoder\.logits_dense\.kernel', but it does not open"):
-        read(place)
+        load_base(place)
 
 
 def test_an_array_of_another_shape_than_its_index_says_is_named(t5_1_1, writers, tmp_path):
@@ -175,7 +175,7 @@ def test_an_array_of_another_shape_than_its_index_says_is_named(t5_1_1, writers,
     tree["optimizer"]["target"]["decoder"]["logits_dense"]["kernel"]["metadata"]["shape"] = [8, 25]
     (place / "checkpoint").write_bytes(msgpack_serialize(tree))
     with pytest.raises(UserError, match=r"as \(8, 24\); its index says \(8, 25\)"):
-        read(place)
+        load_base(place)
 
 
 @pytest.mark.parametrize("folder", ["/etc/zarr", "../outside", "", ".hidden"])
@@ -187,7 +187,7 @@ def test_an_index_that_leads_elsewhere_is_refused(t5_1_1, writers, tmp_path, fol
     with pytest.raises(
         UserError, match="in which folder beside it 'target/decoder/logits_dense/kernel' lies"
     ):
-        read(place)
+        load_base(place)
 
 
 @given(kernel=st.recursive(ANYTHING, lambda inner: st.lists(inner, max_size=3), max_leaves=5))
@@ -197,7 +197,7 @@ def test_any_index_is_read_or_one_sentence(tmp_path_factory, kernel):
     place.mkdir()
     (place / "checkpoint").write_bytes(msgpack_serialize({"optimizer": {"target": {"a": kernel}}}))
     with suppress(UserError):
-        read(place)
+        load_base(place)
 
 
 @pytest.mark.parametrize(
@@ -212,20 +212,20 @@ def test_what_a_stopped_writer_left_is_refused(tmp_path, name, told):
     (tmp_path / name / "state").mkdir(parents=True)
     for where in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match=told):
-            read(where)
+            load_base(where)
 
 
 def test_a_tensorflow_checkpoint_is_told_of(tmp_path):
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000"')
     with pytest.raises(UserError, match=r"TensorFlow checkpoint.*convert_tf_checkpoint\.py"):
-        read(tmp_path)
+        load_base(tmp_path)
 
 
 def test_what_is_written_is_read_back_to_the_bit_with_a_fresh_optimizer(model, same, tmp_path):
     import orbax.checkpoint as ocp
 
     t5x_write.save(tmp_path, model)
-    found = read(tmp_path)
+    found = load_base(tmp_path)
     assert found.config == model.config
     assert same(found.params, model.params)
     state = ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoint_0" / "state")
@@ -249,7 +249,7 @@ def test_a_tied_head_without_scale_is_written_apart_for_t5x_would_scale_it(make_
     tied = replace(t5x_config(), logits_via_embedding=True, scale_decoder_outputs=False)
     base = make_base(tied)
     t5x_write.save(tmp_path, base)
-    found = read(tmp_path)
+    found = load_base(tmp_path)
     assert not found.config.logits_via_embedding
     embedding, head = base.params["token_embedder"]["embedding"], found.params["decoder"]["logits_dense"]
     np.testing.assert_array_equal(head["kernel"], embedding.T)

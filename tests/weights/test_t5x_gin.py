@@ -88,5 +88,5 @@ def test_a_field_that_was_looked_at_is_ignored(trained, t5_1_1):
 
 def test_nothing_that_it_names_is_imported(trained):
     (trained / "config.gin").write_text("import no_such_module\nfrom other import thing\n" + GIN)
-    found = t5x_gin.network_fields(storage.path(trained / "checkpoint_7"))
+    found = t5x_gin.read_network_fields(storage.path(trained / "checkpoint_7"))
     assert (found["num_heads"], found["emb_dim"]) == (2, 8)

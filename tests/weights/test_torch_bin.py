@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.weights.load import read
+from elm_jax.weights.load import load_base
 
 
 class Malicious:
@@ -33,7 +33,7 @@ def test_without_torch_a_bin_is_explained(place, monkeypatch):
     with pytest.raises(
         UserError, match=r"pytorch_model\.bin' is a pickle.*torch is not installed.*pip install"
     ):
-        read(place)
+        load_base(place)
 
 
 @pytest.mark.parity
@@ -44,7 +44,7 @@ def test_with_torch_a_pickle_of_something_else_is_refused_and_not_run(place, cut
     file = place / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[: 10 if cut else None])
     with pytest.raises(UserError, match=r"refuses it .* Nothing was unpickled"):
-        read(place)
+        load_base(place)
     assert not (place / "harmed").exists()
 
 
@@ -53,5 +53,5 @@ def test_a_pickle_by_another_name_is_never_opened(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "harmed")))
     for where in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match=rf"{name}' is a pickle, .* is never opened"):
-            read(where)
+            load_base(where)
     assert not (tmp_path / "harmed").exists()

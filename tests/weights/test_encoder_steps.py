@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from elm_jax.errors import UserError
-from elm_jax.weights import steps
+from elm_jax.weights import encoder_steps
 
 
 @pytest.fixture
@@ -30,10 +30,12 @@ def listed(place, *kinds):
 
 
 def test_the_steps_are_those_listed(place):
-    assert steps.read(place, None) == steps.Steps(place, "mean", (), True)
+    assert encoder_steps.read_steps(place, None) == encoder_steps.EncoderSteps(place, "mean", (), True)
     listed(place, "Transformer", "Pooling", "Dense", "Dense")
     projections = (place / "2_Dense", place / "3_Dense")
-    assert steps.read(place, None) == steps.Steps(place, "mean", projections, False)
+    assert encoder_steps.read_steps(place, None) == encoder_steps.EncoderSteps(
+        place, "mean", projections, False
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_the_steps_are_those_listed(place):
 )
 def test_pooling_is_read_as_every_version_wrote_it(place, told, pooling):
     put(place / "1_Pooling" / "config.json", told)
-    assert steps.read(place, None).pooling == pooling
+    assert encoder_steps.read_steps(place, None).pooling == pooling
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_pooling_is_read_as_every_version_wrote_it(place, told, pooling):
 def test_pooling_that_is_not_ours_is_refused(place, told):
     put(place / "1_Pooling" / "config.json", told)
     with pytest.raises(UserError, match="should pool by one of mean, cls, max, but says"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
 
 
 @pytest.mark.parametrize(
@@ -79,33 +81,33 @@ def test_pooling_that_is_not_ours_is_refused(place, told):
 def test_steps_that_are_unknown_or_out_of_order_are_refused(place, kinds):
     listed(place, *kinds)
     with pytest.raises(UserError, match="should list one Transformer, one Pooling, then any Dense"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
 
 
 @pytest.mark.parametrize("told", [{}, [1], [{"type": "Transformer"}]])
 def test_a_list_of_something_else_is_refused(place, told):
     put(place / "modules.json", told)
     with pytest.raises(UserError, match="should list steps with type and path"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
 
 
 def test_a_plain_checkpoint_pools_as_it_is_told(tmp_path):
     place = epath.Path(tmp_path)
-    assert steps.read(place, "pooler") == steps.Steps(place, "pooler", (), False)
+    assert encoder_steps.read_steps(place, "pooler") == encoder_steps.EncoderSteps(place, "pooler", (), False)
     with pytest.raises(UserError, match=r"should say in modules.json how .* Say it with pooling"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
     with pytest.raises(UserError, match="No pooling named 'meen'"):
-        steps.read(place, "meen")
+        encoder_steps.read_steps(place, "meen")
 
 
 def test_pooling_is_told_once(place):
     with pytest.raises(UserError, match=r"Pooling was told to be 'cls', but .* says how it is"):
-        steps.read(place, "cls")
+        encoder_steps.read_steps(place, "cls")
 
 
 def test_what_follows_a_projection_is_known_or_refused(place):
     put(place / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
-    assert steps.activation(place / "2_Dense") == "identity"
+    assert encoder_steps.read_activation(place / "2_Dense") == "identity"
     for told, named in (
         ({"activation_function": "evil.module.Tanh"}, "has 'evil.module.Tanh'"),
         ({"activation_function": "torch.nn.modules.activation.SiLU"}, "activation.SiLU'"),
@@ -114,41 +116,41 @@ def test_what_follows_a_projection_is_known_or_refused(place):
     ):
         put(place / "2_Dense" / "config.json", told)
         with pytest.raises(UserError, match=named):
-            steps.activation(place / "2_Dense")
+            encoder_steps.read_activation(place / "2_Dense")
 
 
 def test_a_file_that_is_absent_or_broken_is_named(place):
     (place / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"1_Pooling.config.json' is no JSON"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
     (place / "1_Pooling" / "config.json").unlink()
     with pytest.raises(
         UserError, match=r"A sentence encoder has 'config.json' in .*1_Pooling', but no such file"
     ):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
     put(place / "1_Pooling" / "config.json", [])
     with pytest.raises(UserError, match="should hold a JSON object, but a list came"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
 
 
 def test_the_default_prompt_stands_before_texts_and_the_others_do_not(place):
     prompts = {"query": "find: ", "document": "keep: "}
-    put(place / steps.MODEL, {"prompts": prompts, "default_prompt_name": None})
-    assert steps.read(place, None).prompt == ""
-    put(place / steps.MODEL, {"prompts": prompts, "default_prompt_name": "query"})
-    assert steps.read(place, None).prompt == "find: "
+    put(place / encoder_steps.MODEL, {"prompts": prompts, "default_prompt_name": None})
+    assert encoder_steps.read_steps(place, None).prompt == ""
+    put(place / encoder_steps.MODEL, {"prompts": prompts, "default_prompt_name": "query"})
+    assert encoder_steps.read_steps(place, None).prompt == "find: "
     for wrong in ({"prompts": prompts, "default_prompt_name": "passage"}, {"default_prompt_name": "query"}):
-        put(place / steps.MODEL, wrong)
+        put(place / encoder_steps.MODEL, wrong)
         with pytest.raises(UserError, match="to have a text for its default_prompt_name"):
-            steps.read(place, None)
+            encoder_steps.read_steps(place, None)
 
 
 def test_a_prompt_that_is_not_pooled_is_refused(place):
     put(place / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
-    assert steps.read(place, None).pooling == "mean"
-    put(place / steps.MODEL, {"prompts": {"query": "find: "}, "default_prompt_name": "query"})
+    assert encoder_steps.read_steps(place, None).pooling == "mean"
+    put(place / encoder_steps.MODEL, {"prompts": {"query": "find: "}, "default_prompt_name": "query"})
     with pytest.raises(UserError, match="include_prompt false"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +165,10 @@ def test_a_prompt_that_is_not_pooled_is_refused(place):
 def test_what_a_step_s_file_says_more_is_refused_by_name(place, file, told, named):
     put(place / file, told)
     with pytest.raises(UserError, match=named):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)
 
 
 def test_a_step_of_a_repository_s_own_code_is_refused(place):
     put(place / "modules.json", [{"type": "custom.Transformer", "path": ""}])
     with pytest.raises(UserError, match=r"to be classes of sentence_transformers, got 'custom\.Transformer'"):
-        steps.read(place, None)
+        encoder_steps.read_steps(place, None)

@@ -28,7 +28,7 @@ _ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh", "ReLU": "relu", "GELU": 
 
 
 @dataclass(frozen=True)
-class Steps:
+class EncoderSteps:
     """What a text goes through, and where each part is kept."""
 
     network: epath.Path
@@ -38,7 +38,7 @@ class Steps:
     prompt: str = ""  # what stands before every text
 
 
-def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) -> Steps:
+def read_steps(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) -> EncoderSteps:
     """Returns the steps of a directory; those of one without `modules.json` when its pooling is told.
 
     Args:
@@ -59,10 +59,10 @@ def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) ->
                 f"file. Say it with pooling, one of {', '.join(POOLINGS)}, or save the model with "
                 "sentence-transformers."
             )
-        return Steps(root, told, (), False)
+        return EncoderSteps(root, told, (), False)
     if told is not None:
         raise UserError(f"Pooling was told to be {told!r}, but {str(file)!r} says how it is. Leave it out.")
-    listed = json_of(file)
+    listed = read_json_file(file)
     if not isinstance(listed, list) or not all(_is_step(step) for step in listed):
         raise UserError(f"{str(file)!r} should list steps with type and path, but holds {listed!r:.200}.")
     for step in listed:
@@ -83,7 +83,7 @@ def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) ->
     projections = tuple(place for kind, place in zip(kinds, places, strict=True) if kind == "Dense")
     last = places[-1] / CONFIG
     if kinds[-1] == "Normalize" and last.exists():
-        step_fields.NORMALIZE.require(object_of(last), where=str(last), ignore=ignore)
+        step_fields.NORMALIZE.require(read_json_object(last), where=str(last), ignore=ignore)
     pooled, includes_prompt = _pooling(places[1] / CONFIG, ignore)
     prompt = _prompt(root / MODEL, ignore)
     if prompt and not includes_prompt:
@@ -91,13 +91,13 @@ def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) ->
             f"Expected the default prompt of {str(root / MODEL)!r} to be pooled like the text, got "
             f"include_prompt false in {str(places[1] / CONFIG)!r}. Fix: use another encoder."
         )
-    return Steps(places[0], pooled, projections, "Normalize" in kinds, prompt)
+    return EncoderSteps(places[0], pooled, projections, "Normalize" in kinds, prompt)
 
 
-def activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
+def read_activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     """Returns what follows the projection that a directory has."""
     file = directory / CONFIG
-    told = object_of(file)
+    told = read_json_object(file)
     step_fields.DENSE.require(told, where=str(file), ignore=ignore)
     named = str(told.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = named.rpartition(".")[2]
@@ -109,7 +109,7 @@ def activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     return _ACTIVATIONS[kind]
 
 
-def json_of(file: epath.Path) -> Any:
+def read_json_file(file: epath.Path) -> Any:
     """Returns what a file of JSON holds; a UserError if it is absent or none."""
     try:
         return json.loads(file.read_bytes())
@@ -122,9 +122,9 @@ def json_of(file: epath.Path) -> Any:
         raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
 
 
-def object_of(file: epath.Path) -> dict[str, Any]:
+def read_json_object(file: epath.Path) -> dict[str, Any]:
     """Returns the object that a file of JSON holds."""
-    told = json_of(file)
+    told = read_json_file(file)
     if not isinstance(told, dict):
         raise UserError(f"{str(file)!r} should hold a JSON object, but a {type(told).__name__} came.")
     return told
@@ -134,7 +134,7 @@ def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
     """Returns what stands before every text that is embedded without a prompt being named."""
     if not file.exists():
         return ""
-    told = object_of(file)
+    told = read_json_object(file)
     step_fields.MODEL.require(told, where=str(file), ignore=ignore)
     name = told.get("default_prompt_name")
     if name is None:
@@ -151,7 +151,7 @@ def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
 
 def _pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     """Returns how tokens are pooled, and whether those of a prompt are among them."""
-    told = object_of(file)
+    told = read_json_object(file)
     step_fields.POOLING.require(told, where=str(file), ignore=ignore)
     modes = told.get("pooling_mode")
     if modes is None:

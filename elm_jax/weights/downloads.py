@@ -4,8 +4,8 @@ from etils import epath
 
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
-from elm_jax.weights import hf_config, huggingface, known
-from elm_jax.weights.known import Known
+from elm_jax.weights import hf_config, huggingface, published_models
+from elm_jax.weights.published_models import PublishedModel
 
 # Of the ways to keep weights the first that a repository has: each needs more than the one before.
 _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
@@ -13,10 +13,10 @@ _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*"
 _SPECS = ("expert.json", "adapter_config.json")
 _EXPERT = (*_SPECS, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
 _IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
-_BESIDE = (hf_config.FILE, *huggingface.BESIDE)
+_OTHER_FILES = (hf_config.FILE, *huggingface.OTHER_FILES)
 
 
-def fetch(model: Known) -> epath.Path:
+def fetch_model(model: PublishedModel) -> epath.Path:
     """Returns the directory of a model's files, fetching them if the cache has none.
 
     Raises a UserError that says what to download, from where, and where to put it, if that cannot be done.
@@ -26,19 +26,19 @@ def fetch(model: Known) -> epath.Path:
     why = "offline mode is on"
     formats = _WEIGHTS[:1] if model.safetensors_only else _WEIGHTS
     for weights in (None, *formats):
-        patterns = None if weights is None else [*_BESIDE, weights]
+        patterns = None if weights is None else [*_OTHER_FILES, weights]
         directory, failed = hub.download_snapshot(model.hub, patterns, model.revision)
         if directory is None and weights is not None:
             why = failed
             break
         if directory is None:
             continue
-        found = huggingface.weights_in(directory)
+        found = huggingface.find_weights(directory)
         is_read = found is not None and (found.startswith(huggingface.SAFETENSORS) or len(formats) > 1)
         if is_read and (directory / hf_config.FILE).exists():
             return directory
         why = f"its repository has none of {', '.join(formats)}"
-    near = [] if model.hub in _ids() else names.near_matches(model.hub, _ids())
+    near = [] if model.hub in _list_ids() else names.near_matches(model.hub, _list_ids())
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     bucket = f", or `gcloud storage cp -r {model.bucket} DIR`" if model.bucket else ""
     raise UserError(
@@ -49,7 +49,7 @@ def fetch(model: Known) -> epath.Path:
     )
 
 
-def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
+def fetch_expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     """Returns the directory of an expert or an adapter: the one given, or fetched where it is on the hub.
 
     Args:
@@ -86,5 +86,5 @@ def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     )
 
 
-def _ids() -> list[str]:
-    return [model.hub for model in known.KNOWN.values()]
+def _list_ids() -> list[str]:
+    return [model.hub for model in published_models.PUBLISHED.values()]

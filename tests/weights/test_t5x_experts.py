@@ -7,7 +7,7 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.weights import experts
+from elm_jax.weights import t5x_experts
 
 RNG = np.random.default_rng(0)
 DOWN = "encoder/layers_1/attention_adapter/down/kernel"
@@ -31,13 +31,13 @@ def test_an_expert_comes_out_of_a_checkpoint_as_it_was_trained(
 ):
     tree = drawn(kind, t5_1_1.params)
     place = writers[kept](tmp_path, writers["tree"](beside(t5_1_1, tree), scanned=scanned))
-    assert same(experts.from_t5x(place, t5_1_1, kind), tree)
+    assert same(t5x_experts.load_t5x_expert(place, t5_1_1, kind), tree)
 
 
 def test_a_stack_kept_as_ours_is_read_too(t5_1_1, writers, same, tmp_path):
     tree = drawn("bottleneck", t5_1_1.params)
     place = writers["orbax"](tmp_path, beside(t5_1_1, tree))
-    assert same(experts.from_t5x(place, t5_1_1, "bottleneck"), tree)
+    assert same(t5x_experts.load_t5x_expert(place, t5_1_1, "bottleneck"), tree)
 
 
 def test_an_expert_may_own_what_its_paths_name(t5_1_1, writers, same, tmp_path):
@@ -47,7 +47,7 @@ def test_an_expert_may_own_what_its_paths_name(t5_1_1, writers, same, tmp_path):
         if path.endswith("norm/scale") and path.startswith("encoder")
     }
     place = writers["orbax"](tmp_path, writers["tree"](beside(t5_1_1, paths.unflatten(norms))))
-    found = experts.from_t5x(place, t5_1_1, "bottleneck", list(norms))
+    found = t5x_experts.load_t5x_expert(place, t5_1_1, "bottleneck", list(norms))
     assert same(found, paths.unflatten(norms))
 
 
@@ -81,20 +81,20 @@ def test_a_checkpoint_that_is_not_the_base_and_an_expert_names_the_parameter(
     change(flat)
     place = writers["orbax"](tmp_path, paths.unflatten(flat))
     with pytest.raises(UserError, match=told):
-        experts.from_t5x(place, t5_1_1, "bottleneck")
+        t5x_experts.load_t5x_expert(place, t5_1_1, "bottleneck")
 
 
 def test_an_expert_of_another_kind_is_not_found(t5_1_1, writers, tmp_path):
     place = writers["orbax"](tmp_path, writers["tree"](t5_1_1.params))
     with pytest.raises(UserError, match="should hold \"an expert's parameters\" of an expert of kind 'lora'"):
-        experts.from_t5x(place, t5_1_1, "lora")
+        t5x_experts.load_t5x_expert(place, t5_1_1, "lora")
     with pytest.raises(UserError, match="Did you mean 'bottleneck'"):
-        experts.from_t5x(place, t5_1_1, "botleneck")
+        t5x_experts.load_t5x_expert(place, t5_1_1, "botleneck")
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_fresh_expert_fits_its_base(model, kind):
-    experts.require_fit(drawn(kind, model.params), model.config, what="It")
+    t5x_experts.require_fit(drawn(kind, model.params), model.config, what="It")
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_tree_that_does_not_fit_names_the_parameter(t5_1_1, change, told):
     flat = paths.flatten(drawn("lora", t5_1_1.params))
     change(flat)
     with pytest.raises(UserError, match=told):
-        experts.require_fit(paths.unflatten(flat), t5_1_1.config, what="The expert")
+        t5x_experts.require_fit(paths.unflatten(flat), t5_1_1.config, what="The expert")

@@ -32,12 +32,12 @@ def test_a_base_of_a_revision_is_fetched_once_and_read_from_the_cache(hub, elm, 
     for name, wanted in (("hf:me/t5@v1", t5_1_1), ("hf:me/t5", other), (f"hf:me/t5@{old}", t5_1_1)):
         place = tmp_path / name.replace("/", " ")
         told = json.loads(elm("convert", name, place, "--to", "elm", "--json"))
-        assert told["fingerprint"] == wanted.fingerprint == load.read(place).fingerprint
+        assert told["fingerprint"] == wanted.fingerprint == load.load_base(place).fingerprint
     contents = [what for what in hub.fetched if what[2].endswith(".safetensors")]
     assert len(contents) == len(set(contents)) == 2
     assert not [what for what in hub.fetched if what[2].endswith(".bin")]
     elm("convert", "hf:me/t5@v1", tmp_path / "again", "--to", "elm", offline=True)
-    assert load.read(tmp_path / "again").fingerprint == t5_1_1.fingerprint
+    assert load.load_base(tmp_path / "again").fingerprint == t5_1_1.fingerprint
 
 
 def test_a_base_by_its_address_is_read_from_safetensors_alone(hub, elm, t5_1_1, writers, tmp_path):
@@ -46,7 +46,7 @@ def test_a_base_by_its_address_is_read_from_safetensors_alone(hub, elm, t5_1_1, 
     assert "its repository has none of model*.safetensors*)" in said
     assert not [what for what in hub.fetched if what[2].endswith(".msgpack")]
     elm("convert", "me/flax", tmp_path / "new", "--to", "elm")
-    assert load.read(tmp_path / "new").fingerprint == t5_1_1.fingerprint
+    assert load.load_base(tmp_path / "new").fingerprint == t5_1_1.fingerprint
 
 
 def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
@@ -98,4 +98,4 @@ def test_a_sentence_encoder_of_a_revision_is_fetched_too(hub, elm, write_encoder
     for name, revision in (("hf:me/encoder@v1", "v1"), ("hf:me/encoder", "main")):
         command = [sys.executable, "-c", code, name]
         told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert told.stdout.strip() == embedders.read(tmp_path / revision).fingerprint
+        assert told.stdout.strip() == embedders.load_encoder(tmp_path / revision).fingerprint

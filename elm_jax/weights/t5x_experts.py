@@ -37,7 +37,7 @@ _ADAPTERS = {
 }
 
 
-def from_t5x(
+def load_t5x_expert(
     where: storage.PathLike, base: Base, kind: str, owned: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Returns the expert in a checkpoint of T5X's, float32, as a tree beside its base.
@@ -45,9 +45,9 @@ def from_t5x(
     It owns what experts of the kind do, or the parameters that `owned` names by stacked path. A UserError
     names the first parameter that is missing, misshapen or too many, or that differs from the base's.
     """
-    pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.experts")]
+    pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")]
     text = repr(str(storage.path(where)))
-    found = _stacked(t5x.parameters(where), text)
+    found = _stack_layers(t5x.list_parameters(where), text)
     of_base = paths.flatten(base.params)
     chosen = set(owned) if owned is not None else {path for path in found if pattern.fullmatch(path)}
     for path in sorted(chosen - set(found)) or ([] if chosen else ["an expert's parameters"]):
@@ -82,7 +82,7 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
         "heads": config.num_heads,
         "relpos_buckets": config.relpos_buckets,
     }
-    owners = {path.rpartition("/")[0] for path in bases.shapes(config)} | _ADAPTERS
+    owners = {path.rpartition("/")[0] for path in bases.param_shapes(config)} | _ADAPTERS
     ranks: dict[str, int] = {}
     for path, value in paths.flatten(tree).items():
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
@@ -100,7 +100,7 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
             raise UserError(f"{what} has {path!r} as {shape}; the base wants ({told}).")
 
 
-def _stacked(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor | list[Tensor]]:
+def _stack_layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor | list[Tensor]]:
     """Returns the tensors by stacked path, one or one a layer; a UserError if layers do not go together."""
     apart: dict[str, dict[int, Tensor]] = {}
     together: dict[str, Tensor | list[Tensor]] = {}

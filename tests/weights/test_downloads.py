@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from elm_jax.errors import UserError
-from elm_jax.weights import hub, known
+from elm_jax.weights import downloads, published_models
 from elm_jax.weights.load import load_model
 
 
@@ -44,22 +44,26 @@ def cached(cache, repository):
     ],
 )
 def test_a_name_stands_for_a_repository(name, repository):
-    assert known.find(name).hub == repository
+    assert published_models.find_model(name).hub == repository
 
 
 def test_buckets_are_those_of_t5xs_documentation():
-    assert known.find("t5-xl-lm-adapt").bucket == (
+    assert published_models.find_model("t5-xl-lm-adapt").bucket == (
         "gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_xl/checkpoint_1100000"
     )
-    assert known.find("t5-11b").bucket == "gs://t5-data/pretrained_models/t5x/t5_11B/checkpoint_1000000"
     assert (
-        known.find("flan-t5-xl").bucket == "gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000"
+        published_models.find_model("t5-11b").bucket
+        == "gs://t5-data/pretrained_models/t5x/t5_11B/checkpoint_1000000"
     )
-    assert known.find("T0_3B").bucket is None
+    assert (
+        published_models.find_model("flan-t5-xl").bucket
+        == "gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000"
+    )
+    assert published_models.find_model("T0_3B").bucket is None
 
 
 def test_t0_alone_was_trained_without_an_end_on_its_inputs():
-    without = {name for name, model in known.KNOWN.items() if not model.eos_on_input}
+    without = {name for name, model in published_models.PUBLISHED.items() if not model.eos_on_input}
     assert without == {"T0", "T0_3B", "T0p", "T0pp", "T0_single_prompt", "T0_original_task_only"}
 
 
@@ -122,7 +126,7 @@ def test_the_first_kind_of_weights_that_a_repository_has_is_fetched(
         return str(place)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = hub.fetch(known.find("somebody/their-t5"))
+    found = downloads.fetch_model(published_models.find_model("somebody/their-t5"))
     assert load_model(str(found)).fingerprint == t5_1_1.fingerprint
     assert len(asked) == (1 if weights == "safetensors" else 2)
     assert not (found / "pytorch_model.bin").exists()
