@@ -101,7 +101,8 @@ def infer_kind(found: Params, base: Base) -> str:
             return kind
     raise UserError(
         "Expected parameters of an expert besides the base's, of one kind of "
-        f"{', '.join(t5x_experts.OWNED)}, got {sorted(added)[0]!r}. Fix: name the base that it was trained on, or the kind with --kind."
+        f"{', '.join(t5x_experts.OWNED)}, got {sorted(added)[0]!r}. Fix: name the base that it was trained "
+        "on, or the kind with --kind."
     )
 
 

@@ -33,11 +33,22 @@ Placement = Callable[[str, np.ndarray], Array]
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base: the shape of the network, its parameters, and what stands for them."""
+    """A frozen base.
+
+    Attributes:
+        config: The shape of the network.
+        params: Its parameters, with the layers of a stack in one array.
+        fingerprint: The fingerprint of the parameters.
+    """
 
     config: T5Config
     params: Params
     fingerprint: str
+
+    def __repr__(self) -> str:
+        config, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(dict(self.params)))
+        layers = f"{config.num_encoder_layers}+{config.num_decoder_layers} layers"
+        return f"Base({self.fingerprint!r}, {count:,} parameters, {layers}, {config.dtype})"
 
 
 @dataclass(frozen=True)
@@ -78,9 +89,9 @@ def match_parameters(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...],
     for name in sorted(set(checkpoint.tensors) - used):
         tensor = checkpoint.tensors[name]
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r}, which the network does not have. A T5 of "
-            f"{checkpoint.config.num_encoder_layers} and {checkpoint.config.num_decoder_layers} layers is "
-            "wanted: name another checkpoint, or mend its configuration."
+            f"Expected only tensors of a T5 of {checkpoint.config.num_encoder_layers} and "
+            f"{checkpoint.config.num_decoder_layers} layers in {tensor.file!r}, got {tensor.name!r}. Fix: "
+            "name another checkpoint, or correct its configuration."
         )
     return found
 
@@ -141,23 +152,24 @@ def parse_config(told: Mapping[str, Any], *, where: str, called: Mapping[str, st
         value = told[name]
         if not _is_valid(value, default):
             raise UserError(
-                f"{where!r} should describe a network, but its {(called or {}).get(name, name)} is "
-                f"{value!r:.100}. Restore it, or name another checkpoint."
+                f"Expected a valid {(called or {}).get(name, name)} in {where!r}, got {value!r:.100}. Fix: "
+                "restore it, or name another checkpoint."
             )
     try:
         # JSON has lists for tuples, and 0 for 0.0.
         config = T5Config(**{name: type(default)(told[name]) for name, default in known.items()})
     except ValueError as error:
-        raise UserError(f"{where!r} describes no network: {error}") from None
+        raise UserError(f"Expected a network in {where!r}, got: {error}") from None
     if max(config.num_encoder_layers, config.num_decoder_layers) > MAX_LAYERS:
         raise UserError(
-            f"{where!r} should describe a network of at most {MAX_LAYERS} layers a stack, but has "
-            f"{config.num_encoder_layers} and {config.num_decoder_layers}."
+            f"Expected at most {MAX_LAYERS} layers in each stack in {where!r}, got "
+            f"{config.num_encoder_layers} and {config.num_decoder_layers}. Fix: correct the configuration."
         )
     if config.relpos_buckets < 4 or config.relpos_max_distance <= config.relpos_buckets // 2:
         raise UserError(
-            f"{where!r} should have 4 buckets of relative positions or more, half of them below the largest "
-            f"distance, but has {config.relpos_buckets} up to distance {config.relpos_max_distance}."
+            f"Expected at least 4 buckets of relative positions in {where!r}, half of them below the "
+            f"largest distance, got {config.relpos_buckets} up to distance {config.relpos_max_distance}. "
+            "Fix: correct the configuration."
         )
     return config
 
@@ -177,7 +189,10 @@ def dtype_name(dtype: DTypeLike | None) -> str | None:
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
-        raise UserError(f"A dtype is wanted, float32 or bfloat16 (float16 overflows in T5); {name!r} came.")
+        raise UserError(
+            f"Expected dtype float32 or bfloat16, got {name!r}. Fix: name one of them; float16 overflows in "
+            "T5."
+        )
     return name
 
 
@@ -191,15 +206,19 @@ def _require_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) 
     tensor = checkpoint.tensors.get(name)
     if tensor is None:
         called, shape = checkpoint.wanted(name, wanted)
-        raise UserError(f"{checkpoint.where!r} should hold {called!r} of shape {shape}, but lacks it.")
+        raise UserError(
+            f"Expected {called!r} of shape {shape} in {checkpoint.where!r}, got none. Fix: name another "
+            "checkpoint."
+        )
     if tensor.seen != wanted:
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r} as {tensor.shape}; the network wants "
-            f"{tensor.as_stored(wanted)}."
+            f"Expected {tensor.name!r} in {tensor.file!r} as {tensor.as_stored(wanted)}, got {tensor.shape}. "
+            "Fix: name another checkpoint, or correct its configuration."
         )
     if tensor.dtype not in tensors.FLOATS:
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r} as {tensor.dtype}; a floating type is wanted."
+            f"Expected {tensor.name!r} in {tensor.file!r} as floating-point numbers, got {tensor.dtype}. "
+            "Fix: convert it first."
         )
 
 

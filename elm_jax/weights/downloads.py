@@ -42,10 +42,10 @@ def fetch_model(model: PublishedModel) -> epath.Path:
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     bucket = f", or `gcloud storage cp -r {model.bucket} DIR`" if model.bucket else ""
     raise UserError(
-        f"The model {model.hub!r} is wanted, but no directory has that name, the cache at "
-        f"{constants.HF_HUB_CACHE!r} lacks it, and it could not be fetched ({why[:200]}).{hint} Where there "
-        f"is a network, run `hf download {model.hub} --local-dir DIR`, which brings {hf_config.FILE} and "
-        f"weights ({', '.join(formats)}) from https://huggingface.co/{model.hub}{bucket}; then name DIR."
+        f"Expected the model {model.hub!r} as a directory, in the cache at {constants.HF_HUB_CACHE!r} or on "
+        f"the hub, got none ({why[:200]}).{hint} Fix: where there is a network, run `hf download "
+        f"{model.hub} --local-dir DIR`, which brings {hf_config.FILE} and weights ({', '.join(formats)}) "
+        f"from https://huggingface.co/{model.hub}{bucket}; then name DIR."
     )
 
 

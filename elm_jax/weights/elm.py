@@ -37,11 +37,14 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Returns what a base's directory holds, its parameters unread; the network computes in `dtype`."""
     del ignore  # all fields of our own format are known
-    remedy = "Train one with `elm quickstart`, or name the directory of one."
+    remedy = "Fix: train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
     told = _read_config(directory)
     if not isinstance(told["network"], dict):
-        raise UserError(f"{str(directory / CONFIG)!r} describes no network: its 'network' is no object.")
+        raise UserError(
+            f"Expected an object as 'network' in {str(directory / CONFIG)!r}, got another value. Fix: "
+            "restore it, or train the base again."
+        )
     network = told["network"] | ({"dtype": dtype} if dtype else {})
     config = bases.parse_config(network, where=str(directory / CONFIG))
     file = directory / PARAMS
@@ -53,8 +56,8 @@ def require_fingerprint(base: Base, where: storage.PathLike) -> None:
     wanted = _read_config(storage.path(where))["fingerprint"]
     if base.fingerprint != wanted:
         raise UserError(
-            f"The base at {str(storage.path(where))!r} should have fingerprint {wanted}, but has "
-            f"{base.fingerprint}: it was changed after it was written. Restore it, or train it again."
+            f"Expected fingerprint {wanted} of the base at {str(storage.path(where))!r}, got "
+            f"{base.fingerprint}: it was changed after it was written. Fix: restore it, or train it again."
         )
 
 
@@ -63,6 +66,7 @@ def _read_config(directory: epath.Path) -> dict[str, Any]:
     for name in ("network", "fingerprint"):
         if name not in told:
             raise UserError(
-                f"{str(directory / CONFIG)!r} lacks {name!r}. Restore it, or train the base again."
+                f"Expected {name!r} in {str(directory / CONFIG)!r}, got none. Fix: restore it, or train the "
+                "base again."
             )
     return told

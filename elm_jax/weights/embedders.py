@@ -89,8 +89,8 @@ def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) 
         return fetch_encoder(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
-            f"A sentence encoder is wanted at {text!r}, but no directory is there. Name the directory of "
-            f"one, or a model of the hub such as {KNOWN[0]!r}."
+            f"Expected a sentence encoder at {text!r}, got no directory. Fix: name the directory of one, or "
+            f" a model of the hub such as {KNOWN[0]!r}."
         )
     return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
@@ -119,9 +119,9 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
     near = [] if short in KNOWN else names.near_matches(short, KNOWN)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
-        f"The sentence encoder {repository!r} is wanted, but no directory has that name, and the cache at "
-        f"{constants.HF_HUB_CACHE!r} lacks its {', '.join(lacking)}, which could not be fetched ({why:.200})."
-        f"{hint} Where there is a network, run `hf download {repository} --local-dir DIR`, or put these "
+        f"Expected {', '.join(lacking)} of the sentence encoder {repository!r} in the cache at "
+        f"{constants.HF_HUB_CACHE!r} or on the hub, got none ({why:.200}).{hint} Fix: where there is a "
+        f"network, run `hf download {repository} --local-dir DIR`, or put these "
         f"files of https://huggingface.co/{repository} into DIR; then name DIR."
     )
 
@@ -165,8 +165,8 @@ def load_encoder(
     kind, families = told.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
     if kind not in families:
         raise UserError(
-            f"{str(file)!r} should describe a model of type {', '.join(families)}, but describes "
-            f"{kind!r:.50}."
+            f"Expected a model of type {', '.join(families)} in {str(file)!r}, got {kind!r:.50}. Fix: use "
+            "another encoder."
         )
     held, weights = _read_tensors(found.network)
     if kind in bert.FAMILIES:
@@ -215,8 +215,8 @@ def _read_tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
         return {key: found.read() for key, found in torch_bin.list_tensors(file).items()}, str(file)
     if not name.startswith(huggingface.SAFETENSORS):
         raise UserError(
-            f"{str(directory)!r} should hold weights in {huggingface.SAFETENSORS} or {huggingface.TORCH}, "
-            "but holds neither. Download one of them too."
+            f"Expected {huggingface.SAFETENSORS} or {huggingface.TORCH} in {str(directory)!r}, got neither. "
+            "Fix: download one of them."
         )
     shards = [name]
     if name.endswith(huggingface.INDEX):

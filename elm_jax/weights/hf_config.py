@@ -88,7 +88,7 @@ def read_config(
         )
     for name in _REQUIRED:
         if told.get(name) is None:
-            raise UserError(f"{str(file)!r} should tell {name!r}, but lacks it. Download it again.")
+            raise UserError(f"Expected {name!r} in {str(file)!r}, got none. Fix: download it again.")
     table.require(told, where=str(file), ignore=ignore)
     beside = directory / GENERATION
     start = _read_object(beside).get("decoder_start_token_id") if beside.exists() else None
@@ -102,8 +102,8 @@ def parse_network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str
     feed_forward = told.get("feed_forward_proj", "relu" if told["model_type"] == "t5" else "gated-gelu")
     if not isinstance(feed_forward, str) or feed_forward not in _ACTIVATIONS:
         raise UserError(
-            f"{where!r} should have a feed_forward_proj of {', '.join(_ACTIVATIONS)}, but has "
-            f"{feed_forward!r:.50}."
+            f"Expected a feed_forward_proj of {', '.join(_ACTIVATIONS)} in {where!r}, got "
+            f"{feed_forward!r:.50}. Fix: use another model."
         )
     _require_derived(told, feed_forward, where)
     fields = {ours: told[theirs] for ours, theirs in _FIELDS.items() if told.get(theirs) is not None}
@@ -158,8 +158,8 @@ def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = 
     activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
     if config.mlp_activations not in activations:
         raise UserError(
-            f"Hugging Face's T5 has no feed-forward of {', '.join(config.mlp_activations)}; "
-            "convert to another format."
+            f"Expected a feed-forward that Hugging Face's T5 has, got {', '.join(config.mlp_activations)}. "
+            "Fix: convert to another format."
         )
     if like is not None and _describes(like, config, dtype):
         return dict(like)
@@ -218,11 +218,15 @@ def _read_object(file: epath.Path) -> dict[str, Any]:
         told = json.loads(file.read_bytes())
     except OSError:
         raise UserError(
-            f"A Hugging Face checkpoint has its shape in {FILE}, but {str(file.parent)!r} has no such file "
-            "to read. Download it too."
+            f"Expected {FILE} of a Hugging Face checkpoint in {str(file.parent)!r}, got none. Fix: download "
+            "it."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
+        raise UserError(
+            f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
+        ) from None
     if not isinstance(told, dict):
-        raise UserError(f"{str(file)!r} should hold a JSON object, but a {type(told).__name__} came.")
+        raise UserError(
+            f"Expected a JSON object in {str(file)!r}, got a {type(told).__name__}. Fix: download it again."
+        )
     return told

@@ -57,8 +57,8 @@ def open_checkpoint(
     file = find_weights(directory)
     if file is None:
         raise UserError(
-            f"{str(directory)!r} should hold {SAFETENSORS}, {FLAX} or {TORCH}, whole or in shards, but holds "
-            "none. Download the weights too."
+            f"Expected {SAFETENSORS}, {FLAX} or {TORCH} in {str(directory)!r}, whole or in shards, got none. "
+            "Fix: download the weights."
         )
     flax = file.startswith(FLAX)
     found = strip_wrappers(_index(directory, file))
@@ -147,14 +147,15 @@ def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
     for shard in sorted(set(placed.values())):
         if not (directory / shard).exists():
             raise UserError(
-                f"{str(directory / file)!r} names {shard!r} as one of its shards, but no such file is there. "
-                "Download it too."
+                f"Expected the shard {shard!r} that {str(directory / file)!r} names, got none. Fix: "
+                "download it."
             )
         found |= read(directory / shard)
     for name, shard in placed.items():
         if name not in found:
             raise UserError(
-                f"{str(directory / shard)!r} should hold {name!r}, as its index says, but lacks it."
+                f"Expected {name!r} in {str(directory / shard)!r}, as its index says, got none. Fix: "
+                "download it again."
             )
     return found
 
@@ -167,7 +168,7 @@ def _weight_map(file: epath.Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(
-        f"{str(file)!r} should name the file of every tensor in its 'weight_map', but does not. Download it "
+        f"Expected the file of every tensor in the 'weight_map' of {str(file)!r}, got none. Fix: download it "
         "again."
     )
 
@@ -175,7 +176,9 @@ def _weight_map(file: epath.Path) -> dict[str, str]:
 def _leaves(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
     for name, leaf in found.items():
         if not isinstance(leaf, Tensor):
-            raise UserError(f"{str(where)!r} holds {name!r} as {leaf!r:.50}, where an array is wanted.")
+            raise UserError(
+                f"Expected an array as {name!r} in {str(where)!r}, got {leaf!r:.50}. Fix: download it again."
+            )
     return dict(found)
 
 

@@ -39,7 +39,8 @@ def load_model(
 
     `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
     `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of
+    the hub.
 
     Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
     bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
@@ -78,7 +79,7 @@ def load_base(
         base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
-            f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
+            f"Expected to read the model at {str(directory)!r}, got {error}. Fix: check who may read there."
         ) from error
     if kind == "elm" and (dtype is None or as_stored):
         elm.require_fingerprint(base, directory)
@@ -100,8 +101,8 @@ def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
     except Exception as error:  # a bucket's client raises errors of its own
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"A model is wanted at {text!r}, but that place does not answer ({why:.200}). Check the network "
-            "and who may read there, or copy it to a directory."
+            f"Expected a model at {text!r}, got no answer ({why:.200}). Fix: check the network and who may "
+            "read there, or copy it to a directory."
         ) from None
     if inside:
         return where
@@ -111,8 +112,8 @@ def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
         return where.parent
     if text.startswith(("/", ".", "~")) or "://" in text or not text:
         raise UserError(
-            f"A model is wanted at {text!r}, but no directory is there. Name the directory of a checkpoint, "
-            "or a model such as 't5-v1_1-xl-lm-adapt'."
+            f"Expected a model at {text!r}, got no directory. Fix: name the directory of a checkpoint, or a "
+            "model such as 't5-v1_1-xl-lm-adapt'."
         )
     return downloads.fetch_model(published_models.find_model(text))
 
@@ -135,8 +136,8 @@ def detect_format(directory: epath.Path) -> str:
     elif (directory / "adapter_config.json").exists() or (directory / "expert.json").exists():
         there += ": an expert, which `elm convert` reads, but no model"
     raise UserError(
-        f"{str(directory)!r} should hold a model (safetensors or msgpack with {hf_config.FILE}, a T5X "
-        f"checkpoint, or {elm.PARAMS} with {elm.CONFIG}), but holds {there}."
+        f"Expected a model in {str(directory)!r} (safetensors or msgpack with {hf_config.FILE}, a T5X "
+        f"checkpoint, or {elm.PARAMS} with {elm.CONFIG}), got {there}. Fix: name another directory."
     )
 
 
@@ -162,6 +163,6 @@ def _make_placement(sharding: Sharding | None) -> Placement:
 
 def _pickle_error(where: epath.Path) -> UserError:
     return UserError(
-        f"{str(where)!r} is a pickle, which may run any program, and is never opened. Safetensors, Flax's "
-        f"msgpack, a T5X checkpoint or a hub model's {huggingface.TORCH} is wanted."
+        f"Expected safetensors, Flax's msgpack, a T5X checkpoint or a hub model's {huggingface.TORCH}, got "
+        f"the pickle {str(where)!r}, which may run any program and is never opened. Fix: convert it first."
     )

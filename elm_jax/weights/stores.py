@@ -17,7 +17,7 @@ from elm_jax.weights.tensors import Tensor
 
 MANIFEST = "manifest.ocdbt"
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
-_WHOLE = "It is not whole: copy it again, or name another checkpoint."
+_WHOLE = "Fix: copy it again, or name another checkpoint."
 
 
 def list_names(directory: epath.Path) -> dict[str, str]:
@@ -27,8 +27,8 @@ def list_names(directory: epath.Path) -> dict[str, str]:
             keys = [key.decode() for key in ts.KvStore.open(_database(directory)).result().list().result()]
         except Exception as error:  # TensorStore raises what its parts raise
             raise UserError(
-                f"{str(directory)!r} holds a database of arrays that does not open ({_reason(error)}). "
-                f"{_WHOLE}"
+                f"Expected a database of arrays in {str(directory)!r}, got one that does not open "
+                f"({_reason(error)}). {_WHOLE}"
             ) from None
     else:
         keys = [
@@ -71,14 +71,14 @@ def list_tensors(
             store = promise.result()
         except Exception as error:  # TensorStore raises what its parts raise
             raise UserError(
-                f"{str(directory)!r} should hold the array {name!r}, but it does not open "
+                f"Expected the array {name!r} in {str(directory)!r}, got one that does not open "
                 f"({_reason(error)}). {_WHOLE}"
             ) from None
         wanted = (shapes or {}).get(name, store.shape)
         if tuple(store.shape) != tuple(wanted):
             raise UserError(
-                f"{str(directory)!r} holds {name!r} as {tuple(store.shape)}; its index says {tuple(wanted)}. "
-                f"{_WHOLE}"
+                f"Expected {name!r} in {str(directory)!r} as {tuple(wanted)}, as its index says, got "
+                f"{tuple(store.shape)}. {_WHOLE}"
             )
         found[name] = _make_tensor(name, str(directory), store)
     return found
@@ -108,7 +108,7 @@ def _read(name: str, file: str, store: ts.TensorStore, out: np.ndarray) -> None:
         target.write(ts.cast(store, target.dtype)).result()
     except Exception as error:  # TensorStore raises what its parts raise
         raise UserError(
-            f"{file!r} should hold all of the array {name!r}, but a part of it cannot be read "
+            f"Expected the whole array {name!r} in {file!r}, got a part that cannot be read "
             f"({_reason(error)}). {_WHOLE}"
         ) from None
 

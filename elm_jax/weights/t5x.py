@@ -50,8 +50,8 @@ def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
             raise _unfinished_error(entry)
     if STEP.fullmatch(directory.name) or (directory / STATE).is_dir():
         raise UserError(
-            f"{str(directory)!r} should hold a T5X checkpoint, as {STATE}/{stores.MANIFEST} or {LEGACY}, but "
-            "has neither: it is half written, or half copied. Copy it again, or name an earlier one."
+            f"Expected a T5X checkpoint in {str(directory)!r}, as {STATE}/{stores.MANIFEST} or {LEGACY}, got "
+            "neither: it is half written, or half copied. Fix: copy it again, or name an earlier one."
         )
     return None
 
@@ -77,19 +77,22 @@ def list_parameters(where: storage.PathLike) -> dict[str, Tensor]:
     directory = storage.path(where)
     kept = find_checkpoint(directory)
     if kept is None:
-        raise UserError(f"A T5X checkpoint is wanted at {str(directory)!r}, but nothing there is one.")
+        raise UserError(
+            f"Expected a T5X checkpoint at {str(directory)!r}, got none. Fix: name another directory."
+        )
     kind, place = kept
     found = _list_orbax(place) if kind == "orbax" else _list_legacy(place)
     if not found:
         raise UserError(
-            f"{str(place)!r} should hold parameters below {TARGET!r}, as T5X keeps them, but holds none."
+            f"Expected parameters below {TARGET!r} in {str(place)!r}, got none. Fix: name another checkpoint."
         )
     return _join_position_tables(dict(map(_to_native, found, found.values())), str(place))
 
 
 def _unfinished_error(directory: epath.Path) -> UserError:
     return UserError(
-        f"{str(directory)!r} was never finished: its writer was stopped. Name an earlier checkpoint."
+        f"Expected a finished checkpoint in {str(directory)!r}, got one whose writer was stopped. Fix: name "
+        "an earlier one."
     )
 
 
@@ -102,8 +105,8 @@ def _is_orbax(directory: epath.Path) -> bool:
 def _list_orbax(directory: epath.Path) -> dict[str, Tensor]:
     if not (directory / stores.MANIFEST).exists() and not any(directory.glob(f"{TARGET}.*")):
         raise UserError(
-            f"{str(directory)!r} should hold arrays, as {stores.MANIFEST} or as {TARGET}.*, but holds "
-            "neither: it is half written, or half copied. Copy it again, or name an earlier checkpoint."
+            f"Expected arrays in {str(directory)!r}, as {stores.MANIFEST} or as {TARGET}.*, got neither: it "
+            "is half written, or half copied. Fix: copy it again, or name an earlier checkpoint."
         )
     below = {
         name: driver for name, driver in stores.list_names(directory).items() if name.startswith(f"{TARGET}.")
@@ -117,14 +120,17 @@ def _list_legacy(directory: epath.Path) -> dict[str, Tensor]:
     with tensors.open_file(file) as stream:
         if stream.read(21) == b"model_checkpoint_path":
             raise UserError(
-                f"{str(file)!r} belongs to a TensorFlow checkpoint, which is not read. Convert it with T5X's "
-                "scripts/convert_tf_checkpoint.py, or get the model from the hub."
+                f"Expected a T5X checkpoint, got {str(file)!r} of a TensorFlow checkpoint. Fix: convert it "
+                "with T5X's scripts/convert_tf_checkpoint.py, or get the model from the hub."
             )
     tree = msgpack.list_tensors(file)
     state = tree.get("optimizer", tree)
     target = state.get(TARGET) if isinstance(state, dict) else None
     if not isinstance(target, dict):
-        raise UserError(f"{str(file)!r} should hold parameters below 'optimizer/{TARGET}', but holds none.")
+        raise UserError(
+            f"Expected parameters below 'optimizer/{TARGET}' in {str(file)!r}, got none. Fix: name another "
+            "checkpoint."
+        )
     inline, drivers, shapes, names = {}, {}, {}, {}
     for path, leaf in _leaves(target):
         if isinstance(leaf, Tensor):
@@ -153,7 +159,8 @@ def _parse_leaf(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int,
         folder, shape = "", ()
     if not folder or "/" in folder or folder.startswith(".") or not all(type(n) is int for n in shape):
         raise UserError(
-            f"{str(file)!r} should say in which folder beside it {name!r} lies, and its shape, but does not."
+            f"Expected the folder and the shape of {name!r} in {str(file)!r}, got neither. Fix: copy it "
+            "again."
         )
     return folder, shape
 
@@ -209,8 +216,8 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
             if name in found and len(found[name].seen) == 2 + name.count(f"/{paths.STACK}/"):
                 return found[name].seen[-2:]
         raise UserError(
-            f"{where!r} should hold a T5, with '{TARGET}/{names[0]}' of two axes, but lacks it. Name another "
-            "checkpoint."
+            f"Expected '{TARGET}/{names[0]}' of two axes in {where!r}, as a T5 has it, got none. Fix: name "
+            "another checkpoint."
         )
 
     def layer(stack: str, name: str) -> tuple[int, ...]:
@@ -222,8 +229,8 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
     joined = layer("encoder", "attention/query/kernel")[1]
     if joined % heads:
         raise UserError(
-            f"{where!r} should share its {joined} query columns among the {heads} heads that its table of "
-            "relative positions has, but they do not divide."
+            f"Expected query columns in {where!r} that the {heads} heads of its table of relative positions "
+            f"divide, got {joined}. Fix: name another checkpoint."
         )
     single = any(re.fullmatch(r"encoder/layers(_0)?/mlp/wi/kernel", name) for name in found)
     return {

@@ -96,7 +96,7 @@ def open_file(file: epath.Path) -> IO[bytes]:
         return file.open("rb")
     except OSError as error:
         raise UserError(
-            f"{str(file)!r} was to be read, but the system refused ({error.strerror or error})."
+            f"Expected to read {str(file)!r}, got {error.strerror or error}. Fix: check who may read it."
         ) from None
 
 
@@ -148,5 +148,5 @@ def _read_rows(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -
         wanted = dtype.itemsize * part.size
         content = stream.read(wanted)
         if len(content) != wanted:
-            raise UserError(f"{what} should go on, but the file ends. Copy it again: it is not whole.")
+            raise UserError(f"Expected more bytes of {what}, got the end of the file. Fix: copy it again.")
         part[...] = np.frombuffer(content, dtype).reshape(part.shape)

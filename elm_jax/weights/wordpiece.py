@@ -38,7 +38,7 @@ def load_tokenizer(
         from tokenizers import Tokenizer
     except ImportError:
         raise UserError(
-            "A sentence encoder wants the tokenizers package, which is not installed. Run `pip install "
+            "Expected the package tokenizers for a sentence encoder, got none. Fix: run `pip install "
             "tokenizers`."
         ) from None
     own, beside = _read_first(directory, OWN), _read_first(directory, (BESIDE,))
@@ -57,7 +57,7 @@ def load_tokenizer(
         tokenizer.enable_truncation(length, direction=_find_side(told, beside, "truncation"))
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
-            f"{str(directory / FILE)!r} is no tokenizer ({error!s:.200}). Download it again."
+            f"Expected a tokenizer in {str(directory / FILE)!r}, got {error!s:.200}. Fix: download it again."
         ) from None
     return tokenizer, length
 
@@ -66,9 +66,8 @@ def _merge_fields(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str,
     """Returns the tokenizer's description with the changes that the files beside it make."""
     if not file.exists():
         raise UserError(
-            f"A sentence encoder has its tokenizer in {FILE}, but {str(file.parent)!r} has no such file. "
-            "Download it too; where a model is published without one, transformers' `AutoTokenizer` makes it "
-            "and its `save_pretrained` writes it."
+            f"Expected {FILE} of a sentence encoder in {str(file.parent)!r}, got none. Fix: download it, or "
+            "write it with `save_pretrained` of transformers' `AutoTokenizer`."
         )
     told = encoder_steps.read_json_object(file)
     normalizer = told.get("normalizer")
