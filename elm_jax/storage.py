@@ -5,7 +5,9 @@ have the number in `format`, safetensors files in their metadata.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
@@ -14,24 +16,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_dtypes import bfloat16
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as dump_safetensors
 
 from elm_jax.errors import UserError
 from elm_jax.names import lower_first
+from elm_jax.safetensors_header import read_header
 
 FORMAT = 1
-# Safetensors' names of types; its own reader for NumPy has none for bfloat16.
-_DTYPES = {
-    "BF16": np.dtype(bfloat16),
-    **{
-        f"{letter}{8 * size}": np.dtype(f"<{kind}{size}" if size > 1 else f"{kind}{size}")
-        for letter, kind, sizes in (("F", "f", (2, 4, 8)), ("I", "i", (1, 2, 4, 8)), ("U", "u", (1, 2, 4, 8)))
-        for size in sizes
-    },
-    "BOOL": np.dtype(bool),
-}
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
 # The directory of the gin files: in a wheel inside the package, in a checkout beside it.
@@ -156,25 +147,22 @@ def write_arrays(
 
 
 def read_arrays(where: PathLike, *, what: str) -> dict[str, np.ndarray]:
-    """Reads named arrays from safetensors."""
+    """Reads named arrays from safetensors.
+
+    Raises:
+        UserError: If the file is absent, cut short or something else; `what` names it.
+    """
     try:
-        tensors = deserialize(path(where).read_bytes())
+        content = bytearray(path(where).read_bytes())  # arrays are views of it that may be changed
     except FileNotFoundError:
         raise _missing(where, what) from None
-    except SafetensorError as error:
-        raise UserError(
-            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got no whole safetensors file ({error}). "
-            "Fix: delete it and make it again."
-        ) from None
-    unknown = {tensor["dtype"] for _, tensor in tensors} - set(_DTYPES)
-    if unknown:
-        raise UserError(
-            f"Expected {lower_first(what)} at {os.fspath(where)!r} of types that NumPy has, got "
-            f"{unknown.pop()}. Fix: write it in another type."
-        )
+    try:
+        header = read_header(io.BytesIO(content), file=os.fspath(where), fix="write it again")
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     return {
-        name: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-        for name, tensor in tensors
+        name: np.frombuffer(content, entry.dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
+        for name, entry in header.tensors.items()
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["errors", "axes", "cache", "moved"],
+    ["safetensors_header"],
     ["records", "names", "storage"],
     ["hub"],
     ["aot"],

@@ -7,7 +7,6 @@ costs next to nothing, and of a row only its own bytes are read.
 """
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from elm_jax.data import ragged
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
+from elm_jax.safetensors_header import read_header
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
 CODE_VERSION = 1
 """To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
-_DTYPES = {"I32": "<i4", "I64": "<i8", "U8": "u1"}
 _TOKENS = ("inputs", "targets", "choices")
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
 _ARRAYS = {
@@ -267,32 +266,19 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
     """Returns the cache key and the arrays of a file, which stay on disk until they are read."""
     where, expected = storage.path(path), f"Expected a file of prepared rows at {str(path)!r}"
     try:
+        with where.open("rb") as stream:
+            header = read_header(stream, file=str(path), fix="delete it and prepare the task again")
         if "://" in os.fspath(where):
             content = np.frombuffer(where.read_bytes(), np.uint8)
         else:
             content = np.memmap(os.fspath(where), np.uint8, "r").view(np.ndarray)
     except FileNotFoundError:
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
-    except (OSError, ValueError) as error:  # ValueError is what mapping an empty file raises
+    except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    try:
-        header = json.loads(content[8:start].tobytes())
-        metadata = header.pop("__metadata__")
-        size = start + max(entry["data_offsets"][1] for entry in header.values())
-        if size > len(content):
-            raise UserError(
-                f"{expected} of {size:,} bytes, got {len(content):,}: it was cut off. Fix: delete it and "
-                "prepare the task again."
-            )
-        if metadata["format"] != str(storage.FORMAT) or header.keys() != _ARRAYS:
-            raise ValueError
-        arrays = {
-            name: content[slice(*(start + offset for offset in entry["data_offsets"]))].view(
-                _DTYPES[entry["dtype"]]
-            )
-            for name, entry in header.items()
-        }
-        return arrays["fingerprint"].tobytes().decode(), arrays
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{expected}, got a file of another kind. Fix: delete it.") from None
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) != _ARRAYS:
+        raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
+    arrays = {
+        name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()
+    }
+    return arrays["fingerprint"].tobytes().decode(), arrays

@@ -100,8 +100,9 @@ def infer_kind(found: Params, base: Base) -> str:
         if kind != "full" and all(owned.fullmatch(path) for path in added):
             return kind
     raise UserError(
-        f"Expected parameters of an expert besides the base's, of one kind of {', '.join(t5x_experts.OWNED)}, "
-        f"got {sorted(added)[0]!r}. Fix: name the base that it was trained on, or the kind with --kind."
+        "Expected parameters of an expert besides the base's, of one kind of "
+        f" {', '.join(t5x_experts.OWNED)},got {sorted(added)[0]!r}. Fix: name the base that it was trained "
+        " on, or the kind with --kind."
     )
 
 

@@ -68,7 +68,7 @@ def select(
     keys = inputs.key_index
     by_row = router.level == "row"
     asked = examples if by_row else examples[: routing.queries]
-    texts = formats.texts(asked, keys.text_format)
+    texts = formats.format_texts(asked, keys.text_format)
     row_ids = [example.row_id for example in asked]
     queries = inputs.embed_queries(task, row_ids, texts, keys.text_format)
     options: dict[str, Any] = {"experts": routing.experts} if "experts" in router.options else {}

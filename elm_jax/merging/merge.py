@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.data import data_source
 from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import library_finder
 from elm_jax.merging import merger
 from elm_jax.merging.plan import MergePlan, plan_merge, require_statistics
 from elm_jax.records import Expert, Params
+from elm_jax.tasks import data_source
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
@@ -98,7 +98,7 @@ def run_merge(
     home_of = library_finder(run.workspace)
     merged = merger.merge(
         plan,
-        [home_of(expert).expert(expert, base=run.base.fingerprint) for expert in experts],
+        [home_of(expert).load_expert(expert, base=run.base.fingerprint) for expert in experts],
         base=run.base.params,
         statistics=statistics,
     )

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +21,7 @@ from elm_jax.merging.changes import WrittenChange
 from elm_jax.merging.method import MergeMethod
 from elm_jax.merging.parameter_groups import Form, MergeInputs, ParameterGroup
 from elm_jax.merging.plan import MergePlan, require_statistics
+from elm_jax.models.paths import flatten, unflatten
 from elm_jax.records import Expert, ExpertSpec, Params
 
 FlatParams = Mapping[str, Any]
@@ -73,12 +73,8 @@ def merge(
         require_statistics(plan, [compatibility.shapes_by_path(tree) for tree in statistics or ()])
     shapes = compatibility.shapes_by_path(experts[0].params)
     numbers = [number for number, weight in enumerate(plan.weights) if weight]
-    params = [compatibility.arrays_by_path(experts[number].params) for number in numbers]
-    read = (
-        None
-        if statistics is None
-        else [compatibility.arrays_by_path(statistics[number]) for number in numbers]
-    )
+    params = [flatten(experts[number].params) for number in numbers]
+    read = None if statistics is None else [flatten(statistics[number]) for number in numbers]
     types = {path: jnp.result_type(*(flat[path] for flat in params)) for path in params[0]}
     are_same = _are_same(params)
     if are_same:
@@ -104,10 +100,7 @@ def merge(
             merged[leaf] = np.stack([own[number] for own in layers]) if group.stacked else layers[0][number]
     fingerprints = None if read is None else [storage.array_fingerprint(tree) for tree in read]
     error = round(math.sqrt(squared_error / squared_norm), 6) if squared_norm else None
-    structure = jax.tree.structure(experts[0].params)
-    paths = compatibility.arrays_by_path(experts[0].params)
-    spec = _describe_merged(plan, fingerprints, error)
-    return Expert(spec, structure.unflatten([merged[path] for path in paths]))
+    return Expert(_describe_merged(plan, fingerprints, error), unflatten(merged))
 
 
 def _require_base(plan: MergePlan, base: Params | None, shapes: compatibility.Shapes) -> FlatParams:
@@ -119,7 +112,7 @@ def _require_base(plan: MergePlan, base: Params | None, shapes: compatibility.Sh
             f"Expected the base's parameters, by which {plan.method_name!r} merges {plan.specs[0].kind!r} "
             "experts, got none. Fix: give them as 'base'."
         )
-    flat = compatibility.arrays_by_path(base)
+    flat = flatten(base)
     for group in plan.base_groups:
         shape = tuple(flat[group.path].shape) if group.path in flat else "none"
         if shape != shapes[group.path]:

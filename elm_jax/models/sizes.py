@@ -40,11 +40,11 @@ class T5Config:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))  # JSON has lists
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"T5 computes in float32 or bfloat16, but {self.dtype!r} came.")
+            raise ValueError(f"Expected dtype float32 or bfloat16, got {self.dtype!r}.")
         unknown = set(self.mlp_activations) - set(ACTIVATIONS)
         if unknown or not self.mlp_activations:
             raise ValueError(
-                f"mlp_activations are some of {', '.join(ACTIVATIONS)}, but {self.mlp_activations!r} came."
+                f"Expected mlp_activations of {', '.join(ACTIVATIONS)}, got {self.mlp_activations!r}."
             )
 
 

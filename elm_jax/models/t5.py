@@ -130,7 +130,8 @@ class T5(nn.Module):
         """Returns the decoder's states, of which `project` makes the logits."""
         if (prompt_segments is None) != (answer_segments is None):
             raise UserError(
-                "Packed rows want segment ids of prompts and of answers, but only one of the two came."
+                "Expected segment ids of prompts and of answers for packed rows, got only one of them. "
+                "Fix: pass both."
             )
         segments = None if answer_segments is None else answer_segments[:, 0]
         shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)

@@ -49,7 +49,7 @@ class TrainingProgramSpec:
         return group_programs(self.network, self.plan, self.layout, self.shape, mesh=mesh)
 
     def model_flops(self, program: str) -> float | None:
-        """Returns the FLOPs that a program's mathematics needs on all devices, None if it has no products.
+        """Returns the FLOPs that a program's mathematics needs on all devices; None if it has few products.
 
         All tokens of the batch count, also padding.
         """

@@ -72,8 +72,7 @@ def load_embedder(
     batch_tokens: int | None = None,
     ignore: Collection[str] = (),
 ) -> Embedder:
-    """Loads a sentence encoder. A configuration is understood or refused; `ignore` names fields of it that were looked at and do
-    not change a vector.
+    """Loads a sentence encoder, whose configuration is understood or refused.
 
     Args:
         path_or_name: A directory in sentence-transformers' layout, whose network is BERT's, RoBERTa's,

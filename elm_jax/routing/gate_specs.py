@@ -66,7 +66,7 @@ def load_gate(run: Run, spec: GateSpec) -> Params:
         UserError: If the experts are no LoRA of one shape, or if what the router reads is not there.
     """
     library = Library.open(run.workspace.library)
-    stacked = library.load(spec.experts, base=run.base.fingerprint)
+    stacked = library.load_stack(spec.experts, base=run.base.fingerprint)
     router = table.find_router(spec.router)
     read = load_read_arguments(run, router, spec.experts, known={"params": stacked})
     index = build_keyless_index(library, spec.experts)
@@ -90,7 +90,7 @@ def load_read_arguments(
         known: What is loaded already, by name.
     """
     load = {
-        "params": lambda: Library.open(run.workspace.library).load(experts, base=run.base.fingerprint),
+        "params": lambda: Library.open(run.workspace.library).load_stack(experts, base=run.base.fingerprint),
         "activations": lambda: load_mean_activations(run, experts),
     }
     return {name: known[name] if name in known else load[name]() for name in router.reads if name in load}

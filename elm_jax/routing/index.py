@@ -100,10 +100,10 @@ def index(
     encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
     lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
     for expert in experts:
-        if expert not in lacking and library.keys(expert).embedder != encoder.name:
+        if expert not in lacking and library.load_keys(expert).embedder != encoder.name:
             raise UserError(
                 f"Expected keys of {encoder.name!r}, the embedder {settings.name!r}, got keys of "
-                f"{library.keys(expert).embedder!r} for {expert!r}. Fix: embed all keys again with "
+                f"{library.load_keys(expert).embedder!r} for {expert!r}. Fix: embed all keys again with "
                 "`elm index --rebuild`, or name their own embedder with --embedder and its type with --dtype."
             )
     if settings != stored:

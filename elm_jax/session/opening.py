@@ -15,7 +15,7 @@ from elm_jax.tokenizers import huggingface, sentencepiece
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 from elm_jax.weights import base as weights_base
 from elm_jax.weights import load as weights
-from elm_jax.weights.elm import Base
+from elm_jax.weights.base import Base
 
 VOCABULARY_FILE = "vocabulary.model"
 HUB_VOCABULARY_FILE = "spiece.model"  # the same file of T5's repositories on the hub

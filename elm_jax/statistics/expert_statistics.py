@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -23,6 +23,7 @@ from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators
 from elm_jax.statistics.estimators import Statistics
+from elm_jax.tasks import data_source
 
 ROWS = 256
 """Rows of an expert that statistics are taken of; all of them if it has fewer."""
@@ -159,7 +160,7 @@ def _load_or_compute(
     file = _file(run.workspace, expert, name)
     statistics = _read(file, cache_key)
     if statistics is None:
-        statistics = compute(library.expert(expert, base=run.base.fingerprint), prepared)
+        statistics = compute(library.load_expert(expert, base=run.base.fingerprint), prepared)
         about = json.dumps({"stamp": cache_key, "checksum": storage.array_fingerprint(statistics)}).encode()
         storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
     return statistics

@@ -25,7 +25,7 @@ from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, T
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
 from elm_jax.weights import base, elm
-from elm_jax.weights.elm import Base
+from elm_jax.weights.base import Base
 
 STAGE = "train the base"
 BATCH_TOKENS = 32768

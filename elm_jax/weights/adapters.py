@@ -68,7 +68,7 @@ def save(where: storage.PathLike, tree: Params, *, family: str = "t5") -> None:
     storage.write_bytes(directory / CONFIG, (json.dumps(told, indent=2) + "\n").encode())
 
 
-def norms(tree: Params) -> dict[str, Any]:
+def select_norms(tree: Params) -> dict[str, Any]:
     """Returns the norm scales that an expert has, by path."""
     return {path: value for path, value in paths.flatten(tree).items() if path.endswith("norm/scale")}
 

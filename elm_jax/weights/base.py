@@ -25,19 +25,30 @@ from elm_jax.records import Params
 from elm_jax.weights import tensors
 from elm_jax.weights.tensors import Tensor
 
-READERS = 8  # layers of a parameter that are read at once
-LARGEST, MOST_LAYERS = 2**24, 2**10  # a size beyond these is a mistake, and would take forever to find out
+READ_THREADS = 8  # layers of a parameter that are read at once
+MAX_SIZE, MAX_LAYERS = 2**24, 2**10  # a size beyond these is a mistake, and would take forever to find out
 DTYPES: Mapping[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(bfloat16)}
-Place = Callable[[str, np.ndarray], Array]
+Placement = Callable[[str, np.ndarray], Array]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base: the shape of the network, its parameters, and what stands for them."""
+    """A frozen base.
+
+    Attributes:
+        config: The shape of the network.
+        params: Its parameters, with the layers of a stack in one array.
+        fingerprint: The fingerprint of the parameters.
+    """
 
     config: T5Config
     params: Params
     fingerprint: str
+
+    def __repr__(self) -> str:
+        config, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(dict(self.params)))
+        layers = f"{config.num_encoder_layers}+{config.num_decoder_layers} layers"
+        return f"Base({self.fingerprint!r}, {count:,} parameters, {layers}, {config.dtype})"
 
 
 @dataclass(frozen=True)
@@ -55,37 +66,37 @@ class Checkpoint:
     wanted: Callable[[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = lambda path, shape: (path, shape)
 
 
-def of(config: T5Config, params: Params) -> Base:
+def make_base(config: T5Config, params: Params) -> Base:
     """Returns the base with its fingerprint, which stands for names, shapes, types and bytes."""
     return Base(config, params, storage.array_fingerprint(paths.flatten(params)))
 
 
-def check(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tensor]]]:
+def match_parameters(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tensor]]]:
     """Returns shape and tensors of every parameter of the network, one tensor or one a layer.
 
     Raises a UserError that names the first tensor that is missing, of a wrong shape or type, or too many.
     """
     found, used = {}, set()
-    for path, shape in shapes(checkpoint.config).items():
+    for path, shape in param_shapes(checkpoint.config).items():
         before, stacked, after = path.partition(f"/{paths.STACK}/")
         together = not stacked or path in checkpoint.tensors
         names = [path] if together else [f"{before}/layers_{layer}/{after}" for layer in range(shape[0])]
         wanted = shape if together else shape[1:]
         for name in names:
-            _check_one(checkpoint, name, wanted)
+            _require_tensor(checkpoint, name, wanted)
         used |= set(names)
         found[path] = shape, [checkpoint.tensors[name] for name in names]
     for name in sorted(set(checkpoint.tensors) - used):
         tensor = checkpoint.tensors[name]
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r}, which the network does not have. A T5 of "
-            f"{checkpoint.config.num_encoder_layers} and {checkpoint.config.num_decoder_layers} layers is "
-            "wanted: name another checkpoint, or mend its configuration."
+            f"Expected only tensors of a T5 of {checkpoint.config.num_encoder_layers} and "
+            f"{checkpoint.config.num_decoder_layers} layers in {tensor.file!r}, got {tensor.name!r}. Fix: "
+            "name another checkpoint, or correct its configuration."
         )
     return found
 
 
-def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place, as_stored: bool = False) -> Base:
+def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Placement, as_stored: bool = False) -> Base:
     """Reads a checkpoint whose tensors are those of its network.
 
     With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
@@ -94,15 +105,15 @@ def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Place, as_stor
     """
     digest = storage.ArrayDigest()
     params = {}
-    with ThreadPoolExecutor(READERS) as pool:
-        for path, (shape, layers) in sorted(check(checkpoint).items()):
-            stored = _common({layer.dtype for layer in layers})
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for path, (shape, layers) in sorted(match_parameters(checkpoint).items()):
+            stored = _common_dtype({layer.dtype for layer in layers})
             whole = np.empty(shape, DTYPES[dtype] if dtype else stored)
             parts = [whole] if layers[0].seen == shape else list(whole)
             if as_stored and whole.dtype != stored:
                 digest.begin(path, stored, shape)
-                for start in range(0, len(parts), READERS):
-                    some = slice(start, start + READERS)
+                for start in range(0, len(parts), READ_THREADS):
+                    some = slice(start, start + READ_THREADS)
                     for read, part in zip(
                         pool.map(partial(_read_as, dtype=stored), layers[some]), parts[some], strict=True
                     ):
@@ -124,13 +135,13 @@ def _read_as(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
+def param_shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
     """Returns the shape of every parameter of the network, stacked, by path."""
     made = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     return {path: leaf.shape for path, leaf in paths.flatten(made).items()}
 
 
-def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] | None = None) -> T5Config:
+def parse_config(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] | None = None) -> T5Config:
     """Returns the network that fields by name describe; a UserError names the one that cannot be.
 
     Names that are no field are passed over, fields that are not told have their defaults. `called` says what
@@ -139,30 +150,31 @@ def config_of(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] 
     known: dict[str, Any] = {field.name: field.default for field in fields(T5Config) if field.name in told}
     for name, default in known.items():
         value = told[name]
-        if not _is_like(value, default):
+        if not _is_valid(value, default):
             raise UserError(
-                f"{where!r} should describe a network, but its {(called or {}).get(name, name)} is "
-                f"{value!r:.100}. Restore it, or name another checkpoint."
+                f"Expected a valid {(called or {}).get(name, name)} in {where!r}, got {value!r:.100}. Fix: "
+                "restore it, or name another checkpoint."
             )
     try:
         # JSON has lists for tuples, and 0 for 0.0.
         config = T5Config(**{name: type(default)(told[name]) for name, default in known.items()})
     except ValueError as error:
-        raise UserError(f"{where!r} describes no network: {error}") from None
-    if max(config.num_encoder_layers, config.num_decoder_layers) > MOST_LAYERS:
+        raise UserError(f"Expected a network in {where!r}, got: {error}") from None
+    if max(config.num_encoder_layers, config.num_decoder_layers) > MAX_LAYERS:
         raise UserError(
-            f"{where!r} should describe a network of at most {MOST_LAYERS} layers a stack, but has "
-            f"{config.num_encoder_layers} and {config.num_decoder_layers}."
+            f"Expected at most {MAX_LAYERS} layers in each stack in {where!r}, got "
+            f"{config.num_encoder_layers} and {config.num_decoder_layers}. Fix: correct the configuration."
         )
     if config.relpos_buckets < 4 or config.relpos_max_distance <= config.relpos_buckets // 2:
         raise UserError(
-            f"{where!r} should have 4 buckets of relative positions or more, half of them below the largest "
-            f"distance, but has {config.relpos_buckets} up to distance {config.relpos_max_distance}."
+            f"Expected at least 4 buckets of relative positions in {where!r}, half of them below the "
+            f"largest distance, got {config.relpos_buckets} up to distance {config.relpos_max_distance}. "
+            "Fix: correct the configuration."
         )
     return config
 
 
-def precision(found: Mapping[str, Tensor], dtype: str | None) -> str:
+def compute_dtype(found: Mapping[str, Tensor], dtype: str | None) -> str:
     """Returns what to compute in: what was asked for, or bfloat16 where the whole checkpoint is that."""
     narrow = bool(found) and {tensor.dtype for tensor in found.values()} == {DTYPES["bfloat16"]}
     return dtype or ("bfloat16" if narrow else "float32")
@@ -177,38 +189,45 @@ def dtype_name(dtype: DTypeLike | None) -> str | None:
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
-        raise UserError(f"A dtype is wanted, float32 or bfloat16 (float16 overflows in T5); {name!r} came.")
+        raise UserError(
+            f"Expected dtype float32 or bfloat16, got {name!r}. Fix: name one of them; float16 overflows in "
+            "T5."
+        )
     return name
 
 
-def on_host(path: str, value: np.ndarray) -> Array:
+def keep_on_host(path: str, value: np.ndarray) -> Array:
     """Leaves a parameter where it was read."""
     del path
     return value
 
 
-def _check_one(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
+def _require_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
     tensor = checkpoint.tensors.get(name)
     if tensor is None:
         called, shape = checkpoint.wanted(name, wanted)
-        raise UserError(f"{checkpoint.where!r} should hold {called!r} of shape {shape}, but lacks it.")
+        raise UserError(
+            f"Expected {called!r} of shape {shape} in {checkpoint.where!r}, got none. Fix: name another "
+            "checkpoint."
+        )
     if tensor.seen != wanted:
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r} as {tensor.shape}; the network wants "
-            f"{tensor.as_stored(wanted)}."
+            f"Expected {tensor.name!r} in {tensor.file!r} as {tensor.as_stored(wanted)}, got {tensor.shape}. "
+            "Fix: name another checkpoint, or correct its configuration."
         )
     if tensor.dtype not in tensors.FLOATS:
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r} as {tensor.dtype}; a floating type is wanted."
+            f"Expected {tensor.name!r} in {tensor.file!r} as floating-point numbers, got {tensor.dtype}. "
+            "Fix: convert it first."
         )
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def _is_valid(value: Any, default: Any) -> bool:
     """Says whether a value may be that of a field with this default; sizes are positive."""
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):
-        return type(value) is int and 0 < value < LARGEST
+        return type(value) is int and 0 < value < MAX_SIZE
     if isinstance(default, float):
         return type(value) in (int, float) and 0 <= value < 1
     if isinstance(default, tuple):
@@ -216,10 +235,10 @@ def _is_like(value: Any, default: Any) -> bool:
     return isinstance(value, type(default))
 
 
-def _common(found: set[np.dtype]) -> np.dtype:
+def _common_dtype(found: set[np.dtype]) -> np.dtype:
     return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else DTYPES["float32"]
 
 
-def flat(base: Base) -> dict[str, Any]:
+def params_by_layer(base: Base) -> dict[str, Any]:
     """Returns the parameters of a base layer by layer under T5X's names; arrays on the host stay views."""
     return paths.unstack_layers({path: np.asarray(leaf) for path, leaf in paths.flatten(base.params).items()})

@@ -42,30 +42,32 @@ _MPNET = {
 }
 
 
-def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
+def parse_network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
     """Returns the shape that a `config.json` describes; a UserError names what cannot be."""
     sizes = {}
     for name, theirs in _SIZES.items():
         sizes[name] = told.get(theirs)
         if type(sizes[name]) is not int or not 0 < sizes[name] < 2**31:
             raise UserError(
-                f"{where!r} should tell {theirs!r}, a positive number, but tells {sizes[name]!r:.50}. "
-                "Download it again."
+                f"Expected a positive {theirs!r} in {where!r}, got {sizes[name]!r:.50}. Fix: download it "
+                "again."
             )
     if sizes["emb_dim"] % sizes["num_heads"]:
         raise UserError(
-            f"{where!r} should have a hidden_size that its {sizes['num_heads']} heads share evenly, but has "
-            f"{sizes['emb_dim']}."
+            f"Expected a hidden_size in {where!r} that its {sizes['num_heads']} heads divide, got "
+            f"{sizes['emb_dim']}. Fix: download it again."
         )
     activation = told.get("hidden_act", "gelu")
     if activation not in bert_encoder.ACTIVATIONS:
         raise UserError(
-            f"{where!r} should have a hidden_act of {', '.join(bert_encoder.ACTIVATIONS)}, but has "
-            f"{activation!r:.50}."
+            f"Expected a hidden_act of {', '.join(bert_encoder.ACTIVATIONS)} in {where!r}, got "
+            f"{activation!r:.50}. Fix: use another encoder."
         )
     positions = told.get("position_embedding_type", "absolute")
     if positions != "absolute":
-        raise UserError(f"{where!r} should have absolute positions, but has {positions!r:.50} ones.")
+        raise UserError(
+            f"Expected absolute positions in {where!r}, got {positions!r:.50}. Fix: use another encoder."
+        )
     kind = told["model_type"]
     return BertConfig(
         **sizes,
@@ -78,7 +80,7 @@ def network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
     )
 
 
-def params(
+def convert_params(
     config: BertConfig, found: Mapping[str, np.ndarray], kind: str, *, where: str
 ) -> dict[str, np.ndarray]:
     """Returns the network's float32 parameters by path, of tensors by PyTorch's names.
@@ -93,7 +95,7 @@ def params(
     width = config.emb_dim
 
     def get(name: str, *shape: int | None) -> np.ndarray:
-        return tensor(found, name, shape, where=where)
+        return get_tensor(found, name, shape, where=where)
 
     def dense(name: str, fan_in: int, fan_out: int) -> tuple[np.ndarray, np.ndarray]:
         return get(f"{name}.weight", fan_out, fan_in).T, get(f"{name}.bias", fan_out)
@@ -130,16 +132,20 @@ def params(
     return paths.stack_layers(made)
 
 
-def tensor(
+def get_tensor(
     found: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...], *, where: str
 ) -> np.ndarray:
     """Returns a tensor as float32; a UserError if it is missing or of another shape, None being any size."""
     wanted = tuple("any" if size is None else size for size in shape)
     if name not in found:
-        raise UserError(f"{where!r} should hold {name!r} of shape {wanted}, but lacks it.")
+        raise UserError(
+            f"Expected {name!r} of shape {wanted} in {where!r}, got none. Fix: download it again."
+        )
     array = found[name]
     if len(array.shape) != len(shape) or any(
         size not in (None, own) for size, own in zip(shape, array.shape, strict=True)
     ):
-        raise UserError(f"{where!r} holds {name!r} as {array.shape}; the network wants {wanted}.")
+        raise UserError(
+            f"Expected {name!r} in {where!r} as {wanted}, got {array.shape}. Fix: download it again."
+        )
     return array.astype(np.float32, copy=False)

@@ -12,8 +12,6 @@ from elm_jax.weights import base as bases
 from elm_jax.weights import safetensors
 from elm_jax.weights.base import Base, Checkpoint
 
-__all__ = ["CONFIG", "HF_CONFIG", "PARAMS", "Base", "checkpoint", "load", "of", "require", "save"]
-
 CONFIG = "config.json"
 PARAMS = "params.safetensors"
 HF_CONFIG = "hf_config.json"  # the `config.json` of transformers that a converted base came with
@@ -28,43 +26,47 @@ def save(where: storage.PathLike, base: Base) -> None:
 
 def load(where: storage.PathLike) -> Base:
     """Reads a base and checks it: every tensor there, none too many, shapes and fingerprint as written."""
-    found = checkpoint(where)
+    found = open_checkpoint(where)
     base = bases.assemble(found, dtype=None, place=bases.keep_on_host)
-    require(base, where)
+    require_fingerprint(base, where)
     return base
 
 
-def checkpoint(
+def open_checkpoint(
     where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
 ) -> Checkpoint:
     """Returns what a base's directory holds, its parameters unread; the network computes in `dtype`."""
     del ignore  # all fields of our own format are known
-    remedy = "Train one with `elm quickstart`, or name the directory of one."
+    remedy = "Fix: train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
-    told = _told(directory)
+    told = _read_config(directory)
     if not isinstance(told["network"], dict):
-        raise UserError(f"{str(directory / CONFIG)!r} describes no network: its 'network' is no object.")
+        raise UserError(
+            f"Expected an object as 'network' in {str(directory / CONFIG)!r}, got another value. Fix: "
+            "restore it, or train the base again."
+        )
     network = told["network"] | ({"dtype": dtype} if dtype else {})
     config = bases.parse_config(network, where=str(directory / CONFIG))
     file = directory / PARAMS
     return Checkpoint(config, safetensors.list_tensors(file), str(file))
 
 
-def require(base: Base, where: storage.PathLike) -> None:
+def require_fingerprint(base: Base, where: storage.PathLike) -> None:
     """Refuses parameters that are not those that were written."""
-    wanted = _told(storage.path(where))["fingerprint"]
+    wanted = _read_config(storage.path(where))["fingerprint"]
     if base.fingerprint != wanted:
         raise UserError(
-            f"The base at {str(storage.path(where))!r} should have fingerprint {wanted}, but has "
-            f"{base.fingerprint}: it was changed after it was written. Restore it, or train it again."
+            f"Expected fingerprint {wanted} of the base at {str(storage.path(where))!r}, got "
+            f"{base.fingerprint}: it was changed after it was written. Fix: restore it, or train it again."
         )
 
 
-def _told(directory: epath.Path) -> dict[str, Any]:
+def _read_config(directory: epath.Path) -> dict[str, Any]:
     told = storage.read_json(directory / CONFIG, what="A base model's configuration")
     for name in ("network", "fingerprint"):
         if name not in told:
             raise UserError(
-                f"{str(directory / CONFIG)!r} lacks {name!r}. Restore it, or train the base again."
+                f"Expected {name!r} in {str(directory / CONFIG)!r}, got none. Fix: restore it, or train the "
+                "base again."
             )
     return told

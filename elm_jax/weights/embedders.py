@@ -75,7 +75,7 @@ class SentenceEncoder:
     fingerprint: str  # of all that decides what vector a text gets
 
 
-def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath.Path:
+def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath.Path:
     """Returns the directory that a path or a name stands for, fetched from the hub if its cache lacks it.
 
     Raises a UserError that says which files are missing, from which repository, and where to put them.
@@ -86,16 +86,16 @@ def find(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath
         return where
     if text.startswith(hub.HUB_PREFIX):
         repository, revision = hub.parse_address(text)
-        return fetch(repository, pooling=pooling, revision=revision)
+        return fetch_encoder(repository, pooling=pooling, revision=revision)
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
-            f"A sentence encoder is wanted at {text!r}, but no directory is there. Name the directory of "
-            f"one, or a model of the hub such as {KNOWN[0]!r}."
+            f"Expected a sentence encoder at {text!r}, got no directory. Fix: name the directory of one, or "
+            f" a model of the hub such as {KNOWN[0]!r}."
         )
-    return fetch(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
+    return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
 
-def fetch(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
+def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
     """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
     from huggingface_hub import constants
 
@@ -108,7 +108,7 @@ def fetch(repository: str, *, pooling: str | None = None, revision: str | None =
             break
         if directory is None:
             continue
-        lacking = missing(directory, pooling=pooling)
+        lacking = list_missing_files(directory, pooling=pooling)
         # A plain checkpoint that is whole: how it pools must be told, which is for `read` to say.
         if not lacking or (weights is not None and lacking == [encoder_steps.MODULES]):
             return directory
@@ -119,14 +119,14 @@ def fetch(repository: str, *, pooling: str | None = None, revision: str | None =
     near = [] if short in KNOWN else names.near_matches(short, KNOWN)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
-        f"The sentence encoder {repository!r} is wanted, but no directory has that name, and the cache at "
-        f"{constants.HF_HUB_CACHE!r} lacks its {', '.join(lacking)}, which could not be fetched ({why:.200})."
-        f"{hint} Where there is a network, run `hf download {repository} --local-dir DIR`, or put these "
+        f"Expected {', '.join(lacking)} of the sentence encoder {repository!r} in the cache at "
+        f"{constants.HF_HUB_CACHE!r} or on the hub, got none ({why:.200}).{hint} Fix: where there is a "
+        f"network, run `hf download {repository} --local-dir DIR`, or put these "
         f"files of https://huggingface.co/{repository} into DIR; then name DIR."
     )
 
 
-def missing(root: epath.Path, *, pooling: str | None = None) -> list[str]:
+def list_missing_files(root: epath.Path, *, pooling: str | None = None) -> list[str]:
     """Returns the files that a directory lacks to be read, by name."""
     told = pooling is not None or (root / encoder_steps.MODULES).exists()
     try:
@@ -141,7 +141,7 @@ def missing(root: epath.Path, *, pooling: str | None = None) -> list[str]:
     return absent if told else [encoder_steps.MODULES, *absent]
 
 
-def read(
+def load_encoder(
     where: storage.PathLike,
     *,
     pooling: str | None = None,
@@ -165,10 +165,10 @@ def read(
     kind, families = told.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
     if kind not in families:
         raise UserError(
-            f"{str(file)!r} should describe a model of type {', '.join(families)}, but describes "
-            f"{kind!r:.50}."
+            f"Expected a model of type {', '.join(families)} in {str(file)!r}, got {kind!r:.50}. Fix: use "
+            "another encoder."
         )
-    held, weights = _tensors(found.network)
+    held, weights = _read_tensors(found.network)
     if kind in bert.FAMILIES:
         hf_fields.BERT.require(told, where=str(file), ignore=ignore)
         network = bert.parse_network(told, dtype=dtype, where=str(file))
@@ -178,7 +178,7 @@ def read(
         network = hf_config.parse_network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
     tokenizer, length = wordpiece.load_tokenizer(found.network, longest, ignore=ignore)
-    projections = [_linear(*_tensors(place), "linear") for place in found.projections]
+    projections = [_linear(*_read_tensors(place), "linear") for place in found.projections]
     activations = [encoder_steps.read_activation(place, ignore) for place in found.projections]
     if found.pooling == "pooler":
         projections, activations = [_linear(held, weights, "pooler.dense")], ["tanh"]
@@ -207,7 +207,7 @@ def read(
     )
 
 
-def _tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
+def _read_tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
     """Returns the tensors of a directory by name, and the file that tells them."""
     name = huggingface.find_weights(directory) or ""
     file = directory / name
@@ -215,8 +215,8 @@ def _tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
         return {key: found.read() for key, found in torch_bin.list_tensors(file).items()}, str(file)
     if not name.startswith(huggingface.SAFETENSORS):
         raise UserError(
-            f"{str(directory)!r} should hold weights in {huggingface.SAFETENSORS} or {huggingface.TORCH}, "
-            "but holds neither. Download one of them too."
+            f"Expected {huggingface.SAFETENSORS} or {huggingface.TORCH} in {str(directory)!r}, got neither. "
+            "Fix: download one of them."
         )
     shards = [name]
     if name.endswith(huggingface.INDEX):

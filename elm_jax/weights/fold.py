@@ -11,7 +11,7 @@ from elm_jax.weights import base as bases
 from elm_jax.weights.base import Base
 
 
-def folded(base: Base, kind: str, tree: Params) -> Base:
+def fold_expert(base: Base, kind: str, tree: Params) -> Base:
     """Returns the base, in float32, whose own parameters do what the expert does beside them.
 
     Products are float32: what is folded differs from what stands beside by rounding alone. The parameters of

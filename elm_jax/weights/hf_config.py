@@ -63,7 +63,7 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def read(
+def read_config(
     directory: epath.Path, *, ignore: Collection[str] = (), table: FieldTable = hf_fields.T5
 ) -> dict[str, Any]:
     """Returns the configuration of a T5, mT5 or umT5.
@@ -78,7 +78,7 @@ def read(
             computes and is not understood.
     """
     file = directory / FILE
-    told = _object(file)
+    told = _read_object(file)
     family = told.get("model_type")
     if family not in FAMILIES:
         other = OTHERS.get(str(family), "elm_jax has no other network")
@@ -88,34 +88,34 @@ def read(
         )
     for name in _REQUIRED:
         if told.get(name) is None:
-            raise UserError(f"{str(file)!r} should tell {name!r}, but lacks it. Download it again.")
+            raise UserError(f"Expected {name!r} in {str(file)!r}, got none. Fix: download it again.")
     table.require(told, where=str(file), ignore=ignore)
     beside = directory / GENERATION
-    start = _object(beside).get("decoder_start_token_id") if beside.exists() else None
+    start = _read_object(beside).get("decoder_start_token_id") if beside.exists() else None
     if "decoder_start_token_id" not in ignore:
         table.require({"decoder_start_token_id": start}, where=str(beside))
     return told
 
 
-def network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T5Config:
+def parse_network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T5Config:
     """Returns the shape that a configuration describes, for weights with a head of their own or without."""
     feed_forward = told.get("feed_forward_proj", "relu" if told["model_type"] == "t5" else "gated-gelu")
     if not isinstance(feed_forward, str) or feed_forward not in _ACTIVATIONS:
         raise UserError(
-            f"{where!r} should have a feed_forward_proj of {', '.join(_ACTIVATIONS)}, but has "
-            f"{feed_forward!r:.50}."
+            f"Expected a feed_forward_proj of {', '.join(_ACTIVATIONS)} in {where!r}, got "
+            f"{feed_forward!r:.50}. Fix: use another model."
         )
     _require_derived(told, feed_forward, where)
     fields = {ours: told[theirs] for ours, theirs in _FIELDS.items() if told.get(theirs) is not None}
     fields.setdefault("num_decoder_layers", told["num_layers"])
     fields |= {"mlp_activations": _ACTIVATIONS[feed_forward], "dtype": dtype}
     fields["relpos_per_layer"] = told["model_type"] == "umt5"
-    if not (head or wants_head(told)):
-        fields |= {"logits_via_embedding": True, "scale_decoder_outputs": is_scaled(told)}
+    if not (head or has_own_head(told)):
+        fields |= {"logits_via_embedding": True, "scale_decoder_outputs": has_scaled_outputs(told)}
     return bases.parse_config(fields, where=where, called=_FIELDS)
 
 
-def is_scaled(told: Mapping[str, Any]) -> bool:
+def has_scaled_outputs(told: Mapping[str, Any]) -> bool:
     """Says whether logits are divided by sqrt(d_model).
 
     mT5's never are, whatever the file says. umT5's are where the head is tied; since version 5 transformers
@@ -127,19 +127,19 @@ def is_scaled(told: Mapping[str, Any]) -> bool:
     return tied if told["model_type"] == "umt5" else bool(told.get("scale_decoder_outputs", tied))
 
 
-def wants_head(told: Mapping[str, Any]) -> bool:
+def has_own_head(told: Mapping[str, Any]) -> bool:
     """Says whether the weights must have a head: so did transformers 4 where it was told of no tie."""
     return told.get("tie_word_embeddings") is False and "scale_decoder_outputs" not in told
 
 
-def family_of(config: T5Config, like: Mapping[str, Any] | None = None) -> str:
+def find_model_type(config: T5Config, like: Mapping[str, Any] | None = None) -> str:
     """Returns the model_type of transformers that computes a network, that of `like` where it can."""
     if config.relpos_per_layer:
         return "umt5"
     return "mt5" if like and like.get("model_type") == "mt5" and not _scales(config) else "t5"
 
 
-def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the configuration from which transformers builds this network.
 
     A configuration that describes this network already comes out as it went in. T5's and mT5's are read by
@@ -158,12 +158,12 @@ def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None)
     activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
     if config.mlp_activations not in activations:
         raise UserError(
-            f"Hugging Face's T5 has no feed-forward of {', '.join(config.mlp_activations)}; "
-            "convert to another format."
+            f"Expected a feed-forward that Hugging Face's T5 has, got {', '.join(config.mlp_activations)}. "
+            "Fix: convert to another format."
         )
     if like is not None and _describes(like, config, dtype):
         return dict(like)
-    family = family_of(config, like)
+    family = find_model_type(config, like)
     of_network = {
         "architectures": [FAMILIES[family]],
         "model_type": family,
@@ -184,14 +184,14 @@ def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None)
 def _describes(told: Mapping[str, Any], config: T5Config, dtype: str) -> bool:
     """Says whether transformers builds a network from a configuration and the weights that are written."""
     head = not config.logits_via_embedding
-    if told.get("model_type") not in FAMILIES or family_of(config, told) != told["model_type"]:
+    if told.get("model_type") not in FAMILIES or find_model_type(config, told) != told["model_type"]:
         return False
     # What states are divided by, the head of a umT5 is multiplied by when it is written; no other's is.
-    if is_scaled(told) != (told["model_type"] == "umt5" or _scales(config)):
+    if has_scaled_outputs(told) != (told["model_type"] == "umt5" or _scales(config)):
         return False
     if any(told.get(name, dtype) != dtype for name in ("dtype", "torch_dtype")):
         return False
-    return network(told, head=head, dtype=config.dtype, where=FILE) == config
+    return parse_network(told, head=head, dtype=config.dtype, where=FILE) == config
 
 
 def _scales(config: T5Config) -> bool:
@@ -213,16 +213,20 @@ def _require_derived(told: Mapping[str, Any], feed_forward: str, where: str) -> 
             )
 
 
-def _object(file: epath.Path) -> dict[str, Any]:
+def _read_object(file: epath.Path) -> dict[str, Any]:
     try:
         told = json.loads(file.read_bytes())
     except OSError:
         raise UserError(
-            f"A Hugging Face checkpoint has its shape in {FILE}, but {str(file.parent)!r} has no such file "
-            "to read. Download it too."
+            f"Expected {FILE} of a Hugging Face checkpoint in {str(file.parent)!r}, got none. Fix: download "
+            "it."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
+        raise UserError(
+            f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
+        ) from None
     if not isinstance(told, dict):
-        raise UserError(f"{str(file)!r} should hold a JSON object, but a {type(told).__name__} came.")
+        raise UserError(
+            f"Expected a JSON object in {str(file)!r}, got a {type(told).__name__}. Fix: download it again."
+        )
     return told

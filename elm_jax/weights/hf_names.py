@@ -66,7 +66,7 @@ def torch_name(path: str) -> str:
     return f"{module_name(stack, layer, block, name)}.weight"
 
 
-def unwrapped(name: str) -> str:
+def strip_wrapper(name: str) -> str:
     """Returns PyTorch's name of a tensor without what training wrapped its modules in.
 
     >>> unwrapped("_orig_mod.module.encoder.block.0._checkpoint_wrapped_module.layer.0.layer_norm.weight")
@@ -84,7 +84,7 @@ def module_name(stack: str, layer: str | int, block: str, name: str) -> str:
     return f"{stack}.block.{layer}.{_MODULES[stack].get(block, block)}.{_LETTERS.get(name, name)}"
 
 
-def projection(module: str) -> tuple[str, int, str, str] | None:
+def parse_projection(module: str) -> tuple[str, int, str, str] | None:
     """The inverse of `module_name`: stack, layer, block and name, or None where it is no projection."""
     found = re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.(layer\.\d\.\w+)\.(\w+)", module)
     if found is None:
@@ -111,6 +111,6 @@ def flax_name(path: str) -> str:
     return "/".join([*modules, last])
 
 
-def is_turned(path: str, *, flax: bool = False) -> bool:
+def is_transposed(path: str, *, flax: bool = False) -> bool:
     """Says whether a file has the axes of a parameter the other way round than the network."""
     return path.endswith("rel_embedding") or (path.endswith("/kernel") and not flax)

@@ -24,10 +24,10 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
 )
-BESIDE = (hf_config.GENERATION, *TOKENIZER)
+OTHER_FILES = (hf_config.GENERATION, *TOKENIZER)
 
 
-def weights_in(directory: epath.Path) -> str | None:
+def find_weights(directory: epath.Path) -> str | None:
     """Returns the file of weights, or the index of its shards, that is read; None if there is none."""
     for name in (SAFETENSORS, FLAX, TORCH):
         for file in (name, name + INDEX):
@@ -36,7 +36,7 @@ def weights_in(directory: epath.Path) -> str | None:
     return None
 
 
-def checkpoint(
+def open_checkpoint(
     where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
 ) -> Checkpoint:
     """Returns what a directory holds, its parameters unread.
@@ -54,19 +54,19 @@ def checkpoint(
     """
     directory = storage.path(where)
     told = hf_config.read_config(directory, ignore=ignore)
-    file = weights_in(directory)
+    file = find_weights(directory)
     if file is None:
         raise UserError(
-            f"{str(directory)!r} should hold {SAFETENSORS}, {FLAX} or {TORCH}, whole or in shards, but holds "
-            "none. Download the weights too."
+            f"Expected {SAFETENSORS}, {FLAX} or {TORCH} in {str(directory)!r}, whole or in shards, got none. "
+            "Fix: download the weights."
         )
     flax = file.startswith(FLAX)
-    found = unwrapped(_index(directory, file))
+    found = strip_wrappers(_index(directory, file))
     _require_plain(found)
     name_of = hf_names.flax_name if flax else hf_names.torch_name
     embedding, called = _embedding(found, flax), name_of("decoder/logits_dense/kernel")
     head, scaled = found.get(called), hf_config.has_scaled_outputs(told)
-    if head is not None and scaled and embedding is not None and _same(head, embedding, turned=flax):
+    if head is not None and scaled and embedding is not None and _are_equal(head, embedding, turned=flax):
         del found[called]
         head = None
     precision = bases.compute_dtype(found, dtype)
@@ -76,7 +76,7 @@ def checkpoint(
     if head is not None and scaled:
         found[called] = tensors.scale(head, config.emb_dim**-0.5)
     by_path = {}
-    for path, shape in _apart(bases.param_shapes(config)).items():
+    for path, shape in _unstack_shapes(bases.param_shapes(config)).items():
         tensor = found.pop(name_of(path), None)
         if tensor is not None:
             turned = hf_names.is_transposed(path, flax=flax) and len(tensor.shape) == len(shape)
@@ -128,8 +128,8 @@ def save(
     if len(shards) > 1:
         total = sum(leaf.nbytes for leaf in arrays.values())
         told = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        storage.write_bytes(directory / (SAFETENSORS + INDEX), _json(told))
-    storage.write_bytes(directory / hf_config.FILE, _json(config))
+        storage.write_bytes(directory / (SAFETENSORS + INDEX), _to_json_bytes(told))
+    storage.write_bytes(directory / hf_config.FILE, _to_json_bytes(config))
 
 
 def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
@@ -147,14 +147,15 @@ def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
     for shard in sorted(set(placed.values())):
         if not (directory / shard).exists():
             raise UserError(
-                f"{str(directory / file)!r} names {shard!r} as one of its shards, but no such file is there. "
-                "Download it too."
+                f"Expected the shard {shard!r} that {str(directory / file)!r} names, got none. Fix: "
+                "download it."
             )
         found |= read(directory / shard)
     for name, shard in placed.items():
         if name not in found:
             raise UserError(
-                f"{str(directory / shard)!r} should hold {name!r}, as its index says, but lacks it."
+                f"Expected {name!r} in {str(directory / shard)!r}, as its index says, got none. Fix: "
+                "download it again."
             )
     return found
 
@@ -167,7 +168,7 @@ def _weight_map(file: epath.Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(
-        f"{str(file)!r} should name the file of every tensor in its 'weight_map', but does not. Download it "
+        f"Expected the file of every tensor in the 'weight_map' of {str(file)!r}, got none. Fix: download it "
         "again."
     )
 
@@ -175,11 +176,13 @@ def _weight_map(file: epath.Path) -> dict[str, str]:
 def _leaves(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
     for name, leaf in found.items():
         if not isinstance(leaf, Tensor):
-            raise UserError(f"{str(where)!r} holds {name!r} as {leaf!r:.50}, where an array is wanted.")
+            raise UserError(
+                f"Expected an array as {name!r} in {str(where)!r}, got {leaf!r:.50}. Fix: download it again."
+            )
     return dict(found)
 
 
-def unwrapped(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors by the names that they had before training wrapped their modules.
 
     Raises:
@@ -220,7 +223,7 @@ def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
             continue
         if name not in found:
             found[name] = found[copy]
-        elif not _same(found[copy], found[name], turned=False):
+        elif not _are_equal(found[copy], found[name], turned=False):
             raise UserError(
                 f"Expected {copy!r} in {found[copy].file!r} to equal {found[name].name!r}, got other values. "
                 "Fix: elm_jax has one table of embeddings for both stacks; use a checkpoint whose tables "
@@ -242,13 +245,13 @@ def _is_copy(name: str) -> bool:
     return name in hf_names.COPIES or name == hf_names.UNREAD
 
 
-def _same(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
+def _are_equal(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
     if turned:
         head = tensors.transpose(head)
     return head.seen == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
 
 
-def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _unstack_shapes(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter, layer by layer."""
     apart = {}
     for path, shape in stacked.items():
@@ -261,5 +264,5 @@ def _apart(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
     return apart
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def _to_json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -20,7 +20,7 @@ from elm_jax.weights.base import Base, Checkpoint, Placement
 Sharding = (
     jax.sharding.Mesh | jax.sharding.Sharding | Callable[[str, tuple[int, ...]], Any] | Mapping[str, Any]
 )
-READERS: Mapping[str, Callable[..., Checkpoint]] = {
+FORMATS: Mapping[str, Callable[..., Checkpoint]] = {
     "elm": elm.open_checkpoint,
     "hf": huggingface.open_checkpoint,
     "t5x": t5x.open_checkpoint,
@@ -39,7 +39,8 @@ def load_model(
 
     `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
     `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of
+    the hub.
 
     Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
     bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
@@ -54,10 +55,10 @@ def load_model(
 
     Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
     """
-    return read(path_or_name, dtype=dtype, place=_placing(sharding), ignore=ignore)
+    return load_base(path_or_name, dtype=dtype, place=_make_placement(sharding), ignore=ignore)
 
 
-def read(
+def load_base(
     path_or_name: storage.PathLike,
     *,
     dtype: DTypeLike | None = None,
@@ -71,27 +72,27 @@ def read(
     trained on, held and computed with in another type.
     """
     dtype = bases.dtype_name(dtype)
-    directory = find(path_or_name)
+    directory = find_checkpoint(path_or_name)
     try:
-        kind = format_of(directory)
-        found = READERS[kind](directory, dtype=dtype, ignore=ignore)
+        kind = detect_format(directory)
+        found = FORMATS[kind](directory, dtype=dtype, ignore=ignore)
         base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
-            f"The model at {str(directory)!r} was to be read, but the system refused ({error})."
+            f"Expected to read the model at {str(directory)!r}, got {error}. Fix: check who may read there."
         ) from error
     if kind == "elm" and (dtype is None or as_stored):
         elm.require_fingerprint(base, directory)
     return base
 
 
-def stored_dtype(path_or_name: storage.PathLike) -> str:
+def find_stored_dtype(path_or_name: storage.PathLike) -> str:
     """Returns what a model computes in where nothing else is asked for; no parameter is read."""
-    directory = find(path_or_name)
-    return READERS[format_of(directory)](directory).config.dtype
+    directory = find_checkpoint(path_or_name)
+    return FORMATS[detect_format(directory)](directory).config.dtype
 
 
-def find(path_or_name: storage.PathLike) -> epath.Path:
+def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
     """Returns the directory that a path or a name stands for, fetched from the hub if need be."""
     text = str(path_or_name)
     where = storage.path(path_or_name)
@@ -100,24 +101,24 @@ def find(path_or_name: storage.PathLike) -> epath.Path:
     except Exception as error:  # a bucket's client raises errors of its own
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"A model is wanted at {text!r}, but that place does not answer ({why:.200}). Check the network "
-            "and who may read there, or copy it to a directory."
+            f"Expected a model at {text!r}, got no answer ({why:.200}). Fix: check the network and who may "
+            "read there, or copy it to a directory."
         ) from None
     if inside:
         return where
     if there:
         if where.suffix in PICKLES and where.name != huggingface.TORCH:
-            raise _pickle(where)
+            raise _pickle_error(where)
         return where.parent
     if text.startswith(("/", ".", "~")) or "://" in text or not text:
         raise UserError(
-            f"A model is wanted at {text!r}, but no directory is there. Name the directory of a checkpoint, "
-            "or a model such as 't5-v1_1-xl-lm-adapt'."
+            f"Expected a model at {text!r}, got no directory. Fix: name the directory of a checkpoint, or a "
+            "model such as 't5-v1_1-xl-lm-adapt'."
         )
     return downloads.fetch_model(published_models.find_model(text))
 
 
-def format_of(directory: epath.Path) -> str:
+def detect_format(directory: epath.Path) -> str:
     """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
     if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
         return "elm"
@@ -128,19 +129,19 @@ def format_of(directory: epath.Path) -> str:
     entries = sorted(directory.iterdir(), key=lambda entry: entry.name)
     for entry in entries:
         if entry.suffix in PICKLES:
-            raise _pickle(entry)
+            raise _pickle_error(entry)
     there = ", ".join(entry.name for entry in entries[:6]) or "nothing"
     if (directory / hf_config.FILE).exists():
         there += ": a configuration without its weights"
     elif (directory / "adapter_config.json").exists() or (directory / "expert.json").exists():
         there += ": an expert, which `elm convert` reads, but no model"
     raise UserError(
-        f"{str(directory)!r} should hold a model (safetensors or msgpack with {hf_config.FILE}, a T5X "
-        f"checkpoint, or {elm.PARAMS} with {elm.CONFIG}), but holds {there}."
+        f"Expected a model in {str(directory)!r} (safetensors or msgpack with {hf_config.FILE}, a T5X "
+        f"checkpoint, or {elm.PARAMS} with {elm.CONFIG}), got {there}. Fix: name another directory."
     )
 
 
-def _placing(sharding: Sharding | None) -> Placement:
+def _make_placement(sharding: Sharding | None) -> Placement:
     """Returns what takes each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = sharding_by_path(sharding)
@@ -160,8 +161,8 @@ def _placing(sharding: Sharding | None) -> Placement:
     return place
 
 
-def _pickle(where: epath.Path) -> UserError:
+def _pickle_error(where: epath.Path) -> UserError:
     return UserError(
-        f"{str(where)!r} is a pickle, which may run any program, and is never opened. Safetensors, Flax's "
-        f"msgpack, a T5X checkpoint or a hub model's {huggingface.TORCH} is wanted."
+        f"Expected safetensors, Flax's msgpack, a T5X checkpoint or a hub model's {huggingface.TORCH}, got "
+        f"the pickle {str(where)!r}, which may run any program and is never opened. Fix: convert it first."
     )

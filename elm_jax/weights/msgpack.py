@@ -31,7 +31,7 @@ _NUMBERS = {0xCA + place: f">{letter}" for place, letter in enumerate("fdBHIQbhi
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
-def index(where: storage.PathLike) -> dict[str, Any]:
+def list_tensors(where: storage.PathLike) -> dict[str, Any]:
     """Returns a file's tree with a `Tensor` for every array; a UserError if it is cut short or another."""
     file = storage.path(where)
     with tensors.open_file(file) as stream:
@@ -42,10 +42,14 @@ def index(where: storage.PathLike) -> dict[str, Any]:
                 raise ValueError("bytes follow its end")
         except (ValueError, TypeError, OverflowError) as error:
             raise UserError(
-                f"{str(file)!r} is no whole MessagePack file of Flax's: {error}. Download or copy it again."
+                f"Expected a whole MessagePack file of Flax at {str(file)!r}, got one that is damaged: "
+                f"{error}. Fix: download or copy it again."
             ) from None
     if not isinstance(tree, dict):
-        raise UserError(f"{str(file)!r} should hold a tree of parameters, but a {type(tree).__name__} came.")
+        raise UserError(
+            f"Expected a tree of parameters in {str(file)!r}, got a {type(tree).__name__}. Fix: name another "
+            "file."
+        )
     return tree
 
 

@@ -48,7 +48,9 @@ def load(
     kind = KINDS[told["peft_type"]]
     file = directory / (WEIGHTS if (directory / WEIGHTS).exists() else PICKLED)
     if not file.exists():
-        raise UserError(f"A PEFT adapter has its weights in {WEIGHTS}, but {str(directory)!r} has none.")
+        raise UserError(
+            f"Expected {WEIGHTS} of a PEFT adapter in {str(directory)!r}, got none. Fix: download it."
+        )
     found = huggingface.strip_wrappers(
         (safetensors.list_tensors if file.name == WEIGHTS else torch_bin.list_tensors)(file)
     )
@@ -58,21 +60,21 @@ def load(
         place = hf_names.parse_projection(part.group(1)) if part else None
         if part is None or place is None or part.group(2).startswith("lora") != (kind == "lora"):
             raise UserError(
-                f"{str(file)!r} holds {name!r}, which a {told['peft_type']} expert of a T5's projections "
-                "does not have. Train the adapter without biases, DoRA or modules of its own."
+                f"Expected only tensors of a {told['peft_type']} expert of a T5's projections in "
+                f"{str(file)!r}, got {name!r}. Fix: train the adapter without biases, DoRA or other modules."
             )
         stack, layer, block, projection = place
         path = f"{stack}/{paths.STACK}/{block}/{projection}"
         apart.setdefault(path, {}).setdefault(layer, {})[part.group(2)] = tensor
     if not apart:
-        raise UserError(f"{str(file)!r} should hold an adapter, but holds nothing.")
+        raise UserError(f"Expected an adapter in {str(file)!r}, got no tensors. Fix: download it again.")
     flat = {}
     for path, layers in apart.items():
         kernel = bases.param_shapes(config).get(f"{path}/kernel")
         if kernel is None or max(layers) >= kernel[0]:
             raise UserError(
-                f"{str(file)!r} adapts layer {max(layers)} of {path!r}, which the base does not have. Give "
-                "the base that it was trained on."
+                f"Expected layers of the base in {str(file)!r}, got layer {max(layers)} of {path!r}. Fix: "
+                "name the base that it was trained on."
             )
         flat |= _lora(path, layers, kernel, told) if kind == "lora" else _ia3(path, layers, kernel)
     return kind, paths.unflatten(flat)
@@ -81,7 +83,10 @@ def load(
 def save(where: storage.PathLike, kind: str, tree: Params) -> None:
     """Writes an expert of kind `lora` or `ia3` as an adapter that PEFT loads onto the same base."""
     if kind not in KINDS.values():
-        raise UserError(f"PEFT has experts of kind {' and '.join(KINDS.values())}, but {kind!r} came.")
+        raise UserError(
+            f"Expected an expert of kind {' or '.join(KINDS.values())} for PEFT, got {kind!r}. Fix: write "
+            "it in another format."
+        )
     directory = storage.writable_directory(where)
     arrays, ranks, modules, inner = {}, {}, [], []
     for path, value in paths.flatten(tree).items():
@@ -120,14 +125,19 @@ def _config(directory: epath.Path, ignore: Collection[str]) -> dict[str, Any]:
     try:
         told = json.loads(file.read_bytes())
     except OSError:
-        raise UserError(f"A PEFT adapter is wanted at {str(directory)!r}, but it has no {CONFIG}.") from None
+        raise UserError(
+            f"Expected {CONFIG} of a PEFT adapter in {str(directory)!r}, got none. Fix: name another "
+            "directory."
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
+        raise UserError(
+            f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
+        ) from None
     kind = told.get("peft_type") if isinstance(told, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{str(file)!r} should describe an adapter of type {' or '.join(KINDS)}, but describes "
-            f"{kind!r:.50}."
+            f"Expected an adapter of type {' or '.join(KINDS)} in {str(file)!r}, got {kind!r:.50}. Fix: "
+            "train one of these."
         )
     peft_fields.TABLES[kind].require(told, where=str(file), ignore=ignore)
     alphas = told.setdefault("alpha_pattern", {}) or {}
@@ -135,7 +145,8 @@ def _config(directory: epath.Path, ignore: Collection[str]) -> dict[str, Any]:
     numbers = [told["lora_alpha"], *(alphas.values() if isinstance(alphas, dict) else [alphas])]
     if kind == "LORA" and any(type(alpha) not in (int, float) for alpha in numbers):
         raise UserError(
-            f"{str(file)!r} should describe a LoRA whose lora_alpha and alpha_pattern are numbers."
+            f"Expected numbers as lora_alpha and alpha_pattern in {str(file)!r}, got others. Fix: correct "
+            "them."
         )
     return told
 
@@ -150,7 +161,9 @@ def _lora(
         some = next(iter(parts.values()))
         for part in ("lora_A", "lora_B"):
             if part not in parts:
-                raise UserError(f"{some.file!r} holds {some.name!r}, but no {part} beside it.")
+                raise UserError(
+                    f"Expected a {part} for {some.name!r} in {some.file!r}, got none. Fix: download it again."
+                )
         ranks[layer] = rank = max(1, *parts["lora_A"].shape[:1])
         for part, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
             _fits(parts[part], shape)
@@ -188,7 +201,8 @@ def _factor(module: str, rank: int, told: Mapping[str, Any]) -> float:
                 break
         except re.error:
             raise UserError(
-                f"{CONFIG} should name modules in its alpha_pattern, but {pattern!r} came."
+                f"Expected names of modules in the alpha_pattern of {CONFIG}, got {pattern!r}. Fix: correct "
+                "it."
             ) from None
     return alpha / (math.sqrt(rank) if told.get("use_rslora") else rank)
 
@@ -196,6 +210,6 @@ def _factor(module: str, rank: int, told: Mapping[str, Any]) -> float:
 def _fits(tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise UserError(
-            f"{tensor.file!r} holds {tensor.name!r} as {tensor.shape}; the base wants {shape}. Give the base "
-            "that it was trained on."
+            f"Expected {tensor.name!r} in {tensor.file!r} as {shape} for this base, got {tensor.shape}. Fix: "
+            "name the base that it was trained on."
         )

@@ -17,18 +17,18 @@ from elm_jax.weights.tensors import Tensor
 
 MANIFEST = "manifest.ocdbt"
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
-_WHOLE = "It is not whole: copy it again, or name another checkpoint."
+_WHOLE = "Fix: copy it again, or name another checkpoint."
 
 
-def names_in(directory: epath.Path) -> dict[str, str]:
+def list_names(directory: epath.Path) -> dict[str, str]:
     """Returns the arrays of a directory by name, each with TensorStore's driver for it."""
     if (directory / MANIFEST).exists():
         try:
             keys = [key.decode() for key in ts.KvStore.open(_database(directory)).result().list().result()]
         except Exception as error:  # TensorStore raises what its parts raise
             raise UserError(
-                f"{str(directory)!r} holds a database of arrays that does not open ({_reason(error)}). "
-                f"{_WHOLE}"
+                f"Expected a database of arrays in {str(directory)!r}, got one that does not open "
+                f"({_reason(error)}). {_WHOLE}"
             ) from None
     else:
         keys = [
@@ -41,7 +41,7 @@ def names_in(directory: epath.Path) -> dict[str, str]:
     return {name: _METADATA[last] for name, _, last in split if last in _METADATA and name}
 
 
-def index(
+def list_tensors(
     directory: epath.Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
     """Returns the named arrays of a directory, unread; `names` gives each its driver.
@@ -55,7 +55,7 @@ def index(
         name: ts.open(
             {
                 "driver": driver,
-                "kvstore": {**inside, "path": f"{name}/"} if inside else place(directory / name),
+                "kvstore": {**inside, "path": f"{name}/"} if inside else make_store_spec(directory / name),
                 # A chunk that is absent would be read as zeros.
                 "fill_missing_data_reads": False,
             },
@@ -71,20 +71,20 @@ def index(
             store = promise.result()
         except Exception as error:  # TensorStore raises what its parts raise
             raise UserError(
-                f"{str(directory)!r} should hold the array {name!r}, but it does not open "
+                f"Expected the array {name!r} in {str(directory)!r}, got one that does not open "
                 f"({_reason(error)}). {_WHOLE}"
             ) from None
         wanted = (shapes or {}).get(name, store.shape)
         if tuple(store.shape) != tuple(wanted):
             raise UserError(
-                f"{str(directory)!r} holds {name!r} as {tuple(store.shape)}; its index says {tuple(wanted)}. "
-                f"{_WHOLE}"
+                f"Expected {name!r} in {str(directory)!r} as {tuple(wanted)}, as its index says, got "
+                f"{tuple(store.shape)}. {_WHOLE}"
             )
-        found[name] = _tensor(name, str(directory), store)
+        found[name] = _make_tensor(name, str(directory), store)
     return found
 
 
-def place(directory: epath.Path) -> dict[str, Any]:
+def make_store_spec(directory: epath.Path) -> dict[str, Any]:
     """Returns TensorStore's description of a directory, local or in a bucket."""
     text = str(directory)
     if text.startswith("gs://"):
@@ -93,7 +93,7 @@ def place(directory: epath.Path) -> dict[str, Any]:
     return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # it refuses a path with ..
 
 
-def _tensor(name: str, file: str, store: ts.TensorStore) -> Tensor:
+def _make_tensor(name: str, file: str, store: ts.TensorStore) -> Tensor:
     try:
         dtype = np.dtype(store.dtype.numpy_dtype)
     except (TypeError, ValueError):
@@ -108,13 +108,13 @@ def _read(name: str, file: str, store: ts.TensorStore, out: np.ndarray) -> None:
         target.write(ts.cast(store, target.dtype)).result()
     except Exception as error:  # TensorStore raises what its parts raise
         raise UserError(
-            f"{file!r} should hold all of the array {name!r}, but a part of it cannot be read "
+            f"Expected the whole array {name!r} in {file!r}, got a part that cannot be read "
             f"({_reason(error)}). {_WHOLE}"
         ) from None
 
 
 def _database(directory: epath.Path) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": place(directory)}
+    return {"driver": "ocdbt", "base": make_store_spec(directory)}
 
 
 def _reason(error: Exception) -> str:

@@ -29,13 +29,13 @@ _ORBAX = (stores.MANIFEST, "_METADATA")
 _TABLE = re.compile(rf"(encoder|decoder)/{paths.STACK}(_\d+)?/relpos_bias/rel_embedding")
 
 
-def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
+def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
     """Returns how a T5X checkpoint is kept and where; None if the directory is none.
 
     A directory of several, `checkpoint_1000` and so on, stands for the latest.
     """
     if UNFINISHED.search(directory.name):
-        raise _unfinished(directory)
+        raise _unfinished_error(directory)
     if (directory / LEGACY).exists() and not any((directory / name).exists() for name in _ORBAX):
         return "legacy", directory
     for place in (directory, directory / STATE, directory / "default"):
@@ -44,52 +44,55 @@ def find(directory: epath.Path) -> tuple[str, epath.Path] | None:
     entries = list(directory.iterdir())
     steps = [entry for entry in entries if STEP.fullmatch(entry.name)]
     if steps:
-        return find(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
+        return find_checkpoint(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
     for entry in entries:
         if UNFINISHED.search(entry.name):
-            raise _unfinished(entry)
+            raise _unfinished_error(entry)
     if STEP.fullmatch(directory.name) or (directory / STATE).is_dir():
         raise UserError(
-            f"{str(directory)!r} should hold a T5X checkpoint, as {STATE}/{stores.MANIFEST} or {LEGACY}, but "
-            "has neither: it is half written, or half copied. Copy it again, or name an earlier one."
+            f"Expected a T5X checkpoint in {str(directory)!r}, as {STATE}/{stores.MANIFEST} or {LEGACY}, got "
+            "neither: it is half written, or half copied. Fix: copy it again, or name an earlier one."
         )
     return None
 
 
-def checkpoint(
+def open_checkpoint(
     where: storage.PathLike, *, dtype: str | None = None, ignore: Collection[str] = ()
 ) -> Checkpoint:
     """Returns what a checkpoint holds, its parameters unread, and the shape that they and gin's file tell."""
-    found = parameters(where)
+    found = list_parameters(where)
     named = str(storage.path(where))
-    place = find(storage.path(where))
+    place = find_checkpoint(storage.path(where))
     told = t5x_gin.read_network_fields(place[1], ignore=ignore) if place else {}
     return Checkpoint(
-        bases.parse_config(_fields(found, dtype, named) | told, where=named),
+        bases.parse_config(_infer_fields(found, dtype, named) | told, where=named),
         found,
         named,
         lambda path, shape: (f"{TARGET}/{path}", shape),
     )
 
 
-def parameters(where: storage.PathLike) -> dict[str, Tensor]:
+def list_parameters(where: storage.PathLike) -> dict[str, Tensor]:
     """Returns the parameters of a checkpoint by T5X's names, unread; a scanned stack has its layers first."""
     directory = storage.path(where)
-    kept = find(directory)
+    kept = find_checkpoint(directory)
     if kept is None:
-        raise UserError(f"A T5X checkpoint is wanted at {str(directory)!r}, but nothing there is one.")
+        raise UserError(
+            f"Expected a T5X checkpoint at {str(directory)!r}, got none. Fix: name another directory."
+        )
     kind, place = kept
-    found = _orbax(place) if kind == "orbax" else _legacy(place)
+    found = _list_orbax(place) if kind == "orbax" else _list_legacy(place)
     if not found:
         raise UserError(
-            f"{str(place)!r} should hold parameters below {TARGET!r}, as T5X keeps them, but holds none."
+            f"Expected parameters below {TARGET!r} in {str(place)!r}, got none. Fix: name another checkpoint."
         )
-    return _positions(dict(map(_native, found, found.values())), str(place))
+    return _join_position_tables(dict(map(_to_native, found, found.values())), str(place))
 
 
-def _unfinished(directory: epath.Path) -> UserError:
+def _unfinished_error(directory: epath.Path) -> UserError:
     return UserError(
-        f"{str(directory)!r} was never finished: its writer was stopped. Name an earlier checkpoint."
+        f"Expected a finished checkpoint in {str(directory)!r}, got one whose writer was stopped. Fix: name "
+        "an earlier one."
     )
 
 
@@ -99,38 +102,41 @@ def _is_orbax(directory: epath.Path) -> bool:
     return any((directory / name).exists() for name in (*_ORBAX, f"{TARGET}.{_EMBEDDING.replace('/', '.')}"))
 
 
-def _orbax(directory: epath.Path) -> dict[str, Tensor]:
+def _list_orbax(directory: epath.Path) -> dict[str, Tensor]:
     if not (directory / stores.MANIFEST).exists() and not any(directory.glob(f"{TARGET}.*")):
         raise UserError(
-            f"{str(directory)!r} should hold arrays, as {stores.MANIFEST} or as {TARGET}.*, but holds "
-            "neither: it is half written, or half copied. Copy it again, or name an earlier checkpoint."
+            f"Expected arrays in {str(directory)!r}, as {stores.MANIFEST} or as {TARGET}.*, got neither: it "
+            "is half written, or half copied. Fix: copy it again, or name an earlier checkpoint."
         )
     below = {
         name: driver for name, driver in stores.list_names(directory).items() if name.startswith(f"{TARGET}.")
     }
-    return _below(stores.list_tensors(directory, below), ".")
+    return _select_target(stores.list_tensors(directory, below), ".")
 
 
-def _legacy(directory: epath.Path) -> dict[str, Tensor]:
+def _list_legacy(directory: epath.Path) -> dict[str, Tensor]:
     """Reads the index, which has small arrays in itself and says of the others where they lie."""
     file = directory / LEGACY
     with tensors.open_file(file) as stream:
         if stream.read(21) == b"model_checkpoint_path":
             raise UserError(
-                f"{str(file)!r} belongs to a TensorFlow checkpoint, which is not read. Convert it with T5X's "
-                "scripts/convert_tf_checkpoint.py, or get the model from the hub."
+                f"Expected a T5X checkpoint, got {str(file)!r} of a TensorFlow checkpoint. Fix: convert it "
+                "with T5X's scripts/convert_tf_checkpoint.py, or get the model from the hub."
             )
     tree = msgpack.list_tensors(file)
     state = tree.get("optimizer", tree)
     target = state.get(TARGET) if isinstance(state, dict) else None
     if not isinstance(target, dict):
-        raise UserError(f"{str(file)!r} should hold parameters below 'optimizer/{TARGET}', but holds none.")
+        raise UserError(
+            f"Expected parameters below 'optimizer/{TARGET}' in {str(file)!r}, got none. Fix: name another "
+            "checkpoint."
+        )
     inline, drivers, shapes, names = {}, {}, {}, {}
     for path, leaf in _leaves(target):
         if isinstance(leaf, Tensor):
             inline[path] = replace(leaf, name=f"{TARGET}/{path}")
             continue
-        folder, shape = _described(leaf, f"{TARGET}/{path}", file)
+        folder, shape = _parse_leaf(leaf, f"{TARGET}/{path}", file)
         names[folder], drivers[folder], shapes[folder] = path, "zarr", shape
     found = stores.list_tensors(directory, drivers, shapes)
     return inline | {path: found[folder] for folder, path in names.items()}
@@ -144,7 +150,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _described(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, ...]]:
+def _parse_leaf(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, ...]]:
     """Returns the folder and the shape that the index gives an array."""
     try:
         folder = (leaf["kvstore"].get("path") or leaf["path"]).strip("/")
@@ -153,19 +159,20 @@ def _described(leaf: Any, name: str, file: epath.Path) -> tuple[str, tuple[int, 
         folder, shape = "", ()
     if not folder or "/" in folder or folder.startswith(".") or not all(type(n) is int for n in shape):
         raise UserError(
-            f"{str(file)!r} should say in which folder beside it {name!r} lies, and its shape, but does not."
+            f"Expected the folder and the shape of {name!r} in {str(file)!r}, got neither. Fix: copy it "
+            "again."
         )
     return folder, shape
 
 
-def _below(found: Mapping[str, Tensor], separator: str) -> dict[str, Tensor]:
+def _select_target(found: Mapping[str, Tensor], separator: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(f"{TARGET}{separator}").replace(separator, "/"): tensor
         for name, tensor in found.items()
     }
 
 
-def _native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
+def _to_native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
     """Returns a parameter's name and axes as this package has them; only T5X's scanned ones differ.
 
     Their heads stand apart, too: [embed, layers, heads, width] and, where they lead out, [heads, layers,
@@ -183,7 +190,7 @@ def _native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
     return path, tensor
 
 
-def _positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _join_position_tables(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Returns the tensors with one table of relative positions a stack, if the layers of all share theirs.
 
     T5X's scanned network has a table in every layer, and where they differ they stay as they are.
@@ -201,7 +208,7 @@ def _positions(found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     return found | shared
 
 
-def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Any]:
+def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Any]:
     """Returns what names and shapes tell of the network."""
 
     def shape(*names: str) -> tuple[int, ...]:
@@ -209,8 +216,8 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
             if name in found and len(found[name].seen) == 2 + name.count(f"/{paths.STACK}/"):
                 return found[name].seen[-2:]
         raise UserError(
-            f"{where!r} should hold a T5, with '{TARGET}/{names[0]}' of two axes, but lacks it. Name another "
-            "checkpoint."
+            f"Expected '{TARGET}/{names[0]}' of two axes in {where!r}, as a T5 has it, got none. Fix: name "
+            "another checkpoint."
         )
 
     def layer(stack: str, name: str) -> tuple[int, ...]:
@@ -222,8 +229,8 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
     joined = layer("encoder", "attention/query/kernel")[1]
     if joined % heads:
         raise UserError(
-            f"{where!r} should share its {joined} query columns among the {heads} heads that its table of "
-            "relative positions has, but they do not divide."
+            f"Expected query columns in {where!r} that the {heads} heads of its table of relative positions "
+            f"divide, got {joined}. Fix: name another checkpoint."
         )
     single = any(re.fullmatch(r"encoder/layers(_0)?/mlp/wi/kernel", name) for name in found)
     return {
@@ -231,8 +238,8 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
         "emb_dim": width,
         "num_heads": heads,
         "head_dim": joined // heads,
-        "num_encoder_layers": _layers(found, "encoder"),
-        "num_decoder_layers": _layers(found, "decoder"),
+        "num_encoder_layers": _count_layers(found, "encoder"),
+        "num_decoder_layers": _count_layers(found, "decoder"),
         "mlp_dim": layer("encoder", "mlp/wo/kernel")[0],
         "mlp_activations": ("relu",) if single else ("gelu", "linear"),
         "logits_via_embedding": "decoder/logits_dense/kernel" not in found,
@@ -242,7 +249,7 @@ def _fields(found: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[
     }
 
 
-def _layers(found: Mapping[str, Tensor], stack: str) -> int:
+def _count_layers(found: Mapping[str, Tensor], stack: str) -> int:
     apart = {int(layer.group(1)) for name in found if (layer := re.match(rf"{stack}/layers_(\d+)/", name))}
     together = [tensor.seen[0] for name, tensor in found.items() if name.startswith(f"{stack}/layers/")]
     return len(apart) or min(together, default=0)

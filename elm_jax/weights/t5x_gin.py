@@ -32,7 +32,7 @@ TABLE = FieldTable(
 _SPELLINGS = {"swish": "silu"}  # Flax has one activation under two names
 
 
-def network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
+def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
     """Returns what the gin file beside a checkpoint binds of the network, by our fields' names.
 
     Args:
@@ -45,10 +45,10 @@ def network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> d
     Raises:
         UserError: If the file does not parse, or binds a field that is not understood.
     """
-    file = _file(checkpoint)
+    file = _find_file(checkpoint)
     if file is None:
         return {}
-    told = {name: value for name, value in _bindings(file).items() if name not in ignore}
+    told = {name: value for name, value in _read_bindings(file).items() if name not in ignore}
     TABLE.require(told, where=str(file))
     found = {name: told[name] for name in sorted(TABLE.used & told.keys()) if told[name] is not None}
     if "mlp_activations" in found:
@@ -62,7 +62,7 @@ def network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> d
     return found
 
 
-def _file(checkpoint: epath.Path) -> epath.Path | None:
+def _find_file(checkpoint: epath.Path) -> epath.Path | None:
     inside = checkpoint.name in ("state", "default")  # of `checkpoint_1000`, where newer versions keep arrays
     step = checkpoint.parent if inside else checkpoint
     for directory in (step, step.parent):
@@ -72,7 +72,7 @@ def _file(checkpoint: epath.Path) -> epath.Path | None:
     return None
 
 
-def _bindings(file: epath.Path) -> dict[str, Any]:
+def _read_bindings(file: epath.Path) -> dict[str, Any]:
     """Returns the bindings of the network's class, and the model's `module`; macros by their values there."""
     from gin import config_parser
 
@@ -103,13 +103,13 @@ def _bindings(file: epath.Path) -> dict[str, Any]:
             (name, statement.arg_name) == (MODEL, "module")
         ):
             bound[statement.arg_name] = statement.value
-    told = {name: _resolved(value, macros, file) for name, value in bound.items()}
+    told = {name: _resolve(value, macros, file) for name, value in bound.items()}
     if "module" in told:  # @network.Transformer()
         told["module"] = str(told["module"]).strip("@()").rpartition(".")[2]
     return told
 
 
-def _resolved(value: Any, macros: Mapping[str, Any], file: epath.Path) -> Any:
+def _resolve(value: Any, macros: Mapping[str, Any], file: epath.Path) -> Any:
     seen: set[str] = set()
     while isinstance(value, str) and value.startswith("%"):
         if value in seen or value[1:] not in macros:

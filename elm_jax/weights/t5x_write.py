@@ -30,8 +30,8 @@ def save(where: storage.PathLike, base: Base) -> None:
     """
     if base.config.relpos_per_layer:
         raise UserError(
-            "T5X's network has one table of relative positions a stack unless scanned, but this one has "
-            "one a layer; convert to elm."
+            "Expected one table of relative positions for each stack, as T5X's network has it, got one for "
+            "each layer. Fix: convert to elm."
         )
     directory = storage.writable_directory(where).resolve()
     flat = bases.params_by_layer(base)

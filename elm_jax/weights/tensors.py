@@ -63,42 +63,44 @@ class Tensor:
         return out
 
 
-def transposed(tensor: Tensor) -> Tensor:
+def transpose(tensor: Tensor) -> Tensor:
     """Returns a tensor whose axes the network has the other way round."""
     return replace(tensor, axes=tuple(reversed(range(len(tensor.shape)))))
 
 
-def times(tensor: Tensor, factor: float) -> Tensor:
+def scale(tensor: Tensor, factor: float) -> Tensor:
     """Returns a tensor that comes multiplied by a number."""
     return replace(tensor, fill=partial(_multiply, tensor, factor))
 
 
-def held(name: str, file: str, value: np.ndarray) -> Tensor:
+def tensor_from_array(name: str, file: str, value: np.ndarray) -> Tensor:
     """Returns a tensor that is in memory already."""
     return Tensor(name, file, value.shape, value.dtype, partial(_copy, value))
 
 
-def span(name: str, file: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+def tensor_from_file(
+    name: str, file: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
+) -> Tensor:
     """Returns a tensor that lies in a file from a byte on, row after row."""
     return Tensor(name, str(file), shape, dtype, partial(_read, name, file, offset, dtype))
 
 
-def joined(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> Tensor:
+def concatenate(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> Tensor:
     """Returns a tensor whose elements lie in flat parts, one after the other."""
     return replace(parts[0], name=name, shape=shape, fill=partial(_join, parts, shape))
 
 
-def opened(file: epath.Path) -> IO[bytes]:
+def open_file(file: epath.Path) -> IO[bytes]:
     """Opens a file to read its bytes; one sentence where the system refuses."""
     try:
         return file.open("rb")
     except OSError as error:
         raise UserError(
-            f"{str(file)!r} was to be read, but the system refused ({error.strerror or error})."
+            f"Expected to read {str(file)!r}, got {error.strerror or error}. Fix: check who may read it."
         ) from None
 
 
-def length(stream: IO[bytes]) -> int:
+def count_file_bytes(stream: IO[bytes]) -> int:
     """Returns the bytes of an open file and goes back to its first."""
     stream.seek(0, 2)
     total = stream.tell()
@@ -125,7 +127,7 @@ def _join(parts: Sequence[Tensor], shape: tuple[int, ...], out: np.ndarray) -> N
 
 
 def _read(name: str, file: epath.Path, offset: int, dtype: np.dtype, out: np.ndarray) -> None:
-    with opened(file) as stream:
+    with open_file(file) as stream:
         stream.seek(offset)
         what = f"{name!r} in {str(file)!r}"
         _read_rows(stream, out.reshape(1) if out.ndim == 0 else out, dtype, what)
@@ -146,5 +148,5 @@ def _read_rows(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -
         wanted = dtype.itemsize * part.size
         content = stream.read(wanted)
         if len(content) != wanted:
-            raise UserError(f"{what} should go on, but the file ends. Copy it again: it is not whole.")
+            raise UserError(f"Expected more bytes of {what}, got the end of the file. Fix: copy it again.")
         part[...] = np.frombuffer(content, dtype).reshape(part.shape)

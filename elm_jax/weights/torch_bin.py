@@ -11,23 +11,23 @@ from elm_jax.weights import tensors
 from elm_jax.weights.tensors import Tensor
 
 
-def index(where: epath.Path) -> dict[str, Tensor]:
+def list_tensors(where: epath.Path) -> dict[str, Tensor]:
     """Returns the tensors of a file by name; a UserError if torch is absent or refuses the file."""
     file = str(where)
     try:
         import torch
     except ImportError:
         raise UserError(
-            f"{file!r} is a pickle, which may run any program and is therefore left to torch's weights-only "
-            "loader, but torch is not installed. `pip install torch`, or get the checkpoint as safetensors."
+            f"Expected torch, whose weights-only loader reads the pickle {file!r}, got none. Fix: run `pip "
+            "install torch`, or get the checkpoint as safetensors."
         ) from None
     state = _loaded(torch, file)
     found = {}
     for name, value in state.items() if isinstance(state, dict) else [("", state)]:
         if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             raise UserError(
-                f"{file!r} should hold tensors by name, but holds {name!r:.50} as {type(value).__name__}. "
-                "Name a checkpoint of a T5's weights."
+                f"Expected tensors by name in {file!r}, got {name!r:.50} as {type(value).__name__}. Fix: "
+                "name a checkpoint of a T5's weights."
             )
         plain: Any = value.detach()
         if plain.dtype == torch.bfloat16:
@@ -45,11 +45,13 @@ def _loaded(torch: Any, file: str) -> Any:
         try:
             return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
         except OSError as error:
-            raise UserError(f"{file!r} was to be read, but the system refused ({error.strerror}).") from None
+            raise UserError(
+                f"Expected to read {file!r}, got {error.strerror}. Fix: check who may read it."
+            ) from None
         except Exception as error:  # torch raises what its parts raise: pickle's, zip's, its own
             failure = error
     raise UserError(
-        f"{file!r} should hold a T5's weights, but torch's weights-only loader refuses it "
-        f"({type(failure).__name__}): it is cut short, or a pickle of something else. Nothing was unpickled; "
-        "download it again, or get the checkpoint as safetensors."
+        f"Expected weights of a T5 in {file!r}, got a file that torch's weights-only loader refuses "
+        f"({type(failure).__name__}): it is cut short, or a pickle of something else. Fix: download it "
+        "again, or get the checkpoint as safetensors."
     )

@@ -24,7 +24,7 @@ _BERT = {
 }
 
 
-def read(
+def load_tokenizer(
     directory: epath.Path, longest: int | None, *, ignore: Collection[str] = ()
 ) -> tuple["Tokenizer", int]:
     """Returns the tokenizer of a directory, and how many tokens of a text it keeps, special ones included.
@@ -38,14 +38,14 @@ def read(
         from tokenizers import Tokenizer
     except ImportError:
         raise UserError(
-            "A sentence encoder wants the tokenizers package, which is not installed. Run `pip install "
+            "Expected the package tokenizers for a sentence encoder, got none. Fix: run `pip install "
             "tokenizers`."
         ) from None
-    own, beside = _first(directory, OWN), _first(directory, (BESIDE,))
+    own, beside = _read_first(directory, OWN), _read_first(directory, (BESIDE,))
     step_fields.NETWORK.require(own, where=str(directory / OWN[0]), ignore=ignore)
-    length = _length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
-    told = _told(directory / FILE, own, beside)
-    if longest is not None and _side(told, beside, "padding") != "right":
+    length = _find_max_length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
+    told = _merge_fields(directory / FILE, own, beside)
+    if longest is not None and _find_side(told, beside, "padding") != "right":
         raise UserError(
             f"Expected the tokenizer of {str(directory)!r} to pad on the right, got another padding_side. "
             "Fix: use another encoder; padding before a text moves its positions, so that its vector depends "
@@ -54,21 +54,20 @@ def read(
     try:
         tokenizer = Tokenizer.from_str(json.dumps(told))
         tokenizer.no_padding()
-        tokenizer.enable_truncation(length, direction=_side(told, beside, "truncation"))
+        tokenizer.enable_truncation(length, direction=_find_side(told, beside, "truncation"))
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
-            f"{str(directory / FILE)!r} is no tokenizer ({error!s:.200}). Download it again."
+            f"Expected a tokenizer in {str(directory / FILE)!r}, got {error!s:.200}. Fix: download it again."
         ) from None
     return tokenizer, length
 
 
-def _told(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_fields(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tokenizer's description with the changes that the files beside it make."""
     if not file.exists():
         raise UserError(
-            f"A sentence encoder has its tokenizer in {FILE}, but {str(file.parent)!r} has no such file. "
-            "Download it too; where a model is published without one, transformers' `AutoTokenizer` makes it "
-            "and its `save_pretrained` writes it."
+            f"Expected {FILE} of a sentence encoder in {str(file.parent)!r}, got none. Fix: download it, or "
+            "write it with `save_pretrained` of transformers' `AutoTokenizer`."
         )
     told = encoder_steps.read_json_object(file)
     normalizer = told.get("normalizer")
@@ -81,19 +80,19 @@ def _told(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -
     return told
 
 
-def _side(told: Mapping[str, Any], beside: Mapping[str, Any], what: str) -> str:
+def _find_side(told: Mapping[str, Any], beside: Mapping[str, Any], what: str) -> str:
     """Returns on which side of a text padding or truncation is: the configuration's, else the tokenizer's."""
     own = told.get(what)
     return str(beside.get(f"{what}_side") or (own.get("direction") if own else None) or "right").lower()
 
 
-def _length(told: tuple[Any, ...], longest: int | None) -> int:
+def _find_max_length(told: tuple[Any, ...], longest: int | None) -> int:
     # A tokenizer without a limit says 10^30.
     known = next((length for length in told if type(length) is int and 2 < length < 10**6), longest or LENGTH)
     return min(known, longest or known)
 
 
-def _first(directory: epath.Path, files: tuple[str, ...]) -> dict[str, Any]:
+def _read_first(directory: epath.Path, files: tuple[str, ...]) -> dict[str, Any]:
     for name in files:
         if (directory / name).exists():
             return encoder_steps.read_json_object(directory / name)

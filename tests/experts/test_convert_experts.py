@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from elm_jax import cli, score_choices
 from elm_jax.errors import UserError
-from elm_jax.experts import agreement
+from elm_jax.experts import compatibility
 from elm_jax.experts.convert import convert
 from elm_jax.experts.library import Library
 from elm_jax.merging import merger
@@ -22,6 +22,7 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
+from elm_jax.weights import base as base_module
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, fold, load
 
@@ -42,9 +43,9 @@ def model():
     config = find_config(
         "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
     )
-    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in bases.shapes(config).items()}
+    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in bases.param_shapes(config).items()}
     flat = {path: value.astype(np.float32) for path, value in flat.items()}
-    return bases.of(config, paths.unflatten(flat))
+    return bases.make_base(config, paths.unflatten(flat))
 
 
 def expert(kind, model, name):
@@ -64,7 +65,7 @@ def library(model, tmp_path):
         for number in (1, 2):
             made.add(expert(kind, model, f"{kind}/{number}"))
     pair = [made.load_expert(f"lora/{number}") for number in (1, 2)]
-    described = [(one.spec, agreement.shapes_of(one.params)) for one in pair]
+    described = [(one.spec, compatibility.shapes_by_path(one.params)) for one in pair]
     made.add(merger.merge(plan_merge("concatenate", described, id="lora/merged"), pair))
     return tmp_path
 
@@ -122,7 +123,7 @@ def test_transformers_scores_a_whole_model_as_we_do_the_expert(model, library, n
 @pytest.mark.parametrize("name", ["lora/2", "ia3/2", "full/2", "lora/merged"])
 def test_a_base_with_an_expert_folded_in_scores_as_the_two_beside_each_other(model, library, name):
     made = convert(library / "library" / name, library / "hf", "hf", base=library / "base")
-    whole = load.read(library / "hf")
+    whole = load.load_base(library / "hf")
     assert (made.what, made.fingerprint) == ("model", whole.fingerprint)
     np.testing.assert_allclose(
         score_choices(whole, PROMPTS, CHOICES), ours(model, library, name), rtol=1e-5, atol=1e-5
@@ -131,15 +132,15 @@ def test_a_base_with_an_expert_folded_in_scores_as_the_two_beside_each_other(mod
 
 def test_a_folded_bfloat16_base_is_float32_unless_asked(model, library):
     convert(library / "base", library / "narrow", "elm", dtype="bfloat16")
-    narrow = load.read(library / "narrow")
+    narrow = load.load_base(library / "narrow")
     made = expert("lora", narrow, "narrow/1")
     Library.open(library / "library").add(made)
     source = library / "library" / "narrow" / "1"
     for dtype in (None, "bfloat16"):
         convert(source, library / f"hf {dtype}", "hf", base=library / "narrow", dtype=dtype)
-        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(load.read(library / f"hf {dtype}").params)}
+        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(load.load_base(library / f"hf {dtype}").params)}
         assert kinds == {dtype or "float32"}
-    flat = paths.flatten(load.read(library / "hf None").params)
+    flat = paths.flatten(load.load_base(library / "hf None").params)
     query = "encoder/layers/attention/query"
     own = paths.flatten(made.params)
     wanted = paths.flatten(narrow.params)[f"{query}/kernel"].astype(np.float32)
@@ -157,7 +158,7 @@ def test_a_bottleneck_is_not_folded(model, library):
         convert(source, library / "hf", "hf", base=library / "base")
     assert not (library / "hf").exists()
     normed = {"decoder": {"decoder_norm": {"scale": np.full(8, 2, np.float32)}}}
-    found = fold.folded(model, "bottleneck", normed)
+    found = fold.fold_expert(model, "bottleneck", normed)
     assert (np.asarray(found.params["decoder"]["decoder_norm"]["scale"]) == 2).all()
 
 
@@ -219,7 +220,7 @@ def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, li
     told = json.loads((library / "out" / "adapter_config.json").read_text())
     assert told["config"]["non_linearity"] == "gelu_new"
     assert 8 // told["config"]["reduction_factor"] == 3
-    normed = load.read(library / "out" / "base")
+    normed = load.load_base(library / "out" / "base")
     tree = Library.open(library / "library").load_expert("bottleneck/1").params
     own = paths.flatten(tree)["encoder/encoder_norm/scale"]
     np.testing.assert_array_equal(normed.params["encoder"]["encoder_norm"]["scale"], own)
@@ -242,7 +243,7 @@ def test_a_format_that_has_no_place_for_an_expert_is_refused(library, name, to, 
 
 def test_another_base_is_refused(model, library):
     other = jax.tree.map(lambda leaf: leaf + 1, dict(model.params))
-    elm.save(library / "other", elm.of(model.config, other))
+    elm.save(library / "other", base_module.make_base(model.config, other))
     with pytest.raises(UserError, match=f"Expected the base {model.fingerprint} that the expert"):
         convert(library / "library" / "lora" / "1", library / "out", "hf", base=library / "other")
 

@@ -17,13 +17,14 @@ from elm_jax.planning.program_specs import (
 )
 from elm_jax.scoring import buckets
 from elm_jax.training.batches import Shape
-from elm_jax.training.programs import Layout, Plan
+from elm_jax.training.programs import Layout
+from tests.training_configs import make_plan
 
 TINY = find_config("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 LORA = {"rank": 2, "projections": ["query", "value"]}
 SHAPE = buckets.Shape(16, 8, 8)
 WORKS = [
-    TrainingProgramSpec(TINY, Plan("lora", LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
+    TrainingProgramSpec(TINY, make_plan(kind="lora", options=LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
     ScoringProgramSpec("score", TINY, "stack", SHAPE, 4, "bottleneck", {"width": 2}, 3),
     ScoringProgramSpec("score", TINY, "full", SHAPE, 4, "full"),
     ScoringProgramSpec("score", TINY, "gate", SHAPE, 4, "lora", LORA, 3),

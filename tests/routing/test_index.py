@@ -160,7 +160,7 @@ def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monk
     monkeypatch.chdir(encoder.parent)
     runs.index(run, size=2, embedder=encoder.name)
     monkeypatch.chdir("/")
-    assert runs.read_embedder_name(run.workspace) == runs.Named(str(encoder.resolve()))
+    assert runs.load_embedder_settings(run.workspace) == runs.EmbedderSettings(str(encoder.resolve()))
     assert runs.load_run_embedder(run, str(encoder.resolve()))(["the dog"]).shape == (1, 8)
 
 
@@ -255,7 +255,7 @@ def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     file.write_text(json.dumps(json.loads(content) | {"novelty": 1}))
     cli.app([*asked, "--dtype", "bfloat16", "--ignore", "novelty"], standalone_mode=False)
     assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())
-    assert runs.read_embedder_name(run.workspace) == runs.Named(
+    assert runs.load_embedder_settings(run.workspace) == runs.EmbedderSettings(
         str(encoder.resolve()), "bfloat16", ("novelty",)
     )
     asked = ["route", "mini_size_suitcase", "--run", str(run.workspace.root), "--queries", "2", "--json"]

@@ -20,6 +20,7 @@ from elm_jax.statistics import estimators as engine
 from elm_jax.statistics import expert_statistics
 from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
+from elm_jax.weights import base as base_module
 from elm_jax.weights import elm
 
 ROWS = 5
@@ -39,7 +40,7 @@ def run(tmp_path):
         num_encoder_layers=1,
         num_decoder_layers=1,
     )
-    base = elm.of(config, init_params(jax.random.key(0), config))
+    base = base_module.make_base(config, init_params(jax.random.key(0), config))
     elm.save(workspace.base, base)
     specs = task_selection.select_tasks(["mini_sentiment_film", "mini_size_animal"])
     texts = [
@@ -91,7 +92,10 @@ def test_a_merge_takes_the_statistics_that_it_wants(run, method, capsys):
     ]
     assert [{path: value.shape for path, value in own.items()} for own in given] == [dict(wanted)] * 2
     experts = [library.load_expert(first), library.load_expert(second)]
-    by_hand = merger.merge(plan, experts, base=run.base.params,
+    by_hand = merger.merge(
+        plan,
+        experts,
+        base=run.base.params,
         statistics=given,
     )
     assert made.spec == by_hand.spec

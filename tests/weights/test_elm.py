@@ -117,7 +117,7 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(saved, name):
 def test_a_truncated_file_is_named(saved, keep):
     file = saved / elm.PARAMS
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"params\.safetensors' is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"params\.safetensors'"):
         elm.load(saved)
 
 

@@ -137,7 +137,7 @@ def test_a_model_of_another_type_is_refused(place):
 def test_a_file_cut_short_is_named(place):
     content = (place / "model.safetensors").read_bytes()
     (place / "model.safetensors").write_bytes(content[:-9])
-    with pytest.raises(UserError, match=r"model.safetensors' is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model.safetensors'"):
         embedders.load_encoder(place)
 
 

@@ -220,7 +220,7 @@ def test_truncated_weights_are_named(t5_1_1, writers, tmp_path, keep):
     place = writers["hf"](tmp_path, t5_1_1)
     file = place / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"model\.safetensors' is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors'"):
         load_base(place)
 
 

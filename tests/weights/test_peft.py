@@ -171,7 +171,7 @@ def test_a_configuration_that_is_none_is_one_sentence(t5_1_1, tmp_path, content,
 def test_an_adapter_cut_anywhere_is_one_sentence(adapter, t5_1_1, share):
     whole = (adapter / "whole").read_bytes()
     (adapter / "adapter_model.safetensors").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="safetensors"):
         peft.load(adapter, t5_1_1.config)
 
 

@@ -79,7 +79,7 @@ def test_a_file_cut_anywhere_is_one_sentence_that_names_it(tmp_path_factory, sha
     file = tmp_path_factory.mktemp("cut") / "x.safetensors"
     whole = raw({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}, bytes(12))
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match=r"x\.safetensors' is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"x\.safetensors'"):
         ours.list_tensors(file)
 
 
@@ -132,16 +132,16 @@ def test_any_other_header_is_read_or_one_sentence(tmp_path_factory, header):
     [
         (
             {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
-            r"'a' of \(3,\) should take 12 bytes, but has 8",
+            r"'a' of \(3,\) should have 12 bytes, but has 8",
         ),
         ({"dtype": "F32", "shape": [3], "data_offsets": [8, 20]}, "'a' should end at byte"),
         (
             {"dtype": "F32", "shape": [-3], "data_offsets": [0, 12]},
-            "should give type, shape and place of 'a'",
+            "should have type, shape and place of 'a'",
         ),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "its last tensor ends at byte"),
-        ({"dtype": "F8_E4M3", "shape": [12], "data_offsets": [0, 12]}, "holds 'a' as F8_E4M3, but BF16, F16"),
-        ({"shape": [1], "data_offsets": [0, 8]}, "should give type, shape and place of 'a'"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "last tensor ends at byte"),
+        ({"dtype": "F8_E4M3", "shape": [12], "data_offsets": [0, 12]}, "BF16, F16, .* got F8_E4M3"),
+        ({"shape": [1], "data_offsets": [0, 8]}, "should have type, shape and place of 'a'"),
     ],
 )
 def test_a_header_that_cannot_be_names_the_tensor(tmp_path, entry, told):

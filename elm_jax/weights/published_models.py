@@ -13,7 +13,7 @@ BUCKET = "gs://t5-data/pretrained_models/t5x"
 
 
 @dataclass(frozen=True)
-class Known:
+class PublishedModel:
     """One published model."""
 
     hub: str  # its repository on the Hugging Face hub
@@ -24,13 +24,13 @@ class Known:
     safetensors_only: bool = False  # whether its weights are read in no other format
 
 
-def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, Known]:
+def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, PublishedModel]:
     """Returns the models of a family by size; `{}` stands for the size."""
     found = {}
     for size, step in steps.items():
         at = f"{BUCKET}/{bucket.format(size)}/checkpoint_{step}" if bucket else None
         repository = hub.format(size.lower())
-        found[repository.partition("/")[2]] = Known(repository, at)
+        found[repository.partition("/")[2]] = PublishedModel(repository, at)
     return found
 
 
@@ -39,7 +39,7 @@ _FLAN = {"small": 1198000, "base": 1184000, "large": 1164000, "xl": 1138000, "xx
 _T5 = {"small": 1000000, "base": 999900, "large": 1000700, "3B": 1000000, "11B": 1000000}
 _T0 = ("T0", "T0_3B", "T0p", "T0pp", "T0_single_prompt", "T0_original_task_only")
 
-KNOWN: Mapping[str, Known] = {
+PUBLISHED: Mapping[str, PublishedModel] = {
     **_family("google-t5/t5-{}", "t5_{}", _T5),
     **_family("google/t5-v1_1-{}", "t5_1_1_{}", dict.fromkeys(_SIZES, 1000000)),
     **_family("google/t5-{}-lm-adapt", "t5_1_1_lm100k_{}", dict.fromkeys(_SIZES, 1100000)),
@@ -49,8 +49,8 @@ KNOWN: Mapping[str, Known] = {
     **_family("bigscience/mt0-{}", None, dict.fromkeys(_SIZES, 0)),
     **_family("google/umt5-{}", None, dict.fromkeys(("small", "base", "xl", "xxl"), 0)),
     **_family("EleutherAI/pile-t5-{}", None, dict.fromkeys(("base", "large", "xl", "xxl"), 0)),
-    **{name: Known(f"google/{name}") for name in ("ul2", "flan-ul2")},
-    **{name: Known(f"bigscience/{name}", eos_on_input=False) for name in _T0},
+    **{name: PublishedModel(f"google/{name}") for name in ("ul2", "flan-ul2")},
+    **{name: PublishedModel(f"bigscience/{name}", eos_on_input=False) for name in _T0},
 }
 # Other spellings that are in use.
 ALIASES: Mapping[str, str] = {
@@ -60,7 +60,7 @@ ALIASES: Mapping[str, str] = {
 }
 
 
-def find(name: str) -> Known:
+def find_model(name: str) -> PublishedModel:
     """Returns the model of a name, a hub id or another spelling of either.
 
     An id of the hub that is in no table stands for itself, and so does `hf:owner/name@revision`, of which
@@ -71,15 +71,15 @@ def find(name: str) -> Known:
     """
     if name.startswith(hub.HUB_PREFIX):
         repository, revision = hub.parse_address(name)
-        return replace(find(repository), revision=revision, safetensors_only=True)
+        return replace(find_model(repository), revision=revision, safetensors_only=True)
     owner, slash, short = name.rpartition("/")
     short = ALIASES.get(short, short)
-    if short in KNOWN and owner in ("", "google", KNOWN[short].hub.partition("/")[0]):
-        return KNOWN[short]
+    if short in PUBLISHED and owner in ("", "google", PUBLISHED[short].hub.partition("/")[0]):
+        return PUBLISHED[short]
     if slash and name.count("/") == 1 and owner and short:
-        return Known(name)
+        return PublishedModel(name)
     where = "elm_jax's table of models, nor a directory of that name"
-    return KNOWN[names.resolve(name, [*KNOWN, *ALIASES], kind="model", where=where)]
+    return PUBLISHED[names.resolve(name, [*PUBLISHED, *ALIASES], kind="model", where=where)]
 
 
 def eos_on_input(name: str) -> bool | None:
@@ -93,5 +93,5 @@ def eos_on_input(name: str) -> bool | None:
     if name.startswith(hub.HUB_PREFIX):
         name = hub.parse_address(name)[0]
     short = name.rstrip("/").rpartition("/")[2]
-    found = KNOWN.get(ALIASES.get(short, short))
+    found = PUBLISHED.get(ALIASES.get(short, short))
     return None if found is None else found.eos_on_input

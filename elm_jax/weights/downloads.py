@@ -13,10 +13,10 @@ _WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*"
 _SPECS = ("expert.json", "adapter_config.json")
 _EXPERT = (*_SPECS, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
 _IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
-_BESIDE = (hf_config.FILE, *huggingface.OTHER_FILES)
+_OTHER_FILES = (hf_config.FILE, *huggingface.OTHER_FILES)
 
 
-def fetch(model: PublishedModel) -> epath.Path:
+def fetch_model(model: PublishedModel) -> epath.Path:
     """Returns the directory of a model's files, fetching them if the cache has none.
 
     Raises a UserError that says what to download, from where, and where to put it, if that cannot be done.
@@ -26,7 +26,7 @@ def fetch(model: PublishedModel) -> epath.Path:
     why = "offline mode is on"
     formats = _WEIGHTS[:1] if model.safetensors_only else _WEIGHTS
     for weights in (None, *formats):
-        patterns = None if weights is None else [*_BESIDE, weights]
+        patterns = None if weights is None else [*_OTHER_FILES, weights]
         directory, failed = hub.download_snapshot(model.hub, patterns, model.revision)
         if directory is None and weights is not None:
             why = failed
@@ -38,18 +38,18 @@ def fetch(model: PublishedModel) -> epath.Path:
         if is_read and (directory / hf_config.FILE).exists():
             return directory
         why = f"its repository has none of {', '.join(formats)}"
-    near = [] if model.hub in _ids() else names.near_matches(model.hub, _ids())
+    near = [] if model.hub in _list_ids() else names.near_matches(model.hub, _list_ids())
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     bucket = f", or `gcloud storage cp -r {model.bucket} DIR`" if model.bucket else ""
     raise UserError(
-        f"The model {model.hub!r} is wanted, but no directory has that name, the cache at "
-        f"{constants.HF_HUB_CACHE!r} lacks it, and it could not be fetched ({why[:200]}).{hint} Where there "
-        f"is a network, run `hf download {model.hub} --local-dir DIR`, which brings {hf_config.FILE} and "
-        f"weights ({', '.join(formats)}) from https://huggingface.co/{model.hub}{bucket}; then name DIR."
+        f"Expected the model {model.hub!r} as a directory, in the cache at {constants.HF_HUB_CACHE!r} or on "
+        f"the hub, got none ({why[:200]}).{hint} Fix: where there is a network, run `hf download "
+        f"{model.hub} --local-dir DIR`, which brings {hf_config.FILE} and weights ({', '.join(formats)}) "
+        f"from https://huggingface.co/{model.hub}{bucket}; then name DIR."
     )
 
 
-def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
+def fetch_expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     """Returns the directory of an expert or an adapter: the one given, or fetched where it is on the hub.
 
     Args:
@@ -86,5 +86,5 @@ def expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     )
 
 
-def _ids() -> list[str]:
+def _list_ids() -> list[str]:
     return [model.hub for model in published_models.PUBLISHED.values()]

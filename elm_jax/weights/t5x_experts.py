@@ -37,7 +37,7 @@ _ADAPTERS = {
 }
 
 
-def from_t5x(
+def load_t5x_expert(
     where: storage.PathLike, base: Base, kind: str, owned: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Returns the expert in a checkpoint of T5X's, float32, as a tree beside its base.
@@ -47,16 +47,18 @@ def from_t5x(
     """
     pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")]
     text = repr(str(storage.path(where)))
-    found = _stacked(t5x.list_parameters(where), text)
+    found = _stack_layers(t5x.list_parameters(where), text)
     of_base = paths.flatten(base.params)
     chosen = set(owned) if owned is not None else {path for path in found if pattern.fullmatch(path)}
     for path in sorted(chosen - set(found)) or ([] if chosen else ["an expert's parameters"]):
-        raise UserError(f"{text} should hold {path!r} of an expert of kind {kind!r}, but lacks it.")
+        raise UserError(
+            f"Expected {path!r} of an expert of kind {kind!r} in {text}, got none. Fix: name its kind."
+        )
     for path in sorted((set(found) ^ set(of_base)) - chosen):
         raise UserError(
-            f"{text} should hold the base and an expert of kind {kind!r}, but "
-            f"{'holds' if path in found else 'lacks'} {path!r}. Give the base that it was trained on, and "
-            "the expert's kind."
+            f"Expected the base and an expert of kind {kind!r} in {text}, got one "
+            f"{'with' if path in found else 'without'} {path!r}. Fix: name the base that it was trained on, "
+            "and the expert's kind."
         )
     flat = {}
     for path, layers in found.items():
@@ -64,8 +66,8 @@ def from_t5x(
             flat[path] = _read(layers, np.dtype(np.float32))
         elif not _is_same(layers, np.asarray(of_base[path])):
             raise UserError(
-                f"{text} holds {path!r} otherwise than the base: it was trained on another base, or that "
-                "parameter was not frozen. Give its own base, or name all that the expert owns."
+                f"Expected {path!r} in {text} as in the base, got other values: it was trained on another "
+                "base, or that parameter was not frozen. Fix: name its own base, or the kind that owns it."
             )
     tree = paths.unflatten(flat)
     require_fit(tree, base.config, what=text)
@@ -87,7 +89,10 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
     for path, value in paths.flatten(tree).items():
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
         if owner not in owners:
-            raise UserError(f"{what} has {path!r}, where the base has nothing that it could act on.")
+            raise UserError(
+                f"Expected parameters that act on the base, got {path!r} of {what}. Fix: name the base that "
+                "it was trained on."
+            )
         axes = expert_kinds.logical_axes(path)
         layers = config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers
         pair = owner.rpartition("/")[0] if owner in _ADAPTERS else owner
@@ -97,10 +102,13 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
         wanted = tuple(known[axis] for axis in axes)
         if shape != wanted:
             told = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
-            raise UserError(f"{what} has {path!r} as {shape}; the base wants ({told}).")
+            raise UserError(
+                f"Expected {path!r} as ({told}) for the base, got {shape} of {what}. Fix: name the base "
+                "that it was trained on."
+            )
 
 
-def _stacked(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor | list[Tensor]]:
+def _stack_layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor | list[Tensor]]:
     """Returns the tensors by stacked path, one or one a layer; a UserError if layers do not go together."""
     apart: dict[str, dict[int, Tensor]] = {}
     together: dict[str, Tensor | list[Tensor]] = {}
@@ -114,8 +122,9 @@ def _stacked(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor | list
     for path, layers in apart.items():
         if set(layers) != set(range(len(layers))) or len({tensor.seen for tensor in layers.values()}) > 1:
             raise UserError(
-                f"{where} should hold {path!r} of one shape for all layers, but it is not so: layers "
-                f"{', '.join(f'{number} {tensor.seen}' for number, tensor in sorted(layers.items()))} came."
+                f"Expected {path!r} of one shape for all layers in {where}, got layers "
+                f"{', '.join(f'{number} {tensor.seen}' for number, tensor in sorted(layers.items()))}. Fix: "
+                "name another checkpoint."
             )
         together[path] = [layers[number] for number in range(len(layers))]
     return dict(sorted(together.items()))

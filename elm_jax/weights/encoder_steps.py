@@ -28,7 +28,7 @@ _ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh", "ReLU": "relu", "GELU": 
 
 
 @dataclass(frozen=True)
-class Steps:
+class EncoderSteps:
     """What a text goes through, and where each part is kept."""
 
     network: epath.Path
@@ -38,7 +38,7 @@ class Steps:
     prompt: str = ""  # what stands before every text
 
 
-def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) -> Steps:
+def read_steps(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) -> EncoderSteps:
     """Returns the steps of a directory; those of one without `modules.json` when its pooling is told.
 
     Args:
@@ -55,16 +55,18 @@ def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) ->
     if not file.exists():
         if told is None:
             raise UserError(
-                f"{str(root)!r} should say in {MODULES} how the tokens of a text are pooled, but has no such "
-                f"file. Say it with pooling, one of {', '.join(POOLINGS)}, or save the model with "
-                "sentence-transformers."
+                f"Expected {MODULES} in {str(root)!r}, which says how tokens are pooled, got none. Fix: name "
+                f"the pooling, one of {', '.join(POOLINGS)}, or save the model with sentence-transformers."
             )
-        return Steps(root, told, (), False)
+        return EncoderSteps(root, told, (), False)
     if told is not None:
-        raise UserError(f"Pooling was told to be {told!r}, but {str(file)!r} says how it is. Leave it out.")
-    listed = json_of(file)
+        raise UserError(f"Expected the pooling of {str(file)!r}, got {told!r}. Fix: leave it out.")
+    listed = read_json_file(file)
     if not isinstance(listed, list) or not all(_is_step(step) for step in listed):
-        raise UserError(f"{str(file)!r} should list steps with type and path, but holds {listed!r:.200}.")
+        raise UserError(
+            f"Expected steps with type and path in {str(file)!r}, got {listed!r:.200}. Fix: download it "
+            "again."
+        )
     for step in listed:
         step_fields.MODULES.require(step, where=str(file), ignore=ignore)
         if not step["type"].startswith(PACKAGE):
@@ -76,14 +78,14 @@ def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) ->
     ordered = sorted(kinds, key=lambda kind: _KINDS.index(kind) if kind in _KINDS else -1)
     if kinds != ordered or kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Pooling") > 1:
         raise UserError(
-            f"{str(file)!r} should list one Transformer, one Pooling, then any Dense, then Normalize or "
-            f"nothing, but lists {', '.join(kinds) or 'nothing'}."
+            f"Expected one Transformer, one Pooling, any Dense and at most one Normalize in {str(file)!r}, "
+            f"in this order, got {', '.join(kinds) or 'nothing'}. Fix: use another encoder."
         )
     places = [root / step["path"] for step in listed]
     projections = tuple(place for kind, place in zip(kinds, places, strict=True) if kind == "Dense")
     last = places[-1] / CONFIG
     if kinds[-1] == "Normalize" and last.exists():
-        step_fields.NORMALIZE.require(object_of(last), where=str(last), ignore=ignore)
+        step_fields.NORMALIZE.require(read_json_object(last), where=str(last), ignore=ignore)
     pooled, includes_prompt = _pooling(places[1] / CONFIG, ignore)
     prompt = _prompt(root / MODEL, ignore)
     if prompt and not includes_prompt:
@@ -91,42 +93,46 @@ def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) ->
             f"Expected the default prompt of {str(root / MODEL)!r} to be pooled like the text, got "
             f"include_prompt false in {str(places[1] / CONFIG)!r}. Fix: use another encoder."
         )
-    return Steps(places[0], pooled, projections, "Normalize" in kinds, prompt)
+    return EncoderSteps(places[0], pooled, projections, "Normalize" in kinds, prompt)
 
 
-def activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
+def read_activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     """Returns what follows the projection that a directory has."""
     file = directory / CONFIG
-    told = object_of(file)
+    told = read_json_object(file)
     step_fields.DENSE.require(told, where=str(file), ignore=ignore)
     named = str(told.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = named.rpartition(".")[2]
     if kind not in _ACTIVATIONS or not named.startswith("torch.nn."):
         raise UserError(
-            f"{str(file)!r} should have PyTorch's {', '.join(_ACTIVATIONS)} as its activation_function, but "
-            f"has {named!r:.100}."
+            f"Expected PyTorch's {', '.join(_ACTIVATIONS)} as activation_function in {str(file)!r}, got "
+            f"{named!r:.100}. Fix: use another encoder."
         )
     return _ACTIVATIONS[kind]
 
 
-def json_of(file: epath.Path) -> Any:
+def read_json_file(file: epath.Path) -> Any:
     """Returns what a file of JSON holds; a UserError if it is absent or none."""
     try:
         return json.loads(file.read_bytes())
     except OSError:
         raise UserError(
-            f"A sentence encoder has {file.name!r} in {str(file.parent)!r}, but no such file is there to "
-            "read. Download it too."
+            f"Expected {file.name!r} of a sentence encoder in {str(file.parent)!r}, got none. Fix: download "
+            "it."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is no JSON ({type(error).__name__}). Download it again.") from None
+        raise UserError(
+            f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
+        ) from None
 
 
-def object_of(file: epath.Path) -> dict[str, Any]:
+def read_json_object(file: epath.Path) -> dict[str, Any]:
     """Returns the object that a file of JSON holds."""
-    told = json_of(file)
+    told = read_json_file(file)
     if not isinstance(told, dict):
-        raise UserError(f"{str(file)!r} should hold a JSON object, but a {type(told).__name__} came.")
+        raise UserError(
+            f"Expected a JSON object in {str(file)!r}, got a {type(told).__name__}. Fix: download it again."
+        )
     return told
 
 
@@ -134,7 +140,7 @@ def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
     """Returns what stands before every text that is embedded without a prompt being named."""
     if not file.exists():
         return ""
-    told = object_of(file)
+    told = read_json_object(file)
     step_fields.MODEL.require(told, where=str(file), ignore=ignore)
     name = told.get("default_prompt_name")
     if name is None:
@@ -151,7 +157,7 @@ def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
 
 def _pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     """Returns how tokens are pooled, and whether those of a prompt are among them."""
-    told = object_of(file)
+    told = read_json_object(file)
     step_fields.POOLING.require(told, where=str(file), ignore=ignore)
     modes = told.get("pooling_mode")
     if modes is None:
@@ -160,7 +166,8 @@ def _pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in pooling.POOLINGS:
         raise UserError(
-            f"{str(file)!r} should pool by one of {', '.join(pooling.POOLINGS)}, but says {modes!r:.100}."
+            f"Expected one pooling of {', '.join(pooling.POOLINGS)} in {str(file)!r}, got {modes!r:.100}. "
+            "Fix: use another encoder."
         )
     return modes[0], told.get("include_prompt") is not False
 
