@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["errors", "axes", "cache", "moved"],
-    ["safetensors_header"],
-    ["records", "names", "storage"],
+    ["names", "safetensors_header"],
+    ["records", "storage"],
     ["hub"],
     ["aot"],
     ["models", "reporting"],

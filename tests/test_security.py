@@ -82,7 +82,7 @@ def test_no_loader_is_told_to_trust_what_it_finds():
 
 def test_processes_are_started_for_pip_and_the_compilers_alone_and_without_a_shell():
     started = [(file.name, node) for file, called, node in calls() if called.startswith("subprocess.")]
-    assert [name for name, _ in started] == ["compiler.py", "packages.py"]
+    assert [name for name, _ in started] == ["compiler.py", "package_index.py"]
     for _, node in started:
         assert ast.unparse(node.args[0]).startswith(("[sys.executable, '-", "[sys.executable, *", "command"))
     assert [file.name for file, node in nodes(ast.keyword) if node.arg == "shell"] == []

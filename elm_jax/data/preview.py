@@ -113,7 +113,7 @@ def _mark(text: str, whole: str, tokenizer: Tokenizer | None, most: int) -> Text
 def find_cuts(text: str, whole: str) -> list[int]:
     """Returns the positions in a text where three dots stand for something of the whole text.
 
-    >>> cuts("a... and b...", "a long story and b too")
+    >>> find_cuts("a... and b...", "a long story and b too")
     [1, 10]
     """
     places = []

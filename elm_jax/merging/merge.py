@@ -10,10 +10,10 @@ from elm_jax.experts.lookup import library_finder
 from elm_jax.merging import merger
 from elm_jax.merging.plan import MergePlan, plan_merge, require_statistics
 from elm_jax.records import Expert, Params
-from elm_jax.tasks import data_source
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
+from elm_jax.tasks import data_source
 
 
 def merge(

@@ -7,9 +7,10 @@ have to be kept equal to ours by hand.
 
 Its parameters have T5X's names, one a layer, `encoder/layers_0/attention/query/kernel`: with these a
 published checkpoint restores through INITIAL_CHECKPOINT_PATH as it is, and
-`weights.t5x_experts.load_t5x_expert` reads what was trained. An expert's stand among them, `encoder/layers_0/attention_adapter/down/kernel`. In the
-compiled step the layers are stacked for our scan. Kernels are converted to the type that the network computes
-in before they are, so that stacking costs no more than the conversion, which the products would do anyway.
+`weights.t5x_experts.load_t5x_expert` reads what was trained. An expert's stand among them,
+`encoder/layers_0/attention_adapter/down/kernel`. In the compiled step the layers are stacked for our scan.
+Kernels are converted to the type that the network computes in before they are, so that stacking costs no more
+than the conversion, which the products would do anyway.
 """
 
 import re

@@ -16,7 +16,8 @@ from elm_jax.tasks.datasets import Dataset
 def resolve_alias(name: str, datasets: Mapping[str, Dataset]) -> str:
     """Returns the id of a task, or the name of a dataset, for any spelling of it.
 
-    >>> resolve("paws/labeled_final@Rewrite", catalogue)  # doctest: +SKIP
+    >>> from elm_jax.tasks.datasets import all_datasets
+    >>> resolve_alias("paws/labeled_final@Rewrite", all_datasets())
     'paws/Rewrite'
     """
     known = list_spellings(datasets)

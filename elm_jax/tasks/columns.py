@@ -38,7 +38,7 @@ TREC_CLASSES: Mapping[str, Sequence[str]] = {name: classes.split() for name, cla
 def to_plain(value: Any) -> Any:
     """Returns a value with NumPy's scalars and arrays, bytes and tuples as plain Python, nested ones too.
 
-    >>> plain({"text": b"hi", "label": np.int64(3), "choices": np.array([b"a", b"b"], object)})
+    >>> to_plain({"text": b"hi", "label": np.int64(3), "choices": np.array([b"a", b"b"], object)})
     {'text': 'hi', 'label': 3, 'choices': ['a', 'b']}
     """
     if isinstance(value, bytes):

@@ -148,7 +148,7 @@ def make_seqio_names(tasks: Sequence[TaskSpec]) -> dict[str, str]:
 
     ANLI's three rounds share a folder; their names are at the end, as in T0 and P3.
 
-    >>> seqio_names([specs.find_task("anli_r1/must be true")])
+    >>> make_seqio_names([specs.find_task("anli_r1/must be true")])
     {'anli_r1/must be true': 'anli_must_be_true_r1'}
     """
     known = all_datasets()
@@ -176,7 +176,7 @@ def make_seqio_names(tasks: Sequence[TaskSpec]) -> dict[str, str]:
 def compute_t0_rate(rows: int | None, prompts: int) -> float:
     """Returns T0's mixing rate of one prompt of a dataset; a dataset of unknown size counts as large.
 
-    >>> [t0_rate(400_000, 10), t0_rate(600_000, 10)]
+    >>> [compute_t0_rate(400_000, 10), compute_t0_rate(600_000, 10)]
     [400000.0, 50000.0]
     """
     return float(rows) if rows is not None and rows <= MAX_MIXED_ROWS else MAX_MIXED_ROWS / prompts

@@ -75,7 +75,7 @@ def get_spec(task: TaskSpec | str) -> TaskSpec:
 def resolve_original_name(name: str) -> str:
     """Returns the id of a task, or the name of a dataset, for its name in the paper's released files.
 
-    >>> resolve_original("glue/mrpc@want to know")
+    >>> resolve_original_name("glue/mrpc@want to know")
     'glue_mrpc/want to know'
     """
     return aliases.resolve_alias(name, all_datasets())

@@ -16,7 +16,7 @@ def shuffled_rows(count: int, rows: int, *, seed: int) -> Sequence[int]:
     This is the permutation of the paper's code (`torch.randperm` on a CPU, seed 42), so the same source gives
     the same rows. Its start does not depend on `rows`.
 
-    >>> shuffled(10, 4, seed=42)
+    >>> shuffled_rows(10, 4, seed=42)
     [2, 6, 1, 8]
     """
     rows = min(count, rows)

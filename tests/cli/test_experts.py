@@ -72,7 +72,7 @@ def test_what_is_no_expert_is_one_sentence(runs, elm_says):
     code, _, told = elm_says("add", runs / "none", "--id", "a/b", "--run", runs / "one")
     assert code == 2
     assert told.count("\n") == 1
-    assert "got no directory" in told
+    assert "no directory is there" in told
 
 
 def scored(run, task, expert, right):

@@ -101,7 +101,7 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
 @pytest.mark.parametrize("options", [["cat", "dog"], []])
 def test_a_target_that_is_none_of_the_choices_is_refused_with_its_row(run, task, options):
     specs = task(("a dog", ["cat", "dog"], "dog"), ("a cat", options, "mouse"))
-    with pytest.raises(UserError, match="row 'odd/validation/1' has a target outside its choices"):
+    with pytest.raises(UserError, match="row 'odd/validation/1' with a target outside its choices"):
         scored(run, specs)
 
 

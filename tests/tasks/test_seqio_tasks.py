@@ -20,6 +20,7 @@ from elm_jax.records import PromptedExample
 from elm_jax.tasks import data_source, raw_rows, rendering, seqio_metrics, seqio_tasks, sources, specs
 from elm_jax.tasks.datasets import all_datasets
 from elm_jax.tokenizers import sentencepiece
+from tests.shared_data import TEMPLATES
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
 MINI = "mini_taxonomy_kind/what kind of thing"
@@ -333,7 +334,6 @@ import functools
 import seqio
 import tensorflow as tf
 from elm_jax.tasks import seqio_tasks, specs
-from tests.shared_data import TEMPLATES
 
 words = seqio.SentencePieceVocabulary({words!r}, extra_ids=100)
 feature = seqio.Feature(words, add_eos=True)

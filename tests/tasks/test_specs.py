@@ -112,7 +112,7 @@ def test_a_missing_directory_is_one_clear_sentence(folders, tmp_path):
         ({"data_dir": tmp_path / "absent"}, "got no directory"),
         (
             {"templates_dir": None},
-            "no directory of templates was given and none was fetched",
+            "elm prompts fetch",
         ),
         ({"templates_dir": tmp_path / "absent"}, "got no directory"),
         ({"templates_dir": tmp_path}, "No templates named 'story_cloze/2016'"),

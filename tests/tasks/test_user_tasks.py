@@ -222,3 +222,11 @@ def test_the_commands_know_the_tasks_of_a_file(capsys):
     assert [entry["id"] for entry in json.loads(capsys.readouterr().out)] == [GOOD, "reviews/would you buy"]
     cli.app(["tasks", "show", GOOD, "--tasks", str(EXAMPLE)], standalone_mode=False)
     assert "Is this good?" in capsys.readouterr().out
+
+
+def test_the_old_name_of_define_task_is_read_with_a_warning():
+    from elm_jax.tasks import own
+
+    with pytest.warns(FutureWarning, match="elm_jax.define_task"):
+        define = own.define
+    assert define is user_tasks.define_task
