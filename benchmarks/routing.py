@@ -30,7 +30,7 @@ from elm_jax.data.data_source import Lengths, Source
 from elm_jax.pipelines import pipeline
 from elm_jax.pipelines.quickstart import BUDGET, PRETRAINING
 from elm_jax.records import Report, TaskScores
-from elm_jax.reporting import folder, summary
+from elm_jax.reporting import report_files, summary
 from elm_jax.tasks import mini
 
 BUDGETS = {
@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
-        outcome = pipeline.run(
+        outcome = pipeline.run_pipeline(
             train_tasks=["mini-train"],
             eval_tasks=["mini-unseen"],
             out=options.out or scratch,
@@ -83,7 +83,7 @@ def main() -> None:
             title="benchmarks.routing",
             seed=options.seed,
         )
-        scores = folder.read_rows(outcome.files["json"].parent, outcome.report)
+        scores = report_files.read_rows(outcome.files["json"].parent, outcome.report)
     rows = table(outcome.report, scores)
     print("\n".join(lines(rows)))
     print("\n† picked in hindsight on these very rows. ‡ has seen a few labelled rows of each task.")
@@ -112,7 +112,7 @@ def table(report: Report, scores: Mapping[str, Sequence[TaskScores]]) -> list[di
     pairs += [
         (method, "multitask") for method, _ in pairs if labels[method] == "none" and method != "multitask"
     ]
-    found = summary.compared([(scores[a], scores[b]) for a, b in pairs], labels, samples=SAMPLES)
+    found = summary.compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, samples=SAMPLES)
     told = {(row["a"], row["b"]): {name: row[name] for name in COMPARED} for row in found}
     return [
         {name: mean[name] for name in MEANS} | {f"to_{b}": told.get((mean["method"], b)) for b in BASELINES}

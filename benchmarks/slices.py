@@ -36,7 +36,7 @@ from elm_jax.errors import UserError
 from elm_jax.planning import plan as planning
 from elm_jax.planning import workload
 from elm_jax.planning.records import SlicePlan
-from elm_jax.reporting.documents import to_markdown
+from elm_jax.reporting.documents import table_to_markdown
 from elm_jax.reporting.tables import NOTHING, Table
 
 ALL_DATASETS = ("MIXTURE_OR_TASK_NAME='train'",)
@@ -106,7 +106,7 @@ def main() -> None:
             options.json.write_text(json.dumps(result, indent=2) + "\n")
     for table in (plan_table(result["slices"]), case_table(result["cases"])):
         if table.rows:
-            print(to_markdown(table))
+            print(table_to_markdown(table))
     if failed:
         sys.exit(1)
 

@@ -11,10 +11,10 @@ from elm_jax import moved
 if TYPE_CHECKING:
     from elm_jax.data.data_source import Lengths, Source, feature_lengths
     from elm_jax.errors import ContaminationError, OutOfMemoryError, UserError
-    from elm_jax.evaluation.evaluate import Outcome, evaluate
+    from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
     from elm_jax.experts.library import Library
     from elm_jax.merging.merge import merge
-    from elm_jax.pipelines.pipeline import run as run_pipeline
+    from elm_jax.pipelines.pipeline import run_pipeline
     from elm_jax.prompting.render import Renderings
     from elm_jax.prompting.templates import Template, load_templates
     from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Report, Selection, TaskSpec
@@ -40,13 +40,13 @@ __all__ = [
     "Budget",
     "ContaminationError",
     "Embedder",
+    "EvaluationResult",
     "Expert",
     "ExpertSpec",
     "Keys",
     "Lengths",
     "Library",
     "OutOfMemoryError",
-    "Outcome",
     "Pretraining",
     "PromptedExample",
     "Registered",
@@ -84,13 +84,13 @@ _HOMES = {
     "Budget": "elm_jax.training.config",
     "ContaminationError": "elm_jax.errors",
     "Embedder": "elm_jax.routing.embedding",
+    "EvaluationResult": "elm_jax.evaluation.evaluate",
     "Expert": "elm_jax.records",
     "ExpertSpec": "elm_jax.records",
     "Keys": "elm_jax.records",
     "Lengths": "elm_jax.data.data_source",
     "Library": "elm_jax.experts.library",
     "OutOfMemoryError": "elm_jax.errors",
-    "Outcome": "elm_jax.evaluation.evaluate",
     "Pretraining": "elm_jax.training.pretraining",
     "PromptedExample": "elm_jax.records",
     "Registered": "elm_jax.tasks.seqio_tasks",
@@ -115,7 +115,7 @@ _HOMES = {
     "open_run": "elm_jax.session.opening",
     "register_tasks": "elm_jax.tasks.seqio_tasks",
     "route": "elm_jax.routing.route",
-    "run_pipeline": "elm_jax.pipelines.pipeline:run",
+    "run_pipeline": "elm_jax.pipelines.pipeline",
     "score_choices": "elm_jax.scoring.choices",
     "task_specs": "elm_jax.tasks.specs",
     "train": "elm_jax.training.train",

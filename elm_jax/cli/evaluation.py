@@ -107,7 +107,7 @@ def evaluate(
         from elm_jax.session import opening
         from elm_jax.tasks.specs import task_specs
 
-        runs.check(Workspace.at(run), method)
+        runs.check_methods(Workspace.at(run), method)
         files = task_files(own_files(names, tasks))
         opened = opening.open_run(
             run,

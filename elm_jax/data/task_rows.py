@@ -11,7 +11,7 @@ from elm_jax.data.prepared import Examples, Prepared
 from elm_jax.data.task_selection import SEQIO, prepared_file
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.tasks import datasets, specs
 from elm_jax.tokenizers.sentencepiece import Vocabulary
 
@@ -129,7 +129,9 @@ def prepare(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengt
     return prepared.prepare(found, pieces, **cut, input_eos=pieces.input_eos)
 
 
-def rows(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths, *, task: str) -> list[Row]:
+def rows(
+    found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths, *, task: str
+) -> list[PromptWithChoices]:
     """Returns the rows to rank; a row without choices, or whose answer is not one of them, is an error."""
     for example in found:
         if not example.choices or example.label is None:
@@ -139,4 +141,4 @@ def rows(found: Sequence[PromptedExample], pieces: Vocabulary, lengths: Lengths,
                 f"row {example.row_id!r} has {lack}. Evaluate another task; `elm tasks list` shows metrics."
             )
     made = prepare(found, pieces, lengths)
-    return [Row(made.inputs[row], prepared.choices_of(made, row)) for row in range(len(found))]
+    return [PromptWithChoices(made.inputs[row], prepared.choices_of(made, row)) for row in range(len(found))]

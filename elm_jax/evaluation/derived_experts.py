@@ -44,11 +44,13 @@ def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[s
     return Composite(name, method, dict(options), members, given)
 
 
-def fitted(run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]) -> Composite:
+def lorahub_composite(
+    run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]
+) -> Composite:
     """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
-    shown = few_shot.shots(run, spec, options["shots"])
+    shown = few_shot.draw_few_shot(run, spec, options["shots"])
     own = [[example.row_id, example.input, example.target] for example in shown.examples]
-    told = {"options": dict(options), "task": spec.id, "rows": own, **results_cache.read_as(run)}
+    told = {"options": dict(options), "task": spec.id, "rows": own, **results_cache.reading_settings(run)}
     name = f"merged/{LORAHUB}-{_stands_for(run, experts, **told)}"
     return Composite(name, LORAHUB, dict(options), tuple(experts), None, spec.id)
 
@@ -59,7 +61,7 @@ def make(run: Run, composite: Composite, specs: Mapping[str, TaskSpec]) -> None:
     if composite.id in library.ids():
         return
     if composite.method == LORAHUB:
-        made = few_shot.fit(
+        made = few_shot.fit_lorahub(
             run, composite.id, specs[str(composite.task)], composite.members, **composite.options
         )
         library.add(made, replace=True)
@@ -74,14 +76,14 @@ def make(run: Run, composite: Composite, specs: Mapping[str, TaskSpec]) -> None:
     )
 
 
-def selection(run: Run, composite: Composite) -> Selection:
+def lorahub_selection(run: Run, composite: Composite) -> Selection:
     """Returns the weights that LoraHub found for a composite that was made."""
     recipe = Library.open(run.workspace.composites).spec(composite.id).recipe
     weights = dict(zip(recipe["merged_from"], recipe["weights"], strict=True))
     return Selection(str(composite.task), LORAHUB, weights, {}, tuple(recipe["shots"]))
 
 
-def datasets(library: Library, composite: Composite) -> set[str]:
+def training_datasets(library: Library, composite: Composite) -> set[str]:
     """Returns what the members of a composite were trained on."""
     return {dataset for member in composite.members for dataset in library.spec(member).datasets}
 

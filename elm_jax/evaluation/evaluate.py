@@ -15,16 +15,16 @@ from rich.console import Console
 from elm_jax import names, storage
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
-from elm_jax.evaluation import derived_experts, estimate, generation
+from elm_jax.evaluation import cost_estimate, derived_experts, generation
 from elm_jax.evaluation import methods as ways
 from elm_jax.evaluation import ranking as scoring
 from elm_jax.evaluation import report as reports
-from elm_jax.evaluation import selections as choosing
-from elm_jax.evaluation.estimate import Estimate
-from elm_jax.evaluation.methods import Method
-from elm_jax.evaluation.results import Results
+from elm_jax.evaluation import scorer_selection as choosing
+from elm_jax.evaluation.cost_estimate import CostEstimate
+from elm_jax.evaluation.method_results import MethodResults
+from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Choices
+from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.experts import keys
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
@@ -36,11 +36,11 @@ from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks.specs import task_specs
 from elm_jax.telemetry.progress import Stages
 
-Told = Callable[[Estimate], None]
+OnEstimate = Callable[[CostEstimate], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvaluationResult:
     """What an evaluation gave: the report, its files and where the time went."""
 
     report: Report
@@ -64,10 +64,10 @@ def evaluate(
     faithful: str | Sequence[str] | None = None,
     mesh: Mapping[str, int] | None = None,
     dtype: str | None = None,
-    told: Told | None = None,
+    told: OnEstimate | None = None,
     dry_run: bool = False,
     environment: Mapping[str, Any] | None = None,
-) -> Outcome | None:
+) -> EvaluationResult | None:
     """Compares methods on tasks, writes the report and returns it; what was scored before is not again.
 
     `run` is a run that is open, or its directory. `tasks` are specs or names, of tasks, datasets or groups;
@@ -95,7 +95,7 @@ def evaluate(
     ContaminationError where an expert saw a task's dataset.
     """
     if not isinstance(run, Run):
-        check(Workspace.at(run), methods)  # before the base is read
+        check_methods(Workspace.at(run), methods)  # before the base is read
         run = opening.open_run(run, dtype=dtype)
     elif dtype is not None:
         raise UserError(
@@ -105,10 +105,10 @@ def evaluate(
     base = replace(run.base, params=devices.spread(run.base.params, mesh))
     run = replace(run, base=base, source=data_source.rendered_as(run.source, truncate, faithful))
     specs = task_selection.choose(tasks, run.source, evaluation=True)
-    names.resolve(by, rank.SCORES, kind="score", where="rank classification")
+    names.resolve(by, rank.NORMALIZATIONS, kind="score", where="rank classification")
     if not hosts.is_first():
         run = replace(run, stages=Stages(Console(quiet=True)))
-    bare = bool(methods) and not oracle and all(each.router == "base" for each in ways.parse_all(methods))
+    bare = bool(methods) and not oracle and all(each.router == "base" for each in ways.parse_methods(methods))
     library = Library.open(run.workspace.library, create=bare)
     experts = [] if bare else list(dict.fromkeys(experts or library.ids()))
     if not (experts or bare):
@@ -118,18 +118,18 @@ def evaluate(
         )
     described = {expert: library.describe(expert) for expert in experts}
     pairs = [(about.spec, about.shapes) for about in described.values()]
-    wanted = _methods(run, methods, merged, oracle, mixed=len(ways.same_shape(pairs)) > 1)
-    ways.require(wanted, pairs)
+    wanted = _methods(run, methods, merged, oracle, mixed=len(ways.group_by_shape(pairs)) > 1)
+    ways.require_compatible(wanted, pairs)
     if not seen:
-        refuse_contaminated(library, experts, specs)
+        require_unseen(library, experts, specs)
     with hosts.together():
         ranked, written = _ways_to_answer(run, specs)
         chosen = _chosen(run, specs, wanted, experts, queries, seen=seen)
-        every = any(method.router in ways.HINDSIGHT for method in wanted)
+        every = any(method.router in ways.HINDSIGHT_ROUTERS for method in wanted)
         cells = _cells(specs, chosen, experts if every else ())
         if told or dry_run:
             if told and hosts.is_first():
-                told(estimate.ahead(run, cells, ranked, written, chosen, by))
+                told(cost_estimate.estimate_remaining(run, cells, ranked, written, chosen, by))
             if dry_run:
                 return None
         _make(run, chosen, specs)
@@ -141,14 +141,14 @@ def evaluate(
             "gated": chosen.gates,
             "named": list(chosen.composites),
         }
-        scores, answers = scoring.Scores(run, {}, {}), {}
+        scores, answers = scoring.ScoreStore(run, {}, {}), {}
         if ranked:
-            scores = scoring.score(run, of_ranked, ranked, by=by, **how)
+            scores = scoring.score_cells(run, of_ranked, ranked, by=by, **how)
         if written:
-            answers = generation.generate(run, of_written, written, **how)
+            answers = generation.generate_answers(run, of_written, written, **how)
         outcome = None
         if hosts.is_first():
-            found = Results(run, ranked, written, experts, wanted, chosen, scores, answers)
+            found = MethodResults(run, ranked, written, experts, wanted, chosen, scores, answers)
             outcome = _report(
                 found, every=every, environment={**_about(by, found, every), **(environment or {})}
             )
@@ -156,16 +156,16 @@ def evaluate(
     return outcome
 
 
-def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
+def check_methods(workspace: Workspace, methods: Sequence[str] | None) -> None:
     """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
-    wanted = ways.parse_all(methods or ())
+    wanted = ways.parse_methods(methods or ())
     if wanted and workspace.library.is_dir():
         library = Library.open(workspace.library)
         described = [library.describe(expert) for expert in library.ids()]
-        ways.require(wanted, [(about.spec, about.shapes) for about in described])
+        ways.require_compatible(wanted, [(about.spec, about.shapes) for about in described])
 
 
-def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:
+def require_unseen(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:
     """Raises if an expert was trained on a dataset that it is to be called unseen on."""
     targets = {spec.dataset for spec in specs}
     for expert in experts:
@@ -180,15 +180,17 @@ def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequenc
 
 def _methods(
     run: Run, asked: Sequence[str] | None, merged: int, oracle: bool, *, mixed: bool
-) -> list[Method]:
+) -> list[EvaluationMethod]:
     """Returns the methods, the base among them, and with `oracle` those that are chosen in hindsight."""
     if asked:
-        wanted = ways.parse_all(asked)
+        wanted = ways.parse_methods(asked)
         if not any(method.router == "base" for method in wanted):
-            wanted = [*ways.parse_all(["base"]), *wanted]
-        lacking = [name for name in ways.HINDSIGHT if oracle and all(name != each.router for each in wanted)]
-        return ways.unlike([*wanted, *ways.parse_all(lacking)])
-    wanted = ways.default(merged, hindsight=oracle, mixed=mixed)
+            wanted = [*ways.parse_methods(["base"]), *wanted]
+        lacking = [
+            name for name in ways.HINDSIGHT_ROUTERS if oracle and all(name != each.router for each in wanted)
+        ]
+        return ways.check_unique_names([*wanted, *ways.parse_methods(lacking)])
+    wanted = ways.default_methods(merged, hindsight=oracle, mixed=mixed)
     there = choosing.multitask_experts(run)
     return [method for method in wanted if there or method.router != "multitask"]
 
@@ -209,22 +211,22 @@ def _ways_to_answer(run: Run, specs: Sequence[TaskSpec]) -> tuple[list[TaskSpec]
 def _chosen(
     run: Run,
     specs: Sequence[TaskSpec],
-    wanted: Sequence[Method],
+    wanted: Sequence[EvaluationMethod],
     experts: Sequence[str],
     queries: int,
     *,
     seen: bool,
-) -> Choices:
+) -> ScorerSelection:
     """Returns what the methods choose; one host decides, and the others read what it decided."""
     if hosts.is_first():
         with run.stages.stage("route", len(wanted)) as advance:
-            chosen = choosing.choose(run, specs, wanted, experts, queries, advance, seen=seen)
-        choosing.keep(run.workspace, chosen)
+            chosen = choosing.select_scorers(run, specs, wanted, experts, queries, advance, seen=seen)
+        choosing.save_selection(run.workspace, chosen)
     hosts.meet("experts are chosen")
-    return choosing.kept(run.workspace)
+    return choosing.load_selection(run.workspace)
 
 
-def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:
+def _make(run: Run, chosen: ScorerSelection, specs: Sequence[TaskSpec]) -> None:
     """Makes what was chosen and is not there."""
     if hosts.is_first():
         by_id = {spec.id: spec for spec in specs}
@@ -235,19 +237,19 @@ def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:
     hosts.meet("experts are merged")
 
 
-def _cells(specs: Sequence[TaskSpec], chosen: Choices, experts: Sequence[str]) -> list[Cell]:
+def _cells(specs: Sequence[TaskSpec], chosen: ScorerSelection, experts: Sequence[str]) -> list[Cell]:
     """Returns what has to be scored: all that any method chose, and the experts on every task."""
     cells: dict[Cell, None] = {}
     for spec in specs:
         cells |= dict.fromkeys(
-            cell for own in chosen.scorers.values() for cell in scoring.cells_of(spec.id, own[spec.id])
+            cell for own in chosen.scorers.values() for cell in scoring.cells_of_scorer(spec.id, own[spec.id])
         )
         cells |= dict.fromkeys(Cell(spec.id, expert) for expert in experts)
     # Where all rows are wanted anyway, those of some rows are among them.
     return [cell for cell in cells if not cell.rows or Cell(cell.task, cell.scorer) not in cells]
 
 
-def _about(by: str, found: Results, every: bool) -> dict[str, Any]:
+def _about(by: str, found: MethodResults, every: bool) -> dict[str, Any]:
     """Returns what a report says of how it came about."""
     run = found.run
     told: dict[str, Any] = {"base": run.base.fingerprint, "network": vars(run.base.config)}
@@ -256,7 +258,7 @@ def _about(by: str, found: Results, every: bool) -> dict[str, Any]:
     return told | ({} if by == "sum" else {"score": by})
 
 
-def _report(found: Results, *, every: bool, environment: Mapping[str, Any]) -> Outcome:
+def _report(found: MethodResults, *, every: bool, environment: Mapping[str, Any]) -> EvaluationResult:
     """Writes the report: every fair method against the base, retrieval against the multitask baseline too."""
     run, wanted = found.run, found.wanted
     base = next(method.name for method in wanted if method.router == "base")
@@ -266,9 +268,13 @@ def _report(found: Results, *, every: bool, environment: Mapping[str, Any]) -> O
     pairs = [(method.name, base) for method in fair]
     pairs += [(method.name, multitask) for method in retrieval if multitask]
     pairs = pairs if found.ranked else []  # what is written is not compared
-    fitted = [derived_experts.selection(run, each) for each in found.choices.composites.values() if each.task]
+    fitted = [
+        derived_experts.lorahub_selection(run, each)
+        for each in found.choices.composites.values()
+        if each.task
+    ]
     with run.stages.stage("compare and report", 1):
-        made, files = reports.report(
+        made, files = reports.write_run_report(
             found.by_method(),
             pairs,
             [*found.choices.selections, *fitted],
@@ -279,8 +285,8 @@ def _report(found: Results, *, every: bool, environment: Mapping[str, Any]) -> O
                 "seconds": reports.store_seconds(run.workspace, run.stages.seconds),
             },
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
-            methods=[ways.told(method) for method in wanted],
+            methods=[ways.describe_method(method) for method in wanted],
             generated=found.written_by_method(),
             examples=found.examples(retrieval[0] if retrieval else None),
         )
-    return Outcome(made, files, dict(run.stages.seconds))
+    return EvaluationResult(made, files, dict(run.stages.seconds))

@@ -22,14 +22,14 @@ from elm_jax.routing.gates import Gated
 from elm_jax.session import devices
 from elm_jax.session.workspace import Run
 
-AT_ONCE = 64
+MAX_STACKED_EXPERTS = 64
 """Experts of a stack, at most."""
-SHARE = 0.25
+MAX_MEMORY_SHARE = 0.25
 """Of a device's memory that a stack takes at most; the base and what it computes lie beside it."""
 
 
 @dataclass(frozen=True)
-class Stack:
+class ExpertStack:
     """What is at hand together, and what the network takes for it; experts are good until the next stack."""
 
     places: Mapping[str, int]  # where every scorer stands in the stack
@@ -38,9 +38,9 @@ class Stack:
     stacked: bool = True
 
 
-def stacks(
+def load_stacks(
     run: Run, scorers: Iterable[str], at_once: int, gated: Mapping[str, Gated] | None = None
-) -> Iterator[Stack]:
+) -> Iterator[ExpertStack]:
     """Yields every scorer once: experts of the run by id, `BASE`, and gates by name.
 
     At most `at_once` experts are held together, and no more than `SHARE` of a device's memory has room for,
@@ -61,18 +61,18 @@ def stacks(
         if kind == "full":
             for name in members:
                 owned = home_of(name).expert(name, base=run.base.fingerprint).params
-                yield Stack({name: 0}, *ex.place(kind, run.base.params, owned))
+                yield ExpertStack({name: 0}, *ex.place(kind, run.base.params, owned))
             continue
         shelf = _shelf(run, members, home_of, at_once)
         for chunk, params, places in shelf.chunks(list(members)):
             there = {name: int(place) for name, place in zip(chunk, places, strict=True)}
-            yield Stack({BASE: NEUTRAL, **there} if alone else there, run.base.params, params)
+            yield ExpertStack({BASE: NEUTRAL, **there} if alone else there, run.base.params, params)
             alone = False
     if alone:
-        yield Stack({BASE: 0}, run.base.params)
+        yield ExpertStack({BASE: 0}, run.base.params)
     for name in wanted:
         if name in gated:
-            yield Stack({name: 0}, run.base.params, gates.tree(run, gated[name]), stacked=False)
+            yield ExpertStack({name: 0}, run.base.params, gates.tree(run, gated[name]), stacked=False)
 
 
 def _shape(description: Description) -> tuple[str, Any]:
@@ -89,7 +89,7 @@ def _shelf(
         *{np.dtype(own) for description in members.values() for own in description.dtypes.values()}
     )
     one = sum(int(np.prod(shape)) for shape in first.shapes.values()) * dtype.itemsize
-    places = max(1, min(at_once, len(members), int(SHARE * devices.memory()) // one - 1))
+    places = max(1, min(at_once, len(members), int(MAX_MEMORY_SHARE * devices.memory()) // one - 1))
     # The composites last, where both have one of that id, as in `homes`.
     libraries = set(map(home_of, members))
     return Shelf(

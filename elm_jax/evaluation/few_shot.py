@@ -22,19 +22,19 @@ from elm_jax.records import Expert, ExpertSpec, Params, PromptedExample, TaskSpe
 from elm_jax.routing import gates, lorahub
 from elm_jax.routing.evidence import Queries
 from elm_jax.scoring import scorer as engine
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
 
 @dataclass(frozen=True)
-class Shots:
+class FewShotExamples:
     """Labelled rows, and which of those that are scored are among them."""
 
     examples: tuple[PromptedExample, ...]
     left_out: tuple[str, ...]  # row ids
 
 
-def shots(run: Run, spec: TaskSpec, count: int) -> Shots:
+def draw_few_shot(run: Run, spec: TaskSpec, count: int) -> FewShotExamples:
     """Returns `count` labelled rows of a task, drawn with the run's seed.
 
     Raises a UserError if there are not as many, or if none would be left to score.
@@ -52,10 +52,10 @@ def shots(run: Run, spec: TaskSpec, count: int) -> Shots:
         )
     examples = keys.sample(found, count, source.seed)
     left_out = tuple(example.row_id for example in examples) if training == scored else ()
-    return Shots(examples, left_out)
+    return FewShotExamples(examples, left_out)
 
 
-def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: Any) -> Expert:
+def fit_lorahub(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: Any) -> Expert:
     """Returns the expert of that name that LoraHub puts together of a library's experts for a task.
 
     Weighed is what experts own less what changes nothing in the base: of LoRA and adapters the factors, as
@@ -63,11 +63,14 @@ def fit(run: Run, name: str, spec: TaskSpec, experts: Sequence[str], **options: 
     log-likelihood, in nats a token, of the targets.
     """
     library = Library.open(run.workspace.library)
-    shown = shots(run, spec, options["shots"])
+    shown = draw_few_shot(run, spec, options["shots"])
     tokens = task_rows.prepare(shown.examples, run.pieces, run.lengths)
-    rows = [Row(prompt, [target]) for prompt, target in zip(tokens.inputs, tokens.targets, strict=True)]
+    rows = [
+        PromptWithChoices(prompt, [target])
+        for prompt, target in zip(tokens.inputs, tokens.targets, strict=True)
+    ]
     count = sum(len(row.answers[0]) for row in rows)
-    shapes = engine.shapes_for(run.base.params, rows, experts=float(options.get("trials", 40)))
+    shapes = engine.choose_shapes_for(run.base.params, rows, experts=float(options.get("trials", 40)))
     held: dict[tuple[str, ...], Params] = {}
 
     def weighed(weights: Mapping[str, float]) -> Params:

@@ -16,17 +16,17 @@ from elm_jax.axes import PAD
 from elm_jax.data import data_source, task_rows
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
-from elm_jax.evaluation.expert_stacks import AT_ONCE, stacks
+from elm_jax.evaluation.expert_stacks import MAX_STACKED_EXPERTS, load_stacks
 from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Chosen
+from elm_jax.evaluation.scorer_selection import TaskScorer
 from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.reporting import written
-from elm_jax.reporting.written import Judgement
+from elm_jax.reporting import text_metrics
+from elm_jax.reporting.text_metrics import MetricValue
 from elm_jax.routing.gates import Gated
 from elm_jax.scoring import generator as engine
-from elm_jax.scoring.buckets import Row
-from elm_jax.scoring.decoding import NO_NUMBERS
+from elm_jax.scoring.buckets import PromptWithChoices
+from elm_jax.scoring.decoding import NAN_TOKEN
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Run
 from elm_jax.tasks.specs import SWAPPED_BLEU
@@ -35,7 +35,7 @@ COLUMNS: Sequence[str] = ("row", "target", "prediction", "value")
 
 
 @dataclass(frozen=True)
-class Answers:
+class GeneratedAnswers:
     """What one expert wrote to one task, row by row, and what a measure makes of it."""
 
     task: str
@@ -43,10 +43,10 @@ class Answers:
     row_ids: tuple[str, ...]
     targets: tuple[str, ...]
     predictions: tuple[str, ...]
-    judgement: Judgement
+    judgement: MetricValue
 
 
-def generate(
+def generate_answers(
     run: Run,
     cells: Sequence[Cell],
     specs: Sequence[TaskSpec],
@@ -54,10 +54,10 @@ def generate(
     metric: str | None = None,
     swapped_bleu: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    at_once: int = AT_ONCE,
+    at_once: int = MAX_STACKED_EXPERTS,
     gated: Mapping[str, Gated] | None = None,
     named: Collection[str] = (),
-) -> dict[Cell, Answers]:
+) -> dict[Cell, GeneratedAnswers]:
     """Lets the scorers of cells answer their tasks greedily; what was kept of their answers is read.
 
     Answers have at most as many tokens as the run's lengths say. `metric` is one of `written.MEASURES` or a
@@ -73,10 +73,10 @@ def generate(
     swapped = _swaps(run) if swapped_bleu is None else swapped_bleu
     metrics = {spec.id: metric or spec.metric for spec in specs}
     for name in set(metrics.values()):
-        written.require(name)
+        text_metrics.require_metric(name)
     tasks = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, (*(gated or {}), *named))
-    told: dict[Cell, Answers] = {}
+    told: dict[Cell, GeneratedAnswers] = {}
     lacking: list[Cell] = []
 
     def keep(cell: Cell, texts: Sequence[str]) -> None:
@@ -94,20 +94,23 @@ def generate(
             keep(cell, kept[1].predictions)
     hosts.meet("what lacks answers is known")
     prompts = {
-        task: [Row(prompt, ()) for prompt in task_rows.prepare(tasks[task], run.pieces, run.lengths).inputs]
+        task: [
+            PromptWithChoices(prompt, ())
+            for prompt in task_rows.prepare(tasks[task], run.pieces, run.lengths).inputs
+        ]
         for task in dict.fromkeys(cell.task for cell in lacking)
     }
     share = hosts.share(
-        results_cache.by_scorer(lacking), lambda cell: sum(len(row.prompt) for row in prompts[cell.task])
+        results_cache.sort_by_scorer(lacking), lambda cell: sum(len(row.prompt) for row in prompts[cell.task])
     )
     total = sum(len(cell.rows) or len(prompts[cell.task]) for cell in share)
     every = [row.prompt for of_task in prompts.values() for row in of_task]
-    lengths = engine.lengths_for(run.base.params, every, experts=total / max(1, len(every)))
+    lengths = engine.choose_prompt_lengths(run.base.params, every, experts=total / max(1, len(every)))
     done = 0
     with run.stages.stage("write answers", total) as advance:
-        for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
-            for group in results_cache.groups(stack, share, prompts):
-                own, pairs = results_cache.laid(group, stack, prompts, run.pieces.eos)
+        for stack in load_stacks(run, [cell.scorer for cell in share], at_once, gated):
+            for group in results_cache.group_cells(stack, share, prompts):
+                own, pairs = results_cache.flatten_cells(group, stack, prompts, run.pieces.eos)
                 tokens = engine.generate_rows(
                     run.base.config,
                     stack.params,
@@ -140,25 +143,27 @@ def generate(
     return told
 
 
-def missing(
+def missing_cells(
     run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
 ) -> list[Cell]:
     """Returns the cells of which no answers are kept; of files no more than the head is read."""
     tasks = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
     stamps = _stamps(run, tasks, named)
     return [
-        cell for cell in cells if not results_cache.head_of(_where(run, cell, tasks[cell.task]), stamps(cell))
+        cell
+        for cell in cells
+        if not results_cache.read_header(_where(run, cell, tasks[cell.task]), stamps(cell))
     ]
 
 
-def together(
+def assemble_answers(
     run: Run,
-    parts: Mapping[Cell, Answers],
+    parts: Mapping[Cell, GeneratedAnswers],
     spec: TaskSpec,
     method: str,
-    chosen: Chosen,
+    chosen: TaskScorer,
     left_out: Sequence[str] = (),
-) -> Answers:
+) -> GeneratedAnswers:
     """Returns a method's answers to a task, put together where every row has a scorer of its own.
 
     They are judged by the task's own measure. Rows of the ids in `left_out` do not count.
@@ -183,7 +188,7 @@ def _texts(
     run: Run, examples: Sequence[PromptedExample], cell: Cell, tokens: Sequence[np.ndarray]
 ) -> list[str]:
     for example, answer in zip(examples, tokens, strict=True):
-        if NO_NUMBERS in answer:
+        if NAN_TOKEN in answer:
             raise UserError(
                 f"Answers are wanted, but {cell.scorer!r} gives no numbers for row {example.row_id!r}: its "
                 "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
@@ -193,13 +198,13 @@ def _texts(
 
 def _judged(
     cell: Cell, examples: Sequence[PromptedExample], texts: Sequence[str], metric: str, *, swapped_bleu: bool
-) -> Answers:
+) -> GeneratedAnswers:
     chosen = _chosen(cell, examples)
     targets = tuple(example.target for example in chosen)
     inputs = [example.input for example in chosen]
-    found = written.judge(metric, targets, texts, inputs, swapped_bleu=swapped_bleu)
+    found = text_metrics.compute_metric(metric, targets, texts, inputs, swapped_bleu=swapped_bleu)
     ids = tuple(example.row_id for example in chosen)
-    return Answers(cell.task, cell.scorer, ids, targets, tuple(texts), found)
+    return GeneratedAnswers(cell.task, cell.scorer, ids, targets, tuple(texts), found)
 
 
 def _swaps(run: Run) -> bool:
@@ -214,24 +219,26 @@ def _judging(metric: str, swapped_bleu: bool) -> str:
 
 def _stamps(
     run: Run, tasks: Mapping[str, Sequence[PromptedExample]], named: Collection[str]
-) -> results_cache.Stamp:
+) -> results_cache.CacheKeys:
     """Returns the stamp of a cell's answers: of base, rows, their targets, lengths and scorer."""
     told = {}
     for task, examples in tasks.items():
         own = [[example.row_id, example.input, example.target] for example in examples]
-        told[task] = storage.fingerprint({**results_cache.read_as(run), "rows": own, "way": "greedy"})
-    of_scorer = results_cache.stamps(run, named)
+        told[task] = storage.fingerprint(
+            {**results_cache.reading_settings(run), "rows": own, "way": "greedy"}
+        )
+    of_scorer = results_cache.scorer_cache_keys(run, named)
     return lambda cell: of_scorer(cell.scorer, told[cell.task])
 
 
 def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample]) -> epath.Path:
     ids = [example.row_id for example in examples] if cell.rows else ()
-    return results_cache.file(run.workspace.generated, cell, ids, limit=run.source.limit)
+    return results_cache.cell_file(run.workspace.generated, cell, ids, limit=run.source.limit)
 
 
 def _write(
     run: Run,
-    answers: Answers,
+    answers: GeneratedAnswers,
     cell: Cell,
     examples: Sequence[PromptedExample],
     stamp: str,
@@ -244,18 +251,18 @@ def _write(
         dict(zip(COLUMNS, columns, strict=True))
         for columns in zip(answers.row_ids, answers.targets, answers.predictions, values, strict=True)
     ]
-    results_cache.write(_where(run, cell, examples), head, lines)
+    results_cache.write_cell(_where(run, cell, examples), head, lines)
 
 
 def _read(
     run: Run, cell: Cell, examples: Sequence[PromptedExample], stamp: str
-) -> tuple[str, Answers] | None:
+) -> tuple[str, GeneratedAnswers] | None:
     """Returns how answers were judged and the answers, if there are any and to these very rows."""
-    kept = results_cache.read(_where(run, cell, examples), stamp, COLUMNS)
+    kept = results_cache.read_cell(_where(run, cell, examples), stamp, COLUMNS)
     if kept is None:
         return None
     head, lines = kept
     row_ids, targets, predictions, values = (tuple(row[name] for row in lines) for name in COLUMNS)
     of_rows = () if None in values else values
-    judgement = Judgement(head["measure"], head["value"], head["low"], head["high"], of_rows)
-    return head["judging"], Answers(cell.task, cell.scorer, row_ids, targets, predictions, judgement)
+    judgement = MetricValue(head["measure"], head["value"], head["low"], head["high"], of_rows)
+    return head["judging"], GeneratedAnswers(cell.task, cell.scorer, row_ids, targets, predictions, judgement)

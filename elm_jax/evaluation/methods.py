@@ -29,19 +29,19 @@ from elm_jax.merging.method import checked
 from elm_jax.records import ExpertSpec
 from elm_jax.routing import table as routing
 
-HINDSIGHT = ("best_single", "oracle")
-SPECIAL: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
+HINDSIGHT_ROUTERS = ("best_single", "oracle")
+SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
 """Ways that are no router's, with their options."""
-SHOTS = 5
+DEFAULT_SHOTS = 5
 _GIVEN = ("queries", "index", "exclude", "params", "activations", "accuracies", "loss")
 _MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
 _FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
 
-Described = Sequence[tuple[ExpertSpec, Shapes]]
+DescribedExperts = Sequence[tuple[ExpertSpec, Shapes]]
 
 
 @dataclass(frozen=True)
-class Method:
+class EvaluationMethod:
     """One way to use a library, as it was asked for."""
 
     name: str  # in tables
@@ -53,17 +53,19 @@ class Method:
     @property
     def level(self) -> str:
         """Whether it chooses for a "task", for every "row", or for every "token"."""
-        return "task" if self.router in SPECIAL else routing.find(self.router).level
+        return "task" if self.router in SPECIAL_ROUTERS else routing.find(self.router).level
 
     @property
     def labels(self) -> str:
         """Which labels of the task it has seen: "none", a "few", or all, in "hindsight"."""
-        if self.router in HINDSIGHT:
+        if self.router in HINDSIGHT_ROUTERS:
             return "hindsight"
-        return "few" if self.router not in SPECIAL and routing.find(self.router).few_shot else "none"
+        return "few" if self.router not in SPECIAL_ROUTERS and routing.find(self.router).few_shot else "none"
 
 
-def default(merged: int = 3, *, hindsight: bool = False, mixed: bool = False) -> list[Method]:
+def default_methods(
+    merged: int = 3, *, hindsight: bool = False, mixed: bool = False
+) -> list[EvaluationMethod]:
     """Returns the methods that are compared where none was named.
 
     `merged` is how many of the retrieved experts are averaged. With `hindsight` the best single expert and
@@ -71,15 +73,15 @@ def default(merged: int = 3, *, hindsight: bool = False, mixed: bool = False) ->
     """
     merges = ["uniform_merge=uniform+average"], [f"roe_top{merged}_merge=roe:experts={merged}+average"]
     told = ["base", "multitask", *merges[0][mixed:], "roe_top1=roe", *merges[1][mixed:]]
-    return parse_all([*told, *(HINDSIGHT if hindsight else ())])
+    return parse_methods([*told, *(HINDSIGHT_ROUTERS if hindsight else ())])
 
 
-def parse_all(texts: Iterable[str]) -> list[Method]:
+def parse_methods(texts: Iterable[str]) -> list[EvaluationMethod]:
     """Returns methods by their strings; a UserError if two of them have one name."""
-    return unlike([parse(text) for text in texts])
+    return check_unique_names([parse_method(text) for text in texts])
 
 
-def unlike(found: Sequence[Method]) -> list[Method]:
+def check_unique_names(found: Sequence[EvaluationMethod]) -> list[EvaluationMethod]:
     """Returns methods as they are; a UserError if two of them have one name."""
     for number, method in enumerate(found):
         if any(method.name == other.name for other in found[:number]):
@@ -90,7 +92,7 @@ def unlike(found: Sequence[Method]) -> list[Method]:
     return list(found)
 
 
-def parse(text: str) -> Method:
+def parse_method(text: str) -> EvaluationMethod:
     """Returns the method that a string stands for.
 
     Raises a UserError, with near names, for a router, merge or option that does not exist, a value of another
@@ -108,11 +110,11 @@ def parse(text: str) -> Method:
             "stands in double quotes."
         )
     chosen, options = _named(router, text)
-    names.resolve(chosen, [*routing.ROUTERS, *SPECIAL], kind="router", where="the table of routers")
-    made = Method(name, chosen, _router_options(chosen, options))
+    names.resolve(chosen, [*routing.ROUTERS, *SPECIAL_ROUTERS], kind="router", where="the table of routers")
+    made = EvaluationMethod(name, chosen, _router_options(chosen, options))
     if not merge:
-        return Method(name, chosen, made.options, "average" if _takes_several(made) else None)
-    if chosen in SPECIAL or chosen in _MERGES_ITSELF or made.level != "task":
+        return EvaluationMethod(name, chosen, made.options, "average" if _takes_several(made) else None)
+    if chosen in SPECIAL_ROUTERS or chosen in _MERGES_ITSELF or made.level != "task":
         raise UserError(
             f"A merge of what {chosen!r} chooses makes no sense ({text!r}): it is one expert, or is put "
             "together by the router itself. Leave out what follows +."
@@ -122,14 +124,14 @@ def parse(text: str) -> Method:
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
         checked(option, known[names.resolve(option, known, kind="option", where=where)], value)
-    return Method(name, chosen, made.options, way, given)
+    return EvaluationMethod(name, chosen, made.options, way, given)
 
 
-def require(wanted: Sequence[Method], library: Described) -> None:
+def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExperts) -> None:
     """Raises what a library's kinds of experts do not allow; their parameters are not read."""
-    groups = same_shape(library)
+    groups = group_by_shape(library)
     for method in wanted:
-        reads = () if method.router in SPECIAL else routing.find(method.router).reads
+        reads = () if method.router in SPECIAL_ROUTERS else routing.find(method.router).reads
         if method.level == "token" or "params" in reads:
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
@@ -148,12 +150,12 @@ def require(wanted: Sequence[Method], library: Described) -> None:
             _require_merge(method, groups)
 
 
-def is_retrieval(method: Method) -> bool:
+def is_retrieval(method: EvaluationMethod) -> bool:
     """Says whether a method finds experts for a task by what they are, without any labels."""
-    return method.labels == "none" and method.router not in (*SPECIAL, "uniform", "fixed")
+    return method.labels == "none" and method.router not in (*SPECIAL_ROUTERS, "uniform", "fixed")
 
 
-def told(method: Method) -> dict[str, Any]:
+def describe_method(method: EvaluationMethod) -> dict[str, Any]:
     """Returns what a report says of a method: method, router, merge, labels and a note."""
     notes = {
         "row": "every row is answered by an expert of its own",
@@ -161,7 +163,7 @@ def told(method: Method) -> dict[str, Any]:
     }
     note = notes.get(method.level, "")
     if method.router == "lorahub":
-        shots = method.options.get("shots", SHOTS)
+        shots = method.options.get("shots", DEFAULT_SHOTS)
         note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
     merge = None if method.merge is None else ":".join([method.merge, *_options(method.merge_options)])
     router = ":".join([method.router, *_options(method.options)])
@@ -176,15 +178,15 @@ def _options(options: Mapping[str, Any]) -> list[str]:
     return [",".join(each)] if each else []
 
 
-def _takes_several(method: Method) -> bool:
+def _takes_several(method: EvaluationMethod) -> bool:
     """Says whether a router may choose several experts for a task, which are then merged."""
-    if method.level != "task" or method.router in (*SPECIAL, *_MERGES_ITSELF):
+    if method.level != "task" or method.router in (*SPECIAL_ROUTERS, *_MERGES_ITSELF):
         return False
     takes = inspect.signature(routing.find(method.router).route).parameters
     return "experts" not in takes or method.options.get("experts", 1) > 1
 
 
-def same_shape(library: Described) -> list[list[tuple[ExpertSpec, Shapes]]]:
+def group_by_shape(library: DescribedExperts) -> list[list[tuple[ExpertSpec, Shapes]]]:
     """Returns experts by kind and shape, in the order in which these come first."""
     groups: dict[Any, list[tuple[ExpertSpec, Shapes]]] = {}
     for spec, shapes in library:
@@ -192,7 +194,7 @@ def same_shape(library: Described) -> list[list[tuple[ExpertSpec, Shapes]]]:
     return list(groups.values())
 
 
-def _require_merge(method: Method, groups: Sequence[Described]) -> None:
+def _require_merge(method: EvaluationMethod, groups: Sequence[DescribedExperts]) -> None:
     refused = None
     for group in groups:
         try:
@@ -208,12 +210,12 @@ def _require_merge(method: Method, groups: Sequence[Described]) -> None:
 
 def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a router's options, which are those of its function beside what an evaluation gives itself."""
-    if router in SPECIAL:
-        known = dict(SPECIAL[router])
+    if router in SPECIAL_ROUTERS:
+        known = dict(SPECIAL_ROUTERS[router])
     else:
         signature = inspect.signature(routing.find(router).route).parameters
         known = {name: option.default for name, option in signature.items() if name not in _GIVEN}
-        known |= {"shots": SHOTS} if router == "lorahub" else {}
+        known |= {"shots": DEFAULT_SHOTS} if router == "lorahub" else {}
         known |= {"seen": False} if router != "oracle" else {}
     where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"
     for name, value in given.items():

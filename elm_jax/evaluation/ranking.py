@@ -27,24 +27,24 @@ from elm_jax import names, storage
 from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
-from elm_jax.evaluation.expert_stacks import AT_ONCE, stacks
+from elm_jax.evaluation.expert_stacks import MAX_STACKED_EXPERTS, load_stacks
 from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Chosen
+from elm_jax.evaluation.scorer_selection import TaskScorer
 from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample, TaskScores, TaskSpec
 from elm_jax.reporting import metrics
-from elm_jax.reporting.metrics import Count
+from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.routing.gates import Gated
 from elm_jax.scoring import rank
 from elm_jax.scoring import scorer as engine
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
 COLUMNS: Sequence[str] = ("row", "label", "prediction", "scores")
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreStore:
     """Scores of cells, which are read from a run's directory each time they are asked for."""
 
     run: Run
@@ -54,37 +54,37 @@ class Scores:
 
     def __getitem__(self, cell: Cell) -> TaskScores:
         where = _where(self.run, cell, self.examples[cell.task], self.by)
-        kept = results_cache.read(where, self.stamps[cell], COLUMNS)
+        kept = results_cache.read_cell(where, self.stamps[cell], COLUMNS)
         if kept is None:
             raise UserError(_gone(cell))
         ids, labels, predictions, scores = (tuple(row[name] for row in kept[1]) for name in COLUMNS)
         return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)
 
-    def count(self, cell: Cell, left_out: Sequence[str] = ()) -> Count:
+    def count(self, cell: Cell, left_out: Sequence[str] = ()) -> CorrectCount:
         """Returns how many rows are right, without those of these ids; a file's head says it of all."""
         if left_out:
-            return metrics.count(without_rows(self[cell], left_out))
+            return metrics.count_correct(drop_rows(self[cell], left_out))
         where = _where(self.run, cell, self.examples[cell.task], self.by)
-        head = results_cache.head_of(where, self.stamps[cell])
+        head = results_cache.read_header(where, self.stamps[cell])
         if head is None:
             raise UserError(_gone(cell))
-        return Count(cell.task, cell.scorer, head["rows"], head["right"])
+        return CorrectCount(cell.task, cell.scorer, head["rows"], head["right"])
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.stamps
 
 
-def score(
+def score_cells(
     run: Run,
     cells: Sequence[Cell],
     specs: Sequence[TaskSpec],
     *,
     batch_tokens: int = engine.BATCH_TOKENS,
-    at_once: int = AT_ONCE,
+    at_once: int = MAX_STACKED_EXPERTS,
     by: str = "sum",
     gated: Mapping[str, Gated] | None = None,
     named: Collection[str] = (),
-) -> Scores:
+) -> ScoreStore:
     """Scores cells of tasks with answer choices, but those of which scores are kept, and returns all.
 
     `at_once` experts are held together, and their rows share batches. `by` is one of `rank.SCORES`; the other
@@ -94,7 +94,7 @@ def score(
 
     Raises `UserError` for what the table above says.
     """
-    names.resolve(by, rank.SCORES, kind="score", where="rank classification")
+    names.resolve(by, rank.NORMALIZATIONS, kind="score", where="rank classification")
     bare = [cell._replace(prompted=False) for cell in cells] if by == "calibrated" else []
     examples = {spec.id: task_rows.examples(spec, run.source) for spec in specs}
     ranked = ranked_rows(run, examples)
@@ -104,17 +104,19 @@ def score(
     if by == "sum":
         return sums
     stamps = _stamps(run, examples, named, by)
-    made = Scores(run, examples, {cell: stamps(cell) for cell in cells}, by)
+    made = ScoreStore(run, examples, {cell: stamps(cell) for cell in cells}, by)
     for cell in cells if hosts.is_first() else ():
         where = _where(run, cell, examples[cell.task], by)
-        if results_cache.head_of(where, stamps(cell)) is not None:
+        if results_cache.read_header(where, stamps(cell)) is not None:
             continue
         without = sums[cell._replace(prompted=False)].scores if bare else None
         lengths = [
             [len(answer) for answer in ranked[cell.task][row].answers] for row in _numbers(cell, ranked)
         ]
         found = [
-            rank.scored(by, np.asarray(own), counts, None if without is None else np.asarray(without[place]))
+            rank.normalize_scores(
+                by, np.asarray(own), counts, None if without is None else np.asarray(without[place])
+            )
             for place, (own, counts) in enumerate(zip(sums[cell].scores, lengths, strict=True))
         ]
         _write(where, _task_scores(cell, examples[cell.task], found), cell, stamps(cell), by)
@@ -122,14 +124,16 @@ def score(
     return made
 
 
-def ranked_rows(run: Run, examples: Mapping[str, Sequence[PromptedExample]]) -> dict[str, list[Row]]:
+def ranked_rows(
+    run: Run, examples: Mapping[str, Sequence[PromptedExample]]
+) -> dict[str, list[PromptWithChoices]]:
     """Returns the token ids of tasks' rows; raises what is wrong with them."""
     return {
         task: task_rows.rows(found, run.pieces, run.lengths, task=task) for task, found in examples.items()
     }
 
 
-def missing(
+def missing_cells(
     run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
 ) -> list[Cell]:
     """Returns the cells of which no scores are kept; of files no more than the head is read."""
@@ -138,7 +142,7 @@ def missing(
     return [
         cell
         for cell in cells
-        if not results_cache.head_of(_where(run, cell, examples[cell.task], "sum"), stamps(cell))
+        if not results_cache.read_header(_where(run, cell, examples[cell.task], "sum"), stamps(cell))
     ]
 
 
@@ -146,32 +150,32 @@ def _sums(
     run: Run,
     cells: Sequence[Cell],
     examples: Mapping[str, Sequence[PromptedExample]],
-    ranked: Mapping[str, Sequence[Row]],
+    ranked: Mapping[str, Sequence[PromptWithChoices]],
     batch_tokens: int,
     at_once: int,
     gated: Mapping[str, Gated],
     named: Collection[str],
-) -> Scores:
+) -> ScoreStore:
     """Returns the summed log-probabilities of every cell's answers, of which those that lack are scored."""
     stamp_of = _stamps(run, examples, named)
     stamps = {cell: stamp_of(cell) for cell in cells}
     where = {cell: _where(run, cell, examples[cell.task], "sum") for cell in stamps}
-    lacking = [cell for cell in stamps if results_cache.head_of(where[cell], stamps[cell]) is None]
+    lacking = [cell for cell in stamps if results_cache.read_header(where[cell], stamps[cell]) is None]
     hosts.meet("what lacks scores is known")
     tokens = {task: [_tokens(row) for row in own] for task, own in ranked.items()}
     of_task = {task: sum(own) for task, own in tokens.items()}
     share = hosts.share(
-        results_cache.by_scorer(lacking),
+        results_cache.sort_by_scorer(lacking),
         lambda cell: sum(tokens[cell.task][row] for row in cell.rows) or of_task[cell.task],
     )
     total = sum(len(_numbers(cell, ranked)) for cell in share)
     every = [row for task in dict.fromkeys(cell.task for cell in lacking) for row in ranked[task]]
-    shapes = engine.shapes_for(run.base.params, every, experts=total / max(1, len(every)))
+    shapes = engine.choose_shapes_for(run.base.params, every, experts=total / max(1, len(every)))
     done = 0
     with run.stages.stage("score answer choices", total) as advance:
-        for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
-            for group in results_cache.groups(stack, share, ranked):
-                own, pairs = results_cache.laid(group, stack, ranked, run.pieces.eos)
+        for stack in load_stacks(run, [cell.scorer for cell in share], at_once, gated):
+            for group in results_cache.group_cells(stack, share, ranked):
+                own, pairs = results_cache.flatten_cells(group, stack, ranked, run.pieces.eos)
                 scores = engine.score_rows(
                     run.base.config,
                     stack.params,
@@ -192,20 +196,20 @@ def _sums(
                 done += len(scores)
     hosts.meet("scores are kept")
     for cell in lacking:
-        if results_cache.head_of(where[cell], stamps[cell]) is None:
+        if results_cache.read_header(where[cell], stamps[cell]) is None:
             raise UserError(
                 f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, which another process was to "
                 "write, but they are not there. Let all processes see one directory."
             )
-    return Scores(run, examples, stamps)
+    return ScoreStore(run, examples, stamps)
 
 
-def of_rows(scores: Scores, task: str, chosen: Chosen, method: str) -> TaskScores:
+def method_scores(scores: ScoreStore, task: str, chosen: TaskScorer, method: str) -> TaskScores:
     """Returns a method's scores of a task, put together where every row has a scorer of its own."""
     if isinstance(chosen, str):
         return replace(scores[Cell(task, chosen)], method=method)
     where = {}
-    for cell in at_hand(scores, task, chosen):
+    for cell in available_cells(scores, task, chosen):
         own, numbers = scores[cell], cell.rows or range(len(chosen))
         where |= {(row, cell.scorer): (own, place) for place, row in enumerate(numbers)}
     picked = [where[row, scorer] for row, scorer in enumerate(chosen)]
@@ -219,13 +223,13 @@ def of_rows(scores: Scores, task: str, chosen: Chosen, method: str) -> TaskScore
     )
 
 
-def at_hand(found: Container[Cell], task: str, chosen: Chosen) -> list[Cell]:
+def available_cells(found: Container[Cell], task: str, chosen: TaskScorer) -> list[Cell]:
     """Returns the cells that a choice for a task is put together of: whole ones, where these are there."""
-    cells = cells_of(task, chosen)
+    cells = cells_of_scorer(task, chosen)
     return [cell if cell in found else Cell(task, cell.scorer) for cell in cells]
 
 
-def cells_of(task: str, chosen: Chosen) -> list[Cell]:
+def cells_of_scorer(task: str, chosen: TaskScorer) -> list[Cell]:
     """Returns the cells that a method's choice for a task consists of."""
     if isinstance(chosen, str):
         return [Cell(task, chosen)]
@@ -235,7 +239,7 @@ def cells_of(task: str, chosen: Chosen) -> list[Cell]:
     return [Cell(task, scorer, tuple(own)) for scorer, own in by_scorer.items()]
 
 
-def without_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
+def drop_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
     """Returns the scores of all rows but those of these ids."""
     if not left_out:
         return scores
@@ -267,27 +271,27 @@ def _task_scores(cell: Cell, examples: Sequence[PromptedExample], scores: Sequen
     )
 
 
-def _numbers(cell: Cell, ranked: Mapping[str, Sequence[Row]]) -> Sequence[int]:
+def _numbers(cell: Cell, ranked: Mapping[str, Sequence[PromptWithChoices]]) -> Sequence[int]:
     return cell.rows or range(len(ranked[cell.task]))
 
 
-def _tokens(row: Row) -> int:
+def _tokens(row: PromptWithChoices) -> int:
     """Returns how many tokens a row has, of prompt and answers: what hosts share evenly."""
     return len(row.prompt) + sum(map(len, row.answers))
 
 
 def _stamps(
     run: Run, examples: Mapping[str, Sequence[PromptedExample]], named: Collection[str], by: str = "sum"
-) -> results_cache.Stamp:
+) -> results_cache.CacheKeys:
     """Returns the stamp of a cell's scores: of base, rows, lengths, way of scoring and scorer."""
     told = {}
     for task, found in examples.items():
         own = [[example.row_id, example.input, list(example.choices), example.label] for example in found]
         told[task] = storage.fingerprint(
             # What a head holds is told too, so that a file with another one is written anew.
-            {**results_cache.read_as(run), "rows": own, "score": by, "head": 2}
+            {**results_cache.reading_settings(run), "rows": own, "score": by, "head": 2}
         )
-    of_scorer = results_cache.stamps(run, named)
+    of_scorer = results_cache.scorer_cache_keys(run, named)
     return lambda cell: of_scorer(cell.scorer, told[cell.task])
 
 
@@ -297,18 +301,18 @@ def _kind(cell: Cell, by: str) -> str:
 
 def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample], by: str) -> epath.Path:
     ids = [example.row_id for example in examples] if cell.rows else ()
-    return results_cache.file(run.workspace.scores, cell, ids, _kind(cell, by), run.source.limit)
+    return results_cache.cell_file(run.workspace.scores, cell, ids, _kind(cell, by), run.source.limit)
 
 
 def _write(where: epath.Path, scores: TaskScores, cell: Cell, stamp: str, by: str = "sum") -> None:
     head = {"task": cell.task, "expert": cell.scorer, "stamp": stamp, "score": _kind(cell, by) or "sum"}
-    counted = metrics.count(scores)
+    counted = metrics.count_correct(scores)
     head |= {"rows": counted.n, "right": counted.right}
     lines = [
         dict(zip(COLUMNS, values, strict=True))
         for values in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
     ]
-    results_cache.write(where, head, lines)
+    results_cache.write_cell(where, head, lines)
 
 
 def _gone(cell: Cell) -> str:

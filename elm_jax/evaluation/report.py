@@ -10,22 +10,22 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.records import Report, Selection, TaskScores
-from elm_jax.reporting import folder, summary, versus
-from elm_jax.reporting.metrics import Count
+from elm_jax.reporting import report_files, run_comparison, summary
+from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.session.workspace import Workspace
 
 BASELINE = "base"
-NOTHING_THERE = (
+NO_REPORT = (
     "A report is wanted in {!r}, but nothing was evaluated there yet. "
     "Run `elm evaluate` or `elm quickstart` first."
 )
 
 
-def report(
+def write_run_report(
     scores: Sequence[TaskScores],
     pairs: Sequence[tuple[str, str]],
     selections: Sequence[Selection],
-    matrix: Iterable[Count],
+    matrix: Iterable[CorrectCount],
     *,
     workspace: Workspace,
     environment: Mapping[str, Any],
@@ -40,10 +40,10 @@ def report(
     """
     scored = {task.method for task in scores}
     bare = next((told["method"] for told in methods if told["router"] == BASELINE), BASELINE)
-    made = summary.summarise(
+    made = summary.build_report(
         scores,
         selections,
-        {**machine(), **environment},
+        {**describe_environment(), **environment},
         pairs=pairs,
         baseline=bare if bare in scored else None,
         experts_matrix=matrix,
@@ -52,18 +52,18 @@ def report(
         generated=generated,
         examples=examples,
     )
-    return made, folder.write_report(made, workspace.report, scores)
+    return made, report_files.write_report(made, workspace.report, scores)
 
 
-def again(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
+def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
     """Reads a workspace's report and writes its pages anew from the same numbers."""
     if not (workspace.report / "report.json").exists():
-        raise UserError(NOTHING_THERE.format(str(workspace.root)))
-    made = folder.read_report(workspace.report)
-    return made, folder.write_report(made, workspace.report)
+        raise UserError(NO_REPORT.format(str(workspace.root)))
+    made = report_files.read_report(workspace.report)
+    return made, report_files.write_report(made, workspace.report)
 
 
-def compare(
+def compare_runs(
     first: storage.PathLike, second: storage.PathLike, methods: Sequence[str] = ()
 ) -> tuple[Mapping[str, Any], ...]:
     """Compares two evaluated runs, or folders of reports; differences are the second's minus the first's.
@@ -76,7 +76,7 @@ def compare(
     pairs = [(one, other if equals else one) for one, equals, other in named]
     labels = {row["method"]: row["labels"] for row in (*old.methods, *new.methods)}
     called = repr(str(first)), repr(str(second))
-    return versus.compare(old_rows, new_rows, pairs or None, called=called, labels=labels)
+    return run_comparison.compare_methods(old_rows, new_rows, pairs or None, called=called, labels=labels)
 
 
 def _read(where: storage.PathLike) -> tuple[Report, Mapping[str, Sequence[TaskScores]]]:
@@ -84,12 +84,12 @@ def _read(where: storage.PathLike) -> tuple[Report, Mapping[str, Sequence[TaskSc
     root = Workspace.open(where).root
     place = root if (root / "report.json").exists() else Workspace(root).report
     if not (place / "report.json").exists():
-        raise UserError(NOTHING_THERE.format(str(root)))
-    made = folder.read_report(place)
-    return made, folder.read_rows(place, made)
+        raise UserError(NO_REPORT.format(str(root)))
+    made = report_files.read_report(place)
+    return made, report_files.read_rows(place, made)
 
 
-def machine() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Returns what the numbers were measured with: versions, devices, fingerprint of the package's state."""
     import jax
 

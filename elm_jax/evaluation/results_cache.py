@@ -21,12 +21,12 @@ from jaxtyping import Int
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.evaluation.expert_stacks import Stack
+from elm_jax.evaluation.expert_stacks import ExpertStack
 from elm_jax.experts.lookup import BASE, homes
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
-GROUP = 4096  # rows, counted once for each of their experts, that are worked on between two writes
+ROWS_PER_GROUP = 4096  # rows, counted once for each of their experts, that are worked on between two writes
 
 
 class Cell(NamedTuple):
@@ -38,17 +38,17 @@ class Cell(NamedTuple):
     prompted: bool = True  # whether the answers follow their prompts, or nothing
 
 
-def whole(wanted: Mapping[str, Iterable[str]]) -> list[Cell]:
+def make_cells(wanted: Mapping[str, Iterable[str]]) -> list[Cell]:
     """Returns the cells of tasks with all that is to work on them, each once."""
     return [Cell(task, scorer) for task, scorers in wanted.items() for scorer in dict.fromkeys(scorers)]
 
 
-def schema() -> dict[str, Any]:
+def line_schema() -> dict[str, Any]:
     """Returns the JSON schema of a line."""
     return json.loads(Path(__file__).with_name("rows.schema.json").read_text())
 
 
-def file(
+def cell_file(
     folder: epath.Path, cell: Cell, row_ids: Sequence[str], kind: str = "", limit: int | None = None
 ) -> epath.Path:
     """Returns where a cell's rows lie; `kind` tells several files of one cell apart.
@@ -63,10 +63,10 @@ def file(
     return place / ".".join(filter(None, (names.directory_name(cell.scorer), kind, limited, "jsonl")))
 
 
-Stamp = Callable[[Cell], str]
+CacheKeys = Callable[[Cell], str]
 
 
-def by_scorer(cells: Iterable[Cell]) -> list[Cell]:
+def sort_by_scorer(cells: Iterable[Cell]) -> list[Cell]:
     """Returns cells in an order in which those of one scorer follow each other."""
     order: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -74,7 +74,7 @@ def by_scorer(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for own in order.values() for cell in own]
 
 
-def read_as(run: Run) -> dict[str, Any]:
+def reading_settings(run: Run) -> dict[str, Any]:
     """Returns what scores depend on beside rows and scorer: the base, and how rows are read."""
     told: dict[str, Any] = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
     if run.dtype is not None:
@@ -82,7 +82,7 @@ def read_as(run: Run) -> dict[str, Any]:
     return told if run.pieces.input_eos else {**told, "input_eos": False}
 
 
-def stamps(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:
+def scorer_cache_keys(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:
     """Returns what stamps a scorer's work, given the stamp of everything else that it depends on.
 
     `named` are scorers whose names stand for all that they are.
@@ -99,12 +99,12 @@ def stamps(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:
     return stamp
 
 
-def write(where: epath.Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+def write_cell(where: epath.Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes a cell's head and rows."""
     storage.write_jsonl(where, [{"format": storage.FORMAT, **head}, *lines])
 
 
-def head_of(where: epath.Path, stamp: str) -> dict[str, Any] | None:
+def read_header(where: epath.Path, stamp: str) -> dict[str, Any] | None:
     """Returns a file's head, None if there is no file or its stamp is another; see above for others."""
     if not where.exists():
         return None
@@ -122,9 +122,11 @@ def head_of(where: epath.Path, stamp: str) -> dict[str, Any] | None:
     return None if head["format"] < storage.FORMAT or head["stamp"] != stamp else head
 
 
-def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[str, Any], list[Any]] | None:
+def read_cell(
+    where: epath.Path, stamp: str, columns: Sequence[str]
+) -> tuple[dict[str, Any], list[Any]] | None:
     """Returns a file's head and rows, None where `head_of` does; rows that were changed are a UserError."""
-    head = head_of(where, stamp)
+    head = read_header(where, stamp)
     if head is None:
         return None
     found = storage.read_jsonl(where, what="A file of results")
@@ -136,7 +138,9 @@ def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[st
     return head, found[1:]
 
 
-def groups(stack: Stack, missing: Iterable[Cell], rows: Mapping[str, Sequence[Any]]) -> list[list[Cell]]:
+def group_cells(
+    stack: ExpertStack, missing: Iterable[Cell], rows: Mapping[str, Sequence[Any]]
+) -> list[list[Cell]]:
     """Returns the missing cells of a stack's scorers, task by task, enough of them together to fill batches.
 
     Their rows are written when all of a group is done: what a run that is killed has to do again.
@@ -148,7 +152,7 @@ def groups(stack: Stack, missing: Iterable[Cell], rows: Mapping[str, Sequence[An
     found: list[list[Cell]] = [[]]
     pairs = 0
     for task, cells in by_task.items():
-        if pairs >= GROUP:
+        if pairs >= ROWS_PER_GROUP:
             found.append([])
             pairs = 0
         found[-1] += cells
@@ -156,21 +160,21 @@ def groups(stack: Stack, missing: Iterable[Cell], rows: Mapping[str, Sequence[An
     return [group for group in found if group]
 
 
-def laid(
-    group: Sequence[Cell], stack: Stack, rows: Mapping[str, Sequence[Row]], eos: int
-) -> tuple[list[Row], Int[np.ndarray, "P 2"]]:
+def flatten_cells(
+    group: Sequence[Cell], stack: ExpertStack, rows: Mapping[str, Sequence[PromptWithChoices]], eos: int
+) -> tuple[list[PromptWithChoices], Int[np.ndarray, "P 2"]]:
     """Returns the rows of a group's tasks, end to end, and (row, scorer) of every cell, cell after cell.
 
     Answers that stand without their prompts are rows of their own, after a single end-of-sequence.
     """
     first: dict[tuple[str, bool], int] = {}
-    every: list[Row] = []
+    every: list[PromptWithChoices] = []
     pairs = []
     for cell in group:
         at = first.setdefault((cell.task, cell.prompted), len(every))
         if at == len(every):
             own = rows[cell.task]
-            every += own if cell.prompted else [Row([eos], row.answers) for row in own]
+            every += own if cell.prompted else [PromptWithChoices([eos], row.answers) for row in own]
         numbers = np.array(cell.rows or range(len(rows[cell.task])), np.int64)
         pairs.append(np.stack([at + numbers, np.full(len(numbers), stack.places[cell.scorer])], axis=1))
     return every, np.concatenate(pairs)

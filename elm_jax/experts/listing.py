@@ -8,7 +8,7 @@ from elm_jax.experts import atomic_dir
 from elm_jax.experts.files import Description
 from elm_jax.experts.library import Library, Size
 from elm_jax.experts.lookup import homes
-from elm_jax.reporting.documents import flat
+from elm_jax.reporting.documents import flatten_values
 from elm_jax.reporting.tables import Table, percent
 from elm_jax.session.workspace import Workspace
 
@@ -92,7 +92,7 @@ def lines(one: Listed) -> list[tuple[str, str]]:
         ("keys", "yes" if one.keys else "no"),
         ("checksum", one.about.checksum),
     ]
-    told += flat({"recipe": dict(spec.recipe)})
+    told += flatten_values({"recipe": dict(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
         told.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))

@@ -13,8 +13,8 @@ from elm_jax import names, storage
 from elm_jax.experts import atomic_dir, files, hub_layout
 from elm_jax.experts.files import Description
 from elm_jax.experts.library import Library
-from elm_jax.reporting.documents import flat, to_markdown
-from elm_jax.reporting.metrics import wilson
+from elm_jax.reporting.documents import flatten_values, table_to_markdown
+from elm_jax.reporting.metrics import wilson_interval
 from elm_jax.reporting.tables import NOTHING, Table, interval
 from elm_jax.session.workspace import Workspace
 
@@ -140,12 +140,12 @@ def markdown(card: Card) -> str:
         f"# {card.repository.partition('/')[2]}\n",
         f"{what} on a frozen T5, trained with elm_jax. To put them into a run that has the same base:\n",
         f"```bash\nelm experts pull {card.repository} --run RUN\n```\n",
-        to_markdown(Table("Base and licence", ("what", "value"), _about(card))),
-        to_markdown(_experts(card)),
+        table_to_markdown(Table("Base and licence", ("what", "value"), _about(card))),
+        table_to_markdown(_experts(card)),
     ]
     if any(card.scores.get(expert) for expert in card.experts):
-        parts.append(to_markdown(_scores(card)))
-    return "\n".join([*parts, to_markdown(_recipes(card))])
+        parts.append(table_to_markdown(_scores(card)))
+    return "\n".join([*parts, table_to_markdown(_recipes(card))])
 
 
 def _about(card: Card) -> tuple[tuple[str, str], ...]:
@@ -201,7 +201,10 @@ def _scores(card: Card) -> Table:
 
 def _recipes(card: Card) -> Table:
     """Returns the recipes: what all have in common once, then what each has of its own."""
-    every = {expert: dict(flat(dict(about.spec.recipe))) for expert, about in sorted(card.experts.items())}
+    every = {
+        expert: dict(flatten_values(dict(about.spec.recipe)))
+        for expert, about in sorted(card.experts.items())
+    }
     first = next(iter(every.values()), {})
     common = {
         field: value
@@ -221,7 +224,7 @@ def _score(prompt: epath.Path, task: str, expert: str, since: float, seen: bool)
         head = storage.read_first_line(file) if file.exists() and _time(file) >= since else None
         if head and head.get("rows"):
             share = head["right"] / head["rows"]
-            low, high = wilson(share, head["rows"])
+            low, high = wilson_interval(share, head["rows"])
             return Score(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
         if head and "measure" in head:
             with file.open() as stream:

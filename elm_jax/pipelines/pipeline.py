@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from elm_jax import storage
 from elm_jax.data import data_source, task_rows, task_selection
-from elm_jax.evaluation.evaluate import Outcome, evaluate
+from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
 from elm_jax.experts import keys as formats
 from elm_jax.records import TaskSpec
 from elm_jax.routing.index import TEXT_FORMAT, index, require_embedder
@@ -24,7 +24,7 @@ from elm_jax.training.train import train_experts, train_multitask
 MULTITASK = "baseline"
 
 
-def run(
+def run_pipeline(
     *,
     train_tasks: Sequence[str],
     eval_tasks: Sequence[str],
@@ -47,7 +47,7 @@ def run(
     note: str = "",
     seed: int = 0,
     stages: Stages | None = None,
-) -> Outcome:
+) -> EvaluationResult:
     """Trains experts on `train_tasks` and compares ways to use them on `eval_tasks`.
 
     Tasks are named by id, dataset or group. `initial_checkpoint` is a base's directory; without it a base is

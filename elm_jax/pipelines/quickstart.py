@@ -2,7 +2,7 @@
 
 from elm_jax import storage
 from elm_jax.data.data_source import Lengths, Source
-from elm_jax.evaluation.evaluate import Outcome
+from elm_jax.evaluation.evaluate import EvaluationResult
 from elm_jax.pipelines import pipeline
 from elm_jax.session.workspace import DEFAULT
 from elm_jax.tasks import mini
@@ -18,9 +18,11 @@ PRETRAINING = Pretraining(vocabulary_kind="word", steps=400, batch_size=192, rat
 BUDGET = Budget(steps=80, batch_size=16, rate=1e-2, warmup=10, options={"width": 16}, dropout=0.0)
 
 
-def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None) -> Outcome:
+def quickstart(
+    *, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None
+) -> EvaluationResult:
     """Trains a tiny base, 24 experts and the multitask baseline, and compares seven ways to use them."""
-    return pipeline.run(
+    return pipeline.run_pipeline(
         train_tasks=["mini-train"],
         eval_tasks=["mini-unseen"],
         out=out,

@@ -9,7 +9,7 @@ import jax
 
 from elm_jax.aot.compiler import Progress, compile_programs
 from elm_jax.aot.slices import Slice
-from elm_jax.evaluation.expert_stacks import AT_ONCE, SHARE
+from elm_jax.evaluation.expert_stacks import MAX_MEMORY_SHARE, MAX_STACKED_EXPERTS
 from elm_jax.experts.keys import KEYS_PER_EXPERT
 from elm_jax.models import shapes
 from elm_jax.planning import work as works
@@ -69,8 +69,10 @@ def _scoring_works(load: ScoringLoad, held: int, local: int) -> list[Work]:
     """Returns what an evaluation compiles: rows of mean length first, which stand for all of them."""
     told: Mapping[str, Any] = {"network": load.network, "kind": load.kind, "options": load.options}
     lengths = load.lengths
-    longest = buckets.Shape(_up(lengths.prompt, ROW_STEP), _up(lengths.answer, 4), _up(lengths.answer, 4))
-    mean = buckets.Shape(_up(load.prompt, ROW_STEP), _up(load.nodes, 4), _up(load.nodes, 4))
+    longest = buckets.BucketShape(
+        _up(lengths.prompt, ROW_STEP), _up(lengths.answer, 4), _up(lengths.answer, 4)
+    )
+    mean = buckets.BucketShape(_up(load.prompt, ROW_STEP), _up(load.nodes, 4), _up(load.nodes, 4))
     found: list[Work] = []
     for way in load.ways:
         experts = load.experts if way == "gate" else held + 1  # and the one that changes nothing
@@ -94,7 +96,10 @@ def _scoring_works(load: ScoringLoad, held: int, local: int) -> list[Work]:
     keys = load.experts * KEYS_PER_EXPERT
     found += [
         EmbeddingWork(
-            "embed T5", load.network, 64, buckets.rung(longest.prompt, buckets.LADDER, what="prompt")
+            "embed T5",
+            load.network,
+            64,
+            buckets.smallest_bucket(longest.prompt, buckets.BUCKET_LENGTHS, what="prompt"),
         ),
         EmbeddingWork("embed MiniLM", None, ON_ACCELERATOR // 256, 256),
         SearchWork("search", load.queries, keys, load.network.emb_dim),
@@ -108,7 +113,9 @@ def _stack_size(load: ScoringLoad, of: Slice) -> int:
         return 1
     expert = shapes.expert_shapes(load.network, load.kind, load.options)
     one = sum(leaf.size * 4 for leaf in _leaves(expert))
-    return max(1, min(AT_ONCE, load.experts, int(SHARE * of.kind.memory_limit) // one - 1))
+    return max(
+        1, min(MAX_STACKED_EXPERTS, load.experts, int(MAX_MEMORY_SHARE * of.kind.memory_limit) // one - 1)
+    )
 
 
 def _rows_at_once(load: ScoringLoad, local: int, prompt: int, nodes: int) -> int:

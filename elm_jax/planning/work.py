@@ -84,7 +84,7 @@ class ScoringWork:
     name: str
     network: T5Config
     way: str
-    shape: buckets.Shape
+    shape: buckets.BucketShape
     rows: int
     kind: str = "bottleneck"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -214,7 +214,7 @@ WORKS: Mapping[str, type[Work]] = {
 _TUPLES: Mapping[tuple[str, str], Any] = {
     ("training", "layout"): Layout,
     ("training", "shape"): Shape,
-    ("scoring", "shape"): buckets.Shape,
+    ("scoring", "shape"): buckets.BucketShape,
 }
 
 

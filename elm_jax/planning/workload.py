@@ -117,7 +117,7 @@ def read(recipe: str, bindings: Sequence[str], asked: Asked) -> list[TrainingLoa
         found.append(_training(bound, asked))
     if bound := _bound(evaluate.evaluate):
         found.append(_scoring(bound, asked))
-    if bound := _bound(pipeline.run):
+    if bound := _bound(pipeline.run_pipeline):
         found += _pipeline(bound, asked)
     if not found:
         raise UserError(
@@ -260,10 +260,10 @@ def _scored(
     assumed: Sequence[str],
     **told: Any,
 ) -> ScoringLoad:
-    wanted = methods.parse_all(texts) if texts else methods.default()
-    oracle = oracle or any(each.router in methods.HINDSIGHT for each in wanted)
+    wanted = methods.parse_methods(texts) if texts else methods.default_methods()
+    oracle = oracle or any(each.router in methods.HINDSIGHT_ROUTERS for each in wanted)
     # What a router chooses is scored already where every expert is; what is merged of several is not.
-    others = [each for each in wanted if each.router not in ("base", *methods.HINDSIGHT)]
+    others = [each for each in wanted if each.router not in ("base", *methods.HINDSIGHT_ROUTERS)]
     own = [each for each in others if each.merge or each.router == "multitask" or each.level == "token"]
     scorers = (1 + (len(own) + experts if oracle else len(others))) * (2 if calibrated else 1)
     ways = ["full" if kind == "full" else "stack"]
@@ -287,7 +287,7 @@ def _scored(
 
 
 def _wants_experts(bound: Mapping[str, Any]) -> bool:
-    wanted = methods.parse_all(bound.get("methods") or ())
+    wanted = methods.parse_methods(bound.get("methods") or ())
     return not wanted or any(each.router != "base" for each in wanted)
 
 

@@ -6,17 +6,17 @@ from math import ceil, floor
 from typing import Any
 
 from elm_jax.records import Report
-from elm_jax.reporting import layout, tables
+from elm_jax.reporting import table_layout, tables
 
 FOREST_WIDTH = 300.0
 SPREAD_WIDTH = 236.0
 NO_FAMILY = "no family"
-COMPARED = ("difference", "low", "p", "p_holm", "better_a", "p_mcnemar_holm")
+SORT_FIELDS = ("difference", "low", "p", "p_holm", "better_a", "p_mcnemar_holm")
 """What each column of the comparisons is sorted by."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """A linear scale from values to horizontal positions, with a margin at both ends."""
 
     low: float
@@ -36,7 +36,7 @@ class Axis:
         return round(self.margin + inside * (self.width - 2 * self.margin), 2)
 
 
-def axis_over(values: Iterable[float], width: float) -> Axis:
+def fit_axis(values: Iterable[float], width: float) -> ChartAxis:
     """Returns an axis over all values, ending at round numbers, with three to seven ticks.
 
     >>> [round(tick, 2) for tick in axis_over([-0.021, 0.173], 100.0).ticks]
@@ -47,28 +47,30 @@ def axis_over(values: Iterable[float], width: float) -> Axis:
     reach = max(high - low, 0.01)
     step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach / s <= 5)
     start, end = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
-    return Axis(start, end if end > start else start + step, step, width)
+    return ChartAxis(start, end if end > start else start + step, step, width)
 
 
-def forest(report: Report) -> dict[str, Any]:
+def forest_plot(report: Report) -> dict[str, Any]:
     """Returns the comparisons as intervals on one axis with zero in it; empty without comparisons."""
     if not report.comparisons:
         return {}
     ends = [row[end] for row in report.comparisons for end in ("low", "high", "difference")]
-    axis = axis_over([*ends, 0.0], FOREST_WIDTH)
-    in_order = sorted(report.comparisons, key=lambda row: list(layout.BLOCKS).index(row["labels"]))
+    axis = fit_axis([*ends, 0.0], FOREST_WIDTH)
+    in_order = sorted(
+        report.comparisons, key=lambda row: list(table_layout.LABEL_BLOCKS).index(row["labels"])
+    )
     lines = [
         {
             "a": row["a"],
             "b": row["b"],
-            "mark": tables.MARKS[row["labels"]],
+            "mark": tables.LABEL_MARKS[row["labels"]],
             "at": axis.at(row["difference"]),
             "from": axis.at(row["low"]),
             "to": axis.at(row["high"]),
             "sure": row["p_holm"] < 0.05,
             "cells": list(
                 zip(
-                    [row[name] for name in COMPARED],
+                    [row[name] for name in SORT_FIELDS],
                     tables.comparison_cells(row),
                     strict=True,
                 )
@@ -86,7 +88,7 @@ def forest(report: Report) -> dict[str, Any]:
     }
 
 
-def spreads(report: Report) -> list[dict[str, Any]]:
+def spread_plots(report: Report) -> list[dict[str, Any]]:
     """Returns, for each dataset, every method's prompts as points, its mean, and the chance level.
 
     All datasets share one axis, so that distances can be compared between them.
@@ -94,7 +96,7 @@ def spreads(report: Report) -> list[dict[str, Any]]:
     if not report.rows:
         return []
     shares = [row[key] for row in report.rows for key in ("accuracy", "chance")]
-    axis = axis_over(shares, SPREAD_WIDTH)
+    axis = fit_axis(shares, SPREAD_WIDTH)
     levels = tables.chance_levels(report)
     means = tables.by_method_and_task(report)
     by_cell: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -112,19 +114,22 @@ def spreads(report: Report) -> list[dict[str, Any]]:
                 for mean in report.means
             ],
         }
-        for column in tables.columns(report)
+        for column in tables.report_columns(report)
     ]
 
 
 def _strip(
-    mean: Mapping[str, Any], axis: Axis, over_prompts: Mapping[str, Any], prompts: list[Mapping[str, Any]]
+    mean: Mapping[str, Any],
+    axis: ChartAxis,
+    over_prompts: Mapping[str, Any],
+    prompts: list[Mapping[str, Any]],
 ) -> dict[str, Any]:
     lowest, highest = over_prompts["lowest"], over_prompts["highest"]
     return {
         "method": mean["method"],
         "aside": mean["labels"] != "none" or over_prompts["seen"],
-        "mark": (tables.HINDSIGHT if mean["labels"] == "hindsight" else "")
-        + (tables.SEEN if over_prompts["seen"] else ""),
+        "mark": (tables.HINDSIGHT_MARK if mean["labels"] == "hindsight" else "")
+        + (tables.SEEN_MARK if over_prompts["seen"] else ""),
         "mean": axis.at(over_prompts["accuracy"]),
         "mean_text": tables.percent(over_prompts["accuracy"]),
         "reach_text": f"{tables.percent(lowest)} to {tables.percent(highest)}",
@@ -153,7 +158,7 @@ def heat_map(report: Report) -> dict[str, Any]:
         if (row["task"], row["prompt"]) not in rows:
             prompts.setdefault(row["task"], []).append(row["prompt"])
         rows[row["task"], row["prompt"]] = row["n"]
-    tasks = layout.columns(prompts)
+    tasks = table_layout.task_columns(prompts)
     keys = [(column.task, prompt) for column in tasks for prompt in prompts[column.task]]
     numbers = {key: number for number, key in enumerate(keys)}
     places = {expert: number for number, expert in enumerate(experts)}

@@ -18,7 +18,7 @@ from elm_jax.records import TaskScores
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Macro mean of a minus that of b, as a fraction, with its 95 % interval and two-sided p."""
 
     a: str
@@ -30,7 +30,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class McNemar:
+class McNemarResult:
     """Rows right under more prompts with one of two methods than the other, and the exact two-sided p."""
 
     better_a: int
@@ -39,7 +39,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class GapShare:
+class GapClosed:
     """How much of the way from a baseline to an oracle a method goes, with a 95 % interval if it has one."""
 
     share: float
@@ -49,7 +49,7 @@ class GapShare:
 
 def paired_difference(
     a: Sequence[TaskScores], b: Sequence[TaskScores], *, samples: int = 2000, seed: int = 0
-) -> Difference:
+) -> PairedDifference:
     """Compares two methods' macro means on the same tasks and rows by a paired, clustered bootstrap.
 
     Every sample draws each dataset's rows anew, with replacement, a row bringing its outcomes under all
@@ -65,7 +65,7 @@ def paired_difference(
     below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
     share = (min(below, above) + 1) / (samples + 1)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Difference(
+    return PairedDifference(
         a=a[0].method,
         b=b[0].method,
         difference=float(observed[0]),
@@ -75,14 +75,14 @@ def paired_difference(
     )
 
 
-def gap_share(
+def gap_closed(
     method: Sequence[TaskScores],
     baseline: Sequence[TaskScores],
     oracle: Sequence[TaskScores],
     *,
     samples: int = 2000,
     seed: int = 0,
-) -> GapShare | None:
+) -> GapClosed | None:
     """Returns which share of the gap between the macro means of baseline and oracle a method closes.
 
     The interval is of the same clustered bootstrap, which draws the rows of all three alike. There is none
@@ -95,12 +95,12 @@ def gap_share(
         return None
     gaps = wholes > 1e-12  # a sample without a gap says nothing about the share
     if gaps.mean() < 0.975:
-        return GapShare(float(own / whole), None, None)
+        return GapClosed(float(own / whole), None, None)
     low, high = np.quantile(owns[gaps] / wholes[gaps], [0.025, 0.975])
-    return GapShare(float(own / whole), float(low), float(high))
+    return GapClosed(float(own / whole), float(low), float(high))
 
 
-def mcnemar(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemar:
+def mcnemar_test(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemarResult:
     """Compares two methods by McNemar's exact test: a coin thrown for each row on which they differ.
 
     A row counts once, for the method that gets it right under more of its prompts; where both do under
@@ -119,10 +119,10 @@ def mcnemar(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemar:
     better_a = sum(total > 0 for total in totals.values())
     better_b = sum(total < 0 for total in totals.values())
     p = binomtest(better_a, better_a + better_b).pvalue if better_a + better_b else 1.0
-    return McNemar(better_a, better_b, max(float(p), sys.float_info.min))
+    return McNemarResult(better_a, better_b, max(float(p), sys.float_info.min))
 
 
-def holm(ps: Iterable[float]) -> tuple[float, ...]:
+def holm_correction(ps: Iterable[float]) -> tuple[float, ...]:
     """Returns p values corrected for their number (Holm 1979), in the order they came.
 
     >>> holm([0.01, 0.04, 0.03])

@@ -12,20 +12,20 @@ from typing import Any
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import Report, Selection, TaskScores
-from elm_jax.reporting import layout, metrics, significance
+from elm_jax.reporting import metrics, significance, table_layout
 
-Methods = Mapping[str, Sequence[TaskScores]]
+ScoresByMethod = Mapping[str, Sequence[TaskScores]]
 ORACLE = "oracle"
 
 
-def summarise(
+def build_report(
     scores: Sequence[TaskScores],
     selections: Sequence[Selection],
     environment: Mapping[str, Any],
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     baseline: str | None = "base",
-    experts_matrix: Iterable[metrics.Count] = (),
+    experts_matrix: Iterable[metrics.CorrectCount] = (),
     families: Mapping[str, str] | None = None,
     methods: Sequence[Mapping[str, Any]] = (),
     generated: Sequence[Mapping[str, Any]] = (),
@@ -59,7 +59,7 @@ def summarise(
     if not found and not generated:
         raise UserError("A report wants the scores of one method at least, but none came.")
     every = dict.fromkeys([*found, *(row["method"] for row in generated)])
-    described = layout.described(list(every), methods)
+    described = table_layout.describe_methods(list(every), methods)
     found = {row["method"]: found[row["method"]] for row in described if row["method"] in found}
     labels = {row["method"]: row["labels"] for row in described}
     if not found:
@@ -82,7 +82,9 @@ def summarise(
     return Report(
         rows=tuple(_row(task) for of_method in found.values() for task in of_method),
         means=_means(found, labels, baseline, oracle, samples=samples, seed=seed),
-        comparisons=compared([(found[a], found[b]) for a, b in pairs], labels, samples=samples, seed=seed),
+        comparisons=compare_pairs(
+            [(found[a], found[b]) for a, b in pairs], labels, samples=samples, seed=seed
+        ),
         selections=tuple(_selection(selection, in_hindsight) for selection in selections),
         environment=_plain(environment),
         tasks=tuple(
@@ -97,19 +99,21 @@ def summarise(
     )
 
 
-def zero_shot(scores: Sequence[TaskScores]) -> list[TaskScores]:
+def zero_shot_scores(scores: Sequence[TaskScores]) -> list[TaskScores]:
     """Returns one method's scores without the datasets that it saw, under whatever prompt."""
     seen = {names.split_id(task.task)[0] for task in scores if task.seen}
     return [task for task in scores if names.split_id(task.task)[0] not in seen]
 
 
-def fair(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> tuple[list[TaskScores], list[TaskScores]]:
+def common_zero_shot(
+    a: Sequence[TaskScores], b: Sequence[TaskScores]
+) -> tuple[list[TaskScores], list[TaskScores]]:
     """Returns the scores of two methods on the datasets that neither saw."""
-    unseen = {task.task for task in zero_shot(a)} & {task.task for task in zero_shot(b)}
+    unseen = {task.task for task in zero_shot_scores(a)} & {task.task for task in zero_shot_scores(b)}
     return [task for task in a if task.task in unseen], [task for task in b if task.task in unseen]
 
 
-def compared(
+def compare_pairs(
     pairs: Sequence[tuple[Sequence[TaskScores], Sequence[TaskScores]]],
     labels: Mapping[str, str],
     *,
@@ -118,11 +122,11 @@ def compared(
 ) -> tuple[dict[str, Any], ...]:
     """Compares each pair on the datasets that neither saw; p values are corrected for all pairs together."""
     rows = []
-    for a, b in (fair(*pair) for pair in pairs):
+    for a, b in (common_zero_shot(*pair) for pair in pairs):
         if not a:
             continue
         bootstrap = significance.paired_difference(a, b, samples=samples, seed=seed)
-        coin = significance.mcnemar(a, b)
+        coin = significance.mcnemar_test(a, b)
         both = {labels.get(bootstrap.a, "none"), labels.get(bootstrap.b, "none")}
         rows.append(
             {
@@ -131,11 +135,11 @@ def compared(
                 "better_b": coin.better_b,
                 "p_mcnemar": coin.p,
                 "tasks": len(metrics.by_dataset(a)),
-                "labels": max(both, key=list(layout.BLOCKS).index),
+                "labels": max(both, key=list(table_layout.LABEL_BLOCKS).index),
             }
         )
-    corrected = significance.holm(row["p"] for row in rows)
-    coins = significance.holm(row["p_mcnemar"] for row in rows)
+    corrected = significance.holm_correction(row["p"] for row in rows)
+    coins = significance.holm_correction(row["p_mcnemar"] for row in rows)
     return tuple(
         {**row, "p_holm": p, "p_mcnemar_holm": p_coin, "comparisons": len(rows)}
         for row, p, p_coin in zip(rows, corrected, coins, strict=True)
@@ -171,20 +175,20 @@ def _row(task: TaskScores) -> dict[str, Any]:
         "task": dataset,
         "prompt": prompt,
         **asdict(metrics.accuracy(task)),
-        "chance": metrics.chance(task),
+        "chance": metrics.chance_accuracy(task),
         "seen": task.seen,
     }
 
 
 def _task(method: str, dataset: str, prompts: Sequence[TaskScores]) -> dict[str, Any]:
-    guess = sum(metrics.chance(prompt) for prompt in prompts) / len(prompts)
+    guess = sum(metrics.chance_accuracy(prompt) for prompt in prompts) / len(prompts)
     over_prompts = {"method": method, "task": dataset, **asdict(metrics.macro_mean(prompts)), "chance": guess}
     seen = any(prompt.seen for prompt in prompts)
-    return {**over_prompts, **asdict(metrics.spread(prompts)), "seen": seen}
+    return {**over_prompts, **asdict(metrics.prompt_spread(prompts)), "seen": seen}
 
 
 def _means(
-    methods: Methods,
+    methods: ScoresByMethod,
     labels: Mapping[str, str],
     baseline: str | None,
     oracle: str | None,
@@ -194,7 +198,7 @@ def _means(
 ) -> tuple[dict[str, Any], ...]:
     rows = []
     for method, of_method in methods.items():
-        own = zero_shot(of_method)
+        own = zero_shot_scores(of_method)
         macro, micro = (metrics.macro_mean(own), metrics.micro_mean(own)) if own else (None, None)
         used, every = metrics.by_dataset(own), metrics.by_dataset(of_method)
         share = None
@@ -227,11 +231,11 @@ def _gap_share(
     *,
     samples: int,
     seed: int,
-) -> significance.GapShare | None:
-    sides = [own, zero_shot(baseline), zero_shot(oracle)]
+) -> significance.GapClosed | None:
+    sides = [own, zero_shot_scores(baseline), zero_shot_scores(oracle)]
     common = set.intersection(*({task.task for task in side} for side in sides))
     sides = [[task for task in side if task.task in common] for side in sides]
-    return significance.gap_share(*sides, samples=samples, seed=seed) if common else None
+    return significance.gap_closed(*sides, samples=samples, seed=seed) if common else None
 
 
 def _selection(
@@ -263,7 +267,7 @@ def _selection(
     }
 
 
-def _matrix_row(count: metrics.Count, families: Mapping[str, str]) -> dict[str, Any]:
+def _matrix_row(count: metrics.CorrectCount, families: Mapping[str, str]) -> dict[str, Any]:
     dataset, prompt = names.split_id(count.task)
     family = families.get(count.method) or families.get(count.method.partition("/")[0])
     return {

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from elm_jax.records import Report
-from elm_jax.reporting import layout, published
+from elm_jax.reporting import published, table_layout
 
 NOTHING = "–"
-SEEN = " ‡"
-HINDSIGHT = " †"
-MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT}
+SEEN_MARK = " ‡"
+HINDSIGHT_MARK = " †"
+LABEL_MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT_MARK}
 """What follows the name of a method, or of two that are compared, by the labels they saw."""
 
 
@@ -64,9 +64,9 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def columns(report: Report) -> list[layout.Column]:
+def report_columns(report: Report) -> list[table_layout.TaskColumn]:
     """Returns the datasets of a report as columns, in the paper's order where they are the paper's."""
-    return layout.columns(row["task"] for row in report.tasks)
+    return table_layout.task_columns(row["task"] for row in report.tasks)
 
 
 def by_method_and_task(report: Report) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -109,7 +109,7 @@ def best_cell(report: Report, task: str) -> set[str]:
 
 def methods_table(report: Report) -> Table:
     """Returns methods by datasets, block by block, with both means; below them what was published."""
-    tasks = columns(report)
+    tasks = report_columns(report)
     cells = by_method_and_task(report)
     rows: list[tuple[str, ...]] = []
     wide = len(tasks) + 3
@@ -120,12 +120,12 @@ def methods_table(report: Report) -> Table:
     labels = [mean["labels"] for mean in report.means]
     for mean, before in zip(report.means, ["none", *labels], strict=False):
         if mean["labels"] != before:
-            block(layout.BLOCKS[mean["labels"]].partition(":")[0])
+            block(table_layout.LABEL_BLOCKS[mean["labels"]].partition(":")[0])
         own = [cells[mean["method"], column.task] for column in tasks]
         rows.append(
             (
-                mean["method"] + (HINDSIGHT if mean["labels"] == "hindsight" else ""),
-                *(percent(cell["accuracy"]) + (SEEN if cell["seen"] else "") for cell in own),
+                mean["method"] + (HINDSIGHT_MARK if mean["labels"] == "hindsight" else ""),
+                *(percent(cell["accuracy"]) + (SEEN_MARK if cell["seen"] else "") for cell in own),
                 f"{percent(mean['macro'])} {interval(mean['low'], mean['high'])}".strip(),
                 percent(mean["micro"]),
             )
@@ -133,7 +133,7 @@ def methods_table(report: Report) -> Table:
     levels, means = chance_levels(report), chance_means(report)
     rows.append(("chance", *(percent(levels[column.task]) for column in tasks), *map(percent, means)))
     names = [column.task for column in tasks]
-    others = published.rows(names)
+    others = published.published_rows(names)
     if others:
         block("published")
     for other in others:
@@ -148,20 +148,24 @@ def methods_table(report: Report) -> Table:
         + _few_shot_note(report)
         + _hindsight_note(report)
         + seen_note(report)
-        + (f" {published.note(names)}" if others else ""),
+        + (f" {published.published_note(names)}" if others else ""),
     )
 
 
 def comparisons_table(report: Report) -> Table:
     """Returns the paired comparisons; the caption says how many were made."""
-    in_order = sorted(report.comparisons, key=lambda row: list(layout.BLOCKS).index(row["labels"]))
-    rows = tuple(
-        (f"{row['a']} − {row['b']}{MARKS[row['labels']]}", *comparison_cells(row)) for row in in_order
+    in_order = sorted(
+        report.comparisons, key=lambda row: list(table_layout.LABEL_BLOCKS).index(row["labels"])
     )
-    return Table("Paired comparisons", ("methods", *COMPARED), rows, comparisons_note(report.comparisons))
+    rows = tuple(
+        (f"{row['a']} − {row['b']}{LABEL_MARKS[row['labels']]}", *comparison_cells(row)) for row in in_order
+    )
+    return Table(
+        "Paired comparisons", ("methods", *COMPARISON_HEADER), rows, comparisons_note(report.comparisons)
+    )
 
 
-COMPARED = ("points", "95 % interval", "p", "p (Holm)", "rows better : worse", "p (McNemar, Holm)")
+COMPARISON_HEADER = ("points", "95 % interval", "p", "p (Holm)", "rows better : worse", "p (McNemar, Holm)")
 
 
 def comparison_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -195,9 +199,9 @@ def selections_table(report: Report) -> Table:
             row["task"],
             row["prompt"],
             row["router"],
-            chosen_experts(row),
-            votes_of(row),
-            rank_of(row),
+            format_experts(row),
+            format_votes(row),
+            format_rank(row),
             ", ".join(f"{name} {votes}" for name, votes in row["voters"].items() if name != row["expert"]),
         )
         for row in report.selections
@@ -214,7 +218,7 @@ def generated_table(report: Report) -> Table:
     rows = tuple((*line, *(generated_cell(cells.get((*line, m))) for m in methods)) for line in lines)
     caption = "A measure names its tokeniser. Brackets hold 95 % intervals of a bootstrap over rows."
     if any(row["seen"] for row in report.generated):
-        caption += f"{SEEN} not zero-shot: trained on that dataset."
+        caption += f"{SEEN_MARK} not zero-shot: trained on that dataset."
     return Table("Generated answers", ("task", "prompt", "measure", *methods), rows, caption)
 
 
@@ -224,10 +228,10 @@ def generated_cell(row: Mapping[str, Any] | None) -> str:
         return NOTHING
     whole = percent(row["value"] / 100)
     ends = "" if row["low"] is None else f" {interval(row['low'] / 100, row['high'] / 100)}"
-    return f"{whole}{ends}{SEEN if row['seen'] else ''}"
+    return f"{whole}{ends}{SEEN_MARK if row['seen'] else ''}"
 
 
-def chosen_experts(selection: Mapping[str, Any]) -> str:
+def format_experts(selection: Mapping[str, Any]) -> str:
     """Returns the chosen expert, or all that were merged, each with its weight in percent."""
     weights = selection["weights"]
     if len(weights) == 1:
@@ -240,13 +244,13 @@ def chosen_experts(selection: Mapping[str, Any]) -> str:
     return " + ".join(f"{name} ({100 * weights[name]:.0f} %)" for name in heaviest_first)
 
 
-def votes_of(selection: Mapping[str, Any]) -> str:
+def format_votes(selection: Mapping[str, Any]) -> str:
     """Returns how many of the queries voted for the chosen expert; a dash for a router without votes."""
     votes = selection["queries"] and selection["voters"]
     return f"{selection['votes']} of {selection['queries']}" if votes else NOTHING
 
 
-def rank_of(selection: Mapping[str, Any]) -> str:
+def format_rank(selection: Mapping[str, Any]) -> str:
     """Returns which place the chosen expert has among all on these very rows; a dash if unknown."""
     return NOTHING if selection["rank"] is None else f"{selection['rank']} of {selection['ranked']}"
 

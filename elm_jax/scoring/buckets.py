@@ -17,18 +17,18 @@ from elm_jax.scoring import tries
 from elm_jax.scoring.tries import Tokens, Trie
 
 # Every shape costs a compilation, which on short rows outweighs the padding that a finer ladder would save.
-LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+BUCKET_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 # Of a batch, so that there are few: none is more than half as large again as the one before.
-SIZES = tuple(sorted({1, *(each << power for power in range(14) for each in (2, 3))}))
-LONGEST_PROMPT = 2048
-MOST_NODES = 512  # answers whose trie would have more are spread over several items
+BATCH_SIZES = tuple(sorted({1, *(each << power for power in range(14) for each in (2, 3))}))
+MAX_PROMPT_TOKENS = 2048
+MAX_TRIE_NODES = 512  # answers whose trie would have more are spread over several items
 PROMPT_STEP, NODE_STEP = 8, 4  # lengths are multiples of these
-MOST_PROMPT_LENGTHS, MOST_NODE_COUNTS = 10, 4  # shapes at most, however much is to be scored
+MAX_PROMPT_LENGTHS, MAX_NODE_COUNTS = 10, 4  # shapes at most, however much is to be scored
 Unit = TypeVar("Unit")
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptWithChoices:
     """One row to score: a prompt and its answer choices."""
 
     prompt: Tokens
@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Item:
+class PromptGroup:
     """A prompt with the answers of all rows that have it; `answers` are (row, choice) in the trie's order."""
 
     prompt: Tokens
@@ -49,7 +49,7 @@ class Item:
         return list(dict.fromkeys(row for row, _ in self.answers))
 
 
-class Shape(NamedTuple):
+class BucketShape(NamedTuple):
     """The lengths of a bucket: tokens of a prompt, nodes of a trie, edges of a trie."""
 
     prompt: int
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
     edges: int
 
 
-class Tries(NamedTuple):
+class TrieBatch(NamedTuple):
     """I items of one shape: prompts of S tokens and tries of N nodes and M edges, filled up with padding."""
 
     prompts: Int[np.ndarray, "I S"]
@@ -70,7 +70,7 @@ class Tries(NamedTuple):
     paths: Int[np.ndarray, "I C T"]  # edges of every answer; M where there is none
 
 
-def items(rows: Sequence[Row]) -> list[Item]:
+def group_by_prompt(rows: Sequence[PromptWithChoices]) -> list[PromptGroup]:
     """Returns the distinct prompts with their answers.
 
     Raises `UserError` for a row without answers, an empty answer, and a prompt that is empty or too long.
@@ -79,9 +79,9 @@ def items(rows: Sequence[Row]) -> list[Item]:
     for number, row in enumerate(rows):
         if not row.answers:
             raise UserError(f"At least one answer choice a row is wanted, but row {number} has none.")
-        if not 0 < len(row.prompt) <= LONGEST_PROMPT:
+        if not 0 < len(row.prompt) <= MAX_PROMPT_TOKENS:
             raise UserError(
-                f"A prompt of 1 to {LONGEST_PROMPT} tokens is wanted, but that of row {number} has "
+                f"A prompt of 1 to {MAX_PROMPT_TOKENS} tokens is wanted, but that of row {number} has "
                 f"{len(row.prompt)}."
             )
         together.setdefault(np.asarray(row.prompt, np.int32).tobytes(), []).append(number)
@@ -93,17 +93,19 @@ def items(rows: Sequence[Row]) -> list[Item]:
             tokens = [rows[number].answers[choice] for number, choice in part]
             key = tuple(np.asarray(answer, np.int32).tobytes() for answer in tokens)
             if key not in known:
-                known[key] = tries.build(tokens)
-            found.append(Item(rows[numbers[0]].prompt, known[key], tuple(part)))
+                known[key] = tries.build_trie(tokens)
+            found.append(PromptGroup(rows[numbers[0]].prompt, known[key], tuple(part)))
     return found
 
 
-def _parts(rows: Sequence[Row], answers: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+def _parts(
+    rows: Sequence[PromptWithChoices], answers: list[tuple[int, int]]
+) -> Iterator[list[tuple[int, int]]]:
     """Cuts the answers of one prompt where their trie might grow too large."""
     part, tokens = [], 0
     for number, choice in answers:
         length = len(rows[number].answers[choice])
-        if part and tokens + length > MOST_NODES:
+        if part and tokens + length > MAX_TRIE_NODES:
             yield part
             part, tokens = [], 0
         part.append((number, choice))
@@ -111,7 +113,7 @@ def _parts(rows: Sequence[Row], answers: list[tuple[int, int]]) -> Iterator[list
     yield part
 
 
-def shapes(found: Sequence[Item], *, worth: float = 0.0) -> list[Shape]:
+def choose_shapes(found: Sequence[PromptGroup], *, worth: float = 0.0) -> list[BucketShape]:
     """Returns few shapes that hold all items with little padding, the smallest first.
 
     A further shape must save `worth` tokens of padding, that is, what its compilation costs.
@@ -123,18 +125,18 @@ def shapes(found: Sequence[Item], *, worth: float = 0.0) -> list[Shape]:
     edges = np.array([len(item.trie.edge_nodes) for item in found])
     chosen = []
     shortest = 0
-    for length in rungs(lengths, PROMPT_STEP, MOST_PROMPT_LENGTHS, worth):
+    for length in choose_lengths(lengths, PROMPT_STEP, MAX_PROMPT_LENGTHS, worth):
         here = (shortest < lengths) & (lengths <= length)
         fewest = 0
-        for count in rungs(nodes[here], NODE_STEP, MOST_NODE_COUNTS, worth):
+        for count in choose_lengths(nodes[here], NODE_STEP, MAX_NODE_COUNTS, worth):
             inside = here & (fewest < nodes) & (nodes <= count)
-            chosen.append(Shape(length, count, _up(int(edges[inside].max()), NODE_STEP)))
+            chosen.append(BucketShape(length, count, _up(int(edges[inside].max()), NODE_STEP)))
             fewest = count
         shortest = length
     return chosen
 
 
-def rung(length: int, ladder: Sequence[int], *, what: str) -> int:
+def smallest_bucket(length: int, ladder: Sequence[int], *, what: str) -> int:
     """Returns the smallest step of a ladder that holds `length`: for texts that come a few at a time."""
     for step in ladder:
         if length <= step:
@@ -142,7 +144,7 @@ def rung(length: int, ladder: Sequence[int], *, what: str) -> int:
     raise UserError(f"A {what} of at most {ladder[-1]} is wanted, but one of {length} came.")
 
 
-def rungs(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: float = 0.0) -> list[int]:
+def choose_lengths(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: float = 0.0) -> list[int]:
     """Returns the lengths, multiples of `step` and at most `most`, that all of `lengths` are padded up to.
 
     They are those whose padding and number, each counted as `worth` tokens, cost least.
@@ -168,19 +170,19 @@ def rungs(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: float = 0
     return found[::-1]
 
 
-def shape_of(item: Item, among: Sequence[Shape]) -> Shape:
+def find_shape(item: PromptGroup, among: Sequence[BucketShape]) -> BucketShape:
     """Returns the first of the shapes that holds an item."""
-    return next(shape for shape in among if holds(shape, item))
+    return next(shape for shape in among if shape_fits(shape, item))
 
 
-def holds(shape: Shape, item: Item) -> bool:
+def shape_fits(shape: BucketShape, item: PromptGroup) -> bool:
     """Says whether an item fits into a shape."""
     sizes = (len(item.prompt), len(item.trie.tokens), len(item.trie.edge_nodes))
     return all(size <= room for size, room in zip(sizes, shape, strict=True))
 
 
-def split(
-    units: list[Unit], shape: Shape, batch_tokens: int, *, worth: float = 0.0
+def split_batches(
+    units: list[Unit], shape: BucketShape, batch_tokens: int, *, worth: float = 0.0
 ) -> Iterator[tuple[list[Unit], int]]:
     """Yields parts of the units, and the size of the batch that each is filled up to, the same for all.
 
@@ -193,18 +195,18 @@ def split(
     most = max(1, batch_tokens // tokens)
     count = -(-len(units) // most)
     even = -(-len(units) // count)
-    size = min(most, next(size for size in SIZES if size >= even) if even <= SIZES[-1] else most)
+    size = min(most, next(size for size in BATCH_SIZES if size >= even) if even <= BATCH_SIZES[-1] else most)
     if (most - size) * count * tokens <= worth:
         size = most
     for start in range(0, len(units), size):
         yield units[start : start + size], size
 
 
-def assemble(found: Sequence[Item], shape: Shape) -> Tries:
+def pack_tries(found: Sequence[PromptGroup], shape: BucketShape) -> TrieBatch:
     """Lays out items that a shape holds."""
     count, choices = len(found), max(len(item.trie.paths) for item in found)
     longest = max(len(path) for item in found for path in item.trie.paths)
-    laid = Tries(
+    laid = TrieBatch(
         prompts=np.zeros((count, shape.prompt), np.int32),
         nodes=np.zeros((count, shape.nodes), np.int32),
         depths=np.zeros((count, shape.nodes), np.int32),

@@ -11,7 +11,7 @@ from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, Params
 from elm_jax.scoring import scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.weights import experts as fitting
 from elm_jax.weights.base import Base
 
@@ -39,9 +39,9 @@ def score_choices(
     empty = np.flatnonzero(~(prompts != PAD).any(axis=1))
     if empty.size:
         raise UserError(f"A prompt of at least one token is wanted, but row {empty[0]} has padding alone.")
-    params, owned = beside(model, experts)
+    params, owned = resolve_params(model, experts)
     rows = [
-        Row(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
+        PromptWithChoices(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
         for prompt, own in zip(prompts, answers, strict=True)
     ]
     scores = np.zeros(answers.shape[:2], np.float32)
@@ -79,7 +79,7 @@ def _tokens(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def beside(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
+def resolve_params(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
     """Returns the parameters to score with and the expert that stands beside them."""
     if experts is None:
         return model.params, None

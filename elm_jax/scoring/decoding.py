@@ -19,12 +19,12 @@ from elm_jax.models.stacks import Cache
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
 
-NO_NUMBERS = -1
+NAN_TOKEN = -1
 """Stands, once, where the network gave no numbers to choose by, and ends the answer."""
-State = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], Cache]
+DecodingState = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], Cache]
 
 
-def generate(
+def decode_greedy(
     config: T5Config,
     params: Params,
     prompts: Prompts,
@@ -47,19 +47,19 @@ def generate(
     rows = prompts.shape[0]
     cache = network("start_cache", network("encode", prompts), prompts, length)
 
-    def some_go_on(state: State) -> Bool[Array, ""]:
+    def some_go_on(state: DecodingState) -> Bool[Array, ""]:
         _, _, ended, cache = state
         return (cache.position < length) & ~jnp.all(ended)
 
-    def step(state: State) -> State:
+    def step(state: DecodingState) -> DecodingState:
         tokens, last, ended, cache = state
         position = cache.position
         logits, cache = network("decode_step", cache, last)
         best = logits.argmax(axis=-1).astype(jnp.int32)
         # The maximum is NaN as soon as one of the logits is.
-        found = jnp.where(ended, PAD, jnp.where(jnp.isnan(logits.max(axis=-1)), NO_NUMBERS, best))
+        found = jnp.where(ended, PAD, jnp.where(jnp.isnan(logits.max(axis=-1)), NAN_TOKEN, best))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, found[:, None], position, axis=1)
-        return tokens, jnp.maximum(found, PAD), ended | (found == eos) | (found == NO_NUMBERS), cache
+        return tokens, jnp.maximum(found, PAD), ended | (found == eos) | (found == NAN_TOKEN), cache
 
     nothing = jnp.full((rows, length), PAD, jnp.int32)
     start = (nothing, jnp.full(rows, PAD, jnp.int32), jnp.zeros(rows, bool), cache)
@@ -67,7 +67,7 @@ def generate(
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config, length: int, platform: str) -> Callable[..., Int[Array, "B T"]]:
+def compiled_decoder(config: T5Config, length: int, platform: str) -> Callable[..., Int[Array, "B T"]]:
     """Returns `generate` for one shape of network and one length, compiled once for each shape of batch.
 
     It takes parameters, prompts, end-of-sequence, experts and their index, and as `likelihood.compiled` its
@@ -81,6 +81,6 @@ def compiled(config: T5Config, length: int, platform: str) -> Callable[..., Int[
         experts: Params | None = None,
         expert_of_row: ExpertOfRow | None = None,
     ) -> Int[Array, "B T"]:
-        return generate(config, params, prompts, length, eos, experts, expert_of_row)
+        return decode_greedy(config, params, prompts, length, eos, experts, expert_of_row)
 
     return jit(run, platform=platform)

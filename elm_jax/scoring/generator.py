@@ -17,7 +17,7 @@ from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, decoding
-from elm_jax.scoring.scorer import BATCH_TOKENS, Progress, worth_of_shape
+from elm_jax.scoring.scorer import BATCH_TOKENS, OnProgress, compilation_tokens
 from elm_jax.scoring.tries import Tokens
 
 Unit = tuple[bytes, int]  # a prompt and an expert: what is written once, however often it is asked for
@@ -35,7 +35,7 @@ def generate_rows(
     *,
     batch_tokens: int = BATCH_TOKENS,
     lengths: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     stacked: bool = True,
 ) -> list[np.ndarray]:
     """Returns, in the order of the pairs, the `length` tokens of each answer, padded after its end.
@@ -60,7 +60,7 @@ def generate_rows(
     for unit in asked:
         times[unit] = times.get(unit, 0) + 1
     if lengths is None:
-        lengths = lengths_for(params, prompts, experts=len(pairs) / max(1, len(prompts)))
+        lengths = choose_prompt_lengths(params, prompts, experts=len(pairs) / max(1, len(prompts)))
     answers: dict[Unit, np.ndarray] = {}
     done, waiting = 0, None
 
@@ -115,19 +115,19 @@ def generate_program(
         # One tree for all rows lies whole on every device.
         lie = sharding.shardings(mesh, experts, experts=True) if stacked and experts else None
         experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
-    run = decoding.compiled(config, length, platform_of(mesh))
+    run = decoding.compiled_decoder(config, length, platform_of(mesh))
     eos = replicated(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     return Program("generate", run, (base, prompts, eos, experts, index))
 
 
-def lengths_for(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
+def choose_prompt_lengths(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
     """Returns the lengths that it is best to pad prompts to, each under so many experts on average."""
     if not prompts:
         return []
     distinct = {_key(number, prompt): len(prompt) for number, prompt in enumerate(prompts)}
     tokens = np.array(list(distinct.values()))
-    worth = worth_of_shape(params) / max(experts, 1.0)
-    return buckets.rungs(tokens, buckets.PROMPT_STEP, buckets.MOST_PROMPT_LENGTHS, worth)
+    worth = compilation_tokens(params) / max(experts, 1.0)
+    return buckets.choose_lengths(tokens, buckets.PROMPT_STEP, buckets.MAX_PROMPT_LENGTHS, worth)
 
 
 def _batches(
@@ -142,7 +142,7 @@ def _batches(
     indexed: bool,
 ) -> Iterator[Written]:
     """Yields batches that the device has begun to answer, the longest prompts first."""
-    worth = worth_of_shape(params)
+    worth = compilation_tokens(params)
     mesh = sharding.mesh_of(params)
     apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
     members: dict[int, list[tuple[Unit, np.ndarray]]] = {}
@@ -152,8 +152,8 @@ def _batches(
     for room in sorted(members, reverse=True):
         # A batch lasts as long as its longest answer, and an expert's answers are of a length.
         here = sorted(members[room], key=lambda member: member[0][1])
-        shape = buckets.Shape(room, length, 0)
-        for chosen, size in buckets.split(here, shape, batch_tokens * apart, worth=worth):
+        shape = buckets.BucketShape(room, length, 0)
+        for chosen, size in buckets.split_batches(here, shape, batch_tokens * apart, worth=worth):
             size = -(-size // apart) * apart
             laid = np.full((size, room), PAD, np.int32)
             # What fills a batch repeats its first prompt.
@@ -171,9 +171,9 @@ def _batches(
 
 
 def _key(number: int, prompt: Tokens) -> bytes:
-    if not 0 < len(prompt) <= buckets.LONGEST_PROMPT:
+    if not 0 < len(prompt) <= buckets.MAX_PROMPT_TOKENS:
         raise UserError(
-            f"A prompt of 1 to {buckets.LONGEST_PROMPT} tokens is wanted, but prompt {number} has "
+            f"A prompt of 1 to {buckets.MAX_PROMPT_TOKENS} tokens is wanted, but prompt {number} has "
             f"{len(prompt)}."
         )
     return np.asarray(prompt, np.int32).tobytes()

@@ -17,14 +17,14 @@ from elm_jax.records import Params
 LOGITS_AT_ONCE = 2**23  # 32 MB in float32
 
 
-class Edges(NamedTuple):
+class EdgeScores(NamedTuple):
     """What the network makes of every edge of every prompt's trie (see `scoring.tries`)."""
 
     logp: Float[Array, "B M"]  # log-probability in nats
     likeliest: Bool[Array, "B M"]  # whether no token is likelier there: the greedy choice
 
 
-def edges(
+def score_edges(
     config: T5Config,
     params: Params,
     prompts: Prompts,
@@ -36,7 +36,7 @@ def edges(
     edge_tokens: Int[Array, "B M"],
     experts: Params | None = None,
     expert_of_row: ExpertOfRow | None = None,
-) -> Edges:
+) -> EdgeScores:
     """Returns what the network makes of the edges of B prompts' tries of N nodes and M edges.
 
     `experts` is one expert's tree for all rows, or with `expert_of_row` a stack of E trees. The output layer
@@ -57,7 +57,7 @@ def edges(
     order = jnp.pad(order, (0, -len(order) % size))
     edge_place = place[(jnp.arange(rows, dtype=jnp.int32) * count)[:, None] + edge_nodes]
 
-    def chunk(number: Array, found: Edges) -> Edges:
+    def chunk(number: Array, found: EdgeScores) -> EdgeScores:
         chosen = jax.lax.dynamic_slice_in_dim(order, number * size, size)
         logits = network("project", hidden[chosen])
         best = logits.max(axis=-1)
@@ -66,21 +66,21 @@ def edges(
         inside = (local >= 0) & (local < size)
         local = jnp.clip(local, 0, size - 1)
         own = logits[local, edge_tokens]
-        return Edges(
+        return EdgeScores(
             jnp.where(inside, own - normaliser[local], found.logp),
             jnp.where(inside, own >= best[local], found.likeliest),
         )
 
     chunks = (jnp.asarray(real).sum() + size - 1) // size
-    nothing = Edges(jnp.zeros(edge_nodes.shape, jnp.float32), jnp.zeros(edge_nodes.shape, bool))
+    nothing = EdgeScores(jnp.zeros(edge_nodes.shape, jnp.float32), jnp.zeros(edge_nodes.shape, bool))
     return jax.lax.fori_loop(0, chunks, chunk, nothing)
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config, platform: str) -> Callable[..., Edges]:
+def compiled_scorer(config: T5Config, platform: str) -> Callable[..., EdgeScores]:
     """Returns `edges` for one shape of network, compiled once for each shape of batch.
 
     One function a shape of network, so that its compilations are shared by every caller and can be counted
     (`compiled(config, platform)._cache_size()`).
     """
-    return jit(lambda *arguments: edges(config, *arguments), platform=platform)
+    return jit(lambda *arguments: score_edges(config, *arguments), platform=platform)

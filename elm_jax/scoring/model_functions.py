@@ -17,8 +17,8 @@ from elm_jax.axes import PAD
 from elm_jax.errors import UserError
 from elm_jax.records import Expert, Params
 from elm_jax.scoring import choices, generator, scorer
-from elm_jax.scoring.buckets import Row
-from elm_jax.scoring.decoding import NO_NUMBERS
+from elm_jax.scoring.buckets import PromptWithChoices
+from elm_jax.scoring.decoding import NAN_TOKEN
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.weights.base import Base
 
@@ -45,12 +45,12 @@ def model_functions(
 
     Raises a UserError for an expert of another base; the functions do for features of another form.
     """
-    params, owned = choices.beside(model, expert)
+    params, owned = choices.resolve_params(model, expert)
     stack = None if owned is None else jax.tree.map(lambda leaf: leaf[None], owned)
 
     def score(dataset: Any) -> list[tuple[int, float]]:
         examples = _read(dataset)
-        rows = [Row(prompt, [target]) for _, prompt, target in examples]
+        rows = [PromptWithChoices(prompt, [target]) for _, prompt, target in examples]
         found = scorer.score_rows(model.config, params, rows, stack, batch_tokens=batch_tokens)
         return [(index, float(own[0])) for (index, _, _), own in zip(examples, found, strict=True)]
 
@@ -60,7 +60,7 @@ def model_functions(
         found = generator.generate_rows(
             model.config, params, prompts, length, eos, stack, batch_tokens=batch_tokens
         )
-        if any(NO_NUMBERS in answer for answer in found):
+        if any(NAN_TOKEN in answer for answer in found):
             raise UserError("Answers are wanted, but the model gives no numbers: its weights hold NaN.")
         return [
             (index, answer[answer != PAD].tolist())

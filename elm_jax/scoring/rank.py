@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax import names
 
-SCORES = ("sum", "mean", "calibrated")
+NORMALIZATIONS = ("sum", "mean", "calibrated")
 
 
 def answer_scores(
@@ -38,7 +38,7 @@ def answers_are_greedy(
     return np.asarray(flat.reshape(paths.shape).all(axis=-1))
 
 
-def scored(
+def normalize_scores(
     score: str,
     sums: Float[np.ndarray, " C"],
     lengths: Sequence[int],
@@ -51,7 +51,7 @@ def scored(
     >>> scored("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
     [-1.0, -0.75]
     """
-    names.resolve(score, SCORES, kind="score", where="rank classification")
+    names.resolve(score, NORMALIZATIONS, kind="score", where="rank classification")
     if score == "mean":
         return sums / np.asarray(lengths, sums.dtype)
     if score == "calibrated":

@@ -16,15 +16,15 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, likelihood, rank
 
-Progress = Callable[[int, int], None]  # pairs done, pairs in all
+OnProgress = Callable[[int, int], None]  # pairs done, pairs in all
 BATCH_TOKENS = 8192  # of prompts and tries together
 # What the compilation of one shape costs, in products and sums that the device could do meanwhile: some three
 # seconds of two CPU cores; on an accelerator some twenty at a third of 300 T/s, a guess.
-COMPILATION = {"cpu": 3e11, "other": 2e15}
-Scored = tuple[list[buckets.Item], Int[np.ndarray, " B"], np.ndarray, likelihood.Edges]
+COMPILATION_COST = {"cpu": 3e11, "other": 2e15}
+Scored = tuple[list[buckets.PromptGroup], Int[np.ndarray, " B"], np.ndarray, likelihood.EdgeScores]
 
 
-class Rated(NamedTuple):
+class ChoiceScores(NamedTuple):
     """What the network makes of a row's C choices."""
 
     scores: Float[np.ndarray, " C"]  # in nats
@@ -34,28 +34,28 @@ class Rated(NamedTuple):
 def score_rows(
     config: T5Config,
     params: Params,
-    rows: Sequence[buckets.Row],
+    rows: Sequence[buckets.PromptWithChoices],
     experts: Params | None = None,
     pairs: Int[np.ndarray, "P 2"] | None = None,
     **options: Any,
 ) -> list[np.ndarray]:
     """Returns, in the order of the pairs, the score in nats of each of a row's choices; see `rate_rows`."""
-    return [rated.scores for rated in rate_rows(config, params, rows, experts, pairs, **options)]
+    return [rated.scores for rated in score_rows_and_greedy(config, params, rows, experts, pairs, **options)]
 
 
-def rate_rows(
+def score_rows_and_greedy(
     config: T5Config,
     params: Params,
-    rows: Sequence[buckets.Row],
+    rows: Sequence[buckets.PromptWithChoices],
     experts: Params | None = None,
     pairs: Int[np.ndarray, "P 2"] | None = None,
     *,
     batch_tokens: int = BATCH_TOKENS,
-    shapes: Sequence[buckets.Shape] | None = None,
+    shapes: Sequence[buckets.BucketShape] | None = None,
     worth: float | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     stacked: bool = True,
-) -> list[Rated]:
+) -> list[ChoiceScores]:
     """Returns, in the order of the pairs, what the network makes of each of a row's choices.
 
     A pair is a row's number and an expert's, of the stack [E, …]; without pairs every row is scored once, by
@@ -69,16 +69,19 @@ def rate_rows(
     """
     if pairs is None:
         pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), int)], axis=1)
-    found = buckets.items(rows)
-    worth = worth_of_shape(params) if worth is None else worth
+    found = buckets.group_by_prompt(rows)
+    worth = compilation_tokens(params) if worth is None else worth
     # Answers of one prompt go together, so what rows alone fit into may not hold those of several.
     shapes = shapes or ()
-    strays = [item for item in found if not any(buckets.holds(shape, item) for shape in shapes)]
-    shapes = [*shapes, *buckets.shapes(strays, worth=worth * len(rows) / max(len(rows), len(pairs), 1))]
+    strays = [item for item in found if not any(buckets.shape_fits(shape, item) for shape in shapes)]
+    shapes = [
+        *shapes,
+        *buckets.choose_shapes(strays, worth=worth * len(rows) / max(len(rows), len(pairs), 1)),
+    ]
     experts_of: dict[int, list[int]] = {}
     for row, expert in pairs.tolist():
         experts_of.setdefault(row, []).append(expert)
-    scores: dict[tuple[int, int], Rated] = {}
+    scores: dict[tuple[int, int], ChoiceScores] = {}
     done, waiting = 0, None
     indexed = stacked and experts is not None
     for batch in _batches(found, experts_of, shapes, worth, batch_tokens, config, params, experts, indexed):
@@ -97,7 +100,7 @@ def rate_rows(
 def score_program(
     config: T5Config,
     base: Any,
-    shape: buckets.Shape,
+    shape: buckets.BucketShape,
     rows: int,
     *,
     experts: Any = None,
@@ -137,14 +140,14 @@ def score_program(
         # One tree for all rows lies whole on every device.
         lie = sharding.shardings(mesh, experts, experts=True) if stacked and experts else None
         experts = with_shardings(experts, lie) if lie else replicated(mesh, experts)
-    run = likelihood.compiled(config, platform_of(mesh))
+    run = likelihood.compiled_scorer(config, platform_of(mesh))
     return Program("score", run, (base, *batch, experts, index))
 
 
 def _batches(
-    found: Sequence[buckets.Item],
+    found: Sequence[buckets.PromptGroup],
     experts_of: dict[int, list[int]],
-    shapes: Sequence[buckets.Shape],
+    shapes: Sequence[buckets.BucketShape],
     worth: float,
     batch_tokens: int,
     config: T5Config,
@@ -155,18 +158,18 @@ def _batches(
     """Yields batches that the device has begun to score, the longest first."""
     mesh = sharding.mesh_of(params)
     apart = 1 if mesh is None else sharding.row_parts(mesh.shape)
-    members: dict[buckets.Shape, list[int]] = {}
+    members: dict[buckets.BucketShape, list[int]] = {}
     for number, item in enumerate(found):
-        members.setdefault(buckets.shape_of(item, shapes), []).append(number)
+        members.setdefault(buckets.find_shape(item, shapes), []).append(number)
     for shape in sorted(members, reverse=True):
         here = [found[number] for number in members[shape]]
-        laid = buckets.assemble(here, shape)
+        laid = buckets.pack_tries(here, shape)
         units = [
             (place, expert)
             for place, item in enumerate(here)
             for expert in dict.fromkeys(expert for row in item.rows for expert in experts_of.get(row, ()))
         ]
-        for chosen, size in buckets.split(units, shape, batch_tokens * apart, worth=worth):
+        for chosen, size in buckets.split_batches(units, shape, batch_tokens * apart, worth=worth):
             size = -(-size // apart) * apart
             # What fills a batch repeats its first item.
             place, expert = np.array(chosen + chosen[:1] * (size - len(chosen)), np.int32).T
@@ -179,25 +182,29 @@ def _batches(
             yield [here[number] for number, _ in chosen], expert[: len(chosen)], paths[: len(chosen)], pending
 
 
-def shapes_for(params: Params, rows: Sequence[buckets.Row], *, experts: float = 1.0) -> list[buckets.Shape]:
+def choose_shapes_for(
+    params: Params, rows: Sequence[buckets.PromptWithChoices], *, experts: float = 1.0
+) -> list[buckets.BucketShape]:
     """Returns the shapes that it is best to score rows in, each under so many experts on average."""
-    return buckets.shapes(buckets.items(rows), worth=worth_of_shape(params) / max(experts, 1.0))
+    return buckets.choose_shapes(
+        buckets.group_by_prompt(rows), worth=compilation_tokens(params) / max(experts, 1.0)
+    )
 
 
-def worth_of_shape(params: Params) -> float:
+def compilation_tokens(params: Params) -> float:
     """Returns how many tokens of padding cost as much as the compilation of one more shape."""
     platform = platform_of(sharding.mesh_of(params))
-    cost = COMPILATION["cpu" if platform == "cpu" else "other"]
+    cost = COMPILATION_COST["cpu" if platform == "cpu" else "other"]
     return cost / (2 * sum(leaf.size for leaf in jax.tree.leaves(params)))
 
 
 def _collect(
-    found: Sequence[buckets.Item],
+    found: Sequence[buckets.PromptGroup],
     expert_of_item: Int[np.ndarray, " B"],
     paths: np.ndarray,
-    pending: likelihood.Edges,
-    rows: Sequence[buckets.Row],
-    scores: dict[tuple[int, int], Rated],
+    pending: likelihood.EdgeScores,
+    rows: Sequence[buckets.PromptWithChoices],
+    scores: dict[tuple[int, int], ChoiceScores],
 ) -> int:
     """Puts a batch's scores where they belong; returns how many rows were begun."""
     count = len(found)
@@ -208,7 +215,9 @@ def _collect(
         for number, (row, choice) in enumerate(item.answers):
             if (row, expert) not in scores:
                 choices = len(rows[row].answers)
-                scores[row, expert] = Rated(np.full(choices, np.nan, np.float32), np.zeros(choices, bool))
+                scores[row, expert] = ChoiceScores(
+                    np.full(choices, np.nan, np.float32), np.zeros(choices, bool)
+                )
                 begun += 1
             rated = scores[row, expert]
             rated.scores[choice] = of_answers[place, number]

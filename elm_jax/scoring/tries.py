@@ -45,7 +45,7 @@ class Trie:
         return found
 
 
-def build(answers: Sequence[Tokens]) -> Trie:
+def build_trie(answers: Sequence[Tokens]) -> Trie:
     """Returns the trie of a prompt's answers, each a list of at least one token without padding.
 
     >>> trie = build([[5, 7, 1], [5, 1], [5, 7, 1]])

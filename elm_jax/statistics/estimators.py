@@ -21,7 +21,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Expert, Params
-from elm_jax.scoring.buckets import LADDER, rung
+from elm_jax.scoring.buckets import BUCKET_LENGTHS, smallest_bucket
 from elm_jax.statistics import moments as sums
 from elm_jax.training.loss import token_losses
 
@@ -101,7 +101,9 @@ def _over(
 
 def _batches(prompts: Tokens, targets: Tokens) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields all rows in batches of one shape; rows of padding alone fill the last."""
-    longest = [rung(max(map(len, rows)), LADDER, what="row length") for rows in (prompts, targets)]
+    longest = [
+        smallest_bucket(max(map(len, rows)), BUCKET_LENGTHS, what="row length") for rows in (prompts, targets)
+    ]
     for start in range(0, len(prompts), ROWS):
         batch = []
         for rows, length in zip((prompts, targets), longest, strict=True):

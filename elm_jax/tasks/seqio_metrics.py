@@ -1,7 +1,7 @@
 """SeqIO's metrics: of the scores of choices, and of the answers that a model writes, for its Evaluator.
 
 They are percentages, as T5's are, and take and give what T5's functions of the same purpose do. Those of
-written answers are `reporting.written`'s.
+written answers are `reporting.text_metrics`'s.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.reporting.written import bleu, exact_match, rouge, squad
+from elm_jax.reporting.text_metrics import bleu, exact_match, rouge, squad
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 

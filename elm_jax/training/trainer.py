@@ -24,7 +24,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.telemetry.events import Event, Failure, Standing, Validation, Watch
 from elm_jax.training import batches, jobs, optimizers, slots
 from elm_jax.training.batches import Offer
@@ -335,7 +335,9 @@ class _Run:
         held = job.held
         if held is None or held.choices is None or held.labels is None:
             return None
-        rows = [Row(prompt, own) for prompt, own in zip(held.prompts, held.choices, strict=True)]
+        rows = [
+            PromptWithChoices(prompt, own) for prompt, own in zip(held.prompts, held.choices, strict=True)
+        ]
         params, experts = self.group.to_score(self.state.params, number)
         scores = scorer.score_rows(self.config, params, rows, experts, batch_tokens=self.plan.batch_tokens)
         right = [int(np.argmax(own)) == label for own, label in zip(scores, held.labels, strict=True)]

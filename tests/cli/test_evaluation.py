@@ -6,10 +6,10 @@ from etils import epath
 
 from elm_jax import cli
 from elm_jax.cli import shown
-from elm_jax.evaluation.evaluate import Outcome
+from elm_jax.evaluation.evaluate import EvaluationResult
 from elm_jax.experts.library import Library
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.summary import build_report
 
 
 def told(capsys, *arguments):
@@ -73,8 +73,8 @@ def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
 
 def test_an_outcome_of_written_answers_alone_is_shown(capsys):
     row = {"method": "roe", "task": "news", "prompt": "title", "n": 8, "measure": "bleu", "value": 12.5}
-    report = summarise([], [], {}, generated=[row | {"low": 10.0, "high": 15.0, "seen": False}])
-    shown.show_outcome(Outcome(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
+    report = build_report([], [], {}, generated=[row | {"low": 10.0, "high": 15.0, "seen": False}])
+    shown.show_outcome(EvaluationResult(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
     said = capsys.readouterr().out
     assert "12.5" in said
     assert said.endswith("in all 1.0.\nReport: report.html\n")

@@ -30,7 +30,7 @@ def runs(tmp_path):
         places.append(str(tmp_path / name))
         workspace = Workspace.open(places[-1], create=True)
         given = {"workspace": workspace, "environment": {}, "families": {}}
-        report.report(scores, [("roe", "base")], [], [], **given)
+        report.write_run_report(scores, [("roe", "base")], [], [], **given)
     return places
 
 

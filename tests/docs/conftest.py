@@ -64,7 +64,7 @@ def small_run(tmp_path_factory):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     elm.save(workspace.base, elm.of(config, params))
-    pipeline.run(
+    pipeline.run_pipeline(
         train_tasks=TRAINED,
         eval_tasks=UNSEEN,
         out=out,

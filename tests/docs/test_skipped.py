@@ -146,7 +146,7 @@ def check_elm(words, where):
         pytest.fail(f"{where}: `{path}` does not read: {error}")
     require_macros(given.get("gin_file") or [], given.get("gin_bindings") or [], where)
     if path == "elm evaluate":
-        methods.parse_all(given["method"] or [])
+        methods.parse_methods(given["method"] or [])
     if path == "elm merge" and given["experts"]:
         merging.find(given["method"])
 

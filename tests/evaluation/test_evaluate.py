@@ -10,7 +10,7 @@ import pytest
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import evaluate, ranking, report, results_cache
-from elm_jax.evaluation import selections as choosing
+from elm_jax.evaluation import scorer_selection as choosing
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.experts.library import Library
 from elm_jax.models import sharding
@@ -50,7 +50,7 @@ def lora(make_run):
 
 def kept(run, task, scorer):
     """The scores of a file, by row."""
-    where = results_cache.file(run.workspace.scores, Cell(task, scorer), (), limit=ROWS)
+    where = results_cache.cell_file(run.workspace.scores, Cell(task, scorer), (), limit=ROWS)
     return {row["row"]: row for row in map(json.loads, where.read_text().splitlines()[1:])}
 
 
@@ -84,14 +84,14 @@ def test_a_fixed_expert_and_the_oracle_are_what_the_matrix_says(outcome):
 
 def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
     del outcome
-    chosen = choosing.kept(run.workspace)
+    chosen = choosing.load_selection(run.workspace)
     task = unseen[0].id
     experts = chosen.scorers["roe_per_instance"][task]
     assert len(experts) == ROWS
     assert len(set(experts)) > 1
     examples = task_rows.examples(unseen[0], run.source)
-    cells = ranking.cells_of(task, experts)
-    found = ranking.of_rows(ranking.score(run, cells, unseen), task, experts, "each")
+    cells = ranking.cells_of_scorer(task, experts)
+    found = ranking.method_scores(ranking.score_cells(run, cells, unseen), task, experts, "each")
     assert found.row_ids == tuple(example.row_id for example in examples)
     for expert, row, own in zip(experts, found.row_ids, found.scores, strict=True):
         np.testing.assert_allclose(own, kept(run, task, expert)[row]["scores"], rtol=1e-5, atol=1e-5)
@@ -125,11 +125,13 @@ def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outco
 
 
 def test_of_experts_that_no_method_chose_the_rows_are_not_read_again(run, unseen, outcome, monkeypatch):
-    read, real = [], results_cache.read
-    monkeypatch.setattr(results_cache, "read", lambda where, *rest: read.append(where) or real(where, *rest))
+    read, real = [], results_cache.read_cell
+    monkeypatch.setattr(
+        results_cache, "read_cell", lambda where, *rest: read.append(where) or real(where, *rest)
+    )
     again = evaluate.evaluate(run, unseen, methods=["roe"], queries=4, oracle=True)
     assert again.report.matrix == outcome.report.matrix
-    chosen = choosing.kept(run.workspace).scorers["roe"]
+    chosen = choosing.load_selection(run.workspace).scorers["roe"]
     wanted = {(spec.id, scorer) for spec in unseen for scorer in ("base", chosen[spec.id])}
     wanted |= {(spec.id, again.report.environment["best_single"]) for spec in unseen}
     best = {
@@ -138,14 +140,16 @@ def test_of_experts_that_no_method_chose_the_rows_are_not_read_again(run, unseen
         for top in [max(each["accuracy"] for each in again.report.matrix if each["prompt"] == row["prompt"])]
         if row["accuracy"] == top
     }
-    cells = {results_cache.file(run.workspace.scores, Cell(*cell), (), limit=ROWS) for cell in wanted | best}
+    cells = {
+        results_cache.cell_file(run.workspace.scores, Cell(*cell), (), limit=ROWS) for cell in wanted | best
+    }
     assert set(read) <= cells
     assert len(cells) < len(unseen) * (len(TRAINED) + 1)
 
 
 def test_a_files_head_counts_its_rows_unless_some_are_left_out(run, unseen):
     cell = Cell(unseen[0].id, TRAINED[0])
-    found = ranking.score(run, [cell], unseen)
+    found = ranking.score_cells(run, [cell], unseen)
     right = [label == told for label, told in zip(found[cell].labels, found[cell].predictions, strict=True)]
     assert (found.count(cell).n, found.count(cell).right) == (ROWS, sum(right))
     fewer = found.count(cell, found[cell].row_ids[:3])
@@ -175,7 +179,7 @@ def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unse
     assert {labels[method] for method in TOKENS[:-1]} == {"none"}
     # The task has no training split: the three rows that were shown count for no method.
     assert {row["n"] for row in outcome.report.rows} == {ROWS - 3}
-    chosen = choosing.kept(lora.workspace)
+    chosen = choosing.load_selection(lora.workspace)
     assert len(chosen.gates) == 3
     assert {len(results_cache) for rows in chosen.left_out.values()} == {3}
     fitted = [row for row in outcome.report.selections if row["router"] == "lorahub"]
@@ -185,13 +189,13 @@ def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unse
 
 def test_gates_are_scored_once_and_anew_where_an_expert_is_another(lora, unseen, monkeypatch):
     evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
-    before = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
+    before = choosing.load_selection(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
     with monkeypatch.context() as patched:
         patched.setattr(engine, "score_rows", never)
         evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
     add_expert(lora, TRAINED[0], *LORA, seed=9)
     evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
-    after = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
+    after = choosing.load_selection(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
     assert after != before
     assert kept(lora, unseen[0].id, after) != kept(lora, unseen[0].id, before)
 
@@ -205,7 +209,7 @@ def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
         methods=["spectr", f"fixed:expert={only}", "lorahub:trials=3"],
         queries=4,
     )
-    chosen = choosing.kept(lora.workspace).scorers["spectr"]
+    chosen = choosing.load_selection(lora.workspace).scorers["spectr"]
     for spec in unseen:
         gated, alone = kept(lora, spec.id, chosen[spec.id]), kept(lora, spec.id, only)
         for row, own in alone.items():
@@ -222,7 +226,7 @@ def test_the_base_alone_needs_no_expert_and_is_seen_by_none(make_run, run, unsee
     bare = make_run(experts=(), keyed=False)
     found = evaluate.evaluate(bare, unseen, methods=["base"])
     assert {row["method"] for row in found.report.rows} == {"base"}
-    again, _ = report.again(bare.workspace)
+    again, _ = report.rebuild_report(bare.workspace)
     assert again.rows == found.report.rows
     with pytest.raises(UserError, match="or ask for the base alone with --method base"):
         evaluate.evaluate(bare, unseen, methods=["bm25"])
@@ -241,7 +245,7 @@ def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(ru
     assert not any(marked[name] for name in ("base", "roe", "uniform", "other", "oracle", "best_single"))
     seen = {row["expert"]: row["seen"] for row in outcome.report.matrix}
     assert seen == {name: name.startswith("mini_size_animal/") for name in TRAINED}
-    chosen = choosing.kept(run.workspace)
+    chosen = choosing.load_selection(run.workspace)
     assert chosen.scorers["roe"][specs[0].id] in TRAINED[2:]
     (uniform,) = chosen.composites.values()
     assert uniform.members == tuple(sorted(TRAINED[2:]))
@@ -250,18 +254,18 @@ def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(ru
 def test_other_ways_to_score_are_made_of_sums_without_the_network(run, unseen, outcome, monkeypatch):
     del outcome
     task, cells = unseen[0].id, [Cell(unseen[0].id, TRAINED[0])]
-    ranking.score(run, cells, unseen, by="calibrated")
+    ranking.score_cells(run, cells, unseen, by="calibrated")
     monkeypatch.setattr(engine, "score_rows", never)
     ranked = ranking.ranked_rows(run, {task: task_rows.examples(unseen[0], run.source)})[task]
-    sums = ranking.score(run, cells, unseen)[cells[0]].scores
-    mean = ranking.score(run, cells, unseen, by="mean")[cells[0]].scores
-    calibrated = ranking.score(run, cells, unseen, by="calibrated")[cells[0]].scores
+    sums = ranking.score_cells(run, cells, unseen)[cells[0]].scores
+    mean = ranking.score_cells(run, cells, unseen, by="mean")[cells[0]].scores
+    calibrated = ranking.score_cells(run, cells, unseen, by="calibrated")[cells[0]].scores
     for row, own, per_token, less in zip(ranked, sums, mean, calibrated, strict=True):
         lengths = [len(answer) for answer in row.answers]
         np.testing.assert_allclose(per_token, np.array(own) / lengths, rtol=1e-5)
         # All rows of the task have the same two choices, so what is taken off is the same for all.
         np.testing.assert_allclose(np.subtract(own, less), np.subtract(sums[0], calibrated[0]), atol=1e-4)
-    where = results_cache.file(run.workspace.scores, cells[0], (), "mean", ROWS)
+    where = results_cache.cell_file(run.workspace.scores, cells[0], (), "mean", ROWS)
     assert json.loads(where.read_text().splitlines()[0])["score"] == "mean"
 
 
@@ -345,8 +349,8 @@ def test_an_estimate_comes_first_and_a_dry_run_scores_nothing(make_run, unseen, 
     methods = [f"fixed:expert={TRAINED[0]}"]
     assert evaluate.evaluate(run, unseen, methods=methods, told=told.append, dry_run=True) is None
     (ahead,) = told
-    assert (ahead.work.cells, ahead.work.pairs) == (4, 4 * ROWS)
-    assert ahead.work.tokens > 0
+    assert (ahead.cost.cells, ahead.work.pairs) == (4, 4 * ROWS)
+    assert ahead.cost.tokens > 0
     assert ahead.rate > 0
     assert "48 pairs of row and expert in 4 files" in str(ahead)
     assert not run.workspace.scores.exists()
@@ -362,9 +366,9 @@ def test_a_multitask_expert_that_is_not_there_is_asked_for_in_vain(run, unseen):
 
 def test_methods_are_judged_before_a_base_is_read(run):
     with pytest.raises(UserError, match="Router 'arrow' compares LoRA experts"):
-        evaluate.check(run.workspace, ["arrow"])
+        evaluate.check_methods(run.workspace, ["arrow"])
     with pytest.raises(UserError, match="Did you mean 'roe'"):
-        evaluate.check(run.workspace, ["reo"])
+        evaluate.check_methods(run.workspace, ["reo"])
 
 
 def test_more_shots_than_rows_are_refused(lora, unseen):
@@ -376,16 +380,16 @@ def test_shots_come_from_a_training_split_where_there_is_one(lora):
     specs = task_selection.choose(["mini_opposite_word"], evaluation=True)[:1]
     outcome = evaluate.evaluate(lora, specs, methods=["lorahub:shots=3,trials=8"])
     assert {row["n"] for row in outcome.report.rows} == {ROWS}
-    (fitted,) = choosing.kept(lora.workspace).composites.values()
+    (fitted,) = choosing.load_selection(lora.workspace).composites.values()
     recipe = Library.open(lora.workspace.composites).spec(fitted.id).recipe
     assert all(row.startswith("train-") for row in recipe["shots"])
 
 
 def test_scores_with_rows_left_out_keep_the_others_in_order():
     found = TaskScores("t/p", "m", ("a", "b", "c"), ((1.0,), (2.0,), (3.0,)), (0, 0, 0), (0, 0, 0))
-    assert ranking.without_rows(found, ["b"]).row_ids == ("a", "c")
-    assert ranking.without_rows(found, ["b"]).scores == ((1.0,), (3.0,))
-    assert ranking.without_rows(found, []) == found
+    assert ranking.drop_rows(found, ["b"]).row_ids == ("a", "c")
+    assert ranking.drop_rows(found, ["b"]).scores == ((1.0,), (3.0,))
+    assert ranking.drop_rows(found, []) == found
 
 
 def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, unseen, monkeypatch):

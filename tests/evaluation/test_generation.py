@@ -18,7 +18,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting import written
+from elm_jax.reporting import text_metrics
 from elm_jax.scoring import generator as engine
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
@@ -76,12 +76,12 @@ def specs(run):
 def wanted(specs):
     """One expert and the base for one task, both experts for the others."""
     first, *others = [spec.id for spec in specs]
-    return results_cache.whole({first: [EXPERTS[0], BASE], **dict.fromkeys(others, EXPERTS)})
+    return results_cache.make_cells({first: [EXPERTS[0], BASE], **dict.fromkeys(others, EXPERTS)})
 
 
 @pytest.fixture(scope="module")
 def finished(run, specs, wanted):
-    return generation.generate(run, wanted, specs)
+    return generation.generate_answers(run, wanted, specs)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_file_holds_the_value_of_the_task_and_a_line_for_each_row(run, specs, 
 
 
 def test_a_second_call_writes_nothing_and_says_the_same(run, specs, wanted, finished, no_network):
-    assert generation.generate(run, wanted, specs) == finished
+    assert generation.generate_answers(run, wanted, specs) == finished
 
 
 def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, monkeypatch):
@@ -141,13 +141,13 @@ def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, m
         asked.append(list(inputs))
         return [float(len(told)) for told in predictions]
 
-    monkeypatch.setitem(written.HOOKS, "length", hook)
+    monkeypatch.setitem(text_metrics.HOOKS, "length", hook)
     task = specs[0].id
-    told = generation.generate(run, [Cell(task, "base")], specs, metric="length")[Cell(task, "base")]
+    told = generation.generate_answers(run, [Cell(task, "base")], specs, metric="length")[Cell(task, "base")]
     assert told.predictions == finished[Cell(task, "base")].predictions
     assert told.judgement.value == np.mean([len(each) for each in told.predictions])
     assert asked == [[example.input for example in task_rows.examples(specs[0], run.source)]]
-    assert generation.generate(run, [Cell(task, "base")], specs) == {
+    assert generation.generate_answers(run, [Cell(task, "base")], specs) == {
         Cell(task, "base"): finished[Cell(task, "base")]
     }
 
@@ -164,9 +164,11 @@ def test_the_originals_bleu_comes_by_name_or_with_all_of_its_ways(run, specs, fi
         (faithful, False, "bleu (intl)"),
         (run, True, "bleu (intl, swapped)"),
     ):
-        told = generation.generate(of, [Cell(task, "base")], specs, metric="bleu", swapped_bleu=swapped)
+        told = generation.generate_answers(
+            of, [Cell(task, "base")], specs, metric="bleu", swapped_bleu=swapped
+        )
         assert told[Cell(task, "base")].judgement.measure == measure
-    generation.generate(run, [Cell(task, "base")], specs)  # as it was
+    generation.generate_answers(run, [Cell(task, "base")], specs)  # as it was
 
 
 def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, finished, monkeypatch):
@@ -182,7 +184,7 @@ def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, 
         return whole(config, params, prompts, *others, **options)
 
     monkeypatch.setattr(engine, "generate_rows", counted)
-    assert generation.generate(run, wanted, specs) == finished
+    assert generation.generate_answers(run, wanted, specs) == finished
     assert asked == [ROWS]
     assert file.read_bytes() == before
 
@@ -190,14 +192,14 @@ def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, 
 def test_other_rows_are_answered_anew(run, specs, finished):
     task = specs[0].id
     fewer = replace(run, source=replace(run.source, limit=3))
-    told = generation.generate(fewer, [Cell(task, "base")], specs)[Cell(task, "base")]
+    told = generation.generate_answers(fewer, [Cell(task, "base")], specs)[Cell(task, "base")]
     assert len(told.predictions) == 3
-    generation.generate(run, [Cell(task, "base")], specs)  # as it was
+    generation.generate_answers(run, [Cell(task, "base")], specs)  # as it was
 
 
 def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, no_network):
     with pytest.raises(UserError, match="pip install bert-score"):
-        generation.generate(run, [Cell(specs[0].id, EXPERTS[1])], specs, metric="bert_score")
+        generation.generate_answers(run, [Cell(specs[0].id, EXPERTS[1])], specs, metric="bert_score")
 
 
 def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
@@ -205,11 +207,11 @@ def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
     tree = ex.init("bottleneck", jax.random.key(0), run.base.params, width=4)
     add(library, run, "mini_calendar_day/broken", tree, np.nan)
     with pytest.raises(UserError, match="'mini_calendar_day/broken' gives no numbers"):
-        generation.generate(run, [Cell(specs[0].id, "mini_calendar_day/broken")], specs)
+        generation.generate_answers(run, [Cell(specs[0].id, "mini_calendar_day/broken")], specs)
     library.remove("mini_calendar_day/broken")
 
 
 def test_a_task_without_rows_is_refused(run, specs, no_network):
     empty = replace(run, source=replace(run.source, limit=0))
     with pytest.raises(UserError, match="none of the 0 rows"):
-        generation.generate(empty, [Cell(specs[0].id, "base")], specs)
+        generation.generate_answers(empty, [Cell(specs[0].id, "base")], specs)

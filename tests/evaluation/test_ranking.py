@@ -49,7 +49,7 @@ datasets:
 
 def scored(run, specs, source=None):
     run = run if source is None else replace(run, source=source)
-    return ranking.score(run, [Cell(specs[0].id, BASE)], specs)[Cell(specs[0].id, BASE)]
+    return ranking.score_cells(run, [Cell(specs[0].id, BASE)], specs)[Cell(specs[0].id, BASE)]
 
 
 def test_a_single_choice_is_scored_and_right(run, task):
@@ -72,7 +72,7 @@ def test_an_empty_prompt_is_scored_after_the_end_of_sequence_alone(run, task):
     found = scored(run, specs, data_source.Source(faithful=("empty_renderings",)))
     assert len(found.scores) == 2
     cell = Cell(specs[0].id, BASE, (1,), prompted=False)
-    bare = ranking.score(run, [cell._replace(rows=(0,))], specs)[cell._replace(rows=(0,))]
+    bare = ranking.score_cells(run, [cell._replace(rows=(0,))], specs)[cell._replace(rows=(0,))]
     np.testing.assert_allclose(found.scores[0], bare.scores[0], rtol=1e-5)
 
 
@@ -123,8 +123,8 @@ def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, 
 
 
 def test_what_a_row_scores_does_not_depend_on_the_rows_beside_it(run, unseen):
-    whole = ranking.score(run, [Cell(unseen[0].id, TRAINED[0])], unseen)[Cell(unseen[0].id, TRAINED[0])]
+    whole = ranking.score_cells(run, [Cell(unseen[0].id, TRAINED[0])], unseen)[Cell(unseen[0].id, TRAINED[0])]
     some = Cell(unseen[0].id, TRAINED[0], (2, 7))
-    part = ranking.score(run, [some], unseen)[some]
+    part = ranking.score_cells(run, [some], unseen)[some]
     assert part.row_ids == (whole.row_ids[2], whole.row_ids[7])
     np.testing.assert_allclose(part.scores, [whole.scores[2], whole.scores[7]], rtol=1e-5, atol=1e-5)

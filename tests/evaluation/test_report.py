@@ -32,7 +32,7 @@ def evaluated(place, counts, **options):
     workspace = Workspace.open(place, create=True)
     made = scores(counts)
     given = {"workspace": workspace, "environment": {}, "families": {}, **options}
-    return workspace, report.report(made, [], [], [], **given)
+    return workspace, report.write_run_report(made, [], [], [], **given)
 
 
 def test_a_report_is_written_and_its_pages_are_made_again_from_it(tmp_path):
@@ -41,7 +41,7 @@ def test_a_report_is_written_and_its_pages_are_made_again_from_it(tmp_path):
     assert [mean["macro"] for mean in made.means] == pytest.approx([1 / 6, 4 / 6])
     page = files["html"].read_bytes()
     files["html"].unlink()
-    read, again = report.again(workspace)
+    read, again = report.rebuild_report(workspace)
     assert read == made
     assert again["html"].read_bytes() == page
 
@@ -79,17 +79,17 @@ def test_methods_answers_and_rows_to_look_at_reach_the_report(tmp_path):
 def test_two_runs_are_compared_from_their_directories_or_their_reports_alone(tmp_path):
     first, _ = evaluated(tmp_path / "first", {"base": 1, "roe": 2})
     second, _ = evaluated(tmp_path / "second", {"base": 1, "roe": 5})
-    base, roe = report.compare(first.root, second.report)
+    base, roe = report.compare_runs(first.root, second.report)
     assert (base["difference"], roe["difference"]) == pytest.approx((0.0, 0.5))
     assert (roe["better_a"], roe["better_b"], roe["comparisons"]) == (6, 0, 2)
-    (other,) = report.compare(first.root, second.root, ["base=roe"])
+    (other,) = report.compare_runs(first.root, second.root, ["base=roe"])
     assert (other["b"], other["a"]) == ("base", "roe")
     assert other["difference"] == pytest.approx(4 / 6)
 
 
 def test_a_run_that_was_not_evaluated_is_refused(tmp_path):
     workspace = Workspace.open(tmp_path, create=True)
-    for ask in (lambda: report.again(workspace), lambda: report.compare(tmp_path, tmp_path)):
+    for ask in (lambda: report.rebuild_report(workspace), lambda: report.compare_runs(tmp_path, tmp_path)):
         with pytest.raises(UserError, match="nothing was evaluated there yet"):
             ask()
 
@@ -100,13 +100,13 @@ def test_a_report_of_an_older_version_says_to_evaluate_once_more(tmp_path):
     del old["methods"]
     files["json"].write_text(json.dumps(old))
     with pytest.raises(UserError, match=r"lacks methods.*Evaluate once more with `elm evaluate`"):
-        report.again(workspace)
+        report.rebuild_report(workspace)
 
 
 def test_runs_over_other_rows_are_refused_by_name(tmp_path):
     first, _ = evaluated(tmp_path / "first", {"roe": 2})
     second = Workspace.open(tmp_path / "second", create=True)
     given = {"workspace": second, "environment": {}, "families": {}}
-    report.report(scores({"roe": 2}, rows=5), [], [], [], **given)
+    report.write_run_report(scores({"roe": 2}, rows=5), [], [], [], **given)
     with pytest.raises(UserError, match=r"row 'row-5' was evaluated in '.*first' alone \(1 such rows\)"):
-        report.compare(first.root, second.root)
+        report.compare_runs(first.root, second.root)

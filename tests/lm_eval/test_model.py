@@ -23,7 +23,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import gates
 from elm_jax.routing.index import index
 from elm_jax.scoring import generator
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
@@ -245,9 +245,9 @@ def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
     tokens = [*run.pieces.encode(text), run.pieces.eos]
     assert len(tokens) > 16
     # The last window is shorter, and what it leaves of eight tokens goes to the encoder.
-    windows = [Row([run.pieces.eos], [tokens[:8]])]
+    windows = [PromptWithChoices([run.pieces.eos], [tokens[:8]])]
     windows += [
-        Row(tokens[min(at, len(tokens) - 8) - 1 : at], [tokens[at : at + 8]])
+        PromptWithChoices(tokens[min(at, len(tokens) - 8) - 1 : at], [tokens[at : at + 8]])
         for at in range(8, len(tokens), 8)
     ]
     by_hand = score_rows(run.base.config, run.base.params, windows)
@@ -383,7 +383,9 @@ def test_a_router_of_tokens_serves_all_requests(run, folder, ids):
     (gate,) = lm.gated
     rows = requests_of(samples["local_copa"])
     pairs = zip(*arrays(run, *rows), strict=True)
-    asked = [Row(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs]
+    asked = [
+        PromptWithChoices(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs
+    ]
     tree = gates.tree(run, lm.gated[gate])
     wanted = score_rows(run.base.config, run.base.params, asked, tree, stacked=False)
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)

@@ -40,7 +40,7 @@ def run(out, **changes):
         "merged": 2,
         "stages": Stages(),
     }
-    return pipeline.run(**{**settings, **changes})
+    return pipeline.run_pipeline(**{**settings, **changes})
 
 
 @pytest.fixture(scope="module")

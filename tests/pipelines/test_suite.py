@@ -52,7 +52,9 @@ def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
     }
     bindings = [f"{name} = {value}" for name, value in tiny.items()]
     try:
-        outcome = recipes.bound(pipeline.run, [str(RECIPES / "dream_to_story_cloze.gin")], bindings)()
+        outcome = recipes.bound(
+            pipeline.run_pipeline, [str(RECIPES / "dream_to_story_cloze.gin")], bindings
+        )()
     finally:
         gin.clear_config()
     report = json.loads(outcome.files["json"].read_text())

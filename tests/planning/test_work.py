@@ -15,7 +15,7 @@ from elm_jax.training.programs import Layout, Plan
 
 TINY = size("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 LORA = {"rank": 2, "projections": ["query", "value"]}
-SHAPE = buckets.Shape(16, 8, 8)
+SHAPE = buckets.BucketShape(16, 8, 8)
 WORKS = [
     TrainingWork(TINY, Plan("lora", LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
     ScoringWork("score", TINY, "stack", SHAPE, 4, "bottleneck", {"width": 2}, 3),

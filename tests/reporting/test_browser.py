@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from elm_jax.reporting import page
-from elm_jax.reporting.metrics import Count
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.metrics import CorrectCount
+from elm_jax.reporting.summary import build_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -98,7 +98,7 @@ def examples(count):
 
 @pytest.fixture(scope="module")
 def text(make_run):
-    return page.html(summarise(**make_run(), examples=examples(30), samples=50))
+    return page.render_html(build_report(**make_run(), examples=examples(30), samples=50))
 
 
 def test_the_page_opens_without_a_network_and_draws_itself(text, report, tmp_path):
@@ -155,7 +155,7 @@ def test_what_is_missing_sorts_last_either_way(make_task, drive):
       click();
       return [down, names()];
     """
-    down, up = drive(page.html(summarise(scores, [], {}, samples=10)), body)
+    down, up = drive(page.render_html(build_report(scores, [], {}, samples=10)), body)
     assert (down, up) == (["base", "worse", "seen"], ["worse", "base", "seen"])
 
 
@@ -271,7 +271,7 @@ def test_a_row_shows_its_text_as_text_its_choices_and_who_picked_what(text, driv
 
 def test_no_name_of_a_user_becomes_markup_or_runs(make_run, drive):
     odd = "<img src=x onerror=document.title='run'>\"'&"
-    made = page.html(summarise(**make_run(rows=10, odd=odd), samples=10))
+    made = page.render_html(build_report(**make_run(rows=10, odd=odd), samples=10))
     body = "return [document.title, all('img').length, texts('#heat .family th')[0]];"
     assert drive(made, body) == ["Report", 0, f"calendar{odd}"]
 
@@ -318,12 +318,14 @@ def test_a_screenshot_is_not_blank_in_light_or_dark(text, tmp_path, width):
 def test_the_papers_whole_table_makes_a_page_below_ten_megabytes_that_opens(make_task, drive):
     tasks = [f"task-{task}/prompt {number}" for task in range(11) for number in range(10)]
     matrix = [
-        Count(task, f"set-{expert % 36}/expert {expert}", n=2, right=1 + ((expert + len(task)) % 3 == 0))
+        CorrectCount(
+            task, f"set-{expert % 36}/expert {expert}", n=2, right=1 + ((expert + len(task)) % 3 == 0)
+        )
         for expert in range(300)
         for task in tasks
     ]
     scores = [make_task(task, f"method-{number}", [True, False]) for number in range(8) for task in tasks]
-    made = page.html(summarise(scores, [], {}, baseline=None, experts_matrix=matrix))
+    made = page.render_html(build_report(scores, [], {}, baseline=None, experts_matrix=matrix))
     assert len(made.encode()) < 10_000_000
     body = "return [all('#heat tbody tr:not(.family)').length, all('#all tbody tr').length];"
     assert drive(made, body) == [300, 8 * 110]

@@ -7,8 +7,8 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
 from elm_jax.reporting import significance
-from elm_jax.reporting.metrics import Count
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.metrics import CorrectCount
+from elm_jax.reporting.summary import build_report
 
 
 def test_every_method_task_and_prompt_has_a_row_with_its_interval(make_task):
@@ -16,7 +16,7 @@ def test_every_method_task_and_prompt_has_a_row_with_its_interval(make_task):
         make_task("cb/a/b", "base", [True, False, False, False]),
         make_task("cb/a/b", "roe", [True, True, True, False]),
     ]
-    report = summarise(scores, [], {})
+    report = build_report(scores, [], {})
     assert [(row["method"], row["task"], row["prompt"], row["n"]) for row in report.rows] == [
         ("base", "cb", "a/b", 4),
         ("roe", "cb", "a/b", 4),
@@ -33,7 +33,7 @@ def test_means_name_macro_and_micro_and_the_share_of_the_oracles_gap(make_task):
         for method, counts in right.items()
         for task, n in zip(("a/1", "a/2", "b/1"), counts, strict=True)
     ]
-    base, roe, oracle = summarise(scores, [], {}, samples=10).means
+    base, roe, oracle = build_report(scores, [], {}, samples=10).means
     assert (base["macro"], roe["macro"], oracle["macro"]) == pytest.approx((1 / 16, 5 / 16, 3 / 4))
     assert roe["micro"] == pytest.approx(5 / 12)
     assert (base["gap_share"], oracle["gap_share"]) == (0.0, 1.0)
@@ -44,7 +44,7 @@ def test_means_name_macro_and_micro_and_the_share_of_the_oracles_gap(make_task):
 
 def test_a_task_is_summed_up_over_its_prompts(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("a/2", "base", [True, True], choices=2)]
-    (task,) = summarise(scores, [], {}).tasks
+    (task,) = build_report(scores, [], {}).tasks
     assert (task["prompts"], task["n"], task["accuracy"]) == (2, 2, 0.75)
     assert (task["lowest"], task["median"], task["highest"]) == (0.5, 0.75, 1.0)
     assert task["chance"] == pytest.approx((1 / 3 + 1 / 2) / 2)
@@ -55,12 +55,12 @@ def test_every_method_that_used_no_hindsight_is_compared_with_the_baseline(repor
     assert pairs == [(m, "base") for m in ("multitask", "uniform_merge", "roe_top1", "roe_top3_merge")]
     assert {row["comparisons"] for row in report.comparisons} == {4}
     assert [row["p_holm"] for row in report.comparisons] == list(
-        significance.holm(row["p"] for row in report.comparisons)
+        significance.holm_correction(row["p"] for row in report.comparisons)
     )
 
 
 def test_given_pairs_replace_the_default_ones(make_run):
-    report = summarise(**make_run(rows=20), pairs=[("roe_top1", "multitask")], samples=10)
+    report = build_report(**make_run(rows=20), pairs=[("roe_top1", "multitask")], samples=10)
     assert [(row["a"], row["b"], row["comparisons"]) for row in report.comparisons] == [
         ("roe_top1", "multitask", 1)
     ]
@@ -68,10 +68,10 @@ def test_given_pairs_replace_the_default_ones(make_run):
 
 
 def test_both_tests_are_made_of_each_pair_and_corrected(make_run):
-    report = summarise(**make_run(), samples=100)
+    report = build_report(**make_run(), samples=100)
     assert all(row["better_a"] + row["better_b"] <= 6 * 60 for row in report.comparisons)
     assert [row["p_mcnemar_holm"] for row in report.comparisons] == list(
-        significance.holm(row["p_mcnemar"] for row in report.comparisons)
+        significance.holm_correction(row["p_mcnemar"] for row in report.comparisons)
     )
 
 
@@ -80,7 +80,7 @@ def test_methods_stand_in_blocks_by_the_labels_they_saw(make_task):
     methods = [
         {"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": "five rows"}
     ]
-    report = summarise(scores, [], {}, methods=methods, samples=10)
+    report = build_report(scores, [], {}, methods=methods, samples=10)
     assert [(mean["method"], mean["labels"]) for mean in report.means] == [
         ("base", "none"),
         ("roe", "none"),
@@ -104,7 +104,7 @@ def with_seen(make_task):
         dataclasses.replace(task, seen=True) if (task.task, task.method) == ("a/2", "multi") else task
         for task in scores
     ]
-    return summarise(scores, [], {}, samples=50)
+    return build_report(scores, [], {}, samples=50)
 
 
 def test_a_dataset_that_was_seen_is_left_out_whole_of_means_gap_and_comparisons(with_seen):
@@ -131,7 +131,7 @@ def test_what_was_seen_is_shown_and_says_so(with_seen):
 def test_a_method_that_saw_everything_has_no_mean_and_no_comparison(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("a/1", "multi", [True, True])]
     scores[1] = dataclasses.replace(scores[1], seen=True)
-    report = summarise(scores, [], {}, samples=10)
+    report = build_report(scores, [], {}, samples=10)
     assert (report.means[1]["macro"], report.means[1]["micro"], report.means[1]["n"]) == (None, None, 0)
     assert report.comparisons == ()
 
@@ -139,7 +139,7 @@ def test_a_method_that_saw_everything_has_no_mean_and_no_comparison(make_task):
 def test_what_was_generated_makes_a_report_of_its_own():
     row = {"method": "roe", "task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.5}
     row |= {"low": 10.0, "high": 15.0, "seen": False}
-    report = summarise([], [], {}, generated=[row])
+    report = build_report([], [], {}, generated=[row])
     assert report.generated == (row,)
     assert [method["method"] for method in report.methods] == ["roe"]
     assert (report.rows, report.means, report.comparisons) == ((), (), ())
@@ -147,27 +147,27 @@ def test_what_was_generated_makes_a_report_of_its_own():
 
 def test_a_selection_tells_its_rank_in_hindsight_and_how_near_its_voters_were(make_task):
     matrix = [
-        Count("cb/p", expert, n=4, right=n, seen=expert == "w/1")
+        CorrectCount("cb/p", expert, n=4, right=n, seen=expert == "w/1")
         for expert, n in (("w/1", 4), ("x/1", 3), ("y/1", 2), ("z/1", 2))
     ]
     nearest = (("y/1", 0.5), ("x/1", 0.9), ("y/1", 0.7))
     selection = Selection("cb/p", "roe", {"y/1": 1.0}, {"y/1": 2, "x/1": 1}, ("1", "2", "3"), nearest)
-    report = summarise([make_task("cb/p", "base", [True])], [selection], {}, experts_matrix=iter(matrix))
+    report = build_report([make_task("cb/p", "base", [True])], [selection], {}, experts_matrix=iter(matrix))
     (row,) = report.selections
     assert (row["rank"], row["ranked"], row["similarity"]) == (2, 3, pytest.approx(0.6))
 
 
 def test_a_selection_names_its_heaviest_expert_and_all_voters(make_task):
     selection = Selection("cb/p", "roe", {"x/1": 0.4, "y/1": 0.6}, {"x/1": 3, "y/1": 2, "z/1": 1}, ("1",) * 6)
-    (row,) = summarise([make_task("cb/p", "roe", [True])], [selection], {}, baseline=None).selections
+    (row,) = build_report([make_task("cb/p", "roe", [True])], [selection], {}, baseline=None).selections
     assert (row["task"], row["prompt"], row["router"]) == ("cb", "p", "roe")
     assert (row["expert"], row["votes"], row["queries"]) == ("y/1", 2, 6)
     assert row["voters"] == {"x/1": 3, "y/1": 2, "z/1": 1}
 
 
 def test_the_matrix_takes_the_family_of_an_expert_or_of_its_dataset(make_task):
-    matrix = [Count("cb/p", expert, n=2, right=1) for expert in ("x/1", "x/2", "y/1")]
-    report = summarise(
+    matrix = [CorrectCount("cb/p", expert, n=2, right=1) for expert in ("x/1", "x/2", "y/1")]
+    report = build_report(
         [make_task("cb/p", "base", [True])], [], {}, experts_matrix=matrix, families={"x": "qa", "x/2": "own"}
     )
     assert [(row["expert"], row["family"], row["accuracy"]) for row in report.matrix] == [
@@ -191,14 +191,14 @@ def test_the_matrix_takes_the_family_of_an_expert_or_of_its_dataset(make_task):
 )
 def test_scores_that_make_no_fair_table_are_refused(make_task, scores, options, message):
     with pytest.raises(UserError, match=message):
-        summarise([make_task(task, method, [True]) for task, method in scores], [], {}, **options)
+        build_report([make_task(task, method, [True]) for task, method in scores], [], {}, **options)
 
 
 def test_a_selection_without_experts_is_refused(make_task):
     with pytest.raises(UserError, match="task 'a/1' by 'roe' has no expert"):
-        summarise([make_task("a/1", "base", [True])], [Selection("a/1", "roe", {}, {}, ())], {})
+        build_report([make_task("a/1", "base", [True])], [Selection("a/1", "roe", {}, {}, ())], {})
 
 
 def test_values_that_json_does_not_know_are_written_as_text(make_task, tmp_path):
-    report = summarise([make_task("a/1", "base", [True])], [], {"out": tmp_path, "shape": (1, 2)})
+    report = build_report([make_task("a/1", "base", [True])], [], {"out": tmp_path, "shape": (1, 2)})
     assert report.environment == {"out": str(tmp_path), "shape": [1, 2]}

@@ -169,7 +169,7 @@ def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, e
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
     with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
-        pipeline.run(
+        pipeline.run_pipeline(
             train_tasks=["mini-train"], eval_tasks=["mini-unseen"], out=tmp_path, embedder="./absent"
         )
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +177,7 @@ def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, en
 
 def test_a_recipe_names_the_embedder(tmp_path):
     bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
-    bound = recipes.bound(pipeline.run, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
+    bound = recipes.bound(pipeline.run_pipeline, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
     with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
         bound()
 

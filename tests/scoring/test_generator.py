@@ -34,7 +34,7 @@ def trees(base):
 @pytest.fixture(scope="module")
 def alone(config, base, trees):
     """The answers [expert][prompt], each written in a batch of its own."""
-    run = written.compiled(config, LENGTH, "cpu")
+    run = written.compiled_decoder(config, LENGTH, "cpu")
 
     def answer(prompt, tree):
         laid = np.pad(prompt, (0, ROOM - len(prompt)))[None].astype(np.int32)
@@ -66,13 +66,13 @@ def test_order_batches_and_the_mix_of_experts_change_no_answer(config, base, tre
 
 def test_a_prompt_and_expert_that_come_again_are_answered_once(config, base, trees, monkeypatch):
     rows = []
-    run = written.compiled(config, LENGTH, "cpu")
+    run = written.compiled_decoder(config, LENGTH, "cpu")
 
     def counted(params, prompts, *beside):
         rows.extend(map(tuple, prompts.tolist()))
         return run(params, prompts, *beside)
 
-    monkeypatch.setattr(written, "compiled", lambda *key: counted)
+    monkeypatch.setattr(written, "compiled_decoder", lambda *key: counted)
     told = []
     pairs = np.array([(1, 0), (5, 0), (1, 0), (4, 1)])
     found = generator.generate_rows(
@@ -102,12 +102,12 @@ def test_without_experts_the_base_writes(config, base):
 
 def test_few_lengths_hold_all_prompts_and_equal_ones_count_once(base):
     prompts = [[5] * 3] * 500 + [[5] * 9, [6] * 40]
-    lengths = generator.lengths_for(base, prompts)
+    lengths = generator.choose_prompt_lengths(base, prompts)
     assert lengths[-1] == 40
     assert len(lengths) <= 3
-    assert generator.lengths_for(base, []) == []
+    assert generator.choose_prompt_lengths(base, []) == []
     # What a further shape saves grows with how often it is used.
-    assert generator.lengths_for(base, prompts, experts=1e9) == [8, 16, 40]
+    assert generator.choose_prompt_lengths(base, prompts, experts=1e9) == [8, 16, 40]
 
 
 def test_no_prompts_have_no_answers(config, base):

@@ -10,7 +10,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting.written import exact_match
+from elm_jax.reporting.text_metrics import exact_match
 from elm_jax.scoring import generator, rank, scorer
 from elm_jax.scoring.model_functions import model_functions
 from elm_jax.tasks import seqio_tasks, specs

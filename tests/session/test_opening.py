@@ -267,7 +267,9 @@ def test_a_base_is_held_in_the_type_that_is_asked_for_and_stays_the_base_that_it
 def test_what_a_type_changes_is_stamped(published, tmp_path):
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     narrow = opening.open_run(tmp_path / "run", dtype="bfloat16")
-    assert results_cache.read_as(narrow) == results_cache.read_as(run) | {"dtype": "bfloat16"}
+    assert results_cache.reading_settings(narrow) == results_cache.reading_settings(run) | {
+        "dtype": "bfloat16"
+    }
     (course,) = courses.courses(
         task_selection.choose(["mini_size_animal/than a dog"]), courses.Budget(steps=2)
     )

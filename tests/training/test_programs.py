@@ -12,7 +12,7 @@ from elm_jax.models import meshes, shapes, sharding
 from elm_jax.records import Params
 from elm_jax.routing import embedding
 from elm_jax.scoring import generator, scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training import step, trainer
 from elm_jax.training.batches import Shape
 from elm_jax.training.group import Group
@@ -90,7 +90,7 @@ def test_scoring_and_generation_run_their_programs_as_they_tell(one_layer, calle
         on = meshes.mesh(**sizes)
         base = sharding.place(base, sharding.shardings(on, base))
         experts = sharding.place(experts, sharding.shardings(on, experts, experts=True))
-    rows = [Row(prompt, tokens(2, 3)) for prompt in tokens(5, 9, 4)]
+    rows = [PromptWithChoices(prompt, tokens(2, 3)) for prompt in tokens(5, 9, 4)]
     scorer.score_rows(one_layer, base, rows, experts)
     scorer.score_rows(one_layer, base, rows)
     generator.generate_rows(one_layer, base, [row.prompt for row in rows], 4, 1, experts)

@@ -11,10 +11,10 @@ from typing import Any
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import TaskScores
-from elm_jax.reporting import layout, metrics, significance, summary
+from elm_jax.reporting import metrics, significance, summary, table_layout
 from elm_jax.reporting.tables import (
-    COMPARED,
-    MARKS,
+    COMPARISON_HEADER,
+    LABEL_MARKS,
     Table,
     comparison_cells,
     comparisons_note,
@@ -26,7 +26,7 @@ from elm_jax.reporting.tables import (
 Methods = Mapping[str, Sequence[TaskScores]]
 
 
-def compare(
+def compare_methods(
     first: Methods,
     second: Methods,
     pairs: Sequence[tuple[str, str]] | None = None,
@@ -58,7 +58,7 @@ def compare(
         names.resolve(a, first, kind="method", where=called[0])
         names.resolve(b, second, kind="method", where=called[1])
         _require_same(first[a], second[b], called)
-        new, old = summary.fair(second[b], first[a])
+        new, old = summary.common_zero_shot(second[b], first[a])
         if new:
             sides.append((new, old))
         elif named:
@@ -71,7 +71,7 @@ def compare(
             "Methods are compared on tasks whose datasets they were not trained on, but none that both runs "
             "have was evaluated on such a task. Evaluate both on unseen ones."
         )
-    done = summary.compared(sides, labels or {}, samples=samples, seed=seed)
+    done = summary.compare_pairs(sides, labels or {}, samples=samples, seed=seed)
     return tuple(
         {
             **row,
@@ -92,10 +92,10 @@ def compare(
     )
 
 
-def versus_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Returns the comparison as two tables: means with their difference, and differences by task."""
     named = [
-        (row["a"] if row["a"] == row["b"] else f"{row['b']} → {row['a']}") + MARKS[row["labels"]]
+        (row["a"] if row["a"] == row["b"] else f"{row['b']} → {row['a']}") + LABEL_MARKS[row["labels"]]
         for row in rows
     ]
     means = tuple(
@@ -109,7 +109,7 @@ def versus_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         )
         for name, row in zip(named, rows, strict=True)
     )
-    columns = layout.columns(told["task"] for row in rows for told in row["by_task"])
+    columns = table_layout.task_columns(told["task"] for row in rows for told in row["by_task"])
     cells = [{told["task"]: told for told in row["by_task"]} for row in rows]
     by_task = tuple(
         (name, *(_difference(of.get(column.task)) for column in columns))
@@ -117,7 +117,7 @@ def versus_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     )
     note = comparisons_note(rows, ("the second run", "the first"))
     return [
-        Table("Second run − first run", ("method", "first", "second", *COMPARED), means, note),
+        Table("Second run − first run", ("method", "first", "second", *COMPARISON_HEADER), means, note),
         Table(
             "Difference by task",
             ("method", *(column.name for column in columns)),

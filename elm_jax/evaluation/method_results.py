@@ -11,33 +11,33 @@ from typing import Any
 
 from elm_jax.data import task_rows
 from elm_jax.evaluation import derived_experts, generation, ranking
-from elm_jax.evaluation.generation import Answers
-from elm_jax.evaluation.methods import Method
-from elm_jax.evaluation.ranking import Scores
+from elm_jax.evaluation.generation import GeneratedAnswers
+from elm_jax.evaluation.methods import EvaluationMethod
+from elm_jax.evaluation.ranking import ScoreStore
 from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Choices, Chosen
+from elm_jax.evaluation.scorer_selection import ScorerSelection, TaskScorer
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE, home
 from elm_jax.records import TaskScores, TaskSpec
 from elm_jax.reporting import metrics
-from elm_jax.reporting.metrics import Count
+from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.session.workspace import Run
 
-EXAMPLES = 200  # rows of a report to look at
+MAX_EXAMPLES = 200  # rows of a report to look at
 
 
 @dataclass
-class Results:
+class MethodResults:
     """Everything that was scored or written, and what the methods chose."""
 
     run: Run
     ranked: Sequence[TaskSpec]  # tasks with answer choices
     written: Sequence[TaskSpec]  # tasks that are answered in free text
     experts: Sequence[str]
-    wanted: Sequence[Method]
-    choices: Choices
-    scores: Scores
-    answers: Mapping[Cell, Answers]
+    wanted: Sequence[EvaluationMethod]
+    choices: ScorerSelection
+    scores: ScoreStore
+    answers: Mapping[Cell, GeneratedAnswers]
 
     @cached_property
     def best_single(self) -> str:
@@ -49,7 +49,7 @@ class Results:
         unseen = [expert for expert in self.experts if not any(self.seen(spec, expert) for spec in tasks)]
         among = unseen or self.experts
         if self.ranked:
-            return best_overall(self._counts, among, [spec.id for spec in tasks])
+            return best_single_expert(self._counts, among, [spec.id for spec in tasks])
         return max(among, key=lambda expert: sum(self._value(spec, expert) for spec in tasks))
 
     @cached_property
@@ -59,12 +59,12 @@ class Results:
         for spec in (*self.ranked, *self.written):
             unseen = [expert for expert in self.experts if not self.seen(spec, expert)]
             may[spec.id] = unseen or self.experts
-        best = best_each(self._counts, {spec.id: may[spec.id] for spec in self.ranked})
+        best = best_expert_by_task(self._counts, {spec.id: may[spec.id] for spec in self.ranked})
         for spec in self.written:
             best[spec.id] = max(may[spec.id], key=lambda expert, spec=spec: self._value(spec, expert))
         return best
 
-    def chosen(self, method: Method, spec: TaskSpec) -> Chosen:
+    def chosen(self, method: EvaluationMethod, spec: TaskSpec) -> TaskScorer:
         """Returns what a method chose for a task, be it in hindsight."""
         if method.router == "best_single":
             return self.best_single
@@ -72,7 +72,7 @@ class Results:
             return self.oracle[spec.id]
         return self.choices.scorers[method.name][spec.id]
 
-    def seen(self, spec: TaskSpec, chosen: Chosen) -> bool:
+    def seen(self, spec: TaskSpec, chosen: TaskScorer) -> bool:
         """Says whether anything that was chosen for a task was trained on the task's dataset."""
         scorers = {chosen} if isinstance(chosen, str) else set(chosen)
         return any(spec.dataset in self._trained(scorer) for scorer in scorers)
@@ -85,7 +85,7 @@ class Results:
             for spec in self.ranked
         ]
 
-    def matrix(self) -> Iterator[Count]:
+    def matrix(self) -> Iterator[CorrectCount]:
         """Yields how much every expert got right of every task with answer choices."""
         for expert in self.experts:
             for spec in self.ranked:
@@ -103,7 +103,7 @@ class Results:
                 found.append({**where, "n": len(judged.row_ids), **told, "seen": seen})
         return found
 
-    def examples(self, first: Method | None, most: int = EXAMPLES) -> list[dict[str, Any]]:
+    def examples(self, first: EvaluationMethod | None, most: int = MAX_EXAMPLES) -> list[dict[str, Any]]:
         """Returns some rows of every task with what the methods made of them.
 
         Those that `first` got wrong come first. Every task has as many, as far as it has them.
@@ -113,7 +113,7 @@ class Results:
         some = [row for own in told.values() for row in own[:each]][:most]
         return sorted(some, key=lambda row: first is not None and row["answers"][first.name]["right"])
 
-    def _rows(self, spec: TaskSpec, first: Method | None, most: int) -> Iterable[dict[str, Any]]:
+    def _rows(self, spec: TaskSpec, first: EvaluationMethod | None, most: int) -> Iterable[dict[str, Any]]:
         ranked = spec in self.ranked
         of = self._of if ranked else self._answers
         found = {method.name: of(method, spec) for method in self.wanted}
@@ -150,12 +150,12 @@ class Results:
                 "answers": answers,
             }
 
-    def _of(self, method: Method, spec: TaskSpec) -> TaskScores:
-        found = ranking.of_rows(self.scores, spec.id, self.chosen(method, spec), method.name)
-        return ranking.without_rows(found, self.choices.left_out.get(spec.id, ()))
+    def _of(self, method: EvaluationMethod, spec: TaskSpec) -> TaskScores:
+        found = ranking.method_scores(self.scores, spec.id, self.chosen(method, spec), method.name)
+        return ranking.drop_rows(found, self.choices.left_out.get(spec.id, ()))
 
     @cached_property
-    def _counts(self) -> dict[tuple[str, str], Count]:
+    def _counts(self) -> dict[tuple[str, str], CorrectCount]:
         """How much every expert got right of every task; of their rows no more than one cell's are held."""
         return {
             (spec.id, expert): self.scores.count(
@@ -165,13 +165,13 @@ class Results:
             for spec in self.ranked
         }
 
-    def _answers(self, method: Method, spec: TaskSpec) -> Answers:
+    def _answers(self, method: EvaluationMethod, spec: TaskSpec) -> GeneratedAnswers:
         chosen = self.chosen(method, spec)
         left_out = self.choices.left_out.get(spec.id, ())
-        parts = {cell: self.answers[cell] for cell in ranking.at_hand(self.answers, spec.id, chosen)}
+        parts = {cell: self.answers[cell] for cell in ranking.available_cells(self.answers, spec.id, chosen)}
         if isinstance(chosen, str) and not left_out:
             return parts[Cell(spec.id, chosen)]
-        return generation.together(self.run, parts, spec, method.name, chosen, left_out)
+        return generation.assemble_answers(self.run, parts, spec, method.name, chosen, left_out)
 
     def _value(self, spec: TaskSpec, expert: str) -> float:
         return self.answers[Cell(spec.id, expert)].judgement.value
@@ -183,7 +183,7 @@ class Results:
                 return set()  # also where there is no library
             library = Library.open(self.run.workspace.library)
             if scorer in self.choices.composites:
-                found = derived_experts.datasets(library, self.choices.composites[scorer])
+                found = derived_experts.training_datasets(library, self.choices.composites[scorer])
             elif scorer in self.choices.gates:
                 gate = self.choices.gates[scorer]
                 each = [set(library.spec(expert).datasets) for expert in gate.experts]
@@ -198,15 +198,15 @@ class Results:
         return {}
 
 
-def best_overall(
-    counts: Mapping[tuple[str, str], Count], experts: Sequence[str], tasks: Sequence[str]
+def best_single_expert(
+    counts: Mapping[tuple[str, str], CorrectCount], experts: Sequence[str], tasks: Sequence[str]
 ) -> str:
     """Returns the expert with the best macro mean over the tasks, first of equals: chosen in hindsight."""
-    return max(experts, key=lambda expert: metrics.macro_share([counts[task, expert] for task in tasks]))
+    return max(experts, key=lambda expert: metrics.macro_accuracy([counts[task, expert] for task in tasks]))
 
 
-def best_each(
-    counts: Mapping[tuple[str, str], Count], experts: Mapping[str, Sequence[str]]
+def best_expert_by_task(
+    counts: Mapping[tuple[str, str], CorrectCount], experts: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """Returns each task's best expert among those it may have, the first of equals: the oracle."""
     return {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.reporting import significance, versus
+from elm_jax.reporting import run_comparison, significance
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def runs(make_task):
 
 
 def test_methods_of_both_runs_are_compared_second_minus_first(runs):
-    (row,) = versus.compare(*runs, samples=50)
+    (row,) = run_comparison.compare_methods(*runs, samples=50)
     assert (row["a"], row["b"], row["comparisons"]) == ("roe", "roe", 1)
     # a: (3 + 2) / 8 - 1 / 8, b: nothing.
     assert row["difference"] == pytest.approx(0.5 / 2)
@@ -31,39 +31,39 @@ def test_methods_of_both_runs_are_compared_second_minus_first(runs):
 
 
 def test_named_pairs_are_compared_and_corrected_for_their_number(runs):
-    rows = versus.compare(*runs, [("base", "other"), ("roe", "roe")], samples=50)
+    rows = run_comparison.compare_methods(*runs, [("base", "other"), ("roe", "roe")], samples=50)
     assert [(row["b"], row["a"]) for row in rows] == [("roe", "roe"), ("roe", "roe")]
     assert rows[0]["difference"] == 1.0
-    assert [row["p_holm"] for row in rows] == list(significance.holm(row["p"] for row in rows))
+    assert [row["p_holm"] for row in rows] == list(significance.holm_correction(row["p"] for row in rows))
 
 
 def test_a_run_against_itself_does_not_differ(make_task):
     rng = np.random.default_rng(0)
     run = {"roe": [make_task(f"a/{n}", "roe", rng.random(30) < 0.5) for n in range(2)]}
-    (row,) = versus.compare(run, run, samples=50)
+    (row,) = run_comparison.compare_methods(run, run, samples=50)
     assert (row["difference"], row["p"], row["p_mcnemar"]) == (0.0, 1.0, 1.0)
 
 
 def test_datasets_that_either_side_saw_are_left_out(runs):
     first, second = runs
     second["roe"][0] = dataclasses.replace(second["roe"][0], seen=True)
-    (row,) = versus.compare(first, second, samples=50)
+    (row,) = run_comparison.compare_methods(first, second, samples=50)
     assert (row["tasks"], [told["task"] for told in row["by_task"]]) == (1, ["b"])
     second["roe"][2] = dataclasses.replace(second["roe"][2], seen=True)
     with pytest.raises(UserError, match="neither was trained on"):
-        versus.compare(first, second, [("roe", "roe")])
+        run_comparison.compare_methods(first, second, [("roe", "roe")])
     with pytest.raises(UserError, match="none that both runs have was evaluated on such a task"):
-        versus.compare(first, second)
+        run_comparison.compare_methods(first, second)
 
 
 def test_methods_that_saw_every_dataset_are_left_out_unless_they_are_named(runs, make_task):
     seen = [dataclasses.replace(make_task(f"{name}/1", "multitask", [True]), seen=True) for name in "ab"]
     first, second = ({**run, "multitask": seen} for run in runs)
-    assert [row["a"] for row in versus.compare(first, second, samples=50)] == ["roe"]
+    assert [row["a"] for row in run_comparison.compare_methods(first, second, samples=50)] == ["roe"]
 
 
 def test_the_tables_show_both_means_and_every_task(runs):
-    means, by_task = versus.versus_tables(versus.compare(*runs, samples=50))
+    means, by_task = run_comparison.comparison_tables(run_comparison.compare_methods(*runs, samples=50))
     assert means.rows[0][0] == "roe"
     assert means.rows[0][1].startswith("31.3 [")
     assert means.rows[0][3] == "+25.0"
@@ -86,12 +86,12 @@ def test_runs_that_differ_in_tasks_rows_or_labels_are_refused(runs, change, mess
     first, second = runs
     second["roe"][0] = dataclasses.replace(second["roe"][0], **change)
     with pytest.raises(UserError, match=message):
-        versus.compare(first, second)
+        run_comparison.compare_methods(first, second)
 
 
 def test_runs_without_a_method_in_common_or_an_unknown_one_are_refused(runs):
     first, second = runs
     with pytest.raises(UserError, match="the first run has base, the second run has roe, other"):
-        versus.compare({"base": first["base"]}, second)
+        run_comparison.compare_methods({"base": first["base"]}, second)
     with pytest.raises(UserError, match="No method named 'rose' in the first run"):
-        versus.compare(first, second, [("rose", "roe")])
+        run_comparison.compare_methods(first, second, [("rose", "roe")])

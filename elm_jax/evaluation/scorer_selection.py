@@ -11,7 +11,7 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
 from elm_jax.evaluation.derived_experts import Composite
-from elm_jax.evaluation.methods import HINDSIGHT, SHOTS, Method
+from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
@@ -20,39 +20,39 @@ from elm_jax.routing.gates import Gated
 from elm_jax.routing.route import Desk, explained
 from elm_jax.session.workspace import Run, Workspace
 
-Chosen = str | tuple[str, ...]
+TaskScorer = str | tuple[str, ...]
 """One scorer for a task, or one for each of its rows."""
 _TRIVIAL = ("uniform", "fixed")  # routers that look at nothing, so that nothing is to be told of them
 
 
 @dataclass(frozen=True)
-class Choices:
+class ScorerSelection:
     """What every method chose, but those that choose in hindsight, and what has to be made for it."""
 
-    scorers: Mapping[str, Mapping[str, Chosen]]  # method -> task -> scorer
+    scorers: Mapping[str, Mapping[str, TaskScorer]]  # method -> task -> scorer
     composites: Mapping[str, Composite] = field(default_factory=dict)
     gates: Mapping[str, Gated] = field(default_factory=dict)
     selections: Sequence[Selection] = ()
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # task -> rows that were shots
 
 
-def choose(
+def select_scorers(
     run: Run,
     specs: Sequence[TaskSpec],
-    wanted: Sequence[Method],
+    wanted: Sequence[EvaluationMethod],
     experts: Sequence[str],
     queries: int,
     advance: Callable[[int, str], None],
     *,
     seen: bool = False,
-) -> Choices:
+) -> ScorerSelection:
     """Lets every method choose among the experts of a library, for every task; nothing is merged yet.
 
     Experts that were trained on a task's own dataset are passed over, unless a method asks for them; with
     `seen` the one of `fixed` is not. Raises what the routers raise.
     """
     desk = Desk(run, experts, queries)
-    scorers: dict[str, dict[str, Chosen]] = {}
+    scorers: dict[str, dict[str, TaskScorer]] = {}
     made: dict[str, Composite] = {}
     gated: dict[str, Gated] = {}
     told: dict[Any, list[Selection]] = {}
@@ -62,7 +62,7 @@ def choose(
         made[composite.id] = composite
         return composite.id
 
-    def selected(method: Method) -> list[Selection]:
+    def selected(method: EvaluationMethod) -> list[Selection]:
         options = {"seen": seen and method.router == "fixed", **method.options}
         key = storage.fingerprint([method.router, options])
         if key not in told:
@@ -73,17 +73,17 @@ def choose(
         return told[key]
 
     for number, method in enumerate(wanted, start=1):
-        own: dict[str, Chosen] = {}
+        own: dict[str, TaskScorer] = {}
         if method.router == "base":
             own = {spec.id: BASE for spec in specs}
         elif method.router == "multitask":
             own = dict.fromkeys([spec.id for spec in specs], _multitask(run, method.options.get("name", "")))
         elif method.router == "lorahub":
-            options = {"shots": SHOTS, **method.options}
+            options = {"shots": DEFAULT_SHOTS, **method.options}
             for spec in specs:
                 may = experts if method.options.get("seen") else _unseen(desk.library, experts, spec)
-                own[spec.id] = put(derived_experts.fitted(run, spec, options, may))
-                rows = few_shot.shots(run, spec, options["shots"]).left_out
+                own[spec.id] = put(derived_experts.lorahub_composite(run, spec, options, may))
+                rows = few_shot.draw_few_shot(run, spec, options["shots"]).left_out
                 left_out[spec.id] = tuple(dict.fromkeys([*left_out.get(spec.id, ()), *rows]))
         elif method.level == "token":
             options = {name: value for name, value in method.options.items() if name != "seen"}
@@ -96,7 +96,7 @@ def choose(
                 selection.task: tuple(expert for expert, _ in selection.nearest)
                 for selection in selected(method)
             }
-        elif method.router not in HINDSIGHT:
+        elif method.router not in HINDSIGHT_ROUTERS:
             for selection in selected(method):
                 single = len(selection.weights) == 1 and method.merge in (None, "average", "concatenate")
                 own[selection.task] = (
@@ -108,13 +108,13 @@ def choose(
                         )
                     )
                 )
-        if method.router not in HINDSIGHT:
+        if method.router not in HINDSIGHT_ROUTERS:
             scorers[method.name] = own
         advance(number, method.name)
     by_vote = [
         selection for own in told.values() for selection in own if not selection.router.startswith(_TRIVIAL)
     ]
-    return Choices(scorers, made, gated, by_vote, left_out)
+    return ScorerSelection(scorers, made, gated, by_vote, left_out)
 
 
 def multitask_experts(run: Run) -> list[str]:
@@ -123,7 +123,7 @@ def multitask_experts(run: Run) -> list[str]:
     return [expert for expert in there if expert.startswith("multitask/")]
 
 
-def keep(workspace: Workspace, choices: Choices) -> None:
+def save_selection(workspace: Workspace, choices: ScorerSelection) -> None:
     """Writes what was chosen."""
     storage.write_json(
         _file(workspace),
@@ -137,7 +137,7 @@ def keep(workspace: Workspace, choices: Choices) -> None:
     )
 
 
-def kept(workspace: Workspace) -> Choices:
+def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written."""
     told = storage.read_json(_file(workspace), what="What methods chose")
 
@@ -147,7 +147,7 @@ def kept(workspace: Workspace) -> Choices:
     def records(kind: Any, name: str) -> list[Any]:
         return [kind(**{key: plain(value) for key, value in row.items()}) for row in told[name]]
 
-    return Choices(
+    return ScorerSelection(
         {
             method: {task: plain(each) for task, each in own.items()}
             for method, own in told["methods"].items()

@@ -20,23 +20,23 @@ from elm_jax import names
 from elm_jax.errors import UserError
 
 Texts = Sequence[str]
-Hook = Callable[[Texts, Texts, Texts], float | Sequence[float]]
+MetricHook = Callable[[Texts, Texts, Texts], float | Sequence[float]]
 """Takes targets, predictions and inputs; returns a percentage, or one a row, whose mean is then the value."""
-HOOKS: dict[str, Hook] = {}
+HOOKS: dict[str, MetricHook] = {}
 """Measures of one's own by name, to be filled: `written.HOOKS["sari"] = my_sari`."""
-LACKING = {
+UNAVAILABLE = {
     "bert_score": "another network computes it: pip install bert-score",
     "sari": "it compares with the input too: pip install easse, or evaluate",
 }
 """The catalogue's measures that are a hook only, and where they are had."""
-ORDERS = 4  # BLEU's longest n-grams
-SAMPLES = 1000
+BLEU_ORDER = 4  # BLEU's longest n-grams
+BOOTSTRAP_SAMPLES = 1000
 """Draws of a bootstrap."""
-AT_ONCE = 2**17  # rows drawn at once
+ROWS_AT_ONCE = 2**17  # rows drawn at once
 
 
 @dataclass(frozen=True)
-class Judgement:
+class MetricValue:
     """What one measure makes of a task's answers, in percent."""
 
     measure: str  # with its tokeniser
@@ -46,16 +46,16 @@ class Judgement:
     rows: tuple[float, ...]  # of each row alone; empty where there is no interval
 
 
-def judge(
+def compute_metric(
     metric: str,
     targets: Texts,
     predictions: Texts,
     inputs: Texts | None = None,
     *,
     swapped_bleu: bool = False,
-    samples: int = SAMPLES,
+    samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
-) -> Judgement:
+) -> MetricValue:
     """Returns what a measure, as the catalogue calls it or a hook is called, makes of predictions.
 
     The value is the mean over rows, BLEU's that of all rows together. The interval holds the middle 95 % of
@@ -63,42 +63,42 @@ def judge(
     `swapped_bleu` predictions and targets change places in BLEU, as in the original. Raises `UserError` for
     an unknown measure, one whose hook is empty, no rows, and columns of different lengths.
     """
-    require(metric)
+    require_metric(metric)
     if not targets:
         raise UserError("Written answers are wanted to judge, but none came.")
     _same_length(targets, predictions)
     if metric in HOOKS:
         told = HOOKS[metric](targets, predictions, inputs if inputs is not None else [""] * len(targets))
         if not isinstance(told, Sequence | np.ndarray):
-            return Judgement(metric, float(told), None, None, ())
+            return MetricValue(metric, float(told), None, None, ())
         _same_length(targets, told)
         measure, found = metric, _Measured(np.asarray(told, float)[:, None], _mean)
         rows = found.statistics[:, 0]
     else:
-        measure, make = MEASURES[metric]
+        measure, make = METRICS[metric]
         if swapped_bleu and metric == "bleu":
             measure, targets, predictions = "bleu (intl, swapped)", predictions, targets
         found = make(targets, predictions)
         rows = found.statistics[:, 0]
     rng = np.random.default_rng(seed)
     count, drawn = len(targets), []
-    at_once = max(1, AT_ONCE // count)
+    at_once = max(1, ROWS_AT_ONCE // count)
     for start in range(0, samples, at_once):
         chosen = rng.integers(0, count, (min(at_once, samples - start), count))
         drawn += map(found.of_all, found.statistics[chosen].mean(axis=1))
     low, high = np.quantile(drawn, [0.025, 0.975])
     value = found.of_all(found.statistics.mean(axis=0))
-    return Judgement(measure, value, float(low), float(high), tuple(map(float, rows)))
+    return MetricValue(measure, value, float(low), float(high), tuple(map(float, rows)))
 
 
-def require(metric: str) -> None:
+def require_metric(metric: str) -> None:
     """Refuses a measure that is not there, before anything is written that it should judge."""
-    if metric in LACKING and metric not in HOOKS:
+    if metric in UNAVAILABLE and metric not in HOOKS:
         raise UserError(
-            f"Answers are to be judged by {metric!r}, but no function for it is here; {LACKING[metric]}, "
-            f"and give it as elm_jax.reporting.written.HOOKS[{metric!r}], or judge by another."
+            f"Answers are to be judged by {metric!r}, but no function for it is here; {UNAVAILABLE[metric]}, "
+            f"and give it as elm_jax.reporting.text_metrics.HOOKS[{metric!r}], or judge by another."
         )
-    names.resolve(metric, [*MEASURES, *HOOKS], kind="measure", where="elm_jax.reporting.written")
+    names.resolve(metric, [*METRICS, *HOOKS], kind="measure", where="elm_jax.reporting.text_metrics")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def rouge(targets: Texts, predictions: Texts) -> dict[str, float]:
     They see the letters a to z and digits alone, as rouge-score does by default.
     """
     kinds = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
-    return {kind: _value(MEASURES[metric][1], targets, predictions) for kind, metric in kinds.items()}
+    return {kind: _value(METRICS[metric][1], targets, predictions) for kind, metric in kinds.items()}
 
 
 def bleu(targets: Texts, predictions: Texts) -> dict[str, float]:
@@ -140,7 +140,7 @@ def squad(targets: Texts, predictions: Texts) -> dict[str, float]:
     }
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Returns a text as SQuAD compares it: lower case, no punctuation, no articles, single spaces.
 
     >>> normalised(" The  Cat's (hat), an A.")
@@ -152,7 +152,7 @@ def normalised(text: str) -> str:
 
 def word_f1(target: str, prediction: str) -> float:
     """Returns SQuAD's F1 of the words that both hold, in [0, 1]; 1 where both hold none (Rajpurkar 2018)."""
-    wanted, told = normalised(target).split(), normalised(prediction).split()
+    wanted, told = normalize_answer(target).split(), normalize_answer(prediction).split()
     if not wanted or not told:
         return float(wanted == told)
     shared = sum((Counter(wanted) & Counter(told)).values())
@@ -179,7 +179,7 @@ def _by_row(of_row: Callable[[str, str], float]) -> "_Make":
 
 _Make = Callable[[Texts, Texts], _Measured]
 _exact_match = _by_row(lambda target, told: target.strip() == told.strip())
-_squad_em = _by_row(lambda target, told: normalised(target) == normalised(told))
+_squad_em = _by_row(lambda target, told: normalize_answer(target) == normalize_answer(told))
 _squad_f1 = _by_row(word_f1)
 
 
@@ -201,13 +201,13 @@ def _bleu(targets: Texts, predictions: Texts) -> _Measured:
 
     def of_all(means: np.ndarray) -> float:
         sums = np.rint(means[1:] * len(targets)).astype(int).tolist()  # sacrebleu asks for whole numbers
-        counts, totals, lengths = sums[:ORDERS], sums[ORDERS : 2 * ORDERS], sums[2 * ORDERS :]
+        counts, totals, lengths = sums[:BLEU_ORDER], sums[BLEU_ORDER : 2 * BLEU_ORDER], sums[2 * BLEU_ORDER :]
         return float(made.compute_bleu(counts, totals, *lengths, smooth_method="exp").score)
 
     return _Measured(np.array(rows, float), of_all)
 
 
-MEASURES: Mapping[str, tuple[str, _Make]] = {
+METRICS: Mapping[str, tuple[str, _Make]] = {
     "accuracy": ("exact match", _exact_match),
     "exact_match": ("exact match", _exact_match),
     "squad_em": ("squad_em (normalised)", _squad_em),

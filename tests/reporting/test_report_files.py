@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
 from elm_jax.records import Report
-from elm_jax.reporting import folder, metrics
-from elm_jax.reporting.folder import read_report, read_rows, write_report
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting import metrics, report_files
+from elm_jax.reporting.report_files import read_report, read_rows, write_report
+from elm_jax.reporting.summary import build_report
 
 
 def test_a_report_comes_back_as_it_was_and_makes_the_same_pages(report, tmp_path):
@@ -55,7 +55,7 @@ def test_a_foreign_file_is_refused(tmp_path, content, message):
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("part", [*folder.PARTS, "environment"])
+@pytest.mark.parametrize("part", [*report_files.PARTS, "environment"])
 def test_a_part_of_another_shape_is_refused_by_name(report, tmp_path, part):
     value = json.loads(json.dumps({"format": 1, **dataclasses.asdict(report)}))
     for foreign in ("text", 5, [{"something": "else"}]):
@@ -72,11 +72,11 @@ JSON = st.recursive(
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(["format", "environment", *folder.PARTS]), st.just(1) | JSON))
+@given(st.dictionaries(st.sampled_from(["format", "environment", *report_files.PARTS]), st.just(1) | JSON))
 def test_any_other_json_is_a_report_or_one_clear_error(tmp_path, value):
     (tmp_path / "report.json").write_text(json.dumps(value))
     whole = value.get("format") == 1 and isinstance(value.get("environment"), dict)
-    whole = whole and all(value.get(part) == [] for part in folder.PARTS)
+    whole = whole and all(value.get(part) == [] for part in report_files.PARTS)
     if whole:
         assert read_report(tmp_path) == Report((), (), (), (), value["environment"])
     else:
@@ -115,11 +115,11 @@ def test_what_was_right_row_by_row_comes_back(make_task, tmp_path):
     ]
     turned = {"row_ids": ("z", "y", "x"), "labels": (2, 1, 0), "predictions": (0, 1, 0)}
     scores.insert(1, dataclasses.replace(scores[0], method="roe", **turned))
-    report = summarise(scores, [], {}, samples=10)
+    report = build_report(scores, [], {}, samples=10)
     write_report(report, tmp_path, scores)
     read = read_rows(tmp_path, read_report(tmp_path))
     found = {
-        (task.method, task.task): (task.row_ids, metrics.hits(task).tolist())
+        (task.method, task.task): (task.row_ids, metrics.correct_rows(task).tolist())
         for tasks in read.values()
         for task in tasks
     }
@@ -134,12 +134,12 @@ def test_what_was_right_row_by_row_comes_back(make_task, tmp_path):
 
 def test_rows_that_are_missing_or_of_another_report_are_refused(make_task, tmp_path):
     scores = [make_task("a/1", "base", [True, False])]
-    report = summarise(scores, [], {})
+    report = build_report(scores, [], {})
     write_report(report, tmp_path)
     with pytest.raises(UserError, match=r"no file is there\. Evaluate once more"):
         read_rows(tmp_path, report)
     write_report(report, tmp_path, scores)
-    other = summarise([make_task("a/1", "base", [True, True])], [], {})
+    other = build_report([make_task("a/1", "base", [True, True])], [], {})
     with pytest.raises(UserError, match=r"is of another report\. Evaluate once more"):
         read_rows(tmp_path, other)
 
@@ -147,6 +147,6 @@ def test_rows_that_are_missing_or_of_another_report_are_refused(make_task, tmp_p
 def test_generated_answers_have_a_csv_of_their_own(tmp_path):
     row = {"method": "roe", "task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.5}
     row |= {"low": None, "high": None, "seen": True}
-    write_report(summarise([], [], {}, generated=[row]), tmp_path)
+    write_report(build_report([], [], {}, generated=[row]), tmp_path)
     (line,) = csv.DictReader((tmp_path / "generated.csv").read_text().splitlines())
     assert line == {**{name: str(value) for name, value in row.items()}, "low": "", "high": "", "seen": "1"}

@@ -39,11 +39,11 @@ def write_report(
     """
     folder = storage.writable_directory(directory)
     paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
-    storage.write_bytes(paths["html"], page.html(report).encode())
-    storage.write_bytes(paths["md"], documents.markdown(report).encode())
-    storage.write_bytes(paths["csv"], documents.csv_rows(report).encode())
+    storage.write_bytes(paths["html"], page.render_html(report).encode())
+    storage.write_bytes(paths["md"], documents.render_markdown(report).encode())
+    storage.write_bytes(paths["csv"], documents.render_csv(report).encode())
     if report.generated:
-        storage.write_bytes(folder / "generated.csv", documents.csv_generated(report).encode())
+        storage.write_bytes(folder / "generated.csv", documents.render_generated_csv(report).encode())
     if scores:
         storage.write_jsonl(folder / "rows.jsonl", _lines(report, scores))
     storage.write_json(paths["json"], asdict(report))
@@ -124,7 +124,9 @@ def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]
             "task": task,
             "rows": rows,
             "labels": labels,
-            "right": {of.method: "".join("01"[hit] for hit in metrics.hits(of).tolist()) for of in alike},
+            "right": {
+                of.method: "".join("01"[hit] for hit in metrics.correct_rows(of).tolist()) for of in alike
+            },
             "seen": [of.method for of in alike if of.seen],
         }
         for (task, rows, labels), alike in by_rows.items()
