@@ -29,8 +29,10 @@ from typing import Any
 from elm_jax.data.data_source import Lengths, Source
 from elm_jax.pipelines import pipeline
 from elm_jax.pipelines.quickstart import BUDGET, PRETRAINING
-from elm_jax.records import Report, TaskScores
+from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, summary
+from elm_jax.reporting.records import Report
+from elm_jax.reporting.summary import Bootstrap
 from elm_jax.tasks import mini
 
 BUDGETS = {
@@ -107,15 +109,16 @@ def methods(kind: str) -> list[str]:
 
 def table(report: Report, scores: Mapping[str, Sequence[TaskScores]]) -> list[dict[str, Any]]:
     """Returns one row a method: its mean, the share of the gap it closes, what it differs by from others."""
-    labels = {row["method"]: row["labels"] for row in report.methods}
+    labels = {row.method: row.labels for row in report.methods}
     pairs = [(method, "base") for method in scores if method != "base" and labels[method] != "hindsight"]
     pairs += [
         (method, "multitask") for method, _ in pairs if labels[method] == "none" and method != "multitask"
     ]
-    found = summary.compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, samples=SAMPLES)
-    told = {(row["a"], row["b"]): {name: row[name] for name in COMPARED} for row in found}
+    found = summary.compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, Bootstrap(SAMPLES))
+    told = {(row.a, row.b): {name: getattr(row, name) for name in COMPARED} for row in found}
     return [
-        {name: mean[name] for name in MEANS} | {f"to_{b}": told.get((mean["method"], b)) for b in BASELINES}
+        {name: getattr(mean, name) for name in MEANS}
+        | {f"to_{b}": told.get((mean.method, b)) for b in BASELINES}
         for mean in report.means
     ]
 

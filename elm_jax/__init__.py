@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from elm_jax.pipelines.pipeline import run_pipeline
     from elm_jax.prompting.render import Renderings
     from elm_jax.prompting.templates import Template, load_templates
-    from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Report, Selection, TaskSpec
+    from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Selection, TaskSpec
+    from elm_jax.reporting.records import Report
     from elm_jax.routing.embedding import Embedder, load_embedder
     from elm_jax.routing.index import index
     from elm_jax.routing.route import route

@@ -1,6 +1,7 @@
 """`elm report`: a run's results as tables, intervals, paired tests and a page; two runs compared."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -34,7 +35,11 @@ def report(
     if len(named) == 2:
         rows = reports.compare_runs(*named, methods=method or ())
         if as_json:
-            told = {"first": named[0], "second": named[1], "comparisons": rows}
+            told = {
+                "first": named[0],
+                "second": named[1],
+                "comparisons": [asdict(row) for row in rows],
+            }
             print(json.dumps(told, ensure_ascii=False))
         else:
             print(

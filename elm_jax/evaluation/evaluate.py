@@ -28,7 +28,9 @@ from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.experts import keys
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
-from elm_jax.records import Report, TaskSpec
+from elm_jax.records import TaskSpec
+from elm_jax.reporting.records import Report
+from elm_jax.reporting.summary import ReportInputs
 from elm_jax.scoring import rank
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session import devices, opening
@@ -274,19 +276,15 @@ def _report(found: MethodResults, *, every: bool, environment: Mapping[str, Any]
         if each.task
     ]
     with run.stages.stage("compare and report", 1):
-        made, files = reports.write_run_report(
+        inputs = ReportInputs(
             found.by_method(),
-            pairs,
             [*found.choices.selections, *fitted],
-            found.matrix() if every else (),
-            workspace=run.workspace,
-            environment={
-                **environment,
-                "seconds": reports.store_seconds(run.workspace, run.stages.seconds),
-            },
-            families={spec.id: spec.family or spec.dataset for spec in task_specs()},
+            {**environment, "seconds": reports.add_seconds(run.workspace, run.stages.seconds)},
             methods=[ways.describe_method(method) for method in wanted],
-            generated=found.written_by_method(),
+            generated=found.generated(),
             examples=found.examples(retrieval[0] if retrieval else None),
+            expert_counts=found.matrix() if every else (),
+            families={spec.id: spec.family or spec.dataset for spec in task_specs()},
         )
+        made, files = reports.write_run_report(run.workspace, inputs, pairs)
     return EvaluationResult(made, files, dict(run.stages.seconds))

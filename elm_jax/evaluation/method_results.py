@@ -5,9 +5,8 @@ is no zero-shot one. Rows that a method was shown with their labels count for no
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from elm_jax.data import task_rows
 from elm_jax.evaluation import derived_experts, generation, ranking
@@ -18,9 +17,10 @@ from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection, TaskScorer
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE, home
-from elm_jax.records import TaskScores, TaskSpec
+from elm_jax.records import PromptedExample, TaskScores, TaskSpec
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
+from elm_jax.reporting.records import GeneratedResult, MethodAnswer, RowExample
 from elm_jax.session.workspace import Run
 
 MAX_EXAMPLES = 200  # rows of a report to look at
@@ -91,64 +91,66 @@ class MethodResults:
             for spec in self.ranked:
                 yield replace(self._counts[spec.id, expert], seen=self.seen(spec, expert))
 
-    def written_by_method(self) -> list[dict[str, Any]]:
+    def generated(self) -> list[GeneratedResult]:
         """Returns how good every method's answers are to every task without choices."""
         found = []
         for method in self.wanted:
             for spec in self.written:
-                judged = self._answers(method, spec)
-                told = {name: asdict(judged.judgement)[name] for name in ("measure", "value", "low", "high")}
-                where = {"method": method.name, "task": spec.dataset, "prompt": spec.prompt}
-                seen = self.seen(spec, self.chosen(method, spec))
-                found.append({**where, "n": len(judged.row_ids), **told, "seen": seen})
+                answers = self._answers(method, spec)
+                found.append(
+                    GeneratedResult(
+                        method=method.name,
+                        task=spec.dataset,
+                        prompt=spec.prompt,
+                        n=len(answers.row_ids),
+                        measure=answers.judgement.measure,
+                        value=answers.judgement.value,
+                        low=answers.judgement.low,
+                        high=answers.judgement.high,
+                        seen=self.seen(spec, self.chosen(method, spec)),
+                    )
+                )
         return found
 
-    def examples(self, first: EvaluationMethod | None, most: int = MAX_EXAMPLES) -> list[dict[str, Any]]:
+    def examples(self, first: EvaluationMethod | None, most: int = MAX_EXAMPLES) -> list[RowExample]:
         """Returns some rows of every task with what the methods made of them.
 
         Those that `first` got wrong come first. Every task has as many, as far as it has them.
         """
-        told = {spec.id: list(self._rows(spec, first, most)) for spec in (*self.ranked, *self.written)}
-        each = max(1, most // max(1, len(told)))
-        some = [row for own in told.values() for row in own[:each]][:most]
-        return sorted(some, key=lambda row: first is not None and row["answers"][first.name]["right"])
+        by_task = [list(self._rows(spec, first, most)) for spec in (*self.ranked, *self.written)]
+        each = max(1, most // max(1, len(by_task)))
+        some = [row for own in by_task for row in own[:each]][:most]
+        return sorted(some, key=lambda row: first is not None and row.answers[first.name].right)
 
-    def _rows(self, spec: TaskSpec, first: EvaluationMethod | None, most: int) -> Iterable[dict[str, Any]]:
-        ranked = spec in self.ranked
-        of = self._of if ranked else self._answers
+    def _rows(self, spec: TaskSpec, first: EvaluationMethod | None, most: int) -> Iterable[RowExample]:
+        of = self._of if spec in self.ranked else self._answers
         found = {method.name: of(method, spec) for method in self.wanted}
-        place = {row: at for at, row in enumerate(next(iter(found.values())).row_ids)}
+        places = {row: at for at, row in enumerate(next(iter(found.values())).row_ids)}
         examples = [
-            example for example in task_rows.examples(spec, self.run.source) if example.row_id in place
+            example for example in task_rows.examples(spec, self.run.source) if example.row_id in places
         ]
 
-        def right(name: str, example: Any) -> bool:
-            own, at = found[name], place[example.row_id]
+        def answer(name: str, example: PromptedExample) -> MethodAnswer:
+            own, at = found[name], places[example.row_id]
+            prediction = own.predictions[at]
             if isinstance(own, TaskScores):
-                return own.predictions[at] == own.labels[at]
-            return own.predictions[at].strip() == example.target.strip()
+                return MethodAnswer(
+                    example.choices[int(prediction)], prediction == own.labels[at], own.scores[at]
+                )
+            return MethodAnswer(str(prediction), str(prediction).strip() == example.target.strip(), None)
 
         if first is not None:
-            examples.sort(key=lambda example: right(first.name, example))
+            examples.sort(key=lambda example: answer(first.name, example).right)
         for example in examples[:most]:
-            answers = {}
-            for name, own in found.items():
-                at = place[example.row_id]
-                if isinstance(own, TaskScores):
-                    answers[name] = {"prediction": example.choices[own.predictions[at]]}
-                    answers[name] |= {"right": right(name, example), "scores": list(own.scores[at])}
-                else:
-                    answers[name] = {"prediction": own.predictions[at], "right": right(name, example)}
-                    answers[name] |= {"scores": None}
-            yield {
-                "task": spec.dataset,
-                "prompt": spec.prompt,
-                "row": example.row_id,
-                "input": example.input,
-                "choices": list(example.choices),
-                "target": example.target,
-                "answers": answers,
-            }
+            yield RowExample(
+                task=spec.dataset,
+                prompt=spec.prompt,
+                row=example.row_id,
+                input=example.input,
+                choices=tuple(example.choices),
+                target=example.target,
+                answers={name: answer(name, example) for name in found},
+            )
 
     def _of(self, method: EvaluationMethod, spec: TaskSpec) -> TaskScores:
         found = ranking.method_scores(self.scores, spec.id, self.chosen(method, spec), method.name)

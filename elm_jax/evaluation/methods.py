@@ -27,6 +27,7 @@ from elm_jax.merging import plan as plans
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import checked
 from elm_jax.records import ExpertSpec
+from elm_jax.reporting.records import MethodDescription
 from elm_jax.routing import table as routing
 
 HINDSIGHT_ROUTERS = ("best_single", "oracle")
@@ -155,8 +156,8 @@ def is_retrieval(method: EvaluationMethod) -> bool:
     return method.labels == "none" and method.router not in (*SPECIAL_ROUTERS, "uniform", "fixed")
 
 
-def describe_method(method: EvaluationMethod) -> dict[str, Any]:
-    """Returns what a report says of a method: method, router, merge, labels and a note."""
+def describe_method(method: EvaluationMethod) -> MethodDescription:
+    """Returns what a report says of a method."""
     notes = {
         "row": "every row is answered by an expert of its own",
         "token": "every token is shared out among experts, in every layer",
@@ -167,7 +168,7 @@ def describe_method(method: EvaluationMethod) -> dict[str, Any]:
         note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
     merge = None if method.merge is None else ":".join([method.merge, *_options(method.merge_options)])
     router = ":".join([method.router, *_options(method.options)])
-    return {"method": method.name, "router": router, "merge": merge, "labels": method.labels, "note": note}
+    return MethodDescription(method.name, router, merge, method.labels, note)
 
 
 def _options(options: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,8 @@ from elm_jax.experts.files import Description
 from elm_jax.experts.library import Library, Size
 from elm_jax.experts.lookup import homes
 from elm_jax.reporting.documents import flatten_values
-from elm_jax.reporting.tables import Table, percent
+from elm_jax.reporting.formatting import format_percent
+from elm_jax.reporting.tables import Table
 from elm_jax.session.workspace import Workspace
 
 
@@ -65,7 +66,9 @@ def table(found: Sequence[Listed], *, scored: bool) -> Table:
         keys = "yes" if one.keys else "no"
         size = f"{one.size.parameters:,}", f"{one.size.bytes:,}"
         accuracies = [accuracy for accuracy, _ in one.accuracies.values()]
-        mean = f"{percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
+        mean = (
+            f"{format_percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
+        )
         own = (spec.id, spec.kind, str(spec.steps), one.about.owner, keys, *size)
         told.append((*own, mean) if scored else own)
     caption = "Accuracy: the mean in percent over the tasks scored in this run, and how many they are."
@@ -95,5 +98,5 @@ def lines(one: Listed) -> list[tuple[str, str]]:
     told += flatten_values({"recipe": dict(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
-        told.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
+        told.append(("accuracy", f"{format_percent(accuracy)} % of {count} rows of {task}{seen}"))
     return told + [("owns", path) for path in spec.paths]

@@ -14,8 +14,9 @@ from elm_jax.experts import atomic_dir, files, hub_layout
 from elm_jax.experts.files import Description
 from elm_jax.experts.library import Library
 from elm_jax.reporting.documents import flatten_values, table_to_markdown
+from elm_jax.reporting.formatting import MISSING, format_interval
 from elm_jax.reporting.metrics import wilson_interval
-from elm_jax.reporting.tables import NOTHING, Table, interval
+from elm_jax.reporting.tables import Table
 from elm_jax.session.workspace import Workspace
 
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?$")
@@ -151,8 +152,8 @@ def markdown(card: Card) -> str:
 def _about(card: Card) -> tuple[tuple[str, str], ...]:
     base = card.base
     return (
-        ("base", base.repository or NOTHING),
-        ("base's revision", base.revision or NOTHING),
+        ("base", base.repository or MISSING),
+        ("base's revision", base.revision or MISSING),
         ("base's fingerprint", base.fingerprint),
         ("licence", card.licence or "not stated"),
     )
@@ -187,7 +188,7 @@ def _scores(card: Card) -> Table:
             score.task,
             score.measure,
             f"{score.value:.1f}",
-            interval(score.low, score.high, show=lambda end: f"{end:.1f}"),
+            format_interval(score.low, score.high, show=lambda end: f"{end:.1f}"),
             str(score.rows),
             "yes" if score.seen else "no",
         )

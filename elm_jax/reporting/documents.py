@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from elm_jax.records import Report
 from elm_jax.reporting import tables
+from elm_jax.reporting.records import Report
 
 
 def render_markdown(report: Report) -> str:
@@ -40,16 +40,16 @@ def table_to_markdown(table: tables.Table) -> str:
 
 def render_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt, in full precision; fractions, not percent."""
-    labels = {row["method"]: row["labels"] for row in report.methods}
+    labels = {row.method: row.labels for row in report.methods}
     names = ("method", "task", "prompt", "n", "accuracy", "low", "high", "chance", "seen", "labels")
-    rows = ({**row, "seen": int(row["seen"]), "labels": labels[row["method"]]} for row in report.rows)
+    rows = ({**vars(row), "seen": int(row.seen), "labels": labels[row.method]} for row in report.rows)
     return _csv(names, rows)
 
 
 def render_generated_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt answered in free text; percent."""
     names = ("method", "task", "prompt", "n", "measure", "value", "low", "high", "seen")
-    return _csv(names, ({**row, "seen": int(row["seen"])} for row in report.generated))
+    return _csv(names, ({**vars(row), "seen": int(row.seen)} for row in report.generated))
 
 
 def _csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

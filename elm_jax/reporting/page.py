@@ -8,13 +8,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
 import jinja2
 
-from elm_jax.records import Report
-from elm_jax.reporting import charts, documents, published, table_layout, tables
+from elm_jax.reporting import charts, documents, formatting, published, table_layout, tables
+from elm_jax.reporting.records import Report
 
 SCRIPTS = ("page.js", "heatmap.js", "browser.js")
 MAX_VOTE_PARTS = 8
@@ -30,7 +31,9 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(_asset),
     )
-    environment.filters.update(percent=tables.percent, points=tables.points, p_value=tables.p_value)
+    environment.filters.update(
+        percent=formatting.format_percent, points=formatting.format_points, p_value=formatting.format_p_value
+    )
     note = report.environment.get("note")
     script = "\n".join(_asset(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -67,16 +70,16 @@ def embed_json(value: Mapping[str, Any]) -> str:
 def lead_paragraph(report: Report) -> dict[str, Any]:
     """Returns what a reader should take away first: the best zero-shot method, and its lead; or nothing."""
     best_of_all = tables.best_mean(report, "macro")
-    best = next((mean for mean in report.means if mean["method"] in best_of_all), None)
+    best = next((mean for mean in report.means if mean.method in best_of_all), None)
     if best is None:
         return {}
-    against = [row for row in report.comparisons if row["a"] == best["method"]]
-    datasets = {row["task"] for row in report.tasks} - set(best["left_out"])
+    against = [row for row in report.comparisons if row.a == best.method]
+    datasets = {row.task for row in report.tasks} - set(best.left_out)
     return {
         "best": best,
-        "only": sum(mean["labels"] == "none" for mean in report.means) == 1,
+        "only": sum(mean.labels == "none" for mean in report.means) == 1,
         "datasets": len(datasets),
-        "prompts": len({(row["task"], row["prompt"]) for row in report.rows if row["task"] in datasets}),
+        "prompts": len({(row.task, row.prompt) for row in report.rows if row.task in datasets}),
         "chance": tables.chance_means(report)[0],
         "comparison": against[0] if against else None,
         "comparisons": len(report.comparisons),
@@ -89,24 +92,25 @@ def headline_table(report: Report) -> dict[str, Any]:
         return {}
     columns = tables.report_columns(report)
     cells = tables.by_method_and_task(report)
-    first = report.means[0]["method"]
+    first = report.means[0].method
     best = {column.task: tables.best_cell(report, column.task) for column in columns}
     best_macro, best_micro = tables.best_mean(report, "macro"), tables.best_mean(report, "micro")
     levels = tables.chance_levels(report)
-    notes = {row["method"]: row["note"] for row in report.methods}
+    notes = {row.method: row.note for row in report.methods}
     blocks: dict[str, list[dict[str, Any]]] = {}
     for mean in report.means:
-        method = mean["method"]
+        method = mean.method
         line = {
             "mean": mean,
             "what": notes.get(method, ""),
             "cells": [
-                {**cells[method, column.task], "best": method in best[column.task]} for column in columns
+                {"result": cells[method, column.task], "best": method in best[column.task]}
+                for column in columns
             ],
             "best_macro": method in best_macro,
             "best_micro": method in best_micro,
         }
-        blocks.setdefault(mean["labels"], []).append(line)
+        blocks.setdefault(mean.labels, []).append(line)
     groups: list[list[Any]] = []
     for column in columns:
         if not groups or groups[-1][0] != column.group:
@@ -119,8 +123,8 @@ def headline_table(report: Report) -> dict[str, Any]:
         "tasks": [
             {
                 "name": column.name,
-                "title": f"{column.task}: {cells[first, column.task]['prompts']} prompts, "
-                f"{cells[first, column.task]['n']:,} rows",
+                "title": f"{column.task}: {cells[first, column.task].prompts} prompts, "
+                f"{cells[first, column.task].n:,} rows",
                 "starts": number == 0 or column.group != columns[number - 1].group,
             }
             for number, column in enumerate(columns)
@@ -133,10 +137,10 @@ def headline_table(report: Report) -> dict[str, Any]:
         "published_note": published.published_note(names) if others else "",
         "chance": [levels[column.task] for column in columns],
         "chance_means": tables.chance_means(report),
-        "shares": any(mean["gap_share"] is not None for mean in report.means),
-        "hindsight": [mean["method"] for mean in report.means if mean["labels"] == "hindsight"],
+        "shares": any(mean.gap_share is not None for mean in report.means),
+        "hindsight": [mean.method for mean in report.means if mean.labels == "hindsight"],
         "seen": tables.seen_note(report).strip(),
-        "glossary": [(row["method"], row["note"]) for row in report.methods if row["note"]],
+        "glossary": [(row.method, row.note) for row in report.methods if row.note],
     }
 
 
@@ -144,22 +148,20 @@ def selection_rows(report: Report) -> list[dict[str, Any]]:
     """Returns each selection with its votes as shares of a bar, the chosen experts first."""
     found = []
     for row in report.selections:
-        voters = sorted(row["voters"].items(), key=lambda voter: (voter[0] not in row["weights"], -voter[1]))
+        voters = sorted(row.voters.items(), key=lambda voter: (voter[0] not in row.weights, -voter[1]))
         parts = [
-            {"expert": name, "votes": votes, "chosen": name in row["weights"]}
-            for name, votes in voters
-            if votes
+            {"expert": name, "votes": votes, "chosen": name in row.weights} for name, votes in voters if votes
         ]
         rest = parts[MAX_VOTE_PARTS:]
         if len(rest) > 1:
-            votes = sum(part["votes"] for part in rest)
+            votes = sum(votes for _, votes in voters[MAX_VOTE_PARTS:])
             parts = [
                 *parts[:MAX_VOTE_PARTS],
                 {"expert": f"{len(rest)} others", "votes": votes, "chosen": False},
             ]
         found.append(
             {
-                **row,
+                "selection": row,
                 "chosen": tables.format_experts(row),
                 "votes_text": tables.format_votes(row),
                 "rank_text": tables.format_rank(row),
@@ -173,12 +175,12 @@ def example_rows(report: Report) -> dict[str, Any]:
     """Returns the rows to look at, with the methods that answered them in the order of blocks; or nothing."""
     if not report.examples:
         return {}
-    answered = {method for row in report.examples for method in row["answers"]}
-    listed = [row["method"] for row in report.methods if row["method"] in answered]
+    answered = {method for row in report.examples for method in row.answers}
+    listed = [row.method for row in report.methods if row.method in answered]
     return {
         "methods": [*listed, *sorted(answered - set(listed))],
-        "tasks": list(dict.fromkeys(row["task"] for row in report.examples)),
-        "rows": report.examples,
+        "tasks": list(dict.fromkeys(row.task for row in report.examples)),
+        "rows": [asdict(row) for row in report.examples],
     }
 
 

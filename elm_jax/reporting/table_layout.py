@@ -5,8 +5,9 @@ in blocks by which labels of the tasks they saw, so that none is read as a zero-
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+
+from elm_jax.reporting.records import MethodDescription
 
 PAPER_GROUPS: Mapping[str, Mapping[str, str]] = {
     "Natural language inference": {
@@ -73,7 +74,7 @@ class TaskColumn:
 def task_columns(tasks: Iterable[str]) -> list[TaskColumn]:
     """Returns the datasets as columns, the paper's first and in its order.
 
-    >>> [(column.name, column.group) for column in columns(["own", "story_cloze"])]
+    >>> [(column.name, column.group) for column in task_columns(["own", "story_cloze"])]
     [('StoryCloze', 'Sentence completion'), ('own', 'Other tasks')]
     """
     wanted = list(dict.fromkeys(tasks))
@@ -88,20 +89,21 @@ def task_columns(tasks: Iterable[str]) -> list[TaskColumn]:
 
 
 def describe_methods(
-    methods: Sequence[str], given: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Any], ...]:
-    """Returns what each method is, block by block: router, merge, labels, note; as `given` where it is."""
-    told = {row["method"]: row for row in given}
-    found = [
-        {
-            "method": method,
-            "router": told.get(method, {}).get("router"),
-            "merge": told.get(method, {}).get("merge"),
-            "labels": told.get(method, {}).get("labels")
-            or ("hindsight" if method in HINDSIGHT_METHODS else "none"),
-            "note": told.get(method, {}).get("note") or METHOD_NOTES.get(method, ""),
-        }
-        for method in methods
-    ]
+    methods: Sequence[str], given: Sequence[MethodDescription]
+) -> tuple[MethodDescription, ...]:
+    """Returns what each method is, block by block: as `given`, or as it is known by its name.
+
+    Args:
+        methods: their names.
+        given: descriptions, of any of them.
+    """
+    by_name = {description.method: description for description in given}
+    found = [_with_defaults(by_name.get(method, MethodDescription(method))) for method in methods]
     order = list(LABEL_BLOCKS)
-    return tuple(sorted(found, key=lambda row: order.index(row["labels"])))
+    return tuple(sorted(found, key=lambda description: order.index(description.labels)))
+
+
+def _with_defaults(description: MethodDescription) -> MethodDescription:
+    method = description.method
+    labels = description.labels or ("hindsight" if method in HINDSIGHT_METHODS else "none")
+    return replace(description, labels=labels, note=description.note or METHOD_NOTES.get(method, ""))

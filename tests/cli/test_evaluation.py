@@ -9,7 +9,8 @@ from elm_jax.cli import shown
 from elm_jax.evaluation.evaluate import EvaluationResult
 from elm_jax.experts.library import Library
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting.summary import build_report
+from elm_jax.reporting.records import GeneratedResult
+from elm_jax.reporting.summary import ReportInputs, build_report
 
 
 def told(capsys, *arguments):
@@ -72,8 +73,8 @@ def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
 
 
 def test_an_outcome_of_written_answers_alone_is_shown(capsys):
-    row = {"method": "roe", "task": "news", "prompt": "title", "n": 8, "measure": "bleu", "value": 12.5}
-    report = build_report([], [], {}, generated=[row | {"low": 10.0, "high": 15.0, "seen": False}])
+    row = GeneratedResult("roe", "news", "title", 8, "bleu", 12.5, 10.0, 15.0, False)
+    report = build_report(ReportInputs(generated=[row]))
     shown.show_outcome(EvaluationResult(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
     said = capsys.readouterr().out
     assert "12.5" in said

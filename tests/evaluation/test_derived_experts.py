@@ -48,7 +48,7 @@ def test_a_composite_is_a_fixed_expert(merged, unseen):
         methods=["both=fixed:expert=film/both", f'two=fixed:expert="{FILM[0]}"'],
         queries=4,
     )
-    assert {row["method"] for row in told.report.rows} == {"base", "both", "two"}
+    assert {row.method for row in told.report.rows} == {"base", "both", "two"}
     with pytest.raises(ContaminationError, match="'film/both' was trained on mini_sentiment_film"):
         route.route(merged, [TRAINED[2]], router="fixed", expert="film/both")
     with pytest.raises(UserError, match="Did you mean 'film/both'"):

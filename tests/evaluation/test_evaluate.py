@@ -55,7 +55,7 @@ def kept(run, task, scorer):
 
 
 def accuracies(outcome):
-    return {(row["method"], row["prompt"]): row["accuracy"] for row in outcome.report.rows}
+    return {(row.method, row.prompt): row.accuracy for row in outcome.report.rows}
 
 
 def never(*arguments, **options):
@@ -64,18 +64,18 @@ def never(*arguments, **options):
 
 def test_every_method_has_every_task_and_says_what_it_is(outcome):
     names = ["base", *METHODS[:-1], "one", "best_single", "oracle"]
-    assert {row["method"] for row in outcome.report.rows} == set(names)
+    assert {row.method for row in outcome.report.rows} == set(names)
     assert len(outcome.report.rows) == 2 * len(names)
-    told = {row["method"]: row for row in outcome.report.methods}
-    assert told["roe:experts=2+average"]["merge"] == "average"
-    assert told["roe"]["merge"] is None
-    assert told["one"]["router"] == f"fixed:expert={TRAINED[2]}"
-    assert told["oracle"]["labels"] == "hindsight"
+    told = {row.method: row for row in outcome.report.methods}
+    assert told["roe:experts=2+average"].merge == "average"
+    assert told["roe"].merge is None
+    assert told["one"].router == f"fixed:expert={TRAINED[2]}"
+    assert told["oracle"].labels == "hindsight"
     assert len(outcome.report.matrix) == len(TRAINED) * 2
 
 
 def test_a_fixed_expert_and_the_oracle_are_what_the_matrix_says(outcome):
-    matrix = {(row["expert"], row["prompt"]): row["accuracy"] for row in outcome.report.matrix}
+    matrix = {(row.expert, row.prompt): row.accuracy for row in outcome.report.matrix}
     found = accuracies(outcome)
     for prompt in {prompt for _, prompt in matrix}:
         assert found["one", prompt] == matrix[TRAINED[2], prompt]
@@ -135,10 +135,10 @@ def test_of_experts_that_no_method_chose_the_rows_are_not_read_again(run, unseen
     wanted = {(spec.id, scorer) for spec in unseen for scorer in ("base", chosen[spec.id])}
     wanted |= {(spec.id, again.report.environment["best_single"]) for spec in unseen}
     best = {
-        (f"{row['task']}/{row['prompt']}", row["expert"])
+        (f"{row.task}/{row.prompt}", row.expert)
         for row in again.report.matrix
-        for top in [max(each["accuracy"] for each in again.report.matrix if each["prompt"] == row["prompt"])]
-        if row["accuracy"] == top
+        for top in [max(each.accuracy for each in again.report.matrix if each.prompt == row.prompt)]
+        if row.accuracy == top
     }
     cells = {
         results_cache.cell_file(run.workspace.scores, Cell(*cell), (), limit=ROWS) for cell in wanted | best
@@ -167,24 +167,24 @@ def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
 def test_experts_of_several_kinds_are_evaluated_together(make_run, unseen):
     kinds = dict(zip(TRAINED, [BOTTLENECK, ("bottleneck", {"width": 6}), LORA, ("full", {})], strict=True))
     outcome = evaluate.evaluate(make_run(kinds), unseen, queries=4, oracle=True)
-    assert [row["method"] for row in outcome.report.means] == ["base", "roe_top1", "best_single", "oracle"]
-    assert {row["expert"] for row in outcome.report.matrix} == set(TRAINED)
+    assert [row.method for row in outcome.report.means] == ["base", "roe_top1", "best_single", "oracle"]
+    assert {row.expert for row in outcome.report.matrix} == set(TRAINED)
 
 
 def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unseen):
     outcome = evaluate.evaluate(lora, unseen, methods=TOKENS, queries=4)
-    assert {row["method"] for row in outcome.report.rows} == {"base", *TOKENS}
-    labels = {row["method"]: row["labels"] for row in outcome.report.methods}
+    assert {row.method for row in outcome.report.rows} == {"base", *TOKENS}
+    labels = {row.method: row.labels for row in outcome.report.methods}
     assert labels[TOKENS[-1]] == "few"
     assert {labels[method] for method in TOKENS[:-1]} == {"none"}
     # The task has no training split: the three rows that were shown count for no method.
-    assert {row["n"] for row in outcome.report.rows} == {ROWS - 3}
+    assert {row.n for row in outcome.report.rows} == {ROWS - 3}
     chosen = choosing.load_selection(lora.workspace)
     assert len(chosen.gates) == 3
     assert {len(results_cache) for rows in chosen.left_out.values()} == {3}
-    fitted = [row for row in outcome.report.selections if row["router"] == "lorahub"]
+    fitted = [row for row in outcome.report.selections if row.router == "lorahub"]
     assert len(fitted) == 2
-    assert set(fitted[0]["weights"]) == set(TRAINED)
+    assert set(fitted[0].weights) == set(TRAINED)
 
 
 def test_gates_are_scored_once_and_anew_where_an_expert_is_another(lora, unseen, monkeypatch):
@@ -225,14 +225,14 @@ def test_an_expert_is_never_called_unseen_on_its_own_dataset(run, unseen):
 def test_the_base_alone_needs_no_expert_and_is_seen_by_none(make_run, run, unseen):
     bare = make_run(experts=(), keyed=False)
     found = evaluate.evaluate(bare, unseen, methods=["base"])
-    assert {row["method"] for row in found.report.rows} == {"base"}
+    assert {row.method for row in found.report.rows} == {"base"}
     again, _ = report.rebuild_report(bare.workspace)
     assert again.rows == found.report.rows
     with pytest.raises(UserError, match="or ask for the base alone with --method base"):
         evaluate.evaluate(bare, unseen, methods=["bm25"])
     trained = task_selection.choose([TRAINED[0]], evaluation=True)
     seen = evaluate.evaluate(run, trained, methods=["plain=base"])
-    assert [(row["method"], row["seen"]) for row in seen.report.rows] == [("plain", False)]
+    assert [(row.method, row.seen) for row in seen.report.rows] == [("plain", False)]
 
 
 def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(run):
@@ -240,10 +240,10 @@ def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(ru
     methods = ["roe", "roe:seen=true", "uniform", f"other=fixed:expert={TRAINED[2]}"]
     methods += [f"own=fixed:expert={TRAINED[0]}"]
     outcome = evaluate.evaluate(run, specs, methods=methods, queries=4, oracle=True, seen=True)
-    marked = {row["method"]: row["seen"] for row in outcome.report.rows}
+    marked = {row.method: row.seen for row in outcome.report.rows}
     assert marked["own"] is True
     assert not any(marked[name] for name in ("base", "roe", "uniform", "other", "oracle", "best_single"))
-    seen = {row["expert"]: row["seen"] for row in outcome.report.matrix}
+    seen = {row.expert: row.seen for row in outcome.report.matrix}
     assert seen == {name: name.startswith("mini_size_animal/") for name in TRAINED}
     chosen = choosing.load_selection(run.workspace)
     assert chosen.scorers["roe"][specs[0].id] in TRAINED[2:]
@@ -276,13 +276,13 @@ def test_a_way_to_score_that_does_not_exist_is_refused_before_routing(run, unsee
 
 def test_examples_to_look_at_start_with_what_the_first_retrieval_got_wrong(outcome):
     examples = outcome.report.examples
-    right = [example["answers"]["roe"]["right"] for example in examples]
+    right = [example.answers["roe"].right for example in examples]
     assert len(examples) == 2 * ROWS
     assert right == sorted(right)
     first = examples[0]
-    assert first["answers"]["roe"]["prediction"] in first["choices"]
-    assert first["answers"]["roe"]["prediction"] != first["target"]
-    assert len(first["answers"]["base"]["scores"]) == len(first["choices"])
+    assert first.answers["roe"].prediction in first.choices
+    assert first.answers["roe"].prediction != first.target
+    assert len(first.answers["base"].scores) == len(first.choices)
 
 
 @pytest.fixture
@@ -312,18 +312,16 @@ datasets:
 def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, monkeypatch):
     methods = ["roe", "roe_per_instance", "roe:experts=2"]
     outcome = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
-    assert {row["prompt"] for row in outcome.report.rows} == {"choose"}
-    found = {row["method"]: row for row in outcome.report.generated}
+    assert {row.prompt for row in outcome.report.rows} == {"choose"}
+    found = {row.method: row for row in outcome.report.generated}
     assert set(found) == {"base", *methods, "best_single", "oracle"}
-    assert {row["measure"] for row in found.values()} == {"exact match"}
-    assert {(row["task"], row["prompt"], row["n"], row["seen"]) for row in found.values()} == {
-        ("pets", "say", 6, False)
-    }
-    assert found["oracle"]["value"] >= found["best_single"]["value"]
-    said = [example for example in outcome.report.examples if example["prompt"] == "say"]
+    assert {row.measure for row in found.values()} == {"exact match"}
+    assert {(row.task, row.prompt, row.n, row.seen) for row in found.values()} == {("pets", "say", 6, False)}
+    assert found["oracle"].value >= found["best_single"].value
+    said = [example for example in outcome.report.examples if example.prompt == "say"]
     assert len(said) == 6
-    assert said[0]["choices"] == []
-    assert said[0]["answers"]["roe"]["scores"] is None
+    assert said[0].choices == ()
+    assert said[0].answers["roe"].scores is None
     monkeypatch.setattr(writing, "generate_rows", never)
     again = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
     assert again.report.generated == outcome.report.generated
@@ -331,16 +329,16 @@ def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, mo
 
 def test_rows_are_rendered_as_an_evaluation_says_in_place_of_the_run(run, written):
     cut = evaluate.evaluate(run, written[:1], methods=["base"], truncate=3)
-    assert {row["input"] for row in cut.report.examples} == {"... what"}
+    assert {row.input for row in cut.report.examples} == {"... what"}
     long = replace(run, source=replace(run.source, truncate=3))
     whole = evaluate.evaluate(long, written[:1], methods=["base"], truncate=0)
-    assert {row["input"] for row in whole.report.examples} == {f"a small dog {row} what" for row in range(6)}
+    assert {row.input for row in whole.report.examples} == {f"a small dog {row} what" for row in range(6)}
 
 
 def test_tasks_that_are_all_answered_in_free_text_are_reported_alone(run, written):
     outcome = evaluate.evaluate(run, [written[1]], methods=["roe", "lorahub:shots=2,trials=8"], queries=4)
     assert outcome.report.rows == ()
-    assert {row["n"] for row in outcome.report.generated} == {4}
+    assert {row.n for row in outcome.report.generated} == {4}
 
 
 def test_an_estimate_comes_first_and_a_dry_run_scores_nothing(make_run, unseen, monkeypatch):
@@ -379,7 +377,7 @@ def test_more_shots_than_rows_are_refused(lora, unseen):
 def test_shots_come_from_a_training_split_where_there_is_one(lora):
     specs = task_selection.choose(["mini_opposite_word"], evaluation=True)[:1]
     outcome = evaluate.evaluate(lora, specs, methods=["lorahub:shots=3,trials=8"])
-    assert {row["n"] for row in outcome.report.rows} == {ROWS}
+    assert {row.n for row in outcome.report.rows} == {ROWS}
     (fitted,) = choosing.load_selection(lora.workspace).composites.values()
     recipe = Library.open(lora.workspace.composites).spec(fitted.id).recipe
     assert all(row.startswith("train-") for row in recipe["shots"])

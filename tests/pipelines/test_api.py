@@ -84,7 +84,7 @@ def test_a_merge_is_the_mean_of_its_experts_and_lies_with_the_composites(place, 
 def test_an_evaluation_reports_every_method_and_the_base_on_every_row(run):
     outcome = elm_jax.evaluate(run, UNSEEN, methods=["roe", "uniform"], queries=3)
     assert outcome is not None
-    assert {(row["method"], row["n"]) for row in outcome.report.rows} == {
+    assert {(row.method, row.n) for row in outcome.report.rows} == {
         (method, 6) for method in ("base", "roe", "uniform")
     }
     assert all(file.exists() for file in outcome.files.values())

@@ -80,10 +80,10 @@ def test_every_expert_is_in_the_library_with_its_keys_and_the_composites_are_not
 
 def test_the_oracle_is_no_worse_than_any_expert_and_the_best_expert_than_any_other(finished):
     _, outcome = finished
-    of = {(row["method"], row["prompt"]): row["accuracy"] for row in outcome.report.rows}
+    of = {(row.method, row.prompt): row.accuracy for row in outcome.report.rows}
     best: dict[str, float] = {}
     for row in outcome.report.matrix:
-        best[row["prompt"]] = max(best.get(row["prompt"], 0.0), row["accuracy"])
+        best[row.prompt] = max(best.get(row.prompt, 0.0), row.accuracy)
     assert all(of["oracle", prompt] == accuracy for prompt, accuracy in best.items())
 
 

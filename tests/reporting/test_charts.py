@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from elm_jax.records import Selection
 from elm_jax.reporting import charts
 from elm_jax.reporting.metrics import CorrectCount
-from elm_jax.reporting.summary import build_report
+from elm_jax.reporting.summary import ReportInputs, build_report
 
 
 def test_an_axis_ends_at_round_numbers_around_all_values():
@@ -31,8 +31,8 @@ def test_intervals_are_drawn_from_low_to_high_around_the_difference(report):
     assert len(forest["lines"]) == len(report.comparisons)
     for line, row in zip(forest["lines"], report.comparisons, strict=True):
         assert line["from"] <= line["at"] <= line["to"]
-        assert (line["from"] > forest["zero"]) == (row["low"] > 0)
-        assert line["sure"] == (row["p_holm"] < 0.05)
+        assert (line["from"] > forest["zero"]) == (row.low > 0)
+        assert line["sure"] == (row.p_holm < 0.05)
 
 
 def test_spreads_put_one_point_a_prompt_on_one_axis_for_all_tasks(report):
@@ -61,7 +61,9 @@ def heat(make_task):
     selections = [Selection("b/1", "roe", {"y/1": 0.7, "x/1": 0.3}, {"y/1": 5, "x/1": 2}, ("1",) * 8)]
     scores = [make_task("a/1", "base", [True])]
     families = {"x": "verbs", "y": "nouns"}
-    return charts.heat_map(build_report(scores, selections, {}, experts_matrix=matrix, families=families))
+    return charts.heat_map(
+        build_report(ReportInputs(scores, selections, expert_counts=matrix, families=families))
+    )
 
 
 def test_experts_are_grouped_by_family_and_the_unknown_ones_come_last(heat):

@@ -23,7 +23,7 @@ def files(*folders):
 
 def chosen(outcome, task):
     """The expert that each prompt of a task was given."""
-    return {row["prompt"]: row["expert"] for row in outcome.report.selections if row["task"] == task}
+    return {row.prompt: row.expert for row in outcome.report.selections if row.task == task}
 
 
 @pytest.mark.slow
