@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from elm_jax.data.data_source import Lengths, Source
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.pipelines.quickstart import BUDGET, PRETRAINING
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, summary
@@ -76,14 +78,15 @@ def main() -> None:
             train_tasks=["mini-train"],
             eval_tasks=["mini-unseen"],
             out=options.out or scratch,
-            pretraining=PRETRAINING,
-            budget=BUDGETS[options.kind],
-            source=Source(),
-            lengths=Lengths(prompt=48, answer=8),
-            base_texts=mini.statements(Source().seed),
-            methods=methods(options.kind),
-            title="benchmarks.routing",
-            seed=options.seed,
+            config=PipelineConfig(
+                pretraining=PRETRAINING,
+                budget=BUDGETS[options.kind],
+                lengths=Lengths(prompt=48, answer=8),
+                base_texts=mini.statements(Source().seed),
+                evaluation=EvaluationConfig(methods=methods(options.kind)),
+                title="benchmarks.routing",
+                seed=options.seed,
+            ),
         )
         scores = report_files.read_rows(outcome.files["json"].parent, outcome.report)
     rows = table(outcome.report, scores)

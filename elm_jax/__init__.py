@@ -11,10 +11,11 @@ from elm_jax import moved
 if TYPE_CHECKING:
     from elm_jax.data.data_source import Lengths, Source, feature_lengths
     from elm_jax.errors import ContaminationError, OutOfMemoryError, UserError
+    from elm_jax.evaluation.config import EvaluationConfig
     from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
     from elm_jax.experts.library import Library
     from elm_jax.merging.merge import merge
-    from elm_jax.pipelines.pipeline import run_pipeline
+    from elm_jax.pipelines.pipeline import PipelineConfig, run_pipeline
     from elm_jax.prompting.render import Renderings
     from elm_jax.prompting.templates import Template, load_templates
     from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Selection, TaskSpec
@@ -41,6 +42,7 @@ __all__ = [
     "Budget",
     "ContaminationError",
     "Embedder",
+    "EvaluationConfig",
     "EvaluationResult",
     "Expert",
     "ExpertSpec",
@@ -48,6 +50,7 @@ __all__ = [
     "Lengths",
     "Library",
     "OutOfMemoryError",
+    "PipelineConfig",
     "Pretraining",
     "PromptedExample",
     "Registered",
@@ -85,6 +88,7 @@ _HOMES = {
     "Budget": "elm_jax.training.config",
     "ContaminationError": "elm_jax.errors",
     "Embedder": "elm_jax.routing.embedding",
+    "EvaluationConfig": "elm_jax.evaluation.config",
     "EvaluationResult": "elm_jax.evaluation.evaluate",
     "Expert": "elm_jax.records",
     "ExpertSpec": "elm_jax.records",
@@ -92,11 +96,12 @@ _HOMES = {
     "Lengths": "elm_jax.data.data_source",
     "Library": "elm_jax.experts.library",
     "OutOfMemoryError": "elm_jax.errors",
+    "PipelineConfig": "elm_jax.pipelines.pipeline",
     "Pretraining": "elm_jax.training.pretraining",
     "PromptedExample": "elm_jax.records",
     "Registered": "elm_jax.tasks.seqio_tasks",
     "Renderings": "elm_jax.prompting.render",
-    "Report": "elm_jax.records",
+    "Report": "elm_jax.reporting.records",
     "Run": "elm_jax.session.workspace",
     "Selection": "elm_jax.records",
     "Source": "elm_jax.data.data_source",

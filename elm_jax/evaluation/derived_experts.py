@@ -10,10 +10,11 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.evaluation import few_shot, results_cache
+from elm_jax.evaluation.few_shot import FewShotExamples
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge as merging
 from elm_jax.merging import table
-from elm_jax.records import Selection, TaskSpec
+from elm_jax.records import Selection
 from elm_jax.session.workspace import Run
 
 LORAHUB = "lorahub"
@@ -45,26 +46,26 @@ def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[s
 
 
 def lorahub_composite(
-    run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]
+    run: Run, task: str, options: Mapping[str, Any], experts: Sequence[str], shots: FewShotExamples
 ) -> Composite:
     """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
-    shown = few_shot.draw_few_shot(run, spec, options["shots"])
-    own = [[example.row_id, example.input, example.target] for example in shown.examples]
-    told = {"options": dict(options), "task": spec.id, "rows": own, **results_cache.reading_settings(run)}
-    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **told)}"
-    return Composite(name, LORAHUB, dict(options), tuple(experts), None, spec.id)
+    rows = [[example.row_id, example.input, example.target] for example in shots.examples]
+    depends_on = {"options": dict(options), "task": task, "rows": rows, **results_cache.reading_settings(run)}
+    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **depends_on)}"
+    return Composite(name, LORAHUB, dict(options), tuple(experts), None, task)
 
 
-def make(run: Run, composite: Composite, specs: Mapping[str, TaskSpec]) -> None:
-    """Puts a composite among the run's, unless it is there."""
+def make(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
+    """Puts a composite among the run's, unless it is there; LoraHub needs the rows that it is fitted to."""
     library = Library.open(run.workspace.composites, create=True)
     if composite.id in library.ids():
         return
     if composite.method == LORAHUB:
-        made = few_shot.fit_lorahub(
-            run, composite.id, specs[str(composite.task)], composite.members, **composite.options
+        assert shots is not None
+        expert = few_shot.fit_lorahub(
+            run, composite.id, str(composite.task), composite.members, shots, composite.options
         )
-        library.add(made, replace=True)
+        library.add(expert, replace=True)
         return
     merging.merge(
         run,

@@ -1,7 +1,7 @@
-"""Stacks: experts of a run laid side by side, so that rows of many of them share batches.
+"""Expert stacks: experts of a run held side by side, so that rows of many of them share batches.
 
 Experts of one kind and shape stand in one stack, of any number of kinds and shapes. A full expert takes the
-base's place and stands alone; so does a gate, which weighs a whole library token by token.
+base's place and stands alone. So does a gate, which weighs a whole library token by token.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,62 +17,77 @@ from elm_jax.experts.lookup import BASE, homes
 from elm_jax.models import experts as ex
 from elm_jax.models import sharding
 from elm_jax.records import Params
-from elm_jax.routing import gates
+from elm_jax.routing import gates as gate_module
 from elm_jax.routing.gates import Gated
 from elm_jax.session import devices
 from elm_jax.session.workspace import Run
 
 MAX_STACKED_EXPERTS = 64
-"""Experts of a stack, at most."""
+"""Experts of a stack."""
 MAX_MEMORY_SHARE = 0.25
-"""Of a device's memory that a stack takes at most; the base and what it computes lie beside it."""
+"""Of a device's memory for a stack; the base and its activations need the rest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExpertStack:
-    """What is at hand together, and what the network takes for it; experts are good until the next stack."""
+    """Experts that are held together, good until the next stack is made.
 
-    places: Mapping[str, int]  # where every scorer stands in the stack
-    params: Params  # the base's, or those of the full expert in its stead
-    experts: Params | None = None  # [E, L, …], or one tree for all rows
+    Attributes:
+        slots: scorer -> its place in the stack.
+        params: the base's parameters, or those of a full expert in its stead.
+        experts: [E, L, …], or one tree for all rows; None if the base scores alone.
+        stacked: whether `experts` has the axis E.
+    """
+
+    slots: Mapping[str, int]
+    params: Params
+    experts: Params | None = None
     stacked: bool = True
+
+    def __repr__(self) -> str:
+        return f"ExpertStack({', '.join(self.slots)})"
 
 
 def load_stacks(
-    run: Run, scorers: Iterable[str], at_once: int, gated: Mapping[str, Gated] | None = None
+    run: Run, scorers: Iterable[str], max_experts: int, gates: Mapping[str, Gated] | None = None
 ) -> Iterator[ExpertStack]:
-    """Yields every scorer once: experts of the run by id, `BASE`, and gates by name.
+    """Yields every scorer once, in stacks.
 
-    At most `at_once` experts are held together, and no more than `SHARE` of a device's memory has room for,
-    but one. They are written over those of the stack before, on the device, so that every stack of a shape is
-    of one size and another one compiles nothing. The base takes part, where it can, as the expert that
-    changes nothing, which every stack has.
+    They are written over those of the stack before, on the device, so that every stack of a shape is of one
+    size and another one compiles nothing. The base takes part, where it can, as the expert that changes
+    nothing, which every stack has.
+
+    Args:
+        run: with the base and the libraries.
+        scorers: experts of the run by id, `BASE`, and gates by name.
+        max_experts: held together; fewer if `MAX_MEMORY_SHARE` of a device has no room for them, but one.
+        gates: the gates among the scorers.
     """
-    gated = gated or {}
-    wanted = list(dict.fromkeys(scorers))
+    gates = gates or {}
+    names = list(dict.fromkeys(scorers))
     home_of = homes(run.workspace)
-    alike: dict[Any, dict[str, Description]] = {}
-    for name in wanted:
-        if name != BASE and name not in gated:
+    by_shape: dict[Any, dict[str, Description]] = {}
+    for name in names:
+        if name != BASE and name not in gates:
             description = home_of(name).describe(name)
-            alike.setdefault(_shape(description), {})[name] = description
-    alone = BASE in wanted
-    for (kind, _), members in alike.items():
+            by_shape.setdefault(_shape(description), {})[name] = description
+    base_is_due = BASE in names
+    for (kind, _), members in by_shape.items():
         if kind == "full":
             for name in members:
                 owned = home_of(name).expert(name, base=run.base.fingerprint).params
                 yield ExpertStack({name: 0}, *ex.place(kind, run.base.params, owned))
             continue
-        shelf = _shelf(run, members, home_of, at_once)
-        for chunk, params, places in shelf.chunks(list(members)):
-            there = {name: int(place) for name, place in zip(chunk, places, strict=True)}
-            yield ExpertStack({BASE: NEUTRAL, **there} if alone else there, run.base.params, params)
-            alone = False
-    if alone:
+        cache = _make_cache(run, members, home_of, max_experts)
+        for chunk, params, places in cache.chunks(list(members)):
+            slots = {name: int(place) for name, place in zip(chunk, places, strict=True)}
+            yield ExpertStack({BASE: NEUTRAL, **slots} if base_is_due else slots, run.base.params, params)
+            base_is_due = False
+    if base_is_due:
         yield ExpertStack({BASE: 0}, run.base.params)
-    for name in wanted:
-        if name in gated:
-            yield ExpertStack({name: 0}, run.base.params, gates.tree(run, gated[name]), stacked=False)
+    for name in names:
+        if name in gates:
+            yield ExpertStack({name: 0}, run.base.params, gate_module.tree(run, gates[name]), stacked=False)
 
 
 def _shape(description: Description) -> tuple[str, Any]:
@@ -80,16 +95,16 @@ def _shape(description: Description) -> tuple[str, Any]:
     return kind, () if kind == "full" else tuple(sorted(shapes.items()))
 
 
-def _shelf(
-    run: Run, members: Mapping[str, Description], home_of: Callable[[str], Library], at_once: int
+def _make_cache(
+    run: Run, members: Mapping[str, Description], home_of: Callable[[str], Library], max_experts: int
 ) -> Shelf:
-    """Returns an empty shelf for experts of one shape: every one of them is wanted once, so none is kept."""
+    """Returns an empty cache of experts of one shape, which keeps none on the host: each is used once."""
     first = next(iter(members.values()))
     dtype = np.result_type(
         *{np.dtype(own) for description in members.values() for own in description.dtypes.values()}
     )
     one = sum(int(np.prod(shape)) for shape in first.shapes.values()) * dtype.itemsize
-    places = max(1, min(at_once, len(members), int(MAX_MEMORY_SHARE * devices.memory()) // one - 1))
+    places = max(1, min(max_experts, len(members), int(MAX_MEMORY_SHARE * devices.memory()) // one - 1))
     # The composites last, where both have one of that id, as in `homes`.
     libraries = set(map(home_of, members))
     return Shelf(

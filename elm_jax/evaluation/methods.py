@@ -78,19 +78,20 @@ def default_methods(
 
 
 def parse_methods(texts: Iterable[str]) -> list[EvaluationMethod]:
-    """Returns methods by their strings; a UserError if two of them have one name."""
-    return check_unique_names([parse_method(text) for text in texts])
+    """Returns methods by their strings; raises a UserError if two of them have one name."""
+    methods = [parse_method(text) for text in texts]
+    check_unique_names(methods)
+    return methods
 
 
-def check_unique_names(found: Sequence[EvaluationMethod]) -> list[EvaluationMethod]:
-    """Returns methods as they are; a UserError if two of them have one name."""
-    for number, method in enumerate(found):
-        if any(method.name == other.name for other in found[:number]):
+def check_unique_names(methods: Sequence[EvaluationMethod]) -> None:
+    """Raises a UserError if two methods have one name."""
+    for number, method in enumerate(methods):
+        if any(method.name == other.name for other in methods[:number]):
             raise UserError(
-                f"Methods of different names are wanted, but two are called {method.name!r}. Put NAME= "
-                "before one of them."
+                f"Expected methods of different names, got two that are called {method.name!r}. Fix: put "
+                "NAME= before one of them."
             )
-    return list(found)
 
 
 def parse_method(text: str) -> EvaluationMethod:

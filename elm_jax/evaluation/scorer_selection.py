@@ -1,17 +1,23 @@
-"""Choices: what every method of an evaluation chose for every task, before anything is scored.
+"""Scorer selection: what every method of an evaluation chose for every task, before anything is scored.
 
-They are kept in the run's directory as `choices.json`, where several hosts that score together read them.
+It is kept in the run's directory as `choices.json`, where several hosts that score together read it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from etils import epath
+
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.derived_experts import Composite
+from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
+from elm_jax.evaluation.results_cache import TaskScorer
+from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
@@ -20,167 +26,219 @@ from elm_jax.routing.gates import Gated
 from elm_jax.routing.route import Desk, explained
 from elm_jax.session.workspace import Run, Workspace
 
-TaskScorer = str | tuple[str, ...]
-"""One scorer for a task, or one for each of its rows."""
-_TRIVIAL = ("uniform", "fixed")  # routers that look at nothing, so that nothing is to be told of them
+_TRIVIAL = ("uniform", "fixed")  # routers that look at nothing, so that a report has nothing to say of them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScorerSelection:
-    """What every method chose, but those that choose in hindsight, and what has to be made for it."""
+    """What every method chose, but those that choose in hindsight, and what has to be made for it.
 
-    scorers: Mapping[str, Mapping[str, TaskScorer]]  # method -> task -> scorer
+    Attributes:
+        scorers: method -> task id -> its scorer.
+        composites: merged experts among the scorers, by name.
+        gates: gates among the scorers, by name.
+        selections: what the routers said.
+        left_out: task id -> ids of the rows that a method saw with their labels.
+        shots: composite -> the rows that LoraHub fits it to; on the host that selected, and in no file.
+    """
+
+    scorers: Mapping[str, Mapping[str, TaskScorer]]
     composites: Mapping[str, Composite] = field(default_factory=dict)
     gates: Mapping[str, Gated] = field(default_factory=dict)
     selections: Sequence[Selection] = ()
-    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # task -> rows that were shots
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shots: Mapping[str, FewShotExamples] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"ScorerSelection({', '.join(self.scorers)})"
 
 
 def select_scorers(
     run: Run,
-    specs: Sequence[TaskSpec],
-    wanted: Sequence[EvaluationMethod],
+    tasks: Mapping[str, EvaluationTask],
+    methods: Sequence[EvaluationMethod],
     experts: Sequence[str],
-    queries: int,
+    config: EvaluationConfig,
     advance: Callable[[int, str], None],
-    *,
-    seen: bool = False,
 ) -> ScorerSelection:
     """Lets every method choose among the experts of a library, for every task; nothing is merged yet.
 
     Experts that were trained on a task's own dataset are passed over, unless a method asks for them; with
-    `seen` the one of `fixed` is not. Raises what the routers raise.
-    """
-    desk = Desk(run, experts, queries)
-    scorers: dict[str, dict[str, TaskScorer]] = {}
-    made: dict[str, Composite] = {}
-    gated: dict[str, Gated] = {}
-    told: dict[Any, list[Selection]] = {}
-    left_out: dict[str, Sequence[str]] = {}
+    `config.seen` the one of `fixed` is not.
 
-    def put(composite: Composite) -> str:
-        made[composite.id] = composite
+    Args:
+        run: with the library.
+        tasks: task id -> its rows.
+        methods: that choose.
+        experts: that they choose among.
+        config: how many queries routers look at, and whether seen experts may be fixed.
+        advance: is called with the number of methods that are done, and the name of the last.
+
+    Raises:
+        UserError: what the routers raise; a task without an expert that was not trained on its dataset.
+    """
+    selector = _Selector(run, tasks, experts, config)
+    scorers: dict[str, Mapping[str, TaskScorer]] = {}
+    for number, method in enumerate(methods, start=1):
+        if method.router not in HINDSIGHT_ROUTERS:
+            scorers[method.name] = selector.select(method)
+        advance(number, method.name)
+    selections = [
+        selection
+        for own in selector.routed.values()
+        for selection in own
+        if not selection.router.startswith(_TRIVIAL)
+    ]
+    return ScorerSelection(
+        scorers, selector.composites, selector.gates, selections, selector.left_out, selector.shots
+    )
+
+
+class _Selector:
+    """Selects scorers method by method; what several methods read is computed once."""
+
+    def __init__(
+        self, run: Run, tasks: Mapping[str, EvaluationTask], experts: Sequence[str], config: EvaluationConfig
+    ) -> None:
+        self.run, self.tasks, self.experts, self.config = run, tasks, experts, config
+        self.specs = [task.spec for task in tasks.values()]
+        examples = {name: task.examples for name, task in tasks.items()}
+        self.desk = Desk(run, experts, config.queries, examples)
+        self.routed: dict[str, list[Selection]] = {}
+        self.composites: dict[str, Composite] = {}
+        self.gates: dict[str, Gated] = {}
+        self.left_out: dict[str, Sequence[str]] = {}
+        self.shots: dict[str, FewShotExamples] = {}
+        self._pools: dict[str, FewShotPool] = {}
+
+    def select(self, method: EvaluationMethod) -> dict[str, TaskScorer]:
+        """Returns a method's scorer of every task."""
+        if method.router == "base":
+            return dict.fromkeys(self.tasks, BASE)
+        if method.router == "multitask":
+            return dict.fromkeys(self.tasks, _multitask_expert(self.run, method.options.get("name", "")))
+        if method.router == "lorahub":
+            return {task.id: self._fit(task, method) for task in self.tasks.values()}
+        if method.level == "token":
+            return {spec.id: self._gate(spec, method) for spec in self.specs}
+        if method.level == "row":
+            return {
+                selection.task: tuple(expert for expert, _ in selection.nearest)
+                for selection in self._route(method)
+            }
+        return {selection.task: self._merge(selection, method) for selection in self._route(method)}
+
+    def _route(self, method: EvaluationMethod) -> list[Selection]:
+        options = {"seen": self.config.seen and method.router == "fixed", **method.options}
+        key = storage.fingerprint([method.router, options])
+        if key not in self.routed:
+            found = explained(
+                self.run,
+                self.specs,
+                method.router,
+                shown=False,
+                desk=self.desk,
+                every=method.level == "row",
+                **options,
+            )
+            self.routed[key] = [selection for selection, _ in found]
+        return self.routed[key]
+
+    def _merge(self, selection: Selection, method: EvaluationMethod) -> str:
+        """Returns the chosen expert, or the composite that the chosen ones become."""
+        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
+            return next(iter(selection.weights))
+        composite = derived_experts.merged(
+            self.run, method.merge or "average", method.merge_options, selection.weights
+        )
+        self.composites[composite.id] = composite
         return composite.id
 
-    def selected(method: EvaluationMethod) -> list[Selection]:
-        options = {"seen": seen and method.router == "fixed", **method.options}
-        key = storage.fingerprint([method.router, options])
-        if key not in told:
-            found = explained(
-                run, specs, method.router, shown=False, desk=desk, every=method.level == "row", **options
-            )
-            told[key] = [selection for selection, _ in found]
-        return told[key]
+    def _fit(self, task: EvaluationTask, method: EvaluationMethod) -> str:
+        """Returns the composite that LoraHub makes for a task."""
+        options = {"shots": DEFAULT_SHOTS, **method.options}
+        experts = self.experts if options.get("seen") else self._unseen_experts(task.spec)
+        if task.id not in self._pools:
+            self._pools[task.id] = few_shot.load_pool(self.run, task)
+        shots = self._pools[task.id].draw(options["shots"])
+        composite = derived_experts.lorahub_composite(self.run, task.id, options, experts, shots)
+        self.composites[composite.id] = composite
+        self.shots[composite.id] = shots
+        self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))
+        return composite.id
 
-    for number, method in enumerate(wanted, start=1):
-        own: dict[str, TaskScorer] = {}
-        if method.router == "base":
-            own = {spec.id: BASE for spec in specs}
-        elif method.router == "multitask":
-            own = dict.fromkeys([spec.id for spec in specs], _multitask(run, method.options.get("name", "")))
-        elif method.router == "lorahub":
-            options = {"shots": DEFAULT_SHOTS, **method.options}
-            for spec in specs:
-                may = experts if method.options.get("seen") else _unseen(desk.library, experts, spec)
-                own[spec.id] = put(derived_experts.lorahub_composite(run, spec, options, may))
-                rows = few_shot.draw_few_shot(run, spec, options["shots"]).left_out
-                left_out[spec.id] = tuple(dict.fromkeys([*left_out.get(spec.id, ()), *rows]))
-        elif method.level == "token":
-            options = {name: value for name, value in method.options.items() if name != "seen"}
-            for spec in specs:
-                exclude = () if method.options.get("seen") else (spec.dataset,)
-                gate = gates.of(desk.library, method.router, options, experts, exclude)
-                gated[gate.id], own[spec.id] = gate, gate.id
-        elif method.level == "row":
-            own = {
-                selection.task: tuple(expert for expert, _ in selection.nearest)
-                for selection in selected(method)
-            }
-        elif method.router not in HINDSIGHT_ROUTERS:
-            for selection in selected(method):
-                single = len(selection.weights) == 1 and method.merge in (None, "average", "concatenate")
-                own[selection.task] = (
-                    next(iter(selection.weights))
-                    if single
-                    else put(
-                        derived_experts.merged(
-                            run, method.merge or "average", method.merge_options, selection.weights
-                        )
-                    )
-                )
-        if method.router not in HINDSIGHT_ROUTERS:
-            scorers[method.name] = own
-        advance(number, method.name)
-    by_vote = [
-        selection for own in told.values() for selection in own if not selection.router.startswith(_TRIVIAL)
-    ]
-    return ScorerSelection(scorers, made, gated, by_vote, left_out)
+    def _gate(self, spec: TaskSpec, method: EvaluationMethod) -> str:
+        options = {name: value for name, value in method.options.items() if name != "seen"}
+        exclude = () if method.options.get("seen") else (spec.dataset,)
+        gate = gates.of(self.desk.library, method.router, options, self.experts, exclude)
+        self.gates[gate.id] = gate
+        return gate.id
+
+    def _unseen_experts(self, spec: TaskSpec) -> list[str]:
+        """Returns the experts that were not trained on a task's dataset."""
+        library = self.desk.library
+        unseen = [expert for expert in self.experts if spec.dataset not in library.spec(expert).datasets]
+        if not unseen:
+            raise UserError(
+                f"Expected an expert that was not trained on {spec.dataset!r}, got none. Fix: leave the task "
+                "out, or let the method choose among all with seen=true."
+            )
+        return unseen
 
 
 def multitask_experts(run: Run) -> list[str]:
     """Returns the experts of a run that were trained on many tasks."""
-    there = Library.open(run.workspace.composites, create=True).ids()
-    return [expert for expert in there if expert.startswith("multitask/")]
+    ids = Library.open(run.workspace.composites, create=True).ids()
+    return [expert for expert in ids if expert.startswith("multitask/")]
 
 
-def save_selection(workspace: Workspace, choices: ScorerSelection) -> None:
+def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
     """Writes what was chosen."""
     storage.write_json(
         _file(workspace),
         {
-            "methods": choices.scorers,
-            "composites": [asdict(composite) for composite in choices.composites.values()],
-            "gates": [asdict(gate) for gate in choices.gates.values()],
-            "selections": [asdict(selection) for selection in choices.selections],
-            "left_out": choices.left_out,
+            "methods": selection.scorers,
+            "composites": [asdict(composite) for composite in selection.composites.values()],
+            "gates": [asdict(gate) for gate in selection.gates.values()],
+            "selections": [asdict(each) for each in selection.selections],
+            "left_out": selection.left_out,
         },
     )
 
 
 def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written."""
-    told = storage.read_json(_file(workspace), what="What methods chose")
+    value = storage.read_json(_file(workspace), what="What methods chose")
 
-    def plain(value: Any) -> Any:
-        return tuple(map(plain, value)) if isinstance(value, list) else value
+    def with_tuples(value: Any) -> Any:
+        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
-    def records(kind: Any, name: str) -> list[Any]:
-        return [kind(**{key: plain(value) for key, value in row.items()}) for row in told[name]]
+    def records(kind: Any, part: str) -> list[Any]:
+        return [kind(**{name: with_tuples(each) for name, each in row.items()}) for row in value[part]]
 
     return ScorerSelection(
         {
-            method: {task: plain(each) for task, each in own.items()}
-            for method, own in told["methods"].items()
+            method: {task: with_tuples(scorer) for task, scorer in own.items()}
+            for method, own in value["methods"].items()
         },
         {composite.id: composite for composite in records(Composite, "composites")},
         {gate.id: gate for gate in records(Gated, "gates")},
         records(Selection, "selections"),
-        {task: plain(rows) for task, rows in told["left_out"].items()},
+        {task: with_tuples(rows) for task, rows in value["left_out"].items()},
     )
 
 
-def _unseen(library: Library, experts: Sequence[str], spec: TaskSpec) -> list[str]:
-    """Returns the experts that were not trained on a task's dataset."""
-    found = [expert for expert in experts if spec.dataset not in library.spec(expert).datasets]
-    if not found:
+def _multitask_expert(run: Run, name: str) -> str:
+    experts = multitask_experts(run)
+    if not experts:
         raise UserError(
-            f"An expert that was not trained on {spec.dataset!r} is wanted, but all were. Leave the task "
-            "out, or let the method choose among all with seen=true."
-        )
-    return found
-
-
-def _multitask(run: Run, name: str) -> str:
-    there = multitask_experts(run)
-    if not there:
-        raise UserError(
-            "An expert that was trained on many tasks is wanted for method 'multitask', but the run has "
-            "none. Train one with `elm train TASK... --multitask NAME`, or leave the method out."
+            "Expected an expert that was trained on many tasks for method 'multitask', got none. Fix: train "
+            "one with `elm train TASK... --multitask NAME`, or leave the method out."
         )
     if not name:
-        return there[0]
-    return names.resolve(f"multitask/{name}", there, kind="multitask expert", where="the run's composites")
+        return experts[0]
+    return names.resolve(f"multitask/{name}", experts, kind="multitask expert", where="the run's composites")
 
 
-def _file(workspace: Workspace) -> Any:
+def _file(workspace: Workspace) -> epath.Path:
     return workspace.root / "choices.json"

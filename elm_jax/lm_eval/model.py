@@ -160,8 +160,7 @@ class ElmLM(LM):
                         self.run.base.config,
                         stack.params,
                         [prompts[number] for number in of_length],
-                        length,
-                        self.run.pieces.eos,
+                        generator.AnswerLimit(length, self.run.pieces.eos),
                         stack.experts,
                         pairs,
                         batch_tokens=self.batch_tokens,
@@ -202,7 +201,7 @@ class ElmLM(LM):
         """Yields experts laid side by side, and (row, expert) of theirs; `experts` has that of every row."""
         for stack in load_stacks(self.run, experts, AT_ONCE, self.gated):
             pairs = [
-                (row, stack.places[expert]) for row, expert in enumerate(experts) if expert in stack.places
+                (row, stack.slots[expert]) for row, expert in enumerate(experts) if expert in stack.slots
             ]
             yield stack, np.array(pairs, np.int64).reshape(-1, 2)
 
@@ -286,7 +285,7 @@ def _advance(bar: Any) -> scorer.OnProgress:
 
 
 def _no_numbers(stack: ExpertStack, place: int) -> UserError:
-    name = next(name for name, own in stack.places.items() if own == place)
+    name = next(name for name, own in stack.slots.items() if own == place)
     return UserError(
         f"Numbers are wanted, but {name!r} gives none: its weights hold NaN or infinity. Train it again, "
         "or name another."

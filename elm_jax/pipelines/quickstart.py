@@ -3,7 +3,7 @@
 from elm_jax import storage
 from elm_jax.data.data_source import Lengths, Source
 from elm_jax.evaluation.evaluate import EvaluationResult
-from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig, run_pipeline
 from elm_jax.session.workspace import DEFAULT
 from elm_jax.tasks import mini
 from elm_jax.telemetry.progress import Stages
@@ -22,17 +22,13 @@ def quickstart(
     *, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None
 ) -> EvaluationResult:
     """Trains a tiny base, 24 experts and the multitask baseline, and compares seven ways to use them."""
-    return pipeline.run_pipeline(
-        train_tasks=["mini-train"],
-        eval_tasks=["mini-unseen"],
-        out=out,
+    config = PipelineConfig(
         pretraining=PRETRAINING,
         budget=BUDGET,
-        source=Source(),
         lengths=Lengths(prompt=48, answer=8),
         base_texts=mini.statements(Source().seed),
         title="elm quickstart",
         note=NOTE,
         seed=seed,
-        stages=stages,
     )
+    return run_pipeline(["mini-train"], ["mini-unseen"], out, config, stages=stages)

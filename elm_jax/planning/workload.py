@@ -12,24 +12,25 @@ from typing import Any
 import gin
 import numpy as np
 
+from elm_jax import moved
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, methods
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.sizes import T5Config
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.planning.networks import network_of
 from elm_jax.records import TaskSpec
-from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import datasets
 from elm_jax.training import config, train
 from elm_jax.training.batches import Known
 from elm_jax.training.config import Budget, Course
 from elm_jax.training.jobs import Job
-from elm_jax.training.pretraining import Pretraining
 
 PROMPT_SHARE = 0.6  # of a prompt's feature length that a prompt has on average: assumed
 ANSWER_SHARE = 0.15  # of an answer's: words rather than texts
@@ -130,7 +131,8 @@ def read(recipe: str, bindings: Sequence[str], asked: Asked) -> list[TrainingLoa
 def _bound(function: Any) -> dict[str, Any]:
     """Returns what a recipe binds to a function's parameters, if it does."""
     try:
-        return dict(gin.get_bindings(function, resolve_references=True))
+        bindings = dict(gin.get_bindings(function, resolve_references=True))
+        return moved.with_old_parameters(function, bindings) if hasattr(function, "moved") else bindings
     except ValueError:  # gin has not heard of it
         return {}
 
@@ -181,6 +183,7 @@ def _lengths(longest: int, share: float, rows: int, seed: int) -> np.ndarray:
 def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
     network, assumed = network_of(None, asked.size, asked.dtype)
     run, source, lengths = bound.get("run"), Source(), Lengths()
+    evaluation: EvaluationConfig = bound.get("config") or EvaluationConfig()
     experts, described = asked.experts, None
     if run is not None and experts is None and Workspace.at(run).library.is_dir():
         library = Library.open(Workspace.at(run).library)
@@ -188,7 +191,7 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
         described = library.describe(library.ids()[0]) if experts else None
     if experts is None:
         experts, assumed = EXPERTS, (*assumed, f"{EXPERTS} experts in the library")
-    elif experts < 1 and _wants_experts(bound):
+    elif experts < 1 and _wants_experts(evaluation):
         raise UserError(
             f"Expected experts to evaluate, got {experts}. Fix: give the run that has them as MODEL_DIR, or "
             "how many there will be, as --experts 296."
@@ -200,11 +203,11 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
         network,
         experts,
         asked,
-        texts=bound.get("methods"),
-        oracle=bool(bound.get("oracle")),
-        calibrated=bound.get("by") == "calibrated",
-        queries=bound.get("queries") or 32,
-        batch_tokens=bound.get("batch_tokens") or BATCH_TOKENS,
+        texts=evaluation.methods,
+        oracle=evaluation.oracle,
+        calibrated=evaluation.normalization == "calibrated",
+        queries=evaluation.queries,
+        batch_tokens=evaluation.batch_tokens,
         lengths=lengths,
         kind=kind,
         options=options,
@@ -214,13 +217,13 @@ def _scoring(bound: Mapping[str, Any], asked: Asked) -> ScoringLoad:
 
 def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | ScoringLoad]:
     """Returns what a recipe of the whole path trains and scores."""
-    source, budget = bound.get("source") or Source(), bound.get("budget") or Budget()
-    lengths: Lengths = bound.get("lengths") or Lengths()
-    base = bound.get("initial_checkpoint")
+    config: PipelineConfig = bound.get("config") or PipelineConfig()
+    source, budget, evaluation = config.source, config.budget, config.evaluation
+    lengths, base = config.lengths or Lengths(), config.initial_checkpoint
     if base is None and asked.size is None:  # it is trained from scratch
-        asked = replace(asked, size=(bound.get("pretraining") or Pretraining()).size)
-    trained_on = replace(source, limit=bound.get("train_rows"))
-    given = {"tasks": bound["train_tasks"], "initial_checkpoint": base, "mesh": bound.get("mesh")}
+        asked = replace(asked, size=config.pretraining.size)
+    trained_on = replace(source, limit=config.train_rows)
+    given = {"tasks": bound["train_tasks"], "initial_checkpoint": base}
     how = {"source": trained_on, "budget": budget, "lengths": lengths}
     trained = _training({**given, **how}, asked)
     tasks = task_selection.choose(bound["eval_tasks"], source, evaluation=True)
@@ -232,11 +235,11 @@ def _pipeline(bound: Mapping[str, Any], asked: Asked) -> list[TrainingLoad | Sco
             trained.network,
             len(trained.known),
             asked,
-            texts=bound.get("methods"),
+            texts=evaluation.methods,
             oracle=True,
             calibrated=False,
-            queries=bound.get("queries") or 32,
-            batch_tokens=bound.get("batch_tokens") or BATCH_TOKENS,
+            queries=evaluation.queries,
+            batch_tokens=evaluation.batch_tokens,
             lengths=lengths,
             kind=budget.kind,
             options=budget.options,
@@ -286,8 +289,8 @@ def _scored(
     )
 
 
-def _wants_experts(bound: Mapping[str, Any]) -> bool:
-    wanted = methods.parse_methods(bound.get("methods") or ())
+def _wants_experts(evaluation: EvaluationConfig) -> bool:
+    wanted = methods.parse_methods(evaluation.methods or ())
     return not wanted or any(each.router != "base" for each in wanted)
 
 

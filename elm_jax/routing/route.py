@@ -14,7 +14,7 @@ from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import keys as formats
 from elm_jax.experts.library import Library
-from elm_jax.records import Params, Selection, TaskSpec
+from elm_jax.records import Params, PromptedExample, Selection, TaskSpec
 from elm_jax.routing import faithful, gates, key_index, table
 from elm_jax.routing.evidence import Index, Queries
 from elm_jax.routing.explain import explain
@@ -32,6 +32,7 @@ class Desk:
     run: Run
     experts: Sequence[str] | None = None  # of the library, all without it
     size: int = formats.QUERIES_PER_TASK
+    examples: Mapping[str, Sequence[PromptedExample]] = field(default_factory=dict)  # by task, if at hand
     _asked: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
     _stacked: dict[tuple[str, ...], Params] = field(default_factory=dict)
 
@@ -91,7 +92,14 @@ class Desk:
         size = None if every else self.size
         key = (spec.id, text_format, size)
         if key not in self._asked:
-            self._asked[key] = ask(self.run, spec, self.keyed, size, text_format=text_format)
+            self._asked[key] = ask(
+                self.run,
+                spec,
+                self.keyed,
+                size,
+                text_format=text_format,
+                examples=self.examples.get(spec.id),
+            )
         return self._asked[key]
 
 
@@ -198,15 +206,21 @@ def label(router: str, experts: int, options: Mapping[str, Any] | None = None) -
 
 
 def ask(
-    run: Run, spec: TaskSpec, keys: Index, size: int | None, *, text_format: str | None = None
+    run: Run,
+    spec: TaskSpec,
+    keys: Index,
+    size: int | None,
+    *,
+    text_format: str | None = None,
+    examples: Sequence[PromptedExample] | None = None,
 ) -> Queries:
     """Returns a task's queries: a few of its inputs, unlabelled, embedded as the keys were.
 
     Without `size` they are all, in their order. They are written as the keys were too, unless `text_format`
-    is another, as the original's was.
+    is another, as the original's was. The task is rendered unless its `examples` are given.
     """
     text_format = text_format or keys.text_format
-    examples = task_rows.examples(spec, run.source)
+    examples = task_rows.examples(spec, run.source) if examples is None else examples
     if size is not None:
         examples = formats.sample(examples, size, run.source.seed)
     texts = formats.texts(examples, text_format, task_selection.choices_expression(spec, run.source))

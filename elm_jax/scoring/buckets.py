@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
+from elm_jax.axes import Array
 from elm_jax.errors import UserError
 from elm_jax.scoring import tries
 from elm_jax.scoring.tries import Tokens, Trie
@@ -29,7 +30,12 @@ Unit = TypeVar("Unit")
 
 @dataclass(frozen=True)
 class PromptWithChoices:
-    """One row to score: a prompt and its answer choices."""
+    """One row to score.
+
+    Attributes:
+        prompt: token ids.
+        answers: token ids of each answer choice; none if the row is answered in free text.
+    """
 
     prompt: Tokens
     answers: Sequence[Tokens]
@@ -37,7 +43,13 @@ class PromptWithChoices:
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """A prompt with the answers of all rows that have it; `answers` are (row, choice) in the trie's order."""
+    """A prompt with the answers of all rows that have it.
+
+    Attributes:
+        prompt: token ids.
+        trie: of the answers.
+        answers: (row, choice) of each answer, in the trie's order.
+    """
 
     prompt: Tokens
     trie: Trie
@@ -57,17 +69,30 @@ class BucketShape(NamedTuple):
     edges: int
 
 
-class TrieBatch(NamedTuple):
-    """I items of one shape: prompts of S tokens and tries of N nodes and M edges, filled up with padding."""
+class ScoringBatch(NamedTuple):
+    """B prompts of S tokens with their tries of N nodes and M edges, filled up with padding.
 
-    prompts: Int[np.ndarray, "I S"]
-    nodes: Int[np.ndarray, "I N"]  # tokens that the decoder reads
-    depths: Int[np.ndarray, "I N"]  # their positions in their answers
-    sees: Bool[np.ndarray, "I N N"]  # padding sees itself alone
-    real: Bool[np.ndarray, "I N"]
-    edge_nodes: Int[np.ndarray, "I M"]
-    edge_tokens: Int[np.ndarray, "I M"]
-    paths: Int[np.ndarray, "I C T"]  # edges of every answer; M where there is none
+    Attributes:
+        prompts: token ids.
+        nodes: tokens that the decoder reads.
+        depths: positions of the nodes in their answers.
+        attended: which nodes a node attends to; padding attends to itself alone.
+        real: which nodes are no padding.
+        edge_nodes: the node that predicts each edge's token.
+        edge_tokens: the token of each edge.
+    """
+
+    prompts: Int[Array, "B S"]
+    nodes: Int[Array, "B N"]
+    depths: Int[Array, "B N"]
+    attended: Bool[Array, "B N N"]
+    real: Bool[Array, "B N"]
+    edge_nodes: Int[Array, "B M"]
+    edge_tokens: Int[Array, "B M"]
+
+
+Paths = Int[np.ndarray, "B C T"]
+"""The edges of every answer; M where there is none."""
 
 
 def group_by_prompt(rows: Sequence[PromptWithChoices]) -> list[PromptGroup]:
@@ -78,11 +103,11 @@ def group_by_prompt(rows: Sequence[PromptWithChoices]) -> list[PromptGroup]:
     together: dict[bytes, list[int]] = {}
     for number, row in enumerate(rows):
         if not row.answers:
-            raise UserError(f"At least one answer choice a row is wanted, but row {number} has none.")
+            raise UserError(f"Expected an answer choice in every row, got none in row {number}.")
         if not 0 < len(row.prompt) <= MAX_PROMPT_TOKENS:
             raise UserError(
-                f"A prompt of 1 to {MAX_PROMPT_TOKENS} tokens is wanted, but that of row {number} has "
-                f"{len(row.prompt)}."
+                f"Expected a prompt of 1 to {MAX_PROMPT_TOKENS} tokens, got {len(row.prompt)} in row "
+                f"{number}."
             )
         together.setdefault(np.asarray(row.prompt, np.int32).tobytes(), []).append(number)
     found = []
@@ -113,10 +138,10 @@ def _parts(
     yield part
 
 
-def choose_shapes(found: Sequence[PromptGroup], *, worth: float = 0.0) -> list[BucketShape]:
+def choose_shapes(found: Sequence[PromptGroup], *, compile_tokens: float = 0.0) -> list[BucketShape]:
     """Returns few shapes that hold all items with little padding, the smallest first.
 
-    A further shape must save `worth` tokens of padding, that is, what its compilation costs.
+    A further shape must save `compile_tokens` tokens of padding: what its compilation costs.
     """
     if not found:
         return []
@@ -125,10 +150,10 @@ def choose_shapes(found: Sequence[PromptGroup], *, worth: float = 0.0) -> list[B
     edges = np.array([len(item.trie.edge_nodes) for item in found])
     chosen = []
     shortest = 0
-    for length in choose_lengths(lengths, PROMPT_STEP, MAX_PROMPT_LENGTHS, worth):
+    for length in choose_lengths(lengths, PROMPT_STEP, MAX_PROMPT_LENGTHS, compile_tokens):
         here = (shortest < lengths) & (lengths <= length)
         fewest = 0
-        for count in choose_lengths(nodes[here], NODE_STEP, MAX_NODE_COUNTS, worth):
+        for count in choose_lengths(nodes[here], NODE_STEP, MAX_NODE_COUNTS, compile_tokens):
             inside = here & (fewest < nodes) & (nodes <= count)
             chosen.append(BucketShape(length, count, _up(int(edges[inside].max()), NODE_STEP)))
             fewest = count
@@ -136,20 +161,22 @@ def choose_shapes(found: Sequence[PromptGroup], *, worth: float = 0.0) -> list[B
     return chosen
 
 
-def smallest_bucket(length: int, ladder: Sequence[int], *, what: str) -> int:
-    """Returns the smallest step of a ladder that holds `length`: for texts that come a few at a time."""
-    for step in ladder:
-        if length <= step:
-            return step
-    raise UserError(f"A {what} of at most {ladder[-1]} is wanted, but one of {length} came.")
+def smallest_bucket(length: int, buckets: Sequence[int], *, what: str) -> int:
+    """Returns the smallest of some lengths that holds `length`: for texts that come a few at a time."""
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    raise UserError(f"Expected a {what} of at most {buckets[-1]}, got {length}.")
 
 
-def choose_lengths(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: float = 0.0) -> list[int]:
+def choose_lengths(
+    lengths: Int[np.ndarray, " N"], step: int, most: int, compile_tokens: float = 0.0
+) -> list[int]:
     """Returns the lengths, multiples of `step` and at most `most`, that all of `lengths` are padded up to.
 
-    They are those whose padding and number, each counted as `worth` tokens, cost least.
+    They are those whose padding and number, each counted as `compile_tokens` tokens, cost least.
 
-    >>> rungs(np.array([3, 3, 3, 16]), 4, 8), rungs(np.array([3, 3, 3, 16]), 4, 8, worth=40.0)
+    >>> rungs(np.array([3, 3, 3, 16]), 4, 8), rungs(np.array([3, 3, 3, 16]), 4, 8, compile_tokens=40.0)
     ([4, 16], [16])
     """
     tops, member = np.unique(-(-lengths // step) * step, return_inverse=True)
@@ -162,7 +189,7 @@ def choose_lengths(lengths: Int[np.ndarray, " N"], step: int, most: int, worth: 
         table = np.vstack([np.full(len(tops), np.inf), least[-1][:-1, None] + padded[1:]])
         begins.append(table.argmin(axis=0))
         least.append(table.min(axis=0))
-    level = int(np.argmin([total[-1] + number * worth for number, total in enumerate(least)]))
+    level = int(np.argmin([total[-1] + number * compile_tokens for number, total in enumerate(least)]))
     at, found = len(tops) - 1, []
     for begin in begins[level::-1]:
         found.append(int(tops[at]))
@@ -182,12 +209,12 @@ def shape_fits(shape: BucketShape, item: PromptGroup) -> bool:
 
 
 def split_batches(
-    units: list[Unit], shape: BucketShape, batch_tokens: int, *, worth: float = 0.0
+    units: list[Unit], shape: BucketShape, batch_tokens: int, *, compile_tokens: float = 0.0
 ) -> Iterator[tuple[list[Unit], int]]:
     """Yields parts of the units, and the size of the batch that each is filled up to, the same for all.
 
     That is what has `batch_tokens`, or less where units shared out evenly need less and the padding that
-    this saves is `worth` a compilation.
+    this saves is `compile_tokens` a compilation.
     """
     if not units:
         return
@@ -196,38 +223,39 @@ def split_batches(
     count = -(-len(units) // most)
     even = -(-len(units) // count)
     size = min(most, next(size for size in BATCH_SIZES if size >= even) if even <= BATCH_SIZES[-1] else most)
-    if (most - size) * count * tokens <= worth:
+    if (most - size) * count * tokens <= compile_tokens:
         size = most
     for start in range(0, len(units), size):
         yield units[start : start + size], size
 
 
-def pack_tries(found: Sequence[PromptGroup], shape: BucketShape) -> TrieBatch:
-    """Lays out items that a shape holds."""
-    count, choices = len(found), max(len(item.trie.paths) for item in found)
-    longest = max(len(path) for item in found for path in item.trie.paths)
-    laid = TrieBatch(
+def pack_tries(groups: Sequence[PromptGroup], shape: BucketShape) -> tuple[ScoringBatch, Paths]:
+    """Returns the arrays of groups that a shape holds, and the edges of their answers."""
+    count, choices = len(groups), max(len(group.trie.paths) for group in groups)
+    longest = max(len(path) for group in groups for path in group.trie.paths)
+    eye = np.eye(shape.nodes, dtype=bool)
+    batch = ScoringBatch(
         prompts=np.zeros((count, shape.prompt), np.int32),
         nodes=np.zeros((count, shape.nodes), np.int32),
         depths=np.zeros((count, shape.nodes), np.int32),
-        sees=np.broadcast_to(np.eye(shape.nodes, dtype=bool), (count, shape.nodes, shape.nodes)).copy(),
+        attended=np.broadcast_to(eye, (count, shape.nodes, shape.nodes)).copy(),
         real=np.zeros((count, shape.nodes), bool),
         edge_nodes=np.zeros((count, shape.edges), np.int32),
         edge_tokens=np.zeros((count, shape.edges), np.int32),
-        paths=np.full((count, choices, longest), shape.edges, np.int32),
     )
-    for place, item in enumerate(found):
-        trie, nodes, edges = item.trie, len(item.trie.tokens), len(item.trie.edge_nodes)
-        laid.prompts[place, : len(item.prompt)] = item.prompt
-        laid.nodes[place, :nodes] = trie.tokens
-        laid.depths[place, :nodes] = trie.depths
-        laid.sees[place, :nodes, :nodes] = trie.sees
-        laid.real[place, :nodes] = True
-        laid.edge_nodes[place, :edges] = trie.edge_nodes
-        laid.edge_tokens[place, :edges] = trie.edge_tokens
+    paths = np.full((count, choices, longest), shape.edges, np.int32)
+    for place, group in enumerate(groups):
+        trie, nodes, edges = group.trie, len(group.trie.tokens), len(group.trie.edge_nodes)
+        batch.prompts[place, : len(group.prompt)] = group.prompt
+        batch.nodes[place, :nodes] = trie.tokens
+        batch.depths[place, :nodes] = trie.depths
+        batch.attended[place, :nodes, :nodes] = trie.attended
+        batch.real[place, :nodes] = True
+        batch.edge_nodes[place, :edges] = trie.edge_nodes
+        batch.edge_tokens[place, :edges] = trie.edge_tokens
         for choice, path in enumerate(trie.paths):
-            laid.paths[place, choice, : len(path)] = path
-    return laid
+            paths[place, choice, : len(path)] = path
+    return batch, paths
 
 
 def _up(number: int, step: int) -> int:

@@ -33,12 +33,12 @@ def score_choices(
     answers = _tokens("answers", answers, "[B, C, T]", model)
     if len(prompts) != len(answers):
         raise UserError(
-            f"One row of answers a prompt is wanted, but {len(prompts)} prompts and {len(answers)} rows of "
-            "answers came."
+            f"Expected a row of answers for each of {len(prompts)} prompts, got {len(answers)}. Fix: pass as "
+            "many of both."
         )
     empty = np.flatnonzero(~(prompts != PAD).any(axis=1))
     if empty.size:
-        raise UserError(f"A prompt of at least one token is wanted, but row {empty[0]} has padding alone.")
+        raise UserError(f"Expected a token in every prompt, got padding alone in row {empty[0]}.")
     params, owned = resolve_params(model, experts)
     rows = [
         PromptWithChoices(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
@@ -60,35 +60,36 @@ def _tokens(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
         tokens = np.asarray(value)
     except ValueError:
         raise UserError(
-            f"{name} of {axes} are wanted, but rows of different lengths came: pad with 0."
+            f"Expected {name} {axes}, got rows of different lengths. Fix: pad them with 0."
         ) from None
     if tokens.dtype.kind not in "iu" or tokens.ndim != axes.count(",") + 1:
-        raise UserError(f"{name} should be integers {axes}, but {tokens.dtype} of shape {tokens.shape} came.")
+        raise UserError(f"Expected {name} as integers {axes}, got {tokens.dtype} of shape {tokens.shape}.")
     vocabulary = model.config.vocab_size
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocabulary):
         wrong = tokens.min() if tokens.min() < 0 else tokens.max()
         raise UserError(
-            f"{name} should hold token ids from 0 to {vocabulary - 1}, which is what the model has, but "
-            f"{wrong} came. Tokenise with the model's own vocabulary."
+            f"Expected token ids from 0 to {vocabulary - 1} in {name}, got {wrong}. Fix: tokenise with the "
+            "model's own vocabulary."
         )
     real = tokens != PAD
     if (real[..., 1:] & ~real[..., :-1]).any():
         raise UserError(
-            f"{name} should be padded with 0 at the end of a row, but 0 came before other tokens."
+            f"Expected padding (0) at the end of a row of {name}, got it before other tokens. Fix: pad at "
+            "the end."
         )
     return tokens.astype(np.int32)
 
 
 def resolve_params(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
-    """Returns the parameters to score with and the expert that stands beside them."""
+    """Returns the parameters to score with and the expert's tree beside them, for an expert of any kind."""
     if experts is None:
         return model.params, None
     if isinstance(experts, Expert):
         kind, tree = experts.spec.kind, experts.params
         if experts.spec.base != model.fingerprint:
             raise UserError(
-                f"An expert of base {model.fingerprint!r} is wanted, but {experts.spec.id!r} was trained on "
-                f"base {experts.spec.base!r}. Load its own base, or train the expert on this one."
+                f"Expected an expert of base {model.fingerprint!r}, got {experts.spec.id!r} of base "
+                f"{experts.spec.base!r}. Fix: load its own base, or train the expert on this one."
             )
     else:
         whole = set(paths.flatten(experts)) == set(paths.flatten(model.params))

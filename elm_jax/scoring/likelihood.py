@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from elm_jax.aot.program import jit
-from elm_jax.axes import Array, ExpertOfRow, Prompts
+from elm_jax.axes import Array, ExpertOfRow
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
+from elm_jax.scoring.buckets import ScoringBatch
 
 LOGITS_AT_ONCE = 2**23  # 32 MB in float32
 
@@ -27,27 +28,29 @@ class EdgeScores(NamedTuple):
 def score_edges(
     config: T5Config,
     params: Params,
-    prompts: Prompts,
-    nodes: Int[Array, "B N"],
-    depths: Int[Array, "B N"],
-    sees: Bool[Array, "B N N"],
-    real: Bool[Array, "B N"],
-    edge_nodes: Int[Array, "B M"],
-    edge_tokens: Int[Array, "B M"],
+    batch: ScoringBatch,
     experts: Params | None = None,
     expert_of_row: ExpertOfRow | None = None,
 ) -> EdgeScores:
-    """Returns what the network makes of the edges of B prompts' tries of N nodes and M edges.
+    """Returns what the network makes of the edges of a batch.
 
-    `experts` is one expert's tree for all rows, or with `expert_of_row` a stack of E trees. The output layer
-    is computed for real nodes alone, and for a few of them at a time. Edges of padding mean nothing.
+    The output layer is computed for real nodes alone, and for a few of them at a time. Edges of padding mean
+    nothing.
+
+    Args:
+        config: the network.
+        params: of the base.
+        batch: prompts and tries.
+        experts: one expert's tree for all rows, or with `expert_of_row` a stack of E trees.
+        expert_of_row: the place of each row's expert in the stack, [B].
     """
 
     def network(method: str, *arguments: Array | Params | None) -> Array:
         return jnp.asarray(T5(config).apply({"params": params}, *arguments, method=method))
 
+    prompts, nodes, depths, attended, real, edge_nodes, edge_tokens = batch
     encoded = network("encode", prompts, experts, expert_of_row)
-    hidden = network("decode_trie", encoded, prompts, nodes, depths, sees, experts, expert_of_row)
+    hidden = network("decode_trie", encoded, prompts, nodes, depths, attended, experts, expert_of_row)
     rows, count = nodes.shape
     hidden = hidden.reshape(rows * count, -1)
     size = min(rows * count, max(64, LOGITS_AT_ONCE // config.vocab_size))

@@ -58,10 +58,17 @@ def model_functions(
         examples = _read(dataset)
         prompts = [prompt for _, prompt, _ in examples]
         found = generator.generate_rows(
-            model.config, params, prompts, length, eos, stack, batch_tokens=batch_tokens
+            model.config,
+            params,
+            prompts,
+            generator.AnswerLimit(length, eos),
+            stack,
+            batch_tokens=batch_tokens,
         )
         if any(NAN_TOKEN in answer for answer in found):
-            raise UserError("Answers are wanted, but the model gives no numbers: its weights hold NaN.")
+            raise UserError(
+                "Expected finite logits, got NaN. Fix: look at the weights, which hold NaN or infinity."
+            )
         return [
             (index, answer[answer != PAD].tolist())
             for (index, _, _), answer in zip(examples, found, strict=True)
@@ -74,11 +81,11 @@ def _read(dataset: Any) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Returns index, prompt and target of every example, without padding."""
     found = []
     for index, features in dataset.as_numpy_iterator():
-        lacking = sorted({"encoder_input_tokens", "decoder_target_tokens"} - set(features))
-        if lacking or "encoder_segment_ids" in features:
+        missing = sorted({"encoder_input_tokens", "decoder_target_tokens"} - set(features))
+        if missing or "encoder_segment_ids" in features:
             raise UserError(
-                "Features of SeqIO's EncDecFeatureConverter(pack=False) are wanted, but "
-                + (f"{lacking[0]!r} is not among them." if lacking else "they are packed.")
+                "Expected features of SeqIO's EncDecFeatureConverter(pack=False), got "
+                + (f"none named {missing[0]!r}." if missing else "packed ones.")
             )
         prompt, target = features["encoder_input_tokens"], features["decoder_target_tokens"]
         found.append((int(index), prompt[prompt != PAD], target[target != PAD]))

@@ -37,7 +37,7 @@ class Trie:
         return found
 
     @functools.cached_property
-    def sees(self) -> Bool[np.ndarray, "N N"]:
+    def attended(self) -> Bool[np.ndarray, "N N"]:
         """Which nodes a node attends to: itself and the beginnings of its beginning."""
         found = np.eye(len(self.parents), dtype=bool)
         for node, parent in enumerate(self.parents[1:], start=1):
@@ -60,7 +60,7 @@ def build_trie(answers: Sequence[Tokens]) -> Trie:
     paths = []
     for answer in answers:
         if not len(answer):
-            raise UserError("An answer choice of at least one token is wanted, but an empty one came.")
+            raise UserError("Expected an answer choice of at least one token, got an empty one.")
         node, path = 0, []
         for place, token in enumerate(map(int, answer)):
             step = (node, token)

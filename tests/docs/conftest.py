@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import mini
@@ -68,12 +70,14 @@ def small_run(tmp_path_factory):
         train_tasks=TRAINED,
         eval_tasks=UNSEEN,
         out=out,
-        budget=Budget(steps=2, batch_size=2, rate=1e-2, options={"width": 16}, dropout=0.0),
-        source=source,
-        lengths=lengths,
-        train_rows=8,
-        keys=4,
-        queries=4,
+        config=PipelineConfig(
+            budget=Budget(steps=2, batch_size=2, rate=1e-2, options={"width": 16}, dropout=0.0),
+            source=source,
+            lengths=lengths,
+            train_rows=8,
+            keys=4,
+            evaluation=EvaluationConfig(queries=4),
+        ),
     )
     return out
 

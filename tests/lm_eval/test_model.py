@@ -214,7 +214,9 @@ def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.pieces.encode(text), run.pieces.eos] for text in contexts]
     stack = Library.open(run.workspace.library).load([expert])
-    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.pieces.eos, stack)
+    written = generator.generate_rows(
+        run.base.config, run.base.params, prompts, generator.AnswerLimit(5, run.pieces.eos), stack
+    )
     texts = [run.pieces.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
     assert any(texts)
@@ -232,7 +234,9 @@ def test_greedy_is_told_of_what_our_engine_would_write(run):
     asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
     told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
     prompt = [*run.pieces.encode(context), run.pieces.eos]
-    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.pieces.eos)
+    ((first, *_),) = generator.generate_rows(
+        run.base.config, run.base.params, [prompt], generator.AnswerLimit(1, run.pieces.eos)
+    )
     assert told == [run.pieces.encode(text) == [first] for text in pieces]
 
 

@@ -10,8 +10,10 @@ from elm_jax import cli, storage
 from elm_jax.data import data_source, task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import evaluate
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.scoring import scorer as scoring
 from elm_jax.session import opening
 from elm_jax.telemetry import training_view
@@ -25,22 +27,18 @@ UNSEEN = ["mini_size_suitcase"]
 METHODS = ["base", "multitask", "uniform_merge", "roe_top1", "roe_top2_merge", "best_single", "oracle"]
 
 
-def run(out, **changes):
+def run(out, stages=None, **changes):
     settings = {
-        "train_tasks": TRAINED,
-        "eval_tasks": UNSEEN,
-        "out": out,
         "pretraining": Pretraining(vocabulary_kind="word", steps=6, batch_size=8),
         "budget": Budget(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
         "source": data_source.Source(limit=20),
         "lengths": data_source.Lengths(prompt=24, answer=8),
         "train_rows": 24,
         "keys": 10,
-        "queries": 6,
-        "merged": 2,
-        "stages": Stages(),
+        "evaluation": EvaluationConfig(queries=6, merged=2),
     }
-    return pipeline.run_pipeline(**{**settings, **changes})
+    config = PipelineConfig(**{**settings, **changes})
+    return pipeline.run_pipeline(TRAINED, UNSEEN, out, config, stages=stages or Stages())
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +178,11 @@ def test_a_task_without_choices_cannot_be_ranked(finished):
 
 def test_scores_of_other_rows_are_scored_anew(finished):
     out, _ = finished
-    evaluate.evaluate(opening.open_run(out, source=data_source.Source(limit=8)), UNSEEN, queries=6, merged=2)
+    evaluate.evaluate(
+        opening.open_run(out, source=data_source.Source(limit=8)),
+        UNSEEN,
+        EvaluationConfig(queries=6, merged=2),
+    )
     report = storage.read_json(out / "report" / "report.json", what="A report")
     assert {row["n"] for row in report["rows"]} == {8}
 

@@ -11,6 +11,7 @@ from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.t5 import T5
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import index as runs
 from elm_jax.routing import route
@@ -169,9 +170,7 @@ def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, e
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
     with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
-        pipeline.run_pipeline(
-            train_tasks=["mini-train"], eval_tasks=["mini-unseen"], out=tmp_path, embedder="./absent"
-        )
+        pipeline.run_pipeline(["mini-train"], ["mini-unseen"], tmp_path, PipelineConfig(embedder="./absent"))
     assert list(tmp_path.iterdir()) == []
 
 

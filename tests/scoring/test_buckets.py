@@ -56,16 +56,16 @@ def test_what_is_laid_out_is_the_item_and_padding(drawn):
     among = buckets.choose_shapes(found)
     for item in found:
         shape = buckets.find_shape(item, among)
-        laid = buckets.pack_tries([item], shape)
+        laid, paths = buckets.pack_tries([item], shape)
         nodes, edges = len(item.trie.tokens), len(item.trie.edge_tokens)
         assert laid.prompts.shape == (1, shape.prompt)
         assert laid.prompts[0][laid.prompts[0] > 0].tolist() == list(item.prompt)
         assert laid.real[0].tolist() == [True] * nodes + [False] * (shape.nodes - nodes)
         assert laid.nodes[0, :nodes].tolist() == item.trie.tokens.tolist()
-        assert laid.sees[0, :nodes, :nodes].tolist() == item.trie.sees.tolist()
-        assert laid.sees[0, nodes:].sum() == shape.nodes - nodes  # itself, so that no softmax is empty
+        assert laid.attended[0, :nodes, :nodes].tolist() == item.trie.attended.tolist()
+        assert laid.attended[0, nodes:].sum() == shape.nodes - nodes  # itself, so that no softmax is empty
         assert not laid.edge_tokens[0, edges:].any()
-        for path, laid_path in zip(item.trie.paths, laid.paths[0], strict=True):
+        for path, laid_path in zip(item.trie.paths, paths[0], strict=True):
             assert laid_path[laid_path < shape.edges].tolist() == path.tolist()
 
 
@@ -105,7 +105,7 @@ def test_shapes_pad_little_where_much_is_scored_and_are_few_where_little_is():
     padded = [buckets.find_shape(item, among) for item in found]
     real = sum(len(item.prompt) + len(item.trie.tokens) for item in found)
     assert real / sum(shape.prompt + shape.nodes for shape in padded) > 0.85
-    assert len(buckets.choose_shapes(found, worth=1e9)) == 1
+    assert len(buckets.choose_shapes(found, compile_tokens=1e9)) == 1
 
 
 def test_batches_are_as_large_as_they_may_be_or_even_where_that_saves_what_a_compilation_is_worth():
@@ -119,7 +119,7 @@ def test_batches_are_as_large_as_they_may_be_or_even_where_that_saves_what_a_com
     # Eight of 16 tokens at once: nine units are five and four, in batches of six, which saves 4 x 16 tokens.
     assert sizes(16, 128) == [(8, 8), (8, 8)]
     assert sizes(9, 128) == [(6, 6), (3, 6)]
-    assert sizes(9, 128, worth=64.0) == [(8, 8), (1, 8)]
+    assert sizes(9, 128, compile_tokens=64.0) == [(8, 8), (1, 8)]
     assert sizes(3, 128) == [(3, 3)]
     assert sizes(2, 1) == [(1, 1), (1, 1)]
     assert sizes(0, 128) == []
@@ -128,13 +128,13 @@ def test_batches_are_as_large_as_they_may_be_or_even_where_that_saves_what_a_com
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (PromptWithChoices([5], []), "At least one answer choice a row is wanted, but row 1 has none"),
-        (PromptWithChoices([], [[5]]), "A prompt of 1 to 2048 tokens is wanted, but that of row 1 has 0"),
+        (PromptWithChoices([5], []), "got none in row 1"),
+        (PromptWithChoices([], [[5]]), "got 0 in row 1"),
         (
             PromptWithChoices([5] * 2049, [[5]]),
-            "A prompt of 1 to 2048 tokens is wanted, but that of row 1 has 2049",
+            "got 2049 in row 1",
         ),
-        (PromptWithChoices([5], [[5], []]), "An answer choice of at least one token is wanted"),
+        (PromptWithChoices([5], [[5], []]), "got an empty one"),
     ],
 )
 def test_a_row_that_cannot_be_scored_is_named_before_any_is(row, said):

@@ -48,7 +48,14 @@ def test_a_mesh_changes_no_answer(config, base, trees, alone):
     params = sharding.place(base, sharding.shardings(on, base))
     every = np.array([(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))])
     found = generator.generate_rows(
-        config, params, PROMPTS, LENGTH, EOS, stack(trees), every, batch_tokens=200, lengths=[8, ROOM]
+        config,
+        params,
+        PROMPTS,
+        generator.AnswerLimit(LENGTH, EOS),
+        stack(trees),
+        every,
+        batch_tokens=200,
+        lengths=[8, ROOM],
     )
     assert [row.tolist() for row in found] == [alone[expert][prompt] for prompt, expert in every]
 
@@ -58,7 +65,14 @@ def test_order_batches_and_the_mix_of_experts_change_no_answer(config, base, tre
     every = [(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))]
     mix = np.array(every)[np.random.default_rng(0).permutation(len(every))]
     found = generator.generate_rows(
-        config, base, PROMPTS, LENGTH, EOS, stack(trees), mix, batch_tokens=batch_tokens, lengths=[8, ROOM]
+        config,
+        base,
+        PROMPTS,
+        generator.AnswerLimit(LENGTH, EOS),
+        stack(trees),
+        mix,
+        batch_tokens=batch_tokens,
+        lengths=[8, ROOM],
     )
     assert [answer.tolist() for answer in found] == [alone[expert][prompt] for prompt, expert in mix.tolist()]
     assert len({tuple(answer.tolist()) for answer in found}) > EXPERTS
@@ -79,8 +93,7 @@ def test_a_prompt_and_expert_that_come_again_are_answered_once(config, base, tre
         config,
         base,
         PROMPTS,
-        LENGTH,
-        EOS,
+        generator.AnswerLimit(LENGTH, EOS),
         stack(trees),
         pairs,
         batch_tokens=1,
@@ -95,8 +108,8 @@ def test_a_prompt_and_expert_that_come_again_are_answered_once(config, base, tre
 def test_without_experts_the_base_writes(config, base):
     zero = stack([ex.neutral(ex.init("bottleneck", jax.random.key(0), base, width=4), base)] * EXPERTS)
     how = {"batch_tokens": 1, "lengths": [8, ROOM]}
-    bare = generator.generate_rows(config, base, PROMPTS, LENGTH, EOS, **how)
-    found = generator.generate_rows(config, base, PROMPTS, LENGTH, EOS, zero, **how)
+    bare = generator.generate_rows(config, base, PROMPTS, generator.AnswerLimit(LENGTH, EOS), **how)
+    found = generator.generate_rows(config, base, PROMPTS, generator.AnswerLimit(LENGTH, EOS), zero, **how)
     assert [answer.tolist() for answer in found] == [answer.tolist() for answer in bare]
 
 
@@ -111,13 +124,13 @@ def test_few_lengths_hold_all_prompts_and_equal_ones_count_once(base):
 
 
 def test_no_prompts_have_no_answers(config, base):
-    assert generator.generate_rows(config, base, [], LENGTH, EOS) == []
+    assert generator.generate_rows(config, base, [], generator.AnswerLimit(LENGTH, EOS)) == []
 
 
 @pytest.mark.parametrize(
     ("prompts", "length", "said"),
-    [([[5], []], 4, "prompt 1 has 0"), ([[5] * 2049], 4, "has 2049"), ([[5]], 0, "a length of 0 came")],
+    [([[5], []], 4, "got 0 in prompt 1"), ([[5] * 2049], 4, "got 2049"), ([[5]], 0, "a length of 0")],
 )
 def test_what_cannot_be_answered_is_refused(config, base, prompts, length, said):
     with pytest.raises(UserError, match=said):
-        generator.generate_rows(config, base, prompts, length, EOS)
+        generator.generate_rows(config, base, prompts, generator.AnswerLimit(length, EOS))

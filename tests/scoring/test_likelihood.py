@@ -48,8 +48,8 @@ def laid():
 
 @pytest.fixture(scope="module")
 def score(config, base, laid):
-    *arrays, _ = laid[0]
-    return lambda *rest: np.asarray(likelihood.compiled_scorer(config, "cpu")(base, *arrays, *rest).logp)
+    batch, _ = laid[0]
+    return lambda *rest: np.asarray(likelihood.compiled_scorer(config, "cpu")(base, batch, *rest).logp)
 
 
 def real_edges(found, laid):
@@ -72,8 +72,8 @@ def test_an_edge_is_the_log_softmax_of_its_token_after_its_beginning(config, bas
 def test_the_output_layer_taken_in_parts_gives_the_same(config, base, score, laid, monkeypatch):
     whole = score()
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 0)  # 64 nodes at a time, of 8 rows of 32
-    *arrays, _ = buckets.pack_tries([*laid[1], *laid[1]], buckets.BucketShape(8, 32, 8))
-    parts = np.asarray(jax.jit(lambda *batch: likelihood.score_edges(config, base, *batch).logp)(*arrays))
+    batch, _ = buckets.pack_tries([*laid[1], *laid[1]], buckets.BucketShape(8, 32, 8))
+    parts = np.asarray(jax.jit(lambda batch: likelihood.score_edges(config, base, batch).logp)(batch))
     for first, second in ((0, 4), (4, 8)):
         for ours, theirs in zip(real_edges(parts[first:second], laid), real_edges(whole, laid), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -83,15 +83,12 @@ def test_no_array_of_all_tokens_by_all_words_is_ever_made(config, base):
     wide = replace(config, vocab_size=40_000)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), wide))
     rows, nodes = 64, 16
-    arrays = buckets.TrieBatch(
+    batch = buckets.ScoringBatch(
         *(np.zeros(shape, np.int32) for shape in [(rows, 8), (rows, nodes), (rows, nodes)]),
         *(np.zeros(shape, bool) for shape in [(rows, nodes, nodes), (rows, nodes)]),
         *(np.zeros((rows, 16), np.int32) for _ in range(2)),
-        paths=np.zeros((rows, 1, 1), np.int32),
     )
-    lowered = jax.jit(lambda params, *batch: likelihood.score_edges(wide, params, *batch)).lower(
-        params, *arrays[:-1]
-    )
+    lowered = jax.jit(lambda params, batch: likelihood.score_edges(wide, params, batch)).lower(params, batch)
     assert f"{rows * nodes}x40000" not in lowered.as_text()
     assert f"{2**23 // 40_000}x40000" in lowered.as_text()
 

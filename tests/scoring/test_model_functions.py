@@ -101,7 +101,11 @@ def test_seqio_judges_the_answers_that_our_engine_writes(seqio, registered, mode
     metrics, _ = evaluated(seqio, registered.tasks[TASK], functions)
     prompts = task_rows.tokens([example.input for example in examples], pieces[1], LENGTHS.prompt)
     written = generator.generate_rows(
-        model.config, model.params, prompts, LENGTHS.answer, pieces[1].eos, stack([expert.params])
+        model.config,
+        model.params,
+        prompts,
+        generator.AnswerLimit(LENGTHS.answer, pieces[1].eos),
+        stack([expert.params]),
     )
     texts = [pieces[1].decode(tokens[tokens > 0].tolist()) for tokens in written]
     assert metrics == pytest.approx(exact_match([example.target for example in examples], texts))

@@ -172,7 +172,9 @@ def test_no_rows_have_no_scores(config, base):
 def test_a_choice_is_greedy_where_generation_begins_with_it(config, base, trees):
     length, eos = 3, 1
     prompts = [each.prompt for each in ROWS]
-    written = generator.generate_rows(config, base, prompts, length, eos, stack(trees[:1]))
+    written = generator.generate_rows(
+        config, base, prompts, generator.AnswerLimit(length, eos), stack(trees[:1])
+    )
 
     def other(token):
         return 3 if token != 3 else 4
@@ -196,18 +198,18 @@ def test_each_device_of_a_mesh_scores_as_many_tokens_at_once_as_one_alone(config
     def noted(config, platform):
         run = compiled(config, platform)
 
-        def told(params, prompts, *rest):
-            sizes.append(len(prompts))
-            return run(params, prompts, *rest)
+        def told(params, batch, *rest):
+            sizes.append(len(batch.prompts))
+            return run(params, batch, *rest)
 
         return told
 
     compiled = likelihood.compiled_scorer
     monkeypatch.setattr(likelihood, "compiled_scorer", noted)
     rows = [row(8, 1) for _ in range(16)]
-    shapes = buckets.choose_shapes(buckets.group_by_prompt(rows), worth=1.0)
+    shapes = buckets.choose_shapes(buckets.group_by_prompt(rows), compile_tokens=1.0)
     on = meshes.mesh(data=8)
     tokens = 2 * sum(shapes[0][:2])  # of two rows
     for params in (base, sharding.place(base, sharding.shardings(on, base))):
-        scorer.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, worth=0.0)
+        scorer.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, compile_tokens=0.0)
     assert sizes == [2] * 8 + [16]

@@ -93,7 +93,9 @@ def test_scoring_and_generation_run_their_programs_as_they_tell(one_layer, calle
     rows = [PromptWithChoices(prompt, tokens(2, 3)) for prompt in tokens(5, 9, 4)]
     scorer.score_rows(one_layer, base, rows, experts)
     scorer.score_rows(one_layer, base, rows)
-    generator.generate_rows(one_layer, base, [row.prompt for row in rows], 4, 1, experts)
+    generator.generate_rows(
+        one_layer, base, [row.prompt for row in rows], generator.AnswerLimit(4, 1), experts
+    )
     assert {program.name for program, _ in called} == {"score", "generate"}
     assert_as_told(called)
 
