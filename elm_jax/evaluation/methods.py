@@ -108,8 +108,8 @@ def parse_method(text: str) -> EvaluationMethod:
     router, *merge = _cut(rest, "+")
     if len(merge) > 1:
         raise UserError(
-            f"A method as {_FORM} is wanted, but {text!r} has {len(merge)} merges. A value that holds + "
-            "stands in double quotes."
+            f"Expected a method as {_FORM}, got {len(merge)} merges in {text!r}. Fix: put a value that holds "
+            "+ in double quotes."
         )
     chosen, options = _named(router, text)
     names.resolve(chosen, [*routing.ROUTERS, *SPECIAL_ROUTERS], kind="router", where="the table of routers")
@@ -118,8 +118,8 @@ def parse_method(text: str) -> EvaluationMethod:
         return EvaluationMethod(name, chosen, made.options, "average" if _takes_several(made) else None)
     if chosen in SPECIAL_ROUTERS or chosen in _MERGES_ITSELF or made.level != "task":
         raise UserError(
-            f"A merge of what {chosen!r} chooses makes no sense ({text!r}): it is one expert, or is put "
-            "together by the router itself. Leave out what follows +."
+            f"Expected no merge after {chosen!r}, which chooses one expert or merges itself, got {text!r}. "
+            "Fix: leave out what follows +."
         )
     way, given = _named(merge[0], text)
     known = merging.find(way).options
@@ -138,15 +138,15 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
                 raise UserError(
-                    f"Router {method.router!r} compares LoRA experts, but {other.id!r} is a {other.kind!r} "
-                    "expert. Train experts with `--kind lora`, or choose another router."
+                    f"Expected LoRA experts for router {method.router!r}, got {other.id!r} of kind "
+                    f"{other.kind!r}. Fix: train experts with `--kind lora`, or choose another router."
                 )
         whole = method.level == "token" or "params" in reads or method.router in ("uniform", "lorahub")
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
             raise UserError(
-                f"Method {method.name!r} puts all experts together, which should be of one kind and shape, "
-                f"but {first!r} and {second!r} are not. Leave that method out, or experts of another kind."
+                f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, got "
+                f"{first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
             )
         if method.merge is not None:
             _require_merge(method, groups)
@@ -226,13 +226,16 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
         fits = type(value) is wanted or (wanted is float and type(value) is int) or name == "faithful"
         if not fits:
             raise UserError(
-                f"Option {name!r} of {router!r} should be of type {wanted.__name__}, but {value!r} came."
+                f"Expected option {name!r} of {router!r} of type {wanted.__name__}, got {value!r}."
             )
     lacking = [
         name for name, value in known.items() if value is inspect.Parameter.empty and name not in given
     ]
     if lacking:
-        raise UserError(f"Router {router!r} needs the option {lacking[0]!r}: {router}:{lacking[0]}=VALUE.")
+        raise UserError(
+            f"Expected the option {lacking[0]!r} of router {router!r}, got none. Fix: "
+            f"{router}:{lacking[0]}=VALUE."
+        )
     return dict(given)
 
 
@@ -244,8 +247,8 @@ def _named(part: str, text: str) -> tuple[str, dict[str, Any]]:
         option, equals, value = each.partition("=")
         if not equals or not option.isidentifier() or option in options:
             raise UserError(
-                f"Options as k=3,weighting=votes are wanted after {name!r}, each once, but {each!r} came in "
-                f"{text!r}. A value that holds a comma stands in double quotes."
+                f"Expected options as k=3,weighting=votes after {name!r}, each once, got {each!r} in "
+                f"{text!r}. Fix: put a value that holds a comma in double quotes."
             )
         try:
             options[option] = json.loads(value)

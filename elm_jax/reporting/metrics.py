@@ -62,15 +62,15 @@ def correct_rows(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
     Raises:
       UserError: no rows, columns of different lengths, a row twice, a label or prediction that is no choice.
     """
-    name = f"Task {scores.task!r} as scored by {scores.method!r}"
+    name = f"the scores of {scores.task!r} by {scores.method!r}"
     n = len(scores.row_ids)
     if n == 0:
-        raise UserError(f"{name} has no rows; an accuracy wants one at least.")
+        raise UserError(f"Expected rows in {name}, got none.")
     lengths = {len(scores.scores or scores.labels), len(scores.predictions), len(scores.labels)}
     if lengths != {n}:
-        raise UserError(f"{name} names {n} rows, but has {sorted(lengths)} scores, predictions or labels.")
+        raise UserError(f"Expected {n} of each column in {name}, got {sorted(lengths)}.")
     if len(set(scores.row_ids)) != n:
-        raise UserError(f"{name} holds {n - len(set(scores.row_ids))} rows more than once; score it again.")
+        raise UserError(f"Expected each row once in {name}, got {n - len(set(scores.row_ids))} again.")
     predictions, labels = np.asarray(scores.predictions), np.asarray(scores.labels)
     if not scores.scores:
         return predictions == labels
@@ -80,7 +80,8 @@ def correct_rows(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
         if wrong.any():
             row = int(wrong.argmax())
             raise UserError(
-                f"{name}: row {scores.row_ids[row]!r} has {what} {index[row]}, but {choices[row]} choices."
+                f"Expected a {what} among {choices[row]} choices in {name}, got {index[row]} in row "
+                f"{scores.row_ids[row]!r}."
             )
     return predictions == labels
 
@@ -151,7 +152,7 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
     """
     datasets = by_dataset(scores)
     if not datasets:
-        raise UserError("A mean over tasks wants one task at least, but none came.")
+        raise UserError("Expected a task to average over, got none.")
     mean, variance, rows, outcomes = 0.0, 0.0, 0, 0
     for prompts in datasets.values():
         ids = {row: index for index, row in enumerate(dict.fromkeys(r for p in prompts for r in p.row_ids))}
@@ -181,7 +182,7 @@ def chance_accuracy(scores: TaskScores) -> float:
 def prompt_spread(scores: Sequence[TaskScores]) -> PromptSpread:
     """Returns how far the accuracies of one dataset's prompts lie apart."""
     if not scores:
-        raise UserError("A spread over prompts wants one prompt at least, but none came.")
+        raise UserError("Expected a prompt to average over, got none.")
     shares = np.array([correct_rows(task).mean() for task in scores])
     deviation = float(shares.std(ddof=1)) if len(shares) > 1 else 0.0
     return PromptSpread(

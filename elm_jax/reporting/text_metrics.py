@@ -1,8 +1,8 @@
-"""Written answers: how good they are by ROUGE, BLEU, exact match, SQuAD's or one's own measures, how sure.
+"""Text metrics: how good answers in free text are by ROUGE, BLEU, exact match, SQuAD's or one's own metrics.
 
 All values are percentages. A value carries the name of the tokeniser behind it, for the same answers score
 otherwise with another. Intervals are of a bootstrap over rows. ROUGE and BLEU are computed by the packages of
-the extra `generation`, which are imported when they are wanted.
+the extra `generation`, which are imported when they are needed.
 """
 
 import importlib
@@ -23,12 +23,12 @@ Texts = Sequence[str]
 MetricHook = Callable[[Texts, Texts, Texts], float | Sequence[float]]
 """Takes targets, predictions and inputs; returns a percentage, or one a row, whose mean is then the value."""
 HOOKS: dict[str, MetricHook] = {}
-"""Measures of one's own by name, to be filled: `written.HOOKS["sari"] = my_sari`."""
+"""Metrics of one's own by name, to be filled: `text_metrics.HOOKS["sari"] = my_sari`."""
 UNAVAILABLE = {
     "bert_score": "another network computes it: pip install bert-score",
     "sari": "it compares with the input too: pip install easse, or evaluate",
 }
-"""The catalogue's measures that are a hook only, and where they are had."""
+"""The catalogue's metrics that are a hook only, and where they are found."""
 BLEU_ORDER = 4  # BLEU's longest n-grams
 BOOTSTRAP_SAMPLES = 1000
 """Draws of a bootstrap."""
@@ -37,13 +37,21 @@ ROWS_AT_ONCE = 2**17  # rows drawn at once
 
 @dataclass(frozen=True)
 class MetricValue:
-    """What one measure makes of a task's answers, in percent."""
+    """What one metric makes of a task's answers, in percent.
 
-    measure: str  # with its tokeniser
-    value: float  # of all rows
-    low: float | None  # the 95 % interval; None where a hook says one value of all rows
+    Attributes:
+        measure: the metric with its tokeniser.
+        value: of all rows.
+        low: the lower end of the 95 % interval; None if a hook returns one value of all rows.
+        high: the upper end.
+        rows: the value of each row alone; empty if there is no interval.
+    """
+
+    measure: str
+    value: float
+    low: float | None
     high: float | None
-    rows: tuple[float, ...]  # of each row alone; empty where there is no interval
+    rows: tuple[float, ...]
 
 
 def compute_metric(
@@ -56,30 +64,38 @@ def compute_metric(
     samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
 ) -> MetricValue:
-    """Returns what a measure, as the catalogue calls it or a hook is called, makes of predictions.
+    """Returns the value of a metric with its interval.
 
-    The value is the mean over rows, BLEU's that of all rows together. The interval holds the middle 95 % of
-    the values of as many rows drawn anew with replacement; where all rows are alike it has no width. With
-    `swapped_bleu` predictions and targets change places in BLEU, as in the original. Raises `UserError` for
-    an unknown measure, one whose hook is empty, no rows, and columns of different lengths.
+    The value is the mean over rows; that of BLEU is of all rows together. The interval holds the middle 95 %
+    of the values of as many rows drawn anew with replacement; if all rows are alike it has no width.
+
+    Args:
+        metric: as the catalogue calls it, or a hook's name.
+        targets: the right answers.
+        predictions: what was written, in the same order.
+        inputs: the prompts, which hooks may read.
+        swapped_bleu: whether predictions and targets change places in BLEU, as in the original.
+        samples: draws of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        UserError: an unknown metric, one whose hook is not filled, no rows, or columns of different lengths.
     """
     require_metric(metric)
     if not targets:
-        raise UserError("Written answers are wanted to judge, but none came.")
-    _same_length(targets, predictions)
+        raise UserError("Expected answers to evaluate, got none.")
+    _require_same_length(targets, predictions)
     if metric in HOOKS:
-        told = HOOKS[metric](targets, predictions, inputs if inputs is not None else [""] * len(targets))
-        if not isinstance(told, Sequence | np.ndarray):
-            return MetricValue(metric, float(told), None, None, ())
-        _same_length(targets, told)
-        measure, found = metric, _Measured(np.asarray(told, float)[:, None], _mean)
-        rows = found.statistics[:, 0]
+        value = HOOKS[metric](targets, predictions, inputs if inputs is not None else [""] * len(targets))
+        if not isinstance(value, Sequence | np.ndarray):
+            return MetricValue(metric, float(value), None, None, ())
+        _require_same_length(targets, value)
+        measure, found = metric, _RowStatistics(np.asarray(value, float)[:, None], _mean)
     else:
-        measure, make = METRICS[metric]
+        measure, compute = METRICS[metric]
         if swapped_bleu and metric == "bleu":
             measure, targets, predictions = "bleu (intl, swapped)", predictions, targets
-        found = make(targets, predictions)
-        rows = found.statistics[:, 0]
+        found = compute(targets, predictions)
     rng = np.random.default_rng(seed)
     count, drawn = len(targets), []
     at_once = max(1, ROWS_AT_ONCE // count)
@@ -88,22 +104,22 @@ def compute_metric(
         drawn += map(found.of_all, found.statistics[chosen].mean(axis=1))
     low, high = np.quantile(drawn, [0.025, 0.975])
     value = found.of_all(found.statistics.mean(axis=0))
-    return MetricValue(measure, value, float(low), float(high), tuple(map(float, rows)))
+    return MetricValue(measure, value, float(low), float(high), tuple(map(float, found.statistics[:, 0])))
 
 
 def require_metric(metric: str) -> None:
-    """Refuses a measure that is not there, before anything is written that it should judge."""
+    """Raises a UserError for a metric that does not exist, before anything is generated."""
     if metric in UNAVAILABLE and metric not in HOOKS:
         raise UserError(
-            f"Answers are to be judged by {metric!r}, but no function for it is here; {UNAVAILABLE[metric]}, "
-            f"and give it as elm_jax.reporting.text_metrics.HOOKS[{metric!r}], or judge by another."
+            f"Expected a function for metric {metric!r}, got none: {UNAVAILABLE[metric]}. Fix: set "
+            f"elm_jax.reporting.text_metrics.HOOKS[{metric!r}], or choose another metric."
         )
-    names.resolve(metric, [*METRICS, *HOOKS], kind="measure", where="elm_jax.reporting.text_metrics")
+    names.resolve(metric, [*METRICS, *HOOKS], kind="metric", where="elm_jax.reporting.text_metrics")
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """Statistics of rows, the row's own value first, and the value of rows of which their mean is known."""
+class _RowStatistics:
+    """Statistics of rows, the row's own value first, and how their mean becomes the value of all rows."""
 
     statistics: Float[np.ndarray, "rows K"]
     of_all: Callable[[np.ndarray], float]
@@ -152,51 +168,55 @@ def normalize_answer(text: str) -> str:
 
 def word_f1(target: str, prediction: str) -> float:
     """Returns SQuAD's F1 of the words that both hold, in [0, 1]; 1 where both hold none (Rajpurkar 2018)."""
-    wanted, told = normalize_answer(target).split(), normalize_answer(prediction).split()
-    if not wanted or not told:
-        return float(wanted == told)
-    shared = sum((Counter(wanted) & Counter(told)).values())
-    return 2 * shared / (len(wanted) + len(told))
+    words, predicted = normalize_answer(target).split(), normalize_answer(prediction).split()
+    if not words or not predicted:
+        return float(words == predicted)
+    shared = sum((Counter(words) & Counter(predicted)).values())
+    return 2 * shared / (len(words) + len(predicted))
 
 
-def _value(make: "_Make", targets: Texts, predictions: Texts) -> float:
-    _same_length(targets, predictions)
+def _value(compute: "_Compute", targets: Texts, predictions: Texts) -> float:
+    _require_same_length(targets, predictions)
     if not targets:
         return 0.0
-    found = make(targets, predictions)
+    found = compute(targets, predictions)
     return found.of_all(found.statistics.mean(axis=0))
 
 
-def _by_row(of_row: Callable[[str, str], float]) -> "_Make":
-    """Makes a measure of a row, a share, into one of many rows, in percent."""
+def _mean_over_rows(row_value: Callable[[str, str], float]) -> "_Compute":
+    """Returns a metric of many rows, in percent, of one of a row, a fraction."""
 
-    def measured(targets: Texts, predictions: Texts) -> _Measured:
-        found = [100 * of_row(target, told) for target, told in zip(targets, predictions, strict=True)]
-        return _Measured(np.array(found, float)[:, None], _mean)
+    def compute(targets: Texts, predictions: Texts) -> _RowStatistics:
+        found = [
+            100 * row_value(target, predicted) for target, predicted in zip(targets, predictions, strict=True)
+        ]
+        return _RowStatistics(np.array(found, float)[:, None], _mean)
 
-    return measured
-
-
-_Make = Callable[[Texts, Texts], _Measured]
-_exact_match = _by_row(lambda target, told: target.strip() == told.strip())
-_squad_em = _by_row(lambda target, told: normalize_answer(target) == normalize_answer(told))
-_squad_f1 = _by_row(word_f1)
+    return compute
 
 
-def _rouge(kind: str) -> _Make:
-    def measured(targets: Texts, predictions: Texts) -> _Measured:
+_Compute = Callable[[Texts, Texts], _RowStatistics]
+_exact_match = _mean_over_rows(lambda target, predicted: target.strip() == predicted.strip())
+_squad_em = _mean_over_rows(lambda target, predicted: normalize_answer(target) == normalize_answer(predicted))
+_squad_f1 = _mean_over_rows(word_f1)
+
+
+def _rouge(kind: str) -> _Compute:
+    def compute(targets: Texts, predictions: Texts) -> _RowStatistics:
         scorer = _package("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=True)
-        return _by_row(lambda target, told: scorer.score(target, told)[kind].fmeasure)(targets, predictions)
+        return _mean_over_rows(lambda target, predicted: scorer.score(target, predicted)[kind].fmeasure)(
+            targets, predictions
+        )
 
-    return measured
+    return compute
 
 
-def _bleu(targets: Texts, predictions: Texts) -> _Measured:
+def _bleu(targets: Texts, predictions: Texts) -> _RowStatistics:
     """A row's own value is that of sacrebleu's sentences, which counts no longer n-grams than there are."""
     made = _package("sacrebleu").BLEU(tokenize="intl", effective_order=True)
     rows = []
-    for target, told in zip(targets, predictions, strict=True):
-        found = made.sentence_score(told, [target])
+    for target, predicted in zip(targets, predictions, strict=True):
+        found = made.sentence_score(predicted, [target])
         rows.append([found.score, *found.counts, *found.totals, found.sys_len, found.ref_len])
 
     def of_all(means: np.ndarray) -> float:
@@ -204,10 +224,10 @@ def _bleu(targets: Texts, predictions: Texts) -> _Measured:
         counts, totals, lengths = sums[:BLEU_ORDER], sums[BLEU_ORDER : 2 * BLEU_ORDER], sums[2 * BLEU_ORDER :]
         return float(made.compute_bleu(counts, totals, *lengths, smooth_method="exp").score)
 
-    return _Measured(np.array(rows, float), of_all)
+    return _RowStatistics(np.array(rows, float), of_all)
 
 
-METRICS: Mapping[str, tuple[str, _Make]] = {
+METRICS: Mapping[str, tuple[str, _Compute]] = {
     "accuracy": ("exact match", _exact_match),
     "exact_match": ("exact match", _exact_match),
     "squad_em": ("squad_em (normalised)", _squad_em),
@@ -220,9 +240,9 @@ METRICS: Mapping[str, tuple[str, _Make]] = {
 """A task's metric, as the catalogue calls it -> its full name, and what computes it."""
 
 
-def _same_length(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
+def _require_same_length(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
     if len(targets) != len(predictions):
-        raise UserError(f"An answer is wanted for each of {len(targets)} rows, but {len(predictions)} came.")
+        raise UserError(f"Expected an answer for each of {len(targets)} rows, got {len(predictions)}.")
 
 
 def _package(module: str) -> Any:
@@ -230,6 +250,6 @@ def _package(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{module.partition('.')[0]} is wanted to judge written answers, but it is not installed. "
-            "Install the extra: pip install 'elm_jax[generation]'."
+            f"Expected the package {module.partition('.')[0]} for this metric, got none. Fix: pip install "
+            "'elm_jax[generation]'."
         ) from error

@@ -36,7 +36,7 @@ def library(tmp_path):
     [
         ("reo", "No router named 'reo'"),
         ("roe:experts=2+tise", "Did you mean 'ties'"),
-        ("arrow", "Router 'arrow' compares LoRA experts, but 'a/b' is a 'bottleneck' expert"),
+        ("arrow", "router 'arrow', got 'a/b' of kind 'bottleneck'"),
         ("uniform+ties", "'ties' cannot: it works on ΔW"),
     ],
 )

@@ -381,7 +381,7 @@ def test_a_multitask_expert_that_is_not_there_is_asked_for_in_vain(run, unseen):
 
 
 def test_methods_are_judged_before_a_base_is_read(run):
-    with pytest.raises(UserError, match="Router 'arrow' compares LoRA experts"):
+    with pytest.raises(UserError, match="router 'arrow'"):
         evaluate.check_methods(run.workspace, ["arrow"])
     with pytest.raises(UserError, match="Did you mean 'roe'"):
         evaluate.check_methods(run.workspace, ["reo"])

@@ -54,13 +54,13 @@ def test_a_string_stands_for_a_router_and_a_merge_with_their_options(text, found
         ("uniform+tise", "No merging method named 'tise' .* Did you mean 'ties'"),
         ("uniform+ties:densty=1", "No option named 'densty' in the options of 'ties' .* Did you mean"),
         ("uniform+ties:density=7", "A share above 0 and at most 1 is wanted as option 'density', but 7.0"),
-        ("roe:experts=many", "Option 'experts' of 'roe' should be of type int, but 'many' came"),
-        ("arrow+average", "A merge of what 'arrow' chooses makes no sense"),
-        ("base+ties", "A merge of what 'base' chooses makes no sense"),
-        ("fixed", "Router 'fixed' needs the option 'expert': fixed:expert=VALUE"),
-        ("roe:k", "Options as k=3,weighting=votes are wanted after 'roe', each once, but 'k' came"),
-        ("roe:k=1,k=2", "each once, but 'k=2' came"),
-        ("uniform+average+ties", "has 2 merges"),
+        ("roe:experts=many", "'experts' of 'roe' of type int, got 'many'"),
+        ("arrow+average", "no merge after 'arrow'"),
+        ("base+ties", "no merge after 'base'"),
+        ("fixed", "'expert' of router 'fixed'.*fixed:expert=VALUE"),
+        ("roe:k", "after 'roe', each once, got 'k'"),
+        ("roe:k=1,k=2", "each once, got 'k=2'"),
+        ("uniform+average+ties", "got 2 merges"),
         ("lorahub:loss=1", "No option named 'loss'"),
     ],
 )  # fmt: skip
@@ -70,7 +70,7 @@ def test_what_is_wrong_with_a_string_is_one_sentence(text, said):
 
 
 def test_two_methods_of_one_name_are_refused():
-    with pytest.raises(UserError, match="two are called 'roe'"):
+    with pytest.raises(UserError, match="two that are called 'roe'"):
         methods.parse_methods(["roe", "base", "roe"])
     assert [method.name for method in methods.parse_methods(["roe", "other=roe"])] == ["roe", "other"]
 
@@ -101,11 +101,11 @@ def test_methods_are_kept_apart_by_the_labels_they_saw():
 @pytest.mark.parametrize(
     ("text", "library", "said"),
     [
-        ("arrow", NARROW, "Router 'arrow' compares LoRA experts, but 'a/1' is a 'bottleneck' expert"),
-        ("average_activation", [*LORA, *NARROW], "but 'a/1' is a 'bottleneck' expert"),
-        ("mbc", NARROW, "Router 'mbc' compares LoRA experts"),
-        ("uniform", [*NARROW, *WIDE], "should be of one kind and shape, but 'a/1' and 'a/3' are not"),
-        ("lorahub", [*NARROW, *LORA], "should be of one kind and shape"),
+        ("arrow", NARROW, "router 'arrow', got 'a/1' of kind 'bottleneck'"),
+        ("average_activation", [*LORA, *NARROW], "got 'a/1' of kind 'bottleneck'"),
+        ("mbc", NARROW, "router 'mbc'"),
+        ("uniform", [*NARROW, *WIDE], "one kind and shape .*got 'a/1' and 'a/3'"),
+        ("lorahub", [*NARROW, *LORA], "one kind and shape"),
         ("roe:experts=2+ties", NARROW, "'ties' cannot: it works on ΔW"),
     ],
 )

@@ -14,7 +14,7 @@ from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.prompting import render as module
 from tests.run_fixtures import ROWS, UNSEEN
 
-METHODS = ("roe", "roe_per_instance", "bm25", "roe:experts=2+average", "lorahub:shots=2,trials=4")
+METHODS = ("roe", "roe_per_instance", "bm25", "roe:experts=2+average", "lorahub:shots=2,trials=8")
 
 
 @pytest.fixture(scope="module")

@@ -223,14 +223,14 @@ def test_holm_refuses_what_is_no_p_value(p):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "a/9"}, "same tasks only, but 'a/0' was scored for 'roe' alone"),
+        ({"task": "a/9"}, "'a/0' by 'roe' alone"),
         (
             {"row_ids": ("row-0", "row-7")},
-            r"task 'a/0' row 'row-1' was scored for 'roe' alone \(2 such rows\)",
+            r"'a/0', got row 'row-1' by 'roe' alone \(2 such rows\)",
         ),
-        ({"labels": (0, 2)}, "task 'a/0' row 'row-1' has label 1 on one side, 2 on the other"),
-        ({"row_ids": ("row-0", "row-0")}, r"Task 'a/0' as scored by 'base'.*2 row ids \(1 distinct\)"),
-        ({"predictions": (1,)}, "Task 'a/0' as scored by 'base'.*1 predictions"),
+        ({"labels": (0, 2)}, "got labels 1 and 2 in row 'row-1'"),
+        ({"row_ids": ("row-0", "row-0")}, r"'a/0' by 'base'.*2 row ids \(1 distinct\)"),
+        ({"predictions": (1,)}, "'a/0' by 'base'.*1 predictions"),
         ({"row_ids": (), "labels": (), "predictions": (), "scores": ()}, r"0 row ids"),
     ],
 )
@@ -245,9 +245,9 @@ def test_sides_that_were_not_scored_on_the_same_rows_are_refused(make_task, chan
 
 def test_an_empty_side_a_repeated_task_and_no_samples_are_refused(make_task):
     a = make_task("a/0", "roe", [True, False])
-    with pytest.raises(UserError, match="one side is empty"):
+    with pytest.raises(UserError, match="got none of one"):
         paired_difference([a], [])
-    with pytest.raises(UserError, match="'roe' has scores of a task twice"):
+    with pytest.raises(UserError, match="twice by 'roe'"):
         paired_difference([a, a], [a])
-    with pytest.raises(UserError, match="one sample at least, but 0 came"):
+    with pytest.raises(UserError, match="sample, got 0"):
         paired_difference([a], [a], samples=0)

@@ -126,8 +126,8 @@ def test_a_hook_of_rows_has_an_interval_and_one_of_all_has_none(monkeypatch):
         ("sari", ["a"], ["a"], "pip install easse.*HOOKS['sari']"),
         ("bert_score", ["a"], ["a"], "pip install bert-score.*HOOKS['bert_score']"),
         ("rogue_l", ["a"], ["a"], "Did you mean 'rouge_l'"),
-        ("exact_match", [], [], "none came"),
-        ("exact_match", ["a"], ["a", "b"], "for each of 1 rows, but 2 came"),
+        ("exact_match", [], [], "got none"),
+        ("exact_match", ["a"], ["a", "b"], "for each of 1 rows, got 2"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(metric, targets, told, said):

@@ -21,7 +21,7 @@ ANSWERS = [[[7, 8, 1], [7, 9, 1], [7, 8, 8, 1]], [[5], [5, 6]], [[7, 1], [9, 1]]
 @pytest.fixture(scope="module")
 def config(config):
     """One layer a stack: what the layers do is asked in tests of the network."""
-    return replace(config, num_encoder_layers=1, num_decoder_layers=1)
+    return replace(config, vocab_size=96, num_encoder_layers=1, num_decoder_layers=1)
 
 
 @pytest.fixture(scope="module")
