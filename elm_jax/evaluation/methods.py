@@ -100,7 +100,7 @@ def parse_method(text: str) -> EvaluationMethod:
     Raises a UserError, with near names, for a router, merge or option that does not exist, a value of another
     type, and a merge of what is one expert already.
 
-    >>> parse("mine=roe:experts=3+ties:density=0.2").merge_options
+    >>> parse_method("mine=roe:experts=3+ties:density=0.2").merge_options
     {'density': 0.2}
     """
     named = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
@@ -145,8 +145,8 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
             raise UserError(
-                f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, got "
-                f"{first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
+                f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, "
+                f"got {first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
             )
         if method.merge is not None:
             _require_merge(method, groups)

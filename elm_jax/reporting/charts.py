@@ -40,7 +40,7 @@ class ChartAxis:
 def fit_axis(values: Iterable[float], width: float) -> ChartAxis:
     """Returns an axis over all values, ending at round numbers, with three to seven ticks.
 
-    >>> [round(tick, 2) for tick in axis_over([-0.021, 0.173], 100.0).ticks]
+    >>> [round(tick, 2) for tick in fit_axis([-0.021, 0.173], 100.0).ticks]
     [-0.05, 0.0, 0.05, 0.1, 0.15, 0.2]
     """
     found = list(values)

@@ -91,7 +91,7 @@ def wilson_interval(share: float, n: float | int, *, level: float = CONFIDENCE) 
 
     It stays inside [0, 1] and keeps its width at shares of 0 and 1. With level 0.95 and 8 right of 10:
 
-    >>> tuple(round(end, 3) for end in wilson(0.8, 10))
+    >>> tuple(round(end, 3) for end in wilson_interval(0.8, 10))
     (0.49, 0.943)
     """
     z2_n = NormalDist().inv_cdf(0.5 + level / 2) ** 2 / n

@@ -125,7 +125,7 @@ def mcnemar_test(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemarRes
 def holm_correction(ps: Iterable[float]) -> tuple[float, ...]:
     """Returns p values corrected for their number (Holm 1979), in the order they came.
 
-    >>> holm([0.01, 0.04, 0.03])
+    >>> holm_correction([0.01, 0.04, 0.03])
     (0.03, 0.06, 0.06)
     """
     given = list(ps)

@@ -159,7 +159,7 @@ def squad(targets: Texts, predictions: Texts) -> dict[str, float]:
 def normalize_answer(text: str) -> str:
     """Returns a text as SQuAD compares it: lower case, no punctuation, no articles, single spaces.
 
-    >>> normalised(" The  Cat's (hat), an A.")
+    >>> normalize_answer(" The  Cat's (hat), an A.")
     'cats hat'
     """
     text = "".join(letter for letter in text.lower() if letter not in string.punctuation)

@@ -176,7 +176,7 @@ def choose_lengths(
 
     They are those whose padding and number, each counted as `compile_tokens` tokens, cost least.
 
-    >>> rungs(np.array([3, 3, 3, 16]), 4, 8), rungs(np.array([3, 3, 3, 16]), 4, 8, compile_tokens=40.0)
+    >>> choose_lengths(np.array([3, 3, 3, 16]), 4, 8), choose_lengths(np.array([3, 3, 3, 16]), 4, 8, compile_tokens=40.0)
     ([4, 16], [16])
     """
     tops, member = np.unique(-(-lengths // step) * step, return_inverse=True)

@@ -48,7 +48,7 @@ def normalize_scores(
 
     `lengths` counts each answer's tokens, `without_prompt` are the sums where the prompt is empty.
 
-    >>> scored("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
+    >>> normalize_scores("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
     [-1.0, -0.75]
     """
     names.resolve(score, NORMALIZATIONS, kind="score", where="rank classification")

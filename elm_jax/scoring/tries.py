@@ -48,7 +48,7 @@ class Trie:
 def build_trie(answers: Sequence[Tokens]) -> Trie:
     """Returns the trie of a prompt's answers, each a list of at least one token without padding.
 
-    >>> trie = build([[5, 7, 1], [5, 1], [5, 7, 1]])
+    >>> trie = build_trie([[5, 7, 1], [5, 1], [5, 7, 1]])
     >>> trie.tokens.tolist(), trie.parents.tolist()
     ([0, 5, 7], [-1, 0, 1])
     >>> [path.tolist() for path in trie.paths]
