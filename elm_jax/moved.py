@@ -92,7 +92,9 @@ def accepts_old_parameters(
             return function(*bound.args, **bound.kwargs)
 
         own = [inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None) for each in moved]
-        # Gin asks the signature which parameters a recipe may bind; `__wrapped__` would hide the old ones.
+        # Gin asks the signature which parameters a recipe may bind, and looks through `__wrapped__`, which a
+        # type checker may have set.
+        call.__dict__.pop("__wrapped__", None)
         call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])  # pyright: ignore[reportFunctionMemberAccess]
         call.__name__, call.__qualname__, call.__doc__ = (
             name.rpartition(".")[2],

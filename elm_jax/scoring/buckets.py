@@ -176,7 +176,8 @@ def choose_lengths(
 
     They are those whose padding and number, each counted as `compile_tokens` tokens, cost least.
 
-    >>> choose_lengths(np.array([3, 3, 3, 16]), 4, 8), choose_lengths(np.array([3, 3, 3, 16]), 4, 8, compile_tokens=40.0)
+    >>> lengths = np.array([3, 3, 3, 16])
+    >>> choose_lengths(lengths, 4, 8), choose_lengths(lengths, 4, 8, compile_tokens=40.0)
     ([4, 16], [16])
     """
     tops, member = np.unique(-(-lengths // step) * step, return_inverse=True)

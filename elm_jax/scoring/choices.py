@@ -19,15 +19,23 @@ from elm_jax.weights.base import Base
 def score_choices(
     model: Base, prompts: Any, answers: Any, experts: Params | Expert | None = None
 ) -> np.ndarray:
-    """Returns float32 [B, C]: the summed log-probability, in nats, of every answer's real tokens.
+    """Returns the summed log-probability of every answer's real tokens.
 
-    `model` is what `load_model` returns. `prompts` are token ids [B, S] and `answers` [B, C, T], NumPy's or
-    JAX's integers, padded with 0 at the end. End-of-sequence counts where it is among an answer's tokens, and
-    no length is divided by (T0, Sanh et al. 2022); an answer of padding alone scores 0. `experts` is one
-    expert for all rows, a tree beside the base or a record; the base alone scores without it.
+    End-of-sequence counts if it is among an answer's tokens, and no length is divided by (T0, Sanh et al.
+    2022).
 
-    Raises a UserError for arrays of another rank or type, token ids that the model does not have, batches
-    that differ, and an expert of another base.
+    Args:
+        model: what `load_model` returns.
+        prompts: token ids [B, S], NumPy's or JAX's integers, padded with 0 at the end.
+        answers: token ids [B, C, T], padded alike; an answer of padding alone scores 0.
+        experts: one expert for all rows, a tree beside the base or a record. Default: the base alone.
+
+    Returns:
+        Scores in nats, float32 [B, C].
+
+    Raises:
+        UserError: arrays of another rank or type, token ids that the model does not have, batches that
+            differ, or an expert of another base.
     """
     prompts = _tokens("prompts", prompts, "[B, S]", model)
     answers = _tokens("answers", answers, "[B, C, T]", model)

@@ -1,4 +1,4 @@
-"""Generation: the answers that the network writes itself, each token the likeliest after those before it.
+"""Decoding: the answers that the network writes itself, each token the likeliest after those before it.
 
 Greedy decoding, as the original evaluates tasks whose answers are free text. A prompt is encoded once; then
 tokens are decoded one at a time, with a cache of the keys and values of those before.
@@ -20,7 +20,7 @@ from elm_jax.models.t5 import T5
 from elm_jax.records import Params
 
 NAN_TOKEN = -1
-"""Stands, once, where the network gave no numbers to choose by, and ends the answer."""
+"""Ends an answer at the first token whose logits are NaN."""
 DecodingState = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], Cache]
 
 
@@ -33,16 +33,26 @@ def decode_greedy(
     experts: Params | None = None,
     expert_of_row: ExpertOfRow | None = None,
 ) -> Int[Array, "B T"]:
-    """Returns at most `length` tokens for every prompt, end-of-sequence included, and padding after it.
+    """Returns the likeliest token after those before it, again and again; of equals the first.
 
-    Of equally likely tokens the first is taken. `experts` is one expert's tree for all rows, or with
-    `expert_of_row` a stack of E trees. Decoding stops when the last row has ended. Where the logits hold NaN
-    a row has `NO_NUMBERS`.
+    Decoding stops when the last row has ended.
+
+    Args:
+        config: the network.
+        params: of the base.
+        prompts: token ids [B, S].
+        length: tokens of an answer, at most.
+        eos: the token that ends an answer.
+        experts: one expert's tree for all rows, or with `expert_of_row` a stack of E trees.
+        expert_of_row: the place of each row's expert in the stack, [B].
+
+    Returns:
+        Token ids [B, T], end-of-sequence included and padding after it; `NAN_TOKEN` if the logits hold NaN.
     """
-    beside = (experts, expert_of_row)
+    expert_arguments = (experts, expert_of_row)
 
     def network(method: str, *arguments: Any) -> Any:
-        return T5(config).apply({"params": params}, *arguments, *beside, method=method)
+        return T5(config).apply({"params": params}, *arguments, *expert_arguments, method=method)
 
     rows = prompts.shape[0]
     cache = network("start_cache", network("encode", prompts), prompts, length)

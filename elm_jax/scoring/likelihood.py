@@ -19,10 +19,15 @@ LOGITS_AT_ONCE = 2**23  # 32 MB in float32
 
 
 class EdgeScores(NamedTuple):
-    """What the network makes of every edge of every prompt's trie (see `scoring.tries`)."""
+    """What the network makes of every edge of every prompt's trie (see `scoring.tries`).
 
-    logp: Float[Array, "B M"]  # log-probability in nats
-    likeliest: Bool[Array, "B M"]  # whether no token is likelier there: the greedy choice
+    Attributes:
+        logp: log-probabilities in nats.
+        likeliest: whether no token is likelier there: the greedy choice.
+    """
+
+    logp: Float[Array, "B M"]
+    likeliest: Bool[Array, "B M"]
 
 
 def score_edges(

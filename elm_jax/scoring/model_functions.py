@@ -24,10 +24,15 @@ from elm_jax.weights.base import Base
 
 
 class ModelFunctions(NamedTuple):
-    """What SeqIO calls; both take its dataset of (index, features)."""
+    """What SeqIO calls; both take its dataset of (index, features).
 
-    predict_fn: Callable[[Any], list[tuple[int, list[int]]]]  # token ids of greedy answers
-    score_fn: Callable[[Any], list[tuple[int, float]]]  # log-probabilities in nats, end-of-sequence included
+    Attributes:
+        predict_fn: returns the token ids of greedy answers by index.
+        score_fn: returns log-probabilities in nats by index, end-of-sequence included.
+    """
+
+    predict_fn: Callable[[Any], list[tuple[int, list[int]]]]
+    score_fn: Callable[[Any], list[tuple[int, float]]]
 
 
 def model_functions(
@@ -40,10 +45,18 @@ def model_functions(
 ) -> ModelFunctions:
     """Returns the functions of a base with an expert, a tree or a record, or of the base alone.
 
-    Features are those of SeqIO's `EncDecFeatureConverter` without packing. Answers are written greedily, at
-    most `length` tokens.
+    Args:
+        model: what `load_model` returns.
+        expert: for all rows, a tree or a record.
+        length: tokens of an answer, at most; answers are written greedily.
+        eos: the token that ends an answer.
+        batch_tokens: that a device works on at once.
 
-    Raises a UserError for an expert of another base; the functions do for features of another form.
+    Returns:
+        Functions of features as SeqIO's `EncDecFeatureConverter` makes them without packing.
+
+    Raises:
+        UserError: an expert of another base; the functions raise it for features of another form.
     """
     params, owned = choices.resolve_params(model, expert)
     stack = None if owned is None else jax.tree.map(lambda leaf: leaf[None], owned)

@@ -44,9 +44,13 @@ def normalize_scores(
     lengths: Sequence[int],
     without_prompt: Float[np.ndarray, " C"] | None = None,
 ) -> Float[np.ndarray, " C"]:
-    """Returns a row's scores of that name, from the sums over its answers' tokens in nats.
+    """Returns a row's normalized scores, from the sums over its answers' tokens.
 
-    `lengths` counts each answer's tokens, `without_prompt` are the sums where the prompt is empty.
+    Args:
+        score: one of `NORMALIZATIONS`.
+        sums: of each answer, in nats, [C].
+        lengths: how many tokens each answer has.
+        without_prompt: the sums if the prompt is empty, [C]; "calibrated" needs them.
 
     >>> normalize_scores("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
     [-1.0, -0.75]

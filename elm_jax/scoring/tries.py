@@ -20,13 +20,21 @@ Tokens = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Trie:
-    """N nodes, parents before children and the empty beginning first, and M edges that leave them."""
+    """N nodes, parents before children and the empty beginning first, and M edges that leave them.
 
-    tokens: Int[np.ndarray, " N"]  # the last token of a node's beginning; padding for the empty one
-    parents: Int[np.ndarray, " N"]  # the beginning without its last token; -1 for the empty one
-    edge_nodes: Int[np.ndarray, " M"]  # the node that predicts
-    edge_tokens: Int[np.ndarray, " M"]  # the token that is predicted
-    paths: tuple[Int[np.ndarray, " _"], ...]  # the edges of each answer
+    Attributes:
+        tokens: the last token of each node's beginning; padding for the empty one.
+        parents: the node of the beginning without its last token; -1 for the empty one.
+        edge_nodes: the node that predicts each edge's token.
+        edge_tokens: the token of each edge.
+        paths: the edges of each answer.
+    """
+
+    tokens: Int[np.ndarray, " N"]
+    parents: Int[np.ndarray, " N"]
+    edge_nodes: Int[np.ndarray, " M"]
+    edge_tokens: Int[np.ndarray, " M"]
+    paths: tuple[Int[np.ndarray, " _"], ...]
 
     @functools.cached_property
     def depths(self) -> Int[np.ndarray, " N"]:
