@@ -92,10 +92,14 @@ def accepts_old_parameters(
             return function(*bound.args, **bound.kwargs)
 
         own = [inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None) for each in moved]
-        # Gin asks the signature which parameters a recipe may bind, and looks through `__wrapped__`, which a
-        # type checker may have set.
-        call.__dict__.pop("__wrapped__", None)
-        call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])  # pyright: ignore[reportFunctionMemberAccess]
+
+        def with_all_parameters(**options: Any) -> None:
+            """Has the old parameters in its signature too: gin asks it which ones a recipe may bind."""
+
+        full = signature.replace(parameters=[*signature.parameters.values(), *own])
+        with_all_parameters.__dict__.pop("__wrapped__", None)  # a type checker may have set it
+        with_all_parameters.__signature__ = full  # pyright: ignore[reportFunctionMemberAccess]
+        call.__signature__, call.__wrapped__ = signature, with_all_parameters  # pyright: ignore[reportFunctionMemberAccess]
         call.__name__, call.__qualname__, call.__doc__ = (
             name.rpartition(".")[2],
             function.__qualname__,

@@ -1,5 +1,7 @@
 """Recipes that bind parameters of `evaluate` and `run_pipeline` from before are read with a warning."""
 
+import inspect
+
 import gin
 import pytest
 
@@ -47,6 +49,11 @@ def test_a_parameter_that_never_was_is_refused_still(tmp_path):
     (tmp_path / "wrong.gin").write_text(OLD.format(run="here").replace("by =", "score ="))
     with pytest.raises(UserError, match="score"):
         recipes.bound(evaluate, [str(tmp_path / "wrong.gin")])
+
+
+def test_old_parameters_are_in_no_signature():
+    assert list(inspect.signature(evaluate).parameters)[:3] == ["run", "tasks", "config"]
+    assert not {"queries", "by"} & set(inspect.signature(evaluate).parameters)
 
 
 def test_old_parameters_go_where_they_are_now():
