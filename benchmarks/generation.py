@@ -53,7 +53,9 @@ def main() -> None:
     most = options.batch * (options.prompt + options.length)
 
     def ours(prompts: Prompts) -> list[np.ndarray]:
-        return generator.generate_rows(config, on_device, prompts, options.length, EOS, batch_tokens=most)
+        return generator.generate_rows(
+            config, on_device, prompts, generator.AnswerLimit(options.length, EOS), batch_tokens=most
+        )
 
     def tuned(prompts: Prompts) -> list[np.ndarray]:
         order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))

@@ -49,7 +49,7 @@ from elm_jax.models import flops
 from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training import batches, step
 from elm_jax.training.batches import PendingExample
 from elm_jax.training.config import ExpertConfig, TrainConfig, replace_fields
@@ -245,7 +245,7 @@ def losses(config: T5Config, params: Any, jobs: Sequence[TrainingJob]) -> dict[s
     import torch
 
     chosen = [(job, row) for job in jobs for row in rows_of_step(job, 0)]
-    rows = [Row(job.prompts[row], [job.targets[row]]) for job, row in chosen]
+    rows = [PromptWithChoices(job.prompts[row], [job.targets[row]]) for job, row in chosen]
     scores = np.concatenate(scorer.score_rows(config, params, rows))
     prompts = torch.from_numpy(torch_training.padded([row.prompt for row in rows]))
     targets = torch.from_numpy(torch_training.padded([row.answers[0] for row in rows]))

@@ -37,7 +37,7 @@ import numpy as np
 from elm_jax.models.sizes import T5Config, find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.scoring import buckets, scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.tries import Tokens
 from elm_jax.tasks import rendering, specs
 from elm_jax.tasks.data_source import Source
@@ -63,7 +63,7 @@ MANY = {
 }
 MOST_PROMPT, MOST_ANSWER = 512, 128
 SIDES = ("t0_way", "tuned", "lm_eval")
-Side = Callable[[Sequence[Row]], list[np.ndarray]]
+Side = Callable[[Sequence[PromptWithChoices]], list[np.ndarray]]
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
 
     # Shapes as for many experts, since in steady state compilations cost nothing.
     every = [row for rows in workloads.values() for row in rows]
-    steady: dict[str, Any] = {"shapes": scorer.shapes_for(params, every, experts=32), "worth": 0.0}
+    steady: dict[str, Any] = {"shapes": scorer.choose_shapes_for(params, every, experts=32), "worth": 0.0}
     on_device = jax.device_put(params)
     sides: dict[str, Side] = {"ours": lambda rows: scorer.score_rows(config, on_device, rows, **steady)}
     tuned_batch = None
@@ -154,7 +154,7 @@ def agree(name: str, truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -
     assert worst < 1e-2, name
 
 
-def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> list[list[Row]]:
+def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> list[list[PromptWithChoices]]:
     """Returns the rows of the mix and of the tasks with many choices, with a vocabulary trained on them."""
     where = templates or data / "promptsource" / "templates"
     source, drawn = Source(data_dir=data, templates_dir=where), []
@@ -171,7 +171,7 @@ def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> 
         tokenizer = sentencepiece.train(texts, Path(place) / "m.model", 8000, kind="unigram", extra_ids=0)
         return [
             [
-                Row(
+                PromptWithChoices(
                     [*tokenizer.encode(example.input)[: MOST_PROMPT - 1], tokenizer.eos],
                     [
                         [*tokenizer.encode(choice)[: MOST_ANSWER - 1], tokenizer.eos]
@@ -203,7 +203,7 @@ def matmul_rate() -> float:
     return 2 * 2048**3 / min(timed(lambda: product(a).block_until_ready())[0] for _ in range(8))
 
 
-def real_flops(config: T5Config, params: Any, rows: Sequence[Row]) -> float:
+def real_flops(config: T5Config, params: Any, rows: Sequence[PromptWithChoices]) -> float:
     """Returns the operations of products that real tokens need when nothing is computed twice."""
 
     def count(tree: Any) -> int:
@@ -214,24 +214,24 @@ def real_flops(config: T5Config, params: Any, rows: Sequence[Row]) -> float:
     of_prompt = count(params["encoder"]["layers"]) + count(cross["key"]) + count(cross["value"])
     of_node = count(layers) - count(cross["key"]) - count(cross["value"]) + config.vocab_size * config.emb_dim
     width, total = config.num_heads * config.head_dim, 0.0
-    for item in buckets.items(rows):
+    for item in buckets.group_by_prompt(rows):
         length, nodes = len(item.prompt), len(item.trie.tokens)
         attention = (
             2
             * width
             * (
                 config.num_encoder_layers * length**2
-                + config.num_decoder_layers * (nodes * length + int(item.trie.sees.sum()))
+                + config.num_decoder_layers * (nodes * length + int(item.trie.attended.sum()))
             )
         )
         total += 2 * (of_prompt * length + of_node * nodes + attention)
     return total
 
 
-def real_share(rows: Sequence[Row], shapes: Sequence[buckets.Shape]) -> float:
+def real_share(rows: Sequence[PromptWithChoices], shapes: Sequence[buckets.BucketShape]) -> float:
     """Returns how much of the tokens that are computed, of prompts and tries, is not padding."""
-    found = buckets.items(rows)
-    padded = sum(shape.prompt + shape.nodes for shape in (buckets.shape_of(item, shapes) for item in found))
+    found = buckets.group_by_prompt(rows)
+    padded = sum(shape.prompt + shape.nodes for shape in (buckets.find_shape(item, shapes) for item in found))
     return sum(len(item.prompt) + len(item.trie.tokens) for item in found) / padded
 
 
@@ -262,7 +262,7 @@ def pairs_scores(model: Any, pairs: Sequence[tuple[Tokens, Tokens]]) -> np.ndarr
         return (logp * (answers != 0)).sum(dim=1).numpy()
 
 
-def t0_way(model: Any, rows: Sequence[Row]) -> list[np.ndarray]:
+def t0_way(model: Any, rows: Sequence[PromptWithChoices]) -> list[np.ndarray]:
     """Eight rows at once in file order, the prompt repeated for each choice."""
     found = []
     for start in range(0, len(rows), 8):
@@ -272,7 +272,7 @@ def t0_way(model: Any, rows: Sequence[Row]) -> list[np.ndarray]:
     return found
 
 
-def tuned(model: Any, rows: Sequence[Row], batch: int) -> list[np.ndarray]:
+def tuned(model: Any, rows: Sequence[PromptWithChoices], batch: int) -> list[np.ndarray]:
     """Pairs sorted by length, so many at once."""
     pairs = [(row.prompt, answer) for row in rows for answer in row.answers]
     order = sorted(range(len(pairs)), key=lambda at: (len(pairs[at][0]), len(pairs[at][1])))
@@ -309,7 +309,7 @@ def lm_eval(model: Any, vocabulary_size: int) -> Side | None:
     def told(tokens: Tokens) -> str:
         return " ".join(map(_word, tokens))
 
-    def score(rows: Sequence[Row]) -> list[np.ndarray]:
+    def score(rows: Sequence[PromptWithChoices]) -> list[np.ndarray]:
         pairs = [(told(row.prompt), f" {told(answer)}") for row in rows for answer in row.answers]
         asked = [instance("loglikelihood", {}, pair, at) for at, pair in enumerate(pairs)]
         scores = np.array([score for score, _ in harness.loglikelihood(asked, disable_tqdm=True)], np.float32)

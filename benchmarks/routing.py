@@ -26,10 +26,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.pipelines.quickstart import CONFIG, PRETRAINING
-from elm_jax.records import Report, TaskScores
-from elm_jax.reporting import folder, summary
+from elm_jax.records import TaskScores
+from elm_jax.reporting import report_files, summary
+from elm_jax.reporting.records import Report
+from elm_jax.reporting.summary import Bootstrap
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training.config import ExpertConfig
@@ -74,20 +78,21 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
-        outcome = pipeline.run(
+        outcome = pipeline.run_pipeline(
             train_tasks=["mini-train"],
             eval_tasks=["mini-unseen"],
             out=options.out or scratch,
-            pretraining=PRETRAINING,
-            config=CONFIGS[options.kind],
-            source=Source(),
-            lengths=Lengths(prompt=48, answer=8),
-            base_texts=mini.make_statements(Source().seed),
-            methods=methods(options.kind),
-            title="benchmarks.routing",
-            seed=options.seed,
+            config=PipelineConfig(
+                pretraining=PRETRAINING,
+                training=CONFIGS[options.kind],
+                lengths=Lengths(prompt=48, answer=8),
+                base_texts=mini.make_statements(Source().seed),
+                evaluation=EvaluationConfig(methods=methods(options.kind)),
+                title="benchmarks.routing",
+                seed=options.seed,
+            ),
         )
-        scores = folder.read_rows(outcome.files["json"].parent, outcome.report)
+        scores = report_files.read_rows(outcome.files["json"].parent, outcome.report)
     rows = table(outcome.report, scores)
     print("\n".join(lines(rows)))
     print("\n† picked in hindsight on these very rows. ‡ has seen a few labelled rows of each task.")
@@ -111,15 +116,16 @@ def methods(kind: str) -> list[str]:
 
 def table(report: Report, scores: Mapping[str, Sequence[TaskScores]]) -> list[dict[str, Any]]:
     """Returns one row a method: its mean, the share of the gap it closes, what it differs by from others."""
-    labels = {row["method"]: row["labels"] for row in report.methods}
+    labels = {row.method: row.labels for row in report.methods}
     pairs = [(method, "base") for method in scores if method != "base" and labels[method] != "hindsight"]
     pairs += [
         (method, "multitask") for method, _ in pairs if labels[method] == "none" and method != "multitask"
     ]
-    found = summary.compared([(scores[a], scores[b]) for a, b in pairs], labels, samples=SAMPLES)
-    told = {(row["a"], row["b"]): {name: row[name] for name in COMPARED} for row in found}
+    found = summary.compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, Bootstrap(SAMPLES))
+    told = {(row.a, row.b): {name: getattr(row, name) for name in COMPARED} for row in found}
     return [
-        {name: mean[name] for name in MEANS} | {f"to_{b}": told.get((mean["method"], b)) for b in BASELINES}
+        {name: getattr(mean, name) for name in MEANS}
+        | {f"to_{b}": told.get((mean.method, b)) for b in BASELINES}
         for mean in report.means
     ]
 

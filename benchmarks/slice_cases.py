@@ -78,7 +78,7 @@ def cases() -> list[Case]:
             "group_32/v4-8", "32 prompt experts, 12 x (512 + 64)", "v4-8", {"expert": 4}, 32, (48, 512, 64, 4)
         ),
     ]
-    config, shape = find_config("xl", dtype="bfloat16"), buckets.Shape(256, 64, 64)
+    config, shape = find_config("xl", dtype="bfloat16"), buckets.BucketShape(256, 64, 64)
     what = "scoring, 24 prompts of 256, 4 choices of 16"
     work: ProgramSpec = ScoringProgramSpec("score", config, "stack", shape, 24, experts=38)
     scoring = _case("scoring/v5e-1", f"{what}, 38 experts", "v5e-1", work, 24 * (256 + 64))

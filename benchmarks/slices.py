@@ -36,8 +36,9 @@ from elm_jax.errors import UserError
 from elm_jax.planning import plan as planning
 from elm_jax.planning import workloads
 from elm_jax.planning.records import SlicePlan
-from elm_jax.reporting.documents import to_markdown
-from elm_jax.reporting.tables import NOTHING, Table
+from elm_jax.reporting.documents import table_to_markdown
+from elm_jax.reporting.formatting import MISSING
+from elm_jax.reporting.tables import Table
 
 ALL_DATASETS = ("MIXTURE_OR_TASK_NAME='train'",)
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")
@@ -106,7 +107,7 @@ def main() -> None:
             options.json.write_text(json.dumps(result, indent=2) + "\n")
     for table in (plan_table(result["slices"]), case_table(result["cases"])):
         if table.rows:
-            print(to_markdown(table))
+            print(table_to_markdown(table))
     if failed:
         sys.exit(1)
 
@@ -167,7 +168,7 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
                 f"{row['batch_tokens']:,}",
                 _share(row["filled"], 0),
                 _scaled(max(peaks, default=None), 1e-9, 2),
-                _scaled(row["programs"][0]["limit_bytes"], 1e-9, 2) if row["programs"] else NOTHING,
+                _scaled(row["programs"][0]["limit_bytes"], 1e-9, 2) if row["programs"] else MISSING,
                 _scaled(sum(each["seconds"] for each in batch) if batch else None, 1e3, 0),
                 _share(first.get("mfu"), 1),
                 _scaled(sum(each["collective_seconds"] for each in batch) if batch else None, 1e3, 0),
@@ -229,11 +230,11 @@ def _progress(program: str, slice_name: str, seconds: float) -> None:
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
-    return NOTHING if value is None else f"{value * unit:,.{digits}f}"
+    return MISSING if value is None else f"{value * unit:,.{digits}f}"
 
 
 def _share(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{100 * value:.{digits}f} %"
+    return MISSING if value is None else f"{100 * value:.{digits}f} %"
 
 
 if __name__ == "__main__":

@@ -10,15 +10,17 @@ from elm_jax import moved
 
 if TYPE_CHECKING:
     from elm_jax.errors import ContaminationError, OutOfMemoryError, UserError
-    from elm_jax.evaluation.evaluate import Outcome, evaluate
+    from elm_jax.evaluation.config import EvaluationConfig
+    from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
     from elm_jax.experts.library import Library
     from elm_jax.merging.merge import merge
     from elm_jax.merging.method import MergeOption
     from elm_jax.merging.table import register_merge
-    from elm_jax.pipelines.pipeline import run as run_pipeline
+    from elm_jax.pipelines.pipeline import PipelineConfig, run_pipeline
     from elm_jax.prompting.render import Renderings
     from elm_jax.prompting.templates import Template, load_templates
-    from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Report, Selection, TaskSpec
+    from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Selection, TaskSpec
+    from elm_jax.reporting.records import Report
     from elm_jax.routing.embedding import Embedder, load_embedder
     from elm_jax.routing.index import index
     from elm_jax.routing.inputs import KeyIndex, Queries
@@ -56,6 +58,8 @@ __all__ = [
     "CheckpointConfig",
     "ContaminationError",
     "Embedder",
+    "EvaluationConfig",
+    "EvaluationResult",
     "Expert",
     "ExpertConfig",
     "ExpertSpec",
@@ -68,7 +72,7 @@ __all__ = [
     "MergeOption",
     "OptimizerConfig",
     "OutOfMemoryError",
-    "Outcome",
+    "PipelineConfig",
     "Pretraining",
     "PromptedExample",
     "Queries",
@@ -113,6 +117,8 @@ _HOMES = {
     "CheckpointConfig": "elm_jax.training.config",
     "ContaminationError": "elm_jax.errors",
     "Embedder": "elm_jax.routing.embedding",
+    "EvaluationConfig": "elm_jax.evaluation.config",
+    "EvaluationResult": "elm_jax.evaluation.evaluate",
     "Expert": "elm_jax.records",
     "ExpertConfig": "elm_jax.training.config",
     "ExpertSpec": "elm_jax.records",
@@ -125,13 +131,13 @@ _HOMES = {
     "OptimizerConfig": "elm_jax.training.config",
     "MergeOption": "elm_jax.merging.method",
     "OutOfMemoryError": "elm_jax.errors",
-    "Outcome": "elm_jax.evaluation.evaluate",
+    "PipelineConfig": "elm_jax.pipelines.pipeline",
     "Pretraining": "elm_jax.training.pretraining",
     "PromptedExample": "elm_jax.records",
     "Queries": "elm_jax.routing.inputs",
     "Registered": "elm_jax.tasks.seqio_tasks",
     "Renderings": "elm_jax.prompting.render",
-    "Report": "elm_jax.records",
+    "Report": "elm_jax.reporting.records",
     "Run": "elm_jax.session.workspace",
     "ScheduleConfig": "elm_jax.training.config",
     "Selection": "elm_jax.records",
@@ -156,7 +162,7 @@ _HOMES = {
     "register_tasks": "elm_jax.tasks.seqio_tasks",
     "register_tracker": "elm_jax.telemetry.trackers",
     "route": "elm_jax.routing.route",
-    "run_pipeline": "elm_jax.pipelines.pipeline:run",
+    "run_pipeline": "elm_jax.pipelines.pipeline",
     "score_choices": "elm_jax.scoring.choices",
     "task_specs": "elm_jax.tasks.specs",
     "train": "elm_jax.training.train",

@@ -1,14 +1,18 @@
 """Old names: what recipes and scripts of before import is read, with a warning that tells the new name."""
 
 import importlib
+import inspect
 import sys
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 # Old module -> what was taken from it -> where that is now.
 MOVED = {
+    "elm_jax.reporting.written": "elm_jax.reporting.text_metrics",
     "elm_jax.runs.base": {
         "Pretraining": "elm_jax.Pretraining",
         "open_run": "elm_jax.open_run",
@@ -121,6 +125,75 @@ def Budget(**values: Any) -> Any:
     """Returns the `TrainConfig` of the flat fields that `Budget` had, such as `steps`, `rate` and `kind`."""
     config = importlib.import_module("elm_jax.training.config")
     return config.replace_fields(config.TrainConfig(), values)
+
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+def accepts_old_parameters(
+    name: str, moved: Mapping[str, str], **defaults: Callable[[], Any]
+) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Decorates a function whose parameters went into a configuration: old ones are read with a warning.
+
+    Args:
+        name: of the function, as recipes have it.
+        moved: old parameter -> where it is now: a parameter, or a field of one as "config.queries".
+        defaults: parameter -> what makes its default value, if it is None.
+    """
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        signature = inspect.signature(function)
+
+        def call(*arguments: Any, **options: Any) -> Returned:
+            old = {each: options.pop(each) for each in moved if each in options}
+            bound = signature.bind_partial(*arguments, **options)
+            bound.arguments.update(with_old_parameters(call, {**bound.arguments, **old}))
+            return function(*bound.args, **bound.kwargs)
+
+        own = [inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None) for each in moved]
+
+        def with_all_parameters(**options: Any) -> None:
+            """Has the old parameters in its signature too: gin asks it which ones a recipe may bind."""
+
+        full = signature.replace(parameters=[*signature.parameters.values(), *own])
+        with_all_parameters.__dict__.pop("__wrapped__", None)  # a type checker may have set it
+        with_all_parameters.__signature__ = full  # pyright: ignore[reportFunctionMemberAccess]
+        call.__signature__, call.__wrapped__ = signature, with_all_parameters  # pyright: ignore[reportFunctionMemberAccess]
+        call.__name__, call.__qualname__, call.__doc__ = (
+            name.rpartition(".")[2],
+            function.__qualname__,
+            function.__doc__,
+        )
+        call.__module__, call.moved = function.__module__, (name, moved, defaults)  # pyright: ignore[reportFunctionMemberAccess]
+        return call
+
+    return decorate
+
+
+def with_old_parameters(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a function's arguments with the old ones among them where they are now, and warns of each."""
+    name, moved, defaults = function.moved  # pyright: ignore[reportFunctionMemberAccess]
+    new = {each: value for each, value in arguments.items() if each not in moved}
+    for old in (each for each in arguments if each in moved):
+        parameter, *path = moved[old].split(".")
+        if not path:
+            new[parameter] = arguments[old]
+            _warn(f"{name}.{old}", f"{name}.{parameter}")
+            continue
+        config = new.get(parameter)
+        config = defaults[parameter]() if config is None else config
+        new[parameter], owner = _replace_field(config, path, arguments[old])
+        _warn(f"{name}.{old}", f"elm_jax.{owner}.{path[-1]}")
+    return new
+
+
+def _replace_field(config: Any, path: list[str], value: Any) -> tuple[Any, str]:
+    """Returns a frozen record with a field of it, or of a record in it, replaced; and the owner's class."""
+    if len(path) == 1:
+        return replace(config, **{path[0]: value}), type(config).__name__
+    inner, owner = _replace_field(getattr(config, path[0]), path[1:], value)
+    return replace(config, **{path[0]: inner}), owner
 
 
 def install() -> None:

@@ -161,21 +161,3 @@ class TaskScores:
     predictions: tuple[int, ...]
     labels: tuple[int, ...]
     seen: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything a reader of results needs; `report.json` is this record, field by field."""
-
-    rows: tuple[Mapping[str, Any], ...]  # method, task, prompt, n, accuracy, low, high, chance, seen
-    means: tuple[Mapping[str, Any], ...]  # method, macro, micro
-    comparisons: tuple[Mapping[str, Any], ...]  # a, b, difference, low, high, p, p_holm, comparisons
-    selections: tuple[Mapping[str, Any], ...]  # task, prompt, expert, votes
-    environment: Mapping[str, Any]
-    tasks: tuple[Mapping[str, Any], ...] = ()  # method, task over its prompts: accuracy, low, high, spread
-    matrix: tuple[Mapping[str, Any], ...] = ()  # expert, family, task, prompt, n, accuracy, seen
-    methods: tuple[Mapping[str, Any], ...] = ()  # method, router, merge, labels (none, few, hindsight), note
-    # Of tasks that are answered in free text: method, task, prompt, n, measure, value, low, high, seen
-    generated: tuple[Mapping[str, Any], ...] = ()
-    # Rows to look at: task, prompt, row, input, choices, target, answers (method -> prediction, scores)
-    examples: tuple[Mapping[str, Any], ...] = ()

@@ -113,5 +113,5 @@ def test_the_recipe_for_evaluation_names_the_papers_tasks_and_methods_that_can_b
     recipes.load([str(ROOT / "recipes" / "evaluate_unseen.gin")])
     specs = task_selection.select_tasks(gin.query_parameter("%EVAL_TASKS"), evaluation=True)
     assert len({spec.id for spec in specs}) == 113 + 13
-    methods = ways.parse_all(gin.query_parameter("%METHODS"))
+    methods = ways.parse_methods(gin.query_parameter("%METHODS"))
     assert [method.router for method in methods] == ["roe", "roe", "roe_per_instance", "bm25", "uniform"]

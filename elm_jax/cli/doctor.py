@@ -14,7 +14,9 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    for name, value in documents.flat({name: value for name, value in found.items() if name != "mend"}):
+    for name, value in documents.flatten_values(
+        {name: value for name, value in found.items() if name != "mend"}
+    ):
         print(f"{name:<32}{'missing' if value == 'None' else value}")
     for command in found["mend"]:
         print(f"to mend: {command}")

@@ -92,23 +92,24 @@ def evaluate(
         if given[name] is not None and given[name] < 1:
             raise UserError(f"A number of at least 1 is wanted for {_flag(name)}, but {given[name]} came.")
     from elm_jax.evaluation import evaluate as runs
+    from elm_jax.evaluation.config import EvaluationConfig
     from elm_jax.session.workspace import Workspace
 
     if multiprocess:
         from elm_jax.launch import hosts
 
         hosts.join(hosts.HostAddress(coordinator, process_count, process_index))
-    told: dict[str, Any] = {"told": _show if dry_run else _tell, "dry_run": dry_run}
+    options: dict[str, Any] = {"on_estimate": _print if dry_run else _print_aside, "dry_run": dry_run}
     if gin_file:
         from elm_jax.launch import recipes
 
-        outcome = recipes.bind(runs.evaluate, gin_file, gin_bindings or [])(**told)
+        outcome = recipes.bind(runs.evaluate, gin_file, gin_bindings or [])(**options)
     else:
         from elm_jax.session import opening
         from elm_jax.tasks.specs import task_specs
 
         files = task_files(own_files(names, tasks))
-        runs.check(Workspace.at(run), method)
+        runs.check_methods(Workspace.at(run), method)
         opened = opening.open_run(
             run,
             data_dir=data_dir,
@@ -122,14 +123,16 @@ def evaluate(
         outcome = runs.evaluate(
             opened,
             [*(names or []), *(groups or [])],
-            methods=method,
-            queries=queries,
-            merged=merged,
-            batch_tokens=batch_tokens,
-            by=by,
-            oracle=oracle,
-            seen=seen,
-            **told,
+            EvaluationConfig(
+                methods=method,
+                queries=queries,
+                merged=merged,
+                batch_tokens=batch_tokens,
+                normalization=by,
+                oracle=oracle,
+                seen=seen,
+            ),
+            **options,
         )
     if outcome is not None:
         show_outcome(outcome)
@@ -149,9 +152,9 @@ def _flag(name: str) -> str:
     return "the names of tasks" if name == "names" else f"--{name.replace('_', '-')}"
 
 
-def _show(estimate: Any) -> None:
+def _print(estimate: Any) -> None:
     print(estimate)
 
 
-def _tell(estimate: Any) -> None:
+def _print_aside(estimate: Any) -> None:
     typer.echo(str(estimate), err=True)

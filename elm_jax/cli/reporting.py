@@ -1,6 +1,7 @@
 """`elm report`: a run's results as tables, intervals, paired tests and a page; two runs compared."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -23,7 +24,7 @@ def report(
 ) -> None:
     """Tables, intervals, paired tests and the page of a run that was evaluated; or two runs compared."""
     from elm_jax.evaluation import report as reports
-    from elm_jax.reporting import documents, tables, versus
+    from elm_jax.reporting import documents, run_comparison, tables
     from elm_jax.session.workspace import Workspace
 
     named = runs or [run]
@@ -32,14 +33,22 @@ def report(
     if method and len(named) == 1:
         raise UserError("--method chooses what is compared of two runs, but one run came. Name another.")
     if len(named) == 2:
-        rows = reports.compare(*named, methods=method or ())
+        rows = reports.compare_runs(*named, methods=method or ())
         if as_json:
-            told = {"first": named[0], "second": named[1], "comparisons": rows}
+            told = {
+                "first": named[0],
+                "second": named[1],
+                "comparisons": [asdict(row) for row in rows],
+            }
             print(json.dumps(told, ensure_ascii=False))
         else:
-            print("\n".join(documents.to_markdown(table) for table in versus.versus_tables(rows)))
+            print(
+                "\n".join(
+                    documents.table_to_markdown(table) for table in run_comparison.comparison_tables(rows)
+                )
+            )
         return
-    made, files = reports.again(Workspace.open(named[0]))
+    made, files = reports.rebuild_report(Workspace.open(named[0]))
     if as_json:
         print(files["json"].read_text())
         return

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from elm_jax.evaluation.evaluate import Outcome
+    from elm_jax.evaluation.evaluate import EvaluationResult
     from elm_jax.reporting.tables import Table
 
 
-def show_outcome(outcome: "Outcome") -> None:
+def show_outcome(outcome: "EvaluationResult") -> None:
     """Prints the methods' tables, where the time went, and the path of the report."""
     from elm_jax.reporting import tables
 

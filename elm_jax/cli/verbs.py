@@ -54,7 +54,7 @@ def run(gin_file: GinFiles = None, gin_bindings: GinBindings = None) -> None:
         raise UserError(
             "A recipe is wanted: elm run --gin_file=gin/recipes/NAME.gin [--gin.MACRO=VALUE ...]."
         )
-    show_outcome(recipes.bind(pipeline.run, gin_file, gin_bindings or [])())
+    show_outcome(recipes.bind(pipeline.run_pipeline, gin_file, gin_bindings or [])())
 
 
 @app.command()

@@ -7,7 +7,7 @@ from elm_jax.data.task_selection import SEQIO, prepared_file
 from elm_jax.data.tokenized_rows import StoredExamples, TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.tasks import original, rendering
 from elm_jax.tasks.data_source import Lengths, Source, get_split
 from elm_jax.tasks.task_templates import find_template
@@ -69,7 +69,7 @@ def tokenize_task(
 
 def build_scoring_rows(
     examples: Sequence[PromptedExample], tokenizer: Tokenizer, lengths: Lengths, *, task: str
-) -> list[Row]:
+) -> list[PromptWithChoices]:
     """Returns the token ids of examples' inputs and answer choices, to be scored.
 
     Raises:
@@ -83,7 +83,10 @@ def build_scoring_rows(
                 f"{example.row_id!r} with {lack}. Fix: evaluate another task; `elm tasks list` shows metrics."
             )
     rows = tokenize_task(examples, tokenizer, lengths)
-    return [Row(rows.inputs[row], tokenized_rows.get_choices(rows, row)) for row in range(len(examples))]
+    return [
+        PromptWithChoices(rows.inputs[row], tokenized_rows.get_choices(rows, row))
+        for row in range(len(examples))
+    ]
 
 
 def _load_seqio_rows(spec: TaskSpec, source: Source) -> StoredExamples:

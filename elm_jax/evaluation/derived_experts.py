@@ -10,11 +10,12 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.evaluation import few_shot, results_cache
+from elm_jax.evaluation.few_shot import FewShotExamples
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge as merging
 from elm_jax.merging import table
 from elm_jax.merging.plan import MergePlan
-from elm_jax.records import Selection, TaskSpec
+from elm_jax.records import Selection
 from elm_jax.session.workspace import Run
 
 LORAHUB = "lorahub"
@@ -46,39 +47,41 @@ def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[s
     return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
 
-def fitted(run: Run, spec: TaskSpec, options: Mapping[str, Any], experts: Sequence[str]) -> Composite:
+def lorahub_composite(
+    run: Run, task: str, options: Mapping[str, Any], experts: Sequence[str], shots: FewShotExamples
+) -> Composite:
     """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
-    shown = few_shot.shots(run, spec, options["shots"])
-    own = [[example.row_id, example.input, example.target] for example in shown.examples]
-    told = {"options": dict(options), "task": spec.id, "rows": own, **results_cache.read_as(run)}
-    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **told)}"
-    return Composite(name, LORAHUB, dict(options), tuple(experts), None, spec.id)
+    rows = [[example.row_id, example.input, example.target] for example in shots.examples]
+    depends_on = {"options": dict(options), "task": task, "rows": rows, **results_cache.reading_settings(run)}
+    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **depends_on)}"
+    return Composite(name, LORAHUB, dict(options), tuple(experts), None, task)
 
 
-def make(run: Run, composite: Composite, specs: Mapping[str, TaskSpec]) -> None:
-    """Puts a composite among the run's, unless it is there."""
+def make(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
+    """Puts a composite among the run's, unless it is there; LoraHub needs the rows that it is fitted to."""
     library = Library.open(run.workspace.composites, create=True)
     if composite.id in library.ids():
         return
     if composite.method == LORAHUB:
-        made = few_shot.fit(
-            run, composite.id, specs[str(composite.task)], composite.members, composite.options
+        assert shots is not None
+        expert = few_shot.fit_lorahub(
+            run, composite.id, str(composite.task), composite.members, shots, composite.options
         )
-        library.add(made, replace=True)
+        library.add(expert, replace=True)
         return
     if composite.plan is None:
         raise ValueError(f"{composite.id!r} has no plan: it was chosen by another host")
     merging.run_merge(run, composite.plan)
 
 
-def selection(run: Run, composite: Composite) -> Selection:
+def lorahub_selection(run: Run, composite: Composite) -> Selection:
     """Returns the weights that LoraHub found for a composite that was made."""
     recipe = Library.open(run.workspace.composites).spec(composite.id).recipe
     weights = dict(zip(recipe["merged_from"], recipe["weights"], strict=True))
     return Selection(str(composite.task), LORAHUB, weights, {}, tuple(recipe["shots"]))
 
 
-def datasets(library: Library, composite: Composite) -> set[str]:
+def training_datasets(library: Library, composite: Composite) -> set[str]:
     """Returns what the members of a composite were trained on."""
     return {dataset for member in composite.members for dataset in library.spec(member).datasets}
 

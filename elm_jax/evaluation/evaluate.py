@@ -2,291 +2,282 @@
 
 Everything is decided before any weight is read: which methods there are, what each of them chooses, which
 experts are made of others for that, and what of all that was scored before. Then each expert is loaded once
-for all tasks that want it. Tasks with answer choices are ranked, the others answered in free text.
+for all tasks that need it. Tasks with answer choices are ranked, the others answered in free text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from etils import epath
 from rich.console import Console
 
-from elm_jax import names, storage
-from elm_jax.data import task_rows, task_selection
+from elm_jax import moved, names, storage
+from elm_jax.data import task_selection
 from elm_jax.errors import ContaminationError, UserError
-from elm_jax.evaluation import derived_experts, estimate, generation
-from elm_jax.evaluation import methods as ways
-from elm_jax.evaluation import ranking as scoring
-from elm_jax.evaluation import report as reports
-from elm_jax.evaluation import selections as choosing
-from elm_jax.evaluation.estimate import Estimate
-from elm_jax.evaluation.methods import Method
-from elm_jax.evaluation.results import Results
+from elm_jax.evaluation import cost_estimate, derived_experts, generation, ranking, scorer_selection
+from elm_jax.evaluation import methods as method_module
+from elm_jax.evaluation import report as report_module
+from elm_jax.evaluation.config import EvaluationConfig, ScoringOptions
+from elm_jax.evaluation.cost_estimate import CostEstimate
+from elm_jax.evaluation.method_results import MethodResults
+from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Choices
-from elm_jax.experts import key_texts
-from elm_jax.experts.compatibility import group_by_kind_and_shapes
+from elm_jax.evaluation.scorer_selection import ScorerSelection
+from elm_jax.evaluation.tasks import EvaluationTask, load_tasks
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
-from elm_jax.records import Report, TaskSpec
+from elm_jax.records import TaskSpec
+from elm_jax.reporting.records import Report
+from elm_jax.reporting.summary import ReportInputs
 from elm_jax.scoring import rank
-from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session import devices, opening
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.tasks.specs import task_specs
 from elm_jax.telemetry.progress import Stages
 
-Told = Callable[[Estimate], None]
+OnEstimate = Callable[[CostEstimate], None]
+MOVED_PARAMETERS = {field.name: f"config.{field.name}" for field in fields(EvaluationConfig)} | {
+    "by": "config.normalization",
+    "told": "on_estimate",
+}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation gave: the report, its files and where the time went."""
+@dataclass(frozen=True, repr=False)
+class EvaluationResult:
+    """What an evaluation gave.
+
+    Attributes:
+        report: every number.
+        files: ending -> the path of a page or table.
+        seconds: stage -> how long it took.
+    """
 
     report: Report
     files: Mapping[str, epath.Path]
     seconds: Mapping[str, float]
 
+    def __repr__(self) -> str:
+        return f"EvaluationResult({self.report!r}, {str(self.files.get('html'))!r})"
 
+
+@moved.accepts_old_parameters("elm_jax.evaluate", MOVED_PARAMETERS, config=EvaluationConfig)
 def evaluate(
     run: Run | storage.PathLike,
     tasks: task_selection.Tasks,
+    config: EvaluationConfig | None = None,
     *,
-    experts: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    queries: int = key_texts.QUERIES_PER_TASK,
-    merged: int = 3,
-    batch_tokens: int = BATCH_TOKENS,
-    by: str = "sum",
-    oracle: bool = False,
-    seen: bool = False,
-    truncate: int | None = None,
-    faithful: str | Sequence[str] | None = None,
-    mesh: Mapping[str, int] | None = None,
-    dtype: str | None = None,
-    told: Told | None = None,
+    on_estimate: OnEstimate | None = None,
     dry_run: bool = False,
     environment: Mapping[str, Any] | None = None,
-) -> Outcome | None:
-    """Compares methods on tasks, writes the report and returns it; what was scored before is not again.
+) -> EvaluationResult | None:
+    """Compares methods on tasks, and writes the report; what was scored before is not scored again.
 
-    `run` is a run that is open, or its directory. `tasks` are specs or names, of tasks, datasets or groups;
-    of each the split for evaluation is read. `experts` are ids, all of the library without them.
+    Args:
+        run: a run that is open, or its directory.
+        tasks: specs or names, of tasks, datasets or groups; of each the split for evaluation is read.
+        config: which methods are compared, and how.
+        on_estimate: is called with how much is to be done and how long it takes.
+        dry_run: whether no more than the estimate is done.
+        environment: what the report should say beside versions, devices and times.
 
-    A method is how experts are chosen and how several become one, a string as `evaluation.methods` reads it:
-    "roe", "roe:experts=3+average"; the base is always among them. Without `methods` they are those of
-    `methods.default`, with `merged` retrieved experts averaged. `queries` are how many inputs of a task a
-    router looks at. `by` is how choices are scored: "sum" of log-probabilities in nats, as T0's and the
-    paper's rank classification, their "mean" by token, or "calibrated". A device scores `batch_tokens` at
-    once.
+    Returns:
+        The report with its files; None after a dry run, and on all of several hosts but the first, which
+        writes the report.
 
-    With `oracle` every expert works on every task, and the best ones in hindsight are among the methods. An
-    expert that was trained on one of the tasks' datasets is refused, unless `seen` results are asked for,
-    which are then marked. The base alone needs no experts, and none is looked at. `truncate` and `faithful`
-    are in place of what the run remembers of its source; a `truncate` of 0 is no limit. `mesh` has the sizes
-    of the axes of a mesh of this process's devices, over which batches are split; without it each accelerator
-    scores rows of its own. `dtype` is what the base is held and computes in, where `run` is a directory; as
-    the run has it by default. `environment` is further told in the report.
-
-    `told` hears how much is to be done and how long it takes; with `dry_run` no more is done. Returns None
-    then, and on all of several hosts but the first, which writes the report.
-
-    Raises a UserError, before a row is scored, for what does not exist and for tasks without rows; it is a
-    ContaminationError where an expert saw a task's dataset.
+    Raises:
+        UserError: something does not exist, or a task has no rows; before a row is scored.
+        ContaminationError: an expert was trained on a task's dataset, and `config.seen` is not set.
     """
-    if not isinstance(run, Run):
-        check(Workspace.at(run), methods)  # before the base is read
-        run = opening.open_run(run, dtype=dtype)
-    elif dtype is not None:
-        raise UserError(
-            f"Expected a run's directory beside dtype, got a run that is open and {dtype!r}. Fix: give dtype "
-            "to `open_run`."
-        )
-    base = replace(run.base, params=devices.place_on_devices(run.base.params, mesh))
-    run = replace(run, base=base, source=data_source.override_rendering(run.source, truncate, faithful))
+    config = config or EvaluationConfig()
+    run = _open(run, config)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    names.resolve(by, rank.SCORES, kind="score", where="rank classification")
-    if not hosts.is_primary():
-        run = replace(run, stages=Stages(Console(quiet=True)))
-    bare = bool(methods) and not oracle and all(each.router == "base" for each in ways.parse_all(methods))
-    library = Library.open(run.workspace.library, create=bare)
-    experts = [] if bare else list(dict.fromkeys(experts or library.ids()))
-    if not (experts or bare):
-        raise UserError(
-            "An evaluation wants experts, but the library has none. Train some with `elm train`, or ask for "
-            "the base alone with --method base."
-        )
-    described = {expert: library.describe(expert) for expert in experts}
-    pairs = [(about.spec, about.shapes) for about in described.values()]
-    wanted = _methods(
-        run, methods, merged, oracle, mixed=len(group_by_kind_and_shapes(pairs, lambda pair: pair)) > 1
-    )
-    ways.require(wanted, pairs)
-    if not seen:
-        refuse_contaminated(library, experts, specs)
+    names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
+    experts, methods = _experts_and_methods(run, config)
+    if not config.seen:
+        require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
     with hosts.exit_on_failure():
-        ranked, written = _ways_to_answer(run, specs)
-        chosen = _chosen(run, specs, wanted, experts, queries, seen=seen)
-        every = any(method.router in ways.HINDSIGHT for method in wanted)
-        cells = _cells(specs, chosen, experts if every else ())
-        if told or dry_run:
-            if told and hosts.is_primary():
-                told(estimate.ahead(run, cells, ranked, written, chosen, by))
-            if dry_run:
-                return None
-        _make(run, chosen, specs)
-        of_ranked, of_written = (
-            [cell for cell in cells if cell.task in {spec.id for spec in own}] for own in (ranked, written)
+        loaded = load_tasks(run, specs)
+        selection = _select(run, loaded, methods, experts, config)
+        every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
+        cells = _cells(specs, selection, experts if every_expert else ())
+        options = ScoringOptions(
+            batch_tokens=config.batch_tokens,
+            normalization=config.normalization,
+            gates=selection.gates,
+            composites=list(selection.composites),
         )
-        how: dict[str, Any] = {
-            "batch_tokens": batch_tokens,
-            "gated": chosen.gates,
-            "named": list(chosen.composites),
-        }
-        scores, answers = scoring.Scores(run, {}, {}), {}
-        if ranked:
-            scores = scoring.score(run, of_ranked, ranked, by=by, **how)
-        if written:
-            answers = generation.generate(run, of_written, written, **how)
-        outcome = None
+        if on_estimate and hosts.is_primary():
+            on_estimate(cost_estimate.estimate_remaining(run, cells, loaded, selection, options))
+        if dry_run:
+            return None
+        _make_composites(run, selection)
+        ranked = [cell for cell in cells if loaded[cell.task].is_ranked]
+        generated = [cell for cell in cells if not loaded[cell.task].is_ranked]
+        scores = (
+            ranking.score_cells(run, ranked, loaded, options) if ranked else ranking.ScoreStore(run, {}, {})
+        )
+        answers = generation.generate_answers(run, generated, loaded, options) if generated else {}
+        result = None
         if hosts.is_primary():
-            found = Results(run, ranked, written, experts, wanted, chosen, scores, answers)
-            outcome = _report(
-                found, every=every, environment={**_about(by, found, every), **(environment or {})}
-            )
+            results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
+            result = _report(results, config.normalization, environment or {}, every_expert=every_expert)
         hosts.barrier("the report is written")
-    return outcome
+    return result
 
 
-def check(workspace: Workspace, methods: Sequence[str] | None) -> None:
+def check_methods(workspace: Workspace, methods: Sequence[str] | None) -> None:
     """Raises what is wrong with methods, by themselves and with a workspace's experts; no weight is read."""
     opening.load_task_files(workspace)  # they may register routers and merges
-    wanted = ways.parse_all(methods or ())
-    if wanted and workspace.library.is_dir():
+    parsed = method_module.parse_methods(methods or ())
+    if parsed and workspace.library.is_dir():
         library = Library.open(workspace.library)
         described = [library.describe(expert) for expert in library.ids()]
-        ways.require(wanted, [(about.spec, about.shapes) for about in described])
+        method_module.require_compatible(parsed, [(each.spec, each.shapes) for each in described])
 
 
-def refuse_contaminated(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:
-    """Raises if an expert was trained on a dataset that it is to be called unseen on."""
+def require_unseen(library: Library, experts: Sequence[str], specs: Sequence[TaskSpec]) -> None:
+    """Raises a ContaminationError if an expert was trained on a dataset that it is to be called unseen on."""
     targets = {spec.dataset for spec in specs}
     for expert in experts:
         seen = sorted(targets & set(library.spec(expert).datasets))
         if seen:
             raise ContaminationError(
-                f"Zero-shot evaluation wants datasets that no expert was trained on, but {expert!r} was "
-                f"trained on {', '.join(seen)}. Leave out that task or that expert, or ask for results on "
-                "seen data, which are marked, with --seen."
+                f"Expected experts that were not trained on the tasks' datasets, got {expert!r}, which was "
+                f"trained on {', '.join(seen)}. Fix: leave out that task or that expert, or ask for "
+                "results on seen data, which are marked, with --seen."
             )
+
+
+def _open(run: Run | storage.PathLike, config: EvaluationConfig) -> Run:
+    """Returns the run as the configuration wants its base and its rows."""
+    if not isinstance(run, Run):
+        check_methods(Workspace.at(run), config.methods)  # before the base is read
+        run = opening.open_run(run, dtype=config.dtype)
+    elif config.dtype is not None:
+        raise UserError(
+            f"Expected a run's directory beside dtype, got a run that is open and {config.dtype!r}. Fix: "
+            "give dtype to `open_run`."
+        )
+    base = replace(run.base, params=devices.place_on_devices(run.base.params, config.mesh))
+    source = data_source.override_rendering(run.source, config.truncate, config.faithful)
+    stages = run.stages if hosts.is_primary() else Stages(Console(quiet=True))
+    return replace(run, base=base, source=source, stages=stages)
+
+
+def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str], list[EvaluationMethod]]:
+    """Returns the experts that methods choose among and the methods, after checking that they fit."""
+    asked = method_module.parse_methods(config.methods or ())
+    only_base = bool(asked) and not config.oracle and all(each.router == "base" for each in asked)
+    library = Library.open(run.workspace.library, create=only_base)
+    experts = [] if only_base else list(dict.fromkeys(config.experts or library.ids()))
+    if not (experts or only_base):
+        raise UserError(
+            "Expected experts in the library, got none. Fix: train some with `elm train`, or ask for the "
+            "base alone with --method base."
+        )
+    described = [library.describe(expert) for expert in experts]
+    pairs = [(each.spec, each.shapes) for each in described]
+    mixed = len(method_module.group_by_shape(pairs)) > 1
+    methods = _methods(run, asked, config, mixed=mixed)
+    method_module.require_compatible(methods, pairs)
+    return experts, methods
 
 
 def _methods(
-    run: Run, asked: Sequence[str] | None, merged: int, oracle: bool, *, mixed: bool
-) -> list[Method]:
-    """Returns the methods, the base among them, and with `oracle` those that are chosen in hindsight."""
+    run: Run, asked: Sequence[EvaluationMethod], config: EvaluationConfig, *, mixed: bool
+) -> list[EvaluationMethod]:
+    """Returns the methods, the base among them, and with `config.oracle` those chosen in hindsight."""
     if asked:
-        wanted = ways.parse_all(asked)
-        if not any(method.router == "base" for method in wanted):
-            wanted = [*ways.parse_all(["base"]), *wanted]
-        lacking = [name for name in ways.HINDSIGHT if oracle and all(name != each.router for each in wanted)]
-        return ways.unlike([*wanted, *ways.parse_all(lacking)])
-    wanted = ways.default(merged, hindsight=oracle, mixed=mixed)
-    there = choosing.multitask_experts(run)
-    return [method for method in wanted if there or method.router != "multitask"]
+        if not any(method.router == "base" for method in asked):
+            asked = [*method_module.parse_methods(["base"]), *asked]
+        routers = {method.router for method in asked}
+        missing = [name for name in HINDSIGHT_ROUTERS if config.oracle and name not in routers]
+        methods = [*asked, *method_module.parse_methods(missing)]
+        method_module.check_unique_names(methods)
+        return methods
+    methods = method_module.default_methods(config.merged, hindsight=config.oracle, mixed=mixed)
+    has_multitask = scorer_selection.multitask_experts(run)
+    return [method for method in methods if has_multitask or method.router != "multitask"]
 
 
-def _ways_to_answer(run: Run, specs: Sequence[TaskSpec]) -> tuple[list[TaskSpec], list[TaskSpec]]:
-    """Returns the tasks that are ranked and those that are answered in free text: no row has choices."""
-    ranked, written = [], []
-    for spec in specs:
-        examples = task_rows.load_examples(spec, run.source)
-        if not len(examples):
-            raise UserError(
-                f"Rows of {spec.id!r} are wanted to evaluate, but there are none. Look at its split."
-            )
-        (ranked if any(example.choices for example in examples) else written).append(spec)
-    return ranked, written
-
-
-def _chosen(
+def _select(
     run: Run,
-    specs: Sequence[TaskSpec],
-    wanted: Sequence[Method],
+    tasks: Mapping[str, EvaluationTask],
+    methods: Sequence[EvaluationMethod],
     experts: Sequence[str],
-    queries: int,
-    *,
-    seen: bool,
-) -> Choices:
+    config: EvaluationConfig,
+) -> ScorerSelection:
     """Returns what the methods choose; one host decides, and the others read what it decided."""
-    chosen = None
+    selection = None
     if hosts.is_primary():
-        with run.stages.stage("route", len(wanted)) as advance:
-            chosen = choosing.choose(run, specs, wanted, experts, queries, advance, seen=seen)
-        choosing.keep(run.workspace, chosen)
+        with run.stages.stage("route", len(methods)) as advance:
+            selection = scorer_selection.select_scorers(run, tasks, methods, experts, config, advance)
+        scorer_selection.save_selection(run.workspace, selection)
     hosts.barrier("experts are chosen")
-    return chosen or choosing.kept(run.workspace)
+    return selection or scorer_selection.load_selection(run.workspace)
 
 
-def _make(run: Run, chosen: Choices, specs: Sequence[TaskSpec]) -> None:
-    """Makes what was chosen and is not there."""
+def _make_composites(run: Run, selection: ScorerSelection) -> None:
+    """Makes the composites that were chosen and are not there."""
     if hosts.is_primary():
-        by_id = {spec.id: spec for spec in specs}
-        with run.stages.stage("merge", len(chosen.composites)) as advance:
-            for done, composite in enumerate(chosen.composites.values(), start=1):
-                derived_experts.make(run, composite, by_id)
+        with run.stages.stage("merge", len(selection.composites)) as advance:
+            for done, composite in enumerate(selection.composites.values(), start=1):
+                derived_experts.make(run, composite, selection.shots.get(composite.id))
                 advance(done, "")
     hosts.barrier("experts are merged")
 
 
-def _cells(specs: Sequence[TaskSpec], chosen: Choices, experts: Sequence[str]) -> list[Cell]:
+def _cells(specs: Sequence[TaskSpec], selection: ScorerSelection, experts: Sequence[str]) -> list[Cell]:
     """Returns what has to be scored: all that any method chose, and the experts on every task."""
     cells: dict[Cell, None] = {}
     for spec in specs:
         cells |= dict.fromkeys(
-            cell for own in chosen.scorers.values() for cell in scoring.cells_of(spec.id, own[spec.id])
+            cell
+            for scorers in selection.scorers.values()
+            for cell in ranking.cells_of_scorer(spec.id, scorers[spec.id])
         )
         cells |= dict.fromkeys(Cell(spec.id, expert) for expert in experts)
-    # Where all rows are wanted anyway, those of some rows are among them.
+    # If a scorer has all rows of a task, some rows of it are among them.
     return [cell for cell in cells if not cell.rows or Cell(cell.task, cell.scorer) not in cells]
 
 
-def _about(by: str, found: Results, every: bool) -> dict[str, Any]:
+def _environment(results: MethodResults, normalization: str, *, every_expert: bool) -> dict[str, Any]:
     """Returns what a report says of how it came about."""
-    run = found.run
-    told: dict[str, Any] = {"base": run.base.fingerprint, "network": vars(run.base.config)}
-    if every:
-        told["best_single"] = found.best_single
-    return told | ({} if by == "sum" else {"score": by})
+    run = results.run
+    about: dict[str, Any] = {"base": run.base.fingerprint, "network": vars(run.base.config)}
+    if every_expert:
+        about["best_single"] = results.best_single
+    return about if normalization == "sum" else {**about, "score": normalization}
 
 
-def _report(found: Results, *, every: bool, environment: Mapping[str, Any]) -> Outcome:
+def _report(
+    results: MethodResults, normalization: str, environment: Mapping[str, Any], *, every_expert: bool
+) -> EvaluationResult:
     """Writes the report: every fair method against the base, retrieval against the multitask baseline too."""
-    run, wanted = found.run, found.wanted
-    base = next(method.name for method in wanted if method.router == "base")
-    multitask = next((method.name for method in wanted if method.router == "multitask"), None)
-    fair = [method for method in wanted if method.router != "base" and method.labels != "hindsight"]
-    retrieval = [method for method in fair if ways.is_retrieval(method)]
+    run, methods = results.run, results.methods
+    environment = {**_environment(results, normalization, every_expert=every_expert), **environment}
+    base = next(method.name for method in methods if method.router == "base")
+    multitask = next((method.name for method in methods if method.router == "multitask"), None)
+    fair = [method for method in methods if method.router != "base" and method.labels != "hindsight"]
+    retrieval = [method for method in fair if method_module.is_retrieval(method)]
     pairs = [(method.name, base) for method in fair]
     pairs += [(method.name, multitask) for method in retrieval if multitask]
-    pairs = pairs if found.ranked else []  # what is written is not compared
-    fitted = [derived_experts.selection(run, each) for each in found.choices.composites.values() if each.task]
+    composites = results.selection.composites.values()
+    fitted = [derived_experts.lorahub_selection(run, each) for each in composites if each.task]
     with run.stages.stage("compare and report", 1):
-        made, files = reports.report(
-            found.by_method(),
-            pairs,
-            [*found.choices.selections, *fitted],
-            found.matrix() if every else (),
-            workspace=run.workspace,
-            environment={
-                **environment,
-                "seconds": reports.store_seconds(run.workspace, run.stages.seconds),
-            },
+        inputs = ReportInputs(
+            results.scores_by_method(),
+            [*results.selection.selections, *fitted],
+            {**environment, "seconds": report_module.add_seconds(run.workspace, run.stages.seconds)},
+            methods=[method_module.describe_method(method) for method in methods],
+            generated=results.generated(),
+            examples=results.examples(retrieval[0] if retrieval else None),
+            expert_counts=results.expert_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
-            methods=[ways.told(method) for method in wanted],
-            generated=found.written_by_method(),
-            examples=found.examples(retrieval[0] if retrieval else None),
         )
-    return Outcome(made, files, dict(run.stages.seconds))
+        # Answers in free text are not compared.
+        pairs = pairs if results.ranked_tasks else []
+        report, files = report_module.write_run_report(run.workspace, inputs, pairs)
+    return EvaluationResult(report, files, dict(run.stages.seconds))

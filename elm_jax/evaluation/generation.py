@@ -1,8 +1,8 @@
-"""Generated answers: what every wanted expert writes to every wanted task, and how good that is.
+"""Generation: the answers of every wanted expert to every wanted task in free text, and how good they are.
 
-Answers are kept one file a (task, expert), as scores are: a run that was killed writes no answer again that
-is in a whole file, and another measure judges kept answers without the network. The first line of a file
-holds what the task got, the others one row each.
+Answers are kept one file a cell (`evaluation.results_cache`), as scores are: a run that was killed writes no
+answer again that is in a whole file, and another metric is computed of kept answers without the network. The
+header of a file holds the metric's value of the task.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,253 +13,272 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
-from elm_jax.evaluation.expert_stacks import AT_ONCE, stacks
-from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Chosen
+from elm_jax.evaluation.config import ScoringOptions
+from elm_jax.evaluation.expert_stacks import load_stacks
+from elm_jax.evaluation.results_cache import Cell, TaskScorer
+from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.launch import hosts
-from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.reporting import written
-from elm_jax.reporting.written import Judgement
-from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.records import PromptedExample
+from elm_jax.reporting import text_metrics
+from elm_jax.reporting.text_metrics import MetricValue
 from elm_jax.scoring import generator as engine
-from elm_jax.scoring.buckets import Row
-from elm_jax.scoring.decoding import NO_NUMBERS
-from elm_jax.scoring.scorer import BATCH_TOKENS
+from elm_jax.scoring.buckets import PromptWithChoices
+from elm_jax.scoring.decoding import NAN_TOKEN
 from elm_jax.session.workspace import Run
 from elm_jax.tasks import original
 from elm_jax.tasks.original import SWAPPED_BLEU
 
 COLUMNS: Sequence[str] = ("row", "target", "prediction", "value")
+Tasks = Mapping[str, EvaluationTask]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What one expert wrote to one task, row by row, and what a measure makes of it."""
+@dataclass(frozen=True, repr=False)
+class GeneratedAnswers:
+    """What one scorer wrote to one task, row by row.
+
+    Attributes:
+        task: its id.
+        scorer: an expert's id, a gate's name or `BASE`.
+        row_ids: of the rows that were answered.
+        targets: the right answers.
+        predictions: what was written.
+        metric: its value of these answers.
+    """
 
     task: str
-    expert: str
+    scorer: str
     row_ids: tuple[str, ...]
     targets: tuple[str, ...]
     predictions: tuple[str, ...]
-    judgement: Judgement
+    metric: MetricValue
+
+    def __repr__(self) -> str:
+        value = f"{self.metric.measure} {self.metric.value:.1f}"
+        return f"GeneratedAnswers({self.scorer!r} on {self.task!r}, {len(self.row_ids)} rows, {value})"
 
 
-def generate(
+@dataclass(frozen=True)
+class AnswerMetric:
+    """The metric of a task's answers.
+
+    Attributes:
+        name: one of `text_metrics.METRICS`, or a hook's.
+        swapped_bleu: whether predictions and targets change places in BLEU, as in the original.
+    """
+
+    name: str
+    swapped_bleu: bool = False
+
+    @property
+    def label(self) -> str:
+        """What files name it by; what a hook computes is its owner's to rename."""
+        return f"{self.name}, swapped" if self.swapped_bleu and self.name == "bleu" else self.name
+
+
+def generate_answers(
     run: Run,
     cells: Sequence[Cell],
-    specs: Sequence[TaskSpec],
+    tasks: Tasks,
+    options: ScoringOptions | None = None,
     *,
     metric: str | None = None,
     swapped_bleu: bool | None = None,
-    batch_tokens: int = BATCH_TOKENS,
-    at_once: int = AT_ONCE,
-    gated: Mapping[str, GateSpec] | None = None,
-    named: Collection[str] = (),
-) -> dict[Cell, Answers]:
-    """Lets the scorers of cells answer their tasks greedily; what was kept of their answers is read.
+) -> dict[Cell, GeneratedAnswers]:
+    """Lets the scorers of cells answer their tasks greedily; answers that are on disk are read.
 
-    Answers have at most as many tokens as the run's lengths say. `metric` is one of `written.MEASURES` or a
-    hook's name, without it each task's own; any task can be answered, one with choices by exact match.
-    `swapped_bleu` is the original's BLEU, and without it as the run's source is faithful in it.
-    `at_once` experts are held together, and their rows share batches. `gated` are the gates among the
-    scorers, and `named` others whose names stand for all that they are. Where several hosts do this together,
-    each writes its share, and all return everything.
+    If several hosts call this together, each writes its share, and all return everything.
 
-    Raises `UserError` for a measure that is not there (before anything is generated), a task without rows,
-    and an expert that gives no numbers.
+    Args:
+        run: with the base, the libraries and the directory of answers. An answer has at most as many tokens
+            as its lengths say.
+        cells: tasks with their scorers; one with choices can be answered too.
+        tasks: task id -> its rows.
+        options: how they are answered.
+        metric: one of `text_metrics.METRICS` or a hook's name; default: each task's own.
+        swapped_bleu: see `AnswerMetric`; default: if the run's source is faithful in it.
+
+    Returns:
+        Cell -> its answers.
+
+    Raises:
+        UserError: a metric that does not exist (before anything is generated), or an expert whose logits are
+            NaN.
     """
-    swapped = _swaps(run) if swapped_bleu is None else swapped_bleu
-    metrics = {spec.id: metric or spec.metric for spec in specs}
-    for name in set(metrics.values()):
-        written.require(name)
-    tasks = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
-    stamps = _stamps(run, tasks, (*(gated or {}), *named))
-    told: dict[Cell, Answers] = {}
-    lacking: list[Cell] = []
+    options = options or ScoringOptions()
+    swapped = _is_swapped(run) if swapped_bleu is None else swapped_bleu
+    metrics = {name: AnswerMetric(metric or task.spec.metric, swapped) for name, task in tasks.items()}
+    for each in metrics.values():
+        text_metrics.require_metric(each.name)
+    key_of = _cache_keys(run, tasks, options.content_addressed)
+    answers: dict[Cell, GeneratedAnswers] = {}
+    missing: list[Cell] = []
 
-    def keep(cell: Cell, texts: Sequence[str]) -> None:
-        made = _judged(cell, tasks[cell.task], texts, metrics[cell.task], swapped_bleu=swapped)
-        _write(run, made, cell, tasks[cell.task], stamps(cell), _judging(metrics[cell.task], swapped))
-        told[cell] = made
+    def save(cell: Cell, texts: Sequence[str]) -> None:
+        task = tasks[cell.task]
+        answers[cell] = _evaluate(cell, task.examples_of(cell.rows), texts, metrics[cell.task])
+        _write(_file(run, cell, task), answers[cell], key_of(cell), metrics[cell.task].label)
 
     for cell in cells:
-        kept = _read(run, cell, tasks[cell.task], stamps(cell))
-        if kept is None:
-            lacking.append(cell)
-        elif kept[0] == _judging(metrics[cell.task], swapped):
-            told[cell] = kept[1]
+        found = _read(_file(run, cell, tasks[cell.task]), cell, key_of(cell))
+        if found is None:
+            missing.append(cell)
+        elif found[0] == metrics[cell.task].label:
+            answers[cell] = found[1]
         else:
-            keep(cell, kept[1].predictions)
+            save(cell, found[1].predictions)
     hosts.barrier("what lacks answers is known")
     prompts = {
-        task: [
-            Row(prompt, ())
-            for prompt in task_rows.tokenize_task(tasks[task], run.tokenizer, run.lengths).inputs
-        ]
-        for task in dict.fromkeys(cell.task for cell in lacking)
+        task: [PromptWithChoices(prompt, ()) for prompt in tasks[task].tokens.inputs]
+        for task in dict.fromkeys(cell.task for cell in missing)
     }
+    row_counts = {task: len(own) for task, own in prompts.items()}
     share = hosts.shard_by_cost(
-        results_cache.by_scorer(lacking), lambda cell: sum(len(row.prompt) for row in prompts[cell.task])
+        results_cache.sort_by_scorer(missing), lambda cell: sum(len(row.prompt) for row in prompts[cell.task])
     )
-    total = sum(len(cell.rows) or len(prompts[cell.task]) for cell in share)
-    every = [row.prompt for of_task in prompts.values() for row in of_task]
-    lengths = engine.lengths_for(run.base.params, every, experts=total / max(1, len(every)))
+    total = sum(results_cache.count_rows(cell, row_counts) for cell in share)
+    rows = [row.prompt for own in prompts.values() for row in own]
+    lengths = engine.choose_prompt_lengths(run.base.params, rows, experts=total / max(1, len(rows)))
     done = 0
     with run.stages.stage("write answers", total) as advance:
-        for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
-            for group in results_cache.groups(stack, share, prompts):
-                own, pairs = results_cache.laid(group, stack, prompts, run.tokenizer.eos)
+        scorers = [cell.scorer for cell in share]
+        for stack in load_stacks(run, scorers, options.experts_at_once, options.gates):
+            for group in results_cache.group_cells(stack, share, row_counts):
+                flat, pairs = results_cache.flatten_cells(group, stack, prompts, run.tokenizer.eos)
                 tokens = engine.generate_rows(
                     run.base.config,
                     stack.params,
-                    [row.prompt for row in own],
-                    run.lengths.answer,
-                    run.tokenizer.eos,
+                    [row.prompt for row in flat],
+                    engine.AnswerLimit(run.lengths.answer, run.tokenizer.eos),
                     stack.experts,
                     pairs,
-                    batch_tokens=batch_tokens,
+                    batch_tokens=options.batch_tokens,
                     lengths=lengths,
-                    stacked=stack.stacked,
                     progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
+                    stacked=stack.stacked,
                 )
                 done += len(tokens)
-                at = 0
+                start = 0
                 for cell in group:
-                    count = len(cell.rows) or len(prompts[cell.task])
-                    keep(cell, _texts(run, _chosen(cell, tasks[cell.task]), cell, tokens[at : at + count]))
-                    at += count
+                    end = start + results_cache.count_rows(cell, row_counts)
+                    save(cell, _decode(run, cell, tasks[cell.task], tokens[start:end]))
+                    start = end
     hosts.barrier("answers are kept")
-    for cell in lacking:
-        if cell not in told:
-            kept = _read(run, cell, tasks[cell.task], stamps(cell))
-            if kept is None:
+    for cell in missing:
+        if cell not in answers:
+            found = _read(_file(run, cell, tasks[cell.task]), cell, key_of(cell))
+            if found is None:
                 raise UserError(
-                    f"Answers of {cell.scorer!r} to {cell.task!r} are wanted, which another process was to "
-                    "write, but they are not there. Let all processes see one directory."
+                    f"Expected answers of {cell.scorer!r} to {cell.task!r} by another process, got none. "
+                    "Fix: let all processes see one directory."
                 )
-            told[cell] = kept[1]
-    return told
+            answers[cell] = found[1]
+    return answers
 
 
-def missing(
-    run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
+def missing_cells(
+    run: Run, cells: Sequence[Cell], tasks: Tasks, content_addressed: Collection[str] = ()
 ) -> list[Cell]:
-    """Returns the cells of which no answers are kept; of files no more than the head is read."""
-    tasks = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
-    stamps = _stamps(run, tasks, named)
+    """Returns the cells that have no answers yet; of files no more than the header is read."""
+    key_of = _cache_keys(run, tasks, content_addressed)
     return [
-        cell for cell in cells if not results_cache.head_of(_where(run, cell, tasks[cell.task]), stamps(cell))
+        cell
+        for cell in cells
+        if results_cache.read_header(_file(run, cell, tasks[cell.task]), key_of(cell)) is None
     ]
 
 
-def together(
+def assemble_answers(
     run: Run,
-    parts: Mapping[Cell, Answers],
-    spec: TaskSpec,
-    method: str,
-    chosen: Chosen,
+    parts: Mapping[Cell, GeneratedAnswers],
+    task: EvaluationTask,
+    scorer: TaskScorer,
     left_out: Sequence[str] = (),
-) -> Answers:
-    """Returns a method's answers to a task, put together where every row has a scorer of its own.
+) -> GeneratedAnswers:
+    """Returns a method's answers to a task, put together of those of its scorers, by the task's own metric.
 
-    They are judged by the task's own measure. Rows of the ids in `left_out` do not count.
+    Args:
+        run: whose source says which BLEU is meant.
+        parts: answers of every scorer.
+        task: that is answered.
+        scorer: one for the task, or one for each of its rows.
+        left_out: ids of rows that do not count.
     """
-    place = {
+    places = {
         (row, cell.scorer): (own, at) for cell, own in parts.items() for at, row in enumerate(own.row_ids)
     }
     examples, texts = [], []
-    for number, example in enumerate(task_rows.load_examples(spec, run.source)):
+    for number, example in enumerate(task.examples):
         if example.row_id not in left_out:
-            own, at = place[example.row_id, chosen if isinstance(chosen, str) else chosen[number]]
+            own, at = places[example.row_id, scorer if isinstance(scorer, str) else scorer[number]]
             examples.append(example)
             texts.append(own.predictions[at])
-    return _judged(Cell(spec.id, method), examples, texts, spec.metric, swapped_bleu=_swaps(run))
+    name = scorer if isinstance(scorer, str) else "several"
+    return _evaluate(Cell(task.id, name), examples, texts, AnswerMetric(task.spec.metric, _is_swapped(run)))
 
 
-def _chosen(cell: Cell, examples: Sequence[PromptedExample]) -> Sequence[PromptedExample]:
-    return [examples[row] for row in cell.rows] if cell.rows else examples
-
-
-def _texts(
-    run: Run, examples: Sequence[PromptedExample], cell: Cell, tokens: Sequence[np.ndarray]
-) -> list[str]:
-    for example, answer in zip(examples, tokens, strict=True):
-        if NO_NUMBERS in answer:
+def _decode(run: Run, cell: Cell, task: EvaluationTask, tokens: Sequence[np.ndarray]) -> list[str]:
+    """Returns answers as text; raises a UserError if the logits of one were NaN."""
+    for row_id, answer in zip(task.row_ids(cell.rows), tokens, strict=True):
+        if NAN_TOKEN in answer:
             raise UserError(
-                f"Answers are wanted, but {cell.scorer!r} gives no numbers for row {example.row_id!r}: its "
-                "weights hold NaN or infinity. Train it again, or `elm experts remove` it."
+                f"Expected finite logits of {cell.scorer!r}, got NaN for row {row_id!r}. Fix: train the "
+                "expert again, or `elm experts remove` it."
             )
     return [run.tokenizer.decode(answer[answer != PAD].tolist()) for answer in tokens]
 
 
-def _judged(
-    cell: Cell, examples: Sequence[PromptedExample], texts: Sequence[str], metric: str, *, swapped_bleu: bool
-) -> Answers:
-    chosen = _chosen(cell, examples)
-    targets = tuple(example.target for example in chosen)
-    inputs = [example.input for example in chosen]
-    found = written.judge(metric, targets, texts, inputs, swapped_bleu=swapped_bleu)
-    ids = tuple(example.row_id for example in chosen)
-    return Answers(cell.task, cell.scorer, ids, targets, tuple(texts), found)
+def _evaluate(
+    cell: Cell, examples: Sequence[PromptedExample], texts: Sequence[str], metric: AnswerMetric
+) -> GeneratedAnswers:
+    targets = tuple(example.target for example in examples)
+    inputs = [example.input for example in examples]
+    value = text_metrics.compute_metric(metric.name, targets, texts, inputs, swapped_bleu=metric.swapped_bleu)
+    ids = tuple(example.row_id for example in examples)
+    return GeneratedAnswers(cell.task, cell.scorer, ids, targets, tuple(texts), value)
 
 
-def _swaps(run: Run) -> bool:
-    """Says whether a run asks for the original's BLEU."""
+def _is_swapped(run: Run) -> bool:
+    """Returns whether a run asks for the original's BLEU."""
     return SWAPPED_BLEU in original.parse_switches(run.source.faithful)
 
 
-def _judging(metric: str, swapped_bleu: bool) -> str:
-    """Stands for how answers are judged; what a hook computes is its owner's to name anew."""
-    return f"{metric}, swapped" if swapped_bleu and metric == "bleu" else metric
+def _cache_keys(run: Run, tasks: Tasks, content_addressed: Collection[str]) -> results_cache.CacheKeys:
+    """Returns the cache key of a cell's answers: of base, rows, their targets, lengths and scorer."""
+    settings = results_cache.reading_settings(run)
+    task_keys = {}
+    for name, task in tasks.items():
+        rows = [[example.row_id, example.input, example.target] for example in task.examples]
+        task_keys[name] = storage.fingerprint({**settings, "rows": rows, "way": "greedy"})
+    scorer_key = results_cache.scorer_cache_keys(run, content_addressed)
+    return lambda cell: scorer_key(cell.scorer, task_keys[cell.task])
 
 
-def _stamps(
-    run: Run, tasks: Mapping[str, Sequence[PromptedExample]], named: Collection[str]
-) -> results_cache.Stamp:
-    """Returns the stamp of a cell's answers: of base, rows, their targets, lengths and scorer."""
-    told = {}
-    for task, examples in tasks.items():
-        own = [[example.row_id, example.input, example.target] for example in examples]
-        told[task] = storage.fingerprint({**results_cache.read_as(run), "rows": own, "way": "greedy"})
-    of_scorer = results_cache.stamps(run, named)
-    return lambda cell: of_scorer(cell.scorer, told[cell.task])
+def _file(run: Run, cell: Cell, task: EvaluationTask) -> epath.Path:
+    row_ids = task.row_ids(cell.rows) if cell.rows else ()
+    return results_cache.cell_file(run.workspace.generated, cell, row_ids, limit=run.source.limit)
 
 
-def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample]) -> epath.Path:
-    ids = [example.row_id for example in examples] if cell.rows else ()
-    return results_cache.file(run.workspace.generated, cell, ids, limit=run.source.limit)
-
-
-def _write(
-    run: Run,
-    answers: Answers,
-    cell: Cell,
-    examples: Sequence[PromptedExample],
-    stamp: str,
-    judging: str,
-) -> None:
-    judgement = asdict(answers.judgement)
-    values = judgement.pop("rows") or [None] * len(answers.row_ids)
-    head = {"task": answers.task, "expert": answers.expert, "stamp": stamp, "judging": judging, **judgement}
+def _write(where: epath.Path, answers: GeneratedAnswers, cache_key: str, metric: str) -> None:
+    value = asdict(answers.metric)
+    values = value.pop("rows") or [None] * len(answers.row_ids)
+    header = {"task": answers.task, "expert": answers.scorer, "stamp": cache_key, "judging": metric, **value}
     lines = [
         dict(zip(COLUMNS, columns, strict=True))
         for columns in zip(answers.row_ids, answers.targets, answers.predictions, values, strict=True)
     ]
-    results_cache.write(_where(run, cell, examples), head, lines)
+    results_cache.write_cell(where, header, lines)
 
 
-def _read(
-    run: Run, cell: Cell, examples: Sequence[PromptedExample], stamp: str
-) -> tuple[str, Answers] | None:
-    """Returns how answers were judged and the answers, if there are any and to these very rows."""
-    kept = results_cache.read(_where(run, cell, examples), stamp, COLUMNS)
-    if kept is None:
+def _read(where: epath.Path, cell: Cell, cache_key: str) -> tuple[str, GeneratedAnswers] | None:
+    """Returns the metric's label and the answers, if there are any and to these very rows."""
+    found = results_cache.read_cell(where, cache_key, COLUMNS)
+    if found is None:
         return None
-    head, lines = kept
+    header, lines = found
     row_ids, targets, predictions, values = (tuple(row[name] for row in lines) for name in COLUMNS)
-    of_rows = () if None in values else values
-    judgement = Judgement(head["measure"], head["value"], head["low"], head["high"], of_rows)
-    return head["judging"], Answers(cell.task, cell.scorer, row_ids, targets, predictions, judgement)
+    value = MetricValue(
+        header["measure"], header["value"], header["low"], header["high"], () if None in values else values
+    )
+    return header["judging"], GeneratedAnswers(cell.task, cell.scorer, row_ids, targets, predictions, value)

@@ -22,25 +22,26 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.experts.compatibility import Shapes, group_by_kind_and_shapes
+from elm_jax.experts.compatibility import Shapes
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import require_option_value
 from elm_jax.merging.plan import require_mergeable
 from elm_jax.records import ExpertSpec
+from elm_jax.reporting.records import MethodDescription
 from elm_jax.routing import table as routing
 
-HINDSIGHT = ("best_single", "oracle")
-SPECIAL: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
+HINDSIGHT_ROUTERS = ("best_single", "oracle")
+SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
 """Ways that are no router's, with their options."""
-SHOTS = 5
+DEFAULT_SHOTS = 5
 _MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
 _FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
 
-Described = Sequence[tuple[ExpertSpec, Shapes]]
+DescribedExperts = Sequence[tuple[ExpertSpec, Shapes]]
 
 
 @dataclass(frozen=True)
-class Method:
+class EvaluationMethod:
     """One way to use a library, as it was asked for."""
 
     name: str  # in tables
@@ -52,17 +53,23 @@ class Method:
     @property
     def level(self) -> str:
         """Whether it chooses for a "task", for every "row", or for every "token"."""
-        return "task" if self.router in SPECIAL else routing.find_router(self.router).level
+        return "task" if self.router in SPECIAL_ROUTERS else routing.find_router(self.router).level
 
     @property
     def labels(self) -> str:
         """Which labels of the task it has seen: "none", a "few", or all, in "hindsight"."""
-        if self.router in HINDSIGHT:
+        if self.router in HINDSIGHT_ROUTERS:
             return "hindsight"
-        return "few" if self.router not in SPECIAL and routing.find_router(self.router).few_shot else "none"
+        return (
+            "few"
+            if self.router not in SPECIAL_ROUTERS and routing.find_router(self.router).few_shot
+            else "none"
+        )
 
 
-def default(merged: int = 3, *, hindsight: bool = False, mixed: bool = False) -> list[Method]:
+def default_methods(
+    merged: int = 3, *, hindsight: bool = False, mixed: bool = False
+) -> list[EvaluationMethod]:
     """Returns the methods that are compared where none was named.
 
     `merged` is how many of the retrieved experts are averaged. With `hindsight` the best single expert and
@@ -70,32 +77,33 @@ def default(merged: int = 3, *, hindsight: bool = False, mixed: bool = False) ->
     """
     merges = ["uniform_merge=uniform+average"], [f"roe_top{merged}_merge=roe:experts={merged}+average"]
     told = ["base", "multitask", *merges[0][mixed:], "roe_top1=roe", *merges[1][mixed:]]
-    return parse_all([*told, *(HINDSIGHT if hindsight else ())])
+    return parse_methods([*told, *(HINDSIGHT_ROUTERS if hindsight else ())])
 
 
-def parse_all(texts: Iterable[str]) -> list[Method]:
-    """Returns methods by their strings; a UserError if two of them have one name."""
-    return unlike([parse(text) for text in texts])
+def parse_methods(texts: Iterable[str]) -> list[EvaluationMethod]:
+    """Returns methods by their strings; raises a UserError if two of them have one name."""
+    methods = [parse_method(text) for text in texts]
+    check_unique_names(methods)
+    return methods
 
 
-def unlike(found: Sequence[Method]) -> list[Method]:
-    """Returns methods as they are; a UserError if two of them have one name."""
-    for number, method in enumerate(found):
-        if any(method.name == other.name for other in found[:number]):
+def check_unique_names(methods: Sequence[EvaluationMethod]) -> None:
+    """Raises a UserError if two methods have one name."""
+    for number, method in enumerate(methods):
+        if any(method.name == other.name for other in methods[:number]):
             raise UserError(
-                f"Methods of different names are wanted, but two are called {method.name!r}. Put NAME= "
-                "before one of them."
+                f"Expected methods of different names, got two that are called {method.name!r}. Fix: put "
+                "NAME= before one of them."
             )
-    return list(found)
 
 
-def parse(text: str) -> Method:
+def parse_method(text: str) -> EvaluationMethod:
     """Returns the method that a string stands for.
 
     Raises a UserError, with near names, for a router, merge or option that does not exist, a value of another
     type, and a merge of what is one expert already.
 
-    >>> parse("mine=roe:experts=3+ties:density=0.2").merge_options
+    >>> parse_method("mine=roe:experts=3+ties:density=0.2").merge_options
     {'density': 0.2}
     """
     named = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
@@ -103,68 +111,68 @@ def parse(text: str) -> Method:
     router, *merge = _cut(rest, "+")
     if len(merge) > 1:
         raise UserError(
-            f"A method as {_FORM} is wanted, but {text!r} has {len(merge)} merges. A value that holds + "
-            "stands in double quotes."
+            f"Expected a method as {_FORM}, got {len(merge)} merges in {text!r}. Fix: put a value that holds "
+            "+ in double quotes."
         )
     chosen, options = _named(router, text)
-    names.resolve(chosen, [*routing.ROUTERS, *SPECIAL], kind="router", where="the table of routers")
-    made = Method(name, chosen, _router_options(chosen, options))
+    names.resolve(chosen, [*routing.ROUTERS, *SPECIAL_ROUTERS], kind="router", where="the table of routers")
+    made = EvaluationMethod(name, chosen, _router_options(chosen, options))
     if not merge:
-        return Method(name, chosen, made.options, "average" if _takes_several(made) else None)
-    if chosen in SPECIAL or chosen in _MERGES_ITSELF or made.level != "task":
+        return EvaluationMethod(name, chosen, made.options, "average" if _takes_several(made) else None)
+    if chosen in SPECIAL_ROUTERS or chosen in _MERGES_ITSELF or made.level != "task":
         raise UserError(
-            f"A merge of what {chosen!r} chooses makes no sense ({text!r}): it is one expert, or is put "
-            "together by the router itself. Leave out what follows +."
+            f"Expected no merge after {chosen!r}, which chooses one expert or merges itself, got {text!r}. "
+            "Fix: leave out what follows +."
         )
     way, given = _named(merge[0], text)
     known = merging.find_merge(way).options
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
         require_option_value(option, known[names.resolve(option, known, kind="option", where=where)], value)
-    return Method(name, chosen, made.options, way, given)
+    return EvaluationMethod(name, chosen, made.options, way, given)
 
 
-def require(wanted: Sequence[Method], library: Described) -> None:
+def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExperts) -> None:
     """Raises what a library's kinds of experts do not allow; their parameters are not read."""
-    groups = group_by_kind_and_shapes(library, lambda pair: pair)
+    groups = group_by_shape(library)
     for method in wanted:
-        reads = () if method.router in SPECIAL else routing.find_router(method.router).reads
+        reads = () if method.router in SPECIAL_ROUTERS else routing.find_router(method.router).reads
         if method.level == "token" or "params" in reads:
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
                 raise UserError(
-                    f"Router {method.router!r} compares LoRA experts, but {other.id!r} is a {other.kind!r} "
-                    "expert. Train experts with `--kind lora`, or choose another router."
+                    f"Expected LoRA experts for router {method.router!r}, got {other.id!r} of kind "
+                    f"{other.kind!r}. Fix: train experts with `--kind lora`, or choose another router."
                 )
         whole = method.level == "token" or "params" in reads or method.router in ("uniform", "lorahub")
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
             raise UserError(
-                f"Method {method.name!r} puts all experts together, which should be of one kind and shape, "
-                f"but {first!r} and {second!r} are not. Leave that method out, or experts of another kind."
+                f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, "
+                f"got {first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
             )
         if method.merge is not None:
             _require_merge(method, groups)
 
 
-def is_retrieval(method: Method) -> bool:
+def is_retrieval(method: EvaluationMethod) -> bool:
     """Says whether a method finds experts for a task by what they are, without any labels."""
-    return method.labels == "none" and method.router not in (*SPECIAL, "uniform", "fixed")
+    return method.labels == "none" and method.router not in (*SPECIAL_ROUTERS, "uniform", "fixed")
 
 
-def told(method: Method) -> dict[str, Any]:
-    """Returns what a report says of a method: method, router, merge, labels and a note."""
+def describe_method(method: EvaluationMethod) -> MethodDescription:
+    """Returns what a report says of a method."""
     notes = {
         "row": "every row is answered by an expert of its own",
         "token": "every token is shared out among experts, in every layer",
     }
     note = notes.get(method.level, "")
     if method.router == "lorahub":
-        shots = method.options.get("shots", SHOTS)
+        shots = method.options.get("shots", DEFAULT_SHOTS)
         note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
     merge = None if method.merge is None else ":".join([method.merge, *_options(method.merge_options)])
     router = ":".join([method.router, *_options(method.options)])
-    return {"method": method.name, "router": router, "merge": merge, "labels": method.labels, "note": note}
+    return MethodDescription(method.name, router, merge, method.labels, note)
 
 
 def _options(options: Mapping[str, Any]) -> list[str]:
@@ -175,15 +183,23 @@ def _options(options: Mapping[str, Any]) -> list[str]:
     return [",".join(each)] if each else []
 
 
-def _takes_several(method: Method) -> bool:
+def _takes_several(method: EvaluationMethod) -> bool:
     """Says whether a router may choose several experts for a task, which are then merged."""
-    if method.level != "task" or method.router in (*SPECIAL, *_MERGES_ITSELF):
+    if method.level != "task" or method.router in (*SPECIAL_ROUTERS, *_MERGES_ITSELF):
         return False
     takes = routing.find_router(method.router).options
     return "experts" not in takes or method.options.get("experts", 1) > 1
 
 
-def _require_merge(method: Method, groups: Sequence[Described]) -> None:
+def group_by_shape(library: DescribedExperts) -> list[list[tuple[ExpertSpec, Shapes]]]:
+    """Returns experts by kind and shape, in the order in which these come first."""
+    groups: dict[Any, list[tuple[ExpertSpec, Shapes]]] = {}
+    for spec, shapes in library:
+        groups.setdefault((spec.kind, tuple(sorted(shapes.items()))), []).append((spec, shapes))
+    return list(groups.values())
+
+
+def _require_merge(method: EvaluationMethod, groups: Sequence[DescribedExperts]) -> None:
     refused = None
     for group in groups:
         try:
@@ -198,11 +214,11 @@ def _require_merge(method: Method, groups: Sequence[Described]) -> None:
 
 def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a router's options, which are those of its function beside what an evaluation gives itself."""
-    if router in SPECIAL:
-        known = dict(SPECIAL[router])
+    if router in SPECIAL_ROUTERS:
+        known = dict(SPECIAL_ROUTERS[router])
     else:
         known = dict(routing.find_router(router).options)
-        known |= {"shots": SHOTS} if router == "lorahub" else {}
+        known |= {"shots": DEFAULT_SHOTS} if router == "lorahub" else {}
         known |= {"seen": False} if router != "oracle" else {}
     where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"
     for name, value in given.items():
@@ -211,13 +227,16 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
         fits = type(value) is wanted or (wanted is float and type(value) is int) or name == "faithful"
         if not fits:
             raise UserError(
-                f"Option {name!r} of {router!r} should be of type {wanted.__name__}, but {value!r} came."
+                f"Expected option {name!r} of {router!r} of type {wanted.__name__}, got {value!r}."
             )
     lacking = [
         name for name, value in known.items() if value is inspect.Parameter.empty and name not in given
     ]
     if lacking:
-        raise UserError(f"Router {router!r} needs the option {lacking[0]!r}: {router}:{lacking[0]}=VALUE.")
+        raise UserError(
+            f"Expected the option {lacking[0]!r} of router {router!r}, got none. Fix: "
+            f"{router}:{lacking[0]}=VALUE."
+        )
     return dict(given)
 
 
@@ -229,8 +248,8 @@ def _named(part: str, text: str) -> tuple[str, dict[str, Any]]:
         option, equals, value = each.partition("=")
         if not equals or not option.isidentifier() or option in options:
             raise UserError(
-                f"Options as k=3,weighting=votes are wanted after {name!r}, each once, but {each!r} came in "
-                f"{text!r}. A value that holds a comma stands in double quotes."
+                f"Expected options as k=3,weighting=votes after {name!r}, each once, got {each!r} in "
+                f"{text!r}. Fix: put a value that holds a comma in double quotes."
             )
         try:
             options[option] = json.loads(value)

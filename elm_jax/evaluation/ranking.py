@@ -1,19 +1,18 @@
-"""Scores: every wanted expert on every wanted task, row by row, and what each method makes of that.
+"""Ranking: the scores of answer choices of every wanted expert on every wanted task, row by row.
 
 Scores are kept one file a cell (`evaluation.results_cache`), so a run that was killed repeats nothing that is
-whole, and an expert added tomorrow is scored alone. They are read when they are wanted and held no longer:
+whole, and an expert added tomorrow is scored alone. They are read when they are needed and held no longer:
 those of all of the paper's experts on all of its rows are 37 million. A method is a choice of scorers for
-each task; several methods that choose the same one share its scores. What is odd about a row has an outcome
-of its own:
+each task; several methods that choose the same one share its scores. Odd rows:
 
     no choices in any row of a task                it is answered in free text (`evaluation.generation`)
     no choices in some rows, or none is the target UserError that names the row
     one choice                                     it is scored, and right
-    equal choices                                  they score the same, and the first of them is meant
+    equal choices                                  they score the same, and the first of them is predicted
     an empty prompt                                it is scored after end-of-sequence alone
     a choice longer than the limit                 it is cut, and then ends with end-of-sequence
     a task without rows                            UserError that names the task
-    scores that are no numbers                     UserError that names the expert and the row
+    scores that are NaN or infinite                UserError that names the expert and the row
     results of another version in the directory    as `evaluation.results_cache` says
 """
 
@@ -24,192 +23,132 @@ import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
-from elm_jax.evaluation.expert_stacks import AT_ONCE, stacks
-from elm_jax.evaluation.results_cache import Cell
-from elm_jax.evaluation.selections import Chosen
+from elm_jax.evaluation.config import ScoringOptions
+from elm_jax.evaluation.expert_stacks import load_stacks
+from elm_jax.evaluation.results_cache import Cell, TaskScorer
+from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.launch import hosts
-from elm_jax.records import PromptedExample, TaskScores, TaskSpec
+from elm_jax.records import TaskScores
 from elm_jax.reporting import metrics
-from elm_jax.reporting.metrics import Count
-from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.scoring import rank
 from elm_jax.scoring import scorer as engine
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
 COLUMNS: Sequence[str] = ("row", "label", "prediction", "scores")
+Tasks = Mapping[str, EvaluationTask]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of cells, which are read from a run's directory each time they are asked for."""
+@dataclass(frozen=True, repr=False)
+class ScoreStore:
+    """Scores of cells, which are read from a run's directory each time they are asked for.
+
+    Attributes:
+        run: whose directory it is.
+        tasks: task id -> its rows.
+        cache_keys: of every cell that is there.
+        normalization: of the scores.
+    """
 
     run: Run
-    examples: Mapping[str, Sequence[PromptedExample]]  # by task
-    stamps: Mapping[Cell, str]
-    by: str = "sum"
+    tasks: Tasks
+    cache_keys: Mapping[Cell, str]
+    normalization: str = "sum"
 
     def __getitem__(self, cell: Cell) -> TaskScores:
-        where = _where(self.run, cell, self.examples[cell.task], self.by)
-        kept = results_cache.read(where, self.stamps[cell], COLUMNS)
-        if kept is None:
-            raise UserError(_gone(cell))
-        ids, labels, predictions, scores = (tuple(row[name] for row in kept[1]) for name in COLUMNS)
+        found = results_cache.read_cell(self._file(cell), self.cache_keys[cell], COLUMNS)
+        if found is None:
+            raise _missing_file(cell)
+        ids, labels, predictions, scores = (tuple(row[name] for row in found[1]) for name in COLUMNS)
         return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)
 
-    def count(self, cell: Cell, left_out: Sequence[str] = ()) -> Count:
-        """Returns how many rows are right, without those of these ids; a file's head says it of all."""
-        if left_out:
-            return metrics.count(without_rows(self[cell], left_out))
-        where = _where(self.run, cell, self.examples[cell.task], self.by)
-        head = results_cache.head_of(where, self.stamps[cell])
-        if head is None:
-            raise UserError(_gone(cell))
-        return Count(cell.task, cell.scorer, head["rows"], head["right"])
-
     def __contains__(self, cell: object) -> bool:
-        return cell in self.stamps
+        return cell in self.cache_keys
+
+    def __repr__(self) -> str:
+        return f"ScoreStore({len(self.cache_keys)} cells)"
+
+    def count(self, cell: Cell, left_out: Sequence[str] = ()) -> CorrectCount:
+        """Returns how many rows are right, without those of these ids; a file's header has it of all."""
+        if left_out:
+            return metrics.count_correct(drop_rows(self[cell], left_out))
+        header = results_cache.read_header(self._file(cell), self.cache_keys[cell])
+        if header is None:
+            raise _missing_file(cell)
+        return CorrectCount(cell.task, cell.scorer, header["rows"], header["right"])
+
+    def _file(self, cell: Cell) -> epath.Path:
+        return _file(self.run, cell, self.tasks, self.normalization)
 
 
-def score(
-    run: Run,
-    cells: Sequence[Cell],
-    specs: Sequence[TaskSpec],
-    *,
-    batch_tokens: int = engine.BATCH_TOKENS,
-    at_once: int = AT_ONCE,
-    by: str = "sum",
-    gated: Mapping[str, GateSpec] | None = None,
-    named: Collection[str] = (),
-) -> Scores:
-    """Scores cells of tasks with answer choices, but those of which scores are kept, and returns all.
+def score_cells(
+    run: Run, cells: Sequence[Cell], tasks: Tasks, options: ScoringOptions | None = None
+) -> ScoreStore:
+    """Scores the cells of ranked tasks that have no scores yet.
 
-    `at_once` experts are held together, and their rows share batches. `by` is one of `rank.SCORES`; the other
-    two are made of sums, which are kept too. `gated` are the gates among the scorers, and `named` others
-    whose names stand for all that they are. Where several hosts do this together, each scores its share, and
-    all return everything, which lies in a directory that all see.
+    If several hosts call this together, each scores its share, and all return everything, which lies in a
+    directory that all see. Other normalizations are computed from sums, which are kept too.
 
-    Raises `UserError` for what the table above says.
+    Args:
+        run: with the base, the libraries and the directory of scores.
+        cells: tasks with their scorers.
+        tasks: task id -> its rows.
+        options: how they are scored.
+
+    Returns:
+        The scores of all cells.
+
+    Raises:
+        UserError: as the table above says.
     """
-    names.resolve(by, rank.SCORES, kind="score", where="rank classification")
-    bare = [cell._replace(prompted=False) for cell in cells] if by == "calibrated" else []
-    examples = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
-    ranked = ranked_rows(run, examples)
-    gated = gated or {}
-    named = (*gated, *named)
-    sums = _sums(run, [*cells, *bare], examples, ranked, batch_tokens, at_once, gated, named)
-    if by == "sum":
+    options = options or ScoringOptions()
+    normalization = names.resolve(
+        options.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification"
+    )
+    without_prompts = (
+        [cell._replace(prompted=False) for cell in cells] if normalization == "calibrated" else []
+    )
+    sums = _score_sums(run, [*cells, *without_prompts], tasks, options)
+    if normalization == "sum":
         return sums
-    stamps = _stamps(run, examples, named, by)
-    made = Scores(run, examples, {cell: stamps(cell) for cell in cells}, by)
+    key_of = _cache_keys(run, tasks, options.content_addressed, normalization)
+    store = ScoreStore(run, tasks, {cell: key_of(cell) for cell in cells}, normalization)
     for cell in cells if hosts.is_primary() else ():
-        where = _where(run, cell, examples[cell.task], by)
-        if results_cache.head_of(where, stamps(cell)) is not None:
-            continue
-        without = sums[cell._replace(prompted=False)].scores if bare else None
-        lengths = [
-            [len(answer) for answer in ranked[cell.task][row].answers] for row in _numbers(cell, ranked)
-        ]
-        found = [
-            rank.scored(by, np.asarray(own), counts, None if without is None else np.asarray(without[place]))
-            for place, (own, counts) in enumerate(zip(sums[cell].scores, lengths, strict=True))
-        ]
-        _write(where, _task_scores(cell, examples[cell.task], found), cell, stamps(cell), by)
+        where = _file(run, cell, tasks, normalization)
+        if results_cache.read_header(where, key_of(cell)) is None:
+            scores = _normalized(cell, tasks[cell.task], sums, normalization)
+            header = _header(cell, key_of(cell), normalization)
+            _write(where, _task_scores(cell, tasks[cell.task], scores), header)
     hosts.barrier("scores are made of sums")
-    return made
+    return store
 
 
-def ranked_rows(run: Run, examples: Mapping[str, Sequence[PromptedExample]]) -> dict[str, list[Row]]:
-    """Returns the token ids of tasks' rows; raises what is wrong with them."""
-    return {
-        task: task_rows.build_scoring_rows(found, run.tokenizer, run.lengths, task=task)
-        for task, found in examples.items()
-    }
-
-
-def missing(
-    run: Run, cells: Sequence[Cell], specs: Sequence[TaskSpec], named: Collection[str] = ()
+def missing_cells(
+    run: Run, cells: Sequence[Cell], tasks: Tasks, content_addressed: Collection[str] = ()
 ) -> list[Cell]:
-    """Returns the cells of which no scores are kept; of files no more than the head is read."""
-    examples = {spec.id: task_rows.load_examples(spec, run.source) for spec in specs}
-    stamps = _stamps(run, examples, named)
+    """Returns the cells that have no scores yet; of files no more than the header is read."""
+    key_of = _cache_keys(run, tasks, content_addressed)
     return [
         cell
         for cell in cells
-        if not results_cache.head_of(_where(run, cell, examples[cell.task], "sum"), stamps(cell))
+        if results_cache.read_header(_file(run, cell, tasks, "sum"), key_of(cell)) is None
     ]
 
 
-def _sums(
-    run: Run,
-    cells: Sequence[Cell],
-    examples: Mapping[str, Sequence[PromptedExample]],
-    ranked: Mapping[str, Sequence[Row]],
-    batch_tokens: int,
-    at_once: int,
-    gated: Mapping[str, GateSpec],
-    named: Collection[str],
-) -> Scores:
-    """Returns the summed log-probabilities of every cell's answers, of which those that lack are scored."""
-    stamp_of = _stamps(run, examples, named)
-    stamps = {cell: stamp_of(cell) for cell in cells}
-    where = {cell: _where(run, cell, examples[cell.task], "sum") for cell in stamps}
-    lacking = [cell for cell in stamps if results_cache.head_of(where[cell], stamps[cell]) is None]
-    hosts.barrier("what lacks scores is known")
-    tokens = {task: [_tokens(row) for row in own] for task, own in ranked.items()}
-    of_task = {task: sum(own) for task, own in tokens.items()}
-    share = hosts.shard_by_cost(
-        results_cache.by_scorer(lacking),
-        lambda cell: sum(tokens[cell.task][row] for row in cell.rows) or of_task[cell.task],
-    )
-    total = sum(len(_numbers(cell, ranked)) for cell in share)
-    every = [row for task in dict.fromkeys(cell.task for cell in lacking) for row in ranked[task]]
-    shapes = engine.shapes_for(run.base.params, every, experts=total / max(1, len(every)))
-    done = 0
-    with run.stages.stage("score answer choices", total) as advance:
-        for stack in stacks(run, [cell.scorer for cell in share], at_once, gated):
-            for group in results_cache.groups(stack, share, ranked):
-                own, pairs = results_cache.laid(group, stack, ranked, run.tokenizer.eos)
-                scores = engine.score_rows(
-                    run.base.config,
-                    stack.params,
-                    own,
-                    stack.experts,
-                    pairs,
-                    batch_tokens=batch_tokens,
-                    shapes=shapes,
-                    stacked=stack.stacked,
-                    progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
-                )
-                at = 0
-                for cell in group:
-                    count = len(_numbers(cell, ranked))
-                    made = _task_scores(cell, examples[cell.task], scores[at : at + count])
-                    _write(where[cell], made, cell, stamps[cell])
-                    at += count
-                done += len(scores)
-    hosts.barrier("scores are kept")
-    for cell in lacking:
-        if results_cache.head_of(where[cell], stamps[cell]) is None:
-            raise UserError(
-                f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, which another process was to "
-                "write, but they are not there. Let all processes see one directory."
-            )
-    return Scores(run, examples, stamps)
-
-
-def of_rows(scores: Scores, task: str, chosen: Chosen, method: str) -> TaskScores:
-    """Returns a method's scores of a task, put together where every row has a scorer of its own."""
-    if isinstance(chosen, str):
-        return replace(scores[Cell(task, chosen)], method=method)
-    where = {}
-    for cell in at_hand(scores, task, chosen):
-        own, numbers = scores[cell], cell.rows or range(len(chosen))
-        where |= {(row, cell.scorer): (own, place) for place, row in enumerate(numbers)}
-    picked = [where[row, scorer] for row, scorer in enumerate(chosen)]
+def method_scores(scores: ScoreStore, task: str, scorer: TaskScorer, method: str) -> TaskScores:
+    """Returns a method's scores of a task, put together if every row has a scorer of its own."""
+    if isinstance(scorer, str):
+        return replace(scores[Cell(task, scorer)], method=method)
+    places: dict[tuple[int, str], tuple[TaskScores, int]] = {}
+    for cell in available_cells(scores, task, scorer):
+        own = scores[cell]
+        places |= {
+            (row, cell.scorer): (own, place) for place, row in enumerate(cell.rows or range(len(scorer)))
+        }
+    picked = [places[row, name] for row, name in enumerate(scorer)]
     return TaskScores(
         task=task,
         method=method,
@@ -220,23 +159,23 @@ def of_rows(scores: Scores, task: str, chosen: Chosen, method: str) -> TaskScore
     )
 
 
-def at_hand(found: Container[Cell], task: str, chosen: Chosen) -> list[Cell]:
-    """Returns the cells that a choice for a task is put together of: whole ones, where these are there."""
-    cells = cells_of(task, chosen)
-    return [cell if cell in found else Cell(task, cell.scorer) for cell in cells]
+def available_cells(store: Container[Cell], task: str, scorer: TaskScorer) -> list[Cell]:
+    """Returns the cells that a method's result is put together of: whole tasks, if these are there."""
+    cells = cells_of_scorer(task, scorer)
+    return [cell if cell in store else Cell(task, cell.scorer) for cell in cells]
 
 
-def cells_of(task: str, chosen: Chosen) -> list[Cell]:
-    """Returns the cells that a method's choice for a task consists of."""
-    if isinstance(chosen, str):
-        return [Cell(task, chosen)]
+def cells_of_scorer(task: str, scorer: TaskScorer) -> list[Cell]:
+    """Returns the cells that have to be scored if a method has this scorer for a task."""
+    if isinstance(scorer, str):
+        return [Cell(task, scorer)]
     by_scorer: dict[str, list[int]] = {}
-    for row, scorer in enumerate(chosen):
-        by_scorer.setdefault(scorer, []).append(row)
-    return [Cell(task, scorer, tuple(own)) for scorer, own in by_scorer.items()]
+    for row, name in enumerate(scorer):
+        by_scorer.setdefault(name, []).append(row)
+    return [Cell(task, name, tuple(rows)) for name, rows in by_scorer.items()]
 
 
-def without_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
+def drop_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
     """Returns the scores of all rows but those of these ids."""
     if not left_out:
         return scores
@@ -250,70 +189,143 @@ def without_rows(scores: TaskScores, left_out: Sequence[str]) -> TaskScores:
     )
 
 
-def _task_scores(cell: Cell, examples: Sequence[PromptedExample], scores: Sequence[np.ndarray]) -> TaskScores:
-    chosen = [examples[row] for row in cell.rows] if cell.rows else examples
-    for example, own in zip(chosen, scores, strict=True):
+def _score_sums(run: Run, cells: Sequence[Cell], tasks: Tasks, options: ScoringOptions) -> ScoreStore:
+    """Returns the summed log-probabilities of every cell's answers, after scoring those that are missing."""
+    key_of = _cache_keys(run, tasks, options.content_addressed)
+    cache_keys = {cell: key_of(cell) for cell in cells}
+    files = {cell: _file(run, cell, tasks, "sum") for cell in cache_keys}
+    missing = [
+        cell for cell in cache_keys if results_cache.read_header(files[cell], cache_keys[cell]) is None
+    ]
+    hosts.barrier("what lacks scores is known")
+    prompts = {task: tasks[task].prompts for task in dict.fromkeys(cell.task for cell in missing)}
+    row_counts = {task: len(own) for task, own in prompts.items()}
+    token_counts = {task: [_count_tokens(row) for row in own] for task, own in prompts.items()}
+    totals = {task: sum(own) for task, own in token_counts.items()}
+    share = hosts.shard_by_cost(
+        results_cache.sort_by_scorer(missing),
+        lambda cell: sum(token_counts[cell.task][row] for row in cell.rows) or totals[cell.task],
+    )
+    total = sum(results_cache.count_rows(cell, row_counts) for cell in share)
+    rows = [row for own in prompts.values() for row in own]
+    shapes = engine.choose_shapes_for(run.base.params, rows, experts=total / max(1, len(rows)))
+    done = 0
+    with run.stages.stage("score answer choices", total) as advance:
+        scorers = [cell.scorer for cell in share]
+        for stack in load_stacks(run, scorers, options.experts_at_once, options.gates):
+            for group in results_cache.group_cells(stack, share, row_counts):
+                flat, pairs = results_cache.flatten_cells(group, stack, prompts, run.tokenizer.eos)
+                scores = engine.score_rows(
+                    run.base.config,
+                    stack.params,
+                    flat,
+                    stack.experts,
+                    pairs,
+                    batch_tokens=options.batch_tokens,
+                    shapes=shapes,
+                    stacked=stack.stacked,
+                    progress=lambda rows_done, _, before=done: advance(before + rows_done, ""),
+                )
+                start = 0
+                for cell in group:
+                    end = start + results_cache.count_rows(cell, row_counts)
+                    scored = _task_scores(cell, tasks[cell.task], scores[start:end])
+                    _write(files[cell], scored, _header(cell, cache_keys[cell]))
+                    start = end
+                done += len(scores)
+    hosts.barrier("scores are kept")
+    for cell in missing:
+        if results_cache.read_header(files[cell], cache_keys[cell]) is None:
+            raise UserError(
+                f"Expected scores of {cell.scorer!r} on {cell.task!r} by another process, got none. Fix: let "
+                "all processes see one directory."
+            )
+    return ScoreStore(run, tasks, cache_keys)
+
+
+def _normalized(cell: Cell, task: EvaluationTask, sums: ScoreStore, normalization: str) -> list[np.ndarray]:
+    """Returns a cell's scores of another normalization, computed from its sums."""
+    rows = [task.prompts[row] for row in cell.rows] if cell.rows else task.prompts
+    bare = None
+    if normalization == "calibrated":
+        bare = list(map(np.asarray, sums[cell._replace(prompted=False)].scores))
+    return [
+        rank.normalize_scores(
+            normalization,
+            np.asarray(scores),
+            [len(answer) for answer in row.answers],
+            None if bare is None else bare[place],
+        )
+        for place, (row, scores) in enumerate(zip(rows, sums[cell].scores, strict=True))
+    ]
+
+
+def _task_scores(cell: Cell, task: EvaluationTask, scores: Sequence[np.ndarray]) -> TaskScores:
+    """Returns the record of a cell's scores; raises a UserError if some are no numbers."""
+    examples = task.examples_of(cell.rows)
+    for example, own in zip(examples, scores, strict=True):
         if not np.isfinite(own).all():
             raise UserError(
-                f"Scores are wanted, but with {cell.scorer!r} those of row {example.row_id!r} are no "
-                "numbers: its weights hold NaN or infinity. Train it again, or `elm experts remove` it."
+                f"Expected finite scores of {cell.scorer!r}, got NaN or infinity for row {example.row_id!r}. "
+                "Fix: train the expert again, or `elm experts remove` it."
             )
     return TaskScores(
         task=cell.task,
         method=cell.scorer,
-        row_ids=tuple(example.row_id for example in chosen),
+        row_ids=tuple(example.row_id for example in examples),
         scores=tuple(tuple(float(each) for each in row) for row in scores),
         predictions=tuple(rank.predict(row) for row in scores),
-        labels=tuple(-1 if example.label is None else example.label for example in chosen),
+        labels=tuple(-1 if example.label is None else example.label for example in examples),
     )
 
 
-def _numbers(cell: Cell, ranked: Mapping[str, Sequence[Row]]) -> Sequence[int]:
-    return cell.rows or range(len(ranked[cell.task]))
-
-
-def _tokens(row: Row) -> int:
+def _count_tokens(row: PromptWithChoices) -> int:
     """Returns how many tokens a row has, of prompt and answers: what hosts share evenly."""
     return len(row.prompt) + sum(map(len, row.answers))
 
 
-def _stamps(
-    run: Run, examples: Mapping[str, Sequence[PromptedExample]], named: Collection[str], by: str = "sum"
-) -> results_cache.Stamp:
-    """Returns the stamp of a cell's scores: of base, rows, lengths, way of scoring and scorer."""
-    told = {}
-    for task, found in examples.items():
-        own = [[example.row_id, example.input, list(example.choices), example.label] for example in found]
-        told[task] = storage.fingerprint(
-            # What a head holds is told too, so that a file with another one is written anew.
-            {**results_cache.read_as(run), "rows": own, "score": by, "head": 2}
-        )
-    of_scorer = results_cache.stamps(run, named)
-    return lambda cell: of_scorer(cell.scorer, told[cell.task])
+def _cache_keys(
+    run: Run, tasks: Tasks, content_addressed: Collection[str], normalization: str = "sum"
+) -> results_cache.CacheKeys:
+    """Returns the cache key of a cell's scores: of base, rows, lengths, normalization and scorer."""
+    settings = results_cache.reading_settings(run)
+    task_keys = {}
+    for name, task in tasks.items():
+        rows = [
+            [example.row_id, example.input, list(example.choices), example.label] for example in task.examples
+        ]
+        # The form of the header is in the key, so that a file with another one is written anew.
+        task_keys[name] = storage.fingerprint({**settings, "rows": rows, "score": normalization, "head": 2})
+    scorer_key = results_cache.scorer_cache_keys(run, content_addressed)
+    return lambda cell: scorer_key(cell.scorer, task_keys[cell.task])
 
 
-def _kind(cell: Cell, by: str) -> str:
-    return "without_prompt" if not cell.prompted else "" if by == "sum" else by
+def _kind(cell: Cell, normalization: str) -> str:
+    return "without_prompt" if not cell.prompted else "" if normalization == "sum" else normalization
 
 
-def _where(run: Run, cell: Cell, examples: Sequence[PromptedExample], by: str) -> epath.Path:
-    ids = [example.row_id for example in examples] if cell.rows else ()
-    return results_cache.file(run.workspace.scores, cell, ids, _kind(cell, by), run.source.limit)
+def _file(run: Run, cell: Cell, tasks: Tasks, normalization: str) -> epath.Path:
+    row_ids = tasks[cell.task].row_ids(cell.rows) if cell.rows else ()
+    kind = _kind(cell, normalization)
+    return results_cache.cell_file(run.workspace.scores, cell, row_ids, kind, run.source.limit)
 
 
-def _write(where: epath.Path, scores: TaskScores, cell: Cell, stamp: str, by: str = "sum") -> None:
-    head = {"task": cell.task, "expert": cell.scorer, "stamp": stamp, "score": _kind(cell, by) or "sum"}
-    counted = metrics.count(scores)
-    head |= {"rows": counted.n, "right": counted.right}
+def _header(cell: Cell, cache_key: str, normalization: str = "sum") -> dict[str, str]:
+    kind = _kind(cell, normalization) or "sum"
+    return {"task": cell.task, "expert": cell.scorer, "stamp": cache_key, "score": kind}
+
+
+def _write(where: epath.Path, scores: TaskScores, header: Mapping[str, str]) -> None:
+    counted = metrics.count_correct(scores)
     lines = [
         dict(zip(COLUMNS, values, strict=True))
         for values in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
     ]
-    results_cache.write(where, head, lines)
+    results_cache.write_cell(where, {**header, "rows": counted.n, "right": counted.right}, lines)
 
 
-def _gone(cell: Cell) -> str:
-    return (
-        f"Scores of {cell.scorer!r} on {cell.task!r} are wanted, but their file is gone, or another one now. "
-        "Let nothing else write to this directory, and evaluate once more."
+def _missing_file(cell: Cell) -> UserError:
+    return UserError(
+        f"Expected scores of {cell.scorer!r} on {cell.task!r}, got no file or another one. Fix: let nothing "
+        "else write to this directory, and evaluate again."
     )

@@ -1,7 +1,8 @@
 """`elm report`: what was scored in a workspace, as tables, tests and a page; two runs compared."""
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -9,88 +10,74 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.records import Report, Selection, TaskScores
-from elm_jax.reporting import folder, summary, versus
-from elm_jax.reporting.metrics import Count
+from elm_jax.records import TaskScores
+from elm_jax.reporting import report_files, run_comparison, summary
+from elm_jax.reporting.records import Report
+from elm_jax.reporting.run_comparison import RunComparison
+from elm_jax.reporting.summary import ReportInputs
 from elm_jax.session.workspace import Workspace
 
 BASELINE = "base"
-NOTHING_THERE = (
-    "A report is wanted in {!r}, but nothing was evaluated there yet. "
-    "Run `elm evaluate` or `elm quickstart` first."
-)
 
 
-def report(
-    scores: Sequence[TaskScores],
-    pairs: Sequence[tuple[str, str]],
-    selections: Sequence[Selection],
-    matrix: Iterable[Count],
-    *,
-    workspace: Workspace,
-    environment: Mapping[str, Any],
-    families: Mapping[str, str],
-    methods: Sequence[Mapping[str, Any]] = (),
-    generated: Sequence[Mapping[str, Any]] = (),
-    examples: Sequence[Mapping[str, Any]] = (),
+def write_run_report(
+    workspace: Workspace, inputs: ReportInputs, pairs: Sequence[tuple[str, str]]
 ) -> tuple[Report, Mapping[str, epath.Path]]:
-    """Writes the report of one run and returns it with the paths of its files by ending.
+    """Writes the report of one run.
 
-    The other arguments are those of `reporting.summary.summarise`; `matrix` is every expert on every task.
+    Args:
+        workspace: the run's.
+        inputs: what the report is made of; this machine is added to its environment.
+        pairs: the methods to compare.
+
+    Returns:
+        The report, and the paths of its files by ending.
     """
-    scored = {task.method for task in scores}
-    bare = next((told["method"] for told in methods if told["router"] == BASELINE), BASELINE)
-    made = summary.summarise(
-        scores,
-        selections,
-        {**machine(), **environment},
-        pairs=pairs,
-        baseline=bare if bare in scored else None,
-        experts_matrix=matrix,
-        families=families,
-        methods=methods,
-        generated=generated,
-        examples=examples,
-    )
-    return made, folder.write_report(made, workspace.report, scores)
+    scored = {task.method for task in inputs.scores}
+    baseline = next((row.method for row in inputs.methods if row.router == BASELINE), BASELINE)
+    inputs = replace(inputs, environment={**describe_machine(), **inputs.environment})
+    report = summary.build_report(inputs, pairs=pairs, baseline=baseline if baseline in scored else None)
+    return report, report_files.write_report(report, workspace.report, inputs.scores)
 
 
-def again(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
-    """Reads a workspace's report and writes its pages anew from the same numbers."""
+def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
+    """Reads a workspace's report and writes its pages anew from the same numbers.
+
+    Raises:
+        UserError: nothing was evaluated in the workspace.
+    """
     if not (workspace.report / "report.json").exists():
-        raise UserError(NOTHING_THERE.format(str(workspace.root)))
-    made = folder.read_report(workspace.report)
-    return made, folder.write_report(made, workspace.report)
+        raise _missing_report(workspace)
+    report = report_files.read_report(workspace.report)
+    return report, report_files.write_report(report, workspace.report)
 
 
-def compare(
+def compare_runs(
     first: storage.PathLike, second: storage.PathLike, methods: Sequence[str] = ()
-) -> tuple[Mapping[str, Any], ...]:
-    """Compares two evaluated runs, or folders of reports; differences are the second's minus the first's.
+) -> tuple[RunComparison, ...]:
+    """Compares two evaluated runs; differences are the second's minus the first's.
 
-    `methods` names those to compare, all that both have without it; ONE=OTHER compares method ONE of the
-    first run with OTHER of the second. Raises `UserError` where tasks, rows or labels differ, saying which.
+    Args:
+        first: the directory of a run, or the folder of its report.
+        second: the same.
+        methods: those to compare; ONE=OTHER compares method ONE of the first run with OTHER of the second.
+            Default: all that both have.
+
+    Raises:
+        UserError: tasks, rows or labels differ; the message says which.
     """
     (old, old_rows), (new, new_rows) = _read(first), _read(second)
     named = [method.partition("=") for method in methods]
     pairs = [(one, other if equals else one) for one, equals, other in named]
-    labels = {row["method"]: row["labels"] for row in (*old.methods, *new.methods)}
-    called = repr(str(first)), repr(str(second))
-    return versus.compare(old_rows, new_rows, pairs or None, called=called, labels=labels)
+    labels = {row.method: row.labels for row in (*old.methods, *new.methods)}
+    run_names = repr(str(first)), repr(str(second))
+    return run_comparison.compare_methods(
+        old_rows, new_rows, pairs or None, run_names=run_names, labels=labels
+    )
 
 
-def _read(where: storage.PathLike) -> tuple[Report, Mapping[str, Sequence[TaskScores]]]:
-    """Returns a report and what every method got right, from a run's directory or its report's folder."""
-    root = Workspace.open(where).root
-    place = root if (root / "report.json").exists() else Workspace(root).report
-    if not (place / "report.json").exists():
-        raise UserError(NOTHING_THERE.format(str(root)))
-    made = folder.read_report(place)
-    return made, folder.read_rows(place, made)
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the numbers were measured with: versions, devices, fingerprint of the package's state."""
+def describe_machine() -> dict[str, Any]:
+    """Returns what the numbers were measured with: versions and devices."""
     import jax
 
     packages = ("elm_jax", "jax", "flax", "optax", "numpy")
@@ -102,10 +89,27 @@ def machine() -> dict[str, Any]:
     }
 
 
-def store_seconds(workspace: Workspace, seconds: Mapping[str, float]) -> dict[str, float]:
+def add_seconds(workspace: Workspace, seconds: Mapping[str, float]) -> dict[str, float]:
     """Adds the seconds of this call's stages to those of earlier calls on the same workspace."""
     file = workspace.root / "seconds.json"
     before = storage.read_json(file, what="Times")["seconds"] if file.exists() else {}
     total = {name: round(before.get(name, 0.0) + seconds.get(name, 0.0), 2) for name in {**before, **seconds}}
     storage.write_json(file, {"seconds": total})
     return total
+
+
+def _read(where: storage.PathLike) -> tuple[Report, Mapping[str, Sequence[TaskScores]]]:
+    """Returns a report and what every method got right, from a run's directory or its report's folder."""
+    workspace = Workspace.open(where)
+    folder = workspace.root if (workspace.root / "report.json").exists() else workspace.report
+    if not (folder / "report.json").exists():
+        raise _missing_report(workspace)
+    report = report_files.read_report(folder)
+    return report, report_files.read_rows(folder, report)
+
+
+def _missing_report(workspace: Workspace) -> UserError:
+    return UserError(
+        f"Expected a report in {str(workspace.root)!r}, got none. Fix: run `elm evaluate` or "
+        "`elm quickstart` first."
+    )

@@ -1,13 +1,13 @@
-"""Rows: what was scored or written, a JSON line for every row, in one file a cell.
+"""Results cache: what was scored or written, a JSON line for every row, in one file a cell.
 
-A cell is a task with what works on it. The first line of a file is its head, with a stamp that stands for all
-that the rows depend on; the other lines are rows, as `rows.schema.json` beside this file says. Of a file that
-is there already
+A cell is a task with what works on it. The first line of a file is its header, whose `stamp` is a cache key:
+it stands for all that the rows depend on. The other lines are rows, as `rows.schema.json` beside this file
+says. If a file is there already and
 
-    its stamp is the wanted one          it is kept, and nothing is done again
-    its stamp is another                 it is written anew: rows, options, base or expert have changed
-    its format is a later one            UserError: a later elm_jax wrote it, which may know better
-    it has another form                  UserError: it is nobody's that elm_jax knows, so it stays as it is
+    its cache key is the expected one    it is read, and nothing is computed again
+    its cache key is another             it is written anew: rows, options, base or expert have changed
+    its format is a later one            UserError: a later elm_jax wrote it
+    it has another form                  UserError: elm_jax did not write it, so it is left alone
 """
 
 import json
@@ -21,156 +21,195 @@ from jaxtyping import Int
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.evaluation.expert_stacks import Stack
+from elm_jax.evaluation.expert_stacks import ExpertStack
 from elm_jax.experts.lookup import BASE, library_finder
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
-GROUP = 4096  # rows, counted once for each of their experts, that are worked on between two writes
+ROWS_PER_GROUP = 4096  # counted once for each of their experts: what is computed between two writes
 
 
 class Cell(NamedTuple):
-    """A task and what works on it, on all of its rows or on those of these numbers."""
+    """A task with the scorer that works on it.
+
+    Attributes:
+        task: its id.
+        scorer: an expert's id, a gate's name or `BASE`.
+        rows: the numbers of the rows; all of them if there are none.
+        prompted: whether the answers follow their prompts, or an end-of-sequence alone.
+    """
 
     task: str
     scorer: str
     rows: tuple[int, ...] = ()
-    prompted: bool = True  # whether the answers follow their prompts, or nothing
+    prompted: bool = True
 
 
-def whole(wanted: Mapping[str, Iterable[str]]) -> list[Cell]:
-    """Returns the cells of tasks with all that is to work on them, each once."""
-    return [Cell(task, scorer) for task, scorers in wanted.items() for scorer in dict.fromkeys(scorers)]
+CacheKeys = Callable[[Cell], str]
+"""Returns the cache key of a cell."""
+TaskScorer = str | tuple[str, ...]
+"""One scorer for a task, or one for each of its rows."""
 
 
-def schema() -> dict[str, Any]:
+def make_cells(scorers: Mapping[str, Iterable[str]]) -> list[Cell]:
+    """Returns a cell for every task with each of its scorers, each once."""
+    return [Cell(task, scorer) for task, own in scorers.items() for scorer in dict.fromkeys(own)]
+
+
+def line_schema() -> dict[str, Any]:
     """Returns the JSON schema of a line."""
     return json.loads(Path(__file__).with_name("rows.schema.json").read_text())
 
 
-def file(
+def cell_file(
     folder: epath.Path, cell: Cell, row_ids: Sequence[str], kind: str = "", limit: int | None = None
 ) -> epath.Path:
-    """Returns where a cell's rows lie; `kind` tells several files of one cell apart.
+    """Returns the file of a cell's rows.
 
-    So does the `limit` of a task's rows: to try something on a few must not cost what all of them took.
+    Args:
+        folder: of all results.
+        cell: whose rows they are.
+        row_ids: the ids of the rows of a cell that has some only.
+        kind: tells several files of one cell apart.
+        limit: on a task's rows. It is in the name, so that trying a few rows does not overwrite all of them.
     """
     dataset, prompt = names.split_id(cell.task)
     place = folder / names.directory_name(dataset) / names.directory_name(prompt)
     if cell.rows:
-        place = place / f"rows-{storage.fingerprint([row_ids[row] for row in cell.rows])}"
+        place = place / f"rows-{storage.fingerprint(list(row_ids))}"
     limited = "" if limit is None else f"limit_{limit}"
     return place / ".".join(filter(None, (names.directory_name(cell.scorer), kind, limited, "jsonl")))
 
 
-Stamp = Callable[[Cell], str]
-
-
-def by_scorer(cells: Iterable[Cell]) -> list[Cell]:
+def sort_by_scorer(cells: Iterable[Cell]) -> list[Cell]:
     """Returns cells in an order in which those of one scorer follow each other."""
-    order: dict[str, list[Cell]] = {}
+    by_scorer: dict[str, list[Cell]] = {}
     for cell in cells:
-        order.setdefault(cell.scorer, []).append(cell)
-    return [cell for own in order.values() for cell in own]
+        by_scorer.setdefault(cell.scorer, []).append(cell)
+    return [cell for own in by_scorer.values() for cell in own]
 
 
-def read_as(run: Run) -> dict[str, Any]:
-    """Returns what scores depend on beside rows and scorer: the base, and how rows are read."""
-    told: dict[str, Any] = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
+def reading_settings(run: Run) -> dict[str, Any]:
+    """Returns what scores depend on beside rows and scorer: the base, and how rows are tokenised."""
+    settings: dict[str, Any] = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
     if run.dtype is not None:
-        told["dtype"] = run.dtype
-    return told if run.tokenizer.input_eos else {**told, "input_eos": False}
+        settings["dtype"] = run.dtype
+    return settings if run.tokenizer.input_eos else {**settings, "input_eos": False}
 
 
-def stamps(run: Run, named: Iterable[str] = ()) -> Callable[[str, str], str]:
-    """Returns what stamps a scorer's work, given the stamp of everything else that it depends on.
+def scorer_cache_keys(run: Run, content_addressed: Iterable[str] = ()) -> Callable[[str, str], str]:
+    """Returns a function from a scorer, and a key of all else that its results depend on, to a cache key.
 
-    `named` are scorers whose names stand for all that they are.
+    Args:
+        run: in whose libraries the scorers are.
+        content_addressed: scorers whose names stand for all that they are.
     """
-    home_of, known = library_finder(run.workspace), {}
-    known |= {name: [name] for name in (BASE, *named)}
+    home_of = library_finder(run.workspace)
+    parts: dict[str, list[str]] = {name: [name] for name in (BASE, *content_addressed)}
 
-    def stamp(scorer: str, other: str) -> str:
-        if scorer not in known:
-            about = home_of(scorer).describe(scorer)
-            known[scorer] = [scorer, about.spec.base, about.checksum]
-        return storage.fingerprint([other, *known[scorer]])
+    def cache_key(scorer: str, other: str) -> str:
+        if scorer not in parts:
+            description = home_of(scorer).describe(scorer)
+            parts[scorer] = [scorer, description.spec.base, description.checksum]
+        return storage.fingerprint([other, *parts[scorer]])
 
-    return stamp
-
-
-def write(where: epath.Path, head: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a cell's head and rows."""
-    storage.write_jsonl(where, [{"format": storage.FORMAT, **head}, *lines])
+    return cache_key
 
 
-def head_of(where: epath.Path, stamp: str) -> dict[str, Any] | None:
-    """Returns a file's head, None if there is no file or its stamp is another; see above for others."""
+def write_cell(where: epath.Path, header: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a cell's header and rows."""
+    storage.write_jsonl(where, [{"format": storage.FORMAT, **header}, *lines])
+
+
+def read_header(where: epath.Path, cache_key: str) -> dict[str, Any] | None:
+    """Returns a file's header, or None if there is no file or its cache key is another.
+
+    Raises:
+        UserError: the file is of a later version, or elm_jax did not write it.
+    """
     if not where.exists():
         return None
-    head = storage.read_first_line(where)
-    if head is None or not isinstance(head.get("format"), int) or "stamp" not in head:
+    header = storage.read_first_line(where)
+    if header is None or not isinstance(header.get("format"), int) or "stamp" not in header:
         raise UserError(
-            f"A file of results is wanted at {str(where)!r}, but what lies there has another form. Move it "
-            "away, or name another directory."
+            f"Expected a file of results at {str(where)!r}, got another form. Fix: move it away, or name "
+            "another directory."
         )
-    if head["format"] > storage.FORMAT:
+    if header["format"] > storage.FORMAT:
         raise UserError(
-            f"Results of format {storage.FORMAT} are wanted, but {str(where)!r} has format {head['format']}: "
-            "a later elm_jax wrote it. Use that one, or name another directory."
+            f"Expected results of format {storage.FORMAT}, got {header['format']} in {str(where)!r}, which a "
+            "later elm_jax wrote. Fix: use that one, or name another directory."
         )
-    return None if head["format"] < storage.FORMAT or head["stamp"] != stamp else head
+    return None if header["format"] < storage.FORMAT or header["stamp"] != cache_key else header
 
 
-def read(where: epath.Path, stamp: str, columns: Sequence[str]) -> tuple[dict[str, Any], list[Any]] | None:
-    """Returns a file's head and rows, None where `head_of` does; rows that were changed are a UserError."""
-    head = head_of(where, stamp)
-    if head is None:
+def read_cell(
+    where: epath.Path, cache_key: str, columns: Sequence[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Returns a file's header and rows, or None if `read_header` does.
+
+    Raises:
+        UserError: the rows have other columns, so the file was changed after it was written.
+    """
+    header = read_header(where, cache_key)
+    if header is None:
         return None
-    found = storage.read_jsonl(where, what="A file of results")
-    if any(row.keys() != set(columns) for row in found[1:]):
+    lines = storage.read_jsonl(where, what="A file of results")[1:]
+    if any(row.keys() != set(columns) for row in lines):
         raise UserError(
-            f"Rows of {', '.join(columns)} are wanted in {str(where)!r}, but it has others: it was changed "
-            "after it was written. Delete it."
+            f"Expected rows of {', '.join(columns)} in {str(where)!r}, got others: the file was changed "
+            "after it was written. Fix: delete it."
         )
-    return head, found[1:]
+    return header, lines
 
 
-def groups(stack: Stack, missing: Iterable[Cell], rows: Mapping[str, Sequence[Any]]) -> list[list[Cell]]:
-    """Returns the missing cells of a stack's scorers, task by task, enough of them together to fill batches.
+def group_cells(
+    stack: ExpertStack, missing: Iterable[Cell], row_counts: Mapping[str, int]
+) -> list[list[Cell]]:
+    """Returns the missing cells of a stack's scorers, task by task, in groups large enough to fill batches.
 
-    Their rows are written when all of a group is done: what a run that is killed has to do again.
+    Rows are written when all of a group are done: that is what a run that is killed has to do again.
+
+    Args:
+        stack: with the scorers that are held.
+        missing: cells of any scorers.
+        row_counts: task id -> how many rows it has.
     """
     by_task: dict[str, list[Cell]] = {}
     for cell in missing:
-        if cell.scorer in stack.places:
+        if cell.scorer in stack.slots:
             by_task.setdefault(cell.task, []).append(cell)
-    found: list[list[Cell]] = [[]]
+    groups: list[list[Cell]] = [[]]
     pairs = 0
-    for task, cells in by_task.items():
-        if pairs >= GROUP:
-            found.append([])
+    for cells in by_task.values():
+        if pairs >= ROWS_PER_GROUP:
+            groups.append([])
             pairs = 0
-        found[-1] += cells
-        pairs += sum(len(cell.rows) or len(rows[task]) for cell in cells)
-    return [group for group in found if group]
+        groups[-1] += cells
+        pairs += sum(count_rows(cell, row_counts) for cell in cells)
+    return [group for group in groups if group]
 
 
-def laid(
-    group: Sequence[Cell], stack: Stack, rows: Mapping[str, Sequence[Row]], eos: int
-) -> tuple[list[Row], Int[np.ndarray, "P 2"]]:
-    """Returns the rows of a group's tasks, end to end, and (row, scorer) of every cell, cell after cell.
+def flatten_cells(
+    group: Sequence[Cell], stack: ExpertStack, prompts: Mapping[str, Sequence[PromptWithChoices]], eos: int
+) -> tuple[list[PromptWithChoices], Int[np.ndarray, "P 2"]]:
+    """Returns the rows of a group's tasks, end to end, and (row, slot) of every cell, cell after cell.
 
     Answers that stand without their prompts are rows of their own, after a single end-of-sequence.
     """
-    first: dict[tuple[str, bool], int] = {}
-    every: list[Row] = []
+    starts: dict[tuple[str, bool], int] = {}
+    rows: list[PromptWithChoices] = []
     pairs = []
     for cell in group:
-        at = first.setdefault((cell.task, cell.prompted), len(every))
-        if at == len(every):
-            own = rows[cell.task]
-            every += own if cell.prompted else [Row([eos], row.answers) for row in own]
-        numbers = np.array(cell.rows or range(len(rows[cell.task])), np.int64)
-        pairs.append(np.stack([at + numbers, np.full(len(numbers), stack.places[cell.scorer])], axis=1))
-    return every, np.concatenate(pairs)
+        own = prompts[cell.task]
+        start = starts.setdefault((cell.task, cell.prompted), len(rows))
+        if start == len(rows):
+            rows += own if cell.prompted else [PromptWithChoices([eos], row.answers) for row in own]
+        numbers = np.array(cell.rows or range(len(own)), np.int64)
+        pairs.append(np.stack([start + numbers, np.full(len(numbers), stack.slots[cell.scorer])], axis=1))
+    return rows, np.concatenate(pairs)
+
+
+def count_rows(cell: Cell, row_counts: Mapping[str, int]) -> int:
+    """Returns how many rows a cell has, by those of its task."""
+    return len(cell.rows) or row_counts[cell.task]

@@ -8,8 +8,9 @@ from elm_jax.experts import atomic_dir
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import ExpertSize, Library
 from elm_jax.experts.lookup import library_finder
-from elm_jax.reporting.documents import flat
-from elm_jax.reporting.tables import Table, percent
+from elm_jax.reporting.documents import flatten_values
+from elm_jax.reporting.formatting import format_percent
+from elm_jax.reporting.tables import Table
 from elm_jax.session.workspace import Workspace
 
 
@@ -78,7 +79,9 @@ def summary_table(summaries: Sequence[ExpertSummary], *, scored: bool) -> Table:
         keys = "yes" if one.has_keys else "no"
         size = f"{one.size.parameters:,}", f"{one.size.bytes:,}"
         accuracies = [accuracy for accuracy, _ in one.accuracies.values()]
-        mean = f"{percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
+        mean = (
+            f"{format_percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
+        )
         own = (spec.id, spec.kind, str(spec.steps), one.description.owner, keys, *size)
         rows.append((*own, mean) if scored else own)
     caption = "Accuracy: the mean in percent over the tasks scored in this run, and how many they are."
@@ -105,8 +108,8 @@ def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
         ("keys", "yes" if one.has_keys else "no"),
         ("checksum", one.description.checksum),
     ]
-    fields += flat({"recipe": dict(spec.recipe)})
+    fields += flatten_values({"recipe": dict(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
-        fields.append(("accuracy", f"{percent(accuracy)} % of {count} rows of {task}{seen}"))
+        fields.append(("accuracy", f"{format_percent(accuracy)} % of {count} rows of {task}{seen}"))
     return fields + [("owns", path) for path in spec.paths]

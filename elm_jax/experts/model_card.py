@@ -14,9 +14,10 @@ from elm_jax import names, storage
 from elm_jax.experts import atomic_dir, files
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.reporting.documents import flat, to_markdown
-from elm_jax.reporting.metrics import wilson
-from elm_jax.reporting.tables import NOTHING, Table, interval
+from elm_jax.reporting.documents import flatten_values, table_to_markdown
+from elm_jax.reporting.formatting import MISSING, format_interval
+from elm_jax.reporting.metrics import wilson_interval
+from elm_jax.reporting.tables import Table
 from elm_jax.session.workspace import Workspace
 
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?$")
@@ -169,19 +170,19 @@ def render_card(card: ModelCard) -> str:
         f"# {card.repository.partition('/')[2]}\n",
         f"{what} on a frozen T5, trained with elm_jax. To put them into a run that has the same base:\n",
         f"```bash\nelm experts pull {card.repository} --run RUN\n```\n",
-        to_markdown(Table("Base and licence", ("what", "value"), _base_rows(card))),
-        to_markdown(_experts_table(card)),
+        table_to_markdown(Table("Base and licence", ("what", "value"), _base_rows(card))),
+        table_to_markdown(_experts_table(card)),
     ]
     if any(card.scores.get(expert) for expert in card.experts):
-        parts.append(to_markdown(_scores_table(card)))
-    return "\n".join([*parts, to_markdown(_recipes_table(card))])
+        parts.append(table_to_markdown(_scores_table(card)))
+    return "\n".join([*parts, table_to_markdown(_recipes_table(card))])
 
 
 def _base_rows(card: ModelCard) -> tuple[tuple[str, str], ...]:
     base = card.base
     return (
-        ("base", base.repository or NOTHING),
-        ("base's revision", base.revision or NOTHING),
+        ("base", base.repository or MISSING),
+        ("base's revision", base.revision or MISSING),
         ("base's fingerprint", base.fingerprint),
         ("licence", card.licence or "not stated"),
     )
@@ -216,7 +217,7 @@ def _scores_table(card: ModelCard) -> Table:
             score.task,
             score.measure,
             f"{score.value:.1f}",
-            interval(score.low, score.high, show=lambda end: f"{end:.1f}"),
+            format_interval(score.low, score.high, show=lambda end: f"{end:.1f}"),
             str(score.rows),
             "yes" if score.seen else "no",
         )
@@ -230,7 +231,10 @@ def _scores_table(card: ModelCard) -> Table:
 
 def _recipes_table(card: ModelCard) -> Table:
     """Returns the recipes: the fields that all share once, then those of each expert."""
-    every = {expert: dict(flat(dict(about.spec.recipe))) for expert, about in sorted(card.experts.items())}
+    every = {
+        expert: dict(flatten_values(dict(about.spec.recipe)))
+        for expert, about in sorted(card.experts.items())
+    }
     first = next(iter(every.values()), {})
     common = {
         field: value
@@ -250,7 +254,7 @@ def _read_score(prompt: epath.Path, task: str, expert: str, since: float, seen: 
         head = storage.read_first_line(file) if file.exists() and _modified_at(file) >= since else None
         if head and head.get("rows"):
             share = head["right"] / head["rows"]
-            low, high = wilson(share, head["rows"])
+            low, high = wilson_interval(share, head["rows"])
             return CardScore(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
         if head and "measure" in head:
             with file.open() as stream:

@@ -19,16 +19,16 @@ from tqdm import tqdm
 from elm_jax import storage
 from elm_jax.axes import PAD
 from elm_jax.errors import UserError
-from elm_jax.evaluation.expert_stacks import Stack, stacks
+from elm_jax.evaluation.expert_stacks import ExpertStack, load_stacks
 from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.lm_eval import selection
 from elm_jax.lm_eval.selection import Routing
 from elm_jax.records import PromptedExample, Selection
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.scoring import generator, scorer
-from elm_jax.scoring.buckets import Row
-from elm_jax.scoring.decoding import NO_NUMBERS
-from elm_jax.scoring.scorer import BATCH_TOKENS, Rated
+from elm_jax.scoring.buckets import PromptWithChoices
+from elm_jax.scoring.decoding import NAN_TOKEN
+from elm_jax.scoring.scorer import BATCH_TOKENS, ChoiceScores
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 
@@ -110,7 +110,7 @@ class ElmLM(LM):
         """
         asked = [request.args for request in requests]
         rows = [
-            Row(prompt, [answer])
+            PromptWithChoices(prompt, [answer])
             for prompt, answer in zip(
                 self._contexts([context for context, _ in asked]),
                 self._continuations([continuation for _, continuation in asked]),
@@ -136,7 +136,7 @@ class ElmLM(LM):
         for number, tokens in enumerate(self._continuations([text for (text,) in asked])):
             windows = utils.get_rolling_token_windows(tokens, prefix, self.max_length, context_len=1)
             for before, window in map(utils.make_disjoint_window, windows):
-                rows.append(Row(before, [window]))
+                rows.append(PromptWithChoices(before, [window]))
                 experts.append(serving[number])
                 owner.append(number)
         sums = np.zeros(len(requests))
@@ -164,8 +164,7 @@ class ElmLM(LM):
                         self.run.base.config,
                         stack.params,
                         [prompts[number] for number in of_length],
-                        length,
-                        self.run.tokenizer.eos,
+                        generator.AnswerLimit(length, self.run.tokenizer.eos),
                         stack.experts,
                         pairs,
                         batch_tokens=self.batch_tokens,
@@ -173,7 +172,7 @@ class ElmLM(LM):
                         progress=_advance(bar),
                     )
                     for (row, expert), tokens in zip(pairs.tolist(), written, strict=True):
-                        if NO_NUMBERS in tokens:
+                        if NAN_TOKEN in tokens:
                             raise _no_numbers(stack, expert)
                         texts[of_length[row]] = self.run.tokenizer.decode(tokens[tokens != PAD].tolist())
         told = [_until(text, options.get("until")) for text, (_, options) in zip(texts, asked, strict=True)]
@@ -181,12 +180,12 @@ class ElmLM(LM):
         return told
 
     def _rated(
-        self, rows: Sequence[Row], experts: Sequence[str], what: str, disable_tqdm: bool
-    ) -> list[Rated]:
-        found: dict[int, Rated] = {}
+        self, rows: Sequence[PromptWithChoices], experts: Sequence[str], what: str, disable_tqdm: bool
+    ) -> list[ChoiceScores]:
+        found: dict[int, ChoiceScores] = {}
         with tqdm(total=len(rows), desc=what, disable=disable_tqdm) as bar:
             for stack, pairs in self._served(experts):
-                rated = scorer.rate_rows(
+                rated = scorer.score_rows_and_greedy(
                     self.run.base.config,
                     stack.params,
                     rows,
@@ -202,11 +201,11 @@ class ElmLM(LM):
                     found[row] = each
         return [found[row] for row in range(len(rows))]
 
-    def _served(self, experts: Sequence[str]) -> Iterator[tuple[Stack, Int[np.ndarray, "P 2"]]]:
+    def _served(self, experts: Sequence[str]) -> Iterator[tuple[ExpertStack, Int[np.ndarray, "P 2"]]]:
         """Yields experts laid side by side, and (row, expert) of theirs; `experts` has that of every row."""
-        for stack in stacks(self.run, experts, AT_ONCE, self.gated):
+        for stack in load_stacks(self.run, experts, AT_ONCE, self.gated):
             pairs = [
-                (row, stack.places[expert]) for row, expert in enumerate(experts) if expert in stack.places
+                (row, stack.slots[expert]) for row, expert in enumerate(experts) if expert in stack.slots
             ]
             yield stack, np.array(pairs, np.int64).reshape(-1, 2)
 
@@ -285,7 +284,7 @@ def _until(text: str, stops: str | Sequence[str] | None) -> str:
     return text
 
 
-def _advance(bar: Any) -> scorer.Progress:
+def _advance(bar: Any) -> scorer.OnProgress:
     """Returns what moves a bar on that several calls share."""
     before = bar.n
 
@@ -295,8 +294,8 @@ def _advance(bar: Any) -> scorer.Progress:
     return advance
 
 
-def _no_numbers(stack: Stack, place: int) -> UserError:
-    name = next(name for name, own in stack.places.items() if own == place)
+def _no_numbers(stack: ExpertStack, place: int) -> UserError:
+    name = next(name for name, own in stack.slots.items() if own == place)
     return UserError(
         f"Numbers are wanted, but {name!r} gives none: its weights hold NaN or infinity. Train it again, "
         "or name another."

@@ -82,6 +82,6 @@ def select(
     expert = next(iter(found.weights))
     if len(found.weights) > 1:
         composite = derived_experts.merged(inputs.run, "average", {}, found.weights)
-        derived_experts.make(inputs.run, composite, {})
+        derived_experts.make(inputs.run, composite)
         expert = composite.id
     return {example.input: expert for example in examples}, found

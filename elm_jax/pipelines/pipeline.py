@@ -4,110 +4,151 @@
 made in the workspace and does nothing that is done, so a run that was stopped goes on where it was.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from elm_jax import storage
+from elm_jax import moved, storage
 from elm_jax.data import task_rows, task_selection
-from elm_jax.evaluation.evaluate import Outcome, evaluate
-from elm_jax.experts import key_texts as formats
-from elm_jax.records import TaskSpec
+from elm_jax.evaluation.config import EvaluationConfig
+from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
+from elm_jax.experts.key_texts import KEYS_PER_EXPERT
+from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.index import TEXT_FORMAT, index, require_embedder
-from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.tasks import data_source
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import pretraining as pretraining_module
-from elm_jax.training.config import TrainConfig, settings_of
+from elm_jax.training.config import TrainConfig
+from elm_jax.training.pretraining import Pretraining
 from elm_jax.training.train import train_experts, train_multitask
 
 MULTITASK = "baseline"
 
 
-def run(
-    *,
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How a run is done from its base to its report.
+
+    Attributes:
+        initial_checkpoint: a base's directory or name. Default: a base is trained from scratch.
+        dtype: what the base is held and computes in, as `open_run` has it.
+        pretraining: of a base that is trained from scratch.
+        base_texts: that it is trained on. Default: the inputs of the training tasks.
+        training: of the experts.
+        source: where rows come from, and how many are scored.
+        lengths: tokens of a prompt and of an answer.
+        train_rows: of each task, to train on at most.
+        keys: of each expert (S of Jang et al. 2023, arXiv 2302.03202).
+        text_format: of keys and queries; see `experts.key_texts`.
+        embedder: of keys and queries, as `index` has it.
+        evaluation: which methods are compared, and how. Every expert works on every task.
+        title: of the report.
+        note: that opens the report.
+        seed: of training.
+    """
+
+    initial_checkpoint: storage.PathLike | None = None
+    dtype: str | None = None
+    pretraining: Pretraining = field(default_factory=Pretraining)
+    base_texts: Sequence[str] | None = None
+    training: TrainConfig = field(default_factory=TrainConfig)
+    source: Source = field(default_factory=Source)
+    lengths: Lengths | None = None
+    train_rows: int | None = None
+    keys: int = KEYS_PER_EXPERT
+    text_format: str = TEXT_FORMAT
+    embedder: str | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    title: str = "Retrieval of experts"
+    note: str = ""
+    seed: int = 0
+
+
+MOVED_PARAMETERS = (
+    {name: f"config.{name}" for name in PipelineConfig.__dataclass_fields__ if name != "evaluation"}
+    | {"budget": "config.training"}
+    | {name: f"config.evaluation.{name}" for name in ("queries", "methods", "merged", "batch_tokens")}
+)
+
+
+@moved.accepts_old_parameters("elm_jax.run_pipeline", MOVED_PARAMETERS, config=PipelineConfig)
+def run_pipeline(
     train_tasks: Sequence[str],
     eval_tasks: Sequence[str],
     out: storage.PathLike = DEFAULT,
-    initial_checkpoint: storage.PathLike | None = None,
-    pretraining: pretraining_module.Pretraining | None = None,
-    config: TrainConfig | None = None,
-    source: data_source.Source | None = None,
-    lengths: data_source.Lengths | None = None,
-    train_rows: int | None = None,
-    keys: int = formats.KEYS_PER_EXPERT,
-    queries: int = formats.QUERIES_PER_TASK,
-    text_format: str = TEXT_FORMAT,
-    embedder: str | None = None,
-    dtype: str | None = None,
-    methods: Sequence[str] | None = None,
-    merged: int = 3,
-    batch_tokens: int = BATCH_TOKENS,
-    base_texts: Sequence[str] | None = None,
-    title: str = "Retrieval of experts",
-    note: str = "",
-    seed: int = 0,
+    config: PipelineConfig | None = None,
+    *,
     stages: Stages | None = None,
-) -> Outcome:
-    """Trains experts on `train_tasks` and compares ways to use them on `eval_tasks`.
+) -> EvaluationResult:
+    """Trains experts on some tasks and compares ways to use them on others.
 
-    Tasks are named by id, dataset or group. `initial_checkpoint` is a base's directory; without it a base is
-    trained from scratch on `base_texts`, or on the inputs of the training tasks. `train_rows` is how many
-    rows of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are
-    the paper's S and Q. `methods` are as `evaluation.methods` reads them; without them those of
-    `methods.default`, of which `roe_top<merged>_merge` averages `merged` experts.
-    `embedder` is what keys and queries are embedded with, as `index` has it. `dtype` is what the base
-    is held and computes in, as `open_run` has it.
-    Raises UserError for anything a user can mend.
+    Args:
+        train_tasks: by id, dataset or group.
+        eval_tasks: the same.
+        out: the run's directory.
+        config: how each stage is done.
+        stages: show progress.
+
+    Returns:
+        The report with its files.
+
+    Raises:
+        UserError: anything that a user can mend.
     """
-    require_embedder(embedder)
+    config = config or PipelineConfig()
+    require_embedder(config.embedder)
     stages = stages or Stages()
-    source = source or data_source.Source()
-    config = replace(config or TrainConfig(), seed=seed)
+    source = config.source
     if source.prepared is None:
         source = replace(source, prepared=Workspace(storage.path(out)).prepared)
-    trained_on = replace(source, limit=train_rows)
+    train_source = replace(source, limit=config.train_rows)
     train_specs = task_selection.select_tasks(train_tasks, source)
     eval_specs = task_selection.select_tasks(eval_tasks, source, evaluation=True)
-    if initial_checkpoint is None:
+    if config.initial_checkpoint is None:
         workspace = Workspace.open(out, create=True)
         with stages.stage("read and render tasks", 1):
-            texts = base_texts or _inputs(train_specs, trained_on)
-            words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
-        how = pretraining or pretraining_module.Pretraining()
-        pretraining_module.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-    settings.save_run_settings(Workspace.open(out, create=True), initial_checkpoint, source, lengths, dtype)
-    run = opening.open_run(out, source=trained_on, lengths=lengths, stages=stages)
-    experts = train_experts(run, train_specs, config)
-    train_multitask(run, train_specs, MULTITASK, config)
-    index(run, experts=experts, size=keys, text_format=text_format, embedder=embedder)
-    outcome = evaluate(
+            trained = _examples(train_specs, train_source)
+            words = _words([*trained, *_examples(eval_specs, source)])
+            texts = config.base_texts or list(dict.fromkeys(example.input for example in trained))
+        pretraining_module.pretrain(
+            workspace, texts, words, config.pretraining, seed=config.seed, stages=stages
+        )
+    settings.save_run_settings(
+        Workspace.open(out, create=True), config.initial_checkpoint, source, config.lengths, config.dtype
+    )
+    run = opening.open_run(out, source=train_source, lengths=config.lengths, stages=stages)
+    training = replace(config.training, seed=config.seed)
+    experts = train_experts(run, train_specs, training)
+    train_multitask(run, train_specs, MULTITASK, training)
+    index(
+        run,
+        experts=experts,
+        size=config.keys,
+        text_format=config.text_format,
+        embedder=config.embedder,
+    )
+    about = {"title": config.title, "note": config.note, "seed": config.seed}
+    about |= {"training": asdict(config.training)}
+    result = evaluate(
         replace(run, source=source),
         eval_specs,
-        experts=experts,
-        methods=methods,
-        queries=queries,
-        merged=merged,
-        batch_tokens=batch_tokens,
-        oracle=True,
-        environment={"title": title, "note": note, "seed": seed, "budget": settings_of(config)},
+        replace(config.evaluation, experts=experts, oracle=True),
+        environment=about,
     )
-    if outcome is None:
+    if result is None:
         raise AssertionError("one host alone runs the whole path")
-    return outcome
+    return result
 
 
-def _inputs(specs: Sequence[TaskSpec], source: data_source.Source) -> list[str]:
-    return list(
-        dict.fromkeys(example.input for spec in specs for example in task_rows.load_examples(spec, source))
-    )
+def _examples(specs: Sequence[TaskSpec], source: data_source.Source) -> list[PromptedExample]:
+    return [example for spec in specs for example in task_rows.load_examples(spec, source)]
 
 
-def _words(specs: Sequence[TaskSpec], source: data_source.Source) -> list[str]:
-    """Everything that the vocabulary must be able to write: inputs, choices and targets."""
-    told: dict[str, None] = {}
-    for spec in specs:
-        for example in task_rows.load_examples(spec, source):
-            told |= dict.fromkeys((example.input, example.target, *example.choices))
-    return list(told)
+def _words(examples: Iterable[PromptedExample]) -> list[str]:
+    """Returns everything that the vocabulary must be able to write: inputs, choices and targets."""
+    texts: dict[str, None] = {}
+    for example in examples:
+        texts |= dict.fromkeys((example.input, example.target, *example.choices))
+    return list(texts)

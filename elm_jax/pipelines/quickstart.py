@@ -1,8 +1,8 @@
 """`elm quickstart`: the whole path on the embedded suite, on a CPU, in about two minutes."""
 
 from elm_jax import storage
-from elm_jax.evaluation.evaluate import Outcome
-from elm_jax.pipelines import pipeline
+from elm_jax.evaluation.evaluate import EvaluationResult
+from elm_jax.pipelines.pipeline import PipelineConfig, run_pipeline
 from elm_jax.session.workspace import DEFAULT
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Lengths, Source
@@ -22,19 +22,17 @@ CONFIG = TrainConfig(
 )
 
 
-def quickstart(*, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None) -> Outcome:
+def quickstart(
+    *, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None
+) -> EvaluationResult:
     """Trains a tiny base, 24 experts and the multitask baseline, and compares seven ways to use them."""
-    return pipeline.run(
-        train_tasks=["mini-train"],
-        eval_tasks=["mini-unseen"],
-        out=out,
+    config = PipelineConfig(
         pretraining=PRETRAINING,
-        config=CONFIG,
-        source=Source(),
+        training=CONFIG,
         lengths=Lengths(prompt=48, answer=8),
         base_texts=mini.make_statements(Source().seed),
         title="elm quickstart",
         note=NOTE,
         seed=seed,
-        stages=stages,
     )
+    return run_pipeline(["mini-train"], ["mini-unseen"], out, config, stages=stages)

@@ -9,7 +9,7 @@ import jax
 
 from elm_jax.aot.compiler import Progress, compile_programs
 from elm_jax.aot.slices import Slice
-from elm_jax.evaluation.expert_stacks import AT_ONCE, SHARE
+from elm_jax.evaluation.expert_stacks import MAX_MEMORY_SHARE, MAX_STACKED_EXPERTS
 from elm_jax.experts.key_texts import KEYS_PER_EXPERT
 from elm_jax.models import shapes
 from elm_jax.planning import program_specs as specs
@@ -71,10 +71,12 @@ def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[Progr
     """Returns the programs of an evaluation; the first, for rows of mean length, represents all rows."""
     shared: Mapping[str, Any] = {"network": load.network, "kind": load.kind, "options": load.options}
     lengths = load.lengths
-    longest = buckets.Shape(
+    longest = buckets.BucketShape(
         _round_up(lengths.prompt, ROW_STEP), _round_up(lengths.answer, 4), _round_up(lengths.answer, 4)
     )
-    mean = buckets.Shape(_round_up(load.prompt, ROW_STEP), _round_up(load.nodes, 4), _round_up(load.nodes, 4))
+    mean = buckets.BucketShape(
+        _round_up(load.prompt, ROW_STEP), _round_up(load.nodes, 4), _round_up(load.nodes, 4)
+    )
     found: list[ProgramSpec] = []
     for mode in load.modes:
         experts = load.experts if mode == "gate" else loaded + 1  # and the neutral one
@@ -100,7 +102,10 @@ def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[Progr
     keys = load.experts * KEYS_PER_EXPERT
     found += [
         EmbeddingProgramSpec(
-            "embed T5", load.network, 64, buckets.rung(longest.prompt, buckets.LADDER, what="prompt")
+            "embed T5",
+            load.network,
+            64,
+            buckets.smallest_bucket(longest.prompt, buckets.BUCKET_LENGTHS, what="prompt"),
         ),
         EmbeddingProgramSpec("embed MiniLM", None, ACCELERATOR_BATCH_TOKENS // 256, 256),
         SearchProgramSpec("search", load.queries, keys, load.network.emb_dim),
@@ -114,7 +119,9 @@ def _experts_at_once(load: ScoringWorkload, target: Slice) -> int:
         return 1
     expert = shapes.expert_shapes(load.network, load.kind, load.options)
     one = sum(leaf.size * 4 for leaf in _leaves(expert))
-    return max(1, min(AT_ONCE, load.experts, int(SHARE * target.kind.memory_limit) // one - 1))
+    return max(
+        1, min(MAX_STACKED_EXPERTS, load.experts, int(MAX_MEMORY_SHARE * target.kind.memory_limit) // one - 1)
+    )
 
 
 def _rows_at_once(load: ScoringWorkload, local: int, prompt: int, nodes: int) -> int:

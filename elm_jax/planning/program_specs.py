@@ -85,7 +85,7 @@ class ScoringProgramSpec:
     name: str
     network: T5Config
     mode: str
-    shape: buckets.Shape
+    shape: buckets.BucketShape
     rows: int
     kind: str = "bottleneck"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -228,7 +228,7 @@ SPEC_TYPES: Mapping[str, type[ProgramSpec]] = {
 _TUPLES: Mapping[tuple[str, str], Any] = {
     ("training", "layout"): Layout,
     ("training", "shape"): Shape,
-    ("scoring", "shape"): buckets.Shape,
+    ("scoring", "shape"): buckets.BucketShape,
 }
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from elm_jax.aot.collectives import Collective
 from elm_jax.planning.records import ProgramPlan, SlicePlan
-from elm_jax.reporting.tables import NOTHING, Table
+from elm_jax.reporting.formatting import MISSING
+from elm_jax.reporting.tables import Table
 
 CAPTION = (
     "Of one device and one call. Nothing ran: memory is what the compiler allots, seconds are its own cycles "
@@ -52,8 +53,8 @@ def _program(each: ProgramPlan) -> tuple[str, ...]:
         _number(each.model_flops, 1e12),
         _sent(found.collectives),
         _sent(blocking),
-        NOTHING if found.seconds is None else f"{1000 * found.seconds:,.1f}",
-        NOTHING if each.mfu is None else f"{each.mfu:.1%}",
+        MISSING if found.seconds is None else f"{1000 * found.seconds:,.1f}",
+        MISSING if each.mfu is None else f"{each.mfu:.1%}",
     )
 
 
@@ -85,8 +86,8 @@ def _sent(collectives: Iterable[Collective]) -> str:
 
 
 def _gb(count: int | None) -> str:
-    return NOTHING if count is None else f"{count / 1e9:.2f}"
+    return MISSING if count is None else f"{count / 1e9:.2f}"
 
 
 def _number(value: float | None, unit: float) -> str:
-    return NOTHING if value is None else f"{value / unit:.3g}"
+    return MISSING if value is None else f"{value / unit:.3g}"

@@ -11,16 +11,18 @@ from typing import Any
 import gin
 import numpy as np
 
+from elm_jax import moved
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, methods
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.sizes import T5Config
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.planning.networks import find_network
 from elm_jax.records import TaskSpec
-from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, datasets, raw_rows
 from elm_jax.tasks.data_source import Lengths, Source
@@ -29,7 +31,6 @@ from elm_jax.training.batches import MeasuredJob
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.expert_configs import ExpertTrainConfig
 from elm_jax.training.jobs import TrainingJob
-from elm_jax.training.pretraining import Pretraining
 
 PROMPT_SHARE = 0.6  # mean length of prompts, as a share of their feature length: assumed
 ANSWER_SHARE = 0.15  # mean length of answers, which are words rather than texts: assumed
@@ -124,7 +125,7 @@ def read_workloads(
         found.append(_training_workload(bound, plan_options))
     if bound := _read_bindings(evaluate.evaluate):
         found.append(_scoring_workload(bound, plan_options))
-    if bound := _read_bindings(pipeline.run):
+    if bound := _read_bindings(pipeline.run_pipeline):
         found += _pipeline_workloads(bound, plan_options)
     if not found:
         raise UserError(
@@ -137,7 +138,8 @@ def read_workloads(
 def _read_bindings(function: Any) -> dict[str, Any]:
     """Returns what a recipe binds to a function's parameters; {} if it does not."""
     try:
-        return dict(gin.get_bindings(function, resolve_references=True))
+        bindings = dict(gin.get_bindings(function, resolve_references=True))
+        return moved.with_old_parameters(function, bindings) if hasattr(function, "moved") else bindings
     except ValueError:  # gin does not know the function
         return {}
 
@@ -183,6 +185,7 @@ def _draw_lengths(longest: int, share: float, rows: int, seed: int) -> np.ndarra
 
 def _scoring_workload(bound: Mapping[str, Any], plan_options: PlanOptions) -> ScoringWorkload:
     network, assumed = find_network(None, plan_options.size, plan_options.dtype)
+    config: EvaluationConfig = bound.get("config") or EvaluationConfig()
     run, source, lengths = bound.get("run"), Source(), Lengths()
     experts, described = plan_options.experts, None
     if run is not None and experts is None and Workspace.at(run).library.is_dir():
@@ -191,7 +194,7 @@ def _scoring_workload(bound: Mapping[str, Any], plan_options: PlanOptions) -> Sc
         described = library.describe(library.ids()[0]) if experts else None
     if experts is None:
         experts, assumed = DEFAULT_EXPERTS, (*assumed, f"{DEFAULT_EXPERTS} experts in the library")
-    elif experts < 1 and _needs_experts(bound):
+    elif experts < 1 and _needs_experts(config):
         raise UserError(
             f"Expected experts to evaluate, got {experts}. Fix: give the run that has them as MODEL_DIR, or "
             "how many there will be, as --experts 296."
@@ -202,42 +205,39 @@ def _scoring_workload(bound: Mapping[str, Any], plan_options: PlanOptions) -> Sc
         source=source,
         network=network,
         experts=experts,
-        oracle=bool(bound.get("oracle")),
-        calibrated=bound.get("by") == "calibrated",
+        config=config,
         lengths=lengths,
         kind=kind,
         options=options,
         assumed=assumed,
     )
-    return _make_scoring_workload(evaluation, bound, plan_options)
+    return _make_scoring_workload(evaluation, plan_options)
 
 
 def _pipeline_workloads(
     bound: Mapping[str, Any], plan_options: PlanOptions
 ) -> list[TrainingWorkload | ScoringWorkload]:
     """Returns what a recipe of the whole pipeline trains and scores."""
-    source, config = bound.get("source") or Source(), bound.get("config") or TrainConfig()
-    lengths: Lengths = bound.get("lengths") or Lengths()
-    base = bound.get("initial_checkpoint")
+    config: PipelineConfig = bound.get("config") or PipelineConfig()
+    source, lengths, base = config.source, config.lengths or Lengths(), config.initial_checkpoint
     if base is None and plan_options.size is None:  # it is trained from scratch
-        plan_options = replace(plan_options, size=(bound.get("pretraining") or Pretraining()).size)
-    trained_on = replace(source, limit=bound.get("train_rows"))
+        plan_options = replace(plan_options, size=config.pretraining.size)
+    trained_on = replace(source, limit=config.train_rows)
     given = {"tasks": bound["train_tasks"], "initial_checkpoint": base}
-    how = {"source": trained_on, "config": config, "lengths": lengths}
+    how = {"source": trained_on, "config": config.training, "lengths": lengths}
     trained = _training_workload({**given, **how}, plan_options)
     evaluation = _Evaluation(
         specs=task_selection.select_tasks(bound["eval_tasks"], source, evaluation=True),
         source=source,
         network=trained.network,
         experts=len(trained.measured),
-        oracle=True,
-        calibrated=False,
+        config=replace(config.evaluation, oracle=True),
         lengths=lengths,
-        kind=config.expert.kind,
-        options=config.expert.options,
+        kind=config.training.expert.kind,
+        options=config.training.expert.options,
         assumed=trained.assumed,
     )
-    return [trained, _make_scoring_workload(evaluation, bound, plan_options)]
+    return [trained, _make_scoring_workload(evaluation, plan_options)]
 
 
 @dataclass(frozen=True)
@@ -248,22 +248,19 @@ class _Evaluation:
     source: Source
     network: T5Config
     experts: int
-    oracle: bool
-    calibrated: bool
+    config: EvaluationConfig
     lengths: Lengths
     kind: str
     options: Mapping[str, Any]
     assumed: Sequence[str]
 
 
-def _make_scoring_workload(
-    evaluation: _Evaluation, bound: Mapping[str, Any], plan_options: PlanOptions
-) -> ScoringWorkload:
-    texts, lengths = bound.get("methods"), evaluation.lengths
-    selected = methods.parse_all(texts) if texts else methods.default()
-    oracle = evaluation.oracle or any(each.router in methods.HINDSIGHT for each in selected)
+def _make_scoring_workload(evaluation: _Evaluation, plan_options: PlanOptions) -> ScoringWorkload:
+    config, lengths = evaluation.config, evaluation.lengths
+    selected = methods.parse_methods(config.methods) if config.methods else methods.default_methods()
+    oracle = config.oracle or any(each.router in methods.HINDSIGHT_ROUTERS for each in selected)
     # With an oracle every expert is scored, so that a router's choice is scored too, but no merge is.
-    others = [each for each in selected if each.router not in ("base", *methods.HINDSIGHT)]
+    others = [each for each in selected if each.router not in ("base", *methods.HINDSIGHT_ROUTERS)]
     own = [each for each in others if each.merge or each.router == "multitask" or each.level == "token"]
     scorers = 1 + (len(own) + evaluation.experts if oracle else len(others))
     modes = ["full" if evaluation.kind == "full" else "stack"]
@@ -273,14 +270,14 @@ def _make_scoring_workload(
         tasks=len(evaluation.specs),
         rows=sum(_count_rows(spec, evaluation.source, plan_options) for spec in evaluation.specs),
         experts=evaluation.experts,
-        scorers=scorers * (2 if evaluation.calibrated else 1),
+        scorers=scorers * (2 if config.normalization == "calibrated" else 1),
         modes=tuple(modes),
         network=evaluation.network,
-        batch_tokens=bound.get("batch_tokens") or BATCH_TOKENS,
+        batch_tokens=config.batch_tokens,
         lengths=lengths,
         prompt=round(PROMPT_SHARE * lengths.prompt),
         nodes=max(1, round(ANSWER_SHARE * lengths.answer)),
-        queries=bound.get("queries") or 32,
+        queries=config.queries,
         generates=any(spec.metric != "accuracy" for spec in evaluation.specs),
         kind=evaluation.kind,
         options=evaluation.options,
@@ -288,8 +285,8 @@ def _make_scoring_workload(
     )
 
 
-def _needs_experts(bound: Mapping[str, Any]) -> bool:
-    selected = methods.parse_all(bound.get("methods") or ())
+def _needs_experts(config: EvaluationConfig) -> bool:
+    selected = methods.parse_methods(config.methods or ())
     return not selected or any(each.router != "base" for each in selected)
 
 

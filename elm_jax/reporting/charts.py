@@ -1,22 +1,23 @@
 """Charts: the numbers of a report turned into positions and plain lists, ready to be drawn by the page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from elm_jax.records import Report
-from elm_jax.reporting import layout, tables
+from elm_jax.reporting import table_layout, tables
+from elm_jax.reporting.formatting import format_percent, format_points
+from elm_jax.reporting.records import DatasetResult, MethodMean, PromptResult, Report
 
 FOREST_WIDTH = 300.0
 SPREAD_WIDTH = 236.0
 NO_FAMILY = "no family"
-COMPARED = ("difference", "low", "p", "p_holm", "better_a", "p_mcnemar_holm")
+SORT_FIELDS = ("difference", "low", "p", "p_holm", "better_a", "p_mcnemar_holm")
 """What each column of the comparisons is sorted by."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """A linear scale from values to horizontal positions, with a margin at both ends."""
 
     low: float
@@ -36,10 +37,10 @@ class Axis:
         return round(self.margin + inside * (self.width - 2 * self.margin), 2)
 
 
-def axis_over(values: Iterable[float], width: float) -> Axis:
+def fit_axis(values: Iterable[float], width: float) -> ChartAxis:
     """Returns an axis over all values, ending at round numbers, with three to seven ticks.
 
-    >>> [round(tick, 2) for tick in axis_over([-0.021, 0.173], 100.0).ticks]
+    >>> [round(tick, 2) for tick in fit_axis([-0.021, 0.173], 100.0).ticks]
     [-0.05, 0.0, 0.05, 0.1, 0.15, 0.2]
     """
     found = list(values)
@@ -47,28 +48,28 @@ def axis_over(values: Iterable[float], width: float) -> Axis:
     reach = max(high - low, 0.01)
     step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach / s <= 5)
     start, end = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
-    return Axis(start, end if end > start else start + step, step, width)
+    return ChartAxis(start, end if end > start else start + step, step, width)
 
 
-def forest(report: Report) -> dict[str, Any]:
+def forest_plot(report: Report) -> dict[str, Any]:
     """Returns the comparisons as intervals on one axis with zero in it; empty without comparisons."""
     if not report.comparisons:
         return {}
-    ends = [row[end] for row in report.comparisons for end in ("low", "high", "difference")]
-    axis = axis_over([*ends, 0.0], FOREST_WIDTH)
-    in_order = sorted(report.comparisons, key=lambda row: list(layout.BLOCKS).index(row["labels"]))
+    ends = [getattr(row, end) for row in report.comparisons for end in ("low", "high", "difference")]
+    axis = fit_axis([*ends, 0.0], FOREST_WIDTH)
+    in_order = sorted(report.comparisons, key=lambda row: list(table_layout.LABEL_BLOCKS).index(row.labels))
     lines = [
         {
-            "a": row["a"],
-            "b": row["b"],
-            "mark": tables.MARKS[row["labels"]],
-            "at": axis.at(row["difference"]),
-            "from": axis.at(row["low"]),
-            "to": axis.at(row["high"]),
-            "sure": row["p_holm"] < 0.05,
+            "a": row.a,
+            "b": row.b,
+            "mark": tables.LABEL_MARKS[row.labels],
+            "at": axis.at(row.difference),
+            "from": axis.at(row.low),
+            "to": axis.at(row.high),
+            "sure": row.p_holm < 0.05,
             "cells": list(
                 zip(
-                    [row[name] for name in COMPARED],
+                    [getattr(row, name) for name in SORT_FIELDS],
                     tables.comparison_cells(row),
                     strict=True,
                 )
@@ -76,7 +77,7 @@ def forest(report: Report) -> dict[str, Any]:
         }
         for row in in_order
     ]
-    ticks = [(axis.at(tick), tables.points(tick)) for tick in axis.ticks]
+    ticks = [(axis.at(tick), format_points(tick)) for tick in axis.ticks]
     return {
         "lines": lines,
         "ticks": ticks,
@@ -86,53 +87,55 @@ def forest(report: Report) -> dict[str, Any]:
     }
 
 
-def spreads(report: Report) -> list[dict[str, Any]]:
+def spread_plots(report: Report) -> list[dict[str, Any]]:
     """Returns, for each dataset, every method's prompts as points, its mean, and the chance level.
 
     All datasets share one axis, so that distances can be compared between them.
     """
     if not report.rows:
         return []
-    shares = [row[key] for row in report.rows for key in ("accuracy", "chance")]
-    axis = axis_over(shares, SPREAD_WIDTH)
+    shares = [share for row in report.rows for share in (row.accuracy, row.chance)]
+    axis = fit_axis(shares, SPREAD_WIDTH)
     levels = tables.chance_levels(report)
     means = tables.by_method_and_task(report)
-    by_cell: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    by_cell: dict[tuple[str, str], list[PromptResult]] = {}
     for row in report.rows:
-        by_cell.setdefault((row["task"], row["method"]), []).append(row)
+        by_cell.setdefault((row.task, row.method), []).append(row)
     return [
         {
             "task": column.name,
-            "prompts": len(by_cell[column.task, report.means[0]["method"]]),
+            "prompts": len(by_cell[column.task, report.means[0].method]),
             "chance": axis.at(levels[column.task]),
             "ticks": [(axis.at(tick), f"{100 * tick:.0f}") for tick in axis.ticks],
             "width": axis.width,
             "lines": [
-                _strip(mean, axis, means[mean["method"], column.task], by_cell[column.task, mean["method"]])
+                _strip(mean, axis, means[mean.method, column.task], by_cell[column.task, mean.method])
                 for mean in report.means
             ],
         }
-        for column in tables.columns(report)
+        for column in tables.report_columns(report)
     ]
 
 
 def _strip(
-    mean: Mapping[str, Any], axis: Axis, over_prompts: Mapping[str, Any], prompts: list[Mapping[str, Any]]
+    mean: MethodMean,
+    axis: ChartAxis,
+    over_prompts: DatasetResult,
+    prompts: list[PromptResult],
 ) -> dict[str, Any]:
-    lowest, highest = over_prompts["lowest"], over_prompts["highest"]
+    lowest, highest = over_prompts.lowest, over_prompts.highest
     return {
-        "method": mean["method"],
-        "aside": mean["labels"] != "none" or over_prompts["seen"],
-        "mark": (tables.HINDSIGHT if mean["labels"] == "hindsight" else "")
-        + (tables.SEEN if over_prompts["seen"] else ""),
-        "mean": axis.at(over_prompts["accuracy"]),
-        "mean_text": tables.percent(over_prompts["accuracy"]),
-        "reach_text": f"{tables.percent(lowest)} to {tables.percent(highest)}",
+        "method": mean.method,
+        "aside": mean.labels != "none" or over_prompts.seen,
+        "mark": (tables.HINDSIGHT_MARK if mean.labels == "hindsight" else "")
+        + (tables.SEEN_MARK if over_prompts.seen else ""),
+        "mean": axis.at(over_prompts.accuracy),
+        "mean_text": format_percent(over_prompts.accuracy),
+        "reach_text": f"{format_percent(lowest)} to {format_percent(highest)}",
         "from": axis.at(lowest),
         "to": axis.at(highest),
         "points": [
-            (axis.at(row["accuracy"]), f"{row['prompt']}: {tables.percent(row['accuracy'])}")
-            for row in prompts
+            (axis.at(row.accuracy), f"{row.prompt}: {format_percent(row.accuracy)}") for row in prompts
         ],
     }
 
@@ -145,15 +148,15 @@ def heat_map(report: Report) -> dict[str, Any]:
     """
     if not report.matrix:
         return {}
-    family = {row["expert"]: row["family"] or NO_FAMILY for row in report.matrix}
+    family = {row.expert: row.family or NO_FAMILY for row in report.matrix}
     experts = sorted(family, key=lambda name: (family[name] == NO_FAMILY, family[name], name))
     prompts: dict[str, list[str]] = {}
     rows: dict[tuple[str, str], int] = {}
     for row in report.matrix:
-        if (row["task"], row["prompt"]) not in rows:
-            prompts.setdefault(row["task"], []).append(row["prompt"])
-        rows[row["task"], row["prompt"]] = row["n"]
-    tasks = layout.columns(prompts)
+        if (row.task, row.prompt) not in rows:
+            prompts.setdefault(row.task, []).append(row.prompt)
+        rows[row.task, row.prompt] = row.n
+    tasks = table_layout.task_columns(prompts)
     keys = [(column.task, prompt) for column in tasks for prompt in prompts[column.task]]
     numbers = {key: number for number, key in enumerate(keys)}
     places = {expert: number for number, expert in enumerate(experts)}
@@ -162,13 +165,13 @@ def heat_map(report: Report) -> dict[str, Any]:
     }
     seen = []
     for row in report.matrix:
-        at = places[row["expert"]], numbers[row["task"], row["prompt"]]
+        at = places[row.expert], numbers[row.task, row.prompt]
         for name, table in values.items():
-            table[at[0]][at[1]] = round(10 * float(tables.percent(row[name])))
-        if row["seen"]:
+            table[at[0]][at[1]] = round(10 * float(format_percent(getattr(row, name))))
+        if row.seen:
             seen.append(at)
-    said = _choices(report)
-    firsts = {(row["expert"], row["task"], row["prompt"]) for row in report.selections}
+    notes = _router_notes(report)
+    firsts = {(row.expert, row.task, row.prompt) for row in report.selections}
     return {
         "tasks": [{"name": column.name, "prompts": prompts[column.task]} for column in tasks],
         "rows": [rows[key] for key in keys],
@@ -177,18 +180,18 @@ def heat_map(report: Report) -> dict[str, Any]:
         "seen": seen,
         "chosen": [
             (places[expert], numbers[task, prompt], int((expert, task, prompt) in firsts), "; ".join(texts))
-            for (task, prompt, expert), texts in said.items()
+            for (task, prompt, expert), texts in notes.items()
             if expert in places and (task, prompt) in numbers
         ],
     }
 
 
-def _choices(report: Report) -> dict[tuple[str, str, str], list[str]]:
+def _router_notes(report: Report) -> dict[tuple[str, str, str], list[str]]:
     """Returns (task, prompt, expert) -> what the routers that chose it say."""
-    said: dict[tuple[str, str, str], list[str]] = {}
+    notes: dict[tuple[str, str, str], list[str]] = {}
     for row in report.selections:
-        for name in row["weights"]:
-            votes = row["voters"].get(name, 0)
-            text = f"{row['router']}: {votes} of {row['queries']} votes" if row["voters"] else row["router"]
-            said.setdefault((row["task"], row["prompt"], name), []).append(text)
-    return said
+        for name in row.weights:
+            votes = row.voters.get(name, 0)
+            text = f"{row.router}: {votes} of {row.queries} votes" if row.voters else row.router
+            notes.setdefault((row.task, row.prompt, name), []).append(text)
+    return notes

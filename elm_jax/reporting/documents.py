@@ -6,24 +6,24 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from elm_jax.records import Report
 from elm_jax.reporting import tables
+from elm_jax.reporting.records import Report
 
 
-def markdown(report: Report) -> str:
+def render_markdown(report: Report) -> str:
     """Returns the report as one Markdown document."""
     parts = ["# Report\n"]
     note = report.environment.get("note")
     parts += [f"{_cell(note)}\n"] if isinstance(note, str) else []
     others = (tables.generated_table, tables.comparisons_table, tables.selections_table)
     made = [*([tables.methods_table(report)] if report.means else []), *(of(report) for of in others)]
-    parts += [to_markdown(table) for table in made if table.rows]
-    environment = tuple((name, value) for name, value in flat(report.environment) if name != "note")
-    parts.append(to_markdown(tables.Table("Environment", ("what", "value"), environment)))
+    parts += [table_to_markdown(table) for table in made if table.rows]
+    environment = tuple((name, value) for name, value in flatten_values(report.environment) if name != "note")
+    parts.append(table_to_markdown(tables.Table("Environment", ("what", "value"), environment)))
     return "\n".join(parts)
 
 
-def to_markdown(table: tables.Table) -> str:
+def table_to_markdown(table: tables.Table) -> str:
     """Returns a table as Markdown; the bar between cells, line breaks and markup in names stay text."""
     numeric = {
         column
@@ -38,18 +38,18 @@ def to_markdown(table: tables.Table) -> str:
     return "\n".join([*lines, *(["", table.caption] if table.caption else []), ""])
 
 
-def csv_rows(report: Report) -> str:
+def render_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt, in full precision; fractions, not percent."""
-    labels = {row["method"]: row["labels"] for row in report.methods}
+    labels = {row.method: row.labels for row in report.methods}
     names = ("method", "task", "prompt", "n", "accuracy", "low", "high", "chance", "seen", "labels")
-    rows = ({**row, "seen": int(row["seen"]), "labels": labels[row["method"]]} for row in report.rows)
+    rows = ({**vars(row), "seen": int(row.seen), "labels": labels[row.method]} for row in report.rows)
     return _csv(names, rows)
 
 
-def csv_generated(report: Report) -> str:
+def render_generated_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt answered in free text; percent."""
     names = ("method", "task", "prompt", "n", "measure", "value", "low", "high", "seen")
-    return _csv(names, ({**row, "seen": int(row["seen"])} for row in report.generated))
+    return _csv(names, ({**vars(row), "seen": int(row.seen)} for row in report.generated))
 
 
 def _csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -60,10 +60,14 @@ def _csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+def flatten_values(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Returns nested values as (dotted name, text), in order."""
     if isinstance(value, Mapping):
-        return [pair for key, v in value.items() for pair in flat(v, f"{name}.{key}" if name else str(key))]
+        return [
+            pair
+            for key, v in value.items()
+            for pair in flatten_values(v, f"{name}.{key}" if name else str(key))
+        ]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [(name, ", ".join(map(str, value)))]
     return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]

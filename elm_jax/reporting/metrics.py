@@ -18,7 +18,7 @@ from elm_jax.errors import UserError
 from elm_jax.names import split_id
 from elm_jax.records import TaskScores
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 """The confidence of every interval."""
 
 
@@ -33,7 +33,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Count:
+class CorrectCount:
     """How many rows of a task a method got right, where the rows themselves are not at hand."""
 
     task: str
@@ -44,7 +44,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Spread:
+class PromptSpread:
     """How far the prompts of one dataset lie apart."""
 
     prompts: int
@@ -54,7 +54,7 @@ class Spread:
     deviation: float  # standard deviation over prompts; 0 for a single one
 
 
-def hits(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
+def correct_rows(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
     """Returns which rows are right, after checking that the scores are whole.
 
     Scores of the choices may be missing altogether, as where only what was right is kept of a run.
@@ -62,15 +62,15 @@ def hits(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
     Raises:
       UserError: no rows, columns of different lengths, a row twice, a label or prediction that is no choice.
     """
-    name = f"Task {scores.task!r} as scored by {scores.method!r}"
+    name = f"the scores of {scores.task!r} by {scores.method!r}"
     n = len(scores.row_ids)
     if n == 0:
-        raise UserError(f"{name} has no rows; an accuracy wants one at least.")
+        raise UserError(f"Expected rows in {name}, got none.")
     lengths = {len(scores.scores or scores.labels), len(scores.predictions), len(scores.labels)}
     if lengths != {n}:
-        raise UserError(f"{name} names {n} rows, but has {sorted(lengths)} scores, predictions or labels.")
+        raise UserError(f"Expected {n} of each column in {name}, got {sorted(lengths)}.")
     if len(set(scores.row_ids)) != n:
-        raise UserError(f"{name} holds {n - len(set(scores.row_ids))} rows more than once; score it again.")
+        raise UserError(f"Expected each row once in {name}, got {n - len(set(scores.row_ids))} again.")
     predictions, labels = np.asarray(scores.predictions), np.asarray(scores.labels)
     if not scores.scores:
         return predictions == labels
@@ -80,17 +80,18 @@ def hits(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
         if wrong.any():
             row = int(wrong.argmax())
             raise UserError(
-                f"{name}: row {scores.row_ids[row]!r} has {what} {index[row]}, but {choices[row]} choices."
+                f"Expected a {what} among {choices[row]} choices in {name}, got {index[row]} in row "
+                f"{scores.row_ids[row]!r}."
             )
     return predictions == labels
 
 
-def wilson(share: float, n: float | int, *, level: float = LEVEL) -> tuple[float, float]:
+def wilson_interval(share: float, n: float | int, *, level: float = CONFIDENCE) -> tuple[float, float]:
     """Returns Wilson's interval for a share seen in n independent rows (Wilson 1927).
 
     It stays inside [0, 1] and keeps its width at shares of 0 and 1. With level 0.95 and 8 right of 10:
 
-    >>> tuple(round(end, 3) for end in wilson(0.8, 10))
+    >>> tuple(round(end, 3) for end in wilson_interval(0.8, 10))
     (0.49, 0.943)
     """
     z2_n = NormalDist().inv_cdf(0.5 + level / 2) ** 2 / n
@@ -99,25 +100,25 @@ def wilson(share: float, n: float | int, *, level: float = LEVEL) -> tuple[float
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def count(scores: TaskScores) -> Count:
+def count_correct(scores: TaskScores) -> CorrectCount:
     """Returns how many rows are right; raises what `hits` raises."""
-    right = hits(scores)
-    return Count(scores.task, scores.method, len(right), int(right.sum()), scores.seen)
+    right = correct_rows(scores)
+    return CorrectCount(scores.task, scores.method, len(right), int(right.sum()), scores.seen)
 
 
-def accuracy(scores: TaskScores | Count) -> Accuracy:
+def accuracy(scores: TaskScores | CorrectCount) -> Accuracy:
     """Returns one task's share of right rows with its Wilson interval."""
-    counted = scores if isinstance(scores, Count) else count(scores)
+    counted = scores if isinstance(scores, CorrectCount) else count_correct(scores)
     share = counted.right / counted.n
-    return Accuracy(counted.n, share, *wilson(share, counted.n))
+    return Accuracy(counted.n, share, *wilson_interval(share, counted.n))
 
 
-Of = TypeVar("Of", TaskScores, Count)
+Scored = TypeVar("Scored", TaskScores, CorrectCount)
 
 
-def by_dataset(scores: Sequence[Of]) -> dict[str, list[Of]]:
+def by_dataset(scores: Sequence[Scored]) -> dict[str, list[Scored]]:
     """Groups one method's scores by dataset, in order of first appearance."""
-    found: dict[str, list[Of]] = {}
+    found: dict[str, list[Scored]] = {}
     for task in scores:
         found.setdefault(split_id(task.task)[0], []).append(task)
     return found
@@ -128,7 +129,7 @@ def macro_mean(scores: Sequence[TaskScores]) -> Accuracy:
     return _mean(scores, lambda prompts, datasets, _: 1 / (prompts * datasets))
 
 
-def macro_share(counts: Sequence[Count]) -> float:
+def macro_accuracy(counts: Sequence[CorrectCount]) -> float:
     """Returns the macro mean alone, of one task or more."""
     datasets = by_dataset(counts).values()
     of_each = (fmean(prompt.right / prompt.n for prompt in prompts) for prompts in datasets)
@@ -151,14 +152,14 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
     """
     datasets = by_dataset(scores)
     if not datasets:
-        raise UserError("A mean over tasks wants one task at least, but none came.")
+        raise UserError("Expected a task to average over, got none.")
     mean, variance, rows, outcomes = 0.0, 0.0, 0, 0
     for prompts in datasets.values():
         ids = {row: index for index, row in enumerate(dict.fromkeys(r for p in prompts for r in p.row_ids))}
         influence = np.zeros(len(ids))
         weight = weigh(len(prompts), len(datasets), len(scores))
         for prompt in prompts:
-            right = hits(prompt)
+            right = correct_rows(prompt)
             share = float(right.mean())
             influence[[ids[row] for row in prompt.row_ids]] += weight * (right - share) / right.size
             mean += weight * share
@@ -169,19 +170,21 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
     # Without any variance (all right, all wrong) only the number of rows says how much was seen.
     independent = mean * (1 - mean)
     effective = min(outcomes, independent / variance) if variance else (outcomes if independent else rows)
-    return Accuracy(rows, mean, *wilson(mean, effective))
+    return Accuracy(rows, mean, *wilson_interval(mean, effective))
 
 
-def chance(scores: TaskScores) -> float:
+def chance_accuracy(scores: TaskScores) -> float:
     """Returns the accuracy of guessing: the mean over rows of 1 / number of choices."""
-    hits(scores)
+    correct_rows(scores)
     return float(np.mean([1 / len(choices) for choices in scores.scores]))
 
 
-def spread(scores: Sequence[TaskScores]) -> Spread:
+def prompt_spread(scores: Sequence[TaskScores]) -> PromptSpread:
     """Returns how far the accuracies of one dataset's prompts lie apart."""
     if not scores:
-        raise UserError("A spread over prompts wants one prompt at least, but none came.")
-    shares = np.array([hits(task).mean() for task in scores])
+        raise UserError("Expected a prompt to average over, got none.")
+    shares = np.array([correct_rows(task).mean() for task in scores])
     deviation = float(shares.std(ddof=1)) if len(shares) > 1 else 0.0
-    return Spread(len(shares), float(shares.min()), float(np.median(shares)), float(shares.max()), deviation)
+    return PromptSpread(
+        len(shares), float(shares.min()), float(np.median(shares)), float(shares.max()), deviation
+    )

@@ -37,7 +37,7 @@ PRINTED_OTHERWISE = "RoE-3B’s mean is printed as 53.48, but its cells average 
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """One model's published accuracies, as fractions."""
 
     model: str
@@ -45,7 +45,7 @@ class Published:
     macro: float | None  # the mean of the cells; None where the table has columns that were not published
 
 
-def rows(tasks: Sequence[str]) -> list[Published]:
+def published_rows(tasks: Sequence[str]) -> list[PublishedModel]:
     """Returns what was published on some of these datasets; nothing where none is the paper's."""
     shared = [task for task in tasks if task in TASKS]
     if not shared:
@@ -54,11 +54,11 @@ def rows(tasks: Sequence[str]) -> list[Published]:
     for model, figures in FIGURES.items():
         cells = {task: figures[TASKS.index(task)] / 100 for task in shared}
         whole = len(shared) == len(tasks)
-        found.append(Published(model, cells, sum(cells.values()) / len(cells) if whole else None))
+        found.append(PublishedModel(model, cells, sum(cells.values()) / len(cells) if whole else None))
     return found
 
 
-def note(tasks: Sequence[str]) -> str:
+def published_note(tasks: Sequence[str]) -> str:
     """Returns what must be said where published rows are shown."""
     odd = f" {PRINTED_OTHERWISE}." if set(TASKS) <= set(tasks) else ""
     return (

@@ -18,7 +18,7 @@ from elm_jax.records import TaskScores
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Macro mean of a minus that of b, as a fraction, with its 95 % interval and two-sided p."""
 
     a: str
@@ -30,7 +30,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class McNemar:
+class McNemarResult:
     """Rows right under more prompts with one of two methods than the other, and the exact two-sided p."""
 
     better_a: int
@@ -39,7 +39,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class GapShare:
+class GapClosed:
     """How much of the way from a baseline to an oracle a method goes, with a 95 % interval if it has one."""
 
     share: float
@@ -49,7 +49,7 @@ class GapShare:
 
 def paired_difference(
     a: Sequence[TaskScores], b: Sequence[TaskScores], *, samples: int = 2000, seed: int = 0
-) -> Difference:
+) -> PairedDifference:
     """Compares two methods' macro means on the same tasks and rows by a paired, clustered bootstrap.
 
     Every sample draws each dataset's rows anew, with replacement, a row bringing its outcomes under all
@@ -65,7 +65,7 @@ def paired_difference(
     below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
     share = (min(below, above) + 1) / (samples + 1)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Difference(
+    return PairedDifference(
         a=a[0].method,
         b=b[0].method,
         difference=float(observed[0]),
@@ -75,14 +75,14 @@ def paired_difference(
     )
 
 
-def gap_share(
+def gap_closed(
     method: Sequence[TaskScores],
     baseline: Sequence[TaskScores],
     oracle: Sequence[TaskScores],
     *,
     samples: int = 2000,
     seed: int = 0,
-) -> GapShare | None:
+) -> GapClosed | None:
     """Returns which share of the gap between the macro means of baseline and oracle a method closes.
 
     The interval is of the same clustered bootstrap, which draws the rows of all three alike. There is none
@@ -95,12 +95,12 @@ def gap_share(
         return None
     gaps = wholes > 1e-12  # a sample without a gap says nothing about the share
     if gaps.mean() < 0.975:
-        return GapShare(float(own / whole), None, None)
+        return GapClosed(float(own / whole), None, None)
     low, high = np.quantile(owns[gaps] / wholes[gaps], [0.025, 0.975])
-    return GapShare(float(own / whole), float(low), float(high))
+    return GapClosed(float(own / whole), float(low), float(high))
 
 
-def mcnemar(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemar:
+def mcnemar_test(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemarResult:
     """Compares two methods by McNemar's exact test: a coin thrown for each row on which they differ.
 
     A row counts once, for the method that gets it right under more of its prompts; where both do under
@@ -119,18 +119,18 @@ def mcnemar(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemar:
     better_a = sum(total > 0 for total in totals.values())
     better_b = sum(total < 0 for total in totals.values())
     p = binomtest(better_a, better_a + better_b).pvalue if better_a + better_b else 1.0
-    return McNemar(better_a, better_b, max(float(p), sys.float_info.min))
+    return McNemarResult(better_a, better_b, max(float(p), sys.float_info.min))
 
 
-def holm(ps: Iterable[float]) -> tuple[float, ...]:
+def holm_correction(ps: Iterable[float]) -> tuple[float, ...]:
     """Returns p values corrected for their number (Holm 1979), in the order they came.
 
-    >>> holm([0.01, 0.04, 0.03])
+    >>> holm_correction([0.01, 0.04, 0.03])
     (0.03, 0.06, 0.06)
     """
     given = list(ps)
     if not all(0 <= p <= 1 for p in given):
-        raise UserError(f"A p value lies between 0 and 1, but {given} came.")
+        raise UserError(f"Expected p values between 0 and 1, got {given}.")
     corrected, so_far = [0.0] * len(given), 0.0
     for rank, index in enumerate(sorted(range(len(given)), key=given.__getitem__)):
         so_far = max(so_far, min(1.0, (len(given) - rank) * given[index]))
@@ -141,20 +141,20 @@ def holm(ps: Iterable[float]) -> tuple[float, ...]:
 def _paired(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> dict[str, dict[str, int]]:
     """Returns task -> row id -> right under a minus right under b; refuses sides that do not match."""
     if not a or not b:
-        raise UserError("A paired comparison wants scores on both sides, but one side is empty.")
+        raise UserError("Expected scores of both methods, got none of one.")
     name_a, name_b = repr(a[0].method), repr(b[0].method)
     sides = []
     for side in (a, b):
         tasks = {scores.task: scores for scores in side}
         if len(tasks) != len(side):
-            raise UserError(f"{side[0].method!r} has scores of a task twice; a comparison wants each once.")
+            raise UserError(f"Expected each task once, got one twice by {side[0].method!r}.")
         sides.append(tasks)
     of_a, of_b = sides
     for task in sorted(of_a.keys() ^ of_b.keys()):
         only = name_a if task in of_a else name_b
         raise UserError(
-            f"{name_a} and {name_b} can be compared on the same tasks only, but {task!r} was scored for "
-            f"{only} alone. Score it for both, or leave it out of both."
+            f"Expected {name_a} and {name_b} on the same tasks, got {task!r} by {only} alone. Fix: score it "
+            "for both, or leave it out of both."
         )
     return {task: _row_differences(of_a[task], of_b[task]) for task in of_a}
 
@@ -165,26 +165,27 @@ def _row_differences(a: TaskScores, b: TaskScores) -> dict[str, int]:
         distinct = len(set(side.row_ids))
         if not distinct or {len(side.row_ids), len(side.predictions), len(side.labels)} != {distinct}:
             raise UserError(
-                f"Task {side.task!r} as scored by {side.method!r} should hold rows, each once and with a "
-                f"prediction and a label, but {len(side.row_ids)} row ids ({distinct} distinct), "
-                f"{len(side.predictions)} predictions and {len(side.labels)} labels came."
+                f"Expected each row of {side.task!r} by {side.method!r} once with a prediction and a label, "
+                f"got {len(side.row_ids)} row ids ({distinct} distinct), {len(side.predictions)} predictions "
+                f"and {len(side.labels)} labels."
             )
         columns = zip(side.row_ids, side.predictions, side.labels, strict=True)
         sides.append({row: (prediction == label, label) for row, prediction, label in columns})
     of_a, of_b = sides
-    where = f"{a.method!r} and {b.method!r} can be compared on the same rows only, but in task {a.task!r}"
+    expected = f"Expected {a.method!r} and {b.method!r} on the same rows of {a.task!r}"
     unmatched = of_a.keys() ^ of_b.keys()
     if unmatched:
         first = min(unmatched)
         only = a.method if first in of_a else b.method
         raise UserError(
-            f"{where} row {first!r} was scored for {only!r} alone ({len(unmatched)} such rows). "
-            "Score both on the same rows."
+            f"{expected}, got row {first!r} by {only!r} alone ({len(unmatched)} such rows). Fix: score "
+            "both on the same rows."
         )
     for row, (_, label) in of_a.items():
         if label != of_b[row][1]:
             raise UserError(
-                f"{where} row {row!r} has label {label} on one side, {of_b[row][1]} on the other."
+                f"{expected}, got labels {label} and {of_b[row][1]} in row {row!r}. Fix: score both on the "
+                "same data."
             )
     return {row: int(right) - int(of_b[row][0]) for row, (right, _) in of_a.items()}
 
@@ -197,7 +198,7 @@ def _bootstrap(
     Each side maps task -> row -> difference, all over the same rows, which are drawn alike for all sides.
     """
     if samples < 1:
-        raise UserError(f"A bootstrap wants one sample at least, but {samples} came.")
+        raise UserError(f"Expected at least one bootstrap sample, got {samples}.")
     datasets: dict[str, list[str]] = {}
     for task in sides[0]:
         datasets.setdefault(split_id(task)[0], []).append(task)

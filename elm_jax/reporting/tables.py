@@ -3,17 +3,22 @@
 Accuracies are percentages with one decimal; differences are percentage points.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from elm_jax.records import Report
-from elm_jax.reporting import layout, published
+from elm_jax.reporting import published, table_layout
+from elm_jax.reporting.formatting import (
+    MISSING,
+    format_interval,
+    format_p_value,
+    format_percent,
+    format_points,
+)
+from elm_jax.reporting.records import ChosenExperts, Comparison, DatasetResult, GeneratedResult, Report
 
-NOTHING = "–"
-SEEN = " ‡"
-HINDSIGHT = " †"
-MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT}
+SEEN_MARK = " ‡"
+HINDSIGHT_MARK = " †"
+LABEL_MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT_MARK}
 """What follows the name of a method, or of two that are compared, by the labels they saw."""
 
 
@@ -27,89 +32,52 @@ class Table:
     caption: str = ""
 
 
-def percent(share: float | None) -> str:
-    """Returns a fraction as a percentage with one decimal; a dash for none.
-
-    >>> percent(0.6125)
-    '61.3'
-    """
-    return NOTHING if share is None else f"{_half_up(100 * share):.1f}"
-
-
-def points(difference: float) -> str:
-    """Returns a difference of fractions as signed percentage points.
-
-    >>> points(-0.041), points(0.0)
-    ('-4.1', '0.0')
-    """
-    rounded = _half_up(100 * difference)
-    return f"{rounded:+.1f}" if rounded else "0.0"
-
-
-def interval(low: float | None, high: float | None, *, show: Callable[[float], str] = percent) -> str:
-    """Returns an interval in brackets, in percent or, with `show=points`, in points; nothing for none.
-
-    >>> interval(0.58, 0.643)
-    '[58.0, 64.3]'
-    """
-    return "" if low is None or high is None else f"[{show(low)}, {show(high)}]"
-
-
-def p_value(p: float) -> str:
-    """Returns a p value with three decimals, or that it is smaller than they can say.
-
-    >>> p_value(0.0423), p_value(0.0002)
-    ('0.042', '< 0.001')
-    """
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def columns(report: Report) -> list[layout.Column]:
+def report_columns(report: Report) -> list[table_layout.TaskColumn]:
     """Returns the datasets of a report as columns, in the paper's order where they are the paper's."""
-    return layout.columns(row["task"] for row in report.tasks)
+    return table_layout.task_columns(row.task for row in report.tasks)
 
 
-def by_method_and_task(report: Report) -> dict[tuple[str, str], Mapping[str, Any]]:
+def by_method_and_task(report: Report) -> dict[tuple[str, str], DatasetResult]:
     """Returns the summary over prompts of each (method, dataset)."""
-    return {(row["method"], row["task"]): row for row in report.tasks}
+    return {(row.method, row.task): row for row in report.tasks}
 
 
 def chance_levels(report: Report) -> dict[str, float]:
     """Returns each dataset's accuracy of guessing."""
-    return {row["task"]: row["chance"] for row in report.tasks}
+    return {row.task: row.chance for row in report.tasks}
 
 
 def chance_means(report: Report) -> tuple[float, float]:
     """Returns the macro and the micro mean of guessing."""
     over_tasks = chance_levels(report).values()
-    over_prompts = [row["chance"] for row in report.rows if row["method"] == report.rows[0]["method"]]
+    over_prompts = [row.chance for row in report.rows if row.method == report.rows[0].method]
     return sum(over_tasks) / len(over_tasks), sum(over_prompts) / len(over_prompts)
 
 
 def best_of(values: Mapping[str, float | None], report: Report) -> set[str]:
     """Returns the methods with the highest value among those that saw no labels; ties are all best."""
-    fair = {mean["method"] for mean in report.means if mean["labels"] == "none"}
-    rounded = {m: percent(value) for m, value in values.items() if m in fair and value is not None}
+    fair = {mean.method for mean in report.means if mean.labels == "none"}
+    rounded = {m: format_percent(value) for m, value in values.items() if m in fair and value is not None}
     top = max((float(value) for value in rounded.values()), default=0.0)
     return {method for method, value in rounded.items() if float(value) == top}
 
 
 def best_mean(report: Report, mean: str) -> set[str]:
     """Returns the methods that are best by a mean, of those whose mean is over the most datasets."""
-    least = min((len(row["left_out"]) for row in report.means if row["labels"] == "none"), default=0)
-    values = {row["method"]: row[mean] for row in report.means if len(row["left_out"]) == least}
+    least = min((len(row.left_out) for row in report.means if row.labels == "none"), default=0)
+    values = {row.method: getattr(row, mean) for row in report.means if len(row.left_out) == least}
     return best_of(values, report)
 
 
 def best_cell(report: Report, task: str) -> set[str]:
     """Returns the methods that are best on a dataset, of those that never saw it."""
-    cells = {row["method"]: row for row in report.tasks if row["task"] == task}
-    return best_of({m: None if row["seen"] else row["accuracy"] for m, row in cells.items()}, report)
+    cells = {row.method: row for row in report.tasks if row.task == task}
+    return best_of({m: None if row.seen else row.accuracy for m, row in cells.items()}, report)
 
 
 def methods_table(report: Report) -> Table:
     """Returns methods by datasets, block by block, with both means; below them what was published."""
-    tasks = columns(report)
+    tasks = report_columns(report)
     cells = by_method_and_task(report)
     rows: list[tuple[str, ...]] = []
     wide = len(tasks) + 3
@@ -117,28 +85,30 @@ def methods_table(report: Report) -> Table:
     def block(title: str) -> None:
         rows.append((f"{title}:", *[""] * (wide - 1)))
 
-    labels = [mean["labels"] for mean in report.means]
+    labels = [mean.labels for mean in report.means]
     for mean, before in zip(report.means, ["none", *labels], strict=False):
-        if mean["labels"] != before:
-            block(layout.BLOCKS[mean["labels"]].partition(":")[0])
-        own = [cells[mean["method"], column.task] for column in tasks]
+        if mean.labels != before:
+            block(table_layout.LABEL_BLOCKS[mean.labels].partition(":")[0])
+        own = [cells[mean.method, column.task] for column in tasks]
         rows.append(
             (
-                mean["method"] + (HINDSIGHT if mean["labels"] == "hindsight" else ""),
-                *(percent(cell["accuracy"]) + (SEEN if cell["seen"] else "") for cell in own),
-                f"{percent(mean['macro'])} {interval(mean['low'], mean['high'])}".strip(),
-                percent(mean["micro"]),
+                mean.method + (HINDSIGHT_MARK if mean.labels == "hindsight" else ""),
+                *(format_percent(cell.accuracy) + (SEEN_MARK if cell.seen else "") for cell in own),
+                f"{format_percent(mean.macro)} {format_interval(mean.low, mean.high)}".strip(),
+                format_percent(mean.micro),
             )
         )
     levels, means = chance_levels(report), chance_means(report)
-    rows.append(("chance", *(percent(levels[column.task]) for column in tasks), *map(percent, means)))
+    rows.append(
+        ("chance", *(format_percent(levels[column.task]) for column in tasks), *map(format_percent, means))
+    )
     names = [column.task for column in tasks]
-    others = published.rows(names)
+    others = published.published_rows(names)
     if others:
         block("published")
     for other in others:
-        shares = (percent(other.cells.get(task)) for task in names)
-        rows.append((other.model, *shares, percent(other.macro), NOTHING))
+        shares = (format_percent(other.cells.get(task)) for task in names)
+        rows.append((other.model, *shares, format_percent(other.macro), MISSING))
     return Table(
         "Accuracy in percent",
         ("method", *(column.name for column in tasks), "macro mean", "micro mean"),
@@ -148,36 +118,36 @@ def methods_table(report: Report) -> Table:
         + _few_shot_note(report)
         + _hindsight_note(report)
         + seen_note(report)
-        + (f" {published.note(names)}" if others else ""),
+        + (f" {published.published_note(names)}" if others else ""),
     )
 
 
 def comparisons_table(report: Report) -> Table:
     """Returns the paired comparisons; the caption says how many were made."""
-    in_order = sorted(report.comparisons, key=lambda row: list(layout.BLOCKS).index(row["labels"]))
-    rows = tuple(
-        (f"{row['a']} − {row['b']}{MARKS[row['labels']]}", *comparison_cells(row)) for row in in_order
+    in_order = sorted(report.comparisons, key=lambda row: list(table_layout.LABEL_BLOCKS).index(row.labels))
+    rows = tuple((f"{row.a} − {row.b}{LABEL_MARKS[row.labels]}", *comparison_cells(row)) for row in in_order)
+    return Table(
+        "Paired comparisons", ("methods", *COMPARISON_HEADER), rows, comparisons_note(report.comparisons)
     )
-    return Table("Paired comparisons", ("methods", *COMPARED), rows, comparisons_note(report.comparisons))
 
 
-COMPARED = ("points", "95 % interval", "p", "p (Holm)", "rows better : worse", "p (McNemar, Holm)")
+COMPARISON_HEADER = ("points", "95 % interval", "p", "p (Holm)", "rows better : worse", "p (McNemar, Holm)")
 
 
-def comparison_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def comparison_cells(row: Comparison) -> tuple[str, ...]:
     """Returns what is said of one comparison, column by column of `COMPARED`."""
     return (
-        points(row["difference"]),
-        interval(row["low"], row["high"], show=points),
-        p_value(row["p"]),
-        p_value(row["p_holm"]),
-        f"{row['better_a']:,} : {row['better_b']:,}",
-        p_value(row["p_mcnemar_holm"]),
+        format_points(row.difference),
+        format_interval(row.low, row.high, show=format_points),
+        format_p_value(row.p),
+        format_p_value(row.p_holm),
+        f"{row.better_a:,} : {row.better_b:,}",
+        format_p_value(row.p_mcnemar_holm),
     )
 
 
 def comparisons_note(
-    comparisons: Sequence[Mapping[str, Any]], of: tuple[str, str] = ("the first method", "the second")
+    comparisons: Sequence[Comparison], of: tuple[str, str] = ("the first method", "the second")
 ) -> str:
     """Returns what must be said where comparisons are shown; `of` is what differs."""
     made = len(comparisons)
@@ -192,13 +162,13 @@ def selections_table(report: Report) -> Table:
     """Returns which expert each router chose for each task, with its votes."""
     rows = tuple(
         (
-            row["task"],
-            row["prompt"],
-            row["router"],
-            chosen_experts(row),
-            votes_of(row),
-            rank_of(row),
-            ", ".join(f"{name} {votes}" for name, votes in row["voters"].items() if name != row["expert"]),
+            row.task,
+            row.prompt,
+            row.router,
+            format_experts(row),
+            format_votes(row),
+            format_rank(row),
+            ", ".join(f"{name} {votes}" for name, votes in row.voters.items() if name != row.expert),
         )
         for row in report.selections
     )
@@ -208,30 +178,30 @@ def selections_table(report: Report) -> Table:
 
 def generated_table(report: Report) -> Table:
     """Returns tasks in free text by methods, each value with its interval and its measure's full name."""
-    methods = list(dict.fromkeys(row["method"] for row in report.generated))
-    cells = {(row["task"], row["prompt"], row["measure"], row["method"]): row for row in report.generated}
+    methods = list(dict.fromkeys(row.method for row in report.generated))
+    cells = {(row.task, row.prompt, row.measure, row.method): row for row in report.generated}
     lines = dict.fromkeys(key[:3] for key in cells)
     rows = tuple((*line, *(generated_cell(cells.get((*line, m))) for m in methods)) for line in lines)
     caption = "A measure names its tokeniser. Brackets hold 95 % intervals of a bootstrap over rows."
-    if any(row["seen"] for row in report.generated):
-        caption += f"{SEEN} not zero-shot: trained on that dataset."
+    if any(row.seen for row in report.generated):
+        caption += f"{SEEN_MARK} not zero-shot: trained on that dataset."
     return Table("Generated answers", ("task", "prompt", "measure", *methods), rows, caption)
 
 
-def generated_cell(row: Mapping[str, Any] | None) -> str:
+def generated_cell(row: GeneratedResult | None) -> str:
     """Returns a value, which is in percent already, with its interval if it has one."""
     if row is None:
-        return NOTHING
-    whole = percent(row["value"] / 100)
-    ends = "" if row["low"] is None else f" {interval(row['low'] / 100, row['high'] / 100)}"
-    return f"{whole}{ends}{SEEN if row['seen'] else ''}"
+        return MISSING
+    whole = format_percent(row.value / 100)
+    ends = "" if row.low is None or row.high is None else f" {format_interval(row.low / 100, row.high / 100)}"
+    return f"{whole}{ends}{SEEN_MARK if row.seen else ''}"
 
 
-def chosen_experts(selection: Mapping[str, Any]) -> str:
+def format_experts(selection: ChosenExperts) -> str:
     """Returns the chosen expert, or all that were merged, each with its weight in percent."""
-    weights = selection["weights"]
+    weights = selection.weights
     if len(weights) == 1:
-        return selection["expert"]
+        return selection.expert
     heaviest_first = sorted(weights, key=lambda name: -weights[name])
     if len(weights) > 5:
         return f"{len(weights)} experts, {heaviest_first[0]} ({100 * weights[heaviest_first[0]]:.0f} %) first"
@@ -240,20 +210,20 @@ def chosen_experts(selection: Mapping[str, Any]) -> str:
     return " + ".join(f"{name} ({100 * weights[name]:.0f} %)" for name in heaviest_first)
 
 
-def votes_of(selection: Mapping[str, Any]) -> str:
+def format_votes(selection: ChosenExperts) -> str:
     """Returns how many of the queries voted for the chosen expert; a dash for a router without votes."""
-    votes = selection["queries"] and selection["voters"]
-    return f"{selection['votes']} of {selection['queries']}" if votes else NOTHING
+    votes = selection.queries and selection.voters
+    return f"{selection.votes} of {selection.queries}" if votes else MISSING
 
 
-def rank_of(selection: Mapping[str, Any]) -> str:
+def format_rank(selection: ChosenExperts) -> str:
     """Returns which place the chosen expert has among all on these very rows; a dash if unknown."""
-    return NOTHING if selection["rank"] is None else f"{selection['rank']} of {selection['ranked']}"
+    return MISSING if selection.rank is None else f"{selection.rank} of {selection.ranked}"
 
 
 def seen_note(report: Report) -> str:
     """Returns what must be said where a method was trained on a dataset of the table; nothing otherwise."""
-    left = [f"{mean['method']}: {', '.join(mean['left_out'])}" for mean in report.means if mean["left_out"]]
+    left = [f"{mean.method}: {', '.join(mean.left_out)}" for mean in report.means if mean.left_out]
     if not left:
         return ""
     return (
@@ -263,16 +233,11 @@ def seen_note(report: Report) -> str:
 
 
 def _few_shot_note(report: Report) -> str:
-    used = [row["method"] for row in report.methods if row["labels"] == "few"]
+    used = [row.method for row in report.methods if row.labels == "few"]
     return f" Chosen with a few labelled rows of each task: {', '.join(used)}." if used else ""
 
 
 def _hindsight_note(report: Report) -> str:
-    used = [row for row in report.methods if row["labels"] == "hindsight"]
-    notes = [f"{row['method']} is {row['note']}" for row in used if row["note"]]
+    used = [row for row in report.methods if row.labels == "hindsight"]
+    notes = [f"{row.method} is {row.note}" for row in used if row.note]
     return f" † picked in hindsight: {'; '.join(notes)}." if notes else ""
-
-
-def _half_up(value: float) -> float:
-    # Formatting alone would print 61.25 as 61.2: halves go to even.
-    return float(f"{value + (1e-9 if value >= 0 else -1e-9):.1f}")

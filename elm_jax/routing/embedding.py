@@ -27,7 +27,7 @@ from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
-from elm_jax.scoring.buckets import LADDER, rung
+from elm_jax.scoring.buckets import BUCKET_LENGTHS, smallest_bucket
 from elm_jax.weights import embedders
 from elm_jax.weights.embedders import SentenceEncoder
 
@@ -130,7 +130,7 @@ def embed_rows(
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]))
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
-        length = rung(len(rows[members[-1]]), LADDER, what="text length")
+        length = smallest_bucket(len(rows[members[-1]]), BUCKET_LENGTHS, what="text length")
         tokens = np.zeros((batch_size, length), np.int32)
         tokens[: len(members)] = pad([np.asarray(rows[position]) for position in members], length)
         counts = (tokens != PAD).sum(axis=1, dtype=np.int32)

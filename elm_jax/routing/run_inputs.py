@@ -1,6 +1,6 @@
 """Routing inputs: what routers read of a run, for one or several routers and tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from elm_jax.data import task_rows, task_selection
 from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
-from elm_jax.records import TaskSpec
+from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.embedding import Embedder
 from elm_jax.routing.gate_specs import load_read_arguments
 from elm_jax.routing.index import embed_keys, load_embedder_settings, load_run_embedder
@@ -27,11 +27,13 @@ class RoutingInputs:
         run: The run.
         experts: Ids of experts of the library; all of them by default.
         queries_per_task: How many inputs of a task routers see.
+        examples: Task id -> its prompted examples, of tasks that are rendered already.
     """
 
     run: Run
     experts: Sequence[str] | None = None
     queries_per_task: int = key_texts.QUERIES_PER_TASK
+    examples: Mapping[str, Sequence[PromptedExample]] = field(default_factory=dict)
     _queries: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
     _arguments: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
 
@@ -106,7 +108,9 @@ class RoutingInputs:
         size = None if all_rows else self.queries_per_task
         known = (spec.id, text_format, size)
         if known not in self._queries:
-            examples = task_rows.load_examples(spec, self.run.source)
+            examples = self.examples.get(spec.id)
+            if examples is None:
+                examples = task_rows.load_examples(spec, self.run.source)
             if size is not None:
                 examples = key_texts.sample_examples(examples, size, self.run.source.seed)
             text_format = text_format or self.key_index.text_format

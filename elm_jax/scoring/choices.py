@@ -11,7 +11,7 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.records import Expert, Params
 from elm_jax.scoring import scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.weights import t5x_experts as fitting
 from elm_jax.weights.base import Base
 
@@ -19,29 +19,37 @@ from elm_jax.weights.base import Base
 def score_choices(
     model: Base, prompts: Any, answers: Any, experts: Params | Expert | None = None
 ) -> np.ndarray:
-    """Returns float32 [B, C]: the summed log-probability, in nats, of every answer's real tokens.
+    """Returns the summed log-probability of every answer's real tokens.
 
-    `model` is what `load_model` returns. `prompts` are token ids [B, S] and `answers` [B, C, T], NumPy's or
-    JAX's integers, padded with 0 at the end. End-of-sequence counts where it is among an answer's tokens, and
-    no length is divided by (T0, Sanh et al. 2022); an answer of padding alone scores 0. `experts` is one
-    expert for all rows, a tree beside the base or a record; the base alone scores without it.
+    End-of-sequence counts if it is among an answer's tokens, and no length is divided by (T0, Sanh et al.
+    2022).
 
-    Raises a UserError for arrays of another rank or type, token ids that the model does not have, batches
-    that differ, and an expert of another base.
+    Args:
+        model: what `load_model` returns.
+        prompts: token ids [B, S], NumPy's or JAX's integers, padded with 0 at the end.
+        answers: token ids [B, C, T], padded alike; an answer of padding alone scores 0.
+        experts: one expert for all rows, a tree beside the base or a record. Default: the base alone.
+
+    Returns:
+        Scores in nats, float32 [B, C].
+
+    Raises:
+        UserError: arrays of another rank or type, token ids that the model does not have, batches that
+            differ, or an expert of another base.
     """
     prompts = _tokens("prompts", prompts, "[B, S]", model)
     answers = _tokens("answers", answers, "[B, C, T]", model)
     if len(prompts) != len(answers):
         raise UserError(
-            f"One row of answers a prompt is wanted, but {len(prompts)} prompts and {len(answers)} rows of "
-            "answers came."
+            f"Expected a row of answers for each of {len(prompts)} prompts, got {len(answers)}. Fix: pass as "
+            "many of both."
         )
     empty = np.flatnonzero(~(prompts != PAD).any(axis=1))
     if empty.size:
-        raise UserError(f"A prompt of at least one token is wanted, but row {empty[0]} has padding alone.")
-    params, owned = beside(model, experts)
+        raise UserError(f"Expected a token in every prompt, got padding alone in row {empty[0]}.")
+    params, owned = resolve_params(model, experts)
     rows = [
-        Row(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
+        PromptWithChoices(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
         for prompt, own in zip(prompts, answers, strict=True)
     ]
     scores = np.zeros(answers.shape[:2], np.float32)
@@ -60,35 +68,36 @@ def _tokens(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
         tokens = np.asarray(value)
     except ValueError:
         raise UserError(
-            f"{name} of {axes} are wanted, but rows of different lengths came: pad with 0."
+            f"Expected {name} {axes}, got rows of different lengths. Fix: pad them with 0."
         ) from None
     if tokens.dtype.kind not in "iu" or tokens.ndim != axes.count(",") + 1:
-        raise UserError(f"{name} should be integers {axes}, but {tokens.dtype} of shape {tokens.shape} came.")
+        raise UserError(f"Expected {name} as integers {axes}, got {tokens.dtype} of shape {tokens.shape}.")
     vocabulary = model.config.vocab_size
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocabulary):
         wrong = tokens.min() if tokens.min() < 0 else tokens.max()
         raise UserError(
-            f"{name} should hold token ids from 0 to {vocabulary - 1}, which is what the model has, but "
-            f"{wrong} came. Tokenise with the model's own vocabulary."
+            f"Expected token ids from 0 to {vocabulary - 1} in {name}, got {wrong}. Fix: tokenise with the "
+            "model's own vocabulary."
         )
     real = tokens != PAD
     if (real[..., 1:] & ~real[..., :-1]).any():
         raise UserError(
-            f"{name} should be padded with 0 at the end of a row, but 0 came before other tokens."
+            f"Expected padding (0) at the end of a row of {name}, got it before other tokens. Fix: pad at "
+            "the end."
         )
     return tokens.astype(np.int32)
 
 
-def beside(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
-    """Returns the parameters to score with and the expert that stands beside them."""
+def resolve_params(model: Base, experts: Params | Expert | None) -> tuple[Params, Params | None]:
+    """Returns the parameters to score with and the expert's tree beside them, for an expert of any kind."""
     if experts is None:
         return model.params, None
     if isinstance(experts, Expert):
         kind, tree = experts.spec.kind, experts.params
         if experts.spec.base != model.fingerprint:
             raise UserError(
-                f"An expert of base {model.fingerprint!r} is wanted, but {experts.spec.id!r} was trained on "
-                f"base {experts.spec.base!r}. Load its own base, or train the expert on this one."
+                f"Expected an expert of base {model.fingerprint!r}, got {experts.spec.id!r} of base "
+                f"{experts.spec.base!r}. Fix: load its own base, or train the expert on this one."
             )
     else:
         whole = set(paths.flatten(experts)) == set(paths.flatten(model.params))

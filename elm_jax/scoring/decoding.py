@@ -1,4 +1,4 @@
-"""Generation: the answers that the network writes itself, each token the likeliest after those before it.
+"""Decoding: the answers that the network writes itself, each token the likeliest after those before it.
 
 Greedy decoding, as the original evaluates tasks whose answers are free text. A prompt is encoded once; then
 tokens are decoded one at a time, with a cache of the keys and values of those before.
@@ -19,12 +19,12 @@ from elm_jax.models.stacks import DecodeCache
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
 
-NO_NUMBERS = -1
-"""Stands, once, where the network gave no numbers to choose by, and ends the answer."""
-State = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], DecodeCache]
+NAN_TOKEN = -1
+"""Ends an answer at the first token whose logits are NaN."""
+DecodingState = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], DecodeCache]
 
 
-def generate(
+def decode_greedy(
     config: T5Config,
     params: Params,
     prompts: Prompts,
@@ -33,33 +33,43 @@ def generate(
     experts: Params | None = None,
     expert_of_row: ExpertOfRow | None = None,
 ) -> Int[Array, "B T"]:
-    """Returns at most `length` tokens for every prompt, end-of-sequence included, and padding after it.
+    """Returns the likeliest token after those before it, again and again; of equals the first.
 
-    Of equally likely tokens the first is taken. `experts` is one expert's tree for all rows, or with
-    `expert_of_row` a stack of E trees. Decoding stops when the last row has ended. Where the logits hold NaN
-    a row has `NO_NUMBERS`.
+    Decoding stops when the last row has ended.
+
+    Args:
+        config: the network.
+        params: of the base.
+        prompts: token ids [B, S].
+        length: tokens of an answer, at most.
+        eos: the token that ends an answer.
+        experts: one expert's tree for all rows, or with `expert_of_row` a stack of E trees.
+        expert_of_row: the place of each row's expert in the stack, [B].
+
+    Returns:
+        Token ids [B, T], end-of-sequence included and padding after it; `NAN_TOKEN` if the logits hold NaN.
     """
-    beside = (experts, expert_of_row)
+    expert_arguments = (experts, expert_of_row)
 
     def network(method: str, *arguments: Any) -> Any:
-        return T5(config).apply({"params": params}, *arguments, *beside, method=method)
+        return T5(config).apply({"params": params}, *arguments, *expert_arguments, method=method)
 
     rows = prompts.shape[0]
     cache = network("start_cache", network("encode", prompts), prompts, length)
 
-    def some_go_on(state: State) -> Bool[Array, ""]:
+    def some_go_on(state: DecodingState) -> Bool[Array, ""]:
         _, _, ended, cache = state
         return (cache.position < length) & ~jnp.all(ended)
 
-    def step(state: State) -> State:
+    def step(state: DecodingState) -> DecodingState:
         tokens, last, ended, cache = state
         position = cache.position
         logits, cache = network("decode_step", cache, last)
         best = logits.argmax(axis=-1).astype(jnp.int32)
         # The maximum is NaN as soon as one of the logits is.
-        found = jnp.where(ended, PAD, jnp.where(jnp.isnan(logits.max(axis=-1)), NO_NUMBERS, best))
+        found = jnp.where(ended, PAD, jnp.where(jnp.isnan(logits.max(axis=-1)), NAN_TOKEN, best))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, found[:, None], position, axis=1)
-        return tokens, jnp.maximum(found, PAD), ended | (found == eos) | (found == NO_NUMBERS), cache
+        return tokens, jnp.maximum(found, PAD), ended | (found == eos) | (found == NAN_TOKEN), cache
 
     nothing = jnp.full((rows, length), PAD, jnp.int32)
     start = (nothing, jnp.full(rows, PAD, jnp.int32), jnp.zeros(rows, bool), cache)
@@ -67,7 +77,7 @@ def generate(
 
 
 @lru_cache(maxsize=8)
-def compiled(config: T5Config, length: int, platform: str) -> Callable[..., Int[Array, "B T"]]:
+def compiled_decoder(config: T5Config, length: int, platform: str) -> Callable[..., Int[Array, "B T"]]:
     """Returns `generate` for one shape of network and one length, compiled once for each shape of batch.
 
     It takes parameters, prompts, end-of-sequence, experts and their index, and as `likelihood.compiled` its
@@ -81,6 +91,6 @@ def compiled(config: T5Config, length: int, platform: str) -> Callable[..., Int[
         experts: Params | None = None,
         expert_of_row: ExpertOfRow | None = None,
     ) -> Int[Array, "B T"]:
-        return generate(config, params, prompts, length, eos, experts, expert_of_row)
+        return decode_greedy(config, params, prompts, length, eos, experts, expert_of_row)
 
     return jit(run, platform=platform)

@@ -1,7 +1,7 @@
-"""Generation: the answers that many experts write to many prompts, batched by length whatever the expert."""
+"""Generator: the answers that many experts write to many prompts, batched by length whatever the expert."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,45 +13,65 @@ from elm_jax.aot.program import Program, get_platform, with_replication, with_sh
 from elm_jax.axes import PAD, Array
 from elm_jax.errors import UserError
 from elm_jax.models import sharding
-from elm_jax.models.shapes import shapes_of
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import buckets, decoding
-from elm_jax.scoring.scorer import BATCH_TOKENS, Progress, worth_of_shape
+from elm_jax.scoring.programs import network_arguments
+from elm_jax.scoring.scorer import BATCH_TOKENS, Network, OnProgress, compilation_tokens
 from elm_jax.scoring.tries import Tokens
 
 Unit = tuple[bytes, int]  # a prompt and an expert: what is written once, however often it is asked for
-Written = tuple[list[Unit], Array]
+
+
+class AnswerLimit(NamedTuple):
+    """Where an answer ends.
+
+    Attributes:
+        length: tokens at most.
+        eos: the token that ends an answer before.
+    """
+
+    length: int
+    eos: int
 
 
 def generate_rows(
     config: T5Config,
     params: Params,
     prompts: Sequence[Tokens],
-    length: int,
-    eos: int,
+    limit: AnswerLimit,
     experts: Params | None = None,
     pairs: Int[np.ndarray, "P 2"] | None = None,
     *,
     batch_tokens: int = BATCH_TOKENS,
     lengths: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     stacked: bool = True,
 ) -> list[np.ndarray]:
-    """Returns, in the order of the pairs, the `length` tokens of each answer, padded after its end.
+    """Returns, in the order of the pairs, the tokens of each answer, padded to `limit.length` after its end.
 
-    A pair is a prompt's number and an expert's, of the stack [E, …]; without pairs every prompt is answered
-    once, by the first expert or, without experts, by the base alone. The same prompt under the same expert is
-    answered once. Experts that are not `stacked` are one tree for all prompts. An answer ends with
-    `generate.NO_NUMBERS` where an expert gives none. `lengths` are those of `lengths_for`, given more prompts
-    than these, so that several calls share compilations. Where the parameters lie on a mesh, the rows of a
-    batch are split over it; `batch_tokens` are those of one device. The next batch is assembled while the
-    device works on the last one.
+    The same prompt under the same expert is answered once. If the parameters lie on a mesh, the rows of a
+    batch are split over it. The next batch is assembled while the device works on the last one.
 
-    Raises `UserError` for a prompt that is empty or too long, and for a length below one token.
+    Args:
+        config: the network.
+        params: of the base, or of a full expert in its stead.
+        prompts: token ids.
+        limit: where an answer ends. It ends with `decoding.NAN_TOKEN` if the logits are NaN.
+        experts: a stack [E, …], or one tree for all rows.
+        pairs: (prompt, place of an expert in the stack), [P, 2]. Default: every prompt once, by the first
+            expert or, without experts, by the base alone.
+        batch_tokens: of one device.
+        lengths: those of `choose_prompt_lengths`, given more prompts than these, so that several calls share
+            compilations.
+        progress: is called after every batch.
+        stacked: whether `experts` is a stack.
+
+    Raises:
+        UserError: a prompt that is empty or too long, or a length below one token.
     """
-    if length < 1:
-        raise UserError(f"Answers of at least one token are wanted, but a length of {length} came.")
+    if limit.length < 1:
+        raise UserError(f"Expected answers of at least one token, got a length of {limit.length}.")
     keys = [_key(number, prompt) for number, prompt in enumerate(prompts)]
     if pairs is None:
         pairs = np.stack([np.arange(len(prompts)), np.zeros(len(prompts), int)], axis=1)
@@ -60,7 +80,8 @@ def generate_rows(
     for unit in asked:
         times[unit] = times.get(unit, 0) + 1
     if lengths is None:
-        lengths = lengths_for(params, prompts, experts=len(pairs) / max(1, len(prompts)))
+        lengths = choose_prompt_lengths(params, prompts, experts=len(pairs) / max(1, len(prompts)))
+    network = Network(config, params, experts, stacked and experts is not None)
     answers: dict[Unit, np.ndarray] = {}
     done, waiting = 0, None
 
@@ -68,9 +89,7 @@ def generate_rows(
         answers.update(zip(units, np.asarray(pending)[: len(units)], strict=True))
         return sum(times[unit] for unit in units)
 
-    indexed = stacked and experts is not None
-    units = list(times)
-    for batch in _batches(units, lengths, length, eos, batch_tokens, config, params, experts, indexed):
+    for batch in _batches(network, list(times), lengths, limit, batch_tokens):
         if waiting is not None:
             done += fetch(*waiting)
             if progress:
@@ -107,73 +126,68 @@ def generate_program(
         mesh: that the base lies on; None is the default device.
     """
     prompts: Any = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
-    base, experts = shapes_of(base), None if experts is None else shapes_of(experts)
-    index = jax.ShapeDtypeStruct((rows,), jnp.int32) if stacked and experts is not None else None
     if mesh is not None:
         prompts = with_shardings(prompts, sharding.batch_shardings(mesh, prompts))
-        base = with_shardings(base, sharding.param_shardings(mesh, base))
-        # One tree for all rows lies whole on every device.
-        lie = sharding.param_shardings(mesh, experts, experts=True) if stacked and experts else None
-        experts = with_shardings(experts, lie) if lie else with_replication(mesh, experts)
-    run = decoding.compiled(config, length, get_platform(mesh))
+    base, experts, index = network_arguments(base, experts, rows, stacked=stacked, mesh=mesh)
+    run = decoding.compiled_decoder(config, length, get_platform(mesh))
     eos = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     return Program("generate", run, (base, prompts, eos, experts, index))
 
 
-def lengths_for(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
+def choose_prompt_lengths(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
     """Returns the lengths that it is best to pad prompts to, each under so many experts on average."""
     if not prompts:
         return []
     distinct = {_key(number, prompt): len(prompt) for number, prompt in enumerate(prompts)}
     tokens = np.array(list(distinct.values()))
-    worth = worth_of_shape(params) / max(experts, 1.0)
-    return buckets.rungs(tokens, buckets.PROMPT_STEP, buckets.MOST_PROMPT_LENGTHS, worth)
+    per_expert = compilation_tokens(params) / max(experts, 1.0)
+    return buckets.choose_lengths(tokens, buckets.PROMPT_STEP, buckets.MAX_PROMPT_LENGTHS, per_expert)
 
 
 def _batches(
-    units: Sequence[Unit],
-    lengths: Sequence[int],
-    length: int,
-    eos: int,
-    batch_tokens: int,
-    config: T5Config,
-    params: Params,
-    experts: Params | None,
-    indexed: bool,
-) -> Iterator[Written]:
+    network: Network, units: Sequence[Unit], lengths: Sequence[int], limit: AnswerLimit, batch_tokens: int
+) -> Iterator[tuple[list[Unit], Array]]:
     """Yields batches that the device has begun to answer, the longest prompts first."""
-    worth = worth_of_shape(params)
-    mesh = sharding.mesh_of(params)
-    apart = 1 if mesh is None else sharding.count_row_shards(mesh.shape)
+    mesh, parts = network.mesh, network.row_parts
+    compile_tokens = compilation_tokens(network.params)
     members: dict[int, list[tuple[Unit, np.ndarray]]] = {}
     for unit in units:
         prompt = np.frombuffer(unit[0], np.int32)
         members.setdefault(next(room for room in lengths if len(prompt) <= room), []).append((unit, prompt))
     for room in sorted(members, reverse=True):
         # A batch lasts as long as its longest answer, and an expert's answers are of a length.
-        here = sorted(members[room], key=lambda member: member[0][1])
-        shape = buckets.Shape(room, length, 0)
-        for chosen, size in buckets.split(here, shape, batch_tokens * apart, worth=worth):
-            size = -(-size // apart) * apart
-            laid = np.full((size, room), PAD, np.int32)
+        own = sorted(members[room], key=lambda member: member[0][1])
+        shape = buckets.BucketShape(room, limit.length, 0)
+        for chosen, size in buckets.split_batches(
+            own, shape, batch_tokens * parts, compile_tokens=compile_tokens
+        ):
+            size = -(-size // parts) * parts
+            prompts = np.full((size, room), PAD, np.int32)
             # What fills a batch repeats its first prompt.
             filled = chosen + chosen[:1] * (size - len(chosen))
-            for row, (_, prompt) in zip(laid, filled, strict=True):
+            for row, (_, prompt) in zip(prompts, filled, strict=True):
                 row[: len(prompt)] = prompt
-            index = np.array([expert for (_, expert), _ in filled], np.int32)
-            beside = (experts, index if indexed else None)
+            index = np.array([expert for (_, expert), _ in filled], np.int32) if network.indexed else None
             if mesh is not None:
-                laid = jax.device_put(laid, sharding.batch_shardings(mesh, laid))
+                prompts = jax.device_put(prompts, sharding.batch_shardings(mesh, prompts))
             run = generate_program(
-                config, params, size, room, length, experts=experts, stacked=indexed, mesh=mesh
+                network.config,
+                network.params,
+                size,
+                room,
+                limit.length,
+                experts=network.experts,
+                stacked=network.indexed,
+                mesh=mesh,
             )
-            yield [unit for unit, _ in chosen], run(params, laid, np.int32(eos), *beside)
+            pending = run(network.params, prompts, np.int32(limit.eos), network.experts, index)
+            yield [unit for unit, _ in chosen], pending
 
 
 def _key(number: int, prompt: Tokens) -> bytes:
-    if not 0 < len(prompt) <= buckets.LONGEST_PROMPT:
+    if not 0 < len(prompt) <= buckets.MAX_PROMPT_TOKENS:
         raise UserError(
-            f"A prompt of 1 to {buckets.LONGEST_PROMPT} tokens is wanted, but prompt {number} has "
-            f"{len(prompt)}."
+            f"Expected a prompt of 1 to {buckets.MAX_PROMPT_TOKENS} tokens, got {len(prompt)} in prompt "
+            f"{number}."
         )
     return np.asarray(prompt, np.int32).tobytes()

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax import names
 
-SCORES = ("sum", "mean", "calibrated")
+NORMALIZATIONS = ("sum", "mean", "calibrated")
 
 
 def answer_scores(
@@ -38,20 +38,24 @@ def answers_are_greedy(
     return np.asarray(flat.reshape(paths.shape).all(axis=-1))
 
 
-def scored(
+def normalize_scores(
     score: str,
     sums: Float[np.ndarray, " C"],
     lengths: Sequence[int],
     without_prompt: Float[np.ndarray, " C"] | None = None,
 ) -> Float[np.ndarray, " C"]:
-    """Returns a row's scores of that name, from the sums over its answers' tokens in nats.
+    """Returns a row's normalized scores, from the sums over its answers' tokens.
 
-    `lengths` counts each answer's tokens, `without_prompt` are the sums where the prompt is empty.
+    Args:
+        score: one of `NORMALIZATIONS`.
+        sums: of each answer, in nats, [C].
+        lengths: how many tokens each answer has.
+        without_prompt: the sums if the prompt is empty, [C]; "calibrated" needs them.
 
-    >>> scored("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
+    >>> normalize_scores("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
     [-1.0, -0.75]
     """
-    names.resolve(score, SCORES, kind="score", where="rank classification")
+    names.resolve(score, NORMALIZATIONS, kind="score", where="rank classification")
     if score == "mean":
         return sums / np.asarray(lengths, sums.dtype)
     if score == "calibrated":

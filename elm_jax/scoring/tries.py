@@ -20,13 +20,21 @@ Tokens = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Trie:
-    """N nodes, parents before children and the empty beginning first, and M edges that leave them."""
+    """N nodes, parents before children and the empty beginning first, and M edges that leave them.
 
-    tokens: Int[np.ndarray, " N"]  # the last token of a node's beginning; padding for the empty one
-    parents: Int[np.ndarray, " N"]  # the beginning without its last token; -1 for the empty one
-    edge_nodes: Int[np.ndarray, " M"]  # the node that predicts
-    edge_tokens: Int[np.ndarray, " M"]  # the token that is predicted
-    paths: tuple[Int[np.ndarray, " _"], ...]  # the edges of each answer
+    Attributes:
+        tokens: the last token of each node's beginning; padding for the empty one.
+        parents: the node of the beginning without its last token; -1 for the empty one.
+        edge_nodes: the node that predicts each edge's token.
+        edge_tokens: the token of each edge.
+        paths: the edges of each answer.
+    """
+
+    tokens: Int[np.ndarray, " N"]
+    parents: Int[np.ndarray, " N"]
+    edge_nodes: Int[np.ndarray, " M"]
+    edge_tokens: Int[np.ndarray, " M"]
+    paths: tuple[Int[np.ndarray, " _"], ...]
 
     @functools.cached_property
     def depths(self) -> Int[np.ndarray, " N"]:
@@ -37,7 +45,7 @@ class Trie:
         return found
 
     @functools.cached_property
-    def sees(self) -> Bool[np.ndarray, "N N"]:
+    def attended(self) -> Bool[np.ndarray, "N N"]:
         """Which nodes a node attends to: itself and the beginnings of its beginning."""
         found = np.eye(len(self.parents), dtype=bool)
         for node, parent in enumerate(self.parents[1:], start=1):
@@ -45,10 +53,10 @@ class Trie:
         return found
 
 
-def build(answers: Sequence[Tokens]) -> Trie:
+def build_trie(answers: Sequence[Tokens]) -> Trie:
     """Returns the trie of a prompt's answers, each a list of at least one token without padding.
 
-    >>> trie = build([[5, 7, 1], [5, 1], [5, 7, 1]])
+    >>> trie = build_trie([[5, 7, 1], [5, 1], [5, 7, 1]])
     >>> trie.tokens.tolist(), trie.parents.tolist()
     ([0, 5, 7], [-1, 0, 1])
     >>> [path.tolist() for path in trie.paths]
@@ -60,7 +68,7 @@ def build(answers: Sequence[Tokens]) -> Trie:
     paths = []
     for answer in answers:
         if not len(answer):
-            raise UserError("An answer choice of at least one token is wanted, but an empty one came.")
+            raise UserError("Expected an answer choice of at least one token, got an empty one.")
         node, path = 0, []
         for place, token in enumerate(map(int, answer)):
             step = (node, token)

@@ -23,7 +23,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Expert, Params
-from elm_jax.scoring.buckets import LADDER, rung
+from elm_jax.scoring.buckets import BUCKET_LENGTHS, smallest_bucket
 from elm_jax.statistics import moments
 from elm_jax.training.loss import token_losses
 
@@ -109,7 +109,9 @@ def _sum_batches(
 
 def _batches(prompts: Tokens, targets: Tokens) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields all rows in batches of one shape; rows of padding fill the last one."""
-    longest = [rung(max(map(len, rows)), LADDER, what="row length") for rows in (prompts, targets)]
+    longest = [
+        smallest_bucket(max(map(len, rows)), BUCKET_LENGTHS, what="row length") for rows in (prompts, targets)
+    ]
     for start in range(0, len(prompts), BATCH_ROWS):
         batch = []
         for rows, length in zip((prompts, targets), longest, strict=True):

@@ -1,7 +1,7 @@
 """Metrics for SeqIO's Evaluator: of the scores of choices, and of generated answers.
 
 They are percentages and have the signatures of T5's functions of the same purpose. Metrics of generated
-answers are those of `reporting.written`.
+answers are those of `reporting.text_metrics`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.reporting.written import bleu, exact_match, rouge, squad
+from elm_jax.reporting.text_metrics import bleu, exact_match, rouge, squad
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 

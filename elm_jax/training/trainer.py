@@ -24,7 +24,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.telemetry.events import Event, EventHandler, Failure, StepMetrics, Validation
 from elm_jax.training import batches, optimizers, slots
 from elm_jax.training import config as configs
@@ -379,7 +379,7 @@ class _Run:
         if validation is None or validation.choices is None or validation.labels is None:
             return None
         pairs = zip(validation.prompts, validation.choices, strict=True)
-        rows = [Row(prompt, choices) for prompt, choices in pairs]
+        rows = [PromptWithChoices(prompt, choices) for prompt, choices in pairs]
         params, experts = self.group.params_to_score(self.state.params, number)
         tokens = self.plan.batch_tokens
         scores = scorer.score_rows(self.network, params, rows, experts, batch_tokens=tokens)

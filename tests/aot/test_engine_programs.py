@@ -72,7 +72,7 @@ def products(program):
 
 
 def scored(way, kind="bottleneck", options=None):
-    shape = buckets.Shape(64, 16, 16)
+    shape = buckets.BucketShape(64, 16, 16)
     return ScoringProgramSpec("score", network("float32"), way, shape, 8, kind, options or {}, 3)
 
 

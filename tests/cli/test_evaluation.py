@@ -6,10 +6,11 @@ from etils import epath
 
 from elm_jax import cli
 from elm_jax.cli import shown
-from elm_jax.evaluation.evaluate import Outcome
+from elm_jax.evaluation.evaluate import EvaluationResult
 from elm_jax.experts.library import Library
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.records import GeneratedResult
+from elm_jax.reporting.summary import ReportInputs, build_report
 
 
 def told(capsys, *arguments):
@@ -35,7 +36,7 @@ def library(tmp_path):
     [
         ("reo", "No router named 'reo'"),
         ("roe:experts=2+tise", "Did you mean 'ties'"),
-        ("arrow", "Router 'arrow' compares LoRA experts, but 'a/b' is a 'bottleneck' expert"),
+        ("arrow", "router 'arrow', got 'a/b' of kind 'bottleneck'"),
         ("uniform+ties", "'ties' cannot: it works on ΔW"),
     ],
 )
@@ -72,9 +73,9 @@ def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
 
 
 def test_an_outcome_of_written_answers_alone_is_shown(capsys):
-    row = {"method": "roe", "task": "news", "prompt": "title", "n": 8, "measure": "bleu", "value": 12.5}
-    report = summarise([], [], {}, generated=[row | {"low": 10.0, "high": 15.0, "seen": False}])
-    shown.show_outcome(Outcome(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
+    row = GeneratedResult("roe", "news", "title", 8, "bleu", 12.5, 10.0, 15.0, False)
+    report = build_report(ReportInputs(generated=[row]))
+    shown.show_outcome(EvaluationResult(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
     said = capsys.readouterr().out
     assert "12.5" in said
     assert said.endswith("in all 1.0.\nReport: report.html\n")

@@ -7,6 +7,7 @@ import pytest
 from elm_jax import cli
 from elm_jax.evaluation import report
 from elm_jax.records import TaskScores
+from elm_jax.reporting.summary import ReportInputs
 from elm_jax.session.workspace import Workspace
 
 
@@ -29,8 +30,7 @@ def runs(tmp_path):
         ]
         places.append(str(tmp_path / name))
         workspace = Workspace.open(places[-1], create=True)
-        given = {"workspace": workspace, "environment": {}, "families": {}}
-        report.report(scores, [("roe", "base")], [], [], **given)
+        report.write_run_report(workspace, ReportInputs(scores), [("roe", "base")])
     return places
 
 

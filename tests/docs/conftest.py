@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from elm_jax.data import task_rows, task_selection
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, mini
@@ -69,16 +71,18 @@ def small_run(tmp_path_factory):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     elm.save(workspace.base, base.make_base(config, params))
-    pipeline.run(
+    pipeline.run_pipeline(
         train_tasks=TRAINED,
         eval_tasks=UNSEEN,
         out=out,
-        config=train_config(steps=2, batch_size=2, rate=1e-2, options={"width": 16}, dropout=0.0),
-        source=source,
-        lengths=lengths,
-        train_rows=8,
-        keys=4,
-        queries=4,
+        config=PipelineConfig(
+            training=train_config(steps=2, batch_size=2, rate=1e-2, options={"width": 16}, dropout=0.0),
+            source=source,
+            lengths=lengths,
+            train_rows=8,
+            keys=4,
+            evaluation=EvaluationConfig(queries=4),
+        ),
     )
     return out
 

@@ -156,7 +156,7 @@ def test_the_page_lists_the_keys_of_what_happens_seldom_in_training(kind, happen
     ],
 )
 def test_the_page_lists_what_the_schema_of_results_wants(heading, part):
-    assert listed(heading) == sorted(results_cache.schema()["$defs"][part]["required"])
+    assert listed(heading) == sorted(results_cache.line_schema()["$defs"][part]["required"])
 
 
 def test_all_that_lies_in_a_runs_directory_is_on_the_page(place):

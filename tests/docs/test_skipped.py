@@ -150,7 +150,7 @@ def check_elm(words, where):
         if file.endswith(".py") and Path(file).is_file():
             user_tasks.load_tasks(file)  # it may register routers and merges
     if path == "elm evaluate":
-        methods.parse_all(given["method"] or [])
+        methods.parse_methods(given["method"] or [])
     if path == "elm merge" and given["experts"]:
         merging.find_merge(given["method"])
 

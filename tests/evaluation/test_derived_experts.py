@@ -10,6 +10,7 @@ from rich.console import Console
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import evaluate
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts import import_export
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge as merging
@@ -45,10 +46,9 @@ def test_a_composite_is_a_fixed_expert(merged, unseen):
     told = evaluate.evaluate(
         merged,
         unseen,
-        methods=["both=fixed:expert=film/both", f'two=fixed:expert="{FILM[0]}"'],
-        queries=4,
+        EvaluationConfig(methods=["both=fixed:expert=film/both", f'two=fixed:expert="{FILM[0]}"'], queries=4),
     )
-    assert {row["method"] for row in told.report.rows} == {"base", "both", "two"}
+    assert {row.method for row in told.report.rows} == {"base", "both", "two"}
     with pytest.raises(ContaminationError, match=r"'film/both'.*mini_sentiment_film"):
         route.route(merged, [TRAINED[2]], router="fixed", options={"expert": "film/both"})
     with pytest.raises(UserError, match=r"'film/bothe'.*'film/both'"):

@@ -10,12 +10,13 @@ import pytest
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import evaluate, ranking, report, results_cache
-from elm_jax.evaluation import selections as choosing
+from elm_jax.evaluation import scorer_selection as choosing
+from elm_jax.evaluation.config import EvaluationConfig, ScoringOptions
 from elm_jax.evaluation.results_cache import Cell
+from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.library import Library
 from elm_jax.models import sharding
 from elm_jax.records import TaskScores
-from elm_jax.routing import index
 from elm_jax.scoring import generator as writing
 from elm_jax.scoring import scorer as engine
 from elm_jax.session import opening
@@ -41,7 +42,7 @@ def run(make_run):
 
 @pytest.fixture(scope="module")
 def outcome(run, unseen):
-    return evaluate.evaluate(run, unseen, methods=METHODS, queries=4, oracle=True)
+    return evaluate.evaluate(run, unseen, EvaluationConfig(methods=METHODS, queries=4, oracle=True))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,12 @@ def lora(make_run):
 
 def kept(run, task, scorer):
     """The scores of a file, by row."""
-    where = results_cache.file(run.workspace.scores, Cell(task, scorer), (), limit=ROWS)
+    where = results_cache.cell_file(run.workspace.scores, Cell(task, scorer), (), limit=ROWS)
     return {row["row"]: row for row in map(json.loads, where.read_text().splitlines()[1:])}
 
 
 def accuracies(outcome):
-    return {(row["method"], row["prompt"]): row["accuracy"] for row in outcome.report.rows}
+    return {(row.method, row.prompt): row.accuracy for row in outcome.report.rows}
 
 
 def never(*arguments, **options):
@@ -65,18 +66,18 @@ def never(*arguments, **options):
 
 def test_every_method_has_every_task_and_says_what_it_is(outcome):
     names = ["base", *METHODS[:-1], "one", "best_single", "oracle"]
-    assert {row["method"] for row in outcome.report.rows} == set(names)
+    assert {row.method for row in outcome.report.rows} == set(names)
     assert len(outcome.report.rows) == 2 * len(names)
-    told = {row["method"]: row for row in outcome.report.methods}
-    assert told["roe:experts=2+average"]["merge"] == "average"
-    assert told["roe"]["merge"] is None
-    assert told["one"]["router"] == f"fixed:expert={TRAINED[2]}"
-    assert told["oracle"]["labels"] == "hindsight"
+    told = {row.method: row for row in outcome.report.methods}
+    assert told["roe:experts=2+average"].merge == "average"
+    assert told["roe"].merge is None
+    assert told["one"].router == f"fixed:expert={TRAINED[2]}"
+    assert told["oracle"].labels == "hindsight"
     assert len(outcome.report.matrix) == len(TRAINED) * 2
 
 
 def test_a_fixed_expert_and_the_oracle_are_what_the_matrix_says(outcome):
-    matrix = {(row["expert"], row["prompt"]): row["accuracy"] for row in outcome.report.matrix}
+    matrix = {(row.expert, row.prompt): row.accuracy for row in outcome.report.matrix}
     found = accuracies(outcome)
     for prompt in {prompt for _, prompt in matrix}:
         assert found["one", prompt] == matrix[TRAINED[2], prompt]
@@ -85,14 +86,16 @@ def test_a_fixed_expert_and_the_oracle_are_what_the_matrix_says(outcome):
 
 def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
     del outcome
-    chosen = choosing.kept(run.workspace)
+    chosen = choosing.load_selection(run.workspace)
     task = unseen[0].id
     experts = chosen.scorers["roe_per_instance"][task]
     assert len(experts) == ROWS
     assert len(set(experts)) > 1
     examples = task_rows.load_examples(unseen[0], run.source)
-    cells = ranking.cells_of(task, experts)
-    found = ranking.of_rows(ranking.score(run, cells, unseen), task, experts, "each")
+    cells = ranking.cells_of_scorer(task, experts)
+    found = ranking.method_scores(
+        ranking.score_cells(run, cells, load_tasks(run, unseen)), task, experts, "each"
+    )
     assert found.row_ids == tuple(example.row_id for example in examples)
     for expert, row, own in zip(experts, found.row_ids, found.scores, strict=True):
         np.testing.assert_allclose(own, kept(run, task, expert)[row]["scores"], rtol=1e-5, atol=1e-5)
@@ -110,7 +113,9 @@ def test_on_a_mesh_rows_are_split_and_no_prediction_changes(run, unseen, outcome
     made = shutil.ignore_patterns("scores", "report", "selections", "choices.json")
     shutil.copytree(run.workspace.root, tmp_path / "copy", ignore=made)
     there = opening.open_run(tmp_path / "copy")
-    again = evaluate.evaluate(there, unseen, methods=METHODS, queries=4, mesh={"data": 4, "fsdp": 2})
+    again = evaluate.evaluate(
+        there, unseen, EvaluationConfig(methods=METHODS, queries=4, mesh={"data": 4, "fsdp": 2})
+    )
     found = accuracies(outcome)
     assert accuracies(again) == {key: found[key] for key in accuracies(again)}
     assert meshes
@@ -119,34 +124,38 @@ def test_on_a_mesh_rows_are_split_and_no_prediction_changes(run, unseen, outcome
 
 def test_a_second_evaluation_scores_nothing_and_says_the_same(run, unseen, outcome, monkeypatch):
     monkeypatch.setattr(engine, "score_rows", never)
-    again = evaluate.evaluate(run, unseen, methods=METHODS, queries=4, oracle=True)
+    again = evaluate.evaluate(run, unseen, EvaluationConfig(methods=METHODS, queries=4, oracle=True))
     assert again.report.rows == outcome.report.rows
     assert again.report.comparisons == outcome.report.comparisons
     assert again.report.examples == outcome.report.examples
 
 
 def test_of_experts_that_no_method_chose_the_rows_are_not_read_again(run, unseen, outcome, monkeypatch):
-    read, real = [], results_cache.read
-    monkeypatch.setattr(results_cache, "read", lambda where, *rest: read.append(where) or real(where, *rest))
-    again = evaluate.evaluate(run, unseen, methods=["roe"], queries=4, oracle=True)
+    read, real = [], results_cache.read_cell
+    monkeypatch.setattr(
+        results_cache, "read_cell", lambda where, *rest: read.append(where) or real(where, *rest)
+    )
+    again = evaluate.evaluate(run, unseen, EvaluationConfig(methods=["roe"], queries=4, oracle=True))
     assert again.report.matrix == outcome.report.matrix
-    chosen = choosing.kept(run.workspace).scorers["roe"]
+    chosen = choosing.load_selection(run.workspace).scorers["roe"]
     wanted = {(spec.id, scorer) for spec in unseen for scorer in ("base", chosen[spec.id])}
     wanted |= {(spec.id, again.report.environment["best_single"]) for spec in unseen}
     best = {
-        (f"{row['task']}/{row['prompt']}", row["expert"])
+        (f"{row.task}/{row.prompt}", row.expert)
         for row in again.report.matrix
-        for top in [max(each["accuracy"] for each in again.report.matrix if each["prompt"] == row["prompt"])]
-        if row["accuracy"] == top
+        for top in [max(each.accuracy for each in again.report.matrix if each.prompt == row.prompt)]
+        if row.accuracy == top
     }
-    cells = {results_cache.file(run.workspace.scores, Cell(*cell), (), limit=ROWS) for cell in wanted | best}
+    cells = {
+        results_cache.cell_file(run.workspace.scores, Cell(*cell), (), limit=ROWS) for cell in wanted | best
+    }
     assert set(read) <= cells
     assert len(cells) < len(unseen) * (len(TRAINED) + 1)
 
 
 def test_a_files_head_counts_its_rows_unless_some_are_left_out(run, unseen):
     cell = Cell(unseen[0].id, TRAINED[0])
-    found = ranking.score(run, [cell], unseen)
+    found = ranking.score_cells(run, [cell], load_tasks(run, unseen))
     right = [label == told for label, told in zip(found[cell].labels, found[cell].predictions, strict=True)]
     assert (found.count(cell).n, found.count(cell).right) == (ROWS, sum(right))
     fewer = found.count(cell, found[cell].row_ids[:3])
@@ -155,7 +164,7 @@ def test_a_files_head_counts_its_rows_unless_some_are_left_out(run, unseen):
 
 def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
     run = make_run()
-    outcome = evaluate.evaluate(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+    outcome = evaluate.evaluate(run, unseen, EvaluationConfig(methods=[f"fixed:expert={TRAINED[0]}"]))
     files = {file.name for file in run.workspace.scores.glob("*/*/*")}
     assert files == {f"{name}.limit_{ROWS}.jsonl" for name in ("base", "mini_size_animal%2Fbeside%20a%20dog")}
     assert outcome.report.matrix == ()
@@ -163,36 +172,36 @@ def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
 
 def test_experts_of_several_kinds_are_evaluated_together(make_run, unseen):
     kinds = dict(zip(TRAINED, [BOTTLENECK, ("bottleneck", {"width": 6}), LORA, ("full", {})], strict=True))
-    outcome = evaluate.evaluate(make_run(kinds), unseen, queries=4, oracle=True)
-    assert [row["method"] for row in outcome.report.means] == ["base", "roe_top1", "best_single", "oracle"]
-    assert {row["expert"] for row in outcome.report.matrix} == set(TRAINED)
+    outcome = evaluate.evaluate(make_run(kinds), unseen, EvaluationConfig(queries=4, oracle=True))
+    assert [row.method for row in outcome.report.means] == ["base", "roe_top1", "best_single", "oracle"]
+    assert {row.expert for row in outcome.report.matrix} == set(TRAINED)
 
 
 def test_tokens_choose_clusters_serve_and_a_few_labels_are_kept_apart(lora, unseen):
-    outcome = evaluate.evaluate(lora, unseen, methods=TOKENS, queries=4)
-    assert {row["method"] for row in outcome.report.rows} == {"base", *TOKENS}
-    labels = {row["method"]: row["labels"] for row in outcome.report.methods}
+    outcome = evaluate.evaluate(lora, unseen, EvaluationConfig(methods=TOKENS, queries=4))
+    assert {row.method for row in outcome.report.rows} == {"base", *TOKENS}
+    labels = {row.method: row.labels for row in outcome.report.methods}
     assert labels[TOKENS[-1]] == "few"
     assert {labels[method] for method in TOKENS[:-1]} == {"none"}
     # The task has no training split: the three rows that were shown count for no method.
-    assert {row["n"] for row in outcome.report.rows} == {ROWS - 3}
-    chosen = choosing.kept(lora.workspace)
+    assert {row.n for row in outcome.report.rows} == {ROWS - 3}
+    chosen = choosing.load_selection(lora.workspace)
     assert len(chosen.gates) == 3
-    assert {len(results_cache) for rows in chosen.left_out.values()} == {3}
-    fitted = [row for row in outcome.report.selections if row["router"] == "lorahub"]
+    assert {len(rows) for rows in chosen.left_out.values()} == {3}
+    fitted = [row for row in outcome.report.selections if row.router == "lorahub"]
     assert len(fitted) == 2
-    assert set(fitted[0]["weights"]) == set(TRAINED)
+    assert set(fitted[0].weights) == set(TRAINED)
 
 
 def test_gates_are_scored_once_and_anew_where_an_expert_is_another(lora, unseen, monkeypatch):
-    evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
-    before = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
+    evaluate.evaluate(lora, unseen, EvaluationConfig(methods=["arrow:k=1"], queries=4))
+    before = choosing.load_selection(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
     with monkeypatch.context() as patched:
         patched.setattr(engine, "score_rows", never)
-        evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
+        evaluate.evaluate(lora, unseen, EvaluationConfig(methods=["arrow:k=1"], queries=4))
     add_expert(lora, TRAINED[0], *LORA, seed=9)
-    evaluate.evaluate(lora, unseen, methods=["arrow:k=1"], queries=4)
-    after = choosing.kept(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
+    evaluate.evaluate(lora, unseen, EvaluationConfig(methods=["arrow:k=1"], queries=4))
+    after = choosing.load_selection(lora.workspace).scorers["arrow:k=1"][unseen[0].id]
     assert after != before
     assert kept(lora, unseen[0].id, after) != kept(lora, unseen[0].id, before)
 
@@ -202,11 +211,11 @@ def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
     evaluate.evaluate(
         lora,
         unseen,
-        experts=[only],
-        methods=["spectr", f"fixed:expert={only}", "lorahub:trials=3"],
-        queries=4,
+        EvaluationConfig(
+            experts=[only], methods=["spectr", f"fixed:expert={only}", "lorahub:trials=3"], queries=4
+        ),
     )
-    chosen = choosing.kept(lora.workspace).scorers["spectr"]
+    chosen = choosing.load_selection(lora.workspace).scorers["spectr"]
     for spec in unseen:
         gated, alone = kept(lora, spec.id, chosen[spec.id]), kept(lora, spec.id, only)
         for row, own in alone.items():
@@ -216,33 +225,35 @@ def test_a_gate_over_one_expert_scores_as_that_expert(lora, unseen):
 def test_an_expert_is_never_called_unseen_on_its_own_dataset(run, unseen):
     trained = task_selection.select_tasks([TRAINED[0]])
     with pytest.raises(ContaminationError, match="with --seen"):
-        evaluate.evaluate(run, [*unseen, *trained], methods=["roe"])
+        evaluate.evaluate(run, [*unseen, *trained], EvaluationConfig(methods=["roe"]))
 
 
 def test_the_base_alone_needs_no_expert_and_is_seen_by_none(make_run, run, unseen):
     bare = make_run(experts=(), keyed=False)
-    found = evaluate.evaluate(bare, unseen, methods=["base"])
-    assert {row["method"] for row in found.report.rows} == {"base"}
-    again, _ = report.again(bare.workspace)
+    found = evaluate.evaluate(bare, unseen, EvaluationConfig(methods=["base"]))
+    assert {row.method for row in found.report.rows} == {"base"}
+    again, _ = report.rebuild_report(bare.workspace)
     assert again.rows == found.report.rows
-    with pytest.raises(UserError, match="or ask for the base alone with --method base"):
-        evaluate.evaluate(bare, unseen, methods=["bm25"])
+    with pytest.raises(UserError, match="--method base"):
+        evaluate.evaluate(bare, unseen, EvaluationConfig(methods=["bm25"]))
     trained = task_selection.select_tasks([TRAINED[0]], evaluation=True)
-    seen = evaluate.evaluate(run, trained, methods=["plain=base"])
-    assert [(row["method"], row["seen"]) for row in seen.report.rows] == [("plain", False)]
+    seen = evaluate.evaluate(run, trained, EvaluationConfig(methods=["plain=base"]))
+    assert [(row.method, row.seen) for row in seen.report.rows] == [("plain", False)]
 
 
 def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(run):
     specs = task_selection.select_tasks([TRAINED[0]], evaluation=True)
     methods = ["roe", "roe:seen=true", "uniform", f"other=fixed:expert={TRAINED[2]}"]
     methods += [f"own=fixed:expert={TRAINED[0]}"]
-    outcome = evaluate.evaluate(run, specs, methods=methods, queries=4, oracle=True, seen=True)
-    marked = {row["method"]: row["seen"] for row in outcome.report.rows}
+    outcome = evaluate.evaluate(
+        run, specs, EvaluationConfig(methods=methods, queries=4, oracle=True, seen=True)
+    )
+    marked = {row.method: row.seen for row in outcome.report.rows}
     assert marked["own"] is True
     assert not any(marked[name] for name in ("base", "roe", "uniform", "other", "oracle", "best_single"))
-    seen = {row["expert"]: row["seen"] for row in outcome.report.matrix}
+    seen = {row.expert: row.seen for row in outcome.report.matrix}
     assert seen == {name: name.startswith("mini_size_animal/") for name in TRAINED}
-    chosen = choosing.kept(run.workspace)
+    chosen = choosing.load_selection(run.workspace)
     assert chosen.scorers["roe"][specs[0].id] in TRAINED[2:]
     (uniform,) = chosen.composites.values()
     assert uniform.members == tuple(sorted(TRAINED[2:]))
@@ -250,36 +261,39 @@ def test_seen_results_are_marked_and_routers_pass_over_what_was_trained_there(ru
 
 def test_other_ways_to_score_are_made_of_sums_without_the_network(run, unseen, outcome, monkeypatch):
     del outcome
-    task, cells = unseen[0].id, [Cell(unseen[0].id, TRAINED[0])]
-    ranking.score(run, cells, unseen, by="calibrated")
+    cells, tasks = [Cell(unseen[0].id, TRAINED[0])], load_tasks(run, unseen)
+
+    def score(normalization):
+        options = ScoringOptions(normalization=normalization)
+        return ranking.score_cells(run, cells, tasks, options)[cells[0]].scores
+
+    score("calibrated")
     monkeypatch.setattr(engine, "score_rows", never)
-    ranked = ranking.ranked_rows(run, {task: task_rows.load_examples(unseen[0], run.source)})[task]
-    sums = ranking.score(run, cells, unseen)[cells[0]].scores
-    mean = ranking.score(run, cells, unseen, by="mean")[cells[0]].scores
-    calibrated = ranking.score(run, cells, unseen, by="calibrated")[cells[0]].scores
+    ranked = tasks[unseen[0].id].prompts
+    sums, mean, calibrated = map(score, ("sum", "mean", "calibrated"))
     for row, own, per_token, less in zip(ranked, sums, mean, calibrated, strict=True):
         lengths = [len(answer) for answer in row.answers]
         np.testing.assert_allclose(per_token, np.array(own) / lengths, rtol=1e-5)
         # All rows of the task have the same two choices, so what is taken off is the same for all.
         np.testing.assert_allclose(np.subtract(own, less), np.subtract(sums[0], calibrated[0]), atol=1e-4)
-    where = results_cache.file(run.workspace.scores, cells[0], (), "mean", ROWS)
+    where = results_cache.cell_file(run.workspace.scores, cells[0], (), "mean", ROWS)
     assert json.loads(where.read_text().splitlines()[0])["score"] == "mean"
 
 
 def test_a_way_to_score_that_does_not_exist_is_refused_before_routing(run, unseen):
     with pytest.raises(UserError, match="No score named 'summ'"):
-        evaluate.evaluate(run, unseen, by="summ")
+        evaluate.evaluate(run, unseen, EvaluationConfig(normalization="summ"))
 
 
 def test_examples_to_look_at_start_with_what_the_first_retrieval_got_wrong(outcome):
     examples = outcome.report.examples
-    right = [example["answers"]["roe"]["right"] for example in examples]
+    right = [example.answers["roe"].right for example in examples]
     assert len(examples) == 2 * ROWS
     assert right == sorted(right)
     first = examples[0]
-    assert first["answers"]["roe"]["prediction"] in first["choices"]
-    assert first["answers"]["roe"]["prediction"] != first["target"]
-    assert len(first["answers"]["base"]["scores"]) == len(first["choices"])
+    assert first.answers["roe"].prediction in first.choices
+    assert first.answers["roe"].prediction != first.target
+    assert len(first.answers["base"].scores) == len(first.choices)
 
 
 @pytest.fixture
@@ -308,103 +322,107 @@ datasets:
 
 def test_tasks_without_choices_are_answered_by_the_same_methods(run, written, monkeypatch):
     methods = ["roe", "roe_per_instance", "roe:experts=2"]
-    outcome = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
-    assert {row["prompt"] for row in outcome.report.rows} == {"choose"}
-    found = {row["method"]: row for row in outcome.report.generated}
+    outcome = evaluate.evaluate(run, written, EvaluationConfig(methods=methods, queries=4, oracle=True))
+    assert {row.prompt for row in outcome.report.rows} == {"choose"}
+    found = {row.method: row for row in outcome.report.generated}
     assert set(found) == {"base", *methods, "best_single", "oracle"}
-    assert {row["measure"] for row in found.values()} == {"exact match"}
-    assert {(row["task"], row["prompt"], row["n"], row["seen"]) for row in found.values()} == {
-        ("pets", "say", 6, False)
-    }
-    assert found["oracle"]["value"] >= found["best_single"]["value"]
-    said = [example for example in outcome.report.examples if example["prompt"] == "say"]
+    assert {row.measure for row in found.values()} == {"exact match"}
+    assert {(row.task, row.prompt, row.n, row.seen) for row in found.values()} == {("pets", "say", 6, False)}
+    assert found["oracle"].value >= found["best_single"].value
+    said = [example for example in outcome.report.examples if example.prompt == "say"]
     assert len(said) == 6
-    assert said[0]["choices"] == []
-    assert said[0]["answers"]["roe"]["scores"] is None
+    assert said[0].choices == ()
+    assert said[0].answers["roe"].scores is None
     monkeypatch.setattr(writing, "generate_rows", never)
-    again = evaluate.evaluate(run, written, methods=methods, queries=4, oracle=True)
+    again = evaluate.evaluate(run, written, EvaluationConfig(methods=methods, queries=4, oracle=True))
     assert again.report.generated == outcome.report.generated
 
 
 def test_rows_are_rendered_as_an_evaluation_says_in_place_of_the_run(run, written):
-    cut = evaluate.evaluate(run, written[:1], methods=["base"], truncate=3)
-    assert {row["input"] for row in cut.report.examples} == {"... what"}
+    cut = evaluate.evaluate(run, written[:1], EvaluationConfig(methods=["base"], truncate=3))
+    assert {row.input for row in cut.report.examples} == {"... what"}
     long = replace(run, source=replace(run.source, truncate=3))
-    whole = evaluate.evaluate(long, written[:1], methods=["base"], truncate=0)
-    assert {row["input"] for row in whole.report.examples} == {f"a small dog {row} what" for row in range(6)}
+    whole = evaluate.evaluate(long, written[:1], EvaluationConfig(methods=["base"], truncate=0))
+    assert {row.input for row in whole.report.examples} == {f"a small dog {row} what" for row in range(6)}
 
 
 def test_tasks_that_are_all_answered_in_free_text_are_reported_alone(run, written):
-    outcome = evaluate.evaluate(run, [written[1]], methods=["roe", "lorahub:shots=2,trials=8"], queries=4)
+    outcome = evaluate.evaluate(
+        run, [written[1]], EvaluationConfig(methods=["roe", "lorahub:shots=2,trials=8"], queries=4)
+    )
     assert outcome.report.rows == ()
-    assert {row["n"] for row in outcome.report.generated} == {4}
+    assert {row.n for row in outcome.report.generated} == {4}
 
 
 def test_an_estimate_comes_first_and_a_dry_run_scores_nothing(make_run, unseen, monkeypatch):
     run = make_run()
     told = []
     methods = [f"fixed:expert={TRAINED[0]}"]
-    assert evaluate.evaluate(run, unseen, methods=methods, told=told.append, dry_run=True) is None
+    assert (
+        evaluate.evaluate(
+            run, unseen, EvaluationConfig(methods=methods), on_estimate=told.append, dry_run=True
+        )
+        is None
+    )
     (ahead,) = told
-    assert (ahead.work.cells, ahead.work.pairs) == (4, 4 * ROWS)
-    assert ahead.work.tokens > 0
-    assert ahead.rate > 0
+    assert (ahead.cost.cells, ahead.cost.pairs) == (4, 4 * ROWS)
+    assert ahead.cost.tokens > 0
+    assert ahead.flops_per_second > 0
     assert "48 pairs of row and expert in 4 files" in str(ahead)
     assert not run.workspace.scores.exists()
-    evaluate.evaluate(run, unseen, methods=methods)
-    evaluate.evaluate(run, unseen, methods=methods, told=told.append, dry_run=True)
-    assert str(told[1]) == "Nothing is left to score: all of it is kept from before."
+    evaluate.evaluate(run, unseen, EvaluationConfig(methods=methods))
+    evaluate.evaluate(run, unseen, EvaluationConfig(methods=methods), on_estimate=told.append, dry_run=True)
+    assert str(told[1]) == "Nothing is left to score: all results are there."
 
 
 def test_a_multitask_expert_that_is_not_there_is_asked_for_in_vain(run, unseen):
-    with pytest.raises(UserError, match="An expert that was trained on many tasks is wanted"):
-        evaluate.evaluate(run, unseen, methods=["multitask"])
+    with pytest.raises(UserError, match="'multitask'"):
+        evaluate.evaluate(run, unseen, EvaluationConfig(methods=["multitask"]))
 
 
 def test_methods_are_judged_before_a_base_is_read(run):
-    with pytest.raises(UserError, match="Router 'arrow' compares LoRA experts"):
-        evaluate.check(run.workspace, ["arrow"])
+    with pytest.raises(UserError, match="router 'arrow'"):
+        evaluate.check_methods(run.workspace, ["arrow"])
     with pytest.raises(UserError, match="Did you mean 'roe'"):
-        evaluate.check(run.workspace, ["reo"])
+        evaluate.check_methods(run.workspace, ["reo"])
 
 
 def test_more_shots_than_rows_are_refused(lora, unseen):
-    with pytest.raises(UserError, match=f"{ROWS} labelled rows of '{UNSEEN}/.*' are wanted for LoraHub"):
-        evaluate.evaluate(lora, unseen, methods=[f"lorahub:shots={ROWS}"])
+    with pytest.raises(UserError, match=f"Expected {ROWS} labelled rows of '{UNSEEN}/"):
+        evaluate.evaluate(lora, unseen, EvaluationConfig(methods=[f"lorahub:shots={ROWS}"]))
 
 
 def test_shots_come_from_a_training_split_where_there_is_one(lora):
     specs = task_selection.select_tasks(["mini_opposite_word"], evaluation=True)[:1]
-    outcome = evaluate.evaluate(lora, specs, methods=["lorahub:shots=3,trials=8"])
-    assert {row["n"] for row in outcome.report.rows} == {ROWS}
-    (fitted,) = choosing.kept(lora.workspace).composites.values()
+    outcome = evaluate.evaluate(lora, specs, EvaluationConfig(methods=["lorahub:shots=3,trials=8"]))
+    assert {row.n for row in outcome.report.rows} == {ROWS}
+    (fitted,) = choosing.load_selection(lora.workspace).composites.values()
     recipe = Library.open(lora.workspace.composites).spec(fitted.id).recipe
     assert all(row.startswith("train-") for row in recipe["shots"])
 
 
 def test_scores_with_rows_left_out_keep_the_others_in_order():
     found = TaskScores("t/p", "m", ("a", "b", "c"), ((1.0,), (2.0,), (3.0,)), (0, 0, 0), (0, 0, 0))
-    assert ranking.without_rows(found, ["b"]).row_ids == ("a", "c")
-    assert ranking.without_rows(found, ["b"]).scores == ((1.0,), (3.0,))
-    assert ranking.without_rows(found, []) == found
+    assert ranking.drop_rows(found, ["b"]).row_ids == ("a", "c")
+    assert ranking.drop_rows(found, ["b"]).scores == ((1.0,), (3.0,))
+    assert ranking.drop_rows(found, []) == found
 
 
 def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, unseen, monkeypatch):
     place = make_run().workspace.root
-    wide = evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4)
-    with pytest.raises(UserError, match="with their --dtype, or the keys anew with `elm index --rebuild`"):
-        evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
-    index.index(place, rebuild=True, dtype="bfloat16")
-    narrow = evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
+    wide = evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4))
+    narrow = evaluate.evaluate(
+        place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4, dtype="bfloat16")
+    )
     told = [each.report.environment["network"]["dtype"] for each in (wide, narrow)]
     assert told == ["float32", "bfloat16"]
     assert wide.report.environment["base"] == narrow.report.environment["base"]
     run = opening.open_run(place)
     found = kept(run, unseen[0].id, "base")
     monkeypatch.setattr(engine, "score_rows", never)
-    evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
+    evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4, dtype="bfloat16"))
     assert kept(run, unseen[0].id, "base") == found
     with pytest.raises(AssertionError, match="work was repeated"):
-        evaluate.evaluate(place, unseen, methods=["base"], queries=4)
+        evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4))
     with pytest.raises(UserError, match="Expected a run's directory beside dtype"):
-        evaluate.evaluate(run, unseen, dtype="bfloat16")
+        evaluate.evaluate(run, unseen, EvaluationConfig(dtype="bfloat16"))

@@ -4,7 +4,7 @@ import numpy as np
 
 from elm_jax.data import task_rows
 from elm_jax.evaluation import expert_stacks as module
-from elm_jax.evaluation.expert_stacks import stacks
+from elm_jax.evaluation.expert_stacks import load_stacks
 from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.merging.merge import merge
 from elm_jax.models import expert_layers as ex
@@ -22,7 +22,7 @@ def rows_of(run, unseen):
 
 
 def scored(run, rows, stack, name):
-    pairs = np.stack([np.arange(len(rows)), np.full(len(rows), stack.places[name])], axis=1)
+    pairs = np.stack([np.arange(len(rows)), np.full(len(rows), stack.slots[name])], axis=1)
     found = engine.score_rows(
         run.base.config, stack.params, rows, stack.experts, pairs, stacked=stack.stacked
     )
@@ -33,8 +33,8 @@ def test_experts_of_several_kinds_and_sizes_score_as_each_does_alone(make_run, u
     run = make_run(KINDS, keyed=False)
     rows = rows_of(run, unseen)
     found = {}
-    for stack in stacks(run, [BASE, *TRAINED], at_once=64):
-        found |= {name: scored(run, rows, stack, name) for name in stack.places}
+    for stack in load_stacks(run, [BASE, *TRAINED], max_experts=64):
+        found |= {name: scored(run, rows, stack, name) for name in stack.slots}
     assert set(found) == {BASE, *TRAINED}
     for name, (kind, _) in KINDS.items():
         tree = find_library(run.workspace, name).load_expert(name).params
@@ -48,8 +48,8 @@ def test_experts_of_several_kinds_and_sizes_score_as_each_does_alone(make_run, u
 
 def test_stacks_of_one_shape_are_of_one_size_and_hold_each_expert_once(make_run):
     run = make_run(keyed=False)
-    held = list(stacks(run, [*TRAINED, BASE], at_once=3))
-    assert [list(stack.places) for stack in held] == [[BASE, *TRAINED[:3]], [TRAINED[3]]]
+    held = list(load_stacks(run, [*TRAINED, BASE], max_experts=3))
+    assert [list(stack.slots) for stack in held] == [[BASE, *TRAINED[:3]], [TRAINED[3]]]
     sizes = [stack.experts["encoder"]["encoder_norm"]["scale"].shape[0] for stack in held]
     assert sizes == [4, 4]  # three experts and the base
 
@@ -60,13 +60,13 @@ def test_where_memory_has_no_room_experts_come_one_at_a_time_and_score_the_same(
     run = make_run(keyed=False)
     rows = rows_of(run, unseen)
     every = [BASE, *TRAINED]
-    (whole,) = stacks(run, every, at_once=64)
+    (whole,) = load_stacks(run, every, max_experts=64)
     together = {name: scored(run, rows, whole, name) for name in every}
-    monkeypatch.setattr(module, "SHARE", 0.0)
+    monkeypatch.setattr(module, "MAX_MEMORY_SHARE", 0.0)
     apart, held = {}, []
-    for stack in stacks(run, every, at_once=64):
-        held.append(list(stack.places))
-        apart |= {name: scored(run, rows, stack, name) for name in stack.places}
+    for stack in load_stacks(run, every, max_experts=64):
+        held.append(list(stack.slots))
+        apart |= {name: scored(run, rows, stack, name) for name in stack.slots}
     assert held == [[BASE, TRAINED[0]], *([name] for name in TRAINED[1:])]
     for name in every:
         np.testing.assert_allclose(apart[name], together[name], rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_an_expert_that_was_made_of_others_stands_beside_the_trained(make_run, u
     run = make_run(keyed=False)
     rows = rows_of(run, unseen)
     merged = merge(run, TRAINED[:2], id="merged/two").spec.id
-    (stack,) = stacks(run, [TRAINED[0], merged], at_once=64)
+    (stack,) = load_stacks(run, [TRAINED[0], merged], max_experts=64)
     for name in (TRAINED[0], merged):
         tree = find_library(run.workspace, name).load_expert(name).params
         alone = engine.score_rows(run.base.config, run.base.params, rows, tree, stacked=False)
@@ -85,6 +85,6 @@ def test_an_expert_that_was_made_of_others_stands_beside_the_trained(make_run, u
 
 def test_the_base_alone_wants_no_expert(make_run):
     run = make_run(keyed=False)
-    (stack,) = stacks(run, [BASE], at_once=64)
-    assert stack.places == {BASE: 0}
+    (stack,) = load_stacks(run, [BASE], max_experts=64)
+    assert stack.slots == {BASE: 0}
     assert stack.experts is None

@@ -11,6 +11,7 @@ from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import generation, results_cache
 from elm_jax.evaluation.results_cache import Cell
+from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.models import expert_layers as ex
@@ -18,7 +19,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting import written
+from elm_jax.reporting import text_metrics
 from elm_jax.scoring import generator as engine
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
@@ -78,15 +79,20 @@ def specs(run):
 
 
 @pytest.fixture(scope="module")
-def wanted(specs):
-    """One expert and the base for one task, both experts for the others."""
-    first, *others = [spec.id for spec in specs]
-    return results_cache.whole({first: [EXPERTS[0], BASE], **dict.fromkeys(others, EXPERTS)})
+def tasks(run, specs):
+    return load_tasks(run, specs)
 
 
 @pytest.fixture(scope="module")
-def finished(run, specs, wanted):
-    return generation.generate(run, wanted, specs)
+def wanted(specs):
+    """One expert and the base for one task, both experts for the others."""
+    first, *others = [spec.id for spec in specs]
+    return results_cache.make_cells({first: [EXPERTS[0], BASE], **dict.fromkeys(others, EXPERTS)})
+
+
+@pytest.fixture(scope="module")
+def finished(run, tasks, wanted):
+    return generation.generate_answers(run, wanted, tasks)
 
 
 @pytest.fixture
@@ -97,20 +103,20 @@ def no_network(monkeypatch):
     monkeypatch.setattr(engine, "generate_rows", never)
 
 
-def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, wanted, finished):
+def test_every_wanted_pair_has_an_answer_to_every_row(run, specs, tasks, wanted, finished):
     assert set(finished) == set(wanted)
     for (task, expert, *_), answers in finished.items():
         examples = task_rows.load_examples(next(spec for spec in specs if spec.id == task), run.source)
-        assert (answers.task, answers.expert) == (task, expert)
+        assert (answers.task, answers.scorer) == (task, expert)
         assert answers.row_ids == tuple(example.row_id for example in examples)
         assert answers.targets == tuple(example.target for example in examples)
-        assert len(answers.predictions) == len(answers.judgement.rows) == ROWS
+        assert len(answers.predictions) == len(answers.metric.rows) == ROWS
         assert all(len(run.tokenizer.encode(told)) <= 5 for told in answers.predictions)
-        assert answers.judgement.measure == "exact match"
+        assert answers.metric.measure == "exact match"
     assert len({answers.predictions for answers in finished.values()}) == len(finished)
 
 
-def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finished):
+def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, tasks, finished):
     task = specs[0].id
     tree = Library.open(run.workspace.library).load_expert(EXPERTS[0]).params
     prompts = list(
@@ -119,47 +125,49 @@ def test_answers_of_an_expert_are_those_that_it_writes_alone(run, specs, finishe
         ).inputs
     )
     stack = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
-    found = engine.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
+    found = engine.generate_rows(
+        run.base.config, run.base.params, prompts, engine.AnswerLimit(5, run.tokenizer.eos), stack
+    )
     assert [run.tokenizer.decode(answer[answer > 0].tolist()) for answer in found] == list(
         finished[Cell(task, EXPERTS[0])].predictions
     )
 
 
-def test_a_file_holds_the_value_of_the_task_and_a_line_for_each_row(run, specs, finished):
+def test_a_file_holds_the_value_of_the_task_and_a_line_for_each_row(run, specs, tasks, finished):
     place = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog"
     kept = [f"{name}.limit_{ROWS}.jsonl" for name in ("base", "mini_calendar_day%2Fone")]
     assert sorted(file.name for file in place.iterdir()) == kept
     head, *lines = map(json.loads, (place / kept[0]).read_text().splitlines())
     answers = finished[Cell(specs[0].id, "base")]
-    assert (head["measure"], head["value"]) == ("exact match", answers.judgement.value)
+    assert (head["measure"], head["value"]) == ("exact match", answers.metric.value)
     assert head["low"] <= head["value"] <= head["high"]
     assert [row["prediction"] for row in lines] == list(answers.predictions)
     assert lines[0].keys() == {"row", "target", "prediction", "value"}
 
 
-def test_a_second_call_writes_nothing_and_says_the_same(run, specs, wanted, finished, no_network):
-    assert generation.generate(run, wanted, specs) == finished
+def test_a_second_call_writes_nothing_and_says_the_same(run, specs, tasks, wanted, finished, no_network):
+    assert generation.generate_answers(run, wanted, tasks) == finished
 
 
-def test_another_measure_judges_what_is_kept(run, specs, finished, no_network, monkeypatch):
+def test_another_measure_judges_what_is_kept(run, specs, tasks, finished, no_network, monkeypatch):
     asked = []
 
     def hook(targets, predictions, inputs):
         asked.append(list(inputs))
         return [float(len(told)) for told in predictions]
 
-    monkeypatch.setitem(written.HOOKS, "length", hook)
+    monkeypatch.setitem(text_metrics.HOOKS, "length", hook)
     task = specs[0].id
-    told = generation.generate(run, [Cell(task, "base")], specs, metric="length")[Cell(task, "base")]
+    told = generation.generate_answers(run, [Cell(task, "base")], tasks, metric="length")[Cell(task, "base")]
     assert told.predictions == finished[Cell(task, "base")].predictions
-    assert told.judgement.value == np.mean([len(each) for each in told.predictions])
+    assert told.metric.value == np.mean([len(each) for each in told.predictions])
     assert asked == [[example.input for example in task_rows.load_examples(specs[0], run.source)]]
-    assert generation.generate(run, [Cell(task, "base")], specs) == {
+    assert generation.generate_answers(run, [Cell(task, "base")], tasks) == {
         Cell(task, "base"): finished[Cell(task, "base")]
     }
 
 
-def test_the_originals_bleu_comes_by_name_or_with_all_of_its_ways(run, specs, finished, no_network):
+def test_the_originals_bleu_comes_by_name_or_with_all_of_its_ways(run, specs, tasks, finished, no_network):
     pytest.importorskip("sacrebleu", reason="the extra generation is not installed")
     task = specs[0].id
     faithful = replace(run, source=replace(run.source, faithful=("all",)))
@@ -171,12 +179,14 @@ def test_the_originals_bleu_comes_by_name_or_with_all_of_its_ways(run, specs, fi
         (faithful, False, "bleu (intl)"),
         (run, True, "bleu (intl, swapped)"),
     ):
-        told = generation.generate(of, [Cell(task, "base")], specs, metric="bleu", swapped_bleu=swapped)
-        assert told[Cell(task, "base")].judgement.measure == measure
-    generation.generate(run, [Cell(task, "base")], specs)  # as it was
+        told = generation.generate_answers(
+            of, [Cell(task, "base")], tasks, metric="bleu", swapped_bleu=swapped
+        )
+        assert told[Cell(task, "base")].metric.measure == measure
+    generation.generate_answers(run, [Cell(task, "base")], tasks)  # as it was
 
 
-def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, finished, monkeypatch):
+def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, tasks, wanted, finished, monkeypatch):
     file = run.workspace.root / "generated" / "mini_size_animal" / "than%20a%20dog"
     file = file / f"base.limit_{ROWS}.jsonl"
     before = file.read_bytes()
@@ -189,34 +199,36 @@ def test_a_run_that_was_stopped_writes_only_what_is_missing(run, specs, wanted, 
         return whole(config, params, prompts, *others, **options)
 
     monkeypatch.setattr(engine, "generate_rows", counted)
-    assert generation.generate(run, wanted, specs) == finished
+    assert generation.generate_answers(run, wanted, tasks) == finished
     assert asked == [ROWS]
     assert file.read_bytes() == before
 
 
-def test_other_rows_are_answered_anew(run, specs, finished):
+def test_other_rows_are_answered_anew(run, specs, tasks, finished):
     task = specs[0].id
     fewer = replace(run, source=replace(run.source, limit=3))
-    told = generation.generate(fewer, [Cell(task, "base")], specs)[Cell(task, "base")]
+    told = generation.generate_answers(fewer, [Cell(task, "base")], load_tasks(fewer, specs))[
+        Cell(task, "base")
+    ]
     assert len(told.predictions) == 3
-    generation.generate(run, [Cell(task, "base")], specs)  # as it was
+    generation.generate_answers(run, [Cell(task, "base")], tasks)  # as it was
 
 
-def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, no_network):
+def test_an_unknown_measure_is_refused_before_anything_is_written(run, specs, tasks, no_network):
     with pytest.raises(UserError, match="pip install bert-score"):
-        generation.generate(run, [Cell(specs[0].id, EXPERTS[1])], specs, metric="bert_score")
+        generation.generate_answers(run, [Cell(specs[0].id, EXPERTS[1])], tasks, metric="bert_score")
 
 
-def test_an_expert_whose_weights_hold_nan_is_named(run, specs):
+def test_an_expert_whose_weights_hold_nan_is_named(run, specs, tasks):
     library = Library.open(run.workspace.library)
     tree = ex.init_expert("bottleneck", jax.random.key(0), run.base.params, {"width": 4})
     add(library, run, "mini_calendar_day/broken", tree, np.nan)
-    with pytest.raises(UserError, match="'mini_calendar_day/broken' gives no numbers"):
-        generation.generate(run, [Cell(specs[0].id, "mini_calendar_day/broken")], specs)
+    with pytest.raises(UserError, match="'mini_calendar_day/broken', got NaN for row"):
+        generation.generate_answers(run, [Cell(specs[0].id, "mini_calendar_day/broken")], tasks)
     library.remove("mini_calendar_day/broken")
 
 
-def test_a_task_without_rows_is_refused(run, specs, no_network):
+def test_a_task_without_rows_is_refused(run, specs, tasks, no_network):
     empty = replace(run, source=replace(run.source, limit=0))
     with pytest.raises(UserError, match="none of the 0 rows"):
-        generation.generate(empty, [Cell(specs[0].id, "base")], specs)
+        load_tasks(empty, specs)

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from elm_jax.data import task_rows, task_selection
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, ranking
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.results_cache import Cell
+from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.lookup import BASE
 from elm_jax.tasks import data_source, datasets
 from tests.run_fixtures import BOTTLENECK, TRAINED, add_expert
@@ -49,7 +51,11 @@ datasets:
 
 def scored(run, specs, source=None):
     run = run if source is None else replace(run, source=source)
-    return ranking.score(run, [Cell(specs[0].id, BASE)], specs)[Cell(specs[0].id, BASE)]
+    return score(run, specs, Cell(specs[0].id, BASE))
+
+
+def score(run, specs, cell):
+    return ranking.score_cells(run, [cell], load_tasks(run, specs))[cell]
 
 
 def test_a_single_choice_is_scored_and_right(run, task):
@@ -72,7 +78,7 @@ def test_an_empty_prompt_is_scored_after_the_end_of_sequence_alone(run, task):
     found = scored(run, specs, data_source.Source(faithful=("empty_renderings",)))
     assert len(found.scores) == 2
     cell = Cell(specs[0].id, BASE, (1,), prompted=False)
-    bare = ranking.score(run, [cell._replace(rows=(0,))], specs)[cell._replace(rows=(0,))]
+    bare = score(run, specs, cell._replace(rows=(0,)))
     np.testing.assert_allclose(found.scores[0], bare.scores[0], rtol=1e-5)
 
 
@@ -80,7 +86,7 @@ def test_scores_after_prompts_without_their_end_are_others_and_take_no_others_pl
     specs = task(("", ["cat", "dog"], "dog"), ("a dog", ["cat", "dog"], "dog"))
     source = data_source.Source(faithful=("empty_renderings",))
     ended = scored(run, specs, source).scores
-    open_ = scored(replace(run, tokenizer=replace(run.tokenizer, input_eos=False)), specs, source).scores
+    open_ = scored(replace(run, pieces=replace(run.tokenizer, input_eos=False)), specs, source).scores
     assert open_[0] == ended[0]  # the empty prompt is its end either way
     assert np.abs(np.subtract(open_[1], ended[1])).min() > 1e-3
     assert scored(run, specs, source).scores == ended
@@ -91,9 +97,7 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
     specs = task(("a dog", [long, f"{long} cat", "dog"], "dog"), ("a cat", ["dog"], "dog"))
     found = scored(run, specs)
     assert found.scores[0][0] == found.scores[0][1]  # nothing is left of what told them apart
-    row = ranking.ranked_rows(run, {specs[0].id: task_rows.load_examples(specs[0], run.source)})[specs[0].id][
-        0
-    ]
+    row = load_tasks(run, specs)[specs[0].id].prompts[0]
     assert [len(answer) for answer in row.answers] == [LIMIT, LIMIT, 2]
     assert {int(answer[-1]) for answer in row.answers} == {run.tokenizer.eos}
 
@@ -101,32 +105,34 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
 @pytest.mark.parametrize("options", [["cat", "dog"], []])
 def test_a_target_that_is_none_of_the_choices_is_refused_with_its_row(run, task, options):
     specs = task(("a dog", ["cat", "dog"], "dog"), ("a cat", options, "mouse"))
-    with pytest.raises(UserError, match="row 'odd/validation/1' with a target outside its choices"):
+    with pytest.raises(
+        UserError, match="'odd/it', got a target outside its choices in row 'odd/validation/1'"
+    ):
         scored(run, specs)
 
 
 def test_a_task_without_rows_is_refused_by_its_name(run, unseen):
     empty = replace(run, source=replace(run.source, limit=0))
     with pytest.raises(UserError, match="mini_size_suitcase"):
-        evaluate.evaluate(empty, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+        evaluate.evaluate(empty, unseen, EvaluationConfig(methods=[f"fixed:expert={TRAINED[0]}"]))
 
 
 def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, unseen):
     run = make_run(keyed=False)
     add_expert(run, "mini_size_animal/broken", *BOTTLENECK, by=np.nan)
     with pytest.raises(
-        UserError, match=r"with 'mini_size_animal/broken' those of row 'validation-.*' are no"
+        UserError, match=r"'mini_size_animal/broken', got NaN or infinity for row 'validation-"
     ):
-        evaluate.evaluate(run, unseen, methods=["fixed:expert=mini_size_animal/broken"])
+        evaluate.evaluate(run, unseen, EvaluationConfig(methods=["fixed:expert=mini_size_animal/broken"]))
     # What was scored before is kept, and what is sound can still be had.
-    found = evaluate.evaluate(run, unseen, methods=[f"fixed:expert={TRAINED[0]}"])
+    found = evaluate.evaluate(run, unseen, EvaluationConfig(methods=[f"fixed:expert={TRAINED[0]}"]))
     assert found is not None
     assert len(found.report.rows) == 4
 
 
 def test_what_a_row_scores_does_not_depend_on_the_rows_beside_it(run, unseen):
-    whole = ranking.score(run, [Cell(unseen[0].id, TRAINED[0])], unseen)[Cell(unseen[0].id, TRAINED[0])]
+    whole = score(run, unseen, Cell(unseen[0].id, TRAINED[0]))
     some = Cell(unseen[0].id, TRAINED[0], (2, 7))
-    part = ranking.score(run, [some], unseen)[some]
+    part = score(run, unseen, some)
     assert part.row_ids == (whole.row_ids[2], whole.row_ids[7])
     np.testing.assert_allclose(part.scores, [whole.scores[2], whole.scores[7]], rtol=1e-5, atol=1e-5)

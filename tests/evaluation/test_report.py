@@ -8,6 +8,8 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.evaluation import report
 from elm_jax.records import TaskScores
+from elm_jax.reporting.records import GeneratedResult, MethodAnswer, MethodDescription, RowExample
+from elm_jax.reporting.summary import ReportInputs
 from elm_jax.session.workspace import Workspace
 
 
@@ -31,29 +33,28 @@ def scores(counts, rows=6):
 def evaluated(place, counts, **options):
     workspace = Workspace.open(place, create=True)
     made = scores(counts)
-    given = {"workspace": workspace, "environment": {}, "families": {}, **options}
-    return workspace, report.report(made, [], [], [], **given)
+    return workspace, report.write_run_report(workspace, ReportInputs(made, **options), [])
 
 
 def test_a_report_is_written_and_its_pages_are_made_again_from_it(tmp_path):
     workspace, (made, files) = evaluated(tmp_path, {"base": 1, "roe": 4})
     assert made.environment["packages"]["jax"]
-    assert [mean["macro"] for mean in made.means] == pytest.approx([1 / 6, 4 / 6])
+    assert [mean.macro for mean in made.means] == pytest.approx([1 / 6, 4 / 6])
     page = files["html"].read_bytes()
     files["html"].unlink()
-    read, again = report.again(workspace)
+    read, again = report.rebuild_report(workspace)
     assert read == made
     assert again["html"].read_bytes() == page
 
 
 def test_a_run_without_the_base_has_a_report_without_gaps(tmp_path):
     _, (made, _) = evaluated(tmp_path, {"roe": 4, "oracle": 5})
-    assert [mean["gap_share"] for mean in made.means] == [None, None]
+    assert [mean.gap_share for mean in made.means] == [None, None]
 
 
 def test_base_and_oracle_are_known_by_their_router_whatever_they_are_called(tmp_path):
     told = [
-        {"method": name, "router": router, "merge": None, "labels": labels, "note": ""}
+        MethodDescription(name, router, None, labels)
         for name, router, labels in (
             ("plain", "base", "none"),
             ("mine", "roe", "none"),
@@ -61,15 +62,14 @@ def test_base_and_oracle_are_known_by_their_router_whatever_they_are_called(tmp_
         )
     ]
     _, (made, _) = evaluated(tmp_path, {"plain": 1, "mine": 2, "top": 5}, methods=told)
-    assert [mean["gap_share"] for mean in made.means] == pytest.approx([0, 1 / 4, 1])
+    assert [mean.gap_share for mean in made.means] == pytest.approx([0, 1 / 4, 1])
 
 
 def test_methods_answers_and_rows_to_look_at_reach_the_report(tmp_path):
-    told = {"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": "5 rows"}
-    written = {"method": "base", "task": "haiku", "prompt": "p", "n": 2, "measure": "bleu (intl)"}
-    written |= {"value": 3.0, "low": None, "high": None, "seen": False}
-    example = {"task": "a", "prompt": "1", "row": "row-0", "input": "?", "choices": ["x", "y"], "target": "x"}
-    example["answers"] = {"base": {"prediction": "x", "right": True, "scores": [-1.0, -2.0]}}
+    told = MethodDescription("lorahub", "lorahub", None, "few", "5 rows")
+    written = GeneratedResult("base", "haiku", "p", 2, "bleu (intl)", 3.0, None, None, False)
+    answers = {"base": MethodAnswer("x", True, (-1.0, -2.0))}
+    example = RowExample("a", "1", "row-0", "?", ("x", "y"), "x", answers)
     options = {"methods": [told], "generated": [written], "examples": [example]}
     _, (made, _) = evaluated(tmp_path, {"base": 1, "lorahub": 4}, **options)
     assert made.methods[1] == told
@@ -79,18 +79,18 @@ def test_methods_answers_and_rows_to_look_at_reach_the_report(tmp_path):
 def test_two_runs_are_compared_from_their_directories_or_their_reports_alone(tmp_path):
     first, _ = evaluated(tmp_path / "first", {"base": 1, "roe": 2})
     second, _ = evaluated(tmp_path / "second", {"base": 1, "roe": 5})
-    base, roe = report.compare(first.root, second.report)
-    assert (base["difference"], roe["difference"]) == pytest.approx((0.0, 0.5))
-    assert (roe["better_a"], roe["better_b"], roe["comparisons"]) == (6, 0, 2)
-    (other,) = report.compare(first.root, second.root, ["base=roe"])
-    assert (other["b"], other["a"]) == ("base", "roe")
-    assert other["difference"] == pytest.approx(4 / 6)
+    base, roe = report.compare_runs(first.root, second.report)
+    assert (base.difference, roe.difference) == pytest.approx((0.0, 0.5))
+    assert (roe.better_a, roe.better_b, roe.comparisons) == (6, 0, 2)
+    (other,) = report.compare_runs(first.root, second.root, ["base=roe"])
+    assert (other.b, other.a) == ("base", "roe")
+    assert other.difference == pytest.approx(4 / 6)
 
 
 def test_a_run_that_was_not_evaluated_is_refused(tmp_path):
     workspace = Workspace.open(tmp_path, create=True)
-    for ask in (lambda: report.again(workspace), lambda: report.compare(tmp_path, tmp_path)):
-        with pytest.raises(UserError, match="nothing was evaluated there yet"):
+    for ask in (lambda: report.rebuild_report(workspace), lambda: report.compare_runs(tmp_path, tmp_path)):
+        with pytest.raises(UserError, match="Expected a report in"):
             ask()
 
 
@@ -99,14 +99,13 @@ def test_a_report_of_an_older_version_says_to_evaluate_once_more(tmp_path):
     old = {"format": 1, **dataclasses.asdict(made)}
     del old["methods"]
     files["json"].write_text(json.dumps(old))
-    with pytest.raises(UserError, match=r"lacks methods.*Evaluate once more with `elm evaluate`"):
-        report.again(workspace)
+    with pytest.raises(UserError, match=r"without methods.*`elm evaluate`"):
+        report.rebuild_report(workspace)
 
 
 def test_runs_over_other_rows_are_refused_by_name(tmp_path):
     first, _ = evaluated(tmp_path / "first", {"roe": 2})
     second = Workspace.open(tmp_path / "second", create=True)
-    given = {"workspace": second, "environment": {}, "families": {}}
-    report.report(scores({"roe": 2}, rows=5), [], [], [], **given)
-    with pytest.raises(UserError, match=r"row 'row-5' was evaluated in '.*first' alone \(1 such rows\)"):
-        report.compare(first.root, second.root)
+    report.write_run_report(second, ReportInputs(scores({"roe": 2}, rows=5)), [])
+    with pytest.raises(UserError, match=r"row 'row-5' in '.*first' alone \(1 such rows\)"):
+        report.compare_runs(first.root, second.root)

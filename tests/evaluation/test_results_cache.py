@@ -9,7 +9,10 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.evaluation import generation, ranking, results_cache
+from elm_jax.evaluation.config import ScoringOptions
+from elm_jax.evaluation.expert_stacks import ExpertStack
 from elm_jax.evaluation.results_cache import Cell
+from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.lookup import BASE
 from tests.run_fixtures import ROWS, TRAINED
 
@@ -21,16 +24,16 @@ def run(make_run):
 
 @pytest.fixture(scope="module")
 def validator():
-    jsonschema.Draft202012Validator.check_schema(results_cache.schema())
-    return jsonschema.Draft202012Validator(results_cache.schema())
+    jsonschema.Draft202012Validator.check_schema(results_cache.line_schema())
+    return jsonschema.Draft202012Validator(results_cache.line_schema())
 
 
 @pytest.fixture
 def kept(run, unseen):
     """The file of the base's scores of a task, whole."""
     cell = Cell(unseen[0].id, BASE)
-    ranking.score(run, [cell], unseen)
-    where = results_cache.file(run.workspace.scores, cell, (), limit=ROWS)
+    ranking.score_cells(run, [cell], load_tasks(run, unseen))
+    where = results_cache.cell_file(run.workspace.scores, cell, (), limit=ROWS)
     whole = where.read_text()
     yield where
     where.write_text(whole)
@@ -39,9 +42,11 @@ def kept(run, unseen):
 def test_every_line_that_is_written_is_as_the_schema_says(run, unseen, validator):
     cells = [Cell(spec.id, name) for spec in unseen for name in (BASE, TRAINED[0])]
     some = Cell(unseen[0].id, TRAINED[1], (0, 5))
-    for by in ("sum", "mean", "calibrated"):
-        ranking.score(run, [*cells, some], unseen, by=by)
-    generation.generate(run, [*cells, some], unseen)
+    tasks = load_tasks(run, unseen)
+    for normalization in ("sum", "mean", "calibrated"):
+        options = ScoringOptions(normalization=normalization)
+        ranking.score_cells(run, [*cells, some], tasks, options)
+    generation.generate_answers(run, [*cells, some], tasks)
     files = [
         file
         for folder in (run.workspace.scores, run.workspace.generated)
@@ -73,24 +78,24 @@ def test_scores_of_other_rows_or_an_older_format_are_made_anew(run, unseen, kept
     whole = kept.read_text()
     head, *lines = whole.splitlines()
     kept.write_text("\n".join([json.dumps(json.loads(head) | change), *lines[:2]]) + "\n")
-    ranking.score(run, [Cell(unseen[0].id, BASE)], unseen)
+    ranking.score_cells(run, [Cell(unseen[0].id, BASE)], load_tasks(run, unseen))
     assert kept.read_text() == whole
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"format": 99, "stamp": "x"}\n', "has format 99: a later elm_jax wrote it"),
-        ("my notes\n", "has another form. Move it away"),
-        ("", "has another form. Move it away"),
-        ("[1, 2]\n", "has another form. Move it away"),
-        ('{"accuracy": 0.5}\n', "has another form. Move it away"),
+        ('{"format": 99, "stamp": "x"}\n', "got 99 in"),
+        ("my notes\n", "got another form"),
+        ("", "got another form"),
+        ("[1, 2]\n", "got another form"),
+        ('{"accuracy": 0.5}\n', "got another form"),
     ],
 )
 def test_a_file_of_a_later_version_or_of_somebody_else_is_refused_and_stays(run, unseen, kept, content, said):
     kept.write_text(content)
     with pytest.raises(UserError, match=said):
-        ranking.score(run, [Cell(unseen[0].id, BASE)], unseen)
+        ranking.score_cells(run, [Cell(unseen[0].id, BASE)], load_tasks(run, unseen))
     assert kept.read_text() == content
 
 
@@ -98,25 +103,25 @@ def test_scores_of_a_few_rows_lie_beside_those_of_more_and_cost_them_nothing(run
     before = kept.read_bytes()
     fewer = dataclasses.replace(run, source=dataclasses.replace(run.source, limit=2))
     cell = Cell(unseen[0].id, BASE)
-    assert len(ranking.score(fewer, [cell], unseen)[cell].row_ids) == 2
+    assert len(ranking.score_cells(fewer, [cell], load_tasks(fewer, unseen))[cell].row_ids) == 2
     assert kept.read_bytes() == before
-    assert len(ranking.score(run, [cell], unseen)[cell].row_ids) == ROWS
+    assert len(ranking.score_cells(run, [cell], load_tasks(run, unseen))[cell].row_ids) == ROWS
 
 
 def test_rows_that_were_changed_afterwards_are_refused(run, unseen, kept):
     head, *lines = kept.read_text().splitlines()
     kept.write_text("\n".join([head, '{"row": "a"}', *lines]) + "\n")
-    found = ranking.score(run, [Cell(unseen[0].id, BASE)], unseen)
-    with pytest.raises(UserError, match="it was changed after it was written"):
+    found = ranking.score_cells(run, [Cell(unseen[0].id, BASE)], load_tasks(run, unseen))
+    with pytest.raises(UserError, match="Expected rows of row, label"):
         found[Cell(unseen[0].id, BASE)]
 
 
 def test_groups_hold_task_by_task_until_they_are_large_enough(monkeypatch):
-    monkeypatch.setattr(results_cache, "GROUP", 5)
-    stack = results_cache.Stack({"a": 0, "b": 1}, {})
-    of = {"t/1": [0] * 4, "t/2": [0] * 2, "t/3": [0] * 9}
+    monkeypatch.setattr(results_cache, "ROWS_PER_GROUP", 5)
+    stack = ExpertStack({"a": 0, "b": 1}, {})
+    of = {"t/1": 4, "t/2": 2, "t/3": 9}
     cells = [Cell(task, scorer) for scorer in ("a", "b", "c") for task in of]
-    found = results_cache.groups(stack, [*cells, Cell("t/3", "a", (0, 1))], of)
+    found = results_cache.group_cells(stack, [*cells, Cell("t/3", "a", (0, 1))], of)
     # Eight rows of the first task are enough; four of the second want the third's.
     last = [Cell("t/3", "a"), Cell("t/3", "b"), Cell("t/3", "a", (0, 1))]
     assert found == [

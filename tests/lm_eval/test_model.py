@@ -23,7 +23,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import gate_specs
 from elm_jax.routing.index import index
 from elm_jax.scoring import generator
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
@@ -215,7 +215,9 @@ def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
     stack = Library.open(run.workspace.library).load_stack([expert])
-    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
+    written = generator.generate_rows(
+        run.base.config, run.base.params, prompts, generator.AnswerLimit(5, run.tokenizer.eos), stack
+    )
     texts = [run.tokenizer.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
     assert any(texts)
@@ -233,7 +235,9 @@ def test_greedy_is_told_of_what_our_engine_would_write(run):
     asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
     told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
     prompt = [*run.tokenizer.encode(context), run.tokenizer.eos]
-    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.tokenizer.eos)
+    ((first, *_),) = generator.generate_rows(
+        run.base.config, run.base.params, [prompt], generator.AnswerLimit(1, run.tokenizer.eos)
+    )
     assert told == [run.tokenizer.encode(text) == [first] for text in pieces]
 
 
@@ -246,9 +250,9 @@ def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
     tokens = [*run.tokenizer.encode(text), run.tokenizer.eos]
     assert len(tokens) > 16
     # The last window is shorter, and what it leaves of eight tokens goes to the encoder.
-    windows = [Row([run.tokenizer.eos], [tokens[:8]])]
+    windows = [PromptWithChoices([run.tokenizer.eos], [tokens[:8]])]
     windows += [
-        Row(tokens[min(at, len(tokens) - 8) - 1 : at], [tokens[at : at + 8]])
+        PromptWithChoices(tokens[min(at, len(tokens) - 8) - 1 : at], [tokens[at : at + 8]])
         for at in range(8, len(tokens), 8)
     ]
     by_hand = score_rows(run.base.config, run.base.params, windows)
@@ -388,7 +392,9 @@ def test_a_router_of_tokens_serves_all_requests(run, folder, ids):
     (gate,) = lm.gated
     rows = requests_of(samples["local_copa"])
     pairs = zip(*arrays(run, *rows), strict=True)
-    asked = [Row(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs]
+    asked = [
+        PromptWithChoices(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs
+    ]
     tree = gate_specs.load_gate(run, lm.gated[gate])
     wanted = score_rows(run.base.config, run.base.params, asked, tree, stacked=False)
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)

@@ -76,10 +76,12 @@ def test_a_registered_merge_of_parameters_gets_every_group(expert, kind):
 
 def test_an_evaluation_takes_it_after_a_router(run, unseen):
     register_largest()
-    outcome = elm_jax.evaluate(run, unseen, methods=["roe:experts=2+largest:scale=0.5"], queries=3)
-    assert {row["method"] for row in outcome.report.rows} == {"base", "roe:experts=2+largest:scale=0.5"}
+    outcome = elm_jax.evaluate(
+        run, unseen, elm_jax.EvaluationConfig(methods=["roe:experts=2+largest:scale=0.5"], queries=3)
+    )
+    assert {row.method for row in outcome.report.rows} == {"base", "roe:experts=2+largest:scale=0.5"}
     with pytest.raises(UserError, match=r"'scael'.*'scale'"):
-        elm_jax.evaluate(run, unseen, methods=["roe:experts=2+largest:scael=2"])
+        elm_jax.evaluate(run, unseen, elm_jax.EvaluationConfig(methods=["roe:experts=2+largest:scael=2"]))
 
 
 def test_a_merge_is_planned_once_in_an_evaluation_as_on_the_command_line(run, unseen, monkeypatch, capsys):
@@ -92,7 +94,7 @@ def test_a_merge_is_planned_once_in_an_evaluation_as_on_the_command_line(run, un
         return made(*arguments, **fields)
 
     monkeypatch.setattr(plan, "MergePlan", counted)
-    elm_jax.evaluate(run, unseen[:1], methods=["uniform+once"])
+    elm_jax.evaluate(run, unseen[:1], elm_jax.EvaluationConfig(methods=["uniform+once"]))
     assert planned == ["once"]
     cli.app(["merge", *TRAINED[:2], "--run", str(run.workspace.root)], standalone_mode=False)
     assert planned == ["once", "average"]

@@ -86,9 +86,9 @@ def test_a_merge_is_the_mean_of_its_experts_and_lies_with_the_composites(place, 
 
 
 def test_an_evaluation_reports_every_method_and_the_base_on_every_row(run):
-    outcome = elm_jax.evaluate(run, UNSEEN, methods=["roe", "uniform"], queries=3)
+    outcome = elm_jax.evaluate(run, UNSEEN, elm_jax.EvaluationConfig(methods=["roe", "uniform"], queries=3))
     assert outcome is not None
-    assert {(row["method"], row["n"]) for row in outcome.report.rows} == {
+    assert {(row.method, row.n) for row in outcome.report.rows} == {
         (method, 6) for method in ("base", "roe", "uniform")
     }
     assert all(file.exists() for file in outcome.files.values())
@@ -96,7 +96,7 @@ def test_an_evaluation_reports_every_method_and_the_base_on_every_row(run):
 
 def test_an_expert_is_not_evaluated_as_unseen_on_what_it_was_trained_on(run):
     with pytest.raises(ContaminationError, match=TASK):
-        elm_jax.evaluate(run, TASK, methods=["roe"])
+        elm_jax.evaluate(run, TASK, elm_jax.EvaluationConfig(methods=["roe"]))
 
 
 def test_a_run_that_is_open_takes_no_other_base(run):

@@ -78,7 +78,7 @@ def test_the_recipe_trains_two_experts_merges_them_and_scores_the_composed_instr
         "OPTIMIZER": "adamw",
     }
     bindings = [f"{name} = {value!r}" for name, value in small.items()]
-    outcome = recipes.bind(pipeline.run, [str(RECIPE)], bindings)()
+    outcome = recipes.bind(pipeline.run_pipeline, [str(RECIPE)], bindings)()
     library, composites = Library.open(out / "library"), Library.open(out / "composites")
     assert library.ids() == (OPPOSITE, LETTER)
     made = [

@@ -10,9 +10,11 @@ from elm_jax import cli, storage
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import evaluate
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.scoring import scorer as scoring
 from elm_jax.session import opening
 from elm_jax.tasks import data_source
@@ -28,22 +30,18 @@ UNSEEN = ["mini_size_suitcase"]
 METHODS = ["base", "multitask", "uniform_merge", "roe_top1", "roe_top2_merge", "best_single", "oracle"]
 
 
-def run(out, **changes):
+def run(out, stages=None, **changes):
     settings = {
-        "train_tasks": TRAINED,
-        "eval_tasks": UNSEEN,
-        "out": out,
         "pretraining": Pretraining(vocabulary_kind="word", steps=6, batch_size=8),
         "config": train_config(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
         "source": data_source.Source(limit=20),
         "lengths": data_source.Lengths(prompt=24, answer=8),
         "train_rows": 24,
         "keys": 10,
-        "queries": 6,
-        "merged": 2,
-        "stages": Stages(),
+        "evaluation": EvaluationConfig(queries=6, merged=2),
     }
-    return pipeline.run(**{**settings, **changes})
+    config = PipelineConfig(**{**settings, **changes})
+    return pipeline.run_pipeline(TRAINED, UNSEEN, out, config, stages=stages or Stages())
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +81,10 @@ def test_every_expert_is_in_the_library_with_its_keys_and_the_composites_are_not
 
 def test_the_oracle_is_no_worse_than_any_expert_and_the_best_expert_than_any_other(finished):
     _, outcome = finished
-    of = {(row["method"], row["prompt"]): row["accuracy"] for row in outcome.report.rows}
+    of = {(row.method, row.prompt): row.accuracy for row in outcome.report.rows}
     best: dict[str, float] = {}
     for row in outcome.report.matrix:
-        best[row["prompt"]] = max(best.get(row["prompt"], 0.0), row["accuracy"])
+        best[row.prompt] = max(best.get(row.prompt, 0.0), row.accuracy)
     assert all(of["oracle", prompt] == accuracy for prompt, accuracy in best.items())
 
 
@@ -183,7 +181,11 @@ def test_a_task_without_choices_cannot_be_ranked(finished):
 
 def test_scores_of_other_rows_are_scored_anew(finished):
     out, _ = finished
-    evaluate.evaluate(opening.open_run(out, source=data_source.Source(limit=8)), UNSEEN, queries=6, merged=2)
+    evaluate.evaluate(
+        opening.open_run(out, source=data_source.Source(limit=8)),
+        UNSEEN,
+        EvaluationConfig(queries=6, merged=2),
+    )
     report = storage.read_json(out / "report" / "report.json", what="A report")
     assert {row["n"] for row in report["rows"]} == {8}
 
@@ -256,7 +258,9 @@ def test_a_recipe_says_what_the_base_is_held_in(finished, tmp_path):
     bindings |= {"MIXTURE_OR_TASK_NAME": TRAINED, "EVAL_TASKS": UNSEEN, "EXPERT_OPTIONS": {"nothing": 1}}
     told = [f"{name} = {value!r}" for name, value in bindings.items()]
     with pytest.raises(UserError, match="nothing"):  # it goes on to training, which has no such option
-        recipes.bind(pipeline.run, ["gin/runs/pipeline.gin", "gin/models/t5_tiny_from_scratch.gin"], told)()
+        recipes.bind(
+            pipeline.run_pipeline, ["gin/runs/pipeline.gin", "gin/models/t5_tiny_from_scratch.gin"], told
+        )()
     assert opening.open_run(tmp_path).base.config.dtype == "bfloat16"
 
 

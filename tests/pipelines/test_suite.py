@@ -28,9 +28,9 @@ def compiled_well():
 def test_on_the_embedded_suite_retrieval_beats_the_base_significantly(tmp_path):
     # $ELM_QUICKSTART is a run of this very code that is done, as .ci/run has one: nothing is done again.
     outcome = quickstart(out=os.environ.get("ELM_QUICKSTART") or tmp_path, seed=0)
-    found = {(pair["a"], pair["b"]): pair for pair in outcome.report.comparisons}
-    assert found["roe_top1", "base"]["low"] > 0.05
-    assert found["roe_top1", "base"]["p_holm"] < 0.01
+    found = {(pair.a, pair.b): pair for pair in outcome.report.comparisons}
+    assert found["roe_top1", "base"].low > 0.05
+    assert found["roe_top1", "base"].p_holm < 0.01
     assert ("roe_top1", "multitask") in found
 
 
@@ -50,7 +50,7 @@ def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
     }
     bindings = [f"{name} = {value}" for name, value in tiny.items()]
     try:
-        outcome = recipes.bind(pipeline.run, [str(RECIPES / "dream_to_story_cloze.gin")], bindings)()
+        outcome = recipes.bind(pipeline.run_pipeline, [str(RECIPES / "dream_to_story_cloze.gin")], bindings)()
     finally:
         gin.clear_config()
     report = json.loads(outcome.files["json"].read_text())

@@ -22,7 +22,7 @@ from tests.training_configs import make_plan
 
 TINY = find_config("tiny", vocab_size=48, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 LORA = {"rank": 2, "projections": ["query", "value"]}
-SHAPE = buckets.Shape(16, 8, 8)
+SHAPE = buckets.BucketShape(16, 8, 8)
 WORKS = [
     TrainingProgramSpec(TINY, make_plan(kind="lora", options=LORA), Layout(4, 2, 2), Shape(4, 16, 8, 2)),
     ScoringProgramSpec("score", TINY, "stack", SHAPE, 4, "bottleneck", {"width": 2}, 3),

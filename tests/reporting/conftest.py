@@ -80,7 +80,7 @@ def make_run(*, rows=60, seed=0, odd=""):
         "scores": scores,
         "selections": selections,
         "environment": environment,
-        "experts_matrix": [metrics.count(task) for task in matrix],
+        "expert_counts": [metrics.count_correct(task) for task in matrix],
         "families": families,
     }
 
@@ -98,9 +98,9 @@ def make_run_fixture():
 @pytest.fixture(scope="session")
 def report():
     """The report of one made-up run, shared by the tests that only read it."""
-    from elm_jax.reporting.summary import summarise
+    from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
 
-    return summarise(**make_run(), samples=200)
+    return build_report(ReportInputs(**make_run()), bootstrap=Bootstrap(200))
 
 
 @pytest.fixture
@@ -114,6 +114,8 @@ def small():
     selection = Selection(
         "a/1", "roe", {"x/1": 0.75, "y/1": 0.25}, {"x/1": 5, "z/1": 2, "y/1": 1}, ("1",) * 8
     )
-    from elm_jax.reporting.summary import summarise
+    from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
 
-    return summarise(scores, [selection], {"seed": 3, "versions": {"jax": "0.10"}}, samples=50)
+    return build_report(
+        ReportInputs(scores, [selection], {"seed": 3, "versions": {"jax": "0.10"}}), bootstrap=Bootstrap(50)
+    )

@@ -10,8 +10,10 @@ import subprocess
 import pytest
 
 from elm_jax.reporting import page
-from elm_jax.reporting.metrics import Count
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.formatting import format_percent
+from elm_jax.reporting.metrics import CorrectCount
+from elm_jax.reporting.records import MethodAnswer, RowExample
+from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -73,32 +75,29 @@ def drive(tmp_path):
 def examples(count):
     """Rows where `roe_top1` is right on every third and `base` on every second; the last is free text."""
     rows = [
-        {
-            "task": "colour" if number % 2 else "rhyme",
-            "prompt": "p0",
-            "row": f"row-{number}",
-            "input": f"What is number {number}? </script><b>&amp; " + "long " * (200 if number == 0 else 1),
-            "choices": ["yes", "no"],
-            "target": "yes",
-            "answers": {
-                method: {
-                    "prediction": "yes" if number % step == 0 else "no",
-                    "right": number % step == 0,
-                    "scores": [-0.5, -1.25],
-                }
+        RowExample(
+            task="colour" if number % 2 else "rhyme",
+            prompt="p0",
+            row=f"row-{number}",
+            input=f"What is number {number}? </script><b>&amp; " + "long " * (200 if number == 0 else 1),
+            choices=("yes", "no"),
+            target="yes",
+            answers={
+                method: MethodAnswer("yes" if number % step == 0 else "no", number % step == 0, (-0.5, -1.25))
                 for method, step in (("base", 2), ("roe_top1", 3))
             },
-        }
+        )
         for number in range(count)
     ]
-    answers = {"base": {"prediction": "a moon", "right": False, "scores": None}}
-    written = {"task": "haiku", "prompt": "p", "row": "last", "input": "Write.", "choices": []}
-    return [*rows, {**written, "target": "a pond", "answers": answers}]
+    answers = {"base": MethodAnswer("a moon", False, None)}
+    return [*rows, RowExample("haiku", "p", "last", "Write.", (), "a pond", answers)]
 
 
 @pytest.fixture(scope="module")
 def text(make_run):
-    return page.html(summarise(**make_run(), examples=examples(30), samples=50))
+    return page.render_html(
+        build_report(ReportInputs(**make_run(), examples=examples(30)), bootstrap=Bootstrap(50))
+    )
 
 
 def test_the_page_opens_without_a_network_and_draws_itself(text, report, tmp_path):
@@ -155,7 +154,7 @@ def test_what_is_missing_sorts_last_either_way(make_task, drive):
       click();
       return [down, names()];
     """
-    down, up = drive(page.html(summarise(scores, [], {}, samples=10)), body)
+    down, up = drive(page.render_html(build_report(ReportInputs(scores), bootstrap=Bootstrap(10))), body)
     assert (down, up) == (["base", "worse", "seen"], ["worse", "base", "seen"])
 
 
@@ -205,7 +204,7 @@ def test_the_heat_map_shows_tasks_or_prompts_sorts_and_filters(text, drive):
 
 def test_a_cell_of_the_heat_map_tells_its_value_its_interval_and_who_chose_it(text, report, drive):
     told = drive(text, "return all('#heat td.heat').map((cell) => [cell.title, cell.className]);")
-    percent = page.tables.percent
+    percent = format_percent
     titles = {title.split(" · ")[0] for title, _ in told}
     for row in report.matrix:
         where = f"{row['expert']} on {row['task']}/{row['prompt']}"
@@ -271,7 +270,7 @@ def test_a_row_shows_its_text_as_text_its_choices_and_who_picked_what(text, driv
 
 def test_no_name_of_a_user_becomes_markup_or_runs(make_run, drive):
     odd = "<img src=x onerror=document.title='run'>\"'&"
-    made = page.html(summarise(**make_run(rows=10, odd=odd), samples=10))
+    made = page.render_html(build_report(ReportInputs(**make_run(rows=10, odd=odd)), bootstrap=Bootstrap(10)))
     body = "return [document.title, all('img').length, texts('#heat .family th')[0]];"
     assert drive(made, body) == ["Report", 0, f"calendar{odd}"]
 
@@ -318,12 +317,14 @@ def test_a_screenshot_is_not_blank_in_light_or_dark(text, tmp_path, width):
 def test_the_papers_whole_table_makes_a_page_below_ten_megabytes_that_opens(make_task, drive):
     tasks = [f"task-{task}/prompt {number}" for task in range(11) for number in range(10)]
     matrix = [
-        Count(task, f"set-{expert % 36}/expert {expert}", n=2, right=1 + ((expert + len(task)) % 3 == 0))
+        CorrectCount(
+            task, f"set-{expert % 36}/expert {expert}", n=2, right=1 + ((expert + len(task)) % 3 == 0)
+        )
         for expert in range(300)
         for task in tasks
     ]
     scores = [make_task(task, f"method-{number}", [True, False]) for number in range(8) for task in tasks]
-    made = page.html(summarise(scores, [], {}, baseline=None, experts_matrix=matrix))
+    made = page.render_html(build_report(ReportInputs(scores, expert_counts=matrix), baseline=None))
     assert len(made.encode()) < 10_000_000
     body = "return [all('#heat tbody tr:not(.family)').length, all('#all tbody tr').length];"
     assert drive(made, body) == [300, 8 * 110]

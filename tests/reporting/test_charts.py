@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from elm_jax.records import Selection
 from elm_jax.reporting import charts
-from elm_jax.reporting.metrics import Count
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.metrics import CorrectCount
+from elm_jax.reporting.summary import ReportInputs, build_report
 
 
 def test_an_axis_ends_at_round_numbers_around_all_values():
-    axis = charts.axis_over([-0.021, 0.173], 100.0)
+    axis = charts.fit_axis([-0.021, 0.173], 100.0)
     assert axis.ticks == pytest.approx([-0.05, 0.0, 0.05, 0.1, 0.15, 0.2])
     assert (axis.at(-0.05), axis.at(0.2)) == (axis.margin, 100.0 - axis.margin)
     assert axis.at(0.075) == 50.0
@@ -21,22 +21,22 @@ def test_an_axis_ends_at_round_numbers_around_all_values():
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=5))
 def test_every_value_lies_on_its_axis(values):
-    axis = charts.axis_over(values, 200.0)
+    axis = charts.fit_axis(values, 200.0)
     assert all(axis.margin - 0.01 <= axis.at(value) <= 200.0 - axis.margin + 0.01 for value in values)
     assert 2 <= len(axis.ticks) <= 8
 
 
 def test_intervals_are_drawn_from_low_to_high_around_the_difference(report):
-    forest = charts.forest(report)
+    forest = charts.forest_plot(report)
     assert len(forest["lines"]) == len(report.comparisons)
     for line, row in zip(forest["lines"], report.comparisons, strict=True):
         assert line["from"] <= line["at"] <= line["to"]
-        assert (line["from"] > forest["zero"]) == (row["low"] > 0)
-        assert line["sure"] == (row["p_holm"] < 0.05)
+        assert (line["from"] > forest["zero"]) == (row.low > 0)
+        assert line["sure"] == (row.p_holm < 0.05)
 
 
 def test_spreads_put_one_point_a_prompt_on_one_axis_for_all_tasks(report):
-    figures = charts.spreads(report)
+    figures = charts.spread_plots(report)
     assert [(figure["task"], figure["prompts"]) for figure in figures][:3] == [
         ("colour", 2),
         ("opposite", 2),
@@ -53,15 +53,17 @@ def test_spreads_put_one_point_a_prompt_on_one_axis_for_all_tasks(report):
 def heat(make_task):
     shares = {"x/1": (4, 0), "y/1": (2, 1)}
     matrix = [
-        Count(task, expert, n=4, right=n)
+        CorrectCount(task, expert, n=4, right=n)
         for expert, counts in shares.items()
         for task, n in zip(("a/1", "b/1"), counts, strict=True)
     ]
-    matrix.append(Count("a/1", "z/1", n=2, right=1, seen=True))
+    matrix.append(CorrectCount("a/1", "z/1", n=2, right=1, seen=True))
     selections = [Selection("b/1", "roe", {"y/1": 0.7, "x/1": 0.3}, {"y/1": 5, "x/1": 2}, ("1",) * 8)]
     scores = [make_task("a/1", "base", [True])]
     families = {"x": "verbs", "y": "nouns"}
-    return charts.heat_map(summarise(scores, selections, {}, experts_matrix=matrix, families=families))
+    return charts.heat_map(
+        build_report(ReportInputs(scores, selections, expert_counts=matrix, families=families))
+    )
 
 
 def test_experts_are_grouped_by_family_and_the_unknown_ones_come_last(heat):
@@ -82,6 +84,6 @@ def test_chosen_experts_are_marked_with_their_votes_and_the_heaviest_is_first(he
 
 def test_nothing_to_draw_gives_nothing(report):
     empty = dataclasses.replace(report, comparisons=(), matrix=(), rows=())
-    assert charts.forest(empty) == {}
+    assert charts.forest_plot(empty) == {}
     assert charts.heat_map(empty) == {}
-    assert charts.spreads(empty) == []
+    assert charts.spread_plots(empty) == []

@@ -10,7 +10,7 @@ from elm_jax.reporting import documents, tables
 
 
 def test_markdown_has_a_table_for_each_part_and_numbers_to_the_right(small):
-    lines = documents.markdown(small).splitlines()
+    lines = documents.render_markdown(small).splitlines()
     assert [line for line in lines if line.startswith("#")] == [
         "# Report",
         "## Accuracy in percent",
@@ -19,19 +19,19 @@ def test_markdown_has_a_table_for_each_part_and_numbers_to_the_right(small):
         "## Environment",
     ]
     assert "| --- | ---: | ---: | ---: | ---: |" in lines
-    assert "| roe − base | +25.0 | " in documents.markdown(small)
+    assert "| roe − base | +25.0 | " in documents.render_markdown(small)
     assert "| versions.jax | 0.10 |" in lines
 
 
 def test_a_report_without_comparisons_or_selections_leaves_their_tables_out(small):
     lean = dataclasses.replace(small, comparisons=(), selections=())
-    assert "Paired" not in documents.markdown(lean)
-    assert "Chosen" not in documents.markdown(lean)
+    assert "Paired" not in documents.render_markdown(lean)
+    assert "Chosen" not in documents.render_markdown(lean)
 
 
 @given(st.text(alphabet="ab|\\`*<>[]()\n\t _", max_size=12))
 def test_no_name_breaks_a_markdown_table(name):
-    written = documents.to_markdown(tables.Table("t", ("x", "y"), ((name, "1"),)))
+    written = documents.table_to_markdown(tables.Table("t", ("x", "y"), ((name, "1"),)))
     row = written.splitlines()[4]
     bars = [at for at, mark in enumerate(row) if mark == "|" and not _escaped(row, at)]
     assert len(bars) == 3
@@ -45,7 +45,7 @@ def _escaped(text, at):
 
 
 def test_nested_values_are_shown_under_dotted_names():
-    assert documents.flat({"a": {"b": [1, 2], "c": 0.123456}, "d": None}) == [
+    assert documents.flatten_values({"a": {"b": [1, 2], "c": 0.123456}, "d": None}) == [
         ("a.b", "1, 2"),
         ("a.c", "0.1235"),
         ("d", "None"),

@@ -12,7 +12,8 @@ import pytest
 
 from elm_jax.records import Selection
 from elm_jax.reporting import page
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting.records import GeneratedResult, MethodDescription
+from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
 
 VOID = {"meta", "link", "input", "br", "col", "wbr"}
 ODD = " <script src=x>\"'&|"
@@ -55,7 +56,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def parsed(report):
-    return Page(page.html(report))
+    return Page(page.render_html(report))
 
 
 def squeezed(element):
@@ -76,7 +77,7 @@ def test_every_section_is_there(parsed):
 
 def test_parts_without_content_are_left_out(report):
     lean = dataclasses.replace(report, comparisons=(), selections=(), matrix=())
-    sections = [section["attrs"]["id"] for section in Page(page.html(lean)).all("section")]
+    sections = [section["attrs"]["id"] for section in Page(page.render_html(lean)).all("section")]
     assert sections == ["accuracy", "prompts", "rows", "environment"]
 
 
@@ -96,8 +97,8 @@ def test_every_table_has_a_caption_and_headers_with_their_scope(parsed):
 
 def test_the_lead_names_the_best_method_without_hindsight_and_its_comparison(parsed, report):
     (lead,) = parsed.classed("p", "lead")
-    best = max((m for m in report.means if m["labels"] == "none"), key=lambda m: m["macro"])
-    assert squeezed(lead).startswith(f"{best['method']} gets {100 * best['macro']:.1f} %")
+    best = max((m for m in report.means if m.labels == "none"), key=lambda m: m.macro)
+    assert squeezed(lead).startswith(f"{best.method} gets {100 * best.macro:.1f} %")
     assert "6 tasks with 12 prompts, 360 rows in all" in squeezed(lead)
     assert "after correction for 4 comparisons" in squeezed(lead)
 
@@ -110,9 +111,9 @@ def test_the_headline_shows_every_cell_with_its_interval_and_chance_below(parsed
     ]
     assert len(report.tasks) == 7 * 6
     for cell, task in zip(cells, report.tasks, strict=False):
-        low, high = 100 * task["low"], 100 * task["high"]
-        assert float(cell["attrs"]["data-value"]) == task["accuracy"]
-        assert squeezed(cell) == f"{100 * task['accuracy']:.1f}{low:.1f}–{high:.1f}"
+        low, high = 100 * task.low, 100 * task.high
+        assert float(cell["attrs"]["data-value"]) == task.accuracy
+        assert squeezed(cell) == f"{100 * task.accuracy:.1f}{low:.1f}–{high:.1f}"
     foot = [squeezed(element) for element in parsed.all("td") if "tfoot" in element["path"]]
     assert foot[3:] == ["33.3", "50.0", "25.0", "50.0", "20.0", "50.0"]
 
@@ -153,13 +154,13 @@ def test_what_the_scripts_draw_lies_in_the_page_as_json(parsed, report):
 
 def test_no_text_ends_the_script_that_holds_it():
     text = "</script><!-- \u2028 & <script>"
-    assert json.loads(page.embedded({"a": text})) == {"a": text}
-    assert not set("<>&\u2028") & set(page.embedded({"a": text}))
-    assert page.embedded({}) == ""
+    assert json.loads(page.embed_json({"a": text})) == {"a": text}
+    assert not set("<>&\u2028") & set(page.embed_json({"a": text}))
+    assert page.embed_json({}) == ""
 
 
 def test_only_the_pages_own_script_may_run(report):
-    text = page.html(report)
+    text = page.render_html(report)
     script = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)[-1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in html.unescape(text)
@@ -175,7 +176,7 @@ def test_votes_are_drawn_in_proportion(parsed, report):
 
 
 def test_the_page_fetches_nothing(parsed, report):
-    text = page.html(report)
+    text = page.render_html(report)
     assert not re.search(r"https?:|//[a-z]", re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))
     assert "http:" not in text
     assert "https:" not in text
@@ -188,24 +189,24 @@ def test_the_page_fetches_nothing(parsed, report):
 
 
 def test_light_and_dark_name_the_same_colours(report):
-    style = page.html(report)
+    style = page.render_html(report)
     light, dark = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     names = [set(re.findall(r"--[a-z0-9-]+(?=:)", block)) for block in (light, dark)]
     assert names[0] == names[1]
 
 
 def test_no_name_becomes_markup(make_run):
-    odd = summarise(**make_run(rows=10, odd=ODD), samples=10)
-    plain = summarise(**make_run(rows=10), samples=10)
-    parsed = Page(page.html(odd))
+    odd = build_report(ReportInputs(**make_run(rows=10, odd=ODD)), bootstrap=Bootstrap(10))
+    plain = build_report(ReportInputs(**make_run(rows=10)), bootstrap=Bootstrap(10))
+    parsed = Page(page.render_html(odd))
     assert len(parsed.all("script")) == 2
-    assert len(parsed.elements) == len(Page(page.html(plain)).elements)
+    assert len(parsed.elements) == len(Page(page.render_html(plain)).elements)
     assert any(f"colour{ODD}" in squeezed(button) for button in parsed.all("button"))
 
 
 def test_a_title_and_a_note_in_the_environment_open_the_page(report):
     named = dataclasses.replace(report, environment={"title": "A & B", "note": "small", "seed": 1})
-    parsed = Page(page.html(named))
+    parsed = Page(page.render_html(named))
     assert [squeezed(element) for element in parsed.all("h1") + parsed.classed("p", "note")] == [
         "A & B",
         "small",
@@ -214,22 +215,26 @@ def test_a_title_and_a_note_in_the_environment_open_the_page(report):
 
 
 def test_one_method_on_one_prompt_makes_a_page(make_task):
-    text = page.html(summarise([make_task("a/1", "base", [True, False])], [], {}))
+    text = page.render_html(build_report(ReportInputs([make_task("a/1", "base", [True, False])])))
     assert "1 task with 1 prompt, 2 rows in all" in " ".join(Page(text).all("header")[0]["text"].split())
 
 
 def test_votes_beyond_the_eighth_part_are_summed_up(make_task):
     votes = {f"x/{number}": 1 for number in range(12)}
     selection = Selection("a/1", "roe", {"x/3": 1.0}, votes, ("1",) * 12)
-    parsed = Page(page.html(summarise([make_task("a/1", "base", [True])], [selection], {})))
+    parsed = Page(
+        page.render_html(build_report(ReportInputs([make_task("a/1", "base", [True])], [selection])))
+    )
     titles = [part["attrs"].get("title", "") for part in parsed.all("span")]
     assert [title for title in titles if title.startswith(("x/3", "4 others"))] == ["x/3: 1", "4 others: 4"]
 
 
 def test_few_shot_methods_stand_in_a_block_of_their_own_and_are_never_the_best(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("a/1", "lorahub", [True, True])]
-    methods = [{"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": "5 rows"}]
-    parsed = Page(page.html(summarise(scores, [], {}, methods=methods, samples=10)))
+    methods = [MethodDescription("lorahub", "lorahub", None, "few", "5 rows")]
+    parsed = Page(
+        page.render_html(build_report(ReportInputs(scores, methods=methods), bootstrap=Bootstrap(10)))
+    )
     (block,) = parsed.classed("tbody", "few")
     assert squeezed(block).startswith("few-shot: chosen with a few labelled rows of the task lorahub 100.0")
     assert len(parsed.classed("td", "best")) == 3
@@ -240,7 +245,7 @@ def test_few_shot_methods_stand_in_a_block_of_their_own_and_are_never_the_best(m
 def test_cells_that_were_seen_are_marked_and_the_mean_says_what_it_is_over(make_task):
     scores = [make_task(task, of, [True, False]) for of in ("base", "multi") for task in ("a/1", "b/1")]
     scores[2] = dataclasses.replace(scores[2], seen=True)
-    parsed = Page(page.html(summarise(scores, [], {}, samples=10)))
+    parsed = Page(page.render_html(build_report(ReportInputs(scores), bootstrap=Bootstrap(10))))
     (cell,) = parsed.classed("td", "seen")
     assert squeezed(cell).startswith("50.0 ‡")
     assert any("1 of 2 tasks" in squeezed(mean) for mean in parsed.classed("td", "mean"))
@@ -248,7 +253,7 @@ def test_cells_that_were_seen_are_marked_and_the_mean_says_what_it_is_over(make_
 
 def test_the_papers_tasks_stand_under_their_headings_beside_published_rows(make_task):
     scores = [make_task(f"{task}/1", "base", [True]) for task in ("story_cloze", "super_glue_cb")]
-    parsed = Page(page.html(summarise(scores, [], {})))
+    parsed = Page(page.render_html(build_report(ReportInputs(scores))))
     groups = [squeezed(head) for head in parsed.all("th", scope="colgroup")]
     assert groups == ["Means", "Natural language inference", "Sentence completion"]
     (block,) = parsed.classed("tbody", "published")
@@ -257,8 +262,7 @@ def test_the_papers_tasks_stand_under_their_headings_beside_published_rows(make_
 
 
 def test_a_report_of_generated_answers_alone_makes_a_page():
-    row = {"method": "roe", "task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.5}
-    row |= {"low": 10.0, "high": 15.0, "seen": False}
-    parsed = Page(page.html(summarise([], [], {}, generated=[row])))
+    row = GeneratedResult("roe", "haiku", "p", 3, "bleu (intl)", 12.5, 10.0, 15.0, False)
+    parsed = Page(page.render_html(build_report(ReportInputs(generated=[row]))))
     assert [section["attrs"]["id"] for section in parsed.all("section")] == ["generated", "environment"]
     assert "12.5 [10.0, 15.0]" in squeezed(parsed.all("table", id="written")[0])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
-from elm_jax.reporting.significance import gap_share, holm, mcnemar, paired_difference
+from elm_jax.reporting.significance import gap_closed, holm_correction, mcnemar_test, paired_difference
 
 
 def prompts_of(make_task, method, table, dataset="a"):
@@ -105,7 +105,7 @@ def test_p_is_not_zero_where_every_sample_agrees(make_task):
     a, b = prompts_of(make_task, "a", [[1] * 500]), prompts_of(make_task, "b", [[0] * 500])
     assert paired_difference(a, b, samples=999).p == pytest.approx(2 / 1000)
     a, b = prompts_of(make_task, "a", [[1] * 5000]), prompts_of(make_task, "b", [[0] * 5000])
-    assert mcnemar(a, b).p > 0
+    assert mcnemar_test(a, b).p > 0
 
 
 def test_the_interval_covers_the_truth_in_93_to_97_of_100_studies_and_p_keeps_its_level(make_task):
@@ -125,7 +125,7 @@ def test_the_interval_covers_the_truth_in_93_to_97_of_100_studies_and_p_keeps_it
         found = paired_difference(tables["a"], tables["b"], samples=400, seed=int(rng.integers(2**31)))
         covered += found.low <= 0.1 <= found.high
         false_alarms += paired_difference(tables["b"], tables["c"], samples=400).p < 0.05
-        coins += mcnemar(tables["b"], tables["c"]).p < 0.05
+        coins += mcnemar_test(tables["b"], tables["c"]).p < 0.05
         found = paired_difference(*(map(fresh_rows, (tables["a"], tables["b"]))), samples=400)
         unclustered += found.low <= 0.1 <= found.high
     assert 0.93 * 500 <= covered <= 0.97 * 500
@@ -146,16 +146,16 @@ def fresh_rows(scores):
 def test_mcnemar_throws_a_coin_for_each_row_that_only_one_gets_right(make_task):
     a = prompts_of(make_task, "a", [[1, 1, 1, 1, 1, 1, 0, 0]])
     b = prompts_of(make_task, "b", [[0, 0, 0, 0, 0, 1, 1, 0]])
-    found = mcnemar(a, b)
+    found = mcnemar_test(a, b)
     assert (found.better_a, found.better_b) == (5, 1)
     assert found.p == pytest.approx(2 * (1 + 6) / 2**6)  # 0 or 1 of 6 coins, on either side
-    assert mcnemar(a, a).p == 1.0
+    assert mcnemar_test(a, a).p == 1.0
 
 
 def test_mcnemar_counts_a_row_once_for_the_method_that_gets_it_right_under_more_prompts(make_task):
     a = prompts_of(make_task, "a", [[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]])
     b = prompts_of(make_task, "b", [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
-    found = mcnemar(a, b)
+    found = mcnemar_test(a, b)
     # Row by row a is right under 3, 1, 1 and 0 prompts more than b under 0, 0, 1 and 2.
     assert (found.better_a, found.better_b) == (2, 1)
     assert found.p == 1.0  # at most 1 of 3 coins on either side: 2 (1 + 3) / 8
@@ -164,7 +164,7 @@ def test_mcnemar_counts_a_row_once_for_the_method_that_gets_it_right_under_more_
 def test_rows_of_one_name_in_two_datasets_are_two_rows_to_mcnemar(make_task):
     a = [make_task(f"{dataset}/1", "a", [1, 0]) for dataset in "xy"]
     b = [make_task(f"{dataset}/1", "b", [0, 0]) for dataset in "xy"]
-    assert (mcnemar(a, b).better_a, mcnemar(a, b).better_b) == (2, 0)
+    assert (mcnemar_test(a, b).better_a, mcnemar_test(a, b).better_b) == (2, 0)
 
 
 def test_the_share_of_the_gap_is_the_way_from_the_baseline_to_the_oracle(make_task):
@@ -172,12 +172,12 @@ def test_the_share_of_the_gap_is_the_way_from_the_baseline_to_the_oracle(make_ta
         prompts_of(make_task, name, [[right >= 3 - reach for right in range(4)] * 10])
         for name, reach in (("base", 0), ("roe", 1), ("oracle", 2))
     )
-    found = gap_share(method, base, oracle)
+    found = gap_closed(method, base, oracle)
     # 1/4, 2/4 and 3/4 of the rows are right.
     assert found.share == pytest.approx(0.5)
     assert 0.2 < found.low < 0.5 < found.high < 0.8
-    assert dataclasses.astuple(gap_share(oracle, base, oracle)) == (1.0, 1.0, 1.0)
-    assert dataclasses.astuple(gap_share(base, base, oracle)) == (0.0, 0.0, 0.0)
+    assert dataclasses.astuple(gap_closed(oracle, base, oracle)) == (1.0, 1.0, 1.0)
+    assert dataclasses.astuple(gap_closed(base, base, oracle)) == (0.0, 0.0, 0.0)
 
 
 def test_the_interval_of_the_share_covers_the_truth_in_93_to_97_of_100_studies(make_task):
@@ -188,28 +188,28 @@ def test_the_interval_of_the_share_covers_the_truth_in_93_to_97_of_100_studies(m
         for share in (0.6, 0.4, 0.8):
             own = np.where(rng.random(150) < 0.7, luck, rng.random(150))
             sides.append(prompts_of(make_task, str(share), [own < share] * 2))
-        found = gap_share(*sides, samples=300, seed=int(rng.integers(2**31)))
+        found = gap_closed(*sides, samples=300, seed=int(rng.integers(2**31)))
         covered += found.low <= 0.5 <= found.high
     assert 0.93 * 500 <= covered <= 0.97 * 500
 
 
 def test_without_a_gap_there_is_no_share_and_with_a_doubtful_one_no_interval(make_task):
     base, better = (prompts_of(make_task, name, [[1, right, 0, 0]]) for name, right in (("b", 0), ("o", 1)))
-    assert gap_share(better, base, base) is None
+    assert gap_closed(better, base, base) is None
     # One row in four makes the gap, so three in ten samples have none.
-    assert dataclasses.astuple(gap_share(better, base, better)) == (1.0, None, None)
+    assert dataclasses.astuple(gap_closed(better, base, better)) == (1.0, None, None)
 
 
 def test_holm_multiplies_the_smallest_by_the_number_and_never_falls():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
-    assert holm([0.4, 0.9]) == pytest.approx((0.8, 0.9))
-    assert holm([0.7, 0.8]) == (1.0, 1.0)
-    assert holm([]) == ()
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+    assert holm_correction([0.4, 0.9]) == pytest.approx((0.8, 0.9))
+    assert holm_correction([0.7, 0.8]) == (1.0, 1.0)
+    assert holm_correction([]) == ()
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_keeps_order_and_lies_between_p_and_bonferroni(ps):
-    corrected = holm(ps)
+    corrected = holm_correction(ps)
     assert all(p <= c <= max(p, min(1, p * len(ps))) + 1e-12 for p, c in zip(ps, corrected, strict=True))
     assert [c for _, c in sorted(zip(ps, corrected, strict=True))] == sorted(corrected)
 
@@ -217,20 +217,20 @@ def test_holm_keeps_order_and_lies_between_p_and_bonferroni(ps):
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_holm_refuses_what_is_no_p_value(p):
     with pytest.raises(UserError, match="between 0 and 1"):
-        holm([0.5, p])
+        holm_correction([0.5, p])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "a/9"}, "same tasks only, but 'a/0' was scored for 'roe' alone"),
+        ({"task": "a/9"}, "'a/0' by 'roe' alone"),
         (
             {"row_ids": ("row-0", "row-7")},
-            r"task 'a/0' row 'row-1' was scored for 'roe' alone \(2 such rows\)",
+            r"'a/0', got row 'row-1' by 'roe' alone \(2 such rows\)",
         ),
-        ({"labels": (0, 2)}, "task 'a/0' row 'row-1' has label 1 on one side, 2 on the other"),
-        ({"row_ids": ("row-0", "row-0")}, r"Task 'a/0' as scored by 'base'.*2 row ids \(1 distinct\)"),
-        ({"predictions": (1,)}, "Task 'a/0' as scored by 'base'.*1 predictions"),
+        ({"labels": (0, 2)}, "got labels 1 and 2 in row 'row-1'"),
+        ({"row_ids": ("row-0", "row-0")}, r"'a/0' by 'base'.*2 row ids \(1 distinct\)"),
+        ({"predictions": (1,)}, "'a/0' by 'base'.*1 predictions"),
         ({"row_ids": (), "labels": (), "predictions": (), "scores": ()}, r"0 row ids"),
     ],
 )
@@ -240,14 +240,14 @@ def test_sides_that_were_not_scored_on_the_same_rows_are_refused(make_task, chan
     with pytest.raises(UserError, match=message):
         paired_difference([a], [b])
     with pytest.raises(UserError, match=message):
-        mcnemar([a], [b])
+        mcnemar_test([a], [b])
 
 
 def test_an_empty_side_a_repeated_task_and_no_samples_are_refused(make_task):
     a = make_task("a/0", "roe", [True, False])
-    with pytest.raises(UserError, match="one side is empty"):
+    with pytest.raises(UserError, match="got none of one"):
         paired_difference([a], [])
-    with pytest.raises(UserError, match="'roe' has scores of a task twice"):
+    with pytest.raises(UserError, match="twice by 'roe'"):
         paired_difference([a, a], [a])
-    with pytest.raises(UserError, match="one sample at least, but 0 came"):
+    with pytest.raises(UserError, match="sample, got 0"):
         paired_difference([a], [a], samples=0)

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from elm_jax.reporting import tables
-from elm_jax.reporting.summary import summarise
+from elm_jax.reporting import formatting, tables
+from elm_jax.reporting.records import ChosenExperts, GeneratedResult, MethodDescription
+from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
 
 
 def test_methods_by_tasks_in_percent_with_chance_as_the_last_row(small):
@@ -44,8 +45,9 @@ def test_selections_show_what_was_merged_and_who_else_had_votes(small):
 
 
 def test_a_router_without_votes_shows_a_dash():
-    assert tables.votes_of({"votes": 0, "queries": 0, "voters": {}}) == "–"
-    assert tables.votes_of({"votes": 0, "queries": 8, "voters": {}}) == "–"
+    for queries in (0, 8):
+        row = ChosenExperts("a", "1", "uniform", "x/1", 0, queries, {"x/1": 1.0}, {}, None, None, 0)
+        assert tables.format_votes(row) == "–"
 
 
 @pytest.mark.parametrize(
@@ -57,13 +59,14 @@ def test_a_router_without_votes_shows_a_dash():
     ],
 )
 def test_merged_experts_are_named_with_their_weights_and_many_are_counted(weights, text):
-    assert tables.chosen_experts({"weights": weights, "expert": ""}) == text
+    row = ChosenExperts("a", "1", "roe", "", 0, 8, weights, {}, None, None, 0)
+    assert tables.format_experts(row) == text
 
 
 def test_few_shot_methods_stand_apart_in_every_table(make_task):
     scores = [make_task("a/1", method, [True, False]) for method in ("base", "lorahub", "oracle")]
-    methods = [{"method": "lorahub", "router": "lorahub", "merge": None, "labels": "few", "note": ""}]
-    report = summarise(scores, [], {}, methods=methods, samples=10)
+    methods = [MethodDescription("lorahub", "lorahub", None, "few", "")]
+    report = build_report(ReportInputs(scores, methods=methods), bootstrap=Bootstrap(10))
     table = tables.methods_table(report)
     assert [row[0] for row in table.rows] == [
         "base",
@@ -81,7 +84,7 @@ def test_a_task_that_was_seen_is_marked_and_never_the_best(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("b/1", "base", [True, False])]
     scores += [make_task("a/1", "multi", [True, True]), make_task("b/1", "multi", [True, False])]
     scores[2] = dataclasses.replace(scores[2], seen=True)
-    report = summarise(scores, [], {}, samples=10)
+    report = build_report(ReportInputs(scores), bootstrap=Bootstrap(10))
     table = tables.methods_table(report)
     assert table.rows[1][:3] == ("multi", "100.0 ‡", "50.0")
     assert "‡ not zero-shot: trained on that dataset" in table.caption
@@ -93,7 +96,9 @@ def test_a_task_that_was_seen_is_marked_and_never_the_best(make_task):
 
 def test_the_papers_tasks_stand_in_its_order_with_published_rows_below(make_task):
     tasks = ("own/1", "story_cloze/1", "super_glue_rte/1")
-    table = tables.methods_table(summarise([make_task(task, "base", [True]) for task in tasks], [], {}))
+    table = tables.methods_table(
+        build_report(ReportInputs([make_task(task, "base", [True]) for task in tasks]))
+    )
     assert table.header == ("method", "RTE", "StoryCloze", "own", "macro mean", "micro mean")
     assert table.rows[2][0] == "published:"
     assert table.rows[4] == ("T0-3B", "60.6", "84.9", "–", "–", "–")
@@ -101,12 +106,11 @@ def test_the_papers_tasks_stand_in_its_order_with_published_rows_below(make_task
 
 
 def test_generated_values_are_percent_already_and_name_their_measure():
-    row = {"task": "haiku", "prompt": "p", "n": 3, "measure": "bleu (intl)", "value": 12.45}
     rows = [
-        {**row, "method": "base", "low": 10.0, "high": 15.0, "seen": False},
-        {**row, "method": "roe", "low": None, "high": None, "seen": True},
+        GeneratedResult("base", "haiku", "p", 3, "bleu (intl)", 12.45, 10.0, 15.0, False),
+        GeneratedResult("roe", "haiku", "p", 3, "bleu (intl)", 12.45, None, None, True),
     ]
-    table = tables.generated_table(summarise([], [], {}, generated=rows))
+    table = tables.generated_table(build_report(ReportInputs(generated=rows)))
     assert table.header == ("task", "prompt", "measure", "base", "roe")
     assert table.rows == (("haiku", "p", "bleu (intl)", "12.5 [10.0, 15.0]", "12.5 ‡"),)
     assert "not zero-shot" in table.caption
@@ -120,11 +124,11 @@ def test_the_best_is_best_among_those_without_hindsight_and_ties_share_it(small)
     ("value", "text"), [(0.6125, "61.3"), (0.61249, "61.2"), (0.0, "0.0"), (1.0, "100.0"), (1 / 3, "33.3")]
 )
 def test_percentages_round_halves_up(value, text):
-    assert tables.percent(value) == text
+    assert formatting.format_percent(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.05, "+5.0"), (-0.0005, "-0.1"), (-0.0004, "0.0"), (0.0, "0.0")]
 )
 def test_points_carry_their_sign_but_zero_has_none(value, text):
-    assert tables.points(value) == text
+    assert formatting.format_points(value) == text

@@ -71,8 +71,8 @@ def test_no_texts_give_no_vectors(config, base):
 
 
 def test_a_text_longer_than_the_longest_bucket_is_refused(config, base):
-    long = np.full(buckets.LADDER[-1] + 1, 5)
-    with pytest.raises(UserError, match=f"text length of at most {buckets.LADDER[-1]} is wanted"):
+    long = np.full(buckets.BUCKET_LENGTHS[-1] + 1, 5)
+    with pytest.raises(UserError, match=f"text length of at most {buckets.BUCKET_LENGTHS[-1]} is wanted"):
         embedding.embed_rows(config, base, [TEXTS[0], long], batch_size=2)
 
 

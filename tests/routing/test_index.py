@@ -15,6 +15,7 @@ from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.t5 import T5
 from elm_jax.pipelines import pipeline
+from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import index as runs
 from elm_jax.routing import route
@@ -231,15 +232,13 @@ def test_a_field_of_a_sentence_encoder_that_was_looked_at_is_ignored_from_then_o
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
     with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
-        pipeline.run(
-            train_tasks=["mini-train"], eval_tasks=["mini-unseen"], out=tmp_path, embedder="./absent"
-        )
+        pipeline.run_pipeline(["mini-train"], ["mini-unseen"], tmp_path, PipelineConfig(embedder="./absent"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recipe_names_the_embedder(tmp_path):
     bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
-    bound = recipes.bind(pipeline.run, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
+    bound = recipes.bind(pipeline.run_pipeline, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
     with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
         bound()
 

@@ -57,10 +57,12 @@ def test_a_registered_router_chooses_for_a_task_with_its_options(run):
 
 def test_an_evaluation_takes_it_as_a_method_with_a_merge(run, unseen):
     register_nearest()
-    outcome = elm_jax.evaluate(run, unseen, methods=["nearest:take=2+average"], queries=3)
-    assert {row["method"] for row in outcome.report.rows} == {"base", "nearest:take=2+average"}
+    outcome = elm_jax.evaluate(
+        run, unseen, elm_jax.EvaluationConfig(methods=["nearest:take=2+average"], queries=3)
+    )
+    assert {row.method for row in outcome.report.rows} == {"base", "nearest:take=2+average"}
     with pytest.raises(UserError, match=r"'tkae'.*'take'"):
-        methods.parse("nearest:tkae=2")
+        methods.parse_method("nearest:tkae=2")
 
 
 def test_errors_list_it(run):
@@ -90,7 +92,12 @@ def test_the_run_remembers_the_file_so_that_an_evaluation_knows_the_router(run, 
     file.write_text(FILE.replace('router("last")', 'router("tail")'))
     elm_jax.open_run(run.workspace.root, task_files=[file])
     del table.ROUTERS["tail"]
-    outcome = elm_jax.evaluate(run.workspace.root, UNSEEN, methods=["tail:count=2+average"], dry_run=True)
+    outcome = elm_jax.evaluate(
+        run.workspace.root,
+        UNSEEN,
+        elm_jax.EvaluationConfig(methods=["tail:count=2+average"]),
+        dry_run=True,
+    )
     assert outcome is None
     assert "tail" in table.ROUTERS
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
 from elm_jax.scoring import buckets
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 
 TOKENS = st.integers(1, 9)
 ROWS = st.lists(
@@ -21,15 +21,15 @@ ROWS = st.lists(
 )
 
 
-def rows_of(drawn) -> list[Row]:
+def rows_of(drawn) -> list[PromptWithChoices]:
     """Made in the test, since making a row checks its types by chance, which hypothesis does not allow."""
-    return [Row(*fields) for fields in drawn]
+    return [PromptWithChoices(*fields) for fields in drawn]
 
 
 @given(ROWS)
 def test_every_choice_is_in_the_item_of_its_prompt_exactly_once(drawn):
     rows = rows_of(drawn)
-    found = buckets.items(rows)
+    found = buckets.group_by_prompt(rows)
     assert len(found) == len({tuple(row.prompt) for row in rows})
     told = {}
     for item in found:
@@ -44,28 +44,28 @@ def test_every_choice_is_in_the_item_of_its_prompt_exactly_once(drawn):
 
 
 def test_answers_too_many_for_one_trie_are_spread_over_several_items(monkeypatch):
-    monkeypatch.setattr(buckets, "MOST_NODES", 5)
-    found = buckets.items([Row([7], [[1, 2], [3, 4], [5, 6], [7, 8, 9, 1, 2, 3]])])
+    monkeypatch.setattr(buckets, "MAX_TRIE_NODES", 5)
+    found = buckets.group_by_prompt([PromptWithChoices([7], [[1, 2], [3, 4], [5, 6], [7, 8, 9, 1, 2, 3]])])
     assert [item.answers for item in found] == [((0, 0), (0, 1)), ((0, 2),), ((0, 3),)]
 
 
 @settings(deadline=None)
 @given(ROWS)
 def test_what_is_laid_out_is_the_item_and_padding(drawn):
-    found = buckets.items(rows_of(drawn))
-    among = buckets.shapes(found)
+    found = buckets.group_by_prompt(rows_of(drawn))
+    among = buckets.choose_shapes(found)
     for item in found:
-        shape = buckets.shape_of(item, among)
-        laid = buckets.assemble([item], shape)
+        shape = buckets.find_shape(item, among)
+        laid, paths = buckets.pack_tries([item], shape)
         nodes, edges = len(item.trie.tokens), len(item.trie.edge_tokens)
         assert laid.prompts.shape == (1, shape.prompt)
         assert laid.prompts[0][laid.prompts[0] > 0].tolist() == list(item.prompt)
         assert laid.real[0].tolist() == [True] * nodes + [False] * (shape.nodes - nodes)
         assert laid.nodes[0, :nodes].tolist() == item.trie.tokens.tolist()
-        assert laid.sees[0, :nodes, :nodes].tolist() == item.trie.sees.tolist()
-        assert laid.sees[0, nodes:].sum() == shape.nodes - nodes  # itself, so that no softmax is empty
+        assert laid.attended[0, :nodes, :nodes].tolist() == item.trie.attended.tolist()
+        assert laid.attended[0, nodes:].sum() == shape.nodes - nodes  # itself, so that no softmax is empty
         assert not laid.edge_tokens[0, edges:].any()
-        for path, laid_path in zip(item.trie.paths, laid.paths[0], strict=True):
+        for path, laid_path in zip(item.trie.paths, paths[0], strict=True):
             assert laid_path[laid_path < shape.edges].tolist() == path.tolist()
 
 
@@ -87,7 +87,7 @@ def test_lengths_to_pad_up_to_are_those_that_cost_least(drawn, most, worth):
         for number in range(min(most, len(tops)))
         for some in itertools.combinations(tops[:-1], number)
     ]
-    found = buckets.rungs(lengths, 4, most, worth)
+    found = buckets.choose_lengths(lengths, 4, most, worth)
     assert len(found) <= most
     assert cost(found) == min(map(cost, every))
 
@@ -95,27 +95,31 @@ def test_lengths_to_pad_up_to_are_those_that_cost_least(drawn, most, worth):
 def test_shapes_pad_little_where_much_is_scored_and_are_few_where_little_is():
     rng = np.random.default_rng(0)
     rows = [
-        Row(rng.integers(3, 99, length), [rng.integers(3, 99, rng.integers(2, 12)) for _ in range(4)])
+        PromptWithChoices(
+            rng.integers(3, 99, length), [rng.integers(3, 99, rng.integers(2, 12)) for _ in range(4)]
+        )
         for length in rng.gamma(4, 20, 400).astype(int) + 5
     ]
-    found = buckets.items(rows)
-    among = buckets.shapes(found)
-    padded = [buckets.shape_of(item, among) for item in found]
+    found = buckets.group_by_prompt(rows)
+    among = buckets.choose_shapes(found)
+    padded = [buckets.find_shape(item, among) for item in found]
     real = sum(len(item.prompt) + len(item.trie.tokens) for item in found)
     assert real / sum(shape.prompt + shape.nodes for shape in padded) > 0.85
-    assert len(buckets.shapes(found, worth=1e9)) == 1
+    assert len(buckets.choose_shapes(found, compile_tokens=1e9)) == 1
 
 
 def test_batches_are_as_large_as_they_may_be_or_even_where_that_saves_what_a_compilation_is_worth():
-    shape = buckets.Shape(prompt=10, nodes=6, edges=8)
+    shape = buckets.BucketShape(prompt=10, nodes=6, edges=8)
 
     def sizes(count, batch_tokens, **how):
-        return [(len(part), size) for part, size in buckets.split([0] * count, shape, batch_tokens, **how)]
+        return [
+            (len(part), size) for part, size in buckets.split_batches([0] * count, shape, batch_tokens, **how)
+        ]
 
     # Eight of 16 tokens at once: nine units are five and four, in batches of six, which saves 4 x 16 tokens.
     assert sizes(16, 128) == [(8, 8), (8, 8)]
     assert sizes(9, 128) == [(6, 6), (3, 6)]
-    assert sizes(9, 128, worth=64.0) == [(8, 8), (1, 8)]
+    assert sizes(9, 128, compile_tokens=64.0) == [(8, 8), (1, 8)]
     assert sizes(3, 128) == [(3, 3)]
     assert sizes(2, 1) == [(1, 1), (1, 1)]
     assert sizes(0, 128) == []
@@ -124,17 +128,20 @@ def test_batches_are_as_large_as_they_may_be_or_even_where_that_saves_what_a_com
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (Row([5], []), "At least one answer choice a row is wanted, but row 1 has none"),
-        (Row([], [[5]]), "A prompt of 1 to 2048 tokens is wanted, but that of row 1 has 0"),
-        (Row([5] * 2049, [[5]]), "A prompt of 1 to 2048 tokens is wanted, but that of row 1 has 2049"),
-        (Row([5], [[5], []]), "An answer choice of at least one token is wanted"),
+        (PromptWithChoices([5], []), "got none in row 1"),
+        (PromptWithChoices([], [[5]]), "got 0 in row 1"),
+        (
+            PromptWithChoices([5] * 2049, [[5]]),
+            "got 2049 in row 1",
+        ),
+        (PromptWithChoices([5], [[5], []]), "got an empty one"),
     ],
 )
 def test_a_row_that_cannot_be_scored_is_named_before_any_is(row, said):
     with pytest.raises(UserError, match=said):
-        buckets.items([Row([5], [[5]]), row])
+        buckets.group_by_prompt([PromptWithChoices([5], [[5]]), row])
 
 
 def test_no_rows_have_no_items_and_no_shapes():
-    assert buckets.items([]) == []
-    assert buckets.shapes([]) == []
+    assert buckets.group_by_prompt([]) == []
+    assert buckets.choose_shapes([]) == []

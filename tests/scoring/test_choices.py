@@ -89,18 +89,18 @@ def spec(kind, base):
 @pytest.mark.parametrize(
     ("prompts", "answers", "told"),
     [
-        (PROMPTS[0], ANSWERS, r"prompts should be integers \[B, S\], but int64 of shape \(6,\) came"),
-        (PROMPTS, ANSWERS[:, 0], r"answers should be integers \[B, C, T\], but int64 of shape \(3, 4\) came"),
-        (PROMPTS.astype(np.float32), ANSWERS, r"prompts should be integers \[B, S\], but float32"),
-        (PROMPTS, ANSWERS > 0, r"answers should be integers \[B, C, T\], but bool"),
-        (PROMPTS[:2], ANSWERS, "2 prompts and 3 rows of answers came"),
-        (PROMPTS + 45, ANSWERS, r"prompts should hold token ids from 0 to 47, .* but \d+ came"),
-        (PROMPTS, ANSWERS - 45, r"answers should hold token ids from 0 to 47, .* but -\d+ came"),
-        (PROMPTS[:, ::-1], ANSWERS, "prompts should be padded with 0 at the end"),
-        (PROMPTS, ANSWERS[..., ::-1], "answers should be padded with 0 at the end"),
-        (PROMPTS * np.array([[1], [0], [1]]), ANSWERS, "row 1 has padding alone"),
-        ([[1, 2], [3]], ANSWERS, r"prompts of \[B, S\] are wanted, but rows of different lengths came"),
-        ("text", ANSWERS, r"prompts should be integers \[B, S\]"),
+        (PROMPTS[0], ANSWERS, r"prompts .*got int64 of shape \(6,\)"),
+        (PROMPTS, ANSWERS[:, 0], r"answers .*got int64 of shape \(3, 4\)"),
+        (PROMPTS.astype(np.float32), ANSWERS, r"prompts .*got float32"),
+        (PROMPTS, ANSWERS > 0, r"answers .*got bool"),
+        (PROMPTS[:2], ANSWERS, "2 prompts, got 3"),
+        (PROMPTS + 45, ANSWERS, r"from 0 to 47 in prompts, got \d+"),
+        (PROMPTS, ANSWERS - 45, r"from 0 to 47 in answers, got -\d+"),
+        (PROMPTS[:, ::-1], ANSWERS, "row of prompts"),
+        (PROMPTS, ANSWERS[..., ::-1], "row of answers"),
+        (PROMPTS * np.array([[1], [0], [1]]), ANSWERS, "padding alone in row 1"),
+        ([[1, 2], [3]], ANSWERS, "rows of different lengths"),
+        ("text", ANSWERS, r"prompts as integers \[B, S\]"),
     ],
 )
 def test_arrays_that_are_no_prompts_or_answers_are_one_sentence(model, prompts, answers, told):
@@ -109,7 +109,7 @@ def test_arrays_that_are_no_prompts_or_answers_are_one_sentence(model, prompts, 
 
 
 def test_an_expert_of_another_base_or_shape_is_refused(model, experts):
-    with pytest.raises(UserError, match="but 'dream/baseline' was trained on base 'other'"):
+    with pytest.raises(UserError, match="'dream/baseline' of base"):
         elm_jax.score_choices(model, PROMPTS, ANSWERS, Expert(spec("bottleneck", "other"), experts[0]))
     stacked = jax.tree.map(lambda leaf: leaf[None], experts[0])
     with pytest.raises(UserError, match=r"The expert has 'decoder/.*; the base wants"):

@@ -44,7 +44,7 @@ def trees(told):
 def write(told, prompts, *beside, length=LENGTH, eos=EOS):
     config, params = told
     return np.asarray(
-        decoding.compiled(config, length, "cpu")(params, np.asarray(prompts), np.int32(eos), *beside)
+        decoding.compiled_decoder(config, length, "cpu")(params, np.asarray(prompts), np.int32(eos), *beside)
     )
 
 
@@ -87,7 +87,7 @@ def test_decoding_stops_with_the_last_row(told, monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(T5, "decode_step", counted)
-    found = np.asarray(decoding.generate(config, params, PROMPTS[:1], 6, first))
+    found = np.asarray(decoding.decode_greedy(config, params, PROMPTS[:1], 6, first))
     jax.effects_barrier()
     assert len(steps) == np.count_nonzero(found[0]) <= 2
 
@@ -114,7 +114,7 @@ def test_rows_of_several_experts_are_each_as_their_expert_alone(told, trees):
 
 
 def test_other_weights_of_the_same_shape_compile_nothing(told, trees):
-    run = decoding.compiled(told[0], LENGTH, "cpu")
+    run = decoding.compiled_decoder(told[0], LENGTH, "cpu")
     write(told, PROMPTS, trees[0])
     before = run._cache_size()
     write(told, PROMPTS, trees[1])
@@ -125,7 +125,7 @@ def test_other_weights_of_the_same_shape_compile_nothing(told, trees):
 def test_weights_that_hold_nan_are_told_and_spoil_no_other_row(told, trees):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, trees[1])
     found = write(told, PROMPTS, stack([trees[0], broken, broken]), np.array([0, 1, 0, 0, 0, 0], np.int32))
-    assert found[1].tolist() == [decoding.NO_NUMBERS] + [0] * (LENGTH - 1)
+    assert found[1].tolist() == [decoding.NAN_TOKEN] + [0] * (LENGTH - 1)
     np.testing.assert_array_equal(np.delete(found, 1, 0), np.delete(write(told, PROMPTS, trees[0]), 1, 0))
 
 

@@ -34,7 +34,7 @@ def trees(base):
 @pytest.fixture(scope="module")
 def alone(config, base, trees):
     """The answers [expert][prompt], each written in a batch of its own."""
-    run = written.compiled(config, LENGTH, "cpu")
+    run = written.compiled_decoder(config, LENGTH, "cpu")
 
     def answer(prompt, tree):
         laid = np.pad(prompt, (0, ROOM - len(prompt)))[None].astype(np.int32)
@@ -48,7 +48,14 @@ def test_a_mesh_changes_no_answer(config, base, trees, alone):
     params = jax.device_put(base, sharding.param_shardings(on, base))
     every = np.array([(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))])
     found = generator.generate_rows(
-        config, params, PROMPTS, LENGTH, EOS, stack(trees), every, batch_tokens=200, lengths=[8, ROOM]
+        config,
+        params,
+        PROMPTS,
+        generator.AnswerLimit(LENGTH, EOS),
+        stack(trees),
+        every,
+        batch_tokens=200,
+        lengths=[8, ROOM],
     )
     assert [row.tolist() for row in found] == [alone[expert][prompt] for prompt, expert in every]
 
@@ -58,7 +65,14 @@ def test_order_batches_and_the_mix_of_experts_change_no_answer(config, base, tre
     every = [(prompt, expert) for expert in range(EXPERTS) for prompt in range(len(PROMPTS))]
     mix = np.array(every)[np.random.default_rng(0).permutation(len(every))]
     found = generator.generate_rows(
-        config, base, PROMPTS, LENGTH, EOS, stack(trees), mix, batch_tokens=batch_tokens, lengths=[8, ROOM]
+        config,
+        base,
+        PROMPTS,
+        generator.AnswerLimit(LENGTH, EOS),
+        stack(trees),
+        mix,
+        batch_tokens=batch_tokens,
+        lengths=[8, ROOM],
     )
     assert [answer.tolist() for answer in found] == [alone[expert][prompt] for prompt, expert in mix.tolist()]
     assert len({tuple(answer.tolist()) for answer in found}) > EXPERTS
@@ -66,21 +80,20 @@ def test_order_batches_and_the_mix_of_experts_change_no_answer(config, base, tre
 
 def test_a_prompt_and_expert_that_come_again_are_answered_once(config, base, trees, monkeypatch):
     rows = []
-    run = written.compiled(config, LENGTH, "cpu")
+    run = written.compiled_decoder(config, LENGTH, "cpu")
 
     def counted(params, prompts, *beside):
         rows.extend(map(tuple, prompts.tolist()))
         return run(params, prompts, *beside)
 
-    monkeypatch.setattr(written, "compiled", lambda *key: counted)
+    monkeypatch.setattr(written, "compiled_decoder", lambda *key: counted)
     told = []
     pairs = np.array([(1, 0), (5, 0), (1, 0), (4, 1)])
     found = generator.generate_rows(
         config,
         base,
         PROMPTS,
-        LENGTH,
-        EOS,
+        generator.AnswerLimit(LENGTH, EOS),
         stack(trees),
         pairs,
         batch_tokens=1,
@@ -98,29 +111,29 @@ def test_without_experts_the_base_writes(config, base):
         * EXPERTS
     )
     how = {"batch_tokens": 1, "lengths": [8, ROOM]}
-    bare = generator.generate_rows(config, base, PROMPTS, LENGTH, EOS, **how)
-    found = generator.generate_rows(config, base, PROMPTS, LENGTH, EOS, zero, **how)
+    bare = generator.generate_rows(config, base, PROMPTS, generator.AnswerLimit(LENGTH, EOS), **how)
+    found = generator.generate_rows(config, base, PROMPTS, generator.AnswerLimit(LENGTH, EOS), zero, **how)
     assert [answer.tolist() for answer in found] == [answer.tolist() for answer in bare]
 
 
 def test_few_lengths_hold_all_prompts_and_equal_ones_count_once(base):
     prompts = [[5] * 3] * 500 + [[5] * 9, [6] * 40]
-    lengths = generator.lengths_for(base, prompts)
+    lengths = generator.choose_prompt_lengths(base, prompts)
     assert lengths[-1] == 40
     assert len(lengths) <= 3
-    assert generator.lengths_for(base, []) == []
+    assert generator.choose_prompt_lengths(base, []) == []
     # What a further shape saves grows with how often it is used.
-    assert generator.lengths_for(base, prompts, experts=1e9) == [8, 16, 40]
+    assert generator.choose_prompt_lengths(base, prompts, experts=1e9) == [8, 16, 40]
 
 
 def test_no_prompts_have_no_answers(config, base):
-    assert generator.generate_rows(config, base, [], LENGTH, EOS) == []
+    assert generator.generate_rows(config, base, [], generator.AnswerLimit(LENGTH, EOS)) == []
 
 
 @pytest.mark.parametrize(
     ("prompts", "length", "said"),
-    [([[5], []], 4, "prompt 1 has 0"), ([[5] * 2049], 4, "has 2049"), ([[5]], 0, "a length of 0 came")],
+    [([[5], []], 4, "got 0 in prompt 1"), ([[5] * 2049], 4, "got 2049"), ([[5]], 0, "a length of 0")],
 )
 def test_what_cannot_be_answered_is_refused(config, base, prompts, length, said):
     with pytest.raises(UserError, match=said):
-        generator.generate_rows(config, base, prompts, length, EOS)
+        generator.generate_rows(config, base, prompts, generator.AnswerLimit(length, EOS))

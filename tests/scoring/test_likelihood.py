@@ -21,7 +21,7 @@ ANSWERS = [[[7, 8, 1], [7, 9, 1], [7, 8, 8, 1]], [[5], [5, 6]], [[7, 1], [9, 1]]
 @pytest.fixture(scope="module")
 def config(config):
     """One layer a stack: what the layers do is asked in tests of the network."""
-    return replace(config, num_encoder_layers=1, num_decoder_layers=1)
+    return replace(config, vocab_size=96, num_encoder_layers=1, num_decoder_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,17 @@ def experts(base):
 @pytest.fixture(scope="module")
 def laid():
     rows = [
-        buckets.Row(prompt[prompt > 0], answers) for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
+        buckets.PromptWithChoices(prompt[prompt > 0], answers)
+        for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
     ]
-    found = buckets.items(rows)
-    return buckets.assemble(found, buckets.Shape(8, 8, 8)), found
+    found = buckets.group_by_prompt(rows)
+    return buckets.pack_tries(found, buckets.BucketShape(8, 8, 8)), found
 
 
 @pytest.fixture(scope="module")
 def score(config, base, laid):
-    *arrays, _ = laid[0]
-    return lambda *rest: np.asarray(likelihood.compiled(config, "cpu")(base, *arrays, *rest).logp)
+    batch, _ = laid[0]
+    return lambda *rest: np.asarray(likelihood.compiled_scorer(config, "cpu")(base, batch, *rest).logp)
 
 
 def real_edges(found, laid):
@@ -71,8 +72,8 @@ def test_an_edge_is_the_log_softmax_of_its_token_after_its_beginning(config, bas
 def test_the_output_layer_taken_in_parts_gives_the_same(config, base, score, laid, monkeypatch):
     whole = score()
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 0)  # 64 nodes at a time, of 8 rows of 32
-    *arrays, _ = buckets.assemble([*laid[1], *laid[1]], buckets.Shape(8, 32, 8))
-    parts = np.asarray(jax.jit(lambda *batch: likelihood.edges(config, base, *batch).logp)(*arrays))
+    batch, _ = buckets.pack_tries([*laid[1], *laid[1]], buckets.BucketShape(8, 32, 8))
+    parts = np.asarray(jax.jit(lambda batch: likelihood.score_edges(config, base, batch).logp)(batch))
     for first, second in ((0, 4), (4, 8)):
         for ours, theirs in zip(real_edges(parts[first:second], laid), real_edges(whole, laid), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -82,15 +83,12 @@ def test_no_array_of_all_tokens_by_all_words_is_ever_made(config, base):
     wide = replace(config, vocab_size=40_000)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), wide))
     rows, nodes = 64, 16
-    arrays = buckets.Tries(
+    batch = buckets.ScoringBatch(
         *(np.zeros(shape, np.int32) for shape in [(rows, 8), (rows, nodes), (rows, nodes)]),
         *(np.zeros(shape, bool) for shape in [(rows, nodes, nodes), (rows, nodes)]),
         *(np.zeros((rows, 16), np.int32) for _ in range(2)),
-        paths=np.zeros((rows, 1, 1), np.int32),
     )
-    lowered = jax.jit(lambda params, *batch: likelihood.edges(wide, params, *batch)).lower(
-        params, *arrays[:-1]
-    )
+    lowered = jax.jit(lambda params, batch: likelihood.score_edges(wide, params, batch)).lower(params, batch)
     assert f"{rows * nodes}x40000" not in lowered.as_text()
     assert f"{2**23 // 40_000}x40000" in lowered.as_text()
 
@@ -101,21 +99,21 @@ def test_padding_of_a_batch_gives_finite_numbers(score):
 
 def test_swapping_one_expert_for_another_compiles_nothing(config, base, score, experts, laid):
     first = score(experts[0])
-    compiled = likelihood.compiled(config, "cpu")._cache_size()
+    compiled = likelihood.compiled_scorer(config, "cpu")._cache_size()
     assert compiled > 0
     second = score(experts[1])
     score(ex.make_neutral_expert(experts[2], base))
-    assert likelihood.compiled(config, "cpu")._cache_size() == compiled
+    assert likelihood.compiled_scorer(config, "cpu")._cache_size() == compiled
     for ours, theirs in zip(real_edges(first, laid), real_edges(second, laid), strict=True):
         assert np.abs(ours - theirs).min() > 1e-4
 
 
 def test_swapping_the_stack_or_the_expert_of_a_row_compiles_nothing(config, score, experts, laid):
     first = score(stack(experts), np.array([0, 1, 2, 0], np.int32))
-    compiled = likelihood.compiled(config, "cpu")._cache_size()
+    compiled = likelihood.compiled_scorer(config, "cpu")._cache_size()
     second = score(stack(experts[::-1]), np.array([2, 1, 0, 2], np.int32))
     other = score(stack(experts), np.array([1, 2, 0, 1], np.int32))
-    assert likelihood.compiled(config, "cpu")._cache_size() == compiled
+    assert likelihood.compiled_scorer(config, "cpu")._cache_size() == compiled
     for same, again, changed in zip(
         *(real_edges(each, laid) for each in (first, second, other)), strict=True
     ):
@@ -124,4 +122,6 @@ def test_swapping_the_stack_or_the_expert_of_a_row_compiles_nothing(config, scor
 
 
 def test_one_function_serves_every_caller_of_one_shape_of_network(config):
-    assert likelihood.compiled(config, "cpu") is likelihood.compiled(type(config)(**vars(config)), "cpu")
+    assert likelihood.compiled_scorer(config, "cpu") is likelihood.compiled_scorer(
+        type(config)(**vars(config)), "cpu"
+    )

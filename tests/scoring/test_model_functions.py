@@ -10,7 +10,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.reporting.written import exact_match
+from elm_jax.reporting.text_metrics import exact_match
 from elm_jax.scoring import generator, rank, scorer
 from elm_jax.scoring.model_functions import model_functions
 from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
@@ -104,7 +104,11 @@ def test_seqio_judges_the_answers_that_our_engine_writes(
     metrics, _ = evaluated(seqio, registered.tasks[TASK], functions)
     prompts = task_rows.tokenize_texts([example.input for example in examples], tokenizer[1], LENGTHS.prompt)
     written = generator.generate_rows(
-        model.config, model.params, prompts, LENGTHS.answer, tokenizer[1].eos, stack([expert.params])
+        model.config,
+        model.params,
+        prompts,
+        generator.AnswerLimit(LENGTHS.answer, tokenizer[1].eos),
+        stack([expert.params]),
     )
     texts = [tokenizer[1].decode(tokens[tokens > 0].tolist()) for tokens in written]
     assert metrics == pytest.approx(exact_match([example.target for example in examples], texts))
@@ -115,5 +119,5 @@ def test_packed_features_are_refused(seqio, registered, model):
     task = seqio.get_mixture_or_task(registered.tasks[TASK])
     lengths = {"inputs": 64, "targets": 16}
     dataset = seqio.EncDecFeatureConverter(pack=True)(task.get_dataset(lengths, "validation"), lengths)
-    with pytest.raises(UserError, match="they are packed"):
+    with pytest.raises(UserError, match="packed"):
         model_functions(model).score_fn(dataset.enumerate())

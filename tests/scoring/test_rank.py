@@ -16,21 +16,21 @@ def test_a_score_is_the_sum_over_its_path_and_padding_never_leaks():
 
 
 def test_the_mean_is_over_a_choices_own_tokens():
-    assert rank.scored("mean", np.array([-3.0, -4.0]), [2, 1]).tolist() == [-1.5, -4.0]
+    assert rank.normalize_scores("mean", np.array([-3.0, -4.0]), [2, 1]).tolist() == [-1.5, -4.0]
 
 
 def test_calibrated_is_the_sum_less_that_without_the_prompt():
-    found = rank.scored("calibrated", np.array([-3.0, -4.0]), [2, 1], np.array([-1.0, -3.5]))
+    found = rank.normalize_scores("calibrated", np.array([-3.0, -4.0]), [2, 1], np.array([-1.0, -3.5]))
     assert found.tolist() == [-2.0, -0.5]
 
 
 def test_the_sum_is_left_as_it_is():
-    assert rank.scored("sum", np.array([-3.0, -4.0]), [2, 1]).tolist() == [-3.0, -4.0]
+    assert rank.normalize_scores("sum", np.array([-3.0, -4.0]), [2, 1]).tolist() == [-3.0, -4.0]
 
 
 def test_an_unknown_score_is_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"No score named 'means' in rank classification .* 'mean'"):
-        rank.scored("means", np.array([-3.0]), [1])
+        rank.normalize_scores("means", np.array([-3.0]), [1])
 
 
 def test_the_first_of_equally_good_choices_is_predicted():

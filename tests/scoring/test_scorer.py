@@ -10,21 +10,21 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, paths, sharding
 from elm_jax.models.t5 import T5
 from elm_jax.scoring import buckets, generator, likelihood, scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training.step import stack
 
 RNG = np.random.default_rng(4)
 
 
-def row(prompt: int, *answers: int) -> Row:
+def row(prompt: int, *answers: int) -> PromptWithChoices:
     """A row of random tokens with these lengths."""
-    return Row(RNG.integers(3, 48, prompt), [RNG.integers(3, 48, length) for length in answers])
+    return PromptWithChoices(RNG.integers(3, 48, prompt), [RNG.integers(3, 48, length) for length in answers])
 
 
 # One choice and 79, answers of one token and of four, prompts at and between the lengths of the shapes.
 ROWS = [row(3, 1), row(8, 2), row(14, 3, 4, 1), row(5, *[1, 2] * 39, 2), row(13, 4, 4, 4), row(7, 2)]
 EXPERTS = 3
-SHAPES = [buckets.Shape(8, 84, 120), buckets.Shape(16, 12, 16)]
+SHAPES = [buckets.BucketShape(8, 84, 120), buckets.BucketShape(16, 12, 16)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_order_batch_size_and_the_mix_of_experts_change_no_score(
 
 
 def test_padding_of_prompts_and_tries_changes_no_score(config, base, trees, alone):
-    wide = [buckets.Shape(prompt=23, nodes=90, edges=200)]
+    wide = [buckets.BucketShape(prompt=23, nodes=90, edges=200)]
     mix = np.array([(position, position % EXPERTS) for position in range(len(ROWS))])
     found = scorer.score_rows(config, base, ROWS, stack(trees), mix, shapes=wide, batch_tokens=400)
     assert_scores(found, [alone[expert][position] for position, expert in mix.tolist()])
@@ -99,17 +99,17 @@ def test_choices_that_only_fill_never_come_back(config, base, trees):
 
 
 def test_rows_that_none_of_the_given_shapes_holds_are_scored_in_shapes_of_their_own(config, base):
-    shared = [Row(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[3], ROWS[4])]
-    given = [buckets.Shape(16, 12, 16)]
-    assert not any(buckets.holds(given[0], item) for item in buckets.items(shared))
+    shared = [PromptWithChoices(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[3], ROWS[4])]
+    given = [buckets.BucketShape(16, 12, 16)]
+    assert not any(buckets.shape_fits(given[0], item) for item in buckets.group_by_prompt(shared))
     assert_scores(
         scorer.score_rows(config, base, shared, shapes=given), scorer.score_rows(config, base, shared)
     )
 
 
 def test_rows_with_one_prompt_are_encoded_once_and_score_as_each_alone(config, base, monkeypatch):
-    shared = [Row(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[4], ROWS[2])]
-    assert len(buckets.items(shared)) == 1
+    shared = [PromptWithChoices(ROWS[2].prompt, each.answers) for each in (ROWS[2], ROWS[4], ROWS[2])]
+    assert len(buckets.group_by_prompt(shared)) == 1
     (alone,) = scorer.score_rows(config, base, [shared[1]])
     first, second, again = scorer.score_rows(config, base, shared)
     np.testing.assert_allclose(second, alone, atol=1e-5)
@@ -129,9 +129,9 @@ def test_without_experts_the_base_scores(config, base):
 def test_other_experts_of_the_same_shape_compile_nothing(config, base, trees):
     rows = [ROWS[0], ROWS[1]]
     first = scorer.score_rows(config, base, rows, stack(trees))
-    compiled = likelihood.compiled(config, "cpu")._cache_size()
+    compiled = likelihood.compiled_scorer(config, "cpu")._cache_size()
     second = scorer.score_rows(config, base, rows, stack(trees[::-1]))
-    assert likelihood.compiled(config, "cpu")._cache_size() == compiled
+    assert likelihood.compiled_scorer(config, "cpu")._cache_size() == compiled
     assert np.abs(np.concatenate(first) - np.concatenate(second)).min() > 1e-3
 
 
@@ -154,13 +154,13 @@ def test_progress_counts_rows_without_what_fills_the_batches(config, base, trees
 def test_a_batch_is_begun_before_the_scores_of_the_one_before_it_are_fetched(
     config, base, trees, monkeypatch
 ):
-    order, compiled, collect = [], likelihood.compiled, scorer._collect
+    order, compiled, collect = [], likelihood.compiled_scorer, scorer._collect
 
     def begun(*given):
         order.append("begun")
         return compiled(config, "cpu")(*given)
 
-    monkeypatch.setattr(likelihood, "compiled", lambda *_: begun)
+    monkeypatch.setattr(likelihood, "compiled_scorer", lambda *_: begun)
     monkeypatch.setattr(scorer, "_collect", lambda *given: order.append("fetched") or collect(*given))
     scorer.score_rows(config, base, ROWS, stack(trees), shapes=SHAPES, batch_tokens=64)
     batches = order.count("begun")
@@ -175,7 +175,9 @@ def test_no_rows_have_no_scores(config, base):
 def test_a_choice_is_greedy_where_generation_begins_with_it(config, base, trees):
     length, eos = 3, 1
     prompts = [each.prompt for each in ROWS]
-    written = generator.generate_rows(config, base, prompts, length, eos, stack(trees[:1]))
+    written = generator.generate_rows(
+        config, base, prompts, generator.AnswerLimit(length, eos), stack(trees[:1])
+    )
 
     def other(token):
         return 3 if token != 3 else 4
@@ -183,9 +185,13 @@ def test_a_choice_is_greedy_where_generation_begins_with_it(config, base, trees)
     rows, wanted = [], []
     for prompt, tokens in zip(prompts, np.array(written).tolist(), strict=True):
         real = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
-        rows.append(Row(prompt, [real, real[:1], [*real[:-1], other(real[-1])], [other(real[0]), *real[1:]]]))
+        rows.append(
+            PromptWithChoices(
+                prompt, [real, real[:1], [*real[:-1], other(real[-1])], [other(real[0]), *real[1:]]]
+            )
+        )
         wanted.append([True, True, False, False])
-    found = scorer.rate_rows(config, base, rows, stack(trees[:1]))
+    found = scorer.score_rows_and_greedy(config, base, rows, stack(trees[:1]))
     assert [rated.greedy.tolist() for rated in found] == wanted
 
 
@@ -195,18 +201,18 @@ def test_each_device_of_a_mesh_scores_as_many_tokens_at_once_as_one_alone(config
     def noted(config, platform):
         run = compiled(config, platform)
 
-        def told(params, prompts, *rest):
-            sizes.append(len(prompts))
-            return run(params, prompts, *rest)
+        def told(params, batch, *rest):
+            sizes.append(len(batch.prompts))
+            return run(params, batch, *rest)
 
         return told
 
-    compiled = likelihood.compiled
-    monkeypatch.setattr(likelihood, "compiled", noted)
+    compiled = likelihood.compiled_scorer
+    monkeypatch.setattr(likelihood, "compiled_scorer", noted)
     rows = [row(8, 1) for _ in range(16)]
-    shapes = buckets.shapes(buckets.items(rows), worth=1.0)
+    shapes = buckets.choose_shapes(buckets.group_by_prompt(rows), compile_tokens=1.0)
     on = meshes.make_mesh(data=8)
     tokens = 2 * sum(shapes[0][:2])  # of two rows
     for params in (base, jax.device_put(base, sharding.param_shardings(on, base))):
-        scorer.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, worth=0.0)
+        scorer.score_rows(config, params, rows, batch_tokens=tokens, shapes=shapes, compile_tokens=0.0)
     assert sizes == [2] * 8 + [16]

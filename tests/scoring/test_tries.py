@@ -27,7 +27,7 @@ def beginning(trie, node):
 
 @given(ANSWERS)
 def test_every_answer_is_read_along_its_path(answers):
-    trie = tries.build(answers)
+    trie = tries.build_trie(answers)
     assert [read(trie, path) for path in trie.paths] == answers
     for path in trie.paths:
         tokens = read(trie, path)
@@ -38,7 +38,7 @@ def test_every_answer_is_read_along_its_path(answers):
 
 @given(ANSWERS)
 def test_every_beginning_and_every_continuation_stands_once(answers):
-    trie = tries.build(answers)
+    trie = tries.build_trie(answers)
     assert len(trie.tokens) == len({tuple(answer[:n]) for answer in answers for n in range(len(answer))})
     assert len(trie.edge_tokens) == len(
         {tuple(answer[: n + 1]) for answer in answers for n in range(len(answer))}
@@ -47,22 +47,22 @@ def test_every_beginning_and_every_continuation_stands_once(answers):
 
 @given(ANSWERS)
 def test_a_node_sees_itself_and_its_beginnings_and_stands_behind_them(answers):
-    trie = tries.build(answers)
+    trie = tries.build_trie(answers)
     for node in range(len(trie.tokens)):
         own = beginning(trie, node)
-        seen = [beginning(trie, other) for other in np.flatnonzero(trie.sees[node])]
+        seen = [beginning(trie, other) for other in np.flatnonzero(trie.attended[node])]
         assert sorted(seen, key=len) == [own[:place] for place in range(len(own) + 1)]
         assert trie.depths[node] == len(own)
 
 
 def test_one_choice_equal_choices_and_a_choice_that_begins_another_are_tries_too():
-    assert len(tries.build([[5, 1]]).tokens) == 2
-    equal = tries.build([[5, 1], [5, 1]])
+    assert len(tries.build_trie([[5, 1]]).tokens) == 2
+    equal = tries.build_trie([[5, 1], [5, 1]])
     assert equal.paths[0].tolist() == equal.paths[1].tolist()
-    within = tries.build([[5], [5, 6]])
+    within = tries.build_trie([[5], [5, 6]])
     assert (within.edge_tokens.tolist(), within.tokens.tolist()) == ([5, 6], [0, 5])
 
 
 def test_an_empty_answer_is_refused():
-    with pytest.raises(UserError, match="at least one token is wanted, but an empty one came"):
-        tries.build([[5], []])
+    with pytest.raises(UserError, match="got an empty one"):
+        tries.build_trie([[5], []])

@@ -269,7 +269,9 @@ def test_a_base_in_another_dtype_keeps_its_fingerprint(published, tmp_path, stor
 def test_the_dtype_is_part_of_cache_keys_and_recipes(published, tmp_path):
     run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
     narrow = opening.open_run(tmp_path / "run", dtype="bfloat16")
-    assert results_cache.read_as(narrow) == results_cache.read_as(run) | {"dtype": "bfloat16"}
+    assert results_cache.reading_settings(narrow) == results_cache.reading_settings(run) | {
+        "dtype": "bfloat16"
+    }
     specs = task_selection.select_tasks(["mini_size_animal/than a dog"])
     (expert,) = expert_configs.resolve_experts(specs, train_config(steps=2))
     recipes = [load_job(each, expert).recipe for each in (run, narrow)]

@@ -1,12 +1,14 @@
 """Continual learning: experts join a library, find the tasks they are for, and change nothing there."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from elm_jax.data import task_selection
 from elm_jax.evaluation import evaluate
+from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
 from elm_jax.routing.index import index
 from elm_jax.training.train import train_experts
@@ -24,7 +26,7 @@ def files(*folders):
 
 def chosen(outcome, task):
     """The expert that each prompt of a task was given."""
-    return {row["prompt"]: row["expert"] for row in outcome.report.selections if row["task"] == task}
+    return {row.prompt: row.expert for row in outcome.report.selections if row.task == task}
 
 
 @pytest.mark.slow
@@ -33,14 +35,14 @@ def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_the
     place = run.workspace
     old = Library.open(place.library).ids()
     tasks = task_selection.select_tasks([UNSEEN, TASK], run.source, evaluation=True)
-    how = {"methods": ("roe",), "queries": 6, "oracle": True}
-    before = evaluate.evaluate(run, tasks, **how)
+    config = EvaluationConfig(methods=("roe",), queries=6, oracle=True)
+    before = evaluate.evaluate(run, tasks, config)
     assert set(chosen(before, TASK).values()) <= set(old)
     kept, scores = files(place.library, place.base), files(place.scores)
 
     added = train_experts(run, task_selection.select_tasks([TRAINED], run.source), CONFIG)
     assert index(run, size=4) == sorted(added)
-    after = evaluate.evaluate(run, tasks, **how)
+    after = evaluate.evaluate(run, tasks, config)
     now = files(place.root)
     assert {path: now[path] for path in kept | scores} == kept | scores
     assert set(chosen(after, TASK).values()) <= set(added)
@@ -48,5 +50,5 @@ def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_the
 
     # What the old experts get is the same bytes when it is scored anew, the new ones beside them.
     shutil.rmtree(place.scores)
-    evaluate.evaluate(run, tasks, experts=old, **how)
+    evaluate.evaluate(run, tasks, replace(config, experts=old))
     assert files(place.scores) == scores

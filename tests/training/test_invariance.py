@@ -7,7 +7,7 @@ import pytest
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, sharding
 from elm_jax.scoring import buckets, scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training.step import stack
 
 pytestmark = pytest.mark.slow
@@ -15,19 +15,19 @@ ROWS, EXPERTS = 2000, 4
 RNG = np.random.default_rng(11)
 
 
-def random_row() -> Row:
+def random_row() -> PromptWithChoices:
     """A prompt of 4 to 40 tokens with two to six choices that share a beginning, be it empty."""
     start = RNG.integers(3, 48, RNG.integers(0, 3)).tolist()
     choices = [
         [*start, *RNG.integers(3, 48, RNG.integers(1, 5)).tolist(), 1] for _ in range(RNG.integers(2, 7))
     ]
-    return Row(RNG.integers(3, 48, RNG.integers(4, 41)), choices)
+    return PromptWithChoices(RNG.integers(3, 48, RNG.integers(4, 41)), choices)
 
 
 EVERY = [random_row() for _ in range(ROWS)]
 MIX = np.stack([np.arange(ROWS), RNG.integers(0, EXPERTS, ROWS)], axis=1)
-COARSE = [buckets.Shape(40, 32, 40)]
-FINE = [buckets.Shape(16, 32, 40), buckets.Shape(24, 32, 40), buckets.Shape(40, 32, 40)]
+COARSE = [buckets.BucketShape(40, 32, 40)]
+FINE = [buckets.BucketShape(16, 32, 40), buckets.BucketShape(24, 32, 40), buckets.BucketShape(40, 32, 40)]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_on_a_mesh_the_rows_of_a_batch_are_split_evenly(config, base, trees, mon
     on = meshes.make_mesh(data=8)
     placed = jax.device_put(base, sharding.param_shardings(on, base))
     seen = []
-    run = scorer.likelihood.compiled(config, "cpu")
+    run = scorer.likelihood.compiled_scorer(config, "cpu")
 
     def watched(params, *arrays):
         seen.append([len(shard.data) for shard in arrays[0].addressable_shards])

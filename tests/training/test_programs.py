@@ -12,7 +12,7 @@ from elm_jax.models import meshes, shapes, sharding
 from elm_jax.records import Params
 from elm_jax.routing import embedding
 from elm_jax.scoring import generator, scorer
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training import step, trainer
 from elm_jax.training.batches import Shape
 from elm_jax.training.group import Group
@@ -93,10 +93,12 @@ def test_scoring_and_generation_run_their_programs_as_they_tell(one_layer, calle
         on = meshes.make_mesh(**sizes)
         base = jax.device_put(base, sharding.param_shardings(on, base))
         experts = jax.device_put(experts, sharding.param_shardings(on, experts, experts=True))
-    rows = [Row(prompt, tokens(2, 3)) for prompt in tokens(5, 9, 4)]
+    rows = [PromptWithChoices(prompt, tokens(2, 3)) for prompt in tokens(5, 9, 4)]
     scorer.score_rows(one_layer, base, rows, experts)
     scorer.score_rows(one_layer, base, rows)
-    generator.generate_rows(one_layer, base, [row.prompt for row in rows], 4, 1, experts)
+    generator.generate_rows(
+        one_layer, base, [row.prompt for row in rows], generator.AnswerLimit(4, 1), experts
+    )
     assert {program.name for program, _ in called} == {"score", "generate"}
     assert_as_told(called)
 

@@ -12,7 +12,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import meshes, paths
 from elm_jax.models.t5 import T5
-from elm_jax.scoring.buckets import Row
+from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.training import step, trainer
 from elm_jax.training.checkpoints import CheckpointDirectory
@@ -393,7 +393,7 @@ def test_validation_tells_loss_and_accuracy_at_its_steps_and_changes_no_expert(c
         logits = network.apply({"params": base}, prompt[None], target[None, None], found[0])[:, 0]
         loss += float(token_losses(logits, target[None]).sum())
     assert validations[-1].loss == pytest.approx(loss / sum(map(len, held.targets)), abs=1e-4)
-    rows = [Row(prompt, own) for prompt, own in zip(held.prompts, held.choices, strict=True)]
+    rows = [PromptWithChoices(prompt, own) for prompt, own in zip(held.prompts, held.choices, strict=True)]
     stacked = jax.tree.map(lambda leaf: leaf[None], found[0])
     scores = score_rows(config, base, rows, stacked)
     right = [int(np.argmax(own)) == label for own, label in zip(scores, held.labels, strict=True)]

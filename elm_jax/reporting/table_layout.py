@@ -5,10 +5,11 @@ in blocks by which labels of the tasks they saw, so that none is read as a zero-
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-GROUPS: Mapping[str, Mapping[str, str]] = {
+from elm_jax.reporting.records import MethodDescription
+
+PAPER_GROUPS: Mapping[str, Mapping[str, str]] = {
     "Natural language inference": {
         "super_glue_rte": "RTE",
         "super_glue_cb": "CB",
@@ -41,13 +42,13 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 }
 """The paper's tasks: heading -> dataset -> short name, in the order of its tables."""
 OTHER = "Other tasks"
-BLOCKS: Mapping[str, str] = {
+LABEL_BLOCKS: Mapping[str, str] = {
     "none": "zero-shot",
     "few": "few-shot: chosen with a few labelled rows of the task",
     "hindsight": "hindsight: picked by the right answers of these very rows",
 }
 """Which labels of its tasks a method saw -> what its block is called, in the order of blocks."""
-METHODS: Mapping[str, str] = {
+METHOD_NOTES: Mapping[str, str] = {
     "base": "the base model without any expert",
     "multitask": "one expert trained on all training tasks together, on the same budget",
     "uniform_merge": "all experts averaged into one, each with the same weight",
@@ -57,12 +58,12 @@ METHODS: Mapping[str, str] = {
     "oracle": "for each task the expert that is best on these very rows",
 }
 """What the methods of our runs are; others say it themselves."""
-HINDSIGHT = ("best_single", "oracle")
+HINDSIGHT_METHODS = ("best_single", "oracle")
 """Methods picked by looking at the answers, where nothing else is said of them."""
 
 
 @dataclass(frozen=True)
-class Column:
+class TaskColumn:
     """A dataset as a column: its heading is empty where no dataset of a table is the paper's."""
 
     task: str
@@ -70,35 +71,39 @@ class Column:
     group: str
 
 
-def columns(tasks: Iterable[str]) -> list[Column]:
+def task_columns(tasks: Iterable[str]) -> list[TaskColumn]:
     """Returns the datasets as columns, the paper's first and in its order.
 
-    >>> [(column.name, column.group) for column in columns(["own", "story_cloze"])]
+    >>> [(column.name, column.group) for column in task_columns(["own", "story_cloze"])]
     [('StoryCloze', 'Sentence completion'), ('own', 'Other tasks')]
     """
     wanted = list(dict.fromkeys(tasks))
     found = [
-        Column(task, name, group)
-        for group, names in GROUPS.items()
+        TaskColumn(task, name, group)
+        for group, names in PAPER_GROUPS.items()
         for task, name in names.items()
         if task in wanted
     ]
     known = {column.task for column in found}
-    return found + [Column(task, task, OTHER if found else "") for task in wanted if task not in known]
+    return found + [TaskColumn(task, task, OTHER if found else "") for task in wanted if task not in known]
 
 
-def described(methods: Sequence[str], given: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Returns what each method is, block by block: router, merge, labels, note; as `given` where it is."""
-    told = {row["method"]: row for row in given}
-    found = [
-        {
-            "method": method,
-            "router": told.get(method, {}).get("router"),
-            "merge": told.get(method, {}).get("merge"),
-            "labels": told.get(method, {}).get("labels") or ("hindsight" if method in HINDSIGHT else "none"),
-            "note": told.get(method, {}).get("note") or METHODS.get(method, ""),
-        }
-        for method in methods
-    ]
-    order = list(BLOCKS)
-    return tuple(sorted(found, key=lambda row: order.index(row["labels"])))
+def describe_methods(
+    methods: Sequence[str], given: Sequence[MethodDescription]
+) -> tuple[MethodDescription, ...]:
+    """Returns what each method is, block by block: as `given`, or as it is known by its name.
+
+    Args:
+        methods: their names.
+        given: descriptions, of any of them.
+    """
+    by_name = {description.method: description for description in given}
+    found = [_with_defaults(by_name.get(method, MethodDescription(method))) for method in methods]
+    order = list(LABEL_BLOCKS)
+    return tuple(sorted(found, key=lambda description: order.index(description.labels)))
+
+
+def _with_defaults(description: MethodDescription) -> MethodDescription:
+    method = description.method
+    labels = description.labels or ("hindsight" if method in HINDSIGHT_METHODS else "none")
+    return replace(description, labels=labels, note=description.note or METHOD_NOTES.get(method, ""))

@@ -4,29 +4,20 @@
 tests want, so that two runs can be compared from their folders.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.records import Report, TaskScores
+from elm_jax.records import TaskScores
 from elm_jax.reporting import documents, metrics, page
+from elm_jax.reporting.records import Report, from_json
 
-AGAIN = "Evaluate once more with `elm evaluate`; what was scored is kept and not scored again."
-PARTS: Mapping[str, set[str]] = {  # what one row of each part holds at least
-    "rows": {"method", "task", "prompt", "n", "accuracy", "low", "high", "chance", "seen"},
-    "means": {"method", "labels", "macro", "micro", "low", "high", "n", "gap_share", "left_out"},
-    "comparisons": {"a", "b", "difference", "low", "high", "p", "p_holm", "p_mcnemar", "comparisons"},
-    "selections": {"task", "prompt", "router", "expert", "votes", "queries", "weights", "voters", "rank"},
-    "tasks": {"method", "task", "prompts", "n", "accuracy", "low", "high", "chance", "lowest", "highest"},
-    "matrix": {"expert", "family", "task", "prompt", "n", "accuracy", "low", "high", "seen"},
-    "methods": {"method", "router", "merge", "labels", "note"},
-    "generated": {"method", "task", "prompt", "n", "measure", "value", "low", "high", "seen"},
-    "examples": {"task", "prompt", "row", "input", "choices", "target", "answers"},
-}
+FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
+PARTS = tuple(field.name for field in fields(Report))
 
 
 def write_report(
@@ -39,11 +30,11 @@ def write_report(
     """
     folder = storage.writable_directory(directory)
     paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
-    storage.write_bytes(paths["html"], page.html(report).encode())
-    storage.write_bytes(paths["md"], documents.markdown(report).encode())
-    storage.write_bytes(paths["csv"], documents.csv_rows(report).encode())
+    storage.write_bytes(paths["html"], page.render_html(report).encode())
+    storage.write_bytes(paths["md"], documents.render_markdown(report).encode())
+    storage.write_bytes(paths["csv"], documents.render_csv(report).encode())
     if report.generated:
-        storage.write_bytes(folder / "generated.csv", documents.csv_generated(report).encode())
+        storage.write_bytes(folder / "generated.csv", documents.render_generated_csv(report).encode())
     if scores:
         storage.write_jsonl(folder / "rows.jsonl", _lines(report, scores))
     storage.write_json(paths["json"], asdict(report))
@@ -61,23 +52,20 @@ def read_report(directory: storage.PathLike) -> Report:
     try:
         value = storage.read_json(where, what="A report")
     except UserError as error:
-        raise UserError(f"{error} {AGAIN}") from None
-    missing = [part.name for part in fields(Report) if part.name not in value]
+        raise UserError(f"{error} {FIX}") from None
+    missing = [part for part in PARTS if part not in value]
     if missing:
-        raise UserError(
-            f"{str(where)!r} is no report of this version: it lacks {', '.join(missing)}. {AGAIN}"
-        )
-    for part, wanted in PARTS.items():
-        rows = value[part]
-        whole = isinstance(rows, list) and all(isinstance(row, dict) and wanted <= row.keys() for row in rows)
-        if not whole:
+        raise UserError(f"Expected a report at {str(where)!r}, got one without {', '.join(missing)}. {FIX}")
+    hints = get_type_hints(Report)
+    parts = {}
+    for part in PARTS:
+        try:
+            parts[part] = from_json(hints[part], value[part])
+        except ValueError as error:
             raise UserError(
-                f"{str(where)!r} is no report of this version: its {part} should be a list of objects with "
-                f"{', '.join(sorted(wanted))}. {AGAIN}"
-            )
-    if not isinstance(value["environment"], dict):
-        raise UserError(f"{str(where)!r} is no report: its environment should be an object. {AGAIN}")
-    return Report(environment=value["environment"], **{part: tuple(value[part]) for part in PARTS})
+                f"Expected {error} in {part!r} of {str(where)!r}, got another form. {FIX}"
+            ) from None
+    return Report(**parts)
 
 
 def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[TaskScores]]:
@@ -90,11 +78,11 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
     """
     where = storage.path(directory) / "rows.jsonl"
     try:
-        head, *lines = storage.read_jsonl(where, what="What was right row by row")
-        if head.get("format") != storage.FORMAT or head.get("report") != _stamp(report):
-            raise UserError(f"What is right row by row at {str(where)!r} is of another report.")
+        head, *lines = storage.read_jsonl(where, what="The rows of a report")
+        if head.get("format") != storage.FORMAT or head.get("report") != _fingerprint(report):
+            raise UserError(f"Expected the rows of this report at {str(where)!r}, got those of another one.")
     except UserError as error:
-        raise UserError(f"{error} {AGAIN}") from None
+        raise UserError(f"{error} {FIX}") from None
     found: dict[str, list[TaskScores]] = {}
     for line in lines:
         for method, right in line["right"].items():
@@ -124,13 +112,15 @@ def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]
             "task": task,
             "rows": rows,
             "labels": labels,
-            "right": {of.method: "".join("01"[hit] for hit in metrics.hits(of).tolist()) for of in alike},
+            "right": {
+                of.method: "".join("01"[hit] for hit in metrics.correct_rows(of).tolist()) for of in alike
+            },
             "seen": [of.method for of in alike if of.seen],
         }
         for (task, rows, labels), alike in by_rows.items()
     ]
-    return [{"format": storage.FORMAT, "report": _stamp(report)}, *lines]
+    return [{"format": storage.FORMAT, "report": _fingerprint(report)}, *lines]
 
 
-def _stamp(report: Report) -> str:
-    return storage.fingerprint([dict(row) for row in report.rows])
+def _fingerprint(report: Report) -> str:
+    return storage.fingerprint([asdict(row) for row in report.rows])

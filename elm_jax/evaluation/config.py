@@ -1,0 +1,69 @@
+"""Configuration: how an evaluation is done, and how its cells are scored."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from elm_jax.evaluation.expert_stacks import MAX_STACKED_EXPERTS
+from elm_jax.experts import key_texts
+from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.scoring.scorer import BATCH_TOKENS
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How methods are compared on tasks.
+
+    Attributes:
+        methods: how experts are chosen and how several become one, as `evaluation.methods` reads it: "roe",
+            "roe:experts=3+average". The base is always among them. Default: `default_methods`.
+        experts: ids; default: all of the library.
+        queries: inputs of a task that a router looks at (Q of Jang et al. 2023, arXiv 2302.03202).
+        merged: retrieved experts that the default methods average.
+        batch_tokens: that a device scores at once.
+        normalization: of a choice's score: the "sum" of its tokens' log-probabilities in nats, as rank
+            classification of T0 has it, their "mean", or "calibrated" (Holtzman et al. 2021).
+        oracle: whether every expert works on every task, and the best in hindsight are among the methods.
+        seen: whether experts may be evaluated on datasets that they were trained on; results are then marked.
+        truncate: characters of a value that a template writes; 0 is no limit. Default: as the run has it.
+        faithful: the original's ways with data, by name or "all". Default: as the run has it.
+        mesh: axis -> size of a mesh of this process's devices, over which batches are split. Default: each
+            accelerator scores rows of its own.
+        dtype: of the base, "float32" or "bfloat16". Default: as the run has it.
+    """
+
+    methods: Sequence[str] | None = None
+    experts: Sequence[str] | None = None
+    queries: int = key_texts.QUERIES_PER_TASK
+    merged: int = 3
+    batch_tokens: int = BATCH_TOKENS
+    normalization: str = "sum"
+    oracle: bool = False
+    seen: bool = False
+    truncate: int | None = None
+    faithful: str | Sequence[str] | None = None
+    mesh: Mapping[str, int] | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How cells are scored or answered.
+
+    Attributes:
+        batch_tokens: that a device works on at once.
+        normalization: of a choice's score; see `EvaluationConfig`.
+        experts_at_once: experts that are held together, whose rows share batches.
+        gates: scorers that are gates, by name.
+        composites: scorers that are merged experts, whose names stand for all that they are made of.
+    """
+
+    batch_tokens: int = BATCH_TOKENS
+    normalization: str = "sum"
+    experts_at_once: int = MAX_STACKED_EXPERTS
+    gates: Mapping[str, GateSpec] = field(default_factory=dict)
+    composites: Collection[str] = ()
+
+    @property
+    def content_addressed(self) -> tuple[str, ...]:
+        """The scorers whose names stand for all that their scores depend on."""
+        return (*self.gates, *self.composites)

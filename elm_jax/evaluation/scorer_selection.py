@@ -1,0 +1,249 @@
+"""Scorer selection: what every method of an evaluation chose for every task, before anything is scored.
+
+It is kept in the run's directory as `choices.json`, where several hosts that score together read it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from etils import epath
+
+from elm_jax import names, storage
+from elm_jax.errors import UserError
+from elm_jax.evaluation import derived_experts, few_shot
+from elm_jax.evaluation.config import EvaluationConfig
+from elm_jax.evaluation.derived_experts import Composite
+from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
+from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
+from elm_jax.evaluation.results_cache import TaskScorer
+from elm_jax.evaluation.tasks import EvaluationTask
+from elm_jax.experts.library import Library
+from elm_jax.experts.lookup import BASE
+from elm_jax.records import Selection, TaskSpec
+from elm_jax.routing import gate_specs
+from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.routing.route import route_tasks
+from elm_jax.routing.run_inputs import RoutingInputs
+from elm_jax.session.workspace import Run, Workspace
+
+_TRIVIAL = ("uniform", "fixed")  # routers that look at nothing, so that a report has nothing to say of them
+
+
+@dataclass(frozen=True, repr=False)
+class ScorerSelection:
+    """What every method chose, but those that choose in hindsight, and what has to be made for it.
+
+    Attributes:
+        scorers: method -> task id -> its scorer.
+        composites: merged experts among the scorers, by name.
+        gates: gates among the scorers, by name.
+        selections: what the routers said.
+        left_out: task id -> ids of the rows that a method saw with their labels.
+        shots: composite -> the rows that LoraHub fits it to; on the host that selected, and in no file.
+    """
+
+    scorers: Mapping[str, Mapping[str, TaskScorer]]
+    composites: Mapping[str, Composite] = field(default_factory=dict)
+    gates: Mapping[str, GateSpec] = field(default_factory=dict)
+    selections: Sequence[Selection] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shots: Mapping[str, FewShotExamples] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"ScorerSelection({', '.join(self.scorers)})"
+
+
+def select_scorers(
+    run: Run,
+    tasks: Mapping[str, EvaluationTask],
+    methods: Sequence[EvaluationMethod],
+    experts: Sequence[str],
+    config: EvaluationConfig,
+    advance: Callable[[int, str], None],
+) -> ScorerSelection:
+    """Lets every method choose among the experts of a library, for every task; nothing is merged yet.
+
+    Experts that were trained on a task's own dataset are passed over, unless a method asks for them; with
+    `config.seen` the one of `fixed` is not.
+
+    Args:
+        run: with the library.
+        tasks: task id -> its rows.
+        methods: that choose.
+        experts: that they choose among.
+        config: how many queries routers look at, and whether seen experts may be fixed.
+        advance: is called with the number of methods that are done, and the name of the last.
+
+    Raises:
+        UserError: what the routers raise; a task without an expert that was not trained on its dataset.
+    """
+    selector = _Selector(run, tasks, experts, config)
+    scorers: dict[str, Mapping[str, TaskScorer]] = {}
+    for number, method in enumerate(methods, start=1):
+        if method.router not in HINDSIGHT_ROUTERS:
+            scorers[method.name] = selector.select(method)
+        advance(number, method.name)
+    selections = [
+        selection
+        for own in selector.routed.values()
+        for selection in own
+        if not selection.router.startswith(_TRIVIAL)
+    ]
+    return ScorerSelection(
+        scorers, selector.composites, selector.gates, selections, selector.left_out, selector.shots
+    )
+
+
+class _Selector:
+    """Selects scorers method by method; what several methods read is computed once."""
+
+    def __init__(
+        self, run: Run, tasks: Mapping[str, EvaluationTask], experts: Sequence[str], config: EvaluationConfig
+    ) -> None:
+        self.run, self.tasks, self.experts, self.config = run, tasks, experts, config
+        self.specs = [task.spec for task in tasks.values()]
+        examples = {name: task.examples for name, task in tasks.items()}
+        self.inputs = RoutingInputs(run, experts, config.queries, examples)
+        self.routed: dict[str, list[Selection]] = {}
+        self.composites: dict[str, Composite] = {}
+        self.gates: dict[str, GateSpec] = {}
+        self.left_out: dict[str, Sequence[str]] = {}
+        self.shots: dict[str, FewShotExamples] = {}
+        self._pools: dict[str, FewShotPool] = {}
+
+    def select(self, method: EvaluationMethod) -> dict[str, TaskScorer]:
+        """Returns a method's scorer of every task."""
+        if method.router == "base":
+            return dict.fromkeys(self.tasks, BASE)
+        if method.router == "multitask":
+            return dict.fromkeys(self.tasks, _multitask_expert(self.run, method.options.get("name", "")))
+        if method.router == "lorahub":
+            return {task.id: self._fit(task, method) for task in self.tasks.values()}
+        if method.level == "token":
+            return {spec.id: self._gate(spec, method) for spec in self.specs}
+        if method.level == "row":
+            return {
+                selection.task: tuple(expert for expert, _ in selection.nearest)
+                for selection in self._route(method)
+            }
+        return {selection.task: self._merge(selection, method) for selection in self._route(method)}
+
+    def _route(self, method: EvaluationMethod) -> list[Selection]:
+        options = {"seen": self.config.seen and method.router == "fixed", **method.options}
+        key = storage.fingerprint([method.router, options])
+        if key not in self.routed:
+            routed = route_tasks(
+                self.inputs,
+                self.specs,
+                method.router,
+                {name: value for name, value in options.items() if name not in ("experts", "seen")},
+                experts=options.get("experts", 1),
+                all_rows=method.level == "row",
+                seen=options["seen"],
+            )
+            self.routed[key] = [each.selection for each in routed]
+        return self.routed[key]
+
+    def _merge(self, selection: Selection, method: EvaluationMethod) -> str:
+        """Returns the chosen expert, or the composite that the chosen ones become."""
+        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
+            return next(iter(selection.weights))
+        composite = derived_experts.merged(
+            self.run, method.merge or "average", method.merge_options, selection.weights
+        )
+        self.composites[composite.id] = composite
+        return composite.id
+
+    def _fit(self, task: EvaluationTask, method: EvaluationMethod) -> str:
+        """Returns the composite that LoraHub makes for a task."""
+        options = {"shots": DEFAULT_SHOTS, **method.options}
+        experts = self.experts if options.get("seen") else self._unseen_experts(task.spec)
+        if task.id not in self._pools:
+            self._pools[task.id] = few_shot.load_pool(self.run, task)
+        shots = self._pools[task.id].draw(options["shots"])
+        composite = derived_experts.lorahub_composite(self.run, task.id, options, experts, shots)
+        self.composites[composite.id] = composite
+        self.shots[composite.id] = shots
+        self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))
+        return composite.id
+
+    def _gate(self, spec: TaskSpec, method: EvaluationMethod) -> str:
+        options = {name: value for name, value in method.options.items() if name != "seen"}
+        exclude = () if method.options.get("seen") else (spec.dataset,)
+        gate = gate_specs.make_gate_spec(self.inputs.library, method.router, options, self.experts, exclude)
+        self.gates[gate.id] = gate
+        return gate.id
+
+    def _unseen_experts(self, spec: TaskSpec) -> list[str]:
+        """Returns the experts that were not trained on a task's dataset."""
+        library = self.inputs.library
+        unseen = [expert for expert in self.experts if spec.dataset not in library.spec(expert).datasets]
+        if not unseen:
+            raise UserError(
+                f"Expected an expert that was not trained on {spec.dataset!r}, got none. Fix: leave the task "
+                "out, or let the method choose among all with seen=true."
+            )
+        return unseen
+
+
+def multitask_experts(run: Run) -> list[str]:
+    """Returns the experts of a run that were trained on many tasks."""
+    ids = Library.open(run.workspace.composites, create=True).ids()
+    return [expert for expert in ids if expert.startswith("multitask/")]
+
+
+def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
+    """Writes what was chosen."""
+    storage.write_json(
+        _file(workspace),
+        {
+            "methods": selection.scorers,
+            "composites": [_without_plan(composite) for composite in selection.composites.values()],
+            "gates": [asdict(gate) for gate in selection.gates.values()],
+            "selections": [asdict(each) for each in selection.selections],
+            "left_out": selection.left_out,
+        },
+    )
+
+
+def _without_plan(composite: Composite) -> dict[str, Any]:
+    return {name: value for name, value in vars(composite).items() if name != "plan"}
+
+
+def load_selection(workspace: Workspace) -> ScorerSelection:
+    """Returns what was written; plans of merges are not."""
+    value = storage.read_json(_file(workspace), what="What methods chose")
+
+    def with_tuples(value: Any) -> Any:
+        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+    def records(kind: Any, part: str) -> list[Any]:
+        return [kind(**{name: with_tuples(each) for name, each in row.items()}) for row in value[part]]
+
+    return ScorerSelection(
+        {
+            method: {task: with_tuples(scorer) for task, scorer in own.items()}
+            for method, own in value["methods"].items()
+        },
+        {composite.id: composite for composite in records(Composite, "composites")},
+        {gate.id: gate for gate in records(GateSpec, "gates")},
+        records(Selection, "selections"),
+        {task: with_tuples(rows) for task, rows in value["left_out"].items()},
+    )
+
+
+def _multitask_expert(run: Run, name: str) -> str:
+    experts = multitask_experts(run)
+    if not experts:
+        raise UserError(
+            "Expected an expert that was trained on many tasks for method 'multitask', got none. Fix: train "
+            "one with `elm train TASK... --multitask NAME`, or leave the method out."
+        )
+    if not name:
+        return experts[0]
+    return names.resolve(f"multitask/{name}", experts, kind="multitask expert", where="the run's composites")
+
+
+def _file(workspace: Workspace) -> epath.Path:
+    return workspace.root / "choices.json"

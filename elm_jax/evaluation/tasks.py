@@ -1,0 +1,92 @@
+"""Tasks of an evaluation: each is rendered and tokenised once, and handed on to whatever reads its rows."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from elm_jax.data import task_rows, tokenized_rows
+from elm_jax.data.tokenized_rows import TokenizedRows
+from elm_jax.errors import UserError
+from elm_jax.records import PromptedExample, TaskSpec
+from elm_jax.scoring.buckets import PromptWithChoices
+from elm_jax.session.workspace import Run
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationTask:
+    """One task with its rows.
+
+    Attributes:
+        spec: what the task is.
+        examples: its prompted examples, of the split that is evaluated.
+        tokens: the same as token ids.
+        prompts: the prompts with their answer choices as token ids; without choices if the task is answered
+            in free text.
+    """
+
+    spec: TaskSpec
+    examples: Sequence[PromptedExample]
+    tokens: TokenizedRows
+    prompts: Sequence[PromptWithChoices]
+
+    @property
+    def id(self) -> str:
+        """The task's id, dataset/prompt."""
+        return self.spec.id
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether its answer choices are ranked; otherwise it is answered in free text."""
+        return bool(self.prompts) and bool(self.prompts[0].answers)
+
+    def row_ids(self, rows: Sequence[int] = ()) -> tuple[str, ...]:
+        """Returns the ids of some rows by number, or of all."""
+        return tuple(example.row_id for example in self.examples_of(rows))
+
+    def examples_of(self, rows: Sequence[int] = ()) -> Sequence[PromptedExample]:
+        """Returns some examples by number, or all."""
+        return [self.examples[row] for row in rows] if rows else self.examples
+
+    def __repr__(self) -> str:
+        return f"EvaluationTask({self.id!r}, {len(self.examples)} rows)"
+
+
+def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]:
+    """Renders and tokenises tasks, of the splits that the run's source or the catalogue says.
+
+    Args:
+        run: with the source of rows and the tokenizer.
+        specs: the tasks.
+
+    Returns:
+        Task id -> its rows.
+
+    Raises:
+        UserError: a task has no rows, or some of its rows have answer choices but not all, or a target is
+            none of the choices.
+    """
+    return {spec.id: _load(run, spec) for spec in specs}
+
+
+def _load(run: Run, spec: TaskSpec) -> EvaluationTask:
+    examples = task_rows.load_examples(spec, run.source)
+    if not len(examples):
+        raise UserError(f"Expected rows of {spec.id!r}, got none. Fix: look at its split and at --limit.")
+    tokens = task_rows.tokenize_task(examples, run.tokenizer, run.lengths)
+    if any(example.choices for example in examples):
+        _require_choices(spec.id, examples)
+        choices = [tokenized_rows.get_choices(tokens, row) for row in range(len(examples))]
+    else:
+        choices = [()] * len(examples)
+    prompts = [PromptWithChoices(*row) for row in zip(tokens.inputs, choices, strict=True)]
+    return EvaluationTask(spec, examples, tokens, prompts)
+
+
+def _require_choices(task: str, examples: Iterable[PromptedExample]) -> None:
+    """Raises a UserError unless every row has choices with the target among them."""
+    for example in examples:
+        if not example.choices or example.label is None:
+            problem = "no answer choices" if not example.choices else "a target outside its choices"
+            raise UserError(
+                f"Expected answer choices with the target among them in every row of {task!r}, got {problem} "
+                f"in row {example.row_id!r}. Fix: evaluate another task; `elm tasks list` shows metrics."
+            )
