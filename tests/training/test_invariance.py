@@ -90,6 +90,6 @@ def test_on_a_mesh_the_rows_of_a_batch_are_split_evenly(config, base, trees, mon
         seen.append([len(shard.data) for shard in arrays[0].addressable_shards])
         return run(params, *arrays)
 
-    monkeypatch.setattr(scorer.likelihood, "compiled", lambda *_: watched)
+    monkeypatch.setattr(scorer.likelihood, "compiled_scorer", lambda *_: watched)
     scorer.score_rows(config, placed, EVERY[:27], shapes=COARSE, batch_tokens=72 * 20)
     assert all(len(shards) == 8 and len(set(shards)) == 1 for shards in seen)
