@@ -83,7 +83,7 @@ def test_gin_that_does_not_parse_is_one_sentence(capsys, tmp_path):
 
 
 def test_t5x_flags_become_gin_bindings():
-    assert cli.spelled_out(["run", "--gin.MODEL_DIR='a=b'"]) == ["run", "--gin_bindings=MODEL_DIR = 'a=b'"]
+    assert cli.expand_gin_flags(["run", "--gin.MODEL_DIR='a=b'"]) == ["run", "--gin_bindings=MODEL_DIR = 'a=b'"]
 
 
 def test_tasks_are_listed_as_json(capsys):

@@ -1,4 +1,4 @@
-"""`elm plan`: what recipes take on slices, by their own compilers."""
+"""`elm plan`: what recipes take on slices, by the compilers of TPUs and GPUs."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elm_jax.cli.options import AsJson, GinBindings
-from elm_jax.cli.shown import show
+from elm_jax.cli.output import print_table
 from elm_jax.errors import UserError
 
 AXES = ("expert", "data", "fsdp", "tensor")
@@ -23,16 +23,18 @@ def plan(
     ],
     mesh: Annotated[
         str | None,
-        typer.Option(help="Sizes by axis, as expert=4,fsdp=-1; default: as the run would take them."),
+        typer.Option(help="Sizes by axis, such as expert=4,fsdp=-1; default: as the run would choose them."),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Of the base, as xl; default: that of the recipe's base, else xl."),
+        typer.Option(help="Size of the base, such as xl; default: that of the recipe's base, else xl."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the base: bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Type of the base: bfloat16 or float32.")] = "bfloat16",
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each task whose size the catalogue does not know; default: counted."),
+        typer.Option(
+            min=1, help="Rows of each task whose size the catalogue does not know; default: counted."
+        ),
     ] = None,
     experts: Annotated[
         int | None,
@@ -41,13 +43,13 @@ def plan(
     gin_bindings: GinBindings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every program of recipes for slices that are not here: memory, time, traffic.
+    """Compile every program of recipes for slices that are not here, and print memory, time and traffic.
 
     Example: elm plan gin/recipes/all_prompt_experts.gin --slice v5e-4
 
-    Exit code 1 if something does not fit. Wants the extra: pip install 'elm_jax[plan]'.
+    Exit code 1 if something does not fit. Needs the extra: pip install 'elm_jax[plan]'.
     """
-    # What is compiled is for devices that are not here: JAX need not look for any.
+    # The programs are for devices that are not here, so JAX need not look for any.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from elm_jax.aot.slices import require_compiler, slice_of
     from elm_jax.planning import plan as planning
@@ -70,7 +72,7 @@ def plan(
             told.append({"recipe": recipe, **found.to_json()})
             if not as_json:
                 for table in tables(found):
-                    show(table)
+                    print_table(table)
     if as_json:
         print(json.dumps({"slices": told}))
     for each in told:

@@ -133,7 +133,7 @@ def check_command(command, where):
 def check_elm(words, where):
     """Holds that a verb of elm takes its flags, and that recipes, macros and methods exist."""
     partial = "…" in words
-    words = [word for word in cli.spelled_out(words) if word != "…"]
+    words = [word for word in cli.expand_gin_flags(words) if word != "…"]
     command, path = typer.main.get_command(cli.app), "elm"
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"{where}: {path} has no verb {words[0]!r}"

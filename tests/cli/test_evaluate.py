@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 
 from elm_jax import cli
-from elm_jax.cli import shown
+from elm_jax.cli import output
 from elm_jax.evaluation.evaluate import Outcome
 from elm_jax.experts.library import Library
 from elm_jax.records import Expert, ExpertSpec
@@ -39,13 +39,13 @@ def library(tmp_path):
         ("uniform+ties", "'ties' cannot: it works on ΔW"),
     ],
 )
-def test_a_method_that_cannot_be_is_refused_before_a_base_is_looked_for(capsys, library, method, said):
+def test_an_impossible_method_is_refused_before_the_base_is_read(capsys, library, method, said):
     err = told(capsys, "mini-unseen", "--run", library, "--method", method)
     assert said in err
     assert err.count("\n") == 1
 
 
-def test_a_recipe_wants_its_tasks_and_its_run(capsys):
+def test_a_recipe_needs_its_tasks_and_its_run(capsys):
     err = told(capsys, "--gin_file=gin/runs/evaluate.gin")
     assert "EVAL_TASKS, MODEL_DIR" in err
 
@@ -53,13 +53,13 @@ def test_a_recipe_wants_its_tasks_and_its_run(capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["mini-unseen"], "but the names of tasks came too"),
-        (["--method", "roe"], "but --method came too"),
-        (["--limit", "3"], "but --limit came too"),
-        (["--run", "elsewhere"], "but --run came too"),
+        (["mini-unseen"], "names of tasks"),
+        (["--method", "roe"], "--method"),
+        (["--limit", "3"], "--limit"),
+        (["--run", "elsewhere"], "--run"),
     ],
 )
-def test_what_a_recipe_would_not_hear_of_is_refused_beside_it(capsys, flags, said):
+def test_a_flag_that_the_recipe_decides_is_refused_beside_it(capsys, flags, said):
     err = told(capsys, "--gin_file=gin/runs/evaluate.gin", *flags)
     assert said in err
     assert err.count("\n") == 1
@@ -68,13 +68,14 @@ def test_what_a_recipe_would_not_hear_of_is_refused_beside_it(capsys, flags, sai
 @pytest.mark.parametrize("flag", ["--limit", "--queries", "--merged", "--batch-tokens"])
 def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
     err = told(capsys, "mini-unseen", "--run", library, flag, "0")
-    assert err == f"elm: A number of at least 1 is wanted for {flag}, but 0 came.\n"
+    assert f"{flag}, got 0" in err
+    assert err.count("\n") == 1
 
 
-def test_an_outcome_of_written_answers_alone_is_shown(capsys):
+def test_an_outcome_of_generated_answers_alone_is_printed(capsys):
     row = {"method": "roe", "task": "news", "prompt": "title", "n": 8, "measure": "bleu", "value": 12.5}
     report = summarise([], [], {}, generated=[row | {"low": 10.0, "high": 15.0, "seen": False}])
-    shown.show_outcome(Outcome(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
+    output.print_outcome(Outcome(report, {"html": epath.Path("report.html")}, {"write": 1.0}))
     said = capsys.readouterr().out
     assert "12.5" in said
     assert said.endswith("in all 1.0.\nReport: report.html\n")

@@ -6,36 +6,36 @@ from typing import Annotated
 import typer
 
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir
-from elm_jax.cli.shown import show
+from elm_jax.cli.output import print_table
 from elm_jax.errors import UserError
 
 
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(help="A run; two, to compare the second with the first.")
+        list[str] | None, typer.Argument(help="A run, or two to compare the second with the first.")
     ] = None,
     run: RunDir = DEFAULT_OUT,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method to compare, or ONE=OTHER for two; without it all that both runs have."),
+        typer.Option(help="A method to compare, or ONE=OTHER for two; default: all that both runs have."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tables, intervals, paired tests and the page of a run that was evaluated; or two runs compared."""
+    """Tables, intervals, paired tests and the page of an evaluated run, or of two runs compared."""
     from elm_jax.evaluation import report as reports
     from elm_jax.reporting import documents, tables, versus
     from elm_jax.session.workspace import Workspace
 
     named = runs or [run]
     if len(named) > 2:
-        raise UserError(f"One run is wanted to report on, or two to compare, but {len(named)} came.")
+        raise UserError(f"Expected one run, or two to compare, got {len(named)}. Fix: name at most two.")
     if method and len(named) == 1:
-        raise UserError("--method chooses what is compared of two runs, but one run came. Name another.")
+        raise UserError("Expected two runs beside --method, got one. Fix: name the run to compare with.")
     if len(named) == 2:
         rows = reports.compare(*named, methods=method or ())
         if as_json:
-            told = {"first": named[0], "second": named[1], "comparisons": rows}
-            print(json.dumps(told, ensure_ascii=False))
+            document = {"first": named[0], "second": named[1], "comparisons": rows}
+            print(json.dumps(document, ensure_ascii=False))
         else:
             print("\n".join(documents.to_markdown(table) for table in versus.versus_tables(rows)))
         return
@@ -44,9 +44,9 @@ def report(
         print(files["json"].read_text())
         return
     if made.means:
-        show(tables.methods_table(made), may_shrink=True)
+        print_table(tables.methods_table(made), may_shrink=True)
     others = (tables.generated_table, tables.comparisons_table, tables.selections_table)
     for table in (of(made) for of in others):
         if table.rows:
-            show(table)
+            print_table(table)
     print(files["html"])
