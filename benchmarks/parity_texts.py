@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering, specs
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.tokenizers.sentencepiece import Vocabulary
 
@@ -34,7 +34,7 @@ _ADDED = ["<sep>", "newtok"]
 
 def corpus(count: int) -> list[str]:
     """Returns prompts of the embedded suite, code, CJK, emoji, added tokens, white space, and mixtures."""
-    found = (specs.examples(spec).examples[:40] for spec in specs.task_specs("mini-unseen"))
+    found = (rendering.examples(spec).examples[:40] for spec in specs.task_specs("mini-unseen"))
     suite = [row.input for rows in found for row in rows]
     rng = np.random.default_rng(0)
     parts = [*TEXTS, *UNUSUAL, *(word for text in TEXTS for word in text.split(" "))]

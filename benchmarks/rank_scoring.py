@@ -39,7 +39,8 @@ from elm_jax.models.t5 import init_params
 from elm_jax.scoring import buckets, scorer
 from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.tries import Tokens
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering, specs
+from elm_jax.tasks.data_source import Source
 from elm_jax.tokenizers import sentencepiece
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -156,12 +157,12 @@ def agree(name: str, truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -
 def real_rows(data: Path, templates: Path | None, counts: Mapping[str, int]) -> list[list[Row]]:
     """Returns the rows of the mix and of the tasks with many choices, with a vocabulary trained on them."""
     where = templates or data / "promptsource" / "templates"
-    drawn = []
+    source, drawn = Source(data_dir=data, templates_dir=where), []
     for tasks, count in ((TASKS, counts["mix"]), (MANY, counts["many"])):
         examples = []
         for task, split in tasks.items():
             spec = specs.find_task(task)
-            found = specs.examples(spec, split or spec.split, data_dir=data, templates_dir=where).examples
+            found = rendering.examples(spec, split, source=source).examples
             chosen = np.random.default_rng(0).permutation(len(found))[:count]
             examples += [found[number] for number in sorted(chosen.tolist())]
         drawn.append(examples)

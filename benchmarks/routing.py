@@ -26,12 +26,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.pipelines import pipeline
 from elm_jax.pipelines.quickstart import BUDGET, PRETRAINING
 from elm_jax.records import Report, TaskScores
 from elm_jax.reporting import folder, summary
 from elm_jax.tasks import mini
+from elm_jax.tasks.data_source import Lengths, Source
 
 BUDGETS = {
     "lora": replace(

@@ -18,7 +18,8 @@ from elm_jax.data import ragged
 from elm_jax.data.ragged import TokenLists
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering
+from elm_jax.tasks.data_source import Source
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training.jobs import Job
 
@@ -68,12 +69,8 @@ def main() -> None:
 def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple[TokenLists, TokenLists]]:
     """Returns so many prompts and targets of every task, with a vocabulary trained on them."""
     where = templates or data / "promptsource" / "templates"
-    found = {
-        task: specs.examples(
-            specs.find_task(task), split, data_dir=data, templates_dir=where, rows=count
-        ).examples
-        for task, split in TASKS.items()
-    }
+    source = Source(data_dir=data, templates_dir=where, limit=count)
+    found = {task: rendering.examples(task, split, source=source).examples for task, split in TASKS.items()}
     texts = [text for own in found.values() for each in own for text in (each.input, each.target)]
     with tempfile.TemporaryDirectory() as place:
         pieces = sentencepiece.train(texts, Path(place) / "m.model", PIECES, kind="unigram", extra_ids=0)

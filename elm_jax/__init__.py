@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from elm_jax import moved
 
 if TYPE_CHECKING:
-    from elm_jax.data.data_source import Lengths, Source, feature_lengths
     from elm_jax.errors import ContaminationError, OutOfMemoryError, UserError
     from elm_jax.evaluation.evaluate import Outcome, evaluate
     from elm_jax.experts.library import Library
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
     from elm_jax.scoring.choices import score_choices
     from elm_jax.session.opening import open_run
     from elm_jax.session.workspace import Run
+    from elm_jax.tasks.data_source import Lengths, Source, feature_lengths
     from elm_jax.tasks.own import define as define_task
+    from elm_jax.tasks.rendering import examples
     from elm_jax.tasks.seqio_tasks import Registered, register_tasks
-    from elm_jax.tasks.specs import examples, find_task, task_specs
+    from elm_jax.tasks.specs import find_task, task_specs
     from elm_jax.training.config import Budget
     from elm_jax.training.pretraining import Pretraining
     from elm_jax.training.train import train
@@ -87,7 +88,7 @@ _HOMES = {
     "Expert": "elm_jax.records",
     "ExpertSpec": "elm_jax.records",
     "Keys": "elm_jax.records",
-    "Lengths": "elm_jax.data.data_source",
+    "Lengths": "elm_jax.tasks.data_source",
     "Library": "elm_jax.experts.library",
     "OutOfMemoryError": "elm_jax.errors",
     "Outcome": "elm_jax.evaluation.evaluate",
@@ -98,14 +99,14 @@ _HOMES = {
     "Report": "elm_jax.records",
     "Run": "elm_jax.session.workspace",
     "Selection": "elm_jax.records",
-    "Source": "elm_jax.data.data_source",
+    "Source": "elm_jax.tasks.data_source",
     "TaskSpec": "elm_jax.records",
     "Template": "elm_jax.prompting.templates",
     "UserError": "elm_jax.errors",
     "define_task": "elm_jax.tasks.own:define",
     "evaluate": "elm_jax.evaluation.evaluate",
-    "examples": "elm_jax.tasks.specs",
-    "feature_lengths": "elm_jax.data.data_source",
+    "examples": "elm_jax.tasks.rendering",
+    "feature_lengths": "elm_jax.tasks.data_source",
     "find_task": "elm_jax.tasks.specs",
     "index": "elm_jax.routing.index",
     "load_embedder": "elm_jax.routing.embedding",

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elm_jax.data import data_source, task_selection
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
+from elm_jax.tasks import data_source
 from elm_jax.training import config
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
 from elm_jax.models import paths
@@ -14,6 +14,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing.index import index
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
 

@@ -83,7 +83,8 @@ def test_gin_that_does_not_parse_is_one_sentence(capsys, tmp_path):
 
 
 def test_t5x_flags_become_gin_bindings():
-    assert cli.expand_gin_flags(["run", "--gin.MODEL_DIR='a=b'"]) == ["run", "--gin_bindings=MODEL_DIR = 'a=b'"]
+    words = ["run", "--gin.MODEL_DIR='a=b'"]
+    assert cli.expand_gin_flags(words) == ["run", "--gin_bindings=MODEL_DIR = 'a=b'"]
 
 
 def test_tasks_are_listed_as_json(capsys):

@@ -7,9 +7,10 @@ from pathlib import Path
 import gin
 import pytest
 
-from elm_jax.data import data_source, task_selection
+from elm_jax.data import task_selection
 from elm_jax.evaluation import methods as ways
 from elm_jax.launch import recipes
+from elm_jax.tasks import data_source
 
 ROOT = Path(__file__).parents[1] / "gin"
 COMPLETE = sorted((ROOT / "recipes").glob("*.gin"))

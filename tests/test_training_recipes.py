@@ -7,14 +7,14 @@ import gin
 import pytest
 
 from elm_jax.cli import main
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.records import TaskSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import budgets
+from elm_jax.tasks import budgets, data_source
 from elm_jax.telemetry import jsonl_log
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import forecast, pretraining, train

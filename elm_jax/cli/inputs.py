@@ -10,8 +10,8 @@ from elm_jax.cli.options import DEFAULT_OUT, ProcessFlags, RenderFlags, SourceFl
 from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from elm_jax.data.data_source import Lengths, Source
     from elm_jax.session.workspace import Run
+    from elm_jax.tasks.data_source import Lengths, Source
     from elm_jax.tokenizers.sentencepiece import Vocabulary
 
 
@@ -84,8 +84,8 @@ def load_task_files(files: Sequence[str] | None) -> list[str]:
 
 def row_reader(run: str | None, source: SourceFlags, tokens: TokenFlags, render: RenderFlags) -> Reader:
     """Returns how a command without a base reads rows; it tokenises them if it has a run or a vocabulary."""
-    from elm_jax.data import data_source
     from elm_jax.session import opening
+    from elm_jax.tasks import data_source
 
     if run or tokens.vocabulary:
         reading = opening.reading(

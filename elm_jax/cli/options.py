@@ -27,7 +27,9 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 GinBindings = Annotated[
     list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
 ]
-Limit = Annotated[int | None, typer.Option(help="Rows of each task at most; default: all.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Rows of each task at most; default: as many as the paper takes.")
+]
 Split = Annotated[str | None, typer.Option(help="Split to read; default: each task's own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
@@ -92,7 +94,7 @@ class RenderFlags:
     faithful: Annotated[
         list[str] | None,
         typer.Option(
-            help="A peculiarity of the original's data to keep, see `elm_jax.tasks.specs.SWITCHES`, or all."
+            help="A peculiarity of the original's data to keep, see `elm_jax.tasks.original.SWITCHES`, or all."
         ),
     ] = None
 

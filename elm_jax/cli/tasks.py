@@ -57,14 +57,14 @@ def tasks_show(
     tasks: TaskFiles = None,
 ) -> None:
     """One task: where it comes from, and its template if that is at hand."""
-    from elm_jax.tasks import specs
+    from elm_jax.tasks import specs, task_templates
 
     load_task_files(tasks)
     spec = specs.find_task(name)
     for field, value in asdict(spec).items():
         print(f"{field:<16} {value}")
-    if templates_dir or specs.has_template(spec):
-        template = specs.template_for(spec, templates_dir)
+    if templates_dir or task_templates.has_template(spec):
+        template = task_templates.template_for(spec, templates_dir)
         print(f"choices          {template.answer_choices}\n\n{template.jinja}")
 
 
@@ -81,9 +81,8 @@ def tasks_preview(
     render: RenderFlags,
 ) -> None:
     """Rows as the model sees them: input, choices, target; with --run or --vocabulary tokens too."""
-    from elm_jax.data import data_source
     from elm_jax.data import preview as previews
-    from elm_jax.tasks import specs
+    from elm_jax.tasks import data_source, specs
 
     load_task_files(source.tasks)
     reader = row_reader(run, source, tokens, render)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from elm_jax import names, storage
-from elm_jax.data import data_source, identity, task_rows
-from elm_jax.data.data_source import Lengths, Source
+from elm_jax.data import identity
 from elm_jax.errors import UserError
 from elm_jax.prompting import limits
 from elm_jax.prompting.templates import Rendered, Template
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import specs
+from elm_jax.tasks import data_source, raw_rows, task_templates
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers.sentencepiece import Vocabulary
 
 KINDS = ("columns", "rows", "rendering", "empty", "outside", "one-sided", "over-long", "duplicates")
@@ -73,19 +73,19 @@ def check(
     for spec in tasks:
         split = data_source.split_of(spec, source)
         try:
-            template = specs.template_for(spec, source.templates_dir)
+            template = task_templates.template_for(spec, source.templates_dir)
         except UserError as error:
             checked.append(Checked(spec.id, split, 0, 0, (Finding("columns", str(error)),)))
             continue
         try:
-            told = identity.of_split(spec, split, source.data_dir, rows=source.limit)
+            told = identity.of_split(spec, source)
             key = storage.fingerprint(told)
             if before[0] != key:
-                before = (key, task_rows.load_rows(spec, source))
+                before = (key, raw_rows.load_rows(spec, source))
         except UserError as error:
             checked.append(Checked(spec.id, split, 0, 0, (Finding("rows", str(error)),)))
             continue
-        truncate = data_source.truncation(spec, source)
+        truncate = task_templates.truncation(spec, source)
         checked.append(_checked(spec, split, before[1], template, truncate, pieces, lengths or Lengths()))
     return checked
 

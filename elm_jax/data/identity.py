@@ -19,18 +19,21 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import mini, mini_words, sources, specs
-from elm_jax.tasks.datasets import Dataset, Source, datasets, training
+from elm_jax.tasks import datasets as catalogue
+from elm_jax.tasks import mini, mini_words, sources
+from elm_jax.tasks.data_source import Source, split_of
+from elm_jax.tasks.datasets import Dataset, datasets, training
+from elm_jax.tasks.specs import is_embedded
 
 
-def of_split(
-    spec: TaskSpec, split: str, data_dir: storage.PathLike | None = None, *, rows: int | None = None
-) -> Mapping[str, Any]:
-    """Returns what the rows depend on that `specs.load_rows` gives for the same arguments, but for its seed.
+def of_split(spec: TaskSpec, data: Source) -> Mapping[str, Any]:
+    """Returns what the rows depend on that `raw_rows.load_rows` gives for the same arguments, but its seed.
 
-    Raises `UserError` where no source is at hand.
+    Raises:
+        UserError: If no source of the dataset is available.
     """
-    if specs.group_of(spec) == "mini":
+    split, rows, data_dir = split_of(spec, data), data.limit, data.data_dir
+    if is_embedded(spec):
         made_by = [_bytes(epath.Path(module.__file__ or "")) for module in (mini, mini_words)]
         return {"dataset": spec.dataset, "split": split, "rows": rows, "code": made_by}
     dataset = datasets()[spec.dataset]
@@ -49,7 +52,7 @@ def of_split(
 
 
 def _content(
-    dataset: Dataset, source: Source, split: str, data_dir: storage.PathLike | None, prompt: str
+    dataset: Dataset, source: catalogue.Source, split: str, data_dir: storage.PathLike | None, prompt: str
 ) -> Any:
     root = storage.path(data_dir if data_dir is not None else ".")
     if source.files:
@@ -64,7 +67,7 @@ def _content(
     return None
 
 
-def _code(source: Source) -> str | None:
+def _code(source: catalogue.Source) -> str | None:
     """Returns the digest of the file that a function's code is in; None for code that is in no file."""
     if source.function is not None:
         try:

@@ -16,12 +16,12 @@ from typing import Any
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import data_source, identity, prepared, seqio_rows, task_rows, task_selection
-from elm_jax.data.data_source import Lengths, Source
+from elm_jax.data import identity, prepared, seqio_rows, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import datasets, specs
+from elm_jax.tasks import data_source, datasets, raw_rows, rendering, task_templates
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.datasets import Dataset
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Vocabulary
@@ -123,7 +123,9 @@ def prepare_seqio(
             spec = task_selection.seqio_task(name, split)
             file = task_selection.prepared_file(source.prepared, spec, split)
             asked: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
-            told = task_rows.fingerprint(seqio_rows.rendering(module, name, split, **asked), pieces, lengths)
+            told = task_rows.tokenized_key(
+                seqio_rows.rendering(module, name, split, **asked), pieces, lengths
+            )
             stale = not (file.exists() and prepared.is_current(file, told))
             if stale:
                 cut: dict[str, Any] = {"max_input": lengths.prompt, "max_target": lengths.answer}
@@ -155,9 +157,9 @@ def _worked(jobs: Sequence[Job]) -> Iterator[tuple[str, Outcome | str]]:
     rows = None
     for job in jobs:
         try:
-            template = specs.template_for(job.spec, job.source.templates_dir)
+            template = task_templates.template_for(job.spec, job.source.templates_dir)
             if rows is None:
-                rows = task_rows.load_rows(job.spec, job.source)
+                rows = raw_rows.load_rows(job.spec, job.source)
             yield job.spec.id, _one(job, rows, template)
         except UserError as error:
             yield job.spec.id, str(error)
@@ -166,8 +168,7 @@ def _worked(jobs: Sequence[Job]) -> Iterator[tuple[str, Outcome | str]]:
 def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Outcome:
     """Renders and tokenises one task into its file."""
     split = data_source.split_of(job.spec, job.source)
-    how: dict[str, Any] = {"truncate": job.source.truncate, "faithful": data_source.switches(job.source)}
-    rendered = specs.render_rows(job.spec, split, rows, template, **how)
+    rendered = rendering.render_rows(job.spec, rows, template, job.source)
     made = task_rows.prepare(rendered.examples[: job.source.limit], job.pieces, job.lengths)
     # Only now: what the first reading fetches (TFDS's files) is a part of the fingerprint.
     prepared.save(job.file, made, _fingerprint(job))
@@ -177,7 +178,7 @@ def _one(job: Job, rows: Sequence[Mapping[str, Any]], template: Template) -> Out
 
 
 def _fingerprint(job: Job) -> str:
-    return task_rows.fingerprint(task_rows.rendering(job.spec, job.source), job.pieces, job.lengths)
+    return task_rows.tokenized_key(task_rows.rendering_key(job.spec, job.source), job.pieces, job.lengths)
 
 
 def _kept(job: Job) -> Outcome | None:
@@ -231,9 +232,7 @@ def _groups(jobs: Sequence[Job], most: int) -> list[list[Job]]:
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         try:
-            source = job.source
-            split = data_source.split_of(job.spec, source)
-            told = storage.fingerprint(identity.of_split(job.spec, split, source.data_dir, rows=source.limit))
+            told = storage.fingerprint(identity.of_split(job.spec, job.source))
         except UserError:  # which preparing it says again
             told = job.spec.id
         groups.setdefault(told, []).append(job)

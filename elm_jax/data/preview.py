@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from elm_jax.data import data_source, task_rows
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
 from elm_jax.prompting.templates import Rendered
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.tasks import specs
+from elm_jax.tasks import data_source, raw_rows, task_templates
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers.sentencepiece import Vocabulary
 
 CUT = "bold yellow"
@@ -41,8 +40,8 @@ def preview(
     `UserError` as rendering does, and where the template applies to no row.
     """
     split = data_source.split_of(spec, source)
-    template = specs.template_for(spec, source.templates_dir)
-    found, truncate = task_rows.load_rows(spec, source), data_source.truncation(spec, source)
+    template = task_templates.template_for(spec, source.templates_dir)
+    found, truncate = raw_rows.load_rows(spec, source), task_templates.truncation(spec, source)
     shown: list[Previewed] = []
     for row in found:
         if len(shown) == rows:

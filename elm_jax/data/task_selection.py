@@ -7,10 +7,10 @@ from dataclasses import replace
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data.data_source import Source
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import own, specs
+from elm_jax.tasks import own, specs, task_templates
+from elm_jax.tasks.data_source import Source
 
 Tasks = str | TaskSpec | Iterable[str | TaskSpec]
 """Tasks that a verb works on: specs, or names as `choose` takes them; one or several."""
@@ -53,7 +53,7 @@ def choices_expression(spec: TaskSpec, source: Source) -> str | None:
     """Returns the jinja that a task's answer choices come from; None where there is none, or no template."""
     if spec.group == SEQIO:
         return None
-    return specs.template_for(spec, source.templates_dir).answer_choices
+    return task_templates.template_for(spec, source.templates_dir).answer_choices
 
 
 def seqio_task(name: str, split: str = "train") -> TaskSpec:

@@ -13,7 +13,7 @@ from etils import epath
 from rich.console import Console
 
 from elm_jax import names, storage
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import derived_experts, estimate, generation
 from elm_jax.evaluation import methods as ways
@@ -33,6 +33,7 @@ from elm_jax.scoring import rank
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session import devices, opening
 from elm_jax.session.workspace import Run, Workspace
+from elm_jax.tasks import data_source
 from elm_jax.tasks.specs import task_specs
 from elm_jax.telemetry.progress import Stages
 

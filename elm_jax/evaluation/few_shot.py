@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import keys
 from elm_jax.experts.library import Library
@@ -24,6 +24,7 @@ from elm_jax.routing.evidence import Queries
 from elm_jax.scoring import scorer as engine
 from elm_jax.scoring.buckets import Row
 from elm_jax.session.workspace import Run
+from elm_jax.tasks import data_source
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import data_source, task_rows
+from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
 from elm_jax.evaluation.expert_stacks import AT_ONCE, stacks
@@ -29,7 +29,8 @@ from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.decoding import NO_NUMBERS
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Run
-from elm_jax.tasks.specs import SWAPPED_BLEU
+from elm_jax.tasks import original
+from elm_jax.tasks.original import SWAPPED_BLEU
 
 COLUMNS: Sequence[str] = ("row", "target", "prediction", "value")
 
@@ -204,7 +205,7 @@ def _judged(
 
 def _swaps(run: Run) -> bool:
     """Says whether a run asks for the original's BLEU."""
-    return data_source.is_faithful(run.source, SWAPPED_BLEU)
+    return SWAPPED_BLEU in original.parse_switches(run.source.faithful)
 
 
 def _judging(metric: str, swapped_bleu: bool) -> str:

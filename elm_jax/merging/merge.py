@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.data import data_source
 from elm_jax.experts import agreement
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import homes
@@ -15,6 +14,7 @@ from elm_jax.records import Expert, Params
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics as of_data
+from elm_jax.tasks import data_source
 
 
 def plan(

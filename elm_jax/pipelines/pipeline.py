@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from elm_jax import storage
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.evaluation.evaluate import Outcome, evaluate
 from elm_jax.experts import keys as formats
 from elm_jax.records import TaskSpec
@@ -16,6 +16,7 @@ from elm_jax.routing.index import TEXT_FORMAT, index, require_embedder
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import DEFAULT, Workspace
+from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import pretraining as pretraining_module
 from elm_jax.training.config import Budget

@@ -1,11 +1,11 @@
 """`elm quickstart`: the whole path on the embedded suite, on a CPU, in about two minutes."""
 
 from elm_jax import storage
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.evaluation.evaluate import Outcome
 from elm_jax.pipelines import pipeline
 from elm_jax.session.workspace import DEFAULT
 from elm_jax.tasks import mini
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training.config import Budget
 from elm_jax.training.pretraining import Pretraining

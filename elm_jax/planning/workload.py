@@ -12,8 +12,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from elm_jax.data import data_source, task_rows, task_selection
-from elm_jax.data.data_source import Lengths, Source
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, methods
 from elm_jax.experts.library import Library
@@ -24,7 +23,8 @@ from elm_jax.planning.networks import network_of
 from elm_jax.records import TaskSpec
 from elm_jax.scoring.scorer import BATCH_TOKENS
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import datasets
+from elm_jax.tasks import data_source, datasets, raw_rows
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training import config, train
 from elm_jax.training.batches import Known
 from elm_jax.training.config import Budget, Course
@@ -311,7 +311,7 @@ def _rows(spec: TaskSpec, source: Source, asked: Asked) -> int:
 def _counted(spec: TaskSpec, source: Source, split: str) -> int:
     """Counts the rows of a task of one's own, whose data is here."""
     try:
-        return len(task_rows.load_rows(spec, source))
+        return len(raw_rows.load_rows(spec, source))
     except UserError as error:
         raise UserError(
             f"Expected to know the rows of {spec.id!r}, got none: the catalogue does not know how many its "

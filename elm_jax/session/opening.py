@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.session.settings import remember, remember_tasks, remembered
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import own
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import huggingface, sentencepiece
 from elm_jax.tokenizers.sentencepiece import Vocabulary

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.weights import base as weights_base
 from elm_jax.weights import known
 from elm_jax.weights import load as weights

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data.data_source import Lengths, Source
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Vocabulary
 from elm_jax.weights.elm import Base

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.data.prepared import Prepared
 from elm_jax.errors import UserError
 from elm_jax.experts import keys
@@ -21,6 +21,7 @@ from elm_jax.experts.lookup import home
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators as engine
+from elm_jax.tasks import data_source
 
 ROWS = 256
 """Rows of an expert that statistics are taken of, or all it has."""

@@ -1,12 +1,12 @@
 """Registry: the tasks that a gin file names, put into SeqIO's registry when T5X first asks for them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from elm_jax import names, storage
-from elm_jax.prompting.templates import TRUNCATE
+from elm_jax import names
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import own, seqio_tasks, specs
+from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.seqio_tasks import MULTITASK, SCORE_EVAL
 
 
@@ -16,21 +16,15 @@ def registered(
     *,
     tasks: Sequence[str] = (),
     files: Sequence[str] = (),
-    data_dir: storage.PathLike | None = None,
-    templates_dir: storage.PathLike | None = None,
-    seed: int = 42,
-    rows: int | None = None,
-    truncate: int | None = TRUNCATE,
-    faithful: Collection[str] = (),
-    input_eos: bool = True,
+    source: Source | None = None,
 ) -> str:
     """Registers what a name stands for with SeqIO, and returns what SeqIO calls it.
 
     The name is a task's id or SeqIO's name for it, or a dataset, which is the mixture of its prompts; with
     `_score_eval` at its end, the twin for rank classification. `elm_multitask` is the mixture of `tasks`,
     which are named likewise, or by group. A name that SeqIO has already, because the gin file imports a
-    module that registers it, stays as it is. `files` define tasks of one's own; the rest is what
-    `register_tasks` takes.
+    module that registers it, stays as it is. `files` define tasks of one's own; the `source` is
+    as `register_tasks` takes it.
 
     Raises a UserError for a name that nothing has.
     """
@@ -49,13 +43,7 @@ def registered(
     made = seqio_tasks.register_tasks(
         list({spec.id: spec for spec in wanted}.values()),
         vocabulary=vocabulary,
-        data_dir=data_dir,
-        templates_dir=templates_dir,
-        seed=seed,
-        rows=rows,
-        truncate=truncate,
-        faithful=faithful,
-        input_eos=input_eos,
+        source=source,
         multitask={spec.group for spec in wanted},
     )
     found = made.tasks.get(bare, bare) + name[len(bare) :]

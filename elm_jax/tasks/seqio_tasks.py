@@ -14,16 +14,17 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import TRUNCATE, Template
+from elm_jax.prompting.templates import Template
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.tasks import mini, specs
+from elm_jax.tasks import mini, rendering, specs, task_templates
+from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import datasets, training
 from elm_jax.tasks.seqio_metrics import rank_accuracy, rank_postprocess, written
 from elm_jax.tokenizers import sentencepiece
@@ -50,37 +51,48 @@ def register_tasks(
     *,
     vocabulary: Any,
     extra_ids: int = sentencepiece.EXTRA_IDS,
+    source: Source | None = None,
     data_dir: storage.PathLike | None = None,
     templates_dir: storage.PathLike | None = None,
-    seed: int = 42,
-    rows: int | None = None,
-    truncate: int | None = TRUNCATE,
-    faithful: Collection[str] = (),
-    input_eos: bool = True,
     multitask: Collection[str] = ("train",),
 ) -> Registered:
     """Registers tasks and their mixtures with SeqIO; what has these names already is replaced.
 
-    `tasks` are specs or ids, all that are known without it. Each is a `seqio.Task` to train on, whose metric
-    (`seqio_metrics.WRITTEN`) judges written answers; one that has answer choices has a twin for rank
-    classification, with `_score_eval` after its name. Each dataset is a mixture under its own name, of equal
-    rates, and so are its twins; the tasks of the `multitask` groups are one mixture by the rates of T0 (Sanh
-    et al. 2022). `vocabulary` is one of SeqIO's or the file of a SentencePiece model, which then gets
-    `extra_ids` sentinels. `input_eos` is whether inputs end with end-of-sequence. `data_dir`,
-    `templates_dir`, `seed`, `rows`, `truncate` and `faithful` are as `examples` has them. No row is read
-    before SeqIO asks for it.
+    Each task is a `seqio.Task` to train on, whose metric (`seqio_metrics.WRITTEN`) judges written answers;
+    one with answer choices has a twin for rank classification, with `_score_eval` after its name. Each
+    dataset is a mixture under its own name, of equal rates, and so are its twins; the tasks of the
+    `multitask` groups are one mixture by the rates of T0 (Sanh et al. 2022). No row is read before SeqIO asks
+    for it.
 
-    Raises a UserError for a task or a metric that does not exist, and where the model's file is not there.
+    Args:
+        tasks: Specs or ids; default: all known tasks.
+        vocabulary: One of SeqIO's, or the file of a SentencePiece model.
+        extra_ids: Sentinels on top of a SentencePiece model.
+        source: Where rows and templates come from, how many rows are taken, and whether inputs end with
+            end-of-sequence (default: they do).
+        data_dir: Directory of datasets, in place of the source's.
+        templates_dir: Directory of templates, in place of the source's.
+        multitask: Groups of the mixture of all tasks.
+
+    Returns:
+        What was registered, by our names.
+
+    Raises:
+        UserError: If a task or a metric does not exist, or if the model's file is missing.
     """
     import seqio
 
+    given = {"data_dir": data_dir, "templates_dir": templates_dir}
+    source = replace(
+        source or Source(), **{name: where for name, where in given.items() if where is not None}
+    )
     if not isinstance(vocabulary, seqio.Vocabulary):
         if not storage.path(vocabulary).is_file():
             raise UserError(f"A SentencePiece model is wanted at {str(vocabulary)!r}, but no file is there.")
         vocabulary = seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=extra_ids)
     pipeline: dict[str, Any] = {
         "output_features": {
-            "inputs": seqio.Feature(vocabulary, add_eos=input_eos),
+            "inputs": seqio.Feature(vocabulary, add_eos=source.input_eos is not False),
             "targets": seqio.Feature(vocabulary, add_eos=True),
         },
         "preprocessors": [
@@ -89,24 +101,22 @@ def register_tasks(
             seqio.preprocessors.append_eos_after_trim,
         ],
     }
-    reading = {"data_dir": data_dir, "templates_dir": templates_dir, "seed": seed, "rows": rows}
-    reading |= {"truncate": truncate, "faithful": faithful}
     found = specs.task_specs() if tasks is None else [specs.spec_of(task) for task in tasks]
     called = seqio_names(found)
-    ranked = {task: called[task] + SCORE_EVAL for task in _with_choices(found, templates_dir)}
+    ranked = {task: called[task] + SCORE_EVAL for task in _with_choices(found, source.templates_dir)}
     metrics = {spec.id: [written(spec.metric, spec.id)] for spec in found}
     for spec in found:
         splits = list(_sizes(spec))
-        read = functools.partial(_read, spec=spec, reading=reading)
+        read = functools.partial(_read, spec=spec, source=source)
         texts = functools.partial(read, columns=_texts)
-        source: Any = seqio.FunctionDataSource(texts, splits, _taken(spec, rows))
+        read_source: Any = seqio.FunctionDataSource(texts, splits, _taken(spec, source.limit))
         seqio.TaskRegistry.remove(called[spec.id])
-        seqio.TaskRegistry.add(called[spec.id], source, metric_fns=metrics[spec.id], **pipeline)
+        seqio.TaskRegistry.add(called[spec.id], read_source, metric_fns=metrics[spec.id], **pipeline)
         if spec.id in ranked:
-            source = seqio.FunctionDataSource(functools.partial(read, columns=_choices), splits)
+            read_source = seqio.FunctionDataSource(functools.partial(read, columns=_choices), splits)
             judged: dict[str, Any] = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
             seqio.TaskRegistry.remove(ranked[spec.id])
-            seqio.TaskRegistry.add(ranked[spec.id], source, **judged, **pipeline)
+            seqio.TaskRegistry.add(ranked[spec.id], read_source, **judged, **pipeline)
     mixtures: dict[str, list[tuple[str, float]]] = {}
     for spec in found:
         mixtures.setdefault(spec.dataset, []).append((called[spec.id], 1.0))
@@ -164,13 +174,13 @@ def _read(
     seed: int | None = None,
     *,
     spec: TaskSpec,
-    reading: Mapping[str, Any],
+    source: Source,
     columns: Callable[[TaskSpec, Sequence[PromptedExample]], dict[str, Any]],
 ) -> Any:
     """What SeqIO calls for the rows of a split, once the rest is bound."""
     import tensorflow as tf
 
-    found = columns(spec, specs.examples(spec, split, **reading).examples)
+    found = columns(spec, rendering.examples(spec, split, source=source).examples)
     if shuffle_files and seed is not None:  # without a seed a restart would not find its place again
         order = np.random.default_rng(seed).permutation(len(found["row_id"]))
         found = {name: [values[at] for at in order.tolist()] for name, values in found.items()}
@@ -219,11 +229,11 @@ def _with_choices(wanted: Sequence[TaskSpec], templates_dir: storage.PathLike | 
     read: dict[str, Mapping[str, Template]] = {}  # a folder's templates at once: to parse them takes time
     found = []
     for spec in wanted:
-        if not templates_dir and not specs.has_template(spec):
+        if not templates_dir and not task_templates.has_template(spec):
             ranked = spec.metric == "accuracy"
         else:
             if spec.dataset not in read:
-                read[spec.dataset] = specs.templates_of(spec, templates_dir)
+                read[spec.dataset] = task_templates.templates_of(spec, templates_dir)
             ranked = read[spec.dataset][spec.prompt].answer_choices is not None
         found += [spec.id] if ranked else []
     return found

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elm_jax import names
-from elm_jax.data import data_source
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.records import ExpertSpec, TaskSpec
-from elm_jax.tasks import budgets
+from elm_jax.tasks import budgets, data_source
+from elm_jax.tasks.data_source import Lengths, Source
 
 STEPS, BATCH_SIZE, RATE = 1000, 8, 1e-4
 PAPERS = ("prompt", "dataset_adapter", "dataset", "target")

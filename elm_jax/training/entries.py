@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import data_source, prepared, ragged, task_rows
+from elm_jax.data import prepared, ragged, task_rows
 from elm_jax.data.prepared import Prepared
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.records import TaskSpec
 from elm_jax.session.workspace import Run
+from elm_jax.tasks import data_source, original
 from elm_jax.training import config
 from elm_jax.training.config import Budget, Course
 from elm_jax.training.jobs import Held, Job
@@ -63,7 +64,7 @@ def entry_of(run: Run, course: Course, budget: Budget, seed: int) -> Entry:
         "keep": budget.keep,
         "data_seed": run.source.seed,
         "truncate": run.source.truncate,
-        "faithful": list(data_source.switches(run.source)),
+        "faithful": list(original.row_switches(run.source.faithful)),
         "rows": len(prompts),
         "max_prompt": course.lengths.prompt,
         "max_answer": course.lengths.answer,

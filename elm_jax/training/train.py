@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from elm_jax import storage
 from elm_jax.aot.devices import peak_flops
-from elm_jax.data import data_source, task_selection
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts, preemption
@@ -20,6 +20,7 @@ from elm_jax.models import flops, meshes, paths, shapes
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run
+from elm_jax.tasks import data_source
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import Watch
 from elm_jax.training import config as courses

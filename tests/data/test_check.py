@@ -6,8 +6,8 @@ import pytest
 
 from elm_jax import cli
 from elm_jax.data import check, task_selection
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.tasks import own, specs
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
 FINE = [{"text": f"text {at}", "label": at % 2} for at in range(4)]

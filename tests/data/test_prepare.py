@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import data_source, prepare, prepared, task_rows, task_selection
-from elm_jax.data.data_source import Lengths, Source
+from elm_jax.data import prepare, prepared, task_rows, task_selection
 from elm_jax.errors import UserError
-from elm_jax.tasks import specs
+from elm_jax.tasks import data_source, original, raw_rows, rendering, specs
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 
@@ -60,7 +60,7 @@ def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pie
     templates.write_text(TEMPLATES.replace("answer_choices[answer_right_ending - 1]", "''"))
     write_cloze(tmp_path, [["1", "long " * 9, "b", "c", "d", "yes", "no", "1"]])
     spec = specs.find_task(NOVEL)
-    with pytest.raises(UserError, match="applies to none of the 1 rows"):
+    with pytest.raises(UserError, match="none among the 1 rows"):
         task_rows.examples(spec, Source(**cloze))
     kept = {**cloze, "prepared": tmp_path / "p", "faithful": ["empty_renderings"]}
     (whole,) = task_rows.examples(spec, Source(**kept))
@@ -78,12 +78,12 @@ def test_the_originals_ways_and_the_limit_of_characters_come_from_the_source(pie
 
 
 def test_all_stands_for_every_switch_and_an_unknown_one_is_named():
-    assert data_source.switches(Source(faithful=("all",))) == specs.FAITHFUL
-    assert data_source.switches(Source(faithful=["homonyms", "first_rows"])) == ("first_rows", "homonyms")
-    assert data_source.switches(Source(faithful=["swapped_bleu"])) == ()  # which no row depends on
-    assert data_source.switches(Source(faithful="first_rows")) == ("first_rows",)
+    assert original.row_switches(("all",)) == original.ROW_SWITCHES
+    assert original.row_switches(["homonyms", "first_rows"]) == ("first_rows", "homonyms")
+    assert original.row_switches(["swapped_bleu"]) == ()  # which no row depends on
+    assert original.row_switches("first_rows") == ("first_rows",)
     with pytest.raises(UserError, match=r"No switch named 'homonym' .*'homonyms'"):
-        data_source.switches(Source(faithful=["homonym"]))
+        original.row_switches(["homonym"])
 
 
 def test_evaluation_reads_the_split_that_the_catalogue_names_for_it():
@@ -148,7 +148,7 @@ def test_what_is_current_is_neither_rendered_nor_written_again(pieces, tmp_path,
     def never(*arguments, **options):
         raise AssertionError("a row was read")
 
-    monkeypatch.setattr(specs, "load_rows", never)
+    monkeypatch.setattr(raw_rows, "load_rows", never)
     again = made(TASKS, pieces, tmp_path)
     assert [outcome.made for outcome in again] == [False] * 4
     assert [outcome.rows for outcome in again] == [20] * 4
@@ -157,13 +157,13 @@ def test_what_is_current_is_neither_rendered_nor_written_again(pieces, tmp_path,
 
 def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(pieces, tmp_path, monkeypatch):
     read = []
-    load_rows = specs.load_rows
+    load_rows = raw_rows.load_rows
 
     def counted(spec, *arguments, **options):
         read.append(spec.dataset)
         return load_rows(spec, *arguments, **options)
 
-    monkeypatch.setattr(specs, "load_rows", counted)
+    monkeypatch.setattr(raw_rows, "load_rows", counted)
     made(TASKS, pieces, tmp_path)
     assert sorted(read) == sorted(TASKS)
 
@@ -190,8 +190,8 @@ def test_what_was_prepared_is_neither_read_nor_rendered_by_those_who_ask_for_it(
     def never(*arguments, **options):
         raise AssertionError("work was repeated")
 
-    monkeypatch.setattr(specs, "load_rows", never)
-    monkeypatch.setattr(specs, "render_rows", never)
+    monkeypatch.setattr(raw_rows, "load_rows", never)
+    monkeypatch.setattr(rendering, "render_rows", never)
     monkeypatch.setattr(prepared, "prepare", never)
     for spec in task_selection.choose(TASKS):
         found = task_rows.examples(spec, Source(limit=20, prepared=tmp_path))

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from elm_jax import cli
 from elm_jax.data import preview
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.tasks import own
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
 

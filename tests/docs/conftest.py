@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.pipelines import pipeline
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import mini
+from elm_jax.tasks import data_source, mini
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training.train import Budget
 from elm_jax.weights import elm

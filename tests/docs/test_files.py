@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from elm_jax import storage
-from elm_jax.data import data_source, prepare, task_rows
+from elm_jax.data import prepare, task_rows
 from elm_jax.evaluation import results_cache
 from elm_jax.experts import model_card
 from elm_jax.experts.library import Library
 from elm_jax.routing.index import REMEMBERED
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import datasets, own
+from elm_jax.tasks import data_source, datasets, own
 from elm_jax.telemetry import jsonl_log
 from elm_jax.telemetry.events import Event, Failure, Validation
 from elm_jax.telemetry.throughput import Reading

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import generation, results_cache
 from elm_jax.evaluation.results_cache import Cell
@@ -22,6 +22,7 @@ from elm_jax.reporting import written
 from elm_jax.scoring import generator as engine
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, ranking
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.experts.lookup import BASE
-from elm_jax.tasks import datasets
+from elm_jax.tasks import data_source, datasets
 from tests.run_fixtures import BOTTLENECK, TRAINED, add_expert
 
 LIMIT = 5  # tokens of an answer, in the shared run

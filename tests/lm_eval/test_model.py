@@ -12,7 +12,7 @@ import pytest
 
 from elm_jax import score_choices
 from elm_jax.axes import PAD
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.models import experts as ex
@@ -27,6 +27,7 @@ from elm_jax.scoring.buckets import Row
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm

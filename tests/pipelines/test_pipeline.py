@@ -7,13 +7,14 @@ from contextlib import contextmanager
 import pytest
 
 from elm_jax import cli, storage
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import evaluate
 from elm_jax.experts.library import Library
 from elm_jax.pipelines import pipeline
 from elm_jax.scoring import scorer as scoring
 from elm_jax.session import opening
+from elm_jax.tasks import data_source
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import trainer as training

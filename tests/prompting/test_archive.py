@@ -12,7 +12,7 @@ from elm_jax import cli
 from elm_jax.errors import UserError
 from elm_jax.prompting import archive as prompts
 from elm_jax.prompting import package_index, promptsource
-from elm_jax.tasks import specs
+from elm_jax.tasks import specs, task_templates
 
 TEMPLATES = """templates:
   x: !Template
@@ -92,9 +92,9 @@ def test_fetched_templates_are_the_tasks_own(index):
     }
     spec = specs.find_task("imdb/Reviewer Enjoyment")
     with pytest.raises(UserError, match="elm prompts fetch"):
-        specs.template_for(spec)
+        task_templates.template_for(spec)
     fetch(index, archive(members))
-    assert specs.template_for(spec).fixed_choices == ("yes", "no")
+    assert task_templates.template_for(spec).fixed_choices == ("yes", "no")
 
 
 def test_an_archive_with_another_checksum_leaves_nothing(index, tmp_path):

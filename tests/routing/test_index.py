@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elm_jax import cli, names
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import files, keys
 from elm_jax.experts.library import Library
@@ -16,6 +16,7 @@ from elm_jax.routing import index as runs
 from elm_jax.routing import route
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
+from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm

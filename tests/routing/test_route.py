@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.models import experts, gating, paths
@@ -19,6 +19,7 @@ from elm_jax.routing import route as runs
 from elm_jax.routing.index import index
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm

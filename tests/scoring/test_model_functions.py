@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows
+from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
@@ -13,7 +13,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting.written import exact_match
 from elm_jax.scoring import generator, rank, scorer
 from elm_jax.scoring.model_functions import model_functions
-from elm_jax.tasks import seqio_tasks, specs
+from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training.step import stack
 from elm_jax.weights import base as bases
@@ -33,7 +33,7 @@ def seqio():
 
 @pytest.fixture(scope="module")
 def examples():
-    return specs.examples(specs.find_task(TASK), "validation").examples
+    return rendering.examples(specs.find_task(TASK), "validation").examples
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from elm_jax.data import task_selection
 from elm_jax.experts.library import Library
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
 
@@ -96,7 +96,7 @@ def test_two_parts_train_all_experts(tmp_path):
     texts = [
         text
         for spec in task_selection.choose(TASKS)
-        for example in specs.examples(spec, "train").examples[:50]
+        for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
     base.mkdir()

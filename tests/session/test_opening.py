@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from elm_jax.data import prepare, task_rows, task_selection
-from elm_jax.data.data_source import Source
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
 from elm_jax.experts.convert import convert
@@ -17,6 +16,7 @@ from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.session import opening, settings
 from elm_jax.tasks import datasets
+from elm_jax.tasks.data_source import Source
 from elm_jax.tokenizers import huggingface as hf_tokenizer
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training import config as courses

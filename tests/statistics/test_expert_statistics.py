@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import data_source, task_rows, task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge, merger
@@ -18,6 +18,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.statistics import estimators as engine
 from elm_jax.statistics import expert_statistics
+from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows
+from elm_jax.data import task_rows
 from elm_jax.errors import UserError
 from elm_jax.experts import import_export
 from elm_jax.experts.library import Library
@@ -29,7 +29,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.records import Params
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import seqio_tasks, specs
+from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, experts, t5x, t5x_write
@@ -58,7 +58,7 @@ def place(tmp_path_factory):
     """A directory with a base, as a run has it and as T5X has it, and a vocabulary."""
     place = tmp_path_factory.mktemp("t5x")
     chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
-    found = [example for spec in chosen for example in specs.examples(spec, "train").examples]
+    found = [example for spec in chosen for example in rendering.examples(spec, "train").examples]
     texts = [text for each in found for text in (each.input, *each.choices)]
     sentencepiece.train(texts, place / "words.model", 300, kind="word")
     model = bases.of(CONFIG, init_params(jax.random.key(0), CONFIG))
@@ -165,7 +165,7 @@ def ours(place, base, expert: Params):
     called = seqio_tasks.seqio_names(chosen)
     scores = {}
     for spec in chosen:
-        found = specs.examples(spec, "validation").examples
+        found = rendering.examples(spec, "validation").examples
         rows = task_rows.rows(found, pieces, lengths, task=spec.id)
         stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(expert))
         of_rows = score_rows(CONFIG, base.params, rows, stacked)

@@ -4,7 +4,7 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.t5x.registry import registered
-from elm_jax.tasks import seqio_tasks, specs
+from elm_jax.tasks import rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TensorFlow's own
@@ -15,7 +15,7 @@ DATASET = "mini_taxonomy_kind"
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     found = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
-    texts = [example.input for spec in found for example in specs.examples(spec, "train").examples]
+    texts = [example.input for spec in found for example in rendering.examples(spec, "train").examples]
     file = tmp_path_factory.mktemp("v") / "m.model"
     sentencepiece.train(texts, file, 200, kind="word")
     return seqio.SentencePieceVocabulary(str(file), extra_ids=16)

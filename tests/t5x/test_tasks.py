@@ -16,12 +16,12 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax.data import data_source, task_rows
+from elm_jax.data import task_rows
 from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.t5x import imports
-from elm_jax.tasks import seqio_tasks, specs
+from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 
 pytestmark = [
@@ -68,7 +68,7 @@ def t5x():
 @pytest.fixture(scope="module")
 def words(t5x, tmp_path_factory):
     chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
-    found = [example for spec in chosen for example in specs.examples(spec, "train").examples]
+    found = [example for spec in chosen for example in rendering.examples(spec, "train").examples]
     file = tmp_path_factory.mktemp("v") / "m.model"
     sentencepiece.train(
         [text for each in found for text in (each.input, *each.choices)], file, 300, kind="word"
@@ -195,7 +195,7 @@ def test_t5x_ranks_choices_with_our_scores_and_our_accuracy(evaluated, trained, 
     ours = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
     assert len(ours) == 2
     for spec in ours:
-        found = specs.examples(spec, "validation").examples
+        found = rendering.examples(spec, "validation").examples
         scores = score_rows(SHAPE, params, task_rows.rows(found, pieces, lengths, task=spec.id))
         name = registered.ranked[spec.id]
         told = read(evaluated / f"{name}-{STEPS:06d}.jsonl")

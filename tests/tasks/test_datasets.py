@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import load_templates
-from elm_jax.tasks import datasets, specs
+from elm_jax.tasks import datasets, original, task_templates
 from elm_jax.tasks.datasets import Training
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
@@ -133,9 +133,9 @@ def test_a_dataset_that_cannot_be_fetched_says_what_to_do():
 
 
 def test_the_switches_of_the_catalogue_are_known():
-    assert {switch for dataset in ALL.values() for switch in dataset.faithful} == set(specs.FAITHFUL) - {
-        "empty_renderings"
-    }
+    assert {switch for dataset in ALL.values() for switch in dataset.faithful} == set(
+        original.ROW_SWITCHES
+    ) - {"empty_renderings"}
     assert sum("first_rows" in dataset.faithful for dataset in ALL.values()) == 10
 
 
@@ -219,7 +219,7 @@ def test_every_template_of_every_dataset_reads_columns_that_it_has():
         found = load_templates(TEMPLATES, dataset.templates)
         assert set(dataset.prompts) <= set(found)
         for template in found.values():
-            specs.check_columns(dataset, template)
+            task_templates.check_columns(dataset, template)
 
 
 MINIMAL = """\

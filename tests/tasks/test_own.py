@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import data_source, prepare, task_rows, task_selection
+from elm_jax.data import prepare, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import datasets, own, specs
+from elm_jax.tasks import data_source, datasets, own, rendering, specs, task_templates
 from elm_jax.tokenizers import sentencepiece
 
 EXAMPLE = Path(__file__).parent / "own_reviews" / "reviews.yaml"
@@ -55,7 +55,7 @@ def test_the_example_is_at_most_fifteen_lines_and_gives_two_tasks():
     found = own.load(EXAMPLE)
     assert [spec.id for spec in found] == [GOOD, "reviews/would you buy"]
     assert {spec.metric for spec in found} == {"accuracy"}
-    made = specs.examples(found[0], "train").examples
+    made = rendering.examples(found[0], "train").examples
     assert made[0].input == "The lamp broke on the first day. Is this good?"
     assert made[0].choices == ("no", "yes")
     assert [example.target for example in made] == ["no", "yes", "no", "yes"]
@@ -87,7 +87,7 @@ def test_a_python_file_defines_tasks_too_and_a_prompt_without_choices_generates(
     (tmp_path / "film_tasks.py").write_text(PYTHON)
     ranked, told = own.load(tmp_path / "film_tasks.py")
     assert (ranked.metric, told.metric) == ("accuracy", "exact_match")
-    (example,) = specs.examples(told, "train").examples
+    (example,) = rendering.examples(told, "train").examples
     assert (example.input, example.target, example.choices) == ("A film", "Long.", ())
     assert own.load(tmp_path / "film_tasks.py") == [ranked, told]
 
@@ -99,7 +99,7 @@ def test_rows_may_come_from_a_function():
         splits=("train", "test"),
         prompts={"count": "{{split}} {{n}} ||| {{n}}"},
     )
-    assert [example.input for example in specs.examples(spec, "test").examples] == [
+    assert [example.input for example in rendering.examples(spec, "test").examples] == [
         "test 0",
         "test 1",
         "test 2",
@@ -201,13 +201,13 @@ def test_a_yaml_file_names_no_function_that_would_be_called(folder):
 def test_columns_that_are_named_are_checked_before_a_row_is_read(folder):
     (spec,) = own.load(written(folder, MINE.replace("    jsonl", "    columns: [txt, label]\n    jsonl")))
     with pytest.raises(UserError, match="Template 'good' reads 'text', but rows of 'mine' have only"):
-        specs.template_for(spec)
+        task_templates.template_for(spec)
 
 
 def test_a_label_of_minus_one_is_refused_not_taken_for_the_last_choice():
     def examples(jinja, row):
         (spec,) = own.define("mine", rows=lambda split: [row], prompts={"p": (jinja, "no ||| yes")})
-        return specs.examples(spec, "train").examples
+        return rendering.examples(spec, "train").examples
 
     with pytest.raises(UserError, match="row 1: the right answer is withheld \\(label is -1\\)"):
         examples("a ||| {{answer_choices[label]}}", {"label": -1})

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import elm_jax
-from elm_jax.data import data_source, prepare, prepared, seqio_rows, task_rows, task_selection
+from elm_jax.data import prepare, prepared, seqio_rows, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
-from elm_jax.tasks import seqio_metrics, seqio_tasks, sources, specs
+from elm_jax.tasks import data_source, raw_rows, rendering, seqio_metrics, seqio_tasks, sources, specs
 from elm_jax.tasks.datasets import datasets
 from elm_jax.tokenizers import sentencepiece
 
@@ -38,7 +38,7 @@ def seqio():
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    found = specs.examples(specs.find_task(MINI), "train").examples
+    found = rendering.examples(specs.find_task(MINI), "train").examples
     texts = [text for example in found for text in (example.input, *example.choices)]
     file = tmp_path_factory.mktemp("v") / "m.model"
     sentencepiece.train(texts, file, 400, kind="word")
@@ -60,7 +60,7 @@ def test_all_tasks_are_registered_in_under_a_second_without_network_or_data(seqi
 
     monkeypatch.setattr(socket, "socket", never)
     monkeypatch.setattr(sources, "open_split", never)
-    monkeypatch.setattr(specs, "load_rows", never)
+    monkeypatch.setattr(raw_rows, "load_rows", never)
     known = specs.task_specs()
     start = time.process_time()
     made = seqio_tasks.register_tasks(
@@ -103,7 +103,7 @@ def test_a_task_to_train_on_gives_what_prepare_gives_row_by_row(seqio, registere
     for task in (MINI, "mini_size_animal/than a dog"):
         spec = specs.find_task(task)
         ours = prepared.prepare(
-            specs.examples(spec, "train").examples, sentencepiece.load(words), max_input=12, max_target=3
+            rendering.examples(spec, "train").examples, sentencepiece.load(words), max_input=12, max_target=3
         )
         theirs = rows_of(
             seqio.get_mixture_or_task(registered.tasks[task]).get_dataset(LENGTHS, "train", shuffle=False)
@@ -118,7 +118,7 @@ def test_a_task_to_train_on_gives_what_prepare_gives_row_by_row(seqio, registere
 
 def test_the_twin_gives_every_choice_a_row_and_marks_the_right_one(seqio, registered, words):
     spec = specs.find_task(MINI)
-    examples = specs.examples(spec, "validation").examples
+    examples = rendering.examples(spec, "validation").examples
     task = seqio.get_mixture_or_task(registered.ranked[MINI])
     rows = rows_of(task.get_dataset(LENGTHS, "validation", shuffle=False))
     assert len(rows) == sum(len(example.choices) for example in examples)
@@ -130,7 +130,7 @@ def test_the_twin_gives_every_choice_a_row_and_marks_the_right_one(seqio, regist
 
 
 def test_seqio_evaluates_with_its_own_evaluator(seqio, registered):
-    examples = specs.examples(specs.find_task(MINI), "validation").examples
+    examples = rendering.examples(specs.find_task(MINI), "validation").examples
     evaluator = seqio.Evaluator(
         registered.ranked[MINI], seqio.EncDecFeatureConverter(pack=False), async_compute_metrics=False
     )
@@ -325,7 +325,7 @@ def test_a_row_whose_target_is_none_of_its_choices_cannot_be_ranked(seqio, regis
     class Found:
         examples = (outside,)
 
-    monkeypatch.setattr(specs, "examples", lambda *arguments, **options: Found)
+    monkeypatch.setattr(rendering, "examples", lambda *arguments, **options: Found)
     with pytest.raises(UserError, match="row 'row-7' has a target outside its choices"):
         seqio.get_mixture_or_task(registered.ranked[MINI]).get_dataset(LENGTHS, "train", shuffle=False)
 
@@ -405,7 +405,7 @@ def test_rows_of_choices_are_put_together_again(seqio, by_hand, words, registere
     made = seqio_rows.read(
         by_hand, registered.ranked[MINI], "validation", pieces, max_input=12, max_target=3, limit=9
     )
-    examples = specs.examples(specs.find_task(MINI), "validation").examples[:3]
+    examples = rendering.examples(specs.find_task(MINI), "validation").examples[:3]
     ours = prepared.prepare(examples, pieces, max_input=12, max_target=3)
     assert tuple(prepared.Examples(made, "")) == examples
     for name in ("inputs", "targets", "choices"):

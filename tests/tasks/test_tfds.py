@@ -12,7 +12,8 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
 from elm_jax.prompting.templates import load_templates
-from elm_jax.tasks import sources, specs
+from elm_jax.tasks import raw_rows, sources, specs
+from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import datasets
 
 pytestmark = pytest.mark.slow
@@ -137,6 +138,10 @@ BACKED = {
 }
 
 
+def load_rows(spec, split, data_dir):
+    return raw_rows.load_rows(spec, Source(data_dir=data_dir, splits={spec.dataset: split}))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A data directory with one row of every builder, as TFDS writes it."""
@@ -185,7 +190,7 @@ def test_a_builders_row_becomes_the_templates(data_dir, name):
     dataset = datasets()[name]
     assert sources.choose(dataset, data_dir) == BACKED[name]
     split = "train" if "train" in dataset.splits else dataset.split
-    (row,) = specs.load_rows(spec_of(name), split, data_dir)
+    (row,) = load_rows(spec_of(name), split, data_dir)
     assert row.pop("row_id") == f"{name}/{split}/0"
     own = ROWS[BACKED[name].name]
     wanted = ADAPTED.get(name) or {column: own[column] for column in dataset.columns}
@@ -197,7 +202,7 @@ def test_a_builders_row_becomes_the_templates(data_dir, name):
 @pytest.mark.parametrize("name", BACKED)
 def test_every_prompt_renders_a_builders_row(data_dir, name):
     dataset = datasets()[name]
-    rows = specs.load_rows(spec_of(name), "train", data_dir)
+    rows = load_rows(spec_of(name), "train", data_dir)
     found = load_templates(TEMPLATES, dataset.templates)
     for prompt in dataset.prompts:
         if found[prompt].columns & set(BACKED[name].lacks):
@@ -276,4 +281,4 @@ def test_unlabelled_rows_are_refused(data_dir, tmp_path):
         data_dir=tmp_path,
     )
     with pytest.raises(UserError, match=r"row 1: the right answer is withheld \(answer is ''\)"):
-        specs.load_rows(specs.find_task("winogrande/Replace"), "test", tmp_path)
+        load_rows(specs.find_task("winogrande/Replace"), "test", tmp_path)

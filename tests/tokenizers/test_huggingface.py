@@ -9,7 +9,7 @@ import pytest
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering, specs
 from elm_jax.tokenizers import huggingface, sentencepiece
 
 TEXTS = [
@@ -38,7 +38,7 @@ def corpus():
         for _ in range(1600)
     ]
     letters = ["".join(map(chr, rng.integers(32, 0x2FFF, rng.integers(1, 40)))) for _ in range(400)]
-    found = (specs.examples(spec).examples[:40] for spec in specs.task_specs("mini-unseen"))
+    found = (rendering.examples(spec).examples[:40] for spec in specs.task_specs("mini-unseen"))
     suite = [row.input for rows in found for row in rows]
     return (UNUSUAL + TEXTS + suite[:400] + letters + mixed)[:2000]
 

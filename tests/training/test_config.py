@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from elm_jax.data import task_selection
-from elm_jax.data.data_source import Lengths, Source
 from elm_jax.errors import UserError
 from elm_jax.records import ExpertSpec
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training import config
 from elm_jax.training.config import Budget
 

@@ -23,7 +23,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.models.t5 import init_params
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import specs
+from elm_jax.tasks import rendering
 from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import elm
@@ -41,7 +41,7 @@ def make_run(tmp_path_factory):
     texts = [
         text
         for spec in task_selection.choose(TASKS)
-        for example in specs.examples(spec, "train").examples[:50]
+        for example in rendering.examples(spec, "train").examples[:50]
         for text in (example.input, example.target)
     ]
 

@@ -1,0 +1,85 @@
+"""Data source: where rows and templates come from, how many rows are taken, and how long texts may be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from elm_jax import storage
+from elm_jax.errors import UserError
+from elm_jax.prompting.templates import TRUNCATE
+from elm_jax.records import TaskSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows and templates come from, and how many rows are taken.
+
+    Attributes:
+        data_dir: Directory of datasets.
+        templates_dir: Directory of templates, laid out as PromptSource's; default: those that were fetched.
+        splits: Dataset -> split; default: the catalogue's.
+        seed: Seed of the choice of rows, and of the rows of the embedded suite.
+        limit: Rows of a task at most, in the order of a permutation drawn from the seed; None is as many as
+            the paper takes of the split that experts are trained on, and all of any other split.
+        prepared: Directory of rows that `elm prepare` rendered and tokenised.
+        tasks: Files that define tasks.
+        vocabulary: SentencePiece model or tokenizer.json; default: the one beside the base.
+        truncate: Characters of a value that a template writes at most, as PromptSource's; None is no limit.
+        faithful: Switches to the original's ways with data (`tasks.original`), or "all".
+        input_eos: Whether inputs end with end-of-sequence; None is what the base's name says.
+    """
+
+    data_dir: storage.PathLike | None = None
+    templates_dir: storage.PathLike | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 42
+    limit: int | None = None
+    prepared: storage.PathLike | None = None
+    tasks: Sequence[storage.PathLike] = field(default_factory=list)
+    vocabulary: storage.PathLike | None = None
+    truncate: int | None = TRUNCATE
+    faithful: str | Sequence[str] = field(default_factory=list)
+    input_eos: bool | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens of an input and of a target are kept, end-of-sequence included.
+
+    Attributes:
+        prompt: Tokens of an input.
+        answer: Tokens of a target, or of an answer choice.
+    """
+
+    prompt: int = 256
+    answer: int = 128
+
+
+def feature_lengths(features: Mapping[str, int] | None = None) -> Lengths | None:
+    """Returns lengths that are given as T5X's TASK_FEATURE_LENGTHS; None if none are given.
+
+    Args:
+        features: Tokens of "inputs" and of "targets".
+
+    Raises:
+        UserError: If other features are named.
+    """
+    if features is None:
+        return None
+    if set(features) != {"inputs", "targets"}:
+        raise UserError(
+            "Expected TASK_FEATURE_LENGTHS as {'inputs': tokens, 'targets': tokens}, got "
+            f"{', '.join(map(repr, features)) or 'no feature'}. Fix: name these two features."
+        )
+    return Lengths(features["inputs"], features["targets"])
+
+
+def split_of(spec: TaskSpec, source: Source) -> str:
+    """Returns the split of a task that a source names, or else the task's own."""
+    return source.splits.get(spec.dataset, spec.split)
+
+
+def rendered_as(source: Source, truncate: int | None, faithful: str | Sequence[str] | None) -> Source:
+    """Returns a source with another limit of characters (0 is none) or other switches, if they are given."""
+    source = source if truncate is None else replace(source, truncate=truncate or None)
+    named = (faithful,) if isinstance(faithful, str) else faithful
+    return source if named is None else replace(source, faithful=tuple(named))
