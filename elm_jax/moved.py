@@ -22,11 +22,14 @@ MOVED = {
     "elm_jax.runs.evaluate": {"evaluate": "elm_jax.evaluate"},
     "elm_jax.runs.pipeline": {"run": "elm_jax.run_pipeline"},
     "elm_jax.runs.train": {"Budget": "elm_jax.Budget", "train": "elm_jax.train"},
-    "elm_jax.t5x_door.checkpoints": "elm_jax.t5x.checkpoints",
+    "elm_jax.t5x_door.checkpoints": {
+        "batches": "elm_jax.t5x.checkpoints.get_dataset",
+        "fresh": "elm_jax.t5x.checkpoints.restore_rules",
+    },
     "elm_jax.t5x_door.launch": "elm_jax.t5x.launch",
     "elm_jax.t5x_door.module": "elm_jax.t5x.module",
     "elm_jax.t5x_door.optimizers": "elm_jax.t5x.optimizers",
-    "elm_jax.t5x_door.registry": "elm_jax.t5x.registry",
+    "elm_jax.t5x_door.registry": {"registered": "elm_jax.t5x.registry.register_with_seqio"},
 }
 PACKAGES = ("elm_jax.runs", "elm_jax.t5x_door")
 

@@ -94,7 +94,7 @@ class RenderFlags:
     faithful: Annotated[
         list[str] | None,
         typer.Option(
-            help="A peculiarity of the original's data to keep, see `elm_jax.tasks.original.SWITCHES`, or all."
+            help="A way of the original with data to keep, one of `elm_jax.tasks.original.SWITCHES`, or all."
         ),
     ] = None
 

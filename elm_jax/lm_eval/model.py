@@ -32,7 +32,7 @@ from elm_jax.session import opening
 
 # lm-eval's own models are imported above, though unused: the harness lists them only where its registry is
 # empty, which `elm` in it would prevent.
-AT_ONCE = 64  # experts that are held together
+MAX_STACKED_EXPERTS = 64  # experts that are held together
 
 
 @register_model("elm")
@@ -77,12 +77,12 @@ class ElmLM(LM):
         if router is not None:
             default = Routing()
             self.routing = Routing(str(router), experts, queries or default.queries, tuple(named))
-            selection.require(self.routing)
+            selection.require_unlabelled_router(self.routing)
         self.run = opening.open_run(run)
         self.expert = BASE if expert is None else str(expert)
         if self.expert != BASE:
             home(self.run.workspace, self.expert).spec(self.expert)  # says so if there is none
-        gate = self.routing and selection.gate(self.run, self.routing)
+        gate = self.routing and selection.load_gate(self.run, self.routing)
         self.gated = {gate.id: gate} if gate else {}
         if gate:
             self.expert, self.routing = gate.id, None
@@ -166,13 +166,13 @@ class ElmLM(LM):
                         pairs,
                         batch_tokens=self.batch_tokens,
                         stacked=stack.stacked,
-                        progress=_advance(bar),
+                        progress=_shared_progress(bar),
                     )
                     for (row, expert), tokens in zip(pairs.tolist(), written, strict=True):
                         if NO_NUMBERS in tokens:
-                            raise _no_numbers(stack, expert)
+                            raise _not_finite(stack, expert)
                         texts[of_length[row]] = self.run.pieces.decode(tokens[tokens != PAD].tolist())
-        told = [_until(text, options.get("until")) for text, (_, options) in zip(texts, asked, strict=True)]
+        told = [_cut_at(text, options.get("until")) for text, (_, options) in zip(texts, asked, strict=True)]
         self._remember("generate_until", asked, told)
         return told
 
@@ -190,17 +190,17 @@ class ElmLM(LM):
                     pairs,
                     batch_tokens=self.batch_tokens,
                     stacked=stack.stacked,
-                    progress=_advance(bar),
+                    progress=_shared_progress(bar),
                 )
                 for (row, expert), each in zip(pairs.tolist(), rated, strict=True):
                     if not np.isfinite(each.scores).all():
-                        raise _no_numbers(stack, expert)
+                        raise _not_finite(stack, expert)
                     found[row] = each
         return [found[row] for row in range(len(rows))]
 
     def _served(self, experts: Sequence[str]) -> Iterator[tuple[Stack, Int[np.ndarray, "P 2"]]]:
         """Yields experts laid side by side, and (row, expert) of theirs; `experts` has that of every row."""
-        for stack in stacks(self.run, experts, AT_ONCE, self.gated):
+        for stack in stacks(self.run, experts, MAX_STACKED_EXPERTS, self.gated):
             pairs = [
                 (row, stack.places[expert]) for row, expert in enumerate(experts) if expert in stack.places
             ]
@@ -229,7 +229,7 @@ class ElmLM(LM):
                 PromptedExample(str(number), context, "", tuple(choices[context]))
                 for number, context in enumerate(new)
             ]
-            serving, settled = selection.select(self.run, task, examples, self.routing)
+            serving, settled = selection.select_experts(self.run, task, examples, self.routing)
             self.selections.setdefault(task, settled)
             self._serving |= {(task, context): expert for context, expert in serving.items()}
         if ("" in choices) and (task, "") not in self._serving:
@@ -268,14 +268,14 @@ class ElmLM(LM):
             self.cache_hook.add_partial(question, request, answer)
 
 
-def _until(text: str, stops: str | Sequence[str] | None) -> str:
+def _cut_at(text: str, stops: str | Sequence[str] | None) -> str:
     for stop in [stops] if isinstance(stops, str) else stops or ():
         if stop:
             text = text.split(stop)[0]
     return text
 
 
-def _advance(bar: Any) -> scorer.Progress:
+def _shared_progress(bar: Any) -> scorer.Progress:
     """Returns what moves a bar on that several calls share."""
     before = bar.n
 
@@ -285,7 +285,7 @@ def _advance(bar: Any) -> scorer.Progress:
     return advance
 
 
-def _no_numbers(stack: Stack, place: int) -> UserError:
+def _not_finite(stack: Stack, place: int) -> UserError:
     name = next(name for name, own in stack.places.items() if own == place)
     return UserError(
         f"Numbers are wanted, but {name!r} gives none: its weights hold NaN or infinity. Train it again, "

@@ -20,7 +20,7 @@ from elm_jax.routing.gates import Gated
 from elm_jax.routing.index import embed_texts
 from elm_jax.session.workspace import Run
 
-SEEN_IN_REQUESTS = {"vectors", "texts", "params"}
+UNLABELLED_INPUTS = {"vectors", "texts", "params"}
 """What a router may read: the others need labels, or an expert's name."""
 
 
@@ -34,12 +34,12 @@ class Routing:
     exclude: tuple[str, ...] = ()  # datasets: experts trained on one of them are passed over
 
 
-def require(routing: Routing) -> None:
+def require_unlabelled_router(routing: Routing) -> None:
     """Raises a UserError for a router that does not exist or that requests tell too little for."""
     router = table.find(routing.router)
-    lacking = sorted(set(router.reads) - SEEN_IN_REQUESTS)
+    lacking = sorted(set(router.reads) - UNLABELLED_INPUTS)
     if lacking:
-        usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= SEEN_IN_REQUESTS]
+        usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= UNLABELLED_INPUTS]
         raise UserError(
             f"A router that chooses by unlabelled requests is wanted, but {routing.router!r} needs "
             f"{lacking[0]!r} too. Name one of {', '.join(usable)}, or give expert=ID."
@@ -51,7 +51,7 @@ def require(routing: Routing) -> None:
         )
 
 
-def gate(run: Run, routing: Routing) -> Gated | None:
+def load_gate(run: Run, routing: Routing) -> Gated | None:
     """Returns the gate that serves all requests where the router chooses for every token, else None."""
     if table.find(routing.router).level != "token":
         return None
@@ -59,7 +59,7 @@ def gate(run: Run, routing: Routing) -> Gated | None:
     return gates.of(library, routing.router, {}, library.ids(), routing.exclude)
 
 
-def select(
+def select_experts(
     run: Run, task: str, examples: Sequence[PromptedExample], routing: Routing
 ) -> tuple[dict[str, str], Selection]:
     """Returns the expert that serves each of a task's distinct inputs, and the router's selection.
