@@ -86,7 +86,8 @@ def start(place, script, recipe, log, **macros):
         given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0"), "SAVE_PERIOD": PERIOD}
     given |= {name: str(place / value) if name.endswith("_DIR") else value for name, value in macros.items()}
     flags = [f"--gin.{name}={value!r}" for name, value in given.items()]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # T5X may be on it
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": search_path}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "elm_jax.t5x.launch", script, f"--gin_file=gin/t5x/{recipe}.gin"]
     with log.open("ab") as file:
