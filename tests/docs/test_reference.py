@@ -38,7 +38,7 @@ def test_a_verb_is_listed_with_all_of_its_options(reference, path, verb):
 def test_an_option_stands_with_its_default_and_an_argument_with_its_name(reference):
     told = reference.commands()
     assert "| `--steps <int>` | Steps of each expert. | `1000` |" in told.replace("INTEGER", "<int>")
-    assert re.search(r"\| `.*dst.*` \| New directory; .* \| needed \|", told, re.IGNORECASE)
+    assert re.search(r"\| `.*dst.*` \| New directory; .* \| required \|", told, re.IGNORECASE)
 
 
 def test_every_recipe_that_can_be_run_is_listed_with_its_command(reference):
@@ -51,7 +51,7 @@ def test_every_recipe_that_can_be_run_is_listed_with_its_command(reference):
 
 def test_a_table_of_macros_has_values_comments_and_what_is_needed(reference):
     told = reference.macros("gin/runs/train.gin")
-    assert "| `MIXTURE_OR_TASK_NAME` | needed |  |" in told
+    assert "| `MIXTURE_OR_TASK_NAME` | required |  |" in told
     assert "| `EPOCHS` | `None` | instead of steps |" in told
     assert "| **How the machine is used** |  |  |\n| `PLACES` | `None` |" in told
     defined = re.findall(r"^([A-Z][A-Z0-9_]*) =", (ROOT / "gin/runs/train.gin").read_text(), re.MULTILINE)
@@ -69,7 +69,7 @@ def test_a_mark_gives_way_to_its_part_and_an_unknown_one_ends_the_build(referenc
     page = reference.on_page_markdown("before\n\n<!-- generated: merges -->\n\nafter", page=None)
     assert page.startswith("before\n\n| merge |")
     assert page.endswith(" |\n\nafter")
-    with pytest.raises(ValueError, match="one of commands, recipes, macros, merges, but 'comands' came"):
+    with pytest.raises(ValueError, match="one of commands, recipes, macros, merges, got 'comands'"):
         reference.on_page_markdown("<!-- generated: comands -->")
 
 
