@@ -81,6 +81,7 @@ class Selection:
     votes: Mapping[str, int]  # expert id -> votes, most first
     queries: tuple[str, ...]  # row ids of the queries that voted
     nearest: tuple[tuple[str, float], ...] = ()  # per query: the winning expert and its similarity
+    embedder: str = ""  # what embedded queries and keys, its type included; none where none did
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def convert(
     ignore: Annotated[
         list[str] | None,
         typer.Option(
-            help="A field of a foreign configuration that does not change the computation; may be repeated."
+            help="A field of a foreign configuration, of --base too, that does not change the computation; "
+            "may be repeated."
         ),
     ] = None,
     as_json: AsJson = False,

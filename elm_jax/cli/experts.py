@@ -66,7 +66,7 @@ def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
 
     workspace = Workspace.open(run)
     library = Library.open(workspace.library)
-    fingerprint = load.read(settings.remembered(workspace)["base"] or workspace.base).fingerprint
+    fingerprint = load.read(settings.base_of(workspace)).fingerprint
     findings = library.verify(base=fingerprint)
     for finding in findings:
         print(f"{finding.expert}: {finding.problem}")

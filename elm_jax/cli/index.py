@@ -21,6 +21,20 @@ def index(
             help="t5 (the base's encoder), or a sentence encoder by name or directory; the run remembers it."
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Type that the base or a sentence encoder computes in, float32 or bfloat16; default: the "
+            "run's for a base, float32 for an encoder."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A field of a sentence encoder's configuration that changes no vector; may be repeated; the "
+            "run remembers it."
+        ),
+    ] = None,
     cache: Cache = None,
     *,
     source: SourceFlags,
@@ -28,7 +42,15 @@ def index(
     """Embed the keys of experts that lack them, so that routers find them."""
     from elm_jax.routing import index as indexing
 
-    opened = open_run(run, source, cache=cache)
-    indexed = indexing.index(opened, size=size, text_format=text_format, rebuild=rebuild, embedder=embedder)
+    opened = open_run(run, source, cache=cache, dtype=dtype)
+    indexed = indexing.index(
+        opened,
+        size=size,
+        text_format=text_format,
+        rebuild=rebuild,
+        embedder=embedder,
+        dtype=dtype,
+        ignore=ignore or (),
+    )
     for expert in indexed:
         print(expert)

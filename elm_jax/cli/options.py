@@ -31,6 +31,10 @@ Limit = Annotated[
     int | None, typer.Option(help="Rows of each task at most; default: as many as the paper takes.")
 ]
 Split = Annotated[str | None, typer.Option(help="Split to read; default: each task's own.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Type of the base and its computation, float32 or bfloat16; default: as stored."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 
@@ -50,10 +54,7 @@ class DataFlags(SourceFlags):
 
     cache: Cache = None
     limit: Limit = None
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Type of the base and its computation, float32 or bfloat16; default: as stored."),
-    ] = None
+    dtype: Dtype = None
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def convert(
             bfloat16 base makes a float32 model.
         base: The base that an expert was trained on.
         kind: Takes an expert of that kind out of a T5X checkpoint that holds the base too.
-        ignore: Fields of a foreign configuration that do not change what is computed.
+        ignore: Fields of foreign configurations, of an expert's base too, that do not change what is
+            computed. A model is written without them.
 
     Returns:
         What was written.
@@ -81,24 +82,29 @@ def convert(
         return _expert_in(source, home, base, kind, ignore)
     if (source / files.SPEC).exists():
         names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
-        return _expert_out(source, home, to, base, dtype_name(dtype))
+        return _expert_out(source, home, to, base, dtype_name(dtype), ignore)
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find(src)
     model = load.read(directory, dtype=dtype, ignore=ignore)
-    _written(home, MARKERS[to], lambda place: _write_model(place, model, directory, to))
+    _written(home, MARKERS[to], lambda place: _write_model(place, model, directory, to, ignore))
     return Converted("model", to, str(home), _size(model.params), model.fingerprint)
 
 
-def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) -> None:
+def _write_model(
+    place: epath.Path, model: Base, source: epath.Path, to: str, ignore: Collection[str] = ()
+) -> None:
     """Writes a model and, where the format has room for it, what lay beside its weights."""
     if to == "t5x":
         t5x_write.save(place, model)
         return
     for name in (*huggingface.BESIDE, opening.VOCABULARY):
         if (source / name).exists():
-            storage.write_bytes(place / name, (source / name).read_bytes())
+            content = (source / name).read_bytes()
+            storage.write_bytes(
+                place / name, _without(content, ignore) if name == hf_config.GENERATION else content
+            )
     of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
-    like = of_hf.read_bytes() if of_hf.exists() else None
+    like = _without(of_hf.read_bytes(), ignore) if of_hf.exists() else None
     if to == "hf":
         if (place / opening.VOCABULARY).exists():
             (place / opening.VOCABULARY).rename(place / opening.PUBLISHED)
@@ -109,6 +115,15 @@ def _write_model(place: epath.Path, model: Base, source: epath.Path, to: str) ->
     if like is not None:
         storage.write_bytes(place / elm.HF_CONFIG, like)
     elm.save(place, model)
+
+
+def _without(content: bytes, ignore: Collection[str]) -> bytes:
+    """Returns a file of JSON without the fields that are ignored; as it was where it has none of them."""
+    if not ignore:
+        return content
+    told = json.loads(content)
+    kept = {name: value for name, value in told.items() if name not in ignore}
+    return content if kept == told else (json.dumps(kept, indent=2) + "\n").encode()
 
 
 def _expert_in(
@@ -129,7 +144,7 @@ def _expert_in(
             f"An expert's directory is LIBRARY/DATASET/PROMPT in a file system's letters, but {home.name!r} "
             f"came. Name it {names.directory_name(names.from_directory_name(home.name))!r}."
         )
-    model = load.read(base)
+    model = load.read(base, ignore=ignore)
     expert = import_export.made_elsewhere(source, model, identifier, kind=kind, ignore=ignore)
     _written(home, files.SPEC, lambda place: files.write(place, expert, None))
     what = f"expert of kind {expert.spec.kind}"
@@ -137,7 +152,12 @@ def _expert_in(
 
 
 def _expert_out(
-    source: epath.Path, home: epath.Path, to: str, base: storage.PathLike | None, dtype: str | None
+    source: epath.Path,
+    home: epath.Path,
+    to: str,
+    base: storage.PathLike | None,
+    dtype: str | None,
+    ignore: Collection[str],
 ) -> Converted:
     """Writes a library's expert as an adapter of PEFT's or `adapters`', or as the model that it makes."""
     told = files.describe(source)
@@ -151,12 +171,12 @@ def _expert_out(
             f"Expected an expert of kind 'bottleneck' for the adapters library, got {kind!r}. Fix: write it "
             "with --to peft or --to hf."
         )
-    directory, model = _own_base(told.spec, source, base)
+    directory, model = _own_base(told.spec, source, base, ignore)
     if to == "adapters":
 
         def fill(place: epath.Path) -> None:
             normed = fold.folded(model, kind, paths.unflatten(adapters.norms(tree)))
-            _write_model(place / BASE, normed, directory, "hf")
+            _write_model(place / BASE, normed, directory, "hf", ignore)
             adapters.save(place, tree, family=_family(place / BASE))
 
         _written(home, adapters.CONFIG, fill)
@@ -166,11 +186,13 @@ def _expert_out(
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
-    _written(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf"))
+    _written(home, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf", ignore))
     return Converted("model", to, str(home), _size(whole.params), whole.fingerprint)
 
 
-def _own_base(spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None) -> tuple[epath.Path, Base]:
+def _own_base(
+    spec: ExpertSpec, source: epath.Path, base: storage.PathLike | None, ignore: Collection[str]
+) -> tuple[epath.Path, Base]:
     """Returns where the base of an expert lies, and the base."""
     if base is None:
         raise UserError(
@@ -178,7 +200,7 @@ def _own_base(spec: ExpertSpec, source: epath.Path, base: storage.PathLike | Non
             "with --base."
         )
     directory = load.find(base)
-    model = load.read(directory)
+    model = load.read(directory, ignore=ignore)
     if model.fingerprint != spec.base:
         raise UserError(
             f"Expected the base {spec.base} that the expert at {str(source)!r} was trained on, got "

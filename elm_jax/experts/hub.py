@@ -187,7 +187,7 @@ def pull(
 def _opened(run: storage.PathLike) -> tuple[Workspace, Base, str]:
     """Returns a run's places, its base, and where that lies."""
     workspace = Workspace.open(run)
-    directory = settings.remembered(workspace)["base"] or str(workspace.base)
+    directory = str(settings.base_of(workspace))
     return workspace, load.read(directory), directory
 
 

@@ -40,7 +40,7 @@ def add(
     Raises a UserError for what is none of these, another base, and an expert of that id that is there.
     """
     source, workspace = hub.expert(src), Workspace.open(run)
-    base = load.read(settings.remembered(workspace)["base"] or workspace.base)
+    base = load.read(settings.base_of(workspace))
     if not source.is_dir():
         raise UserError(f"An expert's directory is wanted at {str(source)!r}, but no directory is there.")
     expert, keys, owner = None, None, None

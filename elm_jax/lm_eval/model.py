@@ -263,8 +263,14 @@ class ElmLM(LM):
         pieces = self.run.pieces
         end = [pieces.eos] if pieces.input_eos else []
         limit = self.max_length - len(end)
+        encoded = pieces.encode_all(texts)
+        if cut := sum(len(ids) > limit for ids in encoded):
+            self.run.stages.console.print(
+                f"{cut} of {len(encoded)} contexts have more than {self.max_length} tokens and lose their "
+                "beginning; a larger max_length keeps it."
+            )
         # An empty context is end-of-sequence alone, even if the base was trained without.
-        return [[*ids[max(0, len(ids) - limit) :], *end] or [pieces.eos] for ids in pieces.encode_all(texts)]
+        return [[*ids[max(0, len(ids) - limit) :], *end] or [pieces.eos] for ids in encoded]
 
     def _encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
         end = [self.run.pieces.eos] if self.eos else []

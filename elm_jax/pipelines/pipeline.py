@@ -40,6 +40,7 @@ def run(
     queries: int = formats.QUERIES_PER_TASK,
     text_format: str = TEXT_FORMAT,
     embedder: str | None = None,
+    dtype: str | None = None,
     methods: Sequence[str] | None = None,
     merged: int = 3,
     batch_tokens: int = BATCH_TOKENS,
@@ -56,7 +57,8 @@ def run(
     rows of each task are trained on at most, the source's limit how many are scored. `keys` and `queries` are
     the paper's S and Q. `methods` are as `evaluation.methods` reads them; without them those of
     `methods.default`, of which `roe_top<merged>_merge` averages `merged` experts.
-    `embedder` is what keys and queries are embedded with, as `index` has it.
+    `embedder` is what keys and queries are embedded with, as `index` has it. `dtype` is what the base
+    is held and computes in, as `open_run` has it.
     Raises UserError for anything a user can mend.
     """
     require_embedder(embedder)
@@ -74,7 +76,7 @@ def run(
             words = [*_words(train_specs, trained_on), *_words(eval_specs, source)]
         how = pretraining or pretraining_module.Pretraining()
         pretraining_module.pretrain(workspace, texts, words, how, seed=seed, stages=stages)
-    settings.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths)
+    settings.remember(Workspace.open(out, create=True), initial_checkpoint, source, lengths, dtype)
     run = opening.open_run(out, source=trained_on, lengths=lengths, stages=stages)
     experts = train_experts(run, train_specs, budget, seed=seed)
     train_multitask(run, train_specs, MULTITASK, budget, seed=seed)

@@ -5,7 +5,7 @@ and are tokenised while the batches before them are computed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -62,6 +62,7 @@ def load_embedder(
     pooling: str | None = None,
     dtype: str = "float32",
     batch_tokens: int | None = None,
+    ignore: Collection[str] = (),
 ) -> Embedder:
     """Returns the sentence encoder in a directory, or of a name on the hub: texts -> float32 [N, D].
 
@@ -70,11 +71,13 @@ def load_embedder(
     sentence-transformers'; what the hub's cache holds is found without a network. `pooling` is for plain
     checkpoints, which do not tell it: "mean", "cls", "max" or "pooler". With `dtype` bfloat16 matrix
     products, and parameters, are in that. `batch_tokens` is how many tokens are computed at once, padding
-    included.
+    included. A configuration is understood or refused; `ignore` names fields of it that were looked at and do
+    not change a vector.
 
     Raises a UserError that names the missing file, its repository and where to put it.
     """
-    encoder = embedders.read(embedders.find(path_or_name, pooling=pooling), pooling=pooling, dtype=dtype)
+    directory = embedders.find(path_or_name, pooling=pooling)
+    encoder = embedders.read(directory, pooling=pooling, dtype=dtype, ignore=ignore)
     arrays = jax.device_put((encoder.params, list(encoder.projections)))
     budget = batch_tokens or _budget(jax.default_backend())
     head = Head(encoder.pooling, encoder.activations, encoder.normalized)
@@ -85,7 +88,7 @@ def load_embedder(
     kernels = [projection["kernel"].shape[1] for projection in encoder.projections]
     dimension = [encoder.network.emb_dim, *kernels][-1]
     return Embedder(
-        name=f"{encoder.kind}-{encoder.pooling}/{encoder.fingerprint}",
+        name=f"{encoder.kind}-{encoder.pooling}/{encoder.fingerprint}" + _narrow(encoder.network.dtype),
         fingerprint=encoder.fingerprint,
         dimension=dimension,
         max_length=encoder.max_length,
@@ -110,9 +113,16 @@ def embed_rows(
     return vectors
 
 
-def embedder_name(fingerprint: str) -> str:
-    """Names the embedder that keys were made with: another base gives vectors of another space."""
-    return f"t5-encoder-mean/{fingerprint}"
+def _narrow(dtype: str) -> str:
+    return "" if dtype == "float32" else f"/{dtype}"
+
+
+def embedder_name(fingerprint: str, dtype: str | None = None) -> str:
+    """Names the embedder that keys were made with: another base gives vectors of another space.
+
+    `dtype` is what the base computes in, where that is not the type that it is stored in.
+    """
+    return f"t5-encoder-mean/{fingerprint}{f'/{dtype}' if dtype else ''}"
 
 
 class Head(NamedTuple):

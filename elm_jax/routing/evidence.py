@@ -112,6 +112,6 @@ def _agree(queries: Queries, what: str, came: str, wanted: str) -> None:
     if came != wanted:
         raise UserError(
             f"Queries and keys are wanted from one {what}, but the index has {wanted!r} and the queries of "
-            f"{queries.task!r} have {came!r}. Make the queries as the keys were made, or the keys anew with "
-            "`elm index --rebuild`."
+            f"{queries.task!r} have {came!r}. Make the queries as the keys were made, with their "
+            "--dtype, or the keys anew with `elm index --rebuild`."
         )

@@ -4,9 +4,10 @@ A run embeds with its base's encoder, or with a sentence encoder that it then re
 embedded as the keys were.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,11 +25,31 @@ from elm_jax.routing.embedding import Embedder
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
+from elm_jax.weights import base as weights_base
 
 TEXT_FORMAT = "instance_new"
 T5 = "t5"
 """The embedder that every run has: its base's encoder, the mean over a text's tokens."""
 REMEMBERED = "embedder.json"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a run embeds with, by name, and how it is read.
+
+    Attributes:
+        name: "t5", the run's base, or a sentence encoder's name on the hub or directory.
+        dtype: What a sentence encoder computes in.
+        ignore: Fields of a sentence encoder's configuration that are not looked at.
+    """
+
+    name: str = T5
+    dtype: str = "float32"
+    ignore: tuple[str, ...] = ()
+
+
+BASE = Named()
+"""The run's own base."""
 
 
 def index(
@@ -38,6 +59,8 @@ def index(
     size: int = keys.KEYS_PER_EXPERT,
     text_format: str = TEXT_FORMAT,
     embedder: str | None = None,
+    dtype: str | None = None,
+    ignore: Collection[str] = (),
     rebuild: bool = False,
     padded: bool = False,
 ) -> list[str]:
@@ -48,15 +71,18 @@ def index(
     of Jang et al. 2023, arXiv 2302.03202) are float32 [S, D]. An expert on several tasks has as many of each.
 
     `embedder` is "t5", the base's encoder, or a sentence encoder by its name on the hub or its directory, and
-    the run remembers it; without one it is what the run remembers, or else "t5". With `rebuild` keys that are
-    there are made anew. With `padded` keys of "t5" are pooled as the original's are (`routing.faithful`),
+    the run remembers it; without one it is what the run remembers, or else "t5". `dtype`, float32 or
+    bfloat16, is what it computes in, which keys name: of "t5" the type that the run's base is held in, of a
+    sentence encoder float32 by default. `ignore` names fields of a sentence encoder's configuration that were
+    looked at and do not change a vector. The run remembers both with the encoder. With `rebuild` keys that
+    are there are made anew. With `padded` keys of "t5" are pooled as the original's are (`routing.faithful`),
     under another name, which only a router with that switch compares with queries.
 
     An expert whose tasks are not known is passed over, unless it is named. Raises a UserError if an expert
     has keys of another embedder and `rebuild` was not asked for, and where the rows that an expert was
     trained on are not to be found.
     """
-    run = opening.opened(run)
+    run = run if isinstance(run, Run) else opening.open_run(run, dtype=dtype)
     library = Library.open(run.workspace.library)
     wanted = experts
     if wanted is None:
@@ -69,19 +95,19 @@ def index(
         ]
         expert_statistics.say_passed_over(run, [one for one in every if one not in wanted])
     known = remembered(run.workspace)
-    named = known if embedder is None else _absolute(embedder)
+    named = _named(run, known, embedder, dtype, ignore)
     chosen = _over_padding(run, named) if padded else opened(run, named)
     lacking = [expert for expert in wanted if rebuild or not library.has_keys(expert)]
     for expert in [] if rebuild else [expert for expert in wanted if expert not in lacking]:
         came = library.keys(expert).embedder
         if came != chosen.name:
             raise UserError(
-                f"Keys of {chosen.name!r} are wanted, which {named!r} is, but {expert!r} has keys of "
+                f"Keys of {chosen.name!r} are wanted, which {named.name!r} is, but {expert!r} has keys of "
                 f"{came!r}. Embed all keys anew with `elm index --rebuild`, or name their own embedder with "
-                "--embedder."
+                "--embedder and their type with --dtype."
             )
     if named != known:
-        storage.write_json(run.workspace.root / REMEMBERED, {"embedder": named})
+        _remember(run.workspace, named)
     with run.stages.stage("embed keys", len(lacking)) as advance:
         for done, expert in enumerate(lacking, start=1):
             rows = expert_statistics.rows_of(
@@ -104,13 +130,13 @@ def embed_texts(run: Run, texts: Sequence[str], text_format: str) -> Keys:
     return _keys(opened(run, remembered(run.workspace)), texts, text_format)
 
 
-def opened(run: Run, name: str) -> Embedder:
+def opened(run: Run, named: Named) -> Embedder:
     """Returns an embedder by name: the run's own base for "t5", else a sentence encoder."""
-    if name != T5:
-        return _loaded(name)
+    if named.name != T5:
+        return _loaded(named)
     config, params = run.base.config, run.base.params
     return Embedder(
-        name=embedding.embedder_name(run.base.fingerprint),
+        name=embedding.embedder_name(run.base.fingerprint, run.dtype),
         fingerprint=run.base.fingerprint,
         dimension=config.emb_dim,
         max_length=run.lengths.prompt,
@@ -120,11 +146,13 @@ def opened(run: Run, name: str) -> Embedder:
     )
 
 
-def _over_padding(run: Run, name: str) -> Embedder:
+def _over_padding(run: Run, named: Named) -> Embedder:
     """Returns the run's own encoder, its states averaged over all places of texts padded to one length."""
-    if name != T5:
-        raise UserError(f"Keys pooled over padding are wanted, which {T5!r} alone makes, but {name!r} came.")
-    plain = opened(run, T5)
+    if named.name != T5:
+        raise UserError(
+            f"Keys pooled over padding are wanted, which {T5!r} alone makes, but {named.name!r} came."
+        )
+    plain = opened(run, BASE)
     encode = _encoder(run.base.config)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
@@ -145,19 +173,49 @@ def _encoder(config: T5Config) -> Callable[..., jax.Array]:
 def require_embedder(name: str | None) -> None:
     """Refuses an embedder that cannot be loaded, before hours are spent on what needs it."""
     if name not in (None, T5):
-        _loaded(_absolute(name))
+        _loaded(Named(_absolute(name)))
 
 
-def remembered(workspace: Workspace) -> str:
+def remembered(workspace: Workspace) -> Named:
     """Returns the embedder that a workspace's keys were last made with."""
     file = workspace.root / REMEMBERED
-    return storage.read_json(file, what="A run's embedder")["embedder"] if file.exists() else T5
+    if not file.exists():
+        return BASE
+    told = storage.read_json(file, what="A run's embedder")
+    return Named(told["embedder"], told.get("dtype", "float32"), tuple(told.get("ignore", ())))
+
+
+def _remember(workspace: Workspace, named: Named) -> None:
+    told: dict[str, Any] = {"embedder": named.name}
+    if named.name != T5:
+        told |= {"dtype": named.dtype, "ignore": list(named.ignore)}
+    storage.write_json(workspace.root / REMEMBERED, told)
+
+
+def _named(run: Run, known: Named, embedder: str | None, dtype: str | None, ignore: Collection[str]) -> Named:
+    """Returns what was named; what is not said of an encoder that the run knows is as it was."""
+    dtype = weights_base.dtype_name(dtype)
+    name = known.name if embedder is None else _absolute(embedder)
+    if name == T5:
+        if dtype not in (None, run.base.config.dtype):
+            raise UserError(
+                f"Expected a run whose base is held in {dtype}, got one in {run.base.config.dtype}. Fix: "
+                "give dtype to open_run, or leave it out."
+            )
+        if ignore:
+            raise UserError(
+                f"Expected a sentence encoder whose {', '.join(ignore)} is to be ignored, got the run's own "
+                "base. Fix: name it with --embedder."
+            )
+        return BASE
+    plain = known if name == known.name else Named(name)
+    return replace(plain, dtype=dtype or plain.dtype, ignore=tuple(ignore) or plain.ignore)
 
 
 # A run asks for it when it embeds keys, and again for the queries of every task.
 @lru_cache(maxsize=1)
-def _loaded(name: str) -> Embedder:
-    return embedding.load_embedder(name)
+def _loaded(named: Named) -> Embedder:
+    return embedding.load_embedder(named.name, dtype=named.dtype, ignore=named.ignore)
 
 
 def _absolute(name: str) -> str:

@@ -160,7 +160,7 @@ def explained(
         found = chosen.route(asked, index, exclude=exclude, **options)
         if isinstance(found, Gate):
             raise AssertionError(f"{router} is listed as a router of tasks, but gave a gate")
-        found = replace(found, router=name)
+        found = replace(found, router=name, embedder=asked.embedder)
         made.append((found, explain(found, asked, index, exclude=exclude) if shown else []))
     keep(run.workspace, name, [selection for selection, _ in made])
     return made
@@ -242,6 +242,7 @@ def kept(workspace: Workspace, name: str) -> list[Selection]:
             votes=row["votes"],
             queries=tuple(row["queries"]),
             nearest=tuple((expert, similarity) for expert, similarity in row["nearest"]),
+            embedder=row.get("embedder", ""),
         )
         for row in storage.read_json(file, what="A router's selections")["selections"]
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.session.settings import remember, remember_tasks, remembered
+from elm_jax.session import settings
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import own
 from elm_jax.tasks.data_source import Lengths, Source
@@ -138,9 +138,9 @@ def open_run(
     if initial_checkpoint is not None:
         # How many rows are taken is not remembered: an evaluation of what was trained on a few takes all.
         kept = replace(source or Source(), **given, limit=None)
-        remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
+        settings.remember(Workspace.open(run, create=True), initial_checkpoint, kept, lengths, dtype)
     workspace = Workspace.open(run)
-    note = remembered(workspace)
+    note = settings.remembered(workspace)
     source = replace(source or Source(**note["source"]), **given)
     source = replace(source, tasks=[*source.tasks, *task_files])
     if limit is not None:
@@ -154,7 +154,7 @@ def open_run(
     base, pieces = load(place, source.vocabulary, dtype)
     for file in source.tasks:
         own.load(file)
-    remember_tasks(workspace, source.tasks)
+    settings.remember_tasks(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     pieces = replace(pieces, input_eos=source.input_eos is not False)
@@ -178,7 +178,7 @@ def reading(
     With a vocabulary of one's own the workspace need not be there; prepared rows then go to where it will be.
     """
     workspace = Workspace.at(out) if vocabulary_file else Workspace.open(out)
-    note = remembered(workspace)
+    note = settings.remembered(workspace)
     source = Source(**note["source"])
     if vocabulary_file:
         pieces = named_vocabulary(vocabulary_file, extra_ids)

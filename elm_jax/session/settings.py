@@ -1,4 +1,4 @@
-"""Settings: what a run's directory remembers, where its base lies and how rows are read."""
+"""The settings of a run, in `run.json`: where its base lies, and how it reads rows."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -11,9 +11,7 @@ from elm_jax.weights import base as weights_base
 from elm_jax.weights import known
 from elm_jax.weights import load as weights
 
-REMEMBERED = "run.json"  # where the base lies and how data is read
-
-
+REMEMBERED = "run.json"
 PLACES = {"data_dir", "templates_dir", "prepared", "vocabulary"}  # of a source that are one path
 
 
@@ -54,6 +52,11 @@ def remembered(workspace: Workspace) -> dict[str, Any]:
     root = workspace.root.resolve()
     # An absolute place stands for itself, whatever it is joined to.
     return _placed(storage.read_json(file, what="A run's settings"), lambda place: str(root / place))
+
+
+def base_of(workspace: Workspace) -> storage.PathLike:
+    """Returns where a workspace's base lies: the one that is remembered, or its own."""
+    return remembered(workspace)["base"] or workspace.base
 
 
 def _write(workspace: Workspace, note: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def render_rows(
     if not renderings.examples:
         split = split_of(spec, source)
         raise UserError(
-            f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(rows):,} rows "
-            f"of the {split} split. Fix: choose another split, or look at the template with `elm tasks show`."
+            f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(rows):,} "
+            f"rows of the {split} split. Fix: choose another, or look at the template with `elm tasks show`."
         )
     return renderings

@@ -6,7 +6,7 @@
 The network may be BERT's, RoBERTa's or MPNet's (`models.minilm`), or the encoder of a T5 (GTR, sentence-T5).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -131,17 +131,25 @@ def missing(root: epath.Path, *, pooling: str | None = None) -> list[str]:
     return absent if told else [steps.MODULES, *absent]
 
 
-def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "float32") -> SentenceEncoder:
+def read(
+    where: storage.PathLike,
+    *,
+    pooling: str | None = None,
+    dtype: str = "float32",
+    ignore: Collection[str] = (),
+) -> SentenceEncoder:
     """Reads a directory in sentence-transformers' layout, or a plain checkpoint whose pooling is told.
 
     `pooling`, "mean", "cls", "max" or "pooler" (the first token through BERT's own pooler, as supervised
-    SimCSE has it), is for directories without `modules.json`; nothing is normalised there.
+    SimCSE has it), is for directories without `modules.json`; nothing is normalised there. A configuration is
+    understood or refused; `ignore` names fields that were looked at and do not change a vector.
 
     Raises a UserError that names the file, and what it lacks.
     """
     dtype = bases.dtype_name(dtype) or "float32"
     remedy = f"Name the directory of one, or a model of the hub such as {KNOWN[0]!r}."
-    found = steps.read(storage.existing_directory(where, what="A sentence encoder", remedy=remedy), pooling)
+    root = storage.existing_directory(where, what="A sentence encoder", remedy=remedy)
+    found = steps.read(root, pooling, ignore=ignore)
     file = found.network / steps.CONFIG
     told = steps.object_of(file)
     kind, families = told.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
@@ -152,16 +160,16 @@ def read(where: storage.PathLike, *, pooling: str | None = None, dtype: str = "f
         )
     held, weights = _tensors(found.network)
     if kind in bert.FAMILIES:
-        hf_fields.BERT.require(told, where=str(file))
+        hf_fields.BERT.require(told, where=str(file), ignore=ignore)
         network = bert.network(told, dtype=dtype, where=str(file))
         flat, longest = bert.params(network, held, kind, where=weights), network.longest
     else:
-        told = hf_config.read(found.network, table=hf_fields.T5_ENCODER)
+        told = hf_config.read(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
         network = hf_config.network(told, head=False, dtype=dtype, where=str(file))
         flat, longest = _t5_encoder(network, held, where=weights), None
-    pieces, length = wordpiece.read(found.network, longest)
+    pieces, length = wordpiece.read(found.network, longest, ignore=ignore)
     projections = [_linear(*_tensors(place), "linear") for place in found.projections]
-    activations = [steps.activation(place) for place in found.projections]
+    activations = [steps.activation(place, ignore) for place in found.projections]
     if found.pooling == "pooler":
         projections, activations = [_linear(held, weights, "pooler.dense")], ["tanh"]
     flat = {path: leaf.astype(bases.DTYPES[dtype], copy=False) for path, leaf in flat.items()}

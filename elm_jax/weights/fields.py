@@ -12,7 +12,8 @@ from typing import Any
 
 from elm_jax.errors import UserError
 
-CONVERT = "name it with --ignore of `elm convert`, which writes a model or an expert without it"
+CONVERT = "run `elm convert MODEL NEW --to elm --ignore {field}` and use NEW, which a run takes as its base"
+ENCODER = "pass --ignore {field} to `elm index --embedder`, which the run remembers"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class FieldTable:
         unused: Fields that do not change what the network computes.
         neutral: Fields that would change it, with the values under which they do not.
         remedies: What helps against the other values of a field, where that is more than to ignore it.
-        ignoring: How a caller says that a field is to be ignored.
+        ignoring: How a caller says that a field is to be ignored; `{field}` stands for its name.
     """
 
     format: str
@@ -54,19 +55,25 @@ class FieldTable:
         for name, value in told.items():
             if name in ignore or value is None or name in self.used or name in self.unused:
                 continue
+            ignoring = self.ignoring.replace("{field}", name)
             if name not in self.neutral:
                 raise UserError(
                     f"Expected fields of {self.format} that elm_jax knows, got {name!r} = {value!r:.80} in "
-                    f"{where!r}. Fix: if it does not change what the network computes, {self.ignoring}."
+                    f"{where!r}. Fix: if it does not change what the network computes, {ignoring}."
                 )
             if not any(_is_same(value, each) for each in self.neutral[name]):
-                wanted = " or ".join(map(repr, self.neutral[name])) or "absent"
+                wanted = " or ".join(map(_shown, self.neutral[name])) or "absent"
                 remedy = self.remedies.get(
-                    name, f"elm_jax does not compute this; use another checkpoint, or {self.ignoring}"
+                    name, f"elm_jax does not compute this; use another checkpoint, or {ignoring}"
                 )
                 raise UserError(
                     f"Expected {name!r} in {where!r} to be {wanted}, got {value!r:.80}. Fix: {remedy}."
                 )
+
+
+def _shown(wanted: Any) -> str:
+    """Returns a value as an error message has it; a pattern by the texts that it is made of."""
+    return wanted.pattern.replace("|", " or ") if isinstance(wanted, re.Pattern) else repr(wanted)
 
 
 def _is_same(value: Any, wanted: Any) -> bool:

@@ -118,10 +118,11 @@ def network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T
 def is_scaled(told: Mapping[str, Any]) -> bool:
     """Says whether logits are divided by sqrt(d_model).
 
-    mT5's never are. umT5's are where the head is tied; since version 5 transformers says so in every file.
+    mT5's never are, whatever the file says. umT5's are where the head is tied; since version 5 transformers
+    says so in every file.
     """
     if told["model_type"] == "mt5":
-        return bool(told.get("scale_decoder_outputs", False))
+        return False
     tied = told.get("tie_word_embeddings") is not False
     return tied if told["model_type"] == "umt5" else bool(told.get("scale_decoder_outputs", tied))
 
@@ -141,7 +142,8 @@ def family_of(config: T5Config, like: Mapping[str, Any] | None = None) -> str:
 def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the configuration from which transformers builds this network.
 
-    T5's and mT5's are read by transformers 4 and 5 alike, but for a head that is tied and not scaled, which
+    A configuration that describes this network already comes out as it went in. T5's and mT5's are read by
+    transformers 4 and 5 alike, but for a head that is tied and not scaled, which
     is transformers 5's alone. umT5's logits are always scaled there, and written as transformers 5 reads it.
 
     Args:
@@ -159,6 +161,8 @@ def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None)
             f"Hugging Face's T5 has no feed-forward of {', '.join(config.mlp_activations)}; "
             "convert to another format."
         )
+    if like is not None and _describes(like, config, dtype):
+        return dict(like)
     family = family_of(config, like)
     of_network = {
         "architectures": [FAMILIES[family]],
@@ -175,6 +179,19 @@ def written(config: T5Config, dtype: str, like: Mapping[str, Any] | None = None)
     derived = {"dense_act_fn", "is_gated_act", "scale_decoder_outputs"}
     beside |= {name: value for name, value in (like or {}).items() if name not in derived}
     return {**beside, **of_network}
+
+
+def _describes(told: Mapping[str, Any], config: T5Config, dtype: str) -> bool:
+    """Says whether transformers builds a network from a configuration and the weights that are written."""
+    head = not config.logits_via_embedding
+    if told.get("model_type") not in FAMILIES or family_of(config, told) != told["model_type"]:
+        return False
+    # What states are divided by, the head of a umT5 is multiplied by when it is written; no other's is.
+    if is_scaled(told) != (told["model_type"] == "umt5" or _scales(config)):
+        return False
+    if any(told.get(name, dtype) != dtype for name in ("dtype", "torch_dtype")):
+        return False
+    return network(told, head=head, dtype=config.dtype, where=FILE) == config
 
 
 def _scales(config: T5Config) -> bool:

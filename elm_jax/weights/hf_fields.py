@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from elm_jax.weights.fields import FieldTable
+from elm_jax.weights.fields import ENCODER, FieldTable
 
 # What every configuration of transformers may hold, of versions 4 and 5, and of no effect on the network.
 _BOOKKEEPING = {
@@ -61,8 +61,7 @@ T5 = FieldTable(
         "quantization_config": _QUANTIZED,
     },
 )
-_COPY = "take it out of a copy of the file and name that directory"
-T5_ENCODER = replace(T5, ignoring=_COPY)  # of a sentence encoder, which is read where it lies
+T5_ENCODER = replace(T5, ignoring=ENCODER)
 BERT = FieldTable(
     format="a BERT",
     used=frozenset(
@@ -85,5 +84,5 @@ BERT = FieldTable(
     ),
     neutral={**_CHANGING, "is_encoder_decoder": (False,)},
     remedies={"quantization_config": _QUANTIZED},
-    ignoring=_COPY,
+    ignoring=ENCODER,
 )

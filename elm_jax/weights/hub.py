@@ -24,7 +24,8 @@ def fetch(model: Known) -> epath.Path:
     from huggingface_hub import constants
 
     why = "offline mode is on"
-    for weights in (None, *_WEIGHTS):
+    formats = _WEIGHTS[:1] if model.safetensors_only else _WEIGHTS
+    for weights in (None, *formats):
         patterns = None if weights is None else [*_BESIDE, weights]
         directory, failed = hub.snapshot(model.hub, patterns, model.revision)
         if directory is None and weights is not None:
@@ -32,9 +33,11 @@ def fetch(model: Known) -> epath.Path:
             break
         if directory is None:
             continue
-        if huggingface.weights_in(directory) and (directory / hf_config.FILE).exists():
+        found = huggingface.weights_in(directory)
+        is_read = found is not None and (found.startswith(huggingface.SAFETENSORS) or len(formats) > 1)
+        if is_read and (directory / hf_config.FILE).exists():
             return directory
-        why = f"its repository has none of {', '.join(_WEIGHTS)}"
+        why = f"its repository has none of {', '.join(formats)}"
     near = [] if model.hub in _ids() else names.near_matches(model.hub, _ids())
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     bucket = f", or `gcloud storage cp -r {model.bucket} DIR`" if model.bucket else ""
@@ -42,7 +45,7 @@ def fetch(model: Known) -> epath.Path:
         f"The model {model.hub!r} is wanted, but no directory has that name, the cache at "
         f"{constants.HF_HUB_CACHE!r} lacks it, and it could not be fetched ({why[:200]}).{hint} Where there "
         f"is a network, run `hf download {model.hub} --local-dir DIR`, which brings {hf_config.FILE} and "
-        f"weights ({', '.join(_WEIGHTS)}) from https://huggingface.co/{model.hub}{bucket}; then name DIR."
+        f"weights ({', '.join(formats)}) from https://huggingface.co/{model.hub}{bucket}; then name DIR."
     )
 
 

@@ -18,6 +18,7 @@ from elm_jax.weights.tensors import Tensor
 SHARD = 5 * 10**9  # bytes of one file of weights
 SAFETENSORS, FLAX, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 INDEX = ".index.json"
+_ANCHOR = "encoder.final_layer_norm.weight"  # which every checkpoint of a T5 has
 # What lies beside the weights and is carried along as it is: how to generate, and the tokenizer.
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -61,6 +62,7 @@ def checkpoint(
         )
     flax = file.startswith(FLAX)
     found = unwrapped(_index(directory, file))
+    _require_plain(found)
     name_of = hf_names.flax_name if flax else hf_names.torch_name
     embedding, called = _embedding(found, flax), name_of("decoder/logits_dense/kernel")
     head, scaled = found.get(called), hf_config.is_scaled(told)
@@ -192,6 +194,18 @@ def unwrapped(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         plain[short] = tensor
     return plain
+
+
+def _require_plain(found: Mapping[str, Tensor]) -> None:
+    """Refuses tensors whose names begin with that of a module which holds the model."""
+    for name, tensor in found.items():
+        prefix, shared, rest = name.rpartition(_ANCHOR)
+        if shared and prefix.endswith(".") and not rest:
+            raise UserError(
+                f"Expected names of a T5's tensors in {tensor.file!r}, such as {_ANCHOR!r}, got "
+                f"{tensor.name!r}. "
+                f"Fix: save the model without what holds it, so that no name begins with {prefix!r}."
+            )
 
 
 def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:

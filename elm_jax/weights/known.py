@@ -21,6 +21,7 @@ class Known:
     # Whether inputs ended with the end-of-sequence token in training; T0's did not (Sanh et al., 2022).
     eos_on_input: bool = True
     revision: str | None = None  # a branch, a tag or a commit; the hub's main without it
+    safetensors_only: bool = False  # whether its weights are read in no other format
 
 
 def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, Known]:
@@ -62,15 +63,15 @@ ALIASES: Mapping[str, str] = {
 def find(name: str) -> Known:
     """Returns the model of a name, a hub id or another spelling of either.
 
-    An id of the hub that is in no table stands for itself, and so does `hf:owner/name@revision`. Raises a
-    UserError with the nearest names if it is neither.
+    An id of the hub that is in no table stands for itself, and so does `hf:owner/name@revision`, of which
+    safetensors alone are read. Raises a UserError with the nearest names if it is neither.
 
     >>> find("t5-v1_1-xl-lm-adapt").hub
     'google/t5-xl-lm-adapt'
     """
     if name.startswith(hub.HUB):
         repository, revision = hub.address(name)
-        return replace(find(repository), revision=revision)
+        return replace(find(repository), revision=revision, safetensors_only=True)
     owner, slash, short = name.rpartition("/")
     short = ALIASES.get(short, short)
     if short in KNOWN and owner in ("", "google", KNOWN[short].hub.partition("/")[0]):

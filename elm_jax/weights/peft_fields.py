@@ -16,8 +16,11 @@ _RESIDUAL = (
     "path_initial_model_for_weight_conversion, which makes it a plain LoRA of twice the rank"
 )
 
+_IGNORING = "pass --ignore {field} to `elm experts add` or `elm convert`"
+
 LORA = FieldTable(
     format="PEFT's LoRA",
+    ignoring=_IGNORING,
     used=frozenset({"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora"}),
     unused=frozenset(
         {
@@ -50,6 +53,7 @@ LORA = FieldTable(
 )
 IA3 = FieldTable(
     format="PEFT's (IA)³",
+    ignoring=_IGNORING,
     used=frozenset({"peft_type"}),
     unused=frozenset({*_UNUSED, "feedforward_modules", "init_ia3_weights"}),
     neutral={"modules_to_save": ([],)},

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.weights.fields import FieldTable
+from elm_jax.weights.fields import ENCODER, FieldTable
 
-_IGNORING = "take it out of a copy of the file and name that directory"
 _VECTOR = "sentence_embedding"
 _EMPTY = ({}, [])
 
@@ -13,7 +12,7 @@ _EMPTY = ({}, [])
 def _table(
     format: str, used: set[str], unused: set[str], neutral: Mapping[str, tuple[Any, ...]]
 ) -> FieldTable:
-    return FieldTable(format, frozenset(used), frozenset(unused), neutral, ignoring=_IGNORING)
+    return FieldTable(format, frozenset(used), frozenset(unused), neutral, ignoring=ENCODER)
 
 
 # Texts are embedded as `encode` does it without a prompt's name: the other prompts are not used.

@@ -5,6 +5,7 @@ projections, and perhaps length 1. Every step has a directory, and there a `conf
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +38,16 @@ class Steps:
     prompt: str = ""  # what stands before every text
 
 
-def read(root: epath.Path, told: str | None) -> Steps:
+def read(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) -> Steps:
     """Returns the steps of a directory; those of one without `modules.json` when its pooling is told.
 
-    Raises a UserError that names the file, and the step that is unknown or out of order.
+    Args:
+        root: The directory.
+        told: The pooling, for one without `modules.json`.
+        ignore: Fields that are not looked at, of whatever file.
+
+    Raises:
+        UserError: If a file is missing, a field is not understood, or a step is unknown or out of order.
     """
     if told is not None:
         names.resolve(told, POOLINGS, kind="pooling", where="elm_jax")
@@ -59,7 +66,7 @@ def read(root: epath.Path, told: str | None) -> Steps:
     if not isinstance(listed, list) or not all(_is_step(step) for step in listed):
         raise UserError(f"{str(file)!r} should list steps with type and path, but holds {listed!r:.200}.")
     for step in listed:
-        step_fields.MODULES.require(step, where=str(file))
+        step_fields.MODULES.require(step, where=str(file), ignore=ignore)
         if not step["type"].startswith(PACKAGE):
             raise UserError(
                 f"Expected steps of {str(file)!r} to be classes of sentence_transformers, got "
@@ -76,9 +83,9 @@ def read(root: epath.Path, told: str | None) -> Steps:
     projections = tuple(place for kind, place in zip(kinds, places, strict=True) if kind == "Dense")
     last = places[-1] / CONFIG
     if kinds[-1] == "Normalize" and last.exists():
-        step_fields.NORMALIZE.require(object_of(last), where=str(last))
-    pooled, includes_prompt = _pooling(places[1] / CONFIG)
-    prompt = _prompt(root / MODEL)
+        step_fields.NORMALIZE.require(object_of(last), where=str(last), ignore=ignore)
+    pooled, includes_prompt = _pooling(places[1] / CONFIG, ignore)
+    prompt = _prompt(root / MODEL, ignore)
     if prompt and not includes_prompt:
         raise UserError(
             f"Expected the default prompt of {str(root / MODEL)!r} to be pooled like the text, got "
@@ -87,11 +94,11 @@ def read(root: epath.Path, told: str | None) -> Steps:
     return Steps(places[0], pooled, projections, "Normalize" in kinds, prompt)
 
 
-def activation(directory: epath.Path) -> str:
+def activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     """Returns what follows the projection that a directory has."""
     file = directory / CONFIG
     told = object_of(file)
-    step_fields.DENSE.require(told, where=str(file))
+    step_fields.DENSE.require(told, where=str(file), ignore=ignore)
     named = str(told.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = named.rpartition(".")[2]
     if kind not in _ACTIVATIONS or not named.startswith("torch.nn."):
@@ -123,12 +130,12 @@ def object_of(file: epath.Path) -> dict[str, Any]:
     return told
 
 
-def _prompt(file: epath.Path) -> str:
+def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
     """Returns what stands before every text that is embedded without a prompt being named."""
     if not file.exists():
         return ""
     told = object_of(file)
-    step_fields.MODEL.require(told, where=str(file))
+    step_fields.MODEL.require(told, where=str(file), ignore=ignore)
     name = told.get("default_prompt_name")
     if name is None:
         return ""
@@ -142,10 +149,10 @@ def _prompt(file: epath.Path) -> str:
     return prompt
 
 
-def _pooling(file: epath.Path) -> tuple[str, bool]:
+def _pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     """Returns how tokens are pooled, and whether those of a prompt are among them."""
     told = object_of(file)
-    step_fields.POOLING.require(told, where=str(file))
+    step_fields.POOLING.require(told, where=str(file), ignore=ignore)
     modes = told.get("pooling_mode")
     if modes is None:
         on = [name.removeprefix("pooling_mode_") for name in told if told[name] is True]

@@ -13,7 +13,7 @@ from elm_jax.errors import UserError
 from elm_jax.weights.fields import FieldTable
 
 FILES = ("config.gin", "operative_config.gin")
-CLASS = "T5Config"
+CLASS, MODEL = "T5Config", "EncoderDecoderModel"
 TABLE = FieldTable(
     format="T5X's T5Config",
     used=frozenset(
@@ -25,7 +25,9 @@ TABLE = FieldTable(
     # Softmax is in float32 here whatever `float32_attention_logits` says; how layers are scanned, the
     # checkpoint's names tell.
     unused=frozenset({"dtype", "float32_attention_logits", "scan_layers", "remat_policy", "param_scan_axis"}),
-    neutral={},
+    # Of the model: the network that `T5Config` describes, and no other library's.
+    neutral={"module": ("Transformer",)},
+    remedies={"module": "the network has to be T5X's own `network.Transformer`, not another library's"},
 )
 _SPELLINGS = {"swish": "silu"}  # Flax has one activation under two names
 
@@ -54,7 +56,7 @@ def network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> d
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise UserError(
                 f"Expected 'mlp_activations' in {str(file)!r} to be names of activations, got {names!r:.80}. "
-                "Fix: correct the file, or name it with --ignore of `elm convert`."
+                "Fix: correct the file."
             )
         found["mlp_activations"] = tuple(_SPELLINGS.get(name, name) for name in names)
     return found
@@ -71,7 +73,7 @@ def _file(checkpoint: epath.Path) -> epath.Path | None:
 
 
 def _bindings(file: epath.Path) -> dict[str, Any]:
-    """Returns the bindings of the network's class; macros by their values in the same file."""
+    """Returns the bindings of the network's class, and the model's `module`; macros by their values there."""
     from gin import config_parser
 
     class Delegate(config_parser.ParserDelegate):
@@ -97,9 +99,14 @@ def _bindings(file: epath.Path) -> dict[str, Any]:
             continue
         if not statement.arg_name:
             macros[statement.selector] = statement.value
-        elif statement.selector.rpartition(".")[2] == CLASS:
+        elif (name := statement.selector.rpartition(".")[2]) == CLASS or (
+            (name, statement.arg_name) == (MODEL, "module")
+        ):
             bound[statement.arg_name] = statement.value
-    return {name: _resolved(value, macros, file) for name, value in bound.items()}
+    told = {name: _resolved(value, macros, file) for name, value in bound.items()}
+    if "module" in told:  # @network.Transformer()
+        told["module"] = str(told["module"]).strip("@()").rpartition(".")[2]
+    return told
 
 
 def _resolved(value: Any, macros: Mapping[str, Any], file: epath.Path) -> Any:

@@ -1,7 +1,7 @@
 """Tokenizer: the `tokenizer.json` of a sentence encoder, cut and lower-cased as the files beside it say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -24,10 +24,13 @@ _BERT = {
 }
 
 
-def read(directory: epath.Path, longest: int | None) -> tuple["Tokenizer", int]:
+def read(
+    directory: epath.Path, longest: int | None, *, ignore: Collection[str] = ()
+) -> tuple["Tokenizer", int]:
     """Returns the tokenizer of a directory, and how many tokens of a text it keeps, special ones included.
 
-    `longest` is how many the network has positions for. No text is padded.
+    `longest` is how many the network has positions for. No text is padded. Fields of the first step's
+    configuration that `ignore` names are not looked at.
 
     Raises a UserError if the file is absent or no tokenizer, or if the tokenizers package is not installed.
     """
@@ -39,13 +42,19 @@ def read(directory: epath.Path, longest: int | None) -> tuple["Tokenizer", int]:
             "tokenizers`."
         ) from None
     own, beside = _first(directory, OWN), _first(directory, (BESIDE,))
-    step_fields.NETWORK.require(own, where=str(directory / OWN[0]))
+    step_fields.NETWORK.require(own, where=str(directory / OWN[0]), ignore=ignore)
     length = _length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
     told = _told(directory / FILE, own, beside)
+    if longest is not None and _side(told, beside, "padding") != "right":
+        raise UserError(
+            f"Expected the tokenizer of {str(directory)!r} to pad on the right, got another padding_side. "
+            "Fix: use another encoder; padding before a text moves its positions, so that its vector depends "
+            "on the texts beside it."
+        )
     try:
         tokenizer = Tokenizer.from_str(json.dumps(told))
         tokenizer.no_padding()
-        tokenizer.enable_truncation(length)
+        tokenizer.enable_truncation(length, direction=_side(told, beside, "truncation"))
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
             f"{str(directory / FILE)!r} is no tokenizer ({error!s:.200}). Download it again."
@@ -70,6 +79,12 @@ def _told(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -
         every = [before, normalizer] if normalizer else [before]
         told["normalizer"] = {"type": "Sequence", "normalizers": every}
     return told
+
+
+def _side(told: Mapping[str, Any], beside: Mapping[str, Any], what: str) -> str:
+    """Returns on which side of a text padding or truncation is: the configuration's, else the tokenizer's."""
+    own = told.get(what)
+    return str(beside.get(f"{what}_side") or (own.get("direction") if own else None) or "right").lower()
 
 
 def _length(told: tuple[Any, ...], longest: int | None) -> int:

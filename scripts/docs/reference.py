@@ -18,6 +18,21 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return MARK.sub(_part, markdown)
 
 
+def api() -> str:
+    """Returns a mark of mkdocstrings for every public name: functions, then records and other classes."""
+    import inspect
+
+    import elm_jax
+
+    names = [name for name in elm_jax.__all__ if name != "__version__"]
+    functions = [name for name in names if inspect.isfunction(getattr(elm_jax, name))]
+    classes = [name for name in names if name not in functions]
+    parts = []
+    for title, members in (("Functions", functions), ("Records and errors", classes)):
+        parts += [f"## {title}", *(f"::: elm_jax.{name}" for name in members)]
+    return "\n\n".join(parts)
+
+
 def commands() -> str:
     """Returns all commands of `elm` with their arguments and options."""
     import typer
@@ -88,6 +103,7 @@ def merges() -> str:
 
 
 PARTS: dict[str, Callable[..., str]] = {
+    "api": api,
     "commands": commands,
     "recipes": recipes,
     "macros": macros,

@@ -15,6 +15,7 @@ from elm_jax.evaluation.results_cache import Cell
 from elm_jax.experts.library import Library
 from elm_jax.models import sharding
 from elm_jax.records import TaskScores
+from elm_jax.routing import index
 from elm_jax.scoring import generator as writing
 from elm_jax.scoring import scorer as engine
 from elm_jax.session import opening
@@ -391,6 +392,9 @@ def test_scores_with_rows_left_out_keep_the_others_in_order():
 def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, unseen, monkeypatch):
     place = make_run().workspace.root
     wide = evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4)
+    with pytest.raises(UserError, match="with their --dtype, or the keys anew with `elm index --rebuild`"):
+        evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
+    index.index(place, rebuild=True, dtype="bfloat16")
     narrow = evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
     told = [each.report.environment["network"]["dtype"] for each in (wide, narrow)]
     assert told == ["float32", "bfloat16"]
@@ -401,6 +405,6 @@ def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, uns
     evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4, dtype="bfloat16")
     assert kept(run, unseen[0].id, "base") == found
     with pytest.raises(AssertionError, match="work was repeated"):
-        evaluate.evaluate(place, unseen, methods=["base", "roe"], queries=4)
+        evaluate.evaluate(place, unseen, methods=["base"], queries=4)
     with pytest.raises(UserError, match="Expected a run's directory beside dtype"):
         evaluate.evaluate(run, unseen, dtype="bfloat16")

@@ -1,6 +1,7 @@
 """Converting: whole or not at all, the same bits there and back, and one sentence for what cannot be."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from elm_jax.models import experts as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import size
 from elm_jax.session import opening as runs_base
+from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, huggingface, load, peft, t5x_write
 
@@ -126,6 +128,50 @@ def test_a_field_that_was_looked_at_is_ignored(source, tmp_path, capsys):
     assert "got 'house_style' = 3" in capsys.readouterr().err
     cli.app([*arguments, "--ignore", "house_style"], standalone_mode=False)
     assert load.read(tmp_path / "elm").fingerprint == load.read(source).fingerprint
+
+
+@pytest.fixture
+def unknown(source, tmp_path):
+    """A model whose configuration has a field that no table has."""
+    convert(source, tmp_path / "unknown", "hf")
+    file = tmp_path / "unknown" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"house_style": 3}))
+    (tmp_path / "unknown" / "generation_config.json").write_text('{"house_style": 3, "num_beams": 2}')
+    sentencepiece.train(["a dog ran"] * 4, tmp_path / "unknown" / "spiece.model", 16, extra_ids=0)
+    (tmp_path / "unknown" / "tokenizer_config.json").write_text('{"extra_ids": 2}')
+    return tmp_path / "unknown"
+
+
+def test_the_command_that_a_run_names_makes_a_base_of_a_model_with_an_unknown_field(
+    source, unknown, tmp_path, monkeypatch
+):
+    with pytest.raises(UserError, match="house_style") as refused:
+        runs_base.open_run(tmp_path / "run", initial_checkpoint=unknown)
+    command = re.search("`elm (.+?)`", str(refused.value)).group(1)
+    monkeypatch.chdir(tmp_path)
+    arguments = [{"MODEL": str(unknown)}.get(word, word) for word in command.split()]
+    cli.app(arguments, standalone_mode=False)
+    run = runs_base.open_run(tmp_path / "run", initial_checkpoint=tmp_path / "NEW")
+    assert run.base.fingerprint == load.read(source).fingerprint
+
+
+@pytest.mark.parametrize("to", ["hf", "elm"])
+def test_a_model_is_written_without_what_was_ignored(unknown, tmp_path, to):
+    convert(unknown, tmp_path / "new", to, ignore=["house_style"])
+    convert(tmp_path / "new", tmp_path / "again", "hf")
+    read = convert(tmp_path / "again", tmp_path / "back", "elm")
+    assert read.fingerprint == load.read(unknown, ignore=["house_style"]).fingerprint
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text()) == {"num_beams": 2}
+
+
+def test_a_field_of_an_expert_s_base_is_ignored_too(model, unknown, tmp_path):
+    peft.save(tmp_path / "adapter", "lora", expert("lora", model))
+    home = tmp_path / "library" / "dream" / "no"
+    with pytest.raises(UserError, match="house_style"):
+        convert(tmp_path / "adapter", home, "elm", base=unknown)
+    convert(tmp_path / "adapter", home, "elm", base=unknown, ignore=["house_style"])
+    convert(home, tmp_path / "whole", "hf", base=unknown, ignore=["house_style"])
+    assert "house_style" not in json.loads((tmp_path / "whole" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

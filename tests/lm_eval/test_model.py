@@ -302,13 +302,15 @@ def test_an_instance_router_chooses_an_expert_for_each_context(run, folder, ids)
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
 
-def test_a_long_context_loses_its_beginning(run):
+def test_a_long_context_loses_its_beginning_with_a_message(run, capsys):
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
     (whole,) = [run.pieces.encode("The dog ran home. It was late.")]
     assert lm._encode_contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.pieces.eos]]
+    assert "1 of 1 contexts have more than 4 tokens" in " ".join(capsys.readouterr().err.split())
     assert lm._encode_contexts([""]) == [[run.pieces.eos]]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """The index of a run: what keys are embedded with, that the run remembers it, and that nothing else is."""
 
+import json
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pytest
 
-from elm_jax import cli, names
+from elm_jax import cli, load_embedder, names
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import files, keys
@@ -149,7 +153,7 @@ def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monk
     monkeypatch.chdir(encoder.parent)
     runs.index(run, size=2, embedder=encoder.name)
     monkeypatch.chdir("/")
-    assert runs.remembered(run.workspace) == str(encoder.resolve())
+    assert runs.remembered(run.workspace) == runs.Named(str(encoder.resolve()))
     assert runs.embed_texts(run, ["the dog"], "instance").vectors.shape == (1, 8)
 
 
@@ -159,13 +163,65 @@ def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, e
         UserError, match=r"Keys of 'bert-mean/\w+' are wanted, .* has keys of 't5-encoder-mean/"
     ):
         runs.index(run, size=2, embedder=str(encoder))
-    assert runs.remembered(run.workspace) == runs.T5
+    assert runs.remembered(run.workspace) == runs.BASE
     written = runs.index(run, size=2, embedder=str(encoder), rebuild=True)
     assert sorted(written) == sorted(library_of(run).ids())
     with pytest.raises(UserError, match="are wanted, which 't5' is, but"):
         runs.index(run, size=2, embedder="t5")
     assert runs.index(run, size=2, embedder="t5", rebuild=True) == written
-    assert runs.remembered(run.workspace) == runs.T5
+    assert runs.remembered(run.workspace) == runs.BASE
+
+
+def test_keys_say_in_which_type_a_base_embedded_them(run):
+    runs.index(run, size=2)
+    task = task_selection.choose(["mini_size_suitcase"])[:1]
+    config = replace(run.base.config, dtype="bfloat16")
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), dict(run.base.params))
+    narrow = replace(run, base=Base(config, params, run.base.fingerprint), dtype="bfloat16")
+    with pytest.raises(UserError, match="with their --dtype"):
+        route.route(narrow, task, queries=2)
+    with pytest.raises(UserError, match="and their type with --dtype"):
+        runs.index(narrow, size=2)
+    written = runs.index(narrow, size=2, rebuild=True)
+    assert library_of(run).keys(written[0]).embedder == f"t5-encoder-mean/{BASE}/bfloat16"
+    (selection,) = route.route(narrow, task, queries=2)
+    assert selection.embedder == f"t5-encoder-mean/{BASE}/bfloat16"
+    assert route.kept(run.workspace, "roe_top1") == [selection]
+    with pytest.raises(UserError, match="Expected a run whose base is held in bfloat16, got one in float32"):
+        runs.index(run, dtype="bfloat16")
+
+
+def test_the_type_of_a_sentence_encoder_is_remembered(run, encoder):
+    expert, *others = library_of(run).ids()
+    runs.index(run, size=2, experts=[expert], embedder=str(encoder), dtype="bfloat16")
+    wanted = load_embedder(encoder, dtype="bfloat16")
+    keys = library_of(run).keys(expert)
+    assert keys.embedder == wanted.name
+    assert wanted.name.endswith("/bfloat16")
+    np.testing.assert_array_equal(keys.vectors, wanted(keys.texts))
+    assert runs.index(run, size=2, embedder=str(encoder)) == others
+    with pytest.raises(UserError, match="Embed all keys anew"):
+        runs.index(run, size=2, dtype="float32")
+
+
+def test_a_field_of_a_sentence_encoder_that_was_looked_at_is_ignored_from_then_on(
+    run, write_encoder, tmp_path
+):
+    files_of = ("config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    for number, name in enumerate(files_of):
+        place = tmp_path / str(number)
+        write_encoder(place)
+        wanted = load_embedder(place).name
+        told = json.loads((place / name).read_text())
+        told = [step | {"novelty": 1} for step in told] if isinstance(told, list) else told | {"novelty": 1}
+        (place / name).write_text(json.dumps(told))
+        with pytest.raises(UserError, match="pass --ignore novelty to `elm index --embedder`"):
+            runs.index(run, size=2, embedder=str(place), rebuild=True)
+        runs.index(run, size=2, embedder=str(place), ignore=["novelty"], rebuild=True)
+        (selection,) = route.route(run, task_selection.choose(["mini_size_suitcase"])[:1], queries=2)
+        assert selection.embedder == wanted
+    with pytest.raises(UserError, match="Fix: name it with --embedder"):
+        runs.index(run, size=2, embedder="t5", ignore=["novelty"])
 
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
@@ -187,6 +243,13 @@ def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     elm.save(run.workspace.base, elm.of(config, base))
     sentencepiece.train(["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY, 64, kind="word")
     asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
-    cli.app(asked, standalone_mode=False)
+    file = encoder / "1_Pooling" / "config.json"
+    content = file.read_text()
+    file.write_text(json.dumps(json.loads(content) | {"novelty": 1}))
+    cli.app([*asked, "--dtype", "bfloat16", "--ignore", "novelty"], standalone_mode=False)
     assert capsys.readouterr().out.splitlines() == list(library_of(run).ids())
-    assert runs.remembered(run.workspace) == str(encoder.resolve())
+    assert runs.remembered(run.workspace) == runs.Named(str(encoder.resolve()), "bfloat16", ("novelty",))
+    asked = ["route", "mini_size_suitcase", "--run", str(run.workspace.root), "--queries", "2", "--json"]
+    cli.app(asked, standalone_mode=False)
+    assert all(one["embedder"].endswith("/bfloat16") for one in json.loads(capsys.readouterr().out))
+    file.write_text(content)

@@ -284,6 +284,14 @@ def test_what_training_wrapped_a_model_in_is_taken_off(t5_1_1, writers, tmp_path
         load_model(writers["hf"](tmp_path / "twice", t5_1_1, arrays=arrays))
 
 
+@pytest.mark.parametrize("prefix", ["model.", "base_model.model.", "transformer.module."])
+def test_a_module_that_holds_the_model_is_named(t5_1_1, writers, tmp_path, prefix):
+    arrays = {f"{prefix}{name}": value for name, value in writers["hf_arrays"](t5_1_1).items()}
+    place = writers["hf"](tmp_path, t5_1_1, arrays=arrays)
+    with pytest.raises(UserError, match=rf"got '{prefix}encoder\.final_layer_norm\.weight'"):
+        load_model(place)
+
+
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_what_transformers_saves_of_a_wrapped_model_is_read(tmp_path):
@@ -329,4 +337,4 @@ def test_transformers_reads_the_fields_that_came_out(family, tmp_path):
     )
     unequal = {name for name in before if before[name] != after.get(name)}
     assert unequal <= {"_name_or_path", "decoder_start_token_id"}
-    assert after["decoder_start_token_id"] in (0, before.get("decoder_start_token_id"))
+    assert after.get("decoder_start_token_id") in (0, before.get("decoder_start_token_id"))

@@ -37,6 +37,7 @@ FAMILIES = {
     "1.0": ("T5", {}),
     "1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "mT5": ("MT5", {}),
+    "mT5 that says it scales": ("MT5", {"scale_decoder_outputs": True}),  # which its network does not
     "1.0 gelu": ("T5", {"feed_forward_proj": "gelu_new"}),
     "UL2": ("T5", {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
     "silu": ("T5", {"feed_forward_proj": "silu"}),
@@ -92,6 +93,17 @@ def test_logits_are_those_of_transformers_and_go_back_to_it(family, untied, tmp_
         back = transformers.AutoModelForSeq2SeqLM.from_pretrained(place).eval()
         assert told is None or type(back) is type(model)
         assert np.abs(theirs(back) - wanted).max() < 1e-5 * max(1, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("untied", [False, True], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_configuration_that_fits_what_is_written_comes_out_as_it_went_in(family, untied, tmp_path):
+    random_model(family, untied=untied).save_pretrained(tmp_path / "in")
+    content = (tmp_path / "in" / "config.json").read_bytes()
+    huggingface.save(tmp_path / "out", load_model(tmp_path / "in"), like=json.loads(content))
+    # A scaled head of its own is written scaled, which the configuration of a T5 has to say.
+    is_scaled_head = untied and json.loads(content).get("scale_decoder_outputs") and "mT5" not in family
+    assert ((tmp_path / "out" / "config.json").read_bytes() == content) is not bool(is_scaled_head)
 
 
 def test_every_layer_of_umt5_has_its_own_positions(tmp_path):

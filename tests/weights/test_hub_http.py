@@ -40,6 +40,15 @@ def test_a_base_of_a_revision_is_fetched_once_and_read_from_the_cache(hub, elm, 
     assert load.read(tmp_path / "again").fingerprint == t5_1_1.fingerprint
 
 
+def test_a_base_by_its_address_is_read_from_safetensors_alone(hub, elm, t5_1_1, writers, tmp_path):
+    hub.push("me/flax", writers["hf"](tmp_path / "flax", t5_1_1, weights="flax"))
+    said = " ".join(elm("convert", "hf:me/flax", tmp_path / "new", "--to", "elm", fails=True).split())
+    assert "its repository has none of model*.safetensors*)" in said
+    assert not [what for what in hub.fetched if what[2].endswith(".msgpack")]
+    elm("convert", "me/flax", tmp_path / "new", "--to", "elm")
+    assert load.read(tmp_path / "new").fingerprint == t5_1_1.fingerprint
+
+
 def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
     huggingface.save(tmp_path / "base", t5_1_1)
     trees = {"adapter": lora(t5_1_1, 1), "expert": lora(t5_1_1, 2)}

@@ -50,6 +50,7 @@ def test_every_projection_is_known_both_ways(t5_1_1, writers):
         ({"tie_word_embeddings": False, "scale_decoder_outputs": False}, True, False),
         # mT5's logits are never scaled.
         ({"model_type": "mt5", "tie_word_embeddings": True}, True, False),
+        ({"model_type": "mt5", "scale_decoder_outputs": True}, True, False),
     ],
 )
 def test_without_a_head_the_configuration_tells_the_scale(make_base, writers, tmp_path, told, tied, scaled):

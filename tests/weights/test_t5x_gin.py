@@ -67,6 +67,10 @@ def test_a_file_that_says_nothing_of_the_network_changes_nothing(trained, t5_1_1
         ("network.T5Config.mlp_activations = ('tanh', 'linear')", "mlp_activations are some of"),
         ("network.T5Config.rotary = True", "got 'rotary' = True"),
         ("network.T5Config.dropout_rate = %NOWHERE", "to define the macro '%NOWHERE'"),
+        (
+            "NET = @t5_architecture.EncoderDecoder()\nmodels.EncoderDecoderModel.module = %NET",
+            "'module' in .* to be 'Transformer', got 'EncoderDecoder'",
+        ),
         ("A = %B\nB = %A\nnetwork.T5Config.dropout_rate = %A", "to define the macro"),
         ("network.T5Config.dropout_rate = = 3", "to be a gin file, got one that does not parse"),
     ],

@@ -33,6 +33,29 @@ def test_a_text_is_cut_so_that_its_ends_stay_and_nothing_is_padded(place):
     assert ids(place, "") == [2, 3]
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_text_is_cut_on_the_side_that_its_files_say(place, file):
+    told = json.loads((place / file).read_text())
+    told |= {"truncation_side": "left"} if file == "tokenizer_config.json" else {}
+    told.get("truncation", {})["direction"] = "Left"
+    (place / file).write_text(json.dumps(told))
+    cut, whole = (
+        wordpiece.read(place, length)[0].encode("the dog ran the cat dog").ids for length in (5, 20)
+    )
+    assert (len(cut), cut[0], cut[1:]) == (5, whole[0], whole[-4:])
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_padding_before_a_text_is_refused_where_it_moves_positions(place, file):
+    told = json.loads((place / file).read_text())
+    told |= {"padding_side": "left"} if file == "tokenizer_config.json" else {}
+    told.get("padding", {})["direction"] = "Left"
+    (place / file).write_text(json.dumps(told))
+    wordpiece.read(place, None)
+    with pytest.raises(UserError, match="to pad on the right"):
+        wordpiece.read(place, 20)
+
+
 def test_the_length_is_the_first_that_is_told_and_no_more_than_there_are_positions(place):
     assert wordpiece.read(place, None)[1] == 9
     assert wordpiece.read(place, 6)[1] == 6
