@@ -10,11 +10,11 @@ def doctor(as_json: AsJson = False) -> None:
     from elm_jax.launch import doctor as diagnosis
     from elm_jax.reporting import documents
 
-    found = diagnosis.doctor()
+    report = diagnosis.doctor()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(report))
         return
-    for name, value in documents.flat({name: value for name, value in found.items() if name != "mend"}):
+    for name, value in documents.flat({name: value for name, value in report.items() if name != "mend"}):
         print(f"{name:<32}{'missing' if value == 'None' else value}")
-    for command in found["mend"]:
+    for command in report["mend"]:
         print(f"Fix: {command}")

@@ -31,11 +31,11 @@ def experts_list(
 
     workspace = Workspace.open(run)
     ids = Library.open(workspace.composites, create=True).ids() if composites else None
-    found = listing.listed(workspace, ids, scored=scores)
+    experts = listing.listed(workspace, ids, scored=scores)
     if as_json:
-        print(json.dumps([_to_json(one) for one in found], ensure_ascii=False))
+        print(json.dumps([_to_json(one) for one in experts], ensure_ascii=False))
         return
-    print_table(listing.table(found, scored=scores), may_shrink=True)
+    print_table(listing.table(experts, scored=scores), may_shrink=True)
 
 
 @app.command("show")
@@ -48,11 +48,11 @@ def experts_show(
     from elm_jax.experts import listing
     from elm_jax.session.workspace import Workspace
 
-    (found,) = listing.listed(Workspace.open(run), [name], scored=True)
+    (expert,) = listing.listed(Workspace.open(run), [name], scored=True)
     if as_json:
-        print(json.dumps(_to_json(found), ensure_ascii=False))
+        print(json.dumps(_to_json(expert), ensure_ascii=False))
         return
-    for field, value in listing.lines(found):
+    for field, value in listing.lines(expert):
         print(f"{field:<24} {value}")
 
 
@@ -88,8 +88,8 @@ def experts_remove(
     library = home(workspace, name)
     library.remove(name)
     composites = Library.open(workspace.composites, create=True)
-    left = f"; another of that id is still in {composites.root}" if name in composites else ""
-    print(f"{name} was removed from {library.root}{left}.")
+    rest = f"; another of that id is still in {composites.root}" if name in composites else ""
+    print(f"{name} was removed from {library.root}{rest}.")
 
 
 @app.command("add")

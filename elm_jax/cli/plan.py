@@ -56,26 +56,26 @@ def plan(
     from elm_jax.planning import workload
     from elm_jax.planning.tables import tables
 
-    chosen, sizes = [slice_of(name) for name in slices], _mesh(mesh)
+    chosen, sizes = [slice_of(name) for name in slices], _parse_mesh(mesh)
     for each in chosen:
         require_compiler(each.kind.platform)
-    asked = workload.Asked(size, dtype, rows, experts)
+    overrides = workload.Asked(size, dtype, rows, experts)
     loads = [
-        (recipe, load) for recipe in recipes for load in workload.read(recipe, gin_bindings or [], asked)
+        (recipe, load) for recipe in recipes for load in workload.read(recipe, gin_bindings or [], overrides)
     ]
-    progress, fits, told = _Progress(), True, []
+    progress, fits, documents = _Progress(), True, []
     for recipe, load in loads:
         for each in chosen:
-            found = planning.plan(load, each, sizes, progress)
+            result = planning.plan(load, each, sizes, progress)
             progress.end()
-            fits = fits and found.fits
-            told.append({"recipe": recipe, **found.to_json()})
+            fits = fits and result.fits
+            documents.append({"recipe": recipe, **result.to_json()})
             if not as_json:
-                for table in tables(found):
+                for table in tables(result):
                     print_table(table)
     if as_json:
-        print(json.dumps({"slices": told}))
-    for each in told:
+        print(json.dumps({"slices": documents}))
+    for each in documents:
         if not each["fits"]:
             print(f"elm: {each['recipe']} on {each['slice']}: {each['reason']}", file=sys.stderr)
     if not fits:
@@ -83,7 +83,7 @@ def plan(
 
 
 class _Progress:
-    """Says on standard error which program is compiled, on one line that a terminal writes over."""
+    """Prints to standard error which program is being compiled; a terminal shows one line."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -102,8 +102,12 @@ class _Progress:
             print("\r\x1b[K", end="", file=sys.stderr)
 
 
-def _mesh(text: str | None) -> dict[str, int] | None:
-    """Reads `expert=4,fsdp=-1`."""
+def _parse_mesh(text: str | None) -> dict[str, int] | None:
+    """Parses sizes by axis.
+
+    >>> _parse_mesh("expert=4,fsdp=-1")
+    {'expert': 4, 'fsdp': -1}
+    """
     if text is None:
         return None
     sizes: dict[str, int] = {}

@@ -39,13 +39,13 @@ def prompts_list(
     from elm_jax.prompting import archive
 
     if dataset:
-        found = {
+        listing = {
             name: each.answer_choices for name, each in archive.templates(dataset, templates_dir).items()
         }
     else:
-        found = archive.listing(templates_dir)
+        listing = archive.listing(templates_dir)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(listing, ensure_ascii=False))
         return
-    for name, choices in found.items():
+    for name, choices in listing.items():
         print(name if choices is None else f"{name:<40} {choices}")

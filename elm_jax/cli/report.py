@@ -39,14 +39,14 @@ def report(
         else:
             print("\n".join(documents.to_markdown(table) for table in versus.versus_tables(rows)))
         return
-    made, files = reports.again(Workspace.open(named[0]))
+    report_of_run, files = reports.again(Workspace.open(named[0]))
     if as_json:
         print(files["json"].read_text())
         return
-    if made.means:
-        print_table(tables.methods_table(made), may_shrink=True)
+    if report_of_run.means:
+        print_table(tables.methods_table(report_of_run), may_shrink=True)
     others = (tables.generated_table, tables.comparisons_table, tables.selections_table)
-    for table in (of(made) for of in others):
+    for table in (make_table(report_of_run) for make_table in others):
         if table.rows:
             print_table(table)
     print(files["html"])

@@ -34,7 +34,7 @@ def tasks_list(
     from elm_jax.tasks import specs
 
     load_task_files(tasks)
-    found = specs.task_specs(group)
+    chosen = specs.task_specs(group)
     if as_json:
         entries = [
             {
@@ -42,11 +42,11 @@ def tasks_list(
                 "group": group or spec.group,  # "mini" is the embedded suite, of two groups
                 **{name: getattr(spec, name) for name in ("dataset", "config", "prompt", "metric")},
             }
-            for spec in found
+            for spec in chosen
         ]
         print(json.dumps(entries, ensure_ascii=False))
         return
-    for spec in found:
+    for spec in chosen:
         print(f"{spec.group:<12} {spec.metric:<11} {spec.id}")
 
 
