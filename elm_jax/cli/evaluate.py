@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from elm_jax.cli import flags
-from elm_jax.cli.inputs import join_hosts, open_run
+from elm_jax.cli.inputs import join_hosts, load_task_files, open_run, task_files
 from elm_jax.cli.options import DEFAULT_OUT, DataFlags, Names, ProcessFlags, RecipeFlags, RunDir
 from elm_jax.cli.output import print_outcome
 from elm_jax.errors import UserError
@@ -73,6 +73,7 @@ def evaluate(
     else:
         from elm_jax.tasks.specs import task_specs
 
+        load_task_files(task_files(data.tasks, names))
         runs.check(Workspace.at(run), methods.method)
         opened = open_run(run, data, names, cache=data.cache, limit=data.limit, dtype=data.dtype)
         for group in groups or []:

@@ -75,11 +75,13 @@ def task_files(files: Sequence[str] | None, names: Sequence[str] | None = None) 
 
 def load_task_files(files: Sequence[str] | None) -> list[str]:
     """Defines the tasks of these files, and returns the absolute paths."""
+    if not files:
+        return []
     from elm_jax.tasks import own
 
-    for file in files or []:
+    for file in files:
         own.load(file)
-    return task_files(files)
+    return [os.path.abspath(file) for file in files]
 
 
 def row_reader(run: str | None, source: SourceFlags, tokens: TokenFlags, render: RenderFlags) -> Reader:

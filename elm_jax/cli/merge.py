@@ -49,6 +49,7 @@ def merge(
     source: SourceFlags,
 ) -> None:
     """Make one expert of several; it goes to the run's composites, where no router finds it."""
+    load_task_files(source.tasks)
     if methods:
         _print_methods(as_json)
         return
@@ -64,7 +65,6 @@ def merge(
         "id": merging.id,
     }
     # Mistakes that the experts' specs show are reported before the base is read.
-    load_task_files(source.tasks)
     runs.plan(Workspace.open(run), experts or [], merging.method, **arguments)
     opened = open_run(run, source)
     spec = runs.merge(opened, experts or [], merging.method, rows=merging.rows, **arguments).spec

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from elm_jax.cli.flags import flattened
-from elm_jax.cli.inputs import open_run, parse_options
+from elm_jax.cli.inputs import load_task_files, open_run, parse_options, task_files
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, Cache, Dtype, Names, RunDir, SourceFlags
 
 OWN_FLAGS = ("experts", "queries", "router")
@@ -43,6 +43,7 @@ def route(
     from elm_jax.data import task_selection
     from elm_jax.routing import route as routing
 
+    load_task_files(task_files(source.tasks, names))
     options = parse_options(router.option, OWN_FLAGS, "k=10")
     opened = open_run(run, source, names, cache=cache, dtype=dtype)
     specs = task_selection.choose(names or [], opened.source, evaluation=True)
