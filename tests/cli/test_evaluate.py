@@ -12,7 +12,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.reporting.summary import summarise
 
 
-def told(capsys, *arguments):
+def error_of(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["evaluate", *arguments])
     assert stop.value.code == 2
@@ -31,7 +31,7 @@ def library(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "named"),
     [
         ("reo", "No router named 'reo'"),
         ("roe:experts=2+tise", "Did you mean 'ties'"),
@@ -39,19 +39,19 @@ def library(tmp_path):
         ("uniform+ties", "'ties' cannot: it works on ΔW"),
     ],
 )
-def test_an_impossible_method_is_refused_before_the_base_is_read(capsys, library, method, said):
-    err = told(capsys, "mini-unseen", "--run", library, "--method", method)
-    assert said in err
-    assert err.count("\n") == 1
+def test_an_impossible_method_is_refused_before_the_base_is_read(capsys, library, method, named):
+    error = error_of(capsys, "mini-unseen", "--run", library, "--method", method)
+    assert named in error
+    assert error.count("\n") == 1
 
 
 def test_a_recipe_needs_its_tasks_and_its_run(capsys):
-    err = told(capsys, "--gin_file=gin/runs/evaluate.gin")
-    assert "EVAL_TASKS, MODEL_DIR" in err
+    error = error_of(capsys, "--gin_file=gin/runs/evaluate.gin")
+    assert "EVAL_TASKS, MODEL_DIR" in error
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "named"),
     [
         (["mini-unseen"], "names of tasks"),
         (["--method", "roe"], "--method"),
@@ -59,17 +59,17 @@ def test_a_recipe_needs_its_tasks_and_its_run(capsys):
         (["--run", "elsewhere"], "--run"),
     ],
 )
-def test_a_flag_that_the_recipe_decides_is_refused_beside_it(capsys, flags, said):
-    err = told(capsys, "--gin_file=gin/runs/evaluate.gin", *flags)
-    assert said in err
-    assert err.count("\n") == 1
+def test_a_flag_that_the_recipe_decides_is_refused_beside_it(capsys, flags, named):
+    error = error_of(capsys, "--gin_file=gin/runs/evaluate.gin", *flags)
+    assert named in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", ["--limit", "--queries", "--merged", "--batch-tokens"])
 def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
-    err = told(capsys, "mini-unseen", "--run", library, flag, "0")
-    assert f"{flag}, got 0" in err
-    assert err.count("\n") == 1
+    error = error_of(capsys, "mini-unseen", "--run", library, flag, "0")
+    assert f"{flag}, got 0" in error
+    assert error.count("\n") == 1
 
 
 def test_an_outcome_of_generated_answers_alone_is_printed(capsys):
