@@ -149,7 +149,7 @@ def test_a_composite_can_be_merged_again(prepared, merge):
         (["one/lora", "two/lora", "--method", "ties", "--option", "desnity=0.2"], "Did you mean 'density'"),
         (["one/lora", "two/lora", "--option", "density"], "got 'density'"),
         (["one/lora", "two/lora", "--option", "method=ties"], "got 'method=ties'"),
-        (["one/lora", "two/lora", "--weights", "1,x"], "'x' came"),
+        (["one/lora", "two/lora", "--weights", "1,x"], "got 'x'"),
         (["one/lora", "two/lora", "--weights", "1"], "1 came for 2 experts"),
         (["one/lora", "two/full"], "'one/lora' has kind 'lora' and 'two/full' has 'full'"),
         (["one/bottleneck", "two/bottleneck", "--method", "ties"], "Use average or concatenate."),
