@@ -128,7 +128,7 @@ def score_batch(
 
 def _t5x() -> SimpleNamespace:
     """Returns T5X's modules by the last part of their names, and SeqIO."""
-    imports.load()
+    imports.import_t5x()
     modules = {name.rpartition(".")[2]: importlib.import_module(f"t5x.{name}") for name in MODULES}
     return SimpleNamespace(**modules, seqio=importlib.import_module("seqio"))
 

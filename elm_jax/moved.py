@@ -30,11 +30,14 @@ MOVED = {
         "define": "elm_jax.define_task",
         "load": "elm_jax.tasks.user_tasks.load_tasks",
     },
-    "elm_jax.t5x_door.checkpoints": "elm_jax.t5x.checkpoints",
+    "elm_jax.t5x_door.checkpoints": {
+        "batches": "elm_jax.t5x.checkpoints.get_dataset",
+        "fresh": "elm_jax.t5x.checkpoints.restore_rules",
+    },
     "elm_jax.t5x_door.launch": "elm_jax.t5x.launch",
     "elm_jax.t5x_door.module": "elm_jax.t5x.module",
     "elm_jax.t5x_door.optimizers": "elm_jax.t5x.optimizers",
-    "elm_jax.t5x_door.registry": "elm_jax.t5x.registry",
+    "elm_jax.t5x_door.registry": {"registered": "elm_jax.t5x.registry.register_with_seqio"},
 }
 PACKAGES = ("elm_jax.runs", "elm_jax.t5x_door")
 # Old name of the package's own -> the new one.

@@ -1,4 +1,4 @@
-"""Evaluates methods on unseen tasks, with the flags of `elm evaluate`; on a pod, on every host of it:
+"""Evaluates methods on unseen tasks, with the flags of `elm evaluate`; on a pod on each of its hosts:
 
 `python scripts/evaluate.py --multiprocess --gin_file=gin/runs/evaluate.gin [--gin.MACRO=VALUE ...]`
 """

@@ -1,5 +1,5 @@
-"""The command line, `elm`: one verb a function of `elm_jax.runs`."""
+"""The command line, `elm`: one file for each command, each of which calls one function of the package."""
 
-from elm_jax.cli.entry import app, main, spelled_out
+from elm_jax.cli.command_line import app, expand_gin_flags, main
 
-__all__ = ["app", "main", "spelled_out"]
+__all__ = ["app", "expand_gin_flags", "main"]

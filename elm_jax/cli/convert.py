@@ -1,6 +1,7 @@
-"""`elm convert`: weights in and out."""
+"""`elm convert`: weights from one format to another."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -12,9 +13,9 @@ def convert(
     src: Annotated[str, typer.Argument(help="A model's directory or name, a PEFT adapter, or an expert.")],
     dst: Annotated[str, typer.Argument(help="New directory; an expert's is LIBRARY/DATASET/PROMPT.")],
     to: Annotated[
-        str, typer.Option("--to", help="hf, t5x or elm; an expert goes to elm, peft, adapters or hf.")
+        str, typer.Option("--to", help="Format: hf, t5x or elm; of an expert elm, peft, adapters or hf.")
     ],
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; as stored without it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as stored.")] = None,
     base: Annotated[str | None, typer.Option(help="The base that an expert was trained on.")] = None,
     kind: Annotated[
         str | None, typer.Option(help="Take an expert out of a T5X checkpoint: bottleneck, lora, ia3, full.")
@@ -22,17 +23,16 @@ def convert(
     ignore: Annotated[
         list[str] | None,
         typer.Option(
-            help="A field of a foreign configuration, of --base too, that does not change what is computed."
+            help="A field of a foreign configuration, of --base too, that does not change the computation; "
+            "may be repeated."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Weights in and out: Hugging Face, T5X, PEFT and our own format."""
-    from dataclasses import asdict
+    """Convert weights between Hugging Face, T5X, PEFT and our own format."""
+    from elm_jax.experts import convert as conversion
 
-    from elm_jax.experts import convert as runs
-
-    made = runs.convert(src, dst, to, dtype=dtype, base=base, kind=kind, ignore=ignore or ())
+    made = conversion.convert(src, dst, to, dtype=dtype, base=base, kind=kind, ignore=ignore or ())
     if as_json:
         print(json.dumps(asdict(made)))
         return

@@ -1,4 +1,4 @@
-"""`elm doctor`: what is here, and what is missing."""
+"""`elm doctor`: devices, versions, and what is missing."""
 
 import json
 
@@ -6,17 +6,17 @@ from elm_jax.cli.options import AsJson
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Devices, versions, what is missing and the command that mends it."""
-    from elm_jax.launch import doctor as runs
+    """Devices, versions, and what is missing, with the command that installs it."""
+    from elm_jax.launch import doctor as diagnosis
     from elm_jax.reporting import documents
 
-    found = runs.doctor()
+    report = diagnosis.doctor()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(report))
         return
     for name, value in documents.flatten_values(
-        {name: value for name, value in found.items() if name != "mend"}
+        {name: value for name, value in report.items() if name != "mend"}
     ):
         print(f"{name:<32}{'missing' if value == 'None' else value}")
-    for command in found["mend"]:
-        print(f"to mend: {command}")
+    for command in report["mend"]:
+        print(f"Fix: {command}")

@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elm_jax.cli.options import (
-    DEFAULT_OUT,
-    AsJson,
-    RunDir,
-)
+from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir
 
 if TYPE_CHECKING:
     from elm_jax.experts.listing import ExpertSummary
@@ -22,24 +18,24 @@ app = typer.Typer(help="The experts of a library.", no_args_is_help=True)
 def experts_list(
     run: RunDir = DEFAULT_OUT,
     composites: Annotated[
-        bool, typer.Option("--composites", help="Those that were merged, or trained on many tasks.")
+        bool, typer.Option("--composites", help="List merged and multitask experts instead.")
     ] = False,
-    scores: Annotated[bool, typer.Option("--scores", help="Their accuracies in this run, too.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Print their accuracies in this run too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """All experts of a run's library: sizes, owners, and how they scored."""
-    from elm_jax.cli.shown import show
+    """All experts of a run's library: sizes, owners, accuracies."""
+    from elm_jax.cli.output import print_table
     from elm_jax.experts import listing
     from elm_jax.experts.library import Library
     from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
-    wanted = Library.open(workspace.composites, create=True).ids() if composites else None
-    found = listing.summarize_experts(workspace, wanted, scored=scores)
+    ids = Library.open(workspace.composites, create=True).ids() if composites else None
+    experts = listing.summarize_experts(workspace, ids, scored=scores)
     if as_json:
-        print(json.dumps([_told(one) for one in found], ensure_ascii=False))
+        print(json.dumps([_to_json(one) for one in experts], ensure_ascii=False))
         return
-    show(listing.summary_table(found, scored=scores), may_shrink=True)
+    print_table(listing.summary_table(experts, scored=scores), may_shrink=True)
 
 
 @app.command("show")
@@ -48,21 +44,21 @@ def experts_show(
     run: RunDir = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
-    """One expert: size, owner, base, recipe, how it scored, and the parameters it owns."""
+    """One expert: size, owner, base, recipe, accuracies, and the parameters it owns."""
     from elm_jax.experts import listing
     from elm_jax.session.workspace import Workspace
 
-    (found,) = listing.summarize_experts(Workspace.open(run), [name], scored=True)
+    (expert,) = listing.summarize_experts(Workspace.open(run), [name], scored=True)
     if as_json:
-        print(json.dumps(_told(found), ensure_ascii=False))
+        print(json.dumps(_to_json(expert), ensure_ascii=False))
         return
-    for field, value in listing.summary_fields(found):
+    for field, value in listing.summary_fields(expert):
         print(f"{field:<24} {value}")
 
 
 @app.command("verify")
 def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
-    """Checksums, base, missing files; exit code 1 if anything is wrong."""
+    """Check checksums, base and files; exit code 1 if anything is wrong."""
     from elm_jax.experts.library import Library
     from elm_jax.session import settings
     from elm_jax.session.workspace import Workspace
@@ -83,42 +79,44 @@ def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
 def experts_remove(
     name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
 ) -> None:
-    """Take one expert out of the library, or of the composites where the library has none of that id."""
+    """Remove one expert from the library, or from the composites if the library has none of that id."""
     from elm_jax.experts.library import Library
     from elm_jax.experts.lookup import find_library
     from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
-    there = find_library(workspace, name)
-    there.remove(name)
-    rest = Library.open(workspace.composites, create=True)
-    left = f"; another of that id is still in {rest.root}" if name in rest else ""
-    print(f"{name} was removed from {there.root}{left}.")
+    library = find_library(workspace, name)
+    library.remove(name)
+    composites = Library.open(workspace.composites, create=True)
+    rest = f"; another of that id is still in {composites.root}" if name in composites else ""
+    print(f"{name} was removed from {library.root}{rest}.")
 
 
 @app.command("add")
 def experts_add(
-    src: Annotated[
-        str, typer.Argument(help="A checkpoint of T5X's, an exported expert, or an adapter of PEFT's.")
-    ],
+    src: Annotated[str, typer.Argument(help="A T5X checkpoint, an exported expert, or a PEFT adapter.")],
     id: Annotated[
-        str | None, typer.Option("--id", help="DATASET/PROMPT; an exported expert brings its own.")
+        str | None, typer.Option("--id", help="DATASET/PROMPT; default: the exported expert's own.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="bottleneck, lora, ia3 or full; told by the parameters' names without.")
+        str | None, typer.Option(help="bottleneck, lora, ia3 or full; default: by the parameters' names.")
     ] = None,
     dataset: Annotated[
         list[str] | None,
-        typer.Option("--dataset", help="What it was trained on; may be repeated. That of --id without it."),
+        typer.Option(
+            "--dataset", help="A dataset it was trained on; may be repeated; default: that of --id."
+        ),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an expert of the same id.")] = False,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(help="A field of PEFT's configuration that does not change what is computed."),
+        typer.Option(
+            help="A field of PEFT's configuration that does not change the computation; may be repeated."
+        ),
     ] = None,
     run: RunDir = DEFAULT_OUT,
 ) -> None:
-    """Put an expert that was made elsewhere into the library."""
+    """Add an expert that was made elsewhere to the library."""
     from elm_jax.experts import import_export
 
     spec = import_export.import_expert(
@@ -141,19 +139,21 @@ def experts_export(
 
 @app.command("push")
 def experts_push(
-    repository: Annotated[str, typer.Argument(help="owner/name or owner/name@branch; made if it is absent.")],
+    repository: Annotated[
+        str, typer.Argument(help="owner/name or owner/name@branch; created if it is absent.")
+    ],
     names: Annotated[
         list[str] | None, typer.Argument(help="Experts by id; default: the whole library.")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option(help="The model card's licence, such as apache-2.0; default: as it was.")
+        str | None, typer.Option(help="The model card's licence, such as apache-2.0; default: unchanged.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
-    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an expert of the same id.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     run: RunDir = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
-    """Put experts, with a model card, into a repository of the Hugging Face hub, in one commit."""
+    """Upload experts, with a model card, to a repository of the Hugging Face hub, in one commit."""
     from elm_jax.experts import push_pull
 
     done = push_pull.push(repository, names or (), run=run, licence=licence, replace=replace, private=private)
@@ -161,7 +161,7 @@ def experts_push(
         print(json.dumps(asdict(done), ensure_ascii=False))
         return
     print(
-        f"{len(done.experts)} experts pushed, of which {len(done.unchanged)} were there; "
+        f"{len(done.experts)} experts pushed, of which {len(done.unchanged)} were there already; "
         f"hf:{done.repository}@{done.commit} has {len(done.every)}."
     )
 
@@ -172,11 +172,11 @@ def experts_pull(
     only: Annotated[
         str | None, typer.Option(help="An id, or a pattern such as 'dream/*'; default: all.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an expert of the same id.")] = False,
     run: RunDir = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
-    """Put experts of a repository of the Hugging Face hub into the library."""
+    """Download experts of a repository of the Hugging Face hub into the library."""
     from elm_jax.experts import push_pull
 
     done = push_pull.pull(repository, only=only, run=run, replace=replace)
@@ -185,12 +185,12 @@ def experts_pull(
         return
     print(
         f"{len(done.experts)} experts of hf:{done.repository}@{done.commit} are in the library, "
-        f"of which {len(done.unchanged)} were there."
+        f"of which {len(done.unchanged)} were there already."
     )
 
 
-def _told(one: "ExpertSummary") -> dict[str, Any]:
-    """Returns what a script may want to know of an expert."""
+def _to_json(one: "ExpertSummary") -> dict[str, Any]:
+    """Returns what `--json` prints of an expert."""
     about, size, spec = one.description, one.size, one.description.spec
     return {
         "id": spec.id,

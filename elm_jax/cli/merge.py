@@ -1,67 +1,76 @@
-"""`elm merge`: several experts made one."""
+"""`elm merge`: one expert made of several."""
 
 import json
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
-from elm_jax.cli.opened import task_files
-from elm_jax.cli.options import DEFAULT_OUT, AsJson, DataDir, RunDir, TaskFiles, TemplatesDir
+from elm_jax.cli.flags import flattened
+from elm_jax.cli.inputs import load_task_files, open_run, parse_options
+from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir, SourceFlags
 from elm_jax.errors import UserError
 
 
-def merge(
-    experts: Annotated[list[str] | None, typer.Argument(help="Experts by id.")] = None,
-    run: RunDir = DEFAULT_OUT,
-    method: Annotated[str, typer.Option(help="How they are merged; --methods lists all ways.")] = "average",
+@dataclass(frozen=True)
+class MergeFlags:
+    """How experts are merged."""
+
+    PANEL: ClassVar[str] = "Merging"
+    method: Annotated[str, typer.Option(help="Merging method; --methods lists all.")] = "average"
     weights: Annotated[
-        str | None, typer.Option(help="One an expert, with commas between; alike without.")
-    ] = None,
+        str | None, typer.Option(help="One for each expert, separated by commas; default: equal.")
+    ] = None
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; may be repeated.")
-    ] = None,
+    ] = None
     statistics: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the method knows of data: a safetensors file an expert, in their order. Without them "
-            "they are taken of each expert's training rows."
+            help="A safetensors file with an expert's statistics of data, in the order of the experts; "
+            "default: computed from each expert's training rows."
         ),
-    ] = None,
-    rows: Annotated[int, typer.Option(help="Training rows of an expert that statistics are taken of.")] = 256,
-    id: Annotated[str | None, typer.Option("--id", help="What the merged expert is called.")] = None,
+    ] = None
+    rows: Annotated[int, typer.Option(help="Training rows of each expert that statistics are of.")] = 256
+    id: Annotated[str | None, typer.Option("--id", help="Id of the merged expert.")] = None
+
+
+@flattened
+def merge(
+    experts: Annotated[list[str] | None, typer.Argument(help="Experts by id.")] = None,
+    run: RunDir = DEFAULT_OUT,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and their options.")] = False,
-    data_dir: DataDir = None,
-    templates_dir: TemplatesDir = None,
-    tasks: TaskFiles = None,
     as_json: AsJson = False,
+    *,
+    merging: MergeFlags,
+    source: SourceFlags,
 ) -> None:
     """Make one expert of several; it goes to the run's composites, where no router finds it."""
-    files = task_files(tasks)
+    load_task_files(source.tasks)
     if methods:
-        _list(as_json)
+        _print_methods(as_json)
         return
     from elm_jax import storage
     from elm_jax.merging import merge as runs
-    from elm_jax.session import opening
     from elm_jax.session.workspace import Workspace
 
-    options = dict(map(_named, option or []))
-    known = [storage.read_arrays(file, what="Statistics") for file in statistics] if statistics else None
-    # Planned by specs alone before the base is read, which `open_run` does.
+    files = merging.statistics
+    statistics = [storage.read_arrays(file, what="Statistics") for file in files] if files else None
+    # Mistakes that the experts' specs show are reported before the base is read.
     plan = runs.plan_run_merge(
         Workspace.open(run),
         experts or [],
-        method,
-        options,
-        weights=None if weights is None else [_number(weight) for weight in weights.split(",")],
-        statistics=known,
-        id=id,
+        merging.method,
+        parse_options(merging.option, (), "density=0.3"),
+        weights=None if merging.weights is None else list(map(_weight, merging.weights.split(","))),
+        statistics=statistics,
+        id=merging.id,
     )
-    opened = opening.open_run(run, data_dir=data_dir, templates_dir=templates_dir, task_files=files)
-    spec = runs.run_merge(opened, plan, statistics=known, rows=rows).spec
+    opened = open_run(run, source)
+    spec = runs.run_merge(opened, plan, statistics=statistics, rows=merging.rows).spec
     if as_json:
-        told = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}
-        print(json.dumps(told, ensure_ascii=False))
+        document = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}
+        print(json.dumps(document, ensure_ascii=False))
         return
     print(spec.id)
     for name in ("note", "error"):
@@ -69,11 +78,11 @@ def merge(
             print(f"{name}: {spec.recipe[name]}")
 
 
-def _list(as_json: bool) -> None:
+def _print_methods(as_json: bool) -> None:
     from elm_jax.merging.table import MERGES
 
     if as_json:
-        told = [
+        documents = [
             {
                 "name": name,
                 "says": method.description,
@@ -81,32 +90,22 @@ def _list(as_json: bool) -> None:
                 "statistics": method.statistics_shape is not None,
                 "symmetric": method.symmetric,
             }
-            for name, method in sorted(MERGES.items())
+            for name, method in MERGES.items()
         ]
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(documents, ensure_ascii=False))
         return
-    for name, method in sorted(MERGES.items()):
+    for name, method in MERGES.items():
         print(f"{name:<16} {method.description}")
         for known, option in method.options.items():
-            default = "" if option.default is None else f" (default: {option.default})"
+            default = "" if option.default is None else f"; default: {option.default}"
             print(f"{'':<16} {known}: {option.description}{default}")
 
 
-def _number(text: str) -> float:
+def _weight(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"Weights with commas between, as 0.3,0.7, are wanted, but {text!r} came.") from None
-
-
-def _named(text: str) -> tuple[str, Any]:
-    """Splits NAME=VALUE; a value that is no JSON is text."""
-    name, equals, value = text.partition("=")
-    if not equals:
         raise UserError(
-            f"An option as density=0.3 is wanted, but {text!r} came. `elm merge --methods` lists them."
-        )
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+            f"Expected weights separated by commas, such as 0.3,0.7, got {text!r}. Fix: give --weights one "
+            "number for each expert."
+        ) from None

@@ -1,29 +1,18 @@
-"""Options: the flags and arguments that several verbs take, described once."""
+"""The flags and arguments that several commands take, described once; those that go together are records."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
-Out = Annotated[str, typer.Option("--out", help="Directory to write; a run that was stopped goes on there.")]
-RunDir = Annotated[str, typer.Option("--run", help="Directory of a run, as `elm quickstart` makes one.")]
-DataDir = Annotated[str | None, typer.Option(help="Directory of datasets.")]
-TemplatesDir = Annotated[
-    str | None,
-    typer.Option(help="Directory of templates, laid out as PromptSource's; the fetched ones without it."),
+DEFAULT_OUT = "elm_out"
+
+Out = Annotated[
+    str, typer.Option("--out", help="Directory to write. A run that was stopped continues there.")
 ]
+RunDir = Annotated[str, typer.Option("--run", help="Directory of a run, such as `elm quickstart` makes.")]
+OptionalRun = Annotated[str | None, typer.Option("--run", help="A run whose base and data are used.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Tasks by id, dataset or group.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-GinFiles = Annotated[list[str] | None, typer.Option("--gin_file", help="A recipe; later ones win.")]
-GinBindings = Annotated[
-    list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
-]
-Limit = Annotated[int | None, typer.Option(help="Take at most so many rows of each task.")]
-Cache = Annotated[str | None, typer.Option("--cache", help="Directory of prepared rows; the run's own.")]
-VocabularyFile = Annotated[
-    str | None,
-    typer.Option("--vocabulary", help="SentencePiece model or tokenizer.json; default: the base's."),
-]
 TaskFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,29 +20,124 @@ TaskFiles = Annotated[
         help="A file of your own tasks, YAML or Python; Python may register routers and merges too.",
     ),
 ]
-KnownRun = Annotated[str | None, typer.Option("--run", help="A run whose base and data are used.")]
-Split = Annotated[str | None, typer.Option(help="Another split than each task's own.")]
-ExtraIds = Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")]
+TemplatesDir = Annotated[
+    str | None,
+    typer.Option(help="Directory of templates, laid out as PromptSource's; default: the fetched ones."),
+]
+Cache = Annotated[
+    str | None, typer.Option("--cache", help="Directory of prepared rows; default: the run's own.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+GinBindings = Annotated[
+    list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Rows of each task at most; default: as many as the paper takes.")
+]
+Split = Annotated[str | None, typer.Option(help="Split to read; default: each task's own.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="What the base is held and computes in, float32 or bfloat16; as stored.")
+    str | None,
+    typer.Option(help="Type of the base and its computation, float32 or bfloat16; default: as stored."),
 ]
-MaxPrompt = Annotated[int | None, typer.Option(help="Tokens of an input, the end included.")]
-MaxAnswer = Annotated[int | None, typer.Option(help="Tokens of an answer, the end included.")]
-Truncate = Annotated[
-    int | None,
-    typer.Option(help="Characters of a value that a template may write, 2048 without it; 0 for no limit."),
-]
-Faithful = Annotated[
-    list[str] | None,
-    typer.Option(help="One of the original's ways with data, see `elm_jax.tasks.specs.SWITCHES`, or all."),
-]
-Multiprocess = Annotated[
-    bool,
-    typer.Option("--multiprocess", "--multiprocess_gpu", help="This is one of several processes of a job."),
-]
-Coordinator = Annotated[
-    str | None, typer.Option("--coordinator_address", help="Address and port of the job's first process.")
-]
-ProcessCount = Annotated[int | None, typer.Option("--process_count", help="How many processes the job has.")]
-ProcessIndex = Annotated[int | None, typer.Option("--process_index", help="Which of them this is, from 0.")]
-DEFAULT_OUT = "elm_out"
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """Where tasks, their datasets and templates are."""
+
+    PANEL: ClassVar[str] = "Data"
+    data_dir: Annotated[str | None, typer.Option(help="Directory of datasets.")] = None
+    templates_dir: TemplatesDir = None
+    tasks: TaskFiles = None
+
+
+@dataclass(frozen=True)
+class DataFlags(SourceFlags):
+    """Where rows come from, how many are read, and the type that the base computes in."""
+
+    cache: Cache = None
+    limit: Limit = None
+    dtype: Dtype = None
+
+
+@dataclass(frozen=True)
+class RowFlags:
+    """Which rows of a task are read."""
+
+    PANEL: ClassVar[str] = "Data"
+    split: Split = None
+    limit: Limit = None
+
+
+@dataclass(frozen=True)
+class TokenFlags:
+    """How rows are tokenised."""
+
+    PANEL: ClassVar[str] = "Tokens"
+    vocabulary: Annotated[
+        str | None, typer.Option(help="SentencePiece model or tokenizer.json; default: the base's.")
+    ] = None
+    extra_ids: Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")] = 100
+    max_prompt: Annotated[
+        int | None, typer.Option(help="Tokens of an input at most, the end included; default: the run's.")
+    ] = None
+    max_answer: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most, the end included; default: the run's.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class RenderFlags:
+    """How templates write rows."""
+
+    PANEL: ClassVar[str] = "Rendering"
+    truncate: Annotated[
+        int | None,
+        typer.Option(help="Characters of a value that a template may write; default: 2048; 0 for no limit."),
+    ] = None
+    faithful: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A way of the original with data to keep, one of `elm_jax.tasks.original.SWITCHES`, or all."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RecipeFlags:
+    """A recipe and what is changed in it."""
+
+    PANEL: ClassVar[str] = "Recipe"
+    gin_file: Annotated[
+        list[str] | None, typer.Option("--gin_file", help="A recipe; may be repeated, and the last wins.")
+    ] = None
+    gin_bindings: GinBindings = None
+
+
+@dataclass(frozen=True)
+class ProcessFlags:
+    """One process of a job on several hosts."""
+
+    PANEL: ClassVar[str] = "Several hosts"
+    multiprocess: Annotated[
+        bool,
+        typer.Option(
+            "--multiprocess", "--multiprocess_gpu", help="This is one of several processes of a job."
+        ),
+    ] = False
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            "--coordinator_address",
+            help="Address and port of the job's first process; default: as the cluster says.",
+        ),
+    ] = None
+    process_count: Annotated[
+        int | None,
+        typer.Option("--process_count", help="Number of processes of the job; default: as the cluster says."),
+    ] = None
+    process_index: Annotated[
+        int | None,
+        typer.Option("--process_index", help="Number of this process, from 0; default: as the cluster says."),
+    ] = None

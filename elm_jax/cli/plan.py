@@ -1,4 +1,4 @@
-"""`elm plan`: what recipes take on slices, by their own compilers."""
+"""`elm plan`: what recipes take on slices, by the compilers of TPUs and GPUs."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elm_jax.cli.options import AsJson, GinBindings
-from elm_jax.cli.shown import show
+from elm_jax.cli.output import print_table
 from elm_jax.errors import UserError
 
 AXES = ("expert", "data", "fsdp", "tensor")
@@ -23,16 +23,18 @@ def plan(
     ],
     mesh: Annotated[
         str | None,
-        typer.Option(help="Sizes by axis, as expert=4,fsdp=-1; default: as the run would take them."),
+        typer.Option(help="Sizes by axis, such as expert=4,fsdp=-1; default: as the run would choose them."),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Of the base, as xl; default: that of the recipe's base, else xl."),
+        typer.Option(help="Size of the base, such as xl; default: that of the recipe's base, else xl."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the base: bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Type of the base: bfloat16 or float32.")] = "bfloat16",
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each task whose size the catalogue does not know; default: counted."),
+        typer.Option(
+            min=1, help="Rows of each task whose size the catalogue does not know; default: counted."
+        ),
     ] = None,
     experts: Annotated[
         int | None,
@@ -41,41 +43,41 @@ def plan(
     gin_bindings: GinBindings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every program of recipes for slices that are not here: memory, time, traffic.
+    """Compile every program of recipes for slices that are not here, and print memory, time and traffic.
 
     Example: elm plan gin/recipes/all_prompt_experts.gin --slice v5e-4
 
-    Exit code 1 if something does not fit. Wants the extra: pip install 'elm_jax[plan]'.
+    Exit code 1 if something does not fit. Needs the extra: pip install 'elm_jax[plan]'.
     """
-    # What is compiled is for devices that are not here: JAX need not look for any.
+    # The programs are for devices that are not here, so JAX need not look for any.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from elm_jax.aot.slices import parse_slice, require_compiler
     from elm_jax.planning import plan as planning
     from elm_jax.planning import workloads
     from elm_jax.planning.tables import plan_tables
 
-    chosen, sizes = [parse_slice(name) for name in slices], _mesh(mesh)
+    chosen, sizes = [parse_slice(name) for name in slices], _parse_mesh(mesh)
     for each in chosen:
         require_compiler(each.kind.platform)
-    asked = workloads.PlanOptions(size, dtype, rows, experts)
+    overrides = workloads.PlanOptions(size, dtype, rows, experts)
     loads = [
         (recipe, load)
         for recipe in recipes
-        for load in workloads.read_workloads(recipe, gin_bindings or [], asked)
+        for load in workloads.read_workloads(recipe, gin_bindings or [], overrides)
     ]
-    progress, fits, told = _Progress(), True, []
+    progress, fits, documents = _Progress(), True, []
     for recipe, load in loads:
         for each in chosen:
-            found = planning.plan(load, each, sizes, progress)
+            result = planning.plan(load, each, sizes, progress)
             progress.end()
-            fits = fits and found.fits
-            told.append({"recipe": recipe, **found.to_json()})
+            fits = fits and result.fits
+            documents.append({"recipe": recipe, **result.to_json()})
             if not as_json:
-                for table in plan_tables(found):
-                    show(table)
+                for table in plan_tables(result):
+                    print_table(table)
     if as_json:
-        print(json.dumps({"slices": told}))
-    for each in told:
+        print(json.dumps({"slices": documents}))
+    for each in documents:
         if not each["fits"]:
             print(f"elm: {each['recipe']} on {each['slice']}: {each['reason']}", file=sys.stderr)
     if not fits:
@@ -83,7 +85,7 @@ def plan(
 
 
 class _Progress:
-    """Says on standard error which program is compiled, on one line that a terminal writes over."""
+    """Prints to standard error which program is being compiled; a terminal shows one line."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -102,8 +104,12 @@ class _Progress:
             print("\r\x1b[K", end="", file=sys.stderr)
 
 
-def _mesh(text: str | None) -> dict[str, int] | None:
-    """Reads `expert=4,fsdp=-1`."""
+def _parse_mesh(text: str | None) -> dict[str, int] | None:
+    """Parses sizes by axis.
+
+    >>> _parse_mesh("expert=4,fsdp=-1")
+    {'expert': 4, 'fsdp': -1}
+    """
     if text is None:
         return None
     sizes: dict[str, int] = {}

@@ -5,21 +5,20 @@ from typing import Annotated
 
 import typer
 
-from elm_jax.cli.options import (
-    AsJson,
-    TemplatesDir,
-)
+from elm_jax.cli.options import AsJson, TemplatesDir
 
 app = typer.Typer(help="PromptSource's templates.", no_args_is_help=True)
 
 
 @app.command("fetch")
 def prompts_fetch(
-    cache: Annotated[str | None, typer.Option(help="Directory to keep them in.")] = None,
-    index: Annotated[str | None, typer.Option(help="Package index; pip's own without it.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Directory to write them to; default: elm_jax's cache.")
+    ] = None,
+    index: Annotated[str | None, typer.Option(help="Package index; default: pip's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring PromptSource's templates from the package index into the cache; nothing is installed."""
+    """Download PromptSource's templates from the package index into the cache; nothing is installed."""
     from elm_jax.prompting import archive
 
     fetched = archive.fetch_templates(cache=cache, index=index)
@@ -40,14 +39,14 @@ def prompts_list(
     from elm_jax.prompting import archive
 
     if dataset:
-        found = {
+        listing = {
             name: each.answer_choices
             for name, each in archive.load_cached_templates(dataset, templates_dir).items()
         }
     else:
-        found = archive.count_templates(templates_dir)
+        listing = archive.count_templates(templates_dir)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(listing, ensure_ascii=False))
         return
-    for name, told in found.items():
-        print(name if told is None else f"{name:<40} {told}")
+    for name, choices in listing.items():
+        print(name if choices is None else f"{name:<40} {choices}")

@@ -1,29 +1,27 @@
-"""`elm tasks`: what is defined, and what the model will see."""
+"""`elm tasks`: which tasks there are, and what the model sees of them."""
 
 import json
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from elm_jax.cli.opened import given_to, read_as, task_files
+from elm_jax.cli.flags import flattened
+from elm_jax.cli.inputs import load_task_files, override, row_reader
 from elm_jax.cli.options import (
     AsJson,
-    DataDir,
-    ExtraIds,
-    Faithful,
-    KnownRun,
-    Limit,
-    MaxAnswer,
-    MaxPrompt,
+    OptionalRun,
+    RenderFlags,
+    RowFlags,
+    SourceFlags,
     Split,
     TaskFiles,
     TemplatesDir,
-    Truncate,
-    VocabularyFile,
+    TokenFlags,
 )
 
-app = typer.Typer(help="What is defined, and what the model will see.", no_args_is_help=True)
+app = typer.Typer(help="Which tasks there are, and what the model sees of them.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -32,11 +30,11 @@ def tasks_list(
     tasks: TaskFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every task: one entry a dataset-prompt pair."""
+    """All tasks, each a dataset with a prompt."""
     from elm_jax.tasks import specs
 
-    task_files(tasks)
-    found = specs.task_specs(group)
+    load_task_files(tasks)
+    chosen = specs.task_specs(group)
     if as_json:
         entries = [
             {
@@ -44,11 +42,11 @@ def tasks_list(
                 "group": group or spec.group,  # "mini" is the embedded suite, of two groups
                 **{name: getattr(spec, name) for name in ("dataset", "config", "prompt", "metric")},
             }
-            for spec in found
+            for spec in chosen
         ]
         print(json.dumps(entries, ensure_ascii=False))
         return
-    for spec in found:
+    for spec in chosen:
         print(f"{spec.group:<12} {spec.metric:<11} {spec.id}")
 
 
@@ -58,12 +56,10 @@ def tasks_show(
     templates_dir: TemplatesDir = None,
     tasks: TaskFiles = None,
 ) -> None:
-    """One task: where it comes from, and its template where that is at hand."""
-    from dataclasses import asdict
-
+    """One task: where it comes from, and its template if that is at hand."""
     from elm_jax.tasks import specs, task_templates
 
-    task_files(tasks)
+    load_task_files(tasks)
     spec = specs.find_task(name)
     for field, value in asdict(spec).items():
         print(f"{field:<16} {value}")
@@ -73,79 +69,65 @@ def tasks_show(
 
 
 @app.command("preview")
+@flattened
 def tasks_preview(
     name: Annotated[str, typer.Argument(help="A task's id.")],
-    rows: Annotated[int, typer.Option(help="How many rows.")] = 3,
+    rows: Annotated[int, typer.Option(help="Rows to print.")] = 3,
+    run: OptionalRun = None,
     split: Split = None,
-    data_dir: DataDir = None,
-    templates_dir: TemplatesDir = None,
-    tasks: TaskFiles = None,
-    run: KnownRun = None,
-    vocabulary: VocabularyFile = None,
-    extra_ids: ExtraIds = 100,
-    max_prompt: MaxPrompt = None,
-    max_answer: MaxAnswer = None,
-    truncate: Truncate = None,
-    faithful: Faithful = None,
+    *,
+    source: SourceFlags,
+    tokens: TokenFlags,
+    render: RenderFlags,
 ) -> None:
-    """Rows as the model will see them: input, choices, target; tokens too with --run or --vocabulary."""
-    from elm_jax.data import preview as runs
+    """Rows as the model sees them: input, choices, target; with --run or --vocabulary tokens too."""
+    from elm_jax.data import preview as previews
     from elm_jax.tasks import data_source, specs
 
-    task_files(tasks)
-    source, tokenizer, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
-    spec = specs.find_task(name)
-    source = data_source.override_rendering(source, truncate, faithful)
-    source = given_to(source, data_dir=data_dir, templates_dir=templates_dir)
+    load_task_files(source.tasks)
+    reader = row_reader(run, source, tokens, render)
+    spec, read = specs.find_task(name), reader.source
     if split:
-        source = given_to(source, splits={spec.dataset: split})
-    shown, count = runs.preview_task(spec, source, rows=rows, tokenizer=tokenizer, lengths=lengths)
+        read = replace(read, splits={spec.dataset: split})
+    shown, count = previews.preview_task(
+        spec, read, rows=rows, tokenizer=reader.tokenizer, lengths=reader.lengths
+    )
     console = Console(highlight=False, soft_wrap=True)
     for row in shown:
         console.rule(row.example.row_id)
         for line in row.lines:
             console.print(line)
-    console.print(f"{len(shown)} of {count} rows of the {data_source.get_split(spec, source)} split.")
+    console.print(f"{len(shown)} of {count} rows of the {data_source.get_split(spec, read)} split.")
 
 
 @app.command("check")
+@flattened
 def tasks_check(
     name: Annotated[
         str, typer.Argument(help="A task's id, a dataset, a group, or a file that defines tasks.")
     ],
-    split: Split = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="A kind of finding that is no reason to fail.")
+        list[str] | None, typer.Option(help="A kind of finding that is no failure; may be repeated.")
     ] = None,
-    data_dir: DataDir = None,
-    templates_dir: TemplatesDir = None,
-    tasks: TaskFiles = None,
-    run: KnownRun = None,
-    vocabulary: VocabularyFile = None,
-    extra_ids: ExtraIds = 100,
-    max_prompt: MaxPrompt = None,
-    max_answer: MaxAnswer = None,
-    limit: Limit = None,
-    truncate: Truncate = None,
-    faithful: Faithful = None,
+    run: OptionalRun = None,
     as_json: AsJson = False,
+    *,
+    source: SourceFlags,
+    rows: RowFlags,
+    tokens: TokenFlags,
+    render: RenderFlags,
 ) -> None:
-    """What is wrong with tasks, before anything is trained on them; exit code 1 if anything is."""
-    from dataclasses import asdict
-
-    from elm_jax.data import check as runs
+    """Find what is wrong with tasks before anything is trained on them; exit code 1 if anything is."""
+    from elm_jax.data import check as checks
     from elm_jax.data import task_selection
-    from elm_jax.tasks import data_source
 
-    task_files(tasks)
-    source, tokenizer, lengths = read_as(run, vocabulary, extra_ids, max_prompt, max_answer)
-    source = data_source.override_rendering(source, truncate, faithful)
-    source = given_to(source, data_dir=data_dir, templates_dir=templates_dir, limit=limit)
-    allowed, chosen = runs.parse_kinds(allow or ()), task_selection.select_tasks([name], source)
-    if split:
-        source = given_to(source, splits={spec.dataset: split for spec in chosen})
-    checked = runs.check_tasks(chosen, source, tokenizer=tokenizer, lengths=lengths)
-    refused = runs.drop_findings(checked, allowed)
+    load_task_files(source.tasks)
+    reader = row_reader(run, source, tokens, render)
+    read = override(reader.source, limit=rows.limit)
+    allowed, specs = checks.parse_kinds(allow or ()), task_selection.select_tasks([name], read)
+    if rows.split:
+        read = replace(read, splits={spec.dataset: rows.split for spec in specs})
+    checked = checks.check_tasks(specs, read, tokenizer=reader.tokenizer, lengths=reader.lengths)
     if as_json:
         print(json.dumps([asdict(each) for each in checked], ensure_ascii=False))
     else:
@@ -153,5 +135,5 @@ def tasks_check(
             print(f"{each.task} ({each.split}): applies to {each.applies:,} of {each.rows:,} rows.")
             for finding in each.findings:
                 print(f"  {finding.kind}: {finding.message}")
-    if any(each.findings for each in refused):
+    if any(each.findings for each in checks.drop_findings(checked, allowed)):
         raise typer.Exit(1)

@@ -1,6 +1,6 @@
-"""The door to lm-eval: the one room that imports its harness, which calls our scoring and generation.
+"""Our experts as a model of lm-eval, the evaluation harness; no other room imports it.
 
-lm-eval finds models by name in a registry that only its own modules fill, so its command is started here:
+lm-eval finds models in a registry that only its own modules fill, so its command is started here:
 
     python -m elm_jax.lm_eval --model elm --model_args run=DIR,router=roe --tasks NAMES …
 

@@ -1,18 +1,18 @@
-"""The launcher of lm-eval: its own command line, unchanged, with `elm` among its models."""
+"""Starts lm-eval's own command line, unchanged, with `elm` among its models."""
 
 import importlib.util
 import sys
 
 from elm_jax.errors import UserError
 
-HOW = "Run `pip install 'elm_jax[lm-eval]'`."
+INSTALL = "run `pip install 'elm_jax[lm-eval]'`."
 
 
 def main() -> None:
-    """Runs lm-eval's command with the arguments that came; a UserError ends with code 2."""
+    """Runs lm-eval's command line; a UserError is one sentence and exit code 2."""
     try:
         if importlib.util.find_spec("lm_eval") is None:
-            raise UserError(f"lm-eval is wanted, but it is not installed. {HOW}")
+            raise UserError(f"Expected lm-eval, got no package lm_eval. Fix: {INSTALL}")
         from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
 
         from elm_jax.lm_eval import model

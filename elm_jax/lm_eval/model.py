@@ -1,8 +1,8 @@
-"""The model that lm-eval calls `elm`: a run's base with its experts, behind lm-eval's three questions.
+"""The model that lm-eval calls `elm`: a run's base with its experts, behind lm-eval's three kinds of request.
 
-A context goes to the encoder and a continuation to the decoder, each tokenised alone, as lm-eval's own
-encoder-decoder models have it. Unlike them a continuation ends with end-of-sequence, which counts: so scores
-are those of `elm_jax.score_choices`; `eos=False` gives lm-eval's.
+A context goes to the encoder and a continuation to the decoder, each tokenised alone, as in lm-eval's own
+encoder-decoder models. Unlike there, a continuation ends with end-of-sequence, which is scored too, so that
+scores are those of `elm_jax.score_choices`; `eos=False` gives lm-eval's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,21 +32,31 @@ from elm_jax.scoring.scorer import BATCH_TOKENS, ChoiceScores
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 
-# lm-eval's own models are imported above, though unused: the harness lists them only where its registry is
-# empty, which `elm` in it would prevent.
-AT_ONCE = 64  # experts that are held together
+# The import of lm-eval's own models looks unused: the harness imports them only if its registry is empty,
+# which `elm` in it would prevent.
+MAX_STACKED_EXPERTS = 64  # experts in memory at once
 
 
 @register_model("elm")
 class ElmLM(LM):
-    """A run with one expert for all requests, with a router that chooses by task, or with the base alone.
+    """A run's base alone, with one expert, or with a router that chooses experts for each task.
 
-    `run` is the run's directory, `expert` an expert's id in it or `base`. With `router` the first `queries`
-    distinct contexts of every task vote, and `experts` of the winners are averaged; experts trained on one of
-    the datasets in `exclude`, joined by +, are passed over, since lm-eval's names of tasks do not say what
-    they were trained on. Contexts longer than `max_length` tokens lose their beginning, and answers are of
-    `max_gen_toks` at most where a task does not say; both are the run's own lengths without these. Batches
-    hold `batch_tokens`; lm-eval's batch size and device are not looked at.
+    Args:
+        run: The run's directory.
+        expert: An expert's id, for all requests, or `base`.
+        router: A router. The first `queries` distinct contexts of each task vote.
+        experts: Experts of a task to choose; several are averaged.
+        queries: Contexts that vote; default: as many as `elm evaluate` takes.
+        exclude: Datasets, joined by +. Experts trained on one of them are not chosen, since lm-eval's names
+            of tasks do not say what experts were trained on.
+        eos: Whether continuations end with end-of-sequence.
+        max_length: Tokens of a context at most, of which the last are kept; default: the run's.
+        max_gen_toks: Tokens of an answer at most, if the task does not say; default: the run's.
+        batch_tokens: Tokens of a batch.
+        **others: lm-eval's batch size and device, which are ignored.
+
+    Raises:
+        UserError: If there is no such run, expert or router, or an argument is unknown.
     """
 
     def __init__(
@@ -67,27 +77,27 @@ class ElmLM(LM):
         unknown = sorted(set(others) - {"batch_size", "max_batch_size", "device"})
         if unknown:
             raise UserError(
-                f"The model elm takes run, expert, router, experts, queries, exclude, eos, max_length, "
-                f"max_gen_toks and batch_tokens, but {unknown[0]!r} came."
+                "Expected run, expert, router, experts, queries, exclude, eos, max_length, max_gen_toks or "
+                f"batch_tokens as arguments of the model elm, got {unknown[0]!r}. Fix: leave it out."
             )
         if expert is not None and router is not None:
             raise UserError(
-                f"Either an expert or a router is wanted, but expert={expert} and router={router} came."
+                f"Expected an expert or a router, got expert={expert} and router={router}. Fix: give one."
             )
-        named = exclude.split("+") if isinstance(exclude, str) else exclude
+        datasets = exclude.split("+") if isinstance(exclude, str) else exclude
         self.routing = None
         if router is not None:
             default = Routing()
-            self.routing = Routing(str(router), experts, queries or default.queries, tuple(named))
+            self.routing = Routing(str(router), experts, queries or default.queries, tuple(datasets))
             opening.load_task_files(Workspace.at(run))  # they may register the router
-            selection.require(self.routing)
+            selection.require_unlabelled_router(self.routing)
         self.run = opening.open_run(run)
         self.routing_inputs = RoutingInputs(self.run)
         self.expert = BASE if expert is None else str(expert)
         if self.expert != BASE:
-            find_library(self.run.workspace, self.expert).spec(self.expert)  # says so if there is none
-        gate = self.routing and selection.gate(self.run, self.routing)
-        self.gated = {gate.id: gate} if gate else {}
+            find_library(self.run.workspace, self.expert).spec(self.expert)  # raises if there is none
+        gate = self.routing and selection.load_gate(self.run, self.routing)
+        self.gates = {gate.id: gate} if gate else {}
         if gate:
             self.expert, self.routing = gate.id, None
         self.eos = eos
@@ -95,96 +105,98 @@ class ElmLM(LM):
         self.max_gen_toks = max_gen_toks or self.run.lengths.answer
         self.batch_tokens = batch_tokens
         self.selections: dict[str, Selection] = {}
-        """What the router chose, by lm-eval's task."""
-        self._serving: dict[tuple[str, str], str] = {}
+        """The router's choices, by lm-eval's task."""
+        self._expert_by_context: dict[tuple[str, str], str] = {}
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the vocabulary, for lm-eval's cache of requests."""
+        """The tokenizer's fingerprint, for lm-eval's cache of requests."""
         return self.run.tokenizer.fingerprint
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Returns for every (context, continuation) its score in nats, and whether greedy decoding gives it.
+        """Returns the score in nats of each (context, continuation), and whether greedy decoding gives it.
 
-        A context that is empty is end-of-sequence alone.
+        An empty context is end-of-sequence alone.
         """
-        asked = [request.args for request in requests]
+        arguments = [request.args for request in requests]
         rows = [
             PromptWithChoices(prompt, [answer])
             for prompt, answer in zip(
-                self._contexts([context for context, _ in asked]),
-                self._continuations([continuation for _, continuation in asked]),
+                self._encode_contexts([context for context, _ in arguments]),
+                self._encode_continuations([continuation for _, continuation in arguments]),
                 strict=True,
             )
         ]
-        rated = self._rated(rows, self._experts(requests), "loglikelihood", disable_tqdm)
-        told = [(float(each.scores[0]), bool(each.greedy[0])) for each in rated]
-        self._remember("loglikelihood", asked, told)
-        return told
+        scores = self._score(rows, self._choose_experts(requests), "loglikelihood", disable_tqdm)
+        answers = [(float(each.scores[0]), bool(each.greedy[0])) for each in scores]
+        self._add_to_cache("loglikelihood", arguments, answers)
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Returns for every text the score in nats of all of its tokens.
+        """Returns the score in nats of all tokens of each text.
 
-        As lm-eval's own encoder-decoder models have it: the decoder takes windows of at most `max_length`
-        tokens, the encoder the token before each (before the first, end-of-sequence), and more of the text
-        where a window is shorter.
+        As in lm-eval's own encoder-decoder models, the decoder gets windows of at most `max_length` tokens,
+        and the encoder the token before each window (end-of-sequence before the first), or more of the text
+        if a window is shorter.
         """
-        asked = [request.args for request in requests]
+        arguments = [request.args for request in requests]
         prefix = self.run.tokenizer.eos
         rows, experts, owner = [], [], []
-        serving = self._experts(requests)
-        for number, tokens in enumerate(self._continuations([text for (text,) in asked])):
+        experts_of_texts = self._choose_experts(requests)
+        for number, tokens in enumerate(self._encode_continuations([text for (text,) in arguments])):
             windows = utils.get_rolling_token_windows(tokens, prefix, self.max_length, context_len=1)
             for before, window in map(utils.make_disjoint_window, windows):
                 rows.append(PromptWithChoices(before, [window]))
-                experts.append(serving[number])
+                experts.append(experts_of_texts[number])
                 owner.append(number)
         sums = np.zeros(len(requests))
-        rated = self._rated(rows, experts, "loglikelihood_rolling", disable_tqdm)
-        np.add.at(sums, owner, [float(each.scores[0]) for each in rated])
-        told = sums.tolist()
-        self._remember("loglikelihood_rolling", asked, told)
-        return told
+        scores = self._score(rows, experts, "loglikelihood_rolling", disable_tqdm)
+        np.add.at(sums, owner, [float(each.scores[0]) for each in scores])
+        answers = sums.tolist()
+        self._add_to_cache("loglikelihood_rolling", arguments, answers)
+        return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Returns what is written greedily to every (context, options), up to the first of `until`.
+        """Returns the greedily decoded answer to each (context, options), cut at the first text of `until`.
 
-        Raises a UserError for options that ask for sampling or beams.
+        Raises:
+            UserError: If options ask for sampling or beams.
         """
-        asked = [request.args for request in requests]
-        lengths = [self._length(options) for _, options in asked]
-        prompts = self._contexts([context for context, _ in asked])
-        experts = self._experts(requests)
+        arguments = [request.args for request in requests]
+        limits = [self._max_answer_tokens(options) for _, options in arguments]
+        prompts = self._encode_contexts([context for context, _ in arguments])
+        experts = self._choose_experts(requests)
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
-            for length in sorted(set(lengths)):
-                of_length = [number for number, wanted in enumerate(lengths) if wanted == length]
-                for stack, pairs in self._served([experts[number] for number in of_length]):
+            for limit in sorted(set(limits)):
+                same_limit = [number for number, own in enumerate(limits) if own == limit]
+                for stack, pairs in self._load_stacks([experts[number] for number in same_limit]):
                     written = generator.generate_rows(
                         self.run.base.config,
                         stack.params,
-                        [prompts[number] for number in of_length],
-                        generator.AnswerLimit(length, self.run.tokenizer.eos),
+                        [prompts[number] for number in same_limit],
+                        generator.AnswerLimit(limit, self.run.tokenizer.eos),
                         stack.experts,
                         pairs,
                         batch_tokens=self.batch_tokens,
                         stacked=stack.stacked,
-                        progress=_advance(bar),
+                        progress=_shared_progress(bar),
                     )
                     for (row, expert), tokens in zip(pairs.tolist(), written, strict=True):
                         if NAN_TOKEN in tokens:
-                            raise _no_numbers(stack, expert)
-                        texts[of_length[row]] = self.run.tokenizer.decode(tokens[tokens != PAD].tolist())
-        told = [_until(text, options.get("until")) for text, (_, options) in zip(texts, asked, strict=True)]
-        self._remember("generate_until", asked, told)
-        return told
+                            raise _not_finite(stack, expert)
+                        texts[same_limit[row]] = self.run.tokenizer.decode(tokens[tokens != PAD].tolist())
+        stops = [options.get("until") for _, options in arguments]
+        answers = list(map(_cut_at, texts, stops))
+        self._add_to_cache("generate_until", arguments, answers)
+        return answers
 
-    def _rated(
-        self, rows: Sequence[PromptWithChoices], experts: Sequence[str], what: str, disable_tqdm: bool
+    def _score(
+        self, rows: Sequence[PromptWithChoices], experts: Sequence[str], title: str, disable_tqdm: bool
     ) -> list[ChoiceScores]:
-        found: dict[int, ChoiceScores] = {}
-        with tqdm(total=len(rows), desc=what, disable=disable_tqdm) as bar:
-            for stack, pairs in self._served(experts):
+        by_row: dict[int, ChoiceScores] = {}
+        with tqdm(total=len(rows), desc=title, disable=disable_tqdm) as bar:
+            for stack, pairs in self._load_stacks(experts):
                 rated = scorer.score_rows_and_greedy(
                     self.run.base.config,
                     stack.params,
@@ -193,99 +205,108 @@ class ElmLM(LM):
                     pairs,
                     batch_tokens=self.batch_tokens,
                     stacked=stack.stacked,
-                    progress=_advance(bar),
+                    progress=_shared_progress(bar),
                 )
                 for (row, expert), each in zip(pairs.tolist(), rated, strict=True):
                     if not np.isfinite(each.scores).all():
-                        raise _no_numbers(stack, expert)
-                    found[row] = each
-        return [found[row] for row in range(len(rows))]
+                        raise _not_finite(stack, expert)
+                    by_row[row] = each
+        return [by_row[row] for row in range(len(rows))]
 
-    def _served(self, experts: Sequence[str]) -> Iterator[tuple[ExpertStack, Int[np.ndarray, "P 2"]]]:
-        """Yields experts laid side by side, and (row, expert) of theirs; `experts` has that of every row."""
-        for stack in load_stacks(self.run, experts, AT_ONCE, self.gated):
+    def _load_stacks(self, experts: Sequence[str]) -> Iterator[tuple[ExpertStack, Int[np.ndarray, "P 2"]]]:
+        """Yields stacks of experts, each with its pairs (row, expert).
+
+        Args:
+            experts: The expert of each row.
+        """
+        for stack in load_stacks(self.run, experts, MAX_STACKED_EXPERTS, self.gates):
             pairs = [
                 (row, stack.slots[expert]) for row, expert in enumerate(experts) if expert in stack.slots
             ]
             yield stack, np.array(pairs, np.int64).reshape(-1, 2)
 
-    def _experts(self, requests: Sequence[Any]) -> list[str]:
-        """Returns the expert of every request; a router's choice for a task and a context is kept."""
+    def _choose_experts(self, requests: Sequence[Any]) -> list[str]:
+        """Returns the expert of each request; a router chooses once for a task and a context."""
         if self.routing is None:
             return [self.expert] * len(requests)
-        asked = [(request.task_name or "", request.args[0]) for request in requests]
-        for task in dict.fromkeys(task for task, _ in asked):
-            self._route(task, [request for request in requests if (request.task_name or "") == task])
-        return [self._serving[key] for key in asked]
+        keys = [(request.task_name or "", request.args[0]) for request in requests]
+        for task in dict.fromkeys(task for task, _ in keys):
+            self._route_task(task, [request for request in requests if (request.task_name or "") == task])
+        return [self._expert_by_context[key] for key in keys]
 
-    def _route(self, task: str, requests: Sequence[Any]) -> None:
+    def _route_task(self, task: str, requests: Sequence[Any]) -> None:
         choices: dict[str, list[str]] = {}
         for request in requests:
             context, *rest = request.args
             choices.setdefault(context, []).extend(each for each in rest if isinstance(each, str))
-        # An empty context, of a score without its prompt, has no vote.
-        new = [context for context in choices if context and (task, context) not in self._serving]
-        settled = self.selections.get(task)
+        # An empty context does not vote: it is there to score a continuation without its prompt.
+        new = [context for context in choices if context and (task, context) not in self._expert_by_context]
+        chosen = self.selections.get(task)
         if new:
             assert self.routing is not None
             examples = [
                 PromptedExample(str(number), context, "", tuple(choices[context]))
                 for number, context in enumerate(new)
             ]
-            serving, settled = selection.select(self.routing_inputs, task, examples, self.routing)
-            self.selections.setdefault(task, settled)
-            self._serving |= {(task, context): expert for context, expert in serving.items()}
-        if ("" in choices) and (task, "") not in self._serving:
-            if settled is None:
+            expert_by_input, chosen = selection.select_experts(
+                self.routing_inputs, task, examples, self.routing
+            )
+            self.selections.setdefault(task, chosen)
+            self._expert_by_context |= {
+                (task, context): expert for context, expert in expert_by_input.items()
+            }
+        if ("" in choices) and (task, "") not in self._expert_by_context:
+            if chosen is None:
                 raise UserError(
-                    f"A router is to choose for {task!r} by its contexts, but all of them are empty. Name an "
-                    "expert instead, expert=ID."
+                    f"Expected contexts of {task!r} for the router, got empty ones. Fix: name an expert, "
+                    "expert=ID."
                 )
-            self._serving[task, ""] = max(settled.weights, key=lambda expert: settled.weights[expert])
+            weights = chosen.weights
+            self._expert_by_context[task, ""] = max(weights, key=lambda expert: weights[expert])
 
-    def _contexts(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_contexts(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer = self.run.tokenizer
         end = [tokenizer.eos] if tokenizer.input_eos else []
-        kept = self.max_length - len(end)
-        every = tokenizer.encode_all(texts)
-        if cut := sum(len(ids) > kept for ids in every):
+        limit = self.max_length - len(end)
+        encoded = tokenizer.encode_all(texts)
+        if cut := sum(len(ids) > limit for ids in encoded):
             self.run.stages.console.print(
-                f"{cut} of {len(every)} contexts have more than {self.max_length} tokens and lose their "
-                "beginning; max_length keeps more."
+                f"{cut} of {len(encoded)} contexts have more than {self.max_length} tokens and lose their "
+                "beginning; a larger max_length keeps it."
             )
-        # An empty context is read as end-of-sequence alone, whatever the base was trained on.
-        return [[*ids[max(0, len(ids) - kept) :], *end] or [tokenizer.eos] for ids in every]
+        # An empty context is end-of-sequence alone, even if the base was trained without.
+        return [[*ids[max(0, len(ids) - limit) :], *end] or [tokenizer.eos] for ids in encoded]
 
-    def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
         end = [self.run.tokenizer.eos] if self.eos else []
         return [[*ids, *end] for ids in self.run.tokenizer.encode_all(texts)]
 
-    def _length(self, options: dict[str, Any]) -> int:
-        """Returns how many tokens an answer may have, by any of the names that tasks have for it."""
+    def _max_answer_tokens(self, options: dict[str, Any]) -> int:
+        """Returns how many tokens an answer may have; tasks have several names for it."""
         greedy = not options.get("do_sample") and options.get("num_beams", 1) == 1
         if not greedy or float(options.get("temperature") or 0.0) > 0.0:
             raise UserError(
-                f"Answers are written greedily, but the task asks for {options}. Give --gen_kwargs "
+                f"Expected greedy decoding, got {options}. Fix: give --gen_kwargs "
                 "do_sample=False,temperature=0."
             )
         names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
         return int(next((options[name] for name in names if options.get(name)), self.max_gen_toks))
 
-    def _remember(self, question: str, asked: Sequence[Any], told: Sequence[Any]) -> None:
-        """Gives the answers to lm-eval's cache."""
-        for request, answer in zip(asked, told, strict=True):
-            self.cache_hook.add_partial(question, request, answer)
+    def _add_to_cache(self, kind: str, arguments: Sequence[Any], answers: Sequence[Any]) -> None:
+        """Adds answers to lm-eval's cache."""
+        for each, answer in zip(arguments, answers, strict=True):
+            self.cache_hook.add_partial(kind, each, answer)
 
 
-def _until(text: str, stops: str | Sequence[str] | None) -> str:
+def _cut_at(text: str, stops: str | Sequence[str] | None) -> str:
     for stop in [stops] if isinstance(stops, str) else stops or ():
         if stop:
             text = text.split(stop)[0]
     return text
 
 
-def _advance(bar: Any) -> scorer.OnProgress:
-    """Returns what moves a bar on that several calls share."""
+def _shared_progress(bar: Any) -> scorer.OnProgress:
+    """Returns a callback that advances a progress bar that several calls share."""
     before = bar.n
 
     def advance(done: int, _: int) -> None:
@@ -294,9 +315,9 @@ def _advance(bar: Any) -> scorer.OnProgress:
     return advance
 
 
-def _no_numbers(stack: ExpertStack, place: int) -> UserError:
-    name = next(name for name, own in stack.slots.items() if own == place)
+def _not_finite(stack: ExpertStack, slot: int) -> UserError:
+    name = next(name for name, own in stack.slots.items() if own == slot)
     return UserError(
-        f"Numbers are wanted, but {name!r} gives none: its weights hold NaN or infinity. Train it again, "
-        "or name another."
+        f"Expected finite scores, got NaN or infinity from {name!r}. Fix: train it again, or name another "
+        "expert."
     )

@@ -1,7 +1,7 @@
-"""Selection: which expert of a run serves each of lm-eval's requests.
+"""Chooses experts for lm-eval's requests.
 
-A router chooses for every task of lm-eval, from its contexts as they come, without labels: the first few
-distinct ones vote, as in Retrieval of Experts, or each has an expert of its own.
+A router chooses for each task of lm-eval, from its contexts, without labels: the first few distinct ones
+vote, as in Retrieval of Experts, or each gets an expert of its own.
 """
 
 from collections.abc import Sequence
@@ -18,51 +18,59 @@ from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run
 
-SEEN_IN_REQUESTS = {"vectors", "texts", "params"}
-"""What a router may read: the others need labels, or an expert's name."""
+UNLABELLED_INPUTS = {"vectors", "texts", "params"}
+"""Inputs of routers that unlabelled requests give."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How experts are chosen."""
+    """How experts are chosen.
+
+    Attributes:
+        router: Name of the router.
+        experts: Experts of a task; several are averaged.
+        queries: Contexts of a task that vote.
+        exclude: Datasets; experts trained on one of them are not chosen.
+    """
 
     router: str = "roe"
-    experts: int = 1  # of a task; several are averaged
+    experts: int = 1
     queries: int = formats.QUERIES_PER_TASK
-    exclude: tuple[str, ...] = ()  # datasets: experts trained on one of them are passed over
+    exclude: tuple[str, ...] = ()
 
 
-def require(routing: Routing) -> None:
-    """Raises a UserError for a router that does not exist or that requests tell too little for."""
+def require_unlabelled_router(routing: Routing) -> None:
+    """Raises a UserError if there is no such router, or if it needs more than unlabelled requests."""
     router = table.find_router(routing.router)
-    lacking = sorted(set(router.reads) - SEEN_IN_REQUESTS)
+    lacking = sorted(set(router.reads) - UNLABELLED_INPUTS)
     if lacking:
-        usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= SEEN_IN_REQUESTS]
+        usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= UNLABELLED_INPUTS]
         raise UserError(
-            f"A router that chooses by unlabelled requests is wanted, but {routing.router!r} needs "
-            f"{lacking[0]!r} too. Name one of {', '.join(usable)}, or give expert=ID."
+            f"Expected a router of unlabelled requests, got {routing.router!r}, which needs {lacking[0]!r}. "
+            f"Fix: name one of {', '.join(usable)}, or give expert=ID."
         )
     if routing.experts < 1 or routing.queries < 1:
         raise UserError(
-            f"At least one expert and one query are wanted, but experts={routing.experts} and "
-            f"queries={routing.queries} came."
+            f"Expected at least one expert and one query, got experts={routing.experts} and "
+            f"queries={routing.queries}. Fix: give larger numbers."
         )
 
 
-def gate(run: Run, routing: Routing) -> GateSpec | None:
-    """Returns the gate that serves all requests where the router chooses for every token, else None."""
+def load_gate(run: Run, routing: Routing) -> GateSpec | None:
+    """Returns the gate of a router that chooses for each token, for all requests; None for other routers."""
     if table.find_router(routing.router).level != "token":
         return None
     library = Library.open(run.workspace.library)
     return gate_specs.make_gate_spec(library, routing.router, {}, library.ids(), routing.exclude)
 
 
-def select(
+def select_experts(
     inputs: RoutingInputs, task: str, examples: Sequence[PromptedExample], routing: Routing
 ) -> tuple[dict[str, str], Selection]:
-    """Returns the expert that serves each of a task's distinct inputs, and the router's selection.
+    """Returns the expert of each of a task's distinct inputs, and the router's selection.
 
-    Several experts of a task are averaged by their weights; what is made goes to the run's composites.
+    If the router chooses several experts for a task, they are averaged by their weights into one of the
+    run's composites.
     """
     router = table.find_router(routing.router)
     keys = inputs.key_index

@@ -1,1 +1,1 @@
-"""The door to T5X: the one room that imports it. Nothing else here needs it."""
+"""Our network, experts and tasks for T5X's scripts; no other room imports T5X."""

@@ -1,10 +1,10 @@
-"""T5X's imports: its package, with stand-ins for two that it imports and that no package index has to give.
+"""Imports T5X, with stand-ins for two packages that it imports and that the package index lacks.
 
-T5X cannot be imported without `airio`, whose `core` it asks whether a dataset is one of airio's, and without
-`jestimator`, whose optimizer Amos it lists among its own. airio is not on the package index and jestimator's
-release there is older than today's JAX. Where they are not installed, modules that hold the few names T5X
-looks up stand in for them, which is enough for all that does not use airio or Amos; to use these is an error
-that says so. What is installed is never replaced.
+T5X does not import without `airio`, whose `core` it asks whether a dataset is airio's, and without
+`jestimator`, whose optimizer Amos it lists. airio is not on the package index, and jestimator's release
+there is older than today's JAX. If they are not installed, modules with the few names that T5X looks up stand
+in for them. That is enough for everything that does not use airio or Amos; whoever uses these gets an error
+that says so. Installed packages are never replaced.
 """
 
 import importlib
@@ -23,53 +23,54 @@ STAND_INS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "jestimator.amos_helper": ("state_partition_rule",),
     },
 }
-"""Package -> its modules that T5X imports -> the names that T5X looks up in them."""
+"""Names that T5X looks up, by package and module."""
 
-HOW = (
-    "Run `pip install fiddle cached_property tensorboard` and `pip install --no-deps "
+INSTALL = (
+    "run `pip install fiddle cached_property tensorboard` and `pip install --no-deps "
     "git+https://github.com/google-research/t5x`, or clone that repository and put it on PYTHONPATH."
 )
 
 
-def load() -> ModuleType:
-    """Imports T5X, which may take half a minute, and returns its package; its stand-ins stay importable.
+def import_t5x() -> ModuleType:
+    """Imports T5X, which may take half a minute, and returns its package.
 
-    Raises `UserError` where T5X, or something else that it imports, is absent or cannot be imported.
+    Raises:
+        UserError: If T5X, or another package that it imports, is missing or fails to import.
     """
     if importlib.util.find_spec("t5x") is None:
-        raise UserError(f"T5X is wanted, but it is not installed, and it is not on the package index. {HOW}")
-    stand_in()
+        raise UserError(f"Expected T5X, got no package t5x. It is not on the package index. Fix: {INSTALL}")
+    install_stand_ins()
     try:
         return importlib.import_module("t5x")
     except ImportError as error:
-        raise UserError(f"T5X is installed, but cannot be imported: {error}. {HOW}") from error
+        raise UserError(f"Expected T5X to import, got {error}. Fix: {INSTALL}") from error
 
 
-def stand_in() -> list[str]:
-    """Puts modules in the place of those that T5X imports and that are absent; returns these packages."""
+def install_stand_ins() -> list[str]:
+    """Installs stand-ins for those packages of `STAND_INS` that are missing, and returns their names."""
     absent = [package for package in STAND_INS if importlib.util.find_spec(package) is None]
     for package in absent:
-        _install(package)
-        for name, found in STAND_INS[package].items():
-            module = _install(name)
-            for each in found:
-                setattr(module, each, _unusable(package, each))
+        _install_module(package)
+        for name, attributes in STAND_INS[package].items():
+            module = _install_module(name)
+            for attribute in attributes:
+                setattr(module, attribute, _unusable_class(package, attribute))
             setattr(sys.modules[package], name.removeprefix(f"{package}."), module)
     return absent
 
 
-def _install(name: str) -> ModuleType:
-    module = ModuleType(name, f"A stand-in, by elm_jax, for what T5X imports of {name}.")
+def _install_module(name: str) -> ModuleType:
+    module = ModuleType(name, f"elm_jax's stand-in for what T5X imports from {name}.")
     module.__spec__ = ModuleSpec(name, None, is_package="." not in name)
-    module.__path__ = []  # there is nothing else to find below it
+    module.__path__ = []  # it has no other modules
     sys.modules[name] = module
     return module
 
 
-def _unusable(package: str, name: str) -> type:
-    """A class that can be named and that nothing is an instance of."""
+def _unusable_class(package: str, name: str) -> type:
+    """Returns a class without instances, whose call is an error."""
 
     def refuse(*arguments: object, **options: object) -> None:
-        raise UserError(f"{name} of {package!r} was asked for, which is not installed. Install it to use it.")
+        raise UserError(f"Expected {package!r} for {name}, got no such package. Fix: install {package!r}.")
 
     return type(name, (), {"__new__": refuse, "__module__": package})

@@ -1,8 +1,8 @@
-"""The launcher of T5X: its own train.py, eval.py or infer.py, unchanged, where our gin files are found.
+"""Starts T5X's own train.py, eval.py or infer.py, unchanged, with our gin files on its search path.
 
     python -m elm_jax.t5x.launch train --gin_file=gin/t5x/prompt_expert.gin --gin.MODEL_DIR="'out'" …
 
-What follows the script's name are T5X's own flags.
+The flags after the script's name are T5X's own.
 """
 
 import importlib.util
@@ -19,27 +19,32 @@ SCRIPTS = ("train", "eval", "infer")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one of T5X's scripts as `__main__`, which its gin files refer to; a UserError ends with code 2."""
+    """Runs one of T5X's scripts with the arguments; a UserError is one sentence and exit code 2."""
     try:
-        run(sys.argv[1:] if arguments is None else arguments)
+        run_script(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        # Gin adds where it was called from, which helps nobody who can mend the mistake.
+        # Gin adds where it was called from, which does not help the user.
         print(str(error).partition("\n  In call to configurable")[0], file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Runs one of T5X's scripts with its flags.
+def run_script(arguments: Sequence[str]) -> None:
+    """Runs one of T5X's scripts as `__main__`, since its gin files refer to that name.
 
-    Raises a UserError where T5X is absent, or the first argument is no script of its.
+    Args:
+        arguments: The script's name and its flags.
+
+    Raises:
+        UserError: If T5X is missing, or the first argument is not one of `SCRIPTS`.
     """
     if not arguments or arguments[0] not in SCRIPTS:
-        came = repr(arguments[0]) if arguments else "nothing"
+        got = repr(arguments[0]) if arguments else "nothing"
         raise UserError(
-            f"One of T5X's scripts is wanted first, {', '.join(SCRIPTS)}, then its flags, but {came} came."
+            f"Expected one of T5X's scripts first, {', '.join(SCRIPTS)}, got {got}. Fix: give a script "
+            "and its flags."
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    imports.load()
+    imports.import_t5x()
     script = importlib.util.find_spec(f"t5x.{arguments[0]}")
     assert script is not None
     assert script.origin is not None
@@ -47,11 +52,11 @@ def run(arguments: Sequence[str]) -> None:
     import gin
 
     gin.add_config_file_search_path(str(storage.SHIPPED))
-    given, sys.argv = sys.argv, [script.origin, *arguments[1:]]
+    previous, sys.argv = sys.argv, [script.origin, *arguments[1:]]
     try:
         runpy.run_path(script.origin, run_name="__main__")
     finally:
-        sys.argv = given
+        sys.argv = previous
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The optimizers that T5X trains an expert with: AdamW on what the expert owns, nothing on its base.
+"""The optimizer with which T5X trains an expert: AdamW on the expert's parameters, nothing on its base's.
 
-T5X's own wrapper for optax does not pass a learning rate on, so that the schedule is part of the optimizer;
-it counts the steps of its own state, which T5X saves and restores. T5X's `MultiOptimizer` would freeze too,
-but cannot be resumed from an Orbax checkpoint.
+T5X's own wrapper for optax does not pass a learning rate on, so the schedule is part of the optimizer. It
+counts the steps of its own state, which T5X saves and restores. T5X's `MultiOptimizer` would freeze a base
+too, but cannot be resumed from an Orbax checkpoint.
 """
 
 import importlib
@@ -16,16 +16,16 @@ from elm_jax import names
 from elm_jax.weights import t5x_experts
 
 
-def linear(rate: float, steps: int, warmup: int = 0) -> Callable[[Any], Any]:
-    """Returns the schedule that rises to `rate` over `warmup` steps and falls to 0 at `steps`."""
-    fall = optax.linear_schedule(rate, 0.0, max(1, steps - warmup))
+def linear(learning_rate: float, steps: int, warmup: int = 0) -> Callable[[Any], Any]:
+    """Returns the schedule that rises to the learning rate over `warmup` steps and falls to 0 at `steps`."""
+    decay = optax.linear_schedule(learning_rate, 0.0, max(1, steps - warmup))
     if not warmup:
-        return fall
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), fall], [warmup])
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), decay], [warmup])
 
 
 def adamw(
-    rate: Callable[[Any], Any] | float,
+    learning_rate: Callable[[Any], Any] | float,
     kind: str,
     *,
     clip: float = 1.0,
@@ -34,25 +34,36 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> Any:
-    """Returns AdamW for the parameters of an expert of a kind, as T5X takes optimizers.
+    """Returns AdamW for an expert's parameters, as T5X takes optimizers.
 
-    `clip` is the largest norm of all the expert's gradients together; the base's stay out of it, and their
-    parameters stay as they are to the bit, without any state.
+    The base's parameters stay the same bit for bit, without optimizer state.
+
+    Args:
+        learning_rate: A number, or a schedule by step.
+        kind: Kind of the expert.
+        clip: Largest norm of the expert's gradient; the base's is not part of it.
+        weight_decay: Decoupled weight decay.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+
+    Raises:
+        UserError: If there is no such kind.
     """
     names.resolve(kind, t5x_experts.OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")
-    of_expert = optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)
+    expert_optimizer = optax.chain(
+        optax.clip_by_global_norm(clip), optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
     )
-    parts: dict[Any, Any] = {"expert": of_expert, "base": optax.set_to_zero()}
+    optimizers: dict[Any, Any] = {"expert": expert_optimizer, "base": optax.set_to_zero()}
     wrapper: Any = importlib.import_module("t5x.optimizers")
-    return wrapper.OptaxWrapper(optax.multi_transform(parts, lambda params: owners(params, kind)))
+    return wrapper.OptaxWrapper(optax.multi_transform(optimizers, lambda params: param_labels(params, kind)))
 
 
-def owners(params: Any, kind: str) -> Any:
-    """Returns, in the tree of the parameters, who owns each: "expert" or "base"."""
+def param_labels(params: Any, kind: str) -> Any:
+    """Returns for each parameter, in their tree, whose it is: "expert" or "base"."""
 
-    def owner(keys: Any, _: Any) -> str:
+    def label(keys: Any, _: Any) -> str:
         path = "/".join(str(key.key) for key in keys)
         return "expert" if t5x_experts.OWNED[kind].fullmatch(path) else "base"
 
-    return jax.tree_util.tree_map_with_path(owner, params)
+    return jax.tree_util.tree_map_with_path(label, params)

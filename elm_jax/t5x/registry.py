@@ -1,4 +1,4 @@
-"""Registry: the tasks that a gin file names, put into SeqIO's registry when T5X first asks for them."""
+"""Registers the tasks that a gin file names with SeqIO, when T5X first asks for them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.seqio_tasks import MULTITASK, SCORE_EVAL
 
 
-def registered(
+def register_with_seqio(
     name: str,
     vocabulary: Any,
     *,
@@ -18,43 +18,52 @@ def registered(
     files: Sequence[str] = (),
     source: Source | None = None,
 ) -> str:
-    """Registers what a name stands for with SeqIO, and returns what SeqIO calls it.
+    """Registers a task or a mixture with SeqIO, and returns SeqIO's name of it.
 
-    The name is a task's id or SeqIO's name for it, or a dataset, which is the mixture of its prompts; with
-    `_score_eval` at its end, the twin for rank classification. `elm_multitask` is the mixture of `tasks`,
-    which are named likewise, or by group. A name that SeqIO has already, because the gin file imports a
-    module that registers it, stays as it is. `files` define tasks of one's own; the `source` is
-    as `register_tasks` takes it.
+    A name that SeqIO has already, because the gin file imports a module that registers it, is left as it is.
 
-    Raises a UserError for a name that nothing has.
+    Args:
+        name: A task's id or SeqIO's name of it; a dataset, which is the mixture of its prompts; or
+            `elm_multitask`, the mixture of `tasks`. With `_score_eval` at its end it is the twin for rank
+            classification.
+        vocabulary: SeqIO's, for inputs and targets.
+        tasks: Tasks of `elm_multitask`, by id, SeqIO's name, dataset or group.
+        files: Files that define tasks of one's own.
+        source: Where rows and templates come from, as `register_tasks` takes it.
+
+    Raises:
+        UserError: If there is no task or mixture of that name.
     """
     for file in files:
         user_tasks.load_tasks(file)
     known = specs.task_specs()
-    called = seqio_tasks.make_seqio_names(known)
+    seqio_names = seqio_tasks.make_seqio_names(known)
     bare = name.removesuffix(SCORE_EVAL)
-    wanted = [spec for each in (tasks or [bare]) for spec in known if each in _names_of(spec, called)]
-    if not wanted and not tasks and _is_registered(name):
+    chosen = [spec for each in (tasks or [bare]) for spec in known if each in _spellings(spec, seqio_names)]
+    if not chosen and not tasks and _is_registered(name):
         return name
     for each in tasks or [bare]:
-        if not any(each in _names_of(spec, called) for spec in wanted):
-            every = {other for spec in known for other in _names_of(spec, called)}
-            names.resolve(each, every, kind="task or dataset", where="the catalogue or SeqIO's registry")
+        if not any(each in _spellings(spec, seqio_names) for spec in chosen):
+            spellings = {other for spec in known for other in _spellings(spec, seqio_names)}
+            names.resolve(each, spellings, kind="task or dataset", where="the catalogue or SeqIO's registry")
     made = seqio_tasks.register_tasks(
-        list({spec.id: spec for spec in wanted}.values()),
+        list({spec.id: spec for spec in chosen}.values()),
         vocabulary=vocabulary,
         source=source,
-        multitask={spec.group for spec in wanted},
+        multitask={spec.group for spec in chosen},
     )
-    found = made.tasks.get(bare, bare) + name[len(bare) :]
-    return names.resolve(found, _registered(made), kind="task or mixture", where="what was registered")
+    seqio_name = made.tasks.get(bare, bare) + name[len(bare) :]
+    return names.resolve(
+        seqio_name, _registered_names(made), kind="task or mixture", where="what was registered"
+    )
 
 
-def _names_of(spec: TaskSpec, called: dict[str, str]) -> tuple[str, ...]:
-    return spec.id, called[spec.id], spec.dataset, spec.group
+def _spellings(spec: TaskSpec, seqio_names: dict[str, str]) -> tuple[str, ...]:
+    """Returns all names by which a task may be chosen."""
+    return spec.id, seqio_names[spec.id], spec.dataset, spec.group
 
 
-def _registered(made: seqio_tasks.Registered) -> list[str]:
+def _registered_names(made: seqio_tasks.Registered) -> list[str]:
     ranked = [spec + SCORE_EVAL for spec in made.mixtures]
     return [*made.tasks.values(), *made.ranked.values(), *made.mixtures, *ranked, MULTITASK]
 

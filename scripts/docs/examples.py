@@ -1,8 +1,8 @@
-"""Examples: the blocks of a page of the documentation, in order, as a reader meets them.
+"""Reads the examples of a page of the documentation, in order.
 
 A block with a title is a file of that name; `text` titled Output is what the block before it prints. An
-indented block is Python where it begins with an import, and a shell's commands elsewhere. A comment before a
-block says why it is not run, `<!-- not run: WHY -->`; `<!-- not run below: WHY -->` holds to the page's end.
+indented block is Python if it begins with an import, else a shell's commands. A comment before a block says
+why it is not run, `<!-- not run: WHY -->`; `<!-- not run below: WHY -->` holds to the page's end.
 """
 
 import re
@@ -16,17 +16,25 @@ LISTED = re.compile(r"([-*+]|\d+\.) ")
 
 @dataclass(frozen=True)
 class Block:
-    """One example of a page."""
+    """One example of a page.
 
-    where: str  # page and line
+    Attributes:
+        where: Page and line.
+        language: bash, python or another.
+        title: A file's name, Output or empty.
+        text: The example.
+        reason: Why it is not run; empty if it is run.
+    """
+
+    where: str
     language: str
     title: str
     text: str
-    reason: str  # why it is not run; empty where it is
+    reason: str
 
 
 def blocks(page: Path) -> list[Block]:
-    """Returns the examples of a page: fenced blocks, and indented ones outside lists."""
+    """Returns the fenced blocks of a page, and the indented ones outside lists."""
     found: list[Block] = []
     lines, at, before, below = page.read_text().splitlines(), 0, "", ""
     while at < len(lines):
@@ -59,7 +67,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(text: str) -> list[str]:
-    """Returns the commands of a block in a shell's language, each on one line."""
+    """Returns the commands of a shell's block, each on one line."""
     joined = re.sub(r"\\\n\s*", " ", text)
     return [
         line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")

@@ -1,7 +1,7 @@
-"""Reference: the parts of the documentation that are read off the code when the site is built.
+"""Generates the parts of the documentation that come from the code, when the site is built.
 
-MkDocs calls `on_page_markdown`. A line `<!-- generated: commands -->` of a page gives way to every verb of
-`elm` with its options, and so on for the other names of `PARTS`; an unknown one ends the build.
+MkDocs calls `on_page_markdown`. A line `<!-- generated: commands -->` of a page is replaced by all commands
+of `elm` with their options, and so on for the other names of `PARTS`; an unknown name ends the build.
 """
 
 import re
@@ -34,42 +34,44 @@ def api() -> str:
 
 
 def commands() -> str:
-    """Returns every verb of `elm` with its arguments and options."""
+    """Returns all commands of `elm` with their arguments and options."""
     import typer
 
     from elm_jax.cli import app
 
-    return "\n\n".join(_told(path, command) for path, command in verbs("elm", typer.main.get_command(app)))
+    return "\n\n".join(
+        _command_section(path, command) for path, command in leaf_commands("elm", typer.main.get_command(app))
+    )
 
 
-def verbs(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """Yields a command's own verbs, those of its groups among them, each with how it is called."""
-    inside = getattr(command, "commands", None)
-    if inside is None:
+def leaf_commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yields all commands below a group, each with how it is called."""
+    subcommands = getattr(command, "commands", None)
+    if subcommands is None:
         yield path, command
         return
-    for name, each in inside.items():
-        yield from verbs(f"{path} {name}", each)
+    for name, each in subcommands.items():
+        yield from leaf_commands(f"{path} {name}", each)
 
 
 def recipes() -> str:
-    """Returns the recipes that are complete, with what their heads say of them."""
+    """Returns the recipes that can be run, with what their heads say."""
     parts = []
     for folder in ("recipes", "t5x"):
         for file in sorted((ROOT / "gin" / folder).glob("*.gin")):
-            told = _head(file.read_text())
-            if "Run" not in told:  # it is included by others
+            head = _head(file.read_text())
+            if "Run" not in head:  # other recipes include it
                 continue
             name = f"gin/{folder}/{file.name}"
             parts.append(
-                f"### {name}\n\n{told['']}\n\n```text\n{_shell(told['Run'])}\n```\n\n"
-                f"Takes: {_flat(told['Takes'])}\n\nExpect: {_flat(told['Expect'])}"
+                f"### {name}\n\n{head['']}\n\n```text\n{_shell(head['Run'])}\n```\n\n"
+                f"Takes: {_flat(head['Takes'])}\n\nExpect: {_flat(head['Expect'])}"
             )
     return "\n\n".join(parts)
 
 
 def macros(file: str) -> str:
-    """Returns the macros that a recipe defines, with their values and what is said of them."""
+    """Returns the macros that a recipe defines, with their values and comments."""
     rows, title = [], ""
     for line in (ROOT / file).read_text().splitlines():
         if heading := re.fullmatch(r"# ([A-Z][\w ]+)", line):
@@ -79,11 +81,11 @@ def macros(file: str) -> str:
             rows.append(("", f"**{title}**", ""))
         if found:
             title = ""
-            value = "needed" if "REQUIRED" in found[2] else f"`{found[2]}`"
+            value = "required" if "REQUIRED" in found[2] else f"`{found[2]}`"
             rows.append((f"`{found[1]}`", value, found[3] or ""))
     # A title stands in the first cell of a row of its own.
     rows = [(middle, "", "") if not first else (first, middle, last) for first, middle, last in rows]
-    return _table(("macro", "without it", "what it is"), rows)
+    return _table(("macro", "default", "what it is"), rows)
 
 
 def merges() -> str:
@@ -97,7 +99,7 @@ def merges() -> str:
             for known, option in method.options.items()
         ]
         rows.append((f"`{name}`", method.description, ", ".join(options)))
-    return _table(("merge", "what it makes", "options (without them)"), rows)
+    return _table(("merge", "what it makes", "options (default)"), rows)
 
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -107,40 +109,42 @@ PARTS: dict[str, Callable[..., str]] = {
     "macros": macros,
     "merges": merges,
 }
-"""What a page may ask for; `macros` takes a file."""
+"""Functions by the name in a page's mark; `macros` takes a file."""
 
 
 def _part(mark: re.Match[str]) -> str:
     if mark[1] not in PARTS:
-        raise ValueError(f"A generated part is wanted, one of {', '.join(PARTS)}, but {mark[1]!r} came.")
+        raise ValueError(
+            f"Expected one of {', '.join(PARTS)}, got {mark[1]!r}. Fix: name one of them in the page."
+        )
     return PARTS[mark[1]](*filter(None, [mark[2]]))
 
 
-def _told(path: str, command: Any) -> str:
-    """Returns one verb: what it does, how it is called, its arguments and its options."""
+def _command_section(path: str, command: Any) -> str:
+    """Returns one command: what it does, how it is called, its arguments and options."""
     context = command.make_context(path, [], resilient_parsing=True)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     parts = [f"## {path}", _flat(command.help or ""), f"```text\n{usage}\n```"]
     rows = [row for each in command.params if (row := _row(each, context))]
     if rows:
-        parts.append(_table(("option", "what it is", "without it"), rows))
+        parts.append(_table(("option", "what it is", "default"), rows))
     return "\n\n".join(parts)
 
 
 def _row(parameter: Any, context: Any) -> tuple[str, str, str] | None:
-    """Returns an option, what it is and its default; None for what `--help` keeps to itself."""
-    told = parameter.get_help_record(context)
-    if told is None:
+    """Returns an option, what it is and its default; None for a hidden one."""
+    record = parameter.get_help_record(context)
+    if record is None:
         return None
-    names, said = re.sub(r"<list\[(\w+)\]>", r"<\1>", told[0]).strip(), told[1]
-    found = re.search(r"\s*\[(?:default: (.*?)|(required))\]$", said)
-    if found is None:
-        return f"`{names}`", said, ""
-    return f"`{names}`", said[: found.start()], "needed" if found[2] else f"`{found[1]}`"
+    names, text = re.sub(r"<list\[(\w+)\]>", r"<\1>", record[0]).strip(), record[1]
+    default = re.search(r"\s*\[(?:default: (.*?)|(required))\]$", text)
+    if default is None:
+        return f"`{names}`", text, ""
+    return f"`{names}`", text[: default.start()], "required" if default[2] else f"`{default[1]}`"
 
 
 def _head(text: str) -> dict[str, str]:
-    """Returns the parts of a recipe's head by the word that opens them; its first sentence by none."""
+    """Returns the parts of a recipe's head by their first word; the opening sentences by an empty one."""
     head = re.match(r"(#.*\n)+", text)
     lines = [line[1:].removeprefix(" ") for line in head[0].splitlines()] if head else []
     found, word = {"": ""}, ""
@@ -154,7 +158,7 @@ def _head(text: str) -> dict[str, str]:
 
 
 def _shell(text: str) -> str:
-    """Returns the lines of one command as a shell wants them."""
+    """Returns the lines of one command with a shell's continuations."""
     return " \\\n    ".join(text.splitlines())
 
 
@@ -164,7 +168,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Returns a cell whose bars end no cell, and whose brackets are no links."""
+    """Escapes bars, which would end a cell, and brackets, which would be links."""
     text = text.replace("|", "&#124;")
     return text if text.startswith("`") else text.replace("[", "&#91;").replace("]", "&#93;")
 

@@ -108,7 +108,9 @@ def test_a_library_goes_to_the_hub_and_into_another_run_byte_for_byte(hub, elm, 
             for run in ("one", "two")
         ]
         assert found[0].tobytes() == found[1].tobytes()
-    assert said(elm("experts", "pull", "me/experts", "--run", "two")).endswith("of which 3 were there.")
+    assert said(elm("experts", "pull", "me/experts", "--run", "two")).endswith(
+        "of which 3 were there already."
+    )
 
 
 def test_experts_come_one_by_one_into_a_repository_whose_card_tells_of_all(hub, elm, runs):

@@ -39,7 +39,7 @@ def test_a_verb_is_listed_with_all_of_its_options(reference, path, verb):
 def test_an_option_stands_with_its_default_and_an_argument_with_its_name(reference):
     told = reference.commands()
     assert "| `--steps <int>` | Steps of each expert. | `1000` |" in told.replace("INTEGER", "<int>")
-    assert re.search(r"\| `.*dst.*` \| New directory; .* \| needed \|", told, re.IGNORECASE)
+    assert re.search(r"\| `.*dst.*` \| New directory; .* \| required \|", told, re.IGNORECASE)
 
 
 def test_every_recipe_that_can_be_run_is_listed_with_its_command(reference):
@@ -52,7 +52,7 @@ def test_every_recipe_that_can_be_run_is_listed_with_its_command(reference):
 
 def test_a_table_of_macros_has_values_comments_and_what_is_needed(reference):
     told = reference.macros("gin/runs/train.gin")
-    assert "| `MIXTURE_OR_TASK_NAME` | needed |  |" in told
+    assert "| `MIXTURE_OR_TASK_NAME` | required |  |" in told
     assert "| `EPOCHS` | `None` | instead of steps |" in told
     assert "| **How the machine is used** |  |  |\n| `PLACES` | `None` |" in told
     defined = re.findall(r"^([A-Z][A-Z0-9_]*) =", (ROOT / "gin/runs/train.gin").read_text(), re.MULTILINE)

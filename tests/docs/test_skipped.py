@@ -8,9 +8,10 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import itertools
 import re
+import runpy
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
@@ -64,11 +65,12 @@ def test_an_example_that_is_not_run_is_right_all_the_same(page, directory, examp
         ("mkdir a && elm trian", "elm has no verb 'trian'"),
         ("pip install '.[nope]'", "no extra for one of ['nope']"),
         ("python -m elm_jax.nope", "no module elm_jax.nope"),
-        ("python scripts/tpu/none.py", "no script scripts/tpu/none.py"),
-        ("python scripts/tpu/pod.py stpo a", "invalid choice: 'stpo'"),
-        ("python scripts/tpu/pod.py run a --zoen=b -- train", "--zoen"),
-        ("python scripts/tpu/pod.py run a -- trian", "elm has no verb 'trian'"),
-        ("python scripts/tpu/sweep.py --model-dir=a --local=2 -- --gin.STEPZ=3", "no macro 'STEPZ'"),
+        ("python scripts/none.py", "no script scripts/none.py"),
+        ("python scripts/sweep.py prompt --missing --model-dir=a", "invalid choice: 'prompt'"),
+        ("python scripts/sweep.py prompts --prat=1/2 --model-dir=a", "--part"),
+        ("python scripts/sweep.py prompts --part=1/2 --model-dir=a -- --gin.STEPZ=3", "no macro 'STEPZ'"),
+        ("sky jobs launch scripts/sky/none.yaml", "no task file scripts/sky/none.yaml"),
+        ("sky jobs launch scripts/sky/train.yaml --env RECEIPT=a", "declares no RECEIPT"),
     ],
 )
 def test_a_command_that_is_not_there_is_found(examples, text, said):
@@ -129,12 +131,14 @@ def check_command(command, where):
             check_recipes(words[3:], where)
         elif tool.startswith("python") and words[1].endswith(".py"):
             check_script(words[1], words[2:], where)
+        elif tool == "sky":
+            check_sky(words, where)
 
 
 def check_elm(words, where):
     """Holds that a verb of elm takes its flags, and that recipes, macros and methods exist."""
     partial = "…" in words
-    words = [word for word in cli.spelled_out(words) if word != "…"]
+    words = [word for word in cli.expand_gin_flags(words) if word != "…"]
     command, path = typer.main.get_command(cli.app), "elm"
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"{where}: {path} has no verb {words[0]!r}"
@@ -181,32 +185,33 @@ def _macros(file):
 
 
 def check_script(script, words, where):
-    """Holds that a launching script takes its flags, and elm what follows them."""
+    """Holds that a script takes its flags, and elm what follows them."""
     file = ROOT / script
     assert file.is_file(), f"{where}: no script {script}"
-    if file.parent.name != "tpu":
+    if file.stem != "sweep":
         check_recipes(words, where)
         return
     cut = words.index("--") if "--" in words else len(words)
-    flags, further = [word for word in words[:cut] if word != "…"], words[cut + 1 :]
-    with _importable(file.parent):
-        module = importlib.import_module(file.stem)
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                module.parser().parse_args(flags)
-        except SystemExit:
-            pytest.fail(f"{where}: {script} does not read: {said.getvalue()}")
-    if file.stem == "pod" and further:
-        check_elm(further, where)
-    elif further:
-        check_recipes(["--gin_file=gin/recipes/prompt_expert.gin", *further], where)
-
-
-@contextlib.contextmanager
-def _importable(place):
-    sys.path.insert(0, str(place))
+    flags = [word.replace("$part", "1").replace("$SLURM_ARRAY_TASK_ID", "1") for word in words[:cut]]
+    module = runpy.run_path(str(file))
+    said = io.StringIO()
     try:
-        yield
-    finally:
-        sys.path.remove(str(place))
+        with contextlib.redirect_stderr(said):
+            given = module["parser"]().parse_args(flags)
+    except SystemExit:
+        pytest.fail(f"{where}: {script} does not read: {said.getvalue()}")
+    check_recipes([f"--gin_file={module['KINDS'][given.kind].recipe}", *words[cut + 1 :]], where)
+
+
+def check_sky(words, where):
+    """Holds that SkyPilot's task files exist and declare the values that are given."""
+    for name in [word for word in words if word.endswith(".yaml")]:
+        file = ROOT / name
+        assert file.is_file(), f"{where}: no task file {name}"
+        declared = yaml.safe_load(file.read_text())["envs"]
+        for flag, value in itertools.pairwise(words):
+            if flag == "--env":
+                key = value.partition("=")[0]
+                assert key in declared, f"{where}: {name} declares no {key}"
+                if key == "RECIPE":
+                    check_recipes([f"--gin_file={value.partition('=')[2]}"], where)

@@ -30,7 +30,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import elm
 
 pytestmark = [
     pytest.mark.parity,
@@ -90,7 +90,7 @@ def run(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), tree)
 
-    made = base.make_base(config, numbers(shapes))
+    made = elm.make_base(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
     chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
@@ -101,7 +101,7 @@ def run(tmp_path_factory):
     sentencepiece.train(texts, workspace.base / opening.VOCABULARY_FILE, 200, extra_ids=opening.EXTRA_IDS)
     settings.save_run_settings(workspace, None, source, LENGTHS)
     library = Library.open(workspace.library, create=True)
-    fresh = jax.eval_shape(lambda tree: ex.init_expert("lora", jax.random.key(0), tree, {"rank": 2}), shapes)
+    fresh = jax.eval_shape(lambda tree: ex.init_expert("lora", jax.random.key(0), tree, rank=2), shapes)
     for spec in chosen:
         tree = numbers(fresh)
         owned = tuple(paths.flatten(tree))
@@ -184,10 +184,10 @@ def scores_of(samples):
     return [[float(score) for score, _ in sample["filtered_resps"]] for sample in samples]
 
 
-def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
+def test_multiple_choice_tasks_score_as_score_choices_does(run, folder, ids):
     expert = ids[0]
     _, found, samples = evaluate(run, folder, ["copa", "storycloze"], expert=expert)
-    loaded = Library.open(run.workspace.library).load_expert(expert)
+    loaded = Library.open(run.workspace.library).expert(expert)
     for task, rows in (("local_copa", COPA), ("local_storycloze", STORIES)):
         assert 0 <= found[task]["acc,none"] <= 1
         assert len(samples[task]) == len(rows)
@@ -203,27 +203,25 @@ def test_their_tasks_of_choices_score_as_score_choices_does(run, folder, ids):
 
 def test_the_base_and_a_full_expert_score_with_their_own_weights(run, folder):
     composites = Library.open(run.workspace.composites)
-    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.load_expert("other/full"))):
+    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.expert("other/full"))):
         _, _, samples = evaluate(run, folder, ["copa"], **arguments)
         wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), owned)
         np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
 
-def test_their_generative_task_gets_what_our_engine_writes(run, folder, ids):
+def test_generative_tasks_get_the_answers_of_our_generator(run, folder, ids):
     expert = ids[1]
     _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
-    stack = Library.open(run.workspace.library).load_stack([expert])
-    written = generator.generate_rows(
-        run.base.config, run.base.params, prompts, generator.AnswerLimit(5, run.tokenizer.eos), stack
-    )
+    stack = Library.open(run.workspace.library).load([expert])
+    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
     texts = [run.tokenizer.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
     assert any(texts)
 
 
-def test_greedy_is_told_of_what_our_engine_would_write(run):
+def test_a_continuation_is_greedy_if_our_generator_would_write_it(run):
     from lm_eval.api.instance import Instance
 
     from elm_jax.lm_eval import model
@@ -235,13 +233,11 @@ def test_greedy_is_told_of_what_our_engine_would_write(run):
     asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
     told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
     prompt = [*run.tokenizer.encode(context), run.tokenizer.eos]
-    ((first, *_),) = generator.generate_rows(
-        run.base.config, run.base.params, [prompt], generator.AnswerLimit(1, run.tokenizer.eos)
-    )
+    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.tokenizer.eos)
     assert told == [run.tokenizer.encode(text) == [first] for text in pieces]
 
 
-def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
+def test_perplexity_sums_over_windows_of_the_text(run, folder):
     _, found, samples = evaluate(run, folder, ["pages", "last_word"], max_length=8)
     assert found["local_pages"]["word_perplexity,none"] > 1
     assert found["local_last_word"]["perplexity,none"] > 1
@@ -260,7 +256,7 @@ def test_their_perplexity_adds_up_windows_of_the_text(run, folder):
     assert float(told) == pytest.approx(sum(float(each[0]) for each in by_hand), abs=1e-3)
 
 
-def test_a_router_chooses_for_every_task_by_its_own_contexts(run, folder, ids):
+def test_a_router_chooses_for_each_task_by_its_own_contexts(run, folder, ids):
     lm, _, samples = evaluate(run, folder, ["copa", "storycloze"], router="roe", queries=2)
     assert set(lm.selections) == {"local_copa", "local_storycloze"}
     for task, selection in lm.selections.items():
@@ -269,12 +265,12 @@ def test_a_router_chooses_for_every_task_by_its_own_contexts(run, folder, ids):
         wanted = score_choices(
             run.base,
             *arrays(run, *requests_of(samples[task])),
-            Library.open(run.workspace.library).load_expert(expert),
+            Library.open(run.workspace.library).expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
 
 
-def test_an_excluded_dataset_has_no_expert_chosen(run, folder, ids):
+def test_experts_of_an_excluded_dataset_are_not_chosen(run, folder, ids):
     lm, _, _ = evaluate(run, folder, ["copa"], router="roe", exclude=EXPERTS[0])
     assert list(lm.selections["local_copa"].weights) == [ids[1]]
 
@@ -288,12 +284,12 @@ def test_several_experts_are_averaged(run, folder, ids):
     wanted = score_choices(
         run.base,
         *arrays(run, *requests_of(samples["local_copa"])),
-        Library.open(run.workspace.composites).load_expert(expert),
+        Library.open(run.workspace.composites).expert(expert),
     )
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
 
-def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
+def test_an_instance_router_chooses_an_expert_for_each_context(run, folder, ids):
     lm, _, samples = evaluate(run, folder, ["copa"], router="roe_per_instance")
     contexts, choices = requests_of(samples["local_copa"])
     library = Library.open(run.workspace.library)
@@ -301,21 +297,19 @@ def test_by_instance_every_context_has_its_own_expert(run, folder, ids):
     assert len(chosen) == len(COPA)
     for row, expert in enumerate(chosen):
         wanted = score_choices(
-            run.base,
-            *arrays(run, contexts[row : row + 1], choices[row : row + 1]),
-            library.load_expert(expert),
+            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.expert(expert)
         )
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
 
-def test_a_context_too_long_loses_its_beginning_and_it_is_said(run, capsys):
+def test_a_long_context_loses_its_beginning_with_a_message(run, capsys):
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
     (whole,) = [run.tokenizer.encode("The dog ran home. It was late.")]
-    assert lm._contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.tokenizer.eos]]
+    assert lm._encode_contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.tokenizer.eos]]
     assert "1 of 1 contexts have more than 4 tokens" in " ".join(capsys.readouterr().err.split())
-    assert lm._contexts([""]) == [[run.tokenizer.eos]]
+    assert lm._encode_contexts([""]) == [[run.tokenizer.eos]]
     assert capsys.readouterr().err == ""
 
 
@@ -323,13 +317,13 @@ def test_a_context_too_long_loses_its_beginning_and_it_is_said(run, capsys):
     ("arguments", "said"),
     [
         ({"expert": "mini_sentiment_filn/x"}, "No expert named"),
-        ({"router": "oracle"}, "needs 'accuracies' too"),
-        ({"router": "roe", "expert": "base"}, "Either an expert or a router"),
-        ({"router": "roe", "experts": 0}, "At least one expert"),
-        ({"pretrained": "x"}, "'pretrained' came"),
+        ({"router": "oracle"}, "'oracle', which needs 'accuracies'"),
+        ({"router": "roe", "expert": "base"}, "expert=base and router=roe"),
+        ({"router": "roe", "experts": 0}, "experts=0"),
+        ({"pretrained": "x"}, "'pretrained'"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(run, arguments, said):
+def test_wrong_arguments_are_refused(run, arguments, said):
     from elm_jax.lm_eval import model
 
     with pytest.raises(UserError, match=said):
@@ -343,30 +337,30 @@ def test_sampling_and_beams_are_refused(run, options):
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root))
-    with pytest.raises(UserError, match="written greedily"):
+    with pytest.raises(UserError, match="greedy"):
         lm.generate_until([Instance("generate_until", {}, ("The dog", options), 0)])
 
 
-def test_an_expert_of_no_numbers_is_named(run):
+def test_an_expert_with_nan_is_named(run):
     from lm_eval.api.instance import Instance
 
     from elm_jax.lm_eval import model
 
     composites = Library.open(run.workspace.composites)
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.load_expert("other/full").params))
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.expert("other/full").params))
     spec = composites.spec("other/full")
     composites.add(Expert(ExpertSpec("other/broken", "full", spec.base, spec.paths, ("other",), 5), broken))
     try:
         lm = model.ElmLM(run=str(run.workspace.root), expert="other/broken")
-        with pytest.raises(UserError, match="'other/broken' gives none"):
+        with pytest.raises(UserError, match="'other/broken'"):
             lm.loglikelihood([Instance("loglikelihood", {}, ("The dog", "ran"), 0)])
-        with pytest.raises(UserError, match="'other/broken' gives none"):
+        with pytest.raises(UserError, match="'other/broken'"):
             lm.generate_until([Instance("generate_until", {}, ("The dog", {}), 0)])
     finally:
         composites.remove("other/broken")
 
 
-def test_their_command_knows_the_model_and_ends_with_code_2_on_our_errors(
+def test_lm_evals_command_knows_the_model_and_ends_with_code_2_on_our_errors(
     run, folder, tmp_path, monkeypatch, capsys
 ):
     from elm_jax.lm_eval import __main__ as launcher
@@ -386,16 +380,16 @@ def test_their_command_knows_the_model_and_ends_with_code_2_on_our_errors(
     assert "No router named 'rio'" in capsys.readouterr().err
 
 
-def test_a_router_of_tokens_serves_all_requests(run, folder, ids):
+def test_a_token_router_serves_all_requests(run, folder, ids):
     lm, _, samples = evaluate(run, folder, ["copa"], router="arrow")
     _, _, bare = evaluate(run, folder, ["copa"])
-    (gate,) = lm.gated
+    (gate,) = lm.gates
     rows = requests_of(samples["local_copa"])
     pairs = zip(*arrays(run, *rows), strict=True)
     asked = [
         PromptWithChoices(prompt[prompt > 0], [answer[answer > 0] for answer in own]) for prompt, own in pairs
     ]
-    tree = gate_specs.load_gate(run, lm.gated[gate])
+    tree = gate_specs.load_gate(run, lm.gates[gate])
     wanted = score_rows(run.base.config, run.base.params, asked, tree, stacked=False)
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
     assert scores_of(samples["local_copa"]) != scores_of(bare["local_copa"])
@@ -410,7 +404,7 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
     rows = task_rows.build_scoring_rows(
         task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
     )
-    stack = Library.open(run.workspace.library).load_stack([ids[0]])
+    stack = Library.open(run.workspace.library).load([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
     pairs = [
@@ -420,11 +414,11 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
     np.testing.assert_allclose([score for score, _ in told], np.concatenate(ours), atol=1e-4)
 
 
-def test_contexts_end_with_end_of_sequence_unless_the_base_was_trained_without(run, ids):
+def test_contexts_end_with_end_of_sequence_unless_the_base_was_trained_without_it(run, ids):
     from elm_jax.lm_eval import model
 
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
     word = run.tokenizer.encode("is")
-    assert lm._contexts(["is", ""]) == [[*word, run.tokenizer.eos], [run.tokenizer.eos]]
+    assert lm._encode_contexts(["is", ""]) == [[*word, run.tokenizer.eos], [run.tokenizer.eos]]
     lm.run = replace(lm.run, tokenizer=replace(lm.run.tokenizer, input_eos=False))
-    assert lm._contexts(["is", ""]) == [word, [run.tokenizer.eos]]
+    assert lm._encode_contexts(["is", ""]) == [word, [run.tokenizer.eos]]

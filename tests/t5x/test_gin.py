@@ -33,7 +33,6 @@ from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base as bases
 from elm_jax.weights import elm, t5x, t5x_experts, t5x_write
-from tests.shared_data import DATA
 
 pytestmark = [
     pytest.mark.t5x,
@@ -49,7 +48,9 @@ LENGTHS = {"inputs": 40, "targets": 6}
 CONFIG = find_config("tiny", vocab_size=512)
 STEPS, PERIOD = 60, 3
 ROOT = Path(__file__).parents[2]
-PUBLISHED = (DATA / "t5x_checkpoints" / "tiny" / "legacy" / "checkpoint_0").resolve()
+PUBLISHED = (
+    ROOT / ".." / "shared" / "data" / "t5x_checkpoints" / "tiny" / "legacy" / "checkpoint_0"
+).resolve()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ class Reference(str):
     __repr__ = str.__str__
 
 
-def begun(place, script, recipe, log, **macros):
+def start(place, script, recipe, log, **macros):
     """Starts one of T5X's scripts as a user does, on tiny sizes."""
     given = {"SIZE": "tiny", "VOCAB_SIZE": 512, "DTYPE": "float32", "TASK_FEATURE_LENGTHS": LENGTHS}
     given |= {"VOCABULARY_FILE": str(place / "words.model"), "MIXTURE_OR_TASK_NAME": TASK}
@@ -85,17 +86,18 @@ def begun(place, script, recipe, log, **macros):
         given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0"), "SAVE_PERIOD": PERIOD}
     given |= {name: str(place / value) if name.endswith("_DIR") else value for name, value in macros.items()}
     flags = [f"--gin.{name}={value!r}" for name, value in given.items()]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # T5X may be on it
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": search_path}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "elm_jax.t5x.launch", script, f"--gin_file=gin/t5x/{recipe}.gin"]
     with log.open("ab") as file:
         return subprocess.Popen([*command, *flags], cwd=place, env=environment, stdout=file, stderr=file)
 
 
-def ran(place, script, recipe, **macros):
+def run(place, script, recipe, **macros):
     """Runs one of T5X's scripts to its end."""
     log = place / f"{recipe}.log"
-    assert begun(place, script, recipe, log, **macros).wait() == 0, log.read_text()[-4000:]
+    assert start(place, script, recipe, log, **macros).wait() == 0, log.read_text()[-4000:]
 
 
 def read(place):
@@ -106,11 +108,11 @@ def read(place):
 @pytest.fixture(scope="module")
 def trained(place):
     """The directory of a prompt expert that T5X trained, uninterrupted."""
-    ran(place, "train", "prompt_expert", MODEL_DIR="trained", TRAIN_STEPS=STEPS, LEARNING_RATE=0.01)
+    run(place, "train", "prompt_expert", MODEL_DIR="trained", TRAIN_STEPS=STEPS, LEARNING_RATE=0.01)
     return place / "trained"
 
 
-def test_the_base_stays_to_the_bit_and_all_that_the_expert_owns_moves(trained, place, base):
+def test_the_base_is_unchanged_bit_for_bit_and_the_experts_parameters_change(trained, place, base):
     before, after = read(place / "base"), read(trained)
     fresh = ex.init_expert("bottleneck", jax.random.key(0), base.params)
     assert set(after) == set(before) | set(paths.unstack_layers(paths.flatten(fresh)))
@@ -122,16 +124,16 @@ def test_the_base_stays_to_the_bit_and_all_that_the_expert_owns_moves(trained, p
             assert value.tobytes() == before[path].tobytes(), path
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_the_same_to_the_bit(trained, place):
+def test_a_killed_run_resumes_and_ends_the_same_bit_for_bit(trained, place):
     macros = {"MODEL_DIR": "killed", "TRAIN_STEPS": STEPS, "LEARNING_RATE": 0.01}
     log = place / "killed.log"
-    process = begun(place, "train", "prompt_expert", log, **macros)
+    process = start(place, "train", "prompt_expert", log, **macros)
     while not any(step >= 2 * PERIOD for step in steps(place / "killed")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, log.read_text()[-4000:]
     assert STEPS not in steps(place / "killed")
-    assert begun(place, "train", "prompt_expert", log, **macros).wait() == 0, log.read_text()[-4000:]
+    assert start(place, "train", "prompt_expert", log, **macros).wait() == 0, log.read_text()[-4000:]
     whole, resumed = read(trained), read(place / "killed")
     assert {path: value.tobytes() for path, value in resumed.items()} == {
         path: value.tobytes() for path, value in whole.items()
@@ -149,7 +151,7 @@ def adopted(trained, place):
     return import_export.import_expert(trained, id=TASK, run=place / "run")
 
 
-def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
+def test_a_t5x_checkpoint_becomes_an_expert_of_the_library(adopted, place, base):
     assert (adopted.kind, adopted.steps, adopted.datasets) == ("bottleneck", STEPS, (DATASET,))
     assert Library.open(place / "run" / "library").verify(base=base.fingerprint) == []
     with pytest.raises(UserError, match="should have no expert"):
@@ -158,14 +160,14 @@ def test_what_t5x_trained_is_an_expert_of_the_library(adopted, place, base):
 
 def ours(place, base, expert: Params):
     """Returns what our engine scores every choice of both prompts' validation rows under an expert."""
-    tokenizer = sentencepiece.load(place / "words.model")
+    pieces = sentencepiece.load(place / "words.model")
     lengths = data_source.Lengths(LENGTHS["inputs"], LENGTHS["targets"])
     chosen = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
     called = seqio_tasks.make_seqio_names(chosen)
     scores = {}
     for spec in chosen:
         found = rendering.examples(spec, "validation").examples
-        rows = task_rows.build_scoring_rows(found, tokenizer, lengths, task=spec.id)
+        rows = task_rows.build_scoring_rows(found, pieces, lengths, task=spec.id)
         stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(expert))
         of_rows = score_rows(CONFIG, base.params, rows, stacked)
         right = [np.argmax(row) == each.label for row, each in zip(of_rows, found, strict=True)]
@@ -177,10 +179,10 @@ def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, place, base):
+def test_t5x_evaluates_an_expert_with_our_scores_and_accuracy(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "EVAL_OUTPUT_DIR": "evaluated"}
-    ran(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
+    run(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
+    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
     plain = ours(place, base, ex.make_neutral_expert(expert.params, base.params))
     for name, (wanted, accuracy) in ours(place, base, expert.params).items():
         home = place / "evaluated" / "inference_eval"
@@ -193,8 +195,8 @@ def test_t5x_evaluates_it_with_our_scores_and_our_accuracy(adopted, trained, pla
 
 def test_t5x_infers_the_same_scores(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "INFER_OUTPUT_DIR": "inferred"}
-    ran(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
+    run(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
+    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
     name = seqio_tasks.make_seqio_names([specs.find_task(TASK)])[TASK]
     (file,) = (place / "inferred").glob("*-score.jsonl-00000-of-00001")
     wanted, _ = ours(place, base, expert.params)[name]
@@ -206,14 +208,14 @@ def of_dataset(place):
     """The directory of a dataset expert that T5X trained, and wrote answers with."""
     macros = {"MODEL_DIR": "dataset", "TRAIN_STEPS": 2 * PERIOD, "BATCH_SIZE": 8, "EVAL_PERIOD": 2 * PERIOD}
     macros["train.infer_eval_dataset_cfg"] = Reference("@infer_eval/utils.DatasetConfig()")
-    ran(place, "train", "dataset_expert", MIXTURE_OR_TASK_NAME=DATASET, **macros)
+    run(place, "train", "dataset_expert", MIXTURE_OR_TASK_NAME=DATASET, **macros)
     return place / "dataset"
 
 
-def test_a_dataset_expert_is_a_whole_model_that_t5x_trained_and_can_write_with(of_dataset, place, base):
+def test_a_dataset_expert_is_a_full_model_that_generates_answers_under_t5x(of_dataset, place, base):
     spec = import_export.import_expert(of_dataset, id=f"{DATASET}/all", run=place / "run")
     assert (spec.kind, spec.steps) == ("full", 2 * PERIOD)
-    expert = Library.open(place / "run" / "library").load_expert(spec.id, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").expert(spec.id, base=base.fingerprint)
     before = paths.flatten(base.params)
     for path, value in paths.flatten(expert.params).items():
         # Adafactor moves a parameter by no more than its rate a step, in the mean over its values.
@@ -224,13 +226,13 @@ def test_a_dataset_expert_is_a_whole_model_that_t5x_trained_and_can_write_with(o
     assert all(isinstance(row["prediction"], str) for file in written for row in lines(file))
 
 
-def test_one_lora_is_trained_on_a_mixture_of_packed_rows_from_what_t5x_trained(of_dataset, place):
+def test_a_lora_is_trained_on_packed_rows_of_a_mixture_from_a_t5x_checkpoint(of_dataset, place):
     # What T5X trained has its own step, its optimizer's state and its place in other data: all start anew.
     last = str(of_dataset / f"checkpoint_{2 * PERIOD}")
     macros = {"MODEL_DIR": "mixed", "TRAIN_STEPS": PERIOD, "BATCH_SIZE": 4, "PACK": True}
     macros |= {"EXPERT_KIND": "lora", "EXPERT_OPTIONS": {"rank": 4}, "INITIAL_CHECKPOINT_PATH": last}
     macros |= {"TASKS": (DATASET, "mini_size_thing"), "MIXTURE_OR_TASK_NAME": "elm_multitask"}
-    ran(place, "train", "multitask", **macros)
+    run(place, "train", "multitask", **macros)
     assert steps(place / "mixed") == [PERIOD]
     before, after = read(last), read(place / "mixed")
     assert {path for path in after if path not in before} == {
@@ -245,12 +247,14 @@ def test_one_lora_is_trained_on_a_mixture_of_packed_rows_from_what_t5x_trained(o
             assert np.any(value != 0), path
 
 
-@pytest.mark.shared_data
-def test_an_expert_begins_at_a_checkpoint_of_the_layout_that_t5x_published(place):
+@pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason=f"no checkpoint as T5X's published ones are at {PUBLISHED}"
+)
+def test_an_expert_starts_from_a_checkpoint_in_t5xs_published_layout(place):
     macros = {"MODEL_DIR": "published", "TRAIN_STEPS": PERIOD, "INITIAL_CHECKPOINT_PATH": str(PUBLISHED)}
     macros |= {"EXPERT_KIND": "ia3", "VOCAB_SIZE": 384, "EXTRA_IDS": 16}
     macros |= dict.fromkeys(("sizes.size.num_encoder_layers", "sizes.size.num_decoder_layers"), 3)
-    ran(place, "train", "prompt_expert", **macros)
+    run(place, "train", "prompt_expert", **macros)
     before, after = read(PUBLISHED), read(place / "published")
     for path, value in after.items():
         if path in before:

@@ -1,4 +1,4 @@
-"""The launcher: T5X's scripts by name, and one sentence where there is none. test_gin.py runs them."""
+"""The launcher takes T5X's scripts by name, and refuses others in one sentence; test_gin.py runs them."""
 
 import importlib.util
 
@@ -8,7 +8,7 @@ from elm_jax import storage
 from elm_jax.t5x import launch
 
 
-def told(capsys, *arguments):
+def error_of(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         launch.main(list(arguments))
     said = capsys.readouterr()
@@ -17,16 +17,16 @@ def told(capsys, *arguments):
     return said.err
 
 
-@pytest.mark.parametrize(("arguments", "came"), [((), "nothing came"), (("trian",), "'trian' came")])
-def test_a_script_is_wanted_first(capsys, arguments, came):
-    assert f"wanted first, train, eval, infer, then its flags, but {came}" in told(capsys, *arguments)
+@pytest.mark.parametrize(("arguments", "got"), [((), "got nothing"), (("trian",), "got 'trian'")])
+def test_a_script_is_required_first(capsys, arguments, got):
+    assert f"train, eval, infer, {got}" in error_of(capsys, *arguments)
 
 
-def test_t5x_that_is_absent_is_one_sentence(capsys, monkeypatch):
+def test_a_missing_t5x_is_one_sentence(capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "t5x" else find(name))
-    assert "T5X is wanted, but it is not installed" in told(capsys, "train")
+    assert "Expected T5X" in error_of(capsys, "train")
 
 
-def test_the_gin_files_lie_where_the_launcher_looks():
+def test_the_gin_files_are_on_the_launchers_search_path():
     assert (storage.SHIPPED / "gin" / "t5x" / "prompt_expert.gin").is_file()

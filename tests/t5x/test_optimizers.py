@@ -1,4 +1,4 @@
-"""Optimizers for T5X: who owns a parameter, and the schedule. That a base stays as it is, test_gin.py has."""
+"""Optimizers for T5X: whose a parameter is, and the schedule. test_gin.py has the base unchanged."""
 
 import numpy as np
 import pytest
@@ -21,20 +21,20 @@ NAMES = {
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "lora", "ia3", "full"])
-def test_an_expert_owns_its_own_and_the_base_the_rest(kind):
-    owners = paths.flatten(optimizers.owners(paths.unflatten(dict.fromkeys(NAMES, 0)), kind))
-    assert owners == {
+def test_parameters_are_labelled_as_the_experts_or_the_bases(kind):
+    labels = paths.flatten(optimizers.param_labels(paths.unflatten(dict.fromkeys(NAMES, 0)), kind))
+    assert labels == {
         path: "expert" if kind == "full" or kind in kinds else "base" for path, kinds in NAMES.items()
     }
 
 
-def test_the_rate_rises_over_the_warmup_and_falls_to_zero_at_the_last_step():
+def test_the_learning_rate_rises_over_the_warmup_and_falls_to_zero_at_the_last_step():
     rate = optimizers.linear(0.4, 10, warmup=2)
     np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 6, 10, 11)], [0, 0.2, 0.4, 0.2, 0, 0], atol=1e-7)
     plain = optimizers.linear(0.4, 10)
     np.testing.assert_allclose([plain(step) for step in (0, 5, 10)], [0.4, 0.2, 0], atol=1e-7)
 
 
-def test_a_kind_that_is_none_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="Did you mean 'bottleneck'"):
+def test_an_unknown_kind_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="'bottleneck'"):
         optimizers.adamw(1e-3, "botleneck")

@@ -1,9 +1,9 @@
-"""The registry of a gin file: what a name stands for is registered with SeqIO, and what T5X calls it."""
+"""Names in a gin file are registered with SeqIO under names that T5X finds."""
 
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.t5x.registry import registered
+from elm_jax.t5x.registry import register_with_seqio
 from elm_jax.tasks import rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 
@@ -30,7 +30,7 @@ def _nothing_registered():
 
 
 @pytest.mark.parametrize(
-    ("name", "called"),
+    ("name", "seqio_name"),
     [
         (f"{DATASET}/what kind of thing", f"{DATASET}_what_kind_of_thing"),
         (f"{DATASET}/what kind of thing_score_eval", f"{DATASET}_what_kind_of_thing_score_eval"),
@@ -39,17 +39,17 @@ def _nothing_registered():
         (f"{DATASET}_score_eval", f"{DATASET}_score_eval"),
     ],
 )
-def test_a_name_of_ours_becomes_one_that_seqio_has(name, called, words):
-    assert registered(name, words) == called
-    assert called in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    task = seqio.get_mixture_or_task(called)
+def test_our_names_become_names_of_seqio(name, seqio_name, words):
+    assert register_with_seqio(name, words) == seqio_name
+    assert seqio_name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    task = seqio.get_mixture_or_task(seqio_name)
     assert task.output_features["inputs"].vocabulary == words
     assert len(seqio.TaskRegistry.names()) <= 4  # of this dataset alone: two prompts and their twins
 
 
 def test_named_tasks_are_one_mixture_for_the_multitask_baseline(words):
     tasks = (DATASET, "mini_size_thing", "mini-unseen")
-    assert registered(seqio_tasks.MULTITASK, words, tasks=tasks) == seqio_tasks.MULTITASK
+    assert register_with_seqio(seqio_tasks.MULTITASK, words, tasks=tasks) == seqio_tasks.MULTITASK
     mixed = {task.name for task in seqio.get_mixture_or_task(seqio_tasks.MULTITASK).tasks}
     wanted = [
         spec for spec in specs.task_specs("mini") if spec.dataset in tasks or spec.group == "mini-unseen"
@@ -58,27 +58,25 @@ def test_named_tasks_are_one_mixture_for_the_multitask_baseline(words):
 
 
 def test_registering_twice_changes_nothing(words):
-    assert registered(DATASET, words) == registered(DATASET, words)
+    assert register_with_seqio(DATASET, words) == register_with_seqio(DATASET, words)
     assert len(seqio.get_mixture_or_task(DATASET).tasks) == 2
 
 
-def test_what_a_gin_file_imported_and_registered_itself_stays_as_it_is(words):
+def test_a_task_that_the_gin_file_registered_itself_is_not_replaced(words):
     source = seqio.FunctionDataSource(lambda split, shuffle_files: None, ["train"])
     features = {"targets": seqio.Feature(words)}
     task = seqio.TaskRegistry.add("by_hand", source, output_features=features, preprocessors=[])
-    assert registered("by_hand", words) == "by_hand"
+    assert register_with_seqio("by_hand", words) == "by_hand"
     assert seqio.TaskRegistry.get("by_hand") is task
 
 
 @pytest.mark.parametrize("options", [{}, {"tasks": ("mini_taxonmy_kind",)}])
-def test_a_name_that_nothing_has_is_answered_with_the_nearest(words, options):
-    with pytest.raises(
-        UserError, match=r"No task or dataset named 'mini_taxonmy_kind'.*'mini_taxonomy_kind'"
-    ):
-        registered("mini_taxonmy_kind", words, **options)
+def test_an_unknown_name_is_answered_with_the_nearest(words, options):
+    with pytest.raises(UserError, match=r"'mini_taxonmy_kind'.*'mini_taxonomy_kind'"):
+        register_with_seqio("mini_taxonmy_kind", words, **options)
     assert seqio.TaskRegistry.names() == set()
 
 
 def test_a_name_that_is_not_of_the_tasks_is_refused(words):
-    with pytest.raises(UserError, match="No task or mixture named 'mini_size_thing' in what was registered"):
-        registered("mini_size_thing", words, tasks=(DATASET,))
+    with pytest.raises(UserError, match="'mini_size_thing'"):
+        register_with_seqio("mini_size_thing", words, tasks=(DATASET,))

@@ -57,7 +57,7 @@ def t5x():
     jax.config.update("jax_numpy_rank_promotion", "allow")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        imports.load()
+        imports.import_t5x()
         modules = {name: importlib.import_module(f"t5x.{name}") for name in MODULES}
         modules["network"] = importlib.import_module("t5x.examples.t5.network")
         modules["seqio"] = importlib.import_module("seqio")
@@ -143,7 +143,7 @@ def trained(t5x, model, registered, tmp_path_factory):
     return directory, train(t5x, model, directory, pack=True, steps=STEPS)
 
 
-def goes_on(t5x, model, directory, params, tmp_path, *, pack, steps):
+def resume(t5x, model, directory, params, tmp_path, *, pack, steps):
     """Asks whether a run that starts from the checkpoint before the last ends as the one that made it."""
     before = f"checkpoint_{steps - LAST}"
     shutil.copytree(directory / before, tmp_path / before)
@@ -152,13 +152,13 @@ def goes_on(t5x, model, directory, params, tmp_path, *, pack, steps):
         np.testing.assert_array_equal(again[path], value, err_msg=path)
 
 
-def test_t5x_trains_on_packed_rows_of_a_dataset_and_goes_on_where_it_was(t5x, model, trained, tmp_path):
-    goes_on(t5x, model, *trained, tmp_path, pack=True, steps=STEPS)
+def test_t5x_trains_on_packed_rows_of_a_dataset_and_resumes(t5x, model, trained, tmp_path):
+    resume(t5x, model, *trained, tmp_path, pack=True, steps=STEPS)
 
 
-def test_t5x_trains_on_rows_that_are_not_packed_too(t5x, model, registered, tmp_path):
+def test_t5x_trains_on_rows_that_are_not_packed(t5x, model, registered, tmp_path):
     params = train(t5x, model, tmp_path / "whole", pack=False, steps=2 * LAST)
-    goes_on(t5x, model, tmp_path / "whole", params, tmp_path / "again", pack=False, steps=2 * LAST)
+    resume(t5x, model, tmp_path / "whole", params, tmp_path / "again", pack=False, steps=2 * LAST)
 
 
 @pytest.fixture(scope="module")
@@ -188,17 +188,15 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_t5x_ranks_choices_with_our_scores_and_our_accuracy(evaluated, trained, registered, words):
+def test_t5x_ranks_choices_with_our_scores_and_accuracy(evaluated, trained, registered, words):
     params = paths.unflatten(paths.stack_layers(trained[1]))
-    tokenizer = sentencepiece.load(words.sentencepiece_model_file, extra_ids=words.extra_ids)
+    pieces = sentencepiece.load(words.sentencepiece_model_file, extra_ids=words.extra_ids)
     lengths = data_source.Lengths(LENGTHS["inputs"], LENGTHS["targets"])
     ours = [spec for spec in specs.task_specs("mini") if spec.dataset == DATASET]
     assert len(ours) == 2
     for spec in ours:
         found = rendering.examples(spec, "validation").examples
-        scores = score_rows(
-            SHAPE, params, task_rows.build_scoring_rows(found, tokenizer, lengths, task=spec.id)
-        )
+        scores = score_rows(SHAPE, params, task_rows.build_scoring_rows(found, pieces, lengths, task=spec.id))
         name = registered.ranked[spec.id]
         told = read(evaluated / f"{name}-{STEPS:06d}.jsonl")
         np.testing.assert_allclose([row["score"] for row in told], np.concatenate(scores), atol=1e-4)
@@ -208,7 +206,7 @@ def test_t5x_ranks_choices_with_our_scores_and_our_accuracy(evaluated, trained, 
         assert metrics["accuracy"] > 60  # of three choices: it has learned, so its scores say something
 
 
-def test_t5x_writes_answers_and_seqio_says_how_many_are_right(evaluated, registered):
+def test_t5x_generates_answers_and_seqio_measures_their_accuracy(evaluated, registered):
     name = registered.tasks[f"{DATASET}/what kind of thing"]
     told = read(evaluated / f"{name}-{STEPS:06d}.jsonl")
     same = [row["prediction"] == row["input"]["targets_pretokenized"] for row in told]
@@ -224,7 +222,7 @@ def batches(t5x, name, *, pack=False, host=0, hosts=1, epochs=None):
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("kind", ["task", "mixture", "twin"])
-def test_every_batch_has_a_shape_that_is_known_beforehand(t5x, registered, kind, pack):
+def test_every_batch_has_a_static_shape(t5x, registered, kind, pack):
     task = f"{DATASET}/what kind of thing"
     name = {"task": registered.tasks[task], "mixture": DATASET, "twin": registered.ranked[task]}[kind]
     found = batches(t5x, name, pack=pack).element_spec

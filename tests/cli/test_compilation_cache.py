@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from elm_jax.cli import compilations
+from elm_jax.cli import compilation_cache
 
 # What a verb does, with the counts of what JAX looked for and found, and every bit of what it computed.
 VERB = """
 import collections, hashlib, json, os
-from elm_jax.cli import compilations
-compilations.keep(os.environ)
+from elm_jax.cli import compilation_cache
+compilation_cache.enable(os.environ)
 import jax
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.rpartition("/")[2]]))
@@ -56,7 +56,7 @@ def test_a_second_process_compiles_nothing_anew_and_computes_the_same(tmp_path):
 def test_programs_are_kept_where_what_was_fetched_is(tmp_path, monkeypatch, told, place):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     environment = {name: str(tmp_path / value) for name, value in told.items()}
-    compilations.keep(environment)
+    compilation_cache.enable(environment)
     assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / place)
     assert (tmp_path / place).stat().st_mode & 0o077 == 0
 
@@ -65,7 +65,7 @@ def test_programs_are_kept_where_what_was_fetched_is(tmp_path, monkeypatch, told
 def test_it_can_be_switched_off(tmp_path, word):
     told = {"ELM_COMPILATION_CACHE": word, "ELM_JAX_CACHE": str(tmp_path / "none")}
     environment = dict(told)
-    compilations.keep(environment)
+    compilation_cache.enable(environment)
     assert environment == told
     assert not (tmp_path / "none").exists()
 
@@ -73,7 +73,7 @@ def test_it_can_be_switched_off(tmp_path, word):
 def test_what_jax_is_told_stays(tmp_path):
     told = {"JAX_COMPILATION_CACHE_DIR": "gs://a", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7"}
     environment = told | {"ELM_JAX_CACHE": str(tmp_path / "none")}
-    compilations.keep(environment)
+    compilation_cache.enable(environment)
     assert told.items() <= environment.items()
     assert not (tmp_path / "none").exists()
 
@@ -81,5 +81,5 @@ def test_what_jax_is_told_stays(tmp_path):
 def test_a_place_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("in the way")
     environment = {"ELM_JAX_CACHE": str(tmp_path / "file")}
-    compilations.keep(environment)
+    compilation_cache.enable(environment)
     assert "JAX_COMPILATION_CACHE_DIR" not in environment

@@ -1,7 +1,7 @@
-"""The entry of the command line: its verbs put together, and how a command ends.
+"""The command line: its commands put together, and how one ends.
 
-Nothing heavy is imported before a verb needs it, so that `elm --help` answers at once. A `UserError` is one
-sentence and exit code 2; results go to standard output, progress and errors to standard error.
+Nothing heavy is imported before a command needs it, so that `elm --help` answers at once. A `UserError` is
+one sentence and exit code 2. Results go to standard output, progress and errors to standard error.
 """
 
 import os
@@ -13,61 +13,69 @@ import typer
 from typer.core import TyperGroup
 
 from elm_jax.cli import (
-    compilations,
+    compilation_cache,
     convert,
     doctor,
-    evaluation,
+    evaluate,
     experts,
+    index,
     merge,
     plan,
+    prepare,
     prompts,
-    reporting,
+    quickstart,
+    report,
+    route,
+    run,
     tasks,
     training,
-    verbs,
 )
 from elm_jax.errors import UserError
 
 
-class OneSentence(TyperGroup):
+class CommandGroup(TyperGroup):
     """Ends a user's mistake with one sentence and exit code 2, Ctrl-C with exit code 130."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the verb."""
+        """Runs the command."""
         try:
             return super().invoke(ctx)
         except UserError as error:
             print(f"elm: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print("elm: stopped. Run the same command again to go on where it was.", file=sys.stderr)
+            print("elm: stopped. Run the same command again to continue.", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
 app = typer.Typer(
-    cls=OneSentence,
+    cls=CommandGroup,
     help="Train experts on a frozen T5, retrieve, merge and score them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(verbs.app)
+app.command()(quickstart.quickstart)
+app.command()(run.run)
+app.command()(prepare.prepare)
+app.command()(index.index)
+app.command()(route.route)
 app.command()(training.train)
-app.command()(evaluation.evaluate)
+app.command()(evaluate.evaluate)
 app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(merge.merge)
 app.command()(plan.plan)
-app.command()(reporting.report)
+app.command()(report.report)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(experts.app, name="experts")
 
 
-def spelled_out(arguments: list[str]) -> list[str]:
+def expand_gin_flags(arguments: list[str]) -> list[str]:
     """Turns T5X's `--gin.NAME=VALUE` into `--gin_bindings=NAME = VALUE`.
 
-    >>> spelled_out(["run", "--gin.TRAIN_STEPS=5"])
+    >>> expand_gin_flags(["run", "--gin.TRAIN_STEPS=5"])
     ['run', '--gin_bindings=TRAIN_STEPS = 5']
     """
     return [
@@ -80,5 +88,5 @@ def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "jax" not in sys.modules:
-        compilations.keep(os.environ)
-    return app(spelled_out(sys.argv[1:] if arguments is None else arguments))
+        compilation_cache.enable(os.environ)
+    return app(expand_gin_flags(sys.argv[1:] if arguments is None else arguments))

@@ -1,0 +1,63 @@
+"""`elm prepare`: rows rendered and tokenised once."""
+
+import json
+import os
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import typer
+
+from elm_jax.cli.flags import flattened
+from elm_jax.cli.inputs import load_task_files, override, row_reader, task_files
+from elm_jax.cli.options import (
+    DEFAULT_OUT,
+    AsJson,
+    Cache,
+    Names,
+    RenderFlags,
+    RowFlags,
+    RunDir,
+    SourceFlags,
+    TokenFlags,
+)
+
+
+@flattened
+def prepare(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    cache: Cache = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that work side by side; default: one for each core.")
+    ] = None,
+    module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
+    as_json: AsJson = False,
+    *,
+    source: SourceFlags,
+    rows: RowFlags,
+    tokens: TokenFlags,
+    render: RenderFlags,
+) -> None:
+    """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
+    from elm_jax.data import prepare as preparation
+    from elm_jax.data import task_selection
+
+    chosen = names or []
+    reader = row_reader(run, source, tokens, render)
+    assert reader.tokenizer is not None
+    files = load_task_files(task_files(source.tasks, names))
+    read = override(reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files])
+    how: dict[str, Any] = {"tasks": chosen, "tokenizer": reader.tokenizer, "lengths": reader.lengths}
+    if module:
+        read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
+        made = preparation.prepare_seqio_tasks(module, source=read, **how)
+    else:
+        if rows.split:
+            specs = task_selection.select_tasks(chosen, read)
+            read = replace(read, splits={spec.dataset: rows.split for spec in specs})
+        made = preparation.prepare_tasks(source=read, processes=processes or os.cpu_count() or 1, **how)
+    if as_json:
+        print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
+        return
+    for each in made:
+        print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {preparation.describe_result(each)}")

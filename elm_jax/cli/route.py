@@ -1,0 +1,77 @@
+"""`elm route`: which experts a task should use."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar
+
+import typer
+
+from elm_jax.cli.flags import flattened
+from elm_jax.cli.inputs import load_task_files, open_run, parse_options, task_files
+from elm_jax.cli.options import DEFAULT_OUT, AsJson, Cache, Dtype, Names, RunDir, SourceFlags
+
+OWN_FLAGS = ("experts", "queries", "router")
+"""Options of routers that are flags of this command."""
+
+
+@dataclass(frozen=True)
+class RouterFlags:
+    """Which router chooses, and how."""
+
+    PANEL: ClassVar[str] = "Routing"
+    router: Annotated[str, typer.Option(help="How experts are chosen; --routers lists all.")] = "roe"
+    experts: Annotated[int, typer.Option(help="Experts to choose, those with the most votes.")] = 1
+    queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the router, NAME=VALUE; may be repeated.")
+    ] = None
+
+
+@flattened
+def route(
+    names: Names = None,
+    run: RunDir = DEFAULT_OUT,
+    explain: Annotated[bool, typer.Option(help="Show the votes and the nearest keys.")] = False,
+    routers: Annotated[bool, typer.Option("--routers", help="List the routers and their options.")] = False,
+    dtype: Dtype = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    *,
+    router: RouterFlags,
+    source: SourceFlags,
+) -> None:
+    """Which experts a task should use, and why."""
+    load_task_files(task_files(source.tasks, names))
+    if routers:
+        _print_routers()
+        return
+    from elm_jax.data import task_selection
+    from elm_jax.routing import route as routing
+    from elm_jax.routing.run_inputs import RoutingInputs
+
+    options = parse_options(router.option, OWN_FLAGS, "k=10")
+    opened = open_run(run, source, names, cache=cache, dtype=dtype)
+    specs = task_selection.select_tasks(names or [], opened.source, evaluation=True)
+    inputs = RoutingInputs(opened, queries_per_task=router.queries)
+    routed = routing.route_tasks(
+        inputs, specs, router.router, options, experts=router.experts, explain=explain
+    )
+    if as_json:
+        print(json.dumps([asdict(each.selection) for each in routed], ensure_ascii=False))
+        return
+    for each in routed:
+        print(f"{each.selection.task}: {', '.join(each.selection.weights)}")
+        for line in each.explanation:
+            print(f"  {line}")
+
+
+def _print_routers() -> None:
+    import inspect
+
+    from elm_jax.routing.table import ROUTERS
+
+    for name, router in ROUTERS.items():
+        print(f"{name:<18} {router.description}")
+        for option, default in router.options.items():
+            shown = "" if default is inspect.Parameter.empty else f" (default: {default})"
+            print(f"{'':<18} {option}{shown}")
