@@ -15,3 +15,7 @@ class ContaminationError(UserError):
 
 class OutOfMemoryError(UserError):
     """Not even the smallest group and batch fit a device's memory."""
+
+
+class DamagedResultsError(UserError):
+    """A file of results that was changed after it was written; what it holds is computed again."""

@@ -109,12 +109,14 @@ class Keys:
         texts: The texts.
         embedder: Name of the embedder, with its fingerprint.
         text_format: What of an example was embedded.
+        made_of: The vocabulary, and the rows of every task, by their digests; none if it is not known.
     """
 
     vectors: Embeddings
     texts: tuple[str, ...]
     embedder: str
     text_format: str
+    made_of: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Selection:
         queries: Row ids of the queries that voted.
         nearest: Per query, the expert that won it and its similarity.
         embedder: What embedded queries and keys, with its type; empty if none did.
+        rows: Digest of the queries' texts, and of the vocabulary; empty if the router reads none.
     """
 
     task: str
@@ -138,6 +141,7 @@ class Selection:
     queries: tuple[str, ...]
     nearest: tuple[tuple[str, float], ...] = ()
     embedder: str = ""
+    rows: str = ""
 
 
 @dataclass(frozen=True)

@@ -128,14 +128,35 @@ def read_jsonl(where: PathLike, *, what: str) -> list[dict[str, Any]]:
     return rows
 
 
-def read_first_line(where: epath.Path) -> dict[str, Any] | None:
-    """Returns the first line of a file of JSON lines; None if it is no JSON object."""
-    with where.open() as stream:
-        try:
-            head = json.loads(stream.readline())
-        except ValueError:
-            return None
-    return head if isinstance(head, dict) else None
+def write_sealed_lines(where: PathLike, header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a header and one JSON object per line, with a checksum of all in the header."""
+    body = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    sealed = {**header, "checksum": _seal(header, body)}
+    write_bytes(where, json.dumps(sealed, ensure_ascii=False).encode() + b"\n" + body)
+
+
+def read_sealed_lines(where: epath.Path) -> tuple[dict[str, Any] | None, bytes, bool | None]:
+    """Reads what `write_sealed_lines` wrote.
+
+    Returns:
+        The header, None if it is no JSON object; the bytes of the rows; and whether both are as they were
+        written, None if the header has no checksum to say so.
+    """
+    first, _, body = where.read_bytes().partition(b"\n")
+    try:
+        header = json.loads(first)
+    except (ValueError, RecursionError):
+        return None, body, False
+    if not isinstance(header, dict):
+        return None, body, False
+    checksum = header.pop("checksum", None)
+    return header, body, None if checksum is None else checksum == _seal(header, body)
+
+
+def _seal(header: Mapping[str, Any], body: bytes) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(body)
+    return digest.hexdigest()[:16]
 
 
 def write_arrays(

@@ -58,9 +58,10 @@ def experts_show(
 
 @app.command("verify")
 def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
-    """Check checksums, base and files; exit code 1 if anything is wrong."""
+    """Check checksums, base, vocabulary and files; exit code 1 if anything is wrong."""
+    from elm_jax.experts import compatibility
     from elm_jax.experts.library import Library
-    from elm_jax.session import settings
+    from elm_jax.session import opening, settings
     from elm_jax.session.workspace import Workspace
     from elm_jax.weights import load
 
@@ -70,6 +71,11 @@ def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
     findings = library.verify(base=fingerprint)
     for finding in findings:
         print(f"{finding.expert}: {finding.problem}")
+    bad = {finding.expert for finding in findings}
+    specs = [library.spec(expert) for expert in library.ids() if expert not in bad]
+    if compatibility.find_vocabulary(specs) is not None:
+        tokenizer = opening.load_data_settings(run).tokenizer
+        compatibility.require_vocabulary(specs, tokenizer.fingerprint)
     if findings:
         raise typer.Exit(1)
     print(f"{len(library.ids())} experts are sound.")

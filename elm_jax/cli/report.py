@@ -41,7 +41,10 @@ def report(
             compared = run_comparison.comparison_tables(rows)
             print("\n".join(map(documents.table_to_markdown, compared)))
         return
-    report_of_run, files = reports.rebuild_report(Workspace.open(named[0]))
+    workspace = Workspace.open(named[0])
+    report_of_run, files = reports.rebuild_report(workspace)
+    for change in reports.describe_changed_tasks(workspace):
+        typer.echo(change, err=True)
     if as_json:
         print(files["json"].read_text())
         return

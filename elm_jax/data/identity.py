@@ -1,8 +1,11 @@
-"""Identity: what the rows of a split depend on, told without reading any of them.
+"""Identity: what the rows of a split depend on, and what they hold.
 
-Prepared rows are current as long as this is the same, so it must be cheap: files by their bytes, TFDS's
-datasets by their version and the file that describes them, the hub's by name and revision, a function by the
-file of its code. Other changes (a hub dataset without a revision, what a function reads) are not noticed.
+Everything that is made of rows carries their identity: prepared rows, experts, keys, scores, selections and
+reports. What rows depend on is told without reading any of them, so it must be cheap: files by their bytes,
+local directories by those of all of their files, TFDS's datasets by their version and the file that describes
+them, the hub's by name and revision, a function by the file of its code (what it reads is not noticed). Where
+that differs, the rows are read and compared by their digests (`data.row_digests`), so that what was touched
+and not changed is current.
 """
 
 import functools
@@ -10,19 +13,32 @@ import hashlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.records import TaskSpec
+from elm_jax.data import row_digests, tokenized_rows
+from elm_jax.data.row_digests import RowDigests
+from elm_jax.data.task_selection import SEQIO
+from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import datasets as catalogue
-from elm_jax.tasks import mini, mini_words, sources
-from elm_jax.tasks.data_source import Source, get_split
+from elm_jax.tasks import mini, mini_words, original, sources
+from elm_jax.tasks.data_source import Lengths, Source, get_split
 from elm_jax.tasks.datasets import Dataset, all_datasets, training
 from elm_jax.tasks.specs import is_embedded
+from elm_jax.tasks.task_templates import find_template
+from elm_jax.tokenizers.sentencepiece import Tokenizer
+
+VOCABULARY = "vocabulary"
+"""The key of a recipe that has the fingerprint of the tokenizer."""
+OF_MODEL = (VOCABULARY, "input_eos", "prompt tokens", "answer tokens", "base", "dtype")
+"""Settings that change what a model makes of the texts, and no text."""
+MADE_OF = "made_of"
+"""The key of a recipe that has the identity of the rows of every task of an expert."""
 
 
 def identify_rows(spec: TaskSpec, source: Source) -> Mapping[str, Any]:
@@ -50,6 +66,132 @@ def identify_rows(spec: TaskSpec, source: Source) -> Mapping[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class RowsIdentity:
+    """What the rows of a task are.
+
+    Attributes:
+        settings: What they depend on by name: values, or digests of what is long.
+        digests: Digests of what they hold.
+    """
+
+    settings: Mapping[str, Any]
+    digests: RowDigests
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the identity as plain values."""
+        return {"settings": dict(self.settings), "digests": self.digests.to_json()}
+
+
+def from_json(value: Any) -> RowsIdentity | None:
+    """Returns the identity that `to_json` wrote; None if the value is of another form."""
+    try:
+        return RowsIdentity(dict(value["settings"]), row_digests.from_json(value["digests"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def identify_task(
+    spec: TaskSpec,
+    source: Source,
+    examples: Sequence[PromptedExample],
+    tokenizer: Tokenizer,
+    lengths: Lengths,
+) -> RowsIdentity:
+    """Returns the identity of a task's rows.
+
+    Args:
+        spec: The task.
+        source: Where its rows come from.
+        examples: The rows.
+        tokenizer: What they are tokenised with.
+        lengths: How many tokens are kept.
+    """
+    texts = identify_texts(spec, source, examples)
+    return replace(texts, settings={**texts.settings, **identify_tokens(tokenizer, lengths)})
+
+
+def identify_texts(spec: TaskSpec, source: Source, examples: Sequence[PromptedExample]) -> RowsIdentity:
+    """Returns the identity of a task's rows as texts, whatever they are tokenised with."""
+    return RowsIdentity(identify_settings(spec, source), tokenized_rows.find_digests(examples))
+
+
+def identify_settings(spec: TaskSpec, source: Source) -> dict[str, Any]:
+    """Returns what a task's rendered rows depend on, without reading them.
+
+    Raises:
+        UserError: If there is no template, or no source of the dataset.
+    """
+    if spec.group == SEQIO:
+        return {"split": get_split(spec, source)}  # their module has the rest
+    template = find_template(spec, source.templates_dir)
+    return {
+        "rows": storage.fingerprint(identify_rows(spec, source)),
+        "template": storage.fingerprint(template.jinja),
+        "answer_choices": storage.fingerprint(template.answer_choices),
+        "split": get_split(spec, source),
+        "limit": source.limit,
+        "seed": source.seed,
+        "truncate": source.truncate,
+        "faithful": list(original.row_switches(source.faithful)),
+    }
+
+
+def identify_tokens(tokenizer: Tokenizer, lengths: Lengths) -> dict[str, Any]:
+    """Returns what token ids depend on beside the text."""
+    return {
+        VOCABULARY: tokenizer.fingerprint,
+        "input_eos": tokenizer.input_eos,
+        "prompt tokens": lengths.prompt,
+        "answer tokens": lengths.answer,
+    }
+
+
+def noted_source(noted: RowsIdentity, spec: TaskSpec, source: Source) -> Source:
+    """Returns a source with the split, the limit, the seed and the cuts that an identity notes."""
+    own = noted.settings
+    if "limit" not in own:
+        return source
+    fields = {name: own[name] for name in ("limit", "seed", "truncate", "faithful")}
+    return replace(source, splits={**source.splits, spec.dataset: own["split"]}, **fields)
+
+
+def describe_changes(before: RowsIdentity, now: RowsIdentity) -> str:
+    """Returns what differs between rows, as "input of 40 of 40 rows, template"; "" if they are the same.
+
+    Settings that changed no text of a row are not named, except those of `OF_MODEL`.
+    """
+    rows = row_digests.describe_differences(before.digests, now.digests)
+    causes = [
+        name.replace("_", " ")
+        for name, value in before.settings.items()
+        if name in now.settings and value != now.settings[name] and (name in OF_MODEL or rows)
+    ]
+    # That the rows of a file differ is what the digests say in words.
+    return ", ".join([*rows, *(cause for cause in causes if cause != "rows")])
+
+
+def describe_all_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns what differs between the rows of two recipes, task by task; "" if they are the same.
+
+    Of rows that a recipe does not know, since it was made before they were noted, nothing is said.
+    """
+    changes = {
+        task: describe_changes(was, own)
+        for task, value in now.get(MADE_OF, {}).items()
+        if (own := from_json(value)) and (was := from_json(before.get(MADE_OF, {}).get(task)))
+    }
+    told = {task: change for task, change in changes.items() if change}
+    if len(now.get(MADE_OF, {})) == 1:
+        return next(iter(told.values()), "")
+    return "; ".join(f"{task}: {change}" for task, change in told.items())
+
+
+def without_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an expert's recipe as people read it, without the digests of its rows."""
+    return {name: value for name, value in recipe.items() if name != MADE_OF}
+
+
 def _identify_content(
     dataset: Dataset, source: catalogue.RowSource, split: str, data_dir: storage.PathLike | None, prompt: str
 ) -> Any:
@@ -65,7 +207,20 @@ def _identify_content(
         ]
     if source.kind == "function":
         return _digest_code(source)
-    return None
+    directory = epath.Path(source.name)
+    if directory.is_dir():
+        files = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+        return {str(path.relative_to(directory)): _digest_file(epath.Path(path)) for path in files}
+    return _find_cached_revision(source)
+
+
+def _find_cached_revision(source: catalogue.RowSource) -> str | None:
+    """Returns the commit of a hub's dataset that was downloaded last; None if none was."""
+    home = os.environ.get("HF_HOME", os.path.join("~", ".cache", "huggingface"))
+    cache = storage.path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
+    folder = cache / f"datasets--{source.name.replace('/', '--')}"
+    file = folder / "refs" / (source.revision or "main")
+    return file.read_text().strip() if file.is_file() else None
 
 
 def _digest_code(source: catalogue.RowSource) -> str | None:

@@ -25,14 +25,14 @@ def load_examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
         source: Where rows and templates come from.
 
     Raises:
-        UserError: If rows or a template are missing, or if no row renders.
+        UserError: If rows or a template are missing, if no row renders, or if prepared rows are damaged.
     """
     if spec.group == SEQIO:
         return _load_seqio_rows(spec, source)
     if source.prepared is not None:
         file = prepared_file(source.prepared, spec, get_split(spec, source))
-        stored_key = tokenized_rows.read_cache_key(file) if file.exists() else None
-        if stored_key and stored_key.startswith(f"{rendering_key(spec, source)}-"):
+        stored_key = tokenized_rows.read_cache_key(file) if file.exists() else ""
+        if stored_key.startswith(f"{rendering_key(spec, source)}-"):
             return StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
     return rendering.examples(spec, source=source).examples[: source.limit]
 
@@ -98,4 +98,4 @@ def _load_seqio_rows(spec: TaskSpec, source: Source) -> StoredExamples:
             f"Expected prepared rows of SeqIO's task {spec.dataset!r}, {split} split, got none. Fix: run "
             f"`elm prepare {spec.dataset} --module MODULE --split {split}`."
         )
-    return StoredExamples(tokenized_rows.load(file), tokenized_rows.read_cache_key(file) or "")
+    return StoredExamples(tokenized_rows.load(file), tokenized_rows.read_cache_key(file))

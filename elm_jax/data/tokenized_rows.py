@@ -2,26 +2,32 @@
 
 Rendering and tokenising are slow and deterministic, so they happen once; training and evaluation then read
 token ids without jinja, SeqIO or TensorFlow. The file holds the cache key of everything that went into it,
-and a reader that names the key it expects never gets other rows. A local file is memory-mapped: opening it
-costs next to nothing, and of a row only its own bytes are read.
+and a reader that names the key it expects never gets other rows. It holds a checksum too, so that a file that
+was changed is not believed; those of the first versions have none. A local file is memory-mapped: after its
+bytes were checked once, of a row only its own are read.
 """
 
+import functools
+import hashlib
+import io
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, overload
+from typing import IO, Any, SupportsIndex, overload
 
 import numpy as np
 from jaxtyping import Int
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import ragged
+from elm_jax.data import ragged, row_digests
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
+from elm_jax.data.row_digests import RowDigests
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
-from elm_jax.safetensors_header import read_header
+from elm_jax.safetensors_header import TensorEntry, read_header
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
@@ -34,6 +40,9 @@ _ARRAYS = {
     *(f"{name}/{part}" for name in _TOKENS for part in ("tokens", "offsets")),
     *(f"{name}/{part}" for name in _TEXTS for part in ("content", "offsets")),
 }
+_ABOUT = "about"
+"""The array with the checksum of the others and the digests of the rows, as JSON."""
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +59,7 @@ class TokenizedRows:
         choices: Token ids of the choices of all rows; row i has `choice_starts[i]` to `choice_starts[i + 1]`.
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
+        digests: Digests of the rows, if they were kept.
     """
 
     row_ids: Sequence[str]
@@ -61,6 +71,7 @@ class TokenizedRows:
     choices: RaggedTokens
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
+    digests: RowDigests | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +150,12 @@ def tokenize_examples(
     )
 
 
+def find_digests(examples: Sequence[PromptedExample]) -> RowDigests:
+    """Returns the digests of examples: those that were prepared with them, or else computed now."""
+    stored = examples.rows.digests if isinstance(examples, StoredExamples) else None
+    return row_digests.digest_rows(examples) if stored is None else stored
+
+
 def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:
     """Returns the token ids of every choice of a row."""
     start, end = rows.choice_starts[row : row + 2].tolist()
@@ -180,6 +197,9 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
     for name in _TEXTS:
         texts = ragged.pack_texts(getattr(rows, name))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
+    digests = rows.digests or row_digests.digest_rows(StoredExamples(rows, cache_key))
+    about = {"checksum": _compute_checksum(arrays), "digests": digests.to_json()}
+    arrays[_ABOUT] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     storage.write_arrays(path, arrays)
 
 
@@ -192,9 +212,9 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
 
     Raises:
         UserError: If the file is missing, broken, of another kind, or stale: made from other rows, another
-            template, tokenizer or options than the key's.
+            template, tokenizer or options than the key's; or if it was changed after it was written.
     """
-    stored_key, arrays = _read(path)
+    stored_key, arrays, digests = _read(path)
     if cache_key is not None and stored_key != cache_key:
         raise UserError(
             f"Expected prepared rows of cache key {cache_key} at {str(path)!r}, got {stored_key}: the rows, "
@@ -217,20 +237,21 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choices=tokens("choices"),
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
+        digests=digests,
     )
 
 
-def read_cache_key(path: storage.PathLike) -> str | None:
-    """Returns the cache key of a whole file of tokenised rows; None if there is none."""
-    try:
-        return _read(path)[0]
-    except UserError:
-        return None
+def read_cache_key(path: storage.PathLike) -> str:
+    """Returns the cache key of a whole file of tokenised rows; raises what `load` raises."""
+    return _read(path)[0]
 
 
 def is_current(path: storage.PathLike, cache_key: str) -> bool:
     """Returns whether a whole file with this cache key is there, so that nothing has to be prepared."""
-    return read_cache_key(path) == cache_key
+    try:
+        return read_cache_key(path) == cache_key
+    except UserError:
+        return False
 
 
 def pad(rows: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N length"]:
@@ -262,8 +283,36 @@ def _cut(lists: Sequence[list[int]], length: int, add_eos: bool = True) -> Ragge
     return RaggedTokens(flat, ragged.compute_offsets(map(len, cut)))
 
 
-def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the cache key and the arrays of a file, which stay on disk until they are read."""
+def _compute_checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name}:{arrays[name].nbytes};".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+# Only digests are kept; the version of a file says whether it has to be read again.
+@functools.lru_cache(maxsize=4096)
+def _checksum_of_version(file: str, size: int, mtime: int) -> str:
+    """Returns the checksum of a local file's arrays, read in parts so that none of it stays in memory."""
+    del size, mtime
+    with open(file, "rb") as stream:
+        return _checksum_of_stream(stream, read_header(stream, file=file, fix="delete it").tensors)
+
+
+def _checksum_of_stream(stream: IO[bytes], entries: Mapping[str, TensorEntry]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(entries.keys() - {_ABOUT}):
+        begin, end = entries[name].start, entries[name].end
+        digest.update(f"{name}:{end - begin};".encode())
+        stream.seek(begin)
+        for at in range(begin, end, _CHUNK):
+            digest.update(stream.read(min(_CHUNK, end - at)))
+    return digest.hexdigest()
+
+
+def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray], RowDigests | None]:
+    """Returns the cache key of a file, its arrays, which stay on disk until they are read, and digests."""
     where, expected = storage.path(path), f"Expected a file of prepared rows at {str(path)!r}"
     try:
         with where.open("rb") as stream:
@@ -276,9 +325,27 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
     except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) != _ARRAYS:
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - {_ABOUT} != _ARRAYS:
         raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
     arrays = {
         name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()
     }
-    return arrays["fingerprint"].tobytes().decode(), arrays
+    cache_key = arrays["fingerprint"].tobytes().decode(errors="replace")
+    if _ABOUT not in arrays:
+        return cache_key, arrays, None
+    if "://" in os.fspath(where):
+        checksum = _checksum_of_stream(io.BytesIO(content), header.tensors)
+    else:
+        stat = os.stat(where)
+        checksum = _checksum_of_version(os.fspath(where), stat.st_size, stat.st_mtime_ns)
+    try:
+        about = json.loads(arrays.pop(_ABOUT).tobytes())
+        is_whole, digests = about["checksum"] == checksum, row_digests.from_json(about["digests"])
+    except (ValueError, KeyError, TypeError):
+        is_whole, digests = False, None
+    if not is_whole:
+        raise UserError(
+            f"{expected}, got one that was changed after it was written. Fix: delete it, and prepare the "
+            "task again."
+        )
+    return cache_key, arrays, digests

@@ -15,7 +15,14 @@ from rich.console import Console
 from elm_jax import moved, names, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import ContaminationError, UserError
-from elm_jax.evaluation import cost_estimate, derived_experts, generation, ranking, scorer_selection
+from elm_jax.evaluation import (
+    cost_estimate,
+    derived_experts,
+    generation,
+    ranking,
+    results_cache,
+    scorer_selection,
+)
 from elm_jax.evaluation import methods as method_module
 from elm_jax.evaluation import report as report_module
 from elm_jax.evaluation.config import EvaluationConfig, ScoringOptions
@@ -25,6 +32,7 @@ from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask, load_tasks
+from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import TaskSpec
@@ -99,6 +107,9 @@ def evaluate(
         require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
     with hosts.exit_on_failure():
         loaded = load_tasks(run, specs)
+        identities = {name: task.identity for name, task in loaded.items()}
+        if hosts.is_primary():
+            results_cache.say_changed_tasks(run, identities)
         selection = _select(run, loaded, methods, experts, config)
         every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
         cells = _cells(specs, selection, experts if every_expert else ())
@@ -121,6 +132,7 @@ def evaluate(
         answers = generation.generate_answers(run, generated, loaded, options) if generated else {}
         result = None
         if hosts.is_primary():
+            results_cache.save_identities(run, identities)
             results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
             result = _report(results, config.normalization, environment or {}, every_expert=every_expert)
         hosts.barrier("the report is written")
@@ -179,6 +191,7 @@ def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str],
         )
     described = [library.describe(expert) for expert in experts]
     pairs = [(each.spec, each.shapes) for each in described]
+    compatibility.require_vocabulary((spec for spec, _ in pairs), run.tokenizer.fingerprint)
     mixed = len(method_module.group_by_shape(pairs)) > 1
     methods = _methods(run, asked, config, mixed=mixed)
     method_module.require_compatible(methods, pairs)
@@ -275,6 +288,7 @@ def _report(
             generated=results.generated(),
             examples=results.examples(retrieval[0] if retrieval else None),
             equal_choices=results.equal_choices(),
+            made_of={task.id: task.identity.to_json() for task in results.tasks},
             expert_counts=results.expert_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
         )

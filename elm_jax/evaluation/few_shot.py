@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.data import task_rows, task_selection
+from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts import key_texts
@@ -148,6 +149,7 @@ def fit_lorahub(
             steps=max(each.steps for each in specs),
             recipe={
                 "method": "lorahub",
+                VOCABULARY: run.tokenizer.fingerprint,
                 "merged_from": list(found.weights),
                 "weights": list(found.weights.values()),
                 "options": dict(options),

@@ -113,18 +113,18 @@ def generate_answers(
         text_metrics.require_metric(each.name)
     key_of = _cache_keys(run, tasks, options.content_addressed)
     answers: dict[Cell, GeneratedAnswers] = {}
-    missing: list[Cell] = []
 
     def save(cell: Cell, texts: Sequence[str]) -> None:
         task = tasks[cell.task]
         answers[cell] = _evaluate(cell, task.examples_of(cell.rows), texts, metrics[cell.task])
         _write(_file(run, cell, task), answers[cell], key_of(cell), metrics[cell.task].label)
 
-    for cell in cells:
-        found = _read(_file(run, cell, tasks[cell.task]), cell, key_of(cell))
-        if found is None:
-            missing.append(cell)
-        elif found[0] == metrics[cell.task].label:
+    files = {cell: _file(run, cell, tasks[cell.task]) for cell in cells}
+    missing = results_cache.find_missing(run, files, key_of)
+    for cell in (cell for cell in cells if cell not in missing):
+        found = _read(files[cell], cell, key_of(cell))
+        assert found is not None
+        if found[0] == metrics[cell.task].label:
             answers[cell] = found[1]
         else:
             save(cell, found[1].predictions)
@@ -180,13 +180,9 @@ def generate_answers(
 def missing_cells(
     run: Run, cells: Sequence[Cell], tasks: Tasks, content_addressed: Collection[str] = ()
 ) -> list[Cell]:
-    """Returns the cells that have no answers yet; of files no more than the header is read."""
-    key_of = _cache_keys(run, tasks, content_addressed)
-    return [
-        cell
-        for cell in cells
-        if results_cache.read_header(_file(run, cell, tasks[cell.task]), key_of(cell)) is None
-    ]
+    """Returns the cells that have no answers yet, or answers that were changed."""
+    files = {cell: _file(run, cell, tasks[cell.task]) for cell in cells}
+    return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed))
 
 
 def assemble_answers(
@@ -247,10 +243,17 @@ def _is_swapped(run: Run) -> bool:
 def _cache_keys(run: Run, tasks: Tasks, content_addressed: Collection[str]) -> results_cache.CacheKeys:
     """Returns the cache key of a cell's answers: of base, rows, their targets, lengths and scorer."""
     settings = results_cache.reading_settings(run)
-    task_keys = {}
-    for name, task in tasks.items():
-        rows = [[example.row_id, example.input, example.target] for example in task.examples]
-        task_keys[name] = storage.fingerprint({**settings, "rows": rows, "way": "greedy"})
+    task_keys = {
+        name: storage.fingerprint(
+            {
+                **settings,
+                "way": "greedy",
+                "rows": task.row_ids(),
+                **{column: task.identity.digests.columns[column] for column in ("input", "target")},
+            }
+        )
+        for name, task in tasks.items()
+    }
     scorer_key = results_cache.scorer_cache_keys(run, content_addressed)
     return lambda cell: scorer_key(cell.scorer, task_keys[cell.task])
 

@@ -13,11 +13,14 @@ each task; several methods that choose the same one share its scores. Odd rows:
     a choice longer than the limit                 it is cut, and then ends with end-of-sequence
     a task without rows                            UserError that names the task
     scores that are NaN or infinite                UserError that names the expert and the row
+    a file that was changed after it was written   it is named and written anew
     results of another version in the directory    as `evaluation.results_cache` says
 """
 
+import math
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -29,8 +32,9 @@ from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.expert_stacks import load_stacks
 from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
+from elm_jax.experts import result_files
 from elm_jax.launch import hosts
-from elm_jax.records import TaskScores
+from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.scoring import rank
@@ -59,10 +63,14 @@ class ScoreStore:
     normalization: str = "sum"
 
     def __getitem__(self, cell: Cell) -> TaskScores:
-        found = results_cache.read_cell(self._file(cell), self.cache_keys[cell], COLUMNS)
+        where = self._file(cell)
+        found = results_cache.read_cell(where, self.cache_keys[cell], COLUMNS)
         if found is None:
             raise _missing_file(cell)
-        ids, labels, predictions, scores = (tuple(row[name] for row in found[1]) for name in COLUMNS)
+        header, lines = found
+        if not _are_sound(header, lines, self.tasks[cell.task].examples_of(cell.rows)):
+            raise result_files.damaged_results(where)
+        ids, labels, predictions, scores = (tuple(row[name] for row in lines) for name in COLUMNS)
         return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)
 
     def __contains__(self, cell: object) -> bool:
@@ -78,7 +86,7 @@ class ScoreStore:
         header = results_cache.read_header(self._file(cell), self.cache_keys[cell])
         if header is None:
             raise _missing_file(cell)
-        return CorrectCount(cell.task, cell.scorer, header["rows"], header["right"])
+        return CorrectCount(cell.task, cell.scorer, header["rows"], header["right"], tied=header["tied"])
 
     def _file(self, cell: Cell) -> epath.Path:
         return _file(self.run, cell, self.tasks, self.normalization)
@@ -116,12 +124,11 @@ def score_cells(
         return sums
     key_of = _cache_keys(run, tasks, options.content_addressed, normalization)
     store = ScoreStore(run, tasks, {cell: key_of(cell) for cell in cells}, normalization)
-    for cell in cells if hosts.is_primary() else ():
-        where = _file(run, cell, tasks, normalization)
-        if results_cache.read_header(where, key_of(cell)) is None:
-            scores = _normalized(cell, tasks[cell.task], sums, normalization)
-            header = _header(cell, key_of(cell), normalization)
-            _write(where, _task_scores(cell, tasks[cell.task], scores), header)
+    files = {cell: _file(run, cell, tasks, normalization) for cell in cells}
+    for cell in results_cache.find_missing(run, files, key_of) if hosts.is_primary() else ():
+        scores = _normalized(cell, tasks[cell.task], sums, normalization)
+        header = _header(cell, key_of(cell), normalization)
+        _write(files[cell], _task_scores(cell, tasks[cell.task], scores), header)
     hosts.barrier("scores are made of sums")
     return store
 
@@ -129,13 +136,9 @@ def score_cells(
 def missing_cells(
     run: Run, cells: Sequence[Cell], tasks: Tasks, content_addressed: Collection[str] = ()
 ) -> list[Cell]:
-    """Returns the cells that have no scores yet; of files no more than the header is read."""
-    key_of = _cache_keys(run, tasks, content_addressed)
-    return [
-        cell
-        for cell in cells
-        if results_cache.read_header(_file(run, cell, tasks, "sum"), key_of(cell)) is None
-    ]
+    """Returns the cells that have no scores yet, or scores that were changed."""
+    files = {cell: _file(run, cell, tasks, "sum") for cell in cells}
+    return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed))
 
 
 def method_scores(scores: ScoreStore, task: str, scorer: TaskScorer, method: str) -> TaskScores:
@@ -194,9 +197,7 @@ def _score_sums(run: Run, cells: Sequence[Cell], tasks: Tasks, options: ScoringO
     key_of = _cache_keys(run, tasks, options.content_addressed)
     cache_keys = {cell: key_of(cell) for cell in cells}
     files = {cell: _file(run, cell, tasks, "sum") for cell in cache_keys}
-    missing = [
-        cell for cell in cache_keys if results_cache.read_header(files[cell], cache_keys[cell]) is None
-    ]
+    missing = results_cache.find_missing(run, files, key_of)
     hosts.barrier("what lacks scores is known")
     prompts = {task: tasks[task].prompts for task in dict.fromkeys(cell.task for cell in missing)}
     row_counts = {task: len(own) for task, own in prompts.items()}
@@ -289,13 +290,12 @@ def _cache_keys(
 ) -> results_cache.CacheKeys:
     """Returns the cache key of a cell's scores: of base, rows, lengths, normalization and scorer."""
     settings = results_cache.reading_settings(run)
-    task_keys = {}
-    for name, task in tasks.items():
-        rows = [
-            [example.row_id, example.input, list(example.choices), example.label] for example in task.examples
-        ]
-        # The form of the header is in the key, so that a file with another one is written anew.
-        task_keys[name] = storage.fingerprint({**settings, "rows": rows, "score": normalization, "head": 2})
+    # The form of the header is in the key, so that a file with another one is written anew.
+    settings |= {"score": normalization, "head": 3}
+    task_keys = {
+        name: storage.fingerprint({**settings, "rows": task.row_ids(), **task.identity.digests.columns})
+        for name, task in tasks.items()
+    }
     scorer_key = results_cache.scorer_cache_keys(run, content_addressed)
     return lambda cell: scorer_key(cell.scorer, task_keys[cell.task])
 
@@ -321,7 +321,30 @@ def _write(where: epath.Path, scores: TaskScores, header: Mapping[str, str]) -> 
         dict(zip(COLUMNS, values, strict=True))
         for values in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
     ]
-    results_cache.write_cell(where, {**header, "rows": counted.n, "right": counted.right}, lines)
+    counts = {"rows": counted.n, "right": counted.right, "tied": counted.tied}
+    results_cache.write_cell(where, {**header, **counts}, lines)
+
+
+def _are_sound(
+    header: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], examples: Sequence[PromptedExample]
+) -> bool:
+    """Tells whether lines are scores of these very rows, with what follows from them."""
+    try:
+        for line, example in zip(lines, examples, strict=True):
+            scores, label = line["scores"], -1 if example.label is None else example.label
+            if (line["row"], line["label"], len(scores)) != (example.row_id, label, len(example.choices)):
+                return False
+            if not all(map(math.isfinite, scores)) or line["prediction"] != rank.predict(np.asarray(scores)):
+                return False
+        right = sum(_credit(line) for line in lines)
+    except (ValueError, TypeError, IndexError):  # other numbers of rows, scores that are no numbers
+        return False
+    return header["rows"] == len(lines) and math.isclose(header["right"], right)
+
+
+def _credit(line: Mapping[str, Any]) -> float:
+    scores, best = line["scores"], max(line["scores"])
+    return (scores[line["label"]] == best) / scores.count(best)
 
 
 def _missing_file(cell: Cell) -> UserError:

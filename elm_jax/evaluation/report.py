@@ -9,12 +9,14 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
+from elm_jax.data import identity, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
 from elm_jax.reporting.records import Report
 from elm_jax.reporting.run_comparison import RunComparison
 from elm_jax.reporting.summary import ReportInputs
+from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 
 BASELINE = "base"
@@ -37,7 +39,7 @@ def write_run_report(
     baseline = next((row.method for row in inputs.methods if row.router == BASELINE), BASELINE)
     inputs = replace(inputs, environment={**describe_machine(), **inputs.environment})
     report = summary.build_report(inputs, pairs=pairs, baseline=baseline if baseline in scored else None)
-    return report, report_files.write_report(report, workspace.report, inputs.scores)
+    return report, report_files.write_report(report, workspace.report, inputs.scores, inputs.made_of)
 
 
 def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
@@ -50,6 +52,39 @@ def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Pat
         raise _missing_report(workspace)
     report = report_files.read_report(workspace.report)
     return report, report_files.write_report(report, workspace.report)
+
+
+def describe_changed_tasks(workspace: Workspace) -> list[str]:
+    """Returns a sentence for each task whose rows or tokens are others now than when it was evaluated.
+
+    None for tasks whose rows are not here, or which were evaluated before rows were noted.
+    """
+    noted = report_files.read_made_of(workspace.report)
+    if not noted:
+        return []
+    try:
+        reading = opening.load_data_settings(workspace.root)
+    except UserError:  # a report can be read without its base
+        return []
+    found = []
+    for name, value in noted.items():
+        before = identity.from_json(value)
+        if before is None:
+            continue
+        try:
+            task = task_selection.resolve_task(name, reading.source)
+            source = identity.noted_source(before, task, reading.source)
+            tokens = identity.identify_tokens(reading.tokenizer, reading.lengths)
+            now = replace(before, settings={**identity.identify_settings(task, source), **tokens})
+            if now != before:
+                examples = task_rows.load_examples(task, source)
+                now = identity.identify_task(task, source, examples, reading.tokenizer, reading.lengths)
+        except UserError:
+            continue
+        changes = identity.describe_changes(before, now)
+        if changes:
+            found.append(f"{name} differs from when it was evaluated: {changes}.")
+    return found
 
 
 def compare_runs(

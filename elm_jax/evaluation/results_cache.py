@@ -6,12 +6,14 @@ says. If a file is there already and
 
     its cache key is the expected one    it is read, and nothing is computed again
     its cache key is another             it is written anew: rows, options, base or expert have changed
+    it was changed after it was written  its name is printed, and it is written anew: its checksum is another
     its format is a later one            UserError: a later elm_jax wrote it
     it has another form                  UserError: elm_jax did not write it, so it is left alone
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,11 @@ from etils import epath
 from jaxtyping import Int
 
 from elm_jax import names, storage
-from elm_jax.errors import UserError
+from elm_jax.data import identity
+from elm_jax.data.identity import RowsIdentity
+from elm_jax.errors import DamagedResultsError, UserError
 from elm_jax.evaluation.expert_stacks import ExpertStack
+from elm_jax.experts import result_files
 from elm_jax.experts.lookup import BASE, library_finder
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
@@ -91,7 +96,11 @@ def sort_by_scorer(cells: Iterable[Cell]) -> list[Cell]:
 
 def reading_settings(run: Run) -> dict[str, Any]:
     """Returns what scores depend on beside rows and scorer: the base, and how rows are tokenised."""
-    settings: dict[str, Any] = {"base": run.base.fingerprint, "lengths": vars(run.lengths)}
+    settings: dict[str, Any] = {
+        "base": run.base.fingerprint,
+        "lengths": vars(run.lengths),
+        "vocabulary": run.tokenizer.fingerprint,
+    }
     if run.dtype is not None:
         settings["dtype"] = run.dtype
     return settings if run.tokenizer.input_eos else {**settings, "input_eos": False}
@@ -117,19 +126,91 @@ def scorer_cache_keys(run: Run, content_addressed: Iterable[str] = ()) -> Callab
 
 
 def write_cell(where: epath.Path, header: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a cell's header and rows."""
-    storage.write_jsonl(where, [{"format": storage.FORMAT, **header}, *lines])
+    """Writes a cell's header, with a checksum of all, and its rows."""
+    storage.write_sealed_lines(where, {"format": storage.FORMAT, **header}, lines)
 
 
 def read_header(where: epath.Path, cache_key: str) -> dict[str, Any] | None:
     """Returns a file's header, or None if there is no file or its cache key is another.
 
     Raises:
+        DamagedResultsError: the file was changed after it was written.
         UserError: the file is of a later version, or elm_jax did not write it.
     """
+    found = _read(where, cache_key)
+    return None if found is None else found[0]
+
+
+def read_cell(
+    where: epath.Path, cache_key: str, columns: Sequence[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Returns a file's header and rows, or None if `read_header` does, which raises the same."""
+    found = _read(where, cache_key)
+    if found is None:
+        return None
+    header, body = found
+    try:
+        lines = [json.loads(line) for line in body.decode().removesuffix("\n").split("\n")]
+    except (ValueError, RecursionError):
+        lines = [None]
+    if any(not isinstance(row, dict) or row.keys() != set(columns) for row in lines):
+        raise result_files.damaged_results(where)
+    return header, lines
+
+
+def find_missing(run: Run, files: Mapping[Cell, epath.Path], key_of: CacheKeys) -> list[Cell]:
+    """Returns the cells without results, and prints the names of files that were changed."""
+    missing = []
+    for cell, where in files.items():
+        try:
+            header = read_header(where, key_of(cell))
+        except DamagedResultsError:
+            _say(run, f"Computed again, because it was changed after it was written: {where}")
+            header = None
+        if header is None:
+            missing.append(cell)
+    return missing
+
+
+def say_changed_tasks(run: Run, identities: Mapping[str, RowsIdentity]) -> None:
+    """Prints what differs of tasks since they were last scored in a run, and why they are scored again.
+
+    Args:
+        run: with the directory of scores.
+        identities: task id -> what its rows are now.
+    """
+    for task, now in identities.items():
+        file = _identity_file(run, task)
+        before = identity.from_json(storage.read_json(file, what="Rows of scores")) if file.exists() else None
+        changes = before and identity.describe_changes(before, _with_model(run, now))
+        if changes:
+            _say(run, f"{task} is scored again, because it differs from when it was scored: {changes}.")
+
+
+def save_identities(run: Run, identities: Mapping[str, RowsIdentity]) -> None:
+    """Writes what the rows of tasks were that have been scored."""
+    for task, now in identities.items():
+        storage.write_json(_identity_file(run, task), _with_model(run, now).to_json())
+
+
+def _with_model(run: Run, rows: RowsIdentity) -> RowsIdentity:
+    return replace(rows, settings={**rows.settings, "base": run.base.fingerprint, "dtype": run.dtype})
+
+
+def _identity_file(run: Run, task: str) -> epath.Path:
+    place = cell_file(run.workspace.scores, Cell(task, BASE), ()).parent
+    return place / ("rows.json" if run.source.limit is None else f"rows.limit_{run.source.limit}.json")
+
+
+def _say(run: Run, text: str) -> None:
+    run.stages.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _read(where: epath.Path, cache_key: str) -> tuple[dict[str, Any], bytes] | None:
+    """Returns a file's header and the bytes of its rows; None if there is no file of this cache key."""
     if not where.exists():
         return None
-    header = storage.read_first_line(where)
+    header, body, is_whole = storage.read_sealed_lines(where)
     if header is None or not isinstance(header.get("format"), int) or "stamp" not in header:
         raise UserError(
             f"Expected a file of results at {str(where)!r}, got another form. Fix: move it away, or name "
@@ -140,27 +221,11 @@ def read_header(where: epath.Path, cache_key: str) -> dict[str, Any] | None:
             f"Expected results of format {storage.FORMAT}, got {header['format']} in {str(where)!r}, which a "
             "later elm_jax wrote. Fix: use that one, or name another directory."
         )
-    return None if header["format"] < storage.FORMAT or header["stamp"] != cache_key else header
-
-
-def read_cell(
-    where: epath.Path, cache_key: str, columns: Sequence[str]
-) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """Returns a file's header and rows, or None if `read_header` does.
-
-    Raises:
-        UserError: the rows have other columns, so the file was changed after it was written.
-    """
-    header = read_header(where, cache_key)
-    if header is None:
+    if header["format"] < storage.FORMAT or header["stamp"] != cache_key:
         return None
-    lines = storage.read_jsonl(where, what="A file of results")[1:]
-    if any(row.keys() != set(columns) for row in lines):
-        raise UserError(
-            f"Expected rows of {', '.join(columns)} in {str(where)!r}, got others: the file was changed "
-            "after it was written. Fix: delete it."
-        )
-    return header, lines
+    if not is_whole:
+        raise result_files.damaged_results(where)
+    return header, body
 
 
 def group_cells(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elm_jax.data import task_rows, tokenized_rows
+from elm_jax.data import identity, task_rows, tokenized_rows
+from elm_jax.data.identity import RowsIdentity
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample, TaskSpec
@@ -23,6 +24,7 @@ class EvaluationTask:
         tokens: the same as token ids.
         prompts: the prompts with their answer choices as token ids; without choices if the task is answered
             in free text.
+        identity: what the rows are, which whatever is made of them carries.
         single: ids of rows with one choice, which are right whatever scores them: they count for nothing.
         equal: rows of which two choices are the same tokens.
         equal_example: two such choices.
@@ -32,6 +34,7 @@ class EvaluationTask:
     examples: Sequence[PromptedExample]
     tokens: TokenizedRows
     prompts: Sequence[PromptWithChoices]
+    identity: RowsIdentity
     single: Sequence[str] = ()
     equal: int = 0
     equal_example: tuple[str, ...] = ()
@@ -94,7 +97,8 @@ def _load(run: Run, spec: TaskSpec) -> EvaluationTask:
         )
     equal = [(row, pair) for row, own in enumerate(choices) if (pair := _find_equal(own))]
     example = tuple(examples[equal[0][0]].choices[place] for place in equal[0][1]) if equal else ()
-    return EvaluationTask(spec, examples, tokens, prompts, single, len(equal), example)
+    own = identity.identify_task(spec, run.source, examples, run.tokenizer, run.lengths)
+    return EvaluationTask(spec, examples, tokens, prompts, own, single, len(equal), example)
 
 
 def _find_equal(choices: Sequence[Sequence[int] | np.ndarray]) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ It is checked before any arithmetic and, for experts in files, before any parame
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
@@ -77,6 +78,37 @@ def require_compatible(experts: Sequence[tuple[ExpertSpec, Shapes]]) -> None:
                     f"{first.id!r}, got {_describe_shape(path, shapes)} in {spec.id!r}. Fix: leave one of "
                     "them out, or train it again."
                 )
+
+
+def find_vocabulary(specs: Iterable[ExpertSpec]) -> str | None:
+    """Returns the fingerprint of the vocabulary that experts were trained with; None if none of them says.
+
+    Raises:
+        UserError: If two experts name different ones.
+    """
+    known = [(spec, spec.recipe[VOCABULARY]) for spec in specs if VOCABULARY in spec.recipe]
+    for spec, vocabulary in known:
+        if vocabulary != known[0][1]:
+            raise UserError(
+                f"Expected experts of one vocabulary, got {known[0][1]!r} of {known[0][0].id!r} and "
+                f"{vocabulary!r} of {spec.id!r}. Fix: leave one of them out."
+            )
+    return known[0][1] if known else None
+
+
+def require_vocabulary(specs: Iterable[ExpertSpec], vocabulary: str) -> None:
+    """Checks that experts were trained with a vocabulary; those of the first versions do not say.
+
+    Raises:
+        UserError: If some were trained with another one; it names them.
+    """
+    others = [spec.id for spec in specs if spec.recipe.get(VOCABULARY, vocabulary) != vocabulary]
+    if others:
+        shown = ", ".join(map(repr, others[:5])) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        raise UserError(
+            f"Expected experts that were trained with this run's vocabulary ({vocabulary}), got {shown}, "
+            "trained with another. Fix: put the vocabulary back, or train them again."
+        )
 
 
 def _describe_shape(path: str, shapes: Shapes) -> str:

@@ -9,6 +9,7 @@ import getpass
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -166,12 +167,14 @@ def write_keys(directory: epath.Path, identifier: str, keys: Keys) -> None:
             f"Expected finite numbers as keys of {identifier!r}, got others from {keys.embedder!r}. Fix: "
             "check the embedder's weights."
         )
-    about = {
+    about: dict[str, Any] = {
         "expert": identifier,
         "embedder": keys.embedder,
         "text_format": keys.text_format,
         "texts": list(keys.texts),
     }
+    if keys.made_of:
+        about["made_of"] = dict(keys.made_of)
     about["checksum"] = _keys_checksum(vectors, about)
     text = json.dumps(about, ensure_ascii=False).encode()
     # Texts are in the file of the vectors, so that no reader pairs those of two writers.
@@ -190,7 +193,7 @@ def read_keys(directory: epath.Path, identifier: str) -> Keys:
         about = json.loads(arrays["about"].tobytes())
         checksum = about.pop("checksum")
         vectors, texts = arrays["vectors"], tuple(about["texts"])
-        keys = Keys(vectors, texts, about["embedder"], about["text_format"])
+        keys = Keys(vectors, texts, about["embedder"], about["text_format"], about.get("made_of", {}))
         owner = about["expert"]
     except UserError as error:
         raise UserError(f"{error} {fix}") from None

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from elm_jax import names, storage
-from elm_jax.experts import atomic_dir
+from elm_jax import names
+from elm_jax.data import identity
+from elm_jax.experts import atomic_dir, result_files
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import ExpertSize, Library
 from elm_jax.experts.lookup import library_finder
@@ -62,7 +63,7 @@ def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float,
     for dataset in atomic_dir.list_directories(workspace.scores):
         for prompt in atomic_dir.list_directories(dataset):
             files = [prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))]
-            heads = (storage.read_first_line(file) for file in files if file.exists())
+            heads = (result_files.read_header(file) for file in files if file.exists())
             counted = next((head for head in heads if head and head.get("rows")), None)
             if counted:
                 task = f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(prompt.name)}"
@@ -108,7 +109,7 @@ def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
         ("keys", "yes" if one.has_keys else "no"),
         ("checksum", one.description.checksum),
     ]
-    fields += flatten_values({"recipe": dict(spec.recipe)})
+    fields += flatten_values({"recipe": identity.without_identity(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
         fields.append(("accuracy", f"{format_percent(accuracy)} % of {count} rows of {task}{seen}"))

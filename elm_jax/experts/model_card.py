@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from etils import epath
 
-from elm_jax import names, storage
-from elm_jax.experts import atomic_dir, files
+from elm_jax import names
+from elm_jax.data import identity
+from elm_jax.experts import atomic_dir, files, result_files
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.reporting.documents import flatten_values, table_to_markdown
@@ -232,7 +233,7 @@ def _scores_table(card: ModelCard) -> Table:
 def _recipes_table(card: ModelCard) -> Table:
     """Returns the recipes: the fields that all share once, then those of each expert."""
     every = {
-        expert: dict(flatten_values(dict(about.spec.recipe)))
+        expert: dict(flatten_values(identity.without_identity(about.spec.recipe)))
         for expert, about in sorted(card.experts.items())
     }
     first = next(iter(every.values()), {})
@@ -251,7 +252,7 @@ def _read_score(prompt: epath.Path, task: str, expert: str, since: float, seen: 
     """Reads the score of an expert from the files of a task: of all rows, else of a limited number."""
     name = names.directory_name(expert)
     for file in (prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))):
-        head = storage.read_first_line(file) if file.exists() and _modified_at(file) >= since else None
+        head = result_files.read_header(file) if file.exists() and _modified_at(file) >= since else None
         if head and head.get("rows"):
             share = head["right"] / head["rows"]
             low, high = wilson_interval(share, head["rows"])

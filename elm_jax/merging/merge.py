@@ -90,6 +90,7 @@ def run_merge(
 ) -> Expert:
     """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
     experts = [spec.id for spec in plan.specs]
+    compatibility.require_vocabulary(plan.specs, run.tokenizer.fingerprint)
     if statistics is None and plan.method.statistics_shape is not None:
         shapes = plan.statistics_shapes
         statistics = expert_statistics.load_merge_statistics(

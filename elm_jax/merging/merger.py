@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax import storage
+from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility
 from elm_jax.merging import changes
@@ -185,6 +186,7 @@ def _describe_merged(plan: MergePlan, fingerprints: Sequence[str] | None, error:
         **({} if fingerprints is None else {"statistics": fingerprints}),
     }
     default_id = f"merged/{plan.method_name}-{storage.fingerprint({'base': first.base, **recipe})}"
+    vocabulary = compatibility.find_vocabulary(plan.specs)
     methods: dict[Form, MergeMethod] = {group.form: plan.method_of(group) for group in plan.groups}
     notes = [method.notes[form] for form, method in methods.items() if form in method.notes]
     return ExpertSpec(
@@ -195,6 +197,7 @@ def _describe_merged(plan: MergePlan, fingerprints: Sequence[str] | None, error:
         datasets=tuple(sorted({dataset for spec in plan.specs for dataset in spec.datasets})),
         steps=max(spec.steps for spec in plan.specs),
         recipe=recipe
+        | ({} if vocabulary is None else {VOCABULARY: vocabulary})
         | ({"note": " ".join(notes)} if notes else {})
         | ({} if error is None else {"error": error}),
     )

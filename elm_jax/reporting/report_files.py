@@ -1,10 +1,11 @@
 """The folder of a report: its pages, tables and JSON, and which rows every method got right.
 
 `report.json` is the record field by field, and the pages are made of it alone. `rows.jsonl` holds what paired
-tests want, so that two runs can be compared from their folders.
+tests want, so that two runs can be compared from their folders, and what the rows of every task were. Both
+have a checksum; those of the first versions have none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, get_type_hints
 
@@ -23,12 +24,21 @@ PARTS = tuple(field.name for field in fields(Report) if field.name not in LATER_
 
 
 def write_report(
-    report: Report, directory: storage.PathLike, scores: Sequence[TaskScores] = ()
+    report: Report,
+    directory: storage.PathLike,
+    scores: Sequence[TaskScores] = (),
+    made_of: Mapping[str, Any] | None = None,
 ) -> dict[str, epath.Path]:
     """Writes report.html, .md, .csv and .json, each whole or not at all; returns the paths by ending.
 
     With `scores` also `rows.jsonl`, which says row by row what was right, and `generated.csv` where answers
     were generated. The JSON comes last: where it stands, the pages beside it show the same report.
+
+    Args:
+        report: every number.
+        directory: is made if it is not there.
+        scores: of ranked tasks.
+        made_of: task id -> what its rows were, JSON-like.
     """
     folder = storage.writable_directory(directory)
     paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
@@ -37,9 +47,11 @@ def write_report(
     storage.write_bytes(paths["csv"], documents.render_csv(report).encode())
     if report.generated:
         storage.write_bytes(folder / "generated.csv", documents.render_generated_csv(report).encode())
-    if scores:
-        storage.write_jsonl(folder / "rows.jsonl", _lines(report, scores))
-    storage.write_json(paths["json"], asdict(report))
+    if scores or made_of:
+        header = {"format": storage.FORMAT, "report": _fingerprint(report), "made_of": dict(made_of or {})}
+        storage.write_sealed_lines(folder / "rows.jsonl", header, _lines(scores))
+    value = asdict(report)
+    storage.write_json(paths["json"], {**value, "checksum": storage.fingerprint(value)})
     return paths
 
 
@@ -47,7 +59,8 @@ def read_report(directory: storage.PathLike) -> Report:
     """Reads the report that `write_report` wrote.
 
     Raises:
-      UserError: no such directory or file, no JSON, another format, or JSON that is no report.
+      UserError: no such directory or file, no JSON, another format, JSON that is no report, or a report that
+        was changed after it was written.
     """
     folder = storage.existing_directory(directory, what="A report", remedy="Evaluate into it first.")
     where = folder / "report.json"
@@ -55,6 +68,8 @@ def read_report(directory: storage.PathLike) -> Report:
         value = storage.read_json(where, what="A report")
     except UserError as error:
         raise UserError(f"{error} {FIX}") from None
+    del value["format"]
+    checksum = value.pop("checksum", None)
     missing = [part for part in PARTS if part not in value]
     if missing:
         raise UserError(f"Expected a report at {str(where)!r}, got one without {', '.join(missing)}. {FIX}")
@@ -67,6 +82,10 @@ def read_report(directory: storage.PathLike) -> Report:
             raise UserError(
                 f"Expected {error} in {part!r} of {str(where)!r}, got another form. {FIX}"
             ) from None
+    if checksum is not None and checksum != storage.fingerprint(value):
+        raise UserError(
+            f"Expected the report as it was written at {str(where)!r}, got one that was changed. {FIX}"
+        )
     return Report(**parts)
 
 
@@ -76,11 +95,12 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
     Scores of choices are not kept, and a wrong prediction is -1.
 
     Raises:
-      UserError: no rows there, or rows of another report than the one beside them.
+      UserError: no rows there, rows of another report than the one beside them, or rows that were changed.
     """
     where = storage.path(directory) / "rows.jsonl"
     try:
         head, *lines = storage.read_jsonl(where, what="The rows of a report")
+        _require_whole(where)
         if head.get("format") != storage.FORMAT or head.get("report") != _fingerprint(report):
             raise UserError(f"Expected the rows of this report at {str(where)!r}, got those of another one.")
     except UserError as error:
@@ -106,12 +126,33 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
     return found
 
 
-def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]:
+def read_made_of(directory: storage.PathLike) -> Mapping[str, Any]:
+    """Returns task id -> what its rows were, as kept beside a report; nothing if it is not known.
+
+    Raises:
+      UserError: it was changed after it was written.
+    """
+    where = storage.path(directory) / "rows.jsonl"
+    if not where.exists():
+        return {}
+    made_of = (_require_whole(where) or {}).get("made_of")
+    return made_of if isinstance(made_of, dict) else {}
+
+
+def _require_whole(where: epath.Path) -> dict[str, Any] | None:
+    """Returns the header of a report's rows; raises a UserError if they are not as they were written."""
+    header, _, is_whole = storage.read_sealed_lines(where)
+    if is_whole is False:
+        raise UserError(f"Expected rows as they were written at {str(where)!r}, got a file that was changed.")
+    return header
+
+
+def _lines(scores: Sequence[TaskScores]) -> list[dict[str, Any]]:
     """Returns one line a task, with its rows as marks; two where methods saw its rows in another order."""
     by_rows: dict[tuple[Any, ...], list[TaskScores]] = {}
     for task in scores:
         by_rows.setdefault((task.task, task.row_ids, task.labels), []).append(task)
-    lines = [
+    return [
         {
             "task": task,
             "rows": rows,
@@ -121,7 +162,6 @@ def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]
         }
         for (task, rows, labels), alike in by_rows.items()
     ]
-    return [{"format": storage.FORMAT, "report": _fingerprint(report)}, *lines]
 
 
 def _marks(scores: TaskScores) -> str | list[int]:

@@ -46,6 +46,7 @@ class ReportInputs:
         expert_counts: every expert on every task, for the heat map; `CorrectCount.method` is the expert's id.
             It is read once, from front to back.
         families: family of an expert's id or of its dataset, to group the heat map by.
+        made_of: task id -> what its rows were, JSON-like, which is kept beside the report.
     """
 
     scores: Sequence[TaskScores] = ()
@@ -57,6 +58,7 @@ class ReportInputs:
     equal_choices: Sequence[EqualChoices] = ()
     expert_counts: Iterable[metrics.CorrectCount] = ()
     families: Mapping[str, str] = field(default_factory=dict)
+    made_of: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

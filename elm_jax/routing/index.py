@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from elm_jax import storage
-from elm_jax.data import task_rows, task_selection, tokenized_rows
+from elm_jax.data import identity, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts
+from elm_jax.experts import compatibility, key_texts
 from elm_jax.experts.library import Library
 from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
-from elm_jax.records import Keys
+from elm_jax.records import ExpertSpec, Keys
 from elm_jax.routing import embedding, original
 from elm_jax.routing.embedding import Embedder
 from elm_jax.session import opening
@@ -99,18 +99,16 @@ def index(
     settings = _resolve_settings(run, stored, embedder, dtype, ignore)
     encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
     lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
+    specs = {expert: library.spec(expert) for expert in experts}
+    compatibility.require_vocabulary(specs.values(), run.tokenizer.fingerprint)
     for expert in experts:
-        if expert not in lacking and library.load_keys(expert).embedder != encoder.name:
-            raise UserError(
-                f"Expected keys of {encoder.name!r}, the embedder {settings.name!r}, got keys of "
-                f"{library.load_keys(expert).embedder!r} for {expert!r}. Fix: embed all keys again with "
-                "`elm index --rebuild`, or name their own embedder with --embedder and its type with --dtype."
-            )
+        if expert not in lacking:
+            _require_current_keys(run, specs[expert], library.load_keys(expert), encoder, settings)
     if settings != stored:
         _save_embedder_settings(run.workspace, settings)
     with run.stages.stage("embed keys", len(lacking)) as advance:
         for done, expert in enumerate(lacking, start=1):
-            spec = expert_statistics.with_tasks_of_parts(library.spec(expert))
+            spec = expert_statistics.with_tasks_of_parts(specs[expert])
             texts = [
                 text
                 for task, example in expert_statistics.sample_training_rows(spec, run.source, size)
@@ -118,7 +116,8 @@ def index(
                     [example], text_format, task_selection.get_choices_expression(task, run.source)
                 )
             ]
-            library.write_keys(expert, embed_keys(encoder, texts, text_format))
+            keys = embed_keys(encoder, texts, text_format)
+            library.write_keys(expert, replace(keys, made_of=_identify_keys(run, specs[expert])))
             advance(done, "")
     return lacking
 
@@ -188,6 +187,34 @@ def _resolve_settings(
         return BASE_EMBEDDER
     known = stored if name == stored.name else EmbedderSettings(name)
     return replace(known, dtype=dtype or known.dtype, ignore=tuple(ignore) or known.ignore)
+
+
+def _require_current_keys(
+    run: Run, spec: ExpertSpec, keys: Keys, encoder: Embedder, settings: EmbedderSettings
+) -> None:
+    """Raises if an expert's keys were made by another embedder or vocabulary, or of other rows."""
+    if keys.embedder != encoder.name:
+        raise UserError(
+            f"Expected keys of {encoder.name!r}, the embedder {settings.name!r}, got keys of "
+            f"{keys.embedder!r} for {spec.id!r}. Fix: embed all keys again with "
+            "`elm index --rebuild`, or name their own embedder with --embedder and its type with --dtype."
+        )
+    expert_statistics.require_training_rows(spec, run.source)
+    now = _identify_keys(run, spec)
+    differing = [name for name, value in keys.made_of.items() if now.get(name, value) != value]
+    if differing:
+        raise UserError(
+            f"Expected keys of the rows and the vocabulary of {spec.id!r}, got keys with another "
+            f"{' and '.join(differing)}. Fix: embed all keys again with `elm index --rebuild`."
+        )
+
+
+def _identify_keys(run: Run, spec: ExpertSpec) -> dict[str, Any]:
+    """Returns what an expert's keys are made of: the vocabulary, and its rows as far as it notes them."""
+    rows = {
+        task: value["digests"]["columns"] for task, value in spec.recipe.get(identity.MADE_OF, {}).items()
+    }
+    return {identity.VOCABULARY: run.tokenizer.fingerprint, **({"rows": rows} if rows else {})}
 
 
 def _find_indexable_experts(run: Run, library: Library, *, rebuild: bool) -> list[str]:

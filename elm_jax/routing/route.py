@@ -117,7 +117,14 @@ def route_tasks(
                 f"router {router!r} is registered for level {chosen.level!r}, but gave a TokenGate"
             )
         lines = explain_selection(selection, queries, index, exclude=exclude) if explain else ()
-        routed.append(RoutedTask(replace(selection, router=name, embedder=queries.embedder), lines))
+        rows = (queries.row_ids, queries.texts, inputs.run.tokenizer.fingerprint)
+        selection = replace(
+            selection,
+            router=name,
+            embedder=queries.embedder,
+            rows=storage.fingerprint(rows) if queries.texts else "",
+        )
+        routed.append(RoutedTask(selection, lines))
     save_selections(inputs.run.workspace, name, [each.selection for each in routed])
     return routed
 
@@ -159,6 +166,7 @@ def load_selections(workspace: Workspace, name: str) -> list[Selection]:
             queries=tuple(row["queries"]),
             nearest=tuple((expert, similarity) for expert, similarity in row["nearest"]),
             embedder=row.get("embedder", ""),
+            rows=row.get("rows", ""),
         )
         for row in storage.read_json(file, what="A router's selections")["selections"]
     ]

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from elm_jax.data import task_rows, task_selection
-from elm_jax.experts import key_texts
+from elm_jax.experts import compatibility, key_texts
 from elm_jax.experts.library import Library
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.embedding import Embedder
@@ -39,8 +39,11 @@ class RoutingInputs:
 
     @cached_property
     def library(self) -> Library:
-        """The run's library."""
-        return Library.open(self.run.workspace.library)
+        """The run's library, whose experts have the run's vocabulary."""
+        library = Library.open(self.run.workspace.library)
+        specs = map(library.spec, self.experts or library.ids())
+        compatibility.require_vocabulary(specs, self.run.tokenizer.fingerprint)
+        return library
 
     @cached_property
     def embedder(self) -> Embedder:

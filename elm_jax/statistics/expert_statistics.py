@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import task_rows, task_selection
+from elm_jax.data import identity, task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -72,15 +72,62 @@ def report_skipped_experts(run: Run, experts: Sequence[str]) -> None:
 def sample_training_rows(
     spec: ExpertSpec, source: data_source.Source, size: int
 ) -> list[tuple[TaskSpec, PromptedExample]]:
-    """Returns `size` of the rows that an expert was trained on, as many from each of its tasks."""
+    """Returns `size` of the rows that an expert was trained on, as many from each of its tasks.
+
+    Raises:
+        UserError: If other rows are there now than those that it was trained on.
+    """
+    require_training_rows(spec, source)
     tasks = find_training_tasks(spec, source)
     shares = [size // len(tasks) + (number < size % len(tasks)) for number in range(len(tasks))]
     return [
         (task, example)
         for task, share in zip(tasks, shares, strict=True)
         if share
-        for example in key_texts.sample_examples(task_rows.load_examples(task, source), share, source.seed)
+        for example in key_texts.sample_examples(
+            task_rows.load_examples(task, find_training_source(spec, task, source)), share, source.seed
+        )
     ]
+
+
+def find_training_source(spec: ExpertSpec, task: TaskSpec, source: data_source.Source) -> data_source.Source:
+    """Returns where an expert's rows of a task are, with the split, limit, seed and cuts that it notes."""
+    noted = identity.from_json(spec.recipe.get(identity.MADE_OF, {}).get(task.id))
+    return source if noted is None else identity.noted_source(noted, task, source)
+
+
+def require_training_rows(spec: ExpertSpec, source: data_source.Source) -> None:
+    """Raises a UserError if other rows are there than an expert was trained on, as far as both are known.
+
+    Rows are read only if what they depend on is not what it was.
+    """
+    changes = describe_changed_rows(spec, source)
+    if changes:
+        raise UserError(
+            f"Expected the rows that {spec.id!r} was trained on, got others: {changes} differ from when this "
+            "expert was trained. Fix: put data and template back, or remove the expert with `elm experts "
+            "remove` and train it again."
+        )
+
+
+def describe_changed_rows(spec: ExpertSpec, source: data_source.Source) -> str:
+    """Returns what differs between the rows that an expert was trained on and those that are there now.
+
+    "" if nothing does, if the expert does not say what its rows were, or if they are not here.
+    """
+    now = {}
+    for name, value in spec.recipe.get(identity.MADE_OF, {}).items():
+        noted = identity.from_json(value)
+        if noted is None:
+            continue
+        try:
+            task = task_selection.resolve_task(name, source)
+            own = find_training_source(spec, task, source)
+            if identity.identify_settings(task, own) != noted.settings:
+                now[name] = identity.identify_texts(task, own, task_rows.load_examples(task, own)).to_json()
+        except UserError:  # an expert is used without its rows, too
+            continue
+    return identity.describe_all_changes(spec.recipe, {identity.MADE_OF: now})
 
 
 def require_computable(method: str, specs: Sequence[ExpertSpec], source: data_source.Source) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import ragged, task_rows, tokenized_rows
+from elm_jax.data import identity, ragged, task_rows, tokenized_rows
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
@@ -23,7 +23,8 @@ from elm_jax.weights.base import Base
 def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     """Renders and tokenises the rows of an expert, those to validate it on too."""
     source = expert_configs.training_source(expert, run.source)
-    rows = [_prepare(run, expert, spec, source) for spec in expert.specs]
+    examples = [task_rows.load_examples(spec, source) for spec in expert.specs]
+    rows = [task_rows.tokenize_task(own, run.tokenizer, expert.lengths) for own in examples]
     prompts, targets = _join([each.inputs for each in rows]), _join([each.targets for each in rows])
     validation = None
     if expert.config.checkpoint.validate_every:
@@ -37,6 +38,11 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
         "rows": len(prompts),
         "max_prompt": expert.lengths.prompt,
         "max_answer": expert.lengths.answer,
+        identity.VOCABULARY: run.tokenizer.fingerprint,
+        identity.MADE_OF: {
+            spec.id: identity.identify_texts(spec, source, own).to_json()
+            for spec, own in zip(expert.specs, examples, strict=True)
+        },
     }
     if not run.tokenizer.input_eos:
         data["input_eos"] = False
@@ -58,23 +64,29 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
 def is_trained(library: Library, job: TrainingJob, base: Base) -> bool:
     """Tells whether the library has this very expert.
 
-    A key that its recipe lacks had its default: it was trained before the key existed.
+    A key that its recipe lacks had its default: it was trained before the key existed. Then of its vocabulary
+    and of what its rows hold nothing is known.
 
     Raises:
-        UserError: the library has an expert of this name that was trained otherwise.
+        UserError: the library has an expert of this name that was trained otherwise, or on other rows.
     """
     if job.id not in library.ids():
         return False
     spec, defaults = library.spec(job.id), configs.recipe_defaults()
-    differing = [
-        name for name, value in job.recipe.items() if spec.recipe.get(name, defaults.get(name)) != value
-    ]
+    now = identity.without_identity(job.recipe)
+    if identity.VOCABULARY not in spec.recipe:
+        now.pop(identity.VOCABULARY, None)
+    differing = [name for name, value in now.items() if spec.recipe.get(name, defaults.get(name)) != value]
     if spec.base != base.fingerprint:
         differing.append("base")
-    if differing:
+    rows = identity.describe_all_changes(spec.recipe, job.recipe)
+    if differing or rows:
+        problems = [f"with another {' and '.join(differing)}"] if differing else []
+        if rows:
+            problems.append(f"on other rows: {rows} differ from when this expert was trained")
         raise UserError(
             f"Expected {job.id!r} to be new in the library at {str(library.root)!r}, got an expert there "
-            f"with another {' and '.join(differing)}. "
+            f"{', '.join(problems)}. "
             "Fix: remove it with `elm experts remove`, or name another directory."
         )
     return True

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from elm_jax import storage
 from elm_jax.aot.devices import peak_flops
 from elm_jax.data import task_selection
+from elm_jax.data.identity import MADE_OF
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts, preemption
@@ -96,6 +97,14 @@ def train(
     directory = _library_directory(run, jobs)
     library = Library(directory) if directory.exists() else None
     trained = [job.id for job in jobs if library and job_loading.is_trained(library, job, run.base)]
+    unknown = [expert for expert in trained if library and MADE_OF not in library.spec(expert).recipe]
+    if unknown:
+        run.stages.console.print(
+            f"Not known to be trained on these rows, since they were trained before rows were noted: "
+            f"{', '.join(unknown)}.",
+            highlight=False,
+            markup=False,
+        )
     mesh = _mesh_for(config, len(jobs))
     if on_estimate is not None:
         on_estimate(estimate(run.base, config, jobs, mesh, trained=trained))

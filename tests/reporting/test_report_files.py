@@ -32,7 +32,7 @@ def test_a_report_comes_back_as_it_was_and_makes_the_same_pages(report, tmp_path
 
 def test_the_json_is_the_record_field_by_field(report, tmp_path):
     value = json.loads(write_report(report, tmp_path)["json"].read_text())
-    assert set(value) == {"format", *(part.name for part in dataclasses.fields(Report))}
+    assert set(value) == {"format", "checksum", *(part.name for part in dataclasses.fields(Report))}
     assert {"method", "task", "prompt", "n", "accuracy", "low", "high"} <= value["rows"][0].keys()
     assert value["environment"]["versions"]["jax"] == "0.10.2"
 
@@ -44,6 +44,7 @@ def test_a_report_written_before_its_rows_were_records_is_written_back_equal(tmp
     assert (read.means[0].method, read.examples[0].answers["base"].right) == ("base", False)
     written = json.loads(write_report(read, tmp_path)["json"].read_text())
     assert written.pop("equal_choices") == []
+    assert len(written.pop("checksum")) == 16
     assert [row.pop("tied") for row in written["rows"]] == [0] * len(read.rows)
     assert written == json.loads(before)
 
