@@ -17,5 +17,9 @@ class OutOfMemoryError(UserError):
     """Not even the smallest group and batch fit a device's memory."""
 
 
+class MissingRowsError(UserError):
+    """Rows of a dataset that are not here; of a group the other datasets are evaluated."""
+
+
 class DamagedResultsError(UserError):
     """A file of results that was changed after it was written; what it holds is computed again."""

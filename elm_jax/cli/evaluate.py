@@ -33,6 +33,9 @@ class MethodFlags:
     seen: Annotated[
         bool, typer.Option("--seen", help="Allow tasks whose data experts were trained on, marked so.")
     ] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a group if rows of one of its datasets are missing.")
+    ] = False
     merged: Annotated[int, typer.Option(help="Retrieved experts to merge if there is no --method.")] = 3
     queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32
     batch_tokens: Annotated[int, typer.Option(help="Tokens that a device scores at once.")] = 8192
@@ -90,6 +93,7 @@ def evaluate(
                 normalization=methods.by,
                 oracle=methods.oracle,
                 seen=methods.seen,
+                strict=methods.strict,
             ),
             **options,
         )

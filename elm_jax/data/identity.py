@@ -23,7 +23,7 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.data import row_digests, tokenized_rows
 from elm_jax.data.row_digests import RowDigests
-from elm_jax.data.task_selection import SEQIO
+from elm_jax.data.task_selection import SEQIO, prepared_file
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import datasets as catalogue
 from elm_jax.tasks import mini, mini_words, original, sources
@@ -64,6 +64,23 @@ def identify_rows(spec: TaskSpec, source: Source) -> Mapping[str, Any]:
         "columns": [row_source.adapter, dataset.label, *dataset.columns, *row_source.header],
         "content": _identify_content(dataset, row_source, split, data_dir, spec.prompt),
     }
+
+
+def find_revision(spec: TaskSpec, source: Source) -> str | None:
+    """Returns what says which commits of a hub's dataset were downloaded here; None if none was.
+
+    It is no part of `identify_rows`, since prepared rows are used without what they were downloaded from.
+    """
+    if spec.group == SEQIO or is_embedded(spec):
+        return None
+    chosen = sources.choose_source(all_datasets()[spec.dataset], source.data_dir)
+    if chosen.kind != "hub" or epath.Path(chosen.name).is_dir():
+        return None
+    files, rows = sources.find_hub_caches(chosen)
+    noted = files / "refs" / (chosen.revision or "main")
+    commits = [noted.read_text().strip()] if noted.is_file() else []
+    commits += sorted({path.name for path in rows.glob("*/*" if chosen.config else "*/*/*") if path.is_dir()})
+    return storage.fingerprint(commits) if commits else None
 
 
 @dataclass(frozen=True)
@@ -123,10 +140,11 @@ def identify_settings(spec: TaskSpec, source: Source) -> dict[str, Any]:
         UserError: If there is no template, or no source of the dataset.
     """
     if spec.group == SEQIO:
-        return {"split": get_split(spec, source)}  # their module has the rest
+        return {"split": get_split(spec, source), "rows": _find_prepared_rendering(spec, source)}
     template = find_template(spec, source.templates_dir)
     return {
         "rows": storage.fingerprint(identify_rows(spec, source)),
+        "revision": find_revision(spec, source),
         "template": storage.fingerprint(template.jinja),
         "answer_choices": storage.fingerprint(template.answer_choices),
         "split": get_split(spec, source),
@@ -211,16 +229,15 @@ def _identify_content(
     if directory.is_dir():
         files = sorted(path for path in Path(directory).rglob("*") if path.is_file())
         return {str(path.relative_to(directory)): _digest_file(epath.Path(path)) for path in files}
-    return _find_cached_revision(source)
+    return None
 
 
-def _find_cached_revision(source: catalogue.RowSource) -> str | None:
-    """Returns the commit of a hub's dataset that was downloaded last; None if none was."""
-    home = os.environ.get("HF_HOME", os.path.join("~", ".cache", "huggingface"))
-    cache = storage.path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
-    folder = cache / f"datasets--{source.name.replace('/', '--')}"
-    file = folder / "refs" / (source.revision or "main")
-    return file.read_text().strip() if file.is_file() else None
+def _find_prepared_rendering(spec: TaskSpec, source: Source) -> str | None:
+    """Returns the key of the rendering that prepared rows are from; None if there are none."""
+    if source.prepared is None:
+        return None
+    file = prepared_file(source.prepared, spec, get_split(spec, source))
+    return tokenized_rows.read_cache_key(file).partition("-")[0] if file.exists() else None
 
 
 def _digest_code(source: catalogue.RowSource) -> str | None:

@@ -29,18 +29,25 @@ def load_examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
     """
     if spec.group == SEQIO:
         return _load_seqio_rows(spec, source)
-    if source.prepared is not None:
+    stored_key = _find_prepared(spec, source)
+    if source.prepared is not None and stored_key is not None:
         file = prepared_file(source.prepared, spec, get_split(spec, source))
-        stored_key = tokenized_rows.read_cache_key(file) if file.exists() else ""
-        if stored_key.startswith(f"{rendering_key(spec, source)}-"):
-            return StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
+        return StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
     return rendering.examples(spec, source=source).examples[: source.limit]
+
+
+def is_prepared(spec: TaskSpec, source: Source) -> bool:
+    """Returns whether current prepared rows of a task are here."""
+    try:
+        return _find_prepared(spec, source) is not None
+    except UserError:  # no source or no template, or a damaged file: `load_examples` says so
+        return False
 
 
 def rendering_key(spec: TaskSpec, source: Source) -> str:
     """Returns the cache key of a task's rendered rows, without reading the rows."""
     template = find_template(spec, source.templates_dir)
-    return tokenized_rows.make_rendering_key(
+    key = tokenized_rows.make_rendering_key(
         identity.identify_rows(spec, source),
         {name: getattr(template, name) for name in ("id", "name", "jinja", "answer_choices")},
         {
@@ -49,6 +56,19 @@ def rendering_key(spec: TaskSpec, source: Source) -> str:
             "faithful": original.row_switches(source.faithful),
         },
     )
+    revision = identity.find_revision(spec, source)
+    return f"{key}@{revision}" if revision else key
+
+
+def is_same_rendering(stored: str, now: str) -> bool:
+    """Returns whether two rendering keys are of the same rows, as far as both know the revision of the data.
+
+    >>> is_same_rendering("one@main", "one"), is_same_rendering("one@main", "one@other")
+    (True, False)
+    """
+    key, _, revision = stored.partition("@")
+    other_key, _, other_revision = now.partition("@")
+    return key == other_key and (not revision or not other_revision or revision == other_revision)
 
 
 def tokenize_texts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:
@@ -87,6 +107,18 @@ def build_scoring_rows(
         PromptWithChoices(rows.inputs[row], tokenized_rows.get_choices(rows, row))
         for row in range(len(examples))
     ]
+
+
+def _find_prepared(spec: TaskSpec, source: Source) -> str | None:
+    """Returns the cache key of a task's prepared rows; None if there are none, or others than now."""
+    if source.prepared is None:
+        return None
+    file = prepared_file(source.prepared, spec, get_split(spec, source))
+    if not file.exists():
+        return None
+    stored_key = tokenized_rows.read_cache_key(file)
+    rendered = stored_key.partition("-")[0]
+    return stored_key if is_same_rendering(rendered, rendering_key(spec, source)) else None
 
 
 def _load_seqio_rows(spec: TaskSpec, source: Source) -> StoredExamples:

@@ -50,6 +50,15 @@ def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool
     return list(chosen.values())
 
 
+def names_group(tasks: Tasks, spec: TaskSpec) -> bool:
+    """Returns whether a task is among those that are named only as a part of a group."""
+    named = [tasks] if isinstance(tasks, str | TaskSpec) else list(tasks)
+    own = {spec.id, spec.dataset}
+    groups = {spec.group, specs.get_listed_group(spec)} - own
+    texts = {task for task in named if isinstance(task, str)}
+    return bool(groups & texts) and not own & texts
+
+
 def resolve_task(task: str, source: Source) -> TaskSpec:
     """Returns the spec of an id of the catalogue, of the user's files or of SeqIO's prepared tasks."""
     return find_prepared_seqio_task(task, source) or specs.find_task(task)

@@ -334,7 +334,7 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray], RowDigest
     if _ABOUT not in arrays:
         return cache_key, arrays, None
     if "://" in os.fspath(where):
-        checksum = _checksum_of_stream(io.BytesIO(content), header.tensors)
+        checksum = _checksum_of_stream(io.BytesIO(content.tobytes()), header.tensors)
     else:
         stat = os.stat(where)
         checksum = _checksum_of_version(os.fspath(where), stat.st_size, stat.st_mtime_ns)

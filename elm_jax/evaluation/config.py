@@ -24,6 +24,8 @@ class EvaluationConfig:
             classification of T0 has it, their "mean", or "calibrated" (Holtzman et al. 2021).
         oracle: whether every expert works on every task, and the best in hindsight are among the methods.
         seen: whether experts may be evaluated on datasets that they were trained on; results are then marked.
+        strict: whether a group is refused if rows of one of its datasets are missing. Default: those that are
+            there are evaluated, and the others named.
         truncate: characters of a value that a template writes; 0 is no limit. Default: as the run has it.
         faithful: the original's ways with data, by name or "all". Default: as the run has it.
         mesh: axis -> size of a mesh of this process's devices, over which batches are split. Default: each
@@ -39,6 +41,7 @@ class EvaluationConfig:
     normalization: str = "sum"
     oracle: bool = False
     seen: bool = False
+    strict: bool = False
     truncate: int | None = None
     faithful: str | Sequence[str] | None = None
     mesh: Mapping[str, int] | None = None

@@ -13,8 +13,8 @@ from etils import epath
 from rich.console import Console
 
 from elm_jax import moved, names, storage
-from elm_jax.data import task_selection
-from elm_jax.errors import ContaminationError, UserError
+from elm_jax.data import missing_rows, task_selection
+from elm_jax.errors import ContaminationError, MissingRowsError, UserError
 from elm_jax.evaluation import (
     cost_estimate,
     derived_experts,
@@ -31,7 +31,7 @@ from elm_jax.evaluation.method_results import MethodResults
 from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
-from elm_jax.evaluation.tasks import EvaluationTask, load_tasks
+from elm_jax.evaluation.tasks import EvaluationTask, load_available
 from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
@@ -95,18 +95,22 @@ def evaluate(
         writes the report.
 
     Raises:
-        UserError: something does not exist, or a task has no rows; before a row is scored.
+        UserError: something does not exist, or a task has no rows; before a row is scored. Of a group those
+            whose rows are missing are left out and named, unless `config.strict`.
         ContaminationError: an expert was trained on a task's dataset, and `config.seen` is not set.
     """
     config = config or EvaluationConfig()
     run = _open(run, config)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
+    missing = missing_rows.find_missing(specs, run.source)
+    specs = _leave_out(run, tasks, specs, missing, config)
     names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
         require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
     with hosts.exit_on_failure():
-        loaded = load_tasks(run, specs)
+        loaded, failed = load_available(run, specs)
+        specs, missing = _leave_out(run, tasks, specs, failed, config), missing | failed
         identities = {name: task.identity for name, task in loaded.items()}
         if hosts.is_primary():
             results_cache.say_changed_tasks(run, identities)
@@ -134,7 +138,8 @@ def evaluate(
         if hosts.is_primary():
             results_cache.save_identities(run, identities)
             results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
-            result = _report(results, config.normalization, environment or {}, every_expert=every_expert)
+            environment = {**({"missing": _by_dataset(missing)} if missing else {}), **(environment or {})}
+            result = _report(results, config.normalization, environment, every_expert=every_expert)
         hosts.barrier("the report is written")
     return result
 
@@ -176,6 +181,46 @@ def _open(run: Run | storage.PathLike, config: EvaluationConfig) -> Run:
     source = data_source.override_rendering(run.source, config.truncate, config.faithful)
     stages = run.stages if hosts.is_primary() else Stages(Console(quiet=True))
     return replace(run, base=base, source=source, stages=stages)
+
+
+def _leave_out(
+    run: Run,
+    tasks: task_selection.Tasks,
+    specs: Sequence[TaskSpec],
+    missing: Mapping[str, str],
+    config: EvaluationConfig,
+) -> list[TaskSpec]:
+    """Returns the tasks without those whose rows are missing, which it prints with how to get them.
+
+    Raises:
+        MissingRowsError: rows of a task that is named by itself are missing, those of all tasks, or any with
+            `config.strict`.
+    """
+    if not missing:
+        return list(specs)
+    found = [spec for spec in specs if spec.id not in missing]
+    remedies = _by_dataset(missing)
+    lines = [f"  {name}: {remedy}" for name, remedy in remedies.items()]
+    is_named = any(spec.id in missing and not task_selection.names_group(tasks, spec) for spec in specs)
+    if config.strict or is_named or not found:
+        raise MissingRowsError(
+            "\n".join([f"Expected rows of {', '.join(remedies)}, got none. Fix: get them.", *lines])
+        )
+    if hosts.is_primary():
+        text = "\n".join([f"Left out, because their rows are missing: {', '.join(remedies)}.", *lines])
+        run.stages.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def _by_dataset(missing: Mapping[str, str]) -> dict[str, str]:
+    """Returns how to get the rows of each dataset, said once for all prompts that lack the same."""
+    tasks: dict[tuple[str, str], str] = {}
+    for task, remedy in missing.items():
+        tasks.setdefault((names.split_id(task)[0], remedy), task)
+    remedies: dict[str, str] = {}
+    for (dataset, remedy), task in tasks.items():
+        remedies[task if dataset in remedies else dataset] = remedy
+    return remedies
 
 
 def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str], list[EvaluationMethod]]:

@@ -150,9 +150,9 @@ def read_cell(
         return None
     header, body = found
     try:
-        lines = [json.loads(line) for line in body.decode().removesuffix("\n").split("\n")]
+        lines: list[Any] = [json.loads(line) for line in body.decode().removesuffix("\n").split("\n")]
     except (ValueError, RecursionError):
-        lines = [None]
+        raise result_files.damaged_results(where) from None
     if any(not isinstance(row, dict) or row.keys() != set(columns) for row in lines):
         raise result_files.damaged_results(where)
     return header, lines

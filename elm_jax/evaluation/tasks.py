@@ -8,7 +8,7 @@ import numpy as np
 from elm_jax.data import identity, task_rows, tokenized_rows
 from elm_jax.data.identity import RowsIdentity
 from elm_jax.data.tokenized_rows import TokenizedRows
-from elm_jax.errors import UserError
+from elm_jax.errors import MissingRowsError, UserError
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
@@ -76,6 +76,22 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
             none of the choices, or no row has two choices.
     """
     return {spec.id: _load(run, spec) for spec in specs}
+
+
+def load_available(run: Run, specs: Iterable[TaskSpec]) -> tuple[dict[str, EvaluationTask], dict[str, str]]:
+    """Returns the tasks whose rows can be loaded, as `load_tasks` does, and why the others' cannot."""
+    loaded: dict[str, EvaluationTask] = {}
+    failed: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
+    for spec in specs:
+        try:
+            if spec.dataset in unavailable:  # another try would take as long as the first
+                failed[spec.id] = unavailable[spec.dataset]
+            else:
+                loaded[spec.id] = _load(run, spec)
+        except MissingRowsError as error:
+            failed[spec.id] = unavailable[spec.dataset] = str(error)
+    return loaded, failed
 
 
 def _load(run: Run, spec: TaskSpec) -> EvaluationTask:

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.errors import UserError
+from elm_jax.errors import MissingRowsError, UserError
 from elm_jax.names import lower_first
 from elm_jax.tasks import files
 from elm_jax.tasks.datasets import READERS, Dataset, RowSource
@@ -88,7 +88,7 @@ def choose_source(dataset: Dataset, data_dir: storage.PathLike | None = None) ->
     Raises:
         UserError: If there is none.
     """
-    remedy = _remedy(dataset)
+    remedy = find_remedy(dataset)
     root = None
     if data_dir is not None:
         root = storage.existing_directory(data_dir, what="A directory of datasets", remedy=remedy)
@@ -103,16 +103,27 @@ def choose_source(dataset: Dataset, data_dir: storage.PathLike | None = None) ->
         if source.kind == "hub" or (source.kind == "tfds" and not source.manual):
             return source
     if root is None:
-        raise UserError(
+        raise MissingRowsError(
             f"Expected a data directory with the rows of {dataset.name!r}, got none. Fix: "
             f"{lower_first(remedy)}"
         )
-    raise UserError(
+    raise MissingRowsError(
         f"Expected rows of {dataset.name!r} in {str(root)!r}, got no file. Fix: {lower_first(remedy)}"
     )
 
 
-def _remedy(dataset: Dataset) -> str:
+def find_hub_caches(source: RowSource) -> tuple[epath.Path, epath.Path]:
+    """Returns where the hub's library keeps a dataset: the files that it downloads, and the rows of them."""
+    home = os.environ.get("HF_HOME", os.path.join("~", ".cache", "huggingface"))
+    of_files = storage.path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
+    of_rows = storage.path(os.environ.get("HF_DATASETS_CACHE", os.path.join(home, "datasets")))
+    rows = of_rows / source.name.replace("/", "___")
+    return of_files / f"datasets--{source.name.replace('/', '--')}", (
+        rows / source.config if source.config else rows
+    )
+
+
+def find_remedy(dataset: Dataset) -> str:
     """Returns how to make the rows of a dataset available."""
     for source in dataset.sources:
         if source.manual:
@@ -144,9 +155,13 @@ def _open_files(
     missing = next((path for path in paths if not path.is_file()), None)
     if missing or not paths:
         complete = [name for name in source.files if all(path.is_file() for path in paths_of(name))]
-        fix = f"use one of the splits {', '.join(complete)}." if complete else lower_first(_remedy(dataset))
+        fix = (
+            f"use one of the splits {', '.join(complete)}." if complete else lower_first(find_remedy(dataset))
+        )
         place = f"at {str(missing)!r}" if missing else "as a file"
-        raise UserError(f"Expected the {split} split of {dataset.name!r} {place}, got no file. Fix: {fix}")
+        raise MissingRowsError(
+            f"Expected the {split} split of {dataset.name!r} {place}, got no file. Fix: {fix}"
+        )
     origin = " and ".join(map(str, paths))
     if source.kind == "parquet" and len(paths) == 1:  # the only kind that need not be read whole
         table = files.open_parquet(paths[0])
@@ -193,7 +208,7 @@ def _open_in_memory(source: RowSource, origin: str, rows: Sequence[Mapping[str, 
 
 def _open_hub(dataset: Dataset, source: RowSource, split: str) -> OpenSplit:
     has_files = any(other.files or other.manual for other in dataset.sources)
-    alternative = f" Or: {_remedy(dataset)}" if has_files else ""
+    alternative = f" Or: {find_remedy(dataset)}" if has_files else ""
     try:
         hub = importlib.import_module("datasets")
     except ImportError:
@@ -205,7 +220,7 @@ def _open_hub(dataset: Dataset, source: RowSource, split: str) -> OpenSplit:
     try:
         rows = hub.load_dataset(source.name, source.config, split=split, revision=source.revision)
     except Exception as error:  # whatever its network, files and scripts may raise
-        raise UserError(
+        raise MissingRowsError(
             f"Expected to load {origin!r} from the hub, got {_reason(error)}. Fix: if the hub cannot be "
             f"reached, load it once elsewhere and copy the cache.{alternative}"
         ) from error
@@ -238,7 +253,7 @@ def _open_tfds(source: RowSource, split: str, data_dir: storage.PathLike | None)
             builder.download_and_prepare()
         splits = builder.info.splits
     except Exception as error:  # whatever its downloads, parsers and files may raise
-        raise UserError(
+        raise MissingRowsError(
             f"Expected TFDS to prepare {source.name!r}, got {_reason(error)}. Fix: if its servers cannot be "
             "reached, prepare it elsewhere (`tfds build`) and give its data directory."
         ) from error

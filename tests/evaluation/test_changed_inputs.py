@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +56,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def root(make_run, folder):
     """A run with an expert, its keys and an evaluation."""
-    root = make_run(experts=(), keyed=False).workspace.root
+    root = make_run(experts=(), keyed=False, rows=40).workspace.root
     run = opened(root, folder)
     train(run, "lights", CONFIG)
     index(run, size=4)
@@ -74,8 +75,7 @@ def restored(folder, root):
 
 
 def opened(root, folder):
-    files = () if "tasks.yaml" in (root / "run.json").read_text() else [folder / "tasks.yaml"]
-    return opening.open_run(root, task_files=files, overrides={"limit": None})
+    return opening.open_run(root, task_files=[folder / "tasks.yaml"])
 
 
 def flip(folder, name):
@@ -89,9 +89,8 @@ def reword(folder, name):
 
 def choose_otherwise(folder, name):
     file = folder / "tasks.yaml"
-    file.write_text(
-        re.sub(rf"({name}:.*?)\|\|\| off", r"\1||| out", file.read_text(), count=1, flags=re.DOTALL)
-    )
+    pattern = rf"({name}:.*?)\|\|\| off"
+    file.write_text(re.sub(pattern, r"\1||| out", file.read_text(), count=1, flags=re.DOTALL))
 
 
 CHANGES = [
@@ -141,7 +140,7 @@ def test_an_input_that_was_touched_and_not_changed_is_current(root, folder, caps
     run = opened(root, folder)
     assert train(run, "lights", CONFIG) == ["lights/p"]
     assert index(run) == []
-    before = sorted((root / "scores").rglob("*.jsonl"))
+    before = sorted(Path(root / "scores").rglob("*.jsonl"))
     times = [file.stat().st_mtime_ns for file in before]
     evaluate(run, "lamps", EvaluationConfig(methods=["roe"], queries=4))
     assert [file.stat().st_mtime_ns for file in before] == times
