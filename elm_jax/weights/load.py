@@ -35,25 +35,26 @@ def load_model(
     *,
     ignore: Collection[str] = (),
 ) -> Base:
-    """Returns a T5 read from a directory, local or `gs://`, or by name: shape, parameters, fingerprint.
+    """Returns a T5 of a directory or of a published name: shape, parameters, fingerprint.
 
-    `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
-    `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of
-    the hub.
+    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. The fingerprint stands for
+    the parameters as returned, whatever file they came from. No more than one parameter at a time is in the
+    host's memory beside them.
 
-    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
-    bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
-    becomes float32). The fingerprint stands for the parameters as returned, whatever file they came from.
+    Args:
+        path_or_name: A directory, local or `gs://`, or a name. A directory holds Hugging Face's safetensors,
+            `flax_model.msgpack` or `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or
+            legacy, scanned or not), or a base of our own. A name is one of
+            `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+        dtype: float32 or bfloat16, that parameters are converted to and the network computes in; default: as
+            stored (float16 becomes float32).
+        sharding: Where parameters go: a mesh of `elm_jax.models.meshes`, one sharding for all, a function of
+            path and shape, or a tree of the parameters' form; default: the default device.
+        ignore: Fields of the configuration that were looked at and do not change what the network computes.
+            Any other field is understood or refused.
 
-    `sharding` says where they go: a mesh of `elm_jax.models.sharding`, one sharding for all, a function of
-    path and shape, or a tree of the parameters' form; the default device without it. No more than one
-    parameter at a time is in the host's memory beside them.
-
-    A configuration is understood or refused. `ignore` names fields of it that were looked at and do not
-    change what the network computes.
-
-    Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
+    Raises:
+        UserError: If anything is missing, cut short or of another shape; it names file and tensor.
     """
     return load_base(path_or_name, dtype=dtype, place=_make_placement(sharding), ignore=ignore)
 
