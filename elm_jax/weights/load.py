@@ -37,9 +37,9 @@ def load_model(
 ) -> Base:
     """Returns a T5 of a directory or of a published name: shape, parameters, fingerprint.
 
-    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. The fingerprint stands for
-    the parameters as returned, whatever file they came from. No more than one parameter at a time is in the
-    host's memory beside them.
+    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. The fingerprint stands
+    for the parameters as returned, whatever file they came from. No more than one parameter at a time is in
+    the host's memory beside them.
 
     Args:
         path_or_name: A directory, local or `gs://`, or a name. A directory holds Hugging Face's safetensors,
