@@ -224,7 +224,7 @@ def test_bleu_is_of_all_rows_and_takes_predictions_as_predictions():
     parts = [8 / 9, 6 / 7, 4 / 5, 3 / 4]
     assert seqio_metrics.bleu(told, targets)["bleu"] == pytest.approx(100 * np.prod(parts) ** 0.25)
     assert seqio_metrics.bleu([], []) == {"bleu": 0.0}
-    with pytest.raises(UserError, match="each of 2 rows, but 1 came"):
+    with pytest.raises(UserError, match="each of 2 rows, got 1"):
         seqio_metrics.bleu(targets, told[:1])
 
 
