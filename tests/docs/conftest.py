@@ -29,8 +29,12 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "docs"
 
 
 @pytest.fixture(autouse=True)
-def _registered_by_pages_are_forgotten(registries):
-    """Pages show routers and merges of one's own."""
+def _code_of_pages_is_forgotten(registries, tmp_path):
+    """Pages show modules, routers and merges of one's own; two tests may read the same page."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 def _script(name):
