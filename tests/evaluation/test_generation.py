@@ -230,5 +230,5 @@ def test_an_expert_whose_weights_hold_nan_is_named(run, specs, tasks):
 
 def test_a_task_without_rows_is_refused(run, specs, tasks, no_network):
     empty = replace(run, source=replace(run.source, limit=0))
-    with pytest.raises(UserError, match="none of the 0 rows"):
+    with pytest.raises(UserError, match="none among the 0 rows"):
         load_tasks(empty, specs)
