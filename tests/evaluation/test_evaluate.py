@@ -413,7 +413,7 @@ def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, uns
     place = make_run().workspace.root
     wide = evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4))
     config = EvaluationConfig(methods=["base", "roe"], queries=4, dtype="bfloat16")
-    with pytest.raises(UserError, match="/bfloat16'.*--dtype"):
+    with pytest.raises(UserError, match=r"/bfloat16'.*--dtype"):
         evaluate.evaluate(place, unseen, config)
     index.index(place, rebuild=True, dtype="bfloat16")
     narrow = evaluate.evaluate(place, unseen, config)
