@@ -90,7 +90,7 @@ def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) 
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
             f"Expected a sentence encoder at {text!r}, got no directory. Fix: name the directory of one, or "
-            f" a model of the hub such as {KNOWN[0]!r}."
+            f"a model of the hub such as {KNOWN[0]!r}."
         )
     return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 

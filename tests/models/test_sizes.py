@@ -73,5 +73,5 @@ def test_an_activation_that_does_not_exist_is_refused(activations):
 
 
 def test_float16_is_refused():
-    with pytest.raises(ValueError, match="'float16' came"):
+    with pytest.raises(ValueError, match="got 'float16'"):
         T5Config(dtype="float16")

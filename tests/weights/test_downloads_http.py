@@ -73,8 +73,8 @@ def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("hf:me/nothing", "The model 'me/nothing' is wanted"),
-        ("hf:me/t5@v9", "could not be fetched"),
+        ("hf:me/nothing", "Expected the model 'me/nothing'"),
+        ("hf:me/t5@v9", "got none"),
         ("hf:t5", "Expected a repository of the hub as hf:owner/name"),
         ("hf:me/t5@", "Expected a repository of the hub as hf:owner/name"),
     ],
