@@ -168,7 +168,7 @@ def test_what_is_no_expert_is_one_sentence(run, tmp_path, trained):
         import_export.import_expert(trained["lora"], run=run.root)
     with pytest.raises(UserError, match="/none'"):
         import_export.import_expert(tmp_path / "none", id="a/b", run=run.root)
-    with pytest.raises(UserError, match="nothing there is one"):
+    with pytest.raises(UserError, match="/run'"):
         import_export.import_expert(run.root, id="a/b", run=run.root)
 
 

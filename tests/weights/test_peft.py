@@ -117,7 +117,7 @@ def test_an_expert_of_another_kind_is_refused(tmp_path):
         ),
         (
             lambda arrays: arrays.update(pair(3)),
-            "adapts layer 3 of 'decoder/layers/encoder_decoder_attention/q",
+            "got layer 3 of 'decoder/layers/encoder_decoder_attention/q",
         ),
         (lambda arrays: arrays.update(pair(1, inputs=9)), r"as \(2, 8\) .* got \(2, 9\)"),
         (lambda arrays: arrays.update(pair(1, outputs=9)), r"as \(10, 2\) .* got \(9, 2\)"),
@@ -129,7 +129,7 @@ def test_an_expert_of_another_kind_is_refused(tmp_path):
         ),
         (
             lambda arrays: arrays.update({f"{Q.format(1)}.lora_magnitude_vector": np.ones(10, np.float32)}),
-            "lora_magnitude_vector', which a LORA expert",
+            "LORA expert .*lora_magnitude_vector'",
         ),
         (lambda arrays: arrays.clear(), "got no tensors"),
     ],
@@ -150,9 +150,9 @@ def test_an_adapter_that_is_no_such_expert_names_file_and_tensor(t5_1_1, tmp_pat
         ('{"peft_type": "PROMPT_TUNING"}', "got 'PROMPT_TUNING'"),
         ('{"peft_type": ["LORA"]}', "LORA or IA3"),
         ('{"peft_type": "LORA", "use_dora": true}', "Expected 'use_dora' in .* to be False"),
-        ('{"peft_type": "LORA", "lora_alpha": "8"}', "are numbers"),
-        ('{"peft_type": "LORA", "alpha_pattern": {"q": null}}', "are numbers"),
-        ('{"peft_type": "LORA", "alpha_pattern": [3]}', "are numbers"),
+        ('{"peft_type": "LORA", "lora_alpha": "8"}', "numbers as lora_alpha"),
+        ('{"peft_type": "LORA", "alpha_pattern": {"q": null}}', "numbers as lora_alpha"),
+        ('{"peft_type": "LORA", "alpha_pattern": [3]}', "numbers as lora_alpha"),
         (
             '{"peft_type": "LORA", "alpha_pattern": {"(": 3}}',
             r"alpha_pattern .* got '\('",
@@ -183,7 +183,7 @@ def adapter(tmp_path_factory):
 
 
 def test_missing_files_are_named(t5_1_1, tmp_path):
-    with pytest.raises(UserError, match=r"it has no adapter_config\.json"):
+    with pytest.raises(UserError, match=r"Expected adapter_config\.json"):
         peft.load(tmp_path, t5_1_1.config)
     write(tmp_path, pair(0))
     (tmp_path / "adapter_model.safetensors").unlink()

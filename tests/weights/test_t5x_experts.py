@@ -102,7 +102,7 @@ def test_a_fresh_expert_fits_its_base(model, kind):
     [
         (
             lambda flat: flat.update({"encoder/layers/mlp/lora_a": np.ones((2, 8, 3))}),
-            "nothing that it could act on",
+            "act on the base, got",
         ),
         (
             lambda flat: flat.update({"encoder/layers/mlp/wo/what": np.ones(2)}),

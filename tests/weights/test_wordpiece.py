@@ -92,5 +92,5 @@ def test_a_file_that_is_absent_or_something_else_is_named(place):
 
 def test_the_package_that_is_missing_is_named(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match="Run `pip install tokenizers`"):
+    with pytest.raises(UserError, match="`pip install tokenizers`"):
         wordpiece.load_tokenizer(place, None)
