@@ -35,25 +35,28 @@ def load_model(
     *,
     ignore: Collection[str] = (),
 ) -> Base:
-    """Returns a T5 read from a directory, local or `gs://`, or by name: shape, parameters, fingerprint.
+    """Loads a T5 from a directory or by name.
 
-    `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
-    `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of
-    the hub.
+    No more than one parameter at a time is in the host's memory besides those that are loaded.
 
-    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
-    bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
-    becomes float32). The fingerprint stands for the parameters as returned, whatever file they came from.
+    Args:
+        path_or_name: A directory, local or `gs://`, with safetensors, `flax_model.msgpack` or
+            `pytorch_model.bin` of Hugging Face and `config.json`, with a T5X checkpoint (Orbax or legacy,
+            scanned or not), or with a base of our own; or a name in `elm_jax.weights.published_models`, such
+            as `t5-v1_1-xl-lm-adapt`; or an id of the hub.
+        dtype: float32 or bfloat16, to which parameters are converted and in which the network computes;
+            default: as stored (float16 becomes float32).
+        sharding: Where parameters go: a mesh of `elm_jax.models.meshes`, one sharding for all, a function of
+            path and shape, or a tree of shardings; default: the default device.
+        ignore: Fields of the configuration that were checked by hand and do not change what the network
+            computes. A field that is not understood is refused otherwise.
 
-    `sharding` says where they go: a mesh of `elm_jax.models.sharding`, one sharding for all, a function of
-    path and shape, or a tree of the parameters' form; the default device without it. No more than one
-    parameter at a time is in the host's memory beside them.
+    Returns:
+        The base. Its parameters are JAX arrays under T5X's names, with the layers of a stack in one array.
+        Its fingerprint depends on the parameters alone, not on the format of the file.
 
-    A configuration is understood or refused. `ignore` names fields of it that were looked at and do not
-    change what the network computes.
-
-    Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
+    Raises:
+        UserError: If anything is missing, cut short or of another shape; it names the file and the tensor.
     """
     return load_base(path_or_name, dtype=dtype, place=_make_placement(sharding), ignore=ignore)
 
@@ -66,10 +69,18 @@ def load_base(
     ignore: Collection[str] = (),
     as_stored: bool = False,
 ) -> Base:
-    """Returns the model that `load_model` does, with its parameters where `place` puts them.
+    """Loads a T5 as `load_model` does, with its parameters where `place` puts them.
 
-    With `as_stored` the fingerprint is that of the parameters without `dtype`: the model that experts were
-    trained on, held and computed with in another type.
+    Args:
+        path_or_name: As for `load_model`.
+        dtype: As for `load_model`.
+        place: Moves each parameter to its devices.
+        ignore: As for `load_model`.
+        as_stored: Whether the fingerprint is that of the parameters before they are converted to `dtype`,
+            which is that of the model that experts were trained on.
+
+    Raises:
+        UserError: As `load_model`.
     """
     dtype = bases.dtype_name(dtype)
     directory = find_checkpoint(path_or_name)
@@ -87,13 +98,17 @@ def load_base(
 
 
 def find_stored_dtype(path_or_name: storage.PathLike) -> str:
-    """Returns what a model computes in where nothing else is asked for; no parameter is read."""
+    """Returns the type that a model computes in by default, without reading parameters."""
     directory = find_checkpoint(path_or_name)
     return FORMATS[detect_format(directory)](directory).config.dtype
 
 
 def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
-    """Returns the directory that a path or a name stands for, fetched from the hub if need be."""
+    """Returns the directory of a model by path or name, downloaded from the hub if necessary.
+
+    Raises:
+        UserError: If there is no such model.
+    """
     text = str(path_or_name)
     where = storage.path(path_or_name)
     try:
@@ -119,7 +134,11 @@ def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
 
 
 def detect_format(directory: epath.Path) -> str:
-    """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
+    """Returns the format of a checkpoint's directory: elm, hf or t5x.
+
+    Raises:
+        UserError: If it holds something else.
+    """
     if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
         return "elm"
     if huggingface.find_weights(directory):
@@ -142,7 +161,7 @@ def detect_format(directory: epath.Path) -> str:
 
 
 def _make_placement(sharding: Sharding | None) -> Placement:
-    """Returns what takes each parameter to its devices."""
+    """Returns the function that moves each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = sharding_by_path(sharding)
     tree = paths.flatten(sharding) if isinstance(sharding, Mapping) else None

@@ -255,7 +255,7 @@ BROKEN = [
     (lambda held: {".gitattributes": b""}, "Expected an expert named '[ac]*' in 'me/4', got none of 0"),
     (lie, "bytes of params.safetensors of expert 'cosmos/é' in 'me/5', got"),
     (moved, "Expected expert 'a/b' in its directory of 'me/6', got 'cosmos/é'"),
-    (changed, "Expected expert 'cosmos/é' of 'me/7' as it was written, got other files"),
+    (changed, "Expected sound files of expert 'cosmos/é' in 'me/7'"),
 ]
 
 
@@ -287,7 +287,7 @@ def test_experts_of_another_base_are_refused_by_name(hub, elm, runs, base):
     assert "Expected a library of experts at" in told
     add(runs / "one", base, "a/b", 3, fingerprint="0123456789abcdef")
     told = said(elm("experts", "push", "me/e", "a/b", "--run", "one", fails=True))
-    assert "'a/b' was trained on base '0123456789abcdef'" in told
+    assert "'a/b', which was trained on base '0123456789abcdef'" in told
     assert hub.head("me/e") == before
 
 
