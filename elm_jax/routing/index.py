@@ -73,7 +73,7 @@ def index(
         experts: Ids of experts of the library. By default all for which the training tasks are known; the
             others are skipped.
         size: How many keys an expert gets (S of Jang et al. 2023, arXiv 2302.03202): float32 [S, D].
-        text_format: How inputs are written, a name of `experts.key_texts.FORMATS`.
+        text_format: How inputs are written, a name of `elm_jax.experts.key_texts.TEXT_FORMATS`.
         embedder: "t5", the base's encoder, or a sentence encoder by its name on the hub or its directory. The
             run stores it, and it is the default from then on; before that the default is "t5".
         dtype: "float32" or "bfloat16", what the embedder computes in, which keys name. Of "t5" it is the type

@@ -38,26 +38,14 @@ class Pretraining:
     Attributes:
         size: Name of the network's size.
         vocabulary_size: Pieces of the tokenizer at most.
-        vocabulary_kind: Kind of the tokenizer: "unigram", "bpe" or "word".
+        vocabulary_kind: Kind of the SentencePiece model: "unigram", "bpe", "char" or "word".
         steps: Number of steps.
         batch_size: Texts of a step.
-        rate: Learning rate.
+        learning_rate: The highest learning rate; it falls in a line to 0.
         warmup: Steps in which the learning rate rises.
         max_tokens: Tokens of a text that are kept.
         span_share: Share of a text's tokens that is dropped.
         span_length: Mean number of tokens of a dropped span.
-
-    Attributes:
-        size: of the network, by name.
-        vocabulary_size: pieces, sentinels aside.
-        vocabulary_kind: of SentencePiece: "unigram", "bpe", "char" or "word".
-        steps: of training.
-        batch_size: texts in a step.
-        learning_rate: the highest one; it falls in a line to 0.
-        warmup: steps in which the learning rate rises.
-        max_tokens: of one text.
-        span_share: share of a text's tokens that are masked.
-        span_length: mean length of a masked span, in tokens.
     """
 
     size: str = "tiny"

@@ -35,28 +35,26 @@ def load_model(
     *,
     ignore: Collection[str] = (),
 ) -> Base:
-    """Loads a T5 from a directory or by name.
+    """Returns a T5 of a directory or of a published name: shape, parameters, fingerprint.
 
-    No more than one parameter at a time is in the host's memory besides those that are loaded.
+    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. The fingerprint stands
+    for the parameters as returned, whatever file they came from. No more than one parameter at a time is in
+    the host's memory beside them.
 
     Args:
-        path_or_name: A directory, local or `gs://`, with safetensors, `flax_model.msgpack` or
-            `pytorch_model.bin` of Hugging Face and `config.json`, with a T5X checkpoint (Orbax or legacy,
-            scanned or not), or with a base of our own; or a name in `elm_jax.weights.published_models`, such
-            as `t5-v1_1-xl-lm-adapt`; or an id of the hub.
-        dtype: float32 or bfloat16, to which parameters are converted and in which the network computes;
-            default: as stored (float16 becomes float32).
+        path_or_name: A directory, local or `gs://`, or a name. A directory holds Hugging Face's safetensors,
+            `flax_model.msgpack` or `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or
+            legacy, scanned or not), or a base of our own. A name is one of
+            `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+        dtype: float32 or bfloat16, that parameters are converted to and the network computes in; default: as
+            stored (float16 becomes float32).
         sharding: Where parameters go: a mesh of `elm_jax.models.meshes`, one sharding for all, a function of
-            path and shape, or a tree of shardings; default: the default device.
-        ignore: Fields of the configuration that were checked by hand and do not change what the network
-            computes. A field that is not understood is refused otherwise.
-
-    Returns:
-        The base. Its parameters are JAX arrays under T5X's names, with the layers of a stack in one array.
-        Its fingerprint depends on the parameters alone, not on the format of the file.
+            path and shape, or a tree of the parameters' form; default: the default device.
+        ignore: Fields of the configuration that were looked at and do not change what the network computes.
+            Any other field is understood or refused.
 
     Raises:
-        UserError: If anything is missing, cut short or of another shape; it names the file and the tensor.
+        UserError: If anything is missing, cut short or of another shape; it names file and tensor.
     """
     return load_base(path_or_name, dtype=dtype, place=_make_placement(sharding), ignore=ignore)
 

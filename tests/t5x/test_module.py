@@ -79,7 +79,7 @@ def test_parameters_have_t5x_names_for_each_layer_and_axes(module, variables):
         paths.unstack_layers({p: np.ones(s) for p, s in bases.param_shapes(CONFIG).items()})
     )
     fresh = paths.unflatten({path: np.ones(shape) for path, shape in bases.param_shapes(CONFIG).items()})
-    tree = ex.init_expert(module.kind, jax.random.key(0), fresh, **KINDS[module.kind])
+    tree = ex.init_expert(module.kind, jax.random.key(0), fresh, KINDS[module.kind])
     assert set(params) == of_base | set(paths.unstack_layers(paths.flatten(tree)))
 
 
