@@ -90,7 +90,7 @@ def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) 
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
             f"Expected a sentence encoder at {text!r}, got no directory. Fix: name the directory of one, or "
-            f" a model of the hub such as {KNOWN[0]!r}."
+            f"a model of the hub such as {KNOWN[0]!r}."
         )
     return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
@@ -221,7 +221,7 @@ def _read_tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
     shards = [name]
     if name.endswith(huggingface.INDEX):
         shards = sorted(set(encoder_steps.read_json_object(file).get("weight_map", {}).values()))
-    # Not `safetensors.index`, which refuses the integers that BERT's files hold beside their weights.
+    # Not `safetensors.list_tensors`, which refuses the integers that BERT's files hold beside their weights.
     read = [storage.read_arrays(directory / shard, what="Weights of a sentence encoder") for shard in shards]
     return {hf_names.strip_wrapper(key): array for part in read for key, array in part.items()}, str(file)
 

@@ -67,10 +67,18 @@ def load_base(
     ignore: Collection[str] = (),
     as_stored: bool = False,
 ) -> Base:
-    """Returns the model that `load_model` does, with its parameters where `place` puts them.
+    """Loads a T5 as `load_model` does, with its parameters where `place` puts them.
 
-    With `as_stored` the fingerprint is that of the parameters without `dtype`: the model that experts were
-    trained on, held and computed with in another type.
+    Args:
+        path_or_name: As for `load_model`.
+        dtype: As for `load_model`.
+        place: Moves each parameter to its devices.
+        ignore: As for `load_model`.
+        as_stored: Whether the fingerprint is that of the parameters before they are converted to `dtype`,
+            which is that of the model that experts were trained on.
+
+    Raises:
+        UserError: As `load_model`.
     """
     dtype = bases.dtype_name(dtype)
     directory = find_checkpoint(path_or_name)
@@ -88,13 +96,17 @@ def load_base(
 
 
 def find_stored_dtype(path_or_name: storage.PathLike) -> str:
-    """Returns what a model computes in where nothing else is asked for; no parameter is read."""
+    """Returns the type that a model computes in by default, without reading parameters."""
     directory = find_checkpoint(path_or_name)
     return FORMATS[detect_format(directory)](directory).config.dtype
 
 
 def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
-    """Returns the directory that a path or a name stands for, fetched from the hub if need be."""
+    """Returns the directory of a model by path or name, downloaded from the hub if necessary.
+
+    Raises:
+        UserError: If there is no such model.
+    """
     text = str(path_or_name)
     where = storage.path(path_or_name)
     try:
@@ -120,7 +132,11 @@ def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
 
 
 def detect_format(directory: epath.Path) -> str:
-    """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
+    """Returns the format of a checkpoint's directory: elm, hf or t5x.
+
+    Raises:
+        UserError: If it holds something else.
+    """
     if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
         return "elm"
     if huggingface.find_weights(directory):
@@ -143,7 +159,7 @@ def detect_format(directory: epath.Path) -> str:
 
 
 def _make_placement(sharding: Sharding | None) -> Placement:
-    """Returns what takes each parameter to its devices."""
+    """Returns the function that moves each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = sharding_by_path(sharding)
     tree = paths.flatten(sharding) if isinstance(sharding, Mapping) else None

@@ -90,7 +90,7 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
         if owner not in owners:
             raise UserError(
-                f"Expected parameters that act on the base, got {path!r} of {what}. Fix: name the base that "
+                f"Expected parameters that act on the base, got {path!r} ({what}). Fix: name the base that "
                 "it was trained on."
             )
         axes = expert_kinds.logical_axes(path)

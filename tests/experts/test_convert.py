@@ -219,7 +219,7 @@ def test_what_an_expert_lacks_is_one_sentence(model, source, tmp_path):
         convert(tmp_path / "adapter", home, "elm")
     with pytest.raises(UserError, match="No format of an expert named 'hf'"):
         convert(tmp_path / "adapter", home, "hf", base=source)
-    with pytest.raises(UserError, match="Name it 'a%20b'"):
+    with pytest.raises(UserError, match="'a%20b'"):
         convert(tmp_path / "adapter", home.parent / "a b", "elm", base=source)
     assert not (tmp_path / "library").exists()
 
@@ -236,7 +236,7 @@ def test_the_command_says_what_it_wrote(model, source, tmp_path, capsys):
     ("arguments", "told"),
     [
         (["--to", "tx5"], "No format of a model named 'tx5' in elm convert (3 known). Did you mean 't5x'?"),
-        (["--to", "hf", "--dtype", "float16"], "A dtype is wanted, float32 or bfloat16"),
+        (["--to", "hf", "--dtype", "float16"], "float32 or bfloat16"),
     ],
 )
 def test_a_mistake_is_one_sentence(source, tmp_path, capsys, arguments, told):
@@ -252,6 +252,6 @@ def test_a_broken_source_leaves_nothing(source, tmp_path):
     arrays = load_file(source / elm.PARAMS)
     del arrays["decoder/decoder_norm/scale"]
     save_file(arrays, source / elm.PARAMS)
-    with pytest.raises(UserError, match=r"params\.safetensors' should hold 'decoder/decoder_norm/scale'"):
+    with pytest.raises(UserError, match=r"'decoder/decoder_norm/scale' .*params\.safetensors'"):
         convert(source, tmp_path / "there", "hf")
     assert not (tmp_path / "there").exists()

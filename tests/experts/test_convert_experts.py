@@ -229,7 +229,7 @@ def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, li
 @pytest.mark.parametrize(
     ("name", "to", "told"),
     [
-        ("full/1", "peft", "PEFT has experts of kind lora and ia3, but 'full' came"),
+        ("full/1", "peft", "kind lora or ia3 for PEFT, got 'full'"),
         ("lora/1", "adapters", "of kind 'bottleneck' for the adapters library, got 'lora'"),
         ("lora/1", "t5x", "No format of an expert named 't5x'"),
         ("lora/1", "hf", r"Expected the base that the expert at .* was trained on, got none.*--base"),

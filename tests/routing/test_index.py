@@ -231,7 +231,7 @@ def test_a_field_of_a_sentence_encoder_that_was_looked_at_is_ignored_from_then_o
 
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
-    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
+    with pytest.raises(UserError, match=r"'./absent'"):
         pipeline.run_pipeline(["mini-train"], ["mini-unseen"], tmp_path, PipelineConfig(embedder="./absent"))
     assert list(tmp_path.iterdir()) == []
 
@@ -239,7 +239,7 @@ def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, en
 def test_a_recipe_names_the_embedder(tmp_path):
     bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
     bound = recipes.bind(pipeline.run_pipeline, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
-    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
+    with pytest.raises(UserError, match=r"'./absent'"):
         bound()
 
 

@@ -154,7 +154,7 @@ def adopted(trained, place):
 def test_a_t5x_checkpoint_becomes_an_expert_of_the_library(adopted, place, base):
     assert (adopted.kind, adopted.steps, adopted.datasets) == ("bottleneck", STEPS, (DATASET,))
     assert Library.open(place / "run" / "library").verify(base=base.fingerprint) == []
-    with pytest.raises(UserError, match="should have no expert"):
+    with pytest.raises(UserError, match="Expected no expert"):
         import_export.import_expert(place / "trained", id=TASK, run=place / "run")
 
 

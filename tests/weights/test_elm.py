@@ -85,21 +85,21 @@ def test_a_changed_tensor_is_refused(saved):
         arrays[NORM] = arrays[NORM] * np.float32(1.0001)
 
     rewrite(saved, change)
-    with pytest.raises(UserError, match=r"base'.* should have fingerprint .* was changed"):
+    with pytest.raises(UserError, match=r"fingerprint .*base'.* was changed"):
         elm.load(saved)
 
 
 @pytest.mark.parametrize("name", [NORM, LAYER, "decoder/layers_0/mlp/wo/kernel"])
 def test_a_missing_tensor_is_named_with_its_file(saved, name):
     rewrite(saved, lambda arrays: arrays.pop(name))
-    with pytest.raises(UserError, match=rf"params\.safetensors' should hold '{name}' of shape"):
+    with pytest.raises(UserError, match=rf"'{name}' of shape .*params\.safetensors'"):
         elm.load(saved)
 
 
 @pytest.mark.parametrize("name", ["decoder/relpos", "decoder/layers_2/mlp/wo/kernel", "vision/kernel"])
 def test_a_tensor_too_many_is_named_with_its_file(saved, name):
     rewrite(saved, lambda arrays: arrays.update({name: np.ones((12, 8), np.float32)}))
-    with pytest.raises(UserError, match=rf"params\.safetensors' holds '{name}', which the network"):
+    with pytest.raises(UserError, match=rf"params\.safetensors', got '{name}'"):
         elm.load(saved)
 
 
@@ -107,9 +107,7 @@ def test_a_tensor_too_many_is_named_with_its_file(saved, name):
 def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(saved, name):
     rewrite(saved, lambda arrays: arrays.update({name: np.ones((7, 3), np.float32)}))
     wanted = {NORM: r"\(8,\)", LAYER: r"\(12, 8\)"}[name]
-    with pytest.raises(
-        UserError, match=rf"params\.safetensors' holds '{name}' as \(7, 3\); the network wants {wanted}"
-    ):
+    with pytest.raises(UserError, match=rf"'{name}' in .*params\.safetensors' as {wanted}, got \(7, 3\)"):
         elm.load(saved)
 
 
@@ -136,12 +134,12 @@ def test_a_missing_file_is_named(saved, name):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda told: told.pop("network"), "lacks 'network'"),
-        (lambda told: told.pop("fingerprint"), "lacks 'fingerprint'"),
+        (lambda told: told.pop("network"), "Expected 'network'"),
+        (lambda told: told.pop("fingerprint"), "Expected 'fingerprint'"),
         (lambda told: told.update(format=99), "format 1 .* got 99"),
-        (lambda told: told["network"].update(dtype="float16"), "float32 or bfloat16, but 'float16' came"),
-        (lambda told: told["network"].update(num_encoder_layers=3), "should hold 'encoder/layers_2/"),
-        (lambda told: told["network"].update(emb_dim=9), r"the network wants \(.*9"),
+        (lambda told: told["network"].update(dtype="float16"), "float32 or bfloat16, got 'float16'"),
+        (lambda told: told["network"].update(num_encoder_layers=3), "'encoder/layers_2/"),
+        (lambda told: told["network"].update(emb_dim=9), r"as \(.*9"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(saved, change, told):
