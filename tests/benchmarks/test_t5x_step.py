@@ -81,7 +81,7 @@ def test_the_step_lowers_for_a_slice_whose_devices_have_rows_and_parts_of_kernel
 
 @needs_t5x
 def test_devices_of_several_slices_are_refused_in_one_sentence(slice_of):
-    with pytest.raises(UserError, match="made for one slice's devices, but 2 slices' came"):
+    with pytest.raises(UserError, match="2 slices"):
         t5x_step.train_step(slice_of(num_slices=2), **SHAPE)
 
 

@@ -187,7 +187,7 @@ def scores_of(samples):
 def test_multiple_choice_tasks_score_as_score_choices_does(run, folder, ids):
     expert = ids[0]
     _, found, samples = evaluate(run, folder, ["copa", "storycloze"], expert=expert)
-    loaded = Library.open(run.workspace.library).expert(expert)
+    loaded = Library.open(run.workspace.library).load_expert(expert)
     for task, rows in (("local_copa", COPA), ("local_storycloze", STORIES)):
         assert 0 <= found[task]["acc,none"] <= 1
         assert len(samples[task]) == len(rows)
@@ -203,7 +203,7 @@ def test_multiple_choice_tasks_score_as_score_choices_does(run, folder, ids):
 
 def test_the_base_and_a_full_expert_score_with_their_own_weights(run, folder):
     composites = Library.open(run.workspace.composites)
-    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.expert("other/full"))):
+    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.load_expert("other/full"))):
         _, _, samples = evaluate(run, folder, ["copa"], **arguments)
         wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), owned)
         np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
@@ -265,7 +265,7 @@ def test_a_router_chooses_for_each_task_by_its_own_contexts(run, folder, ids):
         wanted = score_choices(
             run.base,
             *arrays(run, *requests_of(samples[task])),
-            Library.open(run.workspace.library).expert(expert),
+            Library.open(run.workspace.library).load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
 
@@ -284,7 +284,7 @@ def test_several_experts_are_averaged(run, folder, ids):
     wanted = score_choices(
         run.base,
         *arrays(run, *requests_of(samples["local_copa"])),
-        Library.open(run.workspace.composites).expert(expert),
+        Library.open(run.workspace.composites).load_expert(expert),
     )
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
@@ -297,7 +297,7 @@ def test_an_instance_router_chooses_an_expert_for_each_context(run, folder, ids)
     assert len(chosen) == len(COPA)
     for row, expert in enumerate(chosen):
         wanted = score_choices(
-            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.expert(expert)
+            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.load_expert(expert)
         )
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
@@ -347,7 +347,7 @@ def test_an_expert_with_nan_is_named(run):
     from elm_jax.lm_eval import model
 
     composites = Library.open(run.workspace.composites)
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.expert("other/full").params))
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.load_expert("other/full").params))
     spec = composites.spec("other/full")
     composites.add(Expert(ExpertSpec("other/broken", "full", spec.base, spec.paths, ("other",), 5), broken))
     try:

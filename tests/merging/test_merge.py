@@ -71,7 +71,7 @@ def merge(prepared, capsys):
 
 
 def flat(library, name):
-    return paths.flatten(library.expert(name).params)
+    return paths.flatten(library.load_expert(name).params)
 
 
 def test_experts_are_averaged_into_a_composite_that_no_router_finds(prepared, merge):
@@ -160,7 +160,7 @@ def test_a_composite_can_be_merged_again(prepared, merge):
             ["one/lora", "two/lora", "--method", "fisher"],
             "'one/lora'. No task",
         ),
-        (["one/lora", "two/lora", "--id", "both"], "'both' came"),
+        (["one/lora", "two/lora", "--id", "both"], "dataset/prompt, got 'both'"),
         ([], "expert"),
     ],
 )

@@ -182,7 +182,7 @@ def lines(file):
 def test_t5x_evaluates_an_expert_with_our_scores_and_accuracy(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "EVAL_OUTPUT_DIR": "evaluated"}
     run(place, "eval", "score", MIXTURE_OR_TASK_NAME=f"{DATASET}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
     plain = ours(place, base, ex.make_neutral_expert(expert.params, base.params))
     for name, (wanted, accuracy) in ours(place, base, expert.params).items():
         home = place / "evaluated" / "inference_eval"
@@ -196,7 +196,7 @@ def test_t5x_evaluates_an_expert_with_our_scores_and_accuracy(adopted, trained, 
 def test_t5x_infers_the_same_scores(adopted, trained, place, base):
     macros = {"CHECKPOINT_PATH": str(trained / f"checkpoint_{STEPS}"), "INFER_OUTPUT_DIR": "inferred"}
     run(place, "infer", "infer", MIXTURE_OR_TASK_NAME=f"{TASK}_score_eval", **macros)
-    expert = Library.open(place / "run" / "library").expert(TASK, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(TASK, base=base.fingerprint)
     name = seqio_tasks.make_seqio_names([specs.find_task(TASK)])[TASK]
     (file,) = (place / "inferred").glob("*-score.jsonl-00000-of-00001")
     wanted, _ = ours(place, base, expert.params)[name]
@@ -215,7 +215,7 @@ def of_dataset(place):
 def test_a_dataset_expert_is_a_full_model_that_generates_answers_under_t5x(of_dataset, place, base):
     spec = import_export.import_expert(of_dataset, id=f"{DATASET}/all", run=place / "run")
     assert (spec.kind, spec.steps) == ("full", 2 * PERIOD)
-    expert = Library.open(place / "run" / "library").expert(spec.id, base=base.fingerprint)
+    expert = Library.open(place / "run" / "library").load_expert(spec.id, base=base.fingerprint)
     before = paths.flatten(base.params)
     for path, value in paths.flatten(expert.params).items():
         # Adafactor moves a parameter by no more than its rate a step, in the mean over its values.
