@@ -297,7 +297,9 @@ def test_an_instance_router_chooses_an_expert_for_each_context(run, folder, ids)
     assert len(chosen) == len(COPA)
     for row, expert in enumerate(chosen):
         wanted = score_choices(
-            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.load_expert(expert)
+            run.base,
+            *arrays(run, contexts[row : row + 1], choices[row : row + 1]),
+            library.load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 

@@ -162,7 +162,10 @@ def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monk
     runs.index(run, size=2, embedder=encoder.name)
     monkeypatch.chdir("/")
     assert runs.load_embedder_settings(run.workspace) == runs.EmbedderSettings(str(encoder.resolve()))
-    assert runs.load_run_embedder(run, str(encoder.resolve()))(["the dog"]).shape == (1, 8)
+    assert runs.load_run_embedder(run, runs.load_embedder_settings(run.workspace))(["the dog"]).shape == (
+        1,
+        8,
+    )
 
 
 def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, encoder):
