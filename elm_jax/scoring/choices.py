@@ -102,5 +102,5 @@ def resolve_params(model: Base, experts: Params | Expert | None) -> tuple[Params
     else:
         whole = set(paths.flatten(experts)) == set(paths.flatten(model.params))
         kind, tree = "full" if whole else "", experts
-    fitting.require_fit(tree, model.config, what="The expert")
+    fitting.require_fit(tree, model.config, what="the expert")
     return ex.split_base_and_expert(kind, model.params, tree)
