@@ -237,7 +237,7 @@ def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str],
     described = [library.describe(expert) for expert in experts]
     pairs = [(each.spec, each.shapes) for each in described]
     compatibility.require_vocabulary((spec for spec, _ in pairs), run.tokenizer.fingerprint)
-    mixed = len(method_module.group_by_shape(pairs)) > 1
+    mixed = len(compatibility.group_by_kind_and_shapes(pairs)) > 1
     methods = _methods(run, asked, config, mixed=mixed)
     method_module.require_compatible(methods, pairs)
     return experts, methods
