@@ -59,6 +59,7 @@ def experts_show(
 @app.command("verify")
 def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
     """Check checksums, base, vocabulary and files; exit code 1 if anything is wrong."""
+    from elm_jax.data.identity import VOCABULARY
     from elm_jax.experts import compatibility
     from elm_jax.experts.library import Library
     from elm_jax.session import opening, settings
@@ -73,10 +74,13 @@ def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
         print(f"{finding.expert}: {finding.problem}")
     bad = {finding.expert for finding in findings}
     specs = [library.spec(expert) for expert in library.ids() if expert not in bad]
-    if compatibility.find_vocabulary(specs) is not None:
-        tokenizer = opening.load_data_settings(run).tokenizer
-        compatibility.require_vocabulary(specs, tokenizer.fingerprint)
-    if findings:
+    others = []
+    if any(VOCABULARY in spec.recipe for spec in specs):
+        vocabulary = opening.load_data_settings(run).tokenizer.fingerprint
+        others = compatibility.find_other_vocabularies(specs, vocabulary)
+    for expert in others:
+        print(f"{expert}: was trained with another vocabulary than the run's")
+    if findings or others:
         raise typer.Exit(1)
     print(f"{len(library.ids())} experts are sound.")
 

@@ -43,7 +43,7 @@ def report(
         return
     workspace = Workspace.open(named[0])
     report_of_run, files = reports.rebuild_report(workspace)
-    for change in reports.describe_changed_tasks(workspace):
+    for change in reports.describe_changes(workspace):
         typer.echo(change, err=True)
     if as_json:
         print(files["json"].read_text())

@@ -56,6 +56,7 @@ def route(
     routed = routing.route_tasks(
         inputs, specs, router.router, options, experts=router.experts, explain=explain
     )
+    routing.check_chosen(inputs, routed)
     if as_json:
         print(json.dumps([asdict(each.selection) for each in routed], ensure_ascii=False))
         return

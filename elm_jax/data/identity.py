@@ -181,7 +181,7 @@ def describe_changes(before: RowsIdentity, now: RowsIdentity) -> str:
     """
     rows = row_digests.describe_differences(before.digests, now.digests)
     causes = [
-        name.replace("_", " ")
+        name
         for name, value in before.settings.items()
         if name in now.settings and value != now.settings[name] and (name in OF_MODEL or rows)
     ]
@@ -203,6 +203,20 @@ def describe_all_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
     if len(now.get(MADE_OF, {})) == 1:
         return next(iter(told.values()), "")
     return "; ".join(f"{task}: {change}" for task, change in told.items())
+
+
+def merge_identities(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the part of a merged expert's recipe that says what rows its parts were trained on.
+
+    Digests of single rows are left out: there may be hundreds of parts.
+    """
+    tasks = {task: value for recipe in recipes for task, value in recipe.get(MADE_OF, {}).items()}
+    short = {
+        task: {**value, "digests": {**value["digests"], "sample": {}}}
+        for task, value in tasks.items()
+        if from_json(value)
+    }
+    return {MADE_OF: short} if short else {}
 
 
 def without_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:

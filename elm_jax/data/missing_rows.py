@@ -43,9 +43,10 @@ def find_missing(specs: Iterable[TaskSpec], source: Source) -> dict[str, str]:
 
 def is_here(spec: TaskSpec, source: Source) -> bool:
     """Returns whether a task's rows can be read without a download."""
-    if spec.group == SEQIO or is_embedded(spec) or task_rows.is_prepared(spec, source):
+    if spec.group == SEQIO or is_embedded(spec):
         return True
-    return describe_missing(all_datasets()[spec.dataset], spec, source, lambda _: False) is None
+    remedy = describe_missing(all_datasets()[spec.dataset], spec, source, lambda _: False)
+    return remedy is None or task_rows.is_prepared(spec, source)
 
 
 def describe_missing(

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from elm_jax import moved, names, storage
 from elm_jax.data import missing_rows, task_selection
-from elm_jax.errors import ContaminationError, MissingRowsError, UserError
+from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import (
     cost_estimate,
     derived_experts,
     generation,
+    inputs,
     ranking,
     results_cache,
     scorer_selection,
@@ -29,7 +30,6 @@ from elm_jax.evaluation.config import EvaluationConfig, ScoringOptions
 from elm_jax.evaluation.cost_estimate import CostEstimate
 from elm_jax.evaluation.method_results import MethodResults
 from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
-from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask, load_available
 from elm_jax.experts import compatibility
@@ -41,6 +41,7 @@ from elm_jax.reporting.summary import ReportInputs
 from elm_jax.scoring import rank
 from elm_jax.session import devices, opening
 from elm_jax.session.workspace import Run, Workspace
+from elm_jax.statistics import expert_statistics
 from elm_jax.tasks import data_source
 from elm_jax.tasks.specs import task_specs
 from elm_jax.telemetry.progress import Stages
@@ -103,20 +104,20 @@ def evaluate(
     run = _open(run, config)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     missing = missing_rows.find_missing(specs, run.source)
-    specs = _leave_out(run, tasks, specs, missing, config)
+    specs = inputs.leave_out(run, tasks, specs, missing, strict=config.strict)
     names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
         require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
     with hosts.exit_on_failure():
         loaded, failed = load_available(run, specs)
-        specs, missing = _leave_out(run, tasks, specs, failed, config), missing | failed
+        specs, missing = inputs.leave_out(run, tasks, specs, failed, strict=config.strict), missing | failed
         identities = {name: task.identity for name, task in loaded.items()}
         if hosts.is_primary():
             results_cache.say_changed_tasks(run, identities)
         selection = _select(run, loaded, methods, experts, config)
         every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
-        cells = _cells(specs, selection, experts if every_expert else ())
+        cells = inputs.list_cells(specs, selection, experts if every_expert else ())
         options = ScoringOptions(
             batch_tokens=config.batch_tokens,
             normalization=config.normalization,
@@ -125,6 +126,8 @@ def evaluate(
         )
         if on_estimate and hosts.is_primary():
             on_estimate(cost_estimate.estimate_remaining(run, cells, loaded, selection, options))
+        used = inputs.find_used_experts(cells, selection)
+        changed = expert_statistics.check_inputs(run, used)
         if dry_run:
             return None
         _make_composites(run, selection)
@@ -138,8 +141,15 @@ def evaluate(
         if hosts.is_primary():
             results_cache.save_identities(run, identities)
             results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
-            environment = {**({"missing": _by_dataset(missing)} if missing else {}), **(environment or {})}
-            result = _report(results, config.normalization, environment, every_expert=every_expert)
+            notes = {"missing": inputs.group_by_dataset(missing), "changed_experts": changed}
+            environment = {**{name: note for name, note in notes.items() if note}, **(environment or {})}
+            result = _report(
+                results,
+                config.normalization,
+                environment,
+                every_expert=every_expert,
+                made_of=inputs.describe_inputs(run, loaded.values(), used),
+            )
         hosts.barrier("the report is written")
     return result
 
@@ -181,46 +191,6 @@ def _open(run: Run | storage.PathLike, config: EvaluationConfig) -> Run:
     source = data_source.override_rendering(run.source, config.truncate, config.faithful)
     stages = run.stages if hosts.is_primary() else Stages(Console(quiet=True))
     return replace(run, base=base, source=source, stages=stages)
-
-
-def _leave_out(
-    run: Run,
-    tasks: task_selection.Tasks,
-    specs: Sequence[TaskSpec],
-    missing: Mapping[str, str],
-    config: EvaluationConfig,
-) -> list[TaskSpec]:
-    """Returns the tasks without those whose rows are missing, which it prints with how to get them.
-
-    Raises:
-        MissingRowsError: rows of a task that is named by itself are missing, those of all tasks, or any with
-            `config.strict`.
-    """
-    if not missing:
-        return list(specs)
-    found = [spec for spec in specs if spec.id not in missing]
-    remedies = _by_dataset(missing)
-    lines = [f"  {name}: {remedy}" for name, remedy in remedies.items()]
-    is_named = any(spec.id in missing and not task_selection.names_group(tasks, spec) for spec in specs)
-    if config.strict or is_named or not found:
-        raise MissingRowsError(
-            "\n".join([f"Expected rows of {', '.join(remedies)}, got none. Fix: get them.", *lines])
-        )
-    if hosts.is_primary():
-        text = "\n".join([f"Left out, because their rows are missing: {', '.join(remedies)}.", *lines])
-        run.stages.console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return found
-
-
-def _by_dataset(missing: Mapping[str, str]) -> dict[str, str]:
-    """Returns how to get the rows of each dataset, said once for all prompts that lack the same."""
-    tasks: dict[tuple[str, str], str] = {}
-    for task, remedy in missing.items():
-        tasks.setdefault((names.split_id(task)[0], remedy), task)
-    remedies: dict[str, str] = {}
-    for (dataset, remedy), task in tasks.items():
-        remedies[task if dataset in remedies else dataset] = remedy
-    return remedies
 
 
 def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str], list[EvaluationMethod]]:
@@ -287,20 +257,6 @@ def _make_composites(run: Run, selection: ScorerSelection) -> None:
     hosts.barrier("experts are merged")
 
 
-def _cells(specs: Sequence[TaskSpec], selection: ScorerSelection, experts: Sequence[str]) -> list[Cell]:
-    """Returns what has to be scored: all that any method chose, and the experts on every task."""
-    cells: dict[Cell, None] = {}
-    for spec in specs:
-        cells |= dict.fromkeys(
-            cell
-            for scorers in selection.scorers.values()
-            for cell in ranking.cells_of_scorer(spec.id, scorers[spec.id])
-        )
-        cells |= dict.fromkeys(Cell(spec.id, expert) for expert in experts)
-    # If a scorer has all rows of a task, some rows of it are among them.
-    return [cell for cell in cells if not cell.rows or Cell(cell.task, cell.scorer) not in cells]
-
-
 def _environment(results: MethodResults, normalization: str, *, every_expert: bool) -> dict[str, Any]:
     """Returns what a report says of how it came about."""
     run = results.run
@@ -311,7 +267,12 @@ def _environment(results: MethodResults, normalization: str, *, every_expert: bo
 
 
 def _report(
-    results: MethodResults, normalization: str, environment: Mapping[str, Any], *, every_expert: bool
+    results: MethodResults,
+    normalization: str,
+    environment: Mapping[str, Any],
+    *,
+    every_expert: bool,
+    made_of: Mapping[str, Any],
 ) -> EvaluationResult:
     """Writes the report: every fair method against the base, retrieval against the multitask baseline too."""
     run, methods = results.run, results.methods
@@ -325,7 +286,7 @@ def _report(
     composites = results.selection.composites.values()
     fitted = [derived_experts.lorahub_selection(run, each) for each in composites if each.task]
     with run.stages.stage("compare and report", 1):
-        inputs = ReportInputs(
+        reported = ReportInputs(
             results.scores_by_method(),
             [*results.selection.selections, *fitted],
             {**environment, "seconds": report_module.add_seconds(run.workspace, run.stages.seconds)},
@@ -333,11 +294,11 @@ def _report(
             generated=results.generated(),
             examples=results.examples(retrieval[0] if retrieval else None),
             equal_choices=results.equal_choices(),
-            made_of={task.id: task.identity.to_json() for task in results.tasks},
+            made_of=made_of,
             expert_counts=results.expert_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
         )
         # Answers in free text are not compared.
         pairs = pairs if results.ranked_tasks else []
-        report, files = report_module.write_run_report(run.workspace, inputs, pairs)
+        report, files = report_module.write_run_report(run.workspace, reported, pairs)
     return EvaluationResult(report, files, dict(run.stages.seconds))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax.data import task_rows, task_selection
+from elm_jax.data import identity, task_rows, task_selection
 from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.evaluation.tasks import EvaluationTask
@@ -155,6 +155,7 @@ def fit_lorahub(
                 "options": dict(options),
                 "task": task,
                 "shots": [example.row_id for example in shots.examples],
+                **identity.merge_identities([spec.recipe for spec in specs]),
             },
         ),
         jax.tree.map(np.asarray, weighted_sum(found.weights)),

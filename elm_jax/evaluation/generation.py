@@ -182,7 +182,7 @@ def missing_cells(
 ) -> list[Cell]:
     """Returns the cells that have no answers yet, or answers that were changed."""
     files = {cell: _file(run, cell, tasks[cell.task]) for cell in cells}
-    return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed))
+    return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed), is_quiet=True)
 
 
 def assemble_answers(

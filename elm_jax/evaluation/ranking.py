@@ -138,7 +138,7 @@ def missing_cells(
 ) -> list[Cell]:
     """Returns the cells that have no scores yet, or scores that were changed."""
     files = {cell: _file(run, cell, tasks, "sum") for cell in cells}
-    return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed))
+    return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed), is_quiet=True)
 
 
 def method_scores(scores: ScoreStore, task: str, scorer: TaskScorer, method: str) -> TaskScores:

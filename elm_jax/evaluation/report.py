@@ -9,8 +9,9 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data import identity, task_rows, task_selection
+from elm_jax.data import identity, missing_rows, task_rows, task_selection
 from elm_jax.errors import UserError
+from elm_jax.experts.lookup import library_finder
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
 from elm_jax.reporting.records import Report
@@ -18,6 +19,7 @@ from elm_jax.reporting.run_comparison import RunComparison
 from elm_jax.reporting.summary import ReportInputs
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
+from elm_jax.statistics import expert_statistics
 
 BASELINE = "base"
 
@@ -54,10 +56,10 @@ def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Pat
     return report, report_files.write_report(report, workspace.report)
 
 
-def describe_changed_tasks(workspace: Workspace) -> list[str]:
-    """Returns a sentence for each task whose rows or tokens are others now than when it was evaluated.
+def describe_changes(workspace: Workspace) -> list[str]:
+    """Returns a sentence for each task and each expert that is another now than when it was evaluated.
 
-    None for tasks whose rows are not here, or which were evaluated before rows were noted.
+    None for tasks whose rows are not here, and for what was evaluated before inputs were noted.
     """
     noted = report_files.read_made_of(workspace.report)
     if not noted:
@@ -66,25 +68,38 @@ def describe_changed_tasks(workspace: Workspace) -> list[str]:
         reading = opening.load_data_settings(workspace.root)
     except UserError:  # a report can be read without its base
         return []
-    found = []
-    for name, value in noted.items():
-        before = identity.from_json(value)
-        if before is None:
-            continue
+    changes = {
+        name: _describe_changed_task(name, value, reading) for name, value in noted.get("tasks", {}).items()
+    }
+    home_of = library_finder(workspace)
+    for name, checksum in noted.get("experts", {}).items():
         try:
-            task = task_selection.resolve_task(name, reading.source)
-            source = identity.noted_source(before, task, reading.source)
-            tokens = identity.identify_tokens(reading.tokenizer, reading.lengths)
-            now = replace(before, settings={**identity.identify_settings(task, source), **tokens})
-            if now != before:
-                examples = task_rows.load_examples(task, source)
-                now = identity.identify_task(task, source, examples, reading.tokenizer, reading.lengths)
-        except UserError:
+            about = home_of(name).describe(name)
+        except UserError:  # it was removed, so that its results are what is left of it
             continue
-        changes = identity.describe_changes(before, now)
-        if changes:
-            found.append(f"{name} differs from when it was evaluated: {changes}.")
-    return found
+        if about.checksum != checksum:
+            changes[name] = "it was trained or merged again"
+        elif rows := expert_statistics.describe_changed_rows(about.spec, reading.source):
+            changes[name] = f"{rows} of its training rows"
+    return [f"{name} differs from when it was evaluated: {own}." for name, own in changes.items() if own]
+
+
+def _describe_changed_task(name: str, noted: Any, reading: opening.DataSettings) -> str:
+    """Returns what differs between a task's rows or tokens now and then; "" if nothing, or if not known."""
+    before = identity.from_json(noted)
+    if before is None:
+        return ""
+    try:
+        task = task_selection.resolve_task(name, reading.source)
+        source = identity.noted_source(before, task, reading.source)
+        tokens = identity.identify_tokens(reading.tokenizer, reading.lengths)
+        now = replace(before, settings={**identity.identify_settings(task, source), **tokens})
+        if now != before and missing_rows.is_here(task, source):
+            examples = task_rows.load_examples(task, source)
+            now = identity.identify_task(task, source, examples, reading.tokenizer, reading.lengths)
+    except UserError:
+        return ""
+    return identity.describe_changes(before, now)
 
 
 def compare_runs(

@@ -158,14 +158,17 @@ def read_cell(
     return header, lines
 
 
-def find_missing(run: Run, files: Mapping[Cell, epath.Path], key_of: CacheKeys) -> list[Cell]:
-    """Returns the cells without results, and prints the names of files that were changed."""
+def find_missing(
+    run: Run, files: Mapping[Cell, epath.Path], key_of: CacheKeys, *, is_quiet: bool = False
+) -> list[Cell]:
+    """Returns the cells without results, and prints the names of files that were changed, unless quiet."""
     missing = []
     for cell, where in files.items():
         try:
             header = read_header(where, key_of(cell))
         except DamagedResultsError:
-            _say(run, f"Computed again, because it was changed after it was written: {where}")
+            if not is_quiet:
+                _say(run, f"Computed again, because it was changed after it was written: {where}")
             header = None
         if header is None:
             missing.append(cell)

@@ -18,7 +18,6 @@ from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
-from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
@@ -241,13 +240,9 @@ def _multitask_expert(run: Run, name: str) -> str:
             "Expected an expert that was trained on many tasks for method 'multitask', got none. Fix: train "
             "one with `elm train TASK... --multitask NAME`, or leave the method out."
         )
-    expert = experts[0]
-    if name:
-        where = "the run's composites"
-        expert = names.resolve(f"multitask/{name}", experts, kind="multitask expert", where=where)
-    spec = Library.open(run.workspace.composites).spec(expert)
-    compatibility.require_vocabulary([spec], run.tokenizer.fingerprint)
-    return expert
+    if not name:
+        return experts[0]
+    return names.resolve(f"multitask/{name}", experts, kind="multitask expert", where="the run's composites")
 
 
 def _file(workspace: Workspace) -> epath.Path:

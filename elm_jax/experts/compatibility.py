@@ -92,13 +92,18 @@ def find_vocabulary(specs: Iterable[ExpertSpec]) -> str | None:
     return known[0][1] if known else None
 
 
+def find_other_vocabularies(specs: Iterable[ExpertSpec], vocabulary: str) -> list[str]:
+    """Returns the experts that say they were trained with another vocabulary."""
+    return [spec.id for spec in specs if spec.recipe.get(VOCABULARY, vocabulary) != vocabulary]
+
+
 def require_vocabulary(specs: Iterable[ExpertSpec], vocabulary: str) -> None:
     """Checks that experts were trained with a vocabulary; those of the first versions do not say.
 
     Raises:
         UserError: If some were trained with another one; it names them.
     """
-    others = [spec.id for spec in specs if spec.recipe.get(VOCABULARY, vocabulary) != vocabulary]
+    others = find_other_vocabularies(specs, vocabulary)
     if others:
         shown = ", ".join(map(repr, others[:5])) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise UserError(

@@ -26,5 +26,5 @@ def damaged_results(file: epath.Path) -> DamagedResultsError:
     """Returns the error of a file of scores or answers that is not as it was written."""
     return DamagedResultsError(
         f"Expected results as they were written in {str(file)!r}, got a file that was changed or damaged. "
-        "Fix: run `elm evaluate` again, which computes them anew."
+        "Fix: delete it, and run `elm evaluate` again."
     )

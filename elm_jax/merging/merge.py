@@ -52,6 +52,7 @@ def merge(
     plan = plan_run_merge(
         run.workspace, experts, method, options, weights=weights, statistics=statistics, id=id
     )
+    expert_statistics.check_inputs(run, experts)
     return run_merge(run, plan, statistics=statistics, rows=rows)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax import storage
+from elm_jax.data import identity
 from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility
@@ -198,6 +199,7 @@ def _describe_merged(plan: MergePlan, fingerprints: Sequence[str] | None, error:
         steps=max(spec.steps for spec in plan.specs),
         recipe=recipe
         | ({} if vocabulary is None else {VOCABULARY: vocabulary})
+        | identity.merge_identities([spec.recipe for spec in plan.specs])
         | ({"note": " ".join(notes)} if notes else {})
         | ({} if error is None else {"error": error}),
     )

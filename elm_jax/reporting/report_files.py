@@ -38,7 +38,7 @@ def write_report(
         report: every number.
         directory: is made if it is not there.
         scores: of ranked tasks.
-        made_of: task id -> what its rows were, JSON-like.
+        made_of: what rows and experts were, JSON-like.
     """
     folder = storage.writable_directory(directory)
     paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
@@ -127,7 +127,7 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
 
 
 def read_made_of(directory: storage.PathLike) -> Mapping[str, Any]:
-    """Returns task id -> what its rows were, as kept beside a report; nothing if it is not known.
+    """Returns what rows and experts were, as kept beside a report; nothing if it is not known.
 
     Raises:
       UserError: it was changed after it was written.

@@ -46,7 +46,7 @@ class ReportInputs:
         expert_counts: every expert on every task, for the heat map; `CorrectCount.method` is the expert's id.
             It is read once, from front to back.
         families: family of an expert's id or of its dataset, to group the heat map by.
-        made_of: task id -> what its rows were, JSON-like, which is kept beside the report.
+        made_of: what rows and experts were, JSON-like, which is kept beside the report.
     """
 
     scores: Sequence[TaskScores] = ()

@@ -117,7 +117,7 @@ def index(
                 )
             ]
             keys = embed_keys(encoder, texts, text_format)
-            library.write_keys(expert, replace(keys, made_of=_identify_keys(run, specs[expert])))
+            library.write_keys(expert, replace(keys, made_of=_identify_keys(run, specs[expert], encoder)))
             advance(done, "")
     return lacking
 
@@ -200,21 +200,26 @@ def _require_current_keys(
             "`elm index --rebuild`, or name their own embedder with --embedder and its type with --dtype."
         )
     expert_statistics.require_training_rows(spec, run.source)
-    now = _identify_keys(run, spec)
+    now = _identify_keys(run, spec, encoder)
     differing = [name for name, value in keys.made_of.items() if now.get(name, value) != value]
     if differing:
         raise UserError(
-            f"Expected keys of the rows and the vocabulary of {spec.id!r}, got keys with another "
+            f"Expected keys of {spec.id!r} made of what it and the run have now, got keys with another "
             f"{' and '.join(differing)}. Fix: embed all keys again with `elm index --rebuild`."
         )
 
 
-def _identify_keys(run: Run, spec: ExpertSpec) -> dict[str, Any]:
-    """Returns what an expert's keys are made of: the vocabulary, and its rows as far as it notes them."""
+def identify_reading(run: Run, encoder: Embedder) -> dict[str, Any]:
+    """Returns what vectors depend on beside the texts and the encoder: the vocabulary, and the cut."""
+    return {identity.VOCABULARY: run.tokenizer.fingerprint, "max_length": encoder.max_length}
+
+
+def _identify_keys(run: Run, spec: ExpertSpec, encoder: Embedder) -> dict[str, Any]:
+    """Returns what an expert's keys are made of: how they are read, and its rows as far as it notes them."""
     rows = {
         task: value["digests"]["columns"] for task, value in spec.recipe.get(identity.MADE_OF, {}).items()
     }
-    return {identity.VOCABULARY: run.tokenizer.fingerprint, **({"rows": rows} if rows else {})}
+    return identify_reading(run, encoder) | ({"rows": rows} if rows else {})
 
 
 def _find_indexable_experts(run: Run, library: Library, *, rebuild: bool) -> list[str]:

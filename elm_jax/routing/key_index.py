@@ -1,6 +1,7 @@
 """Key index: builds the table of the experts' keys that routers search."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +12,19 @@ from elm_jax.records import Keys
 from elm_jax.routing.inputs import KeyIndex
 
 
-def build_key_index(library: Library, ids: Sequence[str] | None = None) -> KeyIndex:
+def build_key_index(
+    library: Library, ids: Sequence[str] | None = None, reading: Mapping[str, Any] | None = None
+) -> KeyIndex:
     """Returns the keys of experts in one table.
 
     Args:
         library: The library.
         ids: The experts; by default all of the library.
+        reading: What the vectors of queries depend on; that of keys which do not say theirs is not known.
 
     Raises:
-        UserError: If experts have no keys; or if their keys differ in embedder, text format or width.
+        UserError: If experts have no keys; or if their keys differ in embedder, text format or width, or
+            were read otherwise than queries are.
     """
     experts = library.ids() if ids is None else tuple(dict.fromkeys(ids))
     if not experts:
@@ -35,6 +40,13 @@ def build_key_index(library: Library, ids: Sequence[str] | None = None) -> KeyIn
     keys = [library.load_keys(expert) for expert in experts]
     for expert, own in zip(experts, keys, strict=True):
         _require_same(experts[0], keys[0], expert, own)
+        for what, value in (reading or {}).items():
+            if own.made_of.get(what, value) != value:
+                raise UserError(
+                    f"Expected keys of {expert!r} with the {what} that queries have, {value!r}, got "
+                    f"{own.made_of[what]!r}. Fix: put it back, or embed all keys again with `elm index "
+                    "--rebuild`."
+                )
     return KeyIndex(
         experts=experts,
         datasets=datasets,

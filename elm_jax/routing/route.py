@@ -1,7 +1,7 @@
 """`elm route`: which experts of the library a task should use, and why."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.routing.token_gate import TokenGate
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
+from elm_jax.statistics import expert_statistics
 
 FROM_LABELS = ("accuracies", "loss")
 """What routers read that comes from labels of the task."""
@@ -69,7 +70,15 @@ def route(
     run = opening.ensure_open(run)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     inputs = RoutingInputs(run, queries_per_task=queries)
-    return [routed.selection for routed in route_tasks(inputs, specs, router, options, experts=experts)]
+    routed = route_tasks(inputs, specs, router, options, experts=experts)
+    check_chosen(inputs, routed)
+    return [each.selection for each in routed]
+
+
+def check_chosen(inputs: RoutingInputs, routed: Iterable[RoutedTask]) -> None:
+    """Does what `expert_statistics.check_inputs` does for the experts that were chosen."""
+    chosen = {expert for each in routed for expert in each.selection.weights}
+    expert_statistics.check_inputs(inputs.run, chosen)
 
 
 def route_tasks(

@@ -11,7 +11,7 @@ from elm_jax.experts.library import Library
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.embedding import Embedder
 from elm_jax.routing.gate_specs import load_read_arguments
-from elm_jax.routing.index import embed_keys, load_embedder_settings, load_run_embedder
+from elm_jax.routing.index import embed_keys, identify_reading, load_embedder_settings, load_run_embedder
 from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.key_index import build_key_index, build_keyless_index
 from elm_jax.routing.registry import Router
@@ -63,7 +63,7 @@ class RoutingInputs:
         if usable:
             skipped = [expert for expert in experts if expert not in usable]
             expert_statistics.report_skipped_experts(self.run, skipped)
-        return build_key_index(self.library, usable or experts)
+        return build_key_index(self.library, usable or experts, identify_reading(self.run, self.embedder))
 
     @cached_property
     def keyless_index(self) -> KeyIndex:

@@ -6,19 +6,19 @@ are the rows' own.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.data import identity, task_rows, task_selection
+from elm_jax.data import identity, missing_rows, task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts
+from elm_jax.experts import compatibility, key_texts
 from elm_jax.experts.files import ExpertDescription
-from elm_jax.experts.lookup import find_library
+from elm_jax.experts.lookup import BASE, find_library, library_finder
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators
@@ -48,7 +48,9 @@ def find_training_tasks(spec: ExpertSpec, source: data_source.Source) -> list[Ta
 def with_tasks_of_parts(spec: ExpertSpec) -> ExpertSpec:
     """Returns a merged expert's spec as if it was trained on the tasks of its parts; others unchanged."""
     parts = spec.recipe.get("merged_from")
-    return replace(spec, recipe={"tasks": parts}) if parts else spec
+    if not parts:
+        return spec
+    return replace(spec, recipe={"tasks": parts, identity.MADE_OF: spec.recipe.get(identity.MADE_OF, {})})
 
 
 def can_have_keys(spec: ExpertSpec, source: data_source.Source) -> bool:
@@ -110,10 +112,41 @@ def require_training_rows(spec: ExpertSpec, source: data_source.Source) -> None:
         )
 
 
+def check_inputs(run: Run, experts: Iterable[str]) -> dict[str, str]:
+    """Checks that experts have the run's vocabulary, and prints which were trained on other rows than now.
+
+    They are used nevertheless: nobody else can tell whether the old rows or the new ones are the right ones.
+
+    Returns:
+        Expert -> what differs, of those for which something does.
+
+    Raises:
+        UserError: If some were trained with another vocabulary.
+    """
+    home_of = library_finder(run.workspace)
+    specs = [home_of(expert).spec(expert) for expert in sorted(set(experts) - {BASE})]
+    compatibility.require_vocabulary(specs, run.tokenizer.fingerprint)
+    described = {spec.id: describe_changed_rows(spec, run.source) for spec in specs}
+    for spec in specs:
+        trained_here = identity.MADE_OF in spec.recipe and "merged_from" not in spec.recipe
+        if trained_here and spec.recipe.get("input_eos", True) != run.tokenizer.input_eos:
+            described[spec.id] = ", ".join(filter(None, [described[spec.id], "input_eos"]))
+    changed = {expert: changes for expert, changes in described.items() if changes}
+    for expert, changes in changed.items():
+        run.stages.console.print(
+            f"{changes} differ from when {expert} was trained, which is used as it is.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return changed
+
+
 def describe_changed_rows(spec: ExpertSpec, source: data_source.Source) -> str:
     """Returns what differs between the rows that an expert was trained on and those that are there now.
 
-    "" if nothing does, if the expert does not say what its rows were, or if they are not here.
+    "" if nothing does, if the expert does not say what its rows were, or if they are not here. Nothing is
+    downloaded.
     """
     now = {}
     for name, value in spec.recipe.get(identity.MADE_OF, {}).items():
@@ -123,6 +156,8 @@ def describe_changed_rows(spec: ExpertSpec, source: data_source.Source) -> str:
         try:
             task = task_selection.resolve_task(name, source)
             own = find_training_source(spec, task, source)
+            if not missing_rows.is_here(task, own):
+                continue
             if identity.identify_settings(task, own) != noted.settings:
                 now[name] = identity.identify_texts(task, own, task_rows.load_examples(task, own)).to_json()
         except UserError:  # an expert is used without its rows, too

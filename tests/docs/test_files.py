@@ -106,6 +106,9 @@ FILES = {
     "`scores` of `library.json`": lambda place: next(iter(card(place)["scores"].values()))[0],
     "`expert.json`": lambda place: read(only(place, "library/*/*/expert.json")),
     "`recipe` of a trained expert": lambda place: read(only(place, "library/*/*/expert.json"))["recipe"],
+    "`made_of`": lambda place: next(
+        iter(read(only(place, "library/*/*/expert.json"))["recipe"]["made_of"].values())
+    ),
     "`keys.safetensors`": lambda place: arrays(place, "library/*/*/keys.safetensors"),
     "`about` of `keys.safetensors`": about,
     "`config.json`": lambda place: read(place / "base" / "config.json"),

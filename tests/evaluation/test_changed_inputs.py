@@ -3,25 +3,35 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
+from elm_jax import cli
+from elm_jax.data import task_selection
 from elm_jax.errors import UserError
+from elm_jax.evaluation import ranking, results_cache
 from elm_jax.evaluation import report as reports
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.evaluate import evaluate
+from elm_jax.evaluation.results_cache import Cell
+from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.library import Library
 from elm_jax.merging.merge import merge
 from elm_jax.routing.index import index
 from elm_jax.routing.route import route
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
-from elm_jax.telemetry.progress import Stages
+from elm_jax.statistics import expert_statistics
+from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training.train import train
 from tests.training_configs import train_config
 
+ROE = EvaluationConfig(methods=["roe"], queries=4)
+CELLS = [Cell("lamps/p", "base"), Cell("lamps/p", "lights/p")]
 CONFIG = train_config(steps=1, batch_size=4, rate=1e-3, kind="bottleneck", options={"width": 2})
 TASKS = """
 datasets:
@@ -60,14 +70,15 @@ def root(make_run, folder):
     run = opened(root, folder)
     train(run, "lights", CONFIG)
     index(run, size=4)
-    evaluate(run, "lamps", EvaluationConfig(methods=["roe"], queries=4))
+    evaluate(run, "lamps", ROE)
     return root
 
 
 @pytest.fixture(autouse=True)
 def restored(folder, root):
-    """Puts every input back after a test."""
+    """Puts every input and result back after a test."""
     files = [*folder.iterdir(), root / "base" / opening.VOCABULARY_FILE, root / "run.json"]
+    files += [file for made in ("scores", "report") for file in Path(root / made).rglob("*.json*")]
     before = {file: file.read_bytes() for file in files}
     yield
     for file, content in before.items():
@@ -76,6 +87,14 @@ def restored(folder, root):
 
 def opened(root, folder):
     return opening.open_run(root, task_files=[folder / "tasks.yaml"])
+
+
+def load(run):
+    return load_tasks(run, task_selection.select_tasks("lamps", run.source, evaluation=True))
+
+
+def missing_scores(run):
+    return ranking.missing_cells(run, CELLS, load(run))
 
 
 def flip(folder, name):
@@ -101,50 +120,174 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
-def test_training_and_indexing_refuse_rows_that_changed_by_name(root, folder, change, said):
+def test_verbs_that_read_training_rows_refuse_those_that_changed_by_name(root, folder, change, said):
     change(folder, "lights")
-    with pytest.raises(UserError, match=said):
-        train(opened(root, folder), "lights", CONFIG)
-    with pytest.raises(UserError, match=said):
-        index(opened(root, folder))
-    with pytest.raises(UserError, match=said):
-        index(opened(root, folder), rebuild=True)
+    run = opened(root, folder)
+    for use in (
+        lambda: train(run, "lights", CONFIG),
+        lambda: index(run),
+        lambda: index(run, rebuild=True),
+        lambda: expert_statistics.load_merge_statistics(run, ["lights/p"], "fisher", []),
+    ):
+        with pytest.raises(UserError, match=said):
+            use()
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
-def test_an_evaluation_scores_rows_that_changed_again_and_says_why(root, folder, change, said, capsys):
-    config = EvaluationConfig(methods=["roe"], queries=4)
-    before = evaluate(opened(root, folder), "lamps", config)
+def test_verbs_that_use_an_expert_say_that_its_rows_changed(root, folder, change, said, capsys):
+    merged = merge(opened(root, folder), ["lights/p"], id="merged/one").spec
     capsys.readouterr()
+    change(folder, "lights")
+    run = opened(root, folder)
+    column = said.partition(" ")[0]
+    for use, expert, told in (
+        (lambda: route(run, "lamps", queries=4), "lights/p", said),
+        (lambda: merge(run, ["lights/p"]), "lights/p", said),
+        # A merged expert keeps no digests of single rows.
+        (lambda: merge(run, [merged.id]), merged.id, f"{column} of some of 40 rows"),
+    ):
+        use()
+        lines = capsys.readouterr().err.splitlines()
+        assert any(told in line and f"when {expert} was trained" in line for line in lines)
+    assert any(said in line and "lights/p" in line for line in reports.describe_changes(run.workspace))
+
+
+def test_an_evaluation_keeps_which_experts_were_trained_on_other_rows(root, folder, capsys):
+    flip(folder, "lights")
+    report = evaluate(opened(root, folder), "lamps", ROE).report
+    assert "label of 12 of 40 rows" in report.environment["changed_experts"]["lights/p"]
+    assert "label of 12 of 40 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_scores_of_rows_that_changed_are_no_longer_current_and_it_is_said_why(
+    root, folder, change, said, capsys
+):
+    assert missing_scores(opened(root, folder)) == []
     change(folder, "lamps")
-    assert any(said in line for line in reports.describe_changed_tasks(Workspace.open(root)))
-    after = evaluate(opened(root, folder), "lamps", config)
+    assert any(said in line for line in reports.describe_changes(Workspace.open(root)))
+    run = opened(root, folder)
+    assert missing_scores(run) == CELLS
+    capsys.readouterr()
+    results_cache.say_changed_tasks(run, {name: task.identity for name, task in load(run).items()})
     told = capsys.readouterr().err
     assert said in told
     assert "lamps/p is scored again" in told
-    if change is flip:  # of 12 of 40 rows the other choice is right
-        right = [
-            row.accuracy * 40 for row in (*before.report.rows, *after.report.rows) if row.method == "base"
-        ]
-        assert abs(right[0] - right[1]) <= 12
-    assert reports.describe_changed_tasks(Workspace.open(root)) == []
 
 
-def test_an_input_that_was_touched_and_not_changed_is_current(root, folder, capsys):
+def test_an_evaluation_after_a_change_is_of_the_new_rows_and_current_then(root, folder):
+    evaluate(opened(root, folder), "lamps", ROE)
+    (file,) = Path(root / "scores" / "lamps" / "p").glob("base.jsonl")
+    predicted = [json.loads(line)["prediction"] for line in file.read_text().splitlines()[1:]]
+    write(folder, "lamps", [{**row, "label": 0} for row in rows("lamps")])
+    after = evaluate(opened(root, folder), "lamps", ROE).report
+    (accuracy,) = [row.accuracy for row in after.rows if row.method == "base"]
+    assert accuracy * 40 == pytest.approx(predicted.count(0))
+    assert reports.describe_changes(Workspace.open(root)) == []
+
+
+def test_inputs_that_were_touched_and_not_changed_are_current(root, folder, capsys):
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes())
         os.utime(file, (1, 1))
-    # A line more in the file, which JSON lines skip: other bytes, and the same rows.
-    with (folder / "lights.jsonl").open("a") as stream:
-        stream.write("\n")
+    # Another column and an empty line: other bytes, and the same rows.
+    for name in ("lights", "lamps"):
+        write(folder, name, [{**row, "note": "n"} for row in rows(name)])
+        with (folder / f"{name}.jsonl").open("a") as stream:
+            stream.write("\n")
     run = opened(root, folder)
     assert train(run, "lights", CONFIG) == ["lights/p"]
     assert index(run) == []
-    before = sorted(Path(root / "scores").rglob("*.jsonl"))
-    times = [file.stat().st_mtime_ns for file in before]
-    evaluate(run, "lamps", EvaluationConfig(methods=["roe"], queries=4))
-    assert [file.stat().st_mtime_ns for file in before] == times
-    assert "scored again" not in capsys.readouterr().err
+    assert missing_scores(run) == []
+    results_cache.say_changed_tasks(run, {name: task.identity for name, task in load(run).items()})
+    expert_statistics.check_inputs(run, ["lights/p"])
+    assert reports.describe_changes(run.workspace) == []
+    told = capsys.readouterr().err
+    assert "again" not in told
+    assert "differ" not in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"truncate": 3}, "truncate"),
+        ({"limit": 20}, "rows"),
+        ({"input_eos": False}, "input_eos"),
+        ({"limit": 20, "seed": 7}, "seed"),
+    ],
+)
+def test_training_refuses_other_settings_of_rows_by_name(root, folder, fields, said):
+    opened(root, folder)
+    with pytest.raises(UserError, match=said):
+        train(opening.open_run(root, overrides=fields), "lights", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lengths", "said"),
+    [
+        ({"truncate": 3}, None, "input of 40 of 40 rows, truncate"),
+        ({"input_eos": False}, None, "input_eos"),
+        ({}, Lengths(8, 4), "prompt tokens, answer tokens"),
+    ],
+)
+def test_scores_of_other_settings_of_rows_are_no_longer_current(root, folder, fields, lengths, said, capsys):
+    opened(root, folder)
+    run = opening.open_run(root, overrides=fields)
+    run = run if lengths is None else replace(run, lengths=lengths)
+    assert missing_scores(run) == CELLS
+    capsys.readouterr()
+    results_cache.say_changed_tasks(run, {name: task.identity for name, task in load(run).items()})
+    assert said in capsys.readouterr().err
+
+
+def test_keys_of_an_expert_are_made_of_the_rows_that_it_was_trained_on_whatever_the_run_reads_now(
+    root, folder
+):
+    opened(root, folder)
+    library = Library.open(root / "library")
+    before = library.load_keys("lights/p").texts
+    run = opening.open_run(root, overrides={"truncate": 3, "limit": 5})
+    assert index(run) == []
+    assert index(run, size=4, rebuild=True) == ["lights/p"]
+    assert library.load_keys("lights/p").texts == before
+
+
+def test_keys_that_were_cut_otherwise_than_queries_are_refused(root, folder):
+    run = replace(opened(root, folder), lengths=Lengths(8, 4))
+    with pytest.raises(UserError, match="max_length"):
+        index(run)
+    with pytest.raises(UserError, match="max_length"):
+        route(run, "lamps", queries=4)
+
+
+def test_an_expert_that_was_trained_with_ends_of_inputs_is_named_where_there_are_none(root, folder, capsys):
+    opened(root, folder)
+    run = opening.open_run(root, overrides={"input_eos": False})
+    assert expert_statistics.check_inputs(run, ["lights/p"]) == {"lights/p": "input_eos"}
+    assert "input_eos differ from when lights/p was trained" in capsys.readouterr().err
+
+
+def test_a_report_says_which_experts_were_made_again_since(root, folder):
+    run = opened(root, folder)
+    library = Library.open(root / "library")
+    expert, keys = library.load_expert("lights/p"), library.load_keys("lights/p")
+    other = replace(expert, params=jax.tree.map(lambda leaf: leaf + 1, expert.params))
+    library.add(other, keys, replace=True)
+    try:
+        (told,) = reports.describe_changes(run.workspace)
+    finally:
+        library.add(expert, keys, replace=True)
+    assert told.startswith("lights/p differs")
+    assert reports.describe_changes(run.workspace) == []
+
+
+def test_nothing_is_read_of_training_data_that_is_not_here(root, folder, monkeypatch):
+    run = opened(root, folder)
+    (folder / "lights.jsonl").rename(folder / "away.jsonl")
+    try:
+        assert expert_statistics.check_inputs(run, ["lights/p"]) == {}
+    finally:
+        (folder / "away.jsonl").rename(folder / "lights.jsonl")
 
 
 def rotate(root):
@@ -171,29 +314,17 @@ def test_another_vocabulary_is_refused_by_every_verb_that_uses_an_expert(root, f
         lambda: index(run),
         lambda: route(run, "lamps"),
         lambda: merge(run, ["lights/p"]),
-        lambda: evaluate(run, "lamps", EvaluationConfig(methods=["roe"], queries=4)),
+        lambda: evaluate(run, "lamps", ROE),
     ):
         with pytest.raises(UserError, match="vocabulary"):
             use()
-    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["experts", "verify", "--run", str(root)])
+    assert stop.value.code == 1
+    assert "lights/p: was trained with another vocabulary" in capsys.readouterr().out
     # The base alone belongs to no vocabulary but the run's, so it is scored again.
     evaluate(run, "lamps", EvaluationConfig(methods=["base"]))
     assert "vocabulary" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"truncate": 3}, "truncate"),
-        ({"limit": 20}, "rows"),
-        ({"input_eos": False}, "input_eos"),
-    ],
-)
-def test_training_refuses_other_settings_of_rows_by_name(root, folder, fields, said):
-    opened(root, folder)
-    run = opening.open_run(root, overrides=fields)
-    with pytest.raises(UserError, match=said):
-        train(run, "lights", CONFIG)
 
 
 def test_an_expert_of_the_first_versions_is_used_and_said_to_be_unknown(root, folder, capsys):
@@ -221,11 +352,3 @@ def test_a_selection_carries_the_digest_of_its_queries(root, folder):
     assert first == route(opened(root, folder), "lamps", queries=4)[0].rows
     reword(folder, "lamps")
     assert first != route(opened(root, folder), "lamps", queries=4)[0].rows
-
-
-def test_nothing_is_printed_of_changes_where_there_are_none(root, folder, capsys):
-    evaluate(opened(root, folder), "lamps", EvaluationConfig(methods=["roe"], queries=4))
-    capsys.readouterr()
-    evaluate(opened(root, folder), "lamps", EvaluationConfig(methods=["roe"], queries=4))
-    assert "again" not in capsys.readouterr().err
-    assert isinstance(opened(root, folder).stages, Stages)

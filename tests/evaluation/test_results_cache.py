@@ -7,7 +7,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from elm_jax.errors import UserError
+from elm_jax import storage
+from elm_jax.errors import DamagedResultsError, UserError
 from elm_jax.evaluation import generation, ranking, results_cache
 from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.expert_stacks import ExpertStack
@@ -108,12 +109,59 @@ def test_scores_of_a_few_rows_lie_beside_those_of_more_and_cost_them_nothing(run
     assert len(ranking.score_cells(run, [cell], load_tasks(run, unseen))[cell].row_ids) == ROWS
 
 
-def test_rows_that_were_changed_afterwards_are_refused(run, unseen, kept):
-    head, *lines = kept.read_text().splitlines()
-    kept.write_text("\n".join([head, '{"row": "a"}', *lines]) + "\n")
-    found = ranking.score_cells(run, [Cell(unseen[0].id, BASE)], load_tasks(run, unseen))
-    with pytest.raises(UserError, match="Expected rows of row, label"):
-        found[Cell(unseen[0].id, BASE)]
+def replace_digit(text):
+    at = text.rindex("scores")
+    digit = next(place for place in range(at, len(text)) if text[place].isdigit())
+    return text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
+
+
+DAMAGES = {
+    "a row more": lambda text: text + '{"row": "a"}\n',
+    "a row less": lambda text: "".join(text.splitlines(keepends=True)[:-1]),
+    "rows in another order": lambda text: "".join(
+        [text.splitlines(keepends=True)[place] for place in (0, 2, 1, *range(3, ROWS + 1))]
+    ),
+    "another score": replace_digit,
+    "another number of right rows": lambda text: text.replace('"right": ', '"right": 1', 1),
+    "cut": lambda text: text[: len(text) // 2],
+    "no checksum": lambda text: text.replace('"checksum"', '"checksun"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_that_was_changed_afterwards_is_named_and_made_anew(run, unseen, kept, damage, capsys):
+    whole, cell, tasks = kept.read_text(), Cell(unseen[0].id, BASE), load_tasks(run, unseen)
+    before = ranking.score_cells(run, [cell], tasks)[cell]
+    kept.write_text(damage(whole))
+    assert kept.read_text() != whole
+    capsys.readouterr()
+    assert ranking.score_cells(run, [cell], tasks)[cell] == before
+    assert kept.read_text() == whole
+    assert str(kept) in capsys.readouterr().err
+
+
+FORGERIES = {
+    "prediction is not the best": lambda head, rows: rows[0].update(prediction=1 - rows[0]["prediction"]),
+    "another label": lambda head, rows: rows[0].update(label=1 - rows[0]["label"]),
+    "another row": lambda head, rows: rows[0].update(row="another"),
+    "a score too many": lambda head, rows: rows[0]["scores"].append(-1e9),
+    "no number": lambda head, rows: rows[0]["scores"].__setitem__(0, float("nan")),
+    "text as a score": lambda head, rows: rows[0]["scores"].__setitem__(0, "best"),
+    "a row less": lambda head, rows: rows.pop(),
+    "more right": lambda head, rows: head.update(right=head["right"] + 1),
+    "fewer rows": lambda head, rows: head.update(rows=head["rows"] - 1),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_scores_that_do_not_follow_are_refused_even_with_a_checksum_that_fits(run, unseen, kept, forge):
+    cell, tasks = Cell(unseen[0].id, BASE), load_tasks(run, unseen)
+    head, *rows = map(json.loads, kept.read_text().splitlines())
+    del head["checksum"]
+    forge(head, rows)
+    storage.write_sealed_lines(kept, head, rows)
+    with pytest.raises(DamagedResultsError, match=kept.name):
+        ranking.score_cells(run, [cell], tasks)[cell]
 
 
 def test_groups_hold_task_by_task_until_they_are_large_enough(monkeypatch):
