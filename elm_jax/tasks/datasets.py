@@ -89,6 +89,7 @@ class Dataset:
         dataset_expert: How one expert for all prompts is trained.
         experts: Prompts that have an expert of their own.
         faithful: Switch of `tasks.original` -> its settings for this dataset.
+        directory: Directory of the file that defines the dataset, if it is a user's.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Dataset:
     dataset_expert: Training | None = None
     experts: tuple[str, ...] = ()
     faithful: Mapping[str, Any] = field(default_factory=dict)
+    directory: str | None = None
 
 
 @functools.cache
