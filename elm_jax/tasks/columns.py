@@ -4,7 +4,7 @@ The templates were written for the hub's columns of 2022. If a source has others
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,8 @@ def adapt_rows(
     file: str,
     columns: Sequence[str] = (),
     numbers: Iterable[int] | None = None,
-) -> list[dict[str, Any]]:
-    """Returns the rows with the templates' columns.
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows with the templates' columns.
 
     Args:
         rows: A source's rows.
@@ -180,7 +180,6 @@ def adapt_rows(
     Raises:
         UserError: If a column is missing, or if the label of a row is withheld.
     """
-    adapted = []
     for number, row in zip(itertools.count() if numbers is None else numbers, rows, strict=False):
         where = f"{file!r}, row {number + 1}"
         made = ADAPTERS[adapter](to_plain(row), where)
@@ -189,8 +188,7 @@ def adapt_rows(
                 f"{where}: expected a label, got {label}={made[label]!r}: the right answers of this split "
                 "are withheld. Fix: choose a labelled split."
             )
-        adapted.append({name: _value(made, name, where) for name in columns} if columns else made)
-    return adapted
+        yield {name: _value(made, name, where) for name in columns} if columns else made
 
 
 def _trec_class(row: SourceRow, column: str, numbering: str, where: str) -> str:

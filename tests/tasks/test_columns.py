@@ -83,13 +83,13 @@ def test_story_cloze_gets_the_templates_names_and_a_whole_number():
 def test_a_column_that_is_not_there_is_named_with_the_row():
     without = {name: value for name, value in STORY.items() if name != "InputSentence3"}
     with pytest.raises(UserError, match=r"'f.csv', row 2: expected column 'InputSentence3', got"):
-        columns.adapt_rows([STORY, without], "story_cloze_csv", label=None, file="f.csv")
+        list(columns.adapt_rows([STORY, without], "story_cloze_csv", label=None, file="f.csv"))
 
 
 @pytest.mark.parametrize("label", ["", "B", "1.5", None])
 def test_a_label_that_is_no_whole_number_is_named(label):
     with pytest.raises(UserError, match=r"'f.csv', row 1: expected a whole number as label"):
-        columns.adapt_rows([{"label": label}], "cosmos_qa_csv", label="label", file="f.csv")
+        list(columns.adapt_rows([{"label": label}], "cosmos_qa_csv", label="label", file="f.csv"))
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_a_label_that_is_no_whole_number_is_named(label):
 )
 def test_unlabelled_rows_are_refused(adapter, label):
     with pytest.raises(UserError, match=r"'f.csv', row 2: expected a label, got label="):
-        columns.adapt_rows([{"label": "0"}, {"label": label}], adapter, label="label", file="f.csv")
+        list(columns.adapt_rows([{"label": "0"}, {"label": label}], adapter, label="label", file="f.csv"))
 
 
 def test_a_row_is_left_as_it_is_where_nothing_is_to_adapt():
     row = {"a": 1, "b": [1, 2]}
-    assert columns.adapt_rows([row], "unchanged", label=None, file="f") == [row]
+    assert list(columns.adapt_rows([row], "unchanged", label=None, file="f")) == [row]
 
 
 def adapted(adapter, row):
@@ -166,7 +166,7 @@ def test_a_class_that_trec_has_not_is_an_error(fine):
 
 def test_only_the_columns_asked_for_are_kept_and_each_must_be_there():
     rows = [{"a": 1, "b": 2}, {"a": 3}]
-    kept = columns.adapt_rows(rows[:1], "unchanged", label=None, file="f", columns=["b"])
+    kept = list(columns.adapt_rows(rows[:1], "unchanged", label=None, file="f", columns=["b"]))
     assert kept == [{"b": 2}]
     with pytest.raises(UserError, match=r"'f', row 8: expected column 'b', got 'a'"):
-        columns.adapt_rows(rows, "unchanged", label=None, file="f", columns=["b"], numbers=[3, 7])
+        list(columns.adapt_rows(rows, "unchanged", label=None, file="f", columns=["b"], numbers=[3, 7]))
