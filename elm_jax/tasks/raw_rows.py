@@ -1,7 +1,8 @@
 """Raw rows: a split of a task's dataset in the templates' columns, before any template is applied."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from elm_jax.records import TaskSpec
@@ -10,69 +11,30 @@ from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import all_datasets, training
 from elm_jax.tasks.specs import is_embedded
 
-Row = dict[str, Any]
+RawRow = dict[str, Any]
 
 
-def load_rows(spec: TaskSpec, source: Source) -> list[Row]:
-    """Returns the rows that `iterate_rows` yields, no more than the source's limit."""
-    return list(itertools.islice(iterate_rows(spec, source), source.limit))
+@dataclass(frozen=True)
+class RawRows:
+    """The rows of a split in the order in which a source takes them.
 
-
-def iterate_rows(spec: TaskSpec, source: Source) -> Iterator[Row]:
-    """Yields the rows of a split as plain Python values by column, with their ids in `row_id`.
-
-    A limit of the source changes their order, to that of a permutation, and not their number: a row that
-    cannot be used has to be made up for. Rows are read in blocks, the first as large as the limit.
-
-    Args:
-        spec: The task.
-        source: Which split is read, from where, and how many rows of it are to be used.
-
-    Raises:
-        UserError: If no source of the dataset is available, or if a file or a column is missing.
+    Attributes:
+        count: Number of rows. The source's limit does not lower it: a row that cannot be used is made up for.
+        read: Yields the rows from one position to before another, read as they are asked for.
     """
-    split, limit = get_split(spec, source), source.limit
-    if is_embedded(spec):
-        yield from mini.make_rows(spec.dataset, split, seed=source.seed)
-        return
-    dataset = all_datasets()[spec.dataset]
-    switches = original.parse_switches(source.faithful)
-    settings = {name: value for name, value in dataset.faithful.items() if name in switches}
-    opened = sources.open_split(
-        dataset, split, source.data_dir, prompt=spec.prompt, repeated_file=settings.get("homonyms")
-    )
-    capped = limit is None and bool(dataset.training) and split == dataset.split
-    most = min(opened.count, training(dataset, spec.prompt).rows) if capped else opened.count
-    in_order = "first_rows" in settings or (limit is None and not capped)
-    blocks = _number_blocks(opened.count, most, limit or most, None if in_order else source.seed)
-    to_read, to_adapt, to_name = itertools.tee(blocks, 3)
-    adapted = columns.adapt_rows(
-        itertools.chain.from_iterable(map(opened.take, to_read)),
-        opened.source.adapter,
-        file=opened.origin,
-        columns=[name for name in dataset.columns if name not in opened.source.lacks],
-        numbers=itertools.chain.from_iterable(to_adapt),
-    )
-    # The rows come first, so that their end is reached and what all of them lack is found.
-    paired = zip(adapted, itertools.chain.from_iterable(to_name), strict=False)
-    numbered: Iterable[tuple[int, Row]] = ((number, row) for row, number in paired)
-    if "dbpedia_labels" in settings:
-        numbered = original.shift_classes(numbered, settings["dbpedia_labels"])
-    # Files that differ by prompt have other rows for every prompt.
-    by_prompt = any("{prompt}" in file for files in opened.source.files.values() for file in files)
-    name = f"{dataset.name}/{spec.prompt}/{split}" if by_prompt else f"{dataset.name}/{split}"
-    for number, row in numbered:
-        yield {**row, "row_id": f"{name}/{number}"}
+
+    count: int
+    read: Callable[[int, int], Iterator[RawRow]]
 
 
-class SharedRows(Iterable[Row]):
+class SharedRows(Iterable[RawRow]):
     """Rows that several prompts of a dataset read: each is read once, when the first prompt needs it."""
 
-    def __init__(self, rows: Iterator[Row]) -> None:
+    def __init__(self, rows: Iterator[RawRow]) -> None:
         self._rest = rows
-        self._known: list[Row] = []
+        self._known: list[RawRow] = []
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[RawRow]:
         for place in itertools.count():
             if place == len(self._known):
                 row = next(self._rest, None)
@@ -82,13 +44,66 @@ class SharedRows(Iterable[Row]):
             yield self._known[place]
 
 
-def _number_blocks(count: int, most: int, size: int, seed: int | None) -> Iterator[Sequence[int]]:
-    """Yields the numbers of `most` of `count` rows, in order or shuffled, in blocks that double in size."""
-    start = 0
-    while start < most:
-        end = min(start + size, most)
-        if seed is None:
-            yield range(start, end)
-        else:
-            yield subsets.shuffled_rows(count, end, seed=seed)[start:]
-        start, size = end, 2 * size
+def load_rows(spec: TaskSpec, source: Source) -> list[RawRow]:
+    """Returns the rows that `open_rows` opens, no more than the source's limit."""
+    rows = open_rows(spec, source)
+    return list(rows.read(0, min(rows.count, source.limit or rows.count)))
+
+
+def iterate_rows(spec: TaskSpec, source: Source) -> Iterator[RawRow]:
+    """Yields the rows that `open_rows` opens, read in blocks that double, the first as large as the limit."""
+    rows = open_rows(spec, source)
+    start, size = 0, source.limit or rows.count
+    while start < rows.count:
+        yield from rows.read(start, min(start + size, rows.count))
+        start, size = start + size, 2 * size
+
+
+def open_rows(spec: TaskSpec, source: Source) -> RawRows:
+    """Opens the rows of a split as plain Python values by column, with their ids in `row_id`.
+
+    Args:
+        spec: The task.
+        source: Which split is read, from where, and whether a limit shuffles it.
+
+    Raises:
+        UserError: If no source of the dataset is available, or if a file is missing. A column that is missing
+            is noticed in reading.
+    """
+    split, limit = get_split(spec, source), source.limit
+    if is_embedded(spec):
+        made = mini.make_rows(spec.dataset, split, seed=source.seed)
+        return RawRows(len(made), lambda start, stop: iter(made[start:stop]))
+    dataset = all_datasets()[spec.dataset]
+    switches = original.parse_switches(source.faithful)
+    settings = {name: value for name, value in dataset.faithful.items() if name in switches}
+    opened = sources.open_split(
+        dataset, split, source.data_dir, prompt=spec.prompt, repeated_file=settings.get("homonyms")
+    )
+    capped = limit is None and dataset.training is not None and split == dataset.split
+    count = min(opened.count, training(dataset, spec.prompt).rows) if capped else opened.count
+    numbers: Sequence[int] = range(count)
+    if "first_rows" not in settings and (capped or limit is not None):
+        numbers = subsets.ShuffledNumbers(opened.count, count, seed=source.seed)
+    # Files that differ by prompt have other rows for every prompt.
+    by_prompt = any("{prompt}" in file for files in opened.source.files.values() for file in files)
+    name = f"{dataset.name}/{spec.prompt}/{split}" if by_prompt else f"{dataset.name}/{split}"
+
+    def read(start: int, stop: int) -> Iterator[RawRow]:
+        chosen = numbers[start:stop]
+        adapted = columns.adapt_rows(
+            opened.take(chosen),
+            opened.source.adapter,
+            file=opened.origin,
+            columns=[name for name in dataset.columns if name not in opened.source.lacks],
+            numbers=chosen,
+        )
+        # The rows come first, so that their end is reached and a column that all of them lack is found.
+        numbered: Iterable[tuple[int, RawRow]] = (
+            (number, row) for row, number in zip(adapted, chosen, strict=False)
+        )
+        if "dbpedia_labels" in settings:
+            numbered = original.shift_classes(numbered, settings["dbpedia_labels"])
+        return ({**row, "row_id": f"{name}/{number}"} for number, row in numbered)
+
+    return RawRows(count, read)

@@ -48,9 +48,9 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.reader import read_yaml
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import datasets, mini, specs
+from elm_jax.tasks import datasets, mini, sources, specs
 from elm_jax.tasks.datasets import Dataset, RowSource
-from elm_jax.tasks.files import read_csv
+from elm_jax.tasks.file_rows import FileRows
 
 GROUP = "own"
 FILE_KINDS = ("jsonl", "csv", "parquet")
@@ -263,7 +263,7 @@ def _fill_defaults(name: str, entry: dict[str, Any], where: str) -> dict[str, An
 
 def _resolve_files(dataset: Dataset, directory: str, rows: RowFunction | None) -> Dataset:
     """Returns a dataset whose files are below the directory of its definition, not a data directory."""
-    sources = []
+    found = []
     for source in dataset.sources:
         if source.files:
             files = {
@@ -273,19 +273,18 @@ def _resolve_files(dataset: Dataset, directory: str, rows: RowFunction | None) -
             read = functools.partial(_read_split, source.kind, files, source.header)
             name = os.path.basename(next(iter(files.values()))[0])
             source = dataclasses.replace(source, kind="function", name=name, files=files, function=read)
-        sources.append(source)
+        found.append(source)
     if rows is not None:
-        sources.append(RowSource("function", function=rows))
-    return dataclasses.replace(dataset, sources=tuple(sources))
+        found.append(RowSource("function", function=rows))
+    return dataclasses.replace(dataset, sources=tuple(found))
 
 
 def _read_split(
     kind: str, files: Mapping[str, tuple[str, ...]], header: tuple[str, ...], split: str
-) -> list[Mapping[str, Any]]:
+) -> FileRows:
     if split not in files:
         raise UserError(f"Expected a split among {', '.join(files)}, got {split!r}. Fix: name one of these.")
-    reader = functools.partial(read_csv, header=header) if header else datasets.READERS[kind]
-    return [row for file in files[split] for row in reader(file)]
+    return sources.read_files(kind, header, files[split])
 
 
 def _list_specs(found: Mapping[str, Dataset]) -> list[TaskSpec]:
