@@ -235,9 +235,9 @@ def _run(
     written: list[Any] = []  # values that are no plain text
     try:
         if truncate is not None and not template.cuts_values:
-            source = _add_truncation(source, truncate)
+            source = values.add_truncation(source, truncate)
         # A template may change lists in the row, but only for this rendering.
-        if _changes_row(source):
+        if values.changes_row(source):
             variables = copy.deepcopy(variables)
         text, rendering = sandbox.write(
             source,
@@ -267,18 +267,6 @@ def _describe(template: Template, row_id: str | None) -> str:
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR))
-
-
-@functools.lru_cache(maxsize=8192)
-def _add_truncation(source: str, length: int) -> str:
-    """Returns the source with a filter that cuts every value, added to the text as PromptSource does."""
-    return source.replace("}}", f" | string | truncate({length}) }}}}")
-
-
-@functools.lru_cache(maxsize=8192)
-def _changes_row(source: str) -> bool:
-    changes = r"\.\s*(append|clear|extend|insert|pop|popitem|remove|reverse|setdefault|sort|update)\b"
-    return re.search(changes, source) is not None
 
 
 def _find_names(template: Template, source: str) -> set[str]:

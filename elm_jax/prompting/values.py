@@ -1,5 +1,6 @@
 """Values: what of a row a template may write, and what is said where it may not or fails."""
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,6 +85,19 @@ def require_stable(text: str, row: Mapping[str, Any]) -> None:
                 "write the value itself",
                 "unstable text",
             )
+
+
+@functools.lru_cache(maxsize=8192)
+def add_truncation(source: str, length: int) -> str:
+    """Returns the source with a filter that cuts every value, added to the text as PromptSource does."""
+    return source.replace("}}", f" | string | truncate({length}) }}}}")
+
+
+@functools.lru_cache(maxsize=8192)
+def changes_row(source: str) -> bool:
+    """Returns whether a template's source may change a list of the row."""
+    changes = r"\.\s*(append|clear|extend|insert|pop|popitem|remove|reverse|setdefault|sort|update)\b"
+    return re.search(changes, source) is not None
 
 
 def explain_failure(

@@ -59,8 +59,8 @@ def load_dataset_templates(
             for prompt, fields in inline.items()
         }
     folder = dataset.templates or dataset.name
-    own = find_own_templates(dataset)
-    if own is not None:
+    own = dataset.directory and find_own_templates(folder, dataset.directory)
+    if own:
         return load_templates(own, folder, strict=True)
     directory = promptsource.templates_directory() if templates_dir is None else templates_dir
     if directory is None:
@@ -71,16 +71,12 @@ def load_dataset_templates(
     return load_templates(directory, folder, strict=is_users)
 
 
-def find_own_templates(dataset: Dataset) -> epath.Path | None:
-    """Returns the directory of a user's PromptSource files that has a dataset's folder, else None.
-
-    It is that of the dataset's definition, or `templates` in it.
-    """
-    if dataset.directory is None or dataset.templates is None:
-        return None
-    home = storage.path(dataset.directory)
-    folders = (home, home / "templates")
-    return next((each for each in folders if (each / dataset.templates / "templates.yaml").is_file()), None)
+def find_own_templates(folder: str, directory: str) -> epath.Path | None:
+    """Returns a directory, or `templates` in it, if it has a folder of PromptSource's files; else None."""
+    home = storage.path(directory)
+    return next(
+        (each for each in (home, home / "templates") if (each / folder / "templates.yaml").is_file()), None
+    )
 
 
 def has_template(spec: TaskSpec) -> bool:
@@ -88,7 +84,8 @@ def has_template(spec: TaskSpec) -> bool:
     if is_embedded(spec):
         return True
     dataset = all_datasets()[spec.dataset]
-    if dataset.template or dataset.inline or find_own_templates(dataset):
+    own = dataset.directory and find_own_templates(dataset.templates or dataset.name, dataset.directory)
+    if dataset.template or dataset.inline or own:
         return True
     return promptsource.templates_directory() is not None
 
