@@ -227,8 +227,11 @@ def _load_if_current(job: PrepareJob) -> PreparedTask | None:
             return None
     except UserError:  # no template or no source: preparing the task raises it again
         return None
-    rows = len(tokenized_rows.load(job.file).labels)
-    return PreparedTask(job.spec.id, data_source.get_split(job.spec, job.source), str(job.file), rows, False)
+    stored = tokenized_rows.load(job.file)
+    split = data_source.get_split(job.spec, job.source)
+    if stored.counts is not None:
+        rendering.require_usable(job.spec, stored.counts, (), job.source)
+    return PreparedTask(job.spec.id, split, str(job.file), len(stored.labels), False, stored.counts)
 
 
 def _run_all(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, PreparedTask | str]]:
