@@ -8,7 +8,8 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting import promptsource
-from elm_jax.prompting.templates import Template, load_templates
+from elm_jax.prompting.template_files import load_templates
+from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Source
@@ -53,7 +54,7 @@ def load_dataset_templates(
                 id=names.task_id(dataset.name, prompt),
                 dataset=dataset.name,
                 strict=is_users,
-                cuts_values=is_users,
+                own=is_users,
                 **fields,
             )
             for prompt, fields in inline.items()

@@ -9,7 +9,7 @@ from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.prompting import promptsource
 from elm_jax.prompting.sandbox import find_index_columns
-from elm_jax.prompting.templates import load_templates
+from elm_jax.prompting.template_files import load_templates
 from elm_jax.tasks import task_templates, user_sources
 from elm_jax.tasks.datasets import Dataset
 
