@@ -102,7 +102,12 @@ def get_truncate_length(spec: TaskSpec, source: Source) -> int | None:
 
 
 def require_columns(dataset: Dataset, template: Template) -> None:
-    """Raises if a template reads a column that rows of the dataset lack."""
+    """Raises if a template reads a column that rows of the dataset lack, or the one that holds our ids."""
+    if "row_id" in template.columns:
+        raise UserError(
+            f"Expected template {template.name!r} of {dataset.name!r} to read columns of the rows, got "
+            "'row_id', where rows have the ids that they are given. Fix: rename the column."
+        )
     missing = sorted(template.columns - set(dataset.columns))
     if missing and dataset.columns:  # a user's dataset need not name any
         raise UserError(
