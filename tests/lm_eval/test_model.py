@@ -30,7 +30,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 pytestmark = [
     pytest.mark.parity,
@@ -90,7 +90,7 @@ def run(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), tree)
 
-    made = base.make_base(config, numbers(shapes))
+    made = base_model.make_base(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
     chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
@@ -214,8 +214,9 @@ def test_generative_tasks_get_the_answers_of_our_generator(run, folder, ids):
     _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
-    stack = Library.open(run.workspace.library).load([expert])
-    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
+    stack = Library.open(run.workspace.library).load_stack([expert])
+    limit = generator.AnswerLimit(5, run.tokenizer.eos)
+    written = generator.generate_rows(run.base.config, run.base.params, prompts, limit, stack)
     texts = [run.tokenizer.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
     assert any(texts)
@@ -233,7 +234,8 @@ def test_a_continuation_is_greedy_if_our_generator_would_write_it(run):
     asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
     told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
     prompt = [*run.tokenizer.encode(context), run.tokenizer.eos]
-    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.tokenizer.eos)
+    limit = generator.AnswerLimit(1, run.tokenizer.eos)
+    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], limit)
     assert told == [run.tokenizer.encode(text) == [first] for text in pieces]
 
 
@@ -406,7 +408,7 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
     rows = task_rows.build_scoring_rows(
         task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
     )
-    stack = Library.open(run.workspace.library).load([ids[0]])
+    stack = Library.open(run.workspace.library).load_stack([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
     pairs = [

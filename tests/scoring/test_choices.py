@@ -9,7 +9,7 @@ import elm_jax
 from elm_jax.errors import UserError
 from elm_jax.models.t5 import T5
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.weights import base as bases
+from elm_jax.weights import base_model
 
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(3, 48, (3, 6))
@@ -21,7 +21,7 @@ ANSWERS[2, 0, 1:] = 0
 
 @pytest.fixture(scope="module")
 def model(config, base):
-    return bases.make_base(config, base)
+    return base_model.make_base(config, base)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def test_with_torch_a_pickle_of_something_else_is_refused_and_not_run(place, cut
     pytest.importorskip("torch", reason="torch is not installed; elm_jax[parity] brings it")
     file = place / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[: 10 if cut else None])
-    with pytest.raises(UserError, match=r"refuses it .* Nothing was unpickled"):
+    with pytest.raises(UserError, match=r"refuses \(UnpicklingError\)"):
         load_base(place)
     assert not (place / "harmed").exists()
 
