@@ -6,7 +6,8 @@ itself. The base cancels out.
 
 As in the authors' code each expert's F is divided by its norm over the whole network (`normalize`), and the
 first expert, the target, has at least `floor` everywhere (`floor_on=target`), so that it stays where nothing
-matters to anybody; with `floor_on=all` every expert has, and such a value is averaged.
+matters to anybody; with `floor_on=all` every expert has, and such a value is averaged. The floor's value is
+theirs too: where most of F is below it, the merge is nearly the target alone, and wants a lower one.
 
 `statistics.estimators` computes the empirical Fisher: the mean squared gradient of the log-likelihood of the
 labels that an expert was trained on. The authors take the expectation over labels that the model draws.

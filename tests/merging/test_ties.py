@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elm_jax.merging.magnitudes import find_thresholds
@@ -43,6 +43,7 @@ def test_a_sum_of_nothing_takes_the_sign_that_most_of_the_network_has(rest, elec
     assert trim_network(lambda: layers, [0.5, 0.5], 1.0)(layers[0]) == elected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.01, 0.2, 0.5, 0.99, 1.0]))
 def test_thresholds_are_those_of_all_layers_sorted(seed, density):
     rng = np.random.default_rng(seed)
