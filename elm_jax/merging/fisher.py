@@ -14,13 +14,20 @@ labels that an expert was trained on. The authors take the expectation over labe
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from elm_jax.merging.changes import OPTIONS
 from elm_jax.merging.method import MergeOption
-from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, Tensor, network_of, weighted_sum
+from elm_jax.merging.parameter_groups import (
+    MergeInputs,
+    NetworkLayers,
+    ParameterGroup,
+    Tensor,
+    network_of,
+    weighted_sum,
+)
 from elm_jax.merging.registry import register_merge
 from elm_jax.statistics.moments import require_squares
 
@@ -58,7 +65,7 @@ def measure_norms(layers: Iterable[Sequence[np.ndarray]]) -> list[float]:
     return [math.sqrt(math.fsum(own)) or 1.0 for own in zip(*squares, strict=True)]
 
 
-def _measure_network(layers: Callable[[], Iterable[tuple[Sequence[np.ndarray], MergeInputs]]]) -> list[float]:
+def _measure_network(layers: NetworkLayers) -> list[float]:
     return measure_norms(inputs.statistics or () for _, inputs in layers())
 
 

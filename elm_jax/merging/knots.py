@@ -9,7 +9,7 @@ The signs of U are arbitrary, and where a sum of TIES is 0 they would decide. He
 sign that makes its largest entry positive, so that the result depends on the experts' changes alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,14 @@ from jaxtyping import Float
 
 from elm_jax.merging.changes import RANK, SCALE, as_matrices, find_no_matrix
 from elm_jax.merging.lowrank import Factors, Matrix
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, is_matrix, network_of, weighted_sum
+from elm_jax.merging.parameter_groups import (
+    MergeInputs,
+    NetworkLayers,
+    Tensor,
+    is_matrix,
+    network_of,
+    weighted_sum,
+)
 from elm_jax.merging.registry import register_merge
 from elm_jax.merging.ties import DENSITY, trim_network
 
@@ -44,7 +51,8 @@ def align(matrices: Sequence[Matrix | Factors]) -> Aligned:
     parts = [basis @ own for basis, own in zip(bases, own_left, strict=True)]
     # An expert that changes nothing there has rounding errors for values, and these would take part.
     error = np.finfo(np.float64).eps * ends[-1] * max(sizes, default=0.0)
-    return Aligned([np.float32(np.where(np.abs(part) > error, part, 0)) for part in parts], shared * signs)
+    parts = [np.where(np.abs(part) > error, part, 0).astype(np.float32) for part in parts]
+    return Aligned(parts, shared * signs)
 
 
 def _split(
@@ -54,11 +62,12 @@ def _split(
     if isinstance(matrix, Factors):
         basis, inner = np.linalg.qr(np.asarray(matrix.left, np.float64))
         return basis, inner @ np.asarray(matrix.right, np.float64)
-    return tuple(np.linalg.qr(np.asarray(matrix, np.float64)))
+    basis, inner = np.linalg.qr(np.asarray(matrix, np.float64))
+    return basis, inner
 
 
 def _trim_parts(
-    layers: Callable[[], Iterable[tuple[Sequence[np.ndarray], MergeInputs]]],
+    layers: NetworkLayers,
     weights: tuple[float, ...],
     density: float,
 ) -> Callable[[Sequence[np.ndarray]], Tensor]:

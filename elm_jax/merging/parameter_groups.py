@@ -65,16 +65,20 @@ class MergeInputs:
     network: "Network | None" = None
 
 
+NetworkLayers = Callable[[], Iterable[tuple[Sequence[np.ndarray], MergeInputs]]]
+"""Starts a pass over all layers of a merge: `(changes, inputs)` of each, as the method gets them."""
+
+
 @dataclass(frozen=True)
 class Network:
     """All layers that one merge of changes is made of, for methods that measure the whole network first.
 
     Attributes:
-        layers: Starts a pass over all layers: `(changes, inputs)` of each, as the method gets them.
+        layers: Starts a pass over all layers.
         measured: What was measured in this merge.
     """
 
-    layers: Callable[[], Iterable[tuple[Sequence[np.ndarray], MergeInputs]]]
+    layers: NetworkLayers
     measured: dict[Any, Any] = field(default_factory=dict)
 
     def measure(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -24,7 +24,14 @@ import numpy as np
 from elm_jax.merging.changes import OPTIONS, SCALE
 from elm_jax.merging.magnitudes import find_thresholds
 from elm_jax.merging.method import MergeOption
-from elm_jax.merging.parameter_groups import MergeInputs, Network, Tensor, network_of, weighted_sum
+from elm_jax.merging.parameter_groups import (
+    MergeInputs,
+    Network,
+    NetworkLayers,
+    Tensor,
+    network_of,
+    weighted_sum,
+)
 from elm_jax.merging.registry import register_merge
 
 SHARE = "a share above 0 and at most 1"
@@ -114,7 +121,10 @@ def trim_network(
 
 
 def _trim_network(
-    layers: Callable[[], Iterable], weights: tuple[float, ...], votes: tuple[float, ...], density: float
+    layers: NetworkLayers,
+    weights: tuple[float, ...],
+    votes: tuple[float, ...],
+    density: float,
 ) -> Callable[[Sequence[np.ndarray]], Tensor]:
     return trim_network(lambda: (changes for changes, _ in layers()), weights, density, votes)
 
