@@ -17,8 +17,9 @@ from jaxtyping import Int
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import ragged
+from elm_jax.data import ragged, token_losses
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
+from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
 from elm_jax.safetensors_header import read_header
@@ -34,6 +35,8 @@ _ARRAYS = {
     *(f"{name}/{part}" for name in _TOKENS for part in ("tokens", "offsets")),
     *(f"{name}/{part}" for name in _TEXTS for part in ("content", "offsets")),
 }
+LOSSES = "losses"
+"""An array that files of the first version lack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,7 @@ class TokenizedRows:
         choices: Token ids of the choices of all rows; row i has `choice_starts[i]` to `choice_starts[i + 1]`.
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
+        losses: What of the texts the model does not see; None in files that do not say.
     """
 
     row_ids: Sequence[str]
@@ -61,6 +65,7 @@ class TokenizedRows:
     choices: RaggedTokens
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
+    losses: TokenLosses | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,16 +131,24 @@ def tokenize_examples(
     inputs = tuple(example.input for example in examples)
     targets = tuple(example.target for example in examples)
     choices = tuple(text for example in examples for text in example.choices)
+    starts = ragged.compute_offsets(len(example.choices) for example in examples)
+    ids = [tokenizer.encode_all(texts) for texts in (inputs, targets, choices)]
+    cut = [
+        _cut(ids[0], lengths.prompt, tokenizer.input_eos),
+        _cut(ids[1], lengths.answer),
+        _cut(ids[2], lengths.answer),
+    ]
     return TokenizedRows(
         row_ids=tuple(example.row_id for example in examples),
         texts=inputs,
         target_texts=targets,
         choice_texts=choices,
-        inputs=_cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos),
-        targets=_cut(tokenizer.encode_all(targets), lengths.answer),
-        choices=_cut(tokenizer.encode_all(choices), lengths.answer),
-        choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
+        inputs=cut[0],
+        targets=cut[1],
+        choices=cut[2],
+        choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
+        losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
     )
 
 
@@ -180,6 +193,8 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
     for name in _TEXTS:
         texts = ragged.pack_texts(getattr(rows, name))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
+    if rows.losses is not None:
+        arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
     storage.write_arrays(path, arrays)
 
 
@@ -217,6 +232,7 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choices=tokens("choices"),
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
+        losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
     )
 
 
@@ -276,7 +292,7 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
     except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) != _ARRAYS:
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - {LOSSES} != _ARRAYS:
         raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
     arrays = {
         name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()

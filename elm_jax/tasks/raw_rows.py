@@ -1,6 +1,7 @@
 """Raw rows: a split of a task's dataset in the templates' columns, before any template is applied."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,14 @@ def open_rows(spec: TaskSpec, source: Source) -> RawRows:
     by_prompt = any("{prompt}" in file for files in opened.source.files.values() for file in files)
     name = f"{dataset.name}/{spec.prompt}/{split}" if by_prompt else f"{dataset.name}/{split}"
 
+    @functools.cache
+    def take_all() -> Sequence[Mapping[str, Any]]:
+        return list(opened.take(numbers))
+
     def read(start: int, stop: int) -> Iterator[RawRow]:
         chosen = numbers[start:stop]
         adapted = columns.adapt_rows(
-            opened.take(chosen),
+            take_all()[start:stop] if opened.reads_all else opened.take(chosen),
             opened.source.adapter,
             label=dataset.label,
             file=opened.origin,

@@ -1,6 +1,6 @@
 """Rendering: a task's rows through its template, as prompted examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,12 +44,23 @@ def render_rows(
     Raises:
         UserError: If no row renders.
     """
-    keep_empty = "empty_renderings" in original.parse_switches(source.faithful)
-    renderings = render(rows, template, truncate=get_truncate_length(spec, source), keep_empty=keep_empty)
+    renderings = render_range(spec, rows, template, source)
     if not renderings.examples:
-        split = get_split(spec, source)
-        raise UserError(
-            f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(rows):,} "
-            f"rows of the {split} split. Fix: choose another split, or see `elm tasks show`."
-        )
+        raise UserError(describe_no_examples(spec, source, len(rows)))
     return renderings
+
+
+def render_range(
+    spec: TaskSpec, rows: Iterable[Mapping[str, Any]], template: Template, source: Source
+) -> Renderings:
+    """Returns some of a task's rows rendered; it may be that none of these renders."""
+    keep_empty = "empty_renderings" in original.parse_switches(source.faithful)
+    return render(rows, template, truncate=get_truncate_length(spec, source), keep_empty=keep_empty)
+
+
+def describe_no_examples(spec: TaskSpec, source: Source, rows: int) -> str:
+    """Returns what is wrong with a task of which no row renders."""
+    return (
+        f"Expected rows that the template of {spec.id!r} applies to, got none among the {rows:,} rows of the "
+        f"{get_split(spec, source)} split. Fix: choose another split, or see `elm tasks show`."
+    )
