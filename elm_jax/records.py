@@ -6,11 +6,47 @@ parameter names with the layers of a stack kept in one array (`encoder/layers/ml
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from elm_jax.axes import Embeddings
+from elm_jax.errors import RowReason
 
 Params = Mapping[str, Any]
+
+OnBadRow = Literal["leave-out", "refuse"]
+"""What is done with a row that cannot be used: it is left out and counted, or it is an error."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows that were read; `tasks.row_counts` adds and describes them.
+
+    Attributes:
+        read: Rows that were read.
+        used: Rows that became examples.
+        left_out: Reason -> rows that are left out for it.
+        cut: Used rows of which the template's limit of characters cut a value.
+    """
+
+    read: int
+    used: int
+    left_out: Mapping[RowReason, int] = field(default_factory=dict)
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class UnusedRow:
+    """A row that cannot be used.
+
+    Attributes:
+        row_id: Id of the row.
+        reason: Why.
+        message: What is wrong, as a sentence that names the row.
+    """
+
+    row_id: str
+    reason: RowReason
+    message: str
 
 
 @dataclass(frozen=True)

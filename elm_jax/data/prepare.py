@@ -20,8 +20,10 @@ from elm_jax.data import (
 from elm_jax.data.row_ranges import PrepareJob
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
+from elm_jax.records import RowCounts
 from elm_jax.tasks import data_source, datasets
 from elm_jax.tasks.data_source import Lengths, Source
+from elm_jax.tasks.row_counts import describe_counts
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
@@ -36,8 +38,7 @@ class PreparedTask:
         file: The file of the rows.
         rows: Number of rows.
         made: Whether the file was made now; False if it was current already.
-        skipped: Rows of the dataset that gave no example; None if the file was current.
-        outside: Examples whose target is none of their choices; None if the file was current.
+        counts: Rows that were read, used, left out and cut; None if the file does not say.
         losses: What of the rows the model does not see; None if the file does not say.
     """
 
@@ -46,8 +47,7 @@ class PreparedTask:
     file: str
     rows: int
     made: bool
-    skipped: int | None = None
-    outside: int | None = None
+    counts: RowCounts | None = None
     losses: TokenLosses | None = None
 
 
@@ -102,9 +102,7 @@ def prepare_tasks(
             if isinstance(result, str):
                 problems[task] = result
             else:
-                results[task] = _describe_file(
-                    jobs[task], made=True, skipped=result.skipped, outside=result.outside
-                )
+                results[task] = _describe_file(jobs[task], made=True)
             advance(done, task)
     if problems:
         raise UserError(_format_problems(problems, len(specs)))
@@ -156,7 +154,7 @@ def prepare_seqio_tasks(
                 tokenized_rows.save(file, rows, cache_key)
             found = tokenized_rows.load(file)
             results.append(
-                PreparedTask(spec.id, split, str(file), len(found.labels), stale, losses=found.losses)
+                PreparedTask(spec.id, split, str(file), len(found.labels), stale, found.counts, found.losses)
             )
             advance(done, name)
     return results
@@ -166,8 +164,7 @@ def describe_result(result: PreparedTask) -> str:
     """Returns what was done with a task, and what of its rows the model does not see, in words."""
     parts = [
         "made" if result.made else "current already",
-        f"{result.skipped:,} rows not applied to" if result.skipped else "",
-        f"{result.outside:,} with a target outside the choices" if result.outside else "",
+        describe_counts(result.counts) if result.counts else "",
         token_losses.describe_losses(result.losses) if result.losses else "",
     ]
     return ", ".join(filter(None, parts))
@@ -183,11 +180,10 @@ def _load_if_current(job: PrepareJob) -> PreparedTask | None:
     return _describe_file(job, made=False)
 
 
-def _describe_file(job: PrepareJob, *, made: bool, **counts: int) -> PreparedTask:
+def _describe_file(job: PrepareJob, *, made: bool) -> PreparedTask:
     rows, split = tokenized_rows.load(job.file), data_source.get_split(job.spec, job.source)
-    return PreparedTask(
-        job.spec.id, split, str(job.file), len(rows.labels), made, losses=rows.losses, **counts
-    )
+    count = len(rows.labels)
+    return PreparedTask(job.spec.id, split, str(job.file), count, made, rows.counts, rows.losses)
 
 
 def _format_problems(problems: Mapping[str, str], tasks: int) -> str:

@@ -17,15 +17,18 @@ from elm_jax import storage
 from elm_jax.data import identity, prepared_parts, row_ranges, task_rows, tokenized_rows, worker_pool
 from elm_jax.data.row_ranges import PrepareJob, RangePart, RangeResult
 from elm_jax.errors import UserError
+from elm_jax.prompting.render import require_columns
+from elm_jax.records import RowCounts
 from elm_jax.tasks import rendering
+from elm_jax.tasks.row_counts import add_counts
 
 AHEAD = 2
 """Ranges that are given out for each process."""
 STALE_SECONDS = 3600
 """Parts that are older are those of a process that was killed."""
 
-JobResult = RangePart | str
-"""What was prepared of a task, or what is wrong with it."""
+JobResult = RowCounts | str
+"""What became of the rows of a task, or what is wrong with it."""
 
 
 def run_jobs(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, JobResult]]:
@@ -80,8 +83,14 @@ class _Group:
 
     @property
     def wanted(self) -> list[int]:
-        """Numbers of the tasks that are still prepared."""
-        return [number for number in range(len(self.jobs)) if number not in self.problems]
+        """Numbers of the tasks that need more rows."""
+        limit = self.jobs[0].source.limit
+        return [
+            number
+            for number, parts in self.parts.items()
+            if number not in self.problems
+            and (limit is None or sum(part.counts.used for part in parts.values()) < limit)
+        ]
 
     @property
     def has_more(self) -> bool:
@@ -90,18 +99,18 @@ class _Group:
             return False
         return self.next_row < self.rows if self.rows >= 0 else self.next_row == 0
 
-    def give_out(self) -> tuple[list[int], int, list[str]]:
-        """Returns the next range, as `row_ranges.prepare_range` takes it."""
-        start = self.next_row
-        self.next_row += row_ranges.range_length(len(self.jobs))
+    def give_out(self) -> tuple[range, dict[int, str]]:
+        """Returns the next range, and where the parts of the tasks that need it are written."""
+        span = range(self.next_row, self.next_row + row_ranges.range_length(self.jobs))
+        self.next_row = span.stop
         self.in_flight += 1
-        return self.wanted, start, self.directories
+        return span, {number: self.directories[number] for number in self.wanted}
 
     def take_back(self, result: RangeResult | UserError) -> None:
         """Notes the result of a range."""
         self.in_flight -= 1
         if isinstance(result, UserError):
-            self.problems |= dict.fromkeys(self.wanted, str(result))
+            self.problems |= dict.fromkeys(range(len(self.jobs)), str(result))
             return
         self.rows = result.rows
         for number, part in result.parts.items():
@@ -122,18 +131,43 @@ class _Group:
                 yield job.spec.id, str(error)
         self.remove_parts()
 
-    def _join(self, number: int, job: PrepareJob) -> JobResult:
-        parts = sorted(self.parts[number].items())
-        files = [row_ranges.part_file(self.directories[number], start) for start, part in parts if part.rows]
-        if not files:
-            return rendering.describe_no_examples(job.spec, job.source, self.rows)
+    def _join(self, number: int, job: PrepareJob) -> RowCounts:
+        parts = self._cut_to_limit(number, dict(sorted(self.parts[number].items())))
+        lacking: dict[str, str] = {}
+        for part in parts.values():
+            lacking = {**part.lacking, **lacking}
+        require_columns(lacking, frozenset[str]().union(*(part.columns for part in parts.values())))
+        counts = add_counts(part.counts for part in parts.values())
+        unused = [row for part in parts.values() for row in part.unused]
+        rendering.require_usable(job.spec, counts, unused, job.source)
+        files = [
+            row_ranges.part_file(self.directories[number], start)
+            for start, part in parts.items()
+            if part.counts.used
+        ]
         # The key is computed last: what the first reading fetches (TFDS's files) is a part of it.
-        prepared_parts.join_parts(files, job.file, make_cache_key(job))
-        return RangePart(
-            rows=sum(part.rows for _, part in parts),
-            skipped=sum(part.skipped for _, part in parts),
-            outside=sum(part.outside for _, part in parts),
-        )
+        prepared_parts.join_parts(files, job.file, make_cache_key(job), counts)
+        return counts
+
+    def _cut_to_limit(self, number: int, parts: dict[int, RangePart]) -> dict[int, RangePart]:
+        """Returns the parts up to the limit of rows; the last is made again if it has too many."""
+        limit = self.jobs[number].source.limit
+        if limit is None:
+            return parts
+        kept: dict[int, RangePart] = {}
+        for start, part in parts.items():
+            if limit < part.counts.used:
+                group = row_ranges.open_group([self.jobs[number]])
+                span = range(start, start + row_ranges.range_length(self.jobs))
+                again = row_ranges.prepare_range(group, span, {0: self.directories[number]}, limit)
+                (remade,) = again.parts.values()
+                assert isinstance(remade, RangePart)
+                part = remade
+            kept[start] = part
+            limit -= part.counts.used
+            if not limit:
+                break
+        return kept
 
     def remove_parts(self) -> None:
         """Deletes all parts."""
@@ -146,10 +180,10 @@ def _run_here(group: _Group, most: int | None = None) -> Iterator[tuple[str, Job
     """Prepares a group, or so many ranges of it, in this process."""
     opened = None
     while group.has_more and most != 0:
-        numbers, start, directories = group.give_out()
+        span, directories = group.give_out()
         try:
             opened = opened or row_ranges.open_group(group.jobs)
-            group.take_back(row_ranges.prepare_range(opened, numbers, start, directories))
+            group.take_back(row_ranges.prepare_range(opened, span, directories))
         except UserError as error:
             group.take_back(error)
         most = None if most is None else most - 1

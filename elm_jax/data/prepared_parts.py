@@ -1,7 +1,7 @@
 """Prepared parts: files of a task's row ranges, joined into the file of all its rows.
 
-A part is a file of tokenised rows as `tokenized_rows.save` writes it. Parts are copied array by array, so that
-one array of one part is in memory at a time, and the bytes are those that `save` writes of all rows at once.
+A part is a file of tokenised rows as `tokenized_rows.save` writes it. Parts are copied array by array, so one
+array of one part is in memory at a time, and the bytes are those that `save` writes of all rows at once.
 """
 
 import json
@@ -13,9 +13,10 @@ import numpy as np
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data import token_losses
+from elm_jax.data import token_losses, tokenized_rows
 from elm_jax.data.token_losses import TokenLosses
-from elm_jax.data.tokenized_rows import LOSSES
+from elm_jax.data.tokenized_rows import COUNTS, LOSSES
+from elm_jax.records import RowCounts
 from elm_jax.safetensors_header import DTYPES, METADATA, SafetensorsHeader, read_header
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -35,13 +36,16 @@ class _Part:
             return np.frombuffer(stream.read(entry.end - entry.start), entry.dtype)
 
 
-def join_parts(files: Sequence[epath.Path], target: storage.PathLike, cache_key: str) -> None:
+def join_parts(
+    files: Sequence[epath.Path], target: storage.PathLike, cache_key: str, counts: RowCounts
+) -> None:
     """Writes the rows of parts, one part after the other, into one file.
 
     Args:
         files: The parts, in the order of their rows.
         target: The file to write.
         cache_key: The cache key of all rows.
+        counts: What became of all rows.
     """
     parts = [_open_part(file) for file in files]
     losses = sum((token_losses.parse_losses(part.read(LOSSES).tobytes()) for part in parts), TokenLosses())
@@ -49,6 +53,7 @@ def join_parts(files: Sequence[epath.Path], target: storage.PathLike, cache_key:
     own = {
         "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
         LOSSES: np.frombuffer(token_losses.dump_losses(losses), np.uint8),
+        COUNTS: tokenized_rows.pack_counts(counts),
     }
     # The order and the header of the package safetensors: wide types first, then by name.
     dtypes = {name: entry.dtype for name, entry in parts[0].header.tensors.items()}

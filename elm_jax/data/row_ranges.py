@@ -15,7 +15,7 @@ from elm_jax import storage
 from elm_jax.data import tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
-from elm_jax.records import TaskSpec
+from elm_jax.records import RowCounts, TaskSpec, UnusedRow
 from elm_jax.tasks import datasets, raw_rows, rendering, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.datasets import Dataset
@@ -65,17 +65,19 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class RangePart:
-    """What a range of rows gave for one task.
+    """What became of a range of rows for one task; its examples are in a file.
 
     Attributes:
-        rows: Rows of the part.
-        skipped: Rows that gave no example.
-        outside: Examples whose target is none of their choices.
+        counts: Rows that were read, used, left out and cut.
+        unused: The first row that was left out for each reason.
+        lacking: Columns that rows were left out for lacking, each with the error of the first.
+        columns: Columns that rows have.
     """
 
-    rows: int
-    skipped: int
-    outside: int
+    counts: RowCounts
+    unused: tuple[UnusedRow, ...]
+    lacking: Mapping[str, str]
+    columns: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,16 @@ def open_group(jobs: Sequence[PrepareJob]) -> RowGroup:
     return RowGroup(jobs, raw_rows.open_rows(jobs[0].spec, jobs[0].source), templates)
 
 
-def range_length(tasks: int) -> int:
-    """Returns how many rows a range has if so many tasks share them, however many processes there are."""
-    return max(FEWEST_ROWS, RENDERINGS // tasks)
+def range_length(jobs: Sequence[PrepareJob]) -> int:
+    """Returns how many rows a range of tasks has, however many processes there are."""
+    limit = jobs[0].source.limit
+    length = max(FEWEST_ROWS, RENDERINGS // len(jobs))
+    return length if limit is None else min(length, limit)
 
 
-def prepare_sent_range(
-    pickled: bytes, numbers: Sequence[int], start: int, directories: Sequence[str]
-) -> RangeResult:
+def prepare_sent_range(pickled: bytes, span: range, directories: Mapping[int, str]) -> RangeResult:
     """Does what `prepare_range` does, in another process, for the pickled jobs of a group."""
-    return prepare_range(_open_sent(pickled), numbers, start, directories)
+    return prepare_range(_open_sent(pickled), span, directories)
 
 
 # A process gets one range of a group after the other.
@@ -129,36 +131,35 @@ def _open_sent(pickled: bytes) -> RowGroup:
 
 
 def prepare_range(
-    group: RowGroup, numbers: Sequence[int], start: int, directories: Sequence[str]
+    group: RowGroup, span: range, directories: Mapping[int, str], limit: int | None = None
 ) -> RangeResult:
     """Renders and tokenises one range of rows into a part of each task's file.
 
     Args:
         group: The tasks and their rows.
-        numbers: Which of the tasks are wanted.
-        start: Position of the first row.
-        directories: Where each task's parts are written.
+        span: Positions of the rows; beyond the last row there are none.
+        directories: By the number of each task that is wanted, where its parts are written.
+        limit: Examples at most.
 
     Raises:
         UserError: If rows cannot be read.
     """
-    stop = min(start + range_length(len(group.jobs)), group.rows.count)
-    rows = list(group.rows.read(start, stop))
+    rows = list(group.rows.read(span.start, min(span.stop, group.rows.count)))
     parts: dict[int, RangePart | str] = {}
-    for number in numbers:
+    for number, directory in directories.items():
         job, template = group.jobs[number], group.templates[number]
         if isinstance(template, str):
             parts[number] = template
             continue
         try:
-            rendered = rendering.render_range(job.spec, rows, template, job.source)
-            if rendered.examples:
-                made = tokenized_rows.tokenize_examples(rendered.examples, job.tokenizer, job.lengths)
-                tokenized_rows.save(part_file(directories[number], start), made, "part")
-            parts[number] = RangePart(len(rendered.examples), rendered.skipped, rendered.outside)
+            found = rendering.render_part(job.spec, rows, template, job.source, limit=limit)
+            if found.examples:
+                made = tokenized_rows.tokenize_examples(found, job.tokenizer, job.lengths)
+                tokenized_rows.save(part_file(directory, span.start), made, "part")
+            parts[number] = RangePart(found.counts, found.unused, found.lacking, found.columns)
         except UserError as error:
             parts[number] = str(error)
-    return RangeResult(start, group.rows.count, parts)
+    return RangeResult(span.start, group.rows.count, parts)
 
 
 def part_file(directory: storage.PathLike, start: int) -> epath.Path:

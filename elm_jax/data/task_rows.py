@@ -34,7 +34,7 @@ def load_examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
         stored_key = tokenized_rows.read_cache_key(file) if file.exists() else None
         if stored_key and stored_key.startswith(f"{rendering_key(spec, source)}-"):
             return StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
-    return rendering.examples(spec, source=source).examples[: source.limit]
+    return rendering.examples(spec, source=source)
 
 
 def rendering_key(spec: TaskSpec, source: Source) -> str:

@@ -7,13 +7,14 @@ costs next to nothing, and of a row only its own bytes are read.
 """
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from elm_jax import storage
 from elm_jax.axes import PAD
@@ -21,8 +22,10 @@ from elm_jax.data import ragged, token_losses
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
-from elm_jax.records import PromptedExample
+from elm_jax.prompting.render import Renderings
+from elm_jax.records import PromptedExample, RowCounts
 from elm_jax.safetensors_header import read_header
+from elm_jax.tasks import row_counts
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
@@ -35,8 +38,8 @@ _ARRAYS = {
     *(f"{name}/{part}" for name in _TOKENS for part in ("tokens", "offsets")),
     *(f"{name}/{part}" for name in _TEXTS for part in ("content", "offsets")),
 }
-LOSSES = "losses"
-"""An array that files of the first version lack."""
+LOSSES, COUNTS = "losses", "counts"
+"""Arrays that files of the first version lack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ class TokenizedRows:
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
         losses: What of the texts the model does not see; None in files that do not say.
+        counts: What became of the dataset's rows; None in files that do not say.
     """
 
     row_ids: Sequence[str]
@@ -66,6 +70,7 @@ class TokenizedRows:
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
     losses: TokenLosses | None = None
+    counts: RowCounts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +84,11 @@ class StoredExamples(Sequence[PromptedExample]):
 
     rows: TokenizedRows
     cache_key: str
+
+    @property
+    def counts(self) -> RowCounts:
+        """What became of the dataset's rows; of a file that does not say, what is in it."""
+        return self.rows.counts or RowCounts(len(self), len(self))
 
     def __len__(self) -> int:
         return len(self.rows.row_ids)
@@ -149,6 +159,7 @@ def tokenize_examples(
         choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
         losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
+        counts=examples.counts if isinstance(examples, Renderings | StoredExamples) else None,
     )
 
 
@@ -195,7 +206,14 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
     if rows.losses is not None:
         arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
+    if rows.counts is not None:
+        arrays[COUNTS] = pack_counts(rows.counts)
     storage.write_arrays(path, arrays)
+
+
+def pack_counts(counts: RowCounts) -> UInt8[np.ndarray, " bytes"]:
+    """Returns counts as a file has them."""
+    return np.frombuffer(json.dumps(row_counts.to_json(counts), sort_keys=True).encode(), np.uint8)
 
 
 def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
@@ -233,6 +251,7 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
         losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
+        counts=row_counts.from_json(json.loads(arrays[COUNTS].tobytes())) if COUNTS in arrays else None,
     )
 
 
@@ -292,7 +311,10 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
     except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - {LOSSES} != _ARRAYS:
+    if (
+        header.metadata.get("format") != str(storage.FORMAT)
+        or set(header.tensors) - {LOSSES, COUNTS} != _ARRAYS
+    ):
         raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
     arrays = {
         name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()

@@ -24,6 +24,7 @@ from typing import Any, cast
 import jinja2
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
+from jinja2.filters import do_truncate
 from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -32,11 +33,14 @@ from elm_jax.prompting import limits
 
 
 class Rendering(Context):
-    """A rendering in progress: the budget that is left, and the key of its random draws."""
+    """A rendering in progress: the budget that is left, the key of its random draws, and what it wrote."""
 
     budget = limits.BUDGET
     draws = 0
-    key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `run` sets it
+    key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `write` sets it
+    watch: Callable[[Any], None] | None = None  # is told of every value that is no plain text
+    cut_length = 0
+    cut = False  # whether a text was cut to this length
 
     def spend(self, amount: int) -> None:
         self.budget -= amount
@@ -55,16 +59,47 @@ def run(source: str, variables: Mapping[str, Any], *, key: Callable[[], str]) ->
 
     Raises any error of jinja's or of Python's that the template raises.
     """
-    template = compile_template(source)
+    return write(source, variables, key=key)[0]
+
+
+def write(
+    source: str,
+    variables: Mapping[str, Any],
+    *,
+    key: Callable[[], str],
+    watch: Callable[[Any], None] | None = None,
+    cut_length: int = 0,
+    cut_values: bool = False,
+) -> tuple[str, Rendering]:
+    """Renders a template, and returns its text with what was noted on the way.
+
+    Args:
+        source: The template.
+        variables: What it reads.
+        key: Returns what its random draws depend on.
+        watch: Is told of every value that the template writes and that is no plain text, and may raise.
+        cut_length: A text that is cut to so many characters is noted.
+        cut_values: Whether every value that the template writes is cut to that length, whatever expression
+            it comes from.
+    """
+    template = compile_template(source, cut_length if cut_values else 0)
     context = cast(Rendering, template.new_context(dict(variables)))
-    context.key = key
-    return "".join(template.root_render_func(context))
+    context.key, context.watch, context.cut_length = key, watch, cut_length
+    return "".join(template.root_render_func(context)), context
+
+
+class NegativeIndexError(Exception):
+    """A template looked up an element at a negative number."""
+
+
+class Index(int):
+    """A negative number that a template of one's own computed, and no literal: it counts from no end."""
 
 
 @functools.lru_cache(maxsize=8192)
-def compile_template(source: str) -> jinja2.Template:
-    """Compiles a template with its guards."""
-    return ENVIRONMENT.from_string(_Guards().visit(ENVIRONMENT.parse(source)))
+def compile_template(source: str, cut_length: int = 0) -> jinja2.Template:
+    """Compiles a template with its guards; with a length, every value that it writes is cut to it."""
+    return ENVIRONMENT.from_string(_Guards(cut_length).visit(ENVIRONMENT.parse(source)))
 
 
 @pass_context
@@ -81,13 +116,29 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
     return [item for item, count in counts.items() if count == highest] or None
 
 
-def _string(value: Any) -> str:
+@pass_context
+def _string(context: Rendering, value: Any) -> str:
+    if context.watch is not None and type(value) is not str:
+        context.watch(value)
     return value if isinstance(value, str) else str(limits.bounded(value))
 
 
 @pass_context
+def _truncate(context: Rendering, text: str, length: int = 255, *rest: Any, **options: Any) -> str:
+    cut = do_truncate(ENVIRONMENT, text, length, *rest, **options)
+    if length == context.cut_length and len(cut) != len(text):
+        context.cut = True
+    return cut
+
+
+@pass_context
+def _index(context: Rendering, value: Any) -> Any:
+    return Index(value) if context.watch is not None and type(value) is int and value < 0 else value
+
+
+@pass_context
 def _write(context: Rendering, value: Any) -> str:
-    text = _string(value)
+    text = _string(context, value)
     context.spend(len(text))
     return text
 
@@ -125,6 +176,12 @@ class _Environment(SandboxedEnvironment):
         self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
         # Names with a space, which no template can call.
         self.filters |= {"string": _string, "a turn": _take_turn, "a bounded value": limits.bounded}
+        self.filters |= {"truncate": _truncate, "an index": _index}
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if type(argument) is Index and not isinstance(obj, Mapping):
+            raise NegativeIndexError(f"expected an index from 0, got {argument:d}")
+        return super().getitem(obj, argument)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(obj, "__name__", "")
@@ -140,7 +197,29 @@ ENVIRONMENT = _Environment()
 
 
 class _Guards(NodeTransformer):
-    """Adds its cost to every loop and macro, and a bound to every `~`."""
+    """Adds its cost to every loop and macro, a bound to every `~`, and cuts every value that is written."""
+
+    def __init__(self, cut_length: int) -> None:
+        self.cut_length = cut_length
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+        self.generic_visit(node)
+        if self.cut_length:
+            length = nodes.Const(self.cut_length)
+            node.nodes = [
+                part
+                if isinstance(part, nodes.TemplateData)
+                else nodes.Filter(_filter(part, "string"), "truncate", [length], [], None, None)
+                for part in node.nodes
+            ]
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        # An index that is written with its sign is meant to count from the end.
+        if not isinstance(node.arg, nodes.Const | nodes.Neg | nodes.Slice):
+            node.arg = _filter(node.arg, "an index")
+        return node
 
     def visit_For(self, node: nodes.For | nodes.Macro) -> nodes.Node:
         self.generic_visit(node)
@@ -151,7 +230,20 @@ class _Guards(NodeTransformer):
             node.test = nodes.And(turn, node.test)
         return node
 
-    visit_Macro = visit_For
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        return self._visit_uncut(node, self.visit_For)
+
+    def visit_AssignBlock(self, node: nodes.Node) -> nodes.Node:
+        return self._visit_uncut(node, self.generic_visit)
+
+    visit_CallBlock = visit_FilterBlock = visit_AssignBlock
+
+    def _visit_uncut(self, node: Any, visit: Callable[[Any], nodes.Node]) -> nodes.Node:
+        """Visits a node whose text is a value, which is cut where it is written."""
+        length, self.cut_length = self.cut_length, 0
+        node = visit(node)
+        self.cut_length = length
+        return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)

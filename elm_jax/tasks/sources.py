@@ -270,9 +270,8 @@ def _open_tfds(source: RowSource, split: str, data_dir: storage.PathLike | None)
     base_split = split.partition("[")[0]  # "train[:-300]" is a part of train
     names.resolve(base_split, splits, kind="split", where=f"TFDS's {source.name!r}")
     origin, count = f"tfds:{source.name}/{split}", splits[split].num_examples
-    try:
-        rows = builder.as_data_source(split)
-    except NotImplementedError:  # files of a format that is read from the front
+    rows = _find_random_access(builder, split)
+    if rows is None:
         return OpenSplit(
             source, origin, count, lambda numbers: _take_tfds(builder, split, numbers), reads_all=True
         )
@@ -296,14 +295,24 @@ def _resolves(host: str) -> bool:
         return False
 
 
-def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
+def _find_random_access(builder: Any, split: str) -> Any:
+    """Returns the rows of a split by number; None if its files are of a format that is read from the front."""
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError:
+        return None
+
+
+def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> Iterable[Mapping[str, Any]]:
     import tensorflow_datasets as tfds
 
-    positions = {number: position for position, number in enumerate(numbers)}
-    selected: list[Mapping[str, Any]] = [{}] * len(positions)
     # One shard after the other, so that a row's number is its position in the files.
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
     dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
+    if isinstance(numbers, range) and numbers.step == 1:
+        return tfds.as_numpy(dataset.skip(numbers.start).take(len(numbers)))
+    positions = {number: position for position, number in enumerate(numbers)}
+    selected: list[Mapping[str, Any]] = [{}] * len(positions)
     for number, row in enumerate(tfds.as_numpy(dataset.take(max(positions, default=-1) + 1))):
         if number in positions:
             selected[positions[number]] = row

@@ -5,11 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def first_rows(count: int, rows: int) -> Sequence[int]:
-    """Returns the numbers of the first rows, at most `count` of them."""
-    return range(min(count, rows))
-
-
 def shuffled_rows(count: int, rows: int, *, seed: int) -> Sequence[int]:
     """Returns the start of a permutation of `count` rows: at most `rows` of them, in its order.
 

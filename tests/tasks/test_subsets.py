@@ -25,8 +25,3 @@ def test_another_seed_gives_other_rows():
 
 def test_a_few_rows_of_millions_are_drawn_at_once():
     assert len(set(subsets.shuffled_rows(3_803_957, 10_000, seed=42))) == 10_000
-
-
-def test_first_rows_are_no_more_than_there_are():
-    assert list(subsets.first_rows(3, 10)) == [0, 1, 2]
-    assert list(subsets.first_rows(10, 3)) == [0, 1, 2]
