@@ -296,7 +296,7 @@ def _resolves(host: str) -> bool:
 
 
 def _find_random_access(builder: Any, split: str) -> Any:
-    """Returns the rows of a split by number; None if its files are of a format that is read from the front."""
+    """Returns the rows of a split by number; None if its files can only be read from the front."""
     try:
         return builder.as_data_source(split)
     except NotImplementedError:
