@@ -10,7 +10,8 @@ RowReason = Literal[
     "does not apply",
     "no element",
     "outside choices",
-    "empty text",
+    "empty input",
+    "empty target",
     "label",
     "missing value",
     "too long",
@@ -22,7 +23,8 @@ RowReason = Literal[
 does not apply   the template gives no target for it
 no element       the template looks up what a mapping or a list of the row does not have
 outside choices  the target is none of the choices
-empty text       the input or the target is empty
+empty input      the input is empty
+empty target     the target is empty
 label            the label is negative, too large, or withheld
 missing value    a value that the template reads is null, NaN or empty
 too long         a text is longer than a template can take

@@ -185,9 +185,10 @@ class TaskScores:
         method: "base", "multitask", "roe", …, or an expert's id.
         row_ids: Ids of the rows.
         scores: Per row, the log-likelihoods of the choices in nats.
-        predictions: Per row, the index of the best choice.
+        predictions: Per row, the index of the best choice, the first of equals.
         labels: Per row, the index of the right choice.
         seen: Whether the method was trained on this dataset, so that the scores are not zero-shot.
+        tied: Per row, how many choices share the best score, where `scores` are not kept; default: one.
     """
 
     task: str
@@ -197,3 +198,4 @@ class TaskScores:
     predictions: tuple[int, ...]
     labels: tuple[int, ...]
     seen: bool = False
+    tied: tuple[int, ...] = ()

@@ -274,6 +274,7 @@ def _report(
             methods=[method_module.describe_method(method) for method in methods],
             generated=results.generated(),
             examples=results.examples(retrieval[0] if retrieval else None),
+            equal_choices=results.equal_choices(),
             expert_counts=results.expert_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
         )

@@ -129,8 +129,8 @@ def render_row(
     """
     if label in row and row[label] in WITHHELD:
         raise RowError(
-            f"Row {row_id!r}: expected a label, got {label}={row[label]!r}: the right answer is withheld. Fix: "
-            "choose a labelled split.",
+            f"Row {row_id!r}: expected a label, got {label}={row[label]!r}: the right answer is withheld. "
+            "Fix: choose a labelled split.",
             "label",
         )
     rendered = template.render(row, truncate, row_id=row_id)
@@ -150,8 +150,8 @@ def _require_usable(rendered: Rendered | None, template: Template, row_id: str) 
             f"{where}: expected a target, got none: the template does not apply.", "does not apply"
         )
     if not (rendered.input and rendered.target):
-        lack = "input" if not rendered.input else "target"
-        raise RowError(f"{where}: expected a text as {lack}, got an empty one.", "empty text")
+        reason: RowReason = "empty target" if rendered.input else "empty input"
+        raise RowError(f"{where}: expected a text, got an {reason}.", reason)
     if rendered.choices and rendered.target not in rendered.choices:
         choices = ", ".join(map(repr, rendered.choices))
         raise RowError(

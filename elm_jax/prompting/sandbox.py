@@ -253,3 +253,13 @@ class _Guards(NodeTransformer):
 
 def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None)
+
+
+def find_index_columns(source: str) -> set[str]:
+    """Returns the names by which a template picks an answer choice, as in `answer_choices[label]`."""
+    found = set()
+    for node in ENVIRONMENT.parse(source).find_all(nodes.Getitem):
+        if isinstance(node.node, nodes.Name) and node.node.name == "answer_choices":
+            every = [node.arg, *node.arg.find_all(nodes.Name)]
+            found |= {name.name for name in every if isinstance(name, nodes.Name)}
+    return found

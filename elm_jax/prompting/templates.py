@@ -7,24 +7,19 @@ input and a target; one means that the template does not apply to the row. The f
 
 import copy
 import functools
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
-import numpy as np
+from etils import epath
 from jinja2 import meta
-from jinja2.exceptions import SecurityError
 
 from elm_jax import names, storage
-from elm_jax.errors import RowError, RowReason, UserError
-from elm_jax.prompting import limits, reader, sandbox
+from elm_jax.errors import RowError, UserError
+from elm_jax.prompting import limits, reader, sandbox, values
+from elm_jax.prompting.values import PROTECTOR, SEPARATOR
 
-SEPARATOR = "|||"
-PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
-"""Replaces separators in a row while it is rendered; PromptSource's own, on which some templates split."""
 TRUNCATE = 2048
 """Characters that PromptSource keeps of every value that a template writes."""
 
@@ -131,12 +126,13 @@ class Template:
         return None if random else self.fixed_choices
 
 
-def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Template]:
+def load_templates(directory: storage.PathLike, dataset: str, *, strict: bool = False) -> dict[str, Template]:
     """Reads the templates of a dataset from a directory laid out as PromptSource's.
 
     Args:
         directory: A directory with a folder for every dataset.
-        dataset: "dataset" or "dataset/config".
+        dataset: The folder: "dataset", "dataset/config" or "owner/dataset/config".
+        strict: Whether the templates are strict.
 
     Returns:
         The templates by name, in the file's order.
@@ -150,7 +146,7 @@ def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Templ
     )
     file = root.joinpath(*dataset.split("/"), "templates.yaml")
     if ".." in dataset.split("/") or not file.is_file():
-        names.resolve(dataset, _list_datasets(root), kind="templates", where=str(root))
+        names.resolve(dataset, list_folders(root), kind="templates", where=str(root))
         raise UserError(f"Expected templates at {str(file)!r}, got no file. Fix: correct the directory.")
     templates: dict[str, Template] = {}
     try:
@@ -160,7 +156,7 @@ def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Templ
             f"Expected templates at {str(file)!r}, got {error.strerror or error}. Fix: correct the directory."
         ) from error
     for entry in reader.read_entries(str(file), content):
-        template = _parse_template(f"{str(file)!r}, line {entry.line}", entry.fields, dataset)
+        template = _parse_template(f"{str(file)!r}, line {entry.line}", entry.fields, dataset, strict)
         if template.name in templates:
             raise UserError(
                 f"{str(file)!r}, line {entry.line}: expected a new name, got {template.name!r} again. Fix: "
@@ -168,6 +164,12 @@ def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Templ
             )
         templates[template.name] = template
     return templates
+
+
+def list_folders(directory: epath.Path) -> list[str]:
+    """Returns the folders below a directory that have templates, which are up to three levels deep."""
+    found = [file for depth in range(1, 4) for file in directory.glob("*/" * depth + "templates.yaml")]
+    return sorted("/".join(file.parent.relative_to(directory).parts) for file in found)
 
 
 def _parts(
@@ -194,12 +196,8 @@ def _parts(
     return _split(text), cut
 
 
-class _EmptyText(str):
-    """A text of a row that has no character, or white space alone."""
-
-
 def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> dict[str, Any]:
-    """Returns the row with the separators in its texts replaced, nested texts too if the template is strict."""
+    """Returns the row with its separators replaced, in nested texts too if the template is strict."""
     protected: dict[str, Any] = {}
     for column, value in row.items():
         if isinstance(value, str):
@@ -210,36 +208,15 @@ def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> 
                     "too long",
                 )
             value = value.replace(SEPARATOR, PROTECTOR)
-        if (template.strict or type(value) in _NO_PLAIN_VALUES) and column in template.columns:
-            value = _mark(template, value, column, row_id)
+        if (template.strict or isinstance(value, values.NO_PLAIN_VALUES)) and column in template.columns:
+            try:
+                value = values.mark_texts(value)
+            except values.BadValueError as error:
+                raise RowError(
+                    f"{_describe(template, row_id)}, column {column!r}: expected {error}.", error.reason
+                ) from error
         protected[column] = value
     return protected
-
-
-def _mark(template: Template, value: Any, column: str, row_id: str | None) -> Any:
-    """Returns a value of a row with its separators replaced and its empty texts marked, nested ones too."""
-    if isinstance(value, str):
-        return value.replace(SEPARATOR, PROTECTOR) if value.strip() else _EmptyText(value)
-    if isinstance(value, Mapping):
-        return {key: _mark(template, item, column, row_id) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mark(template, item, column, row_id) for item in value]
-    if isinstance(value, set | frozenset):
-        raise RowError(
-            f"{_describe(template, row_id)}: expected values in an order, got a set in column {column!r}. Fix: "
-            "make it a sorted list.",
-            "unstable text",
-        )
-    if isinstance(value, bytes | np.ndarray):
-        raise RowError(
-            f"{_describe(template, row_id)}: expected a text or another plain value, got {type(value).__name__} in "
-            f"column {column!r}. Fix: write text as UTF-8, or pass the row through elm_jax.tasks.columns.to_plain.",
-            "rendering fails",
-        )
-    return value
-
-
-_NO_PLAIN_VALUES = (bytes, set, frozenset, np.ndarray)
 
 
 def _run(
@@ -255,113 +232,32 @@ def _run(
     def key() -> str:
         return f"{template.id}\n{storage.fingerprint(row) if row_id is None else row_id}"
 
+    written: list[Any] = []  # values that are no plain text
     try:
         if truncate is not None and not template.cuts_values:
-            source = _add_truncation(source, truncate)
+            source = values.add_truncation(source, truncate)
         # A template may change lists in the row, but only for this rendering.
-        if _changes_row(source):
+        if values.changes_row(source):
             variables = copy.deepcopy(variables)
         text, rendering = sandbox.write(
             source,
             variables,
             key=key,
-            watch=_require_value if template.strict else None,
+            watch=written.append if template.strict else None,
             cut_length=truncate or 0,
             cut_values=template.cuts_values,
         )
-        if ADDRESS in text:
-            _require_stable(text, row)
+        values.require_stable(text, row)
+        if written and all(part.strip() for part in text.split(SEPARATOR)):
+            values.require_values(written)
     except Exception as error:  # a template can raise whatever Python can
-        raise _explain_failure(template, error, row, row_id) from error
+        raise _explain(template, error, row, row_id) from error
     return text, rendering.cut
 
 
-class _ValueError(Exception):
-    """A value that a template may not write, and why."""
-
-    def __init__(self, got: str, reason: RowReason) -> None:
-        super().__init__(got)
-        self.reason: RowReason = reason
-
-
-def _require_value(value: Any) -> None:
-    """Raises if a value that a template writes is missing."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            _require_value(item)
-    elif isinstance(value, _EmptyText):
-        raise _ValueError("an empty text", "missing value")
-    elif value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _ValueError(repr(value), "missing value")
-
-
-ADDRESS = " at 0x"
-"""What is in Python's text of an object that has none of its own, and differs between processes."""
-_OBJECT = re.compile(r"<[^<>\n]* at 0x[0-9a-fA-F]+")
-
-
-def _require_stable(text: str, row: Mapping[str, Any]) -> None:
-    """Raises if a text has the address of an object, unless a text of the row has it."""
-    texts = list(_find_texts(row))
-    for found in _OBJECT.findall(text):
-        if not any(found in each for each in texts):
-            raise _ValueError(f"{found[:60]}>, which is another in every process", "unstable text")
-
-
-def _find_texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _find_texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _find_texts(item)
-
-
-def _explain_failure(
-    template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None
-) -> UserError:
-    """Returns what is wrong: with the row, or with the template as it is."""
-    about = _describe(template, row_id)
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return UserError(
-            f"{about}: expected jinja, got an error in line {error.lineno}: "
-            f"{str(error.message).rstrip('.')}. Fix: correct the template."
-        )
-    reason = str(error).rstrip(".")
-    if isinstance(error, SecurityError):
-        return UserError(
-            f"{about}: expected it to render, got: {reason}. Fix: correct the template or the row."
-        )
-    if isinstance(error, _ValueError):
-        fix = "write another text in its place, as with {{ column or 'none' }}"
-        fix = "write the value itself" if error.reason == "unstable text" else fix
-        return RowError(f"{about}: expected a value to write, got {reason}. Fix: {fix}.", error.reason)
-    if isinstance(error, sandbox.NegativeIndexError):
-        return RowError(f"{about}: {reason}. Fix: correct the row.", "label")
-    name = re.fullmatch(r"'(.+)' is undefined", str(error))
-    if isinstance(error, jinja2.UndefinedError) and name and name[1] not in row:
-        have = ", ".join(repr(column) for column in row) or "none"
-        return RowError(
-            f"{about}: expected column {name[1]!r}, got only {have}. Fix: rename a column.",
-            "missing value",
-            column=name[1],
-        )
-    if isinstance(error, jinja2.UndefinedError):
-        missing = any(_is_missing(row[column]) for column in template.columns & row.keys())
-        too_large = re.search(r"'?list( object)?'? has no element \d", str(error))
-        kind = "missing value" if template.strict and missing else "label" if too_large else "no element"
-        return RowError(f"{about}: expected an element, got: {reason}. Fix: correct the row.", kind)
-    return RowError(
-        f"{about}: expected it to render, got: {reason} ({type(error).__name__}). Fix: correct the template or "
-        "the row.",
-        "rendering fails",
-    )
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value)) or value == ""
+def _explain(template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None) -> UserError:
+    strict_columns = template.columns if template.strict and row else ()
+    return values.explain_failure(_describe(template, row_id), error, row, strict_columns)
 
 
 def _describe(template: Template, row_id: str | None) -> str:
@@ -373,26 +269,14 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR))
 
 
-@functools.lru_cache(maxsize=8192)
-def _add_truncation(source: str, length: int) -> str:
-    """Returns the source with a filter that cuts every value, added to the text as PromptSource does."""
-    return source.replace("}}", f" | string | truncate({length}) }}}}")
-
-
-@functools.lru_cache(maxsize=8192)
-def _changes_row(source: str) -> bool:
-    changes = r"\.\s*(append|clear|extend|insert|pop|popitem|remove|reverse|setdefault|sort|update)\b"
-    return re.search(changes, source) is not None
-
-
 def _find_names(template: Template, source: str) -> set[str]:
     try:
         return meta.find_undeclared_variables(sandbox.ENVIRONMENT.parse(source))
     except Exception as error:
-        raise _explain_failure(template, error, {}, None) from error
+        raise _explain(template, error, {}, None) from error
 
 
-def _parse_template(where: str, fields: Mapping[Any, Any], dataset: str) -> Template:
+def _parse_template(where: str, fields: Mapping[Any, Any], dataset: str, strict: bool) -> Template:
     for name, optional in [("name", False), ("id", False), ("jinja", False), ("answer_choices", True)]:
         value = fields.get(name)
         if not isinstance(value, str) and not (optional and value is None):
@@ -413,13 +297,9 @@ def _parse_template(where: str, fields: Mapping[Any, Any], dataset: str) -> Temp
         answer_choices=fields.get("answer_choices"),
         metadata=metadata,
         dataset=dataset,
+        strict=strict,
     )
 
 
 def _describe_type(value: Any) -> str:
     return "none" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _list_datasets(root: Any) -> list[str]:
-    found = [*root.glob("*/templates.yaml"), *root.glob("*/*/templates.yaml")]
-    return sorted("/".join(file.parent.relative_to(root).parts) for file in found)

@@ -17,6 +17,7 @@ from elm_jax.reporting.records import (
     ChosenExperts,
     Comparison,
     DatasetResult,
+    EqualChoices,
     ExpertResult,
     GeneratedResult,
     MethodDescription,
@@ -41,6 +42,7 @@ class ReportInputs:
         methods: what methods are; one that is not described is known by its name.
         generated: every method on every task that is answered in free text.
         examples: rows to look at.
+        equal_choices: prompts with choices that no scorer can tell apart.
         expert_counts: every expert on every task, for the heat map; `CorrectCount.method` is the expert's id.
             It is read once, from front to back.
         families: family of an expert's id or of its dataset, to group the heat map by.
@@ -52,6 +54,7 @@ class ReportInputs:
     methods: Sequence[MethodDescription] = ()
     generated: Sequence[GeneratedResult] = ()
     examples: Sequence[RowExample] = ()
+    equal_choices: Sequence[EqualChoices] = ()
     expert_counts: Iterable[metrics.CorrectCount] = ()
     families: Mapping[str, str] = field(default_factory=dict)
 
@@ -122,6 +125,7 @@ def build_report(
         methods=methods,
         generated=tuple(inputs.generated),
         examples=tuple(inputs.examples),
+        equal_choices=tuple(inputs.equal_choices),
     )
 
 
@@ -210,6 +214,7 @@ def _prompt_result(task: TaskScores) -> PromptResult:
         **asdict(metrics.accuracy(task)),
         chance=metrics.chance_accuracy(task),
         seen=task.seen,
+        tied=int((metrics.count_tied_choices(task) > 1).sum()),
     )
 
 

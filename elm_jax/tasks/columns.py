@@ -181,8 +181,8 @@ def adapt_rows(
         yield {name: made[name] for name in columns if name in made} if columns else made
     if absent and row and not is_part:
         raise UserError(
-            f"{file!r}: expected column {sorted(absent)[0]!r}, got {', '.join(map(repr, row))}. Fix: rename the "
-            "column, or use another source."
+            f"{file!r}: expected column {sorted(absent)[0]!r}, got {', '.join(map(repr, row))}. Fix: rename "
+            "the column, or use another source."
         )
 
 

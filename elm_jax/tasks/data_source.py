@@ -19,8 +19,8 @@ class Source:
         templates_dir: Directory of templates, laid out as PromptSource's; default: those that were fetched.
         splits: Dataset -> split; default: the catalogue's.
         seed: Seed of the choice of rows, and of the rows of the embedded suite.
-        limit: Rows of a task that are used at most, in the order of a permutation drawn from the seed; None is as many as
-            the paper takes of the split that experts are trained on, and all of any other split.
+        limit: Rows of a task that are used at most, in the order of a permutation drawn from the seed; None
+            is as many as the paper takes of the split that experts are trained on, and all of any other.
         prepared: Directory of rows that `elm prepare` rendered and tokenised.
         tasks: Files that define tasks.
         vocabulary: SentencePiece model or tokenizer.json; default: the one beside the base.
@@ -92,7 +92,7 @@ def override_rendering(
     faithful: str | Sequence[str] | None,
     on_bad_row: OnBadRow | None = None,
 ) -> Source:
-    """Returns a source with what is given of: a limit of characters (0 is none), switches, a policy of rows."""
+    """Returns a source with what is given: a limit of characters (0 is none), switches, a policy of rows."""
     source = source if truncate is None else replace(source, truncate=truncate or None)
     source = source if on_bad_row is None else replace(source, on_bad_row=on_bad_row)
     named = (faithful,) if isinstance(faithful, str) else faithful

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import IO, Any, TypeVar
 
 from elm_jax import storage
 from elm_jax.errors import UserError
+from elm_jax.tasks.unpacked_files import UTF_8, unpack_file
 
 FileRow = dict[str, Any]
 AnyRows = TypeVar("AnyRows", bound=Sized)
@@ -36,8 +38,8 @@ class FileRows:
 class RecordIndex:
     """Where the records of a text file begin, in bytes and lines; `rows` reads them one by one."""
 
-    def __init__(self, file: storage.PathLike) -> None:
-        self.file = file
+    def __init__(self, file: storage.PathLike, encoding: str = UTF_8) -> None:
+        self.file, self.encoding = file, encoding
         self._places, self._lines = array("q"), array("q")
 
     def add(self, place: int, line: int) -> None:
@@ -55,11 +57,11 @@ class RecordIndex:
         Raises:
             UserError: If no record was added.
         """
-        file, lines = self.file, self._lines
+        file, encoding, lines = self.file, self.encoding, self._lines
         edges = array("q", [*self._places, end])
 
         def take(numbers: Sequence[int]) -> Iterator[FileRow]:
-            with open_file(file) as stream:
+            with open_file(file, encoding) as stream:
                 for number in numbers:
                     where = f"{str(file)!r}, line {lines[number]}"
                     stream.seek(edges[number])
@@ -89,18 +91,33 @@ def join_rows(parts: Sequence[FileRows]) -> FileRows:
     return FileRows(edges[-1], take)
 
 
-def open_file(file: storage.PathLike) -> IO[bytes]:
-    """Opens a file of rows to read its bytes.
+def open_file(file: storage.PathLike, encoding: str = UTF_8) -> IO[bytes]:
+    """Opens a file of rows to read its bytes, as UTF-8; one that ends with .gz or .zst is unpacked.
 
     Raises:
         UserError: If it is missing or cannot be read.
     """
+    path = storage.path(file)
     try:
-        return storage.path(file).open("rb")
+        if path.suffix in (".gz", ".zst") or encoding != UTF_8:
+            return open(unpack_file(os.fspath(path), encoding, file_version(path)).name, "rb")
+        return path.open("rb")
     except OSError as error:
         raise UserError(
             f"Expected rows in {str(file)!r}, got: {error.strerror or error}. Fix: correct the path."
         ) from error
+
+
+def file_version(file: storage.PathLike) -> tuple[int, int]:
+    """Returns the size of a file and when it was written; of a file that is missing, zeros."""
+    where = storage.path(file)
+    if not where.exists():  # the reader raises the error
+        return 0, 0
+    if "://" in os.fspath(where):
+        stat = where.stat()
+        return stat.length, int(stat.mtime)
+    stat = os.stat(where)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def decode(content: bytes, where: str) -> str:

@@ -17,8 +17,10 @@ from typing import Any
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.limits import BUDGET
+from elm_jax.tasks.csv_types import ColumnValues, CsvRows
 from elm_jax.tasks.file_rows import FileRow, FileRows, RecordIndex, decode, open_file
-from elm_jax.tasks.parquet_rows import open_parquet
+from elm_jax.tasks.parquet_rows import open_arrow, open_parquet
+from elm_jax.tasks.unpacked_files import UTF_8
 
 Reader = Callable[[storage.PathLike], FileRows]
 
@@ -26,10 +28,10 @@ Reader = Callable[[storage.PathLike], FileRows]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
-def read_jsonl(file: storage.PathLike) -> FileRows:
+def read_jsonl(file: storage.PathLike, encoding: str = UTF_8) -> FileRows:
     """Reads one JSON object per line; empty lines are skipped."""
-    index, place = RecordIndex(file), 0
-    with open_file(file) as stream:
+    index, place = RecordIndex(file, encoding), 0
+    with open_file(file, encoding) as stream:
         for number, line in enumerate(stream, start=1):
             mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
             if line[mark:].strip():
@@ -47,14 +49,21 @@ def read_jsonl(file: storage.PathLike) -> FileRows:
     return index.rows(place, parse)
 
 
-def read_csv(file: storage.PathLike, header: Sequence[str] = ()) -> FileRows:
+def read_csv(
+    file: storage.PathLike, header: Sequence[str] = (), *, delimiter: str = "", encoding: str = UTF_8
+) -> CsvRows:
     """Reads comma-separated values, quoted as in RFC 4180; every value is a text.
 
     Args:
         file: The file.
         header: Names of the columns; default: the first line.
+        delimiter: What separates values; default: a tab in files that end with .tsv, a comma in others.
+        encoding: The file's encoding.
     """
-    index, place, number = RecordIndex(file), 0, 0
+    if not delimiter:
+        delimiter = "\t" if ".tsv" in storage.path(file).suffixes else ","
+    index, place, number = RecordIndex(file, encoding), 0, 0
+    columns: dict[str, ColumnValues] = {}
 
     def lines(stream: Iterable[bytes]) -> Iterator[str]:
         nonlocal place, number
@@ -67,10 +76,10 @@ def read_csv(file: storage.PathLike, header: Sequence[str] = ()) -> FileRows:
                 place += len(line) if len(parts) == 1 else len(part.encode())
                 yield part.removeprefix("\ufeff") if number == 1 else part
 
-    with open_file(file) as stream, _long_fields():
+    with open_file(file, encoding) as stream, _long_fields():
         start, first = 0, 1
         try:
-            for values in csv.reader(lines(stream), strict=True):
+            for values in csv.reader(lines(stream), delimiter=delimiter, strict=True):
                 where = f"{str(file)!r}, line {first}"
                 if not header:
                     header = _header(values, where)
@@ -82,26 +91,35 @@ def read_csv(file: storage.PathLike, header: Sequence[str] = ()) -> FileRows:
                     )
                 else:
                     index.add(start, first)
+                    for name, value in zip(header, values, strict=True):
+                        columns.setdefault(name, ColumnValues()).add(value, where)
                 start, first = place, number + 1
         except csv.Error as error:
             raise UserError(
                 f"{str(file)!r}, line {number}: expected valid CSV, got {error}. Fix: correct the line."
             ) from error
-    columns = tuple(header)
 
     def parse(record: str, where: str) -> FileRow:
         with _long_fields():
             text = io.StringIO(record.removeprefix("\ufeff"), newline="")
-            values = next(csv.reader(text, strict=True))
+            values = next(csv.reader(text, delimiter=delimiter, strict=True))
         return require_text(dict(zip(columns, values, strict=True)), where)
 
-    return index.rows(place, parse)
+    rows = index.rows(place, parse)
+    return CsvRows(rows.size, rows.take, columns)
 
 
 def read_parquet(file: storage.PathLike) -> FileRows:
     """Reads a Parquet file."""
-    rows = open_parquet(file)
+    return _check_rows(open_parquet(file), file)
 
+
+def read_arrow(file: storage.PathLike) -> FileRows:
+    """Reads a file of a directory that `save_to_disk` of the package datasets wrote."""
+    return _check_rows(open_arrow(file), file)
+
+
+def _check_rows(rows: FileRows, file: storage.PathLike) -> FileRows:
     def take(numbers: Sequence[int]) -> Iterator[FileRow]:
         for number, row in zip(numbers, rows.take(numbers), strict=True):
             yield require_text(row, f"{str(file)!r}, row {number + 1}")
@@ -109,7 +127,12 @@ def read_parquet(file: storage.PathLike) -> FileRows:
     return FileRows(len(rows), take)
 
 
-READERS: Mapping[str, Reader] = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}
+READERS: Mapping[str, Reader] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+}
 """Readers by the name that the catalogue gives them."""
 
 
@@ -123,12 +146,20 @@ def read_text(file: storage.PathLike) -> str:
 def parse_json(text: str, where: str) -> Any:
     """Returns the value of a JSON text; `where` names its place in errors."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_require_different_names)
     except json.JSONDecodeError as error:
         inner = f", line {error.lineno}" if error.lineno > 1 else ""
         raise UserError(f"{where}{inner}: expected JSON, got {error.msg}. Fix: correct the text.") from error
     except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
         raise UserError(f"{where}: expected JSON that can be read, got {error}. Fix: correct it.") from error
+
+
+def _require_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} twice")
+    return made
 
 
 @contextlib.contextmanager

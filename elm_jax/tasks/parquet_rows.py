@@ -41,6 +41,30 @@ def open_parquet(file: storage.PathLike) -> FileRows:
     return require_rows(FileRows(opened.metadata.num_rows, take), file)
 
 
+def open_arrow(file: storage.PathLike) -> FileRows:
+    """Opens a file of a directory that `save_to_disk` of the package datasets wrote, memory-mapped.
+
+    Raises:
+        UserError: If there is no such file, or if it has no rows.
+    """
+    import pyarrow as arrow
+
+    try:
+        table = arrow.ipc.open_stream(arrow.memory_map(os.fspath(storage.path(file)))).read_all()
+    except (OSError, arrow.ArrowException) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"Expected a directory that `save_to_disk` wrote, with a file of Arrow's at {str(file)!r}, got: "
+            f"{reason}. Fix: correct the path."
+        ) from error
+
+    def take(numbers: Sequence[int]) -> Iterator[FileRow]:
+        for at in range(0, len(numbers), BATCH):
+            yield from table.take(list(numbers[at : at + BATCH])).to_pylist()
+
+    return require_rows(FileRows(table.num_rows, take), file)
+
+
 def _read_shuffled(opened: Any, numbers: Sequence[int]) -> Iterator[FileRow]:
     found = dict(_read_in_order(opened, sorted(set(numbers))))
     return (found[number] for number in numbers)

@@ -84,16 +84,16 @@ def render_part(
 
 
 def require_usable(spec: TaskSpec, counts: RowCounts, unused: Sequence[UnusedRow], source: Source) -> None:
-    """Raises if no row of a task can be used, or if one cannot and the source says that it is to be refused."""
+    """Raises if no row of a task can be used, or if one cannot and the source wants it refused."""
     split = get_split(spec, source)
     first = f" The first: {unused[0].message}" if unused else ""
     if not counts.used:
         raise UserError(
-            f"Expected rows of {spec.id!r} that can be used, got none among the {counts.read:,} rows of the {split} "
-            f"split. Fix: choose another split, or correct the rows.{first}"
+            f"Expected rows of {spec.id!r} that can be used, got none among the {counts.read:,} rows of "
+            f"the {split} split. Fix: choose another split, or correct the rows.{first}"
         )
     if counts.left_out and source.on_bad_row == "refuse":
         raise UserError(
-            f"Expected rows of {spec.id!r} that can all be used, got {describe_counts(counts)} in the {split} split. "
-            f"Fix: correct them, or leave them out with --on-bad-row leave-out.{first}"
+            f"Expected rows of {spec.id!r} that can all be used, got {describe_counts(counts)} in the "
+            f"{split} split. Fix: correct them, or leave them out with --on-bad-row leave-out.{first}"
         )

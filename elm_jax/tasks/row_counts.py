@@ -35,8 +35,8 @@ def add_counts(counts: Iterable[RowCounts]) -> RowCounts:
 def describe_counts(counts: RowCounts) -> str:
     """Returns counts in words, in one line.
 
-    >>> describe_counts(RowCounts(13, 5, {"outside choices": 3, "empty text": 5}, 4))
-    '13 rows read, 5 used, 8 left out (5 empty text, 3 outside choices), 4 cut'
+    >>> describe_counts(RowCounts(13, 5, {"outside choices": 3, "empty target": 5}, 4))
+    '13 rows read, 5 used, 8 left out (5 empty target, 3 outside choices), 4 cut'
     """
     parts = [f"{counts.read:,} {'row' if counts.read == 1 else 'rows'} read", f"{counts.used:,} used"]
     if counts.left_out:

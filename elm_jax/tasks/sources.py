@@ -5,7 +5,6 @@ source. Files are read below the data directory; TFDS and the hub are read throu
 are imported only when one of their datasets is opened.
 """
 
-import functools
 import importlib
 import os
 import socket
@@ -20,9 +19,9 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.names import lower_first
-from elm_jax.tasks import files
-from elm_jax.tasks.datasets import READERS, Dataset, RowSource
-from elm_jax.tasks.file_rows import FileRows, join_rows, keep_rows
+from elm_jax.tasks.datasets import Dataset, RowSource
+from elm_jax.tasks.file_rows import FileRows, keep_rows
+from elm_jax.tasks.split_files import read_files
 
 HUB_BATCH = 1024
 
@@ -153,37 +152,8 @@ def _open_files(
         place = f"at {str(missing)!r}" if missing else "as a file"
         raise UserError(f"Expected the {split} split of {dataset.name!r} {place}, got no file. Fix: {fix}")
     origin = " and ".join(map(str, paths))
-    rows = read_files(source.kind, source.header, paths)
+    rows = read_files(source, paths)
     return OpenSplit(source, origin, len(rows), rows.take)
-
-
-def read_files(kind: str, header: tuple[str, ...], paths: Iterable[storage.PathLike]) -> FileRows:
-    """Returns the rows of files of one kind, one file after the other.
-
-    Args:
-        kind: One of `READERS`.
-        header: Names of the columns of CSV; default: the first line.
-        paths: The files.
-    """
-    return join_rows([_read_file(kind, header, os.fspath(path), _version(path)) for path in paths])
-
-
-# A dataset's prompts read the same files.
-@functools.lru_cache(maxsize=16)
-def _read_file(kind: str, header: tuple[str, ...], path: str, version: tuple[int, int]) -> FileRows:
-    return files.read_csv(path, header) if header else READERS[kind](path)
-
-
-def _version(path: storage.PathLike) -> tuple[int, int]:
-    """Returns the size of a file and when it was written; of a file that is missing, zeros."""
-    where = storage.path(path)
-    if not where.exists():  # the reader raises the error
-        return 0, 0
-    if "://" in os.fspath(where):
-        stat = where.stat()
-        return stat.length, int(stat.mtime)
-    stat = os.stat(where)
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _open_function(source: RowSource, split: str) -> OpenSplit:
@@ -197,12 +167,20 @@ def _open_function(source: RowSource, split: str) -> OpenSplit:
                 f"Expected a function that returns rows, as package.module:name, got {source.name!r} "
                 f"({error}). Fix: correct the name."
             ) from error
-    name = source.name or function.__name__
+    name = source.name or getattr(function, "__name__", repr(function))
     origin = f"{name}({split!r})"
-    found: Any = function(split)
-    if isinstance(found, FileRows):
-        return OpenSplit(source, origin, len(found), found.take)
-    rows = list(found)
+    try:
+        found: Any = function(split)
+        rows = found if isinstance(found, FileRows) else list(found)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"Expected the function {name!r} to return rows of {split!r}, got {_reason(error)}. Fix: correct "
+            "the function."
+        ) from error
+    if isinstance(rows, FileRows):
+        return OpenSplit(source, origin, len(rows), rows.take)
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise UserError(
             f"Expected the function {name!r} to return rows of {split!r}, mappings by column, got none or "

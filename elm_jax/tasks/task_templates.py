@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting import promptsource
@@ -10,7 +12,7 @@ from elm_jax.prompting.templates import Template, load_templates
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Source
-from elm_jax.tasks.datasets import Dataset, all_datasets
+from elm_jax.tasks.datasets import Dataset, all_datasets, user_datasets
 from elm_jax.tasks.specs import is_embedded
 
 
@@ -40,28 +42,50 @@ def load_dataset_templates(
     if is_embedded(spec):
         return load_templates(mini.PROMPTS_DIR, spec.dataset)
     dataset = all_datasets()[spec.dataset]
+    is_users = dataset.name in user_datasets()
     inline: dict[str, Any] = {
         prompt: dataset.inline.get(prompt, dataset.template) for prompt in dataset.prompts
     }
     if dataset.template or dataset.inline:
         return {
             prompt: Template(
-                name=prompt, id=names.task_id(dataset.name, prompt), dataset=dataset.name, **fields
+                name=prompt,
+                id=names.task_id(dataset.name, prompt),
+                dataset=dataset.name,
+                strict=is_users,
+                cuts_values=is_users,
+                **fields,
             )
             for prompt, fields in inline.items()
         }
+    folder = dataset.templates or dataset.name
+    own = dataset.directory and find_own_templates(folder, dataset.directory)
+    if own:
+        return load_templates(own, folder, strict=True)
     directory = promptsource.templates_directory() if templates_dir is None else templates_dir
     if directory is None:
         raise UserError(
             f"Expected PromptSource's templates for {spec.id!r}, got none. Fix: run `elm prompts fetch`, or "
             "give a directory of templates."
         )
-    return load_templates(directory, dataset.templates or dataset.name)
+    return load_templates(directory, folder, strict=is_users)
+
+
+def find_own_templates(folder: str, directory: str) -> epath.Path | None:
+    """Returns a directory, or `templates` in it, if it has a folder of PromptSource's files; else None."""
+    home = storage.path(directory)
+    return next(
+        (each for each in (home, home / "templates") if (each / folder / "templates.yaml").is_file()), None
+    )
 
 
 def has_template(spec: TaskSpec) -> bool:
     """Returns whether a task's template is available if no directory of templates is given."""
-    if is_embedded(spec) or all_datasets()[spec.dataset].template or all_datasets()[spec.dataset].inline:
+    if is_embedded(spec):
+        return True
+    dataset = all_datasets()[spec.dataset]
+    own = dataset.directory and find_own_templates(dataset.templates or dataset.name, dataset.directory)
+    if dataset.template or dataset.inline or own:
         return True
     return promptsource.templates_directory() is not None
 

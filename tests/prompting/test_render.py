@@ -32,7 +32,8 @@ def test_another_column_can_hold_the_id():
 @pytest.mark.parametrize("row", [{"a": "", "b": "t"}, {"a": "i", "b": " "}])
 def test_an_empty_input_or_target_is_skipped_unless_kept(row):
     template = Template("t", "id", "{{a}} ||| {{b}}")
-    assert render([row], template).counts == RowCounts(1, 0, {"empty text": 1})
+    lack = "input" if not row["a"] else "target"
+    assert render([row], template).counts == RowCounts(1, 0, {f"empty {lack}": 1})
     kept = render([row], template, keep_empty=True)
     assert kept.examples == (PromptedExample("0", row["a"], row["b"].strip()),)
 
