@@ -88,6 +88,7 @@ class PromptedExample:
         target: The target.
         choices: The answer choices; none if the task generates.
         label: Index of the right choice; None if there is none.
+        accepted: All accepted answers, the target first, if there is more than one.
     """
 
     row_id: str
@@ -95,6 +96,12 @@ class PromptedExample:
     target: str
     choices: tuple[str, ...] = ()
     label: int | None = None
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The accepted answers, or the target if it is the only one."""
+        return self.accepted or (self.target,)
 
 
 @dataclass(frozen=True)

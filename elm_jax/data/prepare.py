@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from elm_jax import names
-from elm_jax.data import (
-    prepare_jobs,
-    seqio_rows,
-    task_selection,
-    token_losses,
-    tokenized_rows,
-)
+from elm_jax.data import prepare_jobs, seqio_rows, task_selection, token_losses, tokenized_rows
 from elm_jax.data.row_ranges import PrepareJob
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
 from elm_jax.records import RowCounts
-from elm_jax.tasks import data_source, datasets
+from elm_jax.tasks import data_source, datasets, rendering
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.row_counts import describe_counts
 from elm_jax.telemetry.progress import Stages
@@ -90,11 +84,15 @@ def prepare_tasks(
             file = task_selection.prepared_file(source.prepared, spec, data_source.get_split(spec, source))
             own = {name: made for name, made in datasets.user_datasets().items() if name == spec.dataset}
             job = PrepareJob(spec, source, lengths, tokenizer, file, own)
-            current = _load_if_current(job) if file.exists() else None
-            if current is None:
-                jobs[spec.id] = job
+            try:
+                current = _load_if_current(job) if file.exists() else None
+            except UserError as error:
+                problems[spec.id] = str(error)
             else:
-                results[spec.id] = current
+                if current is None:
+                    jobs[spec.id] = job
+                else:
+                    results[spec.id] = current
             advance(done, "")
     title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
     with stages.stage(title, len(jobs)) as advance:
@@ -171,13 +169,20 @@ def describe_result(result: PreparedTask) -> str:
 
 
 def _load_if_current(job: PrepareJob) -> PreparedTask | None:
-    """Returns what is prepared already; None if it is stale, or if that cannot be found out."""
+    """Returns what is prepared already; None if it is stale, or if that cannot be found out.
+
+    Raises:
+        UserError: If the source refuses rows that were left out of it.
+    """
     try:
         if not tokenized_rows.is_current(job.file, prepare_jobs.make_cache_key(job)):
             return None
     except UserError:  # no template or no source: preparing the task raises it again
         return None
-    return _describe_file(job, made=False)
+    current = _describe_file(job, made=False)
+    if current.counts is not None:
+        rendering.require_usable(job.spec, current.counts, (), job.source)
+    return current
 
 
 def _describe_file(job: PrepareJob, *, made: bool) -> PreparedTask:

@@ -72,7 +72,9 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
         UserError: a task has no rows, or some of its rows have answer choices but not all, or a target is
             none of the choices, or no row has two choices.
     """
-    return {spec.id: _load(run, spec) for spec in specs}
+    tasks = {spec.id: _load(run, spec) for spec in specs}
+    task_rows.print_counts(run.stages, (task.examples for task in tasks.values()))
+    return tasks
 
 
 def _load(run: Run, spec: TaskSpec) -> EvaluationTask:

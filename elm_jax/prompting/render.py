@@ -163,4 +163,4 @@ def _require_usable(rendered: Rendered | None, template: Template, row_id: str) 
 def _example(rendered: Rendered, row_id: str) -> PromptedExample:
     choices = rendered.choices or ()
     label = choices.index(rendered.target) if rendered.target in choices else None
-    return PromptedExample(row_id, rendered.input, rendered.target, choices, label)
+    return PromptedExample(row_id, rendered.input, rendered.target, choices, label, rendered.accepted)

@@ -96,6 +96,11 @@ class Index(int):
     """A negative number that a template of one's own computed, and no literal: it counts from no end."""
 
 
+def cut_text(text: str, length: int | None) -> str:
+    """Returns a text cut as the filter `truncate` cuts it; None keeps all."""
+    return text if length is None else do_truncate(ENVIRONMENT, text, length)
+
+
 @functools.lru_cache(maxsize=8192)
 def compile_template(source: str, cut_length: int = 0) -> jinja2.Template:
     """Compiles a template with its guards; with a length, every value that it writes is cut to it."""

@@ -32,12 +32,14 @@ class Rendered:
         input: The input.
         target: The target.
         choices: The answer choices; None if the template has none.
+        accepted: All accepted answers, the target first, if a strict template writes a list of them.
         cut: Whether the limit of characters cut a value.
     """
 
     input: str
     target: str
     choices: tuple[str, ...] | None = None
+    accepted: tuple[str, ...] = ()
     cut: bool = field(default=False, compare=False)
 
 
@@ -83,14 +85,18 @@ class Template:
             UserError: If the jinja does not compile, or if it writes without an end.
         """
         choices = self.choices(row, row_id=row_id)
-        parts, cut = _parts(self, row, choices, truncate, row_id)
+        parts, answers, cut = _parts(self, row, choices, truncate, row_id)
         if len(parts) > 2:
             raise RowError(
                 f"{_describe(self, row_id)}: expected an input and a target, got {len(parts)} parts. Fix: "
                 f"write {SEPARATOR!r} once in the template.",
                 "rendering fails",
             )
-        return Rendered(*parts, choices, cut) if len(parts) == 2 else None
+        if len(parts) == 1:
+            return None
+        if answers is not None:
+            return Rendered(parts[0], answers[0] if answers else "", choices, answers[1:] and answers, cut)
+        return Rendered(*parts, choices, cut=cut)
 
     def parts(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
@@ -178,8 +184,8 @@ def _parts(
     choices: tuple[str, ...] | None,
     truncate: int | None,
     row_id: str | None,
-) -> tuple[tuple[str, ...], bool]:
-    """Returns the parts of a rendered row, and whether a value was cut."""
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, bool]:
+    """Returns the parts of a rendered row, the answers if the last is a list, and whether a value was cut."""
     variables = _protect(template, row, row_id)
     if "answer_choices" in variables:
         raise UserError(
@@ -192,8 +198,15 @@ def _parts(
         variables["answer_choices"] = [choice.replace(SEPARATOR, PROTECTOR) for choice in choices]
     if truncate is not None and truncate < 3:
         raise UserError(f"Expected truncate to be 3 or more characters, got {truncate}. Fix: raise it.")
-    text, cut = _run(template, template.jinja, variables, row, row_id, truncate)
-    return _split(text), cut
+    text, written, cut = _run(template, template.jinja, variables, row, row_id, truncate)
+    parts = _split(text)
+    lists = [
+        value for value in written if isinstance(value, list) and all(isinstance(item, str) for item in value)
+    ]
+    for value in lists:
+        if _split(sandbox.cut_text(str(value), truncate)) == parts[-1:]:
+            return parts, tuple(_split(sandbox.cut_text(item, truncate))[0] for item in value), cut
+    return parts, None, cut
 
 
 def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> dict[str, Any]:
@@ -226,8 +239,8 @@ def _run(
     row: Mapping[str, Any],
     row_id: str | None,
     truncate: int | None = None,
-) -> tuple[str, bool]:
-    """Returns the text of a template's source, and whether a value in it was cut."""
+) -> tuple[str, list[Any], bool]:
+    """Returns the text of a source, what it wrote that is no plain text, and whether a value was cut."""
 
     def key() -> str:
         return f"{template.id}\n{storage.fingerprint(row) if row_id is None else row_id}"
@@ -252,7 +265,7 @@ def _run(
             values.require_values(written)
     except Exception as error:  # a template can raise whatever Python can
         raise _explain(template, error, row, row_id) from error
-    return text, rendering.cut
+    return text, written, rendering.cut
 
 
 def _explain(template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None) -> UserError:
