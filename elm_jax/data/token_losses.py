@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -48,29 +50,33 @@ class TokenLosses:
         targets: Of the targets.
         choices: Of the answer choices of all rows.
         missing: Characters that the vocabulary lacks, or words if it is one of words -> how often they occur.
+        folded: Newlines and tabs that are spaces to the vocabulary -> how often they occur.
         same_choices: Rows of which choices that differ have the same tokens.
         repeated_choices: Rows of which two choices are the same text.
         single_choices: Rows with one choice alone.
+        composed: Rows with characters that Unicode composes, as in its normal form NFC.
+        decomposed: Rows with the parts of such characters, as in its normal form NFD.
     """
 
     inputs: TokenLoss = TokenLoss()
     targets: TokenLoss = TokenLoss()
     choices: TokenLoss = TokenLoss()
     missing: Mapping[str, int] = field(default_factory=dict)
+    folded: Mapping[str, int] = field(default_factory=dict)
     same_choices: int = 0
     repeated_choices: int = 0
     single_choices: int = 0
+    composed: int = 0
+    decomposed: int = 0
 
     def __add__(self, other: "TokenLosses") -> "TokenLosses":
         return TokenLosses(
-            self.inputs + other.inputs,
-            self.targets + other.targets,
-            self.choices + other.choices,
-            Counter(self.missing) + Counter(other.missing),
-            self.same_choices + other.same_choices,
-            self.repeated_choices + other.repeated_choices,
-            self.single_choices + other.single_choices,
+            *(_add(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
         )
+
+
+def _add(one: Any, other: Any) -> Any:
+    return dict(Counter(one) + Counter(other)) if isinstance(one, Mapping) else one + other
 
 
 def count_losses(
@@ -89,18 +95,39 @@ def count_losses(
         tokenizer: The tokenizer.
         lengths: Tokens of inputs and of targets that are kept.
     """
-    # End-of-sequence takes the place of a token wherever it is added.
-    kept = (lengths.prompt - tokenizer.input_eos, lengths.answer - 1, lengths.answer - 1)
-    loss = [count_loss(lists, most, tokenizer.unknown) for lists, most in zip(ids, kept, strict=True)]
+    kept = kept_tokens(tokenizer, lengths)
     missing: Counter[str] = Counter()
     for each, lists in zip(texts, ids, strict=True):
         missing.update(count_missing(each, lists, tokenizer))
-    faults = np.zeros(3, np.int64)
-    for start, end in itertools.pairwise(choice_starts.tolist()):
-        if end > start:
-            tokens = [each[: kept[2]] for each in ids[2][start:end]]
-            faults += find_choice_faults(texts[2][start:end], tokens)
-    return TokenLosses(loss[0], loss[1], loss[2], dict(missing), *faults.tolist())
+    faults, forms = np.zeros(3, np.int64), np.zeros(2, np.int64)
+    for row, (start, end) in enumerate(itertools.pairwise(choice_starts.tolist())):
+        choices = texts[2][start:end]
+        if choices:
+            faults += find_choice_faults(choices, [each[: kept[2]] for each in ids[2][start:end]])
+        forms += find_forms((texts[0][row], texts[1][row], *choices))
+    inputs, targets, choices = (
+        count_loss(lists, most, tokenizer.unknown) for lists, most in zip(ids, kept, strict=True)
+    )
+    same, repeated, single = faults.tolist()
+    composed, decomposed = forms.tolist()
+    return TokenLosses(
+        inputs=inputs,
+        targets=targets,
+        choices=choices,
+        missing=dict(missing),
+        folded=count_folded(itertools.chain(*texts), tokenizer),
+        same_choices=same,
+        repeated_choices=repeated,
+        single_choices=single,
+        composed=composed,
+        decomposed=decomposed,
+    )
+
+
+def kept_tokens(tokenizer: Tokenizer, lengths: Lengths) -> tuple[int, int, int]:
+    """Returns how many tokens of an input, a target and a choice are kept, end-of-sequence not counted."""
+    # End-of-sequence takes the place of a token wherever it is added.
+    return lengths.prompt - tokenizer.input_eos, lengths.answer - 1, lengths.answer - 1
 
 
 def count_loss(tokens: Sequence[Sequence[int]], kept: int, unknown: int | None) -> TokenLoss:
@@ -147,6 +174,28 @@ def count_missing(
     }
 
 
+def count_folded(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
+    """Returns how often each newline or tab occurs that is a space to the vocabulary."""
+    counts: Counter[str] = Counter()
+    if tokenizer.folded:
+        for text in texts:
+            counts.update({mark: count for mark in tokenizer.folded if (count := text.count(mark))})
+    return dict(sorted(counts.items()))
+
+
+def find_forms(texts: Iterable[str]) -> tuple[bool, bool]:
+    """Returns whether texts have characters that Unicode composes (NFC), and parts of such ones (NFD).
+
+    >>> find_forms(["caf\u00e9"]), find_forms(["cafe\u0301"]), find_forms(["cafe"])
+    ((True, False), (False, True), (False, False))
+    """
+    special = [text for text in texts if not text.isascii()]
+    return (
+        any(len(unicodedata.normalize("NFD", text)) > len(text) for text in special),
+        any(len(unicodedata.normalize("NFC", text)) < len(text) for text in special),
+    )
+
+
 def _count_characters(texts: Sequence[str]) -> dict[str, int]:
     points = np.frombuffer("".join(texts).encode("utf-32-le", errors="surrogatepass"), np.uint32)
     counts = np.bincount(points)
@@ -167,6 +216,11 @@ def find_choice_faults(choices: Sequence[str], tokens: Sequence[Sequence[int]]) 
     )
 
 
+def add_losses(losses: Iterable[TokenLosses | None]) -> TokenLosses:
+    """Returns the sum of losses, as far as they are known."""
+    return sum(filter(None, losses), TokenLosses())
+
+
 def describe_losses(losses: TokenLosses) -> str:
     """Returns what the model does not see of a task's rows, in a line; nothing if it sees all of it."""
     parts = []
@@ -178,6 +232,8 @@ def describe_losses(losses: TokenLosses) -> str:
             parts.append(f"{loss.cut:,} of {loss.texts:,} {name} cut ({loss.lost:,} tokens lost)")
     if losses.missing:
         parts.append(f"the vocabulary lacks {name_worst(losses.missing)}")
+    if losses.folded:
+        parts.append(f"read as spaces {name_worst(losses.folded)}")
     for count, what in (
         (losses.same_choices, "with choices of the same tokens"),
         (losses.repeated_choices, "with a choice twice"),
@@ -185,6 +241,8 @@ def describe_losses(losses: TokenLosses) -> str:
     ):
         if count:
             parts.append(f"{count:,} row{'s' * (count != 1)} {what}")
+    if losses.composed and losses.decomposed:
+        parts.append(f"{losses.decomposed:,} rows in Unicode's NFD beside {losses.composed:,} in NFC")
     return ", ".join(parts)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -77,9 +77,19 @@ class Tokenizer:
     @functools.cached_property
     def has_words_only(self) -> bool:
         """Whether the vocabulary is one of words, which does not know the characters of its own words."""
-        pieces = (self.codec.decode([token]).strip() for token in range(UNK + 1, self.size))
-        words = list(itertools.islice((piece for piece in pieces if piece.isalpha() and len(piece) > 1), 50))
+        words = itertools.islice((word for word in self._alphabetic_pieces() if len(word) > 1), 50)
         return any(self.unknown in ids for ids in self.encode_all(sorted(set("".join(words)))))
+
+    @functools.cached_property
+    def folded(self) -> frozenset[str]:
+        """Which of newline, tab and carriage return are to the vocabulary what a space is."""
+        word = next((word for word in self._alphabetic_pieces() if self.unknown not in self.encode(word)), "")
+        space = self.encode(f"{word} {word}")
+        return frozenset(mark for mark in "\n\t\r" if self.encode(f"{word}{mark}{word}") == space)
+
+    def _alphabetic_pieces(self) -> Iterator[str]:
+        pieces = (self.codec.decode([token]).strip() for token in range(UNK + 1, self.size))
+        return (piece for piece in pieces if piece.isalpha())
 
 
 @dataclass(frozen=True)
