@@ -16,7 +16,8 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting import package_index, promptsource
-from elm_jax.prompting.templates import Template, list_folders, load_templates
+from elm_jax.prompting.template_files import list_folders, load_templates
+from elm_jax.prompting.templates import Template
 
 MAX_FILE_BYTES = 4_000_000  # of one file in the archive; the largest has a fortieth of this
 

@@ -127,7 +127,7 @@ def render_row(
         RowError: If the row cannot be used.
         UserError: If the template is wrong.
     """
-    if label in row and row[label] in WITHHELD:
+    if label is not None and label in row and row[label] in WITHHELD:
         raise RowError(
             f"Row {row_id!r}: expected a label, got {label}={row[label]!r}: the right answer is withheld. "
             "Fix: choose a labelled split.",

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from etils import epath
 from jinja2 import meta
 
-from elm_jax import names, storage
+from elm_jax import storage
 from elm_jax.errors import RowError, UserError
-from elm_jax.prompting import limits, reader, sandbox, values
-from elm_jax.prompting.values import PROTECTOR, SEPARATOR
+from elm_jax.prompting import limits, missing, sandbox, values
+from elm_jax.prompting.syntax import OWN_SEPARATOR, SEPARATOR
 
 TRUNCATE = 2048
 """Characters that PromptSource keeps of every value that a template writes."""
@@ -56,8 +55,8 @@ class Template:
         dataset: The dataset, for error messages.
         strict: Whether a row is refused if the template writes a missing value of it or an index into a list
             counts from the end; the original does neither.
-        cuts_values: Whether a limit of characters works on the values that the template writes, and not on
-            its source, as the original's does.
+        own: Whether a limit of characters works on the values that the template writes, and its separators
+            are those in its source; the original changes the source, and protects separators in rows.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Template:
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dataset: str = ""
     strict: bool = False
-    cuts_values: bool = False
+    own: bool = False
 
     def render(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
@@ -86,17 +85,18 @@ class Template:
         """
         choices = self.choices(row, row_id=row_id)
         parts, answers, cut = _parts(self, row, choices, truncate, row_id)
-        if len(parts) > 2:
+        if len(parts) == 1:
+            return None
+        if len(parts) != 2:
             raise RowError(
                 f"{_describe(self, row_id)}: expected an input and a target, got {len(parts)} parts. Fix: "
                 f"write {SEPARATOR!r} once in the template.",
                 "rendering fails",
             )
-        if len(parts) == 1:
-            return None
+        text, target = parts
         if answers is not None:
-            return Rendered(parts[0], answers[0] if answers else "", choices, answers[1:] and answers, cut)
-        return Rendered(*parts, choices, cut=cut)
+            target = answers[0] if answers else ""
+        return Rendered(text, target, choices, answers if answers and len(answers) > 1 else (), cut)
 
     def parts(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
@@ -110,14 +110,14 @@ class Template:
             return None
         if self._constant_choices is not None:
             return self._constant_choices
-        return _split(_run(self, self.answer_choices, _protect(self, row, row_id), row, row_id)[0])
+        return _choices(self, self.answer_choices, row, row_id)
 
     @functools.cached_property
     def fixed_choices(self) -> tuple[str, ...] | None:
         """The answer choices if they are the same for every row, else None."""
         if self.answer_choices is None or _find_names(self, self.answer_choices):
             return None
-        return _split(_run(self, self.answer_choices, {}, {}, None)[0])
+        return _choices(self, self.answer_choices, {}, None)
 
     @functools.cached_property
     def columns(self) -> frozenset[str]:
@@ -132,50 +132,8 @@ class Template:
         return None if random else self.fixed_choices
 
 
-def load_templates(directory: storage.PathLike, dataset: str, *, strict: bool = False) -> dict[str, Template]:
-    """Reads the templates of a dataset from a directory laid out as PromptSource's.
-
-    Args:
-        directory: A directory with a folder for every dataset.
-        dataset: The folder: "dataset", "dataset/config" or "owner/dataset/config".
-        strict: Whether the templates are strict.
-
-    Returns:
-        The templates by name, in the file's order.
-
-    Raises:
-        UserError: If there are no templates of the dataset, if their file is not plain YAML with
-            PromptSource's two tags, or if a template lacks a name, an id or jinja.
-    """
-    root = storage.existing_directory(
-        directory, what="A directory of templates", remedy="Give the directory of the dataset folders."
-    )
-    file = root.joinpath(*dataset.split("/"), "templates.yaml")
-    if ".." in dataset.split("/") or not file.is_file():
-        names.resolve(dataset, list_folders(root), kind="templates", where=str(root))
-        raise UserError(f"Expected templates at {str(file)!r}, got no file. Fix: correct the directory.")
-    templates: dict[str, Template] = {}
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"Expected templates at {str(file)!r}, got {error.strerror or error}. Fix: correct the directory."
-        ) from error
-    for entry in reader.read_entries(str(file), content):
-        template = _parse_template(f"{str(file)!r}, line {entry.line}", entry.fields, dataset, strict)
-        if template.name in templates:
-            raise UserError(
-                f"{str(file)!r}, line {entry.line}: expected a new name, got {template.name!r} again. Fix: "
-                "rename one."
-            )
-        templates[template.name] = template
-    return templates
-
-
-def list_folders(directory: epath.Path) -> list[str]:
-    """Returns the folders below a directory that have templates, which are up to three levels deep."""
-    found = [file for depth in range(1, 4) for file in directory.glob("*/" * depth + "templates.yaml")]
-    return sorted("/".join(file.parent.relative_to(directory).parts) for file in found)
+def _choices(template: Template, source: str, row: Mapping[str, Any], row_id: str | None) -> tuple[str, ...]:
+    return _run(template, source, _protect(template, row, row_id), row, row_id)[0]
 
 
 def _parts(
@@ -192,25 +150,17 @@ def _parts(
             f"{_describe(template, row_id)}: expected no column named answer_choices, which are the "
             "template's choices, got one. Fix: rename the column."
         )
-    if choices is None or not template.strict:  # the original protects no separators in choices
-        variables["answer_choices"] = None if choices is None else list(choices)
-    else:
-        variables["answer_choices"] = [choice.replace(SEPARATOR, PROTECTOR) for choice in choices]
+    variables["answer_choices"] = None if choices is None else list(choices)
+    if choices and template.strict and not template.own:  # the original protects no separators in choices
+        variables["answer_choices"] = [choice.replace(SEPARATOR, values.PROTECTOR) for choice in choices]
     if truncate is not None and truncate < 3:
         raise UserError(f"Expected truncate to be 3 or more characters, got {truncate}. Fix: raise it.")
-    text, written, cut = _run(template, template.jinja, variables, row, row_id, truncate)
-    parts = _split(text)
-    lists = [
-        value for value in written if isinstance(value, list) and all(isinstance(item, str) for item in value)
-    ]
-    for value in lists:
-        if _split(sandbox.cut_text(str(value), truncate)) == parts[-1:]:
-            return parts, tuple(_split(sandbox.cut_text(item, truncate))[0] for item in value), cut
-    return parts, None, cut
+    parts, written, cut = _run(template, template.jinja, variables, row, row_id, truncate)
+    return parts, values.find_answers(written, parts[-1], truncate), cut
 
 
 def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> dict[str, Any]:
-    """Returns the row with its separators replaced, in nested texts too if the template is strict."""
+    """Returns the row as it is rendered: its texts marked if the template is strict, else protected."""
     protected: dict[str, Any] = {}
     for column, value in row.items():
         if isinstance(value, str):
@@ -220,11 +170,12 @@ def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> 
                     f"got {len(value):,} in column {column!r}. Fix: cut the text or drop the row.",
                     "too long",
                 )
-            value = value.replace(SEPARATOR, PROTECTOR)
+            if not template.own:
+                value = value.replace(SEPARATOR, values.PROTECTOR)
         if (template.strict or isinstance(value, values.NO_PLAIN_VALUES)) and column in template.columns:
             try:
-                value = values.mark_texts(value)
-            except values.BadValueError as error:
+                value = values.mark_texts(value, protect=not template.own)
+            except missing.BadValueError as error:
                 raise RowError(
                     f"{_describe(template, row_id)}, column {column!r}: expected {error}.", error.reason
                 ) from error
@@ -239,15 +190,15 @@ def _run(
     row: Mapping[str, Any],
     row_id: str | None,
     truncate: int | None = None,
-) -> tuple[str, list[Any], bool]:
-    """Returns the text of a source, what it wrote that is no plain text, and whether a value was cut."""
+) -> tuple[tuple[str, ...], list[Any], bool]:
+    """Returns the parts of a source, what it wrote that is no plain text, and whether a value was cut."""
 
     def key() -> str:
         return f"{template.id}\n{storage.fingerprint(row) if row_id is None else row_id}"
 
     written: list[Any] = []  # values that are no plain text
     try:
-        if truncate is not None and not template.cuts_values:
+        if truncate is not None and not template.own:
             source = values.add_truncation(source, truncate)
         # A template may change lists in the row, but only for this rendering.
         if values.changes_row(source):
@@ -258,14 +209,16 @@ def _run(
             key=key,
             watch=written.append if template.strict else None,
             cut_length=truncate or 0,
-            cut_values=template.cuts_values,
+            own=template.own,
         )
         values.require_stable(text, row)
-        if written and all(part.strip() for part in text.split(SEPARATOR)):
-            values.require_values(written)
+        parts = values.split_parts(text, OWN_SEPARATOR if template.own else SEPARATOR)
+        # That an input or a target is empty says more than that a value is missing.
+        if written and (source is template.answer_choices or all(parts)):
+            missing.require_values(written)
     except Exception as error:  # a template can raise whatever Python can
         raise _explain(template, error, row, row_id) from error
-    return text, written, rendering.cut
+    return parts, written, rendering.cut
 
 
 def _explain(template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None) -> UserError:
@@ -278,41 +231,8 @@ def _describe(template: Template, row_id: str | None) -> str:
     return f"Template {template.name!r}{of}" + ("" if row_id is None else f", row {row_id!r}")
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR))
-
-
 def _find_names(template: Template, source: str) -> set[str]:
     try:
         return meta.find_undeclared_variables(sandbox.ENVIRONMENT.parse(source))
     except Exception as error:
         raise _explain(template, error, {}, None) from error
-
-
-def _parse_template(where: str, fields: Mapping[Any, Any], dataset: str, strict: bool) -> Template:
-    for name, optional in [("name", False), ("id", False), ("jinja", False), ("answer_choices", True)]:
-        value = fields.get(name)
-        if not isinstance(value, str) and not (optional and value is None):
-            raise UserError(
-                f"{where}: expected text as `{name}` of a template, got {_describe_type(value)}. Fix: "
-                "correct it."
-            )
-    metadata = fields.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise UserError(
-            f"{where}: expected a mapping as `metadata` of a template, got {_describe_type(metadata)}. Fix: "
-            "correct it."
-        )
-    return Template(
-        name=fields["name"],
-        id=fields["id"],
-        jinja=fields["jinja"],
-        answer_choices=fields.get("answer_choices"),
-        metadata=metadata,
-        dataset=dataset,
-        strict=strict,
-    )
-
-
-def _describe_type(value: Any) -> str:
-    return "none" if value is None else f"a value of type {type(value).__name__}"

@@ -1,7 +1,6 @@
 """Values: what of a row a template may write, and what is said where it may not or fails."""
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,40 +11,39 @@ from jinja2.exceptions import SecurityError
 
 from elm_jax.errors import RowError, RowReason, UserError
 from elm_jax.prompting import sandbox
+from elm_jax.prompting.missing import BadValueError, MissingText, is_missing
+from elm_jax.prompting.syntax import SEPARATOR
 
-SEPARATOR = "|||"
 PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 """Replaces separators in a row while it is rendered; PromptSource's own, on which some templates split."""
 NO_PLAIN_VALUES = (bytes, set, frozenset, np.ndarray)
-# What Python writes of an object that has no text of its own.
-_ADDRESS = " at 0x"
-_OBJECT = re.compile(r"<[^<>\n]* at 0x[0-9a-fA-F]+")
+# What Python writes of an object that has no text of its own, whatever a filter makes of its letters.
+_OBJECT = re.compile(r"<[^<>\n]* at 0x[0-9a-f]+", re.IGNORECASE)
 
 
-class BadValueError(Exception):
-    """A value that a template may not write, and why."""
-
-    def __init__(self, expected: str, reason: RowReason) -> None:
-        super().__init__(expected)
-        self.reason: RowReason = reason
+def split_parts(text: str, separator: str) -> tuple[str, ...]:
+    """Returns the parts of a rendered text, without the white space around them."""
+    return tuple(map(_restore, text.split(separator)))
 
 
-class EmptyText(str):
-    """A text of a row that has no character, or white space alone."""
+def mark_texts(value: Any, *, protect: bool) -> Any:
+    """Returns a row's value with its empty texts marked, nested ones too.
 
-
-def mark_texts(value: Any) -> Any:
-    """Returns a row's value with its separators replaced and its empty texts marked, nested ones too.
+    Args:
+        value: The value.
+        protect: Whether separators in its texts are replaced, which `split_parts` puts back.
 
     Raises:
         BadValueError: If it holds bytes, or a set, whose order is another in every process.
     """
     if isinstance(value, str):
-        return value.replace(SEPARATOR, PROTECTOR) if value.strip() else EmptyText(value)
+        if not value.strip():
+            return MissingText(value)
+        return value.replace(SEPARATOR, PROTECTOR) if protect else value
     if isinstance(value, Mapping):
-        return {key: mark_texts(item) for key, item in value.items()}
+        return {key: mark_texts(item, protect=protect) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [mark_texts(item) for item in value]
+        return [mark_texts(item, protect=protect) for item in value]
     if isinstance(value, set | frozenset):
         raise BadValueError("values in an order, got a set. Fix: make it a sorted list", "unstable text")
     if isinstance(value, bytes | np.ndarray):
@@ -57,32 +55,24 @@ def mark_texts(value: Any) -> Any:
     return value
 
 
-def is_missing(value: Any) -> bool:
-    """Returns whether a row's value is null, NaN or an empty text; the text "None" is none of these."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or value == ""
-
-
-def require_values(written: Iterable[Any]) -> None:
-    """Raises a BadValueError if a value that a strict template wrote is missing."""
+def find_answers(written: Iterable[Any], target: str, length: int | None) -> tuple[str, ...] | None:
+    """Returns the texts of a list if a target is this list and nothing else, each cut to a length."""
     for value in written:
-        if isinstance(value, list | tuple):
-            require_values(value)
-        elif isinstance(value, EmptyText) or (is_missing(value) and not isinstance(value, str)):
-            got = "an empty text" if isinstance(value, str) else repr(value)
-            fix = "write another text in its place, as with {{ column or 'none' }}"
-            raise BadValueError(f"a value to write, got {got}. Fix: {fix}", "missing value")
+        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if texts and _restore(sandbox.cut_text(str(value), length)) == target:
+            return tuple(_restore(sandbox.cut_text(item, length)) for item in value)
+    return None
 
 
 def require_stable(text: str, row: Mapping[str, Any]) -> None:
     """Raises a BadValueError if a text has the address of an object, unless a text of the row has it."""
-    if _ADDRESS not in text:
-        return
-    texts = list(_find_texts(row))
-    for found in _OBJECT.findall(text):
-        if not any(found in each for each in texts):
+    found = _OBJECT.findall(text) if "0x" in text or "0X" in text else []
+    texts = list(_find_texts(row)) if found else []
+    for written in found:
+        if not any(written in each for each in texts):
             raise BadValueError(
-                f"a value with a text of its own, got {found:.60}>, which is another in every process. Fix: "
-                "write the value itself",
+                f"a value with a text of its own, got {written:.60}>, which is another in every process. "
+                "Fix: write the value itself",
                 "unstable text",
             )
 
@@ -121,31 +111,32 @@ def explain_failure(
         )
     if isinstance(error, BadValueError):
         return RowError(f"{about}: expected {reason}.", error.reason)
-    if isinstance(error, sandbox.NegativeIndexError):
+    if isinstance(error, sandbox.BadIndexError):
         return RowError(f"{about}: {reason}. Fix: correct the row.", "label")
+    lacks_value = any(is_missing(row.get(column, 0)) for column in strict_columns)
     if isinstance(error, jinja2.UndefinedError):
-        return _explain_undefined(about, reason, row, strict_columns)
+        return _explain_undefined(about, reason, row, lacks_value)
     return RowError(
         f"{about}: expected it to render, got: {reason} ({type(error).__name__}). Fix: correct the template "
         "or the row.",
-        "rendering fails",
+        "missing value" if lacks_value else "rendering fails",
     )
 
 
-def _explain_undefined(
-    about: str, reason: str, row: Mapping[str, Any], strict_columns: Iterable[str]
-) -> RowError:
+def _explain_undefined(about: str, reason: str, row: Mapping[str, Any], lacks_value: bool) -> RowError:
     name = re.fullmatch(r"'(.+)' is undefined", reason)
     if name and name[1] not in row:
         have = ", ".join(repr(column) for column in row) or "none"
         problem = f"expected column {name[1]!r}, got only {have}"
         return RowError(f"{about}: {problem}. Fix: rename a column.", "missing value", column=name[1])
-    kind: RowReason = "no element"
-    if any(is_missing(row.get(column, 0)) for column in strict_columns):
-        kind = "missing value"
-    elif re.search(r"list( object)?'? has no element -?\d", reason):
+    kind: RowReason = "missing value" if lacks_value else "no element"
+    if kind == "no element" and re.search(r"list( object)?'? has no (element|attribute) '?-?\d", reason):
         kind = "label"
     return RowError(f"{about}: expected an element, got: {reason}. Fix: correct the row.", kind)
+
+
+def _restore(text: str) -> str:
+    return text.replace(PROTECTOR, SEPARATOR).strip()
 
 
 def _find_texts(value: Any) -> Iterator[str]:

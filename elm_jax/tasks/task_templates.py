@@ -8,7 +8,8 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting import promptsource
-from elm_jax.prompting.templates import Template, load_templates
+from elm_jax.prompting.template_files import load_templates
+from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Source
@@ -53,7 +54,7 @@ def load_dataset_templates(
                 id=names.task_id(dataset.name, prompt),
                 dataset=dataset.name,
                 strict=is_users,
-                cuts_values=is_users,
+                own=is_users,
                 **fields,
             )
             for prompt, fields in inline.items()
@@ -101,7 +102,12 @@ def get_truncate_length(spec: TaskSpec, source: Source) -> int | None:
 
 
 def require_columns(dataset: Dataset, template: Template) -> None:
-    """Raises if a template reads a column that rows of the dataset lack."""
+    """Raises if a template reads a column that rows of the dataset lack, or the one that holds our ids."""
+    if "row_id" in template.columns:
+        raise UserError(
+            f"Expected template {template.name!r} of {dataset.name!r} to read columns of the rows, got "
+            "'row_id', where rows have the ids that they are given. Fix: rename the column."
+        )
     missing = sorted(template.columns - set(dataset.columns))
     if missing and dataset.columns:  # a user's dataset need not name any
         raise UserError(

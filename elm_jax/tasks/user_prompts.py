@@ -9,14 +9,17 @@ from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.prompting import promptsource
 from elm_jax.prompting.sandbox import find_index_columns
-from elm_jax.prompting.templates import load_templates
+from elm_jax.prompting.template_files import load_templates
 from elm_jax.tasks import task_templates, user_sources
 from elm_jax.tasks.datasets import Dataset
 
 
-def find_label_columns(dataset: Dataset) -> list[str]:
-    """Returns the columns by which the templates of a dataset choose."""
+def find_label_columns(dataset: Dataset, directory: str) -> list[str]:
+    """Returns the columns by which a dataset's templates choose, those in a directory of its own too."""
     sources = [made["jinja"] for made in dataset.inline.values()]
+    home = dataset.templates and task_templates.find_own_templates(dataset.templates, directory)
+    if home:
+        sources += [made.jinja for made in load_templates(home, dataset.templates or "").values()]
     found = {column for source in sources for column in find_index_columns(source)}
     return sorted(found | ({dataset.label} if dataset.label else set()))
 
@@ -36,6 +39,9 @@ def fill_defaults(name: str, entry: Mapping[str, Any], directory: str, where: st
     fields = user_sources.take_sources({"family": name, **entry}, directory, where)
     fields.setdefault("split", next(iter(fields["splits"])))
     prompts = fields.get("prompts")
+    has_own = isinstance(prompts, Mapping) and any(isinstance(made, Mapping) for made in prompts.values())
+    if not has_own and task_templates.find_own_templates(name, directory):
+        fields.setdefault("templates", name)
     if "templates" in fields:
         metrics = _find_metrics(prompts, str(fields["templates"]), directory, where)
         return {**fields, "prompts": metrics}
@@ -46,8 +52,10 @@ def fill_defaults(name: str, entry: Mapping[str, Any], directory: str, where: st
         )
     metrics, inline = {}, {}
     for prompt, made in prompts.items():
+        if str(prompt) in inline:
+            raise UserError(f"{where}: expected a new prompt, got {str(prompt)!r} again. Fix: rename one.")
         texts = dict(made)
-        metrics[str(prompt)] = texts.pop("metric", _usual_metric(texts.get("answer_choices")))
+        metric = texts.pop("metric", None)
         plain = all(isinstance(text, str | None) for text in texts.values())
         if not plain or set(texts) - {"jinja", "answer_choices"} or not isinstance(texts.get("jinja"), str):
             raise UserError(
@@ -55,6 +63,7 @@ def fill_defaults(name: str, entry: Mapping[str, Any], directory: str, where: st
                 f"{made!r:.200}. Fix: correct the prompt."
             )
         inline[str(prompt)] = texts
+        metrics[str(prompt)] = metric or _usual_metric(texts.get("answer_choices"))
     # A label of -1, of a row whose answer is withheld, would select the last choice.
     if any(re.search(r"\{[{%][^}]*\blabel\b", made["jinja"]) for made in inline.values()):
         fields.setdefault("label", "label")

@@ -17,6 +17,7 @@ from elm_jax.errors import UserError
 from elm_jax.tasks import split_files
 from elm_jax.tasks.datasets import Dataset, RowSource
 from elm_jax.tasks.file_rows import FileRows
+from elm_jax.tasks.unpacked_files import UTF_8
 
 FILE_KINDS = ("jsonl", "csv", "parquet")
 SAVED, HUB = "disk", "hf"
@@ -41,6 +42,17 @@ def take_sources(entry: Mapping[str, Any], directory: str, where: str) -> dict[s
     fields = {"sources": [], **entry}
     made: list[Any] = list(fields["sources"])
     options = {name: fields.pop(name) for name in FILE_OPTIONS if name in fields}
+    delimiter = options.get("delimiter", ",")
+    if not isinstance(delimiter, str) or len(delimiter) != 1:
+        raise UserError(
+            f"{where}: expected a single character as `delimiter`, got {delimiter!r}. Fix: write one, as "
+            '";" or "\\t", in double quotes.'
+        )
+    if not isinstance(options.get("encoding", UTF_8), str):
+        raise UserError(
+            f"{where}: expected a name as `encoding`, got {options['encoding']!r}. Fix: write one, as "
+            "latin-1."
+        )
     for kind in (*FILE_KINDS, SAVED):
         given = fields.pop(kind, None)
         if given is not None:
@@ -78,14 +90,17 @@ def resolve_sources(
     for source in dataset.sources:
         if source.files:
             files = {
-                split: tuple(path for name in names for path in _expand(os.path.join(directory, name)))
+                split: tuple(path for name in names for path in _expand(_join(directory, name)))
                 for split, names in source.files.items()
             }
-            read = functools.partial(
-                _read_split, dataclasses.replace(source, files=files), tuple(label_columns)
-            )
+            source = dataclasses.replace(
+                source, files=files
+            )  # as they are looked for where rows are identified
+            read = functools.partial(_read_split, source, tuple(label_columns))
             name = os.path.basename(next(iter(files.values()))[0])
             source = dataclasses.replace(source, kind="function", name=name, function=read)
+        elif source.kind == "hub" and os.path.isdir(_join(directory, source.name)):
+            source = dataclasses.replace(source, name=_join(directory, source.name))
         found.append(source)
     if rows is not None:
         found.append(RowSource("function", function=rows))
@@ -110,14 +125,19 @@ def _expand(path: str) -> list[str]:
     return sorted(glob.glob(path, recursive=True)) or [path]
 
 
+def _join(directory: str, name: str) -> str:
+    """Returns a path below a directory, unless it is absolute or an address of a bucket."""
+    return name if "://" in name else os.path.join(directory, os.path.expanduser(name))
+
+
 def _list_saved(given: Any, directory: str) -> dict[str, list[str]]:
     """Returns the files of directories that `save_to_disk` wrote, by split."""
     if isinstance(given, str):
-        index = _read_json(os.path.join(directory, given, "dataset_dict.json"))
+        index = _read_json(os.path.join(_join(directory, given), "dataset_dict.json"))
         given = {split: os.path.join(given, split) for split in index.get("splits", [])} or {"train": given}
     found = {}
     for split, folder in given.items():
-        state = _read_json(os.path.join(directory, folder, "state.json"))
+        state = _read_json(os.path.join(_join(directory, folder), "state.json"))
         names = [file["filename"] for file in state.get("_data_files", [])]
         found[split] = [os.path.join(folder, name) for name in names] or [folder]
     return found
@@ -140,7 +160,7 @@ def _hub_source(address: Any, splits: Any, directory: str, where: str) -> dict[s
             f"{where}: expected `{HUB}` as {hub.HUB_PREFIX}owner/name@revision, and `splits` as names with "
             f"the hub's splits or slices of them, got {address!r} and {splits!r}. Fix: correct them."
         )
-    local = os.path.join(directory, address)
-    name, revision = (local, None) if os.path.isdir(local) else hub.parse_address(address)
+    is_local = os.path.isdir(_join(directory, address))
+    name, revision = (address, None) if is_local else hub.parse_address(address)
     slices = {ours: theirs for ours, theirs in splits.items() if theirs is not None}
     return {"hub": name, "revision": revision, "splits": slices}

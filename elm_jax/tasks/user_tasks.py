@@ -40,6 +40,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from elm_jax import storage
@@ -51,6 +52,8 @@ from elm_jax.tasks.datasets import Dataset
 from elm_jax.tasks.user_sources import RowFunction
 
 GROUP = "own"
+# Datasets that the module which is being read has defined; None outside of one, as in a notebook.
+_defined: ContextVar[set[str] | None] = ContextVar("_defined", default=None)
 
 
 def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
@@ -72,7 +75,11 @@ def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
 
 def _load_module(file: storage.PathLike, known_as: str) -> list[TaskSpec]:
     before = datasets.user_datasets()
-    import_user_module(file, reload=True)
+    token = _defined.set(set())
+    try:
+        import_user_module(file, reload=True)
+    finally:
+        _defined.reset(token)
     after = datasets.user_datasets()
     made = {name: each for name, each in after.items() if before.get(name) is not each}
     for name in made.keys() & before.keys():
@@ -129,6 +136,11 @@ def define_task(
         entry["splits"] = dict.fromkeys(splits)
         entry["sources"] = []
     where = f"the definition of {name!r}"
+    defined = _defined.get()
+    if defined is not None and name in defined:
+        raise UserError(f"Expected a new dataset, got {name!r} again in one file. Fix: rename one.")
+    if defined is not None:
+        defined.add(name)
     return _add({"datasets": {name: entry}}, where, os.getcwd(), rows)
 
 
@@ -226,14 +238,10 @@ def _add(
             f"{where!r}: expected rows from files, since reading YAML runs no code, got the function "
             f"{functions[0]!r}. Fix: define the dataset in a Python file, with `define_task(…, rows=…)`."
         )
-    found = {
-        name: dataclasses.replace(
-            user_sources.resolve_sources(made, directory, rows, user_prompts.find_label_columns(made)),
-            file=file,
-            directory=directory,
-        )
-        for name, made in found.items()
-    }
+    for name, made in found.items():
+        labels = user_prompts.find_label_columns(made, directory)
+        resolved = user_sources.resolve_sources(made, directory, rows, labels)
+        found[name] = dataclasses.replace(resolved, file=file, directory=directory)
     datasets.add_user_datasets(found)
     return _list_specs(found)
 

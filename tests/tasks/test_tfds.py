@@ -10,7 +10,7 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
-from elm_jax.prompting.templates import load_templates
+from elm_jax.prompting.template_files import load_templates
 from elm_jax.tasks import raw_rows, rendering, sources, specs
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import all_datasets
