@@ -10,7 +10,6 @@ from elm_jax import names, storage
 from elm_jax.data import identity, token_findings
 from elm_jax.data.findings import FINDING_KINDS, RenderedRow, TaskFinding, format_rows
 from elm_jax.errors import UserError
-from elm_jax.prompting import limits
 from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
@@ -95,8 +94,8 @@ def _check_rows(
             continue
         try:
             rendered = template.render(row, truncate, row_id=row_id)
-            long = truncate is not None and limits.size_of(row) > truncate
-            uncut = template.render(row, None, row_id=row_id) if long else rendered
+            is_cut = rendered is not None and rendered.cut
+            uncut = template.render(row, None, row_id=row_id) if is_cut else rendered
         except UserError as error:
             errors.append(str(error))
             continue
