@@ -94,8 +94,7 @@ def _check_rows(
             continue
         try:
             rendered = template.render(row, truncate, row_id=row_id)
-            is_cut = rendered is not None and rendered.cut
-            uncut = template.render(row, None, row_id=row_id) if is_cut else rendered
+            uncut = rendered if truncate is None else template.render(row, None, row_id=row_id)
         except UserError as error:
             errors.append(str(error))
             continue

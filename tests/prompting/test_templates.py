@@ -240,5 +240,5 @@ def test_any_source_renders_or_is_a_user_error(tokens):
 @settings(max_examples=50, deadline=None)
 @given(st.text(), st.text())
 def test_any_text_of_a_row_arrives_as_it_is(a, b):
-    made = template("{{a}}|||{{b}}").render({"a": a, "b": b}, None)
+    made = Template("t", "id", "{{a}}|||{{b}}", own=True).render({"a": a, "b": b}, None)
     assert made == Rendered(a.strip(), b.strip())
