@@ -99,17 +99,17 @@ def count_losses(
     missing: Counter[str] = Counter()
     for each, lists in zip(texts, ids, strict=True):
         missing.update(count_missing(each, lists, tokenizer))
-    faults, forms = np.zeros(3, np.int64), np.zeros(2, np.int64)
+    faults: Counter[tuple[bool, bool, bool]] = Counter()
+    forms: Counter[tuple[bool, bool]] = Counter()
     for row, (start, end) in enumerate(itertools.pairwise(choice_starts.tolist())):
-        choices = texts[2][start:end]
-        if choices:
-            faults += find_choice_faults(choices, [each[: kept[2]] for each in ids[2][start:end]])
-        forms += find_forms((texts[0][row], texts[1][row], *choices))
+        of_row = texts[2][start:end]
+        faults[find_choice_faults(of_row, [each[: kept[2]] for each in ids[2][start:end]])] += 1
+        forms[find_forms((texts[0][row], texts[1][row], *of_row))] += 1
     inputs, targets, choices = (
         count_loss(lists, most, tokenizer.unknown) for lists, most in zip(ids, kept, strict=True)
     )
-    same, repeated, single = faults.tolist()
-    composed, decomposed = forms.tolist()
+    same, repeated, single = (sum(n for found, n in faults.items() if found[at]) for at in range(3))
+    composed, decomposed = (sum(n for found, n in forms.items() if found[at]) for at in range(2))
     return TokenLosses(
         inputs=inputs,
         targets=targets,
@@ -176,11 +176,8 @@ def count_missing(
 
 def count_folded(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
     """Returns how often each newline or tab occurs that is a space to the vocabulary."""
-    counts: Counter[str] = Counter()
-    if tokenizer.folded:
-        for text in texts:
-            counts.update({mark: count for mark in tokenizer.folded if (count := text.count(mark))})
-    return dict(sorted(counts.items()))
+    every = "".join(texts) if tokenizer.folded else ""
+    return {mark: count for mark in sorted(tokenizer.folded) if (count := every.count(mark))}
 
 
 def find_forms(texts: Iterable[str]) -> tuple[bool, bool]:
