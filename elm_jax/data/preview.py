@@ -15,7 +15,6 @@ from elm_jax.prompting.templates import Rendered
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.tasks.raw_rows import RawRow, RawRows
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 CUT = "bold yellow"
@@ -63,7 +62,7 @@ def preview_task(
     template = task_templates.find_template(spec, source.templates_dir)
     found, truncate = raw_rows.open_rows(spec, source), task_templates.get_truncate_length(spec, source)
     shown: list[PreviewRow] = []
-    for row in _read_in_blocks(found, rows):
+    for row in raw_rows.read_in_blocks(found, rows):
         for example in render([row], template, truncate=truncate).examples:
             whole = template.render(row, None, row_id=example.row_id)
             lines = tuple(_lines(example, whole, tokenizer, lengths or Lengths()))
@@ -76,12 +75,6 @@ def preview_task(
             f"rows of the {split} split. Fix: choose another split or task."
         )
     return shown, found.count
-
-
-def _read_in_blocks(rows: RawRows, size: int) -> Iterator[RawRow]:
-    """Yields all rows, of which a block is read at a time."""
-    for start in range(0, rows.count, size):
-        yield from rows.read(start, min(start + size, rows.count))
 
 
 def _lines(

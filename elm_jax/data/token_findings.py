@@ -99,7 +99,7 @@ def _find_unknown(
     yield TaskFinding(
         "unknown",
         len(concerned),
-        f"{' and '.join(shares)} {'is' if len(shares) == 1 else 'are'} unknown to the vocabulary, in "
+        f"{' and '.join(shares)} are unknown to the vocabulary, in "
         f"{format_rows(len(concerned))}. It lacks {token_losses.name_worst(missing)}.",
     )
 

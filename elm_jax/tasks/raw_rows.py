@@ -33,9 +33,14 @@ def load_rows(spec: TaskSpec, source: Source) -> list[RawRow]:
 
 
 def iterate_rows(spec: TaskSpec, source: Source) -> Iterator[RawRow]:
-    """Yields the rows that `open_rows` opens, read in blocks that double, the first as large as the limit."""
+    """Yields the rows that `open_rows` opens, read in blocks of which the first is as large as the limit."""
     rows = open_rows(spec, source)
-    start, size = 0, source.limit or rows.count
+    return read_in_blocks(rows, source.limit or rows.count)
+
+
+def read_in_blocks(rows: RawRows, size: int) -> Iterator[RawRow]:
+    """Yields all rows, read as they are asked for in blocks that double, the first of this size."""
+    start = 0
     while start < rows.count:
         yield from rows.read(start, min(start + size, rows.count))
         start, size = start + size, 2 * size

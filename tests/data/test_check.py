@@ -7,7 +7,7 @@ import pytest
 
 from elm_jax import cli
 from elm_jax.data import check, task_selection
-from elm_jax.tasks import specs, user_tasks
+from elm_jax.tasks import raw_rows, specs, user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
@@ -158,6 +158,26 @@ def test_duplicates_and_contradictions_among_them_are_found():
         "2 rows have the input and choices of an earlier one, 1 of them with another target"
     )
     assert "(mine/train/4 has those of mine/train/0)" in told
+
+
+def test_no_more_rows_are_read_than_the_limit(monkeypatch):
+    read = []
+    open_rows = raw_rows.open_rows
+
+    def counted(*arguments):
+        rows = open_rows(*arguments)
+
+        def read_some(start, stop):
+            read.extend(range(start, stop))
+            return rows.read(start, stop)
+
+        return replace(rows, read=read_some)
+
+    monkeypatch.setattr(raw_rows, "open_rows", counted)
+    rows = [{"text": f"text {at}", "label": at % 2} for at in range(50)]
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: rows, prompts={"p": RANKED})
+    (told,) = check.check_tasks([spec], Source(limit=3))
+    assert (told.rows, read) == (3, [0, 1, 2])
 
 
 @pytest.mark.parametrize(
