@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.t5x import imports
+from elm_jax.t5x import imports, preflight
 
 SCRIPTS = ("train", "eval", "infer")
 
@@ -35,7 +35,8 @@ def run_script(arguments: Sequence[str]) -> None:
         arguments: The script's name and its flags.
 
     Raises:
-        UserError: If T5X is missing, or the first argument is not one of `SCRIPTS`.
+        UserError: If T5X is missing, the first argument is not one of `SCRIPTS`, or the run cannot be what it
+            says (`preflight`).
     """
     if not arguments or arguments[0] not in SCRIPTS:
         got = repr(arguments[0]) if arguments else "nothing"
@@ -43,6 +44,8 @@ def run_script(arguments: Sequence[str]) -> None:
             f"Expected one of T5X's scripts first, {', '.join(SCRIPTS)}, got {got}. Fix: give a script "
             "and its flags."
         )
+    imports.require_t5x()
+    preflight.require_sound(arguments[1:])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     imports.import_t5x()
     script = importlib.util.find_spec(f"t5x.{arguments[0]}")

@@ -80,9 +80,9 @@ class Reference(str):
 
 def start(place, script, recipe, log, **macros):
     """Starts one of T5X's scripts as a user does, on tiny sizes."""
-    given = {"SIZE": "tiny", "VOCAB_SIZE": 512, "DTYPE": "float32", "TASK_FEATURE_LENGTHS": LENGTHS}
-    given |= {"VOCABULARY_FILE": str(place / "words.model"), "MIXTURE_OR_TASK_NAME": TASK}
-    if script == "train":
+    given = {"DTYPE": "float32", "VOCABULARY_FILE": str(place / "words.model"), "MIXTURE_OR_TASK_NAME": TASK}
+    if script == "train":  # what is scored has the sizes of the checkpoint and the lengths of its training
+        given |= {"TASK_FEATURE_LENGTHS": LENGTHS}
         given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0"), "SAVE_PERIOD": PERIOD}
     given |= {name: str(place / value) if name.endswith("_DIR") else value for name, value in macros.items()}
     flags = [f"--gin.{name}={value!r}" for name, value in given.items()]
@@ -252,8 +252,7 @@ def test_a_lora_is_trained_on_packed_rows_of_a_mixture_from_a_t5x_checkpoint(of_
 )
 def test_an_expert_starts_from_a_checkpoint_in_t5xs_published_layout(place):
     macros = {"MODEL_DIR": "published", "TRAIN_STEPS": PERIOD, "INITIAL_CHECKPOINT_PATH": str(PUBLISHED)}
-    macros |= {"EXPERT_KIND": "ia3", "VOCAB_SIZE": 384, "EXTRA_IDS": 16}
-    macros |= dict.fromkeys(("sizes.size.num_encoder_layers", "sizes.size.num_decoder_layers"), 3)
+    macros |= {"EXPERT_KIND": "ia3", "EXTRA_IDS": 16}
     run(place, "train", "prompt_expert", **macros)
     before, after = read(PUBLISHED), read(place / "published")
     for path, value in after.items():
