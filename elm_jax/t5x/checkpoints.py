@@ -6,6 +6,7 @@ what happens with INITIAL_CHECKPOINT_PATH alone: a run that goes on restores eve
 """
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -123,7 +124,8 @@ def get_dataset(*arguments: Any, model_dir: storage.PathLike, **options: Any) ->
     """Returns T5X's training data, which continue only from a checkpoint of the run itself.
 
     With `SaveCheckpointConfig.save_dataset` T5X would restore a position in the data from the initial
-    checkpoint too. That has none, or one in other data.
+    checkpoint too. That has none, or one in other data. Where a source cannot say its position, a warning
+    says so, and a run that goes on reads from the start.
 
     Args:
         *arguments: For `t5x.utils.get_dataset`.
@@ -134,12 +136,25 @@ def get_dataset(*arguments: Any, model_dir: storage.PathLike, **options: Any) ->
         An iterator over batches, as T5X takes them.
     """
     iterator: Any = importlib.import_module("clu.data.dataset_iterator").TfDatasetIterator
+    errors: Any = importlib.import_module("tensorflow").errors
     t5x_get_dataset: Any = importlib.import_module("t5x.utils").get_dataset
     run = storage.path(model_dir).resolve()
 
     class RunIterator(iterator):
+        def save(self, filename: storage.PathLike) -> None:
+            try:
+                super().save(filename)
+            except (errors.FailedPreconditionError, errors.UnimplementedError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                warnings.warn(
+                    "The position in the data cannot be saved, so that a run that goes on starts them anew "
+                    f"({reason:.200}). Fix: a source without Python functions.",
+                    stacklevel=2,
+                )
+
         def restore(self, filename: storage.PathLike) -> None:
-            if storage.path(filename).resolve().is_relative_to(run):
+            place = storage.path(filename)
+            if place.resolve().is_relative_to(run) and any(place.parent.glob(f"{place.name}*")):
                 super().restore(filename)
 
     return RunIterator(t5x_get_dataset(*arguments, **options), checkpoint=True)

@@ -47,17 +47,13 @@ class Recipe:
     own: set[str] = field(default_factory=set)
 
 
-def require_sound(arguments: Sequence[str]) -> None:
-    """Refuses flags of T5X's whose run would fail, or would not be what was asked for.
-
-    Args:
-        arguments: T5X's flags, `--gin_file`, `--gin.NAME=VALUE` and others.
+def require_sound(recipe: Recipe) -> None:
+    """Refuses a run that would fail, or would not be what was asked for.
 
     Raises:
-        UserError: If a file, a checkpoint or a vocabulary is missing, if a macro has no value or nothing
-            reads it, if a directory is relative, or if a checkpoint does not fit the network.
+        UserError: If a checkpoint or a vocabulary is missing, if a macro has no value or nothing reads it, if
+            a directory is relative, or if a checkpoint does not fit the network.
     """
-    recipe = read_recipe(arguments)
     if not recipe.bindings:  # no gin files: T5X says what it wants
         return
     for name in sorted(recipe.own - recipe.read):
@@ -85,7 +81,14 @@ def require_sound(arguments: Sequence[str]) -> None:
 
 
 def read_recipe(arguments: Sequence[str]) -> Recipe:
-    """Returns what the gin files and the bindings among T5X's flags say, as T5X would read them."""
+    """Returns what the gin files and the bindings among T5X's flags say, as T5X would read them.
+
+    Args:
+        arguments: `--gin_file`, `--gin.NAME=VALUE` and others.
+
+    Raises:
+        UserError: If a file is missing or does not parse.
+    """
     files = _flag_values(arguments, "gin_file")
     bindings = [each[len("--gin.") :] for each in arguments if each.startswith("--gin.")]
     bindings += _flag_values(arguments, "gin_bindings")
@@ -173,11 +176,16 @@ def _is_literal(value: Any) -> bool:
 
 def _require_fit(recipe: Recipe) -> None:
     """Makes the network as T5X will, which refuses a checkpoint that does not fit it."""
-    given = {
-        name: _resolve(value, recipe)
-        for (function, name), value in recipe.bindings.items()
-        if function == MODULE
-    }
-    literal = {name: value for name, value in given.items() if _is_literal(value)}
-    if given and given.keys() - literal.keys() <= {"vocabulary"}:
+    given = {name for function, name in recipe.bindings if function == MODULE}
+    literal = get_literals(recipe, MODULE)
+    if given and given - literal.keys() <= {"vocabulary"}:
         checkpoints.make_module(**literal)
+
+
+def get_literals(recipe: Recipe, function: str | None = None) -> dict[str, Any]:
+    """Returns the values that a function is given, or all macros have, where they are plain values."""
+    given = recipe.macros
+    if function is not None:
+        given = {name: value for (called, name), value in recipe.bindings.items() if called == function}
+    values = {name: _resolve(value, recipe) for name, value in given.items()}
+    return {name: value for name, value in values.items() if _is_literal(value)}

@@ -1,5 +1,7 @@
 """The network for T5X is of the checkpoint's shape, and a checkpoint that does not fit it is refused."""
 
+import sys
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -122,3 +124,33 @@ def test_a_macro_of_the_training_is_read_beside_the_checkpoint(tmp_path, told, w
         (tmp_path / "config.gin").write_text(f"LENGTHS = {told}\nOTHER = 1\n")
     for place in (tmp_path, tmp_path / "checkpoint_3"):
         assert checkpoints.read_macro("LENGTHS", place, 5) == wanted
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own
+@pytest.mark.parametrize("stateful", [True, False])
+def test_a_position_in_the_data_that_cannot_be_saved_is_a_warning(tmp_path, monkeypatch, stateful):
+    tf = pytest.importorskip("tensorflow")
+    pytest.importorskip("clu")
+    rows = tf.data.Dataset.range(9).map(lambda number: {"a": number})
+    if stateful:
+        spec = {"a": tf.TensorSpec((), tf.int64)}
+        rows = tf.data.Dataset.from_generator(
+            lambda: iter([{"a": n} for n in range(9)]), output_signature=spec
+        )
+    utils = SimpleNamespace(get_dataset=lambda config: rows)
+    monkeypatch.setitem(sys.modules, "t5x.utils", utils)
+
+    def iterate():
+        return checkpoints.get_dataset(None, model_dir=tmp_path)
+
+    found, place = iterate(), tmp_path / "checkpoint_3" / "ds"
+    place.parent.mkdir()
+    for _ in range(3):
+        next(found)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        found.save(place)
+    assert len([each for each in told if "cannot be saved" in str(each.message)]) == stateful
+    again = iterate()
+    again.restore(place)
+    assert next(again)["a"] == (0 if stateful else 3)

@@ -56,9 +56,13 @@ def flags(place, *more, **changes):
     return [f"--gin_file={place / 'recipe.gin'}", f"--gin_search_paths={place}", *bound, *more]
 
 
+def check(arguments):
+    preflight.require_sound(preflight.read_recipe(arguments))
+
+
 def test_a_sound_run_passes_and_so_does_a_question_for_help(place):
-    preflight.require_sound(flags(place))
-    preflight.require_sound(["--help"])
+    check(flags(place))
+    check(["--help"])
 
 
 @pytest.mark.parametrize(
@@ -75,13 +79,13 @@ def test_a_sound_run_passes_and_so_does_a_question_for_help(place):
 )
 def test_what_is_wrong_is_one_sentence(place, changes, told):
     with pytest.raises(UserError, match=told) as error:
-        preflight.require_sound(flags(place, **changes))
+        check(flags(place, **changes))
     assert "\n" not in str(error.value)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(place):
     with pytest.raises(UserError, match="of another shape"):
-        preflight.require_sound(flags(place, "--gin_bindings=checkpoints.make_module.vocab_size = 47"))
+        check(flags(place, "--gin_bindings=checkpoints.make_module.vocab_size = 47"))
 
 
 def test_the_last_of_several_values_counts_and_a_later_file_wins_over_an_earlier(place):
@@ -104,13 +108,14 @@ def test_flags_may_have_their_values_apart(place):
 @pytest.mark.parametrize("binding", ["--gin.MODEL_DIR=/runs/a", "--gin.MODEL_DIR='a"])
 def test_a_binding_that_gin_does_not_read_says_so(place, binding):
     with pytest.raises(UserError, match="gin in the command line"):
-        preflight.require_sound([*flags(place), binding])
+        check([*flags(place), binding])
 
 
 def test_neither_tensorflow_nor_a_device_is_touched(place):
     code = (
         "import sys; from elm_jax.t5x import preflight; from jax._src import xla_bridge;"
-        "preflight.require_sound(sys.argv[1:]); assert not xla_bridge.backends_are_initialized();"
+        "preflight.require_sound(preflight.read_recipe(sys.argv[1:]));"
+        "assert not xla_bridge.backends_are_initialized();"
         "assert not {'t5x', 'seqio', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, *flags(place)], check=True)
@@ -129,10 +134,10 @@ def test_every_recipe_of_ours_is_sound_on_top_of_t5xs(place, recipe):
         given |= {"MODEL_DIR": str(place / "out")}
         given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0")}
     bound = [f"--gin.{name}={value!r}" for name, value in given.items()]
-    preflight.require_sound([f"--gin_file=gin/t5x/{recipe}.gin", *bound])
+    check([f"--gin_file=gin/t5x/{recipe}.gin", *bound])
     with pytest.raises(UserError, match="of another shape"):
-        preflight.require_sound([f"--gin_file=gin/t5x/{recipe}.gin", *bound, "--gin.VOCAB_SIZE=49"])
+        check([f"--gin_file=gin/t5x/{recipe}.gin", *bound, "--gin.VOCAB_SIZE=49"])
     for name, value in given.items():
         others = [each for each in bound if value not in each]
         with pytest.raises(UserError, match=f"macros {name}, got none"):
-            preflight.require_sound([f"--gin_file=gin/t5x/{recipe}.gin", *others])
+            check([f"--gin_file=gin/t5x/{recipe}.gin", *others])
