@@ -8,7 +8,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import SIZES, T5Config
 from elm_jax.models.sizes import find_config as size_named
 from elm_jax.weights import load, published_models
-from elm_jax.weights.base import dtype_name
+from elm_jax.weights.base_model import dtype_name
 
 DEFAULT_SIZE = "xl"  # of the base, as the paper's, where a recipe names none
 

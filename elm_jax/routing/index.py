@@ -25,7 +25,7 @@ from elm_jax.routing.embedding import Embedder
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
-from elm_jax.weights import base as weights_base
+from elm_jax.weights import base_model
 
 TEXT_FORMAT = "instance_new"
 T5_EMBEDDER = "t5"
@@ -172,7 +172,7 @@ def _resolve_settings(
     run: Run, stored: EmbedderSettings, embedder: str | None, dtype: str | None, ignore: Collection[str]
 ) -> EmbedderSettings:
     """Returns the settings that are given; the stored encoder keeps those that are not."""
-    dtype = weights_base.dtype_name(dtype)
+    dtype = base_model.dtype_name(dtype)
     name = stored.name if embedder is None else _resolve_directory(embedder)
     if name == T5_EMBEDDER:
         if dtype not in (None, run.base.config.dtype):

@@ -158,7 +158,7 @@ def split_params(params: Mapping[str, Any], config: T5Config, kind: str) -> tupl
     base = {path: value for path, value in stacked.items() if not t5x_experts.EXPERT_ONLY.fullmatch(path)}
     if kind == "full":
         return paths.unflatten(base), None
-    owned = {path: value for path, value in stacked.items() if t5x_experts.OWNED[kind].fullmatch(path)}
+    owned = {path: value for path, value in stacked.items() if t5x_experts.OWNED_PARAMS[kind].fullmatch(path)}
     return jax.lax.stop_gradient(paths.unflatten(base)), paths.unflatten(owned)
 
 

@@ -18,7 +18,7 @@ from elm_jax.training.batch_search import Fit
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 UTILISATION = 0.4  # of the published peak that training is assumed to reach
 MATMUL_UTILISATION = 0.5  # the same, of the measured speed of matrix products

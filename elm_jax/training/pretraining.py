@@ -24,8 +24,8 @@ from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, TrainConfig
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
-from elm_jax.weights import base, elm
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model, elm
+from elm_jax.weights.base_model import Base
 
 STAGE = "train the base"
 BATCH_TOKENS = 32768
@@ -106,7 +106,7 @@ def pretrain(
             checkpoints=CheckpointDirectory(workspace.checkpoints / "base"),
             on_event=on_event,
         )
-    elm.save(workspace.base, base.make_base(network, params))
+    elm.save(workspace.base, base_model.make_base(network, params))
     return load_base_and_tokenizer(workspace.base)
 
 

@@ -13,9 +13,8 @@ from elm_jax.axes import Array
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sharding import sharding_by_path
-from elm_jax.weights import base as bases
-from elm_jax.weights import downloads, elm, hf_config, huggingface, published_models, t5x
-from elm_jax.weights.base import Base, Checkpoint, Placement
+from elm_jax.weights import base_model, downloads, elm, hf_config, huggingface, published_models, t5x
+from elm_jax.weights.base_model import Base, Checkpoint, Placement
 
 Sharding = (
     jax.sharding.Mesh | jax.sharding.Sharding | Callable[[str, tuple[int, ...]], Any] | Mapping[str, Any]
@@ -63,7 +62,7 @@ def load_base(
     path_or_name: storage.PathLike,
     *,
     dtype: DTypeLike | None = None,
-    place: Placement = bases.keep_on_host,
+    place: Placement = base_model.keep_on_host,
     ignore: Collection[str] = (),
     as_stored: bool = False,
 ) -> Base:
@@ -80,12 +79,12 @@ def load_base(
     Raises:
         UserError: As `load_model`.
     """
-    dtype = bases.dtype_name(dtype)
+    dtype = base_model.dtype_name(dtype)
     directory = find_checkpoint(path_or_name)
     try:
         kind = detect_format(directory)
         found = FORMATS[kind](directory, dtype=dtype, ignore=ignore)
-        base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
+        base = base_model.read_base(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
             f"Expected to read the model at {str(directory)!r}, got {error}. Fix: check who may read there."

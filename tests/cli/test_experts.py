@@ -19,8 +19,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import settings
 from elm_jax.session.workspace import Workspace
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def elm_says(capsys):
 @pytest.fixture(scope="module")
 def base():
     config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
-    return base_module.make_base(config, init_params(jax.random.key(0), config))
+    return base_model.make_base(config, init_params(jax.random.key(0), config))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, mini
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 from tests.training_configs import train_config
 
 TRAINED = ("mini_sentiment_film", "mini_size_animal")
@@ -74,7 +74,7 @@ def small_run(tmp_path_factory):
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    elm.save(workspace.base, base.make_base(config, params))
+    elm.save(workspace.base, base_model.make_base(config, params))
     pipeline.run_pipeline(
         train_tasks=TRAINED,
         eval_tasks=UNSEEN,

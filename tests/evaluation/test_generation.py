@@ -25,7 +25,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 ROWS = 12
 TASKS = ["mini_size_animal/than a dog", "mini_sentiment_film"]
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    elm.save(workspace.base, base.make_base(config, params))
+    elm.save(workspace.base, base_model.make_base(config, params))
     settings.save_run_settings(workspace, None, source, lengths)
     opened = opening.open_run(workspace.root)
     library = Library.open(workspace.library, create=True)

@@ -23,9 +23,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.t5x import checkpoints
-from elm_jax.weights import base as base_module
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm, fold, load, t5x, t5x_experts, t5x_write
+from elm_jax.weights import base_model, elm, fold, load, t5x, t5x_experts, t5x_write
 
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(2, 24, (3, 6)).astype(np.int32)
@@ -44,9 +42,9 @@ def model():
     config = find_config(
         "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
     )
-    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in bases.param_shapes(config).items()}
+    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in base_model.param_shapes(config).items()}
     flat = {path: value.astype(np.float32) for path, value in flat.items()}
-    return bases.make_base(config, paths.unflatten(flat))
+    return base_model.make_base(config, paths.unflatten(flat))
 
 
 def expert(kind, model, name):
@@ -276,7 +274,7 @@ def test_a_format_that_has_no_place_for_an_expert_is_refused(library, name, to, 
 
 def test_another_base_is_refused(model, library):
     other = jax.tree.map(lambda leaf: leaf + 1, dict(model.params))
-    elm.save(library / "other", base_module.make_base(model.config, other))
+    elm.save(library / "other", base_model.make_base(model.config, other))
     with pytest.raises(UserError, match=f"Expected the base {model.fingerprint} that the expert"):
         convert(library / "library" / "lora" / "1", library / "out", "hf", base=library / "other")
 

@@ -17,8 +17,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 QUERY = "encoder/layers/attention/query"
 
@@ -35,7 +34,7 @@ def prepared(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)
 
-    base = base_module.make_base(config, numbers(shapes))
+    base = base_model.make_base(config, numbers(shapes))
     elm.save(workspace.base, base)
     words = [f"word{number}" for number in range(30)]
     sentencepiece.train(

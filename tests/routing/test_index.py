@@ -24,9 +24,8 @@ from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model, elm
+from elm_jax.weights.base_model import Base
 
 BASE = "0123456789abcdef"
 
@@ -247,7 +246,7 @@ def test_a_recipe_names_the_embedder(tmp_path):
 
 
 def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
-    elm.save(run.workspace.base, base_module.make_base(config, base))
+    elm.save(run.workspace.base, base_model.make_base(config, base))
     sentencepiece.train(
         ["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY_FILE, 64, kind="word"
     )

@@ -9,7 +9,7 @@ import elm_jax
 from elm_jax.errors import UserError
 from elm_jax.models.t5 import T5
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.weights import base as bases
+from elm_jax.weights import base_model
 
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(3, 48, (3, 6))
@@ -21,7 +21,7 @@ ANSWERS[2, 0, 1:] = 0
 
 @pytest.fixture(scope="module")
 def model(config, base):
-    return bases.make_base(config, base)
+    return base_model.make_base(config, base)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,12 @@ def test_padding_and_the_kind_of_array_change_no_score(model):
     np.testing.assert_allclose(found, elm_jax.score_choices(model, PROMPTS, ANSWERS), rtol=1e-5)
 
 
-def test_an_answer_of_padding_alone_scores_zero(model):
+def test_an_answer_of_padding_alone_is_never_the_best(model):
     answers = np.concatenate([ANSWERS, np.zeros_like(ANSWERS[:, :1])], axis=1)
     answers[1] = 0
     found = elm_jax.score_choices(model, PROMPTS, answers)
-    np.testing.assert_array_equal(found[:, 2], 0)
-    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_array_equal(found[:, 2], -np.inf)
+    np.testing.assert_array_equal(found[1], -np.inf)
     np.testing.assert_allclose(
         found[[0, 2], :2], elm_jax.score_choices(model, PROMPTS, ANSWERS)[[0, 2]], rtol=1e-5
     )

@@ -14,8 +14,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.t5x import checkpoints
-from elm_jax.weights import base as bases
-from elm_jax.weights import t5x_write
+from elm_jax.weights import base_model, t5x_write
 
 CONFIG = find_config("tiny", vocab_size=512)
 OPTIONS = {"bottleneck": {"width": 3}, "lora": {"rank": 2, "projections": ("wo",)}, "ia3": {}}
@@ -23,7 +22,7 @@ OPTIONS = {"bottleneck": {"width": 3}, "lora": {"rank": 2, "projections": ("wo",
 
 @pytest.fixture(scope="module")
 def base():
-    return bases.make_base(CONFIG, init_params(jax.random.key(0), CONFIG))
+    return base_model.make_base(CONFIG, init_params(jax.random.key(0), CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def places(base, tmp_path_factory):
         tree = ex.init_expert(kind, jax.random.key(1), base.params, options)
         params = paths.unflatten({**paths.flatten(base.params), **paths.flatten(tree)})
         found[kind] = place / kind
-        t5x_write.save(found[kind], bases.make_base(CONFIG, jax.tree.map(np.asarray, params)))
+        t5x_write.save(found[kind], base_model.make_base(CONFIG, jax.tree.map(np.asarray, params)))
     return {name: str(where / "checkpoint_0") for name, where in found.items()}
 
 

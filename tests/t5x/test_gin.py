@@ -31,8 +31,7 @@ from elm_jax.scoring.scorer import score_rows
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm, t5x, t5x_experts, t5x_write
+from elm_jax.weights import base_model, elm, t5x, t5x_experts, t5x_write
 
 pytestmark = [
     pytest.mark.t5x,
@@ -61,7 +60,7 @@ def place(tmp_path_factory):
     found = [example for spec in chosen for example in rendering.examples(spec, "train").examples]
     texts = [text for each in found for text in (each.input, *each.choices)]
     sentencepiece.train(texts, place / "words.model", 300, kind="word")
-    model = bases.make_base(CONFIG, init_params(jax.random.key(0), CONFIG))
+    model = base_model.make_base(CONFIG, init_params(jax.random.key(0), CONFIG))
     elm.save(Workspace.open(place / "run", create=True).base, model)
     t5x_write.save(place / "base", model)
     return place
@@ -117,7 +116,7 @@ def test_the_base_is_unchanged_bit_for_bit_and_the_experts_parameters_change(tra
     fresh = ex.init_expert("bottleneck", jax.random.key(0), base.params)
     assert set(after) == set(before) | set(paths.unstack_layers(paths.flatten(fresh)))
     for path, value in after.items():
-        if t5x_experts.OWNED["bottleneck"].fullmatch(path):
+        if t5x_experts.OWNED_PARAMS["bottleneck"].fullmatch(path):
             moved = value != before[path] if path in before else np.abs(value) > 0.02
             assert moved.any(), path
         else:

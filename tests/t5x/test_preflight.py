@@ -12,8 +12,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.t5x import preflight
-from elm_jax.weights import base as bases
-from elm_jax.weights import t5x_write
+from elm_jax.weights import base_model, t5x_write
 
 RECIPE = """
 from __gin__ import dynamic_registration
@@ -41,7 +40,7 @@ VOCABULARY_FILE = %gin.REQUIRED
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("preflight")
     config = find_config("tiny", vocab_size=48)
-    t5x_write.save(place / "base", bases.make_base(config, init_params(jax.random.key(0), config)))
+    t5x_write.save(place / "base", base_model.make_base(config, init_params(jax.random.key(0), config)))
     (place / "words.model").write_bytes(b"pieces")
     (place / "recipe.gin").write_text(RECIPE)
     (place / "shared.gin").write_text(SHARED)

@@ -13,8 +13,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 NORM = "encoder/encoder_norm/scale"
 LAYER = "decoder/layers_1/mlp/wo/kernel"
@@ -23,7 +22,7 @@ LAYER = "decoder/layers_1/mlp/wo/kernel"
 @pytest.fixture(scope="module")
 def base():
     config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12)
-    return base_module.make_base(config, init_params(jax.random.key(0), config))
+    return base_model.make_base(config, init_params(jax.random.key(0), config))
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_tensors_on_disk_have_t5x_names_layer_by_layer(saved):
 
 def test_bfloat16_parameters_keep_their_type_and_fingerprint(base, tmp_path):
     half = jax.tree.map(lambda leaf: np.asarray(leaf, bfloat16), base.params)
-    narrow = base_module.make_base(replace(base.config, dtype="bfloat16"), half)
+    narrow = base_model.make_base(replace(base.config, dtype="bfloat16"), half)
     elm.save(tmp_path, narrow)
     found = elm.load(tmp_path)
     assert found.fingerprint == narrow.fingerprint != base.fingerprint
@@ -71,11 +70,11 @@ def test_bfloat16_parameters_keep_their_type_and_fingerprint(base, tmp_path):
 
 def test_the_fingerprint_stands_for_every_bit_of_every_parameter(base):
     flat = {path: np.array(leaf) for path, leaf in paths.flatten(base.params).items()}
-    prints = {base_module.make_base(base.config, paths.unflatten(flat)).fingerprint}
+    prints = {base_model.make_base(base.config, paths.unflatten(flat)).fingerprint}
     for path in flat:
         changed = flat[path].copy()
         changed.flat[-1] = np.nextafter(changed.flat[-1], np.float32(np.inf))
-        prints.add(base_module.make_base(base.config, paths.unflatten({**flat, path: changed})).fingerprint)
+        prints.add(base_model.make_base(base.config, paths.unflatten({**flat, path: changed})).fingerprint)
     assert len(prints) == len(flat) + 1
     assert base.fingerprint in prints
 

@@ -16,8 +16,7 @@ from elm_jax import score_choices
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.t5 import T5
-from elm_jax.weights import base as bases
-from elm_jax.weights import huggingface, t5x_write
+from elm_jax.weights import base_model, huggingface, t5x_write
 from elm_jax.weights.load import load_base, load_model
 from tests.shared_data import DATA
 
@@ -71,7 +70,7 @@ def test_a_directory_of_several_stands_for_the_latest(t5_1_1, writers, make_base
 
 
 def test_a_bfloat16_checkpoint_stays_one(t5_1_1, writers, make_base, tmp_path):
-    narrow = make_base(t5_1_1.config, dtype=bases.DTYPES["bfloat16"])
+    narrow = make_base(t5_1_1.config, dtype=base_model.DTYPES["bfloat16"])
     writers["orbax"](tmp_path, writers["tree"](narrow.params))
     found = load_base(tmp_path)
     assert found.fingerprint == narrow.fingerprint

@@ -94,7 +94,7 @@ def test_an_expert_of_another_kind_is_not_found(t5_1_1, writers, tmp_path):
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_fresh_expert_fits_its_base(model, kind):
-    t5x_experts.require_fit(drawn(kind, model.params), model.config, what="It")
+    t5x_experts.require_matching_shapes(drawn(kind, model.params), model.config, what="It")
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_tree_that_does_not_fit_names_the_parameter(t5_1_1, change, told):
     flat = paths.flatten(drawn("lora", t5_1_1.params))
     change(flat)
     with pytest.raises(UserError, match=told):
-        t5x_experts.require_fit(paths.unflatten(flat), t5_1_1.config, what="The expert")
+        t5x_experts.require_matching_shapes(paths.unflatten(flat), t5_1_1.config, what="The expert")

@@ -63,7 +63,7 @@ def test_the_length_is_the_first_that_is_told_and_no_more_than_there_are_positio
     assert wordpiece.load_tokenizer(place, None)[1] == 512
     change(place / "tokenizer_config.json", model_max_length=10**30)
     assert wordpiece.load_tokenizer(place, 20)[1] == 20
-    assert wordpiece.load_tokenizer(place, None)[1] == wordpiece.LENGTH
+    assert wordpiece.load_tokenizer(place, None)[1] == wordpiece.DEFAULT_LENGTH
 
 
 def test_the_configuration_beside_it_says_whether_case_counts(place):
