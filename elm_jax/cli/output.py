@@ -17,8 +17,8 @@ def print_outcome(outcome: "EvaluationResult") -> None:
 
     if outcome.report.means:
         print_table(tables.methods_table(outcome.report), may_shrink=True)
-    others = (tables.ties_table(outcome.report), tables.generated_table(outcome.report))
-    for table in others:
+    others = (tables.rows_table, tables.ties_table, tables.generated_table)
+    for table in (make_table(outcome.report) for make_table in others):
         if table.rows:
             print_table(table)
     times = ", ".join(

@@ -51,6 +51,7 @@ def report(
     if report_of_run.means:
         print_table(tables.methods_table(report_of_run), may_shrink=True)
     others = (
+        tables.rows_table,
         tables.ties_table,
         tables.generated_table,
         tables.comparisons_table,

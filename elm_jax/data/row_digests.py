@@ -48,7 +48,8 @@ class RowDigester:
 
     def add(self, example: PromptedExample) -> None:
         """Adds the next row."""
-        values = (str(example.label), example.target, example.input, json.dumps(example.choices))
+        target = json.dumps([example.target, *example.accepted]) if example.accepted else example.target
+        values = (str(example.label), target, example.input, json.dumps(example.choices))
         row = b""
         for whole, value in zip(self._columns.values(), values, strict=True):
             digest = hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=8).digest()

@@ -13,35 +13,41 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, SupportsIndex, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import ragged, row_digests
+from elm_jax.data import ragged, row_digests, token_losses
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
 from elm_jax.data.row_digests import RowDigests
+from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
-from elm_jax.records import PromptedExample
+from elm_jax.prompting.render import Renderings
+from elm_jax.records import PromptedExample, RowCounts
 from elm_jax.safetensors_header import TensorEntry, read_header
+from elm_jax.tasks import row_counts
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
 _TOKENS = ("inputs", "targets", "choices")
+COUNTS, LOSSES, _ACCEPTED = "counts", "losses", "accepted"
+ABOUT = "about"
+"""The array with the checksum of the others and the digests of the rows, as JSON."""
+_LATER = {COUNTS, LOSSES, ABOUT, f"{_ACCEPTED}/content", f"{_ACCEPTED}/offsets"}
+"""What files of the first versions lack."""
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
 _ARRAYS = {
     *("fingerprint", "choice_starts", "labels"),
     *(f"{name}/{part}" for name in _TOKENS for part in ("tokens", "offsets")),
     *(f"{name}/{part}" for name in _TEXTS for part in ("content", "offsets")),
 }
-_ABOUT = "about"
-"""The array with the checksum of the others and the digests of the rows, as JSON."""
 _CHUNK = 1 << 20
 
 
@@ -60,6 +66,9 @@ class TokenizedRows:
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
         digests: Digests of the rows, if they were kept.
+        counts: What became of the rows that these come from; None if that is not known.
+        losses: What of the texts the model does not see; None in files that do not say.
+        accepted: The accepted answers of each row as JSON, or an empty text; none if no file says.
     """
 
     row_ids: Sequence[str]
@@ -72,6 +81,9 @@ class TokenizedRows:
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
     digests: RowDigests | None = None
+    counts: RowCounts | None = None
+    losses: TokenLosses | None = None
+    accepted: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +97,11 @@ class StoredExamples(Sequence[PromptedExample]):
 
     rows: TokenizedRows
     cache_key: str
+
+    @property
+    def counts(self) -> RowCounts:
+        """What became of the rows that were read; all were used if the file does not say."""
+        return self.rows.counts or RowCounts(len(self), len(self))
 
     def __len__(self) -> int:
         return len(self.rows.row_ids)
@@ -105,6 +122,7 @@ class StoredExamples(Sequence[PromptedExample]):
             target=rows.target_texts[row],
             choices=tuple(rows.choice_texts[start:end]),
             label=None if label < 0 else label,
+            accepted=tuple(json.loads(rows.accepted[row] or "[]")) if rows.accepted else (),
         )
 
 
@@ -137,16 +155,26 @@ def tokenize_examples(
     inputs = tuple(example.input for example in examples)
     targets = tuple(example.target for example in examples)
     choices = tuple(text for example in examples for text in example.choices)
+    starts = ragged.compute_offsets(len(example.choices) for example in examples)
+    ids = [tokenizer.encode_all(texts) for texts in (inputs, targets, choices)]
+    cut = [
+        _cut(ids[0], lengths.prompt, tokenizer.input_eos),
+        _cut(ids[1], lengths.answer),
+        _cut(ids[2], lengths.answer),
+    ]
     return TokenizedRows(
         row_ids=tuple(example.row_id for example in examples),
         texts=inputs,
         target_texts=targets,
         choice_texts=choices,
-        inputs=_cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos),
-        targets=_cut(tokenizer.encode_all(targets), lengths.answer),
-        choices=_cut(tokenizer.encode_all(choices), lengths.answer),
-        choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
+        inputs=cut[0],
+        targets=cut[1],
+        choices=cut[2],
+        choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
+        counts=get_counts(examples),
+        losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
+        accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
 
 
@@ -154,6 +182,13 @@ def find_digests(examples: Sequence[PromptedExample]) -> RowDigests:
     """Returns the digests of examples: those that were prepared with them, or else computed now."""
     stored = examples.rows.digests if isinstance(examples, StoredExamples) else None
     return row_digests.digest_rows(examples) if stored is None else stored
+
+
+def get_counts(examples: Sequence[PromptedExample]) -> RowCounts:
+    """Returns what became of the rows of examples; of a plain sequence all were used."""
+    if isinstance(examples, Renderings | StoredExamples):
+        return examples.counts
+    return RowCounts(len(examples), len(examples))
 
 
 def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:
@@ -183,8 +218,8 @@ def make_cache_key(rendering_key: str, tokenizer: Tokenizer, lengths: Lengths) -
     return f"{rendering_key}-{storage.fingerprint(options)}"
 
 
-def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
-    """Writes tokenised rows with the cache key of what they were made from."""
+def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str, *, is_part: bool = False) -> None:
+    """Writes tokenised rows with the cache key of what they were made from; a part of them without digests."""
     arrays: dict[str, Any] = {
         # Not in the file's metadata, whose order varies: the same rows have to give the same bytes.
         "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
@@ -194,13 +229,23 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
     for name in _TOKENS:
         tokens = getattr(rows, name)
         arrays |= {f"{name}/tokens": tokens.tokens, f"{name}/offsets": tokens.offsets}
-    for name in _TEXTS:
-        texts = ragged.pack_texts(getattr(rows, name))
+    for name in (*_TEXTS, _ACCEPTED):
+        texts = ragged.pack_texts(getattr(rows, name) or ("",) * len(rows.row_ids))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
-    digests = rows.digests or row_digests.digest_rows(StoredExamples(rows, cache_key))
-    about = {"checksum": _compute_checksum(arrays), "digests": digests.to_json()}
-    arrays[_ABOUT] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    if rows.counts is not None:
+        arrays[COUNTS] = pack_counts(rows.counts)
+    if rows.losses is not None:
+        arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
+    if not is_part:
+        digests = rows.digests or row_digests.digest_rows(StoredExamples(rows, cache_key))
+        sizes = {name: array.nbytes for name, array in arrays.items()}
+        arrays[ABOUT] = pack_about(digests, sizes, lambda name: [arrays[name]])
     storage.write_arrays(path, arrays)
+
+
+def pack_counts(counts: RowCounts) -> UInt8[np.ndarray, " bytes"]:
+    """Returns counts as a file has them."""
+    return np.frombuffer(json.dumps(row_counts.to_json(counts), sort_keys=True).encode(), np.uint8)
 
 
 def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
@@ -238,6 +283,9 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
         digests=digests,
+        counts=row_counts.from_json(json.loads(arrays[COUNTS].tobytes())) if COUNTS in arrays else None,
+        losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
+        accepted=texts(_ACCEPTED) if f"{_ACCEPTED}/content" in arrays else (),
     )
 
 
@@ -283,12 +331,23 @@ def _cut(lists: Sequence[list[int]], length: int, add_eos: bool = True) -> Ragge
     return RaggedTokens(flat, ragged.compute_offsets(map(len, cut)))
 
 
-def _compute_checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name}:{arrays[name].nbytes};".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
-    return digest.hexdigest()
+def pack_about(
+    digests: RowDigests, sizes: Mapping[str, int], parts_of: Callable[[str], Iterable[np.ndarray]]
+) -> np.ndarray:
+    """Returns the array that says what a file holds: digests of its rows, and a checksum of all its arrays.
+
+    Args:
+        digests: Of all rows.
+        sizes: Array -> its bytes.
+        parts_of: Returns an array in parts, so that none of them has to be in memory whole.
+    """
+    checksum = hashlib.sha256()
+    for name in sorted(sizes):
+        checksum.update(f"{name}:{sizes[name]};".encode())
+        for part in parts_of(name):
+            checksum.update(part.tobytes())
+    about = {"checksum": checksum.hexdigest(), "digests": digests.to_json()}
+    return np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
 
 
 # Only digests are kept; the version of a file says whether it has to be read again.
@@ -302,7 +361,7 @@ def _checksum_of_version(file: str, size: int, mtime: int) -> str:
 
 def _checksum_of_stream(stream: IO[bytes], entries: Mapping[str, TensorEntry]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(entries.keys() - {_ABOUT}):
+    for name in sorted(entries.keys() - {ABOUT}):
         begin, end = entries[name].start, entries[name].end
         digest.update(f"{name}:{end - begin};".encode())
         stream.seek(begin)
@@ -325,13 +384,13 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray], RowDigest
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
     except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - {_ABOUT} != _ARRAYS:
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - _LATER != _ARRAYS:
         raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
     arrays = {
         name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()
     }
     cache_key = arrays["fingerprint"].tobytes().decode(errors="replace")
-    if _ABOUT not in arrays:
+    if ABOUT not in arrays:
         return cache_key, arrays, None
     if "://" in os.fspath(where):
         checksum = _checksum_of_stream(io.BytesIO(content.tobytes()), header.tensors)
@@ -339,7 +398,7 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray], RowDigest
         stat = os.stat(where)
         checksum = _checksum_of_version(os.fspath(where), stat.st_size, stat.st_mtime_ns)
     try:
-        about = json.loads(arrays.pop(_ABOUT).tobytes())
+        about = json.loads(arrays.pop(ABOUT).tobytes())
         is_whole, digests = about["checksum"] == checksum, row_digests.from_json(about["digests"])
     except (ValueError, KeyError, TypeError):
         is_whole, digests = False, None

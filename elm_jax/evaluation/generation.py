@@ -230,7 +230,14 @@ def _evaluate(
 ) -> GeneratedAnswers:
     targets = tuple(example.target for example in examples)
     inputs = [example.input for example in examples]
-    value = text_metrics.compute_metric(metric.name, targets, texts, inputs, swapped_bleu=metric.swapped_bleu)
+    value = text_metrics.compute_metric(
+        metric.name,
+        targets,
+        texts,
+        inputs,
+        accepted=[example.answers for example in examples],
+        swapped_bleu=metric.swapped_bleu,
+    )
     ids = tuple(example.row_id for example in examples)
     return GeneratedAnswers(cell.task, cell.scorer, ids, targets, tuple(texts), value)
 

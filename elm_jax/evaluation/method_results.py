@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from elm_jax.data.tokenized_rows import get_counts
 from elm_jax.evaluation import derived_experts, generation, ranking
 from elm_jax.evaluation.generation import GeneratedAnswers
 from elm_jax.evaluation.methods import EvaluationMethod
@@ -20,7 +21,13 @@ from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
-from elm_jax.reporting.records import EqualChoices, GeneratedResult, MethodAnswer, RowExample
+from elm_jax.reporting.records import (
+    EqualChoices,
+    GeneratedResult,
+    MethodAnswer,
+    RowExample,
+    TaskRows,
+)
 from elm_jax.session.workspace import Run
 
 MAX_EXAMPLES = 200  # rows of a report to look at
@@ -126,6 +133,21 @@ class MethodResults:
             )
             for task in self.ranked_tasks
             if task.equal or task.single
+        ]
+
+    def task_rows(self) -> list[TaskRows]:
+        """Returns what became of the rows of every task."""
+        return [
+            TaskRows(
+                task.spec.dataset,
+                task.spec.prompt,
+                each.read,
+                each.used,
+                {str(reason): count for reason, count in each.left_out.items()},
+                each.cut,
+            )
+            for task in self.tasks
+            for each in (get_counts(task.examples),)
         ]
 
     def generated(self) -> list[GeneratedResult]:
@@ -258,4 +280,5 @@ def _answer(result: TaskScores | GeneratedAnswers, example: PromptedExample, pla
         is_right = prediction == result.labels[place] and scores.count(scores[prediction]) == 1
         return MethodAnswer(example.choices[prediction], is_right, scores)
     text = result.predictions[place]
-    return MethodAnswer(text, text.strip() == example.target.strip(), None)
+    is_right = any(text.strip() == answer.strip() for answer in example.answers)
+    return MethodAnswer(text, is_right, None)

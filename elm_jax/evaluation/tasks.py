@@ -75,7 +75,10 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
         UserError: a task has no rows, or some of its rows have answer choices but not all, or a target is
             none of the choices, or no row has two choices.
     """
-    return {spec.id: _load(run, spec) for spec in specs}
+    tasks = {spec.id: _load(run, spec) for spec in specs}
+    task_rows.print_counts(run.stages, (task.examples for task in tasks.values()))
+    task_rows.print_losses(run.stages, (task.tokens.losses for task in tasks.values()))
+    return tasks
 
 
 def load_available(run: Run, specs: Iterable[TaskSpec]) -> tuple[dict[str, EvaluationTask], dict[str, str]]:

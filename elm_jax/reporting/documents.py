@@ -16,6 +16,7 @@ def render_markdown(report: Report) -> str:
     note = report.environment.get("note")
     parts += [f"{_cell(note)}\n"] if isinstance(note, str) else []
     others = (
+        tables.rows_table,
         tables.ties_table,
         tables.generated_table,
         tables.comparisons_table,
@@ -46,7 +47,10 @@ def table_to_markdown(table: tables.Table) -> str:
 def render_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt, in full precision; fractions, not percent."""
     labels = {row.method: row.labels for row in report.methods}
-    names = ("method", "task", "prompt", "n", "accuracy", "low", "high", "chance", "seen", "tied", "labels")
+    names = (
+        *("method", "task", "prompt", "n", "left_out", "accuracy", "low", "high", "chance", "seen"),
+        *("tied", "labels"),
+    )
     rows = ({**vars(row), "seen": int(row.seen), "labels": labels[row.method]} for row in report.rows)
     return _csv(names, rows)
 

@@ -38,6 +38,7 @@ def render_html(report: Report) -> str:
     script = "\n".join(_asset(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     generated, ties = tables.generated_table(report), tables.ties_table(report)
+    used = tables.rows_table(report)
     return environment.get_template("page.html.jinja").render(
         style=_asset("page.css"),
         script=script,
@@ -49,6 +50,7 @@ def render_html(report: Report) -> str:
         forest=charts.forest_plot(report),
         generated=generated if generated.rows else None,
         ties=ties if ties.rows else None,
+        used=used if used.rows else None,
         spreads=charts.spread_plots(report),
         heat=embed_json(charts.heat_map(report)),
         selections=selection_rows(report),

@@ -26,6 +26,7 @@ class PromptResult:
         chance: the accuracy of guessing.
         seen: whether the method was trained on this dataset, so that the result is not zero-shot.
         tied: rows whose best choices score the same, which count 1 / number of them.
+        left_out: rows of the task that could not be used; `TaskRows` has the reasons.
     """
 
     method: str
@@ -38,6 +39,28 @@ class PromptResult:
     chance: float
     seen: bool
     tied: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """What became of the rows of one prompt.
+
+    Attributes:
+        task: the dataset.
+        prompt: the template.
+        read: rows that were read.
+        used: those that are scored or answered.
+        left_out: reason -> rows that are left out for it.
+        cut: used rows with a value that the template's limit of characters cut.
+    """
+
+    task: str
+    prompt: str
+    read: int
+    used: int
+    left_out: Mapping[str, int]
+    cut: int
 
 
 @dataclass(frozen=True)
@@ -326,6 +349,7 @@ class Report:
         generated: every method on prompts that are answered in free text.
         examples: some rows with what the methods answered.
         equal_choices: prompts with choices that no scorer can tell apart.
+        task_rows: what became of the rows of every prompt.
     """
 
     rows: tuple[PromptResult, ...]
@@ -339,6 +363,7 @@ class Report:
     generated: tuple[GeneratedResult, ...] = ()
     examples: tuple[RowExample, ...] = ()
     equal_choices: tuple[EqualChoices, ...] = ()
+    task_rows: tuple[TaskRows, ...] = ()
 
     def __repr__(self) -> str:
         datasets = {row.task for row in (*self.rows, *self.generated)}

@@ -18,7 +18,7 @@ from elm_jax.reporting import documents, metrics, page
 from elm_jax.reporting.records import Report, from_json
 
 FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
-LATER_PARTS = ("equal_choices",)
+LATER_PARTS = ("equal_choices", "task_rows")
 """What reports of the first versions lack."""
 PARTS = tuple(field.name for field in fields(Report) if field.name not in LATER_PARTS)
 
@@ -173,7 +173,8 @@ def _marks(scores: TaskScores) -> str | list[int]:
 
 def _fingerprint(report: Report) -> str:
     rows = [asdict(row) for row in report.rows]
-    # A report without ties has the fingerprint that it had before they were counted.
+    # A report without ties or rows left out has the fingerprint that it had before they were counted.
+    later = ("tied", "left_out")
     return storage.fingerprint(
-        [{name: value for name, value in row.items() if name != "tied" or value} for row in rows]
+        [{name: value for name, value in row.items() if name not in later or value} for row in rows]
     )

@@ -25,6 +25,7 @@ from elm_jax.reporting.records import (
     PromptResult,
     Report,
     RowExample,
+    TaskRows,
 )
 
 ScoresByMethod = Mapping[str, Sequence[TaskScores]]
@@ -43,6 +44,7 @@ class ReportInputs:
         generated: every method on every task that is answered in free text.
         examples: rows to look at.
         equal_choices: prompts with choices that no scorer can tell apart.
+        task_rows: what became of the rows of every prompt.
         expert_counts: every expert on every task, for the heat map; `CorrectCount.method` is the expert's id.
             It is read once, from front to back.
         families: family of an expert's id or of its dataset, to group the heat map by.
@@ -56,6 +58,7 @@ class ReportInputs:
     generated: Sequence[GeneratedResult] = ()
     examples: Sequence[RowExample] = ()
     equal_choices: Sequence[EqualChoices] = ()
+    task_rows: Sequence[TaskRows] = ()
     expert_counts: Iterable[metrics.CorrectCount] = ()
     families: Mapping[str, str] = field(default_factory=dict)
     made_of: Mapping[str, Any] = field(default_factory=dict)
@@ -111,9 +114,12 @@ def build_report(
         names.resolve(method, scores, kind="method", where="the scores to report")
     oracle = next((row.method for row in methods if ORACLE in (row.router, row.method)), None)
     ends = (scores[baseline], scores[oracle]) if baseline and oracle in scores else None
+    left_out = {
+        names.task_id(rows.task, rows.prompt): sum(rows.left_out.values()) for rows in inputs.task_rows
+    }
     matrix = tuple(_expert_result(count, inputs.families) for count in inputs.expert_counts)
     return Report(
-        rows=tuple(_prompt_result(task) for of_method in scores.values() for task in of_method),
+        rows=tuple(_prompt_result(task, left_out) for of_method in scores.values() for task in of_method),
         means=tuple(_method_mean(own, labels[method], ends, bootstrap) for method, own in scores.items()),
         comparisons=compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, bootstrap),
         selections=_chosen_experts(inputs.selections, matrix),
@@ -128,6 +134,7 @@ def build_report(
         generated=tuple(inputs.generated),
         examples=tuple(inputs.examples),
         equal_choices=tuple(inputs.equal_choices),
+        task_rows=tuple(inputs.task_rows),
     )
 
 
@@ -207,7 +214,7 @@ def _group_by_method(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]
     return methods
 
 
-def _prompt_result(task: TaskScores) -> PromptResult:
+def _prompt_result(task: TaskScores, left_out: Mapping[str, int]) -> PromptResult:
     dataset, prompt = names.split_id(task.task)
     return PromptResult(
         method=task.method,
@@ -217,6 +224,7 @@ def _prompt_result(task: TaskScores) -> PromptResult:
         chance=metrics.chance_accuracy(task),
         seen=task.seen,
         tied=int((metrics.count_tied_choices(task) > 1).sum()),
+        left_out=left_out.get(task.task, 0),
     )
 
 

@@ -122,6 +122,29 @@ def methods_table(report: Report) -> Table:
     )
 
 
+def rows_table(report: Report) -> Table:
+    """Returns the prompts of which rows are left out or cut, and why."""
+    rows = tuple(
+        (
+            row.task,
+            row.prompt,
+            f"{row.read:,}",
+            f"{row.used:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in row.left_out.items()) or MISSING,
+            f"{row.cut:,}",
+        )
+        for row in report.task_rows
+        if row.left_out or row.cut
+    )
+    return Table(
+        "Rows left out or cut",
+        ("task", "prompt", "read", "used", "left out", "cut"),
+        rows,
+        "An accuracy is of the used rows. Cut are used rows of which the template's limit of characters cut "
+        "a value.",
+    )
+
+
 def ties_table(report: Report) -> Table:
     """Returns the prompts whose rows tie: by which methods, and how many of them whatever scores them."""
     equal = {(row.task, row.prompt): row for row in report.equal_choices}

@@ -75,6 +75,7 @@ def test_rows_are_read_by_index_slice_and_from_the_end(words):
         made.inputs[4]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
