@@ -219,7 +219,7 @@ def make_cache_key(rendering_key: str, tokenizer: Tokenizer, lengths: Lengths) -
 
 
 def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str, *, is_part: bool = False) -> None:
-    """Writes tokenised rows with the cache key of what they were made from; a part of them without digests."""
+    """Writes tokenised rows with the cache key of what they were made from; a part without digests."""
     arrays: dict[str, Any] = {
         # Not in the file's metadata, whose order varies: the same rows have to give the same bytes.
         "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
