@@ -47,7 +47,7 @@ datasets:
 
 
 def rows(name):
-    return [{"text": f"{name} {number}", "label": number % 2} for number in range(40)]
+    return [{"text": f"the oldest of all {name} {number}", "label": number % 2} for number in range(40)]
 
 
 def write(folder, name, made):
@@ -177,7 +177,7 @@ def test_scores_of_rows_that_changed_are_no_longer_current_and_it_is_said_why(
 
 def test_an_evaluation_after_a_change_is_of_the_new_rows_and_current_then(root, folder):
     evaluate(opened(root, folder), "lamps", ROE)
-    (file,) = Path(root / "scores" / "lamps" / "p").glob("base.jsonl")
+    (file,) = Path(root / "scores" / "lamps" / "p").glob("base*.jsonl")
     predicted = [json.loads(line)["prediction"] for line in file.read_text().splitlines()[1:]]
     write(folder, "lamps", [{**row, "label": 0} for row in rows("lamps")])
     after = evaluate(opened(root, folder), "lamps", ROE).report
