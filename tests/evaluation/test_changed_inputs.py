@@ -38,11 +38,11 @@ datasets:
   lights:
     jsonl: {train: lights.jsonl}
     prompts:
-      p: {answer_choices: "on ||| off", jinja: "Is the {{text}} lit? ||| {{answer_choices[label]}}"}
+      p: {answer_choices: "dog ||| cat", jinja: "Is the {{text}} lit? ||| {{answer_choices[label]}}"}
   lamps:
     jsonl: {test: lamps.jsonl}
     prompts:
-      p: {answer_choices: "on ||| off", jinja: "Is the {{text}} lit? ||| {{answer_choices[label]}}"}
+      p: {answer_choices: "dog ||| cat", jinja: "Is the {{text}} lit? ||| {{answer_choices[label]}}"}
 """
 
 
@@ -108,8 +108,8 @@ def reword(folder, name):
 
 def choose_otherwise(folder, name):
     file = folder / "tasks.yaml"
-    pattern = rf"({name}:.*?)\|\|\| off"
-    file.write_text(re.sub(pattern, r"\1||| out", file.read_text(), count=1, flags=re.DOTALL))
+    pattern = rf"({name}:.*?)\|\|\| cat"
+    file.write_text(re.sub(pattern, r"\1||| animal", file.read_text(), count=1, flags=re.DOTALL))
 
 
 CHANGES = [
