@@ -86,7 +86,6 @@ def test_rows_are_read_by_index_slice_and_from_the_end(words):
         max_size=8,
     )
 )
-@settings(deadline=None)
 def test_saved_rows_are_read_back_with_their_texts(words, tmp_path_factory, rows):
     found = [
         example(at, text, choices, len(choices) - 1 if choices else None)
