@@ -217,7 +217,8 @@ def test_a_truncated_file_is_made_again(tokenizer, tmp_path):
     file = Path(outcome.file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
-    assert tokenized_rows.read_cache_key(file) is None
+    with pytest.raises(UserError):
+        tokenized_rows.read_cache_key(file)
     assert made([MINI], tokenizer, tmp_path)[0].made
     assert file.read_bytes() == whole
 
