@@ -11,7 +11,7 @@ FLOORS = [
     ["errors", "axes", "cache", "moved"],
     ["names", "safetensors_header"],
     ["records", "storage"],
-    ["hub"],
+    ["hub", "schema"],
     ["aot"],
     ["models", "reporting"],
     ["prompting", "tokenizers", "weights"],

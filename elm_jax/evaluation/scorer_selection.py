@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
@@ -23,7 +23,7 @@ from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import gate_specs
 from elm_jax.routing.gate_specs import GateSpec
-from elm_jax.routing.route import route_tasks
+from elm_jax.routing.route import SelectionForm, route_tasks
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run, Workspace
 
@@ -193,6 +193,34 @@ def multitask_experts(run: Run) -> list[str]:
     return [expert for expert in ids if expert.startswith("multitask/")]
 
 
+@dataclass(frozen=True)
+class _CompositeForm(schema.Form):
+    id: schema.Text
+    method: schema.Text
+    options: Mapping[str, Any]
+    members: tuple[schema.Text, ...]
+    weights: tuple[float, ...] | None = None
+    task: schema.Text | None = None
+
+
+@dataclass(frozen=True)
+class _GateForm(schema.Form):
+    id: schema.Text
+    router: schema.Text
+    options: Mapping[str, Any]
+    experts: tuple[schema.Text, ...]
+    excluded: tuple[schema.Text, ...]
+
+
+@dataclass(frozen=True)
+class _ChoicesForm(schema.FileForm):
+    methods: Mapping[str, Mapping[schema.Text, schema.Text | tuple[schema.Text, ...]]]
+    composites: tuple[_CompositeForm, ...]
+    gates: tuple[_GateForm, ...]
+    selections: tuple[SelectionForm, ...]
+    left_out: Mapping[schema.Text, tuple[str, ...]]
+
+
 def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
     """Writes what was chosen."""
     storage.write_json(
@@ -213,23 +241,15 @@ def _without_plan(composite: Composite) -> dict[str, Any]:
 
 def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written; plans of merges are not."""
-    value = storage.read_json(_file(workspace), what="What methods chose")
-
-    def with_tuples(value: Any) -> Any:
-        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
-
-    def records(kind: Any, part: str) -> list[Any]:
-        return [kind(**{name: with_tuples(each) for name, each in row.items()}) for row in value[part]]
-
+    told = schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
+    composites = [Composite(**vars(each)) for each in told.composites]
+    gates = [GateSpec(**vars(each)) for each in told.gates]
     return ScorerSelection(
-        {
-            method: {task: with_tuples(scorer) for task, scorer in own.items()}
-            for method, own in value["methods"].items()
-        },
-        {composite.id: composite for composite in records(Composite, "composites")},
-        {gate.id: gate for gate in records(GateSpec, "gates")},
-        records(Selection, "selections"),
-        {task: with_tuples(rows) for task, rows in value["left_out"].items()},
+        told.methods,
+        {composite.id: composite for composite in composites},
+        {gate.id: gate for gate in gates},
+        [Selection(**vars(each)) for each in told.selections],
+        told.left_out,
     )
 
 

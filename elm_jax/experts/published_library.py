@@ -45,7 +45,7 @@ def file_sizes_by_expert(repo: hub.RepositoryFiles) -> dict[str, dict[str, int]]
         if name in OTHER_FILES:
             continue
         *home, file = name.split("/")
-        if len(home) != 2 or file not in files.FILE_NAMES or not all(map(_is_escaped, home)):
+        if len(home) != 2 or file not in files.FILE_NAMES or not all(map(names.is_directory_name, home)):
             what = "the pickle" if file.endswith(PICKLES) else "the file"
             raise UserError(
                 f"Expected {', '.join(files.FILE_NAMES)} of experts in {repo.repository!r}, got {what} "
@@ -172,22 +172,12 @@ def fetch_record(repo: hub.RepositoryFiles) -> dict[str, Any] | None:
     return record
 
 
-def _is_escaped(name: str) -> bool:
-    return names.directory_name(names.from_directory_name(name)) == name
-
-
 def _params_bytes(description: files.ExpertDescription) -> int:
     """Returns the bytes of all parameters of an expert, by its description."""
-    try:
-        return sum(
-            math.prod(map(int, shape)) * np.dtype(description.dtypes[path]).itemsize
-            for path, shape in description.shapes.items()
-        )
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise UserError(
-            f"Expected shapes and types of parameters of {description.spec.id!r}, got another form. Fix: "
-            "push the expert again."
-        ) from None
+    return sum(
+        math.prod(shape) * np.dtype(description.dtypes[path]).itemsize
+        for path, shape in description.shapes.items()
+    )
 
 
 def _require_size(

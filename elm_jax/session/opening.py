@@ -6,7 +6,12 @@ from typing import Any
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.session.settings import add_task_files, load_run_settings, save_run_settings
+from elm_jax.session.settings import (
+    add_task_files,
+    load_run_settings,
+    require_run_settings,
+    save_run_settings,
+)
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
@@ -152,6 +157,7 @@ def open_run(
         saved = replace(source or Source(), **given, limit=None)
         save_run_settings(Workspace.open(run, create=True), initial_checkpoint, saved, lengths, dtype)
     workspace = Workspace.open(run)
+    require_run_settings(workspace)
     settings = load_run_settings(workspace)
     source = replace(source or Source(**settings["source"]), **given, **_require_fields(overrides or {}))
     source = replace(source, tasks=[*source.tasks, *task_files])
@@ -200,6 +206,8 @@ def load_data_settings(
         UserError: If the directory or the tokenizer is missing, or if a file of tasks does not parse.
     """
     workspace = Workspace.at(run) if vocabulary_file else Workspace.open(run)
+    if not vocabulary_file:
+        require_run_settings(workspace)
     settings = load_run_settings(workspace)
     source = Source(**settings["source"])
     if vocabulary_file:
