@@ -59,8 +59,8 @@ def read(where: storage.PathLike, form: type[T], *, what: str, fix: str, most: i
     return parse(content, form, what=f"{lower_first(what)} at {os.fspath(where)!r}", fix=fix)
 
 
-def parse(content: bytes, form: type[T], *, what: str, fix: str) -> T:
-    """Returns the record of that form that JSON stands for.
+def parse(content: bytes, form: Any, *, what: str, fix: str) -> Any:
+    """Returns the record of that form, or of any type that Pydantic knows, that JSON stands for.
 
     Raises:
         UserError: If it is no JSON, or if any value in it is none of the form; the message says which.

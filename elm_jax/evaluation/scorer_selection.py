@@ -111,6 +111,7 @@ class _Selector:
         self.left_out: dict[str, Sequence[str]] = {}
         self.shots: dict[str, FewShotExamples] = {}
         self._pools: dict[str, FewShotPool] = {}
+        self._merges: dict[str, Composite] = {}
 
     def select(self, method: EvaluationMethod) -> dict[str, TaskScorer]:
         """Returns a method's scorer of every task."""
@@ -149,9 +150,13 @@ class _Selector:
         """Returns the chosen expert, or the composite that the chosen ones become."""
         if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
             return next(iter(selection.weights))
-        composite = derived_experts.merged(
-            self.run, method.merge or "average", method.merge_options, selection.weights
-        )
+        merge = method.merge or "average"
+        key = storage.fingerprint([merge, method.merge_options, list(selection.weights.items())])
+        if key not in self._merges:
+            self._merges[key] = derived_experts.merged(
+                self.run, self.inputs.library, merge, method.merge_options, selection.weights
+            )
+        composite = self._merges[key]
         self.composites[composite.id] = composite
         return composite.id
 
@@ -162,7 +167,9 @@ class _Selector:
         if task.id not in self._pools:
             self._pools[task.id] = few_shot.load_pool(self.run, task)
         shots = self._pools[task.id].draw(options["shots"])
-        composite = derived_experts.lorahub_composite(self.run, task.id, options, experts, shots)
+        composite = derived_experts.lorahub_composite(
+            self.run, self.inputs.library, task.id, options, experts, shots
+        )
         self.composites[composite.id] = composite
         self.shots[composite.id] = shots
         self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))

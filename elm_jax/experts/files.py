@@ -147,9 +147,9 @@ def read_description(directory: epath.Path) -> ExpertDescription:
         UserError: If it is absent, is no JSON, has another format or lacks a field.
     """
     where = directory / SPEC_FILE
-    what, fix = "An expert's description", "add the expert again"
+    what, fix = "an expert's description", "add the expert again"
     content = storage.read_content(where, what=what, most=MOST_DESCRIPTION)
-    told = schema.parse(content, _ExpertForm, what=f"an expert's description at {str(where)!r}", fix=fix)
+    told: _ExpertForm = schema.parse(content, _ExpertForm, what=f"{what} at {str(where)!r}", fix=fix)
     names.split_id(told.id)
     for path in told.parameters:
         parents = [path[:at] for at, letter in enumerate(path) if letter == "/"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from elm_jax.prompting import isolation
 from elm_jax.prompting.templates import TRUNCATE, Rendered, Template
 from elm_jax.records import PromptedExample
 
@@ -26,6 +27,7 @@ class Renderings:
     outside: int
 
 
+@isolation.apart(1)
 def render(
     rows: Iterable[Mapping[str, Any]],
     template: Template,

@@ -9,16 +9,18 @@ import copy
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jinja2
+from etils import epath
 from jinja2 import meta
 from jinja2.exceptions import SecurityError
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.prompting import limits, reader, sandbox
+from elm_jax.prompting import isolation, limits, promptsource, reader, sandbox
 
 SEPARATOR = "|||"
 PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
@@ -53,6 +55,7 @@ class Template:
         answer_choices: Jinja source of the answer choices, separated by `|||`; None if there are none.
         metadata: PromptSource's metadata.
         dataset: The dataset, for error messages.
+        foreign: Whether it is a stranger's, and runs in a process of its own.
     """
 
     name: str
@@ -61,7 +64,9 @@ class Template:
     answer_choices: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dataset: str = ""
+    foreign: bool = False
 
+    @isolation.apart(0)
     def render(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> Rendered | None:
@@ -86,12 +91,14 @@ class Template:
             )
         return Rendered(*parts, choices) if len(parts) == 2 else None
 
+    @isolation.apart(0)
     def parts(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> tuple[str, ...]:
         """Returns all parts of a rendered row, of which `render` requires one or two."""
         return _parts(self, row, self.choices(row, row_id=row_id), truncate, row_id)
 
+    @isolation.apart(0)
     def choices(self, row: Mapping[str, Any], *, row_id: str | None = None) -> tuple[str, ...] | None:
         """Returns the row's answer choices, never truncated; None if the template has none."""
         if self.answer_choices is None:
@@ -101,6 +108,7 @@ class Template:
         return _split(_run(self, self.answer_choices, _protect(self, row, row_id), row, row_id))
 
     @functools.cached_property
+    @isolation.apart(0)
     def fixed_choices(self) -> tuple[str, ...] | None:
         """The answer choices if they are the same for every row, else None."""
         if self.answer_choices is None or _find_names(self, self.answer_choices):
@@ -108,6 +116,7 @@ class Template:
         return _split(_run(self, self.answer_choices, {}, {}, None))
 
     @functools.cached_property
+    @isolation.apart(0)
     def columns(self) -> frozenset[str]:
         """The columns that the template may read."""
         read = _find_names(self, self.jinja) | _find_names(self, self.answer_choices or "")
@@ -156,7 +165,16 @@ def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Templ
                 "rename one."
             )
         templates[template.name] = template
-    return templates
+    if _is_own(root):
+        return templates
+    return {name: replace(template, foreign=True) for name, template in templates.items()}
+
+
+def _is_own(directory: epath.Path) -> bool:
+    """Returns whether a directory is the package's own, or PromptSource's release in the cache."""
+    package = Path(__file__).resolve().parents[1]
+    release = Path(promptsource.release_directory()).resolve()
+    return any(Path(directory).resolve().is_relative_to(root) for root in (package, release))
 
 
 def _parts(

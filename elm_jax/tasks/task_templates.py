@@ -10,7 +10,7 @@ from elm_jax.prompting.templates import Template, load_templates
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Source
-from elm_jax.tasks.datasets import Dataset, all_datasets
+from elm_jax.tasks.datasets import Dataset, all_datasets, user_datasets
 from elm_jax.tasks.specs import is_embedded
 
 
@@ -46,7 +46,11 @@ def load_dataset_templates(
     if dataset.template or dataset.inline:
         return {
             prompt: Template(
-                name=prompt, id=names.task_id(dataset.name, prompt), dataset=dataset.name, **fields
+                name=prompt,
+                id=names.task_id(dataset.name, prompt),
+                dataset=dataset.name,
+                foreign=dataset.name in user_datasets(),
+                **fields,
             )
             for prompt, fields in inline.items()
         }
