@@ -4,9 +4,14 @@ Everything a user can get wrong (a name, a path, a file, a macro) raises `UserEr
 prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
 """
 
+from elm_jax.controls import escape_controls
+
 
 class UserError(Exception):
-    """What was wanted, what came and what to do, in one clear sentence."""
+    """What was wanted, what came and what to do, in one clear sentence without control characters."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escape_controls(message))
 
 
 class ContaminationError(UserError):

@@ -8,6 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
+    ["controls"],
     ["errors", "axes", "cache", "moved"],
     ["names", "safetensors_header"],
     ["records", "storage"],

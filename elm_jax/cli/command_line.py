@@ -30,6 +30,7 @@ from elm_jax.cli import (
     tasks,
     training,
 )
+from elm_jax.controls import escape_output
 from elm_jax.errors import UserError
 
 
@@ -39,7 +40,8 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
         try:
-            return super().invoke(ctx)
+            with escape_output():
+                return super().invoke(ctx)
         except UserError as error:
             print(f"elm: {error}", file=sys.stderr)
             raise typer.Exit(2) from None

@@ -89,7 +89,7 @@ def _tokenize(texts: Sequence[str]) -> list[list[str]]:
     """Returns the words of every text; equal words are one object."""
     import bm25s  # imports scipy
 
-    found = bm25s.tokenize(
+    found: Any = bm25s.tokenize(
         list(texts), token_pattern=WORD, stopwords=[], return_ids=False, show_progress=False
     )
     known: dict[str, str] = {}

@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax import schema, storage
+from elm_jax.controls import escape_controls
 from elm_jax.errors import UserError
 from elm_jax.telemetry.events import Event, StepMetrics
 from elm_jax.telemetry.throughput import Throughput
@@ -200,11 +201,12 @@ def _line(record: Mapping[str, Any]) -> bytes:
     not_finite = {name for name, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     fields = {name: None if name in not_finite else value for name, value in record.items()}
     fields |= {"finite": False} if not_finite else {}
-    return json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps(fields, allow_nan=False, ensure_ascii=False)
+    return escape_controls(text).encode() + b"\n"
 
 
 def _split_half_line(where: epath.Path) -> tuple[bytes, bytes]:
     """Returns what a file holds up to the end of its last whole line, and what comes after."""
-    content = where.read_bytes() if where.exists() else b""
+    content = storage.read_content(where, what="A journal of training") if where.exists() else b""
     end = content.rfind(b"\n") + 1
     return content[:end], content[end:]
