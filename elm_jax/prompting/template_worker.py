@@ -42,7 +42,7 @@ def main(seconds: int, memory_bytes: int) -> None:
 def _answer(question: bytes, rows: Iterator[Any]) -> bytes:
     """Returns the result of the function that is asked for, as JSON."""
     module, name, args, kwargs, has_rows = pickle.loads(question)
-    function = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    function: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     function = getattr(function, "func", function)  # of a cached property
     value = function(rows, *args, **kwargs) if has_rows else function(*args, **kwargs)
     return json.dumps(value, default=_to_plain).encode()
