@@ -31,8 +31,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 METHODS = (
     "base",
@@ -110,7 +109,7 @@ def make_run(where: Path, tasks: Path, names: list[str]) -> Run:
         mlp_dim=64,
     )
     params = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
-    elm.save(workspace.base, bases.make_base(config, params))
+    elm.save(workspace.base, base_model.make_base(config, params))
     settings.save_run_settings(workspace, None, source, Lengths(prompt=32, answer=5))
     return opening.open_run(workspace.root)
 

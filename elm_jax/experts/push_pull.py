@@ -17,8 +17,8 @@ from elm_jax.models import paths
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.weights import load
-from elm_jax.weights.base import Base
-from elm_jax.weights.t5x_experts import require_fit
+from elm_jax.weights.base_model import Base
+from elm_jax.weights.t5x_experts import require_matching_shapes
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -243,7 +243,7 @@ def _require_fit(name: str, expert: str, description: files.ExpertDescription, b
     """Checks that the base has a place for the parameters of an expert, by their names and shapes."""
     shapes = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in description.shapes.items()}
     what = f"Expert {expert!r} of {name!r}"
-    require_fit(paths.unflatten(shapes), base.config, what=what, kind=description.spec.kind)
+    require_matching_shapes(paths.unflatten(shapes), base.config, what=what, kind=description.spec.kind)
 
 
 def _require_free(where: str, clashing: Sequence[str], *, replace: bool) -> None:
