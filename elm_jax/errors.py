@@ -4,6 +4,8 @@ Everything a user can get wrong (a name, a path, a file, a macro) raises `UserEr
 prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 from elm_jax.controls import escape_controls
 
 
@@ -20,3 +22,15 @@ class ContaminationError(UserError):
 
 class OutOfMemoryError(UserError):
     """Not even the smallest group and batch fit a device's memory."""
+
+
+class UntrustedCodeError(UserError):
+    """Code that somebody else may have written was about to run.
+
+    Attributes:
+        files: The files.
+    """
+
+    def __init__(self, message: str, files: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.files = tuple(files)

@@ -24,7 +24,7 @@ from elm_jax.names import lower_first
 from elm_jax.safetensors_header import read_header
 
 FORMAT = 1
-MOST_TEXT = 1 << 28  # bytes of JSON that is read whole; one of ours has far fewer
+MOST_TEXT = 1 << 28
 """Bytes of a file of JSON that is read; one of ours has far fewer."""
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
@@ -107,6 +107,8 @@ def read_content(where: PathLike, *, what: str, most: int | None = None) -> byte
         content, found = b"", error.strerror or str(error)
     except ValueError as error:  # a name that no file can have
         content, found = b"", str(error)
+    except MemoryError:
+        content, found = b"", "more bytes than there is memory"
     if found:
         raise UserError(
             f"Expected {lower_first(what)} at {os.fspath(where)!r}, got {found}. Fix: replace it."
@@ -201,13 +203,15 @@ def write_arrays(
     write_bytes(where, dump_safetensors(plain, metadata={"format": str(FORMAT), **(metadata or {})}))
 
 
-def read_arrays(where: PathLike, *, what: str) -> dict[str, np.ndarray]:
+def read_arrays(where: PathLike, *, what: str, most: int | None = None) -> dict[str, np.ndarray]:
     """Reads named arrays from safetensors.
 
     Raises:
         UserError: If the file is absent, cut short or something else; `what` names it.
     """
-    content = bytearray(read_content(where, what=what))  # arrays are views of it that may be changed
+    content = bytearray(
+        read_content(where, what=what, most=most)
+    )  # arrays are views of it that may be changed
     try:
         header = read_header(io.BytesIO(content), file=os.fspath(where), fix="write it again")
     except UserError as error:

@@ -69,7 +69,7 @@ def lorahub_composite(
 def make(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
     """Puts a composite among the run's, unless it is there; LoraHub needs the rows that it is fitted to."""
     library = Library.open(run.workspace.composites, create=True)
-    if composite.id in library.ids():
+    if composite.id in library:
         return
     if composite.method == LORAHUB:
         assert shots is not None

@@ -4,7 +4,7 @@ What worked on a task may have been trained on the task's own dataset; then the 
 is no zero-shot one. Rows that a method was shown with their labels count for none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, DescribedLibrary, find_library
+from elm_jax.experts.lookup import BASE, DescribedLibrary, library_finder
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
@@ -197,6 +197,10 @@ class MethodResults:
         return self.answers[Cell(task.id, expert)].metric.value
 
     @cached_property
+    def _library_of(self) -> Callable[[str], Library]:
+        return library_finder(self.run.workspace)
+
+    @cached_property
     def _library(self) -> Library:
         return DescribedLibrary.open(self.run.workspace.library)
 
@@ -212,7 +216,7 @@ class MethodResults:
                 each = [set(self._library.spec(expert).datasets) for expert in gate.experts]
                 found = {name for own in each if not own & set(gate.excluded) for name in own}
             else:
-                found = set(find_library(self.run.workspace, scorer).spec(scorer).datasets)
+                found = set(self._library_of(scorer).spec(scorer).datasets)
             self._datasets[scorer] = found
         return self._datasets[scorer]
 

@@ -226,13 +226,15 @@ class _ChoicesForm(schema.FileForm):
     gates: tuple[_GateForm, ...]
     selections: tuple[SelectionForm, ...]
     left_out: Mapping[schema.Text, tuple[str, ...]]
+    key: str | None = None
 
 
-def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
-    """Writes what was chosen."""
+def save_selection(workspace: Workspace, selection: ScorerSelection, key: str | None = None) -> None:
+    """Writes what was chosen, with a key of all that the choices depend on."""
     storage.write_json(
         _file(workspace),
         {
+            "key": key,
             "methods": selection.scorers,
             "composites": [_without_plan(composite) for composite in selection.composites.values()],
             "gates": [asdict(gate) for gate in selection.gates.values()],
@@ -246,9 +248,14 @@ def _without_plan(composite: Composite) -> dict[str, Any]:
     return {name: value for name, value in vars(composite).items() if name != "plan"}
 
 
+def load_key(workspace: Workspace) -> str | None:
+    """Returns the key of what was written; None if it has none, or nothing was written."""
+    return _read_choices(workspace).key if _file(workspace).exists() else None
+
+
 def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written; plans of merges are not."""
-    told = schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
+    told = _read_choices(workspace)
     composites = [Composite(**vars(each)) for each in told.composites]
     gates = [GateSpec(**vars(each)) for each in told.gates]
     return ScorerSelection(
@@ -258,6 +265,10 @@ def load_selection(workspace: Workspace) -> ScorerSelection:
         [Selection(**vars(each)) for each in told.selections],
         told.left_out,
     )
+
+
+def _read_choices(workspace: Workspace) -> _ChoicesForm:
+    return schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
 
 
 def _multitask_expert(run: Run, name: str) -> str:

@@ -7,6 +7,7 @@ can be written again without touching the other two.
 
 import getpass
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ SPEC_FILE, PARAMS_FILE, KEYS_FILE = FILE_NAMES = "expert.json", "params.safetens
 
 UNKNOWN_OWNER = "unknown"
 MOST_DESCRIPTION = 1 << 24  # bytes of `expert.json`
+MAX_KEYS_BYTES = 2**30  # of an expert's keys
+# Of a safetensors file besides its numbers, once and for every path.
+MAX_HEADER_BYTES, MAX_HEADER_BYTES_PER_PATH = 2**16, 2**10
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str |
         owner: The owner's name; default: the user of this process.
     """
     spec, flat = expert.spec, paths.flatten(expert.params)
+    names.directory_name(spec.id)  # raises if files of scores could not be named by it
     compatibility.require_compatible([(spec, compatibility.shapes_by_path(expert.params))])
     storage.write_arrays(directory / PARAMS_FILE, flat)
     if keys is not None:
@@ -176,13 +181,27 @@ def read_description(directory: epath.Path) -> ExpertDescription:
     )
 
 
+def params_bytes(description: ExpertDescription) -> int:
+    """Returns the bytes of all parameters of an expert, by its description."""
+    return sum(
+        math.prod(shape) * np.dtype(description.dtypes[path]).itemsize
+        for path, shape in description.shapes.items()
+    )
+
+
+def max_params_bytes(description: ExpertDescription) -> int:
+    """Returns how many bytes the file of an expert's parameters has at most, by its description."""
+    return params_bytes(description) + MAX_HEADER_BYTES + MAX_HEADER_BYTES_PER_PATH * len(description.shapes)
+
+
 def read_params(directory: epath.Path, description: ExpertDescription) -> dict[str, np.ndarray]:
     """Reads the parameters of an expert by path.
 
     Raises:
         UserError: If a parameter is missing, unknown or of another shape, or if the file was changed.
     """
-    flat = storage.read_arrays(directory / PARAMS_FILE, what=f"Expert {description.spec.id!r}")
+    what, most = f"Expert {description.spec.id!r}", max_params_bytes(description)
+    flat = storage.read_arrays(directory / PARAMS_FILE, what=what, most=most)
     for path in sorted(set(description.shapes) | set(flat)):
         expected = description.shapes.get(path)
         actual = flat[path].shape if path in flat else None
@@ -237,7 +256,7 @@ def read_keys(directory: epath.Path, identifier: str) -> Keys:
     fix = f"Fix: embed the keys of {identifier!r} again with `elm index --rebuild`."
     where = directory / KEYS_FILE
     try:
-        arrays = storage.read_arrays(where, what="An expert's keys")
+        arrays = storage.read_arrays(where, what="An expert's keys", most=MAX_KEYS_BYTES)
     except UserError as error:
         raise UserError(f"{error} {fix}") from None
     content = arrays["about"].tobytes() if "about" in arrays else b""

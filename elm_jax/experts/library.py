@@ -266,6 +266,20 @@ class Library:
         self._require_writable()
         self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
 
+    def fingerprint(self, identifier: str) -> str:
+        """Returns what stands for all of an expert: its description, parameters and keys.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
+
+        def read(place: epath.Path) -> str:
+            # The description has the checksum of the parameters.
+            parts = [place / name for name in (files.SPEC_FILE, files.KEYS_FILE)]
+            return storage.fingerprint([storage.file_fingerprint(part) for part in parts if part.exists()])
+
+        return self._read(identifier, read)
+
     def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, ExpertSize]:
         """Returns the size of experts by id, without reading their parameters; default: of all."""
 

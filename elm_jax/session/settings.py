@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from elm_jax import schema, storage
 from elm_jax.errors import UserError
+from elm_jax.session import trust
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.weights import base_model, published_models
@@ -60,6 +61,7 @@ def save_run_settings(
 
     Paths inside the workspace are written relative to it, so that it can be moved or copied.
     """
+    trust.remember((source or Source()).tasks)
     fields = asdict(source or Source())
     if fields["input_eos"] is None and initial_checkpoint is not None:
         fields["input_eos"] = published_models.eos_on_input(str(initial_checkpoint))
