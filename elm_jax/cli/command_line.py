@@ -56,8 +56,12 @@ class CommandGroup(TyperGroup):
             from elm_jax.session import trust
             from elm_jax.tasks import user_tasks
 
-            for file in error.files:
-                user_tasks.load_tasks(file)  # so that it is trusted here, even if nothing can be noted
+            try:
+                for file in error.files:
+                    user_tasks.load_tasks(file)  # so that it is trusted here, even if nothing can be noted
+            except UserError as mistake:
+                print(f"elm: {mistake}", file=sys.stderr)
+                sys.exit(2)
             trust.remember(error.files)
             return super().main(words, *rest, **options)
 

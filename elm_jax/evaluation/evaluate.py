@@ -131,10 +131,8 @@ def evaluate(
         result = None
         if hosts.is_primary():
             results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
-            told = _environment(results, config.normalization, every_expert=every_expert) | (
-                environment or {}
-            )
-            result = _report(results, told, key, every_expert=every_expert)
+            about = _environment(results, config.normalization, every_expert=every_expert)
+            result = _report(results, {**about, **(environment or {})}, key, every_expert=every_expert)
         hosts.barrier("the report is written")
     return result
 

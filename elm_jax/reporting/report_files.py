@@ -87,7 +87,8 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
     """
     where = storage.path(directory) / "rows.jsonl"
     try:
-        head, *lines = storage.read_jsonl(where, what="The rows of a report")
+        lines: list[Any] = storage.read_jsonl(where, what="The rows of a report")
+        head, *lines = lines
         if (
             not isinstance(head, dict)
             or head.get("format") != storage.FORMAT

@@ -60,7 +60,7 @@ def require(run: storage.PathLike, files: Iterable[storage.PathLike]) -> None:
 
 
 def _python_files(files: Iterable[storage.PathLike]) -> list[str]:
-    return [os.path.realpath(file) for file in map(os.fspath, files) if file.endswith(".py")]
+    return [os.path.realpath(file) for file in files if os.fspath(file).endswith(".py")]
 
 
 def _is_loaded(path: str) -> bool:
