@@ -7,7 +7,8 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.prompting import isolation, render
-from elm_jax.prompting.templates import Template, load_templates
+from elm_jax.prompting.template_files import load_templates
+from elm_jax.prompting.templates import Template
 from elm_jax.tasks import mini
 
 GROW = "{{% set n = namespace(b='ab') %}}{{% for i in range(90) %}}{}{{% endfor %}}"
