@@ -8,7 +8,7 @@ description as fast as `json` alone.
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -65,19 +65,10 @@ def parse(content: bytes, form: Any, *, what: str, fix: str) -> Any:
     Raises:
         UserError: If it is no JSON, or if any value in it is none of the form; the message says which.
     """
-    return _validate(lambda adapter: adapter.validate_json(content), form, what, fix)
-
-
-def check(value: Any, form: Any, *, what: str, fix: str) -> Any:
-    """Returns the record that a value of JSON stands for, as `parse` does; lists are lists in its form."""
-    return _validate(lambda adapter: adapter.validate_python(value), form, what, fix)
-
-
-def _validate(validate: Callable[[Any], Any], form: Any, what: str, fix: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        return validate(_adapter(form))
+        return _adapter(form).validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = "/".join(map(str, first["loc"]))

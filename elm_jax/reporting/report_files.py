@@ -4,6 +4,7 @@
 tests want, so that two runs can be compared from their folders.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
@@ -101,7 +102,8 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
         raise UserError(f"{error} {FIX}") from None
     found: dict[str, list[TaskScores]] = {}
     for line in lines:
-        schema.check(line, _RowsForm, what=f"the rows of a report at {str(where)!r}", fix=FIX[5:-1])
+        what = f"the rows of a report at {str(where)!r}"
+        schema.parse(json.dumps(line).encode(), _RowsForm, what=what, fix=FIX[5:-1])
         for method, right in line["right"].items():
             tied = tuple(int(mark) for mark in right if str(mark).isdecimal())
             if not len(tied) == len(right) == len(line["labels"]) == len(line["rows"]):
