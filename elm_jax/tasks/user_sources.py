@@ -99,8 +99,8 @@ def resolve_sources(
             read = functools.partial(_read_split, source, tuple(label_columns))
             if not all(files.values()):
                 raise UserError(
-                    f"Expected a file of rows for every split of {dataset.name!r}, got none for some. Fix: name "
-                    "one, or leave the split out."
+                    f"Expected a file of rows for every split of {dataset.name!r}, got none for some. Fix: "
+                    "name one, or leave the split out."
                 )
             name = os.path.basename(next(iter(files.values()))[0])
             source = dataclasses.replace(source, kind="function", name=name, function=read)
