@@ -46,7 +46,8 @@ def merged(
     given = None if alike else tuple(weights[member] for member in members)
     described = [library.describe(member) for member in members]
     plan = merging.plan_described_merge(run.workspace, described, method, options, weights=given)
-    told = {"method": method, "options": dict(options), "weights": given}
+    # With the defaults: a composite that a run has from before one of them changed is another expert.
+    told = {"method": method, "options": dict(plan.options), "weights": given}
     name = f"merged/{method}-{_stands_for(library, members, told)}"
     return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
