@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,18 @@ from elm_jax import schema, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, kept_results, report, scorer_selection
 from elm_jax.evaluation.config import EvaluationConfig
+from elm_jax.evaluation.derived_experts import Composite
 from elm_jax.experts import files, listing
 from elm_jax.experts.library import Library
+from elm_jax.records import Selection
 from elm_jax.reporting import report_files
 from elm_jax.routing import index, route
+from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.session import settings as run_settings
 from elm_jax.session import trust
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import user_tasks
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.jsonl_log import Journal, read_journal
 from elm_jax.training import checkpoints
 from elm_jax.weights import elm
@@ -243,6 +247,20 @@ def test_one_bad_expert_is_listed_as_bad_and_disturbs_no_other(workspace, tmp_pa
         assert other.spec.id == TRAINED[1]
     Library(run.library).remove(EXPERT)
     assert EXPERT not in Library(run.library)
+
+
+@pytest.mark.parametrize(
+    ("form", "record"),
+    [
+        (run_settings._SourceForm, Source),
+        (run_settings._LengthsForm, Lengths),
+        (route.SelectionForm, Selection),
+        (scorer_selection._CompositeForm, Composite),
+        (scorer_selection._GateForm, GateSpec),
+    ],
+)
+def test_forms_have_the_fields_of_their_records(form, record):
+    assert {each.name for each in fields(form)} == {each.name for each in fields(record)} - {"plan"}
 
 
 @pytest.mark.parametrize("value", ["1", True, 1.0, -1, 2**60, None, float("nan")])

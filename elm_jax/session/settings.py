@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from elm_jax import schema, storage
 from elm_jax.errors import UserError
+from elm_jax.records import OnBadRow
 from elm_jax.session import trust
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
@@ -34,6 +35,7 @@ class _SourceForm(schema.Form):
     truncate: schema.Size | None = None
     faithful: str | tuple[str, ...] = ()
     input_eos: bool | None = None
+    on_bad_row: OnBadRow = "leave-out"
 
 
 @dataclass(frozen=True)
