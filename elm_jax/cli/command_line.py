@@ -34,7 +34,7 @@ from elm_jax.errors import UserError
 
 
 class CommandGroup(TyperGroup):
-    """Ends a user's mistake with one sentence and exit code 2, Ctrl-C with exit code 130."""
+    """Ends a user's mistake with one sentence and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
@@ -43,9 +43,6 @@ class CommandGroup(TyperGroup):
         except UserError as error:
             print(f"elm: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("elm: stopped. Run the same command again to continue.", file=sys.stderr)
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -84,8 +81,8 @@ def expand_gin_flags(arguments: list[str]) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line."""
+def run_command(arguments: list[str] | None = None) -> Any:
+    """Runs the command that the arguments name; default: those of the process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "jax" not in sys.modules:
         compilation_cache.enable(os.environ)

@@ -1,6 +1,7 @@
 """`elm train`: what it trains, from names and flags or from a recipe, on this machine or on many."""
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -11,6 +12,7 @@ from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import join_hosts, open_run
 from elm_jax.cli.options import DEFAULT_OUT, DataFlags, Names, ProcessFlags, RecipeFlags, RunDir, Seed
 from elm_jax.cli.output import print_table
+from elm_jax.launch import interrupts
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,8 @@ def train(
             )
             trained = runs.train(opened, names or [], config, **how)
     except trainer.Stopped as stopped:
-        # A preempted machine is no failure: whoever started the job starts it again.
         typer.echo(f"elm: {stopped}", err=True)
-        return
+        raise typer.Exit(interrupts.EXIT_CODES[signal.SIGTERM]) from None
     for expert_id in trained:
         print(expert_id)
 

@@ -62,11 +62,12 @@ def exit_on_failure(*expected: type[BaseException]) -> Generator[None, None, Non
     """Ends a process of several at once when it fails, with a message, so that no other waits for it.
 
     Leaving in the usual way would wait for the others, which wait for this one. An exception in `expected`
-    happens to all of them alike and is raised; so is any exception if there is one process.
+    happens to all of them alike and is raised; so is any exception if there is one process, and what a signal
+    raises, since that leaves at once.
     """
     try:
         yield
-    except expected:
+    except (SystemExit, *expected):
         raise
     except BaseException as error:
         if jax.process_count() == 1:

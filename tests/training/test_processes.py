@@ -152,7 +152,7 @@ def test_a_signal_to_one_process_has_all_of_them_save_and_end_well(make_run):
     wait_for_rounds(root)
     processes[1].send_signal(signal.SIGTERM)
     codes, said = ended(processes)
-    assert codes == [0, 0], said
+    assert codes == [143, 143], said
     told = [next(line for line in err.splitlines() if line.startswith("elm:")) for _, err in said]
     assert told[0] == told[1]
     assert told[0].startswith("elm: Stopped after batch ")
@@ -204,7 +204,7 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(
     wait_for_rounds(stopped, count=20)
     process.send_signal(signal.SIGTERM)
     (code,), ((out, err),) = ended([process])
-    assert code == 0, err
+    assert code == 143, err
     assert out == ""
     assert "elm: Stopped after batch" in err
     assert ended([start(stopped, steps=steps)])[0] == [0]
