@@ -133,9 +133,7 @@ def group_programs(
 
     def state_shapes(count: int) -> Any:
         # A single expert that is on its way to a slot lies whole on every device of the expert axis.
-        one = jax.eval_shape(
-            lambda base: ex.init_expert(kind, jax.random.key(0), base, **dict(options)), base
-        )
+        one = jax.eval_shape(lambda base: ex.init_expert(kind, jax.random.key(0), base, dict(options)), base)
         stack = shapes.stack_shapes(one, count)
         return shard(jax.eval_shape(lambda params: step.initial_state(params, optimizer), stack))
 
