@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from elm_jax.names import lower_first
 from elm_jax.safetensors_header import read_header
 
 FORMAT = 1
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
 # The directory of the gin files: in a wheel inside the package, in a checkout beside it.
@@ -61,6 +63,26 @@ def writable_directory(where: PathLike) -> epath.Path:
     return directory
 
 
+def is_writable(where: PathLike) -> bool:
+    """Tells whether a directory, or what it would be made in, can be written; nothing is written.
+
+    A bucket is taken for writable.
+    """
+    if "://" in os.fspath(where):
+        return True
+    directory = Path(path(where)).absolute()
+    return os.access(next(each for each in (directory, *directory.parents) if each.exists()), os.W_OK)
+
+
+def require_writable(where: PathLike) -> None:
+    """Raises what `writable_directory` does about a directory that cannot be written; nothing is written."""
+    if not is_writable(where):
+        raise UserError(
+            f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written. Fix: "
+            "choose another with the output flag, or ask for the right to write there."
+        )
+
+
 def write_bytes(where: PathLike, content: bytes) -> None:
     """Writes a file whole or not at all: a reader sees the old content or the new, never a part."""
     target = path(where)
@@ -76,6 +98,28 @@ def write_bytes(where: PathLike, content: bytes) -> None:
             f"Expected to write {os.fspath(where)!r}, got {error.strerror or error}. Fix: free space there, "
             "or choose another output directory."
         ) from error
+
+
+def remove_unfinished(directory: PathLike, *, deep: bool = False, prefix: str = ".") -> None:
+    """Deletes the files that killed writers left in a directory; nobody may write there meanwhile.
+
+    Args:
+        directory: Where to look; it need not exist.
+        deep: Whether to look in all directories below, too.
+        prefix: What their names begin with: ".NAME." are those that were to become NAME.
+    """
+    root = path(directory)
+    if not root.is_dir():
+        return
+    places = ((parent, names) for parent, _, names in root.walk()) if deep else [(root, _list_names(root))]
+    for parent, names in places:
+        for name in filter(_UNFINISHED.fullmatch, names):
+            if name.startswith(prefix) and not (parent / name).is_dir():
+                (parent / name).unlink(missing_ok=True)
+
+
+def _list_names(directory: epath.Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir()]
 
 
 def write_json(where: PathLike, value: Mapping[str, Any]) -> None:

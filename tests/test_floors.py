@@ -9,9 +9,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["errors", "axes", "cache", "moved"],
-    ["names", "safetensors_header"],
+    ["names", "ranges", "safetensors_header"],
     ["records", "storage"],
-    ["hub"],
+    ["hub", "locks"],
     ["aot"],
     ["models", "reporting"],
     ["prompting", "tokenizers", "weights"],

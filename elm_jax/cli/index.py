@@ -6,7 +6,7 @@ import typer
 
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import open_run
-from elm_jax.cli.options import DEFAULT_OUT, Cache, RunDir, SourceFlags
+from elm_jax.cli.options import DEFAULT_OUT, Cache, RunDir, SourceFlags, Wait
 
 
 @flattened
@@ -36,6 +36,7 @@ def index(
         ),
     ] = None,
     cache: Cache = None,
+    wait: Wait = False,
     *,
     source: SourceFlags,
 ) -> None:
@@ -43,14 +44,15 @@ def index(
     from elm_jax.routing import index as indexing
 
     opened = open_run(run, source, cache=cache, dtype=dtype)
-    indexed = indexing.index(
-        opened,
-        size=size,
-        text_format=text_format,
-        rebuild=rebuild,
-        embedder=embedder,
-        dtype=dtype,
-        ignore=ignore or (),
-    )
+    with opened.workspace.lock("index", wait=wait):
+        indexed = indexing.index(
+            opened,
+            size=size,
+            text_format=text_format,
+            rebuild=rebuild,
+            embedder=embedder,
+            dtype=dtype,
+            ignore=ignore or (),
+        )
     for expert in indexed:
         print(expert)

@@ -1,6 +1,7 @@
 """`elm prepare`: rows rendered and tokenised once."""
 
 import json
+import math
 import os
 from dataclasses import asdict, replace
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from elm_jax.cli.options import (
     RunDir,
     SourceFlags,
     TokenFlags,
+    Wait,
 )
 
 
@@ -32,6 +34,7 @@ def prepare(
     ] = None,
     module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
     as_json: AsJson = False,
+    wait: Wait = False,
     *,
     source: SourceFlags,
     rows: RowFlags,
@@ -39,6 +42,7 @@ def prepare(
     render: RenderFlags,
 ) -> None:
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
+    from elm_jax import locks, ranges, storage
     from elm_jax.data import prepare as preparation
     from elm_jax.data import task_selection
 
@@ -48,14 +52,20 @@ def prepare(
     files = load_task_files(task_files(source.tasks, names))
     read = override(reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files])
     how: dict[str, Any] = {"tasks": chosen, "tokenizer": reader.tokenizer, "lengths": reader.lengths}
-    if module:
-        read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
-        made = preparation.prepare_seqio_tasks(module, source=read, **how)
-    else:
-        if rows.split:
-            specs = task_selection.select_tasks(chosen, read)
-            read = replace(read, splits={spec.dataset: rows.split for spec in specs})
-        made = preparation.prepare_tasks(source=read, processes=processes or os.cpu_count() or 1, **how)
+    assert read.prepared is not None
+    seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
+    with locks.hold(storage.path(read.prepared) / ".lock", "elm prepare", seconds=seconds, fix=fix):
+        storage.remove_unfinished(read.prepared, deep=True)
+        if module:
+            read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
+            made = preparation.prepare_seqio_tasks(module, source=read, **how)
+        else:
+            if rows.split:
+                specs = task_selection.select_tasks(chosen, read)
+                read = replace(read, splits={spec.dataset: rows.split for spec in specs})
+            count = os.cpu_count() or 1 if processes is None else processes
+            ranges.require("processes", count, ranges.whole(1))
+            made = preparation.prepare_tasks(source=read, processes=count, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
         return

@@ -10,7 +10,7 @@ import typer
 
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import join_hosts, open_run
-from elm_jax.cli.options import DEFAULT_OUT, DataFlags, Names, ProcessFlags, RecipeFlags, RunDir, Seed
+from elm_jax.cli.options import DEFAULT_OUT, DataFlags, Names, ProcessFlags, RecipeFlags, RunDir, Seed, Wait
 from elm_jax.cli.output import print_table
 from elm_jax.launch import interrupts
 
@@ -48,6 +48,18 @@ class ExpertFlags:
 
 
 @dataclass(frozen=True)
+class PresentFlags:
+    """What is done about what is in the run's directory."""
+
+    PANEL: ClassVar[str] = "Training"
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Begin anew: these experts and their checkpoints are deleted first."),
+    ] = False
+    wait: Wait = False
+
+
+@dataclass(frozen=True)
 class TrainRecipeFlags(RecipeFlags):
     """A recipe, and where T5X's flags say that things are."""
 
@@ -74,6 +86,7 @@ def train(
     *,
     training: TrainingFlags,
     expert: ExpertFlags,
+    present: PresentFlags,
     data: DataFlags,
     recipe: TrainRecipeFlags,
     processes: ProcessFlags,
@@ -91,7 +104,8 @@ def train(
     how: dict[str, Any] = {"on_estimate": _print_estimate, "dry_run": True} if dry_run else {}
     try:
         if recipe.gin_file:
-            trained = _train_recipe(recipe, track, how)
+            added = {"TRACKERS": tuple(track or ()), "RESTART": present.restart, "WAIT": present.wait}
+            trained = _train_recipe(recipe, {name: value for name, value in added.items() if value}, how)
         else:
             from elm_jax.training import config as configs
 
@@ -107,6 +121,7 @@ def train(
                 ),
                 schedule=configs.ScheduleConfig(steps=training.steps, learning_rate=training.rate),
                 batch=configs.BatchConfig(size=training.batch_size),
+                checkpoint=configs.CheckpointConfig(restart=present.restart, wait=present.wait),
                 log=configs.LogConfig(trackers=track or ()),
                 seed=training.seed,
             )
@@ -119,14 +134,14 @@ def train(
 
 
 def _train_recipe(
-    recipe: TrainRecipeFlags, track: list[str] | None, arguments: Mapping[str, Any]
+    recipe: TrainRecipeFlags, macros: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> list[str]:
-    """Trains what a recipe says; a dry run prints the resolved recipe first."""
+    """Trains what a recipe and macros say; a dry run prints the resolved recipe first."""
     from elm_jax.launch import recipes
     from elm_jax.training import train as runs
 
     search_paths = recipe.gin_search_paths.split(",") if recipe.gin_search_paths else []
-    bindings = [*(recipe.gin_bindings or []), *([f"TRACKERS = {tuple(track)!r}"] if track else [])]
+    bindings = [*(recipe.gin_bindings or []), *(f"{name} = {value!r}" for name, value in macros.items())]
     call = recipes.bind(runs.train, recipe.gin_file or [], bindings, search_paths=search_paths)
     if arguments.get("dry_run"):
         print(recipes.config_text())

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from etils import epath
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -160,6 +161,24 @@ def remove(target: epath.Path) -> None:
     """Deletes the directory; readers see all of it or nothing."""
     for where in (target, *_list_set_aside(target)):
         _remove_at_once(where, target)
+
+
+def recover(target: epath.Path, marker: str) -> None:
+    """Deletes what killed writers left of a directory, or puts back what they set aside if it is missing.
+
+    Nobody may write the directory meanwhile.
+    """
+    whole = [aside for aside in _list_set_aside(target) if (aside / marker).exists()]
+    if whole and not target.exists():
+        whole[0].replace(target)
+    if (target / marker).exists():
+        for aside in _list_set_aside(target):
+            _delete(aside)
+        storage.remove_unfinished(target)
+    for entry in _list_entries(target.parent):
+        unfinished = _UNFINISHED.fullmatch(entry.name)
+        if unfinished and unfinished.group(1) == target.name:
+            _delete(entry)
 
 
 def _move_into_place(

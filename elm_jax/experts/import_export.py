@@ -63,7 +63,9 @@ def import_expert(
                 f"Expected an id for the expert at {str(source)!r}, got none. Fix: give --id DATASET/PROMPT."
             )
         expert = load_foreign_expert(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
-    Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
+    library = Library.open(workspace.library, create=True)
+    library.remove_unfinished()
+    library.add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
 

@@ -190,6 +190,7 @@ def pull(
     for expert, description in described.items():
         _require_fit(name, expert, description, base)
     library = Library.open(workspace.library, create=True)
+    library.remove_unfinished()
     old = {expert: library.describe(expert) for expert in selected if expert in library}
     same = [expert for expert in old if _are_same(old[expert], described[expert])]
     _require_free(str(library.root), [expert for expert in old if expert not in same], replace=replace)

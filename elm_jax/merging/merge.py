@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
+from elm_jax import ranges, storage
 from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import library_finder
@@ -89,6 +89,7 @@ def run_merge(
     rows: int = expert_statistics.ROWS,
 ) -> Expert:
     """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
+    ranges.require("rows", rows, ranges.whole(1))
     experts = [spec.id for spec in plan.specs]
     if statistics is None and plan.method.statistics_shape is not None:
         shapes = plan.statistics_shapes
@@ -102,5 +103,7 @@ def run_merge(
         base=run.base.params,
         statistics=statistics,
     )
-    Library.open(run.workspace.composites, create=True).add(merged, replace=True)
+    composites = Library.open(run.workspace.composites, create=True)
+    composites.remove_unfinished()
+    composites.add(merged, replace=True)
     return merged

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from elm_jax import storage
+from elm_jax import ranges, storage
 from elm_jax.data import task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -91,8 +91,10 @@ def index(
         UserError: If an expert has keys of another embedder and `rebuild` is off, or if the rows that an
             expert was trained on are not found.
     """
+    ranges.require("size", size, ranges.whole(1))
     run = run if isinstance(run, Run) else opening.open_run(run, dtype=dtype)
     library = Library.open(run.workspace.library)
+    library.remove_unfinished()
     if experts is None:
         experts = _find_indexable_experts(run, library, rebuild=rebuild)
     stored = load_embedder_settings(run.workspace)

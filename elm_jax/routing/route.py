@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import locks, names, ranges, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -68,8 +68,17 @@ def route(
     """
     run = opening.ensure_open(run)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    inputs = RoutingInputs(run, queries_per_task=queries)
+    inputs = make_inputs(run, queries)
     return [routed.selection for routed in route_tasks(inputs, specs, router, options, experts=experts)]
+
+
+def make_inputs(run: Run, queries: int = key_texts.QUERIES_PER_TASK) -> RoutingInputs:
+    """Returns what routers read of a run; what they choose is stored there, if that can be written."""
+    ranges.require("queries", queries, ranges.whole(1))
+    keep = storage.is_writable(run.workspace.root)
+    if not keep:
+        run.stages.console.print(f"{run.workspace.root} is read-only: the choices are not kept.")
+    return RoutingInputs(run, queries_per_task=queries, keep=keep)
 
 
 def route_tasks(
@@ -100,6 +109,7 @@ def route_tasks(
     """
     chosen = table.find_router(router)
     arguments = dict(options or {})
+    ranges.require("experts", experts, ranges.whole(1))
     name = name_selections(router, experts, arguments)
     if "experts" in chosen.options:
         arguments["experts"] = experts
@@ -118,7 +128,8 @@ def route_tasks(
             )
         lines = explain_selection(selection, queries, index, exclude=exclude) if explain else ()
         routed.append(RoutedTask(replace(selection, router=name, embedder=queries.embedder), lines))
-    save_selections(inputs.run.workspace, name, [each.selection for each in routed])
+    if inputs.keep:
+        save_selections(inputs.run.workspace, name, [each.selection for each in routed])
     return routed
 
 
@@ -139,10 +150,11 @@ def name_selections(router: str, experts: int, options: Mapping[str, Any] | None
 
 def save_selections(workspace: Workspace, name: str, selections: Sequence[Selection]) -> None:
     """Stores selections with those of other tasks under the same name."""
-    of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
-    of_tasks |= {selection.task: selection for selection in selections}
-    rows = [asdict(selection) for selection in of_tasks.values()]
-    storage.write_json(_file(workspace, name), {"selections": rows})
+    with locks.hold(workspace.selections / ".lock", "elm route", seconds=60):
+        of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
+        of_tasks |= {selection.task: selection for selection in selections}
+        rows = [asdict(selection) for selection in of_tasks.values()]
+        storage.write_json(_file(workspace, name), {"selections": rows})
 
 
 def load_selections(workspace: Workspace, name: str) -> list[Selection]:

@@ -1,11 +1,13 @@
 """The workspace: the directory of one run and its subdirectories, and an open run."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import locks, storage
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
@@ -71,10 +73,6 @@ class Workspace:
         """Checkpoints of trainings that have not ended."""
         return self.root / "checkpoints"
 
-    def checkpoints_of(self, experts: Sequence[str]) -> epath.Path:
-        """Returns the directory of the checkpoints of experts that train together, in any order."""
-        return self.checkpoints / storage.fingerprint(sorted(experts))
-
     @property
     def logs(self) -> epath.Path:
         """The journal of training, and what trackers write."""
@@ -89,6 +87,25 @@ class Workspace:
     def report(self) -> epath.Path:
         """The report's files."""
         return self.root / "report"
+
+    @contextmanager
+    def lock(self, verb: str, *, wait: bool = False) -> Generator[None, None, None]:
+        """Keeps the directory to one process of a verb while the block runs.
+
+        Args:
+            verb: What this process does, such as "evaluate".
+            wait: Whether to wait for another process that does it here.
+
+        Raises:
+            UserError: If another process does it here; it names that process.
+        """
+        seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
+        with locks.hold(self.lock_file(verb), f"elm {verb}", seconds=seconds, fix=fix):
+            yield
+
+    def lock_file(self, verb: str) -> epath.Path:
+        """Returns the file of the lock of a verb."""
+        return self.root / f".{verb}.lock"
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,11 +1,12 @@
 """Checkpoints: what a training run needs to be resumed after it was killed, saved with Orbax.
 
-A directory belongs to one run: `identity.json` says which, and a run that differs is refused rather than
-resumed. Saves happen in the background; one that was cut short, or damaged since, is never restored: the one
-before it is. On several hosts all of them save their part, into a directory that all of them see.
+A directory belongs to one run, as `identity.json` says; `checkpoint_directories` finds it. Saves happen in
+the background; one that was cut short, or damaged since, is never restored: the one before it is. On several
+hosts all of them save their part, into a directory that all of them see.
 """
 
 import logging
+import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointDirectory:
-    """Where a run is saved.
+    """Where runs are saved, each configuration in a directory of its own.
 
     Attributes:
-        path: the directory.
+        path: the directory of all of them.
         identity: what must be the same in a run that is resumed, beside its network, plan and jobs.
     """
 
@@ -91,6 +92,7 @@ class CheckpointStore:
         """Copies the state and writes it in the background; an error of the last save is raised now."""
         if self._manager is None or step in self._manager.all_steps():
             return
+        _require_space(self._manager.directory, state)
         args = {STATE: ocp.args.StandardSave(state), POSITION: ocp.args.JsonSave(dict(position))}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args))
@@ -140,6 +142,20 @@ class CheckpointStore:
             f"Expected to write a checkpoint to {str(self._manager.directory)!r}, got an error ({reason}). "
             "Fix: free space or choose another directory, and run the same command; earlier checkpoints and "
             "finished experts are as they were."
+        )
+
+
+def _require_space(where: epath.Path, state: Any) -> None:
+    """Refuses to begin a save that a full disk would cut short, in threads that tell at length of it."""
+    if "://" in str(where):
+        return
+    local = [shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards]
+    free = shutil.disk_usage(where).free
+    if free < sum(local):
+        raise UserError(
+            f"Expected {sum(local) / 1e9:.3g} GB for a checkpoint at {str(where)!r}, got {free / 1e9:.3g} GB "
+            "that are free. Fix: free space or choose another directory, and run the same command; earlier "
+            "checkpoints and finished experts are as they were."
         )
 
 
