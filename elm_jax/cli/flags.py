@@ -85,7 +85,7 @@ def spelling(name: str) -> str:
     return f"--{name.strip('_').replace('_', '-')}"
 
 
-def _given(context: typer.Context | None, names: Iterable[str]) -> set[str]:
+def _given(context: Any, names: Iterable[str]) -> set[str]:
     """Returns the flags that the user gave, be it with their defaults."""
     if context is None:
         return set()

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -24,18 +24,25 @@ from elm_jax.cli.options import (
 )
 
 
+@dataclass(frozen=True)
+class WorkFlags:
+    """How the work is done."""
+
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that work side by side; default: one for each core.")
+    ] = None
+    wait: Wait = False
+
+
 @flattened
 def prepare(
     names: Names = None,
     run: RunDir = DEFAULT_OUT,
     cache: Cache = None,
-    processes: Annotated[
-        int | None, typer.Option(help="Processes that work side by side; default: one for each core.")
-    ] = None,
     module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
     as_json: AsJson = False,
-    wait: Wait = False,
     *,
+    work: WorkFlags,
     source: SourceFlags,
     rows: RowFlags,
     tokens: TokenFlags,
@@ -53,7 +60,7 @@ def prepare(
     read = override(reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files])
     how: dict[str, Any] = {"tasks": chosen, "tokenizer": reader.tokenizer, "lengths": reader.lengths}
     assert read.prepared is not None
-    seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
+    seconds, fix = math.inf if work.wait else 0.0, "wait until it ends, or give --wait"
     with locks.hold(storage.path(read.prepared) / ".lock", "elm prepare", seconds=seconds, fix=fix):
         storage.remove_unfinished(read.prepared, deep=True)
         if module:
@@ -63,7 +70,7 @@ def prepare(
             if rows.split:
                 specs = task_selection.select_tasks(chosen, read)
                 read = replace(read, splits={spec.dataset: rows.split for spec in specs})
-            count = os.cpu_count() or 1 if processes is None else processes
+            count = os.cpu_count() or 1 if work.processes is None else work.processes
             ranges.require("processes", count, ranges.whole(1))
             made = preparation.prepare_tasks(source=read, processes=count, **how)
     if as_json:
