@@ -1,0 +1,383 @@
+"""Kills, crowds and damage: whether anything is lost, and whether anybody sees a traceback.
+
+Run     python -m benchmarks.torture [--minutes 3] [--seed 0] [--keep]
+Expect  a line a trial, then what was tried, and "0 tracebacks, 0 losses"; exit code 1 otherwise
+
+A trial is drawn from the seed, in a fresh copy of one small run, with the commands that a user gives:
+
+  kill     SIGKILL, SIGTERM or SIGINT at a random moment of a command; the same command again has to end
+           well, with the bytes of one that was never stopped, and to leave no temporary file and no lock
+  job      the same of one of two processes that train together
+  crowd    several commands at once: each ends well or says in one sentence who is in its way, and ends well
+           when it is given again; no expert is lost
+  damage   a file of the run is cut, emptied, changed or replaced; a command that reads ends with a code of
+           its own and in time, and harms no other file
+
+`--keep` leaves the directories of trials that failed, and names them.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import torture_run
+from benchmarks.torture_run import ADDED, EXPERTS, TASK, UNSEEN
+
+LONGEST = 240.0  # seconds of any command
+CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+
+WRITING: dict[str, list[str]] = {
+    "train": ["train", TASK, "--steps", "30", "--batch-size", "4", "--limit", "30", "--rate", "1e-3"],
+    "evaluate": [
+        "evaluate",
+        UNSEEN,
+        "--limit",
+        "6",
+        "--method",
+        "uniform",
+        "--method",
+        "roe:experts=2",
+    ],
+    "index": ["index", "--rebuild", "--size", "6"],
+    "prepare": ["prepare", TASK, UNSEEN, "--limit", "30", "--processes", "2"],
+    "merge": ["merge", *EXPERTS[:2], "--id", "merged/both"],
+    "route": ["route", UNSEEN],
+    "add": ["experts", "add", "{exported}", "--replace"],
+    "remove": ["experts", "remove", EXPERTS[-1]],
+    "report": ["report"],
+}
+READING: dict[str, list[str]] = {
+    "list": ["experts", "list", "--scores"],
+    "show": ["experts", "show", EXPERTS[0]],
+    "verify": ["experts", "verify"],
+    "export": ["experts", "export", EXPERTS[0], "{new}"],
+    "report": ["report"],
+    "route": ["route", UNSEEN],
+    "dry evaluate": [*WRITING["evaluate"], "--dry-run"],
+    "evaluate": WRITING["evaluate"],
+}
+RESULTS = ("library", "composites", "scores", "prepared", "selections")
+"""Directories whose files follow from the commands alone."""
+
+
+@dataclass
+class Tally:
+    """What was tried and what came of it."""
+
+    tried: Counter[str] = field(default_factory=Counter)
+    tracebacks: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> int:
+        """How much went wrong."""
+        return len(self.tracebacks) + len(self.losses)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its code, None if it had to be ended, and what it said."""
+
+    code: int | None
+    said: str
+
+
+class Bench:
+    """The run that trials copy, and what commands make of it if nobody stops them."""
+
+    def __init__(self, home: Path, draw: random.Random, tally: Tally) -> None:
+        self.home, self.draw, self.tally = home, draw, tally
+        self.environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.template = home / "template"
+        torture_run.make_run(self.template)
+        for command in (
+            ["train", *EXPERTS, "--steps", "4", "--batch-size", "4", "--limit", "30"],
+            ["index", "--size", "4"],
+            WRITING["evaluate"],
+        ):
+            self.must(self.template, command)
+        self.must(self.template, ["experts", "export", EXPERTS[0], str(home / "exported")])
+        self._references: dict[str, tuple[float, dict[str, bytes]]] = {}
+        self._copies = 0
+
+    def copy(self) -> Path:
+        """Returns a fresh copy of the run."""
+        self._copies += 1
+        return Path(shutil.copytree(self.template, self.home / f"trial-{self._copies}"))
+
+    def start(self, run: Path, command: Sequence[str], *flags: str) -> subprocess.Popen[str]:
+        """Starts a command of `elm` in a run."""
+        names = {"exported": self.home / "exported", "new": run / "exported"}
+        words = [word.format(**names) for word in command]
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "elm_jax.cli",
+                *words,
+                "--run",
+                str(run),
+                *flags,
+            ],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+
+    def end(self, process: subprocess.Popen[str], what: str) -> Outcome:
+        """Waits for a command; one that does not end, or shows a traceback, is counted."""
+        try:
+            said, _ = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            self.tally.losses.append(f"{what}: did not end in {LONGEST:.0f} s")
+            return Outcome(None, said)
+        if "Traceback" in said or (process.returncode < 0 and process.returncode != -signal.SIGKILL):
+            self.tally.tracebacks.append(f"{what}: code {process.returncode}\n{said[-2000:]}")
+        return Outcome(process.returncode, said)
+
+    def do(self, run: Path, command: Sequence[str], what: str, codes: Sequence[int] = (0,)) -> Outcome:
+        """Runs a command that has to end with one of some codes."""
+        outcome = self.end(self.start(run, command), what)
+        if outcome.code is not None and outcome.code not in codes:
+            self.tally.losses.append(f"{what}: code {outcome.code}\n{outcome.said[-1000:]}")
+        return outcome
+
+    def must(self, run: Path, command: Sequence[str]) -> None:
+        """Runs a command without which there is nothing to try."""
+        before = self.tally.failures
+        self.do(run, command, " ".join(command))
+        if self.tally.failures > before:
+            raise SystemExit(f"{self.tally.tracebacks}{self.tally.losses}")
+
+    def reference(self, verb: str) -> tuple[float, dict[str, bytes]]:
+        """Returns how long a command takes, and the files that it leaves, if nobody stops it."""
+        if verb not in self._references:
+            run = self.copy()
+            began = time.monotonic()
+            self.must(run, WRITING[verb])
+            self._references[verb] = time.monotonic() - began, results(run)
+            shutil.rmtree(run)
+        return self._references[verb]
+
+    def require_sound(self, run: Path, what: str, expected: Sequence[str] = ()) -> None:
+        """Counts experts that are missing or damaged, and what is left of writers that are gone."""
+        lost, left = torture_run.find_faults(run, expected)
+        self.tally.losses += [f"{what}: {each}" for each in lost + left]
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Returns the files that follow from the commands alone."""
+    return {
+        str(file.relative_to(run)): file.read_bytes()
+        for name in RESULTS
+        for file in sorted((run / name).rglob("*"))
+        if file.is_file()
+    }
+
+
+def kill(bench: Bench) -> str:
+    """Stops a command at a random moment, gives it again, and compares what it leaves."""
+    verb = bench.draw.choice(list(WRITING))
+    number = bench.draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    lasted, expected = bench.reference(verb)
+    moment = bench.draw.uniform(0.2, 1.05) * lasted
+    what = f"kill {verb} by {number.name} after {moment:.1f} s"
+    run = bench.copy()
+    process = bench.start(run, WRITING[verb])
+    try:
+        process.wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+    stopped = bench.end(process, what)
+    if stopped.code not in (0, CODES[number]):
+        bench.tally.losses.append(f"{what}: ended with code {stopped.code}\n{stopped.said[-500:]}")
+    # What was removed cannot be removed again.
+    bench.do(run, WRITING[verb], f"{what}, again", (0, 2) if verb == "remove" else (0,))
+    found = results(run)
+    differing = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+    if differing:
+        bench.tally.losses.append(f"{what}: other bytes in {', '.join(differing[:5])}")
+    bench.require_sound(run, what, EXPERTS[:-1] if verb == "remove" else EXPERTS)
+    bench.tally.tried["kills"] += 1
+    return what
+
+
+def job(bench: Bench) -> str:
+    """Kills one of two processes that train together; the other ends, and both go on when started again."""
+    run, number = bench.copy(), bench.draw.choice([signal.SIGKILL, signal.SIGTERM])
+    lasted, _ = bench.reference("train")
+    moment = bench.draw.uniform(0.5, 2.0) * lasted
+    what = f"job killed by {number.name} after {moment:.1f} s"
+
+    def start() -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        flags = ["--multiprocess", "--coordinator_address", address, "--process_count", "2"]
+        return [
+            bench.start(run, WRITING["train"], *flags, "--process_index", str(index)) for index in range(2)
+        ]
+
+    first = start()
+    time.sleep(moment)
+    bench.draw.choice(first).send_signal(number)
+    for process in first:
+        # The runtime's own farewell to a lost process may be long; what counts is that it ends.
+        process.communicate(timeout=LONGEST)
+    for process in start():
+        outcome = bench.end(process, f"{what}, again")
+        if outcome.code != 0:
+            bench.tally.losses.append(f"{what}, again: code {outcome.code}\n{outcome.said[-1000:]}")
+    bench.require_sound(run, what, [*EXPERTS, *ADDED])
+    bench.tally.tried["jobs"] += 1
+    return what
+
+
+def crowd(bench: Bench) -> str:
+    """Gives several commands at once, and those that were refused again."""
+    verbs = [bench.draw.choice(list(WRITING)) for _ in range(bench.draw.randint(3, 5))]
+    what, run = f"crowd of {', '.join(verbs)}", bench.copy()
+    processes = []
+    for verb in verbs:
+        processes.append((verb, bench.start(run, WRITING[verb])))
+        time.sleep(bench.draw.choice([0, 0, 0.5]))
+    refused = []
+    for verb, process in processes:
+        outcome = bench.end(process, f"{what}: {verb}")
+        if outcome.code == 2:
+            refused.append(verb)
+        elif outcome.code not in (0, None):
+            bench.tally.losses.append(f"{what}: {verb} with code {outcome.code}\n{outcome.said[-1000:]}")
+    for verb in refused:
+        bench.do(run, WRITING[verb], f"{what}: {verb} again", (0, 2) if verb == "remove" else (0,))
+    expected = EXPERTS[:-1] if "remove" in verbs else EXPERTS
+    bench.require_sound(run, what, [*expected, *(ADDED if "train" in verbs else ())])
+    bench.tally.tried["crowdings"] += 1
+    return f"{what}; refused: {', '.join(refused) or 'none'}"
+
+
+def damage(bench: Bench) -> str:
+    """Damages a file, and gives a command that reads."""
+    run, draw = bench.copy(), bench.draw
+    files = [file for file in sorted(run.rglob("*")) if file.is_file()]
+    file = draw.choice(files)
+    way = draw.choice(list(DAMAGES))
+    DAMAGES[way](file, draw)
+    verb = draw.choice(list(READING))
+    what = f"{verb} with {file.relative_to(run)} {way}"
+    before = {
+        each: each.read_bytes() for each in (run / "library").rglob("*") if each.is_file() and each != file
+    }
+    bench.do(run, READING[verb], what, (0, 1, 2))
+    changed = [each for each, content in before.items() if not each.exists() or each.read_bytes() != content]
+    if changed:
+        bench.tally.losses.append(f"{what}: {changed[0]} was changed too")
+    bench.tally.tried["damaged inputs"] += 1
+    return what
+
+
+def _write_number(file: Path, draw: random.Random) -> None:
+    """Replaces a value of a JSON file, at any depth, by one of another type."""
+    try:
+        value = json.loads(file.read_text())
+    except (ValueError, UnicodeDecodeError):
+        file.write_bytes(b"{}")
+        return
+    place = value
+    while isinstance(place, dict | list) and place:
+        key = draw.choice(list(place)) if isinstance(place, dict) else draw.randrange(len(place))
+        if not isinstance(place[key], dict | list) or not place[key] or draw.random() < 0.3:
+            place[key] = draw.choice([7, -1, None, [], {}, "../..", 1e308, True])  # pyright: ignore[reportArgumentType, reportCallIssue]
+            break
+        place = place[key]
+    file.write_text(json.dumps(value))
+
+
+def _flip(file: Path, draw: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    if content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+
+
+def _replace_by_directory(file: Path, draw: random.Random) -> None:
+    del draw
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+    "cut": lambda file, draw: os.truncate(file, draw.randint(0, file.stat().st_size)),
+    "emptied": lambda file, draw: os.truncate(file, 0),
+    "deleted": lambda file, draw: file.unlink(),
+    "with a bit flipped": _flip,
+    "with noise": lambda file, draw: _ignore(file.write_bytes(draw.randbytes(200))),
+    "with another value": _write_number,
+    "as a directory": _replace_by_directory,
+}
+TRIALS = {kill: 5, crowd: 3, damage: 5, job: 1}
+
+
+def _ignore(result: object) -> None:
+    del result
+
+
+def main() -> int:
+    """Tries for some minutes; returns 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="leave the directories of trials that failed")
+    given = parser.parse_args()
+    began, draw, tally = time.monotonic(), random.Random(given.seed), Tally()
+    home = Path(tempfile.mkdtemp(prefix="elm-torture-"))
+    try:
+        bench = Bench(home, draw, tally)
+        print(f"{time.monotonic() - began:5.0f} s  the run is made", flush=True)
+        while time.monotonic() - began < 60 * given.minutes:
+            before = tally.failures
+            (trial,) = draw.choices(list(TRIALS), list(TRIALS.values()))
+            what = trial(bench)
+            failed = tally.failures > before
+            print(f"{time.monotonic() - began:5.0f} s  {'FAILED  ' if failed else ''}{what}", flush=True)
+            for run in home.glob("trial-*"):
+                if failed and given.keep:
+                    run.rename(home / f"failed-{run.name}")
+                else:
+                    shutil.rmtree(run)
+    finally:
+        if not (given.keep and tally.failures):
+            shutil.rmtree(home, ignore_errors=True)
+    for each in (*tally.tracebacks, *tally.losses):
+        print(f"\n{each}")
+    tried = ", ".join(f"{count} {name}" for name, count in sorted(tally.tried.items()))
+    print(f"\n{tried}; {len(tally.tracebacks)} tracebacks, {len(tally.losses)} losses")
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
