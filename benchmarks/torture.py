@@ -1,6 +1,6 @@
 """Kills, crowds and damage: whether anything is lost, and whether anybody sees a traceback.
 
-Run     python -m benchmarks.torture [--minutes 3] [--seed 0] [--keep]
+Run     python -m benchmarks.torture [--minutes 3] [--seed 0] [--keep] [--home DIR]
 Expect  a line a trial, then what was tried, and "0 tracebacks, 0 losses"; exit code 1 otherwise
 
 A trial is drawn from the seed, in a fresh copy of one small run, with the commands that a user gives:
@@ -106,14 +106,15 @@ class Bench:
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
         self.template = home / "template"
-        torture_run.make_run(self.template)
-        for command in (
-            ["train", *EXPERTS, "--steps", "4", "--batch-size", "4", "--limit", "30"],
-            ["index", "--size", "4"],
-            WRITING["evaluate"],
-        ):
-            self.must(self.template, command)
-        self.must(self.template, ["experts", "export", EXPERTS[0], str(home / "exported")])
+        if not (home / "exported").exists():
+            torture_run.make_run(self.template)
+            for command in (
+                ["train", *EXPERTS, "--steps", "4", "--batch-size", "4", "--limit", "30"],
+                ["index", "--size", "4"],
+                WRITING["evaluate"],
+                ["experts", "export", EXPERTS[0], str(home / "exported")],
+            ):
+                self.must(self.template, command)
         self._references: dict[str, tuple[float, dict[str, bytes]]] = {}
         self._copies = 0
 
@@ -352,12 +353,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="leave the directories of trials that failed")
+    parser.add_argument("--home", help="directory of the run and its trials, for a next call to use again")
     given = parser.parse_args()
-    began, draw, tally = time.monotonic(), random.Random(given.seed), Tally()
-    home = Path(tempfile.mkdtemp(prefix="elm-torture-"))
+    draw, tally = random.Random(given.seed), Tally()
+    home = Path(given.home or tempfile.mkdtemp(prefix="elm-torture-"))
+    home.mkdir(parents=True, exist_ok=True)
     try:
         bench = Bench(home, draw, tally)
-        print(f"{time.monotonic() - began:5.0f} s  the run is made", flush=True)
+        began = time.monotonic()
         while time.monotonic() - began < 60 * given.minutes:
             before = tally.failures
             (trial,) = draw.choices(list(TRIALS), list(TRIALS.values()))
@@ -370,7 +373,7 @@ def main() -> int:
                 else:
                     shutil.rmtree(run)
     finally:
-        if not (given.keep and tally.failures):
+        if not (given.home or (given.keep and tally.failures)):
             shutil.rmtree(home, ignore_errors=True)
     for each in (*tally.tracebacks, *tally.losses):
         print(f"\n{each}")

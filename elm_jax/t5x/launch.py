@@ -20,7 +20,7 @@ SCRIPTS = ("train", "eval", "infer")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one of T5X's scripts with the arguments; a UserError is one sentence and exit code 2, Ctrl-C 130."""
+    """Runs one of T5X's scripts with the arguments; a UserError is one sentence and code 2, Ctrl-C is 130."""
     with interrupts.exit_on_signals():
         try:
             run_script(sys.argv[1:] if arguments is None else arguments)
