@@ -209,3 +209,47 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(
     assert "elm: Stopped after batch" in err
     assert ended([start(stopped, steps=steps)])[0] == [0]
     assert files(stopped) == files(whole)
+
+
+def test_of_two_trainings_in_one_directory_the_second_is_refused_or_waits(make_run):
+    root = make_run("crowded")
+    first = start(root, steps=100_000)
+    wait_for_rounds(root)
+    (code,), ((_, said),) = ended([start(root, steps=10)])
+    assert code == 2
+    assert f"process {first.pid} on " in said
+    assert "--wait" in said
+    assert "Traceback" not in said
+    waiting = start(root, "--wait", steps=10)
+    time.sleep(1)
+    first.kill()
+    (_, code), _ = ended([first, waiting])
+    assert code == 0
+    assert {Library.open(root / "library").spec(name).steps for name in experts(root)} == {10}
+    assert not [file for file in root.rglob(".*") if file.is_file()]
+
+
+def test_a_command_that_was_stopped_does_not_block_its_correction(make_run):
+    root = make_run("corrected")
+    first = start(root, steps=100_000)
+    wait_for_rounds(root)
+    first.send_signal(signal.SIGINT)
+    (code,), ((_, said),) = ended([first])
+    assert code == 130
+    assert "elm: stopped." in said
+    assert "Traceback" not in said
+    first = start(root, steps=100_000)
+    wait_for_rounds(root, count=12)
+    first.send_signal(signal.SIGTERM)
+    assert ended([first])[0] == [143]
+    (code,), ((_, said),) = ended([start(root, steps=10)])
+    assert code == 0
+    assert "steps (100000, now 10)" in said
+    assert len(experts(root)) == 6
+    (code,), ((_, said),) = ended([start(root, steps=11)])
+    assert code == 2
+    assert "elm experts remove" in said
+    (code,), ((_, said),) = ended([start(root, "--restart", steps=11)])
+    assert code == 0, said
+    assert {Library.open(root / "library").spec(name).steps for name in experts(root)} == {11}
+    assert list((root / "checkpoints").iterdir()) == []
