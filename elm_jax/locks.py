@@ -82,15 +82,6 @@ def attempt(where: storage.PathLike, purpose: str) -> Generator[bool, None, None
         yield held
 
 
-def holder(where: storage.PathLike) -> str | None:
-    """Returns who holds a lock, in words; None if nobody does."""
-    file = storage.path(where)
-    if not file.exists():
-        return None
-    with attempt(file, "a look") as held:
-        return None if held else _describe(_read_owner(file))
-
-
 class _LockFileError(Exception):
     """The file of a lock could not be written."""
 
@@ -172,7 +163,7 @@ def _try_object(file: epath.Path, owner: dict[str, Any]) -> Any:
     mine = {**owner, "token": uuid.uuid4().hex}
 
     def write() -> None:
-        file.write_text(json.dumps({**mine, "alive": time.time()}))
+        storage.write_bytes(file, json.dumps({**mine, "alive": time.time()}).encode())
 
     def is_mine() -> bool:
         return _read_owner(file).get("token") == mine["token"]

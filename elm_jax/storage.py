@@ -54,7 +54,7 @@ def writable_directory(where: PathLike) -> epath.Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # or who tidies up was faster
     except OSError as error:
         raise UserError(
             f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written "

@@ -11,7 +11,7 @@ FLOORS = [
     ["errors", "axes", "cache", "moved"],
     ["names", "ranges", "safetensors_header"],
     ["records", "storage"],
-    ["hub", "locks"],
+    ["hub", "locks", "workers"],
     ["aot"],
     ["models", "reporting"],
     ["prompting", "tokenizers", "weights"],

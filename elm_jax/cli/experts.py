@@ -85,8 +85,7 @@ def experts_remove(
     from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
-    for library in lookup.libraries(workspace):
-        library.remove_unfinished()
+    lookup.remove_leftovers(workspace)
     # All are found before one is removed, so that a mistake removes none.
     for name, library in lookup.match_experts(workspace, names).items():
         library.remove(name)

@@ -44,15 +44,15 @@ def index(
     from elm_jax.routing import index as indexing
 
     opened = open_run(run, source, cache=cache, dtype=dtype)
-    with opened.workspace.lock("index", wait=wait):
-        indexed = indexing.index(
-            opened,
-            size=size,
-            text_format=text_format,
-            rebuild=rebuild,
-            embedder=embedder,
-            dtype=dtype,
-            ignore=ignore or (),
-        )
+    indexed = indexing.index(
+        opened,
+        size=size,
+        text_format=text_format,
+        rebuild=rebuild,
+        embedder=embedder,
+        dtype=dtype,
+        ignore=ignore or (),
+        wait=wait,
+    )
     for expert in indexed:
         print(expert)

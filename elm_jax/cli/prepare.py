@@ -1,7 +1,6 @@
 """`elm prepare`: rows rendered and tokenised once."""
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -49,30 +48,28 @@ def prepare(
     render: RenderFlags,
 ) -> None:
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
-    from elm_jax import locks, ranges, storage
     from elm_jax.data import prepare as preparation
     from elm_jax.data import task_selection
+    from elm_jax.experts import lookup
+    from elm_jax.session.workspace import Workspace
 
     chosen = names or []
     reader = row_reader(run, source, tokens, render)
     assert reader.tokenizer is not None
+    if (workspace := Workspace.at(run)).root.is_dir():
+        lookup.remove_leftovers(workspace)
     files = load_task_files(task_files(source.tasks, names))
     read = override(reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files])
     how: dict[str, Any] = {"tasks": chosen, "tokenizer": reader.tokenizer, "lengths": reader.lengths}
-    assert read.prepared is not None
-    seconds, fix = math.inf if work.wait else 0.0, "wait until it ends, or give --wait"
-    with locks.hold(storage.path(read.prepared) / ".lock", "elm prepare", seconds=seconds, fix=fix):
-        storage.remove_unfinished(read.prepared, deep=True)
-        if module:
-            read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
-            made = preparation.prepare_seqio_tasks(module, source=read, **how)
-        else:
-            if rows.split:
-                specs = task_selection.select_tasks(chosen, read)
-                read = replace(read, splits={spec.dataset: rows.split for spec in specs})
-            count = os.cpu_count() or 1 if work.processes is None else work.processes
-            ranges.require("processes", count, ranges.whole(1))
-            made = preparation.prepare_tasks(source=read, processes=count, **how)
+    if module:
+        read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
+        made = preparation.prepare_seqio_tasks(module, source=read, wait=work.wait, **how)
+    else:
+        if rows.split:
+            specs = task_selection.select_tasks(chosen, read)
+            read = replace(read, splits={spec.dataset: rows.split for spec in specs})
+        count = os.cpu_count() or 1 if work.processes is None else work.processes
+        made = preparation.prepare_tasks(source=read, processes=count, wait=work.wait, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
         return

@@ -5,17 +5,16 @@ tokenizer, the options), it is stale and made again. Files appear whole, so work
 the tasks that are left.
 """
 
-import multiprocessing
+import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import locks, names, ranges, storage, workers
 from elm_jax.data import identity, seqio_rows, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
@@ -79,6 +78,7 @@ def prepare_tasks(
     lengths: Lengths | None = None,
     processes: int = 1,
     stages: Stages | None = None,
+    wait: bool = False,
 ) -> list[PreparedTask]:
     """Prepares tasks below `source.prepared`, where training and evaluation with the same settings read them.
 
@@ -92,38 +92,37 @@ def prepare_tasks(
         processes: How many tasks are prepared at once. More than one are new processes (spawned), so a script
             has to keep its own work under `if __name__ == "__main__"`.
         stages: Shows progress.
+        wait: Whether to wait while another process prepares rows in the same directory.
 
     Raises:
-        UserError: If any task cannot be prepared, after all others are.
+        UserError: If another process does that, or, after all others are prepared, if any task cannot be.
     """
-    if source.prepared is None:
-        raise UserError(
-            "Expected a directory to prepare rows in, got none. Fix: set `prepared` of the source."
-        )
     lengths, stages = lengths or Lengths(), stages or Stages()
+    ranges.require("processes", processes, ranges.whole(1))
     results: dict[str, PreparedTask] = {}
     problems: dict[str, str] = {}
     jobs = {}
-    specs = task_selection.select_tasks(tasks, source)
-    with stages.stage("look for what is prepared", len(specs)) as advance:
-        for done, spec in enumerate(specs, start=1):
-            file = task_selection.prepared_file(source.prepared, spec, data_source.get_split(spec, source))
-            own = {name: made for name, made in datasets.user_datasets().items() if name == spec.dataset}
-            job = PrepareJob(spec, source, lengths, tokenizer, file, own)
-            current = _load_if_current(job) if file.exists() else None
-            if current is None:
-                jobs[spec.id] = job
-            else:
-                results[spec.id] = current
-            advance(done, "")
-    title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
-    with stages.stage(title, len(jobs)) as advance:
-        for done, (task, result) in enumerate(_run_all(list(jobs.values()), processes), start=1):
-            if isinstance(result, PreparedTask):
-                results[task] = result
-            else:
-                problems[task] = result
-            advance(done, task)
+    with _lock(source, wait=wait) as prepared:
+        specs = task_selection.select_tasks(tasks, source)
+        with stages.stage("look for what is prepared", len(specs)) as advance:
+            for done, spec in enumerate(specs, start=1):
+                file = task_selection.prepared_file(prepared, spec, data_source.get_split(spec, source))
+                own = {name: made for name, made in datasets.user_datasets().items() if name == spec.dataset}
+                job = PrepareJob(spec, source, lengths, tokenizer, file, own)
+                current = _load_if_current(job) if file.exists() else None
+                if current is None:
+                    jobs[spec.id] = job
+                else:
+                    results[spec.id] = current
+                advance(done, "")
+        title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
+        with stages.stage(title, len(jobs)) as advance:
+            for done, (task, result) in enumerate(_run_all(list(jobs.values()), processes), start=1):
+                if isinstance(result, PreparedTask):
+                    results[task] = result
+                else:
+                    problems[task] = result
+                advance(done, task)
     if problems:
         raise UserError(_format_problems(problems, len(specs)))
     return [results[spec.id] for spec in specs]
@@ -137,6 +136,7 @@ def prepare_seqio_tasks(
     source: Source,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
+    wait: bool = False,
 ) -> list[PreparedTask]:
     """Prepares tasks that a module registers with SeqIO, through SeqIO.
 
@@ -150,21 +150,21 @@ def prepare_seqio_tasks(
             default train.
         lengths: Tokens of inputs and of targets that are kept.
         stages: Shows progress.
+        wait: Whether to wait while another process prepares rows in the same directory.
 
     Raises:
-        UserError: If a task does not exist or its rows cannot be used.
+        UserError: If another process does that, a task does not exist, or its rows cannot be used.
     """
-    if source.prepared is None or not tasks:
-        raise UserError(
-            "Expected a directory to prepare rows in and names of SeqIO's tasks, got none. Fix: give both."
-        )
+    if not tasks:
+        raise UserError("Expected names of SeqIO's tasks, got none. Fix: give some.")
     lengths, stages = lengths or Lengths(), stages or Stages()
     results = []
-    with stages.stage(f"prepare {len(tasks)} tasks through SeqIO", len(tasks)) as advance:
+    title = f"prepare {len(tasks)} tasks through SeqIO"
+    with _lock(source, wait=wait) as prepared, stages.stage(title, len(tasks)) as advance:
         for done, name in enumerate(tasks, start=1):
             split = source.splits.get(name, "train")
             spec = task_selection.make_seqio_spec(name, split)
-            file = task_selection.prepared_file(source.prepared, spec, split)
+            file = task_selection.prepared_file(prepared, spec, split)
             options: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
             rendering_key = seqio_rows.make_rendering_key(module, name, split, **options)
             cache_key = tokenized_rows.make_cache_key(rendering_key, tokenizer, lengths)
@@ -195,6 +195,19 @@ def run_jobs(jobs: Sequence[PrepareJob]) -> list[tuple[str, PreparedTask | str]]
     for job in jobs:
         datasets.add_user_datasets(job.user_datasets)
     return list(_run_each(jobs))
+
+
+@contextmanager
+def _lock(source: Source, *, wait: bool) -> Generator[storage.PathLike, None, None]:
+    """Keeps the directory of prepared rows to this process, and yields it."""
+    if source.prepared is None:
+        raise UserError(
+            "Expected a directory to prepare rows in, got none. Fix: set `prepared` of the source."
+        )
+    seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
+    with locks.hold(storage.path(source.prepared) / ".lock", "elm prepare", seconds=seconds, fix=fix):
+        storage.remove_unfinished(source.prepared, deep=True)
+        yield source.prepared
 
 
 def _run_each(jobs: Sequence[PrepareJob]) -> Iterator[tuple[str, PreparedTask | str]]:
@@ -247,21 +260,8 @@ def _run_all(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, 
     yield from _run_each([job for job, can in zip(jobs, picklable, strict=True) if not can])
     sent = [job for job, can in zip(jobs, picklable, strict=True) if can]
     groups = _group_by_rows(sent, -(-len(jobs) // processes))
-    if not groups:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(groups)), mp_context=context) as pool:
-        try:
-            for future in as_completed([pool.submit(run_jobs, group) for group in groups]):
-                yield from future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "Expected the processes that prepare tasks to end by themselves, got one that was killed, "
-                "perhaps because memory ran out. Fix: run the same command again, with fewer processes; what "
-                "is prepared is kept."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    for results in workers.run_in_workers(run_jobs, groups, processes):
+        yield from results
 
 
 def _can_be_pickled(job: PrepareJob) -> bool:

@@ -26,6 +26,7 @@ from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask, load_tasks
+from elm_jax.experts import lookup
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import TaskSpec
@@ -209,13 +210,8 @@ def _lock(run: Run, config: EvaluationConfig, *, dry_run: bool) -> Generator[Non
     if dry_run or not hosts.is_primary():
         yield
         return
-    workspace = run.workspace
-    with workspace.lock("evaluate", wait=config.wait):
-        for directory in (workspace.scores, workspace.generated, workspace.selections, workspace.report):
-            storage.remove_unfinished(directory, deep=True)
-        for name in ("choices", "seconds"):
-            storage.remove_unfinished(workspace.root, prefix=f".{name}.json.")
-        Library(workspace.composites).remove_unfinished()
+    with run.workspace.lock("evaluate", wait=config.wait):
+        lookup.remove_leftovers(run.workspace)
         yield
 
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from elm_jax import locks, storage
 from elm_jax.errors import UserError
+from elm_jax.experts import lookup
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
 from elm_jax.reporting.records import Report
@@ -52,8 +53,10 @@ def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Pat
         raise _missing_report(workspace)
     report = report_files.read_report(workspace.report)
     if storage.is_writable(workspace.root) and storage.is_writable(workspace.report):
+        lookup.remove_leftovers(workspace)
         with locks.attempt(workspace.lock_file("evaluate"), "elm report") as held:
             if held:
+                storage.remove_unfinished(workspace.report)
                 return report, report_files.write_report(report, workspace.report)
     return report, report_files.report_paths(workspace.report)
 

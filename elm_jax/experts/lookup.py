@@ -16,6 +16,13 @@ def libraries(workspace: Workspace) -> tuple[Library, Library]:
     return Library(workspace.library), Library(workspace.composites)
 
 
+def remove_leftovers(workspace: Workspace) -> None:
+    """Deletes what killed commands left in a run: temporary files, temporary directories and locks."""
+    workspace.remove_leftovers()
+    for library in libraries(workspace):
+        library.remove_unfinished()
+
+
 def find_library(workspace: Workspace, expert: str) -> Library:
     """Returns the library of a run that has an expert: that of trained experts, else that of merged ones."""
     return library_finder(workspace)(expert)

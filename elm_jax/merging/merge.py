@@ -6,7 +6,7 @@ from typing import Any
 from elm_jax import ranges, storage
 from elm_jax.experts import compatibility
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
+from elm_jax.experts.lookup import library_finder, remove_leftovers
 from elm_jax.merging import merger
 from elm_jax.merging.plan import MergePlan, plan_merge, require_statistics
 from elm_jax.records import Expert, Params
@@ -90,6 +90,7 @@ def run_merge(
 ) -> Expert:
     """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
     ranges.require("rows", rows, ranges.whole(1))
+    remove_leftovers(run.workspace)
     experts = [spec.id for spec in plan.specs]
     if statistics is None and plan.method.statistics_shape is not None:
         shapes = plan.statistics_shapes
@@ -103,7 +104,5 @@ def run_merge(
         base=run.base.params,
         statistics=statistics,
     )
-    composites = Library.open(run.workspace.composites, create=True)
-    composites.remove_unfinished()
-    composites.add(merged, replace=True)
+    Library.open(run.workspace.composites, create=True).add(merged, replace=True)
     return merged

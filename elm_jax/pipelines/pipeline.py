@@ -135,6 +135,7 @@ def run_pipeline(
             size=config.keys,
             text_format=config.text_format,
             embedder=config.embedder,
+            wait=config.wait,
         )
         about = {"title": config.title, "note": config.note, "seed": config.seed}
         about |= {"training": asdict(config.training)}

@@ -10,7 +10,7 @@ from etils import epath
 from elm_jax import locks, names, ranges, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts
+from elm_jax.experts import key_texts, lookup
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import original, table
 from elm_jax.routing.explain import explain_selection
@@ -76,7 +76,9 @@ def make_inputs(run: Run, queries: int = key_texts.QUERIES_PER_TASK) -> RoutingI
     """Returns what routers read of a run; what they choose is stored there, if that can be written."""
     ranges.require("queries", queries, ranges.whole(1))
     keep = storage.is_writable(run.workspace.root)
-    if not keep:
+    if keep:
+        lookup.remove_leftovers(run.workspace)
+    else:
         run.stages.console.print(f"{run.workspace.root} is read-only: the choices are not kept.")
     return RoutingInputs(run, queries_per_task=queries, keep=keep)
 

@@ -1,7 +1,7 @@
 """The workspace: the directory of one run and its subdirectories, and an open run."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -79,6 +79,11 @@ class Workspace:
         return self.root / "logs"
 
     @property
+    def statistics(self) -> epath.Path:
+        """What merging methods know of experts' training rows."""
+        return self.root / "statistics"
+
+    @property
     def prepared(self) -> epath.Path:
         """Rows that `elm prepare` rendered and tokenised, one file per task and split."""
         return self.root / "prepared"
@@ -101,11 +106,49 @@ class Workspace:
         """
         seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
         with locks.hold(self.lock_file(verb), f"elm {verb}", seconds=seconds, fix=fix):
+            self._remove_unfinished(self.lock_file(verb))
             yield
 
     def lock_file(self, verb: str) -> epath.Path:
         """Returns the file of the lock of a verb."""
         return self.root / f".{verb}.lock"
+
+    def remove_leftovers(self) -> None:
+        """Deletes the locks that killed commands left beside libraries, and the temporary files under them.
+
+        What other processes hold and write stays as it is.
+        """
+        for directory in (self.root, self.library, self.composites, self.checkpoints):
+            storage.remove_unfinished(directory, prefix=".probe-")
+        for file in self._guarded():
+            if file.exists():
+                with locks.attempt(file, "elm") as held:
+                    if held:
+                        self._remove_unfinished(file)
+
+    def _remove_unfinished(self, lock: epath.Path) -> None:
+        """Deletes the temporary files of what a lock guards, which this process holds."""
+        for place in self._guarded().get(lock, ()):
+            if place.parent == self.root and place.suffix:
+                storage.remove_unfinished(self.root, prefix=f".{place.name}.")
+            else:
+                storage.remove_unfinished(place, deep=True)
+
+    def _guarded(self) -> dict[epath.Path, Sequence[epath.Path]]:
+        """Returns locks, each with the directories, and files of the run's own, that are written under it."""
+        evaluated = (self.scores, self.generated, self.report)
+        of_checkpoints = self.checkpoints.glob(".*.lock") if self.checkpoints.is_dir() else ()
+        return {
+            **{file: (self.checkpoints / file.name[1 : -len(".lock")],) for file in of_checkpoints},
+            self.lock_file("evaluate"): (*evaluated, self.root / "choices.json", self.root / "seconds.json"),
+            self.lock_file("index"): (self.root / "embedder.json",),
+            self.lock_file("run"): (self.base,),
+            self.lock_file("run.json"): (self.root / "run.json",),
+            self.logs / ".train.lock": (self.logs,),
+            self.prepared / ".lock": (self.prepared,),
+            self.selections / ".lock": (self.selections,),
+            self.statistics / ".lock": (self.statistics,),
+        }
 
 
 @dataclass(frozen=True, repr=False)

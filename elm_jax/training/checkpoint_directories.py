@@ -44,7 +44,6 @@ def open_store(
     with ExitStack() as stack:
         if hosts.is_primary():
             root = storage.writable_directory(checkpoints.path)
-            _delete_locks(root)
             own = find_directory(root, identity)
             seconds = math.inf if wait else 0.0
             fix = "wait until it ends, or give --wait"
@@ -108,14 +107,6 @@ def delete_directory(root: storage.PathLike, identity: Identity) -> None:
         directory.rmtree()
 
 
-def _delete_locks(root: epath.Path) -> None:
-    """Deletes the locks that killed processes left."""
-    for file in root.iterdir():
-        if file.name.startswith(".") and file.name.endswith(".lock"):
-            with locks.attempt(file, "elm train"):
-                pass  # a lock is deleted when it is released
-
-
 def _lock_file(directory: epath.Path) -> epath.Path:
     return directory.parent / f".{directory.name}.lock"
 
@@ -139,8 +130,9 @@ def _read_identity(directory: epath.Path) -> dict[str, Any]:
     except UserError:
         return {}
     jobs = found.get("jobs") if isinstance(found, dict) else None
-    named = isinstance(jobs, list) and all(isinstance(job, dict) and "id" in job for job in jobs)
-    return found if named else {}
+    if not (isinstance(jobs, list) and all(isinstance(job, dict) and "id" in job for job in jobs)):
+        return {}
+    return dict(found)
 
 
 def _fixed(identity: Identity) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def pretrain(
     """Trains a base on `texts` if the workspace has none; `words` are further texts for the vocabulary."""
     if (workspace.base / elm.CONFIG).exists():
         return load_base_and_tokenizer(workspace.base)
+    workspace.remove_leftovers()
     storage.writable_directory(workspace.base)
     tokenizer = sentencepiece.train(
         [*texts, *words],

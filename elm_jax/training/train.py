@@ -13,6 +13,7 @@ from elm_jax import locks, storage
 from elm_jax.aot.devices import peak_flops
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
+from elm_jax.experts import lookup
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts, preemption
 from elm_jax.models import flops, meshes, paths, shapes
@@ -147,7 +148,7 @@ def _train_jobs(run: Run, jobs: Sequence[TrainingJob], config: TrainConfig, mesh
     """
     library = Library.open(_library_directory(run, jobs), create=True)
     if hosts.is_primary():
-        library.remove_unfinished()
+        lookup.remove_leftovers(run.workspace)
         if config.checkpoint.restart:
             library.remove_all(job.id for job in jobs)
     hosts.barrier("experts are removed")
