@@ -18,8 +18,7 @@ import numpy as np
 
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm, huggingface, t5x_write
+from elm_jax.weights import base_model, elm, huggingface, t5x_write
 
 WRITERS = {"hf": huggingface.save, "elm": elm.save, "t5x": t5x_write.save}
 READER = """
@@ -41,27 +40,27 @@ print(json.dumps({"before": before, "peak": peak(), "held": held, "seconds": sec
 """
 
 
-def random_base(name: str, dtype: str) -> bases.Base:
+def random_base(name: str, dtype: str) -> base_model.Base:
     """Returns a base of that size whose parameters are all views of one short run of random numbers."""
     config = find_config(name, dtype=dtype)
-    shapes = bases.param_shapes(config)
+    shapes = base_model.param_shapes(config)
     # A stack repeats its one layer.
     own = {path: shape[1:] if f"/{paths.STACK}/" in path else shape for path, shape in shapes.items()}
     longest = max(math.prod(shape) for shape in own.values())
-    numbers = np.random.default_rng(0).normal(0, 0.05, longest).astype(bases.DTYPES[dtype])
+    numbers = np.random.default_rng(0).normal(0, 0.05, longest).astype(base_model.DTYPES[dtype])
     params = {
         path: np.broadcast_to(numbers[: math.prod(own[path])].reshape(own[path]), shape)
         for path, shape in shapes.items()
     }
-    return bases.Base(config, paths.unflatten(params), "")
+    return base_model.Base(config, paths.unflatten(params), "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", default="base", help="a size of elm_jax.models.sizes")
     parser.add_argument("--format", choices=WRITERS, default="hf", help="what the checkpoint is written as")
-    parser.add_argument("--stored", choices=bases.DTYPES, default="bfloat16", help="type in the file")
-    parser.add_argument("--dtype", choices=bases.DTYPES, default="bfloat16", help="type it is loaded in")
+    parser.add_argument("--stored", choices=base_model.DTYPES, default="bfloat16", help="type in the file")
+    parser.add_argument("--dtype", choices=base_model.DTYPES, default="bfloat16", help="type it is loaded in")
     parser.add_argument("--place", type=Path, help="directory for the temporary checkpoint")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()

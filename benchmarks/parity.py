@@ -37,7 +37,7 @@ from elm_jax.models import paths
 from elm_jax.models.expert_kinds import KINDS
 from elm_jax.models.t5 import T5
 from elm_jax.weights import adapters, fold, huggingface, load, peft
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 SHAPE = {"vocab_size": 400, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_heads": 4, "num_layers": 3}
 FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {

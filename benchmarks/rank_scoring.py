@@ -239,10 +239,10 @@ def pytorch(config: T5Config, params: Any) -> Any:
     """Returns transformers' T5 with the same weights."""
     import transformers
 
-    from elm_jax.weights import base, huggingface
+    from elm_jax.weights import base_model, huggingface
 
     with tempfile.TemporaryDirectory() as place:
-        huggingface.save(Path(place) / "model", base.make_base(config, params))
+        huggingface.save(Path(place) / "model", base_model.make_base(config, params))
         return transformers.T5ForConditionalGeneration.from_pretrained(Path(place) / "model").eval()
 
 

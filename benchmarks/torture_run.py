@@ -15,7 +15,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 TASK = "mini_taxonomy_kind"
 UNSEEN = "mini_size_suitcase"
@@ -49,7 +49,7 @@ def make_run(root: Path) -> None:
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    elm.save(workspace.base, base.make_base(config, params))
+    elm.save(workspace.base, base_model.make_base(config, params))
     settings.save_run_settings(workspace, None, Source(), Lengths(prompt=24, answer=5))
 
 

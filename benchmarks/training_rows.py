@@ -90,9 +90,9 @@ def real_rows(data: Path, templates: Path | None, count: int) -> dict[str, tuple
 
 def write(where: Path, config: T5Config, params: Params, rows: dict[str, Any]) -> None:
     """Writes what a process of its own reads."""
-    from elm_jax.weights import base, elm
+    from elm_jax.weights import base_model, elm
 
-    elm.save(where / BASE, base.make_base(config, params))
+    elm.save(where / BASE, base_model.make_base(config, params))
     laid = {
         f"{task}|{name}|{part}": getattr(tokens, part)
         for task, own in rows.items()

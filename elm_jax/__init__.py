@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from elm_jax.training.pretraining import Pretraining
     from elm_jax.training.train import train
-    from elm_jax.weights.base import Base
+    from elm_jax.weights.base_model import Base
     from elm_jax.weights.load import load_model
 
     __version__: str
@@ -112,7 +112,7 @@ __all__ = [
 
 # Public name -> its module, and after a colon its name there if that is another one.
 _HOMES = {
-    "Base": "elm_jax.weights.base",
+    "Base": "elm_jax.weights.base_model",
     "BatchConfig": "elm_jax.training.config",
     "CheckpointConfig": "elm_jax.training.config",
     "ContaminationError": "elm_jax.errors",

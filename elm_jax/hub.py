@@ -44,7 +44,7 @@ def parse_address(name: str) -> tuple[str, str | None]:
     Raises:
         UserError: If it has another form.
 
-    >>> address("hf:google/flan-t5-xl@main"), address("hf:google/flan-t5-xl")
+    >>> parse_address("hf:google/flan-t5-xl@main"), parse_address("hf:google/flan-t5-xl")
     (('google/flan-t5-xl', 'main'), ('google/flan-t5-xl', None))
     """
     repository, at, revision = name.removeprefix(HUB_PREFIX).partition("@")

@@ -26,7 +26,7 @@ MOVED = {
     "elm_jax.runs.evaluate": {"evaluate": "elm_jax.evaluate"},
     "elm_jax.runs.pipeline": {"run": "elm_jax.run_pipeline"},
     "elm_jax.runs.train": {"Budget": "elm_jax.Budget", "train": "elm_jax.train"},
-    "elm_jax.tasks.user_tasks": {
+    "elm_jax.tasks.own": {
         "define": "elm_jax.define_task",
         "load": "elm_jax.tasks.user_tasks.load_tasks",
     },

@@ -65,7 +65,7 @@ def base(config):
     return init_params(jax.random.key(0), config)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # for rooms have bases of their own, and a session keeps the first one's
 def experts(base):
     """Three experts whose adapters are large enough to change every logit."""
     made = [ex.init_expert("bottleneck", jax.random.key(seed), base, {"width": 4}) for seed in (1, 2, 3)]

@@ -18,7 +18,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 UNSEEN = "mini_size_suitcase"  # a task of two prompts
 TRAINED = (
@@ -95,7 +95,7 @@ def make_run(tmp_path_factory):
         rng = np.random.default_rng(0)
         shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-        elm.save(workspace.base, base.make_base(config, params))
+        elm.save(workspace.base, base_model.make_base(config, params))
         settings.save_run_settings(workspace, None, source, lengths)
         run = opening.open_run(workspace.root)
         for seed, name in enumerate(experts):

@@ -122,7 +122,7 @@ def find_device_kind(device_kind: str) -> DeviceKind | None:
 
     Slower forms of a GPU (H100 PCIe, H200 NVL, a part of a GPU) are not in the table.
 
-    >>> kind_of("TPU v5 lite").name, kind_of("NVIDIA H100 PCIe")
+    >>> find_device_kind("TPU v5 lite").name, find_device_kind("NVIDIA H100 PCIe")
     ('v5e', None)
     """
     return next((kind for kind in DEVICE_KINDS.values() if re.fullmatch(kind.device_kind, device_kind)), None)

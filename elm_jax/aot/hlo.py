@@ -186,8 +186,8 @@ def parse(text: str) -> Module:
 def parse_shapes(text: str) -> tuple[ArrayShape, ...]:
     """Returns the arrays of a type as XLA writes it.
 
-    >>> shapes("(f32[2,3]{1,0:T(8,128)}, s32[])")[0]
-    Shape(dtype='f32', dims=(2, 3), layout='{1,0:T(8,128)}')
+    >>> parse_shapes("(f32[2,3]{1,0:T(8,128)}, s32[])")[0]
+    ArrayShape(dtype='f32', dims=(2, 3), layout='{1,0:T(8,128)}')
     """
     return tuple(
         ArrayShape(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)

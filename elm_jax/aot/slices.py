@@ -96,7 +96,7 @@ def parse_slice(name: str) -> Slice:
     Raises:
         UserError: no slice has that name.
 
-    >>> slice_of("v4-8").devices, slice_of("2xv5e-256").devices, slice_of("8xh100").hosts
+    >>> parse_slice("v4-8").devices, parse_slice("2xv5e-256").devices, parse_slice("8xh100").hosts
     (4, 512, 1)
     """
     found = re.fullmatch(r"(?:(\d+)x)?(.+)", name.strip().lower())
@@ -119,7 +119,7 @@ def parse_slice(name: str) -> Slice:
 def list_slice_names() -> list[str]:
     """Returns the names of all single slices and GPUs; a number in front, such as 2x, joins several.
 
-    >>> slice_names()[:2], slice_names()[-4:]
+    >>> list_slice_names()[:2], list_slice_names()[-4:]
     (['v4-8', 'v4-16'], ['h200', 'h100', 'a100', 'a100-40'])
     """
     tpus = [f"{kind}-{chips * _CORES[kind]}" for kind, shapes in _SHAPES.items() for chips in shapes]

@@ -27,6 +27,7 @@ from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask, load_tasks
 from elm_jax.experts import lookup
+from elm_jax.experts.compatibility import group_by_kind_and_shapes
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import TaskSpec
@@ -181,7 +182,7 @@ def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str],
         )
     described = [library.describe(expert) for expert in experts]
     pairs = [(each.spec, each.shapes) for each in described]
-    mixed = len(method_module.group_by_shape(pairs)) > 1
+    mixed = len(group_by_kind_and_shapes(pairs)) > 1
     methods = _methods(run, asked, config, mixed=mixed)
     method_module.require_compatible(methods, pairs)
     return experts, methods

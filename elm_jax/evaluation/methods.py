@@ -22,7 +22,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.experts.compatibility import Shapes
+from elm_jax.experts.compatibility import Shapes, group_by_kind_and_shapes
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import require_option_value
 from elm_jax.merging.plan import require_mergeable
@@ -134,7 +134,7 @@ def parse_method(text: str) -> EvaluationMethod:
 
 def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExperts) -> None:
     """Raises what a library's kinds of experts do not allow; their parameters are not read."""
-    groups = group_by_shape(library)
+    groups = group_by_kind_and_shapes(library)
     for method in wanted:
         reads = () if method.router in SPECIAL_ROUTERS else routing.find_router(method.router).reads
         if method.level == "token" or "params" in reads:
@@ -189,14 +189,6 @@ def _takes_several(method: EvaluationMethod) -> bool:
         return False
     takes = routing.find_router(method.router).options
     return "experts" not in takes or method.options.get("experts", 1) > 1
-
-
-def group_by_shape(library: DescribedExperts) -> list[list[tuple[ExpertSpec, Shapes]]]:
-    """Returns experts by kind and shape, in the order in which these come first."""
-    groups: dict[Any, list[tuple[ExpertSpec, Shapes]]] = {}
-    for spec, shapes in library:
-        groups.setdefault((spec.kind, tuple(sorted(shapes.items()))), []).append((spec, shapes))
-    return list(groups.values())
 
 
 def _require_merge(method: EvaluationMethod, groups: Sequence[DescribedExperts]) -> None:

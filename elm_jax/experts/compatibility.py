@@ -3,14 +3,12 @@
 It is checked before any arithmetic and, for experts in files, before any parameter is read.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
 
-T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 """Parameter path -> shape."""
 
@@ -26,21 +24,19 @@ def shapes_by_path(params: Params) -> dict[str, tuple[int, ...]]:
 
 
 def group_by_kind_and_shapes(
-    items: Iterable[T], describe: Callable[[T], tuple[ExpertSpec, Shapes]]
-) -> list[list[T]]:
+    experts: Iterable[tuple[ExpertSpec, Shapes]],
+) -> list[list[tuple[ExpertSpec, Shapes]]]:
     """Groups experts that may be stacked: those of one kind whose parameters have the same paths and shapes.
 
     Args:
-        items: The experts, in any form.
-        describe: Returns the spec of an item and the shapes of its parameters.
+        experts: The spec of every expert and the shapes of its parameters.
 
     Returns:
         The groups, in the order of their first members.
     """
-    groups: dict[Hashable, list[T]] = {}
-    for item in items:
-        spec, shapes = describe(item)
-        groups.setdefault((spec.kind, *sorted(shapes.items())), []).append(item)
+    groups: dict[Hashable, list[tuple[ExpertSpec, Shapes]]] = {}
+    for spec, shapes in experts:
+        groups.setdefault((spec.kind, *sorted(shapes.items())), []).append((spec, shapes))
     return list(groups.values())
 
 

@@ -14,8 +14,8 @@ from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
 from elm_jax.session import opening
 from elm_jax.weights import adapters, downloads, elm, fold, hf_config, huggingface, load, peft, t5x_write
-from elm_jax.weights.base import DTYPES, Base, dtype_name
-from elm_jax.weights.base import make_base as base_of
+from elm_jax.weights.base_model import DTYPES, Base, dtype_name
+from elm_jax.weights.base_model import make_base as base_of
 
 BASE_DIRECTORY = "base"  # next to an adapter: the model that it is loaded onto
 # Format -> the file that is written last.

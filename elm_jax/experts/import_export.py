@@ -14,7 +14,7 @@ from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.weights import downloads, load, peft, t5x, t5x_experts
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 
 def import_expert(
@@ -96,13 +96,13 @@ def infer_kind(found: Params, base: Base) -> str:
     added = {re.sub(r"/layers_\d+/", "/layers/", path) for path in found} - set(paths.flatten(base.params))
     if not added:
         return "full"
-    for kind, owned in t5x_experts.OWNED.items():
+    for kind, owned in t5x_experts.OWNED_PARAMS.items():
         if kind != "full" and all(owned.fullmatch(path) for path in added):
             return kind
     raise UserError(
         "Expected parameters of an expert besides the base's, of one kind of "
-        f" {', '.join(t5x_experts.OWNED)},got {sorted(added)[0]!r}. Fix: name the base that it was trained "
-        " on, or the kind with --kind."
+        f" {', '.join(t5x_experts.OWNED_PARAMS)}, got {sorted(added)[0]!r}. Fix: name the base that it was "
+        "trained on, or the kind with --kind."
     )
 
 

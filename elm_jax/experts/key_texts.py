@@ -61,7 +61,7 @@ def format_texts(
     Raises:
         UserError: If there is no such format.
 
-    >>> texts([PromptedExample("0", "Is it so?", "yes", ("no", "yes"))], "label_instance")
+    >>> format_texts([PromptedExample("0", "Is it so?", "yes", ("no", "yes"))], "label_instance")
     ('Answer Choices: no, yes, Instance: Is it so?',)
     """
     write = TEXT_FORMATS[

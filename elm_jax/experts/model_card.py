@@ -84,7 +84,7 @@ class ModelCard:
 def identify_base(directory: str, fingerprint: str) -> BaseReference:
     """Returns a reference to the base in a directory, with its repository if that is in the hub's cache.
 
-    >>> base_of("hub/models--google--flan-t5-xl/snapshots/" + "7" * 40, "f9aac4c8ee3b0bb1").repository
+    >>> identify_base("hub/models--google--flan-t5-xl/snapshots/" + "7" * 40, "f9aac4c8ee3b0bb1").repository
     'google/flan-t5-xl'
     """
     cached = _CACHED.search(directory)

@@ -17,8 +17,8 @@ from elm_jax.models import paths
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.weights import load
-from elm_jax.weights.base import Base
-from elm_jax.weights.t5x_experts import require_fit
+from elm_jax.weights.base_model import Base
+from elm_jax.weights.t5x_experts import require_matching_shapes
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -243,7 +243,7 @@ def _add_copy(library: Library, place: epath.Path, name: str, expert: str, *, re
 def _require_fit(name: str, expert: str, description: files.ExpertDescription, base: Base) -> None:
     """Checks that the base has a place for the parameters of an expert, by their names and shapes."""
     shapes = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in description.shapes.items()}
-    require_fit(paths.unflatten(shapes), base.config, what=f"Expert {expert!r} of {name!r}")
+    require_matching_shapes(paths.unflatten(shapes), base.config, what=f"Expert {expert!r} of {name!r}")
 
 
 def _require_free(where: str, clashing: Sequence[str], *, replace: bool) -> None:

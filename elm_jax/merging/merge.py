@@ -41,6 +41,9 @@ def merge(
         id: What the merged expert is called; by default the merge names it.
         rows: How many training rows of an expert statistics are taken of.
 
+    Returns:
+        The merged expert.
+
     Raises:
         UserError: Before any parameter is read, for a method or an option that does not exist, and for
             experts that differ in base, kind or shape.

@@ -129,9 +129,9 @@ KINDS: Mapping[str, Callable[..., dict[str, Any]]] = {
 def logical_axes(path: str) -> tuple[str, ...]:
     """Returns the logical axes of a parameter of an expert or of the base, without an axis of experts.
 
-    >>> axes_of("decoder/layers/self_attention/query/lora_a")
+    >>> logical_axes("decoder/layers/self_attention/query/lora_a")
     ('layers', 'embed', 'rank')
-    >>> axes_of("decoder/decoder_norm/scale")
+    >>> logical_axes("decoder/decoder_norm/scale")
     ('embed',)
     """
     *parents, owner, leaf = ["", *path.split("/")]

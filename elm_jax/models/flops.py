@@ -65,8 +65,8 @@ class FlopsPerToken:
 def attention_spans(prompts: Iterable[Sequence[int] | np.ndarray], answers: Iterable[Any]) -> AttentionSpans:
     """Returns how many tokens a token attends to, on average over the tokens of these rows.
 
-    >>> attended([[5] * 3, [5]], [[5], [5]])
-    Attended(prompt=2.5, answer=1.0, cross=2.0)
+    >>> attention_spans([[5] * 3, [5]], [[5], [5]])
+    AttentionSpans(prompt=2.5, answer=1.0, cross=2.0)
     """
     s = np.array([len(row) for row in prompts], np.float64)
     t = np.array([len(row) for row in answers], np.float64)

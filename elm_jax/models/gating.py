@@ -112,8 +112,8 @@ def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, 
     They sum to 1 and are computed in float32. Experts that tie with the k-th count too, so that the order of
     experts does not matter.
 
-    >>> gate = Gate(jnp.eye(3)[..., None], jnp.array([True, True, False]), k=1, similarity="norm")
-    >>> weights(jnp.array([[1.0, -2.0, 5.0]]), gate).tolist()
+    >>> gate = TokenGate(jnp.eye(3)[..., None], jnp.array([True, True, False]), k=1, similarity="norm")
+    >>> gate_weights(jnp.array([[1.0, -2.0, 5.0]]), gate).tolist()
     [[0.0, 1.0, 0.0]]
     """
     wide = jnp.asarray(x, jnp.float32)

@@ -38,7 +38,7 @@ def make_mesh(
     Raises:
         UserError: If the product of the sizes is not the number of devices.
 
-    >>> dict(mesh(jax.devices()[:1]).shape)
+    >>> dict(make_mesh(jax.devices()[:1]).shape)
     {'expert': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
@@ -78,7 +78,7 @@ def resolve_sizes(devices: int, **sizes: int) -> dict[str, int]:
     Raises:
         UserError: If the sizes do not match the devices.
 
-    >>> fitted(8, data=-1, fsdp=4)
+    >>> resolve_sizes(8, data=-1, fsdp=4)
     {'data': 2, 'fsdp': 4}
     """
     given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
@@ -105,7 +105,7 @@ def slices_per_axis(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
     Raises:
         UserError: If these two do not divide into that many slices.
 
-    >>> between_slices({"expert": 2, "data": 8, "fsdp": 4, "tensor": 1}, 4)
+    >>> slices_per_axis({"expert": 2, "data": 8, "fsdp": 4, "tensor": 1}, 4)
     (2, 2, 1, 1)
     """
     expert = math.gcd(sizes["expert"], slices)

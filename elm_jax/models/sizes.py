@@ -97,7 +97,7 @@ mT5 (Xue et al., 2021), `byt5-small` to `byt5-xxl` ByT5 (Xue et al., 2022), whic
 def find_config(name: str, **changes: int | float | str | bool | tuple[str, ...]) -> T5Config:
     """Returns the shape of that name, with some fields changed.
 
-    >>> size("t5-3b").head_dim, size("byt5-xl").num_decoder_layers, size("mt5-xl").vocab_size
-    (128, 12, 250112)
+    >>> find_config("t5-3b").head_dim, find_config("byt5-xl").num_decoder_layers
+    (128, 12)
     """
     return replace(SIZES[names.resolve(name, SIZES, kind="model size", where="elm_jax")], **changes)

@@ -8,7 +8,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import SIZES, T5Config
 from elm_jax.models.sizes import find_config as size_named
 from elm_jax.weights import load, published_models
-from elm_jax.weights.base import dtype_name
+from elm_jax.weights.base_model import dtype_name
 
 DEFAULT_SIZE = "xl"  # of the base, as the paper's, where a recipe names none
 
@@ -29,7 +29,7 @@ def find_network(base: Any, size: str | None, dtype: str) -> tuple[T5Config, tup
 def find_size(name: str) -> str:
     """Returns the size that a published model has, by its name.
 
-    >>> size_of("t5-xl-lm-adapt"), size_of("google/mt5-base"), size_of("T0_3B"), size_of("t5-3b")
+    >>> find_size("t5-xl-lm-adapt"), find_size("google/mt5-base"), find_size("T0_3B"), find_size("t5-3b")
     ('xl', 'mt5-base', 'xl', 't5-3b')
     """
     short = published_models.find_model(name).hub.rpartition("/")[2].lower()

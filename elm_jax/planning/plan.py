@@ -23,7 +23,7 @@ def plan(
     """Returns what a workload takes on a slice.
 
     Args:
-        load: from `workload.read`.
+        load: from `workloads.read_workloads`.
         target: the slice.
         mesh: sizes by axis; None is the recipe's, or what the run would take.
         progress: called while a program is compiled.

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from elm_jax.aot.collectives import Collective
 from elm_jax.planning.records import ProgramPlan, SlicePlan
-from elm_jax.reporting.formatting import MISSING
+from elm_jax.reporting.formatting import MISSING, format_gigabytes
 from elm_jax.reporting.tables import Table
 
 CAPTION = (
@@ -46,8 +46,8 @@ def _program(each: ProgramPlan) -> tuple[str, ...]:
     return (
         found.name,
         "yes" if found.fits else "no",
-        _gb(found.peak_bytes),
-        _gb(found.limit_bytes),
+        _gigabytes(found.peak_bytes),
+        _gigabytes(found.limit_bytes),
         f"{found.compile_seconds:.0f}" + (" (kept)" if found.cached else ""),
         _number(found.flops, 1e12),
         _number(each.model_flops, 1e12),
@@ -85,8 +85,8 @@ def _sent(collectives: Iterable[Collective]) -> str:
     return f"{sum(each.sent_bytes for each in collectives) / 1e9:.3g}"
 
 
-def _gb(count: int | None) -> str:
-    return MISSING if count is None else f"{count / 1e9:.2f}"
+def _gigabytes(count: int | None) -> str:
+    return MISSING if count is None else format_gigabytes(count)
 
 
 def _number(value: float | None, unit: float) -> str:

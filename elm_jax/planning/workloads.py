@@ -301,7 +301,7 @@ def _count_rows(spec: TaskSpec, source: Source, plan_options: PlanOptions) -> in
     count = found.splits.get(split) if found else None
     limit = source.limit
     if limit is None and found and found.training and split == found.split:
-        limit = datasets.training(found, spec.prompt).rows  # as `tasks.specs.load_rows` takes them
+        limit = datasets.training(found, spec.prompt).rows  # as the reader of rows takes them
     if count is None and limit is None:
         count = plan_options.rows if plan_options.rows is not None else _count_own_rows(spec, source, split)
     return min(each for each in (count, limit) if each is not None)

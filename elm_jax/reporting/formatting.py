@@ -51,7 +51,7 @@ def format_p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def format_duration(seconds: float) -> str:
+def format_duration(seconds: int | float) -> str:
     """Returns a duration in the two largest units that it has.
 
     >>> format_duration(59), format_duration(5400), format_duration(200000)
@@ -67,7 +67,7 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def format_gigabytes(count: float) -> str:
+def format_gigabytes(count: int | float) -> str:
     """Returns a number of bytes in GB (10⁹ bytes), without the unit.
 
     >>> format_gigabytes(1_234_000_000), format_gigabytes(141e9)
@@ -76,7 +76,7 @@ def format_gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f}" if count < 100e9 else f"{count / 1e9:.0f}"
 
 
-def format_quantity(number: float, unit: str) -> str:
+def format_quantity(number: int | float, unit: str) -> str:
     """Returns a number with three digits and its unit, with a metric prefix from a million on.
 
     >>> format_quantity(2.5e12, "FLOP"), format_quantity(1200, "FLOP")

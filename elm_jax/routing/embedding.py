@@ -81,6 +81,7 @@ def load_embedder(
         pooling: "mean", "cls", "max" or "pooler", for plain checkpoints, which do not say it.
         dtype: With "bfloat16" parameters and matrix products are in that type.
         batch_tokens: How many tokens are computed at once, padding included; the default fits the device.
+        ignore: Fields of the encoder's configuration that were looked at and do not change what it computes.
 
     Returns:
         The embedder, texts -> float32 [N, D].

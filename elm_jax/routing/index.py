@@ -25,7 +25,7 @@ from elm_jax.routing.embedding import Embedder
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
-from elm_jax.weights import base as weights_base
+from elm_jax.weights import base_model
 
 TEXT_FORMAT = "instance_new"
 T5_EMBEDDER = "t5"
@@ -74,7 +74,7 @@ def index(
         experts: Ids of experts of the library. By default all for which the training tasks are known; the
             others are skipped.
         size: How many keys an expert gets (S of Jang et al. 2023, arXiv 2302.03202): float32 [S, D].
-        text_format: How inputs are written, a name of `experts.key_texts.FORMATS`.
+        text_format: How inputs are written, a name of `elm_jax.experts.key_texts.TEXT_FORMATS`.
         embedder: "t5", the base's encoder, or a sentence encoder by its name on the hub or its directory. The
             run stores it, and it is the default from then on; before that the default is "t5".
         dtype: "float32" or "bfloat16", what the embedder computes in, which keys name. Of "t5" it is the type
@@ -178,7 +178,7 @@ def _resolve_settings(
     run: Run, stored: EmbedderSettings, embedder: str | None, dtype: str | None, ignore: Collection[str]
 ) -> EmbedderSettings:
     """Returns the settings that are given; the stored encoder keeps those that are not."""
-    dtype = weights_base.dtype_name(dtype)
+    dtype = base_model.dtype_name(dtype)
     name = stored.name if embedder is None else _resolve_directory(embedder)
     if name == T5_EMBEDDER:
         if dtype not in (None, run.base.config.dtype):

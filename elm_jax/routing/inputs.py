@@ -142,5 +142,6 @@ def _require_same(queries: Queries, what: str, of_queries: str, of_keys: str) ->
     if of_queries != of_keys:
         raise UserError(
             f"Expected queries of {queries.task!r} with the keys' {what} {of_keys!r}, got {of_queries!r}. "
-            "Fix: make the queries as the keys were made, or the keys again with `elm index --rebuild`."
+            "Fix: name the embedder and --dtype that the keys were made with, or make the keys again with "
+            "`elm index --rebuild`."
         )

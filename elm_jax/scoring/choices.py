@@ -13,7 +13,7 @@ from elm_jax.records import Expert, Params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.weights import t5x_experts as fitting
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 
 def score_choices(
@@ -102,5 +102,5 @@ def resolve_params(model: Base, experts: Params | Expert | None) -> tuple[Params
     else:
         whole = set(paths.flatten(experts)) == set(paths.flatten(model.params))
         kind, tree = "full" if whole else "", experts
-    fitting.require_fit(tree, model.config, what="The expert")
+    fitting.require_matching_shapes(tree, model.config, what="the expert")
     return ex.split_base_and_expert(kind, model.params, tree)

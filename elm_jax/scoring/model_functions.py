@@ -20,7 +20,7 @@ from elm_jax.scoring import choices, generator, scorer
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.decoding import NAN_TOKEN
 from elm_jax.scoring.scorer import BATCH_TOKENS
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 
 class ModelFunctions(NamedTuple):

@@ -13,9 +13,9 @@ from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import huggingface, sentencepiece
 from elm_jax.tokenizers.sentencepiece import Tokenizer
-from elm_jax.weights import base as weights_base
+from elm_jax.weights import base_model
 from elm_jax.weights import load as weights
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 VOCABULARY_FILE = "vocabulary.model"
 HUB_VOCABULARY_FILE = "spiece.model"  # the same file of T5's repositories on the hub
@@ -158,7 +158,7 @@ def open_run(
     if source.input_eos is None:
         source = replace(source, input_eos=settings["source"].get("input_eos"))
     checkpoint = settings["base"] or workspace.base
-    dtype = weights_base.dtype_name(dtype or settings.get("dtype"))
+    dtype = base_model.dtype_name(dtype or settings.get("dtype"))
     if dtype is not None and dtype == weights.find_stored_dtype(checkpoint):
         dtype = None  # so that scores have the same cache key as without it
     base, tokenizer = load_base_and_tokenizer(checkpoint, source.vocabulary, dtype)

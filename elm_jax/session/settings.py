@@ -8,9 +8,8 @@ from typing import Any
 from elm_jax import locks, storage
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.weights import base as weights_base
+from elm_jax.weights import base_model, published_models
 from elm_jax.weights import load as weights
-from elm_jax.weights import published_models
 
 SETTINGS_FILE = "run.json"
 SOURCE_PATHS = {"data_dir", "templates_dir", "prepared", "vocabulary"}
@@ -34,7 +33,7 @@ def save_run_settings(
     base = None if initial_checkpoint is None else weights.find_checkpoint(initial_checkpoint)
     settings = {"base": base, "source": fields, "lengths": asdict(lengths or Lengths())}
     with _lock(workspace):
-        _write(workspace, settings | ({"dtype": weights_base.dtype_name(dtype)} if dtype else {}))
+        _write(workspace, settings | ({"dtype": base_model.dtype_name(dtype)} if dtype else {}))
 
 
 def add_task_files(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:

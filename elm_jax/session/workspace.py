@@ -11,7 +11,7 @@ from elm_jax import locks, storage
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 DEFAULT = "elm_out"
 

@@ -6,7 +6,7 @@ scores here. A second network on top of T5X's own would have to be kept equal to
 
 The parameters have T5X's names, one for each layer, such as `encoder/layers_0/attention/query/kernel`. With
 these a published checkpoint restores through INITIAL_CHECKPOINT_PATH as it is, and
-`weights.t5x_experts.from_t5x` reads what was trained. An expert's parameters are among them, such as
+`weights.t5x_experts.load_t5x_expert` reads what was trained. An expert's parameters are among them, such as
 `encoder/layers_0/attention_adapter/down/kernel`. In the compiled step the layers are stacked for our scan.
 Kernels are cast to the compute type before that, so that stacking costs no more than the cast, which the
 matrix products need anyway.
@@ -162,7 +162,7 @@ def split_params(params: Mapping[str, Any], config: T5Config, kind: str) -> tupl
     base = {path: value for path, value in stacked.items() if not EXPERT_ONLY.fullmatch(path)}
     if kind == "full":
         return paths.unflatten(base), None
-    owned = {path: value for path, value in stacked.items() if t5x_experts.OWNED[kind].fullmatch(path)}
+    owned = {path: value for path, value in stacked.items() if t5x_experts.OWNED_PARAMS[kind].fullmatch(path)}
     return jax.lax.stop_gradient(paths.unflatten(base)), paths.unflatten(owned)
 
 

@@ -50,7 +50,7 @@ def adamw(
     Raises:
         UserError: If there is no such kind.
     """
-    names.resolve(kind, t5x_experts.OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")
+    names.resolve(kind, t5x_experts.OWNED_PARAMS, kind="expert kind", where="elm_jax.weights.t5x_experts")
     expert_optimizer = optax.chain(
         optax.clip_by_global_norm(clip), optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
     )
@@ -64,6 +64,6 @@ def param_labels(params: Any, kind: str) -> Any:
 
     def label(keys: Any, _: Any) -> str:
         path = "/".join(str(key.key) for key in keys)
-        return "expert" if t5x_experts.OWNED[kind].fullmatch(path) else "base"
+        return "expert" if t5x_experts.OWNED_PARAMS[kind].fullmatch(path) else "base"
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -67,10 +67,13 @@ def register_tracker(name: str) -> Callable[[Factory], Factory]:
     `Tracker`.
 
     Args:
-        name: of the tracker.
+        name: Name of the tracker.
+
+    Returns:
+        The decorator of the class.
 
     Raises:
-        UserError: another tracker has this name.
+        UserError: If another tracker has this name.
     """
 
     def register(factory: Factory) -> Factory:

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from elm_jax.aot.devices import peak_flops
 from elm_jax.models import flops, shapes
+from elm_jax.reporting.formatting import format_duration, format_gigabytes
 from elm_jax.reporting.tables import Table
 from elm_jax.training import batches, sizing
 from elm_jax.training.batch_search import Fit
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 UTILISATION = 0.4  # of the published peak that training is assumed to reach
 MATMUL_UTILISATION = 0.5  # the same, of the measured speed of matrix products
@@ -139,11 +140,12 @@ def tables(estimate: TrainingEstimate) -> list[Table]:
         ("batches", f"{estimate.batches:,.0f}, saved every {plan.save_every:,}"),
         (
             "memory of a device, GB",
-            f"{gb(fit.held_bytes)} base and experts, {gb(fit.peak_bytes - fit.held_bytes)} a batch, as "
-            f"compiled; {gb(fit.limit_bytes)} there",
+            f"{format_gigabytes(fit.held_bytes)} base and experts, "
+            f"{format_gigabytes(fit.peak_bytes - fit.held_bytes)} a batch, as compiled; "
+            f"{format_gigabytes(fit.limit_bytes)} there",
         ),
         ("model FLOPs", f"{estimate.flops:.3g}"),
-        ("time, about", duration(estimate.seconds)),
+        ("time, about", format_duration(estimate.seconds)),
     ]
     return [
         experts,
@@ -174,24 +176,3 @@ def _matmul_flops_per_second(dtype: str) -> float:
         product(square, square).block_until_ready()
         best = min(best, time.perf_counter() - started)
     return 2 * MATRIX_SIDE**3 / best
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration a reader can hold in mind.
-
-    >>> duration(59), duration(5400), duration(200000)
-    ('59 s', '1 h 30 min', '2 d 7 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def gb(count: int) -> str:
-    """Returns bytes in GB (10⁹ bytes), as tables and sentences have them."""
-    return f"{count / 1e9:.2f}" if count < 100e9 else f"{count / 1e9:.0f}"

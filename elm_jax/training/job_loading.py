@@ -18,7 +18,7 @@ from elm_jax.training import config as configs
 from elm_jax.training import expert_configs
 from elm_jax.training.expert_configs import ExpertTrainConfig
 from elm_jax.training.jobs import TrainingJob, ValidationRows
-from elm_jax.weights.base import Base
+from elm_jax.weights.base_model import Base
 
 MOST_NAMED = 5  # experts in an error
 

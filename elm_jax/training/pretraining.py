@@ -24,8 +24,8 @@ from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, TrainConfig
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
-from elm_jax.weights import base, elm
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model, elm
+from elm_jax.weights.base_model import Base
 
 STAGE = "train the base"
 BATCH_TOKENS = 32768
@@ -38,26 +38,14 @@ class Pretraining:
     Attributes:
         size: Name of the network's size.
         vocabulary_size: Pieces of the tokenizer at most.
-        vocabulary_kind: Kind of the tokenizer: "unigram", "bpe" or "word".
+        vocabulary_kind: Kind of the SentencePiece model: "unigram", "bpe", "char" or "word".
         steps: Number of steps.
         batch_size: Texts of a step.
-        rate: Learning rate.
+        learning_rate: The highest learning rate; it falls in a line to 0.
         warmup: Steps in which the learning rate rises.
         max_tokens: Tokens of a text that are kept.
         span_share: Share of a text's tokens that is dropped.
         span_length: Mean number of tokens of a dropped span.
-
-    Attributes:
-        size: of the network, by name.
-        vocabulary_size: pieces, sentinels aside.
-        vocabulary_kind: of SentencePiece: "unigram", "bpe", "char" or "word".
-        steps: of training.
-        batch_size: texts in a step.
-        learning_rate: the highest one; it falls in a line to 0.
-        warmup: steps in which the learning rate rises.
-        max_tokens: of one text.
-        span_share: share of a text's tokens that are masked.
-        span_length: mean length of a masked span, in tokens.
     """
 
     size: str = "tiny"
@@ -119,7 +107,7 @@ def pretrain(
         (params,) = trainer.train_group(
             network, fresh, jobs, plan, checkpoints=checkpoints, on_event=on_event
         )
-    elm.save(workspace.base, base.make_base(network, params))
+    elm.save(workspace.base, base_model.make_base(network, params))
     identity = trainer.checkpoint_identity(network, jobs, plan, checkpoints)
     checkpoint_directories.delete_directory(workspace.checkpoints, identity)
     return load_base_and_tokenizer(workspace.base)

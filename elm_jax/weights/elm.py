@@ -8,9 +8,8 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.weights import base as bases
-from elm_jax.weights import safetensors
-from elm_jax.weights.base import Base, Checkpoint
+from elm_jax.weights import base_model, safetensors
+from elm_jax.weights.base_model import Base, Checkpoint
 
 CONFIG = "config.json"
 PARAMS = "params.safetensors"
@@ -20,14 +19,14 @@ HF_CONFIG = "hf_config.json"  # the `config.json` of transformers that a convert
 def save(where: storage.PathLike, base: Base) -> None:
     """Writes a base; `config.json` comes last, so that a directory that has it is whole."""
     directory = storage.writable_directory(where)
-    safetensors.write(directory / PARAMS, bases.params_by_layer(base), {"format": str(storage.FORMAT)})
+    safetensors.write(directory / PARAMS, base_model.params_by_layer(base), {"format": str(storage.FORMAT)})
     storage.write_json(directory / CONFIG, {"network": asdict(base.config), "fingerprint": base.fingerprint})
 
 
 def load(where: storage.PathLike) -> Base:
     """Reads a base and checks it: every tensor there, none too many, shapes and fingerprint as written."""
     found = open_checkpoint(where)
-    base = bases.assemble(found, dtype=None, place=bases.keep_on_host)
+    base = base_model.read_base(found, dtype=None, place=base_model.keep_on_host)
     require_fingerprint(base, where)
     return base
 
@@ -46,7 +45,7 @@ def open_checkpoint(
             "restore it, or train the base again."
         )
     network = told["network"] | ({"dtype": dtype} if dtype else {})
-    config = bases.parse_config(network, where=str(directory / CONFIG))
+    config = base_model.parse_config(network, where=str(directory / CONFIG))
     file = directory / PARAMS
     return Checkpoint(config, safetensors.list_tensors(file), str(file))
 

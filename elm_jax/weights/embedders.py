@@ -20,8 +20,8 @@ from elm_jax.models import paths
 from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.weights import base as bases
 from elm_jax.weights import (
+    base_model,
     bert,
     encoder_steps,
     hf_config,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 OWNER = "sentence-transformers"  # whose the names without an owner are
-KNOWN = (
+SUGGESTED_ENCODERS = (
     *("all-MiniLM-L6-v2", "all-MiniLM-L12-v2", "all-mpnet-base-v2", "nli-mpnet-base-v2"),
     *("paraphrase-MiniLM-L6-v2", "paraphrase-mpnet-base-v2", "multi-qa-MiniLM-L6-cos-v1"),
     *(f"{family}-{size}" for family in ("gtr-t5", "sentence-t5") for size in ("base", "large", "xl", "xxl")),
@@ -52,8 +52,14 @@ _DESCRIBING = (
     f"*/{encoder_steps.CONFIG}",
 )
 _LAYOUT = (
-    *(encoder_steps.MODULES, encoder_steps.CONFIG, huggingface.SAFETENSORS, wordpiece.FILE, wordpiece.BESIDE),
-    *(wordpiece.OWN[0], f"1_Pooling/{encoder_steps.CONFIG}"),
+    *(
+        encoder_steps.MODULES,
+        encoder_steps.CONFIG,
+        huggingface.SAFETENSORS,
+        wordpiece.FILE,
+        wordpiece.TOKENIZER_CONFIG,
+    ),
+    *(wordpiece.STEP_CONFIGS[0], f"1_Pooling/{encoder_steps.CONFIG}"),
 )
 _WEIGHTS = (("model*.safetensors*", "*/model.safetensors"), ("pytorch_model.bin", "*/pytorch_model.bin"))
 
@@ -90,7 +96,7 @@ def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) 
     if text.startswith(("/", ".", "~")) or "://" in text or not text or text.count("/") > 1:
         raise UserError(
             f"Expected a sentence encoder at {text!r}, got no directory. Fix: name the directory of one, or "
-            f" a model of the hub such as {KNOWN[0]!r}."
+            f"a model of the hub such as {SUGGESTED_ENCODERS[0]!r}."
         )
     return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
 
@@ -116,7 +122,7 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
         if weights is not None and not any(file.endswith(huggingface.SAFETENSORS) for file in lacking):
             break  # the weights are there; those of another format would not help
     short = repository.removeprefix(f"{OWNER}/")
-    near = [] if short in KNOWN else names.near_matches(short, KNOWN)
+    near = [] if short in SUGGESTED_ENCODERS else names.near_matches(short, SUGGESTED_ENCODERS)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
         f"Expected {', '.join(lacking)} of the sentence encoder {repository!r} in the cache at "
@@ -156,8 +162,8 @@ def load_encoder(
 
     Raises a UserError that names the file, and what it lacks.
     """
-    dtype = bases.dtype_name(dtype) or "float32"
-    remedy = f"Name the directory of one, or a model of the hub such as {KNOWN[0]!r}."
+    dtype = base_model.dtype_name(dtype) or "float32"
+    remedy = f"Name the directory of one, or a model of the hub such as {SUGGESTED_ENCODERS[0]!r}."
     root = storage.existing_directory(where, what="A sentence encoder", remedy=remedy)
     found = encoder_steps.read_steps(root, pooling, ignore=ignore)
     file = found.network / encoder_steps.CONFIG
@@ -182,7 +188,7 @@ def load_encoder(
     activations = [encoder_steps.read_activation(place, ignore) for place in found.projections]
     if found.pooling == "pooler":
         projections, activations = [_linear(held, weights, "pooler.dense")], ["tanh"]
-    flat = {path: leaf.astype(bases.DTYPES[dtype], copy=False) for path, leaf in flat.items()}
+    flat = {path: leaf.astype(base_model.DTYPES[dtype], copy=False) for path, leaf in flat.items()}
     pooled = "cls" if found.pooling == "pooler" else found.pooling
     return SentenceEncoder(
         network=network,
@@ -221,7 +227,7 @@ def _read_tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
     shards = [name]
     if name.endswith(huggingface.INDEX):
         shards = sorted(set(encoder_steps.read_json_object(file).get("weight_map", {}).values()))
-    # Not `safetensors.index`, which refuses the integers that BERT's files hold beside their weights.
+    # Not `safetensors.list_tensors`, which refuses the integers that BERT's files hold beside their weights.
     read = [storage.read_arrays(directory / shard, what="Weights of a sentence encoder") for shard in shards]
     return {hf_names.strip_wrapper(key): array for part in read for key, array in part.items()}, str(file)
 
@@ -244,7 +250,7 @@ def _t5_encoder(config: T5Config, found: dict[str, np.ndarray], *, where: str) -
                 "other values. Fix: use a checkpoint whose tables of embeddings are tied."
             )
     made = {}
-    for path, shape in bases.param_shapes(config).items():
+    for path, shape in base_model.param_shapes(config).items():
         if not path.startswith(("token_embedder/", "encoder/")):
             continue
         before, stack, after = path.partition(f"/{paths.STACK}/")

@@ -12,8 +12,10 @@ from typing import Any
 
 from elm_jax.errors import UserError
 
-CONVERT = "run `elm convert MODEL NEW --to elm --ignore {field}` and use NEW, which a run takes as its base"
-ENCODER = "pass --ignore {field} to `elm index --embedder`, which the run remembers"
+IGNORE_IN_CONVERT = (
+    "run `elm convert MODEL NEW --to elm --ignore {field}` and use NEW, which a run takes as its base"
+)
+IGNORE_IN_INDEX = "pass --ignore {field} to `elm index --embedder`, which the run remembers"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class FieldTable:
     unused: frozenset[str]
     neutral: Mapping[str, tuple[Any, ...]]
     remedies: Mapping[str, str] = field(default_factory=dict)
-    ignoring: str = CONVERT
+    ignoring: str = IGNORE_IN_CONVERT
 
     @property
     def known(self) -> frozenset[str]:

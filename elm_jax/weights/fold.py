@@ -7,8 +7,8 @@ import numpy as np
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.records import Params
-from elm_jax.weights import base as bases
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model
+from elm_jax.weights.base_model import Base
 
 
 def fold_expert(base: Base, kind: str, tree: Params) -> Base:
@@ -47,4 +47,4 @@ def fold_expert(base: Base, kind: str, tree: Params) -> Base:
                 f"{path!r} is a layer of its own. Fix: write it with --to adapters, or keep it beside its "
                 "base."
             )
-    return bases.make_base(base.config, paths.unflatten(flat))
+    return base_model.make_base(base.config, paths.unflatten(flat))

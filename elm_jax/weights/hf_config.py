@@ -13,8 +13,7 @@ from etils import epath
 
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
-from elm_jax.weights import base as bases
-from elm_jax.weights import hf_fields
+from elm_jax.weights import base_model, hf_fields
 from elm_jax.weights.fields import FieldTable
 
 FILE = "config.json"
@@ -112,7 +111,7 @@ def parse_network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str
     fields["relpos_per_layer"] = told["model_type"] == "umt5"
     if not (head or has_own_head(told)):
         fields |= {"logits_via_embedding": True, "scale_decoder_outputs": has_scaled_outputs(told)}
-    return bases.parse_config(fields, where=where, called=_FIELDS)
+    return base_model.parse_config(fields, where=where, called=_FIELDS)
 
 
 def has_scaled_outputs(told: Mapping[str, Any]) -> bool:

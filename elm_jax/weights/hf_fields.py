@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from elm_jax.weights.fields import ENCODER, FieldTable
+from elm_jax.weights.fields import IGNORE_IN_INDEX, FieldTable
 
 # What every configuration of transformers may hold, of versions 4 and 5, and of no effect on the network.
 _BOOKKEEPING = {
@@ -61,7 +61,7 @@ T5 = FieldTable(
         "quantization_config": _QUANTIZED,
     },
 )
-T5_ENCODER = replace(T5, ignoring=ENCODER)
+T5_ENCODER = replace(T5, ignoring=IGNORE_IN_INDEX)
 BERT = FieldTable(
     format="a BERT",
     used=frozenset(
@@ -84,5 +84,5 @@ BERT = FieldTable(
     ),
     neutral={**_CHANGING, "is_encoder_decoder": (False,)},
     remedies={"quantization_config": _QUANTIZED},
-    ignoring=ENCODER,
+    ignoring=IGNORE_IN_INDEX,
 )

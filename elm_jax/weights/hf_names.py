@@ -69,7 +69,7 @@ def torch_name(path: str) -> str:
 def strip_wrapper(name: str) -> str:
     """Returns PyTorch's name of a tensor without what training wrapped its modules in.
 
-    >>> unwrapped("_orig_mod.module.encoder.block.0._checkpoint_wrapped_module.layer.0.layer_norm.weight")
+    >>> strip_wrapper("_orig_mod.module.encoder.block.0._checkpoint_wrapped_module.layer.0.layer_norm.weight")
     'encoder.block.0.layer.0.layer_norm.weight'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

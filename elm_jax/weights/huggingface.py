@@ -10,12 +10,11 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.weights import base as bases
-from elm_jax.weights import hf_config, hf_names, msgpack, safetensors, tensors, torch_bin
-from elm_jax.weights.base import Base, Checkpoint
+from elm_jax.weights import base_model, hf_config, hf_names, msgpack, safetensors, tensors, torch_bin
+from elm_jax.weights.base_model import Base, Checkpoint
 from elm_jax.weights.tensors import Tensor
 
-SHARD = 5 * 10**9  # bytes of one file of weights
+SHARD_BYTES = 5 * 10**9  # bytes of one file of weights
 SAFETENSORS, FLAX, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 INDEX = ".index.json"
 _ANCHOR = "encoder.final_layer_norm.weight"  # which every checkpoint of a T5 has
@@ -69,14 +68,14 @@ def open_checkpoint(
     if head is not None and scaled and embedding is not None and _are_equal(head, embedding, turned=flax):
         del found[called]
         head = None
-    precision = bases.compute_dtype(found, dtype)
+    precision = base_model.choose_compute_dtype(found, dtype)
     config = hf_config.parse_network(
         told, head=head is not None, dtype=precision, where=str(directory / hf_config.FILE)
     )
     if head is not None and scaled:
         found[called] = tensors.scale(head, config.emb_dim**-0.5)
     by_path = {}
-    for path, shape in _unstack_shapes(bases.param_shapes(config)).items():
+    for path, shape in _unstack_shapes(base_model.param_shapes(config)).items():
         tensor = found.pop(name_of(path), None)
         if tensor is not None:
             turned = hf_names.is_transposed(path, flax=flax) and len(tensor.shape) == len(shape)
@@ -91,7 +90,7 @@ def open_checkpoint(
 
 
 def save(
-    where: storage.PathLike, base: Base, *, shard: int = SHARD, like: Mapping[str, Any] | None = None
+    where: storage.PathLike, base: Base, *, shard: int = SHARD_BYTES, like: Mapping[str, Any] | None = None
 ) -> None:
     """Writes a base as safetensors and the `config.json` from which transformers builds the same network.
 
@@ -105,7 +104,7 @@ def save(
         UserError: If transformers has no such network, or nothing can be written there.
     """
     directory = storage.writable_directory(where)
-    flat = bases.params_by_layer(base)
+    flat = base_model.params_by_layer(base)
     if hf_config.find_model_type(base.config, like) == "umt5":
         flat |= _scaled_head(base, flat)
     arrays = {

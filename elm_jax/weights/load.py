@@ -13,9 +13,8 @@ from elm_jax.axes import Array
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sharding import sharding_by_path
-from elm_jax.weights import base as bases
-from elm_jax.weights import downloads, elm, hf_config, huggingface, published_models, t5x
-from elm_jax.weights.base import Base, Checkpoint, Placement
+from elm_jax.weights import base_model, downloads, elm, hf_config, huggingface, published_models, t5x
+from elm_jax.weights.base_model import Base, Checkpoint, Placement
 
 Sharding = (
     jax.sharding.Mesh | jax.sharding.Sharding | Callable[[str, tuple[int, ...]], Any] | Mapping[str, Any]
@@ -35,25 +34,26 @@ def load_model(
     *,
     ignore: Collection[str] = (),
 ) -> Base:
-    """Returns a T5 read from a directory, local or `gs://`, or by name: shape, parameters, fingerprint.
+    """Returns a T5 of a directory or of a published name: shape, parameters, fingerprint.
 
-    `path_or_name` is either. Directories may hold Hugging Face's safetensors, `flax_model.msgpack` or
-    `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or legacy, scanned or not), or a base of
-    our own. A name is one of `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of
-    the hub.
+    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. The fingerprint stands
+    for the parameters as returned, whatever file they came from. No more than one parameter at a time is in
+    the host's memory beside them.
 
-    Parameters are JAX arrays under T5X's names, the layers of a stack in one array. With `dtype`, float32 or
-    bfloat16, they are converted to it and the network computes in it; without, they stay as stored (float16
-    becomes float32). The fingerprint stands for the parameters as returned, whatever file they came from.
+    Args:
+        path_or_name: A directory, local or `gs://`, or a name. A directory holds Hugging Face's safetensors,
+            `flax_model.msgpack` or `pytorch_model.bin` with `config.json`, a T5X checkpoint (Orbax's or
+            legacy, scanned or not), or a base of our own. A name is one of
+            `elm_jax.weights.published_models`, such as `t5-v1_1-xl-lm-adapt`, or any id of the hub.
+        dtype: float32 or bfloat16, that parameters are converted to and the network computes in; default: as
+            stored (float16 becomes float32).
+        sharding: Where parameters go: a mesh of `elm_jax.models.meshes`, one sharding for all, a function of
+            path and shape, or a tree of the parameters' form; default: the default device.
+        ignore: Fields of the configuration that were looked at and do not change what the network computes.
+            Any other field is understood or refused.
 
-    `sharding` says where they go: a mesh of `elm_jax.models.sharding`, one sharding for all, a function of
-    path and shape, or a tree of the parameters' form; the default device without it. No more than one
-    parameter at a time is in the host's memory beside them.
-
-    A configuration is understood or refused. `ignore` names fields of it that were looked at and do not
-    change what the network computes.
-
-    Raises a UserError that names file and tensor if anything is missing, cut short or of another shape.
+    Raises:
+        UserError: If anything is missing, cut short or of another shape; it names file and tensor.
     """
     return load_base(path_or_name, dtype=dtype, place=_make_placement(sharding), ignore=ignore)
 
@@ -62,21 +62,29 @@ def load_base(
     path_or_name: storage.PathLike,
     *,
     dtype: DTypeLike | None = None,
-    place: Placement = bases.keep_on_host,
+    place: Placement = base_model.keep_on_host,
     ignore: Collection[str] = (),
     as_stored: bool = False,
 ) -> Base:
-    """Returns the model that `load_model` does, with its parameters where `place` puts them.
+    """Loads a T5 as `load_model` does, with its parameters where `place` puts them.
 
-    With `as_stored` the fingerprint is that of the parameters without `dtype`: the model that experts were
-    trained on, held and computed with in another type.
+    Args:
+        path_or_name: As for `load_model`.
+        dtype: As for `load_model`.
+        place: Moves each parameter to its devices.
+        ignore: As for `load_model`.
+        as_stored: Whether the fingerprint is that of the parameters before they are converted to `dtype`,
+            which is that of the model that experts were trained on.
+
+    Raises:
+        UserError: As `load_model`.
     """
-    dtype = bases.dtype_name(dtype)
+    dtype = base_model.dtype_name(dtype)
     directory = find_checkpoint(path_or_name)
     try:
         kind = detect_format(directory)
         found = FORMATS[kind](directory, dtype=dtype, ignore=ignore)
-        base = bases.assemble(found, dtype=dtype, place=place, as_stored=as_stored)
+        base = base_model.read_base(found, dtype=dtype, place=place, as_stored=as_stored)
     except OSError as error:
         raise UserError(
             f"Expected to read the model at {str(directory)!r}, got {error}. Fix: check who may read there."
@@ -87,13 +95,17 @@ def load_base(
 
 
 def find_stored_dtype(path_or_name: storage.PathLike) -> str:
-    """Returns what a model computes in where nothing else is asked for; no parameter is read."""
+    """Returns the type that a model computes in by default, without reading parameters."""
     directory = find_checkpoint(path_or_name)
     return FORMATS[detect_format(directory)](directory).config.dtype
 
 
 def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
-    """Returns the directory that a path or a name stands for, fetched from the hub if need be."""
+    """Returns the directory of a model by path or name, downloaded from the hub if necessary.
+
+    Raises:
+        UserError: If there is no such model.
+    """
     text = str(path_or_name)
     where = storage.path(path_or_name)
     try:
@@ -119,7 +131,11 @@ def find_checkpoint(path_or_name: storage.PathLike) -> epath.Path:
 
 
 def detect_format(directory: epath.Path) -> str:
-    """Returns the format of a checkpoint's directory: elm, hf or t5x; a UserError says what else is there."""
+    """Returns the format of a checkpoint's directory: elm, hf or t5x.
+
+    Raises:
+        UserError: If it holds something else.
+    """
     if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
         return "elm"
     if huggingface.find_weights(directory):
@@ -142,7 +158,7 @@ def detect_format(directory: epath.Path) -> str:
 
 
 def _make_placement(sharding: Sharding | None) -> Placement:
-    """Returns what takes each parameter to its devices."""
+    """Returns the function that moves each parameter to its devices."""
     if isinstance(sharding, jax.sharding.Mesh):
         sharding = sharding_by_path(sharding)
     tree = paths.flatten(sharding) if isinstance(sharding, Mapping) else None

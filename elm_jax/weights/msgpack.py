@@ -18,7 +18,7 @@ from elm_jax.errors import UserError
 from elm_jax.weights import tensors
 from elm_jax.weights.tensors import Tensor
 
-DEEPEST = 64
+MAX_DEPTH = 64
 NDARRAY, SCALAR = 1, 3  # Flax's types of extension
 CHUNKED = "__msgpack_chunked_array__"
 # First byte -> how the number that follows is packed: the length of what comes next, or the value itself.
@@ -61,8 +61,8 @@ class _Reader:
 
     def value(self, name: str, depth: int) -> Any:
         """Returns the next value; `name` is its path in the tree."""
-        if depth > DEEPEST:
-            raise ValueError(f"it is more than {DEEPEST} levels deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is more than {MAX_DEPTH} levels deep")
         kind = self.take(1)[0]
         if kind < 0x80 or kind >= 0xE0:
             return kind if kind < 0x80 else kind - 256

@@ -19,8 +19,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.weights import base as bases
-from elm_jax.weights import hf_names, huggingface, peft_fields, safetensors, torch_bin
+from elm_jax.weights import base_model, hf_names, huggingface, peft_fields, safetensors, torch_bin
 from elm_jax.weights.tensors import Tensor
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -70,7 +69,7 @@ def load(
         raise UserError(f"Expected an adapter in {str(file)!r}, got no tensors. Fix: download it again.")
     flat = {}
     for path, layers in apart.items():
-        kernel = bases.param_shapes(config).get(f"{path}/kernel")
+        kernel = base_model.param_shapes(config).get(f"{path}/kernel")
         if kernel is None or max(layers) >= kernel[0]:
             raise UserError(
                 f"Expected layers of the base in {str(file)!r}, got layer {max(layers)} of {path!r}. Fix: "

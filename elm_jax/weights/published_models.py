@@ -66,7 +66,7 @@ def find_model(name: str) -> PublishedModel:
     An id of the hub that is in no table stands for itself, and so does `hf:owner/name@revision`, of which
     safetensors alone are read. Raises a UserError with the nearest names if it is neither.
 
-    >>> find("t5-v1_1-xl-lm-adapt").hub
+    >>> find_model("t5-v1_1-xl-lm-adapt").hub
     'google/t5-xl-lm-adapt'
     """
     if name.startswith(hub.HUB_PREFIX):

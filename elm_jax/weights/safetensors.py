@@ -78,6 +78,6 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     if array.ndim == 0 or not array.size:
         yield array
         return
-    rows = max(1, tensors.BLOCK // (array[0].size * array.dtype.itemsize))
+    rows = max(1, tensors.BLOCK_BYTES // (array[0].size * array.dtype.itemsize))
     for start in range(0, len(array), rows):
         yield array[start : start + rows]

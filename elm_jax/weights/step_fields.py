@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.weights.fields import ENCODER, FieldTable
+from elm_jax.weights.fields import IGNORE_IN_INDEX, FieldTable
 
 _VECTOR = "sentence_embedding"
 _EMPTY = ({}, [])
@@ -12,7 +12,7 @@ _EMPTY = ({}, [])
 def _table(
     format: str, used: set[str], unused: set[str], neutral: Mapping[str, tuple[Any, ...]]
 ) -> FieldTable:
-    return FieldTable(format, frozenset(used), frozenset(unused), neutral, ignoring=ENCODER)
+    return FieldTable(format, frozenset(used), frozenset(unused), neutral, ignoring=IGNORE_IN_INDEX)
 
 
 # Texts are embedded as `encode` does it without a prompt's name: the other prompts are not used.

@@ -15,9 +15,8 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.weights import base as bases
-from elm_jax.weights import msgpack, stores, t5x_gin, tensors
-from elm_jax.weights.base import Checkpoint
+from elm_jax.weights import base_model, msgpack, stores, t5x_gin, tensors
+from elm_jax.weights.base_model import Checkpoint
 from elm_jax.weights.tensors import Tensor, tensor_from_array
 
 TARGET = "target"
@@ -65,7 +64,7 @@ def open_checkpoint(
     place = find_checkpoint(storage.path(where))
     told = t5x_gin.read_network_fields(place[1], ignore=ignore) if place else {}
     return Checkpoint(
-        bases.parse_config(_infer_fields(found, dtype, named) | told, where=named),
+        base_model.parse_config(_infer_fields(found, dtype, named) | told, where=named),
         found,
         named,
         lambda path, shape: (f"{TARGET}/{path}", shape),
@@ -245,7 +244,7 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
         "logits_via_embedding": "decoder/logits_dense/kernel" not in found,
         "relpos_buckets": buckets,
         "relpos_per_layer": f"encoder/{table}" not in found,
-        "dtype": bases.compute_dtype(found, dtype),
+        "dtype": base_model.choose_compute_dtype(found, dtype),
     }
 
 

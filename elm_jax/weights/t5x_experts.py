@@ -16,13 +16,12 @@ from elm_jax.errors import UserError
 from elm_jax.models import expert_kinds, paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.weights import base as bases
-from elm_jax.weights import t5x
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model, t5x
+from elm_jax.weights.base_model import Base
 from elm_jax.weights.tensors import Tensor
 
 # What an expert of each kind owns, by the end of its path.
-OWNED: Mapping[str, re.Pattern[str]] = {
+OWNED_PARAMS: Mapping[str, re.Pattern[str]] = {
     "bottleneck": re.compile(r".*(_adapter/(down|up)/(kernel|bias)|norm/scale)"),
     "lora": re.compile(r".*/lora_[ab]"),
     "ia3": re.compile(r".*/ia3_(in|out)"),
@@ -45,7 +44,9 @@ def load_t5x_expert(
     It owns what experts of the kind do, or the parameters that `owned` names by stacked path. A UserError
     names the first parameter that is missing, misshapen or too many, or that differs from the base's.
     """
-    pattern = OWNED[names.resolve(kind, OWNED, kind="expert kind", where="elm_jax.weights.t5x_experts")]
+    pattern = OWNED_PARAMS[
+        names.resolve(kind, OWNED_PARAMS, kind="expert kind", where="elm_jax.weights.t5x_experts")
+    ]
     text = repr(str(storage.path(where)))
     found = _stack_layers(t5x.list_parameters(where), text)
     of_base = paths.flatten(base.params)
@@ -70,11 +71,11 @@ def load_t5x_expert(
                 "base, or that parameter was not frozen. Fix: name its own base, or the kind that owns it."
             )
     tree = paths.unflatten(flat)
-    require_fit(tree, base.config, what=text)
+    require_matching_shapes(tree, base.config, what=text)
     return tree
 
 
-def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
+def require_matching_shapes(tree: Params, config: T5Config, *, what: str) -> None:
     """Refuses a tree, of one expert alone, that does not fit a base of this shape; names the parameter."""
     sizes: dict[str, Any] = {
         "embed": config.emb_dim,
@@ -84,13 +85,13 @@ def require_fit(tree: Params, config: T5Config, *, what: str) -> None:
         "heads": config.num_heads,
         "relpos_buckets": config.relpos_buckets,
     }
-    owners = {path.rpartition("/")[0] for path in bases.param_shapes(config)} | _ADAPTERS
+    owners = {path.rpartition("/")[0] for path in base_model.param_shapes(config)} | _ADAPTERS
     ranks: dict[str, int] = {}
     for path, value in paths.flatten(tree).items():
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
         if owner not in owners:
             raise UserError(
-                f"Expected parameters that act on the base, got {path!r} of {what}. Fix: name the base that "
+                f"Expected parameters that act on the base, got {path!r} ({what}). Fix: name the base that "
                 "it was trained on."
             )
         axes = expert_kinds.logical_axes(path)

@@ -14,12 +14,12 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.weights import base as bases
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model
+from elm_jax.weights.base_model import Base
 from elm_jax.weights.t5x import STATE, TARGET
 
 DIRECTORY = "checkpoint_0"
-FACTORED = 128  # both axes of a matrix must have as many for Adafactor to keep rows and columns alone
+MIN_FACTORED_SIZE = 128  # of both axes of a matrix, for Adafactor to keep rows and columns alone
 
 
 def save(where: storage.PathLike, base: Base) -> None:
@@ -34,7 +34,7 @@ def save(where: storage.PathLike, base: Base) -> None:
             "each layer. Fix: convert to elm."
         )
     directory = storage.writable_directory(where).resolve()
-    flat = bases.params_by_layer(base)
+    flat = base_model.params_by_layer(base)
     if base.config.logits_via_embedding and not base.config.scale_decoder_outputs:
         flat["decoder/logits_dense/kernel"] = np.ascontiguousarray(flat["token_embedder/embedding"].T)
     states = {path: _fresh(value.shape) for path, value in flat.items()}
@@ -57,7 +57,7 @@ def _fresh(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Returns Adafactor's state before its first step; what it does not use is a single zero."""
     state: dict[str, np.ndarray] = {name: np.zeros(1, np.float32) for name in ("m", "v", "v_col", "v_row")}
     order = [int(axis) for axis in np.argsort(shape)]
-    if len(shape) > 1 and shape[order[-2]] >= FACTORED:
+    if len(shape) > 1 and shape[order[-2]] >= MIN_FACTORED_SIZE:
         state["v_row"] = np.zeros(np.delete(shape, order[-1]), np.float32)
         state["v_col"] = np.zeros(np.delete(shape, order[-2]), np.float32)
     else:

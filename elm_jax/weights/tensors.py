@@ -16,7 +16,7 @@ from ml_dtypes import bfloat16
 from elm_jax.errors import UserError
 
 # Bytes of a file in memory at a time: so few that a block stays in the cache while it is turned.
-BLOCK = 2**20
+BLOCK_BYTES = 2**20
 FLOATS = tuple(np.dtype(kind) for kind in (bfloat16, np.float16, np.float32, np.float64))
 
 
@@ -138,11 +138,11 @@ def _read_rows(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -
     if not out.size:
         return
     row = dtype.itemsize * out[0].size
-    if row > BLOCK and out.ndim > 1:
+    if row > BLOCK_BYTES and out.ndim > 1:
         for part in out:
             _read_rows(stream, part, dtype, what)
         return
-    rows = max(1, BLOCK // row)
+    rows = max(1, BLOCK_BYTES // row)
     for start in range(0, len(out), rows):
         part = out[start : start + rows]
         wanted = dtype.itemsize * part.size

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILE = "tokenizer.json"
-BESIDE = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # One of these says how the first step reads texts, by the network that it had at the time.
-OWN = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
-LENGTH = 512  # of texts, where nothing tells
+STEP_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_xlm-roberta_config.json",
+)
+DEFAULT_LENGTH = 512  # of texts, where nothing tells
 _BERT = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
@@ -41,8 +45,8 @@ def load_tokenizer(
             "Expected the package tokenizers for a sentence encoder, got none. Fix: run `pip install "
             "tokenizers`."
         ) from None
-    own, beside = _read_first(directory, OWN), _read_first(directory, (BESIDE,))
-    step_fields.NETWORK.require(own, where=str(directory / OWN[0]), ignore=ignore)
+    own, beside = _read_first(directory, STEP_CONFIGS), _read_first(directory, (TOKENIZER_CONFIG,))
+    step_fields.NETWORK.require(own, where=str(directory / STEP_CONFIGS[0]), ignore=ignore)
     length = _find_max_length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
     told = _merge_fields(directory / FILE, own, beside)
     if longest is not None and _find_side(told, beside, "padding") != "right":
@@ -88,7 +92,9 @@ def _find_side(told: Mapping[str, Any], beside: Mapping[str, Any], what: str) ->
 
 def _find_max_length(told: tuple[Any, ...], longest: int | None) -> int:
     # A tokenizer without a limit says 10^30.
-    known = next((length for length in told if type(length) is int and 2 < length < 10**6), longest or LENGTH)
+    known = next(
+        (length for length in told if type(length) is int and 2 < length < 10**6), longest or DEFAULT_LENGTH
+    )
     return min(known, longest or known)
 
 

@@ -157,7 +157,7 @@ def test_the_child_ends_with_its_parent(tmp_path, sent):
         # A shell's background jobs ignore Ctrl-C, and so would this process of one.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from elm_jax.aot import compiler, slices\n"
-        "compiler.compile_programs(slices.slice_of('v5e-1'), {'fsdp': 1}, 'small_programs.waits', "
+        "compiler.compile_programs(slices.parse_slice('v5e-1'), {'fsdp': 1}, 'small_programs.waits', "
         f"{{'lock': {str(lock)!r}}})"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.DEVNULL)

@@ -131,7 +131,7 @@ from elm_jax.aot import compiler, slices
 from elm_jax.errors import UserError
 for name in ("v5e-1", "h200"):
     try:
-        compiler.compile_programs(slices.slice_of(name), {"fsdp": 1}, "small_programs.build", {})
+        compiler.compile_programs(slices.parse_slice(name), {"fsdp": 1}, "small_programs.build", {})
     except UserError as error:
         print(error)
 """

@@ -10,8 +10,8 @@ from benchmarks import slice_cases, slices
 from elm_jax.aot.compiler import CompiledProgram
 from elm_jax.planning import program_specs as works
 
-GATHER = CompiledProgram(
-    name="gather",
+ACCUMULATE = CompiledProgram(
+    name="accumulate",
     slice="v4-8",
     fits=True,
     peak_bytes=12 * 10**9,
@@ -54,14 +54,14 @@ def test_the_work_of_a_case_goes_to_the_compiler_as_json(name):
 
 def test_the_flops_of_a_case_are_those_of_its_mathematics():
     full = case("full/v4-8/6").work
-    assert full.model_flops("gather") == pytest.approx(3 * full.model_flops("measure"))
-    assert full.model_flops("advance") is None
+    assert full.model_flops("accumulate") == pytest.approx(3 * full.model_flops("evaluate"))
+    assert full.model_flops("update") is None
     # 24 rows; a layer has D² four times in attention and D F three times, and 6 of a parameter and token.
     square, wide, layers, prompts, targets = 2048**2, 3 * 2048 * 5120, 24, 24 * 512, 24 * 128
     encoder = layers * (4 * square + wide + 2 * square) * prompts  # with cross-attention's keys and values
     decoder = (layers * (6 * square + wide) + 32128 * 2048) * targets
     attended = layers * 2048 * (512 * prompts + (128 + 512) * targets)
-    assert full.model_flops("gather") == pytest.approx(6 * (encoder + decoder) + 12 * attended)
+    assert full.model_flops("accumulate") == pytest.approx(6 * (encoder + decoder) + 12 * attended)
     # 6 layers of 4 D² + 2 D F parameters, and 2 D K of attention, twice a token.
     layer = 4 * 384**2 + 2 * 384 * 1536 + 2 * 384 * 256
     assert case("minilm/v5e-1").work.model_flops("embed") == 2 * 6 * layer * 256 * 256
@@ -69,16 +69,16 @@ def test_the_flops_of_a_case_are_those_of_its_mathematics():
 
 
 def test_the_programs_of_a_step_add_up(monkeypatch):
-    advance = replace(
-        GATHER, name="advance", seconds=0.1, cycle_seconds=0.1, collective_seconds=0.0, move_seconds=0.0
+    update = replace(
+        ACCUMULATE, name="update", seconds=0.1, cycle_seconds=0.1, collective_seconds=0.0, move_seconds=0.0
     )
-    monkeypatch.setattr(slices, "compile_programs", lambda *_: [GATHER, advance])
+    monkeypatch.setattr(slices, "compile_programs", lambda *_: [ACCUMULATE, update])
     monkeypatch.setattr(slices, "require_compiler", lambda _: None)
     found = slices.case_row(case("full/v4-8/6"))
     assert found["seconds"] == pytest.approx(0.5)
     assert found["cycle_seconds"] == pytest.approx(0.4)
     assert found["tokens_per_second_per_chip"] == pytest.approx(6 * 640 / 0.5)
-    flops = case("full/v4-8/6").work.model_flops("gather") / 4
+    flops = case("full/v4-8/6").work.model_flops("accumulate") / 4
     assert found["mfu"] == pytest.approx(flops / 0.5 / 275e12)
     (cells,) = slices.case_table([json.loads(json.dumps(found))]).rows
     assert cells[1:8] == ("v4-8", "ours", "500.0", "400.0", "80.0", "20.0", f"{100 * found['mfu']:.1f} %")
@@ -87,7 +87,7 @@ def test_the_programs_of_a_step_add_up(monkeypatch):
 
 def test_a_program_that_is_refused_has_no_seconds(monkeypatch):
     refused = replace(
-        GATHER,
+        ACCUMULATE,
         fits=False,
         reason="it is too large",
         xla_peak_bytes=None,

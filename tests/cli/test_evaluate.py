@@ -37,7 +37,7 @@ def library(tmp_path):
         ("reo", "No router named 'reo'"),
         ("roe:experts=2+tise", "Did you mean 'ties'"),
         ("arrow", "router 'arrow', got 'a/b' of kind 'bottleneck'"),
-        ("uniform+ties", "'ties' cannot: it works on ΔW"),
+        ("uniform+ties", "'bottleneck' experts, got 'ties'"),
     ],
 )
 def test_an_impossible_method_is_refused_before_the_base_is_read(capsys, library, method, named):

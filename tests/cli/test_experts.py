@@ -19,8 +19,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import settings
 from elm_jax.session.workspace import Workspace
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def elm_says(capsys):
 @pytest.fixture(scope="module")
 def base():
     config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
-    return base_module.make_base(config, init_params(jax.random.key(0), config))
+    return base_model.make_base(config, init_params(jax.random.key(0), config))
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_a_second_of_its_id_is_refused_unless_it_is_to_replace(runs, elm_says):
     elm_says("export", "a/b", runs / "out", "--run", runs / "one")
     code, said, told = elm_says("add", runs / "out", "--run", runs / "one")
     assert (code, said) == (2, "")
-    assert "should have no expert 'a/b' yet" in told
+    assert "Expected no expert 'a/b'" in told
     assert elm_says("add", runs / "out", "--run", runs / "one", "--replace")[0] == 0
 
 
@@ -72,7 +71,7 @@ def test_what_is_no_expert_is_one_sentence(runs, elm_says):
     code, _, told = elm_says("add", runs / "none", "--id", "a/b", "--run", runs / "one")
     assert code == 2
     assert told.count("\n") == 1
-    assert "no directory is there" in told
+    assert f"Expected the directory of an expert at '{runs / 'none'}'" in told
 
 
 def scored(run, task, expert, right):

@@ -23,7 +23,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec, Keys
 from elm_jax.scoring.choices import score_choices
 from elm_jax.session.workspace import Workspace
-from elm_jax.weights import base as base_module
+from elm_jax.weights import base_model
 from elm_jax.weights import elm as our_weights
 
 RECIPE = {"steps": 7, "rate": 0.1, "options": {"rank": 2}}
@@ -33,7 +33,7 @@ FIRST, SECOND, THIRD = "dream/than a dog", "dream/what | now?", "cosmos/é"
 @pytest.fixture(scope="module")
 def base():
     config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14)
-    return base_module.make_base(config, init_params(jax.random.key(0), config))
+    return base_model.make_base(config, init_params(jax.random.key(0), config))
 
 
 def add(run, base, identifier, seed, *, keys=False, fingerprint=None):
@@ -56,7 +56,7 @@ def made(base, tmp_path_factory):
     where = tmp_path_factory.mktemp("made")
     for name in ("one", "two"):
         our_weights.save(Workspace.open(where / name, create=True).base, base)
-    other = base_module.make_base(base.config, jax.tree.map(lambda leaf: leaf + 1, base.params))
+    other = base_model.make_base(base.config, jax.tree.map(lambda leaf: leaf + 1, base.params))
     our_weights.save(Workspace.open(where / "other", create=True).base, other)
     for seed, identifier in enumerate((FIRST, SECOND, THIRD)):
         add(where / "one", base, identifier, seed, keys=seed < 2)
@@ -255,7 +255,7 @@ BROKEN = [
     (lambda held: {".gitattributes": b""}, "Expected an expert named '[ac]*' in 'me/4', got none of 0"),
     (lie, "bytes of params.safetensors of expert 'cosmos/é' in 'me/5', got"),
     (moved, "Expected expert 'a/b' in its directory of 'me/6', got 'cosmos/é'"),
-    (changed, "Expected expert 'cosmos/é' of 'me/7' as it was written, got other files"),
+    (changed, "Expected sound files of expert 'cosmos/é' in 'me/7'"),
 ]
 
 
@@ -287,7 +287,7 @@ def test_experts_of_another_base_are_refused_by_name(hub, elm, runs, base):
     assert "Expected a library of experts at" in told
     add(runs / "one", base, "a/b", 3, fingerprint="0123456789abcdef")
     told = said(elm("experts", "push", "me/e", "a/b", "--run", "one", fails=True))
-    assert "'a/b' was trained on base '0123456789abcdef'" in told
+    assert "'a/b', which was trained on base '0123456789abcdef'" in told
     assert hub.head("me/e") == before
 
 

@@ -20,7 +20,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, mini
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 from tests.training_configs import train_config
 
 TRAINED = ("mini_sentiment_film", "mini_size_animal")
@@ -29,8 +29,12 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "docs"
 
 
 @pytest.fixture(autouse=True)
-def _registered_by_pages_are_forgotten(registries):
-    """Pages show routers and merges of one's own."""
+def _code_of_pages_is_forgotten(registries, tmp_path):
+    """Pages show modules, routers and merges of one's own; two tests may read the same page."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 def _script(name):
@@ -70,7 +74,7 @@ def small_run(tmp_path_factory):
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    elm.save(workspace.base, base.make_base(config, params))
+    elm.save(workspace.base, base_model.make_base(config, params))
     pipeline.run_pipeline(
         train_tasks=TRAINED,
         eval_tasks=UNSEEN,

@@ -17,6 +17,7 @@ from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.library import Library
 from elm_jax.models import sharding
 from elm_jax.records import TaskScores
+from elm_jax.routing import index
 from elm_jax.scoring import generator as writing
 from elm_jax.scoring import scorer as engine
 from elm_jax.session import opening
@@ -411,19 +412,21 @@ def test_scores_with_rows_left_out_keep_the_others_in_order():
 def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, unseen, monkeypatch):
     place = make_run().workspace.root
     wide = evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4))
-    narrow = evaluate.evaluate(
-        place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4, dtype="bfloat16")
-    )
+    config = EvaluationConfig(methods=["base", "roe"], queries=4, dtype="bfloat16")
+    with pytest.raises(UserError, match=r"/bfloat16'.*--dtype"):
+        evaluate.evaluate(place, unseen, config)
+    index.index(place, rebuild=True, dtype="bfloat16")
+    narrow = evaluate.evaluate(place, unseen, config)
     told = [each.report.environment["network"]["dtype"] for each in (wide, narrow)]
     assert told == ["float32", "bfloat16"]
     assert wide.report.environment["base"] == narrow.report.environment["base"]
     run = opening.open_run(place)
     found = kept(run, unseen[0].id, "base")
     monkeypatch.setattr(engine, "score_rows", never)
-    evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4, dtype="bfloat16"))
+    evaluate.evaluate(place, unseen, config)
     assert kept(run, unseen[0].id, "base") == found
     with pytest.raises(AssertionError, match="work was repeated"):
-        evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base", "roe"], queries=4))
+        evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base"], queries=4))
     with pytest.raises(UserError, match="Expected a run's directory beside dtype"):
         evaluate.evaluate(run, unseen, EvaluationConfig(dtype="bfloat16"))
 

@@ -25,7 +25,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 ROWS = 12
 TASKS = ["mini_size_animal/than a dog", "mini_sentiment_film"]
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    elm.save(workspace.base, base.make_base(config, params))
+    elm.save(workspace.base, base_model.make_base(config, params))
     settings.save_run_settings(workspace, None, source, lengths)
     opened = opening.open_run(workspace.root)
     library = Library.open(workspace.library, create=True)
@@ -230,5 +230,5 @@ def test_an_expert_whose_weights_hold_nan_is_named(run, specs, tasks):
 
 def test_a_task_without_rows_is_refused(run, specs, tasks, no_network):
     empty = replace(run, source=replace(run.source, limit=0))
-    with pytest.raises(UserError, match="none of the 0 rows"):
+    with pytest.raises(UserError, match="none among the 0 rows"):
         load_tasks(empty, specs)

@@ -86,7 +86,7 @@ def test_scores_after_prompts_without_their_end_are_others_and_take_no_others_pl
     specs = task(("", ["cat", "dog"], "dog"), ("a dog", ["cat", "dog"], "dog"))
     source = data_source.Source(faithful=("empty_renderings",))
     ended = scored(run, specs, source).scores
-    open_ = scored(replace(run, pieces=replace(run.tokenizer, input_eos=False)), specs, source).scores
+    open_ = scored(replace(run, tokenizer=replace(run.tokenizer, input_eos=False)), specs, source).scores
     assert open_[0] == ended[0]  # the empty prompt is its end either way
     assert np.abs(np.subtract(open_[1], ended[1])).min() > 1e-3
     assert scored(run, specs, source).scores == ended

@@ -17,8 +17,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.session import opening as runs_base
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm, huggingface, load, peft, t5x_write
+from elm_jax.weights import base_model, elm, huggingface, load, peft, t5x_write
 
 RNG = np.random.default_rng(0)
 
@@ -29,9 +28,10 @@ def model():
         "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
     )
     flat = {
-        path: RNG.normal(size=shape).astype(np.float32) for path, shape in bases.param_shapes(config).items()
+        path: RNG.normal(size=shape).astype(np.float32)
+        for path, shape in base_model.param_shapes(config).items()
     }
-    return bases.make_base(config, paths.unflatten(flat))
+    return base_model.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_there_and_back_every_bit_is_the_same(model, source, tmp_path, there, dt
     assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(model.params))
     found = load.load_base(tmp_path / "back")
     assert found.config.dtype == dtype
-    wanted = jax.tree.map(lambda leaf: leaf.astype(bases.DTYPES[dtype]), dict(model.params))
+    wanted = jax.tree.map(lambda leaf: leaf.astype(base_model.DTYPES[dtype]), dict(model.params))
     assert same(found.params, wanted)
 
 
@@ -219,7 +219,7 @@ def test_what_an_expert_lacks_is_one_sentence(model, source, tmp_path):
         convert(tmp_path / "adapter", home, "elm")
     with pytest.raises(UserError, match="No format of an expert named 'hf'"):
         convert(tmp_path / "adapter", home, "hf", base=source)
-    with pytest.raises(UserError, match="Name it 'a%20b'"):
+    with pytest.raises(UserError, match="'a%20b'"):
         convert(tmp_path / "adapter", home.parent / "a b", "elm", base=source)
     assert not (tmp_path / "library").exists()
 
@@ -236,7 +236,7 @@ def test_the_command_says_what_it_wrote(model, source, tmp_path, capsys):
     ("arguments", "told"),
     [
         (["--to", "tx5"], "No format of a model named 'tx5' in elm convert (3 known). Did you mean 't5x'?"),
-        (["--to", "hf", "--dtype", "float16"], "A dtype is wanted, float32 or bfloat16"),
+        (["--to", "hf", "--dtype", "float16"], "float32 or bfloat16"),
     ],
 )
 def test_a_mistake_is_one_sentence(source, tmp_path, capsys, arguments, told):
@@ -252,6 +252,6 @@ def test_a_broken_source_leaves_nothing(source, tmp_path):
     arrays = load_file(source / elm.PARAMS)
     del arrays["decoder/decoder_norm/scale"]
     save_file(arrays, source / elm.PARAMS)
-    with pytest.raises(UserError, match=r"params\.safetensors' should hold 'decoder/decoder_norm/scale'"):
+    with pytest.raises(UserError, match=r"'decoder/decoder_norm/scale' .*params\.safetensors'"):
         convert(source, tmp_path / "there", "hf")
     assert not (tmp_path / "there").exists()

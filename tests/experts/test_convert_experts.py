@@ -22,9 +22,7 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.weights import base as base_module
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm, fold, load
+from elm_jax.weights import base_model, elm, fold, load
 
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(2, 24, (3, 6)).astype(np.int32)
@@ -43,9 +41,9 @@ def model():
     config = find_config(
         "tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=5, mlp_dim=14, dropout_rate=0.1
     )
-    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in bases.param_shapes(config).items()}
+    flat = {path: RNG.normal(0, 0.4, shape) for path, shape in base_model.param_shapes(config).items()}
     flat = {path: value.astype(np.float32) for path, value in flat.items()}
-    return bases.make_base(config, paths.unflatten(flat))
+    return base_model.make_base(config, paths.unflatten(flat))
 
 
 def expert(kind, model, name):
@@ -229,7 +227,7 @@ def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, li
 @pytest.mark.parametrize(
     ("name", "to", "told"),
     [
-        ("full/1", "peft", "PEFT has experts of kind lora and ia3, but 'full' came"),
+        ("full/1", "peft", "kind lora or ia3 for PEFT, got 'full'"),
         ("lora/1", "adapters", "of kind 'bottleneck' for the adapters library, got 'lora'"),
         ("lora/1", "t5x", "No format of an expert named 't5x'"),
         ("lora/1", "hf", r"Expected the base that the expert at .* was trained on, got none.*--base"),
@@ -243,7 +241,7 @@ def test_a_format_that_has_no_place_for_an_expert_is_refused(library, name, to, 
 
 def test_another_base_is_refused(model, library):
     other = jax.tree.map(lambda leaf: leaf + 1, dict(model.params))
-    elm.save(library / "other", base_module.make_base(model.config, other))
+    elm.save(library / "other", base_model.make_base(model.config, other))
     with pytest.raises(UserError, match=f"Expected the base {model.fingerprint} that the expert"):
         convert(library / "library" / "lora" / "1", library / "out", "hf", base=library / "other")
 

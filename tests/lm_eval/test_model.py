@@ -30,7 +30,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 pytestmark = [
     pytest.mark.parity,
@@ -90,7 +90,7 @@ def run(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), tree)
 
-    made = base.make_base(config, numbers(shapes))
+    made = base_model.make_base(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
     chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]
@@ -187,7 +187,7 @@ def scores_of(samples):
 def test_multiple_choice_tasks_score_as_score_choices_does(run, folder, ids):
     expert = ids[0]
     _, found, samples = evaluate(run, folder, ["copa", "storycloze"], expert=expert)
-    loaded = Library.open(run.workspace.library).expert(expert)
+    loaded = Library.open(run.workspace.library).load_expert(expert)
     for task, rows in (("local_copa", COPA), ("local_storycloze", STORIES)):
         assert 0 <= found[task]["acc,none"] <= 1
         assert len(samples[task]) == len(rows)
@@ -203,7 +203,7 @@ def test_multiple_choice_tasks_score_as_score_choices_does(run, folder, ids):
 
 def test_the_base_and_a_full_expert_score_with_their_own_weights(run, folder):
     composites = Library.open(run.workspace.composites)
-    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.expert("other/full"))):
+    for arguments, owned in (({}, None), ({"expert": "other/full"}, composites.load_expert("other/full"))):
         _, _, samples = evaluate(run, folder, ["copa"], **arguments)
         wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), owned)
         np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
@@ -214,8 +214,9 @@ def test_generative_tasks_get_the_answers_of_our_generator(run, folder, ids):
     _, _, samples = evaluate(run, folder, ["boolq_written"], expert=expert, max_gen_toks=5)
     contexts, _ = requests_of(samples["local_boolq_written"])
     prompts = [[*run.tokenizer.encode(text), run.tokenizer.eos] for text in contexts]
-    stack = Library.open(run.workspace.library).load([expert])
-    written = generator.generate_rows(run.base.config, run.base.params, prompts, 5, run.tokenizer.eos, stack)
+    stack = Library.open(run.workspace.library).load_stack([expert])
+    limit = generator.AnswerLimit(5, run.tokenizer.eos)
+    written = generator.generate_rows(run.base.config, run.base.params, prompts, limit, stack)
     texts = [run.tokenizer.decode(tokens[tokens != PAD].tolist()) for tokens in written]
     assert [sample["resps"][0][0] for sample in samples["local_boolq_written"]] == texts
     assert any(texts)
@@ -233,7 +234,8 @@ def test_a_continuation_is_greedy_if_our_generator_would_write_it(run):
     asked = [Instance("loglikelihood", {}, (context, text), 0) for text in pieces]
     told = [greedy for _, greedy in lm.loglikelihood(asked, disable_tqdm=True)]
     prompt = [*run.tokenizer.encode(context), run.tokenizer.eos]
-    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], 1, run.tokenizer.eos)
+    limit = generator.AnswerLimit(1, run.tokenizer.eos)
+    ((first, *_),) = generator.generate_rows(run.base.config, run.base.params, [prompt], limit)
     assert told == [run.tokenizer.encode(text) == [first] for text in pieces]
 
 
@@ -265,7 +267,7 @@ def test_a_router_chooses_for_each_task_by_its_own_contexts(run, folder, ids):
         wanted = score_choices(
             run.base,
             *arrays(run, *requests_of(samples[task])),
-            Library.open(run.workspace.library).expert(expert),
+            Library.open(run.workspace.library).load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples[task]), wanted, atol=1e-4)
 
@@ -284,7 +286,7 @@ def test_several_experts_are_averaged(run, folder, ids):
     wanted = score_choices(
         run.base,
         *arrays(run, *requests_of(samples["local_copa"])),
-        Library.open(run.workspace.composites).expert(expert),
+        Library.open(run.workspace.composites).load_expert(expert),
     )
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
@@ -297,7 +299,9 @@ def test_an_instance_router_chooses_an_expert_for_each_context(run, folder, ids)
     assert len(chosen) == len(COPA)
     for row, expert in enumerate(chosen):
         wanted = score_choices(
-            run.base, *arrays(run, contexts[row : row + 1], choices[row : row + 1]), library.expert(expert)
+            run.base,
+            *arrays(run, contexts[row : row + 1], choices[row : row + 1]),
+            library.load_expert(expert),
         )
         np.testing.assert_allclose(scores_of(samples["local_copa"])[row], wanted[0], atol=1e-4)
 
@@ -347,7 +351,7 @@ def test_an_expert_with_nan_is_named(run):
     from elm_jax.lm_eval import model
 
     composites = Library.open(run.workspace.composites)
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.expert("other/full").params))
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(composites.load_expert("other/full").params))
     spec = composites.spec("other/full")
     composites.add(Expert(ExpertSpec("other/broken", "full", spec.base, spec.paths, ("other",), 5), broken))
     try:
@@ -404,7 +408,7 @@ def test_requests_score_as_elm_evaluate_does(run, ids):
     rows = task_rows.build_scoring_rows(
         task_rows.load_examples(spec, run.source), run.tokenizer, run.lengths, task=spec.id
     )
-    stack = Library.open(run.workspace.library).load([ids[0]])
+    stack = Library.open(run.workspace.library).load_stack([ids[0]])
     ours = score_rows(run.base.config, run.base.params, rows, stack)
     lm = model.ElmLM(run=str(run.workspace.root), expert=ids[0])
     pairs = [

@@ -17,8 +17,7 @@ from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 QUERY = "encoder/layers/attention/query"
 
@@ -35,7 +34,7 @@ def prepared(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)
 
-    base = base_module.make_base(config, numbers(shapes))
+    base = base_model.make_base(config, numbers(shapes))
     elm.save(workspace.base, base)
     words = [f"word{number}" for number in range(30)]
     sentencepiece.train(
@@ -71,7 +70,7 @@ def merge(prepared, capsys):
 
 
 def flat(library, name):
-    return paths.flatten(library.expert(name).params)
+    return paths.flatten(library.load_expert(name).params)
 
 
 def test_experts_are_averaged_into_a_composite_that_no_router_finds(prepared, merge):
@@ -160,7 +159,7 @@ def test_a_composite_can_be_merged_again(prepared, merge):
             ["one/lora", "two/lora", "--method", "fisher"],
             "'one/lora'. No task",
         ),
-        (["one/lora", "two/lora", "--id", "both"], "'both' came"),
+        (["one/lora", "two/lora", "--id", "both"], "dataset/prompt, got 'both'"),
         ([], "expert"),
     ],
 )

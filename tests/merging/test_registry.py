@@ -107,8 +107,8 @@ def test_the_command_line_takes_it_from_a_file_of_python(run, tmp_path, capsys):
     cli.app([*asked, "mine/first", "--run", where, "--tasks", str(file)], standalone_mode=False)
     assert capsys.readouterr().out.startswith("mine/first")
     library, composites = (Library.open(each) for each in (run.workspace.library, run.workspace.composites))
-    for path, value in values(composites.expert("mine/first")).items():
-        np.testing.assert_allclose(value, 2 * values(library.expert(TRAINED[0]))[path], rtol=1e-6)
+    for path, value in values(composites.load_expert("mine/first")).items():
+        np.testing.assert_allclose(value, 2 * values(library.load_expert(TRAINED[0]))[path], rtol=1e-6)
     cli.app(["merge", "--methods", "--json", "--tasks", str(file)], standalone_mode=False)
     told = {method["name"]: method for method in json.loads(capsys.readouterr().out)}
     assert told["first"]["says"] == "The first expert, scaled"

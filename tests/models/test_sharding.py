@@ -169,7 +169,7 @@ def group(base):
     def group(*sizes):
         # On one device the second half of the rows is that of the last two experts; on a mesh they are the
         # first two of the second part.
-        numbered = rows if sizes else rows._replace(place=place + 2 * (np.arange(16) >= 8)[:, None])
+        numbered = rows if sizes else rows._replace(slot=place + 2 * (np.arange(16) >= 8)[:, None])
         state = step.initial_state(jax.tree.map(jnp.asarray, made), optimizer)
         sums, laid, beneath = step.zero_accumulator(state.params), numbered, base
         if sizes:

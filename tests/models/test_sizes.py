@@ -68,10 +68,10 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("activations", [("swish",), (), ("gelu", "tanh")])
 def test_an_activation_that_does_not_exist_is_refused(activations):
-    with pytest.raises(ValueError, match="some of gelu, linear, relu"):
+    with pytest.raises(ValueError, match="gelu, linear, relu"):
         T5Config(mlp_activations=activations)
 
 
 def test_float16_is_refused():
-    with pytest.raises(ValueError, match="'float16' came"):
+    with pytest.raises(ValueError, match="got 'float16'"):
         T5Config(dtype="float16")

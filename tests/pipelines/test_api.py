@@ -79,7 +79,7 @@ def test_a_merge_is_the_mean_of_its_experts_and_lies_with_the_composites(place, 
     library = elm_jax.Library.open(place / "library")
     kernels = [
         np.asarray(expert.params["encoder"]["layers"]["mlp_adapter"]["down"]["kernel"])
-        for expert in (*map(library.expert, trained), merged)
+        for expert in (*map(library.load_expert, trained), merged)
     ]
     np.testing.assert_allclose(kernels[-1], np.mean(kernels[:-1], axis=0), rtol=1e-6)
     assert elm_jax.Library.open(place / "composites").ids() == ("merged/film",)

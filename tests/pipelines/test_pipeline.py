@@ -33,7 +33,7 @@ METHODS = ["base", "multitask", "uniform_merge", "roe_top1", "roe_top2_merge", "
 def run(out, stages=None, **changes):
     settings = {
         "pretraining": Pretraining(vocabulary_kind="word", steps=6, batch_size=8),
-        "config": train_config(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
+        "training": train_config(steps=6, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1),
         "source": data_source.Source(limit=20),
         "lengths": data_source.Lengths(prompt=24, answer=8),
         "train_rows": 24,
@@ -150,7 +150,7 @@ def test_another_recipe_in_the_same_directory_is_refused(finished):
     out, _ = finished
     other = train_config(steps=7, batch_size=4, rate=1e-2, options={"width": 4}, dropout=0.1)
     with pytest.raises(UserError, match="with another steps"):
-        run(out, config=other)
+        run(out, training=other)
 
 
 def test_a_tuple_among_the_options_is_the_same_recipe_when_it_is_given_again(finished, tmp_path):

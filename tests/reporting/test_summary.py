@@ -190,7 +190,7 @@ def test_the_matrix_takes_the_family_of_an_expert_or_of_its_dataset(make_task):
         ([("a/1", "base"), ("a/1", "roe"), ("a/2", "roe")], {}, "'a/2' by 'roe' but not by 'base'"),
         ([("a/1", "bass")], {}, "No method named 'base' .* Did you mean 'bass'"),
         ([("a/1", "base")], {"pairs": [("rose", "base")]}, "No method named 'rose'"),
-        ([("a1", "base")], {}, "form dataset/prompt, but 'a1' came"),
+        ([("a1", "base")], {}, "'a1'"),
     ],
 )
 def test_scores_that_make_no_fair_table_are_refused(make_task, scores, options, message):

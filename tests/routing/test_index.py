@@ -24,9 +24,8 @@ from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
-from elm_jax.weights.base import Base
+from elm_jax.weights import base_model, elm
+from elm_jax.weights.base_model import Base
 
 BASE = "0123456789abcdef"
 
@@ -162,7 +161,10 @@ def test_a_directory_is_remembered_from_wherever_it_was_named(run, encoder, monk
     runs.index(run, size=2, embedder=encoder.name)
     monkeypatch.chdir("/")
     assert runs.load_embedder_settings(run.workspace) == runs.EmbedderSettings(str(encoder.resolve()))
-    assert runs.load_run_embedder(run, str(encoder.resolve()))(["the dog"]).shape == (1, 8)
+    assert runs.load_run_embedder(run, runs.load_embedder_settings(run.workspace))(["the dog"]).shape == (
+        1,
+        8,
+    )
 
 
 def test_keys_of_another_embedder_are_refused_until_all_are_embedded_anew(run, encoder):
@@ -184,9 +186,9 @@ def test_keys_say_in_which_type_a_base_embedded_them(run):
     config = replace(run.base.config, dtype="bfloat16")
     params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), dict(run.base.params))
     narrow = replace(run, base=Base(config, params, run.base.fingerprint), dtype="bfloat16")
-    with pytest.raises(UserError, match="with their --dtype"):
+    with pytest.raises(UserError, match=r"/bfloat16.\. Fix: .*--dtype"):
         route.route(narrow, task, queries=2)
-    with pytest.raises(UserError, match="and their type with --dtype"):
+    with pytest.raises(UserError, match="type with --dtype"):
         runs.index(narrow, size=2)
     written = runs.index(narrow, size=2, rebuild=True)
     assert library_of(run).load_keys(written[0]).embedder == f"t5-encoder-mean/{BASE}/bfloat16"
@@ -231,7 +233,7 @@ def test_a_field_of_a_sentence_encoder_that_was_looked_at_is_ignored_from_then_o
 
 
 def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, encoder):
-    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent', but no directory"):
+    with pytest.raises(UserError, match=r"'./absent'"):
         pipeline.run_pipeline(["mini-train"], ["mini-unseen"], tmp_path, PipelineConfig(embedder="./absent"))
     assert list(tmp_path.iterdir()) == []
 
@@ -239,12 +241,12 @@ def test_an_embedder_that_is_not_there_stops_a_run_before_it_trains(tmp_path, en
 def test_a_recipe_names_the_embedder(tmp_path):
     bindings = ["EMBEDDER = './absent'", f"MODEL_DIR = '{tmp_path}'"]
     bound = recipes.bind(pipeline.run_pipeline, ["gin/recipes/dream_to_story_cloze.gin"], bindings)
-    with pytest.raises(UserError, match=r"A sentence encoder is wanted at './absent'"):
+    with pytest.raises(UserError, match=r"'./absent'"):
         bound()
 
 
 def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
-    elm.save(run.workspace.base, base_module.make_base(config, base))
+    elm.save(run.workspace.base, base_model.make_base(config, base))
     sentencepiece.train(
         ["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY_FILE, 64, kind="word"
     )

@@ -24,7 +24,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 TASK = "mini_size_suitcase"
 EXPERTS = ["mini_sentiment_film", "mini_size_animal"]
@@ -41,7 +41,7 @@ def opened(tmp_path_factory):
     def numbers(tree):
         return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)
 
-    made = base.make_base(config, numbers(shapes))
+    made = base_model.make_base(config, numbers(shapes))
     elm.save(workspace.base, made)
     source = data_source.Source(limit=20)
     chosen = [task_selection.select_tasks([name], source)[0] for name in EXPERTS]

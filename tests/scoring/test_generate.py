@@ -134,12 +134,12 @@ def test_weights_that_hold_nan_are_told_and_spoil_no_other_row(told, trees):
 def test_answers_are_those_of_transformers_token_for_token(shape, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
-    from elm_jax.weights import base, huggingface
+    from elm_jax.weights import base_model, huggingface
 
     told = network(**SHAPES[shape])
     free = write(told, PROMPTS, length=20, eos=-5)
     eos = eos_of(free)
-    huggingface.save(tmp_path, base.make_base(*told))
+    huggingface.save(tmp_path, base_model.make_base(*told))
     model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     prompts = torch.tensor(PROMPTS, dtype=torch.long)
     how = {"do_sample": False, "num_beams": 1, "pad_token_id": 0, "decoder_start_token_id": 0}

@@ -16,7 +16,7 @@ from elm_jax.scoring.model_functions import model_functions
 from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training.step import stack
-from elm_jax.weights import base as bases
+from elm_jax.weights import base_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
 TASK = "mini_taxonomy_kind/what kind of thing"
@@ -50,9 +50,9 @@ def model(tokenizer):
     rng = np.random.default_rng(0)
     flat = {
         path: rng.normal(0, 0.5, shape).astype(np.float32)
-        for path, shape in bases.param_shapes(config).items()
+        for path, shape in base_model.param_shapes(config).items()
     }
-    return bases.make_base(config, paths.unflatten(flat))
+    return base_model.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import rendering
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sweep.py"
 TASKS = ["mini_size_animal", "mini_sentiment_film"]  # of two prompts each
@@ -103,7 +102,7 @@ def test_two_parts_train_all_experts(tmp_path):
     base.mkdir()
     pieces = sentencepiece.train(texts, base / "vocabulary.model", 200, kind="word", extra_ids=16)
     config = find_config("tiny", vocab_size=-(-pieces.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48)
-    elm.save(base, bases.make_base(config, init_params(jax.random.key(0), config)))
+    elm.save(base, base_model.make_base(config, init_params(jax.random.key(0), config)))
     macros = {"INITIAL_CHECKPOINT_PATH": str(base), "TRAIN_STEPS": 3, "BATCH_SIZE": 4, "LEARNING_RATE": 1e-3}
     macros |= {"MAX_TRAIN_SAMPLES": 40, "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8}}
     flags = [f"--gin.{name}={value!r}" for name, value in macros.items()]

@@ -21,8 +21,7 @@ from elm_jax.tokenizers import huggingface as hf_tokenizer
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.training import expert_configs
 from elm_jax.training.job_loading import load_job
-from elm_jax.weights import base as bases
-from elm_jax.weights import elm, huggingface
+from elm_jax.weights import base_model, elm, huggingface
 from tests.training_configs import train_config
 
 TEXTS = ["the dog ran to the gate because it had heard the car of its owner"]
@@ -31,7 +30,7 @@ TEXTS = ["the dog ran to the gate because it had heard the car of its owner"]
 @pytest.fixture(scope="module")
 def model():
     config = find_config("tiny", vocab_size=160, num_encoder_layers=1, num_decoder_layers=1)
-    return bases.make_base(config, init_params(jax.random.key(0), config))
+    return base_model.make_base(config, init_params(jax.random.key(0), config))
 
 
 @pytest.fixture
@@ -203,7 +202,7 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(model, published, 
     ids = opening.load_tokenizer(place).size
     for count in (ids, ids - 1):
         config = replace(model.config, vocab_size=count)
-        small = bases.make_base(config, init_params(jax.random.key(0), config))
+        small = base_model.make_base(config, init_params(jax.random.key(0), config))
         (huggingface if form == "hub" else elm).save(place, small)
         if count == ids:
             opening.open_run(tmp_path / "fits", initial_checkpoint=place)
@@ -213,7 +212,7 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(model, published, 
 
 def test_byt5_needs_no_tokenizer_file(tmp_path):
     config = find_config("tiny", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
-    huggingface.save(tmp_path / "byt5", bases.make_base(config, init_params(jax.random.key(0), config)))
+    huggingface.save(tmp_path / "byt5", base_model.make_base(config, init_params(jax.random.key(0), config)))
     (tmp_path / "byt5" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     convert(tmp_path / "byt5", tmp_path / "ours", "elm")
     for place in ("byt5", "ours"):

@@ -20,8 +20,7 @@ from elm_jax.statistics import estimators as engine
 from elm_jax.statistics import expert_statistics
 from elm_jax.tasks import data_source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 ROWS = 5
 
@@ -40,7 +39,7 @@ def run(tmp_path):
         num_encoder_layers=1,
         num_decoder_layers=1,
     )
-    base = base_module.make_base(config, init_params(jax.random.key(0), config))
+    base = base_model.make_base(config, init_params(jax.random.key(0), config))
     elm.save(workspace.base, base)
     specs = task_selection.select_tasks(["mini_sentiment_film", "mini_size_animal"])
     texts = [

@@ -13,8 +13,7 @@ from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5
 from elm_jax.t5x.module import EXPERT_ONLY, Transformer, split_params
-from elm_jax.weights import base as bases
-from elm_jax.weights import t5x_experts
+from elm_jax.weights import base_model, t5x_experts
 
 KINDS = {"bottleneck": {"width": 3}, "lora": {"rank": 3}, "ia3": {}, "full": {}}
 CONFIG = find_config("tiny", vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, dropout_rate=0.1)
@@ -62,8 +61,8 @@ def call_module(module, variables, *inputs, rngs=None, method=None, mutable=Fals
 def trees(module, variables):
     """Returns the base and the expert of T5X's parameters, put together by hand as our files have them."""
     flat = paths.stack_layers(paths.flatten(variables["params"]))
-    base = paths.unflatten({path: flat[path] for path in bases.param_shapes(CONFIG)})
-    owned = {path: flat[path] for path in flat if t5x_experts.OWNED[module.kind].fullmatch(path)}
+    base = paths.unflatten({path: flat[path] for path in base_model.param_shapes(CONFIG)})
+    owned = {path: flat[path] for path in flat if t5x_experts.OWNED_PARAMS[module.kind].fullmatch(path)}
     return ex.split_base_and_expert(module.kind, base, paths.unflatten(owned))
 
 
@@ -76,10 +75,10 @@ def test_parameters_have_t5x_names_for_each_layer_and_axes(module, variables):
     assert axes["decoder/relpos_bias/rel_embedding_axes"].names == ("heads", "relpos_buckets")
     of_base = {path for path in params if not EXPERT_ONLY.fullmatch(path)}
     assert of_base == set(
-        paths.unstack_layers({p: np.ones(s) for p, s in bases.param_shapes(CONFIG).items()})
+        paths.unstack_layers({p: np.ones(s) for p, s in base_model.param_shapes(CONFIG).items()})
     )
-    fresh = paths.unflatten({path: np.ones(shape) for path, shape in bases.param_shapes(CONFIG).items()})
-    tree = ex.init_expert(module.kind, jax.random.key(0), fresh, **KINDS[module.kind])
+    fresh = paths.unflatten({path: np.ones(shape) for path, shape in base_model.param_shapes(CONFIG).items()})
+    tree = ex.init_expert(module.kind, jax.random.key(0), fresh, KINDS[module.kind])
     assert set(params) == of_base | set(paths.unstack_layers(paths.flatten(tree)))
 
 
@@ -142,7 +141,9 @@ def test_only_the_experts_parameters_get_a_gradient(module, variables):
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), ANSWERS[..., None], axis=-1).sum()
 
     for path, gradient in paths.flatten(jax.jit(jax.grad(loss))(variables["params"])).items():
-        assert bool(jnp.any(gradient != 0)) == bool(t5x_experts.OWNED[module.kind].fullmatch(path)), path
+        assert bool(jnp.any(gradient != 0)) == bool(t5x_experts.OWNED_PARAMS[module.kind].fullmatch(path)), (
+            path
+        )
 
 
 def test_dropout_is_drawn_from_the_key_and_only_in_training(bottleneck):

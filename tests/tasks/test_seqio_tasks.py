@@ -224,7 +224,7 @@ def test_bleu_is_of_all_rows_and_takes_predictions_as_predictions():
     parts = [8 / 9, 6 / 7, 4 / 5, 3 / 4]
     assert seqio_metrics.bleu(told, targets)["bleu"] == pytest.approx(100 * np.prod(parts) ** 0.25)
     assert seqio_metrics.bleu([], []) == {"bleu": 0.0}
-    with pytest.raises(UserError, match="each of 2 rows, but 1 came"):
+    with pytest.raises(UserError, match="each of 2 rows, got 1"):
         seqio_metrics.bleu(targets, told[:1])
 
 
@@ -232,7 +232,7 @@ def test_bleu_is_of_all_rows_and_takes_predictions_as_predictions():
 def test_a_package_that_is_absent_is_one_sentence(metric, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     package = module.split(".")[0]
-    with pytest.raises(UserError, match=rf"{package} is wanted .* pip install 'elm_jax\[generation\]'"):
+    with pytest.raises(UserError, match=rf"package {package} .* pip install 'elm_jax\[generation\]'"):
         getattr(seqio_metrics, metric)(["a"], ["a"])
 
 

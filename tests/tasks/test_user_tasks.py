@@ -225,8 +225,8 @@ def test_the_commands_know_the_tasks_of_a_file(capsys):
 
 
 def test_the_old_name_of_define_task_is_read_with_a_warning():
-    from elm_jax.tasks import user_tasks as own
+    from elm_jax.tasks import own
 
     with pytest.warns(FutureWarning, match="elm_jax.define_task"):
-        define = own.define_task
+        define = own.define
     assert define is user_tasks.define_task

@@ -54,7 +54,7 @@ def assert_same(found, wanted):
 
 
 def test_the_batch_changes_no_prediction(config, base, trees, wanted):
-    how = {"shapes": COARSE, "batch_tokens": 72 * 64, "worth": 0.0}
+    how = {"shapes": COARSE, "batch_tokens": 72 * 64, "compile_tokens": 0.0}
     assert_same(scorer.score_rows(config, base, EVERY, stack(trees), MIX, **how), wanted)
 
 
@@ -86,9 +86,9 @@ def test_on_a_mesh_the_rows_of_a_batch_are_split_evenly(config, base, trees, mon
     seen = []
     run = scorer.likelihood.compiled_scorer(config, "cpu")
 
-    def watched(params, *arrays):
-        seen.append([len(shard.data) for shard in arrays[0].addressable_shards])
-        return run(params, *arrays)
+    def watched(params, batch, *others):
+        seen.append([len(shard.data) for shard in batch.prompts.addressable_shards])
+        return run(params, batch, *others)
 
     monkeypatch.setattr(scorer.likelihood, "compiled_scorer", lambda *_: watched)
     scorer.score_rows(config, placed, EVERY[:27], shapes=COARSE, batch_tokens=72 * 20)

@@ -26,7 +26,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import rendering
 from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base, elm
+from elm_jax.weights import base_model, elm
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def make_run(tmp_path_factory):
         config = find_config(
             "tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48
         )
-        elm.save(workspace.base, base.make_base(config, init_params(jax.random.key(0), config)))
+        elm.save(workspace.base, base_model.make_base(config, init_params(jax.random.key(0), config)))
         return root
 
     return make

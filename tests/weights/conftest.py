@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
-from elm_jax.weights import base as bases
+from elm_jax.weights import base_model
 
 SMALL = find_config(
     "tiny",
@@ -39,9 +39,10 @@ def random_base(config, seed=0, dtype=np.float32):
     """Returns a base with random parameters, no two of which are alike."""
     rng = np.random.default_rng(seed)
     flat = {
-        path: rng.normal(0, 0.4, shape).astype(dtype) for path, shape in bases.param_shapes(config).items()
+        path: rng.normal(0, 0.4, shape).astype(dtype)
+        for path, shape in base_model.param_shapes(config).items()
     }
-    return bases.make_base(config, paths.unflatten(flat))
+    return base_model.make_base(config, paths.unflatten(flat))
 
 
 @pytest.fixture(scope="session")

@@ -64,23 +64,23 @@ def test_half_precision_is_widened(tensors):
 
 def test_a_tensor_that_is_missing_or_of_another_shape_is_named(tensors):
     name = "encoder.layer.1.output.dense.weight"
-    with pytest.raises(UserError, match=rf"'there' should hold '{name}' of shape \(8, 12\), but lacks it"):
+    with pytest.raises(UserError, match=rf"'{name}' of shape \(8, 12\) in 'there'"):
         read({other: value for other, value in tensors.items() if other != name})
-    with pytest.raises(UserError, match=rf"holds '{name}' as \(12, 8\); the network wants \(8, 12\)"):
+    with pytest.raises(UserError, match=rf"'{name}' in 'there' as \(8, 12\), got \(12, 8\)"):
         read(tensors | {name: tensors[name].T})
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hidden_size": None}, "should tell 'hidden_size', a positive number, but tells None"),
-        ({"num_hidden_layers": True}, "should tell 'num_hidden_layers'"),
-        ({"vocab_size": -3}, "tells -3"),
-        ({"num_attention_heads": 3}, "a hidden_size that its 3 heads share evenly, but has 8"),
-        ({"hidden_act": "silu"}, "should have a hidden_act of gelu, gelu_new, relu, but has 'silu'"),
+        ({"hidden_size": None}, "'hidden_size' in 'there', got None"),
+        ({"num_hidden_layers": True}, "'num_hidden_layers'"),
+        ({"vocab_size": -3}, "got -3"),
+        ({"num_attention_heads": 3}, "its 3 heads divide, got 8"),
+        ({"hidden_act": "silu"}, "gelu, gelu_new, relu in 'there', got 'silu'"),
         (
             {"position_embedding_type": "relative_key"},
-            "should have absolute positions, but has 'relative_key'",
+            "got 'relative_key'",
         ),
     ],
 )

@@ -13,8 +13,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
-from elm_jax.weights import base as base_module
-from elm_jax.weights import elm
+from elm_jax.weights import base_model, elm
 
 NORM = "encoder/encoder_norm/scale"
 LAYER = "decoder/layers_1/mlp/wo/kernel"
@@ -23,7 +22,7 @@ LAYER = "decoder/layers_1/mlp/wo/kernel"
 @pytest.fixture(scope="module")
 def base():
     config = find_config("tiny", vocab_size=24, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12)
-    return base_module.make_base(config, init_params(jax.random.key(0), config))
+    return base_model.make_base(config, init_params(jax.random.key(0), config))
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_tensors_on_disk_have_t5x_names_layer_by_layer(saved):
 
 def test_bfloat16_parameters_keep_their_type_and_fingerprint(base, tmp_path):
     half = jax.tree.map(lambda leaf: np.asarray(leaf, bfloat16), base.params)
-    narrow = base_module.make_base(replace(base.config, dtype="bfloat16"), half)
+    narrow = base_model.make_base(replace(base.config, dtype="bfloat16"), half)
     elm.save(tmp_path, narrow)
     found = elm.load(tmp_path)
     assert found.fingerprint == narrow.fingerprint != base.fingerprint
@@ -71,11 +70,11 @@ def test_bfloat16_parameters_keep_their_type_and_fingerprint(base, tmp_path):
 
 def test_the_fingerprint_stands_for_every_bit_of_every_parameter(base):
     flat = {path: np.array(leaf) for path, leaf in paths.flatten(base.params).items()}
-    prints = {base_module.make_base(base.config, paths.unflatten(flat)).fingerprint}
+    prints = {base_model.make_base(base.config, paths.unflatten(flat)).fingerprint}
     for path in flat:
         changed = flat[path].copy()
         changed.flat[-1] = np.nextafter(changed.flat[-1], np.float32(np.inf))
-        prints.add(base_module.make_base(base.config, paths.unflatten({**flat, path: changed})).fingerprint)
+        prints.add(base_model.make_base(base.config, paths.unflatten({**flat, path: changed})).fingerprint)
     assert len(prints) == len(flat) + 1
     assert base.fingerprint in prints
 
@@ -85,21 +84,21 @@ def test_a_changed_tensor_is_refused(saved):
         arrays[NORM] = arrays[NORM] * np.float32(1.0001)
 
     rewrite(saved, change)
-    with pytest.raises(UserError, match=r"base'.* should have fingerprint .* was changed"):
+    with pytest.raises(UserError, match=r"fingerprint .*base'.* was changed"):
         elm.load(saved)
 
 
 @pytest.mark.parametrize("name", [NORM, LAYER, "decoder/layers_0/mlp/wo/kernel"])
 def test_a_missing_tensor_is_named_with_its_file(saved, name):
     rewrite(saved, lambda arrays: arrays.pop(name))
-    with pytest.raises(UserError, match=rf"params\.safetensors' should hold '{name}' of shape"):
+    with pytest.raises(UserError, match=rf"'{name}' of shape .*params\.safetensors'"):
         elm.load(saved)
 
 
 @pytest.mark.parametrize("name", ["decoder/relpos", "decoder/layers_2/mlp/wo/kernel", "vision/kernel"])
 def test_a_tensor_too_many_is_named_with_its_file(saved, name):
     rewrite(saved, lambda arrays: arrays.update({name: np.ones((12, 8), np.float32)}))
-    with pytest.raises(UserError, match=rf"params\.safetensors' holds '{name}', which the network"):
+    with pytest.raises(UserError, match=rf"params\.safetensors', got '{name}'"):
         elm.load(saved)
 
 
@@ -107,9 +106,7 @@ def test_a_tensor_too_many_is_named_with_its_file(saved, name):
 def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(saved, name):
     rewrite(saved, lambda arrays: arrays.update({name: np.ones((7, 3), np.float32)}))
     wanted = {NORM: r"\(8,\)", LAYER: r"\(12, 8\)"}[name]
-    with pytest.raises(
-        UserError, match=rf"params\.safetensors' holds '{name}' as \(7, 3\); the network wants {wanted}"
-    ):
+    with pytest.raises(UserError, match=rf"'{name}' in .*params\.safetensors' as {wanted}, got \(7, 3\)"):
         elm.load(saved)
 
 
@@ -136,12 +133,12 @@ def test_a_missing_file_is_named(saved, name):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda told: told.pop("network"), "lacks 'network'"),
-        (lambda told: told.pop("fingerprint"), "lacks 'fingerprint'"),
+        (lambda told: told.pop("network"), "Expected 'network'"),
+        (lambda told: told.pop("fingerprint"), "Expected 'fingerprint'"),
         (lambda told: told.update(format=99), "format 1 .* got 99"),
-        (lambda told: told["network"].update(dtype="float16"), "float32 or bfloat16, but 'float16' came"),
-        (lambda told: told["network"].update(num_encoder_layers=3), "should hold 'encoder/layers_2/"),
-        (lambda told: told["network"].update(emb_dim=9), r"the network wants \(.*9"),
+        (lambda told: told["network"].update(dtype="float16"), "float32 or bfloat16, got 'float16'"),
+        (lambda told: told["network"].update(num_encoder_layers=3), "'encoder/layers_2/"),
+        (lambda told: told["network"].update(emb_dim=9), r"as \(.*9"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(saved, change, told):

@@ -67,7 +67,7 @@ def test_a_plain_checkpoint_is_read_when_its_pooling_is_told(place):
     assert (found.pooling, found.activations, found.normalized) == ("cls", ("tanh",), False)
     kernel = load_file(place / "model.safetensors")["pooler.dense.weight"].T
     np.testing.assert_array_equal(found.projections[0]["kernel"], kernel)
-    with pytest.raises(UserError, match="Say it with pooling"):
+    with pytest.raises(UserError, match="mean, cls, max"):
         embedders.load_encoder(place)
 
 
@@ -92,7 +92,7 @@ def test_a_projection_is_read_from_its_own_directory(place):
     told = {"in_features": 8, "out_features": 3, "bias": False}
     told["activation_function"] = "torch.nn.modules.linear.Identity"
     (place / "2_Dense" / "config.json").write_text(json.dumps(told))
-    with pytest.raises(UserError, match=r"2_Dense' should hold weights in model.safetensors or"):
+    with pytest.raises(UserError, match=r"model\.safetensors or .*2_Dense'"):
         embedders.load_encoder(place)
     weight = np.arange(24, dtype=np.float32).reshape(3, 8)
     save_file({"linear.weight": weight}, place / "2_Dense" / "model.safetensors")
@@ -129,7 +129,7 @@ def test_the_encoder_of_a_t5_is_read_without_its_decoder(place):
 def test_a_model_of_another_type_is_refused(place):
     (place / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(
-        UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, umt5, but .*'gpt2'"
+        UserError, match=r"model of type bert, roberta, xlm-roberta, mpnet, t5, mt5, umt5 .*'gpt2'"
     ):
         embedders.load_encoder(place)
 
@@ -161,7 +161,7 @@ def test_a_path_is_a_directory_and_a_name_is_in_the_cache(place, cache, write_en
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/there", "~/absent", "a/b/c", ""])
 def test_a_path_that_is_not_there_is_no_name(name, cache):
-    with pytest.raises(UserError, match=r"is wanted at .*, but no directory is there"):
+    with pytest.raises(UserError, match="got no directory"):
         embedders.find_encoder(name)
 
 
@@ -170,8 +170,9 @@ def test_offline_it_says_which_files_of_which_repository_go_where(cache):
         embedders.find_encoder("all-MiniLM-L6-v3")
     said = str(caught.value)
     for part in (
-        "'sentence-transformers/all-MiniLM-L6-v3' is wanted",
-        f"the cache at {str(cache)!r} lacks its modules.json, config.json, model.safetensors, tokenizer.json",
+        "'sentence-transformers/all-MiniLM-L6-v3'",
+        f"the cache at {str(cache)!r}",
+        "modules.json, config.json, model.safetensors, tokenizer.json",
         "Did you mean 'all-MiniLM-L6-v2'",
         "hf download sentence-transformers/all-MiniLM-L6-v3 --local-dir DIR",
         "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v3 into DIR",
@@ -182,13 +183,13 @@ def test_offline_it_says_which_files_of_which_repository_go_where(cache):
 def test_a_cache_that_has_a_part_is_told_the_rest(cache, write_encoder):
     home = cached(cache, write_encoder)
     (home / "1_Pooling" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"lacks its 1_Pooling/config.json, which"):
+    with pytest.raises(UserError, match=r"Expected 1_Pooling/config.json of"):
         embedders.find_encoder("tiny")
     (home / "modules.json").unlink()
     (home / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"lacks its modules.json, tokenizer.json, which"):
+    with pytest.raises(UserError, match=r"Expected modules.json, tokenizer.json of"):
         embedders.find_encoder("tiny")
-    with pytest.raises(UserError, match=r"lacks its tokenizer.json, which"):
+    with pytest.raises(UserError, match=r"Expected tokenizer.json of"):
         embedders.find_encoder("tiny", pooling="cls")
 
 
@@ -223,10 +224,10 @@ def test_weights_of_another_format_are_fetched_only_where_weights_are_missing(
         return str(home)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"lacks its tokenizer.json, .* \(its repository has no more\)"):
+    with pytest.raises(UserError, match=r"Expected tokenizer\.json of .* \(its repository has no more\)"):
         embedders.find_encoder("tiny")
     assert len(asked) == 2
     (home / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks its tokenizer.json, model.safetensors, which"):
+    with pytest.raises(UserError, match=r"Expected tokenizer.json, model.safetensors of"):
         embedders.find_encoder("tiny")
     assert "pytorch_model.bin" in asked[-1]

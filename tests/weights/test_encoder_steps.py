@@ -64,7 +64,7 @@ def test_pooling_is_read_as_every_version_wrote_it(place, told, pooling):
 )
 def test_pooling_that_is_not_ours_is_refused(place, told):
     put(place / "1_Pooling" / "config.json", told)
-    with pytest.raises(UserError, match="should pool by one of mean, cls, max, but says"):
+    with pytest.raises(UserError, match="one pooling of mean, cls, max"):
         encoder_steps.read_steps(place, None)
 
 
@@ -80,28 +80,28 @@ def test_pooling_that_is_not_ours_is_refused(place, told):
 )
 def test_steps_that_are_unknown_or_out_of_order_are_refused(place, kinds):
     listed(place, *kinds)
-    with pytest.raises(UserError, match="should list one Transformer, one Pooling, then any Dense"):
+    with pytest.raises(UserError, match="one Transformer, one Pooling"):
         encoder_steps.read_steps(place, None)
 
 
 @pytest.mark.parametrize("told", [{}, [1], [{"type": "Transformer"}]])
 def test_a_list_of_something_else_is_refused(place, told):
     put(place / "modules.json", told)
-    with pytest.raises(UserError, match="should list steps with type and path"):
+    with pytest.raises(UserError, match="steps with type and path"):
         encoder_steps.read_steps(place, None)
 
 
 def test_a_plain_checkpoint_pools_as_it_is_told(tmp_path):
     place = epath.Path(tmp_path)
     assert encoder_steps.read_steps(place, "pooler") == encoder_steps.EncoderSteps(place, "pooler", (), False)
-    with pytest.raises(UserError, match=r"should say in modules.json how .* Say it with pooling"):
+    with pytest.raises(UserError, match=r"modules\.json .*mean, cls, max"):
         encoder_steps.read_steps(place, None)
     with pytest.raises(UserError, match="No pooling named 'meen'"):
         encoder_steps.read_steps(place, "meen")
 
 
 def test_pooling_is_told_once(place):
-    with pytest.raises(UserError, match=r"Pooling was told to be 'cls', but .* says how it is"):
+    with pytest.raises(UserError, match="got 'cls'"):
         encoder_steps.read_steps(place, "cls")
 
 
@@ -109,7 +109,7 @@ def test_what_follows_a_projection_is_known_or_refused(place):
     put(place / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
     assert encoder_steps.read_activation(place / "2_Dense") == "identity"
     for told, named in (
-        ({"activation_function": "evil.module.Tanh"}, "has 'evil.module.Tanh'"),
+        ({"activation_function": "evil.module.Tanh"}, "got 'evil.module.Tanh'"),
         ({"activation_function": "torch.nn.modules.activation.SiLU"}, "activation.SiLU'"),
         ({"use_residual": True}, "'use_residual' .* to be False"),
         ({"module_input_name": "token_embeddings"}, "'module_input_name' .* to be 'sentence_embedding'"),
@@ -121,15 +121,13 @@ def test_what_follows_a_projection_is_known_or_refused(place):
 
 def test_a_file_that_is_absent_or_broken_is_named(place):
     (place / "1_Pooling" / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"1_Pooling.config.json' is no JSON"):
+    with pytest.raises(UserError, match=r"Expected JSON in .*1_Pooling.config.json'"):
         encoder_steps.read_steps(place, None)
     (place / "1_Pooling" / "config.json").unlink()
-    with pytest.raises(
-        UserError, match=r"A sentence encoder has 'config.json' in .*1_Pooling', but no such file"
-    ):
+    with pytest.raises(UserError, match=r"Expected 'config.json' .*1_Pooling', got none"):
         encoder_steps.read_steps(place, None)
     put(place / "1_Pooling" / "config.json", [])
-    with pytest.raises(UserError, match="should hold a JSON object, but a list came"):
+    with pytest.raises(UserError, match="got a list"):
         encoder_steps.read_steps(place, None)
 
 

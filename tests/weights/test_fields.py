@@ -232,7 +232,7 @@ def test_an_adapter_that_says_more_is_refused_by_the_field_s_name(t5_1_1, tmp_pa
     (name,) = told
     with pytest.raises(UserError, match=f"'{name}'"):
         peft.load(tmp_path, t5_1_1.config)
-    with pytest.raises(UserError, match="has its weights in adapter_model"):  # it went on
+    with pytest.raises(UserError, match="adapter_model"):  # it went on
         peft.load(tmp_path, t5_1_1.config, ignore=[name])
 
 

@@ -162,7 +162,7 @@ def test_a_bin_of_bfloat16_keeps_its_bits(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ([1, 2], "should hold tensors by name"),
+        ([1, 2], "tensors by name"),
         ({"shared.weight": 3}, "'shared.weight' as int"),
         ({"model": {"shared.weight": torch.ones(2)}}, "'model' as dict"),
     ],

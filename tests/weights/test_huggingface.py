@@ -129,20 +129,20 @@ def test_float16_becomes_float32_and_bfloat16_stays(t5_1_1, make_base, writers, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda arrays: arrays.pop(QUERY), rf"should hold '{QUERY}' of shape \(10, 8\), but lacks it"),
-        (lambda arrays: arrays.pop("shared.weight"), r"should hold 'shared\.weight' of shape \(24, 8\)"),
-        (lambda arrays: arrays.pop("lm_head.weight"), r"should hold 'lm_head\.weight' of shape \(24, 8\)"),
+        (lambda arrays: arrays.pop(QUERY), rf"'{QUERY}' of shape \(10, 8\) in"),
+        (lambda arrays: arrays.pop("shared.weight"), r"Expected 'shared\.weight' of shape \(24, 8\)"),
+        (lambda arrays: arrays.pop("lm_head.weight"), r"Expected 'lm_head\.weight' of shape \(24, 8\)"),
         (
             lambda arrays: arrays.update({QUERY: np.ones((8, 10), np.float32)}),
-            rf"holds '{QUERY}' as \(8, 10\); the network wants \(10, 8\)",
+            rf"'{QUERY}' in .* as \(10, 8\), got \(8, 10\)",
         ),
-        (lambda arrays: arrays.update({QUERY: np.ones(80, np.float32)}), r"as \(80,\); the network wants"),
-        (lambda arrays: arrays.update({QUERY: np.ones((10, 8), int)}), "as int64; a floating type is wanted"),
+        (lambda arrays: arrays.update({QUERY: np.ones(80, np.float32)}), r"got \(80,\)"),
+        (lambda arrays: arrays.update({QUERY: np.ones((10, 8), int)}), "got int64"),
         (
             lambda arrays: arrays.update(
                 {"encoder.block.2.layer.0.layer_norm.weight": np.ones(8, np.float32)}
             ),
-            r"holds 'encoder\.block\.2\.layer\.0\.layer_norm\.weight', which the network does not have",
+            r"got 'encoder\.block\.2\.layer\.0\.layer_norm\.weight'",
         ),
     ],
 )
@@ -165,15 +165,15 @@ def test_a_tensor_that_is_wrong_is_named_as_its_file_names_it(t5_1_1, writers, t
         ({"model_type": "longt5"}, "got 'longt5'.*LongT5 attends to a window"),
         ({"model_type": "switch_transformers"}, "got 'switch_transformers'.*Switch Transformers route"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj of relu, gelu_new, .*'gated-tanh'"),
-        ({"d_model": "8"}, "its d_model is '8'"),
-        ({"num_layers": 0}, "its num_layers is 0"),
-        ({"num_layers": 10**6}, "of at most 1024 layers a stack, but has 1000000 and 3"),
-        ({"d_model": 10**9}, "its d_model is 1000000000"),
-        ({"num_layers": 3}, r"should hold 'encoder\.block\.2\."),
-        ({"num_layers": 1}, r"holds 'encoder\.block\.1\..*', which the network does not have"),
-        ({"d_kv": 6}, r"the network wants \(12, 8\)"),
-        ({"vocab_size": 25}, r"'(lm_head|shared)\.weight' as \(24, 8\); the network wants \(25, 8\)"),
-        ({"relative_attention_num_buckets": 2}, "4 buckets of relative positions or more"),
+        ({"d_model": "8"}, "d_model in .* got '8'"),
+        ({"num_layers": 0}, "num_layers in .* got 0"),
+        ({"num_layers": 10**6}, "at most 1024 layers .* got 1000000 and 3"),
+        ({"d_model": 10**9}, "d_model in .* got 1000000000"),
+        ({"num_layers": 3}, r"Expected 'encoder\.block\.2\."),
+        ({"num_layers": 1}, r"got 'encoder\.block\.1\."),
+        ({"d_kv": 6}, r"as \(12, 8\), got"),
+        ({"vocab_size": 25}, r"'(lm_head|shared)\.weight' in .* as \(25, 8\), got \(24, 8\)"),
+        ({"relative_attention_num_buckets": 2}, "at least 4 buckets"),
         ({"relative_attention_max_distance": 16}, "half of them below the largest distance"),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_size_that_is_not_told_is_named(t5_1_1, writers, tmp_path, name):
     told = json.loads((place / "config.json").read_text())
     del told[name]
     (place / "config.json").write_text(json.dumps(told))
-    with pytest.raises(UserError, match=f"should tell '{name}', but lacks it"):
+    with pytest.raises(UserError, match=f"Expected '{name}' in"):
         load_base(place)
 
 
@@ -227,7 +227,7 @@ def test_truncated_weights_are_named(t5_1_1, writers, tmp_path, keep):
 def test_a_missing_shard_is_named(t5_1_1, writers, tmp_path):
     place = writers["hf"](tmp_path, t5_1_1, shards=3)
     (place / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(UserError, match=r"names 'model-00002-of-00003\.safetensors' as one of its shards"):
+    with pytest.raises(UserError, match=r"the shard 'model-00002-of-00003\.safetensors'"):
         load_base(place)
 
 
@@ -238,7 +238,7 @@ def test_a_tensor_that_its_index_promises_is_named_with_its_shard(t5_1_1, writer
     name = sorted(arrays)[0]
     del arrays[name]
     save_file(arrays, shard)
-    with pytest.raises(UserError, match=rf"model-00002-of-00003\.safetensors' should hold '{name}', as its"):
+    with pytest.raises(UserError, match=rf"Expected '{name}' in .*model-00002-of-00003\.safetensors'"):
         load_base(place)
 
 
@@ -249,7 +249,7 @@ def test_a_tensor_that_its_index_promises_is_named_with_its_shard(t5_1_1, writer
 def test_an_index_that_is_none_is_one_sentence(t5_1_1, writers, tmp_path, content):
     place = writers["hf"](tmp_path, t5_1_1, shards=2)
     (place / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(UserError, match="should name the file of every tensor in its 'weight_map'"):
+    with pytest.raises(UserError, match="'weight_map'"):
         load_base(place)
 
 
@@ -264,7 +264,7 @@ def test_a_configuration_that_is_no_object_is_one_sentence(t5_1_1, writers, tmp_
 def test_weights_without_their_configuration_are_told_of(t5_1_1, writers, tmp_path):
     place = writers["hf"](tmp_path, t5_1_1)
     (place / "config.json").unlink()
-    with pytest.raises(UserError, match=r"has its shape in config\.json, but .* has no such file"):
+    with pytest.raises(UserError, match=r"Expected config\.json .* got none"):
         load_base(place)
 
 

@@ -97,8 +97,8 @@ def test_parameters_lie_as_a_tree_or_one_sharding_says(t5_1_1, everywhere):
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ([], "but holds nothing"),
-        (["notes.txt", "a.csv"], r"but holds a\.csv, notes\.txt"),
+        ([], "got nothing"),
+        (["notes.txt", "a.csv"], r"got a\.csv, notes\.txt"),
         (["config.json"], "a configuration without its weights"),
         (["adapter_config.json"], "an expert, which `elm convert` reads, but no model"),
         (["expert.json", "params.safetensors"], "an expert, which `elm convert` reads, but no model"),
@@ -113,7 +113,7 @@ def test_a_directory_that_is_no_model_is_told_with_what_it_holds(tmp_path, names
 
 @pytest.mark.parametrize("where", ["/no/where", "./nowhere", "~/nowhere-at-all"])
 def test_a_path_that_is_not_there_is_one_sentence(where):
-    with pytest.raises(UserError, match=r"A model is wanted at .*, but no directory is there"):
+    with pytest.raises(UserError, match="got no directory"):
         load_model(where)
 
 

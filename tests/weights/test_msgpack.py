@@ -70,7 +70,7 @@ def test_a_file_cut_anywhere_is_one_sentence_that_names_it(tmp_path_factory, sha
     file = tmp_path_factory.mktemp("cut") / "x.msgpack"
     whole = msgpack_serialize(TREE)
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match=r"x\.msgpack' is no whole MessagePack file"):
+    with pytest.raises(UserError, match=r"MessagePack file .*x\.msgpack'"):
         msgpack.list_tensors(file)
 
 

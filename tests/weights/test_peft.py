@@ -104,7 +104,7 @@ def test_projections_of_different_rank_are_told_apart(t5_1_1, same, tmp_path):
 
 
 def test_an_expert_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match="experts of kind lora and ia3, but 'bottleneck' came"):
+    with pytest.raises(UserError, match=r"kind lora or ia3 .*'bottleneck'"):
         peft.save(tmp_path, "bottleneck", {})
 
 
@@ -113,25 +113,25 @@ def test_an_expert_of_another_kind_is_refused(tmp_path):
     [
         (
             lambda arrays: arrays.pop(f"{Q.format(1)}.lora_B.weight"),
-            "lora_A.weight', but no lora_B beside it",
+            "lora_B for .*lora_A.weight'",
         ),
         (
             lambda arrays: arrays.update(pair(3)),
-            "adapts layer 3 of 'decoder/layers/encoder_decoder_attention/q",
+            "got layer 3 of 'decoder/layers/encoder_decoder_attention/q",
         ),
-        (lambda arrays: arrays.update(pair(1, inputs=9)), r"as \(2, 9\); the base wants \(2, 8\)"),
-        (lambda arrays: arrays.update(pair(1, outputs=9)), r"as \(9, 2\); the base wants \(10, 2\)"),
+        (lambda arrays: arrays.update(pair(1, inputs=9)), r"as \(2, 8\) .* got \(2, 9\)"),
+        (lambda arrays: arrays.update(pair(1, outputs=9)), r"as \(10, 2\) .* got \(9, 2\)"),
         (
             lambda arrays: arrays.update(
                 {"base_model.model.lm_head.lora_A.weight": np.ones((2, 8), np.float32)}
             ),
-            r"holds 'base_model\.model\.lm_head\.lora_A\.weight', which a LORA expert .* does not have",
+            r"LORA expert .* got 'base_model\.model\.lm_head\.lora_A\.weight'",
         ),
         (
             lambda arrays: arrays.update({f"{Q.format(1)}.lora_magnitude_vector": np.ones(10, np.float32)}),
-            "lora_magnitude_vector', which a LORA expert",
+            "LORA expert .*lora_magnitude_vector'",
         ),
-        (lambda arrays: arrays.clear(), "should hold an adapter, but holds nothing"),
+        (lambda arrays: arrays.clear(), "got no tensors"),
     ],
 )
 def test_an_adapter_that_is_no_such_expert_names_file_and_tensor(t5_1_1, tmp_path, change, told):
@@ -145,17 +145,17 @@ def test_an_adapter_that_is_no_such_expert_names_file_and_tensor(t5_1_1, tmp_pat
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("{", "is no JSON"),
-        ("[]", "of type LORA or IA3, but describes None"),
-        ('{"peft_type": "PROMPT_TUNING"}', "but describes 'PROMPT_TUNING'"),
-        ('{"peft_type": ["LORA"]}', "but describes"),
+        ("{", "Expected JSON"),
+        ("[]", "of type LORA or IA3 .* got None"),
+        ('{"peft_type": "PROMPT_TUNING"}', "got 'PROMPT_TUNING'"),
+        ('{"peft_type": ["LORA"]}', "LORA or IA3"),
         ('{"peft_type": "LORA", "use_dora": true}', "Expected 'use_dora' in .* to be False"),
-        ('{"peft_type": "LORA", "lora_alpha": "8"}', "are numbers"),
-        ('{"peft_type": "LORA", "alpha_pattern": {"q": null}}', "are numbers"),
-        ('{"peft_type": "LORA", "alpha_pattern": [3]}', "are numbers"),
+        ('{"peft_type": "LORA", "lora_alpha": "8"}', "numbers as lora_alpha"),
+        ('{"peft_type": "LORA", "alpha_pattern": {"q": null}}', "numbers as lora_alpha"),
+        ('{"peft_type": "LORA", "alpha_pattern": [3]}', "numbers as lora_alpha"),
         (
             '{"peft_type": "LORA", "alpha_pattern": {"(": 3}}',
-            r"name modules in its alpha_pattern, but '\(' came",
+            r"alpha_pattern .* got '\('",
         ),
     ],
 )
@@ -183,11 +183,11 @@ def adapter(tmp_path_factory):
 
 
 def test_missing_files_are_named(t5_1_1, tmp_path):
-    with pytest.raises(UserError, match=r"it has no adapter_config\.json"):
+    with pytest.raises(UserError, match=r"Expected adapter_config\.json"):
         peft.load(tmp_path, t5_1_1.config)
     write(tmp_path, pair(0))
     (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has its weights in adapter_model\.safetensors, but .* has none"):
+    with pytest.raises(UserError, match=r"Expected adapter_model\.safetensors"):
         peft.load(tmp_path, t5_1_1.config)
 
 

@@ -16,8 +16,7 @@ from elm_jax import score_choices
 from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.t5 import T5
-from elm_jax.weights import base as bases
-from elm_jax.weights import huggingface, t5x_write
+from elm_jax.weights import base_model, huggingface, t5x_write
 from elm_jax.weights.load import load_base, load_model
 from tests.shared_data import DATA
 
@@ -71,7 +70,7 @@ def test_a_directory_of_several_stands_for_the_latest(t5_1_1, writers, make_base
 
 
 def test_a_bfloat16_checkpoint_stays_one(t5_1_1, writers, make_base, tmp_path):
-    narrow = make_base(t5_1_1.config, dtype=bases.DTYPES["bfloat16"])
+    narrow = make_base(t5_1_1.config, dtype=base_model.DTYPES["bfloat16"])
     writers["orbax"](tmp_path, writers["tree"](narrow.params))
     found = load_base(tmp_path)
     assert found.fingerprint == narrow.fingerprint
@@ -86,7 +85,7 @@ def test_tables_of_positions_that_differ_by_layer_stay_with_their_layers(t5_1_1,
     assert found.config == replace(t5_1_1.config, relpos_per_layer=True)
     own = found.params["decoder"]["layers"]["relpos_bias"]["rel_embedding"]
     np.testing.assert_array_equal(own, np.moveaxis(tables, 1, 0))
-    with pytest.raises(UserError, match="one a layer; convert to elm"):
+    with pytest.raises(UserError, match="convert to elm"):
         t5x_write.save(tmp_path / "t5x", found)
     huggingface.save(tmp_path / "hf", found)
     back = load_base(tmp_path / "hf")
@@ -96,17 +95,20 @@ def test_tables_of_positions_that_differ_by_layer_stay_with_their_layers(t5_1_1,
 
 
 WRONG = [
-    (lambda flat: flat.pop(WI), f"should hold 'target/{WI}' of shape"),
+    (lambda flat: flat.pop(WI), f"Expected 'target/{WI}' of shape"),
     (
         lambda flat: flat.update({WI: np.ones((14, 8), np.float32)}),
-        r"layers_1\.mlp\.wi_1\.kernel' as \(14, 8\); the network wants \(8, 14\)",
+        r"layers_1\.mlp\.wi_1\.kernel' in .* as \(8, 14\), got \(14, 8\)",
     ),
-    (lambda flat: flat.pop(QUERY), f"should hold a T5, with 'target/{QUERY}' of two axes, but lacks it"),
+    (lambda flat: flat.pop(QUERY), f"Expected 'target/{QUERY}' of two axes"),
     (lambda flat: flat.pop("token_embedder/embedding"), "'target/token_embedder/embedding' of two axes"),
     (lambda flat: flat.update({"vision/kernel": np.ones((4, 4), np.float32)}), r"vision\.kernel'"),
-    (lambda flat: flat.update({QUERY: np.ones((8, 11), np.float32)}), "its 11 query columns among the 2"),
-    (lambda flat: flat.update({QUERY: np.ones((8, 10), np.int32)}), "as int32; a floating type is wanted"),
-    (lambda flat: [flat.pop(name) for name in [*flat] if "decoder" in name], "num_decoder_layers is 0"),
+    (lambda flat: flat.update({QUERY: np.ones((8, 11), np.float32)}), "the 2 heads .* got 11"),
+    (lambda flat: flat.update({QUERY: np.ones((8, 10), np.int32)}), "got int32"),
+    (
+        lambda flat: [flat.pop(name) for name in [*flat] if "decoder" in name],
+        "num_decoder_layers in .* got 0",
+    ),
 ]
 
 
@@ -157,7 +159,7 @@ def test_a_half_written_checkpoint_is_one_sentence_that_names_it(
 def test_a_missing_chunk_of_zarr_is_not_taken_for_zeros(t5_1_1, writers, tmp_path):
     place = writers["legacy"](tmp_path, writers["tree"](t5_1_1.params))
     (place / "target.encoder.layers_0.mlp.wo.kernel" / "0.1").unlink()
-    told = r"all of the array 'target\.encoder\.layers_0\.mlp\.wo\.kernel', but a part of it cannot be read"
+    told = r"whole array 'target\.encoder\.layers_0\.mlp\.wo\.kernel'"
     with pytest.raises(UserError, match=told):
         load_base(place)
 
@@ -165,7 +167,7 @@ def test_a_missing_chunk_of_zarr_is_not_taken_for_zeros(t5_1_1, writers, tmp_pat
 def test_a_missing_array_is_named(t5_1_1, writers, tmp_path):
     place = writers["legacy"](tmp_path, writers["tree"](t5_1_1.params))
     shutil.rmtree(place / "target.decoder.logits_dense.kernel")
-    with pytest.raises(UserError, match=r"'target\.decoder\.logits_dense\.kernel', but it does not open"):
+    with pytest.raises(UserError, match=r"array 'target\.decoder\.logits_dense\.kernel'"):
         load_base(place)
 
 
@@ -174,7 +176,7 @@ def test_an_array_of_another_shape_than_its_index_says_is_named(t5_1_1, writers,
     tree = msgpack_restore((place / "checkpoint").read_bytes())
     tree["optimizer"]["target"]["decoder"]["logits_dense"]["kernel"]["metadata"]["shape"] = [8, 25]
     (place / "checkpoint").write_bytes(msgpack_serialize(tree))
-    with pytest.raises(UserError, match=r"as \(8, 24\); its index says \(8, 25\)"):
+    with pytest.raises(UserError, match=r"as \(8, 25\), .* got \(8, 24\)"):
         load_base(place)
 
 
@@ -184,9 +186,7 @@ def test_an_index_that_leads_elsewhere_is_refused(t5_1_1, writers, tmp_path, fol
     tree = msgpack_restore((place / "checkpoint").read_bytes())
     tree["optimizer"]["target"]["decoder"]["logits_dense"]["kernel"]["kvstore"]["path"] = folder
     (place / "checkpoint").write_bytes(msgpack_serialize(tree))
-    with pytest.raises(
-        UserError, match="in which folder beside it 'target/decoder/logits_dense/kernel' lies"
-    ):
+    with pytest.raises(UserError, match="shape of 'target/decoder/logits_dense/kernel'"):
         load_base(place)
 
 
@@ -203,8 +203,8 @@ def test_any_index_is_read_or_one_sentence(tmp_path_factory, kernel):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("checkpoint_7.orbax-checkpoint-tmp-123", "was never finished: its writer was stopped"),
-        ("checkpoint_7.tmp-1700000000", "was never finished: its writer was stopped"),
+        ("checkpoint_7.orbax-checkpoint-tmp-123", "whose writer was stopped"),
+        ("checkpoint_7.tmp-1700000000", "whose writer was stopped"),
         ("checkpoint_7", "half written, or half copied"),
     ],
 )

@@ -56,21 +56,21 @@ def test_an_expert_may_own_what_its_paths_name(t5_1_1, writers, same, tmp_path):
     [
         (
             lambda flat: flat.update({"decoder/layers_0/mlp/wo/kernel": np.zeros((14, 8), np.float32)}),
-            "'decoder/layers/mlp/wo/kernel' otherwise than the base: it was trained on another base",
+            "'decoder/layers/mlp/wo/kernel' .*got other values",
         ),
-        (lambda flat: flat.pop("token_embedder/embedding"), "but lacks 'token_embedder/embedding'"),
-        (lambda flat: flat.update({"vision/kernel": np.ones(2, np.float32)}), "but holds 'vision/kernel'"),
+        (lambda flat: flat.pop("token_embedder/embedding"), "without 'token_embedder/embedding'"),
+        (lambda flat: flat.update({"vision/kernel": np.ones(2, np.float32)}), "with 'vision/kernel'"),
         (
             lambda flat: flat.pop(DOWN),
-            r"for all layers, but it is not so|as \(1, 8, 3\); the base wants \(2, 8, 3\)",
+            r"of one shape for all layers|as \(\(?2, 8, 3\)?\) .* got \(1, 8, 3\)",
         ),
         (
             lambda flat: flat.pop(DOWN.replace("_1", "_0")),
-            r"for all layers, but it is not so: layers 1 \(8, 3\) came",
+            r"for all layers .* got layers 1 \(8, 3\)",
         ),
         (
             lambda flat: flat.update({DOWN: np.ones((8, 4), np.float32)}),
-            r"layers 0 \(8, 3\), 1 \(8, 4\) came",
+            r"layers 0 \(8, 3\), 1 \(8, 4\)",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_is_not_the_base_and_an_expert_names_the_parameter(
 
 def test_an_expert_of_another_kind_is_not_found(t5_1_1, writers, tmp_path):
     place = writers["orbax"](tmp_path, writers["tree"](t5_1_1.params))
-    with pytest.raises(UserError, match="should hold \"an expert's parameters\" of an expert of kind 'lora'"):
+    with pytest.raises(UserError, match="Expected \"an expert's parameters\" of an expert of kind 'lora'"):
         t5x_experts.load_t5x_expert(place, t5_1_1, "lora")
     with pytest.raises(UserError, match="Did you mean 'bottleneck'"):
         t5x_experts.load_t5x_expert(place, t5_1_1, "botleneck")
@@ -94,7 +94,7 @@ def test_an_expert_of_another_kind_is_not_found(t5_1_1, writers, tmp_path):
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_fresh_expert_fits_its_base(model, kind):
-    t5x_experts.require_fit(drawn(kind, model.params), model.config, what="It")
+    t5x_experts.require_matching_shapes(drawn(kind, model.params), model.config, what="It")
 
 
 @pytest.mark.parametrize(
@@ -102,23 +102,23 @@ def test_a_fresh_expert_fits_its_base(model, kind):
     [
         (
             lambda flat: flat.update({"encoder/layers/mlp/lora_a": np.ones((2, 8, 3))}),
-            "nothing that it could act on",
+            "act on the base, got",
         ),
         (
             lambda flat: flat.update({"encoder/layers/mlp/wo/what": np.ones(2)}),
-            "'encoder/layers/mlp/wo/what' came",
+            "got 'encoder/layers/mlp/wo/what'",
         ),
         (
             lambda flat: flat.update({"decoder/layers/mlp/wo/lora_a": np.ones((2, 14, 3))}),
-            r"'decoder/layers/mlp/wo/lora_a' as \(2, 14, 3\); the base wants \(3, 14, 3\)",
+            r"'decoder/layers/mlp/wo/lora_a' as \(3, 14, 3\) .* got \(2, 14, 3\)",
         ),
         (
             lambda flat: flat.update({"encoder/layers/attention/query/lora_b": np.ones((2, 4, 10))}),
-            r"lora_b' as \(2, 4, 10\); the base wants \(2, 3, 10\)",
+            r"lora_b' as \(2, 3, 10\) .* got \(2, 4, 10\)",
         ),
         (
             lambda flat: flat.update({"encoder/layers/attention/query/lora_a": np.ones((5, 2, 8, 3))}),
-            r"lora_a' as \(5, 2, 8, 3\); the base wants \(2, 8, R\)",
+            r"lora_a' as \(2, 8, R\) .* got \(5, 2, 8, 3\)",
         ),
     ],
 )
@@ -126,4 +126,4 @@ def test_a_tree_that_does_not_fit_names_the_parameter(t5_1_1, change, told):
     flat = paths.flatten(drawn("lora", t5_1_1.params))
     change(flat)
     with pytest.raises(UserError, match=told):
-        t5x_experts.require_fit(paths.unflatten(flat), t5_1_1.config, what="The expert")
+        t5x_experts.require_matching_shapes(paths.unflatten(flat), t5_1_1.config, what="The expert")

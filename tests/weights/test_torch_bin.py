@@ -30,9 +30,7 @@ def place(t5_1_1, writers, tmp_path):
 
 def test_without_torch_a_bin_is_explained(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        UserError, match=r"pytorch_model\.bin' is a pickle.*torch is not installed.*pip install"
-    ):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin'.*pip install torch"):
         load_base(place)
 
 
@@ -43,7 +41,7 @@ def test_with_torch_a_pickle_of_something_else_is_refused_and_not_run(place, cut
     pytest.importorskip("torch", reason="torch is not installed; elm_jax[parity] brings it")
     file = place / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[: 10 if cut else None])
-    with pytest.raises(UserError, match=r"refuses it .* Nothing was unpickled"):
+    with pytest.raises(UserError, match=r"refuses \(UnpicklingError\)"):
         load_base(place)
     assert not (place / "harmed").exists()
 
@@ -52,6 +50,6 @@ def test_with_torch_a_pickle_of_something_else_is_refused_and_not_run(place, cut
 def test_a_pickle_by_another_name_is_never_opened(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "harmed")))
     for where in (tmp_path, tmp_path / name):
-        with pytest.raises(UserError, match=rf"{name}' is a pickle, .* is never opened"):
+        with pytest.raises(UserError, match=rf"the pickle .*{name}'"):
             load_base(where)
     assert not (tmp_path / "harmed").exists()

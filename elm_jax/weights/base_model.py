@@ -96,7 +96,9 @@ def match_parameters(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...],
     return found
 
 
-def assemble(checkpoint: Checkpoint, *, dtype: str | None, place: Placement, as_stored: bool = False) -> Base:
+def read_base(
+    checkpoint: Checkpoint, *, dtype: str | None, place: Placement, as_stored: bool = False
+) -> Base:
     """Reads a checkpoint whose tensors are those of its network.
 
     With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
@@ -174,7 +176,7 @@ def parse_config(told: Mapping[str, Any], *, where: str, called: Mapping[str, st
     return config
 
 
-def compute_dtype(found: Mapping[str, Tensor], dtype: str | None) -> str:
+def choose_compute_dtype(found: Mapping[str, Tensor], dtype: str | None) -> str:
     """Returns what to compute in: what was asked for, or bfloat16 where the whole checkpoint is that."""
     narrow = bool(found) and {tensor.dtype for tensor in found.values()} == {DTYPES["bfloat16"]}
     return dtype or ("bfloat16" if narrow else "float32")
