@@ -1,13 +1,16 @@
 """Kills, crowds and damage: whether anything is lost, and whether anybody sees a traceback.
 
-Run     python -m benchmarks.torture [--minutes 3] [--seed 0] [--keep] [--home DIR]
+Run     python -m benchmarks.torture [--minutes 3] [--seed 0] [--only TRIAL] [--keep] [--home DIR]
 Expect  a line a trial, then what was tried, and "0 tracebacks, 0 losses"; exit code 1 otherwise
 
 A trial is drawn from the seed, in a fresh copy of one small run, with the commands that a user gives:
 
   kill     SIGKILL, SIGTERM or SIGINT at a random moment of a command; the same command again has to end
-           well, with the bytes of one that was never stopped, and to leave no temporary file and no lock
+           well, with the bytes of one that was never stopped, and to leave no temporary file and no lock;
+           no process outlives the one that started it
   job      the same of one of two processes that train together
+  limit    a command may write no file over some size, or use no memory over some limit: it ends in one
+           sentence, and the same command without the limit as one that was never limited
   crowd    several commands at once: each ends well or says in one sentence who is in its way, and ends well
            when it is given again; no expert is lost
   damage   a file of the run is cut, emptied, changed or replaced; a command that reads ends with a code of
@@ -17,9 +20,9 @@ A trial is drawn from the seed, in a fresh copy of one small run, with the comma
 """
 
 import argparse
-import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -28,11 +31,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import torture_run
+from benchmarks.torture_damage import DAMAGES
 from benchmarks.torture_run import ADDED, EXPERTS, TASK, UNSEEN
 
 LONGEST = 240.0  # seconds of any command
@@ -57,6 +61,22 @@ WRITING: dict[str, list[str]] = {
     "add": ["experts", "add", "{exported}", "--replace"],
     "remove": ["experts", "remove", EXPERTS[-1]],
     "report": ["report"],
+    "run": [
+        "run",
+        "--gin_file=gin/runs/pipeline.gin",
+        f"--gin.MIXTURE_OR_TASK_NAME=[{TASK!r}]",
+        f"--gin.EVAL_TASKS=[{UNSEEN!r}]",
+        "--gin.MODEL_DIR={run!r}",
+        "--gin.INITIAL_CHECKPOINT_PATH={base!r}",
+        "--gin.TRAIN_STEPS=30",
+        "--gin.BATCH_SIZE=4",
+        "--gin.MAX_TRAIN_SAMPLES=30",
+        "--gin.LIMIT=6",
+        "--gin.KEYS=4",
+        "--gin.METHODS=('uniform',)",
+        "--gin.MAX_PROMPT=24",
+        "--gin.MAX_ANSWER=5",
+    ],
 }
 READING: dict[str, list[str]] = {
     "list": ["experts", "list", "--scores"],
@@ -123,26 +143,29 @@ class Bench:
         self._copies += 1
         return Path(shutil.copytree(self.template, self.home / f"trial-{self._copies}"))
 
-    def start(self, run: Path, command: Sequence[str], *flags: str) -> subprocess.Popen[str]:
-        """Starts a command of `elm` in a run."""
+    def start(
+        self, run: Path, command: Sequence[str], *flags: str, limits: Mapping[int, int] | None = None
+    ) -> subprocess.Popen[str]:
+        """Starts a command of `elm` in a run, as the first process of a session, with the system's limits."""
         names = {"exported": self.home / "exported", "new": run / "exported"}
+        names |= {"run": str(run), "base": str(run / "base")}
         words = [word.format(**names) for word in command]
+        where = [] if command[0] == "run" else ["--run", str(run)]
+
+        def limit() -> None:
+            for kind, most in (limits or {}).items():
+                resource.setrlimit(kind, (most, most))
+
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "elm_jax.cli",
-                *words,
-                "--run",
-                str(run),
-                *flags,
-            ],
+            [sys.executable, "-m", "elm_jax.cli", *words, *where, *flags],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,
+            preexec_fn=limit,
         )
 
     def end(self, process: subprocess.Popen[str], what: str) -> Outcome:
@@ -154,6 +177,9 @@ class Bench:
             said, _ = process.communicate()
             self.tally.losses.append(f"{what}: did not end in {LONGEST:.0f} s")
             return Outcome(None, said)
+        orphans = torture_run.find_orphans(process.pid)
+        if orphans:
+            self.tally.losses.append(f"{what}: processes outlive it: {orphans}")
         if "Traceback" in said or (process.returncode < 0 and process.returncode != -signal.SIGKILL):
             self.tally.tracebacks.append(f"{what}: code {process.returncode}\n{said[-2000:]}")
         return Outcome(process.returncode, said)
@@ -182,6 +208,19 @@ class Bench:
             shutil.rmtree(run)
         return self._references[verb]
 
+    def repeat(self, run: Path, verb: str, what: str) -> None:
+        """Gives a command again that was disturbed, and compares what it leaves with an undisturbed one."""
+        _, expected = self.reference(verb)
+        # What was removed cannot be removed again.
+        self.do(run, WRITING[verb], f"{what}, again", (0, 2) if verb == "remove" else (0,))
+        found = results(run)
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        if differing:
+            self.tally.losses.append(f"{what}: other bytes in {', '.join(differing[:5])}")
+        self.require_sound(run, what, EXPERTS[:-1] if verb == "remove" else EXPERTS)
+
     def require_sound(self, run: Path, what: str, expected: Sequence[str] = ()) -> None:
         """Counts experts that are missing or damaged, and what is left of writers that are gone."""
         lost, left = torture_run.find_faults(run, expected)
@@ -202,7 +241,7 @@ def kill(bench: Bench) -> str:
     """Stops a command at a random moment, gives it again, and compares what it leaves."""
     verb = bench.draw.choice(list(WRITING))
     number = bench.draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-    lasted, expected = bench.reference(verb)
+    lasted, _ = bench.reference(verb)
     moment = bench.draw.uniform(0.2, 1.05) * lasted
     what = f"kill {verb} by {number.name} after {moment:.1f} s"
     run = bench.copy()
@@ -210,19 +249,12 @@ def kill(bench: Bench) -> str:
     try:
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
-        process.send_signal(number)
+        # A terminal sends Ctrl-C to all processes of a command.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     stopped = bench.end(process, what)
     if stopped.code not in (0, CODES[number]):
         bench.tally.losses.append(f"{what}: ended with code {stopped.code}\n{stopped.said[-500:]}")
-    # What was removed cannot be removed again.
-    bench.do(run, WRITING[verb], f"{what}, again", (0, 2) if verb == "remove" else (0,))
-    found = results(run)
-    differing = sorted(
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-    )
-    if differing:
-        bench.tally.losses.append(f"{what}: other bytes in {', '.join(differing[:5])}")
-    bench.require_sound(run, what, EXPERTS[:-1] if verb == "remove" else EXPERTS)
+    bench.repeat(run, verb, what)
     bench.tally.tried["kills"] += 1
     return what
 
@@ -255,6 +287,24 @@ def job(bench: Bench) -> str:
             bench.tally.losses.append(f"{what}, again: code {outcome.code}\n{outcome.said[-1000:]}")
     bench.require_sound(run, what, [*EXPERTS, *ADDED])
     bench.tally.tried["jobs"] += 1
+    return what
+
+
+def limit(bench: Bench) -> str:
+    """Runs a command that may write no large file, or use little memory, and then without that limit."""
+    verb = bench.draw.choice(list(WRITING))
+    if bench.draw.random() < 0.5:
+        limits = {resource.RLIMIT_FSIZE: bench.draw.randint(0, 60_000)}
+    else:
+        limits = {resource.RLIMIT_AS: bench.draw.randint(2_000_000_000, 4_000_000_000)}
+    (most,) = limits.values()
+    what = f"{verb} with {most:,} bytes of {'files' if resource.RLIMIT_FSIZE in limits else 'memory'}"
+    run = bench.copy()
+    outcome = bench.end(bench.start(run, WRITING[verb], limits=limits), what)
+    if outcome.code not in (0, 2):
+        bench.tally.losses.append(f"{what}: code {outcome.code}\n{outcome.said[-1000:]}")
+    bench.repeat(run, verb, what)
+    bench.tally.tried["limits"] += 1
     return what
 
 
@@ -301,50 +351,7 @@ def damage(bench: Bench) -> str:
     return what
 
 
-def _write_number(file: Path, draw: random.Random) -> None:
-    """Replaces a value of a JSON file, at any depth, by one of another type."""
-    try:
-        value = json.loads(file.read_text())
-    except (ValueError, UnicodeDecodeError):
-        file.write_bytes(b"{}")
-        return
-    place = value
-    while isinstance(place, dict | list) and place:
-        key = draw.choice(list(place)) if isinstance(place, dict) else draw.randrange(len(place))
-        if not isinstance(place[key], dict | list) or not place[key] or draw.random() < 0.3:
-            place[key] = draw.choice([7, -1, None, [], {}, "../..", 1e308, True])  # pyright: ignore[reportArgumentType, reportCallIssue]
-            break
-        place = place[key]
-    file.write_text(json.dumps(value))
-
-
-def _flip(file: Path, draw: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    if content:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    file.write_bytes(content)
-
-
-def _replace_by_directory(file: Path, draw: random.Random) -> None:
-    del draw
-    file.unlink()
-    file.mkdir()
-
-
-DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
-    "cut": lambda file, draw: os.truncate(file, draw.randint(0, file.stat().st_size)),
-    "emptied": lambda file, draw: os.truncate(file, 0),
-    "deleted": lambda file, draw: file.unlink(),
-    "with a bit flipped": _flip,
-    "with noise": lambda file, draw: _ignore(file.write_bytes(draw.randbytes(200))),
-    "with another value": _write_number,
-    "as a directory": _replace_by_directory,
-}
-TRIALS = {kill: 5, crowd: 3, damage: 5, job: 1}
-
-
-def _ignore(result: object) -> None:
-    del result
+TRIALS = {kill: 5, crowd: 3, damage: 5, job: 1, limit: 2}
 
 
 def main() -> int:
@@ -352,6 +359,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=[trial.__name__ for trial in TRIALS], help="the one kind of trial")
     parser.add_argument("--keep", action="store_true", help="leave the directories of trials that failed")
     parser.add_argument("--home", help="directory of the run and its trials, for a next call to use again")
     given = parser.parse_args()
@@ -364,6 +372,8 @@ def main() -> int:
         while time.monotonic() - began < 60 * given.minutes:
             before = tally.failures
             (trial,) = draw.choices(list(TRIALS), list(TRIALS.values()))
+            if given.only:
+                trial = next(each for each in TRIALS if each.__name__ == given.only)
             what = trial(bench)
             failed = tally.failures > before
             print(f"{time.monotonic() - began:5.0f} s  {'FAILED  ' if failed else ''}{what}", flush=True)

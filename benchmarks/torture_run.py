@@ -1,6 +1,8 @@
 """The run that is tortured: an untrained base of one layer, and what is looked for in it afterwards."""
 
+import contextlib
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +53,21 @@ def make_run(root: Path) -> None:
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     elm.save(workspace.base, base_model.make_base(config, params))
     settings.save_run_settings(workspace, None, Source(), Lengths(prompt=24, answer=5))
+
+
+def find_orphans(session: int, seconds: float = 15.0) -> list[str]:
+    """Returns what is alive of a session some time after its first process ended, as command lines."""
+    until = time.monotonic() + seconds
+    while True:
+        alive = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                state, _, _, own, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+                if int(own) == session and state != "Z" and int(process.name) != session:
+                    alive.append((process / "cmdline").read_text().replace("\0", " ").strip())
+        if not alive or time.monotonic() > until:
+            return alive
+        time.sleep(0.2)
 
 
 def find_faults(root: Path, expected: Sequence[str]) -> tuple[list[str], list[str]]:

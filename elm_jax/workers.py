@@ -30,14 +30,13 @@ def run_in_workers(function: Callable[[T], Result], items: Sequence[T], count: i
     """
     context = multiprocessing.get_context("spawn")
     count = max(1, min(count, len(items)))
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
-    done = False
     try:
         with _interrupts_of_parent():
             futures = [pool.submit(function, item) for item in items]
         for future in as_completed(futures):
             yield future.result()
-        done = True
     except BrokenProcessPool as error:
         raise UserError(
             "Expected the processes that work for this one to end by themselves, got one that was killed, "
@@ -45,8 +44,11 @@ def run_in_workers(function: Callable[[T], Result], items: Sequence[T], count: i
             "done is kept."
         ) from error
     finally:
-        # A command that is stopped does not wait for what its workers are at: they end with it.
-        pool.shutdown(wait=done, cancel_futures=True)
+        # Nobody waits for what workers are still at: then the command was stopped, or its caller is.
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

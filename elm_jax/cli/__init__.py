@@ -1,7 +1,9 @@
 """The command line, `elm`: one file for each command, each of which calls one function of the package."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from elm_jax.errors import describe_lack_of_memory
 from elm_jax.launch import interrupts
 
 if TYPE_CHECKING:
@@ -11,11 +13,18 @@ __all__ = ["app", "expand_gin_flags", "main"]
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line; Ctrl-C ends it with exit code 130, SIGTERM with 143."""
+    """Runs the command line; a lack of memory ends it with exit code 2, Ctrl-C with 130, SIGTERM with 143."""
     with interrupts.exit_on_signals():
-        from elm_jax.cli import command_line
+        try:
+            from elm_jax.cli import command_line
 
-        return command_line.run_command(arguments)
+            return command_line.run_command(arguments)
+        except Exception as error:
+            message = describe_lack_of_memory(error)
+            if message is None:
+                raise
+            print(f"elm: {message}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def __getattr__(name: str) -> Any:

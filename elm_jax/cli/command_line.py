@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that `elm --help` answer
 one sentence and exit code 2. Results go to standard output, progress and errors to standard error.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -32,6 +33,9 @@ from elm_jax.cli import (
 )
 from elm_jax.errors import UserError
 
+ADDRESS_SPACE = 2_500_000_000
+"""Bytes that Python, JAX and their threads take before there is a model: 2.2 GB on two cores."""
+
 
 class CommandGroup(TyperGroup):
     """Ends a user's mistake with one sentence and exit code 2."""
@@ -39,10 +43,24 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
         try:
+            _require_address_space()
             return super().invoke(ctx)
         except UserError as error:
             print(f"elm: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
+
+
+def _require_address_space() -> None:
+    """Refuses a limit (`ulimit -v`) under which native code would end without a word, before it is loaded."""
+    with contextlib.suppress(ImportError):  # absent where the system is not POSIX
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            raise UserError(
+                f"Expected {ADDRESS_SPACE / 1e9} GB of address space or more, got a limit of "
+                f"{limit / 1e9:.1f} GB. Fix: raise it (`ulimit -v`)."
+            )
 
 
 app = typer.Typer(

@@ -152,7 +152,7 @@ def name_selections(router: str, experts: int, options: Mapping[str, Any] | None
 
 def save_selections(workspace: Workspace, name: str, selections: Sequence[Selection]) -> None:
     """Stores selections with those of other tasks under the same name."""
-    with locks.hold(workspace.selections / ".lock", "elm route", seconds=60):
+    with locks.hold(workspace.selections / ".lock", "elm route", seconds=60.0):
         of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
         of_tasks |= {selection.task: selection for selection in selections}
         rows = [asdict(selection) for selection in of_tasks.values()]

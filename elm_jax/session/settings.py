@@ -71,7 +71,7 @@ def base_directory(workspace: Workspace) -> storage.PathLike:
 @contextmanager
 def _lock(workspace: Workspace) -> Generator[None, None, None]:
     """Keeps the settings to one process that changes them; the next one waits."""
-    with locks.hold(workspace.lock_file(SETTINGS_FILE), "a change of settings", seconds=60):
+    with locks.hold(workspace.lock_file(SETTINGS_FILE), "a change of settings", seconds=60.0):
         storage.remove_unfinished(workspace.root, prefix=f".{SETTINGS_FILE}.")
         yield
 

@@ -161,7 +161,7 @@ def _load_or_compute(
     if statistics is None:
         statistics = compute(library.load_expert(expert, base=run.base.fingerprint), prepared)
         about = json.dumps({"stamp": cache_key, "checksum": storage.array_fingerprint(statistics)}).encode()
-        with locks.hold(run.workspace.statistics / ".lock", "a writer of statistics", seconds=60):
+        with locks.hold(run.workspace.statistics / ".lock", "a writer of statistics", seconds=60.0):
             storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
     return statistics
 
