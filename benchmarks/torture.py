@@ -60,6 +60,7 @@ WRITING: dict[str, list[str]] = {
     "route": ["route", UNSEEN],
     "add": ["experts", "add", "{exported}", "--replace"],
     "remove": ["experts", "remove", EXPERTS[-1]],
+    "export": ["experts", "export", EXPERTS[0], "{new}"],
     "report": ["report"],
     "run": [
         "run",
@@ -70,6 +71,7 @@ WRITING: dict[str, list[str]] = {
         "--gin.INITIAL_CHECKPOINT_PATH={base!r}",
         "--gin.TRAIN_STEPS=30",
         "--gin.BATCH_SIZE=4",
+        "--gin.LEARNING_RATE=1e-3",
         "--gin.MAX_TRAIN_SAMPLES=30",
         "--gin.LIMIT=6",
         "--gin.KEYS=4",
@@ -82,13 +84,15 @@ READING: dict[str, list[str]] = {
     "list": ["experts", "list", "--scores"],
     "show": ["experts", "show", EXPERTS[0]],
     "verify": ["experts", "verify"],
-    "export": ["experts", "export", EXPERTS[0], "{new}"],
+    "export": WRITING["export"],
     "report": ["report"],
     "route": ["route", UNSEEN],
     "dry evaluate": [*WRITING["evaluate"], "--dry-run"],
     "evaluate": WRITING["evaluate"],
 }
-RESULTS = ("library", "composites", "scores", "prepared", "selections")
+ONCE = ("remove", "export")
+"""What is refused when it was done: there is nothing to remove any more, or the directory is not new."""
+RESULTS = ("library", "composites", "scores", "prepared", "selections", "exported")
 """Directories whose files follow from the commands alone."""
 
 
@@ -211,8 +215,7 @@ class Bench:
     def repeat(self, run: Path, verb: str, what: str) -> None:
         """Gives a command again that was disturbed, and compares what it leaves with an undisturbed one."""
         _, expected = self.reference(verb)
-        # What was removed cannot be removed again.
-        self.do(run, WRITING[verb], f"{what}, again", (0, 2) if verb == "remove" else (0,))
+        self.do(run, WRITING[verb], f"{what}, again", (0, 2) if verb in ONCE else (0,))
         found = results(run)
         differing = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
@@ -324,7 +327,7 @@ def crowd(bench: Bench) -> str:
         elif outcome.code not in (0, None):
             bench.tally.losses.append(f"{what}: {verb} with code {outcome.code}\n{outcome.said[-1000:]}")
     for verb in refused:
-        bench.do(run, WRITING[verb], f"{what}: {verb} again", (0, 2) if verb == "remove" else (0,))
+        bench.do(run, WRITING[verb], f"{what}: {verb} again", (0, 2) if verb in ONCE else (0,))
     expected = EXPERTS[:-1] if "remove" in verbs else EXPERTS
     bench.require_sound(run, what, [*expected, *(ADDED if "train" in verbs else ())])
     bench.tally.tried["crowdings"] += 1

@@ -24,8 +24,6 @@ from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
 
 T = TypeVar("T")
-LOCK_SECONDS = 600.0
-"""For which a writer of an expert waits for another."""
 _LOCK_NAME = re.compile(r"\.(.+)\.lock")
 
 
@@ -294,7 +292,7 @@ class Library:
             entries = [entry.name for entry in dataset.iterdir()]
             left += [match[1] for match in map(_LOCK_NAME.fullmatch, entries) if match]  # of a killed writer
             for name in sorted(set(left)):
-                with locks.attempt(_lock_file(dataset / name), "elm experts") as held:
+                with locks.attempt(atomic_dir.lock_file(dataset / name), "elm experts") as held:
                     if held:  # otherwise its writer is alive
                         atomic_dir.recover(dataset / name, files.SPEC_FILE)
 
@@ -366,7 +364,7 @@ class Library:
 
     def _lock(self, identifier: str) -> AbstractContextManager[None]:
         """Holds an expert against other writers."""
-        return locks.hold(_lock_file(self._directory(identifier)), "a writer", seconds=LOCK_SECONDS)
+        return atomic_dir.lock(self._directory(identifier))
 
     def _require_writable(self) -> None:
         if self.address is not None:
@@ -390,10 +388,6 @@ class Library:
             f"Expected expert {identifier!r} to stay as it is while it is read, got another writer. Fix: try "
             "again."
         )
-
-
-def _lock_file(directory: epath.Path) -> epath.Path:
-    return directory.parent / f".{directory.name}.lock"
 
 
 def _file_bytes(file: epath.Path) -> int:
