@@ -130,9 +130,8 @@ def _read_identity(directory: epath.Path) -> dict[str, Any]:
     except UserError:
         return {}
     jobs = found.get("jobs") if isinstance(found, dict) else None
-    if not (isinstance(jobs, list) and all(isinstance(job, dict) and "id" in job for job in jobs)):
-        return {}
-    return dict(found)
+    named = isinstance(jobs, list) and all(isinstance(job, dict) and "id" in job for job in jobs)
+    return found if named and isinstance(found, dict) else {}
 
 
 def _fixed(identity: Identity) -> dict[str, Any]:
