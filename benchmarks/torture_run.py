@@ -29,7 +29,7 @@ EXPERTS = (
 )
 ADDED = tuple(spec.id for spec in task_selection.select_tasks([TASK]))
 """The experts of `TASK`."""
-LEFTOVER = re.compile(r"\..+\.(tmp|old|lock)|\.lock|\.probe-.*")
+LEFTOVER = re.compile(r"\..+\.(tmp|old|lock|parts)|\.lock|\.probe-.*")
 
 
 def make_run(root: Path) -> None:

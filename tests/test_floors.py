@@ -11,7 +11,7 @@ FLOORS = [
     ["errors", "axes", "cache", "moved"],
     ["names", "ranges", "safetensors_header"],
     ["records", "storage"],
-    ["hub", "locks", "workers"],
+    ["hub", "locks"],
     ["aot"],
     ["models", "reporting"],
     ["prompting", "tokenizers", "weights"],

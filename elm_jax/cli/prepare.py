@@ -28,7 +28,7 @@ class WorkFlags:
     """How the work is done."""
 
     processes: Annotated[
-        int | None, typer.Option(help="Processes that work side by side; default: one for each core.")
+        int | None, typer.Option(min=1, help="Processes that work side by side; default: one for each core.")
     ] = None
     wait: Wait = False
 

@@ -7,27 +7,34 @@ costs next to nothing, and of a row only its own bytes are read.
 """
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import ragged
+from elm_jax.data import ragged, token_losses
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
+from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
-from elm_jax.records import PromptedExample
+from elm_jax.prompting.render import Renderings
+from elm_jax.records import PromptedExample, RowCounts
 from elm_jax.safetensors_header import read_header
+from elm_jax.tasks import row_counts
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
 _TOKENS = ("inputs", "targets", "choices")
+COUNTS, LOSSES, _ACCEPTED = "counts", "losses", "accepted"
+_LATER = {COUNTS, LOSSES, f"{_ACCEPTED}/content", f"{_ACCEPTED}/offsets"}
+"""What files of the first versions lack."""
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
 _ARRAYS = {
     *("fingerprint", "choice_starts", "labels"),
@@ -50,6 +57,9 @@ class TokenizedRows:
         choices: Token ids of the choices of all rows; row i has `choice_starts[i]` to `choice_starts[i + 1]`.
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
+        counts: What became of the rows that these come from; None if that is not known.
+        losses: What of the texts the model does not see; None in files that do not say.
+        accepted: The accepted answers of each row as JSON, or an empty text; none if no file says.
     """
 
     row_ids: Sequence[str]
@@ -61,6 +71,9 @@ class TokenizedRows:
     choices: RaggedTokens
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
+    counts: RowCounts | None = None
+    losses: TokenLosses | None = None
+    accepted: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +87,11 @@ class StoredExamples(Sequence[PromptedExample]):
 
     rows: TokenizedRows
     cache_key: str
+
+    @property
+    def counts(self) -> RowCounts:
+        """What became of the rows that were read; all were used if the file does not say."""
+        return self.rows.counts or RowCounts(len(self), len(self))
 
     def __len__(self) -> int:
         return len(self.rows.row_ids)
@@ -94,6 +112,7 @@ class StoredExamples(Sequence[PromptedExample]):
             target=rows.target_texts[row],
             choices=tuple(rows.choice_texts[start:end]),
             label=None if label < 0 else label,
+            accepted=tuple(json.loads(rows.accepted[row] or "[]")) if rows.accepted else (),
         )
 
 
@@ -126,17 +145,34 @@ def tokenize_examples(
     inputs = tuple(example.input for example in examples)
     targets = tuple(example.target for example in examples)
     choices = tuple(text for example in examples for text in example.choices)
+    starts = ragged.compute_offsets(len(example.choices) for example in examples)
+    ids = [tokenizer.encode_all(texts) for texts in (inputs, targets, choices)]
+    cut = [
+        _cut(ids[0], lengths.prompt, tokenizer.input_eos),
+        _cut(ids[1], lengths.answer),
+        _cut(ids[2], lengths.answer),
+    ]
     return TokenizedRows(
         row_ids=tuple(example.row_id for example in examples),
         texts=inputs,
         target_texts=targets,
         choice_texts=choices,
-        inputs=_cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos),
-        targets=_cut(tokenizer.encode_all(targets), lengths.answer),
-        choices=_cut(tokenizer.encode_all(choices), lengths.answer),
-        choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
+        inputs=cut[0],
+        targets=cut[1],
+        choices=cut[2],
+        choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
+        counts=get_counts(examples),
+        losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
+        accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
+
+
+def get_counts(examples: Sequence[PromptedExample]) -> RowCounts:
+    """Returns what became of the rows of examples; of a plain sequence all were used."""
+    if isinstance(examples, Renderings | StoredExamples):
+        return examples.counts
+    return RowCounts(len(examples), len(examples))
 
 
 def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:
@@ -177,10 +213,19 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
     for name in _TOKENS:
         tokens = getattr(rows, name)
         arrays |= {f"{name}/tokens": tokens.tokens, f"{name}/offsets": tokens.offsets}
-    for name in _TEXTS:
-        texts = ragged.pack_texts(getattr(rows, name))
+    for name in (*_TEXTS, _ACCEPTED):
+        texts = ragged.pack_texts(getattr(rows, name) or ("",) * len(rows.row_ids))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
+    if rows.counts is not None:
+        arrays[COUNTS] = pack_counts(rows.counts)
+    if rows.losses is not None:
+        arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
     storage.write_arrays(path, arrays)
+
+
+def pack_counts(counts: RowCounts) -> UInt8[np.ndarray, " bytes"]:
+    """Returns counts as a file has them."""
+    return np.frombuffer(json.dumps(row_counts.to_json(counts), sort_keys=True).encode(), np.uint8)
 
 
 def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
@@ -217,6 +262,9 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choices=tokens("choices"),
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
+        counts=row_counts.from_json(json.loads(arrays[COUNTS].tobytes())) if COUNTS in arrays else None,
+        losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
+        accepted=texts(_ACCEPTED) if f"{_ACCEPTED}/content" in arrays else (),
     )
 
 
@@ -276,7 +324,7 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
     except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) != _ARRAYS:
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - _LATER != _ARRAYS:
         raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
     arrays = {
         name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()

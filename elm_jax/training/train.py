@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from elm_jax import locks, storage
 from elm_jax.aot.devices import peak_flops
-from elm_jax.data import task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import lookup
 from elm_jax.experts.library import Library
@@ -20,7 +20,7 @@ from elm_jax.models import flops, meshes, paths, shapes
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run
-from elm_jax.tasks import data_source
+from elm_jax.tasks import data_source, row_counts
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import EventHandler
 from elm_jax.training import checkpoint_directories, expert_configs, job_loading, sizing, trainer
@@ -96,6 +96,10 @@ def train(
     experts = expert_configs.resolve_experts(specs, config, lengths)
     jobs = [job_loading.load_job(run, expert) for expert in experts]
     job_records.require_trainable(jobs)
+    counts = row_counts.add_counts(job.counts for job in jobs if job.counts)
+    if hosts.is_primary():
+        run.stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
+        task_rows.print_losses(run.stages, (job.losses for job in jobs))
     library = Library(_library_directory(run, jobs))
     for directory in (library.root, run.workspace.checkpoints, _log_directory(run, config)):
         storage.require_writable(directory)
@@ -156,7 +160,7 @@ def _train_jobs(run: Run, jobs: Sequence[TrainingJob], config: TrainConfig, mesh
     trained = job_loading.list_trained(library, jobs, run.base)
     missing = len(jobs) - len(trained)
     # Long rows first: the batches that take longest and need most memory come at once.
-    jobs = sorted(jobs, key=lambda job: (-max(map(len, job.prompts)), job.id))
+    jobs = sorted(jobs, key=lambda job: (-int(job_records.token_counts(job.prompts).max()), job.id))
     network = sizing.with_dropout(run.base.config, config)
     checkpoints = CheckpointDirectory(run.workspace.checkpoints, {"base": run.base.fingerprint})
     identity = trainer.checkpoint_identity(network, jobs, sizing.plan_for(config, jobs), checkpoints)
@@ -247,9 +251,7 @@ def _training_view(
     """Returns what shows the training of these experts, and writes its journal."""
     network, kind = run.base.config, config.expert.kind
     trees = shapes.base_shapes(network), shapes.expert_shapes(network, kind, config.expert.options)
-    rows = flops.attention_spans(
-        (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
-    )
+    rows = job_records.attention_spans(jobs)
     devices = jax.devices()[:1] if mesh is None else mesh.devices.flat
     return training_view.training(
         run.stages,
@@ -259,6 +261,7 @@ def _training_view(
         logs=_log_directory(run, config),
         trackers=config.log.trackers,
         shows=hosts.is_primary(),
+        rows={job.id: row_counts.to_json(job.counts) for job in jobs if job.counts},
     )
 
 

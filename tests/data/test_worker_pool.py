@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from elm_jax import workers
-from elm_jax.errors import UserError
+from elm_jax.data import worker_pool
 from elm_jax.launch import interrupts
 
 SCRIPT = """
 import os, time
-from elm_jax import workers
+from elm_jax.data import worker_pool
 from elm_jax.launch import interrupts
 
 def work(item):
@@ -24,14 +23,9 @@ def work(item):
 
 if __name__ == "__main__":
     with interrupts.exit_on_signals():
-        list(workers.run_in_workers(work, [1, 2], 2))
+        with worker_pool.open_pool(2) as pool:
+            list(pool.map(work, [1, 2]))
 """
-
-
-def kill_at_two(number):
-    if number == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return -number
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def started(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
     )
     assert process.stdout is not None
     yield process, [int(process.stdout.readline()) for _ in range(2)]
@@ -60,13 +54,8 @@ def are_gone(ids):
 
 
 def test_every_item_gives_a_result():
-    assert sorted(workers.run_in_workers(abs, [-1, 2, -3], 2)) == [1, 2, 3]
-    assert list(workers.run_in_workers(abs, [], 2)) == []
-
-
-def test_a_killed_worker_is_one_sentence():
-    with pytest.raises(UserError, match="with fewer processes"):
-        list(workers.run_in_workers(kill_at_two, [1, 2, 3], 1))
+    with worker_pool.open_pool(2) as pool:
+        assert list(pool.map(abs, [-1, 2, -3])) == [1, 2, 3]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes as Linux lists them")
