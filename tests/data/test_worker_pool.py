@@ -1,4 +1,4 @@
-"""Workers: they end with the process that started them, and leave Ctrl-C to it."""
+"""The worker pool: its processes end with the process that started them, and leave Ctrl-C to it."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def started(tmp_path):
 
 
 def are_gone(ids):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while any(Path(f"/proc/{each}").exists() for each in ids) and time.monotonic() < until:
         time.sleep(0.05)
     return not any(Path(f"/proc/{each}").exists() for each in ids)
@@ -70,6 +70,6 @@ def test_workers_of_a_killed_process_are_gone(started):
 def test_at_an_interrupt_of_the_terminal_one_sentence_is_said_and_workers_are_gone(started):
     process, ids = started
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert (process.returncode, said) == (130, f"{interrupts.MESSAGE}\n")
     assert are_gone(ids)
