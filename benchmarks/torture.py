@@ -157,6 +157,7 @@ class Bench:
         where = [] if command[0] == "run" else ["--run", str(run)]
 
         def limit() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell's "&" has ignored
             for kind, most in (limits or {}).items():
                 resource.setrlimit(kind, (most, most))
 
