@@ -70,7 +70,12 @@ def start(root, *flags, steps=12, devices=1):
     own |= {"JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled"), "PYTHONPATH": str(WITHOUT)}
     environment = {**os.environ, **own}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
     )
 
 
