@@ -75,3 +75,28 @@ class UntrustedCodeError(UserError):
     def __init__(self, message: str, files: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.files = tuple(files)
+
+
+_EXHAUSTED = (
+    "RESOURCE_EXHAUSTED",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def describe_lack_of_memory(error: BaseException | None) -> str | None:
+    """Returns a sentence if an error, or what it came from, is that memory ran out; None otherwise.
+
+    Programs, allocators and the system each say it in a way of their own.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _EXHAUSTED):
+            said = (str(error).splitlines() or [""])[0][:200]
+            return (
+                f"Expected enough memory, got none left ({said or type(error).__name__}). Fix: free memory, "
+                "raise the limit of this process, or take smaller batches; the same command goes on then."
+            )
+        error = error.__cause__ or error.__context__
+    return None

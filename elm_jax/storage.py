@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from elm_jax.safetensors_header import read_header
 FORMAT = 1
 MOST_TEXT = 1 << 28
 """Bytes of a file of JSON that is read; one of ours has far fewer."""
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
 # The directory of the gin files: in a wheel inside the package, in a checkout beside it.
@@ -55,13 +57,33 @@ def writable_directory(where: PathLike) -> epath.Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # or who tidies up was faster
     except OSError as error:
         raise UserError(
             f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written "
             f"({error.strerror or error}). Fix: choose another with the output flag, or free space there."
         ) from error
     return directory
+
+
+def is_writable(where: PathLike) -> bool:
+    """Tells whether a directory, or what it would be made in, can be written; nothing is written.
+
+    A bucket is taken for writable.
+    """
+    if "://" in os.fspath(where):
+        return True
+    directory = Path(path(where)).absolute()
+    return os.access(next(each for each in (directory, *directory.parents) if each.exists()), os.W_OK)
+
+
+def require_writable(where: PathLike) -> None:
+    """Raises what `writable_directory` does about a directory that cannot be written; nothing is written."""
+    if not is_writable(where):
+        raise UserError(
+            f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written. Fix: "
+            "choose another with the output flag, or ask for the right to write there."
+        )
 
 
 def write_bytes(where: PathLike, content: bytes) -> None:
@@ -136,6 +158,28 @@ def file_size(where: PathLike) -> int:
         return 0
     with file.open("rb") as stream:
         return stream.seek(0, os.SEEK_END) or stream.tell()
+
+
+def remove_unfinished(directory: PathLike, *, deep: bool = False, prefix: str = ".") -> None:
+    """Deletes the files that killed writers left in a directory; nobody may write there meanwhile.
+
+    Args:
+        directory: Where to look; it need not exist.
+        deep: Whether to look in all directories below, too.
+        prefix: What their names begin with: ".NAME." are those that were to become NAME.
+    """
+    root = path(directory)
+    if not root.is_dir():
+        return
+    places = ((parent, names) for parent, _, names in root.walk()) if deep else [(root, _list_names(root))]
+    for parent, names in places:
+        for name in filter(_UNFINISHED.fullmatch, names):
+            if name.startswith(prefix) and not (parent / name).is_dir():
+                (parent / name).unlink(missing_ok=True)
+
+
+def _list_names(directory: epath.Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir()]
 
 
 def write_json(where: PathLike, value: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["controls"],
     ["errors", "axes", "cache", "moved"],
-    ["names", "safetensors_header"],
+    ["names", "ranges", "safetensors_header"],
     ["records", "storage"],
-    ["hub", "schema"],
+    ["hub", "locks", "schema"],
     ["aot"],
     ["models", "reporting"],
     ["prompting", "tokenizers", "weights"],

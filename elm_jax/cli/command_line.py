@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that `elm --help` answer
 one sentence and exit code 2. Results go to standard output, progress and errors to standard error.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -34,6 +35,9 @@ from elm_jax.controls import escape_output
 from elm_jax.errors import UntrustedCodeError, UserError
 
 TRUST = "--trust"
+
+ADDRESS_SPACE = 2_500_000_000
+"""Bytes that Python, JAX and their threads take before there is a model: 2.2 GB on two cores."""
 
 
 class CommandGroup(TyperGroup):
@@ -68,6 +72,7 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
         try:
+            _require_address_space()
             with escape_output():
                 return super().invoke(ctx)
         except UntrustedCodeError:
@@ -75,9 +80,19 @@ class CommandGroup(TyperGroup):
         except UserError as error:
             print(f"elm: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("elm: stopped. Run the same command again to continue.", file=sys.stderr)
-            raise typer.Exit(130) from None
+
+
+def _require_address_space() -> None:
+    """Refuses a limit (`ulimit -v`) under which native code would end without a word, before it is loaded."""
+    with contextlib.suppress(ImportError):  # absent where the system is not POSIX
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+            raise UserError(
+                f"Expected {ADDRESS_SPACE / 1e9} GB of address space or more, got a limit of "
+                f"{limit / 1e9:.1f} GB. Fix: raise it (`ulimit -v`)."
+            )
 
 
 app = typer.Typer(
@@ -135,8 +150,8 @@ def expand_gin_flags(arguments: list[str]) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line."""
+def run_command(arguments: list[str] | None = None) -> Any:
+    """Runs the command that the arguments name; default: those of the process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "jax" not in sys.modules:
         compilation_cache.enable(os.environ)

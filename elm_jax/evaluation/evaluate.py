@@ -5,7 +5,8 @@ experts are made of others for that, and what of all that was scored before. The
 for all tasks that need it. Tasks with answer choices are ranked, the others answered in free text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask, load_tasks
+from elm_jax.experts import lookup
 from elm_jax.experts.compatibility import group_by_kind_and_shapes
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
@@ -104,11 +106,11 @@ def evaluate(
     names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
-        require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
-    with hosts.exit_on_failure():
+        require_unseen(Library(run.workspace.library), experts, specs)
+    with hosts.exit_on_failure(), _lock(run, config, dry_run=dry_run):
         loaded = load_tasks(run, specs)
         key = kept_results.choice_key(run, loaded, methods, experts, config)
-        selection = _select(run, loaded, methods, experts, config, key)
+        selection = _select(run, loaded, methods, experts, config, key, keep=not dry_run)
         every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
         cells = _cells(specs, selection, experts if every_expert else ())
         options = ScoringOptions(
@@ -180,7 +182,7 @@ def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str],
     """Returns the experts that methods choose among and the methods, after checking that they fit."""
     asked = method_module.parse_methods(config.methods or ())
     only_base = bool(asked) and not config.oracle and all(each.router == "base" for each in asked)
-    library = Library.open(run.workspace.library, create=only_base)
+    library = Library(run.workspace.library) if only_base else Library.open(run.workspace.library)
     experts = [] if only_base else list(dict.fromkeys(config.experts or library.ids()))
     if not (experts or only_base):
         raise UserError(
@@ -212,6 +214,17 @@ def _methods(
     return [method for method in methods if has_multitask or method.router != "multitask"]
 
 
+@contextmanager
+def _lock(run: Run, config: EvaluationConfig, *, dry_run: bool) -> Generator[None, None, None]:
+    """Keeps what an evaluation writes in a run's directory to this one; a dry run writes nothing."""
+    if dry_run or not hosts.is_primary():
+        yield
+        return
+    with run.workspace.lock("evaluate", wait=config.wait):
+        lookup.remove_leftovers(run.workspace)
+        yield
+
+
 def _select(
     run: Run,
     tasks: Mapping[str, EvaluationTask],
@@ -219,13 +232,21 @@ def _select(
     experts: Sequence[str],
     config: EvaluationConfig,
     key: str | None,
+    *,
+    keep: bool,
 ) -> ScorerSelection:
-    """Returns what the methods choose; one host decides, and the others read what it decided."""
-    selection = kept_results.load_selection(run, key) if hosts.is_primary() else None
-    if selection is None and hosts.is_primary():
+    """Returns what the methods choose; one host decides, and the others read what it decided.
+
+    If it is not kept, all hosts decide.
+    """
+    selection = kept_results.load_selection(run, key) if hosts.is_primary() or not keep else None
+    if selection is None and (hosts.is_primary() or not keep):
         with run.stages.stage("route", len(methods)) as advance:
-            selection = scorer_selection.select_scorers(run, tasks, methods, experts, config, advance)
-        scorer_selection.save_selection(run.workspace, selection, key)
+            selection = scorer_selection.select_scorers(
+                run, tasks, methods, experts, config, advance, keep=keep
+            )
+        if keep:
+            scorer_selection.save_selection(run.workspace, selection, key)
     hosts.barrier("experts are chosen")
     return selection or scorer_selection.load_selection(run.workspace)
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from etils import epath
 
-from elm_jax import schema, storage
+from elm_jax import locks, schema, storage
 from elm_jax.errors import UserError
+from elm_jax.experts import lookup
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
 from elm_jax.reporting.records import Report
@@ -45,13 +46,21 @@ def write_run_report(
 def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
     """Reads a workspace's report and writes its pages anew from the same numbers.
 
+    Pages that cannot be written, or that an evaluation is about to write, stay as they are.
+
     Raises:
         UserError: nothing was evaluated in the workspace.
     """
     if not (workspace.report / "report.json").exists():
         raise _missing_report(workspace)
     report = report_files.read_report(workspace.report)
-    return report, report_files.write_report(report, workspace.report)
+    if storage.is_writable(workspace.root) and storage.is_writable(workspace.report):
+        lookup.remove_leftovers(workspace)
+        with locks.attempt(workspace.lock_file("evaluate"), "elm report") as held:
+            if held:
+                storage.remove_unfinished(workspace.report)
+                return report, report_files.write_report(report, workspace.report)
+    return report, report_files.report_paths(workspace.report)
 
 
 def compare_runs(

@@ -61,6 +61,8 @@ def select_scorers(
     experts: Sequence[str],
     config: EvaluationConfig,
     advance: Callable[[int, str], None],
+    *,
+    keep: bool = True,
 ) -> ScorerSelection:
     """Lets every method choose among the experts of a library, for every task; nothing is merged yet.
 
@@ -74,11 +76,12 @@ def select_scorers(
         experts: that they choose among.
         config: how many queries routers look at, and whether seen experts may be fixed.
         advance: is called with the number of methods that are done, and the name of the last.
+        keep: whether what routers choose is stored in the run.
 
     Raises:
         UserError: what the routers raise; a task without an expert that was not trained on its dataset.
     """
-    selector = _Selector(run, tasks, experts, config)
+    selector = _Selector(run, tasks, experts, config, keep=keep)
     scorers: dict[str, Mapping[str, TaskScorer]] = {}
     for number, method in enumerate(methods, start=1):
         if method.router not in HINDSIGHT_ROUTERS:
@@ -99,12 +102,18 @@ class _Selector:
     """Selects scorers method by method; what several methods read is computed once."""
 
     def __init__(
-        self, run: Run, tasks: Mapping[str, EvaluationTask], experts: Sequence[str], config: EvaluationConfig
+        self,
+        run: Run,
+        tasks: Mapping[str, EvaluationTask],
+        experts: Sequence[str],
+        config: EvaluationConfig,
+        *,
+        keep: bool,
     ) -> None:
         self.run, self.tasks, self.experts, self.config = run, tasks, experts, config
         self.specs = [task.spec for task in tasks.values()]
         examples = {name: task.examples for name, task in tasks.items()}
-        self.inputs = RoutingInputs(run, experts, config.queries, examples)
+        self.inputs = RoutingInputs(run, experts, config.queries, examples, keep=keep)
         self.routed: dict[str, list[Selection]] = {}
         self.composites: dict[str, Composite] = {}
         self.gates: dict[str, GateSpec] = {}
@@ -196,7 +205,7 @@ class _Selector:
 
 def multitask_experts(run: Run) -> list[str]:
     """Returns the experts of a run that were trained on many tasks."""
-    ids = Library.open(run.workspace.composites, create=True).ids()
+    ids = Library(run.workspace.composites).ids()
     return [expert for expert in ids if expert.startswith("multitask/")]
 
 

@@ -8,9 +8,8 @@ from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import atomic_dir, files
+from elm_jax.experts import atomic_dir, files, lookup
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.session import settings
@@ -64,6 +63,7 @@ def import_expert(
                 f"Expected an id for the expert at {str(source)!r}, got none. Fix: give --id DATASET/PROMPT."
             )
         expert = load_foreign_expert(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
+    lookup.remove_leftovers(workspace)
     Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
@@ -83,7 +83,7 @@ def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEF
         UserError: If there is no such expert, or the directory is not empty.
     """
     target = storage.path(dst)
-    library = library_finder(Workspace.open(run))(id)
+    library = lookup.library_finder(Workspace.open(run))(id)
     expert, owner = library.load_expert(id), library.describe(id).owner
     keys = library.load_keys(id) if library.has_keys(id) else None
     atomic_dir.write_new(

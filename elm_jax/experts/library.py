@@ -3,23 +3,27 @@
     <root>/<dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
 
 Adding, replacing or removing one expert touches no other. At every instant each is complete or absent
-(`atomic_dir`), so any number of processes may read and write one library.
+(`atomic_dir`), so any number of processes may read and write one library. Of those that write one expert,
+each waits for the one before.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
-from elm_jax import hub, names, storage
+from elm_jax import hub, locks, names, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, compatibility, files, published_library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
 
 T = TypeVar("T")
+_LOCK_NAME = re.compile(r"\.(.+)\.lock")
 
 
 @dataclass(frozen=True)
@@ -259,12 +263,37 @@ class Library:
         directory = self._directory(identifier)
         if atomic_dir.locate(directory, files.SPEC_FILE) is None:
             raise self._unknown_error(identifier)
-        atomic_dir.remove(directory)
+        with self._lock(identifier):
+            atomic_dir.remove(directory)
+
+    def remove_all(self, identifiers: Iterable[str]) -> None:
+        """Removes those of the experts that are in the library."""
+        for identifier in identifiers:
+            if identifier in self:
+                self.remove(identifier)
 
     def write_keys(self, identifier: str, keys: Keys) -> None:
-        """Writes or replaces an expert's keys; its other files stay as they are."""
+        """Writes or replaces an expert's keys; its other files stay as they are.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
         self._require_writable()
-        self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
+        if identifier not in self:
+            raise self._unknown_error(identifier)
+        with self._lock(identifier):
+            self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
+
+    def remove_unfinished(self) -> None:
+        """Deletes what killed writers left, and puts back what they set aside to replace it."""
+        for dataset in self._datasets():
+            left = [name for name, _ in atomic_dir.list_unfinished(dataset, files.SPEC_FILE)]
+            entries = [entry.name for entry in dataset.iterdir()]
+            left += [match[1] for match in map(_LOCK_NAME.fullmatch, entries) if match]  # of a killed writer
+            for name in sorted(set(left)):
+                with locks.attempt(atomic_dir.lock_file(dataset / name), "elm experts") as held:
+                    if held:  # otherwise its writer is alive
+                        atomic_dir.recover(dataset / name, files.SPEC_FILE)
 
     def fingerprint(self, identifier: str) -> str:
         """Returns what stands for all of an expert: its description, parameters and keys.
@@ -338,12 +367,17 @@ class Library:
     def _write(self, identifier: str, fill: Callable[[epath.Path], None], *, replace: bool) -> None:
         self._require_writable()
         try:
-            atomic_dir.write(self._directory(identifier), files.SPEC_FILE, fill, replace=replace)
+            with self._lock(identifier):
+                atomic_dir.write(self._directory(identifier), files.SPEC_FILE, fill, replace=replace)
         except FileExistsError:
             raise UserError(
                 f"Expected no expert {identifier!r} in the library at {self.root!s}, got one. Fix: replace "
                 "it (--replace), or remove it first."
             ) from None
+
+    def _lock(self, identifier: str) -> AbstractContextManager[None]:
+        """Holds an expert against other writers."""
+        return atomic_dir.lock(self._directory(identifier))
 
     def _require_writable(self) -> None:
         if self.address is not None:

@@ -12,7 +12,7 @@ from elm_jax import hub, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import files, model_card, published_library
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
+from elm_jax.experts.lookup import library_finder, remove_leftovers
 from elm_jax.models import paths
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
@@ -189,6 +189,7 @@ def pull(
     described = published_library.fetch_descriptions(repo, there, selected, base=base.fingerprint)
     for expert, description in described.items():
         _require_fit(name, expert, description, base)
+    remove_leftovers(workspace)
     library = Library.open(workspace.library, create=True)
     old = {expert: library.describe(expert) for expert in selected if expert in library}
     same = [expert for expert in old if _are_same(old[expert], described[expert])]

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
+from elm_jax import ranges, storage
 from elm_jax.experts import compatibility
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
+from elm_jax.experts.lookup import library_finder, remove_leftovers
 from elm_jax.merging import merger
 from elm_jax.merging.plan import MergePlan, plan_merge, require_statistics
 from elm_jax.records import Expert, Params
@@ -109,6 +109,8 @@ def run_merge(
     rows: int = expert_statistics.ROWS,
 ) -> Expert:
     """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
+    ranges.require("rows", rows, ranges.whole(1))
+    remove_leftovers(run.workspace)
     experts = [spec.id for spec in plan.specs]
     if statistics is None and plan.method.statistics_shape is not None:
         shapes = plan.statistics_shapes

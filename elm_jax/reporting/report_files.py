@@ -32,7 +32,7 @@ def write_report(
     were generated. The JSON comes last: where it stands, the pages beside it show the same report.
     """
     folder = storage.writable_directory(directory)
-    paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
+    paths = report_paths(folder)
     storage.write_bytes(paths["html"], page.render_html(report).encode())
     storage.write_bytes(paths["md"], documents.render_markdown(report).encode())
     storage.write_bytes(paths["csv"], documents.render_csv(report).encode())
@@ -42,6 +42,11 @@ def write_report(
         storage.write_jsonl(folder / "rows.jsonl", _lines(report, scores))
     storage.write_json(paths["json"], asdict(report))
     return paths
+
+
+def report_paths(directory: storage.PathLike) -> dict[str, epath.Path]:
+    """Returns the paths of a report's files by ending; they need not exist."""
+    return {ending: storage.path(directory) / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
 
 
 def read_report(directory: storage.PathLike) -> Report:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from elm_jax import schema, storage
+from elm_jax import ranges, schema, storage
 from elm_jax.data import task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts
+from elm_jax.experts import key_texts, lookup
 from elm_jax.experts.library import Library
 from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
@@ -70,6 +70,7 @@ def index(
     ignore: Collection[str] = (),
     rebuild: bool = False,
     padded: bool = False,
+    wait: bool = False,
 ) -> list[str]:
     """Embeds the keys of experts that have none, so that routers find them.
 
@@ -90,43 +91,48 @@ def index(
         rebuild: Whether keys that are there are made again.
         padded: Whether keys of "t5" are pooled over padding, as the original's are (`routing.original`). They
             get another embedder's name, so that only a router with that switch compares queries with them.
+        wait: Whether to wait while another process embeds keys in the same run.
 
     Returns:
         The experts whose keys were written.
 
     Raises:
-        UserError: If an expert has keys of another embedder and `rebuild` is off, or if the rows that an
-            expert was trained on are not found.
+        UserError: If another process does that; if an expert has keys of another embedder and `rebuild` is
+            off, or if the rows that an expert was trained on are not found.
     """
+    ranges.require("size", size, ranges.whole(1))
     run = run if isinstance(run, Run) else opening.open_run(run, dtype=dtype)
-    library = Library.open(run.workspace.library)
-    if experts is None:
-        experts = _find_indexable_experts(run, library, rebuild=rebuild)
-    stored = load_embedder_settings(run.workspace)
-    settings = _resolve_settings(run, stored, embedder, dtype, ignore)
-    encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
-    lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
-    for expert in experts:
-        if expert not in lacking and library.load_keys(expert).embedder != encoder.name:
-            raise UserError(
-                f"Expected keys of {encoder.name!r}, the embedder {settings.name!r}, got keys of "
-                f"{library.load_keys(expert).embedder!r} for {expert!r}. Fix: embed all keys again with "
-                "`elm index --rebuild`, or name their own embedder with --embedder and its type with --dtype."
-            )
-    if settings != stored:
-        _save_embedder_settings(run.workspace, settings)
-    with run.stages.stage("embed keys", len(lacking)) as advance:
-        for done, expert in enumerate(lacking, start=1):
-            spec = expert_statistics.with_tasks_of_parts(library.spec(expert))
-            texts = [
-                text
-                for task, example in expert_statistics.sample_training_rows(spec, run.source, size)
-                for text in key_texts.format_texts(
-                    [example], text_format, task_selection.get_choices_expression(task, run.source)
+    with run.workspace.lock("index", wait=wait):
+        lookup.remove_leftovers(run.workspace)
+        library = Library.open(run.workspace.library)
+        if experts is None:
+            experts = _find_indexable_experts(run, library, rebuild=rebuild)
+        stored = load_embedder_settings(run.workspace)
+        settings = _resolve_settings(run, stored, embedder, dtype, ignore)
+        encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
+        lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
+        for expert in experts:
+            if expert not in lacking and library.load_keys(expert).embedder != encoder.name:
+                raise UserError(
+                    f"Expected keys of {encoder.name!r}, the embedder {settings.name!r}, got keys of "
+                    f"{library.load_keys(expert).embedder!r} for {expert!r}. Fix: embed all keys again with "
+                    "`elm index --rebuild`, or name their own embedder with --embedder and its type with "
+                    "--dtype."
                 )
-            ]
-            library.write_keys(expert, embed_keys(encoder, texts, text_format))
-            advance(done, "")
+        if settings != stored:
+            _save_embedder_settings(run.workspace, settings)
+        with run.stages.stage("embed keys", len(lacking)) as advance:
+            for done, expert in enumerate(lacking, start=1):
+                spec = expert_statistics.with_tasks_of_parts(library.spec(expert))
+                texts = [
+                    text
+                    for task, example in expert_statistics.sample_training_rows(spec, run.source, size)
+                    for text in key_texts.format_texts(
+                        [example], text_format, task_selection.get_choices_expression(task, run.source)
+                    )
+                ]
+                library.write_keys(expert, embed_keys(encoder, texts, text_format))
+                advance(done, "")
     return lacking
 
 

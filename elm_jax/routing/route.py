@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 from etils import epath
 
-from elm_jax import names, schema, storage
+from elm_jax import locks, names, ranges, schema, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts
+from elm_jax.experts import key_texts, lookup
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import original, table
 from elm_jax.routing.explain import explain_selection
@@ -87,8 +87,19 @@ def route(
     """
     run = opening.ensure_open(run)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    inputs = RoutingInputs(run, queries_per_task=queries)
+    inputs = make_inputs(run, queries)
     return [routed.selection for routed in route_tasks(inputs, specs, router, options, experts=experts)]
+
+
+def make_inputs(run: Run, queries: int = key_texts.QUERIES_PER_TASK) -> RoutingInputs:
+    """Returns what routers read of a run; what they choose is stored there, if that can be written."""
+    ranges.require("queries", queries, ranges.whole(1))
+    keep = storage.is_writable(run.workspace.root)
+    if keep:
+        lookup.remove_leftovers(run.workspace)
+    else:
+        run.stages.console.print(f"{run.workspace.root} is read-only: the choices are not kept.")
+    return RoutingInputs(run, queries_per_task=queries, keep=keep)
 
 
 def route_tasks(
@@ -119,6 +130,7 @@ def route_tasks(
     """
     chosen = table.find_router(router)
     arguments = dict(options or {})
+    ranges.require("experts", experts, ranges.whole(1))
     name = name_selections(router, experts, arguments)
     if "experts" in chosen.options:
         arguments["experts"] = experts
@@ -137,7 +149,8 @@ def route_tasks(
             )
         lines = explain_selection(selection, queries, index, exclude=exclude) if explain else ()
         routed.append(RoutedTask(replace(selection, router=name, embedder=queries.embedder), lines))
-    save_selections(inputs.run.workspace, name, [each.selection for each in routed])
+    if inputs.keep:
+        save_selections(inputs.run.workspace, name, [each.selection for each in routed])
     return routed
 
 
@@ -158,10 +171,11 @@ def name_selections(router: str, experts: int, options: Mapping[str, Any] | None
 
 def save_selections(workspace: Workspace, name: str, selections: Sequence[Selection]) -> None:
     """Stores selections with those of other tasks under the same name."""
-    of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
-    of_tasks |= {selection.task: selection for selection in selections}
-    rows = [asdict(selection) for selection in of_tasks.values()]
-    storage.write_json(_file(workspace, name), {"selections": rows})
+    with locks.hold(workspace.selections / ".lock", "elm route", seconds=60.0):
+        of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
+        of_tasks |= {selection.task: selection for selection in selections}
+        rows = [asdict(selection) for selection in of_tasks.values()]
+        storage.write_json(_file(workspace, name), {"selections": rows})
 
 
 def load_selections(workspace: Workspace, name: str) -> list[Selection]:

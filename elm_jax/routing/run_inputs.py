@@ -29,12 +29,14 @@ class RoutingInputs:
         experts: Ids of experts of the library; all of them by default.
         queries_per_task: How many inputs of a task routers see.
         examples: Task id -> its prompted examples, of tasks that are rendered already.
+        keep: Whether what routers choose is stored in the run.
     """
 
     run: Run
     experts: Sequence[str] | None = None
     queries_per_task: int = key_texts.QUERIES_PER_TASK
     examples: Mapping[str, Sequence[PromptedExample]] = field(default_factory=dict)
+    keep: bool = True
     _queries: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
     _arguments: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
 
@@ -71,7 +73,7 @@ class RoutingInputs:
     @cached_property
     def index_with_composites(self) -> KeyIndex:
         """The experts and the run's composites without their keys: whatever can be named."""
-        composites = Library.open(self.run.workspace.composites, create=True)
+        composites = Library(self.run.workspace.composites)
         others = build_keyless_index(
             composites, [expert for expert in composites.ids() if expert not in self.library]
         )

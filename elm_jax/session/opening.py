@@ -175,7 +175,8 @@ def open_run(
     base, tokenizer = load_base_and_tokenizer(checkpoint, source.vocabulary, dtype)
     for file in source.tasks:
         user_tasks.load_tasks(file)
-    add_task_files(workspace, source.tasks)
+    if storage.is_writable(workspace.root):
+        add_task_files(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     tokenizer = replace(tokenizer, input_eos=source.input_eos is not False)

@@ -1,10 +1,11 @@
 """Settings: what a run's directory remembers about its base and about how rows are read."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from elm_jax import schema, storage
+from elm_jax import locks, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.records import OnBadRow
 from elm_jax.session import trust
@@ -69,16 +70,19 @@ def save_run_settings(
         fields["input_eos"] = published_models.eos_on_input(str(initial_checkpoint))
     base = None if initial_checkpoint is None else weights.find_checkpoint(initial_checkpoint)
     settings = {"base": base, "source": fields, "lengths": asdict(lengths or Lengths())}
-    _write(workspace, settings | ({"dtype": base_model.dtype_name(dtype)} if dtype else {}))
+    with _lock(workspace):
+        _write(workspace, settings | ({"dtype": base_model.dtype_name(dtype)} if dtype else {}))
 
 
 def add_task_files(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
     """Adds files that define tasks to those that a run remembers."""
-    settings = load_run_settings(workspace)
-    before = settings["source"].get("tasks", [])
-    after = [*before, *(str(storage.path(file).resolve()) for file in files)]
-    if set(after) != set(before):
-        settings["source"]["tasks"] = list(dict.fromkeys(after))
+    added = [str(storage.path(file).resolve()) for file in files]
+    if set(added) <= set(load_run_settings(workspace)["source"].get("tasks", [])):
+        return
+    with _lock(workspace):
+        settings = load_run_settings(workspace)
+        before = settings["source"].get("tasks", [])
+        settings["source"]["tasks"] = list(dict.fromkeys([*before, *added]))
         _write(workspace, settings)
 
 
@@ -116,6 +120,14 @@ def require_run_settings(workspace: Workspace) -> None:
 def base_directory(workspace: Workspace) -> storage.PathLike:
     """Returns where a run's base lies: the one that is remembered, or the run's own."""
     return load_run_settings(workspace)["base"] or workspace.base
+
+
+@contextmanager
+def _lock(workspace: Workspace) -> Generator[None, None, None]:
+    """Keeps the settings to one process that changes them; the next one waits."""
+    with locks.hold(workspace.lock_file(SETTINGS_FILE), "a change of settings", seconds=60.0):
+        storage.remove_unfinished(workspace.root, prefix=f".{SETTINGS_FILE}.")
+        yield
 
 
 def _write(workspace: Workspace, settings: Mapping[str, Any]) -> None:

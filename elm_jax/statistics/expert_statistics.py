@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import locks, names, storage
 from elm_jax.data import task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
@@ -27,7 +27,6 @@ from elm_jax.tasks import data_source
 
 ROWS = 256
 """Rows of an expert that statistics are taken of; all of them if it has fewer."""
-FOLDER = "statistics"
 ESTIMATORS = {"regmean": estimators.regmean_statistics, "fisher": estimators.fisher_statistics}
 """Merging method -> what computes the statistics that it reads."""
 FILES = {"regmean": "mean_grams", "fisher": "fisher"}
@@ -164,7 +163,8 @@ def _load_or_compute(
     if statistics is None:
         statistics = compute(library.load_expert(expert, base=run.base.fingerprint), prepared)
         about = json.dumps({"stamp": cache_key, "checksum": storage.array_fingerprint(statistics)}).encode()
-        storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
+        with locks.hold(run.workspace.statistics / ".lock", "a writer of statistics", seconds=60.0):
+            storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
     return statistics
 
 
@@ -203,5 +203,5 @@ def _cache_key(
 
 def _file(workspace: Workspace, expert: str, name: str) -> epath.Path:
     dataset, prompt = names.split_id(expert)
-    folder = workspace.root / FOLDER / names.directory_name(dataset) / names.directory_name(prompt)
+    folder = workspace.statistics / names.directory_name(dataset) / names.directory_name(prompt)
     return folder / f"{name}.safetensors"

@@ -1,5 +1,6 @@
 """Loading of jobs: the rows of an expert, rendered and tokenised, and whether the library has it already."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from elm_jax.training import expert_configs
 from elm_jax.training.expert_configs import ExpertTrainConfig
 from elm_jax.training.jobs import TrainingJob, ValidationRows
 from elm_jax.weights.base_model import Base
+
+MOST_NAMED = 5  # experts in an error
 
 
 def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
@@ -60,29 +63,47 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     )
 
 
-def is_trained(library: Library, job: TrainingJob, base: Base) -> bool:
-    """Tells whether the library has this very expert.
-
-    A key that its recipe lacks had its default: it was trained before the key existed.
+def list_trained(
+    library: Library, jobs: Sequence[TrainingJob], base: Base, *, restart: bool = False
+) -> list[str]:
+    """Returns the ids of the experts that the library has already; none if all are to be trained anew.
 
     Raises:
-        UserError: the library has an expert of this name that was trained otherwise.
+        UserError: the library has experts of these names that were trained otherwise.
     """
-    if job.id not in library.ids():
-        return False
+    if restart:
+        return []
+    present = [job for job in jobs if job.id in library]
+    differing = {job.id: found for job in present if (found := _differences(library, job, base))}
+    if differing:
+        ids = list(differing)
+        which = repr(ids[0]) if len(ids) == 1 else f"{len(ids)} experts"
+        names = list(dict.fromkeys(name for own in differing.values() for name in own))
+        command = " ".join(["elm experts remove", *map(shlex.quote, ids[:MOST_NAMED])])
+        rest = " …" * (len(ids) > MOST_NAMED)
+        raise UserError(
+            f"Expected {which} to be new in the library at {str(library.root)!r}, got what was trained with "
+            f"another {' and '.join(names)}. Fix: {command}{rest}, give --restart to delete and train them "
+            "anew, or name another directory."
+        )
+    return [job.id for job in present]
+
+
+def is_trained(library: Library, job: TrainingJob, base: Base) -> bool:
+    """Tells whether the library has this very expert; raises as `list_trained` does."""
+    return bool(list_trained(library, [job], base))
+
+
+def _differences(library: Library, job: TrainingJob, base: Base) -> list[str]:
+    """Returns the keys of the recipe by which the library's expert is another.
+
+    A key that its recipe lacks had its default: it was trained before the key existed.
+    """
     spec, defaults = library.spec(job.id), configs.recipe_defaults()
     differing = [
         name for name, value in job.recipe.items() if spec.recipe.get(name, defaults.get(name)) != value
     ]
-    if spec.base != base.fingerprint:
-        differing.append("base")
-    if differing:
-        raise UserError(
-            f"Expected {job.id!r} to be new in the library at {str(library.root)!r}, got an expert there "
-            f"with another {' and '.join(differing)}. "
-            "Fix: remove it with `elm experts remove`, or name another directory."
-        )
-    return True
+    return differing if spec.base == base.fingerprint else [*differing, "base"]
 
 
 def _prepare(run: Run, expert: ExpertTrainConfig, spec: TaskSpec, source: Source) -> TokenizedRows:

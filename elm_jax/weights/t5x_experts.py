@@ -131,7 +131,7 @@ def require_matching_shapes(tree: Params, config: T5Config, *, what: str, kind: 
                 f"Expected parameters that act on the base, got {path!r} ({what}). Fix: name the base that "
                 "it was trained on."
             )
-        if not OWNED[kind].fullmatch(path):
+        if not OWNED_PARAMS[kind].fullmatch(path):
             raise UserError(
                 f"Expected parameters of kind {kind!r}, got {path!r} ({what}). Fix: name its kind."
             )

@@ -111,12 +111,6 @@ def test_a_target_that_is_none_of_the_choices_is_refused_with_its_row(run, task,
         scored(run, specs)
 
 
-def test_a_task_without_rows_is_refused_by_its_name(run, unseen):
-    empty = replace(run, source=replace(run.source, limit=0))
-    with pytest.raises(UserError, match="mini_size_suitcase"):
-        evaluate.evaluate(empty, unseen, EvaluationConfig(methods=[f"fixed:expert={TRAINED[0]}"]))
-
-
 def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, unseen):
     run = make_run(keyed=False)
     add_expert(run, "mini_size_animal/broken", *BOTTLENECK, by=np.nan)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elm_jax import storage
+from elm_jax import locks, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import files
 from elm_jax.experts.library import ExpertSize, Library
@@ -284,3 +284,30 @@ def test_damaged_keys_are_refused_when_they_are_read(library, expert, keys):
     damage(directory(library) / files.KEYS_FILE)
     with pytest.raises(UserError, match=rf"{files.KEYS_FILE}'? .*elm index --rebuild"):
         library.load_keys("dream/baseline")
+
+
+def test_what_killed_writers_left_is_deleted_and_what_they_set_aside_comes_back(library, expert):
+    library.add(expert())
+    library.add(expert("dream/second"))
+    hexes = "0123456789abcdef0123456789abcdef"
+    home = library.root / "dream"
+    files.write(home / f".other.{hexes}.tmp", expert("dream/other"), None)  # killed before the rename
+    (home / "second").rename(home / f".second.{hexes}.old")  # killed between the two renames
+    (home / "baseline" / f".keys.safetensors.{hexes}.tmp").write_bytes(b"x")
+    (home / ".baseline.lock").write_text("{}")
+    library.remove_unfinished()
+    assert library.ids() == ("dream/baseline", "dream/second")
+    assert {each.name for each in home.iterdir()} == {"baseline", "second"}
+    assert library.verify() == []
+    assert not any(each.name.startswith(".") for each in (home / "baseline").iterdir())
+
+
+def test_what_a_living_writer_is_about_to_finish_is_left(library, expert):
+    library.add(expert())
+    left = library.root / "dream" / ".baseline.0123456789abcdef0123456789abcdef.tmp"
+    left.mkdir()
+    with locks.hold(library.root / "dream" / ".baseline.lock", "a writer"):
+        library.remove_unfinished()
+        assert left.exists()
+    library.remove_unfinished()
+    assert not left.exists()
