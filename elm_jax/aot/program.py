@@ -4,7 +4,7 @@ The engines run programs, and `elm plan` compiles the same objects for devices t
 holds shapes alone, so it can be made from a configuration and a mesh, with no array.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ _traced_platform: ContextVar[str | None] = ContextVar("_traced_platform", defaul
 
 
 @contextmanager
-def trace_for(platform: str) -> Iterator[None]:
+def trace_for(platform: str) -> Generator[None]:
     """Makes `traced_platform` return that platform: "cpu", "gpu" or "tpu"."""
     token = _traced_platform.set(platform)
     try:

@@ -74,7 +74,7 @@ def make_module(
             f"got {vocabulary.vocab_size}. Fix: correct VOCABULARY_FILE or EXTRA_IDS."
         )
     there, told = t5x_experts.infer_expert({path: tensor.shape for path, tensor in found.items()})
-    kind = names.resolve(kind or there, t5x_experts.OWNED, kind="expert kind", where="elm_jax")
+    kind = names.resolve(kind or there, t5x_experts.OWNED_PARAMS, kind="expert kind", where="elm_jax")
     network = Transformer(config, kind, {**(told if kind == there else {}), **(options or {})})
     if start:
         _require_fit(network, found, str(start), fresh=model_dir is not None and not resumed)

@@ -55,7 +55,9 @@ def infer_expert(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, 
     added = {path: shape for path, shape in sorted(shapes.items()) if EXPERT_ONLY.fullmatch(path)}
     if not added:
         return "full", {}
-    kinds = [kind for kind in OWNED if kind != "full" and all(map(OWNED[kind].fullmatch, added))]
+    kinds = [
+        kind for kind in OWNED_PARAMS if kind != "full" and all(map(OWNED_PARAMS[kind].fullmatch, added))
+    ]
     if not kinds:
         raise UserError(
             f"Expected one expert beside a base, got parameters of several kinds, such as {min(added)!r} and "

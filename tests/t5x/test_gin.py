@@ -224,7 +224,7 @@ def test_an_expert_of_ours_is_scored_and_trained_on_under_t5x(place, base):
     before, after = read(start), read(place / "warm")
     assert set(after) == set(before)
     for path, value in after.items():
-        if t5x_experts.OWNED["lora"].fullmatch(path):  # Adam moves a value by its rate a step, or less
+        if t5x_experts.OWNED_PARAMS["lora"].fullmatch(path):  # Adam moves a value by its rate a step, or less
             assert 0 < np.abs(value - before[path]).max() <= PERIOD * 1e-6 * 1.1, path
         else:
             assert value.tobytes() == before[path].tobytes(), path
