@@ -4,7 +4,10 @@ Everything a user can get wrong (a name, a path, a file, a macro) raises `UserEr
 prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Sequence
 from typing import Literal
+
+from elm_jax.controls import escape_controls
 
 RowReason = Literal[
     "does not apply",
@@ -34,7 +37,10 @@ rendering fails  the template raises any other error
 
 
 class UserError(Exception):
-    """What was wanted, what came and what to do, in one clear sentence."""
+    """What was wanted, what came and what to do, in one clear sentence without control characters."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escape_controls(message))
 
 
 class ContaminationError(UserError):
@@ -57,3 +63,15 @@ class RowError(UserError):
         super().__init__(message)
         self.reason: RowReason = reason
         self.column = column
+
+
+class UntrustedCodeError(UserError):
+    """Code that somebody else may have written was about to run.
+
+    Attributes:
+        files: The files.
+    """
+
+    def __init__(self, message: str, files: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.files = tuple(files)

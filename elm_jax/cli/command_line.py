@@ -7,7 +7,7 @@ one sentence and exit code 2. Results go to standard output, progress and errors
 import os
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -30,16 +30,48 @@ from elm_jax.cli import (
     tasks,
     training,
 )
-from elm_jax.errors import UserError
+from elm_jax.controls import escape_output
+from elm_jax.errors import UntrustedCodeError, UserError
+
+TRUST = "--trust"
 
 
 class CommandGroup(TyperGroup):
-    """Ends a user's mistake with one sentence and exit code 2, Ctrl-C with exit code 130."""
+    """Ends a user's mistake with one sentence and exit code 2, Ctrl-C with exit code 130.
+
+    A command that would run a stranger's Python starts again if the user agrees to it.
+    """
+
+    def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Runs the command line; `--trust` may stand anywhere in it."""
+        words = list(sys.argv[1:] if args is None else args)
+        trusts = TRUST in words
+        words = [TRUST] * trusts + [word for word in words if word != TRUST]
+        try:
+            return super().main(words, *rest, **options)
+        except UntrustedCodeError as error:
+            print(f"elm: {error}", file=sys.stderr)
+            if not trusts and not (is_interactive() and typer.confirm("Run it, now and later?", err=True)):
+                sys.exit(2)
+            from elm_jax.session import trust
+            from elm_jax.tasks import user_tasks
+
+            try:
+                for file in error.files:
+                    user_tasks.load_tasks(file)  # so that it is trusted here, even if nothing can be noted
+            except UserError as mistake:
+                print(f"elm: {mistake}", file=sys.stderr)
+                sys.exit(2)
+            trust.remember(error.files)
+            return super().main(words, *rest, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
         try:
-            return super().invoke(ctx)
+            with escape_output():
+                return super().invoke(ctx)
+        except UntrustedCodeError:
+            raise
         except UserError as error:
             print(f"elm: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
@@ -55,6 +87,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def _options(
+    trust: Annotated[
+        bool,
+        typer.Option(
+            TRUST, help="Run the Python files that a run names, now and later; otherwise a terminal asks."
+        ),
+    ] = False,
+) -> None:
+    pass  # what it means is in `CommandGroup.main`
+
+
 app.command()(quickstart.quickstart)
 app.command()(run.run)
 app.command()(prepare.prepare)
@@ -70,6 +116,11 @@ app.command()(report.report)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(experts.app, name="experts")
+
+
+def is_interactive() -> bool:
+    """Returns whether somebody can answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def expand_gin_flags(arguments: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir
+from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.experts.listing import ExpertSummary
@@ -33,7 +34,8 @@ def experts_list(
     ids = Library.open(workspace.composites, create=True).ids() if composites else None
     experts = listing.summarize_experts(workspace, ids, scored=scores)
     if as_json:
-        print(json.dumps([_to_json(one) for one in experts], ensure_ascii=False))
+        told = [asdict(one) if isinstance(one, listing.BadExpert) else _to_json(one) for one in experts]
+        print(json.dumps(told, ensure_ascii=False))
         return
     print_table(listing.summary_table(experts, scored=scores), may_shrink=True)
 
@@ -49,6 +51,8 @@ def experts_show(
     from elm_jax.session.workspace import Workspace
 
     (expert,) = listing.summarize_experts(Workspace.open(run), [name], scored=True)
+    if isinstance(expert, listing.BadExpert):
+        raise UserError(expert.problem)
     if as_json:
         print(json.dumps(_to_json(expert), ensure_ascii=False))
         return

@@ -15,7 +15,14 @@ from rich.console import Console
 from elm_jax import moved, names, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import ContaminationError, UserError
-from elm_jax.evaluation import cost_estimate, derived_experts, generation, ranking, scorer_selection
+from elm_jax.evaluation import (
+    cost_estimate,
+    derived_experts,
+    generation,
+    kept_results,
+    ranking,
+    scorer_selection,
+)
 from elm_jax.evaluation import methods as method_module
 from elm_jax.evaluation import report as report_module
 from elm_jax.evaluation.config import EvaluationConfig, ScoringOptions
@@ -100,7 +107,8 @@ def evaluate(
         require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
     with hosts.exit_on_failure():
         loaded = load_tasks(run, specs)
-        selection = _select(run, loaded, methods, experts, config)
+        key = kept_results.choice_key(run, loaded, methods, experts, config)
+        selection = _select(run, loaded, methods, experts, config, key)
         every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
         cells = _cells(specs, selection, experts if every_expert else ())
         options = ScoringOptions(
@@ -123,7 +131,8 @@ def evaluate(
         result = None
         if hosts.is_primary():
             results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
-            result = _report(results, config.normalization, environment or {}, every_expert=every_expert)
+            about = _environment(results, config.normalization, every_expert=every_expert)
+            result = _report(results, {**about, **(environment or {})}, key, every_expert=every_expert)
         hosts.barrier("the report is written")
     return result
 
@@ -209,13 +218,14 @@ def _select(
     methods: Sequence[EvaluationMethod],
     experts: Sequence[str],
     config: EvaluationConfig,
+    key: str | None,
 ) -> ScorerSelection:
     """Returns what the methods choose; one host decides, and the others read what it decided."""
-    selection = None
-    if hosts.is_primary():
+    selection = kept_results.load_selection(run, key) if hosts.is_primary() else None
+    if selection is None and hosts.is_primary():
         with run.stages.stage("route", len(methods)) as advance:
             selection = scorer_selection.select_scorers(run, tasks, methods, experts, config, advance)
-        scorer_selection.save_selection(run.workspace, selection)
+        scorer_selection.save_selection(run.workspace, selection, key)
     hosts.barrier("experts are chosen")
     return selection or scorer_selection.load_selection(run.workspace)
 
@@ -223,8 +233,10 @@ def _select(
 def _make_composites(run: Run, selection: ScorerSelection) -> None:
     """Makes the composites that were chosen and are not there."""
     if hosts.is_primary():
-        with run.stages.stage("merge", len(selection.composites)) as advance:
-            for done, composite in enumerate(selection.composites.values(), start=1):
+        there = set(Library.open(run.workspace.composites, create=True).ids())
+        missing = [composite for name, composite in selection.composites.items() if name not in there]
+        with run.stages.stage("merge", len(missing)) as advance:
+            for done, composite in enumerate(missing, start=1):
                 derived_experts.make(run, composite, selection.shots.get(composite.id))
                 advance(done, "")
     hosts.barrier("experts are merged")
@@ -254,11 +266,17 @@ def _environment(results: MethodResults, normalization: str, *, every_expert: bo
 
 
 def _report(
-    results: MethodResults, normalization: str, environment: Mapping[str, Any], *, every_expert: bool
+    results: MethodResults, environment: Mapping[str, Any], key: str | None, *, every_expert: bool
 ) -> EvaluationResult:
-    """Writes the report: every fair method against the base, retrieval against the multitask baseline too."""
+    """Writes the report: every fair method against the base, retrieval against the multitask baseline too.
+
+    One that was made from the same, which the key of the choices and the environment tell, is read instead.
+    """
     run, methods = results.run, results.methods
-    environment = {**_environment(results, normalization, every_expert=every_expert), **environment}
+    key = kept_results.report_key(key, {**report_module.describe_machine(), **environment})
+    kept = kept_results.load_report(run.workspace, key)
+    if kept is not None:
+        return EvaluationResult(*kept, dict(run.stages.seconds))
     base = next(method.name for method in methods if method.router == "base")
     multitask = next((method.name for method in methods if method.router == "multitask"), None)
     fair = [method for method in methods if method.router != "base" and method.labels != "hindsight"]
@@ -283,4 +301,5 @@ def _report(
         # Answers in free text are not compared.
         pairs = pairs if results.ranked_tasks else []
         report, files = report_module.write_run_report(run.workspace, inputs, pairs)
+        kept_results.save_report_key(run.workspace, key)
     return EvaluationResult(report, files, dict(run.stages.seconds))

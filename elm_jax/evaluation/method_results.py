@@ -4,7 +4,7 @@ What worked on a task may have been trained on the task's own dataset; then the 
 is no zero-shot one. Rows that a method was shown with their labels count for none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, find_library
+from elm_jax.experts.lookup import BASE, DescribedLibrary, library_finder
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
@@ -233,20 +233,27 @@ class MethodResults:
     def _value(self, task: EvaluationTask, expert: str) -> float:
         return self.answers[Cell(task.id, expert)].metric.value
 
+    @cached_property
+    def _library_of(self) -> Callable[[str], Library]:
+        return library_finder(self.run.workspace)
+
+    @cached_property
+    def _library(self) -> Library:
+        return DescribedLibrary.open(self.run.workspace.library)
+
     def _training_datasets(self, scorer: str) -> set[str]:
         """Returns the datasets that what works on a task was trained on."""
         if scorer not in self._datasets:
             if scorer == BASE:
                 return set()  # also where there is no library
-            library = Library.open(self.run.workspace.library)
             if scorer in self.selection.composites:
-                found = derived_experts.training_datasets(library, self.selection.composites[scorer])
+                found = derived_experts.training_datasets(self._library, self.selection.composites[scorer])
             elif scorer in self.selection.gates:
                 gate = self.selection.gates[scorer]
-                each = [set(library.spec(expert).datasets) for expert in gate.experts]
+                each = [set(self._library.spec(expert).datasets) for expert in gate.experts]
                 found = {name for own in each if not own & set(gate.excluded) for name in own}
             else:
-                found = set(find_library(self.run.workspace, scorer).spec(scorer).datasets)
+                found = set(self._library_of(scorer).spec(scorer).datasets)
             self._datasets[scorer] = found
         return self._datasets[scorer]
 

@@ -1,14 +1,16 @@
 """`elm report`: what was scored in a workspace, as tables, tests and a page; two runs compared."""
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.errors import UserError
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
@@ -89,10 +91,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _SecondsForm(schema.FileForm):
+    seconds: Mapping[str, Annotated[float, Ge(0)]]
+
+
 def add_seconds(workspace: Workspace, seconds: Mapping[str, float]) -> dict[str, float]:
     """Adds the seconds of this call's stages to those of earlier calls on the same workspace."""
     file = workspace.root / "seconds.json"
-    before = storage.read_json(file, what="Times")["seconds"] if file.exists() else {}
+    before: Mapping[str, float] = {}
+    if file.exists():
+        with contextlib.suppress(UserError):  # a history that is damaged begins anew
+            before = schema.read(file, _SecondsForm, what="Times", fix="delete it").seconds
     total = {name: round(before.get(name, 0.0) + seconds.get(name, 0.0), 2) for name in {**before, **seconds}}
     storage.write_json(file, {"seconds": total})
     return total

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
@@ -23,7 +23,7 @@ from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import gate_specs
 from elm_jax.routing.gate_specs import GateSpec
-from elm_jax.routing.route import route_tasks
+from elm_jax.routing.route import SelectionForm, route_tasks
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run, Workspace
 
@@ -111,6 +111,7 @@ class _Selector:
         self.left_out: dict[str, Sequence[str]] = {}
         self.shots: dict[str, FewShotExamples] = {}
         self._pools: dict[str, FewShotPool] = {}
+        self._merges: dict[str, Composite] = {}
 
     def select(self, method: EvaluationMethod) -> dict[str, TaskScorer]:
         """Returns a method's scorer of every task."""
@@ -149,9 +150,13 @@ class _Selector:
         """Returns the chosen expert, or the composite that the chosen ones become."""
         if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
             return next(iter(selection.weights))
-        composite = derived_experts.merged(
-            self.run, method.merge or "average", method.merge_options, selection.weights
-        )
+        merge = method.merge or "average"
+        key = storage.fingerprint([merge, method.merge_options, list(selection.weights.items())])
+        if key not in self._merges:
+            self._merges[key] = derived_experts.merged(
+                self.run, self.inputs.library, merge, method.merge_options, selection.weights
+            )
+        composite = self._merges[key]
         self.composites[composite.id] = composite
         return composite.id
 
@@ -162,7 +167,9 @@ class _Selector:
         if task.id not in self._pools:
             self._pools[task.id] = few_shot.load_pool(self.run, task)
         shots = self._pools[task.id].draw(options["shots"])
-        composite = derived_experts.lorahub_composite(self.run, task.id, options, experts, shots)
+        composite = derived_experts.lorahub_composite(
+            self.run, self.inputs.library, task.id, options, experts, shots
+        )
         self.composites[composite.id] = composite
         self.shots[composite.id] = shots
         self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))
@@ -193,11 +200,41 @@ def multitask_experts(run: Run) -> list[str]:
     return [expert for expert in ids if expert.startswith("multitask/")]
 
 
-def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
-    """Writes what was chosen."""
+@dataclass(frozen=True)
+class _CompositeForm(schema.Form):
+    id: schema.Text
+    method: schema.Text
+    options: Mapping[str, Any]
+    members: tuple[schema.Text, ...]
+    weights: tuple[float, ...] | None = None
+    task: schema.Text | None = None
+
+
+@dataclass(frozen=True)
+class _GateForm(schema.Form):
+    id: schema.Text
+    router: schema.Text
+    options: Mapping[str, Any]
+    experts: tuple[schema.Text, ...]
+    excluded: tuple[schema.Text, ...]
+
+
+@dataclass(frozen=True)
+class _ChoicesForm(schema.FileForm):
+    methods: Mapping[str, Mapping[schema.Text, schema.Text | tuple[schema.Text, ...]]]
+    composites: tuple[_CompositeForm, ...]
+    gates: tuple[_GateForm, ...]
+    selections: tuple[SelectionForm, ...]
+    left_out: Mapping[schema.Text, tuple[str, ...]]
+    key: str | None = None
+
+
+def save_selection(workspace: Workspace, selection: ScorerSelection, key: str | None = None) -> None:
+    """Writes what was chosen, with a key of all that the choices depend on."""
     storage.write_json(
         _file(workspace),
         {
+            "key": key,
             "methods": selection.scorers,
             "composites": [_without_plan(composite) for composite in selection.composites.values()],
             "gates": [asdict(gate) for gate in selection.gates.values()],
@@ -211,26 +248,27 @@ def _without_plan(composite: Composite) -> dict[str, Any]:
     return {name: value for name, value in vars(composite).items() if name != "plan"}
 
 
+def load_key(workspace: Workspace) -> str | None:
+    """Returns the key of what was written; None if it has none, or nothing was written."""
+    return _read_choices(workspace).key if _file(workspace).exists() else None
+
+
 def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written; plans of merges are not."""
-    value = storage.read_json(_file(workspace), what="What methods chose")
-
-    def with_tuples(value: Any) -> Any:
-        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
-
-    def records(kind: Any, part: str) -> list[Any]:
-        return [kind(**{name: with_tuples(each) for name, each in row.items()}) for row in value[part]]
-
+    told = _read_choices(workspace)
+    composites = [Composite(**vars(each)) for each in told.composites]
+    gates = [GateSpec(**vars(each)) for each in told.gates]
     return ScorerSelection(
-        {
-            method: {task: with_tuples(scorer) for task, scorer in own.items()}
-            for method, own in value["methods"].items()
-        },
-        {composite.id: composite for composite in records(Composite, "composites")},
-        {gate.id: gate for gate in records(GateSpec, "gates")},
-        records(Selection, "selections"),
-        {task: with_tuples(rows) for task, rows in value["left_out"].items()},
+        told.methods,
+        {composite.id: composite for composite in composites},
+        {gate.id: gate for gate in gates},
+        [Selection(**vars(each)) for each in told.selections],
+        told.left_out,
     )
+
+
+def _read_choices(workspace: Workspace) -> _ChoicesForm:
+    return schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
 
 
 def _multitask_expert(run: Run, name: str) -> str:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from etils import epath
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -191,10 +192,14 @@ def _move_into_place(
 
 
 def _read_marker(where: epath.Path, marker: str) -> bytes | None:
-    try:
-        return (where / marker).read_bytes()
-    except FileNotFoundError:
+    if not (where / marker).exists():
         return None
+    try:
+        return storage.read_content(where / marker, what="A complete directory's file")
+    except UserError:
+        if (where / marker).exists():
+            raise
+        return None  # another process took it away
 
 
 def _list_entries(parent: epath.Path) -> list[epath.Path]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
@@ -116,7 +117,15 @@ def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> tupl
             f"Expected the id {spec.id!r} that the expert at {str(source)!r} has, got {id!r}. Fix: leave "
             "--id out."
         )
-    tree = paths.unflatten(files.read_params(source, description))
+    flat = files.read_params(source, description)
+    for path, value in flat.items():
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise UserError(
+                f"Expected finite parameters of {spec.id!r}, got NaN or infinity in {path!r}. Fix: train it "
+                "again."
+            )
+    tree = paths.unflatten(flat)
+    t5x_experts.require_matching_shapes(tree, base.config, what=f"Expert {spec.id!r}", kind=spec.kind)
     keys = files.read_keys(source, spec.id) if (source / files.KEYS_FILE).exists() else None
     return Expert(spec, tree), keys, description.owner
 

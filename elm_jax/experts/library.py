@@ -6,7 +6,6 @@ Adding, replacing or removing one expert touches no other. At every instant each
 (`atomic_dir`), so any number of processes may read and write one library.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -92,7 +91,7 @@ class Library:
                 f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}"
                 for dataset in self._datasets()
                 for name in atomic_dir.list_complete(dataset, files.SPEC_FILE)
-                if names.directory_name(names.from_directory_name(name)) == name
+                if names.is_directory_name(name)
             )
         )
 
@@ -267,13 +266,27 @@ class Library:
         self._require_writable()
         self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
 
+    def fingerprint(self, identifier: str) -> str:
+        """Returns what stands for all of an expert: its description, parameters and keys.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
+
+        def read(place: epath.Path) -> str:
+            # The description has the checksum of the parameters.
+            parts = [place / name for name in (files.SPEC_FILE, files.KEYS_FILE)]
+            return storage.fingerprint([storage.file_fingerprint(part) for part in parts if part.exists()])
+
+        return self._read(identifier, read)
+
     def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, ExpertSize]:
         """Returns the size of experts by id, without reading their parameters; default: of all."""
 
         def size(place: epath.Path) -> ExpertSize:
             shapes = files.read_description(place).shapes
             parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            return ExpertSize(parameters, sum(_file_bytes(place / name) for name in files.FILE_NAMES))
+            return ExpertSize(parameters, sum(storage.file_size(place / name) for name in files.FILE_NAMES))
 
         return {
             identifier: self._read(identifier, size)
@@ -354,11 +367,3 @@ class Library:
             f"Expected expert {identifier!r} to stay as it is while it is read, got another writer. Fix: try "
             "again."
         )
-
-
-def _file_bytes(file: epath.Path) -> int:
-    """Returns the bytes of a file, 0 if it is absent; epath's `stat` fails if the owner has no name."""
-    if not file.exists():
-        return 0
-    with file.open("rb") as stream:
-        return stream.seek(0, os.SEEK_END) or stream.tell()

@@ -1,12 +1,27 @@
 """Lookup: the library of a run that has an expert."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.session.workspace import Workspace
 
 BASE = "base"
 """The id that stands for the base without an expert."""
+
+
+@dataclass(frozen=True)
+class DescribedLibrary(Library):
+    """A library for one verb: every description is read once, however many tasks ask for it."""
+
+    _known: dict[str, ExpertDescription] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def describe(self, identifier: str) -> ExpertDescription:
+        """Returns an expert's description, as it was when it was first asked for."""
+        if identifier not in self._known:
+            self._known[identifier] = super().describe(identifier)
+        return self._known[identifier]
 
 
 def find_library(workspace: Workspace, expert: str) -> Library:

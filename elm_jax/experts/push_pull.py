@@ -242,7 +242,8 @@ def _add_copy(library: Library, place: epath.Path, name: str, expert: str, *, re
 def _require_fit(name: str, expert: str, description: files.ExpertDescription, base: Base) -> None:
     """Checks that the base has a place for the parameters of an expert, by their names and shapes."""
     shapes = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in description.shapes.items()}
-    require_matching_shapes(paths.unflatten(shapes), base.config, what=f"Expert {expert!r} of {name!r}")
+    what = f"Expert {expert!r} of {name!r}"
+    require_matching_shapes(paths.unflatten(shapes), base.config, what=what, kind=description.spec.kind)
 
 
 def _require_free(where: str, clashing: Sequence[str], *, replace: bool) -> None:

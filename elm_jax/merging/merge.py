@@ -5,6 +5,7 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.experts import compatibility
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import library_finder
 from elm_jax.merging import merger
@@ -74,11 +75,27 @@ def plan_run_merge(
     opening.load_task_files(workspace)  # they may register the method
     home_of = library_finder(workspace)
     descriptions = [home_of(expert).describe(expert) for expert in experts]
+    if statistics is None:
+        return plan_described_merge(workspace, descriptions, method, options, weights=weights, id=id)
     pairs = [(description.spec, description.shapes) for description in descriptions]
     plan = plan_merge(method, pairs, options, weights=weights, id=id)
-    if statistics is not None:
-        require_statistics(plan, [compatibility.shapes_by_path(tree) for tree in statistics])
-    elif plan.method.statistics_shape is not None:
+    require_statistics(plan, [compatibility.shapes_by_path(tree) for tree in statistics])
+    return plan
+
+
+def plan_described_merge(
+    workspace: Workspace,
+    descriptions: Sequence[ExpertDescription],
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    id: str | None = None,
+) -> MergePlan:
+    """Returns the plan of a merge of experts that are described already. Arguments and errors as `merge`."""
+    pairs = [(description.spec, description.shapes) for description in descriptions]
+    plan = plan_merge(method, pairs, options, weights=weights, id=id)
+    if plan.method.statistics_shape is not None:
         source = data_source.Source(**settings.load_run_settings(workspace)["source"])
         expert_statistics.require_computable(method, plan.specs, source)
     return plan

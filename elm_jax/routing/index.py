@@ -7,12 +7,12 @@ embedded as the keys were.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.data import task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -45,6 +45,13 @@ class EmbedderSettings:
 
     name: str = T5_EMBEDDER
     dtype: str = "float32"
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _EmbedderForm(schema.FileForm):
+    embedder: schema.Text
+    dtype: Literal["float32", "bfloat16"] = "float32"
     ignore: tuple[str, ...] = ()
 
 
@@ -155,10 +162,8 @@ def load_embedder_settings(workspace: Workspace) -> EmbedderSettings:
     file = workspace.root / EMBEDDER_FILE
     if not file.exists():
         return BASE_EMBEDDER
-    stored = storage.read_json(file, what="A run's embedder")
-    return EmbedderSettings(
-        stored["embedder"], stored.get("dtype", "float32"), tuple(stored.get("ignore", ()))
-    )
+    stored = schema.read(file, _EmbedderForm, what="A run's embedder", fix="delete it, and run `elm index`")
+    return EmbedderSettings(stored.embedder, stored.dtype, stored.ignore)
 
 
 def _save_embedder_settings(workspace: Workspace, settings: EmbedderSettings) -> None:

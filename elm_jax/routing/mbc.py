@@ -84,7 +84,7 @@ def mbc(
     Raises:
         UserError: If queries and index do not compare, or the experts are no LoRA.
     """
-    clusters = cluster_experts(params, index.experts, min(groups, len(index.experts)))
+    clusters = _clusters(params, index, min(groups, len(index.experts)))
     similarities, rows = find_neighbours(queries, index, k, exclude=exclude)
     voters = np.where(rows >= 0, index.expert_of_row[rows], -1)
     group_of = {expert: number for number, group in enumerate(clusters) for expert in group}
@@ -96,6 +96,14 @@ def mbc(
     members = [expert for expert in clusters[winner] if allowed[expert]]
     elected = vote.elect_experts("mbc", queries, index, voters, similarities)
     return replace(elected, weights=dict.fromkeys(members, 1.0 / len(members)))
+
+
+def _clusters(params: Params, index: KeyIndex, count: int) -> tuple[tuple[str, ...], ...]:
+    """Returns `cluster_experts` of an index's experts, computed once for the same parameters."""
+    made: dict[int, tuple[Params, tuple[tuple[str, ...], ...]]] = index.once("mbc", dict)
+    if count not in made or made[count][0] is not params:
+        made[count] = (params, cluster_experts(params, index.experts, count))
+    return made[count][1]
 
 
 def _k_means(points: Float[np.ndarray, "E D"], count: int) -> Int[np.ndarray, " E"]:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts
@@ -22,6 +23,24 @@ from elm_jax.session.workspace import Run, Workspace
 
 FROM_LABELS = ("accuracies", "loss")
 """What routers read that comes from labels of the task."""
+
+
+@dataclass(frozen=True)
+class SelectionForm(schema.Form):
+    """A `Selection` in a file."""
+
+    task: schema.Text
+    router: schema.Text
+    weights: Annotated[Mapping[schema.Text, float], MinLen(1)]
+    votes: Mapping[schema.Text, schema.Count]
+    queries: tuple[str, ...]
+    nearest: tuple[tuple[schema.Text, float], ...] = ()
+    embedder: str = ""
+
+
+@dataclass(frozen=True)
+class _SelectionsForm(schema.FileForm):
+    selections: tuple[SelectionForm, ...]
 
 
 @dataclass(frozen=True)
@@ -150,18 +169,8 @@ def load_selections(workspace: Workspace, name: str) -> list[Selection]:
     file = _file(workspace, name)
     if not file.exists():
         return []
-    return [
-        Selection(
-            task=row["task"],
-            router=row["router"],
-            weights=row["weights"],
-            votes=row["votes"],
-            queries=tuple(row["queries"]),
-            nearest=tuple((expert, similarity) for expert, similarity in row["nearest"]),
-            embedder=row.get("embedder", ""),
-        )
-        for row in storage.read_json(file, what="A router's selections")["selections"]
-    ]
+    told = schema.read(file, _SelectionsForm, what="A router's selections", fix="delete it, and route again")
+    return [Selection(**vars(each)) for each in told.selections]
 
 
 def _require_options(name: str, router: Router, options: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from elm_jax.data import task_rows, task_selection
 from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
+from elm_jax.experts.lookup import DescribedLibrary
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.embedding import Embedder
 from elm_jax.routing.gate_specs import load_read_arguments
@@ -40,7 +41,7 @@ class RoutingInputs:
     @cached_property
     def library(self) -> Library:
         """The run's library."""
-        return Library.open(self.run.workspace.library)
+        return DescribedLibrary.open(self.run.workspace.library)
 
     @cached_property
     def embedder(self) -> Embedder:

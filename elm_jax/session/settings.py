@@ -1,10 +1,13 @@
 """Settings: what a run's directory remembers about its base and about how rows are read."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
-from elm_jax import storage
+from elm_jax import schema, storage
+from elm_jax.errors import UserError
+from elm_jax.records import OnBadRow
+from elm_jax.session import trust
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.weights import base_model, published_models
@@ -13,6 +16,40 @@ from elm_jax.weights import load as weights
 SETTINGS_FILE = "run.json"
 SOURCE_PATHS = {"data_dir", "templates_dir", "prepared", "vocabulary"}
 """Fields of a source that are one path."""
+
+
+@dataclass(frozen=True)
+class _SourceForm(schema.Form):
+    """A `Source` in the file; a field that it does not know would be dropped without a word."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {**schema.Form.__pydantic_config__, "extra": "forbid"}
+
+    data_dir: schema.Text | None = None
+    templates_dir: schema.Text | None = None
+    splits: Mapping[str, schema.Text] = field(default_factory=dict)
+    seed: int = 42
+    limit: schema.Size | None = None
+    prepared: schema.Text | None = None
+    tasks: tuple[schema.Text, ...] = ()
+    vocabulary: schema.Text | None = None
+    truncate: schema.Size | None = None
+    faithful: str | tuple[str, ...] = ()
+    input_eos: bool | None = None
+    on_bad_row: OnBadRow = "leave-out"
+
+
+@dataclass(frozen=True)
+class _LengthsForm(schema.Form):
+    prompt: schema.Size = 1
+    answer: schema.Size = 1
+
+
+@dataclass(frozen=True)
+class _SettingsForm(schema.FileForm):
+    base: schema.Text | None
+    source: _SourceForm
+    lengths: _LengthsForm
+    dtype: Literal["float32", "bfloat16"] | None = None
 
 
 def save_run_settings(
@@ -26,6 +63,7 @@ def save_run_settings(
 
     Paths inside the workspace are written relative to it, so that it can be moved or copied.
     """
+    trust.remember((source or Source()).tasks)
     fields = asdict(source or Source())
     if fields["input_eos"] is None and initial_checkpoint is not None:
         fields["input_eos"] = published_models.eos_on_input(str(initial_checkpoint))
@@ -55,8 +93,24 @@ def load_run_settings(workspace: Workspace) -> dict[str, Any]:
     if not file.exists():
         return {"base": None, "source": {}, "lengths": {}}
     root = workspace.root.resolve()
+    what = "A run's settings"
+    schema.read(file, _SettingsForm, what=what, fix="name the base again, as `elm train` does at first")
     # An absolute path stays what it is, whatever it is joined to.
-    return _map_paths(storage.read_json(file, what="A run's settings"), lambda path: str(root / path))
+    return _map_paths(storage.read_json(file, what=what), lambda path: str(root / path))
+
+
+def require_run_settings(workspace: Workspace) -> None:
+    """Checks that a run has its settings, without which rows would be read otherwise than before.
+
+    Raises:
+        UserError: If it has none.
+    """
+    if not (workspace.root / SETTINGS_FILE).exists():
+        raise UserError(
+            f"Expected {SETTINGS_FILE} in {str(workspace.root)!r}, which says where the base is and how rows "
+            "are read, got no such file. Fix: copy it from where the run was made, or name the base again, "
+            "as `elm train` does at first."
+        )
 
 
 def base_directory(workspace: Workspace) -> storage.PathLike:

@@ -152,7 +152,8 @@ def _claim(where: epath.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if not file.exists():
         storage.write_json(file, {"run": dict(identity)})
         return dict(identity)
-    noted = storage.read_json(file, what="A checkpoint's identity").get("run", {})
+    noted = storage.read_json(file, what="A checkpoint's identity").get("run")
+    noted = noted if isinstance(noted, dict) else {}
     fixed = [name for name in identity if not name.startswith("_")]
     differing = [name for name in fixed if noted.get(name) != identity[name]]
     if differing:
@@ -175,10 +176,10 @@ def _list_files(where: epath.Path) -> None:
 def _is_whole(directory: epath.Path) -> bool:
     """Tells whether every file of a step's state is there, and as it was written."""
     try:
-        expected = storage.read_json(directory / FILES, what="A checkpoint's list of files")["files"]
+        expected = storage.read_json(directory / FILES, what="A checkpoint's list of files").get("files")
     except UserError:
         return False
-    return expected.items() <= _files(directory).items()
+    return isinstance(expected, dict) and expected.items() <= _files(directory).items()
 
 
 def _files(directory: epath.Path) -> dict[str, str]:

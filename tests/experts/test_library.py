@@ -208,16 +208,16 @@ def test_a_sound_library_has_no_findings(library, expert, keys):
         ),
         (lambda at: (at / files.KEYS_FILE).write_bytes(b"rubbish"), " whole safetensors file at"),
         (lambda at: (at / files.PARAMS_FILE).unlink(), "got no file"),
-        (lambda at: (at / files.SPEC_FILE).write_text("{"), "not JSON"),
+        (lambda at: (at / files.SPEC_FILE).write_text("{"), "Invalid JSON"),
         (
             lambda at: (at / files.SPEC_FILE).write_text('{"format": 1}'),
-            "KeyError",
+            "`id` is wrong",
         ),
         (
             lambda at: (at / files.SPEC_FILE).write_text('{"format": 1, "parameters": 3}'),
-            "KeyError: 'id'",
+            "`id` is wrong",
         ),
-        (lambda at: storage.write_arrays(at / files.KEYS_FILE, {"vectors": np.ones(1)}), "KeyError: 'about'"),
+        (lambda at: storage.write_arrays(at / files.KEYS_FILE, {"vectors": np.ones(1)}), "Invalid JSON"),
         (
             lambda at: storage.write_arrays(at / files.PARAMS_FILE, {DOWN: np.ones((2, 3, 2), np.float32)}),
             "as (3,), got nothing",
@@ -282,5 +282,5 @@ def test_verify_tells_of_what_a_killed_writer_left_and_readers_do_not(library, e
 def test_damaged_keys_are_refused_when_they_are_read(library, expert, keys):
     library.add(expert(), keys("one"))
     damage(directory(library) / files.KEYS_FILE)
-    with pytest.raises(UserError, match=rf"{files.KEYS_FILE} .*elm index --rebuild"):
+    with pytest.raises(UserError, match=rf"{files.KEYS_FILE}'? .*elm index --rebuild"):
         library.load_keys("dream/baseline")
