@@ -27,7 +27,7 @@ def score_choices(
     Args:
         model: what `load_model` returns.
         prompts: token ids [B, S], NumPy's or JAX's integers, padded with 0 at the end.
-        answers: token ids [B, C, T], padded alike; an answer of padding alone scores 0.
+        answers: token ids [B, C, T], padded alike; an answer of padding alone is none, and scores -inf.
         experts: one expert for all rows, a tree beside the base or a record. Default: the base alone.
 
     Returns:
@@ -52,7 +52,7 @@ def score_choices(
         PromptWithChoices(prompt[prompt != PAD], [answer[answer != PAD] for answer in own if answer.any()])
         for prompt, own in zip(prompts, answers, strict=True)
     ]
-    scores = np.zeros(answers.shape[:2], np.float32)
+    scores = np.full(answers.shape[:2], -np.inf, np.float32)
     held = [number for number, row in enumerate(rows) if row.answers]
     if held:
         stack = None if owned is None else jax.tree.map(lambda leaf: leaf[None], owned)

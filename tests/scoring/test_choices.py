@@ -50,12 +50,12 @@ def test_padding_and_the_kind_of_array_change_no_score(model):
     np.testing.assert_allclose(found, elm_jax.score_choices(model, PROMPTS, ANSWERS), rtol=1e-5)
 
 
-def test_an_answer_of_padding_alone_scores_zero(model):
+def test_an_answer_of_padding_alone_is_none_and_never_wins(model):
     answers = np.concatenate([ANSWERS, np.zeros_like(ANSWERS[:, :1])], axis=1)
     answers[1] = 0
     found = elm_jax.score_choices(model, PROMPTS, answers)
-    np.testing.assert_array_equal(found[:, 2], 0)
-    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_array_equal(found[:, 2], -np.inf)
+    np.testing.assert_array_equal(found[1], -np.inf)
     np.testing.assert_allclose(
         found[[0, 2], :2], elm_jax.score_choices(model, PROMPTS, ANSWERS)[[0, 2]], rtol=1e-5
     )
