@@ -137,14 +137,15 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
     groups = group_by_kind_and_shapes(library)
     for method in wanted:
         reads = () if method.router in SPECIAL_ROUTERS else routing.find_router(method.router).reads
-        if method.level == "token" or "params" in reads:
+        of_lora = method.level == "token" or bool({"params", "parameter_points"} & set(reads))
+        if of_lora:
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
                 raise UserError(
                     f"Expected LoRA experts for router {method.router!r}, got {other.id!r} of kind "
                     f"{other.kind!r}. Fix: train experts with `--kind lora`, or choose another router."
                 )
-        whole = method.level == "token" or "params" in reads or method.router in ("uniform", "lorahub")
+        whole = of_lora or method.router in ("uniform", "lorahub")
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
             raise UserError(
@@ -210,7 +211,6 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
         known = dict(SPECIAL_ROUTERS[router])
     else:
         known = dict(routing.find_router(router).options)
-        known |= {"shots": DEFAULT_SHOTS} if router == "lorahub" else {}
         known |= {"seen": False} if router != "oracle" else {}
     where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"
     for name, value in given.items():
