@@ -131,12 +131,17 @@ def tokenize_examples(
         texts=inputs,
         target_texts=targets,
         choice_texts=choices,
-        inputs=_cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos),
+        inputs=tokenize_inputs(inputs, tokenizer, lengths),
         targets=_cut(tokenizer.encode_all(targets), lengths.answer),
         choices=_cut(tokenizer.encode_all(choices), lengths.answer),
         choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
     )
+
+
+def tokenize_inputs(inputs: Sequence[str], tokenizer: Tokenizer, lengths: Lengths) -> Any:
+    """Returns the token ids of inputs, as `tokenize_examples` has them."""
+    return _cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos)
 
 
 def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:

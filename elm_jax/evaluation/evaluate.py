@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 
-from elm_jax import moved, names, storage
+from elm_jax import moved, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import cost_estimate, derived_experts, generation, ranking, scorer_selection
@@ -94,7 +94,7 @@ def evaluate(
     config = config or EvaluationConfig()
     run = _open(run, config)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
+    rank.parse_normalization(config.normalization)  # raises if it is none
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
         require_unseen(Library.open(run.workspace.library, create=True), experts, specs)

@@ -14,6 +14,7 @@ from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.derived_experts import Composite
+from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import TaskScorer
@@ -145,10 +146,19 @@ class _Selector:
             self.routed[key] = [each.selection for each in routed]
         return self.routed[key]
 
-    def _merge(self, selection: Selection, method: EvaluationMethod) -> str:
-        """Returns the chosen expert, or the composite that the chosen ones become."""
-        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
+    def _merge(self, selection: Selection, method: EvaluationMethod) -> str | Ensemble:
+        """Returns the chosen expert, the composite that the chosen ones become, or their ensemble."""
+        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate", ENSEMBLE):
             return next(iter(selection.weights))
+        if method.merge == ENSEMBLE:
+            if not self.tasks[selection.task].is_ranked:
+                raise UserError(
+                    f"Expected tasks with answer choices for the ensemble {method.name!r}, got "
+                    f"{selection.task!r}, which is answered in free text. Fix: leave out that task, or merge "
+                    "the experts."
+                )
+            of = method.merge_options.get("of", MEANS[0])
+            return Ensemble(tuple(selection.weights), tuple(selection.weights.values()), of)
         composite = derived_experts.merged(
             self.run, method.merge or "average", method.merge_options, selection.weights
         )
@@ -198,7 +208,13 @@ def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
     storage.write_json(
         _file(workspace),
         {
-            "methods": selection.scorers,
+            "methods": {
+                method: {
+                    task: vars(scorer) if isinstance(scorer, Ensemble) else scorer
+                    for task, scorer in own.items()
+                }
+                for method, own in selection.scorers.items()
+            },
             "composites": [_without_plan(composite) for composite in selection.composites.values()],
             "gates": [asdict(gate) for gate in selection.gates.values()],
             "selections": [asdict(each) for each in selection.selections],
@@ -218,12 +234,17 @@ def load_selection(workspace: Workspace) -> ScorerSelection:
     def with_tuples(value: Any) -> Any:
         return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
+    def scorer_of(value: Any) -> TaskScorer:
+        if isinstance(value, dict):
+            return Ensemble(**{name: with_tuples(each) for name, each in value.items()})
+        return with_tuples(value)
+
     def records(kind: Any, part: str) -> list[Any]:
         return [kind(**{name: with_tuples(each) for name, each in row.items()}) for row in value[part]]
 
     return ScorerSelection(
         {
-            method: {task: with_tuples(scorer) for task, scorer in own.items()}
+            method: {task: scorer_of(each) for task, each in own.items()}
             for method, own in value["methods"].items()
         },
         {composite.id: composite for composite in records(Composite, "composites")},
