@@ -110,7 +110,7 @@ def run_pipeline(
         workspace = Workspace.open(out, create=True)
         with stages.stage("read and render tasks", 1):
             trained = _examples(train_specs, train_source)
-            words = _words([*trained, *_examples(eval_specs, source)])
+            words = [*_words(trained), *_words(_examples(eval_specs, source))]
             texts = config.base_texts or list(dict.fromkeys(example.input for example in trained))
         pretraining_module.pretrain(
             workspace, texts, words, config.pretraining, seed=config.seed, stages=stages
