@@ -15,7 +15,10 @@ from typing import Any
 
 import jinja2
 
-from elm_jax.prompting.templates import PROTECTOR, SEPARATOR, TRUNCATE, Template, load_templates
+from elm_jax.prompting.syntax import SEPARATOR
+from elm_jax.prompting.template_files import load_templates
+from elm_jax.prompting.templates import TRUNCATE, Template
+from elm_jax.prompting.values import PROTECTOR
 
 STORY = "The dog ran to the gate because it had heard the car of its owner in the street. "
 ROWS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from elm_jax.merging.table import register_merge
     from elm_jax.pipelines.pipeline import PipelineConfig, run_pipeline
     from elm_jax.prompting.render import Renderings
-    from elm_jax.prompting.templates import Template, load_templates
+    from elm_jax.prompting.template_files import load_templates
+    from elm_jax.prompting.templates import Template
     from elm_jax.records import Expert, ExpertSpec, Keys, PromptedExample, Selection, TaskSpec
     from elm_jax.reporting.records import Report
     from elm_jax.routing.embedding import Embedder, load_embedder
@@ -154,7 +155,7 @@ _HOMES = {
     "index": "elm_jax.routing.index",
     "load_embedder": "elm_jax.routing.embedding",
     "load_model": "elm_jax.weights.load",
-    "load_templates": "elm_jax.prompting.templates",
+    "load_templates": "elm_jax.prompting.template_files",
     "merge": "elm_jax.merging.merge",
     "open_run": "elm_jax.session.opening",
     "register_merge": "elm_jax.merging.table",

@@ -4,6 +4,34 @@ Everything a user can get wrong (a name, a path, a file, a macro) raises `UserEr
 prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
 """
 
+from typing import Literal
+
+RowReason = Literal[
+    "does not apply",
+    "no element",
+    "outside choices",
+    "empty input",
+    "empty target",
+    "label",
+    "missing value",
+    "too long",
+    "unstable text",
+    "rendering fails",
+]
+"""Why a row cannot be used.
+
+does not apply   the template gives no target for it
+no element       the template looks up what a mapping or a list of the row does not have
+outside choices  the target is none of the choices
+empty input      the input is empty
+empty target     the target is empty
+label            the label is negative, too large, or withheld
+missing value    a value that the template reads is null, NaN or empty
+too long         a text is longer than a template can take
+unstable text    the text would be another in another process: a set, a method, the address of an object
+rendering fails  the template raises any other error
+"""
+
 
 class UserError(Exception):
     """What was wanted, what came and what to do, in one clear sentence."""
@@ -15,3 +43,17 @@ class ContaminationError(UserError):
 
 class OutOfMemoryError(UserError):
     """Not even the smallest group and batch fit a device's memory."""
+
+
+class RowError(UserError):
+    """A row that cannot be used.
+
+    Attributes:
+        reason: Why.
+        column: The column that the row lacks, if that is why.
+    """
+
+    def __init__(self, message: str, reason: RowReason, column: str | None = None) -> None:
+        super().__init__(message)
+        self.reason: RowReason = reason
+        self.column = column

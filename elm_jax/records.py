@@ -6,11 +6,47 @@ parameter names with the layers of a stack kept in one array (`encoder/layers/ml
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from elm_jax.axes import Embeddings
+from elm_jax.errors import RowReason
 
 Params = Mapping[str, Any]
+
+OnBadRow = Literal["leave-out", "refuse"]
+"""What is done with a row that cannot be used: it is left out and counted, or it is an error."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows that were read; `tasks.row_counts` adds and describes them.
+
+    Attributes:
+        read: Rows that were read.
+        used: Rows that became examples.
+        left_out: Reason -> rows that are left out for it.
+        cut: Used rows of which the template's limit of characters cut a value.
+    """
+
+    read: int
+    used: int
+    left_out: Mapping[RowReason, int] = field(default_factory=dict)
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class UnusedRow:
+    """A row that cannot be used.
+
+    Attributes:
+        row_id: Id of the row.
+        reason: Why.
+        message: What is wrong, as a sentence that names the row.
+    """
+
+    row_id: str
+    reason: RowReason
+    message: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +88,7 @@ class PromptedExample:
         target: The target.
         choices: The answer choices; none if the task generates.
         label: Index of the right choice; None if there is none.
+        accepted: All accepted answers, the target first, if there is more than one.
     """
 
     row_id: str
@@ -59,6 +96,12 @@ class PromptedExample:
     target: str
     choices: tuple[str, ...] = ()
     label: int | None = None
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The accepted answers, or the target if it is the only one."""
+        return self.accepted or (self.target,)
 
 
 @dataclass(frozen=True)
@@ -149,9 +192,10 @@ class TaskScores:
         method: "base", "multitask", "roe", …, or an expert's id.
         row_ids: Ids of the rows.
         scores: Per row, the log-likelihoods of the choices in nats.
-        predictions: Per row, the index of the best choice.
+        predictions: Per row, the index of the best choice, the first of equals.
         labels: Per row, the index of the right choice.
         seen: Whether the method was trained on this dataset, so that the scores are not zero-shot.
+        tied: Per row, how many choices share the best score, where `scores` are not kept; default: one.
     """
 
     task: str
@@ -161,3 +205,4 @@ class TaskScores:
     predictions: tuple[int, ...]
     labels: tuple[int, ...]
     seen: bool = False
+    tied: tuple[int, ...] = ()

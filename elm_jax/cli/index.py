@@ -13,7 +13,7 @@ from elm_jax.cli.options import DEFAULT_OUT, Cache, RunDir, SourceFlags
 def index(
     run: RunDir = DEFAULT_OUT,
     rebuild: Annotated[bool, typer.Option(help="Embed all keys anew.")] = False,
-    size: Annotated[int, typer.Option(help="Training inputs of each expert to embed.")] = 100,
+    size: Annotated[int, typer.Option(min=1, help="Training inputs of each expert to embed.")] = 100,
     text_format: Annotated[str, typer.Option(help="How a row is written as a key.")] = "instance_new",
     embedder: Annotated[
         str | None,

@@ -59,7 +59,7 @@ def open_run(
         data_dir=source.data_dir,
         templates_dir=source.templates_dir,
         task_files=task_files(source.tasks, names),
-        overrides={"prepared": cache, "limit": limit},
+        overrides={"prepared": cache, "limit": limit, "on_bad_row": source.on_bad_row},
         dtype=dtype,
     )
 
@@ -96,7 +96,12 @@ def row_reader(run: str | None, source: SourceFlags, tokens: TokenFlags, render:
     else:
         rows, tokenizer, lengths = data_source.Source(), None, data_source.Lengths()
     rows = data_source.override_rendering(rows, render.truncate, render.faithful)
-    rows = override(rows, data_dir=source.data_dir, templates_dir=source.templates_dir)
+    rows = override(
+        rows,
+        data_dir=source.data_dir,
+        templates_dir=source.templates_dir,
+        on_bad_row=source.on_bad_row,
+    )
     return Reader(rows, tokenizer, override(lengths, prompt=tokens.max_prompt, answer=tokens.max_answer))
 
 

@@ -31,7 +31,9 @@ class MergeFlags:
             "default: computed from each expert's training rows."
         ),
     ] = None
-    rows: Annotated[int, typer.Option(help="Training rows of each expert that statistics are of.")] = 256
+    rows: Annotated[int, typer.Option(min=1, help="Training rows of each expert that statistics are of.")] = (
+        256
+    )
     id: Annotated[str | None, typer.Option("--id", help="Id of the merged expert.")] = None
 
 

@@ -32,7 +32,8 @@ GinBindings = Annotated[
     list[str] | None, typer.Option("--gin_bindings", help="A binding; --gin.NAME=VALUE is short for it.")
 ]
 Limit = Annotated[
-    int | None, typer.Option(help="Rows of each task at most; default: as many as the paper takes.")
+    int | None,
+    typer.Option(help="Used rows of each task at most; default: as many as the paper takes."),
 ]
 Split = Annotated[str | None, typer.Option(help="Split to read; default: each task's own.")]
 Dtype = Annotated[
@@ -50,6 +51,12 @@ class SourceFlags:
     data_dir: Annotated[str | None, typer.Option(help="Directory of datasets.")] = None
     templates_dir: TemplatesDir = None
     tasks: TaskFiles = None
+    on_bad_row: Annotated[
+        str | None,
+        typer.Option(
+            help="A row that cannot be used: leave-out, and it is counted, or refuse; default: leave-out."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,14 @@ class TokenFlags:
     vocabulary: Annotated[
         str | None, typer.Option(help="SentencePiece model or tokenizer.json; default: the base's.")
     ] = None
-    extra_ids: Annotated[int, typer.Option(help="Sentinels on top of --vocabulary.")] = 100
+    extra_ids: Annotated[int, typer.Option(min=0, help="Sentinels on top of --vocabulary.")] = 100
     max_prompt: Annotated[
-        int | None, typer.Option(help="Tokens of an input at most, the end included; default: the run's.")
+        int | None,
+        typer.Option(min=2, help="Tokens of an input at most, the end included; default: the run's."),
     ] = None
     max_answer: Annotated[
-        int | None, typer.Option(help="Tokens of an answer at most, the end included; default: the run's.")
+        int | None,
+        typer.Option(min=2, help="Tokens of an answer at most, the end included; default: the run's."),
     ] = None
 
 
@@ -94,7 +103,9 @@ class RenderFlags:
     PANEL: ClassVar[str] = "Rendering"
     truncate: Annotated[
         int | None,
-        typer.Option(help="Characters of a value that a template may write; default: 2048; 0 for no limit."),
+        typer.Option(
+            min=0, help="Characters of a value that a template may write; default: 2048; 0 for no limit."
+        ),
     ] = None
     faithful: Annotated[
         list[str] | None,

@@ -17,8 +17,10 @@ def print_outcome(outcome: "EvaluationResult") -> None:
 
     if outcome.report.means:
         print_table(tables.methods_table(outcome.report), may_shrink=True)
-    if outcome.report.generated:
-        print_table(tables.generated_table(outcome.report))
+    others = (tables.rows_table, tables.ties_table, tables.generated_table)
+    for table in (make_table(outcome.report) for make_table in others):
+        if table.rows:
+            print_table(table)
     times = ", ".join(
         f"{title} {seconds:.1f}" for title, seconds in outcome.seconds.items() if seconds >= 0.05
     )

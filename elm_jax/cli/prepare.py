@@ -28,7 +28,7 @@ def prepare(
     run: RunDir = DEFAULT_OUT,
     cache: Cache = None,
     processes: Annotated[
-        int | None, typer.Option(help="Processes that work side by side; default: one for each core.")
+        int | None, typer.Option(min=1, help="Processes that work side by side; default: one for each core.")
     ] = None,
     module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
     as_json: AsJson = False,

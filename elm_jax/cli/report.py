@@ -47,7 +47,13 @@ def report(
         return
     if report_of_run.means:
         print_table(tables.methods_table(report_of_run), may_shrink=True)
-    others = (tables.generated_table, tables.comparisons_table, tables.selections_table)
+    others = (
+        tables.rows_table,
+        tables.ties_table,
+        tables.generated_table,
+        tables.comparisons_table,
+        tables.selections_table,
+    )
     for table in (make_table(report_of_run) for make_table in others):
         if table.rows:
             print_table(table)

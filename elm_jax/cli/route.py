@@ -20,8 +20,8 @@ class RouterFlags:
 
     PANEL: ClassVar[str] = "Routing"
     router: Annotated[str, typer.Option(help="How experts are chosen; --routers lists all.")] = "roe"
-    experts: Annotated[int, typer.Option(help="Experts to choose, those with the most votes.")] = 1
-    queries: Annotated[int, typer.Option(help="Inputs of the task that vote.")] = 32
+    experts: Annotated[int, typer.Option(min=1, help="Experts to choose, those with the most votes.")] = 1
+    queries: Annotated[int, typer.Option(min=1, help="Inputs of the task that vote.")] = 32
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the router, NAME=VALUE; may be repeated.")
     ] = None

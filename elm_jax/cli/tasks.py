@@ -72,7 +72,7 @@ def tasks_show(
 @flattened
 def tasks_preview(
     name: Annotated[str, typer.Argument(help="A task's id.")],
-    rows: Annotated[int, typer.Option(help="Rows to print.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 3,
     run: OptionalRun = None,
     split: Split = None,
     *,

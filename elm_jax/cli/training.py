@@ -18,8 +18,8 @@ class TrainingFlags:
     """How long and how fast an expert is trained."""
 
     PANEL: ClassVar[str] = "Training"
-    steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000
-    batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each expert.")] = 1000
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each expert in a step.")] = 8
     rate: Annotated[float, typer.Option(help="Learning rate, which falls linearly to 0.")] = 1e-4
     seed: Seed = 0
 
@@ -33,9 +33,11 @@ class ExpertFlags:
         "bottleneck"
     )
     width: Annotated[
-        int | None, typer.Option(help="Bottleneck width; default: the library's, else emb_dim // 32.")
+        int | None, typer.Option(min=1, help="Bottleneck width; default: the library's, else emb_dim // 32.")
     ] = None
-    rank: Annotated[int | None, typer.Option(help="LoRA's rank; default: the library's, else 8.")] = None
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRA's rank; default: the library's, else 8.")] = (
+        None
+    )
     as_: Annotated[
         str,
         typer.Option(

@@ -9,7 +9,6 @@ from typing import Any
 from elm_jax import names, storage
 from elm_jax.data import identity
 from elm_jax.errors import UserError
-from elm_jax.prompting import limits
 from elm_jax.prompting.templates import Rendered, Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
@@ -128,8 +127,7 @@ def _check_rows(
             continue
         try:
             rendered = template.render(row, truncate, row_id=row_id)
-            long = truncate is not None and limits.size_of(row) > truncate
-            uncut = template.render(row, None, row_id=row_id) if long else rendered
+            uncut = rendered if truncate is None else template.render(row, None, row_id=row_id)
         except UserError as error:
             errors.append(str(error))
             continue

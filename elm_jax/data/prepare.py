@@ -7,7 +7,7 @@ the tasks that are left.
 
 import multiprocessing
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,10 +19,12 @@ from elm_jax import names, storage
 from elm_jax.data import identity, seqio_rows, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
-from elm_jax.records import TaskSpec
+from elm_jax.records import RowCounts, TaskSpec
 from elm_jax.tasks import data_source, datasets, raw_rows, rendering, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.datasets import Dataset
+from elm_jax.tasks.raw_rows import SharedRows
+from elm_jax.tasks.row_counts import describe_counts
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
@@ -58,8 +60,7 @@ class PreparedTask:
         file: The file of the rows.
         rows: Number of rows.
         made: Whether the file was made now; False if it was current already.
-        skipped: Rows of the dataset that gave no example; None if the file was current.
-        outside: Examples whose target is none of their choices; None if the file was current.
+        counts: Rows that were read, used, left out and cut; None if the file does not say.
     """
 
     task: str
@@ -67,8 +68,7 @@ class PreparedTask:
     file: str
     rows: int
     made: bool
-    skipped: int | None = None
-    outside: int | None = None
+    counts: RowCounts | None = None
 
 
 def prepare_tasks(
@@ -180,14 +180,10 @@ def prepare_seqio_tasks(
 
 def describe_result(result: PreparedTask) -> str:
     """Returns what was done with a task, in words."""
-    if not result.made:
-        return "current already"
-    parts = [
-        "made",
-        f"{result.skipped:,} rows not applied to" if result.skipped else "",
-        f"{result.outside:,} with a target outside the choices" if result.outside else "",
-    ]
-    return ", ".join(filter(None, parts))
+    parts = ["made" if result.made else "current already"]
+    if result.counts is not None:
+        parts.append(describe_counts(result.counts))
+    return ", ".join(parts)
 
 
 def run_jobs(jobs: Sequence[PrepareJob]) -> list[tuple[str, PreparedTask | str]]:
@@ -203,22 +199,20 @@ def _run_each(jobs: Sequence[PrepareJob]) -> Iterator[tuple[str, PreparedTask | 
         try:
             template = task_templates.find_template(job.spec, job.source.templates_dir)
             if rows is None:
-                rows = raw_rows.load_rows(job.spec, job.source)
+                rows = SharedRows(raw_rows.iterate_rows(job.spec, job.source))
             yield job.spec.id, _prepare_task(job, rows, template)
         except UserError as error:
             yield job.spec.id, str(error)
 
 
-def _prepare_task(job: PrepareJob, rows: Sequence[Mapping[str, Any]], template: Template) -> PreparedTask:
+def _prepare_task(job: PrepareJob, rows: Iterable[Mapping[str, Any]], template: Template) -> PreparedTask:
     """Renders and tokenises one task into its file."""
     split = data_source.get_split(job.spec, job.source)
     rendered = rendering.render_rows(job.spec, rows, template, job.source)
-    made = task_rows.tokenize_task(rendered.examples[: job.source.limit], job.tokenizer, job.lengths)
+    made = task_rows.tokenize_task(rendered, job.tokenizer, job.lengths)
     # The key is computed last: what the first reading fetches (TFDS's files) is a part of it.
     tokenized_rows.save(job.file, made, _make_cache_key(job))
-    return PreparedTask(
-        job.spec.id, split, str(job.file), len(made.labels), True, rendered.skipped, rendered.outside
-    )
+    return PreparedTask(job.spec.id, split, str(job.file), len(made.labels), True, rendered.counts)
 
 
 def _make_cache_key(job: PrepareJob) -> str:
@@ -233,8 +227,11 @@ def _load_if_current(job: PrepareJob) -> PreparedTask | None:
             return None
     except UserError:  # no template or no source: preparing the task raises it again
         return None
-    rows = len(tokenized_rows.load(job.file).labels)
-    return PreparedTask(job.spec.id, data_source.get_split(job.spec, job.source), str(job.file), rows, False)
+    stored = tokenized_rows.load(job.file)
+    split = data_source.get_split(job.spec, job.source)
+    if stored.counts is not None:
+        rendering.require_usable(job.spec, stored.counts, (), job.source)
+    return PreparedTask(job.spec.id, split, str(job.file), len(stored.labels), False, stored.counts)
 
 
 def _run_all(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, PreparedTask | str]]:

@@ -1,20 +1,25 @@
 """Task rows: a task's prompted examples, rendered now or read as they were prepared, and their token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from elm_jax.data import identity, tokenized_rows
 from elm_jax.data.task_selection import SEQIO, prepared_file
 from elm_jax.data.tokenized_rows import StoredExamples, TokenizedRows
 from elm_jax.errors import UserError
+from elm_jax.prompting.render import Renderings
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import PromptWithChoices
-from elm_jax.tasks import original, rendering
+from elm_jax.tasks import original, rendering, row_counts
 from elm_jax.tasks.data_source import Lengths, Source, get_split
 from elm_jax.tasks.task_templates import find_template
+from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
+Examples = Renderings | StoredExamples
+"""A sequence of prompted examples, with what became of all rows as `counts`."""
 
-def load_examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
+
+def load_examples(spec: TaskSpec, source: Source) -> Examples:
     """Returns a task's prompted examples, of the split that the source or the spec names.
 
     They are read from the source's prepared rows if these are current, and rendered otherwise. A command
@@ -25,7 +30,8 @@ def load_examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
         source: Where rows and templates come from.
 
     Raises:
-        UserError: If rows or a template are missing, or if no row renders.
+        UserError: If rows or a template are missing, if no row can be used, or if one cannot and the source
+            says that it is to be refused.
     """
     if spec.group == SEQIO:
         return _load_seqio_rows(spec, source)
@@ -33,8 +39,16 @@ def load_examples(spec: TaskSpec, source: Source) -> Sequence[PromptedExample]:
         file = prepared_file(source.prepared, spec, get_split(spec, source))
         stored_key = tokenized_rows.read_cache_key(file) if file.exists() else None
         if stored_key and stored_key.startswith(f"{rendering_key(spec, source)}-"):
-            return StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
-    return rendering.examples(spec, source=source).examples[: source.limit]
+            stored = StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
+            rendering.require_usable(spec, stored.counts, (), source)
+            return stored
+    return rendering.examples(spec, source=source)
+
+
+def print_counts(stages: Stages, examples: Iterable[Sequence[PromptedExample]]) -> None:
+    """Prints what became of the rows of tasks, in one line for all of them."""
+    counts = row_counts.add_counts(map(tokenized_rows.get_counts, examples))
+    stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
 
 
 def rendering_key(spec: TaskSpec, source: Source) -> str:

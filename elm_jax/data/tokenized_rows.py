@@ -7,6 +7,7 @@ costs next to nothing, and of a row only its own bytes are read.
 """
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,19 @@ from elm_jax.axes import PAD
 from elm_jax.data import ragged
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
 from elm_jax.errors import UserError
-from elm_jax.records import PromptedExample
+from elm_jax.prompting.render import Renderings
+from elm_jax.records import PromptedExample, RowCounts
 from elm_jax.safetensors_header import read_header
+from elm_jax.tasks import row_counts
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
 _TOKENS = ("inputs", "targets", "choices")
+_COUNTS, _ACCEPTED = "counts", "accepted"
+_LATER = {_COUNTS, f"{_ACCEPTED}/content", f"{_ACCEPTED}/offsets"}
+"""What files of the first versions lack."""
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
 _ARRAYS = {
     *("fingerprint", "choice_starts", "labels"),
@@ -50,6 +56,8 @@ class TokenizedRows:
         choices: Token ids of the choices of all rows; row i has `choice_starts[i]` to `choice_starts[i + 1]`.
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
+        counts: What became of the rows that these come from; None if that is not known.
+        accepted: The accepted answers of each row as JSON, or an empty text; none if no file says.
     """
 
     row_ids: Sequence[str]
@@ -61,6 +69,8 @@ class TokenizedRows:
     choices: RaggedTokens
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
+    counts: RowCounts | None = None
+    accepted: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +84,11 @@ class StoredExamples(Sequence[PromptedExample]):
 
     rows: TokenizedRows
     cache_key: str
+
+    @property
+    def counts(self) -> RowCounts:
+        """What became of the rows that were read; all were used if the file does not say."""
+        return self.rows.counts or RowCounts(len(self), len(self))
 
     def __len__(self) -> int:
         return len(self.rows.row_ids)
@@ -94,6 +109,7 @@ class StoredExamples(Sequence[PromptedExample]):
             target=rows.target_texts[row],
             choices=tuple(rows.choice_texts[start:end]),
             label=None if label < 0 else label,
+            accepted=tuple(json.loads(rows.accepted[row] or "[]")) if rows.accepted else (),
         )
 
 
@@ -136,12 +152,21 @@ def tokenize_examples(
         choices=_cut(tokenizer.encode_all(choices), lengths.answer),
         choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
+        counts=get_counts(examples),
+        accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
 
 
 def tokenize_inputs(inputs: Sequence[str], tokenizer: Tokenizer, lengths: Lengths) -> Any:
     """Returns the token ids of inputs, as `tokenize_examples` has them."""
     return _cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos)
+
+
+def get_counts(examples: Sequence[PromptedExample]) -> RowCounts:
+    """Returns what became of the rows of examples; of a plain sequence all were used."""
+    if isinstance(examples, Renderings | StoredExamples):
+        return examples.counts
+    return RowCounts(len(examples), len(examples))
 
 
 def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:
@@ -182,9 +207,11 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
     for name in _TOKENS:
         tokens = getattr(rows, name)
         arrays |= {f"{name}/tokens": tokens.tokens, f"{name}/offsets": tokens.offsets}
-    for name in _TEXTS:
-        texts = ragged.pack_texts(getattr(rows, name))
+    for name in (*_TEXTS, _ACCEPTED):
+        texts = ragged.pack_texts(getattr(rows, name) or ("",) * len(rows.row_ids))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
+    if rows.counts is not None:
+        arrays[_COUNTS] = np.frombuffer(json.dumps(row_counts.to_json(rows.counts)).encode(), np.uint8)
     storage.write_arrays(path, arrays)
 
 
@@ -222,6 +249,8 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choices=tokens("choices"),
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
+        counts=row_counts.from_json(json.loads(arrays[_COUNTS].tobytes())) if _COUNTS in arrays else None,
+        accepted=texts(_ACCEPTED) if f"{_ACCEPTED}/content" in arrays else (),
     )
 
 
@@ -281,7 +310,7 @@ def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray]]:
         raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
     except OSError as error:
         raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) != _ARRAYS:
+    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - _LATER != _ARRAYS:
         raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
     arrays = {
         name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from elm_jax.evaluation.expert_stacks import MAX_STACKED_EXPERTS
 from elm_jax.experts import key_texts
+from elm_jax.records import OnBadRow
 from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.scoring.scorer import BATCH_TOKENS
 
@@ -27,6 +28,8 @@ class EvaluationConfig:
         seen: whether experts may be evaluated on datasets that they were trained on; results are then marked.
         truncate: characters of a value that a template writes; 0 is no limit. Default: as the run has it.
         faithful: the original's ways with data, by name or "all". Default: as the run has it.
+        on_bad_row: whether a row that cannot be used is left out, "leave-out", or an error, "refuse".
+            Default: as the run has it.
         mesh: axis -> size of a mesh of this process's devices, over which batches are split. Default: each
             accelerator scores rows of its own.
         dtype: of the base, "float32" or "bfloat16". Default: as the run has it.
@@ -42,6 +45,7 @@ class EvaluationConfig:
     seen: bool = False
     truncate: int | None = None
     faithful: str | Sequence[str] | None = None
+    on_bad_row: OnBadRow | None = None
     mesh: Mapping[str, int] | None = None
     dtype: str | None = None
 

@@ -162,7 +162,7 @@ def _open(run: Run | storage.PathLike, config: EvaluationConfig) -> Run:
             "give dtype to `open_run`."
         )
     base = replace(run.base, params=devices.place_on_devices(run.base.params, config.mesh))
-    source = data_source.override_rendering(run.source, config.truncate, config.faithful)
+    source = data_source.override_rendering(run.source, config.truncate, config.faithful, config.on_bad_row)
     stages = run.stages if hosts.is_primary() else Stages(Console(quiet=True))
     return replace(run, base=base, source=source, stages=stages)
 
@@ -275,6 +275,8 @@ def _report(
             methods=[method_module.describe_method(method) for method in methods],
             generated=results.generated(),
             examples=results.examples(retrieval[0] if retrieval else None),
+            equal_choices=results.equal_choices(),
+            task_rows=results.task_rows(),
             expert_counts=results.expert_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
         )

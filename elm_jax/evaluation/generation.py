@@ -234,7 +234,14 @@ def _evaluate(
 ) -> GeneratedAnswers:
     targets = tuple(example.target for example in examples)
     inputs = [example.input for example in examples]
-    value = text_metrics.compute_metric(metric.name, targets, texts, inputs, swapped_bleu=metric.swapped_bleu)
+    value = text_metrics.compute_metric(
+        metric.name,
+        targets,
+        texts,
+        inputs,
+        accepted=[example.answers for example in examples],
+        swapped_bleu=metric.swapped_bleu,
+    )
     ids = tuple(example.row_id for example in examples)
     return GeneratedAnswers(cell.task, cell.scorer, ids, targets, tuple(texts), value)
 
@@ -249,7 +256,10 @@ def _cache_keys(run: Run, tasks: Tasks, content_addressed: Collection[str]) -> r
     settings = results_cache.reading_settings(run)
     task_keys = {}
     for name, task in tasks.items():
-        rows = [[example.row_id, example.input, example.target] for example in task.examples]
+        rows = [
+            [example.row_id, example.input, example.target, *([example.accepted] if example.accepted else [])]
+            for example in task.examples
+        ]
         task_keys[name] = storage.fingerprint({**settings, "rows": rows, "way": "greedy"})
     scorer_key = results_cache.scorer_cache_keys(run, content_addressed)
     return lambda cell: scorer_key(cell.scorer, task_keys[cell.task])

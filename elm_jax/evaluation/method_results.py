@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from elm_jax.data.tokenized_rows import get_counts
 from elm_jax.evaluation import derived_experts, generation, ranking
 from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.generation import GeneratedAnswers
@@ -21,7 +22,13 @@ from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
-from elm_jax.reporting.records import GeneratedResult, MethodAnswer, RowExample
+from elm_jax.reporting.records import (
+    EqualChoices,
+    GeneratedResult,
+    MethodAnswer,
+    RowExample,
+    TaskRows,
+)
 from elm_jax.session.workspace import Run
 
 MAX_EXAMPLES = 200  # rows of a report to look at
@@ -115,6 +122,29 @@ class MethodResults:
             for task in self.ranked_tasks:
                 yield replace(self._counts[task.id, expert], seen=self.is_seen(task, expert))
 
+    def equal_choices(self) -> list[EqualChoices]:
+        """Returns the tasks with rows that no scorer can get right by knowing the answer."""
+        return [
+            EqualChoices(
+                task=task.spec.dataset,
+                prompt=task.spec.prompt,
+                n=len(task.examples),
+                equal=task.equal,
+                example=task.equal_example,
+                single=len(task.single),
+            )
+            for task in self.ranked_tasks
+            if task.equal or task.single
+        ]
+
+    def task_rows(self) -> list[TaskRows]:
+        """Returns what became of the rows of every task."""
+        return [
+            TaskRows(task.spec.dataset, task.spec.prompt, each.read, each.used, dict(each.left_out), each.cut)
+            for task in self.tasks
+            for each in (get_counts(task.examples),)
+        ]
+
     def generated(self) -> list[GeneratedResult]:
         """Returns how good every method's answers are to every task in free text."""
         return [
@@ -195,7 +225,7 @@ class MethodResults:
         return generation.assemble_answers(self.run, parts, task, scorer, left_out)
 
     def _left_out(self, task: EvaluationTask) -> Sequence[str]:
-        return self.selection.left_out.get(task.id, ())
+        return (*self.selection.left_out.get(task.id, ()), *task.single)
 
     def _value(self, task: EvaluationTask, expert: str) -> float:
         return self.answers[Cell(task.id, expert)].metric.value
@@ -243,7 +273,9 @@ def _answer(result: TaskScores | GeneratedAnswers, example: PromptedExample, pla
     """Returns what a method answered to the row at a place of its result."""
     if isinstance(result, TaskScores):
         prediction = result.predictions[place]
-        is_right = prediction == result.labels[place]
-        return MethodAnswer(example.choices[prediction], is_right, tuple(result.scores[place]))
+        scores = tuple(result.scores[place])
+        is_right = prediction == result.labels[place] and scores.count(scores[prediction]) == 1
+        return MethodAnswer(example.choices[prediction], is_right, scores)
     text = result.predictions[place]
-    return MethodAnswer(text, text.strip() == example.target.strip(), None)
+    is_right = any(text.strip() == answer.strip() for answer in example.answers)
+    return MethodAnswer(text, is_right, None)

@@ -7,8 +7,8 @@ each task; several methods that choose the same one share its scores. Odd rows:
 
     no choices in any row of a task                it is answered in free text (`evaluation.generation`)
     no choices in some rows, or none is the target UserError that names the row
-    one choice                                     it is scored, and right
-    equal choices                                  they score the same, and the first of them is predicted
+    one choice                                     it is scored, and its row left out of every result
+    choices of equal tokens                        they score the same, and the row counts 1 / number of them
     an empty prompt                                it is scored after end-of-sequence alone
     a choice longer than the limit                 it is cut, and then ends with end-of-sequence
     a task without rows                            UserError that names the task

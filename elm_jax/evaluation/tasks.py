@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from elm_jax.data import task_rows, tokenized_rows
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
@@ -21,12 +23,18 @@ class EvaluationTask:
         tokens: the same as token ids.
         prompts: the prompts with their answer choices as token ids; without choices if the task is answered
             in free text.
+        single: ids of rows with one choice, which are right whatever scores them: they count for nothing.
+        equal: rows of which two choices are the same tokens.
+        equal_example: two such choices.
     """
 
     spec: TaskSpec
     examples: Sequence[PromptedExample]
     tokens: TokenizedRows
     prompts: Sequence[PromptWithChoices]
+    single: Sequence[str] = ()
+    equal: int = 0
+    equal_example: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -62,9 +70,11 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
 
     Raises:
         UserError: a task has no rows, or some of its rows have answer choices but not all, or a target is
-            none of the choices.
+            none of the choices, or no row has two choices.
     """
-    return {spec.id: _load(run, spec) for spec in specs}
+    tasks = {spec.id: _load(run, spec) for spec in specs}
+    task_rows.print_counts(run.stages, (task.examples for task in tasks.values()))
+    return tasks
 
 
 def _load(run: Run, spec: TaskSpec) -> EvaluationTask:
@@ -78,7 +88,25 @@ def _load(run: Run, spec: TaskSpec) -> EvaluationTask:
     else:
         choices = [()] * len(examples)
     prompts = [PromptWithChoices(*row) for row in zip(tokens.inputs, choices, strict=True)]
-    return EvaluationTask(spec, examples, tokens, prompts)
+    single = [examples[row].row_id for row, own in enumerate(choices) if len(own) == 1]
+    if len(single) == len(examples):
+        raise UserError(
+            f"Expected a row of {spec.id!r} with two answer choices or more, got one choice in all of them, "
+            "which every method gets right. Fix: correct its answer_choices."
+        )
+    equal = [(row, pair) for row, own in enumerate(choices) if (pair := _find_equal(own))]
+    example = tuple(examples[equal[0][0]].choices[place] for place in equal[0][1]) if equal else ()
+    return EvaluationTask(spec, examples, tokens, prompts, single, len(equal), example)
+
+
+def _find_equal(choices: Sequence[Sequence[int] | np.ndarray]) -> tuple[int, int] | None:
+    """Returns the places of the first two choices that are the same tokens; None if all differ."""
+    places: dict[bytes, int] = {}
+    for place, choice in enumerate(choices):
+        first = places.setdefault(np.asarray(choice, np.int32).tobytes(), place)
+        if first != place:
+            return first, place
+    return None
 
 
 def _require_choices(task: str, examples: Iterable[PromptedExample]) -> None:

@@ -16,7 +16,8 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting import package_index, promptsource
-from elm_jax.prompting.templates import Template, load_templates
+from elm_jax.prompting.template_files import list_folders, load_templates
+from elm_jax.prompting.templates import Template
 
 MAX_FILE_BYTES = 4_000_000  # of one file in the archive; the largest has a fortieth of this
 
@@ -75,7 +76,7 @@ def count_templates(templates_dir: storage.PathLike | None = None) -> dict[str, 
 
 
 def load_cached_templates(dataset: str, templates_dir: storage.PathLike | None = None) -> dict[str, Template]:
-    """Returns the templates of "dataset" or "dataset/config" by name."""
+    """Returns the templates of a folder, such as "dataset" or "dataset/config", by name."""
     return load_templates(_require_directory(templates_dir), dataset)
 
 
@@ -86,7 +87,7 @@ def _require_directory(templates_dir: storage.PathLike | None) -> epath.Path:
 
 
 def _list_files(directory: epath.Path) -> list[epath.Path]:
-    return sorted([*directory.glob("*/templates.yaml"), *directory.glob("*/*/templates.yaml")])
+    return [directory / folder / "templates.yaml" for folder in list_folders(directory)]
 
 
 def _extract(content: bytes) -> dict[PurePosixPath, bytes]:

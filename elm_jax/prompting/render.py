@@ -1,29 +1,45 @@
 """Renderings: a dataset's rows as the model sees them through one template.
 
-Everything that turns rows into prompted examples calls `render`.
+Everything that turns rows into prompted examples calls `render`, or `render_row` for one of them. A row that
+cannot be used is left out and counted; a column that no row has is an error.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
+from elm_jax.errors import RowError, RowReason, UserError
 from elm_jax.prompting.templates import TRUNCATE, Rendered, Template
-from elm_jax.records import PromptedExample
+from elm_jax.records import PromptedExample, RowCounts, UnusedRow
+
+WITHHELD = (-1, "-1", "")
+"""Labels by which published datasets mark rows whose right answer is withheld."""
 
 
 @dataclass(frozen=True)
-class Renderings:
-    """A dataset's rows, rendered by one template.
+class Renderings(Sequence[PromptedExample]):
+    """A dataset's rows, rendered by one template: a sequence of examples with what became of the others.
 
     Attributes:
         examples: The prompted examples.
-        skipped: Rows that the template does not apply to, or that have an empty input or target.
-        outside: Examples whose target is none of their choices; their label is None.
+        counts: Rows that were read, used, left out and cut.
+        unused: The first row that was left out for each reason.
     """
 
     examples: tuple[PromptedExample, ...]
-    skipped: int
-    outside: int
+    counts: RowCounts
+    unused: tuple[UnusedRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> PromptedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[PromptedExample]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> PromptedExample | Sequence[PromptedExample]:
+        return self.examples[index]
 
 
 def render(
@@ -33,40 +49,106 @@ def render(
     truncate: int | None = TRUNCATE,
     keep_empty: bool = False,
     row_id: str = "row_id",
+    label: str | None = None,
+    limit: int | None = None,
 ) -> Renderings:
-    """Renders every row that the template applies to, in order.
+    """Renders rows in order, and leaves out and counts those that cannot be used.
 
     A label is the index of the target among the choices, without the white space around them.
 
     Args:
-        rows: The rows, as plain Python values by column.
+        rows: The rows, as plain Python values by column; no more are read than are needed.
         template: The template.
         truncate: Characters that are kept of every value that the template writes; None keeps all.
         keep_empty: Whether rows with an empty input or target, or that the template does not apply to, are
-            kept as examples with empty texts, on which the paper's released code trained.
+            kept as examples with empty texts, on which the paper's released code trained; targets outside
+            the choices are kept too.
         row_id: Column of a row's id; a row without it has its number, from 0, as id.
+        label: Column of the right answer; a row in which it is withheld cannot be used.
+        limit: Examples at most.
 
     Raises:
-        UserError: If a row cannot be rendered; the message names it.
+        UserError: If the template is wrong, or reads a column that no row has.
     """
-    examples = []
-    skipped = outside = 0
+    examples: list[PromptedExample] = []
+    left_out: Counter[RowReason] = Counter()
+    unused: dict[RowReason, UnusedRow] = {}
+    have: set[str] = set()
+    lacking: dict[str, RowError] = {}
+    cut = 0
     for number, row in enumerate(rows):
+        have.update(row)
         identity = str(row.get(row_id, number))
-        rendered = template.render(row, truncate, row_id=identity)
-        if rendered is None and keep_empty:
-            # The paper's code joins all parts but the last into the input.
-            rendered = Rendered("", template.parts(row, truncate, row_id=identity)[-1], ())
-        if rendered is None or not (keep_empty or (rendered.input and rendered.target)):
-            skipped += 1
-            continue
-        example = _example(rendered, identity)
-        outside += bool(example.choices and example.target) and example.label is None
-        examples.append(example)
-    return Renderings(tuple(examples), skipped, outside)
+        try:
+            example, is_cut = render_row(
+                row, template, identity, truncate=truncate, keep_empty=keep_empty, label=label
+            )
+        except RowError as error:
+            left_out[error.reason] += 1
+            unused.setdefault(error.reason, UnusedRow(identity, error.reason, str(error)))
+            if error.column is not None:
+                lacking.setdefault(error.column, error)
+        else:
+            examples.append(example)
+            cut += is_cut
+            if len(examples) == limit:
+                break
+    for column, error in lacking.items():
+        if column not in have:
+            raise UserError(str(error))
+    counts = RowCounts(len(examples) + left_out.total(), len(examples), dict(left_out), cut)
+    return Renderings(tuple(examples), counts, tuple(unused.values()))
+
+
+def render_row(
+    row: Mapping[str, Any],
+    template: Template,
+    row_id: str,
+    *,
+    truncate: int | None = TRUNCATE,
+    keep_empty: bool = False,
+    label: str | None = None,
+) -> tuple[PromptedExample, bool]:
+    """Returns a row's example, and whether the limit of characters cut it; arguments are those of `render`.
+
+    Raises:
+        RowError: If the row cannot be used.
+        UserError: If the template is wrong.
+    """
+    if label is not None and label in row and row[label] in WITHHELD:
+        raise RowError(
+            f"Row {row_id!r}: expected a label, got {label}={row[label]!r}: the right answer is withheld. "
+            "Fix: choose a labelled split.",
+            "label",
+        )
+    rendered = template.render(row, truncate, row_id=row_id)
+    if rendered is None and keep_empty:
+        # The paper's code joins all parts but the last into the input.
+        rendered = Rendered("", template.parts(row, truncate, row_id=row_id)[-1], ())
+    if not keep_empty:
+        _require_usable(rendered, template, row_id)
+    assert rendered is not None
+    return _example(rendered, row_id), rendered.cut
+
+
+def _require_usable(rendered: Rendered | None, template: Template, row_id: str) -> None:
+    where = f"Template {template.name!r}, row {row_id!r}"
+    if rendered is None:
+        raise RowError(
+            f"{where}: expected a target, got none: the template does not apply.", "does not apply"
+        )
+    if not (rendered.input and rendered.target):
+        reason: RowReason = "empty target" if rendered.input else "empty input"
+        raise RowError(f"{where}: expected a text, got an {reason}.", reason)
+    if rendered.choices and rendered.target not in rendered.choices:
+        choices = ", ".join(map(repr, rendered.choices))
+        raise RowError(
+            f"{where}: expected a target among the choices {choices:.300}, got {rendered.target!r:.100}.",
+            "outside choices",
+        )
 
 
 def _example(rendered: Rendered, row_id: str) -> PromptedExample:
     choices = rendered.choices or ()
     label = choices.index(rendered.target) if rendered.target in choices else None
-    return PromptedExample(row_id, rendered.input, rendered.target, choices, label)
+    return PromptedExample(row_id, rendered.input, rendered.target, choices, label, rendered.accepted)

@@ -22,21 +22,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jinja2
-from jinja2 import nodes, pass_context
+from jinja2 import pass_context
 from jinja2.exceptions import SecurityError
+from jinja2.filters import do_float, do_int, do_truncate
 from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
-from elm_jax.prompting import limits
+from elm_jax.prompting import limits, missing, syntax
 
 
 class Rendering(Context):
-    """A rendering in progress: the budget that is left, and the key of its random draws."""
+    """A rendering in progress: the budget that is left, the key of its random draws, and what it wrote."""
 
     budget = limits.BUDGET
     draws = 0
-    key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `run` sets it
+    key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `write` sets it
+    watch: Callable[[Any], None] | None = None  # is told of every value that is no plain text
+    cut_length = 0
+    cut = False  # whether a text was cut to this length
 
     def spend(self, amount: int) -> None:
         self.budget -= amount
@@ -55,16 +58,59 @@ def run(source: str, variables: Mapping[str, Any], *, key: Callable[[], str]) ->
 
     Raises any error of jinja's or of Python's that the template raises.
     """
-    template = compile_template(source)
+    return write(source, variables, key=key)[0]
+
+
+def write(
+    source: str,
+    variables: Mapping[str, Any],
+    *,
+    key: Callable[[], str],
+    watch: Callable[[Any], None] | None = None,
+    cut_length: int = 0,
+    own: bool = False,
+) -> tuple[str, Rendering]:
+    """Renders a template, and returns its text with what was noted on the way.
+
+    Args:
+        source: The template.
+        variables: What it reads.
+        key: Returns what its random draws depend on.
+        watch: Is told of every value that the template writes and that is no plain text, and may raise.
+        cut_length: A text that is cut to so many characters is noted.
+        own: Whether every value that the template writes is cut to that length, whatever expression it comes
+            from, and `syntax.OWN_SEPARATOR` is written for the separators in its source.
+    """
+    template = compile_template(source, cut_length if own else None)
     context = cast(Rendering, template.new_context(dict(variables)))
-    context.key = key
-    return "".join(template.root_render_func(context))
+    context.key, context.watch, context.cut_length = key, watch, cut_length
+    return "".join(template.root_render_func(context)), context
+
+
+class BadIndexError(Exception):
+    """A template looked up an element at a negative number, or at what is no number."""
+
+
+class Index(int):
+    """A negative number that a template of one's own computed, and no literal: it counts from no end."""
+
+
+class NoNumber(int):
+    """The 0 that the filter `int` makes of a text that is no whole number: it is no index."""
+
+
+def cut_text(text: str, length: int | None) -> str:
+    """Returns a text cut as the filter `truncate` cuts it; None keeps all."""
+    return text if length is None else do_truncate(ENVIRONMENT, text, length)
 
 
 @functools.lru_cache(maxsize=8192)
-def compile_template(source: str) -> jinja2.Template:
-    """Compiles a template with its guards."""
-    return ENVIRONMENT.from_string(_Guards().visit(ENVIRONMENT.parse(source)))
+def compile_template(source: str, cut_length: int | None = None) -> jinja2.Template:
+    """Compiles a template with its guards; one of one's own if a length is given, of which 0 is none."""
+    tree = ENVIRONMENT.parse(source)
+    if cut_length is not None:
+        tree = syntax.OwnTemplate(cut_length).visit(tree)
+    return ENVIRONMENT.from_string(syntax.Guards().visit(tree))
 
 
 @pass_context
@@ -81,13 +127,45 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
     return [item for item, count in counts.items() if count == highest] or None
 
 
-def _string(value: Any) -> str:
+@pass_context
+def _string(context: Rendering, value: Any) -> str:
+    if context.watch is not None and type(value) is not str:
+        context.watch(value)
     return value if isinstance(value, str) else str(limits.bounded(value))
 
 
 @pass_context
+def _truncate(context: Rendering, text: str, length: int = 255, *rest: Any, **options: Any) -> str:
+    cut = do_truncate(ENVIRONMENT, text, length, *rest, **options)
+    if length == context.cut_length and len(cut) != len(text):
+        context.cut = True
+    return cut
+
+
+@pass_context
+def _index(context: Rendering, value: Any) -> Any:
+    return Index(value) if context.watch is not None and type(value) is int and value < 0 else value
+
+
+@pass_context
+def _int(context: Rendering, value: Any, *rest: Any, **options: Any) -> int:
+    if context.watch is None or rest or options:
+        return do_int(value, *rest, **options)
+    missing.require_number(value)
+    made: Any = cast(Any, do_int)(value, None)
+    return NoNumber() if made is None else made
+
+
+@pass_context
+def _float(context: Rendering, value: Any, *rest: Any, **options: Any) -> float:
+    if context.watch is not None and not (rest or options):
+        missing.require_number(value)
+    return do_float(value, *rest, **options)
+
+
+@pass_context
 def _write(context: Rendering, value: Any) -> str:
-    text = _string(value)
+    text = _string(context, value)
     context.spend(len(text))
     return text
 
@@ -125,39 +203,36 @@ class _Environment(SandboxedEnvironment):
         self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
         # Names with a space, which no template can call.
         self.filters |= {"string": _string, "a turn": _take_turn, "a bounded value": limits.bounded}
+        self.filters |= {"truncate": _truncate, "int": _int, "float": _float, "an index": _index}
+        for name in missing.TEXT_FILTERS:
+            self.filters[name] = missing.trace(self.filters[name], joins=name == "join")
+        self.binop_table |= {name: missing.trace(self.binop_table[name]) for name in ("+", "%")}
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(argument, Index | NoNumber) and not isinstance(obj, Mapping):
+            got = f"{argument:d}" if isinstance(argument, Index) else "0 for a text that is no whole number"
+            raise BadIndexError(f"expected an index from 0, got {got}")
+        return super().getitem(obj, argument)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        name = getattr(obj, "__name__", "")
-        if name not in limits.GROWING_METHODS:
-            return super().call(context, obj, *args, **kwargs)
         # The sandbox wraps str.format.
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
-        limits.check_growth(name, [owner, *args, *kwargs.values()])
-        return limits.bounded(super().call(context, obj, *args, **kwargs))
+        values, name = [owner, *args, *kwargs.values()], getattr(obj, "__name__", "")
+        grows = name in limits.GROWING_METHODS
+        if grows:
+            limits.check_growth(name, values)
+        made = super().call(context, obj, *args, **kwargs)
+        if isinstance(owner, str):
+            made = missing.mark(made, values)
+        return limits.bounded(made) if grows else made
 
 
 ENVIRONMENT = _Environment()
 
 
-class _Guards(NodeTransformer):
-    """Adds its cost to every loop and macro, and a bound to every `~`."""
-
-    def visit_For(self, node: nodes.For | nodes.Macro) -> nodes.Node:
-        self.generic_visit(node)
-        cost = limits.TURN + sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        turn = _filter(nodes.Const(cost), "a turn")
-        node.body.insert(0, nodes.ExprStmt(turn).set_lineno(node.lineno))
-        if isinstance(node, nodes.For) and node.test is not None:  # the body may never be reached
-            node.test = nodes.And(turn, node.test)
-        return node
-
-    visit_Macro = visit_For
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        parts = [_filter(part, "string") for part in node.nodes]
-        return _filter(nodes.Concat(parts), "a bounded value").set_lineno(node.lineno)
-
-
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None)
+def find_index_columns(source: str) -> set[str]:
+    """Returns the names by which a template picks an answer choice; none if it does not compile."""
+    try:
+        return syntax.find_index_columns(ENVIRONMENT.parse(source))
+    except jinja2.TemplateSyntaxError:  # the error is raised where the template is used
+        return set()

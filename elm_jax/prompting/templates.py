@@ -12,17 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
 from jinja2 import meta
-from jinja2.exceptions import SecurityError
 
-from elm_jax import names, storage
-from elm_jax.errors import UserError
-from elm_jax.prompting import limits, reader, sandbox
+from elm_jax import storage
+from elm_jax.errors import RowError, UserError
+from elm_jax.prompting import limits, missing, sandbox, values
+from elm_jax.prompting.syntax import OWN_SEPARATOR, SEPARATOR
 
-SEPARATOR = "|||"
-PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
-"""Replaces separators in a row while it is rendered; PromptSource's own, on which some templates split."""
 TRUNCATE = 2048
 """Characters that PromptSource keeps of every value that a template writes."""
 
@@ -35,11 +31,15 @@ class Rendered:
         input: The input.
         target: The target.
         choices: The answer choices; None if the template has none.
+        accepted: All accepted answers, the target first, if a strict template writes a list of them.
+        cut: Whether the limit of characters cut a value.
     """
 
     input: str
     target: str
     choices: tuple[str, ...] | None = None
+    accepted: tuple[str, ...] = ()
+    cut: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Template:
         answer_choices: Jinja source of the answer choices, separated by `|||`; None if there are none.
         metadata: PromptSource's metadata.
         dataset: The dataset, for error messages.
+        strict: Whether a row is refused if the template writes a missing value of it or an index into a list
+            counts from the end; the original does neither.
+        own: Whether a limit of characters works on the values that the template writes, and its separators
+            are those in its source; the original changes the source, and protects separators in rows.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Template:
     answer_choices: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dataset: str = ""
+    strict: bool = False
+    own: bool = False
 
     def render(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
@@ -74,23 +80,29 @@ class Template:
             row_id: Id of the row, by which random filters draw; default: the row's content.
 
         Raises:
-            UserError: If a column is missing, if there are three or more parts, or if the jinja does not
-                compile or fails on the row.
+            RowError: If the row cannot be used: it lacks a column, or the jinja fails on it.
+            UserError: If the jinja does not compile, or if it writes without an end.
         """
         choices = self.choices(row, row_id=row_id)
-        parts = _parts(self, row, choices, truncate, row_id)
-        if len(parts) > 2:
-            raise UserError(
+        parts, answers, cut = _parts(self, row, choices, truncate, row_id)
+        if len(parts) == 1:
+            return None
+        if len(parts) != 2:
+            raise RowError(
                 f"{_describe(self, row_id)}: expected an input and a target, got {len(parts)} parts. Fix: "
-                f"write {SEPARATOR!r} once in the template, and in no answer choice."
+                f"write {SEPARATOR!r} once in the template.",
+                "rendering fails",
             )
-        return Rendered(*parts, choices) if len(parts) == 2 else None
+        text, target = parts
+        if answers is not None:
+            target = answers[0] if answers else ""
+        return Rendered(text, target, choices, answers if answers and len(answers) > 1 else (), cut)
 
     def parts(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> tuple[str, ...]:
         """Returns all parts of a rendered row, of which `render` requires one or two."""
-        return _parts(self, row, self.choices(row, row_id=row_id), truncate, row_id)
+        return _parts(self, row, self.choices(row, row_id=row_id), truncate, row_id)[0]
 
     def choices(self, row: Mapping[str, Any], *, row_id: str | None = None) -> tuple[str, ...] | None:
         """Returns the row's answer choices, never truncated; None if the template has none."""
@@ -98,14 +110,14 @@ class Template:
             return None
         if self._constant_choices is not None:
             return self._constant_choices
-        return _split(_run(self, self.answer_choices, _protect(self, row, row_id), row, row_id))
+        return _choices(self, self.answer_choices, row, row_id)
 
     @functools.cached_property
     def fixed_choices(self) -> tuple[str, ...] | None:
         """The answer choices if they are the same for every row, else None."""
         if self.answer_choices is None or _find_names(self, self.answer_choices):
             return None
-        return _split(_run(self, self.answer_choices, {}, {}, None))
+        return _choices(self, self.answer_choices, {}, None)
 
     @functools.cached_property
     def columns(self) -> frozenset[str]:
@@ -120,43 +132,8 @@ class Template:
         return None if random else self.fixed_choices
 
 
-def load_templates(directory: storage.PathLike, dataset: str) -> dict[str, Template]:
-    """Reads the templates of a dataset from a directory laid out as PromptSource's.
-
-    Args:
-        directory: A directory with a folder for every dataset.
-        dataset: "dataset" or "dataset/config".
-
-    Returns:
-        The templates by name, in the file's order.
-
-    Raises:
-        UserError: If there are no templates of the dataset, if their file is not plain YAML with
-            PromptSource's two tags, or if a template lacks a name, an id or jinja.
-    """
-    root = storage.existing_directory(
-        directory, what="A directory of templates", remedy="Give the directory of the dataset folders."
-    )
-    file = root.joinpath(*dataset.split("/"), "templates.yaml")
-    if ".." in dataset.split("/") or not file.is_file():
-        names.resolve(dataset, _list_datasets(root), kind="templates", where=str(root))
-        raise UserError(f"Expected templates at {str(file)!r}, got no file. Fix: correct the directory.")
-    templates: dict[str, Template] = {}
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"Expected templates at {str(file)!r}, got {error.strerror or error}. Fix: correct the directory."
-        ) from error
-    for entry in reader.read_entries(str(file), content):
-        template = _parse_template(f"{str(file)!r}, line {entry.line}", entry.fields, dataset)
-        if template.name in templates:
-            raise UserError(
-                f"{str(file)!r}, line {entry.line}: expected a new name, got {template.name!r} again. Fix: "
-                "rename one."
-            )
-        templates[template.name] = template
-    return templates
+def _choices(template: Template, source: str, row: Mapping[str, Any], row_id: str | None) -> tuple[str, ...]:
+    return _run(template, source, _protect(template, row, row_id), row, row_id)[0]
 
 
 def _parts(
@@ -165,7 +142,8 @@ def _parts(
     choices: tuple[str, ...] | None,
     truncate: int | None,
     row_id: str | None,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], tuple[str, ...] | None, bool]:
+    """Returns the parts of a rendered row, the answers if the last is a list, and whether a value was cut."""
     variables = _protect(template, row, row_id)
     if "answer_choices" in variables:
         raise UserError(
@@ -173,61 +151,79 @@ def _parts(
             "template's choices, got one. Fix: rename the column."
         )
     variables["answer_choices"] = None if choices is None else list(choices)
-    source = template.jinja if truncate is None else _add_truncation(template.jinja, truncate)
-    return _split(_run(template, source, variables, row, row_id))
+    if choices and template.strict and not template.own:  # the original protects no separators in choices
+        variables["answer_choices"] = [choice.replace(SEPARATOR, values.PROTECTOR) for choice in choices]
+    if truncate is not None and truncate < 3:
+        raise UserError(f"Expected truncate to be 3 or more characters, got {truncate}. Fix: raise it.")
+    parts, written, cut = _run(template, template.jinja, variables, row, row_id, truncate)
+    return parts, values.find_answers(written, parts[-1], truncate), cut
 
 
 def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> dict[str, Any]:
-    """Returns the row with the separators in its texts replaced; nested texts are left."""
+    """Returns the row as it is rendered: its texts marked if the template is strict, else protected."""
     protected: dict[str, Any] = {}
     for column, value in row.items():
         if isinstance(value, str):
-            if len(value) > limits.BUDGET:
-                raise UserError(
+            if len(value) > limits.BUDGET and column in template.columns:
+                raise RowError(
                     f"{_describe(template, row_id)}: expected texts of at most {limits.BUDGET:,} characters, "
-                    f"got {len(value):,} in column {column!r}. Fix: cut the text or drop the row."
+                    f"got {len(value):,} in column {column!r}. Fix: cut the text or drop the row.",
+                    "too long",
                 )
-            value = value.replace(SEPARATOR, PROTECTOR)
-        elif isinstance(value, bytes) or type(value).__name__ == "ndarray":
-            raise UserError(
-                f"{_describe(template, row_id)}: expected plain Python values, got {type(value).__name__} in "
-                f"column {column!r}. Fix: pass the row through elm_jax.tasks.columns.to_plain first."
-            )
+            if not template.own:
+                value = value.replace(SEPARATOR, values.PROTECTOR)
+        if (template.strict or isinstance(value, values.NO_PLAIN_VALUES)) and column in template.columns:
+            try:
+                value = values.mark_texts(value, protect=not template.own)
+            except missing.BadValueError as error:
+                raise RowError(
+                    f"{_describe(template, row_id)}, column {column!r}: expected {error}.", error.reason
+                ) from error
         protected[column] = value
     return protected
 
 
 def _run(
-    template: Template, source: str, variables: dict[str, Any], row: Mapping[str, Any], row_id: str | None
-) -> str:
+    template: Template,
+    source: str,
+    variables: dict[str, Any],
+    row: Mapping[str, Any],
+    row_id: str | None,
+    truncate: int | None = None,
+) -> tuple[tuple[str, ...], list[Any], bool]:
+    """Returns the parts of a source, what it wrote that is no plain text, and whether a value was cut."""
+
     def key() -> str:
         return f"{template.id}\n{storage.fingerprint(row) if row_id is None else row_id}"
 
+    written: list[Any] = []  # values that are no plain text
     try:
+        if truncate is not None and not template.own:
+            source = values.add_truncation(source, truncate)
         # A template may change lists in the row, but only for this rendering.
-        if _changes_row(source):
+        if values.changes_row(source):
             variables = copy.deepcopy(variables)
-        return sandbox.run(source, variables, key=key)
-    except Exception as error:  # a template can raise whatever Python can
-        raise UserError(_describe_failure(template, error, row, row_id)) from error
-
-
-def _describe_failure(
-    template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None
-) -> str:
-    about = _describe(template, row_id)
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return (
-            f"{about}: expected jinja, got an error in line {error.lineno}: "
-            f"{str(error.message).rstrip('.')}. Fix: correct the template."
+        text, rendering = sandbox.write(
+            source,
+            variables,
+            key=key,
+            watch=written.append if template.strict else None,
+            cut_length=truncate or 0,
+            own=template.own,
         )
-    name = re.fullmatch(r"'(.+)' is undefined", str(error))
-    if isinstance(error, jinja2.UndefinedError) and name and name[1] not in row:
-        have = ", ".join(repr(column) for column in row) or "none"
-        return f"{about}: expected column {name[1]!r}, got only {have}. Fix: rename a column."
-    reason = str(error).rstrip(".")
-    kind = "" if isinstance(error, SecurityError) else f" ({type(error).__name__})"
-    return f"{about}: expected it to render, got: {reason}{kind}. Fix: correct the template or the row."
+        values.require_stable(text, row)
+        parts = values.split_parts(text, OWN_SEPARATOR if template.own else SEPARATOR)
+        # That an input or a target is empty says more than that a value is missing.
+        if written and (source is template.answer_choices or all(parts)):
+            missing.require_values(written)
+    except Exception as error:  # a template can raise whatever Python can
+        raise _explain(template, error, row, row_id) from error
+    return parts, written, rendering.cut
+
+
+def _explain(template: Template, error: Exception, row: Mapping[str, Any], row_id: str | None) -> UserError:
+    strict_columns = template.columns if template.strict and row else ()
+    return values.explain_failure(_describe(template, row_id), error, row, strict_columns)
 
 
 def _describe(template: Template, row_id: str | None) -> str:
@@ -235,59 +231,8 @@ def _describe(template: Template, row_id: str | None) -> str:
     return f"Template {template.name!r}{of}" + ("" if row_id is None else f", row {row_id!r}")
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR))
-
-
-@functools.lru_cache(maxsize=8192)
-def _add_truncation(source: str, length: int) -> str:
-    """Returns the source with a filter that cuts every value, added to the text as PromptSource does."""
-    if length < 3:
-        raise UserError(f"Expected truncate to be 3 or more characters, got {length}. Fix: raise it.")
-    return source.replace("}}", f" | string | truncate({length}) }}}}")
-
-
-@functools.lru_cache(maxsize=8192)
-def _changes_row(source: str) -> bool:
-    changes = r"\.\s*(append|clear|extend|insert|pop|popitem|remove|reverse|setdefault|sort|update)\b"
-    return re.search(changes, source) is not None
-
-
 def _find_names(template: Template, source: str) -> set[str]:
     try:
         return meta.find_undeclared_variables(sandbox.ENVIRONMENT.parse(source))
     except Exception as error:
-        raise UserError(_describe_failure(template, error, {}, None)) from error
-
-
-def _parse_template(where: str, fields: Mapping[Any, Any], dataset: str) -> Template:
-    for name, optional in [("name", False), ("id", False), ("jinja", False), ("answer_choices", True)]:
-        value = fields.get(name)
-        if not isinstance(value, str) and not (optional and value is None):
-            raise UserError(
-                f"{where}: expected text as `{name}` of a template, got {_describe_type(value)}. Fix: "
-                "correct it."
-            )
-    metadata = fields.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise UserError(
-            f"{where}: expected a mapping as `metadata` of a template, got {_describe_type(metadata)}. Fix: "
-            "correct it."
-        )
-    return Template(
-        name=fields["name"],
-        id=fields["id"],
-        jinja=fields["jinja"],
-        answer_choices=fields.get("answer_choices"),
-        metadata=metadata,
-        dataset=dataset,
-    )
-
-
-def _describe_type(value: Any) -> str:
-    return "none" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _list_datasets(root: Any) -> list[str]:
-    found = [*root.glob("*/templates.yaml"), *root.glob("*/*/templates.yaml")]
-    return sorted("/".join(file.parent.relative_to(root).parts) for file in found)
+        raise _explain(template, error, {}, None) from error

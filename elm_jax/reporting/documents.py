@@ -15,7 +15,13 @@ def render_markdown(report: Report) -> str:
     parts = ["# Report\n"]
     note = report.environment.get("note")
     parts += [f"{_cell(note)}\n"] if isinstance(note, str) else []
-    others = (tables.generated_table, tables.comparisons_table, tables.selections_table)
+    others = (
+        tables.rows_table,
+        tables.ties_table,
+        tables.generated_table,
+        tables.comparisons_table,
+        tables.selections_table,
+    )
     made = [*([tables.methods_table(report)] if report.means else []), *(of(report) for of in others)]
     parts += [table_to_markdown(table) for table in made if table.rows]
     environment = tuple((name, value) for name, value in flatten_values(report.environment) if name != "note")
@@ -41,7 +47,10 @@ def table_to_markdown(table: tables.Table) -> str:
 def render_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt, in full precision; fractions, not percent."""
     labels = {row.method: row.labels for row in report.methods}
-    names = ("method", "task", "prompt", "n", "accuracy", "low", "high", "chance", "seen", "labels")
+    names = (
+        *("method", "task", "prompt", "n", "left_out", "accuracy", "low", "high", "chance", "seen"),
+        *("tied", "labels"),
+    )
     rows = ({**vars(row), "seen": int(row.seen), "labels": labels[row.method]} for row in report.rows)
     return _csv(names, rows)
 

@@ -1,8 +1,10 @@
 """Metrics: the share of rows a method gets right, averaged over prompts and datasets, and how sure that is.
 
-All accuracies are fractions in [0, 1]. Two means are in use and both are named: the macro mean (prompts
-within a dataset first, then datasets; the paper's) and the micro mean (all prompts alike; what the original's
-scripts print as overall). They differ by points where datasets have different numbers of prompts.
+All accuracies are fractions in [0, 1]. A row whose best choices score the same counts 1 / number of them if
+the right one is among them: nothing but their order says which is predicted. Two means are in use and both
+are named: the macro mean (prompts within a dataset first, then datasets; the paper's) and the micro mean (all
+prompts alike; what the original's scripts print as overall). They differ by points where datasets have
+different numbers of prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ from statistics import NormalDist, fmean
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Float, Int
 
 from elm_jax.errors import UserError
 from elm_jax.names import split_id
@@ -39,8 +41,9 @@ class CorrectCount:
     task: str
     method: str
     n: int
-    right: int
+    right: int | float  # the sum of `row_credits`
     seen: bool = False  # as in TaskScores
+    tied: int = 0  # rows whose best choices score the same
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,10 @@ class PromptSpread:
     deviation: float  # standard deviation over prompts; 0 for a single one
 
 
-def correct_rows(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
-    """Returns which rows are right, after checking that the scores are whole.
+def row_credits(scores: TaskScores) -> Float[np.ndarray, " rows"]:
+    """Returns what every row counts, after checking that the scores are whole.
 
+    A row counts 1 if its right choice alone scores best, 1 / n if n score best and it is one, or else 0.
     Scores of the choices may be missing altogether, as where only what was right is kept of a run.
 
     Raises:
@@ -73,7 +77,7 @@ def correct_rows(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
         raise UserError(f"Expected each row once in {name}, got {n - len(set(scores.row_ids))} again.")
     predictions, labels = np.asarray(scores.predictions), np.asarray(scores.labels)
     if not scores.scores:
-        return predictions == labels
+        return (predictions == labels) / count_tied_choices(scores)
     choices = np.fromiter(map(len, scores.scores), int, n)
     for what, index in (("label", labels), ("prediction", predictions)):
         wrong = (index < 0) | (index >= choices)
@@ -83,7 +87,17 @@ def correct_rows(scores: TaskScores) -> Bool[np.ndarray, " rows"]:
                 f"Expected a {what} among {choices[row]} choices in {name}, got {index[row]} in row "
                 f"{scores.row_ids[row]!r}."
             )
-    return predictions == labels
+    columns = zip(scores.scores, scores.predictions, scores.labels, strict=True)
+    is_best = np.fromiter((own[label] == own[prediction] for own, prediction, label in columns), bool, n)
+    return is_best / count_tied_choices(scores)
+
+
+def count_tied_choices(scores: TaskScores) -> Int[np.ndarray, " rows"]:
+    """Returns how many choices of every row score what its prediction does; 1 where it is the best alone."""
+    if not scores.scores:
+        return np.array(scores.tied or [1] * len(scores.row_ids), int)
+    columns = zip(scores.scores, scores.predictions, strict=True)
+    return np.fromiter((own.count(own[prediction]) for own, prediction in columns), int)
 
 
 def wilson_interval(share: float, n: float | int, *, level: float = CONFIDENCE) -> tuple[float, float]:
@@ -101,9 +115,10 @@ def wilson_interval(share: float, n: float | int, *, level: float = CONFIDENCE) 
 
 
 def count_correct(scores: TaskScores) -> CorrectCount:
-    """Returns how many rows are right; raises what `hits` raises."""
-    right = correct_rows(scores)
-    return CorrectCount(scores.task, scores.method, len(right), int(right.sum()), scores.seen)
+    """Returns how many rows are right, and how many tied; raises what `row_credits` raises."""
+    right = row_credits(scores)
+    tied = int((count_tied_choices(scores) > 1).sum())
+    return CorrectCount(scores.task, scores.method, len(right), float(right.sum()), scores.seen, tied)
 
 
 def accuracy(scores: TaskScores | CorrectCount) -> Accuracy:
@@ -159,7 +174,7 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
         influence = np.zeros(len(ids))
         weight = weigh(len(prompts), len(datasets), len(scores))
         for prompt in prompts:
-            right = correct_rows(prompt)
+            right = row_credits(prompt)
             share = float(right.mean())
             influence[[ids[row] for row in prompt.row_ids]] += weight * (right - share) / right.size
             mean += weight * share
@@ -175,7 +190,7 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
 
 def chance_accuracy(scores: TaskScores) -> float:
     """Returns the accuracy of guessing: the mean over rows of 1 / number of choices."""
-    correct_rows(scores)
+    row_credits(scores)
     return float(np.mean([1 / len(choices) for choices in scores.scores]))
 
 
@@ -183,7 +198,7 @@ def prompt_spread(scores: Sequence[TaskScores]) -> PromptSpread:
     """Returns how far the accuracies of one dataset's prompts lie apart."""
     if not scores:
         raise UserError("Expected a prompt to average over, got none.")
-    shares = np.array([correct_rows(task).mean() for task in scores])
+    shares = np.array([row_credits(task).mean() for task in scores])
     deviation = float(shares.std(ddof=1)) if len(shares) > 1 else 0.0
     return PromptSpread(
         len(shares), float(shares.min()), float(np.median(shares)), float(shares.max()), deviation

@@ -37,7 +37,8 @@ def render_html(report: Report) -> str:
     note = report.environment.get("note")
     script = "\n".join(_asset(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    generated = tables.generated_table(report)
+    generated, ties = tables.generated_table(report), tables.ties_table(report)
+    used = tables.rows_table(report)
     return environment.get_template("page.html.jinja").render(
         style=_asset("page.css"),
         script=script,
@@ -48,6 +49,8 @@ def render_html(report: Report) -> str:
         headline=headline_table(report),
         forest=charts.forest_plot(report),
         generated=generated if generated.rows else None,
+        ties=ties if ties.rows else None,
+        used=used if used.rows else None,
         spreads=charts.spread_plots(report),
         heat=embed_json(charts.heat_map(report)),
         selections=selection_rows(report),

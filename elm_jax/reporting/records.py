@@ -5,7 +5,7 @@ Accuracies, means and differences are fractions; `low` and `high` are the ends o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -25,6 +25,8 @@ class PromptResult:
         high: the upper end.
         chance: the accuracy of guessing.
         seen: whether the method was trained on this dataset, so that the result is not zero-shot.
+        tied: rows whose best choices score the same, which count 1 / number of them.
+        left_out: rows of the task that could not be used; `TaskRows` has the reasons.
     """
 
     method: str
@@ -36,6 +38,50 @@ class PromptResult:
     high: float
     chance: float
     seen: bool
+    tied: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """What became of the rows of one prompt.
+
+    Attributes:
+        task: the dataset.
+        prompt: the template.
+        read: rows that were read.
+        used: those that are scored or answered.
+        left_out: reason -> rows that are left out for it.
+        cut: used rows with a value that the template's limit of characters cut.
+    """
+
+    task: str
+    prompt: str
+    read: int
+    used: int
+    left_out: Mapping[str, int]
+    cut: int
+
+
+@dataclass(frozen=True)
+class EqualChoices:
+    """Rows of one prompt whose choices the model cannot tell apart, or cannot choose between.
+
+    Attributes:
+        task: the dataset.
+        prompt: the template.
+        n: rows.
+        equal: rows of which two choices have the same tokens, so that they tie whatever scores them.
+        example: two such choices.
+        single: rows with one choice, which are left out.
+    """
+
+    task: str
+    prompt: str
+    n: int
+    equal: int
+    example: tuple[str, ...]
+    single: int
 
 
 @dataclass(frozen=True)
@@ -255,7 +301,7 @@ class MethodAnswer:
 
     Attributes:
         prediction: the choice with the highest score, or what was written.
-        right: whether that is the target.
+        right: whether that is the target, and no other choice scores as high.
         scores: of every choice, in nats; None for free text.
     """
 
@@ -302,6 +348,8 @@ class Report:
         methods: what each method is.
         generated: every method on prompts that are answered in free text.
         examples: some rows with what the methods answered.
+        equal_choices: prompts with choices that no scorer can tell apart.
+        task_rows: what became of the rows of every prompt.
     """
 
     rows: tuple[PromptResult, ...]
@@ -314,6 +362,8 @@ class Report:
     methods: tuple[MethodDescription, ...] = ()
     generated: tuple[GeneratedResult, ...] = ()
     examples: tuple[RowExample, ...] = ()
+    equal_choices: tuple[EqualChoices, ...] = ()
+    task_rows: tuple[TaskRows, ...] = ()
 
     def __repr__(self) -> str:
         datasets = {row.task for row in (*self.rows, *self.generated)}
@@ -331,10 +381,12 @@ def from_json(annotation: Any, value: Any) -> Any:
     """
     if is_dataclass(annotation):
         expected = [field.name for field in fields(annotation)]
-        if not isinstance(value, dict) or value.keys() != set(expected):
+        # What an earlier version did not write has its default.
+        needed = {field.name for field in fields(annotation) if field.default is MISSING}
+        if not isinstance(value, dict) or not needed <= value.keys() <= set(expected):
             raise ValueError(f"an object with {', '.join(expected)}")
         hints = _field_types(annotation)
-        return annotation(**{name: from_json(hints[name], value[name]) for name in expected})  # pyright: ignore[reportCallIssue]
+        return annotation(**{name: from_json(hints[name], own) for name, own in value.items()})  # pyright: ignore[reportCallIssue]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is UnionType:  # X | None
         return None if value is None else from_json(arguments[0], value)

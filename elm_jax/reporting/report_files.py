@@ -17,7 +17,9 @@ from elm_jax.reporting import documents, metrics, page
 from elm_jax.reporting.records import Report, from_json
 
 FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
-PARTS = tuple(field.name for field in fields(Report))
+LATER_PARTS = ("equal_choices", "task_rows")
+"""What reports of the first versions lack."""
+PARTS = tuple(field.name for field in fields(Report) if field.name not in LATER_PARTS)
 
 
 def write_report(
@@ -58,7 +60,7 @@ def read_report(directory: storage.PathLike) -> Report:
         raise UserError(f"Expected a report at {str(where)!r}, got one without {', '.join(missing)}. {FIX}")
     hints = get_type_hints(Report)
     parts = {}
-    for part in PARTS:
+    for part in (*PARTS, *(part for part in LATER_PARTS if part in value)):
         try:
             parts[part] = from_json(hints[part], value[part])
         except ValueError as error:
@@ -86,8 +88,9 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
     found: dict[str, list[TaskScores]] = {}
     for line in lines:
         for method, right in line["right"].items():
-            marks = zip(line["labels"], right, strict=True)
-            predictions = tuple(label if mark == "1" else -1 for label, mark in marks)
+            tied = tuple(map(int, right))
+            marks = zip(line["labels"], tied, strict=True)
+            predictions = tuple(label if mark else -1 for label, mark in marks)
             found.setdefault(method, []).append(
                 TaskScores(
                     task=line["task"],
@@ -97,13 +100,14 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
                     predictions=predictions,
                     labels=tuple(line["labels"]),
                     seen=method in line["seen"],
+                    tied=tuple(max(1, mark) for mark in tied),
                 )
             )
     return found
 
 
 def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]:
-    """Returns one line a task (two where methods saw its rows in another order), each row a 0 or a 1."""
+    """Returns one line a task, with its rows as marks; two where methods saw its rows in another order."""
     by_rows: dict[tuple[Any, ...], list[TaskScores]] = {}
     for task in scores:
         by_rows.setdefault((task.task, task.row_ids, task.labels), []).append(task)
@@ -112,9 +116,7 @@ def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]
             "task": task,
             "rows": rows,
             "labels": labels,
-            "right": {
-                of.method: "".join("01"[hit] for hit in metrics.correct_rows(of).tolist()) for of in alike
-            },
+            "right": {of.method: _marks(of) for of in alike},
             "seen": [of.method for of in alike if of.seen],
         }
         for (task, rows, labels), alike in by_rows.items()
@@ -122,5 +124,17 @@ def _lines(report: Report, scores: Sequence[TaskScores]) -> list[dict[str, Any]]
     return [{"format": storage.FORMAT, "report": _fingerprint(report)}, *lines]
 
 
+def _marks(scores: TaskScores) -> str | list[int]:
+    """Returns 0 for a wrong row, and n for one that counts 1 / n; as one text if each is a digit."""
+    is_right, tied = metrics.row_credits(scores) > 0, metrics.count_tied_choices(scores)
+    marks = (is_right * tied).tolist()
+    return "".join(map(str, marks)) if max(marks) < 10 else marks
+
+
 def _fingerprint(report: Report) -> str:
-    return storage.fingerprint([asdict(row) for row in report.rows])
+    rows = [asdict(row) for row in report.rows]
+    # A report without ties or rows left out has the fingerprint that it had before they were counted.
+    later = ("tied", "left_out")
+    return storage.fingerprint(
+        [{name: value for name, value in row.items() if name not in later or value} for row in rows]
+    )

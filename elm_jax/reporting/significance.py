@@ -5,16 +5,17 @@ over 56 rows are 56 pieces of evidence, not 840.
 """
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from elm_jax.errors import UserError
 from elm_jax.names import split_id
 from elm_jax.records import TaskScores
+from elm_jax.reporting.metrics import row_credits
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,14 @@ def mcnemar_test(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemarRes
     """
     from scipy.stats import binomtest  # half a second of imports that the bootstrap does not need
 
-    totals: Counter[tuple[str, str]] = Counter()
+    totals: dict[tuple[str, str], float] = defaultdict(float)
     for task, differences in _paired(a, b).items():
         dataset, _ = split_id(task)
         for row, difference in differences.items():
             totals[dataset, row] += difference
-    better_a = sum(total > 0 for total in totals.values())
-    better_b = sum(total < 0 for total in totals.values())
+    # Thirds of tied rows must not make a difference of rounding.
+    better_a = sum(total > 1e-9 for total in totals.values())
+    better_b = sum(total < -1e-9 for total in totals.values())
     p = binomtest(better_a, better_a + better_b).pvalue if better_a + better_b else 1.0
     return McNemarResult(better_a, better_b, max(float(p), sys.float_info.min))
 
@@ -138,7 +140,7 @@ def holm_correction(ps: Iterable[float]) -> tuple[float, ...]:
     return tuple(corrected)
 
 
-def _paired(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> dict[str, dict[str, int]]:
+def _paired(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> dict[str, dict[str, float]]:
     """Returns task -> row id -> right under a minus right under b; refuses sides that do not match."""
     if not a or not b:
         raise UserError("Expected scores of both methods, got none of one.")
@@ -159,18 +161,11 @@ def _paired(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> dict[str, dict[
     return {task: _row_differences(of_a[task], of_b[task]) for task in of_a}
 
 
-def _row_differences(a: TaskScores, b: TaskScores) -> dict[str, int]:
+def _row_differences(a: TaskScores, b: TaskScores) -> dict[str, float]:
     sides = []
     for side in (a, b):
-        distinct = len(set(side.row_ids))
-        if not distinct or {len(side.row_ids), len(side.predictions), len(side.labels)} != {distinct}:
-            raise UserError(
-                f"Expected each row of {side.task!r} by {side.method!r} once with a prediction and a label, "
-                f"got {len(side.row_ids)} row ids ({distinct} distinct), {len(side.predictions)} predictions "
-                f"and {len(side.labels)} labels."
-            )
-        columns = zip(side.row_ids, side.predictions, side.labels, strict=True)
-        sides.append({row: (prediction == label, label) for row, prediction, label in columns})
+        columns = zip(side.row_ids, row_credits(side).tolist(), side.labels, strict=True)
+        sides.append({row: (credit, label) for row, credit, label in columns})
     of_a, of_b = sides
     expected = f"Expected {a.method!r} and {b.method!r} on the same rows of {a.task!r}"
     unmatched = of_a.keys() ^ of_b.keys()
@@ -187,11 +182,11 @@ def _row_differences(a: TaskScores, b: TaskScores) -> dict[str, int]:
                 f"{expected}, got labels {label} and {of_b[row][1]} in row {row!r}. Fix: score both on the "
                 "same data."
             )
-    return {row: int(right) - int(of_b[row][0]) for row, (right, _) in of_a.items()}
+    return {row: credit - of_b[row][0] for row, (credit, _) in of_a.items()}
 
 
 def _bootstrap(
-    sides: Sequence[Mapping[str, Mapping[str, int]]], samples: int, seed: int
+    sides: Sequence[Mapping[str, Mapping[str, float]]], samples: int, seed: int
 ) -> tuple[Float[np.ndarray, " sides"], Float[np.ndarray, "sides samples"], int]:
     """Returns the macro means of row differences, those of every sample, and how many rows differ.
 
@@ -212,12 +207,12 @@ def _bootstrap(
     return observed, resampled, differing
 
 
-def _clusters(sides: Sequence[Sequence[Mapping[str, int]]]) -> Int[np.ndarray, "rows columns"]:
+def _clusters(sides: Sequence[Sequence[Mapping[str, float]]]) -> Float[np.ndarray, "rows columns"]:
     """Returns one line a row: its differences under each prompt, side by side; then 1 for a prompt it has."""
     every = [row for prompt in sides[0] for row in prompt]
     ids = {row: index for index, row in enumerate(dict.fromkeys(every))}
     prompts = len(sides[0])
-    lines = np.zeros((len(ids), (len(sides) + 1) * prompts), int)
+    lines = np.zeros((len(ids), (len(sides) + 1) * prompts))
     for number, side in enumerate(sides):
         for column, prompt in enumerate(side):
             at = [ids[row] for row in prompt]
@@ -227,7 +222,7 @@ def _clusters(sides: Sequence[Sequence[Mapping[str, int]]]) -> Int[np.ndarray, "
 
 
 def _resampled(
-    clusters: Int[np.ndarray, "rows columns"], sides: int, samples: int, rng: np.random.Generator
+    clusters: Float[np.ndarray, "rows columns"], sides: int, samples: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "sides samples"]:
     """Returns the dataset's mean over prompts in each of the bootstrap's samples.
 
@@ -239,9 +234,7 @@ def _resampled(
     return _prompt_means(draws.astype(float) @ lines, sides)
 
 
-def _prompt_means(
-    totals: Int[np.ndarray, "N columns"] | Float[np.ndarray, "N columns"], sides: int
-) -> Float[np.ndarray, "sides N"]:
+def _prompt_means(totals: Float[np.ndarray, "N columns"], sides: int) -> Float[np.ndarray, "sides N"]:
     """Returns the mean over prompts of sum / count; a prompt that a sample left without rows is left out."""
     *sums, counts = np.split(totals, sides + 1, axis=1)
     present = counts > 0

@@ -17,6 +17,7 @@ from elm_jax.reporting.records import (
     ChosenExperts,
     Comparison,
     DatasetResult,
+    EqualChoices,
     ExpertResult,
     GeneratedResult,
     MethodDescription,
@@ -24,6 +25,7 @@ from elm_jax.reporting.records import (
     PromptResult,
     Report,
     RowExample,
+    TaskRows,
 )
 
 ScoresByMethod = Mapping[str, Sequence[TaskScores]]
@@ -41,6 +43,8 @@ class ReportInputs:
         methods: what methods are; one that is not described is known by its name.
         generated: every method on every task that is answered in free text.
         examples: rows to look at.
+        equal_choices: prompts with choices that no scorer can tell apart.
+        task_rows: what became of the rows of every prompt.
         expert_counts: every expert on every task, for the heat map; `CorrectCount.method` is the expert's id.
             It is read once, from front to back.
         families: family of an expert's id or of its dataset, to group the heat map by.
@@ -52,6 +56,8 @@ class ReportInputs:
     methods: Sequence[MethodDescription] = ()
     generated: Sequence[GeneratedResult] = ()
     examples: Sequence[RowExample] = ()
+    equal_choices: Sequence[EqualChoices] = ()
+    task_rows: Sequence[TaskRows] = ()
     expert_counts: Iterable[metrics.CorrectCount] = ()
     families: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,9 +112,12 @@ def build_report(
         names.resolve(method, scores, kind="method", where="the scores to report")
     oracle = next((row.method for row in methods if ORACLE in (row.router, row.method)), None)
     ends = (scores[baseline], scores[oracle]) if baseline and oracle in scores else None
+    left_out = {
+        names.task_id(rows.task, rows.prompt): sum(rows.left_out.values()) for rows in inputs.task_rows
+    }
     matrix = tuple(_expert_result(count, inputs.families) for count in inputs.expert_counts)
     return Report(
-        rows=tuple(_prompt_result(task) for of_method in scores.values() for task in of_method),
+        rows=tuple(_prompt_result(task, left_out) for of_method in scores.values() for task in of_method),
         means=tuple(_method_mean(own, labels[method], ends, bootstrap) for method, own in scores.items()),
         comparisons=compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, bootstrap),
         selections=_chosen_experts(inputs.selections, matrix),
@@ -122,6 +131,8 @@ def build_report(
         methods=methods,
         generated=tuple(inputs.generated),
         examples=tuple(inputs.examples),
+        equal_choices=tuple(inputs.equal_choices),
+        task_rows=tuple(inputs.task_rows),
     )
 
 
@@ -201,7 +212,7 @@ def _group_by_method(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]
     return methods
 
 
-def _prompt_result(task: TaskScores) -> PromptResult:
+def _prompt_result(task: TaskScores, left_out: Mapping[str, int]) -> PromptResult:
     dataset, prompt = names.split_id(task.task)
     return PromptResult(
         method=task.method,
@@ -210,6 +221,8 @@ def _prompt_result(task: TaskScores) -> PromptResult:
         **asdict(metrics.accuracy(task)),
         chance=metrics.chance_accuracy(task),
         seen=task.seen,
+        tied=int((metrics.count_tied_choices(task) > 1).sum()),
+        left_out=left_out.get(task.task, 0),
     )
 
 

@@ -122,6 +122,61 @@ def methods_table(report: Report) -> Table:
     )
 
 
+def rows_table(report: Report) -> Table:
+    """Returns the prompts of which rows are left out or cut, and why."""
+    rows = tuple(
+        (
+            row.task,
+            row.prompt,
+            f"{row.read:,}",
+            f"{row.used:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in row.left_out.items()) or MISSING,
+            f"{row.cut:,}",
+        )
+        for row in report.task_rows
+        if row.left_out or row.cut
+    )
+    return Table(
+        "Rows left out or cut",
+        ("task", "prompt", "read", "used", "left out", "cut"),
+        rows,
+        "An accuracy is of the used rows. Cut are used rows of which the template's limit of characters cut "
+        "a value.",
+    )
+
+
+def ties_table(report: Report) -> Table:
+    """Returns the prompts whose rows tie: by which methods, and how many of them whatever scores them."""
+    equal = {(row.task, row.prompt): row for row in report.equal_choices}
+    tied: dict[tuple[str, str], dict[str, int]] = {}
+    counts = {key: row.n for key, row in equal.items()}
+    for row in report.rows:
+        key = row.task, row.prompt
+        counts.setdefault(key, row.n)
+        if row.tied or key in equal:
+            tied.setdefault(key, {})[row.method] = row.tied
+    rows = []
+    for key, methods in tied.items():
+        own = equal.get(key)
+        rows.append(
+            (
+                *key,
+                f"{counts[key]:,}",
+                ", ".join(f"{method} {number:,}" for method, number in methods.items()),
+                f"{own.equal:,}" if own else "0",
+                " and ".join(map(repr, own.example)) if own and own.example else MISSING,
+                f"{own.single:,}" if own else "0",
+            )
+        )
+    return Table(
+        "Tied rows",
+        ("task", "prompt", "rows", "tied by", "equal to the model", "for example", "one choice"),
+        tuple(rows),
+        "A row whose n best choices score the same counts 1 / n if the right one is among them. Choices that "
+        "are the same tokens tie whatever scores them. Rows with one choice are left out.",
+    )
+
+
 def comparisons_table(report: Report) -> Table:
     """Returns the paired comparisons; the caption says how many were made."""
     in_order = sorted(report.comparisons, key=lambda row: list(table_layout.LABEL_BLOCKS).index(row.labels))

@@ -60,6 +60,7 @@ def compute_metric(
     predictions: Texts,
     inputs: Texts | None = None,
     *,
+    accepted: Sequence[Texts] | None = None,
     swapped_bleu: bool = False,
     samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
@@ -73,6 +74,8 @@ def compute_metric(
         metric: as the catalogue calls it, or a hook's name.
         targets: the right answers.
         predictions: what was written, in the same order.
+        accepted: all right answers of each row, of which the best counts; BLEU counts n-grams of any of them.
+            Default: the targets.
         inputs: the prompts, which hooks may read.
         swapped_bleu: whether predictions and targets change places in BLEU, as in the original.
         samples: draws of the bootstrap.
@@ -95,7 +98,8 @@ def compute_metric(
         measure, compute = METRICS[metric]
         if swapped_bleu and metric == "bleu":
             measure, targets, predictions = "bleu (intl, swapped)", predictions, targets
-        found = compute(targets, predictions)
+            accepted = None
+        found = compute([[target] for target in targets] if accepted is None else accepted, predictions)
     rng = np.random.default_rng(seed)
     count, drawn = len(targets), []
     at_once = max(1, ROWS_AT_ONCE // count)
@@ -179,48 +183,49 @@ def _value(compute: "_Compute", targets: Texts, predictions: Texts) -> float:
     _require_same_length(targets, predictions)
     if not targets:
         return 0.0
-    found = compute(targets, predictions)
+    found = compute([[target] for target in targets], predictions)
     return found.of_all(found.statistics.mean(axis=0))
 
 
 def _mean_over_rows(row_value: Callable[[str, str], float]) -> "_Compute":
     """Returns a metric of many rows, in percent, of one of a row, a fraction."""
 
-    def compute(targets: Texts, predictions: Texts) -> _RowStatistics:
+    def compute(answers: Sequence[Texts], predictions: Texts) -> _RowStatistics:
         found = [
-            100 * row_value(target, predicted) for target, predicted in zip(targets, predictions, strict=True)
+            100 * max(row_value(answer, predicted) for answer in own)
+            for own, predicted in zip(answers, predictions, strict=True)
         ]
         return _RowStatistics(np.array(found, float)[:, None], _mean)
 
     return compute
 
 
-_Compute = Callable[[Texts, Texts], _RowStatistics]
+_Compute = Callable[[Sequence[Texts], Texts], _RowStatistics]
 _exact_match = _mean_over_rows(lambda target, predicted: target.strip() == predicted.strip())
 _squad_em = _mean_over_rows(lambda target, predicted: normalize_answer(target) == normalize_answer(predicted))
 _squad_f1 = _mean_over_rows(word_f1)
 
 
 def _rouge(kind: str) -> _Compute:
-    def compute(targets: Texts, predictions: Texts) -> _RowStatistics:
+    def compute(answers: Sequence[Texts], predictions: Texts) -> _RowStatistics:
         scorer = _package("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=True)
         return _mean_over_rows(lambda target, predicted: scorer.score(target, predicted)[kind].fmeasure)(
-            targets, predictions
+            answers, predictions
         )
 
     return compute
 
 
-def _bleu(targets: Texts, predictions: Texts) -> _RowStatistics:
+def _bleu(answers: Sequence[Texts], predictions: Texts) -> _RowStatistics:
     """A row's own value is that of sacrebleu's sentences, which counts no longer n-grams than there are."""
     made = _package("sacrebleu").BLEU(tokenize="intl", effective_order=True)
     rows = []
-    for target, predicted in zip(targets, predictions, strict=True):
-        found = made.sentence_score(predicted, [target])
+    for own, predicted in zip(answers, predictions, strict=True):
+        found = made.sentence_score(predicted, own)
         rows.append([found.score, *found.counts, *found.totals, found.sys_len, found.ref_len])
 
     def of_all(means: np.ndarray) -> float:
-        sums = np.rint(means[1:] * len(targets)).astype(int).tolist()  # sacrebleu asks for whole numbers
+        sums = np.rint(means[1:] * len(answers)).astype(int).tolist()  # sacrebleu asks for whole numbers
         counts, totals, lengths = sums[:BLEU_ORDER], sums[BLEU_ORDER : 2 * BLEU_ORDER], sums[2 * BLEU_ORDER :]
         return float(made.compute_bleu(counts, totals, *lengths, smooth_method="exp").score)
 

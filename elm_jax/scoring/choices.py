@@ -27,11 +27,11 @@ def score_choices(
     Args:
         model: what `load_model` returns.
         prompts: token ids [B, S], NumPy's or JAX's integers, padded with 0 at the end.
-        answers: token ids [B, C, T], padded alike; an answer of padding alone is none, and scores -inf.
+        answers: token ids [B, C, T], padded alike; one of padding alone is no answer.
         experts: one expert for all rows, a tree beside the base or a record. Default: the base alone.
 
     Returns:
-        Scores in nats, float32 [B, C].
+        Scores in nats, float32 [B, C]; -inf where there is no answer, so that it is never the best.
 
     Raises:
         UserError: arrays of another rank or type, token ids that the model does not have, batches that

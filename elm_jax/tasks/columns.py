@@ -4,7 +4,7 @@ The templates were written for the hub's columns of 2022. If a source has others
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,6 @@ from elm_jax.errors import UserError
 SourceRow = Mapping[str, Any]
 Adapter = Callable[[SourceRow, str], dict[str, Any]]
 """Takes a row and its place (for errors), and returns the templates' columns."""
-
-UNLABELLED = (-1, "-1", "")
-"""Labels by which published datasets mark rows whose right answer is withheld."""
 
 # TREC's classes as TFDS and the hub number them; PromptSource has templates for both.
 _TREC = {
@@ -44,11 +41,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, bytes):
         try:
             return value.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"Expected UTF-8 text, got {value[:40]!r} ({error.reason}). Fix: correct the source's "
-                "encoding."
-            ) from error
+        except UnicodeDecodeError:
+            return value  # an image or a sound: a template that reads it is refused
     if isinstance(value, np.ndarray):
         return to_plain(value.tolist())
     if isinstance(value, np.generic):
@@ -162,35 +156,32 @@ def adapt_rows(
     rows: Iterable[SourceRow],
     adapter: str,
     *,
-    label: str | None,
     file: str,
     columns: Sequence[str] = (),
     numbers: Iterable[int] | None = None,
-) -> list[dict[str, Any]]:
-    """Returns the rows with the templates' columns.
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows with the templates' columns.
 
     Args:
         rows: A source's rows.
         adapter: One of `ADAPTERS`.
-        label: Column of the right answer; None if there is none.
         file: The source's name in errors.
-        columns: Columns to keep, all of which have to be there; default: all columns.
+        columns: Columns to keep, as far as a row has them; default: all columns.
         numbers: Numbers of the rows in the source, from 0; default: consecutive.
 
     Raises:
-        UserError: If a column is missing, or if the label of a row is withheld.
+        UserError: If a row lacks what the adapter reads, or if no row has one of the columns.
     """
-    adapted = []
+    adapt, absent, row = ADAPTERS[adapter], set(columns), {}
     for number, row in zip(itertools.count() if numbers is None else numbers, rows, strict=False):
-        where = f"{file!r}, row {number + 1}"
-        made = ADAPTERS[adapter](to_plain(row), where)
-        if label in made and made[label] in UNLABELLED:
-            raise UserError(
-                f"{where}: expected a label, got {label}={made[label]!r}: the right answers of this split "
-                "are withheld. Fix: choose a labelled split."
-            )
-        adapted.append({name: _value(made, name, where) for name in columns} if columns else made)
-    return adapted
+        made = adapt(to_plain(row), f"{file!r}, row {number + 1}")
+        absent -= made.keys()
+        yield {name: made[name] for name in columns if name in made} if columns else made
+    if absent and row:
+        raise UserError(
+            f"{file!r}: expected column {sorted(absent)[0]!r}, got {', '.join(map(repr, row))}. Fix: rename "
+            "the column, or use another source."
+        )
 
 
 def _trec_class(row: SourceRow, column: str, numbering: str, where: str) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
-from elm_jax import storage
+from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import TRUNCATE
-from elm_jax.records import TaskSpec
+from elm_jax.records import OnBadRow, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,15 @@ class Source:
         templates_dir: Directory of templates, laid out as PromptSource's; default: those that were fetched.
         splits: Dataset -> split; default: the catalogue's.
         seed: Seed of the choice of rows, and of the rows of the embedded suite.
-        limit: Rows of a task at most, in the order of a permutation drawn from the seed; None is as many as
-            the paper takes of the split that experts are trained on, and all of any other split.
+        limit: Rows of a task that are used at most, in the order of a permutation drawn from the seed; None
+            is as many as the paper takes of the split that experts are trained on, and all of any other.
         prepared: Directory of rows that `elm prepare` rendered and tokenised.
         tasks: Files that define tasks.
         vocabulary: SentencePiece model or tokenizer.json; default: the one beside the base.
         truncate: Characters of a value that a template writes at most, as PromptSource's; None is no limit.
         faithful: Switches to the original's ways with data (`tasks.original`), or "all".
         input_eos: Whether inputs end with end-of-sequence; None is what the base's name says.
+        on_bad_row: Whether a row that cannot be used is left out and counted, or refused.
     """
 
     data_dir: storage.PathLike | None = None
@@ -39,6 +41,12 @@ class Source:
     truncate: int | None = TRUNCATE
     faithful: str | Sequence[str] = field(default_factory=list)
     input_eos: bool | None = None
+    on_bad_row: OnBadRow = "leave-out"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"Expected a limit of 1 row or more, got {self.limit}. Fix: raise it.")
+        names.resolve(self.on_bad_row, get_args(OnBadRow), kind="policy", where="ON_BAD_ROW")
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,14 @@ def get_split(spec: TaskSpec, source: Source) -> str:
     return source.splits.get(spec.dataset, spec.split)
 
 
-def override_rendering(source: Source, truncate: int | None, faithful: str | Sequence[str] | None) -> Source:
-    """Returns a source with another limit of characters (0 is none) or other switches, if they are given."""
+def override_rendering(
+    source: Source,
+    truncate: int | None,
+    faithful: str | Sequence[str] | None,
+    on_bad_row: OnBadRow | None = None,
+) -> Source:
+    """Returns a source with what is given: a limit of characters (0 is none), switches, a policy of rows."""
     source = source if truncate is None else replace(source, truncate=truncate or None)
+    source = source if on_bad_row is None else replace(source, on_bad_row=on_bad_row)
     named = (faithful,) if isinstance(faithful, str) else faithful
     return source if named is None else replace(source, faithful=tuple(named))

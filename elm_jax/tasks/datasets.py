@@ -15,6 +15,7 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.reader import read_yaml
 from elm_jax.tasks import columns, files, formats
+from elm_jax.tasks.unpacked_files import UTF_8
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 READERS: Mapping[str, files.Reader] = {**files.READERS, **formats.READERS}
@@ -33,6 +34,8 @@ class RowSource:
         config: Configuration of the builder or of the hub's dataset.
         revision: Revision of the hub's dataset.
         header: Columns of CSV files that have no header.
+        delimiter: What separates values of CSV; none is a comma, or a tab in files that end with .tsv.
+        encoding: Encoding of files of JSON lines or CSV.
         adapter: One of `columns.ADAPTERS`.
         splits: Our name of a split -> the source's.
         lacks: Columns that the source does not have.
@@ -46,6 +49,8 @@ class RowSource:
     config: str | None = None
     revision: str | None = None
     header: tuple[str, ...] = ()
+    delimiter: str = ""
+    encoding: str = UTF_8
     adapter: str = "unchanged"
     splits: Mapping[str, str] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
@@ -89,6 +94,8 @@ class Dataset:
         dataset_expert: How one expert for all prompts is trained.
         experts: Prompts that have an expert of their own.
         faithful: Switch of `tasks.original` -> its settings for this dataset.
+        file: File that defines the dataset, if a user's does.
+        directory: Directory that a user's definition is relative to.
     """
 
     name: str
@@ -111,6 +118,8 @@ class Dataset:
     dataset_expert: Training | None = None
     experts: tuple[str, ...] = ()
     faithful: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
+    directory: str | None = None
 
 
 @functools.cache

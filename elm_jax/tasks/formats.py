@@ -8,10 +8,11 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.tasks.files import FileRow, Reader, parse_json, read_text, require_rows, require_text
+from elm_jax.tasks.file_rows import FileRow, FileRows, keep_rows, require_rows
+from elm_jax.tasks.files import Reader, parse_json, read_text, require_text
 
 
-def read_dream(file: storage.PathLike) -> list[FileRow]:
+def read_dream(file: storage.PathLike) -> FileRows:
     """Reads DREAM's JSON: one row per question, with the columns of the hub's copy.
 
     Each dialogue is `[turns, questions, dialogue id]`; `id` counts the questions from 0.
@@ -43,7 +44,7 @@ def read_dream(file: storage.PathLike) -> list[FileRow]:
             }
             _require_dream_types(row, where)
             rows.append(require_text(row, where))
-    return require_rows(rows, file)
+    return keep_rows(require_rows(rows, file))
 
 
 _PREFIXES = {
@@ -54,7 +55,7 @@ _PREFIXES = {
 }
 
 
-def read_bigbench(file: storage.PathLike) -> list[FileRow]:
+def read_bigbench(file: storage.PathLike) -> FileRows:
     """Reads a task of BIG-bench: one row per example, with `text`, `choices` and the right choice's `label`.
 
     The text is that of the paper's code, which puts a space before every choice, unlike BIG-bench's own, and
@@ -94,10 +95,10 @@ def read_bigbench(file: storage.PathLike) -> list[FileRow]:
             "label": right[0] if len(right) == 1 else None,
         }
         rows.append(require_text(row, where))
-    return require_rows(rows, file)
+    return keep_rows(require_rows(rows, file))
 
 
-def read_ct0(file: storage.PathLike) -> list[FileRow]:
+def read_ct0(file: storage.PathLike) -> FileRows:
     """Reads CT0's JSON, lists of `src` and `tgt`: one row per pair.
 
     If a target is a list of references, `tgt` is the first of them; `references` holds all.
@@ -118,7 +119,7 @@ def read_ct0(file: storage.PathLike) -> list[FileRow]:
                 f"{where}: expected texts, got the target {target!r:.80}. Fix: use CT0's own file."
             )
         rows.append(require_text({"src": source, "tgt": references[0], "references": references}, where))
-    return require_rows(rows, file)
+    return keep_rows(require_rows(rows, file))
 
 
 READERS: Mapping[str, Reader] = {"dream": read_dream, "bigbench": read_bigbench, "ct0": read_ct0}

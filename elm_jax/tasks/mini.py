@@ -19,7 +19,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import load_templates
+from elm_jax.prompting.template_files import load_templates
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import mini_words as words
 

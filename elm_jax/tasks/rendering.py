@@ -1,17 +1,19 @@
 """Rendering: a task's rows through its template, as prompted examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings, render
 from elm_jax.prompting.templates import Template
-from elm_jax.records import TaskSpec
+from elm_jax.records import RowCounts, TaskSpec, UnusedRow
 from elm_jax.tasks import original
 from elm_jax.tasks.data_source import Source, get_split
-from elm_jax.tasks.raw_rows import load_rows
-from elm_jax.tasks.specs import get_spec
+from elm_jax.tasks.datasets import all_datasets
+from elm_jax.tasks.raw_rows import iterate_rows
+from elm_jax.tasks.row_counts import describe_counts
+from elm_jax.tasks.specs import get_spec, is_embedded
 from elm_jax.tasks.task_templates import find_template, get_truncate_length
 
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
@@ -26,16 +28,17 @@ def examples(task: TaskSpec | str, split: str | None = None, *, source: Source |
         source: Where rows and templates come from, and how many rows are taken.
 
     Returns:
-        The `examples`, each with its input, answer choices, target and row id, and how many rows gave none.
+        The examples, each with its input, answer choices, target and row id, and what became of the others.
 
     Raises:
-        UserError: If a directory, file or column is missing, or if no row renders at all.
+        UserError: If a directory, file or column is missing, if no row can be used, or if one cannot and the
+            source says that it is to be refused.
     """
     spec, source = get_spec(task), source or Source()
     if split is not None:
         source = replace(source, splits={**source.splits, spec.dataset: split})
     template = find_template(spec, source.templates_dir)
-    return render_rows(spec, load_rows(spec, source), template, source)
+    return render_rows(spec, iterate_rows(spec, source), template, source)
 
 
 def render_content_free(spec: TaskSpec, source: Source) -> list[str]:
@@ -46,10 +49,11 @@ def render_content_free(spec: TaskSpec, source: Source) -> list[str]:
     Raises:
         UserError: If there is no row, or if the template does not apply to a row of such texts.
     """
-    template, rows = find_template(spec, source.templates_dir), load_rows(spec, replace(source, limit=1))
+    template = find_template(spec, source.templates_dir)
+    first = next(iterate_rows(spec, replace(source, limit=1)), None)
     found = []
-    for text in CONTENT_FREE_TEXTS if rows else ():
-        row = {name: text if isinstance(value, str) else value for name, value in rows[0].items()}
+    for text in () if first is None else CONTENT_FREE_TEXTS:
+        row = {name: text if isinstance(value, str) else value for name, value in first.items()}
         parts = template.parts(row, get_truncate_length(spec, source))
         found += parts[:1] if len(parts) > 1 else ()
     if not found:
@@ -61,19 +65,37 @@ def render_content_free(spec: TaskSpec, source: Source) -> list[str]:
 
 
 def render_rows(
-    spec: TaskSpec, rows: Sequence[Mapping[str, Any]], template: Template, source: Source
+    spec: TaskSpec, rows: Iterable[Mapping[str, Any]], template: Template, source: Source
 ) -> Renderings:
-    """Returns the rendered rows that `raw_rows.load_rows` gave; several prompts may share these.
+    """Returns the rendered rows that `raw_rows.iterate_rows` gave; several prompts may share these.
 
     Raises:
-        UserError: If no row renders.
+        UserError: If no row can be used, or if one cannot and the source says that it is to be refused.
     """
-    keep_empty = "empty_renderings" in original.parse_switches(source.faithful)
-    renderings = render(rows, template, truncate=get_truncate_length(spec, source), keep_empty=keep_empty)
-    if not renderings.examples:
-        split = get_split(spec, source)
-        raise UserError(
-            f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(rows):,} "
-            f"rows of the {split} split. Fix: choose another split, or see `elm tasks show`."
-        )
+    dataset = all_datasets().get(spec.dataset)
+    renderings = render(
+        rows,
+        template,
+        truncate=get_truncate_length(spec, source),
+        keep_empty="empty_renderings" in original.parse_switches(source.faithful),
+        label=dataset.label if dataset and not is_embedded(spec) else None,
+        limit=source.limit,
+    )
+    require_usable(spec, renderings.counts, renderings.unused, source)
     return renderings
+
+
+def require_usable(spec: TaskSpec, counts: RowCounts, unused: Sequence[UnusedRow], source: Source) -> None:
+    """Raises if no row of a task can be used, or if one cannot and the source wants it refused."""
+    split = get_split(spec, source)
+    first = f" The first: {unused[0].message}" if unused else ""
+    if not counts.used:
+        raise UserError(
+            f"Expected rows of {spec.id!r} that can be used, got none among the {counts.read:,} rows of "
+            f"the {split} split. Fix: choose another split, or correct the rows.{first}"
+        )
+    if counts.left_out and source.on_bad_row == "refuse":
+        raise UserError(
+            f"Expected rows of {spec.id!r} that can all be used, got {describe_counts(counts)} in the "
+            f"{split} split. Fix: correct them, or leave them out with --on-bad-row leave-out.{first}"
+        )

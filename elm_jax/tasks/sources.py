@@ -5,7 +5,6 @@ source. Files are read below the data directory; TFDS and the hub are read throu
 are imported only when one of their datasets is opened.
 """
 
-import functools
 import importlib
 import os
 import socket
@@ -20,8 +19,11 @@ from etils import epath
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.names import lower_first
-from elm_jax.tasks import files
-from elm_jax.tasks.datasets import READERS, Dataset, RowSource
+from elm_jax.tasks.datasets import Dataset, RowSource
+from elm_jax.tasks.file_rows import FileRows, keep_rows
+from elm_jax.tasks.split_files import read_files
+
+HUB_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class OpenSplit:
         source: The source that it was opened at.
         origin: Its name in errors and reports: a file, a builder, or a dataset of the hub.
         count: Number of rows.
-        take: Returns the rows of some numbers, from 0, in the order of the numbers.
+        take: Yields the rows of some numbers, from 0, in the order of the numbers.
     """
 
     source: RowSource
     origin: str
     count: int
-    take: Callable[[Sequence[int]], Sequence[Mapping[str, Any]]]
+    take: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]]
 
 
 def open_split(
@@ -148,22 +150,8 @@ def _open_files(
         place = f"at {str(missing)!r}" if missing else "as a file"
         raise UserError(f"Expected the {split} split of {dataset.name!r} {place}, got no file. Fix: {fix}")
     origin = " and ".join(map(str, paths))
-    if source.kind == "parquet" and len(paths) == 1:  # the only kind that need not be read whole
-        table = files.open_parquet(paths[0])
-        return OpenSplit(
-            source, origin, table.num_rows, lambda numbers: files.take_rows(table, numbers, paths[0])
-        )
-    versions = tuple((path, storage.file_fingerprint(path)) for path in paths)
-    return _open_in_memory(source, origin, _read_files(source.kind, source.header, versions))
-
-
-@functools.lru_cache(maxsize=2)
-def _read_files(
-    kind: str, header: tuple[str, ...], versions: tuple[tuple[epath.Path, str], ...]
-) -> Sequence[Mapping[str, Any]]:
-    """Returns the rows of files, given with their fingerprints; a dataset's prompts read the same files."""
-    reader = functools.partial(files.read_csv, header=header) if header else READERS[kind]
-    return [row for path, _ in versions for row in reader(path)]
+    rows = read_files(source, paths)
+    return OpenSplit(source, origin, len(rows), rows.take)
 
 
 def _open_function(source: RowSource, split: str) -> OpenSplit:
@@ -177,18 +165,26 @@ def _open_function(source: RowSource, split: str) -> OpenSplit:
                 f"Expected a function that returns rows, as package.module:name, got {source.name!r} "
                 f"({error}). Fix: correct the name."
             ) from error
-    name = source.name or function.__name__
-    rows: list[Any] = list(function(split))
+    name = source.name or getattr(function, "__name__", repr(function))
+    origin = f"{name}({split!r})"
+    try:
+        found: Any = function(split)
+        rows = found if isinstance(found, FileRows) else list(found)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"Expected the function {name!r} to return rows of {split!r}, got {_reason(error)}. Fix: correct "
+            "the function."
+        ) from error
+    if isinstance(rows, FileRows):
+        return OpenSplit(source, origin, len(rows), rows.take)
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise UserError(
             f"Expected the function {name!r} to return rows of {split!r}, mappings by column, got none or "
             "other values. Fix: correct the function."
         )
-    return _open_in_memory(source, f"{name}({split!r})", rows)
-
-
-def _open_in_memory(source: RowSource, origin: str, rows: Sequence[Mapping[str, Any]]) -> OpenSplit:
-    return OpenSplit(source, origin, len(rows), lambda numbers: [rows[number] for number in numbers])
+    return OpenSplit(source, origin, len(rows), keep_rows(rows).take)
 
 
 def _open_hub(dataset: Dataset, source: RowSource, split: str) -> OpenSplit:
@@ -209,7 +205,12 @@ def _open_hub(dataset: Dataset, source: RowSource, split: str) -> OpenSplit:
             f"Expected to load {origin!r} from the hub, got {_reason(error)}. Fix: if the hub cannot be "
             f"reached, load it once elsewhere and copy the cache.{alternative}"
         ) from error
-    return OpenSplit(source, origin, len(rows), lambda numbers: list(rows.select(numbers)))
+
+    def take(numbers: Sequence[int]) -> Iterable[Mapping[str, Any]]:
+        for at in range(0, len(numbers), HUB_BATCH):
+            yield from rows.select(numbers[at : at + HUB_BATCH])
+
+    return OpenSplit(source, origin, len(rows), take)
 
 
 def find_tfds_directory(source: RowSource, root: epath.Path | None) -> epath.Path | None:
@@ -269,12 +270,12 @@ def _resolves(host: str) -> bool:
         return False
 
 
-def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
+def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> Iterable[Mapping[str, Any]]:
     import tensorflow_datasets as tfds
 
     try:
         rows = builder.as_data_source(split)
-        return [rows[number] for number in numbers]
+        return (rows[number] for number in numbers)
     except NotImplementedError:  # files of a format that is read from the front
         pass
     positions = {number: position for position, number in enumerate(numbers)}

@@ -1,13 +1,9 @@
 """Subsets: the numbers of the rows that are taken of a split if not all are."""
 
 from collections.abc import Sequence
+from typing import SupportsIndex, overload
 
 import numpy as np
-
-
-def first_rows(count: int, rows: int) -> Sequence[int]:
-    """Returns the numbers of the first rows, at most `count` of them."""
-    return range(min(count, rows))
 
 
 def shuffled_rows(count: int, rows: int, *, seed: int) -> Sequence[int]:
@@ -29,3 +25,30 @@ def shuffled_rows(count: int, rows: int, *, seed: int) -> Sequence[int]:
         numbers.append(moved.get(other, other))
         moved[other] = moved.get(place, place)
     return numbers
+
+
+class ShuffledNumbers(Sequence[int]):
+    """The start of a permutation, drawn as far as it is asked for.
+
+    >>> ShuffledNumbers(10, 8, seed=42)[1:4]
+    [6, 1, 8]
+    """
+
+    def __init__(self, count: int, rows: int, *, seed: int) -> None:
+        self._count, self._rows, self._seed = count, min(count, rows), seed
+        self._drawn: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> int | Sequence[int]:
+        places = range(self._rows)[index]
+        wanted = 1 + max(places, default=-1) if isinstance(places, range) else 1 + places
+        if wanted > len(self._drawn):
+            drawn = min(self._rows, max(wanted, 2 * len(self._drawn)))
+            self._drawn = shuffled_rows(self._count, drawn, seed=self._seed)
+        return [self._drawn[place] for place in places] if isinstance(places, range) else self._drawn[places]

@@ -35,28 +35,25 @@ of the catalogue's (`tasks/catalogue/train.yaml` explains them): `columns`, whic
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.reader import read_yaml
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import datasets, mini, specs
-from elm_jax.tasks.datasets import Dataset, RowSource
-from elm_jax.tasks.files import read_csv
+from elm_jax.tasks import datasets, mini, specs, user_prompts, user_sources
+from elm_jax.tasks.datasets import Dataset
+from elm_jax.tasks.user_sources import RowFunction
 
 GROUP = "own"
-FILE_KINDS = ("jsonl", "csv", "parquet")
-
-RowFunction = Callable[[str], Iterable[Mapping[str, Any]]]
-"""Takes the name of a split and returns its rows."""
+# Datasets that the module which is being read has defined; None outside of one, as in a notebook.
+_defined: ContextVar[set[str] | None] = ContextVar("_defined", default=None)
 
 
 def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
@@ -71,12 +68,28 @@ def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
     if not path.is_file():
         raise UserError(f"Expected a file of tasks at {str(file)!r}, got no file. Fix: correct the path.")
     if path.suffix == ".py":
-        before = datasets.user_datasets()
+        return _load_module(file, os.path.realpath(path))
+    known_as = os.path.realpath(path)
+    return _add(read_yaml(str(file), path.read_bytes()), str(file), os.path.dirname(known_as), file=known_as)
+
+
+def _load_module(file: storage.PathLike, known_as: str) -> list[TaskSpec]:
+    before = datasets.user_datasets()
+    token = _defined.set(set())
+    try:
         import_user_module(file, reload=True)
-        return _list_specs(
-            {name: made for name, made in datasets.user_datasets().items() if before.get(name) is not made}
-        )
-    return _add(read_yaml(str(file), path.read_bytes()), str(file), os.fspath(path.parent), is_yaml=True)
+    finally:
+        _defined.reset(token)
+    after = datasets.user_datasets()
+    made = {name: each for name, each in after.items() if before.get(name) is not each}
+    for name in made.keys() & before.keys():
+        if before[name].file not in (None, known_as):
+            datasets.add_user_datasets({name: before[name]})
+            raise _other_file_error(str(file), name, str(before[name].file))
+    datasets.add_user_datasets(
+        {name: dataclasses.replace(each, file=known_as) for name, each in made.items()}
+    )
+    return _list_specs(made)
 
 
 def define_task(
@@ -123,6 +136,11 @@ def define_task(
         entry["splits"] = dict.fromkeys(splits)
         entry["sources"] = []
     where = f"the definition of {name!r}"
+    defined = _defined.get()
+    if defined is not None and name in defined:
+        raise UserError(f"Expected a new dataset, got {name!r} again in one file. Fix: rename one.")
+    if defined is not None:
+        defined.add(name)
     return _add({"datasets": {name: entry}}, where, os.getcwd(), rows)
 
 
@@ -188,9 +206,9 @@ def _add(
     directory: str,
     rows: RowFunction | None = None,
     *,
-    is_yaml: bool = False,
+    file: str | None = None,
 ) -> list[TaskSpec]:
-    """Adds datasets with defaults for the fields that they lack; those of YAML may not name functions."""
+    """Adds datasets with defaults for the fields that they lack; a YAML file may not name functions."""
     if not isinstance(tree, dict) or not isinstance(tree.get("datasets"), dict) or not tree["datasets"]:
         raise UserError(f"Expected {where!r} to hold a mapping `datasets`, got another value. Fix: add it.")
     group, defaults = tree.get("group", GROUP), tree.get("defaults") or {}
@@ -205,88 +223,34 @@ def _add(
             )
         if name in mini.DATASETS:
             raise UserError(f"Expected a new dataset, got {name!r} of the embedded suite. Fix: rename yours.")
-        entries[name] = _fill_defaults(name, {**defaults, **entry}, f"{where!r}, dataset {name!r}")
+        known = datasets.user_datasets().get(name)
+        if file and known and known.file and known.file != file:
+            raise _other_file_error(where, name, known.file)
+        entries[name] = user_prompts.fill_defaults(
+            name, {**defaults, **entry}, directory, f"{where!r}, dataset {name!r}"
+        )
     found = datasets.parse_datasets({"group": group, "datasets": entries}, where)
     functions = [
         source.name for made in found.values() for source in made.sources if source.kind == "function"
     ]
-    if is_yaml and functions:
+    if file and functions:
         raise UserError(
             f"{where!r}: expected rows from files, since reading YAML runs no code, got the function "
             f"{functions[0]!r}. Fix: define the dataset in a Python file, with `define_task(…, rows=…)`."
         )
-    found = {name: _resolve_files(made, directory, rows) for name, made in found.items()}
+    for name, made in found.items():
+        labels = user_prompts.find_label_columns(made, directory)
+        resolved = user_sources.resolve_sources(made, directory, rows, labels)
+        found[name] = dataclasses.replace(resolved, file=file, directory=directory)
     datasets.add_user_datasets(found)
     return _list_specs(found)
 
 
-def _fill_defaults(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
-    entry = {"family": name, "sources": [], **entry}
-    for kind in FILE_KINDS:
-        if kind in entry:
-            given = entry.pop(kind)
-            files = given if isinstance(given, Mapping) else {"train": given}
-            entry["sources"] = [*entry["sources"], {kind: files}]
-    files = [
-        source.get(kind) for source in entry["sources"] for kind in FILE_KINDS if isinstance(source, dict)
-    ]
-    splits = dict.fromkeys(split for each in files if isinstance(each, Mapping) for split in each)
-    entry.setdefault("splits", splits)
-    if not entry["splits"]:
-        raise UserError(
-            f"{where}: expected files of rows, got none. Fix: add `jsonl: {{train: rows.jsonl}}`."
-        )
-    entry.setdefault("split", next(iter(entry["splits"])))
-    prompts = entry.get("prompts")
-    if not isinstance(prompts, Mapping) or not all(isinstance(made, Mapping) for made in prompts.values()):
-        raise UserError(
-            f"{where}: expected `prompts`, which map names of prompts to `jinja` and `answer_choices`, got "
-            "another value. Fix: correct it."
-        )
-    metrics, inline = {}, {}
-    for prompt, made in prompts.items():
-        fields = dict(made)
-        ranked = fields.get("answer_choices") is not None
-        metrics[str(prompt)] = fields.pop("metric", "accuracy" if ranked else "exact_match")
-        texts = all(isinstance(text, str | None) for text in fields.values())
-        if not texts or set(fields) - {"jinja", "answer_choices"} or not isinstance(fields.get("jinja"), str):
-            raise UserError(
-                f"{where}, prompt {prompt!r}: expected the texts `jinja`, `answer_choices` and `metric`, got "
-                f"{made!r:.200}. Fix: correct the prompt."
-            )
-        inline[str(prompt)] = fields
-    # A label of -1, of a row whose answer is withheld, would select the last choice.
-    if any(re.search(r"\{[{%][^}]*\blabel\b", made["jinja"]) for made in inline.values()):
-        entry.setdefault("label", "label")
-    return {**entry, "prompts": metrics, "inline": inline}
-
-
-def _resolve_files(dataset: Dataset, directory: str, rows: RowFunction | None) -> Dataset:
-    """Returns a dataset whose files are below the directory of its definition, not a data directory."""
-    sources = []
-    for source in dataset.sources:
-        if source.files:
-            files = {
-                split: tuple(os.path.join(directory, file) for file in names)
-                for split, names in source.files.items()
-            }
-            read = functools.partial(_read_split, source.kind, files, source.header)
-            name = os.path.basename(next(iter(files.values()))[0])
-            source = dataclasses.replace(source, kind="function", name=name, files=files, function=read)
-        sources.append(source)
-    if rows is not None:
-        sources.append(RowSource("function", function=rows))
-    return dataclasses.replace(dataset, sources=tuple(sources))
-
-
-def _read_split(
-    kind: str, files: Mapping[str, tuple[str, ...]], header: tuple[str, ...], split: str
-) -> list[Mapping[str, Any]]:
-    if split not in files:
-        raise UserError(f"Expected a split among {', '.join(files)}, got {split!r}. Fix: name one of these.")
-    reader = functools.partial(read_csv, header=header) if header else datasets.READERS[kind]
-    return [row for file in files[split] for row in reader(file)]
-
-
 def _list_specs(found: Mapping[str, Dataset]) -> list[TaskSpec]:
     return [spec for spec in specs.task_specs() if spec.dataset in found]
+
+
+def _other_file_error(where: str, name: str, file: str) -> UserError:
+    return UserError(
+        f"{where!r}: expected a new dataset, got {name!r}, which {file!r} defines. Fix: rename one."
+    )

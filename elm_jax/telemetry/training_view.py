@@ -4,9 +4,10 @@ All of it goes to standard error and to files below `logs`; a process that shows
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import Any
 
 from etils import epath
 from rich.console import Console, Group, RenderableType
@@ -42,6 +43,7 @@ def training(
     every: int = jsonl_log.EVERY,
     shows: bool = True,
     clock: Callable[[], float] = time.monotonic,
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Generator[EventHandler, None, None]:
     """Shows a stage of training while it lasts, and yields a function that takes its events.
 
@@ -55,6 +57,7 @@ def training(
         every: steps of an expert between two lines of the journal.
         shows: whether this process shows and writes anything; one of several does.
         clock: seconds.
+        rows: what became of the rows that were read for each expert, for the journal.
     """
     if trackers and logs is None:
         raise UserError(
@@ -65,13 +68,15 @@ def training(
         return
     with stages.timed(title), ExitStack() as stack:
         meter = ThroughputMeter(cost, peak, clock, stack.enter_context(time_compilations()))
-        settings = {
+        settings: dict[str, Any] = {
             "title": title,
             "formula": cost.formula if cost else None,
             "flops_per_prompt_token": cost.prompt if cost else None,
             "flops_per_answer_token": cost.answer if cost else None,
             "peak_flops_per_second": peak,
         }
+        if rows:
+            settings["rows"] = rows
         observers: list[Observer] = []
         if logs is not None:
             observers.append(

@@ -8,9 +8,12 @@ library, and a change of one of them is another expert. `RECIPE_KEYS` has the ke
 the names here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
+
+from elm_jax.errors import UserError
 
 OF_RUN = {"recipe": False}  # metadata of a field that changes a run, and not what an expert becomes
 OF_MACHINE = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
@@ -93,6 +96,11 @@ class ScheduleConfig:
     learning_rate: float | None = None
     warmup: int = 0
     name: str = "linear"
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        if isinstance(rate, int | float) and not 0 <= rate < math.inf:
+            raise UserError(f"Expected a learning rate of 0 or more, got {rate}. Fix: correct LEARNING_RATE.")
 
     @property
     def total_steps(self) -> int:

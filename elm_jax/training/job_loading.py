@@ -9,9 +9,9 @@ from elm_jax.data import ragged, task_rows, tokenized_rows
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
-from elm_jax.records import TaskSpec
+from elm_jax.records import RowCounts, TaskSpec
 from elm_jax.session.workspace import Run
-from elm_jax.tasks import original
+from elm_jax.tasks import original, row_counts
 from elm_jax.tasks.data_source import Source
 from elm_jax.training import config as configs
 from elm_jax.training import expert_configs
@@ -52,6 +52,9 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
         validation=validation,
         datasets=tuple(sorted({spec.dataset for spec in expert.specs})),
         data=data,
+        counts=row_counts.add_counts(
+            each.counts or RowCounts(len(each.labels), len(each.labels)) for each in rows
+        ),
     )
 
 
@@ -82,6 +85,10 @@ def is_trained(library: Library, job: TrainingJob, base: Base) -> bool:
 
 def _prepare(run: Run, expert: ExpertTrainConfig, spec: TaskSpec, source: Source) -> TokenizedRows:
     return task_rows.tokenize_task(task_rows.load_examples(spec, source), run.tokenizer, expert.lengths)
+
+
+def _counts(rows: TokenizedRows) -> RowCounts:
+    return rows.counts or RowCounts(len(rows.labels), len(rows.labels))
 
 
 def _join(lists: Sequence[ragged.RaggedTokens]) -> ragged.RaggedTokens:

@@ -16,6 +16,7 @@ from elm_jax import storage
 from elm_jax.data import ragged
 from elm_jax.data.ragged import RaggedTokens
 from elm_jax.errors import UserError
+from elm_jax.records import RowCounts
 from elm_jax.training import config as configs
 from elm_jax.training.config import TrainConfig
 
@@ -51,6 +52,7 @@ class TrainingJob:
         validation: rows that it is validated on.
         datasets: that its rows are of.
         data: how its rows were read and rendered, as its recipe notes it.
+        counts: what became of the rows that were read for it; None if that is not known.
     """
 
     id: str
@@ -60,6 +62,7 @@ class TrainingJob:
     validation: ValidationRows | None = None
     datasets: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    counts: RowCounts | None = None
 
     @property
     def steps(self) -> int:

@@ -19,7 +19,7 @@ from elm_jax.models import flops, meshes, paths, shapes
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run
-from elm_jax.tasks import data_source
+from elm_jax.tasks import data_source, row_counts
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import EventHandler
 from elm_jax.training import expert_configs, job_loading, sizing, trainer
@@ -93,6 +93,9 @@ def train(
     specs = task_selection.select_tasks(tasks, run.source)
     experts = expert_configs.resolve_experts(specs, config, lengths)
     jobs = [job_loading.load_job(run, expert) for expert in experts]
+    counts = row_counts.add_counts(job.counts for job in jobs if job.counts)
+    if hosts.is_primary():
+        run.stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
     directory = _library_directory(run, jobs)
     library = Library(directory) if directory.exists() else None
     trained = [job.id for job in jobs if library and job_loading.is_trained(library, job, run.base)]
@@ -236,6 +239,7 @@ def _training_view(
         logs=run.workspace.logs if directory is None else storage.path(directory),
         trackers=config.log.trackers,
         shows=hosts.is_primary(),
+        rows={job.id: row_counts.to_json(job.counts) for job in jobs if job.counts},
     )
 
 

@@ -374,7 +374,7 @@ class _Run:
         return float(self.group.evaluate(self.state.params, packed, {number: measured.job})[number])
 
     def _accuracy(self, job: TrainingJob, number: int) -> float | None:
-        """Returns the share of validation rows whose right choice is the likeliest."""
+        """Returns the share of validation rows whose right choice is the likeliest; one of n counts 1 / n."""
         validation = job.validation
         if validation is None or validation.choices is None or validation.labels is None:
             return None
@@ -383,8 +383,11 @@ class _Run:
         params, experts = self.group.params_to_score(self.state.params, number)
         tokens = self.plan.batch_tokens
         scores = scorer.score_rows(self.network, params, rows, experts, batch_tokens=tokens)
-        right = [int(np.argmax(own)) == label for own, label in zip(scores, validation.labels, strict=True)]
-        return float(np.mean(right))
+        credits = [
+            (own[label] == own.max()) / np.count_nonzero(own == own.max())
+            for own, label in zip(scores, validation.labels, strict=True)
+        ]
+        return float(np.mean(credits))
 
 
 def _rows_left(job: TrainingJob, slot: Slot) -> int:

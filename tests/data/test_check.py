@@ -85,6 +85,8 @@ def test_a_template_that_fails_is_found_with_its_first_row():
 def test_texts_cut_by_characters_and_by_tokens_are_found(tmp_path):
     long = [{"text": "word " * 600, "label": 0}, *FINE]
     assert "1 row has a text of more than 2,048 characters" in found(long)["over-long"]
+    made_long = ("{{text * 999}} ||| {{answer_choices[label]}}", "no ||| yes")
+    assert "4 rows have a text of more than 2,048 characters" in found(FINE, made_long)["over-long"]
     tokenizer = sentencepiece.train(["text 0 1 2 3 no yes"], tmp_path / "m", 50, kind="word", extra_ids=0)
     told = found(FINE, tokenizer=tokenizer, lengths=Lengths(prompt=2, answer=2))["over-long"]
     assert told.startswith(

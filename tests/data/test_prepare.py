@@ -10,6 +10,7 @@ import pytest
 from elm_jax import cli
 from elm_jax.data import prepare, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
+from elm_jax.records import RowCounts
 from elm_jax.tasks import data_source, original, raw_rows, rendering, specs
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
@@ -129,7 +130,7 @@ def test_prepared_rows_equal_rendered_and_tokenised_ones(tokenizer, tmp_path):
             ]
         assert outcome.made
         assert outcome.rows == len(rendered) == 20
-        assert (outcome.skipped, outcome.outside) == (0, 0)
+        assert outcome.counts == RowCounts(outcome.rows, outcome.rows)
 
 
 def test_scoring_rows_are_the_same_from_prepared_rows(tokenizer, tmp_path):
@@ -155,7 +156,7 @@ def test_a_current_file_is_neither_rendered_nor_written_again(tokenizer, tmp_pat
     def never(*arguments, **options):
         raise AssertionError("a row was read")
 
-    monkeypatch.setattr(raw_rows, "load_rows", never)
+    monkeypatch.setattr(raw_rows, "iterate_rows", never)
     again = made(TASKS, tokenizer, tmp_path)
     assert [outcome.made for outcome in again] == [False] * 4
     assert [outcome.rows for outcome in again] == [20] * 4
@@ -164,13 +165,13 @@ def test_a_current_file_is_neither_rendered_nor_written_again(tokenizer, tmp_pat
 
 def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(tokenizer, tmp_path, monkeypatch):
     read = []
-    load_rows = raw_rows.load_rows
+    iterate_rows = raw_rows.iterate_rows
 
     def counted(spec, *arguments, **options):
         read.append(spec.dataset)
-        return load_rows(spec, *arguments, **options)
+        return iterate_rows(spec, *arguments, **options)
 
-    monkeypatch.setattr(raw_rows, "load_rows", counted)
+    monkeypatch.setattr(raw_rows, "iterate_rows", counted)
     made(TASKS, tokenizer, tmp_path)
     assert sorted(read) == sorted(TASKS)
 
@@ -197,7 +198,7 @@ def test_prepared_tasks_are_neither_read_nor_rendered_again(tokenizer, tmp_path,
     def never(*arguments, **options):
         raise AssertionError("work was repeated")
 
-    monkeypatch.setattr(raw_rows, "load_rows", never)
+    monkeypatch.setattr(raw_rows, "iterate_rows", never)
     monkeypatch.setattr(rendering, "render_rows", never)
     monkeypatch.setattr(tokenized_rows, "tokenize_examples", never)
     for spec in task_selection.select_tasks(TASKS):

@@ -9,7 +9,8 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.prompting import sandbox
-from elm_jax.prompting.templates import Rendered, load_templates
+from elm_jax.prompting.template_files import load_templates
+from elm_jax.prompting.templates import Rendered
 from tests.shared_data import DATA, TEMPLATES
 
 GOLDEN = DATA / "golden" / "promptsource_rendered.json.gz"

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elm_jax.errors import UserError
+from elm_jax.errors import RowError, UserError
 from elm_jax.prompting import sandbox
-from elm_jax.prompting.templates import PROTECTOR, Rendered, Template
+from elm_jax.prompting.templates import Rendered, Template
+from elm_jax.prompting.values import PROTECTOR
 
 
 def template(jinja: str, answer_choices: str | None = None) -> Template:
@@ -126,7 +127,7 @@ def test_a_column_named_answer_choices_is_refused():
 
 
 def test_bytes_are_refused_instead_of_printed():
-    with pytest.raises(UserError, match="bytes in column 'text'"):
+    with pytest.raises(RowError, match="column 'text'"):
         template("{{text}} ||| y").render({"text": b"hello"})
 
 
@@ -239,5 +240,5 @@ def test_any_source_renders_or_is_a_user_error(tokens):
 @settings(max_examples=50, deadline=None)
 @given(st.text(), st.text())
 def test_any_text_of_a_row_arrives_as_it_is(a, b):
-    made = template("{{a}}|||{{b}}").render({"a": a, "b": b}, None)
+    made = Template("t", "id", "{{a}}|||{{b}}", own=True).render({"a": a, "b": b}, None)
     assert made == Rendered(a.strip(), b.strip())

@@ -5,8 +5,11 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
+from elm_jax.records import TaskScores
 from elm_jax.reporting import metrics
 
 Z2 = 1.959963984540054**2
@@ -80,7 +83,39 @@ def test_the_plain_normal_interval_would_not_pass_that_study():
 
 def test_rows_without_scores_of_choices_are_right_where_the_prediction_is_the_label(make_task):
     task = dataclasses.replace(make_task("a/1", "base", [True, False]), scores=(), predictions=(0, -1))
-    assert metrics.correct_rows(task).tolist() == [True, False]
+    assert metrics.row_credits(task).tolist() == [1, 0]
+    # The right one is one of four that scored best.
+    assert metrics.row_credits(dataclasses.replace(task, tied=(4, 1))).tolist() == [0.25, 0]
+
+
+def tied_task(make_task):
+    """Four rows: right alone, one of two, one of three, and two others that tie."""
+    scores = ((0.0, -1.0, -1.0), (-2.0, -1.0, -1.0), (-1.0, -1.0, -1.0), (-1.0, -1.0, -2.0))
+    task = make_task("a/1", "base", [True] * 4)
+    return dataclasses.replace(task, scores=scores, predictions=(0, 1, 0, 0), labels=(0, 2, 1, 2))
+
+
+def test_a_row_whose_best_choices_score_the_same_counts_its_share(make_task):
+    task = tied_task(make_task)
+    assert metrics.row_credits(task).tolist() == [1, 1 / 2, 1 / 3, 0]
+    counted = metrics.count_correct(task)
+    assert (counted.n, counted.tied) == (4, 3)
+    assert counted.right == pytest.approx(1 + 1 / 2 + 1 / 3)
+    assert metrics.accuracy(task).accuracy == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
+    assert metrics.macro_mean([task]).accuracy == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=20))
+def test_choices_that_all_tie_give_the_accuracy_of_guessing(rows):
+    task = TaskScores(
+        task="a/1",
+        method="base",
+        row_ids=tuple(f"row-{number}" for number in range(len(rows))),
+        scores=tuple((-1.0,) * choices for choices, _ in rows),
+        predictions=(0,) * len(rows),
+        labels=tuple(label % choices for choices, label in rows),
+    )
+    assert metrics.accuracy(task).accuracy == pytest.approx(metrics.chance_accuracy(task))
 
 
 @pytest.mark.parametrize("always", [True, False])

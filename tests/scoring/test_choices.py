@@ -50,7 +50,7 @@ def test_padding_and_the_kind_of_array_change_no_score(model):
     np.testing.assert_allclose(found, elm_jax.score_choices(model, PROMPTS, ANSWERS), rtol=1e-5)
 
 
-def test_an_answer_of_padding_alone_is_none_and_never_wins(model):
+def test_an_answer_of_padding_alone_is_never_the_best(model):
     answers = np.concatenate([ANSWERS, np.zeros_like(ANSWERS[:, :1])], axis=1)
     answers[1] = 0
     found = elm_jax.score_choices(model, PROMPTS, answers)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import load_templates
+from elm_jax.prompting.template_files import load_templates
 from elm_jax.tasks import datasets, original, task_templates
 from elm_jax.tasks.datasets import Training
 from tests.shared_data import SHARED, TEMPLATES

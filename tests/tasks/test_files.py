@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from elm_jax.errors import UserError
 from elm_jax.tasks import datasets, files
+from elm_jax.tasks.file_rows import join_rows
 from tests.shared_data import DATA
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5)
@@ -26,7 +27,7 @@ def file(tmp_path):
 
 def read(reader, file: Path, content: str | bytes) -> list[files.FileRow]:
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return datasets.READERS[reader](file)
+    return list(datasets.READERS[reader](file))
 
 
 def test_jsonl_gives_a_row_a_line_and_passes_over_empty_ones(file):
@@ -44,7 +45,7 @@ def test_csv_gives_texts_by_header(file):
 
 def test_csv_without_a_header_takes_the_names_it_is_given(file):
     file.write_text('"3","a, b"\n"1",""\n')
-    assert files.read_csv(file, header=("label", "text")) == [
+    assert list(files.read_csv(file, header=("label", "text"))) == [
         {"label": "3", "text": "a, b"},
         {"label": "1", "text": ""},
     ]
@@ -55,8 +56,9 @@ def test_csv_without_a_header_takes_the_names_it_is_given(file):
 def test_parquet_gives_rows_whole_or_those_asked_for(file):
     rows = [{"text": f"row {n}", "choices": {"label": ["A", "B"], "n": [n, n]}} for n in range(4)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    assert files.read_parquet(file) == rows
-    assert files.take_rows(files.open_parquet(file), [2, 0], file) == [rows[2], rows[0]]
+    read = files.read_parquet(file)
+    assert list(read) == rows
+    assert list(read.take([2, 0])) == [rows[2], rows[0]]
 
 
 def test_a_parquet_file_of_no_rows_or_with_a_long_text_is_an_error(file):
@@ -65,7 +67,7 @@ def test_a_parquet_file_of_no_rows_or_with_a_long_text_is_an_error(file):
         files.read_parquet(file)
     parquet.write_table(pyarrow.table({"text": ["x", "y" * 10_000_000]}), file)
     with pytest.raises(UserError, match=r"rows', row 2: .* 10,000,000 in column 'text'"):
-        files.read_parquet(file)
+        list(files.read_parquet(file))
 
 
 def test_a_long_text_in_a_csv_is_read_and_the_parsers_limit_is_put_back(file):
@@ -119,7 +121,7 @@ def test_bad_input_is_an_error_naming_file_and_place(file, reader, content, mess
 @pytest.mark.parametrize("reader", datasets.READERS)
 def test_an_absent_file_and_a_folder_are_errors(tmp_path, reader):
     for place in (tmp_path / "absent", tmp_path):
-        with pytest.raises(UserError, match=r"Expected (rows in|a Parquet file at)"):
+        with pytest.raises(UserError, match=r"Expected (rows in|a Parquet file at|a directory that)"):
             datasets.READERS[reader](place)
 
 
@@ -161,3 +163,34 @@ def test_any_bytes_are_rows_or_a_user_error(tmp_path_factory, reader, content):
 )
 def test_the_real_files_have_as_many_rows_as_published(reader, name, count):
     assert len(datasets.READERS[reader](DATA / name)) == count
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.lists(st.dictionaries(NAMES, TEXTS, min_size=1), min_size=1, max_size=8))
+def test_rows_are_read_in_any_order_from_files_one_after_the_other(tmp_path_factory, data, rows):
+    folder = tmp_path_factory.mktemp("parts")
+    cut = data.draw(st.integers(0, len(rows) - 1))
+    parts = [part for part in (rows[:cut], rows[cut:]) if part]
+    for number, part in enumerate(parts):
+        (folder / str(number)).write_text("".join(json.dumps(row) + "\n\n" for row in part))
+    read = join_rows([files.read_jsonl(folder / str(number)) for number in range(len(parts))])
+    numbers = data.draw(st.lists(st.integers(0, len(rows) - 1)))
+    assert len(read) == len(rows)
+    assert list(read.take(numbers)) == [rows[number] for number in numbers]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.integers(1, 40), st.integers(1, 7))
+def test_parquet_rows_are_read_in_any_order_over_row_groups(tmp_path_factory, data, count, of_group):
+    file = tmp_path_factory.mktemp("parquet") / "rows"
+    parquet.write_table(pyarrow.table({"n": list(range(count))}), file, row_group_size=of_group)
+    read = files.read_parquet(file)
+    numbers = data.draw(st.lists(st.integers(0, count - 1)))
+    start = data.draw(st.integers(0, count))
+    assert [row["n"] for row in read.take(numbers)] == numbers
+    assert [row["n"] for row in read.take(range(start, count))] == list(range(start, count))
+
+
+def test_a_row_that_is_not_asked_for_is_not_parsed(file):
+    file.write_text('{"a": 1}\nno JSON\n{"a": 3}\n')
+    assert list(files.read_jsonl(file).take([2, 0])) == [{"a": 3}, {"a": 1}]

@@ -19,7 +19,7 @@ def file(tmp_path):
 
 def read(reader, file: Path, content):
     file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return formats.READERS[reader](file)
+    return list(formats.READERS[reader](file))
 
 
 DIALOGUE = [
@@ -161,7 +161,7 @@ def test_any_json_is_rows_or_a_user_error(tmp_path_factory, reader, content):
     ],
 )
 def test_the_real_files_have_as_many_rows_as_published(reader, name, count):
-    rows = formats.READERS[reader](DATA / name)
+    rows = list(formats.READERS[reader](DATA / name))
     assert len(rows) == count
     # Two rows of novel_concepts have two right choices, which is why the paper leaves it out.
     unlabelled = sum(row.get("label", 0) is None for row in rows)

@@ -8,7 +8,8 @@ import jinja2
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import Rendered, Template, load_templates
+from elm_jax.prompting.template_files import load_templates
+from elm_jax.prompting.templates import Rendered, Template
 from elm_jax.tasks import mini, mini_words
 
 SEED = 7

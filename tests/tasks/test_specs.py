@@ -8,6 +8,7 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
+from elm_jax.records import RowCounts
 from elm_jax.tasks import mini, raw_rows, rendering, specs, subsets, task_templates
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import Training
@@ -243,7 +244,8 @@ def test_homonyms_count_once_unless_asked_for_twice(tmp_path):
     write_combinations(tmp_path)
     spec = specs.find_task("conceptual_combinations/zero_shot")
     once = examples(spec, spec.split, data_dir=tmp_path)
-    assert (len(once.examples), once.skipped) == (6, 6)  # a row with two right choices is dropped and counted
+    # Rows with two right choices are left out and counted.
+    assert once.counts == RowCounts(12, 6, {"does not apply": 6})
     twice = examples(spec, spec.split, data_dir=tmp_path, faithful=["homonyms"])
     homonyms = [example for example in twice.examples if "homonyms" in example.input]
     assert len(twice.examples) == 7
@@ -260,7 +262,7 @@ def test_empty_renderings_are_kept_only_when_asked_for(folders):
     spec = specs.find_task("story_cloze/Choose Story Ending")
     kept = examples(spec, "validation", faithful=["empty_renderings"], **folders)
     assert [example.target for example in kept.examples] == [""]
-    with pytest.raises(UserError, match="applies to, got none"):
+    with pytest.raises(UserError, match="can be used, got none"):
         examples(spec, "validation", **folders)
 
 
@@ -296,7 +298,7 @@ def test_embedded_examples_need_no_directory_and_follow_the_seed():
     made = examples(spec, "validation", seed=1)
     assert made == examples(spec, "validation", seed=1)
     assert made != examples(spec, "validation", seed=2)
-    assert made.skipped == made.outside == 0
+    assert made.counts == RowCounts(len(made), len(made))
     assert all(example.label is not None for example in made.examples)
 
 
@@ -309,7 +311,7 @@ def test_real_rows_render_with_a_target_among_their_choices(dataset, count):
     for spec in found:
         # Every 60th row: the checks of the annotations make rendering slow in tests.
         made = render(rows[::60], task_templates.find_template(spec, TEMPLATES))
-        assert (made.skipped, made.outside) == (0, 0)
+        assert not made.counts.left_out
         assert {example.label is None for example in made.examples} == {spec.metric != "accuracy"}
 
 
@@ -333,5 +335,5 @@ def test_real_bigbench_tasks_have_as_many_rows_as_published(dataset, count):
     rows = load_rows(spec, spec.split, DATA)
     assert len(rows) == count == specs.all_datasets()[dataset].splits["default"]
     made = render(rows[::60], task_templates.find_template(spec), truncate=None)
-    assert (made.skipped, made.outside) == (0, 0)
+    assert not made.counts.left_out
     assert all(example.label is not None for example in made.examples)

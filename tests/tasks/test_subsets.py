@@ -27,6 +27,7 @@ def test_a_few_rows_of_millions_are_drawn_at_once():
     assert len(set(subsets.shuffled_rows(3_803_957, 10_000, seed=42))) == 10_000
 
 
-def test_first_rows_are_no_more_than_there_are():
-    assert list(subsets.first_rows(3, 10)) == [0, 1, 2]
-    assert list(subsets.first_rows(10, 3)) == [0, 1, 2]
+def test_numbers_that_are_drawn_as_they_are_asked_for_are_those_of_the_permutation():
+    numbers, every = subsets.ShuffledNumbers(1000, 900, seed=1), subsets.shuffled_rows(1000, 900, seed=1)
+    assert [numbers[:3], numbers[3:100], numbers[899]] == [every[:3], every[3:100], every[899]]
+    assert list(numbers) == every

@@ -211,7 +211,7 @@ def test_a_label_of_minus_one_is_refused_not_taken_for_the_last_choice():
         )
         return rendering.examples(spec, "train").examples
 
-    with pytest.raises(UserError, match="row 1: expected a label, got label=-1"):
+    with pytest.raises(UserError, match="expected a label, got label=-1"):
         examples("a ||| {{answer_choices[label]}}", {"label": -1})
     # A template that only speaks of labels needs none.
     assert examples("Which label? {{text}} ||| yes", {"text": "b"})[0].input == "Which label? b"

@@ -161,3 +161,9 @@ def test_every_field_has_a_key_of_its_own():
 def test_a_configuration_written_as_json_and_read_is_the_same():
     config = train_config(steps=3, kind="lora", options={"rank": 2}, trackers=("wandb",), mesh={"data": 2})
     assert configs.from_json(json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+def test_a_learning_rate_that_is_no_rate_is_refused(rate):
+    with pytest.raises(UserError, match="learning rate"):
+        configs.ScheduleConfig(learning_rate=rate)
