@@ -50,9 +50,9 @@ def render_content_free(spec: TaskSpec, source: Source) -> list[str]:
         UserError: If there is no row, or if the template does not apply to a row of such texts.
     """
     template = find_template(spec, source.templates_dir)
-    first = next(iterate_rows(spec, replace(source, limit=1)), None)
+    first = next(iterate_rows(spec, replace(source, limit=1)), {})
     found = []
-    for text in () if first is None else CONTENT_FREE_TEXTS:
+    for text in CONTENT_FREE_TEXTS if first else ():
         row = {name: text if isinstance(value, str) else value for name, value in first.items()}
         parts = template.parts(row, get_truncate_length(spec, source))
         found += parts[:1] if len(parts) > 1 else ()
