@@ -51,6 +51,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training import batches, step
+from elm_jax.training import jobs as job_records
 from elm_jax.training.batches import PendingExample
 from elm_jax.training.config import ExpertConfig, TrainConfig, replace_fields
 from elm_jax.training.group import Group
@@ -262,10 +263,7 @@ def cost(
 ) -> flops.FlopsPerToken:
     """Returns what a token costs beside the base in an expert of that kind."""
     expert = jax.eval_shape(lambda key: ex.init_expert(kind, key, base, options), jax.random.key(0))
-    seen = flops.attention_spans(
-        (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
-    )
-    return flops.training_flops(config, kind, base, expert, seen)
+    return flops.training_flops(config, kind, base, expert, job_records.attention_spans(jobs))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def rate(work: Callable[[np.ndarray], object], rows: int, seconds: float, *, at_
 def imports_tensorflow(file: Path) -> bool:
     """Says whether a fresh process that reads the file has imported TensorFlow."""
     code = (
-        "import sys; from elm_jax.tasks import prepared; prepared.load(sys.argv[1]).inputs[0]; "
+        "import sys; from elm_jax.data import tokenized_rows; tokenized_rows.load(sys.argv[1]).inputs[0]; "
         "print('tensorflow' in sys.modules)"
     )
     told = subprocess.run(

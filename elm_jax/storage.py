@@ -63,11 +63,18 @@ def writable_directory(where: PathLike) -> epath.Path:
 
 def write_bytes(where: PathLike, content: bytes) -> None:
     """Writes a file whole or not at all: a reader sees the old content or the new, never a part."""
+    write_stream(where, [content])
+
+
+def write_stream(where: PathLike, parts: Iterable[bytes]) -> None:
+    """Writes a file whole or not at all, part by part."""
     target = path(where)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        with temporary.open("wb") as stream:
+            for part in parts:
+                stream.write(part)
         temporary.replace(target)
     except OSError as error:
         if temporary.exists():

@@ -23,6 +23,8 @@ UNDER_T5X = [
 # What T5X's finetune.gin, eval.gin and infer.gin read, as far as ours set it.
 MACROS_OF_T5X = {"MODEL", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "TRAIN_STEPS", "MODEL_DIR"} | {
     "INITIAL_CHECKPOINT_PATH",
+    "CHECKPOINT_PATH",
+    "MIXTURE_OR_TASK_MODULE",
     "USE_CACHED_TASKS",
     "RANDOM_SEED",
     "BATCH_SIZE",

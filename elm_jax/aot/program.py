@@ -4,8 +4,11 @@ The engines run programs, and `elm plan` compiles the same objects for devices t
 holds shapes alone, so it can be made from a configuration and a mesh, with no array.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import jax
@@ -45,9 +48,36 @@ class Program:
         return self.function.lower(*self.arguments)
 
 
+_traced_platform: ContextVar[str | None] = ContextVar("_traced_platform", default=None)
+
+
+@contextmanager
+def trace_for(platform: str) -> Generator[None]:
+    """Makes `traced_platform` return that platform: "cpu", "gpu" or "tpu"."""
+    token = _traced_platform.set(platform)
+    try:
+        yield
+    finally:
+        _traced_platform.reset(token)
+
+
+def traced_platform() -> str:
+    """Returns the platform that the program being traced is for; outside of `jit`, JAX's default backend.
+
+    Networks have forms of equal results for it, each fast where it is chosen.
+    """
+    return _traced_platform.get() or jax.default_backend()
+
+
 def jit(function: Callable[..., Any], *, platform: str, **options: Any) -> Any:
-    """Returns `jax.jit` of a function, with the compiler's options for a platform: "cpu", "gpu" or "tpu"."""
-    return jax.jit(function, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})), **options)
+    """Returns `jax.jit` of a function, traced for a platform and compiled with the options for it."""
+
+    @wraps(function)
+    def traced(*arguments: Any, **keywords: Any) -> Any:
+        with trace_for(platform):
+            return function(*arguments, **keywords)
+
+    return jax.jit(traced, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})), **options)
 
 
 def get_platform(mesh: Mesh | AbstractMesh | None) -> str:

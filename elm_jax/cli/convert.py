@@ -13,7 +13,7 @@ def convert(
     src: Annotated[str, typer.Argument(help="A model's directory or name, a PEFT adapter, or an expert.")],
     dst: Annotated[str, typer.Argument(help="New directory; an expert's is LIBRARY/DATASET/PROMPT.")],
     to: Annotated[
-        str, typer.Option("--to", help="Format: hf, t5x or elm; of an expert elm, peft, adapters or hf.")
+        str, typer.Option("--to", help="Format: hf, t5x or elm; of an expert elm, peft, adapters, hf or t5x.")
     ],
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as stored.")] = None,
     base: Annotated[str | None, typer.Option(help="The base that an expert was trained on.")] = None,

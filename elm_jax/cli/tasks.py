@@ -75,6 +75,7 @@ def tasks_preview(
     rows: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 3,
     run: OptionalRun = None,
     split: Split = None,
+    as_json: AsJson = False,
     *,
     source: SourceFlags,
     tokens: TokenFlags,
@@ -92,6 +93,9 @@ def tasks_preview(
     shown, count = previews.preview_task(
         spec, read, rows=rows, tokenizer=reader.tokenizer, lengths=reader.lengths
     )
+    if as_json:
+        print(json.dumps(previews.to_json(shown), ensure_ascii=False))
+        return
     console = Console(highlight=False, soft_wrap=True)
     for row in shown:
         console.rule(row.example.row_id)

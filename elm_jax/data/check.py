@@ -7,41 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from elm_jax import names, storage
-from elm_jax.data import identity
+from elm_jax.data import identity, token_findings
+from elm_jax.data.findings import FINDING_KINDS, RenderedRow, TaskFinding, format_rows
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import Rendered, Template
+from elm_jax.prompting.templates import Template
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import data_source, raw_rows, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-FINDING_KINDS = ("columns", "rows", "rendering", "empty", "outside", "one-sided", "over-long", "duplicates")
-"""Kinds of findings.
-
-columns     the template reads a column that the dataset, or some of its rows, lack
-rows        rows cannot be read, or the template applies to none of them
-rendering   the template fails on rows
-empty       rows render to an empty input or target
-outside     a target is none of its choices
-one-sided   the right choice is nearly always the same one
-over-long   texts are cut: by the template's limit of characters, or by the limits of tokens
-duplicates  inputs occur more than once
-"""
 ONE_SIDED = 0.95
 ENOUGH = 20  # labelled rows, for their share to mean anything
-
-
-@dataclass(frozen=True)
-class TaskFinding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: One of `FINDING_KINDS`.
-        message: What is wrong, in a sentence.
-    """
-
-    kind: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -61,15 +37,6 @@ class TaskCheck:
     rows: int
     applies: int
     findings: tuple[TaskFinding, ...]
-
-
-@dataclass(frozen=True)
-class _RenderedRow:
-    """One row, rendered with and without the limit of characters."""
-
-    id: str
-    rendered: Rendered
-    uncut: Rendered
 
 
 def check_tasks(
@@ -94,14 +61,14 @@ def check_tasks(
         try:
             template = task_templates.find_template(spec, source.templates_dir)
         except UserError as error:
-            checked.append(TaskCheck(spec.id, split, 0, 0, (TaskFinding("columns", str(error)),)))
+            checked.append(TaskCheck(spec.id, split, 0, 0, (TaskFinding("columns", 0, str(error)),)))
             continue
         try:
             key = storage.fingerprint(identity.identify_rows(spec, source))
             if loaded[0] != key:
                 loaded = (key, raw_rows.load_rows(spec, source))
         except UserError as error:
-            checked.append(TaskCheck(spec.id, split, 0, 0, (TaskFinding("rows", str(error)),)))
+            checked.append(TaskCheck(spec.id, split, 0, 0, (TaskFinding("rows", 0, str(error)),)))
             continue
         truncate = task_templates.get_truncate_length(spec, source)
         checked.append(
@@ -132,23 +99,31 @@ def _check_rows(
             errors.append(str(error))
             continue
         if rendered is not None and uncut is not None:
-            rendered_rows.append(_RenderedRow(row_id, rendered, uncut))
+            rendered_rows.append(RenderedRow(row_id, rendered, uncut))
     if errors:
         findings.append(
-            TaskFinding("rendering", f"{_count(len(errors))} cannot be rendered. The first: {errors[0]}")
+            TaskFinding(
+                "rendering",
+                len(errors),
+                f"{format_rows(len(errors))} cannot be rendered. The first: {errors[0]}",
+            )
         )
     applied = [row for row in rendered_rows if row.rendered.input and row.rendered.target]
     empty = [row for row in rendered_rows if not (row.rendered.input and row.rendered.target)]
     if empty:
         lack = "input" if not empty[0].rendered.input else "target"
-        message = f"{_count(len(empty), 'renders', 'render')} to an empty {lack}, {empty[0].id} first."
-        findings.append(TaskFinding("empty", message))
+        message = f"{format_rows(len(empty), 'renders', 'render')} to an empty {lack}, {empty[0].id} first."
+        findings.append(TaskFinding("empty", len(empty), message))
     if not applied and not findings:
-        findings.append(TaskFinding("rows", f"The template applies to none of the {len(rows):,} rows."))
+        findings.append(
+            TaskFinding("rows", len(rows), f"The template applies to none of the {len(rows):,} rows.")
+        )
     findings += [*_find_outside(applied), *_find_one_sided(applied)]
     findings += [*_find_cut(applied, truncate), *_find_duplicates(applied)]
+    findings += token_findings.find_choice_faults(applied)
+    findings += token_findings.find_unicode_forms(applied)
     if tokenizer is not None:
-        findings += _find_too_many_tokens(applied, tokenizer, lengths)
+        findings += token_findings.find_token_losses(applied, tokenizer, lengths)
     return TaskCheck(spec.id, split, len(rows), len(applied), tuple(findings))
 
 
@@ -159,12 +134,13 @@ def _find_missing_columns(rows: Sequence[Mapping[str, Any]], template: Template)
             have = ", ".join(repr(name) for name in lacking[0] if name != "row_id")
             yield TaskFinding(
                 "columns",
-                f"The template reads column {column!r}, which {len(lacking):,} of {_count(len(rows))} lack. "
-                f"The first, {lacking[0]['row_id']}, has only these columns: {have}.",
+                len(lacking),
+                f"The template reads column {column!r}, which {len(lacking):,} of {format_rows(len(rows))} "
+                f"lack. The first, {lacking[0]['row_id']}, has only these columns: {have}.",
             )
 
 
-def _find_outside(rows: Sequence[_RenderedRow]) -> Iterator[TaskFinding]:
+def _find_outside(rows: Sequence[RenderedRow]) -> Iterator[TaskFinding]:
     outside = [
         row for row in rows if row.rendered.choices and row.rendered.target not in row.rendered.choices
     ]
@@ -173,12 +149,13 @@ def _find_outside(rows: Sequence[_RenderedRow]) -> Iterator[TaskFinding]:
         choices = ", ".join(repr(choice) for choice in first.choices or ())
         yield TaskFinding(
             "outside",
-            f"{_count(len(outside), 'has', 'have')} a target that is none of the choices. The first, "
+            len(outside),
+            f"{format_rows(len(outside), 'has', 'have')} a target that is none of the choices. The first, "
             f"{outside[0].id}, has the target {_shorten(first.target)} and the choices {choices:.300}.",
         )
 
 
-def _find_one_sided(rows: Sequence[_RenderedRow]) -> Iterator[TaskFinding]:
+def _find_one_sided(rows: Sequence[RenderedRow]) -> Iterator[TaskFinding]:
     labels = [
         row.rendered.choices.index(row.rendered.target)
         for row in rows
@@ -192,44 +169,25 @@ def _find_one_sided(rows: Sequence[_RenderedRow]) -> Iterator[TaskFinding]:
         share = "all" if count == len(labels) else f"{count / len(labels):.0%}"
         yield TaskFinding(
             "one-sided",
-            f"Choice {label + 1} is the right one in {share} of {_count(len(labels))}: always "
+            len(labels),
+            f"Choice {label + 1} is the right one in {share} of {format_rows(len(labels))}: always "
             "choosing it needs no reading.",
         )
 
 
-def _find_cut(rows: Sequence[_RenderedRow], truncate: int | None) -> Iterator[TaskFinding]:
+def _find_cut(rows: Sequence[RenderedRow], truncate: int | None) -> Iterator[TaskFinding]:
     cut = [row for row in rows if row.rendered != row.uncut]
     if cut:
         yield TaskFinding(
             "over-long",
-            f"{_count(len(cut), 'has', 'have')} a text of more than {truncate:,} characters, which is cut "
-            f"({cut[0].id} is the first).",
+            len(cut),
+            f"{format_rows(len(cut), 'has', 'have')} a text of more than {truncate:,} characters, which is "
+            f"cut ({cut[0].id} is the first).",
         )
 
 
-def _find_too_many_tokens(
-    rows: Sequence[_RenderedRow], tokenizer: Tokenizer, lengths: Lengths
-) -> Iterator[TaskFinding]:
-    choices = [(row.id, choice) for row in rows for choice in row.rendered.choices or ()]
-    kinds = {
-        "inputs": ([(row.id, row.rendered.input) for row in rows], lengths.prompt),
-        "targets": ([(row.id, row.rendered.target) for row in rows], lengths.answer),
-        "choices": (choices, lengths.answer),
-    }
-    for kind, (texts, most) in kinds.items():
-        counts = [len(ids) + 1 for ids in tokenizer.encode_all([text for _, text in texts])]
-        long = [number for number, count in enumerate(counts) if count > most]
-        if long:
-            worst = max(long, key=lambda number: counts[number])
-            yield TaskFinding(
-                "over-long",
-                f"{len(long):,} of {len(texts):,} {kind} have more than {most} tokens and are cut; the "
-                f"longest, of {texts[worst][0]}, has {counts[worst]:,}.",
-            )
-
-
-def _find_duplicates(rows: Iterable[_RenderedRow]) -> Iterator[TaskFinding]:
-    first: dict[tuple[str, tuple[str, ...] | None], _RenderedRow] = {}
+def _find_duplicates(rows: Iterable[RenderedRow]) -> Iterator[TaskFinding]:
+    first: dict[tuple[str, tuple[str, ...] | None], RenderedRow] = {}
     repeated, differ = [], 0
     for row in rows:
         before = first.setdefault((row.rendered.input, row.rendered.choices), row)
@@ -241,14 +199,10 @@ def _find_duplicates(rows: Iterable[_RenderedRow]) -> Iterator[TaskFinding]:
         one, two = repeated[0]
         yield TaskFinding(
             "duplicates",
-            f"{_count(len(repeated), 'has', 'have')} the input and choices of an earlier one{other} "
+            len(repeated),
+            f"{format_rows(len(repeated), 'has', 'have')} the input and choices of an earlier one{other} "
             f"({two} has those of {one}).",
         )
-
-
-def _count(count: int, does: str = "", do: str = "") -> str:
-    """Returns a number of rows in words, with the verb for one or for several."""
-    return f"{count:,} row {does}".rstrip() if count == 1 else f"{count:,} rows {do}".rstrip()
 
 
 def _shorten(text: str) -> str:

@@ -1,10 +1,14 @@
-"""`elm tasks preview`: shows rows as the model will see them, with what is cut in colour."""
+"""`elm tasks preview`: shows rows as the model will see them, with what is cut or unknown in colour."""
 
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
+from elm_jax.data import token_losses
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
 from elm_jax.prompting.templates import Rendered
@@ -15,6 +19,9 @@ from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 CUT = "bold yellow"
 UNSEEN = "red"
+UNKNOWN = "magenta"
+FOLDED = "cyan"
+MARKS = "underline"
 ELLIPSIS = "..."  # what jinja's filter `truncate` ends a cut text with
 
 
@@ -53,38 +60,42 @@ def preview_task(
     """
     split = data_source.get_split(spec, source)
     template = task_templates.find_template(spec, source.templates_dir)
-    found, truncate = raw_rows.load_rows(spec, source), task_templates.get_truncate_length(spec, source)
+    found, truncate = raw_rows.open_rows(spec, source), task_templates.get_truncate_length(spec, source)
     shown: list[PreviewRow] = []
-    for row in found:
-        if len(shown) == rows:
-            break
+    for row in raw_rows.read_in_blocks(found, rows):
         for example in render([row], template, truncate=truncate).examples:
             whole = template.render(row, None, row_id=example.row_id)
             lines = tuple(_lines(example, whole, tokenizer, lengths or Lengths()))
             shown.append(PreviewRow(example, lines))
+        if len(shown) == rows:
+            break
     if not shown:
         raise UserError(
-            f"Expected rows that the template of {spec.id!r} applies to, got none among the {len(found):,} "
+            f"Expected rows that the template of {spec.id!r} applies to, got none among the {found.count:,} "
             f"rows of the {split} split. Fix: choose another split or task."
         )
-    return shown, len(found)
+    return shown, found.count
 
 
 def _lines(
     example: PromptedExample, whole: Rendered | None, tokenizer: Tokenizer | None, lengths: Lengths
 ) -> Iterator[Text]:
     whole = whole or Rendered(example.input, example.target)
-    yield _mark(example.input, whole.input, tokenizer, lengths.prompt)
-    for number, choice in enumerate(example.choices):
+    yield from _mark(example.input, whole.input, tokenizer, lengths.prompt, is_input=True)
+    notes = _note_choices(example.choices, tokenizer, lengths)
+    for number, (choice, note) in enumerate(zip(example.choices, notes, strict=True)):
         mark = Text("* " if number == example.label else "  ")
-        yield mark + _mark(choice, choice, tokenizer, lengths.answer)
-    yield Text("-> ", style="bold") + _mark(example.target, whole.target, tokenizer, lengths.answer)
+        first, *more = _mark(choice, choice, tokenizer, lengths.answer)
+        yield from (mark + first + Text(note, UNSEEN), *more)
+    first, *more = _mark(example.target, whole.target, tokenizer, lengths.answer)
+    yield from (Text("-> ", style="bold") + first, *more)
     texts = [example.input, example.target, *example.choices]
     if tokenizer is None:
         counts = [len(text.split()) for text in texts]
         parts, hint = [f"input {counts[0]}", f"target {counts[1]}"], "; tokens with --run or --vocabulary"
     else:
         counts = [len(ids) + 1 for ids in tokenizer.encode_all(texts)]  # each with its end
+        counts[0] -= not tokenizer.input_eos
         parts = [
             f"input {counts[0]} (limit {lengths.prompt})",
             f"target {counts[1]} (limit {lengths.answer})",
@@ -95,10 +106,29 @@ def _lines(
     yield Text(f"{'words' if tokenizer is None else 'tokens'}: {', '.join(parts)}{hint}", style="dim")
 
 
-def _mark(text: str, whole: str, tokenizer: Tokenizer | None, most: int) -> Text:
-    """Returns a text with marks where its template cut a value and on what the model will not see."""
+def _mark(
+    text: str, whole: str, tokenizer: Tokenizer | None, most: int, *, is_input: bool = False
+) -> Iterator[Text]:
+    """Yields a text with marks where its template cut a value and on what the model will not see.
+
+    If its tokens decode to another text, that follows.
+    """
     shown = Text(text)
-    seen = len(text) if tokenizer is None else count_seen_characters(text, tokenizer, most)
+    kept = most - (tokenizer.input_eos if tokenizer and is_input else 1)
+    seen = len(text) if tokenizer is None else count_seen_characters(text, tokenizer, kept)
+    for start, end in find_decomposed(text):
+        shown.stylize(MARKS, start, end)
+    decoded = text
+    if tokenizer is not None:
+        ids = tokenizer.encode(text)
+        decoded = tokenizer.decode(ids[:kept])
+        for part in token_losses.count_missing([text], [ids], tokenizer):
+            bounds = (r"(?<!\S)", r"(?!\S)") if tokenizer.has_words_only else ("", "")
+            for match in re.finditer(re.escape(part).join(bounds), text):
+                shown.stylize(UNKNOWN, *match.span())
+        for at, character in enumerate(text):
+            if character in tokenizer.folded:
+                shown.stylize(f"{FOLDED} reverse", at, at + 1)
     if seen < len(text):
         shown.stylize(UNSEEN, seen)
     for place in find_cuts(text, whole):
@@ -107,7 +137,41 @@ def _mark(text: str, whole: str, tokenizer: Tokenizer | None, most: int) -> Text
         shown.append(f" [{len(whole) - len(text) + len(ELLIPSIS):,} characters cut by the template]", CUT)
     if seen < len(text):
         shown.append(f" [cut after {most} tokens: the last {len(text) - seen:,} characters]", UNSEEN)
-    return shown
+    yield shown
+    if decoded.strip() != text[:seen].strip():
+        yield Text("   the model sees: ", style="dim") + Text(decoded, UNKNOWN)
+
+
+def _note_choices(choices: Sequence[str], tokenizer: Tokenizer | None, lengths: Lengths) -> list[str]:
+    """Returns what is wrong with each choice: nothing, or that it is an earlier one, or the only one."""
+    if len(choices) == 1:
+        return [" [the only choice]"]
+    seen = [tuple(choice) for choice in choices]
+    if tokenizer is not None:
+        kept = token_losses.kept_tokens(tokenizer, lengths)[2]
+        seen = [tuple(map(str, ids[:kept])) for ids in tokenizer.encode_all(choices)]
+    notes = []
+    for number, choice in enumerate(choices):
+        text, tokens = choices.index(choice), seen.index(seen[number])
+        note = f" [choice {text + 1} again]" if text < number else ""
+        notes.append(note or (f" [the same tokens as choice {tokens + 1}]" if tokens < number else ""))
+    return notes
+
+
+def find_decomposed(text: str) -> list[tuple[int, int]]:
+    """Returns where a text has a letter and its marks that Unicode composes to fewer characters.
+
+    >>> find_decomposed("cafe\u0301s")
+    [(3, 5)]
+    """
+    if text.isascii():
+        return []
+    places = (match.span() for match in re.finditer(r".[\u0300-\u036f\u1ab0-\u1aff\u3099\u309a]+", text))
+    return [
+        (start, end)
+        for start, end in places
+        if len(unicodedata.normalize("NFC", text[start:end])) < end - start
+    ]
 
 
 def find_cuts(text: str, whole: str) -> list[int]:
@@ -133,16 +197,22 @@ def find_cuts(text: str, whole: str) -> list[int]:
     return places
 
 
-def count_seen_characters(text: str, tokenizer: Tokenizer, most: int) -> int:
-    """Returns how many characters of a text are in its first `most` tokens, end-of-sequence included."""
+def count_seen_characters(text: str, tokenizer: Tokenizer, kept: int) -> int:
+    """Returns how many characters of a text are in its first `kept` tokens."""
     ids = tokenizer.encode(text)
-    if len(ids) < most:
+    if len(ids) <= kept:
         return len(text)
     low, high = 0, len(text)  # the longest beginning that is no more tokens than are kept
     while low < high:
         middle = (low + high + 1) // 2
-        if len(tokenizer.encode(text[:middle])) <= most - 1:
+        if len(tokenizer.encode(text[:middle])) <= kept:
             low = middle
         else:
             high = middle - 1
     return low
+
+
+def to_json(rows: Sequence[PreviewRow]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the rows of a preview as JSON has them."""
+    names = ("input", "target", "choices", "label")
+    return {"rows": [{name: getattr(row.example, name) for name in names} for row in rows]}

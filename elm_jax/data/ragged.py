@@ -1,5 +1,6 @@
 """Ragged arrays: many token lists or texts of different lengths, end to end in one array."""
 
+import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,35 @@ class RaggedTokens(Sequence[np.ndarray]):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.tokens[start:end] for start, end in itertools.pairwise(self.offsets.tolist()))
+
+
+class JoinedTokens(Sequence[np.ndarray]):
+    """Lists of token ids of several ragged arrays, one array after the other; none is copied.
+
+    Attributes:
+        parts: The arrays.
+    """
+
+    def __init__(self, parts: Sequence[RaggedTokens]) -> None:
+        self.parts = tuple(parts)
+        self._edges = [0, *itertools.accumulate(map(len, self.parts))]
+
+    def __len__(self) -> int:
+        return self._edges[-1]
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        part = bisect.bisect_right(self._edges, at) - 1
+        return self.parts[part][at - self._edges[part]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return itertools.chain.from_iterable(self.parts)
 
 
 @dataclass(frozen=True, eq=False)

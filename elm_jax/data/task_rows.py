@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from elm_jax.data import identity, tokenized_rows
+from elm_jax.data import identity, token_losses, tokenized_rows
 from elm_jax.data.task_selection import SEQIO, prepared_file
+from elm_jax.data.token_losses import TokenLosses
 from elm_jax.data.tokenized_rows import StoredExamples, TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings
@@ -49,6 +50,13 @@ def print_counts(stages: Stages, examples: Iterable[Sequence[PromptedExample]]) 
     """Prints what became of the rows of tasks, in one line for all of them."""
     counts = row_counts.add_counts(map(tokenized_rows.get_counts, examples))
     stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
+
+
+def print_losses(stages: Stages, losses: Iterable[TokenLosses | None]) -> None:
+    """Prints what of the rows of tasks the model does not see, in one line, if there is any."""
+    lost = token_losses.describe_losses(token_losses.add_losses(losses))
+    if lost:
+        stages.console.print(f"The model does not see all: {lost}.", highlight=False)
 
 
 def rendering_key(spec: TaskSpec, source: Source) -> str:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from elm_jax import storage
 from elm_jax.axes import PAD
-from elm_jax.data import ragged
+from elm_jax.data import ragged, token_losses
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
+from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings
 from elm_jax.records import PromptedExample, RowCounts
@@ -31,8 +32,8 @@ from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
 CODE_VERSION = 2
 """To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
 _TOKENS = ("inputs", "targets", "choices")
-_COUNTS, _ACCEPTED = "counts", "accepted"
-_LATER = {_COUNTS, f"{_ACCEPTED}/content", f"{_ACCEPTED}/offsets"}
+COUNTS, LOSSES, _ACCEPTED = "counts", "losses", "accepted"
+_LATER = {COUNTS, LOSSES, f"{_ACCEPTED}/content", f"{_ACCEPTED}/offsets"}
 """What files of the first versions lack."""
 _TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
 _ARRAYS = {
@@ -57,6 +58,7 @@ class TokenizedRows:
         choice_starts: Where the choices of the rows begin and end, int64.
         labels: Index of the right choice, int32; -1 for a row without one.
         counts: What became of the rows that these come from; None if that is not known.
+        losses: What of the texts the model does not see; None in files that do not say.
         accepted: The accepted answers of each row as JSON, or an empty text; none if no file says.
     """
 
@@ -70,6 +72,7 @@ class TokenizedRows:
     choice_starts: Int[np.ndarray, " edges"]
     labels: Int[np.ndarray, " N"]
     counts: RowCounts | None = None
+    losses: TokenLosses | None = None
     accepted: Sequence[str] = ()
 
 
@@ -142,17 +145,25 @@ def tokenize_examples(
     inputs = tuple(example.input for example in examples)
     targets = tuple(example.target for example in examples)
     choices = tuple(text for example in examples for text in example.choices)
+    starts = ragged.compute_offsets(len(example.choices) for example in examples)
+    ids = [tokenizer.encode_all(texts) for texts in (inputs, targets, choices)]
+    cut = [
+        _cut(ids[0], lengths.prompt, tokenizer.input_eos),
+        _cut(ids[1], lengths.answer),
+        _cut(ids[2], lengths.answer),
+    ]
     return TokenizedRows(
         row_ids=tuple(example.row_id for example in examples),
         texts=inputs,
         target_texts=targets,
         choice_texts=choices,
-        inputs=tokenize_inputs(inputs, tokenizer, lengths),
-        targets=_cut(tokenizer.encode_all(targets), lengths.answer),
-        choices=_cut(tokenizer.encode_all(choices), lengths.answer),
-        choice_starts=ragged.compute_offsets(len(example.choices) for example in examples),
+        inputs=cut[0],
+        targets=cut[1],
+        choices=cut[2],
+        choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
         counts=get_counts(examples),
+        losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
         accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
 
@@ -211,8 +222,15 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str) -> None:
         texts = ragged.pack_texts(getattr(rows, name) or ("",) * len(rows.row_ids))
         arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
     if rows.counts is not None:
-        arrays[_COUNTS] = np.frombuffer(json.dumps(row_counts.to_json(rows.counts)).encode(), np.uint8)
+        arrays[COUNTS] = pack_counts(rows.counts)
+    if rows.losses is not None:
+        arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
     storage.write_arrays(path, arrays)
+
+
+def pack_counts(counts: RowCounts) -> UInt8[np.ndarray, " bytes"]:
+    """Returns counts as a file has them."""
+    return np.frombuffer(json.dumps(row_counts.to_json(counts), sort_keys=True).encode(), np.uint8)
 
 
 def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
@@ -249,7 +267,8 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         choices=tokens("choices"),
         choice_starts=arrays["choice_starts"],
         labels=arrays["labels"],
-        counts=row_counts.from_json(json.loads(arrays[_COUNTS].tobytes())) if _COUNTS in arrays else None,
+        counts=row_counts.from_json(json.loads(arrays[COUNTS].tobytes())) if COUNTS in arrays else None,
+        losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
         accepted=texts(_ACCEPTED) if f"{_ACCEPTED}/content" in arrays else (),
     )
 

@@ -43,7 +43,9 @@ def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[s
     members = tuple(sorted(weights) if alike and table.find_merge(method).symmetric else weights)
     given = None if alike else tuple(weights[member] for member in members)
     plan = merging.plan_run_merge(run.workspace, members, method, options, weights=given)
-    name = f"merged/{method}-{_stands_for(run, members, method=method, options=dict(options), weights=given)}"
+    # With the defaults: a composite that a run has from before one of them changed is another expert.
+    stands_for = _stands_for(run, members, method=method, options=dict(plan.options), weights=given)
+    name = f"merged/{method}-{stands_for}"
     return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
 

@@ -118,6 +118,7 @@ def _make_cache(
         device_bytes=(slots + 1) * one,  # the base's slot too
         slots=slots,
         dtype=dtype,
+        kernel_dtype=min(dtype, np.dtype(run.base.config.dtype), key=lambda each: each.itemsize),
         neutral=run.base.params,
         mesh=sharding.mesh_of(run.base.params),
     )

@@ -140,7 +140,14 @@ class MethodResults:
     def task_rows(self) -> list[TaskRows]:
         """Returns what became of the rows of every task."""
         return [
-            TaskRows(task.spec.dataset, task.spec.prompt, each.read, each.used, dict(each.left_out), each.cut)
+            TaskRows(
+                task.spec.dataset,
+                task.spec.prompt,
+                each.read,
+                each.used,
+                {str(reason): count for reason, count in each.left_out.items()},
+                each.cut,
+            )
             for task in self.tasks
             for each in (get_counts(task.examples),)
         ]

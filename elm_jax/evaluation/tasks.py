@@ -74,6 +74,7 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
     """
     tasks = {spec.id: _load(run, spec) for spec in specs}
     task_rows.print_counts(run.stages, (task.examples for task in tasks.values()))
+    task_rows.print_losses(run.stages, (task.tokens.losses for task in tasks.values()))
     return tasks
 
 

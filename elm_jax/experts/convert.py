@@ -59,8 +59,8 @@ def convert(
 
     A model is written as `hf`, `t5x` or `elm`, with its tokenizer, `generation_config.json` and token ids as
     they are. An adapter of PEFT becomes an expert of a library. An expert of a library, also a merged one, is
-    written as `peft` (LoRA, (IA)³), in the layout of the `adapters` library (bottleneck), or as `hf`, folded
-    into its base (LoRA, (IA)³, full).
+    written as `peft` (LoRA, (IA)³), in the layout of the `adapters` library (bottleneck), as `hf`, folded
+    into its base (LoRA, (IA)³, full), or as `t5x`, beside its base, for T5X to score and to train on.
 
     Args:
         src: A directory or a name that `load_model` accepts, an adapter, or an expert; on the hub as
@@ -87,7 +87,7 @@ def convert(
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
         return _import_expert(source, target, base, kind, ignore)
     if (source / files.SPEC_FILE).exists():
-        names.resolve(to, ["peft", "adapters", "hf"], kind="format of an expert", where="elm convert")
+        names.resolve(to, ["peft", "adapters", "hf", "t5x"], kind="format of an expert", where="elm convert")
         return _export_expert(source, target, to, base, dtype_name(dtype), ignore)
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find_checkpoint(src)
@@ -164,7 +164,7 @@ def _export_expert(
     dtype: str | None,
     ignore: Collection[str],
 ) -> ConversionResult:
-    """Writes an expert of a library as an adapter of PEFT or `adapters`, or folded into its base."""
+    """Writes an expert of a library as an adapter of PEFT or `adapters`, folded into or beside its base."""
     description = files.read_description(source)
     spec, tree = description.spec, paths.unflatten(files.read_params(source, description))
     kind = spec.kind
@@ -187,11 +187,16 @@ def _export_expert(
 
         atomic_dir.write_new(target, adapters.CONFIG, fill)
         return ConversionResult(what, to, str(target), _count_params(tree), model.fingerprint)
-    whole = fold.fold_expert(model, kind, tree)
+    beside = to == "t5x" and kind != "full"
+    whole = model if beside else fold.fold_expert(model, kind, tree)
     if dtype is not None:
         whole = base_of(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
+    if to == "t5x":
+        added = tree if beside else None
+        atomic_dir.write_new(target, MARKERS[to], lambda place: t5x_write.save(place, whole, added))
+        return ConversionResult(what, to, str(target), _count_params(tree), model.fingerprint)
     atomic_dir.write_new(
         target, MARKERS["hf"], lambda place: _write_model(place, whole, directory, "hf", ignore)
     )

@@ -22,6 +22,7 @@ from elm_jax.experts import compatibility, files
 from elm_jax.experts.library import Library
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths, sharding
+from elm_jax.models.expert_kinds import is_kernel
 from elm_jax.records import Params
 
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # path and shape of every parameter of an expert
@@ -75,6 +76,7 @@ class ExpertCache:
         device_bytes: int,
         slots: int | None = None,
         dtype: Any = np.float32,
+        kernel_dtype: Any = None,
         neutral: Params | None = None,
         mesh: Mesh | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class ExpertCache:
             device_bytes: The limit on each device.
             slots: The most experts of a stack; default: as many as the libraries have.
             dtype: The type of the parameters in the cache.
+            kernel_dtype: That of kernels, which products cast to the network's type; default: `dtype`.
             neutral: The base's parameters. With them, slot 0 of every stack is the expert that changes
                 nothing.
             mesh: Splits stacks as `models.sharding` does, whole experts along its axis `expert`.
@@ -101,7 +104,11 @@ class ExpertCache:
             )
         self.reads = self.writes = self.host_bytes = 0
         self._libraries = (libraries,) if isinstance(libraries, Library) else tuple(libraries)
-        self._base, self._dtype, self._neutral, self._mesh = base, np.dtype(dtype), neutral, mesh
+        self._base, self._neutral, self._mesh = base, neutral, mesh
+        self._dtype, self._kernel_dtype = (
+            np.dtype(dtype),
+            np.dtype(dtype if kernel_dtype is None else kernel_dtype),
+        )
         self._host_limit, self._device_limit, self._most_slots = host_bytes, device_bytes, slots
         # Expert -> (checksum, parameters); both the least recently used first.
         self._host: OrderedDict[str, tuple[str, Params]] = OrderedDict()
@@ -207,12 +214,14 @@ class ExpertCache:
         first = 0 if self._neutral is None else NEUTRAL_SLOT + 1
         slots = min(max(every, experts), capacity) + first
         slots += -slots % self._parts
-        zeros = partial(_make_zeros, key, slots, self._dtype)
+        zeros = partial(
+            jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._shapes(key, slots)
+        )
         made = jax.jit(zeros, out_shardings=self._shardings(key, slots))()
         stack = _Stack(made, slots, first, self._bytes(key, slots))
         if self._neutral is not None:
             nothing = paths.unflatten({path: np.zeros(shape, self._dtype) for path, shape in key})
-            params = jax.tree.map(self._cast, ex.make_neutral_expert(nothing, self._neutral))
+            params = self._cast(paths.flatten(ex.make_neutral_expert(nothing, self._neutral)))
             stack.params = self._put(stack.params, params, np.int32(NEUTRAL_SLOT))
         return stack
 
@@ -230,15 +239,15 @@ class ExpertCache:
     def _shardings(self, key: ShapeKey, slots: int) -> Any:
         if self._mesh is None:
             return None
-        return sharding.param_shardings(self._mesh, _stack_shapes(key, slots, self._dtype), experts=True)
+        return sharding.param_shardings(self._mesh, self._shapes(key, slots), experts=True)
 
     def _bytes(self, key: ShapeKey, slots: int) -> int:
         """Returns the bytes of a stack on one device."""
-        leaves = jax.tree.leaves(_stack_shapes(key, slots, self._dtype))
+        leaves = jax.tree.leaves(self._shapes(key, slots))
         if self._mesh is None:
-            return sum(leaf.size for leaf in leaves) * self._dtype.itemsize
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         parts = zip(leaves, jax.tree.leaves(self._shardings(key, slots)), strict=True)
-        return sum(int(np.prod(to.shard_shape(leaf.shape))) for leaf, to in parts) * self._dtype.itemsize
+        return sum(int(np.prod(to.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, to in parts)
 
     def _load_into(
         self,
@@ -269,7 +278,7 @@ class ExpertCache:
             # Another writer may have replaced the expert since it was described.
             compatibility.require_compatible([(description.spec, description.shapes), (now.spec, now.shapes)])
             self.reads += 1
-            loaded = now.checksum, paths.unflatten({path: self._cast(value) for path, value in flat.items()})
+            loaded = now.checksum, self._cast(flat)
         size = _count_bytes(loaded[1])
         if size <= self._host_limit:
             while self.host_bytes + size > self._host_limit:
@@ -278,21 +287,25 @@ class ExpertCache:
             self.host_bytes += size
         return loaded
 
-    def _cast(self, value: Array) -> np.ndarray:
-        return np.asarray(value).astype(self._dtype, copy=False)
+    def _dtype_of(self, path: str) -> np.dtype:
+        return self._kernel_dtype if is_kernel(path) else self._dtype
+
+    def _shapes(self, key: ShapeKey, slots: int) -> dict[str, Any]:
+        """Returns the shapes and types of a stack."""
+        return paths.unflatten(
+            {path: jax.ShapeDtypeStruct((slots, *shape), self._dtype_of(path)) for path, shape in key}
+        )
+
+    def _cast(self, flat: Mapping[str, Array]) -> dict[str, Any]:
+        """Returns the tree of parameters by path in the types of the cache."""
+        return paths.unflatten(
+            {path: np.asarray(value).astype(self._dtype_of(path), copy=False) for path, value in flat.items()}
+        )
 
 
 def _shape_key(described: Mapping[str, files.ExpertDescription]) -> ShapeKey:
     first = next(iter(described.values()))
     return tuple(sorted((path, tuple(shape)) for path, shape in first.shapes.items()))
-
-
-def _stack_shapes(key: ShapeKey, slots: int, dtype: np.dtype) -> dict[str, Any]:
-    return paths.unflatten({path: jax.ShapeDtypeStruct((slots, *shape), dtype) for path, shape in key})
-
-
-def _make_zeros(key: ShapeKey, slots: int, dtype: np.dtype) -> dict[str, Any]:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _stack_shapes(key, slots, dtype))
 
 
 def _write_slot(stack: Params, params: Params, slot: Array) -> Any:

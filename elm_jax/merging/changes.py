@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax.merging import lowrank
+from elm_jax.merging.lowrank import Factors, Matrix
 from elm_jax.merging.method import MergeOption, Options
 from elm_jax.merging.parameter_groups import Form, MergeInputs, ParameterGroup, Tensor
 
@@ -38,6 +39,9 @@ ADAPTERS = MergeOption(
     form="adapter",
 )
 SCALE = MergeOption(float, 1.0, "λ, by which the merged change is multiplied", "a finite number")
+SUM_SCALE = MergeOption(
+    float, None, "λ, by which the sum is multiplied; default: 1 / N, which makes it a mean", "a finite number"
+)
 OPTIONS: Mapping[str, MergeOption] = {"rank": RANK, "adapters": ADAPTERS}
 """Options of every method on changes; they are not handed to the method's function."""
 NOTES: Mapping[Form, str] = {"lora": "ΔW was merged, not the factors, and written as LoRA again."}
@@ -74,6 +78,11 @@ class WrittenChange:
     squared_norm: float = 0.0
 
 
+def scale_shared_sum(weights: tuple[float, ...], options: Options) -> float:
+    """Returns by what a change that all experts share is multiplied where `SUM_SCALE` multiplies a sum."""
+    return 1.0 if options["scale"] is None else options["scale"] * sum(weight > 0 for weight in weights)
+
+
 def find_adapter_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | None:
     """Says why changes cannot be merged: adapters have none, and no option says how to merge them."""
     if any(group.form == "adapter" for group in groups) and options.get("adapters") is None:
@@ -82,6 +91,24 @@ def find_adapter_conflict(groups: Sequence[ParameterGroup], options: Options) ->
             "(with option 'adapters', average or concatenate, only norm scales are merged by it)"
         )
     return None
+
+
+def find_no_matrix(groups: Sequence[ParameterGroup], options: Options) -> str | None:
+    """Says why a method on matrices has nothing to merge; None if there is a matrix."""
+    del options
+    if any(group.form == "adapter" for group in groups) or all(group.form == "vector" for group in groups):
+        return (
+            "it works on the matrices that experts change in the base, and these experts own none, but "
+            "vectors or networks of their own"
+        )
+    return None
+
+
+def as_matrices(changes: Sequence[np.ndarray], inputs: MergeInputs) -> list[Matrix | Factors]:
+    """Returns the experts' changes of a matrix; those of LoRA as their factors."""
+    if inputs.group.form == "lora":
+        return [Factors(*map(_as_float32, leaves)) for leaves in inputs.values]
+    return list(changes)
 
 
 def compute_changes(inputs: MergeInputs) -> ExpertChanges:
@@ -99,17 +126,39 @@ def compute_changes(inputs: MergeInputs) -> ExpertChanges:
     raise ValueError(f"{form} groups have no change")
 
 
-def write_change(inputs: MergeInputs, change: Tensor, rank: int | None) -> WrittenChange:
+def write_change(inputs: MergeInputs, change: Tensor | Factors, rank: int | None) -> WrittenChange:
     """Returns the leaves that make up a change; `rank` is that of LoRA."""
     form = inputs.group.form
+    if isinstance(change, Factors):
+        if form == "lora":
+            return _write_factors(inputs, change, rank)
+        change = _as_float32(change.left @ change.right)
     if form == "lora":
-        summed_rank = sum(lora_a.shape[-1] for lora_a, _ in inputs.values)
-        lora_a, lora_b = lowrank.factor(change, min(rank or summed_rank, *change.shape))
+        lora_a, lora_b = lowrank.factor(change, _written_rank(inputs, rank))
         norm = math.fsum(np.square(change, dtype=np.float64).sum(axis=1))
         return WrittenChange([lora_a, lora_b], lowrank.squared_error(change, lora_a, lora_b), norm)
     if form == "vector":
         return WrittenChange([change + np.float32(1)])
     return WrittenChange([change if inputs.base is None else _as_float32(inputs.base) + change])
+
+
+def _write_factors(inputs: MergeInputs, change: Factors, rank: int | None) -> WrittenChange:
+    """Returns the leaves of LoRA for a change that is known by factors, of which no product is made."""
+    rank = _written_rank(inputs, rank)
+    left, sizes, right = lowrank.decompose(change)
+    roots = np.zeros(rank)
+    roots[: len(sizes)] = np.sqrt(sizes[:rank])
+    lora_a, lora_b = np.zeros((len(left), rank)), np.zeros((rank, right.shape[1]))
+    lora_a[:, : len(sizes)], lora_b[: len(sizes)] = left[:, :rank], right[:rank]
+    squares = np.square(sizes)
+    leaves = [_as_float32(lora_a * roots), _as_float32(roots[:, None] * lora_b)]
+    return WrittenChange(leaves, math.fsum(squares[rank:]), math.fsum(squares))
+
+
+def _written_rank(inputs: MergeInputs, rank: int | None) -> int:
+    lora_a, lora_b = inputs.values[0]
+    summed_rank = sum(leaves[0].shape[-1] for leaves in inputs.values)
+    return min(rank or summed_rank, len(lora_a), lora_b.shape[-1])
 
 
 def change_shape(group: ParameterGroup, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ from elm_jax.merging.parameter_groups import MergeInputs, Tensor, weighted_sum
 from elm_jax.merging.registry import register_merge
 from elm_jax.merging.ties import SHARE, elect_signs
 
+SEED = MergeOption(int, 0, "of what is dropped", "a whole number of at least 0", lambda value: value >= 0)
+
 
 def drop_values(
     change: Float[np.ndarray, "*shape"], density: float, mask: Bool[np.ndarray, "*shape"]
@@ -28,13 +30,13 @@ def drop_values(
     return np.where(mask, change / np.float32(density), np.float32(0))
 
 
-def draw_mask(
-    shape: tuple[int, ...], density: float, seed: int, expert_id: str, path: str, layer: int | None
-) -> Bool[np.ndarray, "..."]:
-    """Returns which values of one expert's tensor are kept: True for about `density` of them."""
+def draw_numbers(
+    shape: tuple[int, ...], seed: int, expert_id: str, path: str, layer: int | None
+) -> Float[np.ndarray, "..."]:
+    """Returns a number from 0 to 1 for each value of one expert's tensor."""
     words = hashlib.sha256(f"{expert_id}\n{path}\n{layer}".encode()).digest()
     random = np.random.default_rng([seed, *np.frombuffer(words, "<u4").tolist()])
-    return random.random(shape, np.float32) < density
+    return random.random(shape, np.float32)
 
 
 @register_merge(
@@ -42,9 +44,7 @@ def draw_mask(
     options={
         **OPTIONS,
         "density": MergeOption(float, 0.5, "share of values kept", SHARE, lambda value: 0 < value <= 1),
-        "seed": MergeOption(
-            int, 0, "of what is dropped", "a whole number of at least 0", lambda value: value >= 0
-        ),
+        "seed": SEED,
         "then": MergeOption(
             str,
             "average",
@@ -62,7 +62,7 @@ def _merge_dare(
     """Changes dropped at random and the rest enlarged, then averaged or merged as TIES does."""
     path, layer = inputs.group.path, inputs.layer
     dropped = (
-        drop_values(change, density, draw_mask(change.shape, density, seed, expert_id, path, layer))
+        drop_values(change, density, draw_numbers(change.shape, seed, expert_id, path, layer) < density)
         for change, expert_id in zip(changes, inputs.expert_ids, strict=True)
     )
     combine = elect_signs if then == "ties" else weighted_sum

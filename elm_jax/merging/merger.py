@@ -7,7 +7,7 @@ expert at a time, so that a whole library can be merged if it fits in memory onc
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from elm_jax.experts import compatibility
 from elm_jax.merging import changes
 from elm_jax.merging.changes import WrittenChange
 from elm_jax.merging.method import MergeMethod
-from elm_jax.merging.parameter_groups import Form, MergeInputs, ParameterGroup
+from elm_jax.merging.parameter_groups import Form, MergeInputs, Network, ParameterGroup
 from elm_jax.merging.plan import MergePlan, require_statistics
 from elm_jax.models.paths import flatten, unflatten
 from elm_jax.records import Expert, ExpertSpec, Params
@@ -81,6 +81,7 @@ def merge(
         numbers, params = numbers[:1], params[:1]
     sources = _Sources(numbers, params, read, _require_base(plan, base, shapes))
     stays_unchanged = are_same and _keeps_shared_change(plan, shapes)
+    network = Network(lambda: _changes_of(plan, sources))
     merged: dict[str, np.ndarray] = {}
     squared_error = squared_norm = 0.0
     for group in plan.groups:
@@ -89,7 +90,7 @@ def merge(
             written = (
                 WrittenChange(inputs.values[0])
                 if stays_unchanged
-                else _merge_layer(plan, inputs, are_same=are_same)
+                else _merge_layer(plan, replace(inputs, network=network), are_same=are_same)
             )
             layers.append(
                 [leaf.astype(types[path]) for path, leaf in zip(group.leaves, written.leaves, strict=True)]
@@ -153,6 +154,14 @@ def _layers_of(plan: MergePlan, group: ParameterGroup, sources: _Sources) -> Ite
             base=None if base is None else base[at],
             statistics=None if statistics is None else [tree[at] for tree in statistics],
         )
+
+
+def _changes_of(plan: MergePlan, sources: _Sources) -> Iterator[tuple[Sequence[np.ndarray], MergeInputs]]:
+    """Yields every layer whose change goes by the plan's method, with its changes."""
+    for group in plan.groups:
+        if plan.method_of(group) is plan.method and plan.method.works_on == "changes":
+            for inputs in _layers_of(plan, group, sources):
+                yield changes.compute_changes(inputs), inputs
 
 
 def _merge_layer(plan: MergePlan, inputs: MergeInputs, *, are_same: bool) -> WrittenChange:

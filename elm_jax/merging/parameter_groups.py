@@ -10,9 +10,9 @@ The layout of the trees is that of `elm_jax.models.expert_layers`. Layers of a s
 tensors of their own, which is how papers and other libraries define every method here.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -52,6 +52,7 @@ class MergeInputs:
         values: One tuple per expert, as stored: the group's leaves without the axis of layers.
         base: The base's parameter, for groups of form "value" of a method that needs the base.
         statistics: One array per expert, if the method reads statistics for this group.
+        network: All layers of the merge, for a method on changes that looks at the whole network.
     """
 
     group: ParameterGroup
@@ -61,6 +62,50 @@ class MergeInputs:
     values: Sequence[tuple[np.ndarray, ...]]
     base: np.ndarray | None = None
     statistics: Sequence[np.ndarray] | None = None
+    network: "Network | None" = None
+
+
+NetworkLayers = Callable[[], Iterable[tuple[Sequence[np.ndarray], MergeInputs]]]
+"""Starts a pass over all layers of a merge: `(changes, inputs)` of each, as the method gets them."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """All layers that one merge of changes is made of, for methods that measure the whole network first.
+
+    Attributes:
+        layers: Starts a pass over all layers.
+        measured: What was measured in this merge.
+    """
+
+    layers: NetworkLayers
+    measured: dict[Any, Any] = field(default_factory=dict)
+
+    def measure(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns `function(layers, *arguments)`, which is called once in a merge."""
+        if (function, *arguments) not in self.measured:
+            self.measured[function, *arguments] = function(self.layers, *arguments)
+        return self.measured[function, *arguments]
+
+
+def network_of(changes: Sequence[np.ndarray], inputs: MergeInputs) -> Network:
+    """Returns the network of a merge; where none was given, this layer is all of it."""
+    return inputs.network or Network(lambda: [(changes, inputs)])
+
+
+def is_matrix(inputs: MergeInputs) -> bool:
+    """Says whether the change of a group is a matrix: of a kernel, a table of embeddings or of biases."""
+    return inputs.group.form == "lora" or (inputs.group.form == "value" and inputs.values[0][0].ndim == 2)
+
+
+def turn(group: ParameterGroup, values: Tensor) -> Tensor:
+    """Turns a tensor to PyTorch's layout and back: a row is one output unit, and a vector is one row."""
+    return values.T if group.path.endswith("/kernel") else values
+
+
+def balance(weights: Sequence[float]) -> list[float]:
+    """Returns weights of mean 1, by which terms of a sum are multiplied."""
+    return [weight * len(weights) / sum(weights) for weight in weights]
 
 
 def group_parameters(paths: Iterable[str]) -> tuple[ParameterGroup, ...]:

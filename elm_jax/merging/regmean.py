@@ -1,8 +1,9 @@
 """RegMean: the kernel whose outputs are nearest to each expert's on its own inputs (Jin et al., 2212.09849).
 
-Equation 2: `(Σ w G)⁻¹ Σ w G ΔW` for each linear layer, G = X'X the Gram matrix of its inputs, which
-`statistics.estimators` computes. As in the paper, G's values off the diagonal are multiplied by `alpha`,
-which guards against inputs that go together by chance. The same least squares for a vector, which is a
+Equation 2: `(Σ w G)⁻¹ Σ w G ΔW` for each linear layer, G = X'X / n the Gram matrix of its inputs, averaged
+over the n tokens, which `statistics.estimators` computes. As in the paper, G's values off the diagonal are
+multiplied by `alpha`, which guards against inputs that go together by chance: 0.1 as the authors' code has it
+for T5; it has 0.9 for some others, and 1 leaves G as it is. The same least squares for a vector, which is a
 diagonal kernel, weighs each value by the squares of what it multiplies. The base cancels out. Norm scales,
 embeddings and position biases, which are no linear layers, are averaged, as in the paper.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from elm_jax.merging.changes import RANK
-from elm_jax.merging.fisher import fisher
+from elm_jax.merging.fisher import average_by_importance
 from elm_jax.merging.method import MergeOption, Options
 from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, Tensor, weighted_sum
 from elm_jax.merging.registry import register_merge
@@ -72,7 +73,7 @@ def _find_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | 
         "rank": RANK,
         "alpha": MergeOption(
             float,
-            0.9,
+            0.1,
             "factor on the Gram matrices off their diagonals",
             "a number from 0 to 1",
             lambda value: 0 <= value <= 1,
@@ -91,5 +92,5 @@ def _merge_regmean(changes: Sequence[np.ndarray], inputs: MergeInputs, *, alpha:
         squares = np.diagonal(values) if values.ndim == 2 else values
         require_squares(expert_id, inputs.group.path, squares)
     if inputs.group.form == "vector":
-        return fisher(changes, inputs.weights, statistics)
+        return average_by_importance(changes, inputs.weights, statistics)
     return regmean(changes, inputs.weights, statistics, alpha)

@@ -1,7 +1,11 @@
-"""SLERP: from one expert's change towards another's along the arc between them (Shoemake 1985).
+"""SLERP: from one expert towards another along the arc between them (Shoemake 1985).
 
-`sin((1-t)Ω)/sin Ω a + sin(tΩ)/sin Ω b` for each layer's tensor, with Ω the angle between the two changes and
-t the second's share. Unlike the mean it does not shorten changes that point apart.
+`sin((1-t)Ω)/sin Ω a + sin(tΩ)/sin Ω b` for each layer's tensor, with Ω the angle between a and b and t the
+second's share. Unlike the mean it does not shorten what points apart.
+
+With `of=models` a and b are the experts' whole parameters, as in `mergekit`; with `of=changes` they are what
+the experts change in the base. A model of LoRA is its base and a change of low rank, which an arc does not
+keep low, so of LoRA there are changes alone.
 
 A mean of more than two on the sphere has no closed form. Experts are therefore added one after another, each
 with its share of the weights so far. In general their order matters; for equal arcs it does not.
@@ -12,8 +16,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elm_jax.merging.changes import OPTIONS
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor
+from elm_jax.merging.changes import OPTIONS, find_adapter_conflict
+from elm_jax.merging.method import MergeOption, Options
+from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, Tensor
 from elm_jax.merging.registry import register_merge
 
 NEARLY_PARALLEL = 0.9995  # above this cosine sin Ω is too small to divide by, and the chord serves
@@ -48,7 +53,30 @@ def _dot(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.vdot(first, second))
 
 
-@register_merge("slerp", options=OPTIONS, symmetric=False)
-def _merge_slerp(changes: Sequence[np.ndarray], inputs: MergeInputs) -> Tensor:
-    """Along the arc between two changes; more are added one after another."""
-    return slerp_all(changes, inputs.weights)
+def _find_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | None:
+    if options.get("of") == "models" and any(group.form == "lora" for group in groups):
+        return "an arc between models, base and change together, is no LoRA (of=changes is one)"
+    return find_adapter_conflict(groups, options)
+
+
+@register_merge(
+    "slerp",
+    options={
+        **OPTIONS,
+        "of": MergeOption(
+            str,
+            None,
+            "between what the arc lies: models or changes; default: changes of LoRA, models of other experts",
+            "'models' or 'changes'",
+            lambda value: value in ("models", "changes"),
+        ),
+    },
+    symmetric=False,
+    find_conflict=_find_conflict,
+)
+def _merge_slerp(changes: Sequence[np.ndarray], inputs: MergeInputs, *, of: str | None) -> Tensor:
+    """Along the arc between two experts; more are added one after another."""
+    if inputs.group.form == "lora" or of == "changes":
+        return slerp_all(changes, inputs.weights)
+    models = [np.asarray(value, np.float32) for (value,) in inputs.values]
+    return slerp_all(models, inputs.weights) - (models[0] - changes[0])

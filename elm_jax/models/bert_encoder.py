@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, Encoded, Prompts
 from elm_jax.models.layers import MASKED, relative_bucket
 from elm_jax.records import Params
@@ -85,16 +86,15 @@ def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Arr
 
     Lengths come beside the tokens because no id is padding in all of these vocabularies: 0 is MPNet's first.
     """
-    rows, length = tokens.shape
     x = jnp.take(params["embedder"]["token"], tokens, axis=0)
     x = x.astype(jnp.float32) + _positions(config, params["embedder"]["position"], tokens)
-    x = _norm(config, params["embedder"]["norm"], x.reshape(rows * length, -1))
-    seen = jnp.arange(length)[None] < jnp.asarray(lengths)[:, None]
+    x = _norm(config, params["embedder"]["norm"], x)
+    seen = jnp.arange(tokens.shape[1])[None] < jnp.asarray(lengths)[:, None]
     biases = jnp.where(seen, 0.0, MASKED)[:, None, None]
     if config.relpos_buckets:
-        biases = biases + _by_distance(config, params["relpos"], length)[None]
+        biases = biases + _by_distance(config, params["relpos"], tokens.shape[1])[None]
     x, _ = jax.lax.scan(lambda x, layer: (_layer(config, layer, x, biases), None), x, params["layers"])
-    return x.reshape(rows, length, -1)
+    return x
 
 
 def _positions(config: BertConfig, table: Array, tokens: Prompts) -> Float[Array, "#B S D"]:
@@ -118,25 +118,50 @@ def _by_distance(config: BertConfig, table: Array, length: int) -> Float[Array, 
 
 
 def _layer(
-    config: BertConfig, layer: Params, x: Float[Array, "M D"], biases: Float[Array, "B _ _ S"]
-) -> Float[Array, "M D"]:
-    """Takes the tokens of all texts, one below the other: products of two matrices are XLA's fastest."""
-    heads, (rows, length) = config.num_heads, (biases.shape[0], biases.shape[-1])
-    qkv = _dense(config, layer["attention"]["qkv"], x)
-    q, k, v = jnp.moveaxis(qkv.reshape(rows, length, 3, heads, -1), (2, 3), (0, 2))
-    logits = _product(config, "bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k) + biases
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    attended = _product(config, "bhqk,bhkp->bhqp", weights, v)
-    # Divided late: what is divided is smaller by the length over the width of a head.
-    attended = attended / weights.sum(axis=-1, keepdims=True)
-    attended = jnp.moveaxis(attended, 1, 2).reshape(rows * length, -1)
+    config: BertConfig, layer: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"]
+) -> Float[Array, "B S D"]:
+    attend = _attend_on_cpu if traced_platform() == "cpu" else _attend
+    attended = attend(config, layer["attention"]["qkv"], x, biases)
     x = _norm(config, layer["attention_norm"], x + _dense(config, layer["attention"]["out"], attended))
     inside = ACTIVATIONS[config.activation](_dense(config, layer["mlp"]["wi"], x))
     return _norm(config, layer["mlp_norm"], x + _dense(config, layer["mlp"]["wo"], inside))
 
 
-def _dense(config: BertConfig, params: Params, x: Float[Array, "M _"]) -> Float[Array, "M _"]:
-    return _product(config, "md,de->me", x, params["kernel"]) + params["bias"][None].astype(jnp.float32)
+def _attend(
+    config: BertConfig, params: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"]
+) -> Float[Array, "B S D"]:
+    """Returns what tokens read of one another, before the output projection; a TPU copies nothing between."""
+    kernels, offsets = (jnp.split(params[name], 3, axis=-1) for name in ("kernel", "bias"))
+    q, k, v = (
+        _dense(config, {"kernel": kernel, "bias": bias}, x).reshape(*x.shape[:2], config.num_heads, -1)
+        for kernel, bias in zip(kernels, offsets, strict=True)
+    )
+    logits = _product(config, "bqhp,bkhp->bhqk", q * q.shape[-1] ** -0.5, k) + biases
+    weights = jax.nn.softmax(logits, axis=-1)
+    return _product(config, "bhqk,bkhp->bqhp", weights, v).reshape(x.shape)
+
+
+def _attend_on_cpu(
+    config: BertConfig, params: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"]
+) -> Float[Array, "B S D"]:
+    """Returns the same in the form that is fast on a CPU: one product, and heads before tokens."""
+    qkv = _dense(config, params, x).reshape(*x.shape[:2], 3, config.num_heads, -1)
+    q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
+    logits = _product(config, "bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k) + biases
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    attended = _product(config, "bhqk,bhkp->bhqp", weights, v)
+    # Divided late: what is divided is smaller by the length over the width of a head.
+    attended = attended / weights.sum(axis=-1, keepdims=True)
+    return jnp.moveaxis(attended, 1, 2).reshape(x.shape)
+
+
+def _dense(config: BertConfig, params: Params, x: Float[Array, "B S _"]) -> Float[Array, "B S _"]:
+    if traced_platform() == "cpu":  # where products of two matrices are the fastest
+        y = _product(config, "md,de->me", x.reshape(-1, x.shape[-1]), params["kernel"])
+        y = y.reshape(*x.shape[:2], -1)
+    else:
+        y = _product(config, "bsd,de->bse", x, params["kernel"])
+    return y + params["bias"][None, None].astype(jnp.float32)
 
 
 def _product(config: BertConfig, axes: str, left: Array, right: Array) -> jax.Array:
@@ -150,8 +175,9 @@ def _product(config: BertConfig, axes: str, left: Array, right: Array) -> jax.Ar
     )
 
 
-def _norm(config: BertConfig, params: Params, x: Float[Array, "M D"]) -> Float[Array, "M D"]:
+def _norm(config: BertConfig, params: Params, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     scaled = centred * jax.lax.rsqrt(variance + config.norm_epsilon)
-    return scaled * params["scale"][None].astype(jnp.float32) + params["bias"][None].astype(jnp.float32)
+    scale, bias = (params[name][None, None].astype(jnp.float32) for name in ("scale", "bias"))
+    return scaled * scale + bias

@@ -19,6 +19,7 @@ REDUCTION = 32
 INITIAL_STD = 0.01
 # The blocks that an adapter follows, by stack; cross-attention has none.
 ADAPTED_BLOCKS = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "mlp")}
+_KERNELS = ("kernel", "lora_a", "lora_b")
 # The logical axes of a kernel, by the name of its module: T5X's names, and "rank" of experts.
 KERNEL_AXES = {
     "query": ("embed", "joined_kv"),
@@ -124,6 +125,11 @@ KINDS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "ia3": init_ia3,
     "full": init_full,
 }
+
+
+def is_kernel(path: str) -> bool:
+    """Returns whether a parameter is a kernel, which enters nothing but products, in the network's type."""
+    return path.rpartition("/")[2] in _KERNELS
 
 
 def logical_axes(path: str) -> tuple[str, ...]:

@@ -279,8 +279,10 @@ def multiply(
     if isinstance(kernel, PerSegmentParams):
         return _multiply_per_segment(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
     if kernel.ndim == 2:
-        return products.einsum("ni,io->no", x.reshape(-1, inputs), kernel).reshape(outputs)
-    return products.einsum("bni,bio->bno", x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+        return products.multiply(x, kernel)
+    rows = x.reshape(x.shape[0], -1, inputs)
+    y = products.einsum("bni,bio->bno", products.repeat_single_row(rows), kernel)
+    return y[:, : rows.shape[1]].reshape(outputs)
 
 
 def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> Float[Array, "B *tokens D"]:

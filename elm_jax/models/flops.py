@@ -15,11 +15,11 @@ gradient of the first layer's inputs, which is ignored here: a few percent with 
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
@@ -62,14 +62,13 @@ class FlopsPerToken:
         return self.prompt * prompt_tokens + self.answer * answer_tokens
 
 
-def attention_spans(prompts: Iterable[Sequence[int] | np.ndarray], answers: Iterable[Any]) -> AttentionSpans:
-    """Returns how many tokens a token attends to, on average over the tokens of these rows.
+def attention_spans(prompts: ArrayLike, answers: ArrayLike) -> AttentionSpans:
+    """Returns how many tokens a token attends to, on average over the tokens of rows of these lengths.
 
-    >>> attention_spans([[5] * 3, [5]], [[5], [5]])
+    >>> attention_spans([3, 1], [1, 1])
     AttentionSpans(prompt=2.5, answer=1.0, cross=2.0)
     """
-    s = np.array([len(row) for row in prompts], np.float64)
-    t = np.array([len(row) for row in answers], np.float64)
+    s, t = np.asarray(prompts, np.float64), np.asarray(answers, np.float64)
     of_prompts, of_answers = max(s.sum(), 1.0), max(t.sum(), 1.0)
     return AttentionSpans(float(s @ s / of_prompts), float(t @ t / of_answers), float(s @ t / of_answers))
 

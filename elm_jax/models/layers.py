@@ -10,17 +10,18 @@ Raffel et al. (2020) and its T5 1.1 release; parameter names are T5X's.
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from operator import mul
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, UInt32
 
 from elm_jax.axes import Array, Seeds
 from elm_jax.models import expert_layers as ex
-from elm_jax.models import sharding
+from elm_jax.models import products, sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
@@ -112,10 +113,10 @@ def step_position_bias(by_distance: Float[Array, "H _"], position: Int[Array, ""
     return jnp.roll(by_distance, position, axis=1)[None, :, None, : by_distance.shape[1] // 2]
 
 
-# What is cheap is computed again for the gradient rather than kept: norms and activations would keep several
-# arrays for each one that the products around them need, and attention its weights before and after dropout,
-# the largest arrays of all. Within a scan XLA cannot undo it.
-_rematerialized = partial(jax.checkpoint, prevent_cse=False)
+# What a layer keeps for its gradient: the results of its large products. What is cheap is computed again:
+# norms and activations would keep several arrays for each one that the products around them need, and
+# attention its weights before and after dropout, the largest arrays of all.
+SAVED = "saved"
 
 
 class Norm(nn.Module):
@@ -129,12 +130,9 @@ class Norm(nn.Module):
         if expert is not None:
             scale = expert["scale"]
 
-        def scaled(x: Array, scale: Any) -> Array:
-            wide = x.astype(jnp.float32)
-            wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
-            return (wide * ex.broadcast_to_tokens(scale, wide)).astype(self.config.dtype)
-
-        return _rematerialized(scaled)(x, scale)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
+        return (wide * ex.broadcast_to_tokens(scale, wide)).astype(self.config.dtype)
 
 
 class Dense(nn.Module):
@@ -149,7 +147,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
         self.sow("intermediates", "input", x)  # nothing, unless it is asked for
         x = ex.scale_inputs(x.astype(self.dtype), expert)
-        return ex.apply_delta(x, sharding.multiply(x, kernel, str(self.name)), expert)
+        return checkpoint_name(ex.apply_delta(x, sharding.multiply(x, kernel, str(self.name)), expert), SAVED)
 
 
 class TokenSeeds(NamedTuple):
@@ -272,12 +270,11 @@ class Attention(nn.Module):
         query = self.query(x, ex.get_child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
         drop = self.drop.of(tokens, keys_of)
 
-        def mix(query: Array, keys: Array, values: Array, biases: Biases) -> Array:
-            logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
-            weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
-            return jnp.einsum("nhqk,nkhd->nqhd", drop(weights), values)
-
-        mixed = _rematerialized(mix)(query, keys, values, biases)
+        rows = products.repeat_single_row(query)
+        logits = jnp.einsum("nqhd,nkhd->nhqk", rows, keys).astype(jnp.float32)
+        weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", drop(weights), values)[:, : query.shape[1]]
+        mixed = checkpoint_name(mixed, SAVED)
         return self.out(mixed.reshape(*x.shape[:-1], -1), ex.get_child(expert, "out"))
 
 
@@ -300,8 +297,6 @@ class FeedForward(nn.Module):
         activations = [_ACTIVATIONS[name] for name in config.mlp_activations]
         names = ["wi"] if len(activations) == 1 else [f"wi_{number}" for number in range(len(activations))]
 
-        def activated(*parts: Array) -> Array:
-            return reduce(mul, (activation(x) for activation, x in zip(activations, parts, strict=True)))
-
-        hidden = _rematerialized(activated)(*(dense(name, config.mlp_dim, x) for name in names))
+        parts = (dense(name, config.mlp_dim, x) for name in names)
+        hidden = reduce(mul, (activation(x) for activation, x in zip(activations, parts, strict=True)))
         return dense("wo", config.emb_dim, Dropout(config.dropout_rate, self.train)(hidden, tokens))

@@ -15,8 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array
+
+TPU_ROWS = 8  # of a register
 
 
 def precision_context(dtype: str) -> AbstractContextManager[Any]:
@@ -33,6 +37,29 @@ def with_config_precision(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *arguments, **options)
 
     return run
+
+
+def multiply(x: Float[Array, "*places I"], kernel: Float[Array, "I O"]) -> Float[Array, "*places O"]:
+    """Returns x times a kernel of two axes, by `einsum`, in the form that is fast on the traced platform.
+
+    On XLA's CPU backend a gradient takes 1.4 times as long unless the places are one axis. On a TPU one axis
+    keeps norms, dropout and residuals from being fused with the product.
+    """
+    if traced_platform() == "cpu":
+        return einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+    places = "abcdefgh"[: x.ndim - 1]
+    return einsum(f"{places}i,io->{places}o", x, kernel)
+
+
+def repeat_single_row(x: Float[Array, "B N *rest"]) -> Float[Array, "B M *rest"]:
+    """Returns x with a single row repeated eight times if the traced platform is a TPU, else x itself.
+
+    A TPU's compiler makes batched products of one row out of vector instructions, which take four times as
+    long as the multipliers with eight. Results are the same in every row.
+    """
+    if x.shape[1] != 1 or traced_platform() != "tpu":
+        return x
+    return jnp.broadcast_to(x, (x.shape[0], TPU_ROWS, *x.shape[2:]))
 
 
 def einsum(axes: str, x: Array, kernel: Array) -> jax.Array:

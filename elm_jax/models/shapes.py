@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from elm_jax.models import expert_layers as ex
+from elm_jax.models import paths
+from elm_jax.models.expert_kinds import is_kernel
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import init_params
 
@@ -25,11 +27,16 @@ def expert_shapes(config: T5Config, kind: str, options: Mapping[str, Any] | None
     return jax.eval_shape(make, base_shapes(config))
 
 
-def stack_shapes(tree: Any, count: int, dtype: str | None = None) -> Any:
-    """Returns the shapes of a stack of `count` trees, [E, …], in another type where one is given."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), dtype or leaf.dtype),
-        tree,
+def stack_shapes(tree: Any, count: int, *, kernel_dtype: str | None = None) -> Any:
+    """Returns the shapes of a stack of `count` trees, [E, …], kernels in another type where one is given."""
+    flat = paths.flatten(tree)
+    return paths.unflatten(
+        {
+            path: jax.ShapeDtypeStruct(
+                (count, *leaf.shape), kernel_dtype if kernel_dtype and is_kernel(path) else leaf.dtype
+            )
+            for path, leaf in flat.items()
+        }
     )
 
 

@@ -134,8 +134,7 @@ def multiply(
     if wide:
         kernel = _constrain(kernel, mesh, {1: tokens, 0: ()})
     x = _constrain(x, mesh, {0: rows})
-    # One flat product: with batched ones a gradient takes 1.4 times as long on XLA's CPU backend.
-    y = products.einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+    y = products.multiply(x, kernel)
     return _constrain(y, mesh, {-1: tokens, 0: rows}) if wide else y
 
 

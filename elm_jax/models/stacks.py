@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from elm_jax.axes import Array, Encoded, ExpertOfRow
 from elm_jax.models import expert_layers as ex
 from elm_jax.models.layers import (
+    SAVED,
     Attention,
     Biases,
     Dense,
@@ -180,7 +181,9 @@ class DecoderLayer(nn.Module):
     def read_prompt(self, encoded: Encoded, expert: Any, rows: Any) -> tuple[Encoded, KeysValues]:
         """Returns the encoded prompt unchanged, and its keys and values in this layer."""
         own = ex.get_child(ex.gather_by_row(expert, rows), "encoder_decoder_attention")
-        return encoded, self.encoder_decoder_attention.keys_values(encoded, own)
+        # With another shape than the encoder's, what is kept for the gradient needs no zeros on a TPU: XLA
+        # leaves them out unless two loops begin with the same.
+        return encoded, self.encoder_decoder_attention.keys_values(encoded[:, None], own)
 
     def _blocks(
         self,
@@ -227,9 +230,9 @@ def _scan_layers(
 ) -> Any:
     """Returns a stack of layers; `scans` has the axes along which the inputs of each method are split."""
     unrolled = length <= MAX_UNROLLED
-    if config.remat:
-        # Without a loop, XLA would merge the two computations and keep the result in memory.
-        layer = nn.remat(layer, prevent_cse=unrolled)
+    policy = None if config.remat else jax.checkpoint_policies.save_only_these_names(SAVED)
+    # Without a loop, XLA would merge the two computations and keep the result in memory.
+    layer = nn.remat(layer, prevent_cse=unrolled and config.remat, policy=policy)
     shared: Mapping[str, Any] = {
         "variable_axes": {"params": 0, "intermediates": 0},
         "split_rngs": {"params": True, "dropout": True},

@@ -277,7 +277,7 @@ def expert_shapes_of(work: ScoringProgramSpec | GenerationProgramSpec) -> Any:
     if work.mode == "gate":
         return _gate_shapes(work)
     one = shapes.expert_shapes(work.network, work.kind, work.options)
-    return shapes.stack_shapes(one, work.experts)
+    return shapes.stack_shapes(one, work.experts, kernel_dtype=work.network.dtype)
 
 
 def _gate_shapes(work: ScoringProgramSpec | GenerationProgramSpec) -> Any:

@@ -5,8 +5,8 @@ cannot be used is left out and counted; a column that no row has is an error.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, overload
 
 from elm_jax.errors import RowError, RowReason, UserError
@@ -25,11 +25,15 @@ class Renderings(Sequence[PromptedExample]):
         examples: The prompted examples.
         counts: Rows that were read, used, left out and cut.
         unused: The first row that was left out for each reason.
+        lacking: Columns that rows were left out for lacking, each with the error of the first.
+        columns: Columns that rows have.
     """
 
     examples: tuple[PromptedExample, ...]
     counts: RowCounts
     unused: tuple[UnusedRow, ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict, compare=False)
+    columns: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,6 +55,7 @@ def render(
     row_id: str = "row_id",
     label: str | None = None,
     limit: int | None = None,
+    is_part: bool = False,
 ) -> Renderings:
     """Renders rows in order, and leaves out and counts those that cannot be used.
 
@@ -66,6 +71,7 @@ def render(
         row_id: Column of a row's id; a row without it has its number, from 0, as id.
         label: Column of the right answer; a row in which it is withheld cannot be used.
         limit: Examples at most.
+        is_part: Whether there are other rows, which may have a column that all of these lack.
 
     Raises:
         UserError: If the template is wrong, or reads a column that no row has.
@@ -74,7 +80,7 @@ def render(
     left_out: Counter[RowReason] = Counter()
     unused: dict[RowReason, UnusedRow] = {}
     have: set[str] = set()
-    lacking: dict[str, RowError] = {}
+    lacking: dict[str, str] = {}
     cut = 0
     for number, row in enumerate(rows):
         have.update(row)
@@ -87,17 +93,23 @@ def render(
             left_out[error.reason] += 1
             unused.setdefault(error.reason, UnusedRow(identity, error.reason, str(error)))
             if error.column is not None:
-                lacking.setdefault(error.column, error)
+                lacking.setdefault(error.column, str(error))
         else:
             examples.append(example)
             cut += is_cut
             if len(examples) == limit:
                 break
-    for column, error in lacking.items():
-        if column not in have:
-            raise UserError(str(error))
+    if not is_part:
+        require_columns(lacking, have)
     counts = RowCounts(len(examples) + left_out.total(), len(examples), dict(left_out), cut)
-    return Renderings(tuple(examples), counts, tuple(unused.values()))
+    return Renderings(tuple(examples), counts, tuple(unused.values()), lacking, frozenset(have))
+
+
+def require_columns(lacking: Mapping[str, str], have: Collection[str]) -> None:
+    """Raises if rows were left out for lacking a column that no row has."""
+    for column, message in lacking.items():
+        if column not in have:
+            raise UserError(message)
 
 
 def render_row(

@@ -55,19 +55,20 @@ def regmean_statistics(
     targets: Tokens,
     param_paths: Collection[str],
 ) -> Statistics:
-    """Returns what RegMean reads at these paths: sums over all real tokens.
+    """Returns what RegMean reads at these paths: means over all real tokens.
 
     At a kernel that is the Gram matrix of its inputs, [L, I, I], or [I, I] for the output layer. At an (IA)³
     vector it is the squares of what the vector multiplies: of a projection's inputs, or of its outputs,
     which follow from the Gram matrix.
     """
     owners = {path: path.rpartition("/")[0] for path in param_paths}
+    tokens = {True: sum(map(len, prompts)), False: sum(map(len, targets))}
     add = _compile_input_sums(config, expert.spec.kind, tuple(sorted(set(owners.values()))), "gram")
     grams = _sum_batches(add, base, expert, prompts, targets)
     kernels = paths.flatten(base)
     statistics = {}
     for path, owner in owners.items():
-        gram = grams[owner]
+        gram = grams[owner] / tokens[_sees_prompt(owner)]
         if path.endswith("/ia3_in"):
             gram = jnp.diagonal(gram, axis1=-2, axis2=-1)
         elif path.endswith("/ia3_out"):

@@ -30,6 +30,8 @@ ROWS = 256
 FOLDER = "statistics"
 ESTIMATORS = {"regmean": estimators.regmean_statistics, "fisher": estimators.fisher_statistics}
 """Merging method -> what computes the statistics that it reads."""
+FILES = {"regmean": "mean_grams", "fisher": "fisher"}
+"""Merging method -> the name of its file; `regmean`, which older runs have, is a sum over tokens."""
 Compute = Callable[[Expert, TokenizedRows], Statistics]
 
 
@@ -118,7 +120,7 @@ def load_merge_statistics(
     with run.stages.stage(f"statistics for {method}", len(experts)) as advance:
         loaded = []
         for done, expert in enumerate(experts, start=1):
-            loaded.append(_load_or_compute(run, expert, method, rows, list(paths), compute))
+            loaded.append(_load_or_compute(run, expert, FILES[method], rows, list(paths), compute))
             advance(done, expert)
     return loaded
 

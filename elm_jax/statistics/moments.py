@@ -1,4 +1,4 @@
-"""Moments: the sums that RegMean and Fisher read of an expert's data, added up batch by batch.
+"""Moments: the sums that RegMean and Fisher average of an expert's data, added up batch by batch.
 
 A method that reads statistics takes one tree per expert, nested or flat, of plain arrays at the paths of the
 base's parameters (for LoRA at P/kernel) or of (IA)³ vectors, with the layers of a stack in one array.
@@ -9,8 +9,8 @@ base's parameters (for LoRA at P/kernel) or of (IA)³ vectors, with the layers o
 
 `estimators` computes them from a few hundred of an expert's own training examples; RegMean needs no labels.
 What goes into a projection is taken from the forward pass, without padding. Gradients are those of one
-example's log-likelihood by the base's parameters, with the expert in place. With sums an expert counts by how
-much data it has, with means it does not; for equally many rows there is no difference.
+example's log-likelihood by the base's parameters, with the expert in place. Both methods read means, over
+tokens and over examples, by which an expert with many or long rows counts no more than another.
 """
 
 import jax.numpy as jnp

@@ -37,13 +37,18 @@ def import_t5x() -> ModuleType:
     Raises:
         UserError: If T5X, or another package that it imports, is missing or fails to import.
     """
-    if importlib.util.find_spec("t5x") is None:
-        raise UserError(f"Expected T5X, got no package t5x. It is not on the package index. Fix: {INSTALL}")
+    require_t5x()
     install_stand_ins()
     try:
         return importlib.import_module("t5x")
     except ImportError as error:
         raise UserError(f"Expected T5X to import, got {error}. Fix: {INSTALL}") from error
+
+
+def require_t5x() -> None:
+    """Raises a UserError if there is no T5X, without importing it."""
+    if importlib.util.find_spec("t5x") is None:
+        raise UserError(f"Expected T5X, got no package t5x. It is not on the package index. Fix: {INSTALL}")
 
 
 def install_stand_ins() -> list[str]:

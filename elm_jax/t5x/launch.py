@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.t5x import imports
+from elm_jax.t5x import budgets, imports, preflight
+from elm_jax.tasks import data_source
 
 SCRIPTS = ("train", "eval", "infer")
 
@@ -35,7 +36,8 @@ def run_script(arguments: Sequence[str]) -> None:
         arguments: The script's name and its flags.
 
     Raises:
-        UserError: If T5X is missing, or the first argument is not one of `SCRIPTS`.
+        UserError: If T5X is missing, the first argument is not one of `SCRIPTS`, or the run cannot be what it
+            says (`preflight`).
     """
     if not arguments or arguments[0] not in SCRIPTS:
         got = repr(arguments[0]) if arguments else "nothing"
@@ -43,6 +45,8 @@ def run_script(arguments: Sequence[str]) -> None:
             f"Expected one of T5X's scripts first, {', '.join(SCRIPTS)}, got {got}. Fix: give a script "
             "and its flags."
         )
+    imports.require_t5x()
+    arguments = [*arguments, *_check(arguments)]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     imports.import_t5x()
     script = importlib.util.find_spec(f"t5x.{arguments[0]}")
@@ -57,6 +61,18 @@ def run_script(arguments: Sequence[str]) -> None:
         runpy.run_path(script.origin, run_name="__main__")
     finally:
         sys.argv = previous
+
+
+def _check(arguments: Sequence[str]) -> list[str]:
+    """Refuses what would fail later, and returns flags with the paper's budget where the recipe has none."""
+    recipe = preflight.read_recipe(arguments[1:])
+    preflight.require_sound(recipe)
+    if arguments[0] != "train":
+        return []
+    macros = preflight.get_literals(recipe)
+    source = data_source.Source(**preflight.get_literals(recipe, "data_source.Source"))
+    found = budgets.complete_budget(macros, source, macros.get("TASK_FILES", ()))
+    return [f"--gin.{name}={value!r}" for name, value in found.items()]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Kernels are cast to the compute type before that, so that stacking costs no more
 matrix products need anyway.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
@@ -27,9 +26,6 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.weights import t5x_experts
-
-EXPERT_ONLY = re.compile(r".*(_adapter/.*|/lora_[ab]|/ia3_(in|out))")
-"""Paths of parameters that experts have and no base has."""
 
 
 class Transformer(nn.Module):
@@ -159,7 +155,7 @@ def split_params(params: Mapping[str, Any], config: T5Config, kind: str) -> tupl
     flat = paths.flatten(params)
     cast = {path: value.astype(config.dtype) if _is_kernel(path) else value for path, value in flat.items()}
     stacked = paths.stack_layers(cast)
-    base = {path: value for path, value in stacked.items() if not EXPERT_ONLY.fullmatch(path)}
+    base = {path: value for path, value in stacked.items() if not t5x_experts.EXPERT_ONLY.fullmatch(path)}
     if kind == "full":
         return paths.unflatten(base), None
     owned = {path: value for path, value in stacked.items() if t5x_experts.OWNED_PARAMS[kind].fullmatch(path)}

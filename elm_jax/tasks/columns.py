@@ -159,6 +159,7 @@ def adapt_rows(
     file: str,
     columns: Sequence[str] = (),
     numbers: Iterable[int] | None = None,
+    is_part: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows with the templates' columns.
 
@@ -168,6 +169,7 @@ def adapt_rows(
         file: The source's name in errors.
         columns: Columns to keep, as far as a row has them; default: all columns.
         numbers: Numbers of the rows in the source, from 0; default: consecutive.
+        is_part: Whether others of the source's rows may have a column that all of these lack.
 
     Raises:
         UserError: If a row lacks what the adapter reads, or if no row has one of the columns.
@@ -177,7 +179,7 @@ def adapt_rows(
         made = adapt(to_plain(row), f"{file!r}, row {number + 1}")
         absent -= made.keys()
         yield {name: made[name] for name in columns if name in made} if columns else made
-    if absent and row:
+    if absent and row and not is_part:
         raise UserError(
             f"{file!r}: expected column {sorted(absent)[0]!r}, got {', '.join(map(repr, row))}. Fix: rename "
             "the column, or use another source."

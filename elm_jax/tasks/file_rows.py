@@ -58,7 +58,7 @@ class RecordIndex:
             UserError: If no record was added.
         """
         file, encoding, lines = self.file, self.encoding, self._lines
-        edges = array("q", [*self._places, end])
+        edges = self._places + array("q", [end])
 
         def take(numbers: Sequence[int]) -> Iterator[FileRow]:
             with open_file(file, encoding) as stream:

@@ -1,7 +1,6 @@
 """Raw rows: a split of a task's dataset in the templates' columns, before any template is applied."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +26,6 @@ class RawRows:
     read: Callable[[int, int], Iterator[RawRow]]
 
 
-class SharedRows(Iterable[RawRow]):
-    """Rows that several prompts of a dataset read: each is read once, when the first prompt needs it."""
-
-    def __init__(self, rows: Iterator[RawRow]) -> None:
-        self._rest = rows
-        self._known: list[RawRow] = []
-
-    def __iter__(self) -> Iterator[RawRow]:
-        for place in itertools.count():
-            if place == len(self._known):
-                row = next(self._rest, None)
-                if row is None:
-                    return
-                self._known.append(row)
-            yield self._known[place]
-
-
 def load_rows(spec: TaskSpec, source: Source) -> list[RawRow]:
     """Returns the rows that `open_rows` opens, no more than the source's limit."""
     rows = open_rows(spec, source)
@@ -51,9 +33,14 @@ def load_rows(spec: TaskSpec, source: Source) -> list[RawRow]:
 
 
 def iterate_rows(spec: TaskSpec, source: Source) -> Iterator[RawRow]:
-    """Yields the rows that `open_rows` opens, read in blocks that double, the first as large as the limit."""
+    """Yields the rows that `open_rows` opens, read in blocks of which the first is as large as the limit."""
     rows = open_rows(spec, source)
-    start, size = 0, source.limit or rows.count
+    return read_in_blocks(rows, source.limit or rows.count)
+
+
+def read_in_blocks(rows: RawRows, size: int) -> Iterator[RawRow]:
+    """Yields all rows, read as they are asked for in blocks that double, the first of this size."""
+    start = 0
     while start < rows.count:
         yield from rows.read(start, min(start + size, rows.count))
         start, size = start + size, 2 * size
@@ -89,14 +76,22 @@ def open_rows(spec: TaskSpec, source: Source) -> RawRows:
     by_prompt = any("{prompt}" in file for files in opened.source.files.values() for file in files)
     name = f"{dataset.name}/{spec.prompt}/{split}" if by_prompt else f"{dataset.name}/{split}"
 
+    known: list[Mapping[str, Any]] = []
+
+    def take_known(start: int, stop: int) -> list[Mapping[str, Any]]:
+        if stop > len(known):  # twice as many, so that the split is read from the front a few times only
+            known.extend(opened.take(numbers[len(known) : max(stop, 2 * len(known))]))
+        return known[start:stop]
+
     def read(start: int, stop: int) -> Iterator[RawRow]:
-        chosen = numbers[start:stop]
+        chosen, is_part = numbers[start:stop], (start, stop) != (0, count)
         adapted = columns.adapt_rows(
-            opened.take(chosen),
+            take_known(start, stop) if opened.reads_all and is_part else opened.take(chosen),
             opened.source.adapter,
             file=opened.origin,
             columns=[name for name in dataset.columns if name not in opened.source.lacks],
             numbers=chosen,
+            is_part=is_part,
         )
         # The rows come first, so that their end is reached and a column that all of them lack is found.
         numbered: Iterable[tuple[int, RawRow]] = (

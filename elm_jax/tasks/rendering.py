@@ -72,17 +72,40 @@ def render_rows(
     Raises:
         UserError: If no row can be used, or if one cannot and the source says that it is to be refused.
     """
+    renderings = render_part(spec, rows, template, source, limit=source.limit, is_part=False)
+    require_usable(spec, renderings.counts, renderings.unused, source)
+    return renderings
+
+
+def render_part(
+    spec: TaskSpec,
+    rows: Iterable[Mapping[str, Any]],
+    template: Template,
+    source: Source,
+    *,
+    limit: int | None = None,
+    is_part: bool = True,
+) -> Renderings:
+    """Returns some of a task's rows rendered, of which it may be that none can be used.
+
+    Args:
+        spec: The task.
+        rows: The rows.
+        template: Its template.
+        source: Where they come from.
+        limit: Examples at most.
+        is_part: Whether there are other rows, which may have a column that all of these lack.
+    """
     dataset = all_datasets().get(spec.dataset)
-    renderings = render(
+    return render(
         rows,
         template,
         truncate=get_truncate_length(spec, source),
         keep_empty="empty_renderings" in original.parse_switches(source.faithful),
         label=dataset.label if dataset and not is_embedded(spec) else None,
-        limit=source.limit,
+        limit=limit,
+        is_part=is_part,
     )
-    require_usable(spec, renderings.counts, renderings.unused, source)
-    return renderings
 
 
 def require_usable(spec: TaskSpec, counts: RowCounts, unused: Sequence[UnusedRow], source: Source) -> None:

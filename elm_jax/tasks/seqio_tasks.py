@@ -22,7 +22,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
 from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.tasks import mini, rendering, specs, task_templates
+from elm_jax.tasks import mini, rendering, seqio_registry, specs, task_templates
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import all_datasets, training
 from elm_jax.tasks.seqio_metrics import get_metric, rank_accuracy, rank_postprocess
@@ -31,6 +31,8 @@ from elm_jax.tokenizers import sentencepiece
 SCORE_EVAL = "_score_eval"
 """Suffix of the names of tasks for rank classification."""
 MULTITASK = "elm_multitask"
+EVALUATION = "evaluation"
+"""Split of every task: the one that evaluation reads, whatever the dataset calls it."""
 MAX_MIXED_ROWS = 500_000
 """T0's limit: a dataset with more rows counts as if it had so many, shared between its prompts."""
 
@@ -62,13 +64,13 @@ def register_tasks(
     templates_dir: storage.PathLike | None = None,
     multitask: Collection[str] = ("train",),
 ) -> Registered:
-    """Registers tasks and their mixtures with SeqIO; those of the same names are replaced.
+    """Registers tasks and their mixtures with SeqIO; those of ours of the same names are replaced.
 
     Each task is a `seqio.Task` to train on, with the metric of generated answers (`seqio_metrics.METRICS`). A
     task with answer choices has a second one for rank classification, whose name ends with `_score_eval`.
     Each dataset is a mixture of equal rates under its own name, once of either kind of task. The tasks of the
-    `multitask` groups are one mixture with the rates of T0 (Sanh et al. 2022). No row is read before SeqIO
-    reads it.
+    `multitask` groups are one mixture with the rates of T0 (Sanh et al. 2022). The split `evaluation` of each
+    is the one that evaluation reads. No row is read before SeqIO reads or counts it.
 
     Args:
         tasks: Specs or ids; default: all known tasks.
@@ -84,8 +86,8 @@ def register_tasks(
         SeqIO's names of what was registered.
 
     Raises:
-        UserError: If a task or a metric does not exist, if the model's file is missing, or if two tasks would
-            have one name.
+        UserError: If a task or a metric does not exist, if the model's file is missing, if two tasks would
+            have one name, or if another module registered one of these names.
     """
     import seqio
 
@@ -116,29 +118,25 @@ def register_tasks(
     ranked = {task: task_names[task] + SCORE_EVAL for task in ranked_ids}
     metrics = {spec.id: [get_metric(spec.metric, spec.id)] for spec in chosen}
     for spec in chosen:
-        splits = list(_count_split_rows(spec))
+        splits = [*_count_split_rows(spec), EVALUATION]
         read = functools.partial(_load_dataset, spec=spec, source=source)
         texts = functools.partial(read, columns=_build_text_columns)
-        read_source: Any = seqio.FunctionDataSource(texts, splits, _count_used_rows(spec, source.limit))
-        seqio.TaskRegistry.remove(task_names[spec.id])
-        seqio.TaskRegistry.add(task_names[spec.id], read_source, metric_fns=metrics[spec.id], **pipeline)
+        read_source = seqio_registry.make_source(texts, splits, _count_used_rows(spec, source.limit))
+        seqio_registry.add_task(task_names[spec.id], read_source, metric_fns=metrics[spec.id], **pipeline)
         if spec.id in ranked:
             choices = functools.partial(read, columns=_build_choice_columns)
-            read_source = seqio.FunctionDataSource(choices, splits)
+            read_source = seqio_registry.make_source(choices, splits, {})
             judged: dict[str, Any] = {"postprocess_fn": rank_postprocess, "metric_fns": [rank_accuracy]}
-            seqio.TaskRegistry.remove(ranked[spec.id])
-            seqio.TaskRegistry.add(ranked[spec.id], read_source, **judged, **pipeline)
+            seqio_registry.add_task(ranked[spec.id], read_source, **judged, **pipeline)
     mixtures: dict[str, list[tuple[str, float]]] = {}
     for spec in chosen:
         mixtures.setdefault(spec.dataset, []).append((task_names[spec.id], 1.0))
         if spec.id in ranked:
             mixtures.setdefault(spec.dataset + SCORE_EVAL, []).append((ranked[spec.id], 1.0))
         if spec.group in multitask:
-            rate = compute_t0_rate(_count_split_rows(spec).get(spec.split), _count_prompts(spec))
-            mixtures.setdefault(MULTITASK, []).append((task_names[spec.id], rate))
+            mixtures.setdefault(MULTITASK, []).append((task_names[spec.id], get_t0_rate(spec)))
     for name, rates in mixtures.items():
-        seqio.MixtureRegistry.remove(name)
-        seqio.MixtureRegistry.add(name, rates)
+        seqio_registry.add_mixture(name, rates)
     dataset_mixtures = {spec.dataset: spec.dataset for spec in chosen}
     return Registered(task_names, ranked, dataset_mixtures, MULTITASK if MULTITASK in mixtures else None)
 
@@ -182,6 +180,11 @@ def compute_t0_rate(rows: int | None, prompts: int) -> float:
     return float(rows) if rows is not None and rows <= MAX_MIXED_ROWS else MAX_MIXED_ROWS / prompts
 
 
+def get_t0_rate(spec: TaskSpec) -> float:
+    """Returns T0's mixing rate of a task of the catalogue or the user's."""
+    return compute_t0_rate(_count_split_rows(spec).get(spec.split), _count_prompts(spec))
+
+
 def _load_dataset(
     split: str,
     shuffle_files: bool,
@@ -194,6 +197,8 @@ def _load_dataset(
     """Returns the rows of a split as SeqIO reads them; `functools.partial` binds the rest."""
     import tensorflow as tf
 
+    if split == EVALUATION:
+        split = spec.evaluation_split or spec.split
     found = columns(spec, rendering.examples(spec, split, source=source).examples)
     if shuffle_files and seed is not None:  # without a seed a restart could not resume
         order = np.random.default_rng(seed).permutation(len(found["row_id"]))

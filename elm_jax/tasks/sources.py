@@ -35,12 +35,14 @@ class OpenSplit:
         origin: Its name in errors and reports: a file, a builder, or a dataset of the hub.
         count: Number of rows.
         take: Yields the rows of some numbers, from 0, in the order of the numbers.
+        reads_all: Whether every call of `take` reads the split from the front.
     """
 
     source: RowSource
     origin: str
     count: int
     take: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]]
+    reads_all: bool = False
 
 
 def open_split(
@@ -245,12 +247,13 @@ def _open_tfds(source: RowSource, split: str, data_dir: storage.PathLike | None)
         ) from error
     base_split = split.partition("[")[0]  # "train[:-300]" is a part of train
     names.resolve(base_split, splits, kind="split", where=f"TFDS's {source.name!r}")
-    return OpenSplit(
-        source,
-        f"tfds:{source.name}/{split}",
-        splits[split].num_examples,
-        lambda numbers: _take_tfds(builder, split, numbers),
-    )
+    origin, count = f"tfds:{source.name}/{split}", splits[split].num_examples
+    rows = _find_random_access(builder, split)
+    if rows is None:
+        return OpenSplit(
+            source, origin, count, lambda numbers: _take_tfds(builder, split, numbers), reads_all=True
+        )
+    return OpenSplit(source, origin, count, lambda numbers: (rows[number] for number in numbers))
 
 
 def _require_reachable(urls: Iterable[str]) -> None:
@@ -270,19 +273,24 @@ def _resolves(host: str) -> bool:
         return False
 
 
+def _find_random_access(builder: Any, split: str) -> Any:
+    """Returns the rows of a split by number; None if its files can only be read from the front."""
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError:
+        return None
+
+
 def _take_tfds(builder: Any, split: str, numbers: Sequence[int]) -> Iterable[Mapping[str, Any]]:
     import tensorflow_datasets as tfds
 
-    try:
-        rows = builder.as_data_source(split)
-        return (rows[number] for number in numbers)
-    except NotImplementedError:  # files of a format that is read from the front
-        pass
-    positions = {number: position for position, number in enumerate(numbers)}
-    selected: list[Mapping[str, Any]] = [{}] * len(positions)
     # One shard after the other, so that a row's number is its position in the files.
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
     dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
+    if isinstance(numbers, range) and numbers.step == 1:
+        return tfds.as_numpy(dataset.skip(numbers.start).take(len(numbers)))
+    positions = {number: position for position, number in enumerate(numbers)}
+    selected: list[Mapping[str, Any]] = [{}] * len(positions)
     for number, row in enumerate(tfds.as_numpy(dataset.take(max(positions, default=-1) + 1))):
         if number in positions:
             selected[positions[number]] = row

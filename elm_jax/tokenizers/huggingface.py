@@ -121,7 +121,19 @@ def load(where: storage.PathLike) -> Tokenizer:
             {"tokenizer": tokenizer.to_str(), "eos": eos, "bytes": is_byte_level}
         ),
         codec=HuggingFaceCodec(tokenizer, eos, is_byte_level),
+        unknown=None if is_byte_level else _find_unknown(tokenizer, config),
     )
+
+
+def _find_unknown(tokenizer: "FastTokenizer", config: Mapping[str, Any]) -> int | None:
+    """Returns the id of what a tokenizer's vocabulary lacks; None if it falls back to bytes."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("byte_fallback"):
+        return None
+    if isinstance(model.get("unk_id"), int):
+        return model["unk_id"]
+    text = model.get("unk_token") or _token_text(config.get("unk_token"))
+    return None if text is None else tokenizer.token_to_id(text)
 
 
 def _is_byte_tokenizer(directory: epath.Path) -> bool:

@@ -5,10 +5,12 @@ id, `size - 1`. This module reads and writes the same model files as `seqio.Sent
 the same ids, without importing SeqIO or TensorFlow.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +50,7 @@ class Tokenizer:
         fingerprint: Fingerprint of everything that decides which ids a text gets.
         codec: The library that encodes and decodes.
         input_eos: Whether inputs end with end-of-sequence, as the base was trained.
+        unknown: Id of what the vocabulary lacks; None if it lacks nothing.
     """
 
     size: int
@@ -56,6 +59,7 @@ class Tokenizer:
     fingerprint: str
     codec: Codec = field(repr=False, compare=False)
     input_eos: bool = True
+    unknown: int | None = UNK
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without end-of-sequence."""
@@ -69,6 +73,23 @@ class Tokenizer:
         """Returns the text up to the first end-of-sequence."""
         tokens = [int(token) for token in ids]
         return self.codec.decode(tokens[: tokens.index(self.eos)] if self.eos in tokens else tokens)
+
+    @functools.cached_property
+    def has_words_only(self) -> bool:
+        """Whether the vocabulary is one of words, which does not know the characters of its own words."""
+        words = itertools.islice((word for word in self._alphabetic_pieces() if len(word) > 1), 50)
+        return any(self.unknown in ids for ids in self.encode_all(sorted(set("".join(words)))))
+
+    @functools.cached_property
+    def folded(self) -> frozenset[str]:
+        """Which of newline, tab and carriage return are to the vocabulary what a space is."""
+        word = next((word for word in self._alphabetic_pieces() if self.unknown not in self.encode(word)), "")
+        space = self.encode(f"{word} {word}")
+        return frozenset(mark for mark in "\n\t\r" if self.encode(f"{word}{mark}{word}") == space)
+
+    def _alphabetic_pieces(self) -> Iterator[str]:
+        pieces = (self.codec.decode([token]).strip() for token in range(UNK + 1, self.size))
+        return (piece for piece in pieces if piece.isalpha())
 
 
 @dataclass(frozen=True)

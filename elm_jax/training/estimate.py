@@ -14,6 +14,7 @@ from elm_jax.models import flops, shapes
 from elm_jax.reporting.formatting import format_duration, format_gigabytes
 from elm_jax.reporting.tables import Table
 from elm_jax.training import batches, sizing
+from elm_jax.training import jobs as job_records
 from elm_jax.training.batch_search import Fit
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.jobs import TrainingJob
@@ -82,9 +83,7 @@ def estimate(
     visits = [0 if job.id in trained else job.steps * job.batch_size for job in jobs]
     prompts = sum(each.prompt.mean() * count for each, count in zip(measured, visits, strict=True))
     answers = sum(each.target.mean() * count for each, count in zip(measured, visits, strict=True))
-    attended = flops.attention_spans(
-        (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
-    )
+    attended = job_records.attention_spans(jobs)
     kind = config.expert.kind
     trees = shapes.base_shapes(network), shapes.expert_shapes(network, kind, config.expert.options)
     cost = flops.training_flops(network, kind, *trees, attended)

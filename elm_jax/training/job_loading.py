@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import ragged, task_rows, tokenized_rows
+from elm_jax.data import task_rows, token_losses, tokenized_rows
+from elm_jax.data.ragged import JoinedTokens, RaggedTokens
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
@@ -55,6 +56,7 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
         counts=row_counts.add_counts(
             each.counts or RowCounts(len(each.labels), len(each.labels)) for each in rows
         ),
+        losses=token_losses.add_losses(each.losses for each in rows),
     )
 
 
@@ -87,14 +89,8 @@ def _prepare(run: Run, expert: ExpertTrainConfig, spec: TaskSpec, source: Source
     return task_rows.tokenize_task(task_rows.load_examples(spec, source), run.tokenizer, expert.lengths)
 
 
-def _counts(rows: TokenizedRows) -> RowCounts:
-    return rows.counts or RowCounts(len(rows.labels), len(rows.labels))
-
-
-def _join(lists: Sequence[ragged.RaggedTokens]) -> ragged.RaggedTokens:
-    if len(lists) == 1:
-        return lists[0]
-    return ragged.pack_tokens(row for each in lists for row in each)
+def _join(lists: Sequence[RaggedTokens]) -> RaggedTokens | JoinedTokens:
+    return lists[0] if len(lists) == 1 else JoinedTokens(lists)
 
 
 def _validation_rows(tasks: Sequence[TokenizedRows]) -> ValidationRows:

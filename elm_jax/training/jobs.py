@@ -4,7 +4,7 @@ The rows of an expert are visited in permutations that depend on its seed alone,
 its number: neither neighbours nor a kill and a resume change what an expert sees.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -14,8 +14,11 @@ from jaxtyping import Int
 
 from elm_jax import storage
 from elm_jax.data import ragged
-from elm_jax.data.ragged import RaggedTokens
+from elm_jax.data.ragged import JoinedTokens, RaggedTokens
+from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
+from elm_jax.models import flops
+from elm_jax.models.flops import AttentionSpans
 from elm_jax.records import RowCounts
 from elm_jax.training import config as configs
 from elm_jax.training.config import TrainConfig
@@ -53,6 +56,7 @@ class TrainingJob:
         datasets: that its rows are of.
         data: how its rows were read and rendered, as its recipe notes it.
         counts: what became of the rows that were read for it; None if that is not known.
+        losses: what of their texts the model does not see; None if that is not known.
     """
 
     id: str
@@ -63,6 +67,7 @@ class TrainingJob:
     datasets: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     counts: RowCounts | None = None
+    losses: TokenLosses | None = None
 
     @property
     def steps(self) -> int:
@@ -128,23 +133,35 @@ def row_order(rows: int, seed: int, start: int, count: int) -> Int[np.ndarray, "
 
 def token_counts(rows: Sequence[Tokens]) -> Int[np.ndarray, " N"]:
     """Returns how many tokens each row has."""
+    if isinstance(rows, JoinedTokens):
+        return np.concatenate([token_counts(part) for part in rows.parts])
     if isinstance(rows, RaggedTokens):
         return np.diff(rows.offsets).astype(np.int32)
     return np.fromiter(map(len, rows), np.int32, len(rows))
 
 
+def attention_spans(jobs: Sequence[TrainingJob]) -> AttentionSpans:
+    """Returns how many tokens a token of the jobs' rows attends to, on average."""
+    prompts = np.concatenate([token_counts(job.prompts) for job in jobs])
+    return flops.attention_spans(prompts, np.concatenate([token_counts(job.targets) for job in jobs]))
+
+
 def identity(job: TrainingJob) -> dict[str, Any]:
-    """Returns what must be the same for a job to be resumed from a checkpoint."""
-    rows = storage.array_fingerprint(_flat_arrays(prompts=job.prompts, targets=job.targets))
-    return {"id": job.id, **configs.own_identity(job.config), "rows": rows}
+    """Returns what must be the same for a job to be resumed from a checkpoint.
 
-
-def _flat_arrays(**columns: Iterable[Tokens]) -> dict[str, np.ndarray]:
-    found = {}
-    for name, rows in columns.items():
-        lists = rows if isinstance(rows, RaggedTokens) else ragged.pack_tokens(rows)
-        found |= {f"{name}/tokens": lists.tokens, f"{name}/offsets": lists.offsets}
-    return found
+    The rows are the hash of `storage.array_fingerprint` of all in one array, of which there may be too many.
+    """
+    digest = storage.ArrayDigest()
+    for name, rows in (("prompts", job.prompts), ("targets", job.targets)):
+        if isinstance(rows, JoinedTokens):
+            parts: Sequence[RaggedTokens] = rows.parts
+        else:
+            parts = (rows if isinstance(rows, RaggedTokens) else ragged.pack_tokens(rows),)
+        digest.add(f"{name}/offsets", np.insert(np.cumsum(token_counts(rows), dtype=np.int64), 0, 0))
+        digest.begin(f"{name}/tokens", np.dtype(np.int32), (sum(part.tokens.size for part in parts),))
+        for part in parts:
+            digest.add_part(part.tokens)
+    return {"id": job.id, **configs.own_identity(job.config), "rows": digest.fingerprint()}
 
 
 # A job goes through an epoch step by step, and its neighbours with it.

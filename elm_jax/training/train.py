@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from elm_jax import storage
 from elm_jax.aot.devices import peak_flops
-from elm_jax.data import task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts, preemption
@@ -23,6 +23,7 @@ from elm_jax.tasks import data_source, row_counts
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import EventHandler
 from elm_jax.training import expert_configs, job_loading, sizing, trainer
+from elm_jax.training import jobs as job_records
 from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.config import TrainConfig, replace_fields
 from elm_jax.training.estimate import TrainingEstimate, estimate
@@ -96,6 +97,7 @@ def train(
     counts = row_counts.add_counts(job.counts for job in jobs if job.counts)
     if hosts.is_primary():
         run.stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
+        task_rows.print_losses(run.stages, (job.losses for job in jobs))
     directory = _library_directory(run, jobs)
     library = Library(directory) if directory.exists() else None
     trained = [job.id for job in jobs if library and job_loading.is_trained(library, job, run.base)]
@@ -154,7 +156,7 @@ def _train_jobs(
             _delete(checkpoints)
         return
     # Long rows first: the batches that take longest and need most memory come at once.
-    jobs = sorted(jobs, key=lambda job: (-max(map(len, job.prompts)), job.id))
+    jobs = sorted(jobs, key=lambda job: (-int(job_records.token_counts(job.prompts).max()), job.id))
 
     def save(job: TrainingJob, params: Params) -> None:
         if hosts.is_primary():
@@ -226,9 +228,7 @@ def _training_view(
     """Returns what shows the training of these experts, and writes its journal."""
     network, kind = run.base.config, config.expert.kind
     trees = shapes.base_shapes(network), shapes.expert_shapes(network, kind, config.expert.options)
-    rows = flops.attention_spans(
-        (row for job in jobs for row in job.prompts), (row for job in jobs for row in job.targets)
-    )
+    rows = job_records.attention_spans(jobs)
     devices = jax.devices()[:1] if mesh is None else mesh.devices.flat
     directory = config.log.directory
     return training_view.training(

@@ -74,7 +74,7 @@ def open_checkpoint(
 def list_parameters(where: storage.PathLike) -> dict[str, Tensor]:
     """Returns the parameters of a checkpoint by T5X's names, unread; a scanned stack has its layers first."""
     directory = storage.path(where)
-    kept = find_checkpoint(directory)
+    kept = find_checkpoint(directory) if directory.is_dir() else None
     if kept is None:
         raise UserError(
             f"Expected a T5X checkpoint at {str(directory)!r}, got none. Fix: name another directory."

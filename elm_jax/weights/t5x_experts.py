@@ -27,6 +27,8 @@ OWNED_PARAMS: Mapping[str, re.Pattern[str]] = {
     "ia3": re.compile(r".*/ia3_(in|out)"),
     "full": re.compile(r".*"),
 }
+EXPERT_ONLY = re.compile(r".*(_adapter/.*|/lora_[ab]|/ia3_(in|out))")
+"""Paths of parameters that experts have and no base has."""
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _ADAPTERS = {
     f"{stack}/{paths.STACK}/{block}_adapter/{half}"
@@ -34,6 +36,41 @@ _ADAPTERS = {
     for block in blocks
     for half in ("down", "up")
 }
+
+
+def infer_expert(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any]]:
+    """Returns the kind of the expert in a checkpoint, and the options that give an expert of its shapes.
+
+    A checkpoint without an expert's parameters is of kind `full`, without options.
+
+    Args:
+        shapes: Path -> shape of all parameters, layers apart or together.
+
+    Raises:
+        UserError: If there are experts of two kinds.
+
+    >>> infer_expert({"encoder/layers_0/attention/query/lora_a": (64, 4)})
+    ('lora', {'rank': 4, 'projections': ('encoder/layers/attention/query',)})
+    """
+    added = {path: shape for path, shape in sorted(shapes.items()) if EXPERT_ONLY.fullmatch(path)}
+    if not added:
+        return "full", {}
+    kinds = [
+        kind for kind in OWNED_PARAMS if kind != "full" and all(map(OWNED_PARAMS[kind].fullmatch, added))
+    ]
+    if not kinds:
+        raise UserError(
+            f"Expected one expert beside a base, got parameters of several kinds, such as {min(added)!r} and "
+            f"{max(added)!r}. Fix: name another checkpoint."
+        )
+    if kinds == ["bottleneck"]:
+        width = next(shape[-1] for path, shape in added.items() if path.endswith("/down/kernel"))
+        return "bottleneck", {"width": width}
+    owners = (re.sub(r"/layers_\d+/", f"/{paths.STACK}/", path).rpartition("/")[0] for path in added)
+    options: dict[str, Any] = {"projections": tuple(dict.fromkeys(owners))}
+    if kinds == ["lora"]:
+        options = {"rank": next(shape[-1] for path, shape in added.items() if path.endswith("a"))} | options
+    return kinds[0], options
 
 
 def load_t5x_expert(

@@ -29,6 +29,7 @@ TABLE = FieldTable(
     neutral={"module": ("Transformer",)},
     remedies={"module": "the network has to be T5X's own `network.Transformer`, not another library's"},
 )
+OURS = "make_module"  # of elm_jax.t5x.checkpoints: it reads the network's shape from the checkpoint
 _SPELLINGS = {"swish": "silu"}  # Flax has one activation under two names
 
 
@@ -48,7 +49,8 @@ def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ())
     file = _find_file(checkpoint)
     if file is None:
         return {}
-    told = {name: value for name, value in _read_bindings(file).items() if name not in ignore}
+    bound = _read_bindings(file)[0]
+    told = {name: value for name, value in bound.items() if name not in ignore and value != OURS}
     TABLE.require(told, where=str(file))
     found = {name: told[name] for name in sorted(TABLE.used & told.keys()) if told[name] is not None}
     if "mlp_activations" in found:
@@ -62,6 +64,12 @@ def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ())
     return found
 
 
+def read_macros(checkpoint: epath.Path) -> dict[str, Any]:
+    """Returns the macros that the gin file beside a checkpoint defines; none where there is no such file."""
+    file = _find_file(checkpoint)
+    return {} if file is None else _read_bindings(file)[1]
+
+
 def _find_file(checkpoint: epath.Path) -> epath.Path | None:
     inside = checkpoint.name in ("state", "default")  # of `checkpoint_1000`, where newer versions keep arrays
     step = checkpoint.parent if inside else checkpoint
@@ -72,8 +80,8 @@ def _find_file(checkpoint: epath.Path) -> epath.Path | None:
     return None
 
 
-def _read_bindings(file: epath.Path) -> dict[str, Any]:
-    """Returns the bindings of the network's class, and the model's `module`; macros by their values there."""
+def _read_bindings(file: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the bindings of the network's class and the model's `module`, and all macros, by name."""
     from gin import config_parser
 
     class Delegate(config_parser.ParserDelegate):
@@ -106,7 +114,7 @@ def _read_bindings(file: epath.Path) -> dict[str, Any]:
     told = {name: _resolve(value, macros, file) for name, value in bound.items()}
     if "module" in told:  # @network.Transformer()
         told["module"] = str(told["module"]).strip("@()").rpartition(".")[2]
-    return told
+    return told, macros
 
 
 def _resolve(value: Any, macros: Mapping[str, Any], file: epath.Path) -> Any:

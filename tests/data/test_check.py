@@ -1,12 +1,13 @@
 """Checks find every kind of mistake in a task, and nothing if nothing is wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from elm_jax import cli
 from elm_jax.data import check, task_selection
-from elm_jax.tasks import specs, user_tasks
+from elm_jax.tasks import raw_rows, specs, user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
@@ -95,12 +96,88 @@ def test_texts_cut_by_characters_and_by_tokens_are_found(tmp_path):
     assert "over-long" not in found(FINE, tokenizer=tokenizer, lengths=Lengths(prompt=3, answer=2))
 
 
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    text = "text one two three no yes 0 1 2 3"
+    file = tmp_path_factory.mktemp("v") / "m"
+    return sentencepiece.train([text], file, 50, kind="word", extra_ids=0)
+
+
+def test_the_share_of_unknown_tokens_is_found_with_the_worst_words(words):
+    rows = [{"text": text, "label": 0} for text in ("one zwei", "zwei two drei", "two")]
+    finding = next(each for each in checked(rows, tokenizer=words).findings if each.kind == "unknown")
+    assert finding.rows == 2
+    # 3 of the 6 tokens of inputs; every target and choice is known.
+    assert "50.0% of the tokens of inputs" in finding.message
+    assert "targets" not in finding.message
+    assert "'zwei' 2, 'drei' 1" in finding.message
+    assert "unknown" not in found(FINE, tokenizer=words)
+
+
+def test_newlines_and_tabs_that_are_spaces_to_the_vocabulary_are_found(words):
+    rows = [{"text": "one\n\ntwo\tthree", "label": 0}, {"text": "two", "label": 1}]
+    finding = next(each for each in checked(rows, tokenizer=words).findings if each.kind == "folded")
+    assert finding.rows == 1
+    assert r"'\n' 2, '\t' 1" in finding.message
+    assert "folded" not in found(rows)
+
+
+def test_choices_that_are_the_same_tokens_the_same_text_or_alone_are_found(words):
+    def kinds(choices, **how):
+        every = checked(FINE, ("{{text}} ||| {{answer_choices[0]}}", choices), **how).findings
+        return {each.kind: each.rows for each in every if "choice" in each.kind or each.kind == "same-tokens"}
+
+    assert kinds("eins ||| zwei") == {}
+    assert kinds("eins ||| zwei", tokenizer=words) == {"same-tokens": 4}
+    assert kinds("no yes ||| no", tokenizer=words) == {}
+    assert kinds("no yes ||| no", tokenizer=words, lengths=Lengths(9, 2)) == {"same-tokens": 4}
+    assert kinds("no ||| yes ||| no", tokenizer=words) == {"repeated-choices": 4}
+    assert kinds("no", tokenizer=words) == {"single-choice": 4}
+
+
+def test_composed_characters_beside_decomposed_ones_are_found():
+    composed, decomposed = {"text": "caf\u00e9", "label": 0}, {"text": "cafe\u0301", "label": 1}
+    finding = next(each for each in checked([composed, decomposed]).findings if each.kind == "unicode")
+    assert finding.rows == 1
+    assert "mine/train/1 is the first" in finding.message
+    for rows in ([composed, *FINE], [decomposed, *FINE]):
+        assert "unicode" not in found(rows)
+
+
+def test_lost_tokens_are_counted(words):
+    rows = [{"text": text, "label": 0} for text in ("one two three", "two one", "one")]
+    told = found(rows, tokenizer=words, lengths=Lengths(prompt=2, answer=2))["over-long"]
+    assert "3 of 6 tokens are lost" in told
+    told = found(rows, tokenizer=replace(words, input_eos=False), lengths=Lengths(prompt=2, answer=2))
+    assert "1 of 6 tokens are lost" in told["over-long"]
+
+
 def test_duplicates_and_contradictions_among_them_are_found():
     told = found([*FINE, {"text": "text 0", "label": 0}, {"text": "text 1", "label": 0}])["duplicates"]
     assert told.startswith(
         "2 rows have the input and choices of an earlier one, 1 of them with another target"
     )
     assert "(mine/train/4 has those of mine/train/0)" in told
+
+
+def test_no_more_rows_are_read_than_the_limit(monkeypatch):
+    read = []
+    open_rows = raw_rows.open_rows
+
+    def counted(*arguments):
+        rows = open_rows(*arguments)
+
+        def read_some(start, stop):
+            read.extend(range(start, stop))
+            return rows.read(start, stop)
+
+        return replace(rows, read=read_some)
+
+    monkeypatch.setattr(raw_rows, "open_rows", counted)
+    rows = [{"text": f"text {at}", "label": at % 2} for at in range(50)]
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: rows, prompts={"p": RANKED})
+    (told,) = check.check_tasks([spec], Source(limit=3))
+    assert (told.rows, read) == (3, [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -156,6 +233,8 @@ def test_the_command_exits_with_1_if_anything_is_wrong_and_reads_files(tmp_path,
     assert run("mine/p", "--tasks", str(tmp_path / "mine.yaml"), "--json") == 1
     (told,) = json.loads(capsys.readouterr().out)
     assert told["applies"] == 3
-    assert told["findings"][0]["kind"] == "duplicates"
+    (finding,) = told["findings"]
+    assert list(finding) == ["kind", "rows", "message"]
+    assert (finding["kind"], finding["rows"]) == ("duplicates", 1)
     assert run(specs.task_specs("mini")[0].id) == 0
     assert run("mine/p", "--allow", "duplicate") == 2

@@ -1,14 +1,19 @@
 """Tasks are prepared once and whole, are stale if anything changes, and are read in place of rendering."""
 
 import csv
+import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import prepare, task_rows, task_selection, tokenized_rows
+from elm_jax.data import prepare, row_ranges, task_rows, task_selection, token_losses, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.records import RowCounts
 from elm_jax.tasks import data_source, original, raw_rows, rendering, specs
@@ -156,7 +161,7 @@ def test_a_current_file_is_neither_rendered_nor_written_again(tokenizer, tmp_pat
     def never(*arguments, **options):
         raise AssertionError("a row was read")
 
-    monkeypatch.setattr(raw_rows, "iterate_rows", never)
+    monkeypatch.setattr(raw_rows, "open_rows", never)
     again = made(TASKS, tokenizer, tmp_path)
     assert [outcome.made for outcome in again] == [False] * 4
     assert [outcome.rows for outcome in again] == [20] * 4
@@ -165,13 +170,13 @@ def test_a_current_file_is_neither_rendered_nor_written_again(tokenizer, tmp_pat
 
 def test_the_rows_of_a_dataset_are_read_once_for_all_its_prompts(tokenizer, tmp_path, monkeypatch):
     read = []
-    iterate_rows = raw_rows.iterate_rows
+    open_rows = raw_rows.open_rows
 
     def counted(spec, *arguments, **options):
         read.append(spec.dataset)
-        return iterate_rows(spec, *arguments, **options)
+        return open_rows(spec, *arguments, **options)
 
-    monkeypatch.setattr(raw_rows, "iterate_rows", counted)
+    monkeypatch.setattr(raw_rows, "open_rows", counted)
     made(TASKS, tokenizer, tmp_path)
     assert sorted(read) == sorted(TASKS)
 
@@ -198,7 +203,7 @@ def test_prepared_tasks_are_neither_read_nor_rendered_again(tokenizer, tmp_path,
     def never(*arguments, **options):
         raise AssertionError("work was repeated")
 
-    monkeypatch.setattr(raw_rows, "iterate_rows", never)
+    monkeypatch.setattr(raw_rows, "open_rows", never)
     monkeypatch.setattr(rendering, "render_rows", never)
     monkeypatch.setattr(tokenized_rows, "tokenize_examples", never)
     for spec in task_selection.select_tasks(TASKS):
@@ -302,3 +307,101 @@ def test_the_command_needs_a_run_or_a_vocabulary(tmp_path, capsys):
         cli.main(["prepare", MINI, "--run", str(tmp_path / "none")])
     assert stop.value.code == 2
     assert "got no directory" in capsys.readouterr().err
+
+
+def made_up_rows(folder: Path, count: int) -> str:
+    """Writes rows of one task, a third of which cannot be used, and returns the file that defines it."""
+    rows = [
+        {"text": f"row {number} {'word ' * (number % 30)}", "label": number % 3 if number % 3 < 2 else 9}
+        for number in range(count)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return written_task(
+        folder,
+        first={"jinja": "{{text}} ||| {{answer_choices[label]}}", "answer_choices": "dog ||| cat"},
+        other={"jinja": "{{text}} ? ||| {{answer_choices[label]}}", "answer_choices": "no ||| yes"},
+    )
+
+
+def written_task(folder: Path, **prompts: dict[str, str]) -> str:
+    """Writes a file that defines a task of `rows.jsonl`; JSON is YAML."""
+    file = folder / "mine.yaml"
+    file.write_text(json.dumps({"datasets": {"mine": {"jsonl": "rows.jsonl", "prompts": prompts}}}))
+    return str(file)
+
+
+@pytest.mark.parametrize("limit", [None, 1000, 1])
+def test_ranges_and_processes_give_the_bytes_of_all_rows_at_once(tokenizer, tmp_path, monkeypatch, limit):
+    file = made_up_rows(tmp_path, 3000)
+    source = Source(tasks=[file], limit=limit)
+    specs_ = task_selection.select_tasks([file], source)
+    several = 1 if limit else 2
+    for name, processes, rows_of_range in (("one", 1, 256), ("two", several, 2048), ("large", 1, 10_000)):
+        monkeypatch.setattr(row_ranges, "RENDERINGS", rows_of_range)
+        monkeypatch.setattr(row_ranges, "FEWEST_ROWS", rows_of_range)
+        outcomes = prepare.prepare_tasks(
+            tasks=[file],
+            tokenizer=tokenizer,
+            source=dataclasses.replace(source, prepared=tmp_path / name),
+            lengths=LENGTHS,
+            processes=processes,
+        )
+        assert [outcome.rows for outcome in outcomes] == [limit or 2000] * 2
+        assert not [*(tmp_path / name).rglob("*.parts")]
+    for spec in specs_:
+        found = [
+            task_selection.prepared_file(tmp_path / name, spec, "train").read_bytes()
+            for name in ("one", "two", "large")
+        ]
+        assert found[0] == found[1] == found[2]
+        key = tokenized_rows.read_cache_key(task_selection.prepared_file(tmp_path / "one", spec, "train"))
+        made = task_rows.tokenize_task(task_rows.load_examples(spec, source), tokenizer, LENGTHS)
+        worst = token_losses.keep_worst(made.losses.missing)
+        made = dataclasses.replace(made, losses=dataclasses.replace(made.losses, missing=worst))
+        tokenized_rows.save(tmp_path / "alone", made, key)
+        assert found[0] == (tmp_path / "alone").read_bytes()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import sys, time; from elm_jax.data import worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    with worker_pool.open_pool(2) as pool:\n"
+        "        found = [pool.submit(__import__('os').getpid) for _ in range(2)]\n"
+        "        busy = [pool.submit(time.sleep, 600) for _ in range(4)]\n"
+        "        print(*pool._processes, flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE) as parent:
+            workers = [int(word) for word in parent.stdout.readline().split()]
+            assert len(workers) == 2
+            parent.send_signal(number)
+            assert parent.wait() == -number
+        until = time.monotonic() + 30
+        while any(is_alive(worker) for worker in workers) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(is_alive(worker) for worker in workers)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_column_that_some_ranges_lack_is_no_error_and_one_that_all_lack_is(
+    tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(row_ranges, "RENDERINGS", 2)
+    monkeypatch.setattr(row_ranges, "FEWEST_ROWS", 2)
+    rows = [{"text": f"row {number}", **({"note": "x"} if number > 3 else {})} for number in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = written_task(tmp_path, p={"jinja": "{{text}} ||| {{note}}"})
+    (outcome,) = made([task], tokenizer, tmp_path / "p", limit=None)
+    assert (outcome.rows, outcome.counts.read) == (2, 6)
+    written_task(tmp_path, p={"jinja": "{{text}} ||| {{nothing}}"})
+    with pytest.raises(UserError, match="'nothing'"):
+        made([task], tokenizer, tmp_path / "q", limit=None)

@@ -1,5 +1,8 @@
 """Previews show rows as the model will see them, with tokens counted and what is cut in colour."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from elm_jax import cli
 from elm_jax.data import preview
 from elm_jax.errors import UserError
-from elm_jax.tasks import user_tasks
+from elm_jax.tasks import raw_rows, user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 
@@ -84,8 +87,68 @@ def test_cuts_are_always_three_dots_of_the_text(text, whole):
 def test_the_seen_characters_fit_and_one_more_does_not(words, found, most):
     text = " ".join(found)
     seen = preview.count_seen_characters(text, words, most)
-    assert len(words.encode(text[:seen])) <= most - 1
-    assert seen == len(text) or len(words.encode(text[: seen + 1])) > most - 1
+    assert len(words.encode(text[:seen])) <= most
+    assert seen == len(text) or len(words.encode(text[: seen + 1])) > most
+
+
+def test_what_the_model_sees_follows_where_it_differs_from_the_text(words):
+    spec = defined([{"text": "one zwei\ntwo"}])
+    (row,), _ = preview.preview_task(spec, Source(), tokenizer=words)
+    assert styled(row.lines[0])["zwei"] == preview.UNKNOWN
+    assert preview.FOLDED in styled(row.lines[0])["\n"]
+    assert row.lines[1].plain == f"   the model sees: {words.decode(words.encode('one zwei two'))}"
+    assert "⁇" in row.lines[1].plain
+    (row,), _ = preview.preview_task(defined([{"text": "one two"}]), Source(), tokenizer=words)
+    assert not any("the model sees" in line.plain for line in row.lines)
+
+
+def test_choices_that_are_no_choice_are_marked(words):
+    def shown(choices, **how):
+        (row,), _ = preview.preview_task(defined([{"text": "one"}], choices=choices), Source(), **how)
+        return [line.plain[2:] for line in row.lines if line.plain[:2] in ("* ", "  ")][
+            : choices.count("|||") + 1
+        ]
+
+    assert shown("no") == ["no [the only choice]"]
+    assert shown("no ||| yes ||| no") == ["no", "yes", "no [choice 1 again]"]
+    assert shown("eins ||| zwei") == ["eins", "zwei"]
+    spec = defined([{"text": "one"}], choices="eins ||| zwei")
+    (row,), _ = preview.preview_task(spec, Source(), tokenizer=words)
+    assert "  zwei [the same tokens as choice 1]" in [line.plain for line in row.lines]
+
+
+def test_letters_in_two_parts_are_marked():
+    (row,), _ = preview.preview_task(defined([{"text": "cafe\u0301 caf\u00e9"}]), Source())
+    assert styled(row.lines[0]) == {"e\u0301": preview.MARKS}
+
+
+def test_no_more_rows_are_read_than_are_shown(monkeypatch):
+    read = []
+    open_rows = raw_rows.open_rows
+
+    def counted(*arguments):
+        rows = open_rows(*arguments)
+
+        def read_some(start, stop):
+            for row in rows.read(start, stop):
+                read.append(row["row_id"])
+                yield row
+
+        return replace(rows, read=read_some)
+
+    monkeypatch.setattr(raw_rows, "open_rows", counted)
+    _, count = preview.preview_task(defined([{"text": f"{at}"} for at in range(50)]), Source(), rows=2)
+    assert (read, count) == (["mine/train/0", "mine/train/1"], 50)
+
+
+def test_the_command_prints_rows_as_json(capsys):
+    asked = ["tasks", "preview", "mini_size_animal/than a dog", "--rows", "2", "--json"]
+    cli.app(asked, standalone_mode=False)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 2
+    for row in rows:
+        assert set(row) == {"input", "target", "choices", "label"}
+        assert row["choices"][row["label"]] == row["target"]
 
 
 def test_the_command_counts_tokens_if_a_vocabulary_is_given(tmp_path, capsys):

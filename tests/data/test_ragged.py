@@ -28,3 +28,14 @@ def test_an_index_beyond_the_last_is_an_index_error():
         ragged.pack_texts(["a"])[1]
     with pytest.raises(IndexError):
         ragged.pack_tokens([[1]])[-2]
+
+
+@given(st.lists(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=4), max_size=4))
+def test_joined_tokens_are_the_lists_one_after_the_other(parts):
+    joined = ragged.JoinedTokens([ragged.pack_tokens(part) for part in parts])
+    flat = [row for part in parts for row in part]
+    assert [row.tolist() for row in joined] == flat
+    assert len(joined) == len(flat)
+    assert [joined[at].tolist() for at in range(-len(flat), len(flat))] == [*flat, *flat]
+    with pytest.raises(IndexError):
+        joined[len(flat)]

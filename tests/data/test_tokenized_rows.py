@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elm_jax.data import tokenized_rows
@@ -75,6 +75,7 @@ def test_rows_are_read_by_index_slice_and_from_the_end(words):
         made.inputs[4]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
-from elm_jax.evaluation import evaluate
+from elm_jax.evaluation import derived_experts, evaluate
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts import import_export
 from elm_jax.experts.library import Library
@@ -53,6 +53,16 @@ def test_a_composite_is_a_fixed_expert(merged, unseen):
         route.route(merged, [TRAINED[2]], router="fixed", options={"expert": "film/both"})
     with pytest.raises(UserError, match=r"'film/bothe'.*'film/both'"):
         route.route(merged, UNSEEN, router="fixed", options={"expert": "film/bothe"})
+
+
+def test_a_composite_is_named_after_its_options_with_defaults(merged):
+    told = [{}, {"density": 0.5}, {"density": 0.4}]
+    weights = dict.fromkeys(FILM, 0.5)
+    default, same, other = (
+        derived_experts.merged(merged, "dare", {"adapters": "average", **options}, weights).id
+        for options in told
+    )
+    assert default == same != other
 
 
 def test_a_merged_expert_in_the_library_gets_keys_of_its_parts_tasks(copy, tmp_path):

@@ -22,7 +22,8 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.weights import base_model, elm, fold, load
+from elm_jax.t5x import checkpoints
+from elm_jax.weights import base_model, elm, fold, load, t5x, t5x_experts, t5x_write
 
 RNG = np.random.default_rng(0)
 PROMPTS = RNG.integers(2, 24, (3, 6)).astype(np.int32)
@@ -224,12 +225,44 @@ def test_a_bottleneck_has_the_names_and_shapes_of_the_adapters_library(model, li
     np.testing.assert_array_equal(normed.params["encoder"]["encoder_norm"]["scale"], own)
 
 
+@pytest.mark.parametrize("name", ["lora/1", "ia3/1", "full/1", "bottleneck/1", "lora/merged"])
+def test_the_network_for_t5x_scores_what_is_written_for_it_as_we_do(model, library, name):
+    convert(library / "library" / name, library / "t5x", "t5x", base=library / "base")
+    place = library / "t5x" / "checkpoint_0"
+    network = checkpoints.make_module(place)
+    assert network.kind == name.split("/")[0]
+    params = paths.unflatten({path: tensor.read() for path, tensor in t5x.list_parameters(place).items()})
+    found = np.zeros(CHOICES.shape[:2], np.float32)
+    for choice in range(CHOICES.shape[1]):
+        targets = CHOICES[:, choice]
+        logits = network.apply({"params": params}, PROMPTS, targets, targets, enable_dropout=False)
+        tokens = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets[..., None], -1)[..., 0]
+        found[:, choice] = (tokens * (targets != 0)).sum(-1)
+    np.testing.assert_allclose(found, ours(model, library, name), atol=1e-4)
+
+
+def test_ranks_that_differ_are_evened_for_t5x_and_compute_the_same(model, tmp_path):
+    one, two = (paths.flatten(expert("lora", model, f"a/{n}").params) for n in (1, 2))
+    wider = {
+        path: np.concatenate([one[path], two[path]], -1 if path.endswith("a") else -2)
+        if "/query/" in path
+        else one[path]
+        for path in one
+    }
+    t5x_write.save(tmp_path, model, paths.unflatten(wider))
+    network = checkpoints.make_module(tmp_path / "checkpoint_0")
+    assert network.options["rank"] == 6
+    tree = t5x_experts.load_t5x_expert(tmp_path, model, "lora")
+    scores = [score_choices(model, PROMPTS, CHOICES, each) for each in (tree, paths.unflatten(wider))]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "to", "told"),
     [
         ("full/1", "peft", "kind lora or ia3 for PEFT, got 'full'"),
         ("lora/1", "adapters", "of kind 'bottleneck' for the adapters library, got 'lora'"),
-        ("lora/1", "t5x", "No format of an expert named 't5x'"),
+        ("lora/1", "npz", "No format of an expert named 'npz'"),
         ("lora/1", "hf", r"Expected the base that the expert at .* was trained on, got none.*--base"),
     ],
 )

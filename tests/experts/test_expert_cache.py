@@ -204,6 +204,22 @@ def test_parameters_are_kept_in_the_type_asked_for(filled):
     )
 
 
+def test_kernels_are_kept_in_a_type_of_their_own(filled):
+    plain, narrow = (cache_of(filled, slots=6, kernel_dtype=dtype) for dtype in (None, ml_dtypes.bfloat16))
+    stack, places = narrow.load_stack(NAMES[:3])
+    assert {path: leaf.dtype for path, leaf in paths.flatten(stack).items()} == {
+        DOWN: ml_dtypes.bfloat16,
+        SCALE: np.float32,
+    }
+    wanted, of = plain.load_stack(NAMES[:3])
+    same(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), stack), places, filled_rows(wanted, of))
+    assert narrow.device_bytes == 6 * (2 * 3 * 2 * 2 + 3 * 4)
+
+
+def filled_rows(stack, places):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[places], stack)
+
+
 def test_as_many_experts_as_the_paper_has_stay_in_half_their_bytes(library, expert):
     names = [f"dream/{number}" for number in range(296)]
     for number, name in enumerate(names):

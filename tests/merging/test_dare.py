@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elm_jax.merging.dare import draw_mask, drop_values
+from elm_jax.merging.dare import draw_numbers, drop_values
 from elm_jax.merging.ties import elect_signs
 
 from .conftest import WO, merge, values
@@ -18,12 +18,12 @@ def test_what_is_kept_is_enlarged():
 
 
 def test_a_density_of_one_drops_nothing():
-    assert draw_mask((50, 50), 1.0, 0, "a/p", "q", 0).all()
+    assert (draw_numbers((50, 50), 0, "a/p", "q", 0) < 1.0).all()
 
 
 def test_as_many_are_dropped_as_asked_for_and_the_mean_stays():
     ones = np.ones(20_000, np.float32)
-    dropped = drop_values(ones, 0.3, draw_mask(ones.shape, 0.3, 0, "a/p", "q/kernel", 0))
+    dropped = drop_values(ones, 0.3, draw_numbers(ones.shape, 0, "a/p", "q/kernel", 0) < 0.3)
     assert np.count_nonzero(dropped) == pytest.approx(6000, abs=300)  # 4.6 standard deviations
     assert dropped.mean() == pytest.approx(1.0, abs=0.05)
 
@@ -36,16 +36,16 @@ def test_what_is_dropped_depends_on_seed_expert_tensor_and_layer():
         (0, "a/p", "k", 0),
         (0, "a/p", "q", 1),
     ]
-    drawn = [tuple(draw_mask((40,), 0.5, *words).tolist()) for words in told]
+    drawn = [tuple(draw_numbers((40,), *words).tolist()) for words in told]
     assert len(set(drawn)) == len(told)
-    assert tuple(draw_mask((40,), 0.5, *told[0]).tolist()) == drawn[0]
+    assert tuple(draw_numbers((40,), *told[0]).tolist()) == drawn[0]
 
 
 def by_hand(experts, layer, density, seed):
     """What is left of the changes of a vector."""
     changed = [(values(one)[PATH][layer] - 1, one.spec.id) for one in experts]
     return [
-        drop_values(own, density, draw_mask(own.shape, density, seed, name, PATH, layer))
+        drop_values(own, density, draw_numbers(own.shape, seed, name, PATH, layer) < density)
         for own, name in changed
     ]
 

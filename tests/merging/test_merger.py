@@ -13,7 +13,10 @@ from elm_jax.records import Expert
 
 from .conftest import KINDS, LAST, NORM, QUERY, WO, change, merge, values
 
-NOTHING = {("concatenate", "ia3"), ("concatenate", "full"), ("regmean", "bottleneck")}
+ON_MATRICES = ("tsvm", "iso_c", "iso_cts", "knots", "wudi")
+NOTHING = {("concatenate", "ia3"), ("concatenate", "full"), ("regmean", "bottleneck")} | {
+    (method, kind) for method in ON_MATRICES for kind in ("ia3", "bottleneck")
+}
 PAIRS = [pair for pair in itertools.product(table.MERGES, KINDS) if pair not in NOTHING]
 ON_CHANGES = [name for name, method in table.MERGES.items() if method.works_on == "changes"]
 
@@ -57,12 +60,17 @@ def test_an_expert_comes_back_where_the_others_weigh_nothing(merged, expert, met
     assert_same(merged(method, kind, ["b", "a", "c"], weights=[0.0, 1.0, 0.0]), expert(kind, "a"))
 
 
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[0] != "concatenate"])
+NEAR_ITS_EXPERTS = [pair for pair in PAIRS if pair[0] not in ("concatenate", "breadcrumbs", *ON_MATRICES)]
+"""Without what is wider, drops the largest values, or makes a direction of the small difference."""
+
+
+@pytest.mark.parametrize(("method", "kind"), NEAR_ITS_EXPERTS)
 def test_two_nearly_equal_experts_give_nearly_them(merged, expert, method, kind):
     # By the formula itself: without the rule that experts which are one and the same come back as they are.
     one = expert(kind, "a")
     nudged = Expert(one.spec, jax.tree.map(lambda value: value * np.float32(1 + 1e-6), one.params))
-    options = {"density": 1.0} if method in ("ties", "dare") else {}
+    options = {"density": 1.0} if method in ("ties", "dare", "della") else {}
+    options |= {"window": 0.0} if method == "della" else {}
     for path, value in effects(merged(method, kind, ["a", nudged], **options)).items():
         np.testing.assert_allclose(value, effects(one)[path], rtol=1e-4, atol=1e-5)
 
@@ -144,7 +152,7 @@ def test_the_merged_expert_says_what_it_is_made_of(merged):
         "method": "ties",
         "merged_from": ["a/p", "b/p"],
         "weights": [0.75, 0.25],
-        "options": {"density": 0.5, "scale": 1.0},
+        "options": {"density": 0.5, "trim": "network", "elect": "unweighted", "scale": 1.0},
     }
     assert spec.id.startswith("merged/ties-")
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from elm_jax.errors import UserError
 from elm_jax.merging.slerp import slerp, slerp_all
 from elm_jax.models import paths
 
@@ -78,14 +79,21 @@ def by_the_formula(first, second, t):
     return mixed.reshape(np.shape(first))
 
 
-def test_every_layer_of_full_experts_turns_by_its_own_angle(expert, toy_base):
+@pytest.mark.parametrize("of", [None, "models", "changes"])
+def test_every_layer_of_full_experts_turns_by_its_own_angle(expert, toy_base, of):
     path, base = f"{QUERY}/kernel", paths.flatten(toy_base)
     one, two = expert("full", "a"), expert("full", "b")
-    got = values(merge("slerp", [one, two], weights=[0.7, 0.3], base=toy_base))[path]
+    got = values(merge("slerp", [one, two], weights=[0.7, 0.3], base=toy_base, of=of))[path]
     for layer in range(2):
-        ours, theirs = (values(each)[path][layer] - base[path][layer] for each in (one, two))
-        wanted = base[path][layer] + by_the_formula(ours, theirs, 0.3)
+        start = base[path][layer] if of == "changes" else np.zeros((6, 6))
+        ours, theirs = (values(each)[path][layer] - start for each in (one, two))
+        wanted = start + by_the_formula(ours, theirs, 0.3)
         np.testing.assert_allclose(got[layer], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_arc_between_whole_models_of_lora_is_refused(expert):
+    with pytest.raises(UserError, match="of=changes"):
+        merge("slerp", [expert("lora", name) for name in "ab"], of="models")
 
 
 def test_lora_turns_as_products(expert):

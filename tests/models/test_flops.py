@@ -61,9 +61,7 @@ def test_attention_costs_twelve_for_each_of_its_values_and_tokens_attended_to():
 
 def test_tokens_attend_to_their_own_rows_so_long_rows_count_more():
     # Three tokens see three and one sees one; the answers' two tokens see three and one.
-    assert flops.attention_spans([[5] * 3, [5]], [[5], [5]]) == flops.AttentionSpans(
-        prompt=2.5, answer=1.0, cross=2.0
-    )
+    assert flops.attention_spans([3, 1], [1, 1]) == flops.AttentionSpans(prompt=2.5, answer=1.0, cross=2.0)
 
 
 @pytest.mark.parametrize(

@@ -1,34 +1,37 @@
 """Layers: what attention keeps, its positions, and a feed-forward of any activations."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models import layers
+from elm_jax.models import layers, stacks
 from elm_jax.models.sizes import find_config
 
 RNG = np.random.default_rng(11)
 
 
 def test_a_gradient_keeps_no_weights_of_attention():
-    rows, heads, width, length = 2, 3, 4, 50
-    config = find_config("tiny", num_heads=heads, head_dim=width, emb_dim=heads * width, dropout_rate=0.1)
-    attention = layers.Attention(config, train=True)
+    rows, length = 2, 50
+    config = find_config("tiny", num_heads=3, head_dim=4, emb_dim=12, mlp_dim=8, num_encoder_layers=2)
+    config = replace(config, dropout_rate=0.1)
+    encoder = stacks.Encoder(config, train=True)
     tokens = layers.make_token_seeds(np.arange(rows, dtype=np.uint32), None, length)
+    x = jnp.asarray(RNG.normal(size=(rows, length, 12)), jnp.float32)
+    seen = jnp.ones((rows, 1, length), bool)
 
-    def attend(x):
-        keys_values = (x, 2 * x)
-        return attention.apply(
-            {"params": params}, x.reshape(rows, length, -1), keys_values, (), None, tokens, tokens,
-            rngs={"dropout": jax.random.key(0)},
-        )  # fmt: skip
+    def encode(params):
+        return encoder.apply(
+            {"params": params}, x, seen, None, None, tokens, rngs={"dropout": jax.random.key(0)}
+        )
 
-    x = jnp.asarray(RNG.normal(size=(rows, length, heads, width)), jnp.float32)
-    out = {"kernel": jnp.ones((heads * width, config.emb_dim))}
-    params = {"query": {"kernel": jnp.eye(heads * width)}, "out": out}
-    _, backward = jax.vjp(attend, x)
-    assert max(leaf.size for leaf in jax.tree.leaves(backward)) < rows * heads * length * length
+    keys = {"params": jax.random.key(1), "dropout": jax.random.key(0)}
+    params = encoder.init(keys, x, seen, None, None, tokens)["params"]
+    _, backward = jax.vjp(encode, params)
+    weights = rows * config.num_heads * length * length
+    assert max(leaf.size for leaf in jax.tree.leaves(backward)) < weights
 
 
 def test_relative_positions_are_laid_out_by_key_minus_query():

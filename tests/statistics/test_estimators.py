@@ -149,7 +149,9 @@ def test_gram_matrices_are_those_of_every_real_token_with_the_expert_in_place(co
     found = estimators.regmean_statistics(config, base, lora, PROMPTS, TARGETS, wanted)
     for path in PATHS:
         inputs = entered[path]
-        np.testing.assert_allclose(found[f"{path}/kernel"][0], inputs.T @ inputs, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            found[f"{path}/kernel"][0], inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-3
+        )
     without = estimators.regmean_statistics(config, base, expert_of("ia3", base), PROMPTS, TARGETS, wanted)
     assert np.abs(without[f"{PATHS[-1]}/kernel"] - found[f"{PATHS[-1]}/kernel"]).max() > 0.1
 
@@ -159,7 +161,7 @@ def test_the_output_layer_of_a_full_expert_has_one_gram_matrix_without_layers(co
     path = "decoder/logits_dense"
     inputs = plainly(config, full.params, full)[path]
     found = estimators.regmean_statistics(config, base, full, PROMPTS, TARGETS, [f"{path}/kernel"])
-    np.testing.assert_allclose(found[f"{path}/kernel"], inputs.T @ inputs, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found[f"{path}/kernel"], inputs.T @ inputs / len(inputs), rtol=1e-3, atol=1e-3)
 
 
 def test_vectors_are_weighed_by_the_squares_of_what_they_multiply(config, base):
@@ -170,10 +172,10 @@ def test_vectors_are_weighed_by_the_squares_of_what_they_multiply(config, base):
     found = estimators.regmean_statistics(config, base, ia3, PROMPTS, TARGETS, wanted)
     kernel = np.asarray(paths.flatten(base)[f"{outer}/kernel"])[0]
     np.testing.assert_allclose(
-        found[f"{inner}/ia3_in"][0], (entered[inner] ** 2).sum(0), rtol=1e-3, atol=1e-4
+        found[f"{inner}/ia3_in"][0], (entered[inner] ** 2).mean(0), rtol=1e-3, atol=1e-4
     )
     np.testing.assert_allclose(
-        found[f"{outer}/ia3_out"][0], ((entered[outer] @ kernel) ** 2).sum(0), rtol=1e-3, atol=1e-4
+        found[f"{outer}/ia3_out"][0], ((entered[outer] @ kernel) ** 2).mean(0), rtol=1e-3, atol=1e-4
     )
 
 
@@ -221,4 +223,4 @@ def test_rows_that_fill_no_batch_count_once_each(config, base, lora):
     grams = estimators.regmean_statistics(config, base, lora, PROMPTS[:1] * many, TARGETS[:1] * many, [path])[
         path
     ]
-    np.testing.assert_allclose(grams, many * gram, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grams, gram, rtol=1e-4, atol=1e-4)

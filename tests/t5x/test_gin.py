@@ -20,13 +20,13 @@ import pytest
 
 from elm_jax.data import task_rows
 from elm_jax.errors import UserError
-from elm_jax.experts import import_export
+from elm_jax.experts import convert, files, import_export
 from elm_jax.experts.library import Library
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
-from elm_jax.records import Params
+from elm_jax.records import Expert, ExpertSpec, Params
 from elm_jax.scoring.scorer import score_rows
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, rendering, seqio_tasks, specs
@@ -79,9 +79,9 @@ class Reference(str):
 
 def start(place, script, recipe, log, **macros):
     """Starts one of T5X's scripts as a user does, on tiny sizes."""
-    given = {"SIZE": "tiny", "VOCAB_SIZE": 512, "DTYPE": "float32", "TASK_FEATURE_LENGTHS": LENGTHS}
-    given |= {"VOCABULARY_FILE": str(place / "words.model"), "MIXTURE_OR_TASK_NAME": TASK}
-    if script == "train":
+    given = {"DTYPE": "float32", "VOCABULARY_FILE": str(place / "words.model"), "MIXTURE_OR_TASK_NAME": TASK}
+    if script == "train":  # what is scored has the sizes of the checkpoint and the lengths of its training
+        given |= {"TASK_FEATURE_LENGTHS": LENGTHS}
         given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0"), "SAVE_PERIOD": PERIOD}
     given |= {name: str(place / value) if name.endswith("_DIR") else value for name, value in macros.items()}
     flags = [f"--gin.{name}={value!r}" for name, value in given.items()]
@@ -202,6 +202,43 @@ def test_t5x_infers_the_same_scores(adopted, trained, place, base):
     np.testing.assert_allclose([row["score"] for row in lines(file)], wanted, atol=1e-4)
 
 
+def test_an_expert_of_ours_is_scored_and_trained_on_under_t5x(place, base):
+    id = f"{DATASET}/made here"
+    tree = ex.init_expert("lora", jax.random.key(3), base.params, {"rank": 2, "projections": ("wo", "query")})
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf + 0.1, np.float32), dict(tree))
+    flat = tuple(paths.flatten(tree))
+    expert = Expert(ExpertSpec(id, "lora", base.fingerprint, flat, (DATASET,), 1), tree)
+    library = Library.open(place / "run" / "library", create=True)
+    library.add(expert)
+    source = place / "run" / "library" / files.relative_directory(id)
+    convert.convert(source, place / "lora", "t5x", base=place / "run" / "base")
+    start = str(place / "lora" / "checkpoint_0")
+    macros = {"CHECKPOINT_PATH": start, "EVAL_OUTPUT_DIR": "of_lora", "TASK_FEATURE_LENGTHS": LENGTHS}
+    macros |= {"MIXTURE_OR_TASK_NAME": "elm_multitask_score_eval", "TASKS": (DATASET,)}
+    run(place, "eval", "score", **macros)
+    for name, (wanted, _) in ours(place, base, tree).items():
+        told = lines(place / "of_lora" / "inference_eval" / f"{name}_score_eval-000000.jsonl")
+        np.testing.assert_allclose([row["score"] for row in told], wanted, atol=1e-4)
+    macros = {"MODEL_DIR": "warm", "TRAIN_STEPS": PERIOD, "EXPERT_KIND": "lora", "LEARNING_RATE": 1e-6}
+    run(place, "train", "prompt_expert", INITIAL_CHECKPOINT_PATH=start, **macros)
+    before, after = read(start), read(place / "warm")
+    assert set(after) == set(before)
+    for path, value in after.items():
+        if t5x_experts.OWNED_PARAMS["lora"].fullmatch(path):  # Adam moves a value by its rate a step, or less
+            assert 0 < np.abs(value - before[path]).max() <= PERIOD * 1e-6 * 1.1, path
+        else:
+            assert value.tobytes() == before[path].tobytes(), path
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_run_with_one_sentence(place):
+    log = place / "unfit.log"
+    macros = {"CHECKPOINT_PATH": str(place / "base" / "checkpoint_0"), "EVAL_OUTPUT_DIR": "unfit"}
+    macros["EXPERT_KIND"] = "ia3"
+    assert start(place, "eval", "score", log, **macros).wait() == 2
+    assert log.read_text().count("\n") == 1
+    assert "lacks" in log.read_text()
+
+
 @pytest.fixture(scope="module")
 def of_dataset(place):
     """The directory of a dataset expert that T5X trained, and wrote answers with."""
@@ -251,8 +288,7 @@ def test_a_lora_is_trained_on_packed_rows_of_a_mixture_from_a_t5x_checkpoint(of_
 )
 def test_an_expert_starts_from_a_checkpoint_in_t5xs_published_layout(place):
     macros = {"MODEL_DIR": "published", "TRAIN_STEPS": PERIOD, "INITIAL_CHECKPOINT_PATH": str(PUBLISHED)}
-    macros |= {"EXPERT_KIND": "ia3", "VOCAB_SIZE": 384, "EXTRA_IDS": 16}
-    macros |= dict.fromkeys(("sizes.size.num_encoder_layers", "sizes.size.num_decoder_layers"), 3)
+    macros |= {"EXPERT_KIND": "ia3", "EXTRA_IDS": 16}
     run(place, "train", "prompt_expert", **macros)
     before, after = read(PUBLISHED), read(place / "published")
     for path, value in after.items():

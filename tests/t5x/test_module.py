@@ -12,7 +12,7 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5
-from elm_jax.t5x.module import EXPERT_ONLY, Transformer, split_params
+from elm_jax.t5x.module import Transformer, split_params
 from elm_jax.weights import base_model, t5x_experts
 
 KINDS = {"bottleneck": {"width": 3}, "lora": {"rank": 3}, "ia3": {}, "full": {}}
@@ -73,7 +73,7 @@ def test_parameters_have_t5x_names_for_each_layer_and_axes(module, variables):
         assert len(axes[f"{path}_axes"].names) == value.ndim, path
     assert axes["encoder/layers_1/mlp/wo/kernel_axes"].names == ("mlp", "embed")
     assert axes["decoder/relpos_bias/rel_embedding_axes"].names == ("heads", "relpos_buckets")
-    of_base = {path for path in params if not EXPERT_ONLY.fullmatch(path)}
+    of_base = {path for path in params if not t5x_experts.EXPERT_ONLY.fullmatch(path)}
     assert of_base == set(
         paths.unstack_layers({p: np.ones(s) for p, s in base_model.param_shapes(CONFIG).items()})
     )

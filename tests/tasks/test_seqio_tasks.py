@@ -318,6 +318,46 @@ def test_the_multitask_mixture_caps_as_t0_does(seqio, words):
     assert capped.num_input_examples("test") == 400_000
 
 
+def test_rows_of_tasks_whose_size_nobody_knows_are_counted(seqio, words):
+    pets = [{"text": text, "label": number % 2} for number, text in enumerate(["rex", "tom", "bo"])]
+    prompts = {
+        "kind": ("{{text}} ||| {{answer_choices[label]}}", "cat ||| dog"),
+        "size": (
+            "{{text}} ||| {{answer_choices[label]}}",
+            "{% if label %}a ||| b{% else %}a ||| b ||| c{% endif %}",
+        ),
+    }
+    chosen = elm_jax.define_task("pets_of_test", rows=lambda split: pets, prompts=prompts)
+    made = seqio_tasks.register_tasks(chosen, vocabulary=words)
+    counts = {
+        (task, names is made.ranked): seqio.get_mixture_or_task(names[task]).num_input_examples("train")
+        for names in (made.tasks, made.ranked)
+        for task in names
+    }
+    # Rows 0 and 2 have three choices of a size, row 1 has two.
+    assert counts == {
+        ("pets_of_test/kind", False): 3,
+        ("pets_of_test/size", False): 3,
+        ("pets_of_test/kind", True): 6,
+        ("pets_of_test/size", True): 8,
+    }
+    mixture = seqio.Mixture("pets", list(made.ranked.values()), seqio.mixing_rate_num_examples)
+    assert [mixture.get_rate(task) for task in mixture.tasks] == [6, 8]
+    task = seqio.get_mixture_or_task(made.tasks["pets_of_test/kind"])
+    rows = rows_of(task.get_dataset(LENGTHS, "train", shuffle=False))
+    assert [row["inputs_pretokenized"].decode() for row in rows] == ["rex", "tom", "bo"]
+
+
+def test_the_split_evaluation_is_the_one_that_evaluation_reads(seqio, registered):
+    task = seqio.get_mixture_or_task(registered.ranked[MINI])
+    found = [
+        [row["row_id"] for row in rows_of(task.get_dataset(LENGTHS, split, shuffle=False))]
+        for split in (specs.find_task(MINI).evaluation_split, seqio_tasks.EVALUATION)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 3 * 96
+
+
 def test_a_row_whose_target_is_none_of_its_choices_cannot_be_ranked(seqio, registered, monkeypatch):
     outside = PromptedExample("row-7", "a", "b", ("c", "d"), None)
 

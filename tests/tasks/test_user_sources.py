@@ -53,11 +53,11 @@ def zstd(content):
 @pytest.mark.parametrize(
     ("name", "content", "fields"),
     [
-        ("r.jsonl.gz", gzip.compress(as_jsonl(ROWS).encode()), "jsonl: r.jsonl.gz"),
+        ("r.jsonl.gz", gzip.compress(as_jsonl(ROWS).encode(), mtime=0), "jsonl: r.jsonl.gz"),
         ("r.jsonl.zst", zstd(as_jsonl(ROWS).encode()), "jsonl: {train: r.jsonl.zst}"),
-        ("r.csv.gz", gzip.compress(as_csv(ROWS).encode()), "csv: r.csv.gz"),
+        ("r.csv.gz", gzip.compress(as_csv(ROWS).encode(), mtime=0), "csv: r.csv.gz"),
         ("r.tsv", as_csv(ROWS, "\t").encode(), "csv: r.tsv"),
-        ("r.tsv.gz", gzip.compress(as_csv(ROWS, "\t").encode()), "csv: r.tsv.gz"),
+        ("r.tsv.gz", gzip.compress(as_csv(ROWS, "\t").encode(), mtime=0), "csv: r.tsv.gz"),
         ("r.csv", as_csv(ROWS, ";").encode("latin-1"), 'csv: r.csv\ndelimiter: ";"\nencoding: latin-1'),
         ("r.csv", as_csv(ROWS).encode("utf-16"), "csv: r.csv\nencoding: utf-16"),
         ("r.jsonl", as_jsonl(ROWS).encode("cp1252"), "jsonl: r.jsonl\nencoding: cp1252"),
@@ -92,7 +92,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path):
     [
         ("jsonl: part-*.jsonl", None),
         ("jsonl: r.jsonl.gz", b"no gzip"),
-        ("jsonl: r.jsonl.gz", gzip.compress(as_jsonl(ROWS).encode())[:-9]),
+        ("jsonl: r.jsonl.gz", gzip.compress(as_jsonl(ROWS).encode(), mtime=0)[:-9]),
         ("jsonl: r.jsonl.zst", zstd(as_jsonl(ROWS).encode())[:-9]),
         ("jsonl: r.jsonl.zst", b"no zstd"),
         ("csv: r.csv\nencoding: utf-16", as_csv(ROWS).encode()),
