@@ -27,7 +27,13 @@ class MethodFlags:
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Score every expert on every task, and the best in hindsight.")
     ] = False
-    by: Annotated[str, typer.Option(help="How choices are scored: sum, mean or calibrated.")] = "sum"
+    by: Annotated[
+        str,
+        typer.Option(
+            help="How choices are scored: sum, mean, length:NUMBER, characters, bytes, calibrated, "
+            "pmi:PREMISE or contextual."
+        ),
+    ] = "sum"
     seen: Annotated[
         bool, typer.Option("--seen", help="Allow tasks whose data experts were trained on, marked so.")
     ] = False

@@ -23,7 +23,8 @@ class EvaluationConfig:
         merged: retrieved experts that the default methods average.
         batch_tokens: that a device scores at once.
         normalization: of a choice's score: the "sum" of its tokens' log-probabilities in nats, as rank
-            classification of T0 has it, their "mean", or "calibrated" (Holtzman et al. 2021).
+            classification of T0 has it, or another that `elm_jax.scoring.rank` lists: "mean", "length:0.5",
+            "characters", "bytes", "calibrated", "pmi:PREMISE", "contextual".
         oracle: whether every expert works on every task, and the best in hindsight are among the methods.
         seen: whether experts may be evaluated on datasets that they were trained on; results are then marked.
         truncate: characters of a value that a template writes; 0 is no limit. Default: as the run has it.

@@ -63,6 +63,7 @@ def lorahub_composite(
     """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
     rows = [[example.row_id, example.input, example.target] for example in shots.examples]
     depends_on = {"options": dict(options), "task": task, "rows": rows, **results_cache.reading_settings(run)}
+    depends_on["objective"] = "loss / shots"  # what was fitted to another objective has another name
     name = f"merged/{LORAHUB}-{_stands_for(library, experts, depends_on)}"
     return Composite(name, LORAHUB, dict(options), tuple(experts), None, task)
 

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 
-from elm_jax import moved, names, storage
+from elm_jax import moved, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import (
@@ -103,7 +103,7 @@ def evaluate(
     config = config or EvaluationConfig()
     run = _open(run, config)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
+    rank.parse_normalization(config.normalization)  # raises if it is none
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
         require_unseen(Library(run.workspace.library), experts, specs)

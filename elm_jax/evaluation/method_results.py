@@ -10,6 +10,7 @@ from functools import cached_property
 
 from elm_jax.data.tokenized_rows import get_counts
 from elm_jax.evaluation import derived_experts, generation, ranking
+from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.generation import GeneratedAnswers
 from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.evaluation.ranking import ScoreStore
@@ -103,7 +104,8 @@ class MethodResults:
 
     def is_seen(self, task: EvaluationTask, scorer: TaskScorer) -> bool:
         """Returns whether anything that was chosen for a task was trained on the task's dataset."""
-        scorers = {scorer} if isinstance(scorer, str) else set(scorer)
+        several = scorer.members if isinstance(scorer, Ensemble) else scorer
+        scorers = {several} if isinstance(several, str) else set(several)
         return any(task.spec.dataset in self._training_datasets(name) for name in scorers)
 
     def scores_by_method(self) -> list[TaskScores]:
@@ -222,6 +224,8 @@ class MethodResults:
 
     def _answers(self, method: EvaluationMethod, task: EvaluationTask) -> GeneratedAnswers:
         scorer, left_out = self.scorer(method, task), self._left_out(task)
+        if isinstance(scorer, Ensemble):
+            raise TypeError(f"ensemble {method.name!r} writes no text, and is refused before a task of text")
         parts = {cell: self.answers[cell] for cell in ranking.available_cells(self.answers, task.id, scorer)}
         if isinstance(scorer, str) and not left_out:
             return parts[Cell(task.id, scorer)]

@@ -5,7 +5,7 @@ It is kept in the run's directory as `choices.json`, where several hosts that sc
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -14,6 +14,7 @@ from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.derived_experts import Composite
+from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import TaskScorer
@@ -155,10 +156,19 @@ class _Selector:
             self.routed[key] = [each.selection for each in routed]
         return self.routed[key]
 
-    def _merge(self, selection: Selection, method: EvaluationMethod) -> str:
-        """Returns the chosen expert, or the composite that the chosen ones become."""
-        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
+    def _merge(self, selection: Selection, method: EvaluationMethod) -> str | Ensemble:
+        """Returns the chosen expert, the composite that the chosen ones become, or their ensemble."""
+        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate", ENSEMBLE):
             return next(iter(selection.weights))
+        if method.merge == ENSEMBLE:
+            if not self.tasks[selection.task].is_ranked:
+                raise UserError(
+                    f"Expected tasks with answer choices for the ensemble {method.name!r}, got "
+                    f"{selection.task!r}, which is answered in free text. Fix: leave out that task, or merge "
+                    "the experts."
+                )
+            of = method.merge_options.get("of", MEANS[0])
+            return Ensemble(tuple(selection.weights), tuple(selection.weights.values()), of)
         merge = method.merge or "average"
         key = storage.fingerprint([merge, method.merge_options, list(selection.weights.items())])
         if key not in self._merges:
@@ -229,8 +239,15 @@ class _GateForm(schema.Form):
 
 
 @dataclass(frozen=True)
+class _EnsembleForm(schema.Form):
+    members: tuple[schema.Text, ...]
+    weights: tuple[float, ...]
+    of: Literal["probabilities", "log_probabilities"]
+
+
+@dataclass(frozen=True)
 class _ChoicesForm(schema.FileForm):
-    methods: Mapping[str, Mapping[schema.Text, schema.Text | tuple[schema.Text, ...]]]
+    methods: Mapping[str, Mapping[schema.Text, schema.Text | tuple[schema.Text, ...] | _EnsembleForm]]
     composites: tuple[_CompositeForm, ...]
     gates: tuple[_GateForm, ...]
     selections: tuple[SelectionForm, ...]
@@ -244,7 +261,13 @@ def save_selection(workspace: Workspace, selection: ScorerSelection, key: str | 
         _file(workspace),
         {
             "key": key,
-            "methods": selection.scorers,
+            "methods": {
+                method: {
+                    task: vars(scorer) if isinstance(scorer, Ensemble) else scorer
+                    for task, scorer in own.items()
+                }
+                for method, own in selection.scorers.items()
+            },
             "composites": [_without_plan(composite) for composite in selection.composites.values()],
             "gates": [asdict(gate) for gate in selection.gates.values()],
             "selections": [asdict(each) for each in selection.selections],
@@ -267,8 +290,15 @@ def load_selection(workspace: Workspace) -> ScorerSelection:
     told = _read_choices(workspace)
     composites = [Composite(**vars(each)) for each in told.composites]
     gates = [GateSpec(**vars(each)) for each in told.gates]
+
+    def scorer_of(value: Any) -> TaskScorer:
+        return Ensemble(**vars(value)) if isinstance(value, _EnsembleForm) else value
+
     return ScorerSelection(
-        told.methods,
+        {
+            method: {task: scorer_of(each) for task, each in own.items()}
+            for method, own in told.methods.items()
+        },
         {composite.id: composite for composite in composites},
         {gate.id: gate for gate in gates},
         [Selection(**vars(each)) for each in told.selections],

@@ -125,7 +125,7 @@ def load_merge_statistics(
 
 
 def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
-    """Returns the mean of what enters each projection that a LoRA expert changes: path -> [L, I].
+    """Returns the mean over rows of what enters each projection that a LoRA expert changes: path -> [L, I].
 
     Raises:
         UserError: If the expert is no LoRA.
@@ -142,7 +142,7 @@ def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
         base = run.base
         return estimators.mean_inputs(base.config, base.params, expert, *_tokens(prepared), projections)
 
-    return _load_or_compute(run, expert, "inputs", rows, projections, compute)
+    return _load_or_compute(run, expert, "row_means", rows, projections, compute)
 
 
 def _tokens(prepared: TokenizedRows) -> tuple[estimators.Tokens, estimators.Tokens]:

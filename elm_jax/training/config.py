@@ -74,7 +74,8 @@ class LossConfig:
 
     Attributes:
         z_loss: weight of log(Z)², which keeps the softmax's normaliser Z near 1. T5X trains with 1e-4.
-        label_smoothing: share of a target's mass that goes to all tokens evenly.
+        label_smoothing: share of a target's mass that goes to all other tokens evenly. As in T5X the entropy
+            of the target is subtracted, so that a perfect prediction has loss 0.
     """
 
     z_loss: float = field(default=0.0, metadata=ranges.real(0))

@@ -77,7 +77,7 @@ def test_an_empty_prompt_is_scored_after_the_end_of_sequence_alone(run, task):
     assert len(scored(run, specs).scores) == 1
     found = scored(run, specs, data_source.Source(faithful=("empty_renderings",)))
     assert len(found.scores) == 2
-    cell = Cell(specs[0].id, BASE, (1,), prompted=False)
+    cell = Cell(specs[0].id, BASE, (1,), premise="")
     bare = score(run, specs, cell._replace(rows=(0,)))
     np.testing.assert_allclose(found.scores[0], bare.scores[0], rtol=1e-5)
 
