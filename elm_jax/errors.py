@@ -4,7 +4,10 @@ Everything a user can get wrong (a name, a path, a file, a macro) raises `UserEr
 prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Sequence
 from typing import Literal
+
+from elm_jax.controls import escape_controls
 
 RowReason = Literal[
     "does not apply",
@@ -34,7 +37,10 @@ rendering fails  the template raises any other error
 
 
 class UserError(Exception):
-    """What was wanted, what came and what to do, in one clear sentence."""
+    """What was wanted, what came and what to do, in one clear sentence without control characters."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escape_controls(message))
 
 
 class ContaminationError(UserError):
@@ -65,3 +71,40 @@ class RowError(UserError):
         super().__init__(message)
         self.reason: RowReason = reason
         self.column = column
+
+
+class UntrustedCodeError(UserError):
+    """Code that somebody else may have written was about to run.
+
+    Attributes:
+        files: The files.
+    """
+
+    def __init__(self, message: str, files: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.files = tuple(files)
+
+
+_EXHAUSTED = (
+    "RESOURCE_EXHAUSTED",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def describe_lack_of_memory(error: BaseException | None) -> str | None:
+    """Returns a sentence if an error, or what it came from, is that memory ran out; None otherwise.
+
+    Programs, allocators and the system each say it in a way of their own.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _EXHAUSTED):
+            said = (str(error).splitlines() or [""])[0][:200]
+            return (
+                f"Expected enough memory, got none left ({said or type(error).__name__}). Fix: free memory, "
+                "raise the limit of this process, or take smaller batches; the same command goes on then."
+            )
+        error = error.__cause__ or error.__context__
+    return None

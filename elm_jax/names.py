@@ -11,6 +11,8 @@ from urllib.parse import quote, unquote
 
 from elm_jax.errors import UserError
 
+MOST_BYTES = 217
+"""Of a name on disk: file systems take 255, and what is written has 38 more until it is whole."""
 FEW = 20
 """If no name is near, an error lists all names, up to this many."""
 
@@ -46,14 +48,32 @@ def directory_name(part: str) -> str:
     >>> directory_name("C1 or C2? premise, so/because…")
     'C1%20or%20C2%3F%20premise%2C%20so%2Fbecause%E2%80%A6'
     """
+    try:
+        quoted = quote(part, safe="")
+    except UnicodeEncodeError:
+        raise UserError(f"Expected a name of whole characters, got {part!r:.60}. Fix: rename it.") from None
     # A leading dot hides a file, and a tilde means a home directory or a backup to some programs.
-    quoted = quote(part, safe="").replace("~", "%7E")
-    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
+    quoted = quoted.replace("~", "%7E")
+    quoted = f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
+    if len(quoted) > MOST_BYTES:
+        raise UserError(
+            f"Expected a name of at most {MOST_BYTES} bytes as %-encoded, got {len(quoted)} of {part!r:.60}. "
+            "Fix: shorten it."
+        )
+    return quoted
 
 
 def from_directory_name(name: str) -> str:
     """Returns the name that `directory_name` was given."""
     return unquote(name)
+
+
+def is_directory_name(name: str) -> bool:
+    """Returns whether a name is one that `directory_name` gives."""
+    try:
+        return directory_name(from_directory_name(name)) == name
+    except UserError:
+        return False
 
 
 def near_matches(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:

@@ -9,6 +9,8 @@ import io
 import json
 import math
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +25,9 @@ from elm_jax.names import lower_first
 from elm_jax.safetensors_header import read_header
 
 FORMAT = 1
+MOST_TEXT = 1 << 28
+"""Bytes of a file of JSON that is read; one of ours has far fewer."""
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
 # The directory of the gin files: in a wheel inside the package, in a checkout beside it.
@@ -52,13 +57,33 @@ def writable_directory(where: PathLike) -> epath.Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # or who tidies up was faster
     except OSError as error:
         raise UserError(
             f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written "
             f"({error.strerror or error}). Fix: choose another with the output flag, or free space there."
         ) from error
     return directory
+
+
+def is_writable(where: PathLike) -> bool:
+    """Tells whether a directory, or what it would be made in, can be written; nothing is written.
+
+    A bucket is taken for writable.
+    """
+    if "://" in os.fspath(where):
+        return True
+    directory = Path(path(where)).absolute()
+    return os.access(next(each for each in (directory, *directory.parents) if each.exists()), os.W_OK)
+
+
+def require_writable(where: PathLike) -> None:
+    """Raises what `writable_directory` does about a directory that cannot be written; nothing is written."""
+    if not is_writable(where):
+        raise UserError(
+            f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written. Fix: "
+            "choose another with the output flag, or ask for the right to write there."
+        )
 
 
 def write_bytes(where: PathLike, content: bytes) -> None:
@@ -69,7 +94,8 @@ def write_bytes(where: PathLike, content: bytes) -> None:
 def write_stream(where: PathLike, parts: Iterable[bytes]) -> None:
     """Writes a file whole or not at all, part by part."""
     target = path(where)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    # A part of the name is enough, and all of it could be too long with what is added.
+    temporary = target.parent / f".{target.name[:60]}.{uuid.uuid4().hex}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -85,6 +111,77 @@ def write_stream(where: PathLike, parts: Iterable[bytes]) -> None:
         ) from error
 
 
+def read_content(where: PathLike, *, what: str, most: int | None = None) -> bytes:
+    """Returns the bytes of a file; `what` names it in errors.
+
+    Args:
+        where: The file.
+        what: What it should be.
+        most: How many bytes it may have; default: any number.
+
+    Raises:
+        UserError: If it is absent, cannot be read or is larger, or if it is no plain file: a pipe would let
+            its reader wait, and a device may have no end.
+    """
+    file, found = path(where), None
+    try:
+        if "://" not in os.fspath(where):
+            about = os.stat(file)
+            found = None if stat.S_ISREG(about.st_mode) else "no plain file"
+            found = f"{about.st_size:,} bytes" if most is not None and about.st_size > most else found
+        content = b"" if found else file.read_bytes()
+    except FileNotFoundError:
+        raise _missing(where, what) from None
+    except OSError as error:
+        content, found = b"", error.strerror or str(error)
+    except ValueError as error:  # a name that no file can have
+        content, found = b"", str(error)
+    except MemoryError:
+        content, found = b"", "more bytes than there is memory"
+    if found:
+        raise UserError(
+            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got {found}. Fix: replace it."
+        )
+    return content
+
+
+def file_size(where: PathLike) -> int:
+    """Returns the bytes of a file, 0 if it is absent or no plain file."""
+    file = path(where)
+    if "://" not in os.fspath(where):  # epath's `stat` fails if the owner has no name
+        try:
+            about = os.stat(file)
+        except OSError:
+            return 0
+        return about.st_size if stat.S_ISREG(about.st_mode) else 0
+    if not file.exists():
+        return 0
+    with file.open("rb") as stream:
+        return stream.seek(0, os.SEEK_END) or stream.tell()
+
+
+def remove_unfinished(directory: PathLike, *, deep: bool = False, prefix: str = ".") -> None:
+    """Deletes the files that killed writers left in a directory; nobody may write there meanwhile.
+
+    Args:
+        directory: Where to look; it need not exist.
+        deep: Whether to look in all directories below, too.
+        prefix: What their names begin with: ".NAME." are those that were to become NAME.
+    """
+    root = path(directory)
+    if not root.is_dir():
+        return
+    places = ((parent, names) for parent, _, names in root.walk()) if deep else [(root, _list_names(root))]
+    for parent, names in places:
+        for name in filter(_UNFINISHED.fullmatch, names):
+            if name.startswith(prefix) and not (parent / name).is_dir():
+                (parent / name).unlink(missing_ok=True)
+
+
+def _list_names(directory: epath.Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir()]
+
+
 def write_json(where: PathLike, value: Mapping[str, Any]) -> None:
     """Writes a JSON object with its format number."""
     text = json.dumps({"format": FORMAT, **value}, indent=2, ensure_ascii=False)
@@ -93,11 +190,10 @@ def write_json(where: PathLike, value: Mapping[str, Any]) -> None:
 
 def read_json(where: PathLike, *, what: str) -> dict[str, Any]:
     """Reads a JSON object of our format; `what` names it in errors."""
+    content = read_content(where, what=what, most=MOST_TEXT)
     try:
-        value = json.loads(path(where).read_text())
-    except FileNotFoundError:
-        raise _missing(where, what) from None
-    except (ValueError, UnicodeDecodeError) as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"Expected {lower_first(what)} at {os.fspath(where)!r}, got a file that is not JSON ({error}). "
             "Fix: delete it and make it again."
@@ -120,14 +216,17 @@ def read_jsonl(where: PathLike, *, what: str) -> list[dict[str, Any]]:
     """Reads one JSON object per line."""
     rows = []
     try:
-        text = path(where).read_text()
-    except FileNotFoundError:
-        raise _missing(where, what) from None
+        text = read_content(where, what=what).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got bytes that are no UTF-8 ({error}). "
+            "Fix: delete it and make it again."
+        ) from None
     # Not `splitlines`, which also splits at separators that Unicode allows inside a string.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"Expected {lower_first(what)} at {os.fspath(where)!r}, got a line {number} that is not JSON "
                 f"({error}). Fix: delete the line."
@@ -166,6 +265,18 @@ def _seal(header: Mapping[str, Any], body: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
+def read_first_line(where: epath.Path) -> dict[str, Any] | None:
+    """Returns the first line of a file of JSON lines; None if it is no JSON object."""
+    if "://" not in os.fspath(where) and not stat.S_ISREG(os.stat(where).st_mode):
+        return None
+    with where.open("rb") as stream:
+        try:
+            head = json.loads(stream.readline(MOST_TEXT))
+        except (ValueError, RecursionError):
+            return None
+    return head if isinstance(head, dict) else None
+
+
 def write_arrays(
     where: PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -174,16 +285,15 @@ def write_arrays(
     write_bytes(where, dump_safetensors(plain, metadata={"format": str(FORMAT), **(metadata or {})}))
 
 
-def read_arrays(where: PathLike, *, what: str) -> dict[str, np.ndarray]:
+def read_arrays(where: PathLike, *, what: str, most: int | None = None) -> dict[str, np.ndarray]:
     """Reads named arrays from safetensors.
 
     Raises:
         UserError: If the file is absent, cut short or something else; `what` names it.
     """
-    try:
-        content = bytearray(path(where).read_bytes())  # arrays are views of it that may be changed
-    except FileNotFoundError:
-        raise _missing(where, what) from None
+    content = bytearray(
+        read_content(where, what=what, most=most)
+    )  # arrays are views of it that may be changed
     try:
         header = read_header(io.BytesIO(content), file=os.fspath(where), fix="write it again")
     except UserError as error:
@@ -241,4 +351,4 @@ class ArrayDigest:
 
 def file_fingerprint(where: PathLike) -> str:
     """Returns 16 hexadecimal digits of the hash of a file's bytes."""
-    return hashlib.sha256(path(where).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(read_content(where, what="A file")).hexdigest()[:16]

@@ -8,10 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
+    ["controls"],
     ["errors", "axes", "cache", "moved"],
-    ["names", "safetensors_header"],
+    ["names", "ranges", "safetensors_header"],
     ["records", "storage"],
-    ["hub"],
+    ["hub", "locks", "schema"],
     ["aot"],
     ["models", "reporting"],
     ["prompting", "tokenizers", "weights"],

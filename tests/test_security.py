@@ -37,15 +37,24 @@ def test_no_module_imports_what_unpickles_or_runs_a_repositorys_code():
     assert [(file.name, name) for file, name in found if name in UNPICKLERS | REMOTE] == []
 
 
-def test_pickle_is_used_to_see_whether_something_can_travel_and_never_to_read():
+def test_nothing_is_unpickled_but_by_the_worker_of_templates_what_its_parent_sent():
     users = {file for file, name in imported() if name == "pickle"}
-    assert {file.name for file in users} == {"prepare.py"}
     used = {
-        node.attr
+        (file.name, node.attr)
         for file, node in nodes(ast.Attribute)
         if file in users and ast.unparse(node.value) == "pickle"
     }
-    assert used == {"dumps", "PicklingError"}
+    assert used == {
+        ("prepare.py", "dumps"),
+        ("prepare.py", "PicklingError"),
+        ("isolation.py", "dumps"),
+        ("isolation.py", "PicklingError"),
+        ("template_worker.py", "loads"),
+    }
+    # Its input is a pipe from the process that started it.
+    worker = (PACKAGE / "prompting" / "template_worker.py").read_text()
+    assert "sys.stdin.buffer" in worker
+    assert worker.count("pickle.loads(") == 3
 
 
 def test_arrays_are_not_read_by_numpy_which_could_unpickle():
@@ -80,9 +89,9 @@ def test_no_loader_is_told_to_trust_what_it_finds():
     assert [file.name for file, node in nodes(ast.keyword) if node.arg == "trust_remote_code"] == []
 
 
-def test_processes_are_started_for_pip_and_the_compilers_alone_and_without_a_shell():
+def test_processes_are_started_for_pip_compilers_and_templates_alone_and_without_a_shell():
     started = [(file.name, node) for file, called, node in calls() if called.startswith("subprocess.")]
-    assert [name for name, _ in started] == ["compiler.py", "package_index.py"]
+    assert [name for name, _ in started] == ["compiler.py", "isolation.py", "package_index.py"]
     for _, node in started:
         assert ast.unparse(node.args[0]).startswith(("[sys.executable, '-", "[sys.executable, *", "command"))
     assert [file.name for file, node in nodes(ast.keyword) if node.arg == "shell"] == []

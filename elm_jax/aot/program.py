@@ -48,7 +48,7 @@ class Program:
         return self.function.lower(*self.arguments)
 
 
-_traced_platform: ContextVar[str | None] = ContextVar("_traced_platform", default=None)
+_traced_platform: ContextVar[str] = ContextVar("_traced_platform", default="cpu")
 
 
 @contextmanager
@@ -62,11 +62,11 @@ def trace_for(platform: str) -> Generator[None]:
 
 
 def traced_platform() -> str:
-    """Returns the platform that the program being traced is for; outside of `jit`, JAX's default backend.
+    """Returns the platform that the program being traced is for; outside of `trace_for` "cpu".
 
     Networks have forms of equal results for it, each fast where it is chosen.
     """
-    return _traced_platform.get() or jax.default_backend()
+    return _traced_platform.get()
 
 
 def jit(function: Callable[..., Any], *, platform: str, **options: Any) -> Any:

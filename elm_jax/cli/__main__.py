@@ -1,5 +1,5 @@
 """`python -m elm_jax.cli` is `elm`."""
 
-from elm_jax.cli.command_line import main
+from elm_jax.cli import main
 
 main()

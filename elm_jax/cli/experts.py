@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir
+from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from elm_jax.experts.listing import ExpertSummary
@@ -30,10 +31,11 @@ def experts_list(
     from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
-    ids = Library.open(workspace.composites, create=True).ids() if composites else None
+    ids = Library(workspace.composites).ids() if composites else None
     experts = listing.summarize_experts(workspace, ids, scored=scores)
     if as_json:
-        print(json.dumps([_to_json(one) for one in experts], ensure_ascii=False))
+        told = [asdict(one) if isinstance(one, listing.BadExpert) else _to_json(one) for one in experts]
+        print(json.dumps(told, ensure_ascii=False))
         return
     print_table(listing.summary_table(experts, scored=scores), may_shrink=True)
 
@@ -49,6 +51,8 @@ def experts_show(
     from elm_jax.session.workspace import Workspace
 
     (expert,) = listing.summarize_experts(Workspace.open(run), [name], scored=True)
+    if isinstance(expert, listing.BadExpert):
+        raise UserError(expert.problem)
     if as_json:
         print(json.dumps(_to_json(expert), ensure_ascii=False))
         return
@@ -87,19 +91,21 @@ def experts_verify(run: RunDir = DEFAULT_OUT) -> None:
 
 @app.command("remove")
 def experts_remove(
-    name: Annotated[str, typer.Argument(help="An expert's id.")], run: RunDir = DEFAULT_OUT
+    names: Annotated[list[str], typer.Argument(help="Experts by id, or patterns such as 'dream/*'.")],
+    run: RunDir = DEFAULT_OUT,
 ) -> None:
-    """Remove one expert from the library, or from the composites if the library has none of that id."""
-    from elm_jax.experts.library import Library
-    from elm_jax.experts.lookup import find_library
+    """Remove experts from the library, or from the composites if the library has none of that id."""
+    from elm_jax.experts import lookup
     from elm_jax.session.workspace import Workspace
 
     workspace = Workspace.open(run)
-    library = find_library(workspace, name)
-    library.remove(name)
-    composites = Library.open(workspace.composites, create=True)
-    rest = f"; another of that id is still in {composites.root}" if name in composites else ""
-    print(f"{name} was removed from {library.root}{rest}.")
+    lookup.remove_leftovers(workspace)
+    # All are found before one is removed, so that a mistake removes none.
+    for name, library in lookup.match_experts(workspace, names).items():
+        library.remove(name)
+        others = [each for each in lookup.libraries(workspace) if name in each]
+        rest = f"; another of that id is still in {others[0].root}" if others else ""
+        print(f"{name} was removed from {library.root}{rest}.")
 
 
 @app.command("add")

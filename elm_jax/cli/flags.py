@@ -15,9 +15,30 @@ fields has one.
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from elm_jax.cli.options import ProcessFlags, RecipeFlags
+from elm_jax.errors import UserError
+
+BESIDE_RECIPES = {"track", "dry_run", "restart", "wait", "as_json"}
+"""Flags that say nothing that a recipe says, or are added to it."""
+MACROS = {
+    "names": "MIXTURE_OR_TASK_NAME",
+    "run": "MODEL_DIR",
+    "steps": "TRAIN_STEPS",
+    "rate": "LEARNING_RATE",
+    "seed": "RANDOM_SEED",
+    "kind": "EXPERT_KIND",
+    "limit": "MAX_TRAIN_SAMPLES",
+    "method": "METHODS",
+}
+"""Those of flags that have another name."""
+CONTEXT = "context"
+"""The parameter by which a command learns what the user gave."""
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,19 +62,18 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def flat(**flags: Any) -> None:
+        given = _given(flags.pop(CONTEXT, None), flags)
         for name, record in records.items():
             flags[name] = record(**{field.name: flags.pop(field.name) for field in fields(record)})
+            if isinstance(flags[name], RecipeFlags):
+                _require_recipe_alone(flags[name], given, records)
         command(**flags)
 
+    parameters.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     # Typer reads both: the signature for defaults, the annotations for types.
     flat.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
-
-
-def changed(record: Any) -> Iterator[str]:
-    """Yields the names of a record's fields that do not have their defaults."""
-    return (field.name for field in fields(record) if getattr(record, field.name) != field.default)
 
 
 def spelling(name: str) -> str:
@@ -63,6 +83,34 @@ def spelling(name: str) -> str:
     '--batch-tokens'
     """
     return f"--{name.strip('_').replace('_', '-')}"
+
+
+def _given(context: Any, names: Iterable[str]) -> set[str]:
+    """Returns the flags that the user gave, be it with their defaults."""
+    if context is None:
+        return set()
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _require_recipe_alone(recipe: RecipeFlags, given: Iterable[str], records: Mapping[str, type]) -> None:
+    """Raises a UserError if what was given beside a recipe, or in place of one, would not be read."""
+    if not recipe.gin_file:
+        if recipe.gin_bindings:
+            raise UserError(
+                f"Expected a recipe for the binding {recipe.gin_bindings[0]!r}, got none. Fix: name it with "
+                "--gin_file."
+            )
+        return
+    beside = [kind for kind in records.values() if issubclass(kind, RecipeFlags | ProcessFlags)]
+    allowed = BESIDE_RECIPES | {field.name for kind in beside for field in fields(kind)}
+    for name in sorted(set(given) - allowed):
+        flag = "names of tasks" if name == "names" else spelling(name)
+        raise UserError(
+            f"Expected --gin_file alone, since the recipe says what is done and how, got {flag} too. Fix: "
+            f"give it as a macro, such as --gin.{MACROS.get(name, name.strip('_').upper())}=…, or leave the "
+            "recipe out."
+        )
 
 
 def _field_parameters(record: type) -> Iterator[inspect.Parameter]:

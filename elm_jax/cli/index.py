@@ -6,7 +6,7 @@ import typer
 
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import open_run
-from elm_jax.cli.options import DEFAULT_OUT, Cache, RunDir, SourceFlags
+from elm_jax.cli.options import DEFAULT_OUT, Cache, RunDir, SourceFlags, Wait
 
 
 @flattened
@@ -36,6 +36,7 @@ def index(
         ),
     ] = None,
     cache: Cache = None,
+    wait: Wait = False,
     *,
     source: SourceFlags,
 ) -> None:
@@ -51,6 +52,7 @@ def index(
         embedder=embedder,
         dtype=dtype,
         ignore=ignore or (),
+        wait=wait,
     )
     for expert in indexed:
         print(expert)

@@ -40,6 +40,9 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="Type of the base and its computation, float32 or bfloat16; default: as stored."),
 ]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait while another process does this in the same directory.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from elm_jax.controls import escape_controls
 
 if TYPE_CHECKING:
     from elm_jax.evaluation.evaluate import EvaluationResult
@@ -37,7 +37,9 @@ def print_table(table: "Table", *, may_shrink: bool = False) -> None:
     """
     from rich.table import Table as Drawing
 
-    width = Console().width if sys.stdout.isatty() else 200
+    from elm_jax.telemetry.progress import SafeConsole
+
+    width = SafeConsole().width if sys.stdout.isatty() else 200
     cells = zip(table.header, *table.rows, strict=True)
     if may_shrink and sum(max(map(len, column)) + 3 for column in cells) >= width:
         ends = [0, len(table.header) - 2, len(table.header) - 1]
@@ -51,5 +53,5 @@ def print_table(table: "Table", *, may_shrink: bool = False) -> None:
     for number, name in enumerate(table.header):
         drawing.add_column(name, justify="left" if number == 0 else "right")
     for row in table.rows:
-        drawing.add_row(*row)
-    Console(width=width, highlight=False).print(drawing, markup=False)
+        drawing.add_row(*map(escape_controls, row))
+    SafeConsole(width=width, highlight=False).print(drawing, markup=False)

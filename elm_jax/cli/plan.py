@@ -89,11 +89,12 @@ class _Progress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
+        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # obeys what clears a line
         self._current: tuple[str, str] | None = None
 
     def __call__(self, program: str, slice_name: str, seconds: float) -> None:
         if self._terminal:
-            print(f"\r\x1b[Kcompiling {program} for {slice_name}: {seconds:.0f} s", end="", file=sys.stderr)
+            print(f"\r\x1b[Kcompiling {program} for {slice_name}: {seconds:.0f} s", end="", file=self._stream)
         elif (program, slice_name) != self._current:
             print(f"compiling {program} for {slice_name}", file=sys.stderr)
         self._current = program, slice_name
@@ -101,7 +102,7 @@ class _Progress:
     def end(self) -> None:
         """Clears the line."""
         if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr)
+            print("\r\x1b[K", end="", file=self._stream)
 
 
 def _parse_mesh(text: str | None) -> dict[str, int] | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +19,18 @@ from elm_jax.cli.options import (
     RunDir,
     SourceFlags,
     TokenFlags,
+    Wait,
 )
+
+
+@dataclass(frozen=True)
+class WorkFlags:
+    """How the work is done."""
+
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that work side by side; default: one for each core.")
+    ] = None
+    wait: Wait = False
 
 
 @flattened
@@ -27,12 +38,10 @@ def prepare(
     names: Names = None,
     run: RunDir = DEFAULT_OUT,
     cache: Cache = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that work side by side; default: one for each core.")
-    ] = None,
     module: Annotated[str | None, typer.Option(help="Python module that registers NAMES with SeqIO.")] = None,
     as_json: AsJson = False,
     *,
+    work: WorkFlags,
     source: SourceFlags,
     rows: RowFlags,
     tokens: TokenFlags,
@@ -41,21 +50,26 @@ def prepare(
     """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
     from elm_jax.data import prepare as preparation
     from elm_jax.data import task_selection
+    from elm_jax.experts import lookup
+    from elm_jax.session.workspace import Workspace
 
     chosen = names or []
     reader = row_reader(run, source, tokens, render)
     assert reader.tokenizer is not None
+    if (workspace := Workspace.at(run)).root.is_dir():
+        lookup.remove_leftovers(workspace)
     files = load_task_files(task_files(source.tasks, names))
     read = override(reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files])
     how: dict[str, Any] = {"tasks": chosen, "tokenizer": reader.tokenizer, "lengths": reader.lengths}
     if module:
         read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
-        made = preparation.prepare_seqio_tasks(module, source=read, **how)
+        made = preparation.prepare_seqio_tasks(module, source=read, wait=work.wait, **how)
     else:
         if rows.split:
             specs = task_selection.select_tasks(chosen, read)
             read = replace(read, splits={spec.dataset: rows.split for spec in specs})
-        made = preparation.prepare_tasks(source=read, processes=processes or os.cpu_count() or 1, **how)
+        count = os.cpu_count() or 1 if work.processes is None else work.processes
+        made = preparation.prepare_tasks(source=read, processes=count, wait=work.wait, **how)
     if as_json:
         print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
         return

@@ -47,12 +47,11 @@ def route(
         return
     from elm_jax.data import task_selection
     from elm_jax.routing import route as routing
-    from elm_jax.routing.run_inputs import RoutingInputs
 
     options = parse_options(router.option, OWN_FLAGS, "k=10")
     opened = open_run(run, source, names, cache=cache, dtype=dtype)
     specs = task_selection.select_tasks(names or [], opened.source, evaluation=True)
-    inputs = RoutingInputs(opened, queries_per_task=router.queries)
+    inputs = routing.make_inputs(opened, router.queries)
     routed = routing.route_tasks(
         inputs, specs, router.router, options, experts=router.experts, explain=explain
     )

@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import load_task_files, override, row_reader
@@ -82,8 +81,11 @@ def tasks_preview(
     render: RenderFlags,
 ) -> None:
     """Rows as the model sees them: input, choices, target; with --run or --vocabulary tokens too."""
+    from rich.text import Text
+
     from elm_jax.data import preview as previews
     from elm_jax.tasks import data_source, specs
+    from elm_jax.telemetry.progress import SafeConsole
 
     load_task_files(source.tasks)
     reader = row_reader(run, source, tokens, render)
@@ -96,9 +98,9 @@ def tasks_preview(
     if as_json:
         print(json.dumps(previews.to_json(shown), ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = SafeConsole(highlight=False, soft_wrap=True)
     for row in shown:
-        console.rule(row.example.row_id)
+        console.rule(Text(row.example.row_id))
         for line in row.lines:
             console.print(line)
     console.print(f"{len(shown)} of {count} rows of the {data_source.get_split(spec, read)} split.")

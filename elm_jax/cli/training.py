@@ -1,6 +1,7 @@
 """`elm train`: what it trains, from names and flags or from a recipe, on this machine or on many."""
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -9,8 +10,9 @@ import typer
 
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import join_hosts, open_run
-from elm_jax.cli.options import DEFAULT_OUT, DataFlags, Names, ProcessFlags, RecipeFlags, RunDir, Seed
+from elm_jax.cli.options import DEFAULT_OUT, DataFlags, Names, ProcessFlags, RecipeFlags, RunDir, Seed, Wait
 from elm_jax.cli.output import print_table
+from elm_jax.launch import interrupts
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ class ExpertFlags:
 
 
 @dataclass(frozen=True)
+class PresentFlags:
+    """What is done about what is in the run's directory."""
+
+    PANEL: ClassVar[str] = "Training"
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Begin anew: these experts and their checkpoints are deleted first."),
+    ] = False
+    wait: Wait = False
+
+
+@dataclass(frozen=True)
 class TrainRecipeFlags(RecipeFlags):
     """A recipe, and where T5X's flags say that things are."""
 
@@ -74,6 +88,7 @@ def train(
     *,
     training: TrainingFlags,
     expert: ExpertFlags,
+    present: PresentFlags,
     data: DataFlags,
     recipe: TrainRecipeFlags,
     processes: ProcessFlags,
@@ -91,7 +106,8 @@ def train(
     how: dict[str, Any] = {"on_estimate": _print_estimate, "dry_run": True} if dry_run else {}
     try:
         if recipe.gin_file:
-            trained = _train_recipe(recipe, track, how)
+            added = {"TRACKERS": tuple(track or ()), "RESTART": present.restart, "WAIT": present.wait}
+            trained = _train_recipe(recipe, {name: value for name, value in added.items() if value}, how)
         else:
             from elm_jax.training import config as configs
 
@@ -107,27 +123,27 @@ def train(
                 ),
                 schedule=configs.ScheduleConfig(steps=training.steps, learning_rate=training.rate),
                 batch=configs.BatchConfig(size=training.batch_size),
+                checkpoint=configs.CheckpointConfig(restart=present.restart, wait=present.wait),
                 log=configs.LogConfig(trackers=track or ()),
                 seed=training.seed,
             )
             trained = runs.train(opened, names or [], config, **how)
     except trainer.Stopped as stopped:
-        # A preempted machine is no failure: whoever started the job starts it again.
         typer.echo(f"elm: {stopped}", err=True)
-        return
+        raise typer.Exit(interrupts.EXIT_CODES[signal.SIGTERM]) from None
     for expert_id in trained:
         print(expert_id)
 
 
 def _train_recipe(
-    recipe: TrainRecipeFlags, track: list[str] | None, arguments: Mapping[str, Any]
+    recipe: TrainRecipeFlags, macros: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> list[str]:
-    """Trains what a recipe says; a dry run prints the resolved recipe first."""
+    """Trains what a recipe and macros say; a dry run prints the resolved recipe first."""
     from elm_jax.launch import recipes
     from elm_jax.training import train as runs
 
     search_paths = recipe.gin_search_paths.split(",") if recipe.gin_search_paths else []
-    bindings = [*(recipe.gin_bindings or []), *([f"TRACKERS = {tuple(track)!r}"] if track else [])]
+    bindings = [*(recipe.gin_bindings or []), *(f"{name} = {value!r}" for name, value in macros.items())]
     call = recipes.bind(runs.train, recipe.gin_file or [], bindings, search_paths=search_paths)
     if arguments.get("dry_run"):
         print(recipes.config_text())

@@ -5,11 +5,13 @@ tokenizer, the options), it is stale and made again. Files appear whole, so work
 the tasks that are left.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from elm_jax import names
+from elm_jax import locks, names, ranges, storage
 from elm_jax.data import prepare_jobs, seqio_rows, task_selection, token_losses, tokenized_rows
 from elm_jax.data.row_ranges import PrepareJob
 from elm_jax.data.token_losses import TokenLosses
@@ -53,6 +55,7 @@ def prepare_tasks(
     lengths: Lengths | None = None,
     processes: int = 1,
     stages: Stages | None = None,
+    wait: bool = False,
 ) -> list[PreparedTask]:
     """Prepares tasks below `source.prepared`, where training and evaluation with the same settings read them.
 
@@ -66,42 +69,43 @@ def prepare_tasks(
         processes: How many processes share the work, even that of one task. More than one are new processes
             (spawned), so a script has to keep its own work under `if __name__ == "__main__"`.
         stages: Shows progress.
+        wait: Whether to wait while another process prepares rows in the same directory.
 
     Raises:
-        UserError: If any task cannot be prepared, after all others are.
+        UserError: If another process does that, or, after all others are prepared, if any task cannot be.
     """
-    if source.prepared is None:
-        raise UserError(
-            "Expected a directory to prepare rows in, got none. Fix: set `prepared` of the source."
-        )
+    ranges.require("processes", processes, ranges.whole(1))
     lengths, stages = lengths or Lengths(), stages or Stages()
     results: dict[str, PreparedTask] = {}
     problems: dict[str, str] = {}
     jobs = {}
-    specs = task_selection.select_tasks(tasks, source)
-    with stages.stage("look for what is prepared", len(specs)) as advance:
-        for done, spec in enumerate(specs, start=1):
-            file = task_selection.prepared_file(source.prepared, spec, data_source.get_split(spec, source))
-            own = {name: made for name, made in datasets.user_datasets().items() if name == spec.dataset}
-            job = PrepareJob(spec, source, lengths, tokenizer, file, own)
-            try:
-                current = _load_if_current(job) if file.exists() else None
-            except UserError as error:
-                problems[spec.id] = str(error)
-            else:
-                if current is None:
-                    jobs[spec.id] = job
+    with _lock(source, wait=wait) as prepared:
+        specs = task_selection.select_tasks(tasks, source)
+        with stages.stage("look for what is prepared", len(specs)) as advance:
+            for done, spec in enumerate(specs, start=1):
+                file = task_selection.prepared_file(prepared, spec, data_source.get_split(spec, source))
+                own = {name: made for name, made in datasets.user_datasets().items() if name == spec.dataset}
+                job = PrepareJob(spec, source, lengths, tokenizer, file, own)
+                try:
+                    current = _load_if_current(job) if file.exists() else None
+                except UserError as error:
+                    problems[spec.id] = str(error)
                 else:
-                    results[spec.id] = current
-            advance(done, "")
-    title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
-    with stages.stage(title, len(jobs)) as advance:
-        for done, (task, result) in enumerate(prepare_jobs.run_jobs(list(jobs.values()), processes), start=1):
-            if isinstance(result, str):
-                problems[task] = result
-            else:
-                results[task] = _describe_file(jobs[task], made=True)
-            advance(done, task)
+                    if current is None:
+                        jobs[spec.id] = job
+                    else:
+                        results[spec.id] = current
+                advance(done, "")
+        title = f"prepare {len(jobs)} tasks" if jobs else "all tasks are prepared already"
+        with stages.stage(title, len(jobs)) as advance:
+            for done, (task, result) in enumerate(
+                prepare_jobs.run_jobs(list(jobs.values()), processes), start=1
+            ):
+                if isinstance(result, str):
+                    problems[task] = result
+                else:
+                    results[task] = _describe_file(jobs[task], made=True)
+                advance(done, task)
     if problems:
         raise UserError(_format_problems(problems, len(specs)))
     return [results[spec.id] for spec in specs]
@@ -115,6 +119,7 @@ def prepare_seqio_tasks(
     source: Source,
     lengths: Lengths | None = None,
     stages: Stages | None = None,
+    wait: bool = False,
 ) -> list[PreparedTask]:
     """Prepares tasks that a module registers with SeqIO, through SeqIO.
 
@@ -128,21 +133,21 @@ def prepare_seqio_tasks(
             default train.
         lengths: Tokens of inputs and of targets that are kept.
         stages: Shows progress.
+        wait: Whether to wait while another process prepares rows in the same directory.
 
     Raises:
-        UserError: If a task does not exist or its rows cannot be used.
+        UserError: If another process does that, a task does not exist, or its rows cannot be used.
     """
-    if source.prepared is None or not tasks:
-        raise UserError(
-            "Expected a directory to prepare rows in and names of SeqIO's tasks, got none. Fix: give both."
-        )
+    if not tasks:
+        raise UserError("Expected names of SeqIO's tasks, got none. Fix: give some.")
     lengths, stages = lengths or Lengths(), stages or Stages()
     results = []
-    with stages.stage(f"prepare {len(tasks)} tasks through SeqIO", len(tasks)) as advance:
+    title = f"prepare {len(tasks)} tasks through SeqIO"
+    with _lock(source, wait=wait) as prepared, stages.stage(title, len(tasks)) as advance:
         for done, name in enumerate(tasks, start=1):
             split = source.splits.get(name, "train")
             spec = task_selection.make_seqio_spec(name, split)
-            file = task_selection.prepared_file(source.prepared, spec, split)
+            file = task_selection.prepared_file(prepared, spec, split)
             options: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
             rendering_key = seqio_rows.make_rendering_key(module, name, split, **options)
             cache_key = tokenized_rows.make_cache_key(rendering_key, tokenizer, lengths)
@@ -166,6 +171,19 @@ def describe_result(result: PreparedTask) -> str:
         token_losses.describe_losses(result.losses) if result.losses else "",
     ]
     return ", ".join(filter(None, parts))
+
+
+@contextmanager
+def _lock(source: Source, *, wait: bool) -> Generator[storage.PathLike, None, None]:
+    """Keeps the directory of prepared rows to this process, and yields it."""
+    if source.prepared is None:
+        raise UserError(
+            "Expected a directory to prepare rows in, got none. Fix: set `prepared` of the source."
+        )
+    seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
+    with locks.hold(storage.path(source.prepared) / ".lock", "elm prepare", seconds=seconds, fix=fix):
+        storage.remove_unfinished(source.prepared, deep=True)
+        yield source.prepared
 
 
 def _load_if_current(job: PrepareJob) -> PreparedTask | None:

@@ -5,7 +5,6 @@ even a single task; what a file holds does not depend on how many there are.
 """
 
 import pickle
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -24,8 +23,6 @@ from elm_jax.tasks.row_counts import add_counts
 
 AHEAD = 2
 """Ranges that are given out for each process."""
-STALE_SECONDS = 3600
-"""Parts that are older are those of a process that was killed."""
 
 JobResult = RowCounts | str
 """What became of the rows of a task, or what is wrong with it."""
@@ -238,7 +235,6 @@ def _group_by_rows(jobs: Sequence[PrepareJob]) -> list[list[PrepareJob]]:
 
 
 def _remove_stale_parts(file: epath.Path) -> None:
-    """Deletes the parts that a process left behind when it was killed."""
+    """Deletes the parts that a process left behind when it was killed; no other works here now."""
     for directory in file.parent.glob(f".{file.name}.*.parts"):
-        if directory.stat().mtime < time.time() - STALE_SECONDS:
-            directory.rmtree()
+        directory.rmtree()

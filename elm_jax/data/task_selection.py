@@ -1,7 +1,7 @@
 """Task selection: the tasks that names stand for, and the files of their prepared rows."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from etils import epath
@@ -15,6 +15,8 @@ from elm_jax.tasks.data_source import Source
 Tasks = str | TaskSpec | Iterable[str | TaskSpec]
 """One or several tasks: specs, or names as `select_tasks` takes them."""
 
+
+_Labels = dict[str, list[TaskSpec]]
 
 SEQIO = "seqio"
 """The prompt and group of tasks that a user registered with SeqIO, which have none of their own."""
@@ -35,11 +37,15 @@ def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool
     for file in source.tasks:
         user_tasks.load_tasks(file)
     chosen: dict[str, TaskSpec] = {}
+    known: _Labels | None = None
     for task in [tasks] if isinstance(tasks, str | TaskSpec) else tasks:
         if isinstance(task, TaskSpec):
             found = [task]
+        elif is_task_file(task):
+            found, known = user_tasks.load_tasks(task), None
         else:
-            found = user_tasks.load_tasks(task) if is_task_file(task) else _find_by_name(task, source)
+            known = _label_specs() if known is None else known
+            found = _find_by_name(task, known, source)
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
         raise UserError(
@@ -100,22 +106,23 @@ def is_task_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml", ".py"))
 
 
-def _find_by_name(name: str, source: Source) -> list[TaskSpec]:
-    known = specs.task_specs()
-    found = _match(name, known)
+def _find_by_name(name: str, known: _Labels, source: Source) -> list[TaskSpec]:
+    found = known.get(name, [])
     if not found:
         with contextlib.suppress(UserError):  # the error below knows more names
-            found = _match(specs.resolve_original_name(name), known)
+            found = known.get(specs.resolve_original_name(name), [])
     seqio_task = None if found else find_prepared_seqio_task(name, source)
     if seqio_task:
         return [seqio_task]
     if not found:
-        labels = {label for spec in known for label in (spec.id, spec.dataset, spec.group)}
-        names.resolve(name, labels, kind="task, dataset or group", where="the catalogue")
+        names.resolve(name, sorted(known), kind="task, dataset or group", where="the catalogue")
     return found
 
 
-def _match(name: str, known: Sequence[TaskSpec]) -> list[TaskSpec]:
-    return [
-        spec for spec in known if name in (spec.id, spec.dataset, spec.group, specs.get_listed_group(spec))
-    ]
+def _label_specs() -> _Labels:
+    """Returns the specs of all tasks by every name that stands for them, in their order."""
+    known: _Labels = {}
+    for spec in specs.task_specs():
+        for label in {spec.id, spec.dataset, spec.group, specs.get_listed_group(spec)}:
+            known.setdefault(label, []).append(spec)
+    return known

@@ -184,6 +184,11 @@ def find_digests(examples: Sequence[PromptedExample]) -> RowDigests:
     return row_digests.digest_rows(examples) if stored is None else stored
 
 
+def tokenize_inputs(inputs: Sequence[str], tokenizer: Tokenizer, lengths: Lengths) -> Any:
+    """Returns the token ids of inputs, as `tokenize_examples` has them."""
+    return _cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos)
+
+
 def get_counts(examples: Sequence[PromptedExample]) -> RowCounts:
     """Returns what became of the rows of examples; of a plain sequence all were used."""
     if isinstance(examples, Renderings | StoredExamples):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,12 +15,31 @@ def open_pool(processes: int) -> Generator[ProcessPoolExecutor, None, None]:
 
     They end with their parent, whatever ends it: of SIGKILL, SIGTERM or a lack of memory it cannot tell them.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+    try:
+        with _interrupts_of_parent():
+            pool.submit(os.getpid)  # the first call starts all processes
+        yield pool
+    finally:
+        # What they are still at, nobody waits for: the command was stopped, or failed.
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_of_parent() -> Generator[None, None, None]:
+    """Has processes that start now leave Ctrl-C, which a terminal sends to all, to this one.
+
+    The signal is blocked, as new processes inherit. If it were ignored, one that comes now would be lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from elm_jax import ranges
 from elm_jax.evaluation.expert_stacks import MAX_STACKED_EXPERTS
 from elm_jax.experts import key_texts
 from elm_jax.records import OnBadRow
@@ -22,7 +23,8 @@ class EvaluationConfig:
         merged: retrieved experts that the default methods average.
         batch_tokens: that a device scores at once.
         normalization: of a choice's score: the "sum" of its tokens' log-probabilities in nats, as rank
-            classification of T0 has it, their "mean", or "calibrated" (Holtzman et al. 2021).
+            classification of T0 has it, or another that `elm_jax.scoring.rank` lists: "mean", "length:0.5",
+            "characters", "bytes", "calibrated", "pmi:PREMISE", "contextual".
         oracle: whether every expert works on every task, and the best in hindsight are among the methods.
         seen: whether experts may be evaluated on datasets that they were trained on; results are then marked.
         strict: whether a group is refused if rows of one of its datasets are missing. Default: those that are
@@ -34,22 +36,26 @@ class EvaluationConfig:
         mesh: axis -> size of a mesh of this process's devices, over which batches are split. Default: each
             accelerator scores rows of its own.
         dtype: of the base, "float32" or "bfloat16". Default: as the run has it.
+        wait: whether to wait while another process evaluates in the run's directory.
     """
 
     methods: Sequence[str] | None = None
     experts: Sequence[str] | None = None
-    queries: int = key_texts.QUERIES_PER_TASK
-    merged: int = 3
-    batch_tokens: int = BATCH_TOKENS
+    queries: int = field(default=key_texts.QUERIES_PER_TASK, metadata=ranges.whole(1))
+    merged: int = field(default=3, metadata=ranges.whole(1))
+    batch_tokens: int = field(default=BATCH_TOKENS, metadata=ranges.whole(1))
     normalization: str = "sum"
     oracle: bool = False
     seen: bool = False
     strict: bool = False
-    truncate: int | None = None
+    truncate: int | None = field(default=None, metadata=ranges.whole(0))
     faithful: str | Sequence[str] | None = None
     on_bad_row: OnBadRow | None = None
     mesh: Mapping[str, int] | None = None
     dtype: str | None = None
+    wait: bool = False
+
+    __post_init__ = ranges.check
 
 
 @dataclass(frozen=True)

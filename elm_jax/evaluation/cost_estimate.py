@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from elm_jax.evaluation import generation, ranking
+from elm_jax.evaluation import generation, normalization, ranking, results_cache
 from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
@@ -92,8 +92,8 @@ def estimate_remaining(
 ) -> CostEstimate:
     """Returns what is left to be done of the cells of an evaluation, and how long it takes."""
     ranked = [cell for cell in cells if tasks[cell.task].is_ranked]
-    if options.normalization == "calibrated":
-        ranked += [cell._replace(prompted=False) for cell in ranked]
+    bare = normalization.premise_cells(run, ranked, tasks, options.normalization)
+    ranked += [each for own in bare for each in own]
     generated = [cell for cell in cells if not tasks[cell.task].is_ranked]
     missing = ranking.missing_cells(run, ranked, tasks, options.content_addressed)
     missing += generation.missing_cells(run, generated, tasks, options.content_addressed)
@@ -131,14 +131,13 @@ def count_cost(
         experts: descriptions of experts by id.
         members: scorer -> the experts whose products it does beside the base's.
     """
-    counted: dict[tuple[str, tuple[int, ...], bool], tuple[np.ndarray, np.ndarray]] = {}
+    counted: dict[tuple[str, tuple[int, ...], str | None], tuple[np.ndarray, np.ndarray]] = {}
     total = ScoringCost(0, 0, 0, 0.0)
     for cell in cells:
         rows = [prompts[cell.task][row] for row in cell.rows] if cell.rows else prompts[cell.task]
-        key = (cell.task, cell.rows, cell.prompted)
+        key = (cell.task, cell.rows, cell.premise)
         if key not in counted:
-            bare = [PromptWithChoices([run.tokenizer.eos], row.answers) for row in rows]
-            counted[key] = _count_tokens(rows if cell.prompted else bare, run.lengths.answer)
+            counted[key] = _count_tokens(results_cache.prompt_rows(run, cell, rows), run.lengths.answer)
         lengths, nodes = counted[key]
         own = sum(_expert_flops(run, experts[name], lengths, nodes) for name in members.get(cell.scorer, ()))
         tokens = int(lengths.sum() + nodes.sum())

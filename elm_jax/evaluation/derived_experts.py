@@ -34,35 +34,44 @@ class Composite:
     plan: MergePlan | None = field(default=None, repr=False)  # of a merge; only the host that merges has it
 
 
-def merged(run: Run, method: str, options: Mapping[str, Any], weights: Mapping[str, float]) -> Composite:
-    """Returns the merge of the experts that a router chose, with its weights where they differ.
+def merged(
+    run: Run, library: Library, method: str, options: Mapping[str, Any], weights: Mapping[str, float]
+) -> Composite:
+    """Returns the merge of the experts of a library that a router chose, with its weights where they differ.
 
     Raises a UserError if they cannot be merged so; no parameter is read.
     """
     alike = len(set(weights.values())) == 1
     members = tuple(sorted(weights) if alike and table.find_merge(method).symmetric else weights)
     given = None if alike else tuple(weights[member] for member in members)
-    plan = merging.plan_run_merge(run.workspace, members, method, options, weights=given)
+    described = [library.describe(member) for member in members]
+    plan = merging.plan_described_merge(run.workspace, described, method, options, weights=given)
     # With the defaults: a composite that a run has from before one of them changed is another expert.
-    stands_for = _stands_for(run, members, method=method, options=dict(plan.options), weights=given)
-    name = f"merged/{method}-{stands_for}"
+    told = {"method": method, "options": dict(plan.options), "weights": given}
+    name = f"merged/{method}-{_stands_for(library, members, told)}"
     return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
 
 def lorahub_composite(
-    run: Run, task: str, options: Mapping[str, Any], experts: Sequence[str], shots: FewShotExamples
+    run: Run,
+    library: Library,
+    task: str,
+    options: Mapping[str, Any],
+    experts: Sequence[str],
+    shots: FewShotExamples,
 ) -> Composite:
     """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
     rows = [[example.row_id, example.input, example.target] for example in shots.examples]
     depends_on = {"options": dict(options), "task": task, "rows": rows, **results_cache.reading_settings(run)}
-    name = f"merged/{LORAHUB}-{_stands_for(run, experts, **depends_on)}"
+    depends_on["objective"] = "loss / shots"  # what was fitted to another objective has another name
+    name = f"merged/{LORAHUB}-{_stands_for(library, experts, depends_on)}"
     return Composite(name, LORAHUB, dict(options), tuple(experts), None, task)
 
 
 def make(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
     """Puts a composite among the run's, unless it is there; LoraHub needs the rows that it is fitted to."""
     library = Library.open(run.workspace.composites, create=True)
-    if composite.id in library.ids():
+    if composite.id in library:
         return
     if composite.method == LORAHUB:
         assert shots is not None
@@ -88,7 +97,6 @@ def training_datasets(library: Library, composite: Composite) -> set[str]:
     return {dataset for member in composite.members for dataset in library.spec(member).datasets}
 
 
-def _stands_for(run: Run, members: Sequence[str], **told: Any) -> str:
-    library = Library.open(run.workspace.library)
+def _stands_for(library: Library, members: Sequence[str], told: Mapping[str, Any]) -> str:
     checksums = {member: library.describe(member).checksum for member in members}
     return storage.fingerprint({**told, "members": list(members), "checksums": checksums})

@@ -5,14 +5,15 @@ experts are made of others for that, and what of all that was scored before. The
 for all tasks that need it. Tasks with answer choices are ranked, the others answered in free text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from etils import epath
 from rich.console import Console
 
-from elm_jax import moved, names, storage
+from elm_jax import moved, storage
 from elm_jax.data import missing_rows, task_selection
 from elm_jax.errors import ContaminationError, UserError
 from elm_jax.evaluation import (
@@ -20,6 +21,7 @@ from elm_jax.evaluation import (
     derived_experts,
     generation,
     inputs,
+    kept_results,
     ranking,
     results_cache,
     scorer_selection,
@@ -32,7 +34,7 @@ from elm_jax.evaluation.method_results import MethodResults
 from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask, load_available
-from elm_jax.experts import compatibility
+from elm_jax.experts import compatibility, lookup
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import TaskSpec
@@ -105,17 +107,18 @@ def evaluate(
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     missing = missing_rows.find_missing(specs, run.source)
     specs = inputs.leave_out(run, tasks, specs, missing, strict=config.strict)
-    names.resolve(config.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification")
+    rank.parse_normalization(config.normalization)  # raises if it is none
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
-        require_unseen(Library.open(run.workspace.library, create=True), experts, specs)
-    with hosts.exit_on_failure():
+        require_unseen(Library(run.workspace.library), experts, specs)
+    with hosts.exit_on_failure(), _lock(run, config, dry_run=dry_run):
         loaded, failed = load_available(run, specs)
         specs, missing = inputs.leave_out(run, tasks, specs, failed, strict=config.strict), missing | failed
         identities = {name: task.identity for name, task in loaded.items()}
         if hosts.is_primary():
             results_cache.say_changed_tasks(run, identities)
-        selection = _select(run, loaded, methods, experts, config)
+        key = kept_results.choice_key(run, loaded, methods, experts, config)
+        selection = _select(run, loaded, methods, experts, config, key, keep=not dry_run)
         every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
         cells = inputs.list_cells(specs, selection, experts if every_expert else ())
         options = ScoringOptions(
@@ -141,14 +144,12 @@ def evaluate(
         if hosts.is_primary():
             results_cache.save_identities(run, identities)
             results = MethodResults(run, list(loaded.values()), experts, methods, selection, scores, answers)
+            about = _environment(results, config.normalization, every_expert=every_expert)
             notes = {"missing": inputs.group_by_dataset(missing), "changed_experts": changed}
-            environment = {**{name: note for name, note in notes.items() if note}, **(environment or {})}
+            about |= {name: note for name, note in notes.items() if note}
+            made_of = inputs.describe_inputs(run, loaded.values(), used)
             result = _report(
-                results,
-                config.normalization,
-                environment,
-                every_expert=every_expert,
-                made_of=inputs.describe_inputs(run, loaded.values(), used),
+                results, {**about, **(environment or {})}, made_of, key, every_expert=every_expert
             )
         hosts.barrier("the report is written")
     return result
@@ -197,7 +198,7 @@ def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str],
     """Returns the experts that methods choose among and the methods, after checking that they fit."""
     asked = method_module.parse_methods(config.methods or ())
     only_base = bool(asked) and not config.oracle and all(each.router == "base" for each in asked)
-    library = Library.open(run.workspace.library, create=only_base)
+    library = Library(run.workspace.library) if only_base else Library.open(run.workspace.library)
     experts = [] if only_base else list(dict.fromkeys(config.experts or library.ids()))
     if not (experts or only_base):
         raise UserError(
@@ -230,19 +231,39 @@ def _methods(
     return [method for method in methods if has_multitask or method.router != "multitask"]
 
 
+@contextmanager
+def _lock(run: Run, config: EvaluationConfig, *, dry_run: bool) -> Generator[None, None, None]:
+    """Keeps what an evaluation writes in a run's directory to this one; a dry run writes nothing."""
+    if dry_run or not hosts.is_primary():
+        yield
+        return
+    with run.workspace.lock("evaluate", wait=config.wait):
+        lookup.remove_leftovers(run.workspace)
+        yield
+
+
 def _select(
     run: Run,
     tasks: Mapping[str, EvaluationTask],
     methods: Sequence[EvaluationMethod],
     experts: Sequence[str],
     config: EvaluationConfig,
+    key: str | None,
+    *,
+    keep: bool,
 ) -> ScorerSelection:
-    """Returns what the methods choose; one host decides, and the others read what it decided."""
-    selection = None
-    if hosts.is_primary():
+    """Returns what the methods choose; one host decides, and the others read what it decided.
+
+    If it is not kept, all hosts decide.
+    """
+    selection = kept_results.load_selection(run, key) if hosts.is_primary() or not keep else None
+    if selection is None and (hosts.is_primary() or not keep):
         with run.stages.stage("route", len(methods)) as advance:
-            selection = scorer_selection.select_scorers(run, tasks, methods, experts, config, advance)
-        scorer_selection.save_selection(run.workspace, selection)
+            selection = scorer_selection.select_scorers(
+                run, tasks, methods, experts, config, advance, keep=keep
+            )
+        if keep:
+            scorer_selection.save_selection(run.workspace, selection, key)
     hosts.barrier("experts are chosen")
     return selection or scorer_selection.load_selection(run.workspace)
 
@@ -250,8 +271,10 @@ def _select(
 def _make_composites(run: Run, selection: ScorerSelection) -> None:
     """Makes the composites that were chosen and are not there."""
     if hosts.is_primary():
-        with run.stages.stage("merge", len(selection.composites)) as advance:
-            for done, composite in enumerate(selection.composites.values(), start=1):
+        there = set(Library.open(run.workspace.composites, create=True).ids())
+        missing = [composite for name, composite in selection.composites.items() if name not in there]
+        with run.stages.stage("merge", len(missing)) as advance:
+            for done, composite in enumerate(missing, start=1):
                 derived_experts.make(run, composite, selection.shots.get(composite.id))
                 advance(done, "")
     hosts.barrier("experts are merged")
@@ -268,15 +291,22 @@ def _environment(results: MethodResults, normalization: str, *, every_expert: bo
 
 def _report(
     results: MethodResults,
-    normalization: str,
     environment: Mapping[str, Any],
+    made_of: Mapping[str, Any],
+    key: str | None,
     *,
     every_expert: bool,
-    made_of: Mapping[str, Any],
 ) -> EvaluationResult:
-    """Writes the report: every fair method against the base, retrieval against the multitask baseline too."""
+    """Writes the report: every fair method against the base, retrieval against the multitask baseline too.
+
+    One that was made from the same, which the key of the choices and the environment tell, is read instead.
+    """
     run, methods = results.run, results.methods
-    environment = {**_environment(results, normalization, every_expert=every_expert), **environment}
+    told = {**report_module.describe_machine(), **environment, "made_of": made_of}
+    key = kept_results.report_key(key, told)
+    kept = kept_results.load_report(run.workspace, key)
+    if kept is not None:
+        return EvaluationResult(*kept, dict(run.stages.seconds))
     base = next(method.name for method in methods if method.router == "base")
     multitask = next((method.name for method in methods if method.router == "multitask"), None)
     fair = [method for method in methods if method.router != "base" and method.labels != "hindsight"]
@@ -302,4 +332,5 @@ def _report(
         # Answers in free text are not compared.
         pairs = pairs if results.ranked_tasks else []
         report, files = report_module.write_run_report(run.workspace, reported, pairs)
+        kept_results.save_report_key(run.workspace, key)
     return EvaluationResult(report, files, dict(run.stages.seconds))

@@ -126,7 +126,7 @@ def fit_lorahub(
             loaded.clear()
             loaded[chosen] = library.load_stack(chosen, base=run.base.fingerprint)
         numbers = np.fromiter(weights.values(), np.float32, len(weights))
-        return _weighted_sum(loaded[chosen], run.base.params, numbers)
+        return weigh_experts(loaded[chosen], run.base.params, numbers)
 
     kind = library.spec(experts[0]).kind
 
@@ -135,7 +135,7 @@ def fit_lorahub(
         scores = engine.score_rows(run.base.config, params, rows, owned, shapes=shapes, stacked=False)
         return -float(sum(score[0] for score in scores)) / count
 
-    own = {option: value for option, value in options.items() if option not in ("shots", "seen")}
+    own = {option: value for option, value in options.items() if option != "seen"}
     index = key_index.build_keyless_index(library, experts)
     found = lorahub.lorahub(Queries(task, ()), index, loss=loss, **own)
     specs = [library.spec(expert) for expert in found.weights]
@@ -162,8 +162,11 @@ def fit_lorahub(
     )
 
 
-def _weighted_sum(stack: Params, base: Params, weights: np.ndarray) -> Params:
-    """Returns the neutral expert plus the weighted sum of how far each expert is from it."""
+def weigh_experts(stack: Params, base: Params, weights: np.ndarray) -> Params:
+    """Returns the neutral expert plus the weighted sum of how far each expert is from it.
+
+    Of LoRA experts these are both factors, as LoraHub has it (get_final_weights of sail-sg/lorahub).
+    """
     neutral = ex.make_neutral_expert(jax.tree.map(lambda leaf: np.asarray(leaf[0]), stack), base)
     flat, flat_neutral = paths.flatten(stack), paths.flatten(neutral)
     return paths.unflatten({path: _add_changes(flat[path], flat_neutral[path], weights) for path in flat})

@@ -17,7 +17,7 @@ from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
 from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.expert_stacks import load_stacks
-from elm_jax.evaluation.results_cache import Cell, TaskScorer
+from elm_jax.evaluation.results_cache import Cell, RowScorers
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample
@@ -145,7 +145,7 @@ def generate_answers(
         scorers = [cell.scorer for cell in share]
         for stack in load_stacks(run, scorers, options.experts_at_once, options.gates):
             for group in results_cache.group_cells(stack, share, row_counts):
-                flat, pairs = results_cache.flatten_cells(group, stack, prompts, run.tokenizer.eos)
+                flat, pairs = results_cache.flatten_cells(run, group, stack, prompts)
                 tokens = engine.generate_rows(
                     run.base.config,
                     stack.params,
@@ -189,7 +189,7 @@ def assemble_answers(
     run: Run,
     parts: Mapping[Cell, GeneratedAnswers],
     task: EvaluationTask,
-    scorer: TaskScorer,
+    scorer: RowScorers,
     left_out: Sequence[str] = (),
 ) -> GeneratedAnswers:
     """Returns a method's answers to a task, put together of those of its scorers, by the task's own metric.

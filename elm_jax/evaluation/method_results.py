@@ -4,12 +4,13 @@ What worked on a task may have been trained on the task's own dataset; then the 
 is no zero-shot one. Rows that a method was shown with their labels count for none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from elm_jax.data.tokenized_rows import get_counts
 from elm_jax.evaluation import derived_experts, generation, ranking
+from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.generation import GeneratedAnswers
 from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.evaluation.ranking import ScoreStore
@@ -17,7 +18,7 @@ from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, find_library
+from elm_jax.experts.lookup import BASE, DescribedLibrary, library_finder
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
@@ -103,7 +104,8 @@ class MethodResults:
 
     def is_seen(self, task: EvaluationTask, scorer: TaskScorer) -> bool:
         """Returns whether anything that was chosen for a task was trained on the task's dataset."""
-        scorers = {scorer} if isinstance(scorer, str) else set(scorer)
+        several = scorer.members if isinstance(scorer, Ensemble) else scorer
+        scorers = {several} if isinstance(several, str) else set(several)
         return any(task.spec.dataset in self._training_datasets(name) for name in scorers)
 
     def scores_by_method(self) -> list[TaskScores]:
@@ -222,6 +224,8 @@ class MethodResults:
 
     def _answers(self, method: EvaluationMethod, task: EvaluationTask) -> GeneratedAnswers:
         scorer, left_out = self.scorer(method, task), self._left_out(task)
+        if isinstance(scorer, Ensemble):
+            raise TypeError(f"ensemble {method.name!r} writes no text, and is refused before a task of text")
         parts = {cell: self.answers[cell] for cell in ranking.available_cells(self.answers, task.id, scorer)}
         if isinstance(scorer, str) and not left_out:
             return parts[Cell(task.id, scorer)]
@@ -233,20 +237,27 @@ class MethodResults:
     def _value(self, task: EvaluationTask, expert: str) -> float:
         return self.answers[Cell(task.id, expert)].metric.value
 
+    @cached_property
+    def _library_of(self) -> Callable[[str], Library]:
+        return library_finder(self.run.workspace)
+
+    @cached_property
+    def _library(self) -> Library:
+        return DescribedLibrary.open(self.run.workspace.library)
+
     def _training_datasets(self, scorer: str) -> set[str]:
         """Returns the datasets that what works on a task was trained on."""
         if scorer not in self._datasets:
             if scorer == BASE:
                 return set()  # also where there is no library
-            library = Library.open(self.run.workspace.library)
             if scorer in self.selection.composites:
-                found = derived_experts.training_datasets(library, self.selection.composites[scorer])
+                found = derived_experts.training_datasets(self._library, self.selection.composites[scorer])
             elif scorer in self.selection.gates:
                 gate = self.selection.gates[scorer]
-                each = [set(library.spec(expert).datasets) for expert in gate.experts]
+                each = [set(self._library.spec(expert).datasets) for expert in gate.experts]
                 found = {name for own in each if not own & set(gate.excluded) for name in own}
             else:
-                found = set(find_library(self.run.workspace, scorer).spec(scorer).datasets)
+                found = set(self._library_of(scorer).spec(scorer).datasets)
             self._datasets[scorer] = found
         return self._datasets[scorer]
 

@@ -9,6 +9,8 @@
 ROUTER is one of `elm_jax.routing.table`, or `base` (no expert), `multitask[:name=N]` (an expert that was
 trained on many tasks), `best_single` (the expert that is best over all tasks, in hindsight). MERGE is one of
 `elm_jax.merging.table`, "average" without it, and makes one expert of several that a router chose for a task.
+In its place `ensemble[:of=log_probabilities]` lets the experts score a task's choices together
+(`evaluation.ensembles`), with the weights that the router gives them, as in `roe:experts=3,weighting=votes`.
 A value is JSON, or else plain text; text that holds one of `,+"` stands in double quotes. Every router takes
 `seen=true`, which lets it choose experts that were trained on the task's own dataset.
 """
@@ -22,6 +24,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
+from elm_jax.evaluation.ensembles import ENSEMBLE, ENSEMBLE_OPTIONS
 from elm_jax.experts.compatibility import Shapes, group_by_kind_and_shapes
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import require_option_value
@@ -125,7 +128,7 @@ def parse_method(text: str) -> EvaluationMethod:
             "Fix: leave out what follows +."
         )
     way, given = _named(merge[0], text)
-    known = merging.find_merge(way).options
+    known = ENSEMBLE_OPTIONS if way == ENSEMBLE else merging.find_merge(way).options
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
         require_option_value(option, known[names.resolve(option, known, kind="option", where=where)], value)
@@ -137,21 +140,23 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
     groups = group_by_kind_and_shapes(library)
     for method in wanted:
         reads = () if method.router in SPECIAL_ROUTERS else routing.find_router(method.router).reads
-        if method.level == "token" or "params" in reads:
+        of_lora = method.level == "token" or bool({"params", "parameter_points"} & set(reads))
+        if of_lora:
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
                 raise UserError(
                     f"Expected LoRA experts for router {method.router!r}, got {other.id!r} of kind "
                     f"{other.kind!r}. Fix: train experts with `--kind lora`, or choose another router."
                 )
-        whole = method.level == "token" or "params" in reads or method.router in ("uniform", "lorahub")
+        alike = method.router in ("uniform", "lorahub") and method.merge != ENSEMBLE
+        whole = of_lora or alike
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
             raise UserError(
                 f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, "
                 f"got {first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
             )
-        if method.merge is not None:
+        if method.merge not in (None, ENSEMBLE):
             _require_merge(method, groups)
 
 
@@ -170,6 +175,8 @@ def describe_method(method: EvaluationMethod) -> MethodDescription:
     if method.router == "lorahub":
         shots = method.options.get("shots", DEFAULT_SHOTS)
         note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
+    if method.merge == ENSEMBLE:
+        note = "the chosen experts score every choice together"
     merge = None if method.merge is None else ":".join([method.merge, *_options(method.merge_options)])
     router = ":".join([method.router, *_options(method.options)])
     return MethodDescription(method.name, router, merge, method.labels, note)
@@ -210,7 +217,6 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
         known = dict(SPECIAL_ROUTERS[router])
     else:
         known = dict(routing.find_router(router).options)
-        known |= {"shots": DEFAULT_SHOTS} if router == "lorahub" else {}
         known |= {"seen": False} if router != "oracle" else {}
     where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"
     for name, value in given.items():

@@ -18,17 +18,19 @@ each task; several methods that choose the same one share its scores. Odd rows:
 """
 
 import math
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.evaluation import results_cache
+from elm_jax.evaluation import ensembles, results_cache
+from elm_jax.evaluation import normalization as normalizations
 from elm_jax.evaluation.config import ScoringOptions
+from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.expert_stacks import load_stacks
 from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
@@ -113,21 +115,22 @@ def score_cells(
         UserError: as the table above says.
     """
     options = options or ScoringOptions()
-    normalization = names.resolve(
-        options.normalization, rank.NORMALIZATIONS, kind="score", where="rank classification"
-    )
-    without_prompts = (
-        [cell._replace(prompted=False) for cell in cells] if normalization == "calibrated" else []
-    )
-    sums = _score_sums(run, [*cells, *without_prompts], tasks, options)
+    normalization = options.normalization
+    bare = normalizations.premise_cells(run, cells, tasks, normalization)
+    sums = _score_sums(run, [*cells, *(each for own in bare for each in own)], tasks, options)
     if normalization == "sum":
         return sums
     key_of = _cache_keys(run, tasks, options.content_addressed, normalization)
-    store = ScoreStore(run, tasks, {cell: key_of(cell) for cell in cells}, normalization)
-    files = {cell: _file(run, cell, tasks, normalization) for cell in cells}
-    for cell in results_cache.find_missing(run, files, key_of) if hosts.is_primary() else ():
-        scores = _normalized(cell, tasks[cell.task], sums, normalization)
-        header = _header(cell, key_of(cell), normalization)
+    premises = dict(zip(cells, bare, strict=True))
+    cache_keys = {cell: key_of(cell, [each.premise for each in own]) for cell, own in premises.items()}
+    store = ScoreStore(run, tasks, cache_keys, normalization)
+    files = {cell: _file(run, cell, tasks, normalization) for cell in premises}
+    missing = results_cache.find_missing(run, files, cache_keys.__getitem__) if hosts.is_primary() else ()
+    for cell in missing:
+        scores = normalizations.normalize_cell(
+            cell, premises[cell], tasks[cell.task], sums.__getitem__, normalization
+        )
+        header = _header(cell, cache_keys[cell], normalization)
         _write(files[cell], _task_scores(cell, tasks[cell.task], scores), header)
     hosts.barrier("scores are made of sums")
     return store
@@ -142,9 +145,12 @@ def missing_cells(
 
 
 def method_scores(scores: ScoreStore, task: str, scorer: TaskScorer, method: str) -> TaskScores:
-    """Returns a method's scores of a task, put together if every row has a scorer of its own."""
+    """Returns a method's scores of a task, put together if they are not those of one scorer."""
     if isinstance(scorer, str):
         return replace(scores[Cell(task, scorer)], method=method)
+    if isinstance(scorer, Ensemble):
+        members = [scores[cell] for cell in cells_of_scorer(task, scorer)]
+        return replace(ensembles.combine_task_scores(scorer, members), method=method)
     places: dict[tuple[int, str], tuple[TaskScores, int]] = {}
     for cell in available_cells(scores, task, scorer):
         own = scores[cell]
@@ -172,6 +178,8 @@ def cells_of_scorer(task: str, scorer: TaskScorer) -> list[Cell]:
     """Returns the cells that have to be scored if a method has this scorer for a task."""
     if isinstance(scorer, str):
         return [Cell(task, scorer)]
+    if isinstance(scorer, Ensemble):
+        return [Cell(task, member) for member in scorer.members]
     by_scorer: dict[str, list[int]] = {}
     for row, name in enumerate(scorer):
         by_scorer.setdefault(name, []).append(row)
@@ -215,7 +223,7 @@ def _score_sums(run: Run, cells: Sequence[Cell], tasks: Tasks, options: ScoringO
         scorers = [cell.scorer for cell in share]
         for stack in load_stacks(run, scorers, options.experts_at_once, options.gates):
             for group in results_cache.group_cells(stack, share, row_counts):
-                flat, pairs = results_cache.flatten_cells(group, stack, prompts, run.tokenizer.eos)
+                flat, pairs = results_cache.flatten_cells(run, group, stack, prompts)
                 scores = engine.score_rows(
                     run.base.config,
                     stack.params,
@@ -244,23 +252,6 @@ def _score_sums(run: Run, cells: Sequence[Cell], tasks: Tasks, options: ScoringO
     return ScoreStore(run, tasks, cache_keys)
 
 
-def _normalized(cell: Cell, task: EvaluationTask, sums: ScoreStore, normalization: str) -> list[np.ndarray]:
-    """Returns a cell's scores of another normalization, computed from its sums."""
-    rows = [task.prompts[row] for row in cell.rows] if cell.rows else task.prompts
-    bare = None
-    if normalization == "calibrated":
-        bare = list(map(np.asarray, sums[cell._replace(prompted=False)].scores))
-    return [
-        rank.normalize_scores(
-            normalization,
-            np.asarray(scores),
-            [len(answer) for answer in row.answers],
-            None if bare is None else bare[place],
-        )
-        for place, (row, scores) in enumerate(zip(rows, sums[cell].scores, strict=True))
-    ]
-
-
 def _task_scores(cell: Cell, task: EvaluationTask, scores: Sequence[np.ndarray]) -> TaskScores:
     """Returns the record of a cell's scores; raises a UserError if some are no numbers."""
     examples = task.examples_of(cell.rows)
@@ -287,7 +278,7 @@ def _count_tokens(row: PromptWithChoices) -> int:
 
 def _cache_keys(
     run: Run, tasks: Tasks, content_addressed: Collection[str], normalization: str = "sum"
-) -> results_cache.CacheKeys:
+) -> Callable[..., str]:
     """Returns the cache key of a cell's scores: of base, rows, lengths, normalization and scorer."""
     settings = results_cache.reading_settings(run)
     # The form of the header is in the key, so that a file with another one is written anew.
@@ -297,22 +288,26 @@ def _cache_keys(
         for name, task in tasks.items()
     }
     scorer_key = results_cache.scorer_cache_keys(run, content_addressed)
-    return lambda cell: scorer_key(cell.scorer, task_keys[cell.task])
 
+    def key(cell: Cell, premises: Sequence[str | None] = ()) -> str:
+        read = [each for each in (cell.premise, *premises) if each]
+        # Without a text that stands for a prompt, the key is that of the first version.
+        own = task_keys[cell.task]
+        return scorer_key(cell.scorer, storage.fingerprint([own, read]) if read else own)
 
-def _kind(cell: Cell, normalization: str) -> str:
-    return "without_prompt" if not cell.prompted else "" if normalization == "sum" else normalization
+    return key
 
 
 def _file(run: Run, cell: Cell, tasks: Tasks, normalization: str) -> epath.Path:
     row_ids = tasks[cell.task].row_ids(cell.rows) if cell.rows else ()
-    kind = _kind(cell, normalization)
+    kind = normalizations.file_kind(cell, normalization)
     return results_cache.cell_file(run.workspace.scores, cell, row_ids, kind, run.source.limit)
 
 
 def _header(cell: Cell, cache_key: str, normalization: str = "sum") -> dict[str, str]:
-    kind = _kind(cell, normalization) or "sum"
-    return {"task": cell.task, "expert": cell.scorer, "stamp": cache_key, "score": kind}
+    score = normalization if cell.premise is None else "without_prompt"
+    premise = {"premise": cell.premise} if cell.premise else {}
+    return {"task": cell.task, "expert": cell.scorer, "stamp": cache_key, "score": score, **premise}
 
 
 def _write(where: epath.Path, scores: TaskScores, header: Mapping[str, str]) -> None:

@@ -1,16 +1,19 @@
 """`elm report`: what was scored in a workspace, as tables, tests and a page; two runs compared."""
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import locks, schema, storage
 from elm_jax.data import identity, missing_rows, task_rows, task_selection
 from elm_jax.errors import UserError
+from elm_jax.experts import lookup
 from elm_jax.experts.lookup import library_finder
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
@@ -47,13 +50,21 @@ def write_run_report(
 def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
     """Reads a workspace's report and writes its pages anew from the same numbers.
 
+    Pages that cannot be written, or that an evaluation is about to write, stay as they are.
+
     Raises:
         UserError: nothing was evaluated in the workspace.
     """
     if not (workspace.report / "report.json").exists():
         raise _missing_report(workspace)
     report = report_files.read_report(workspace.report)
-    return report, report_files.write_report(report, workspace.report)
+    if storage.is_writable(workspace.root) and storage.is_writable(workspace.report):
+        lookup.remove_leftovers(workspace)
+        with locks.attempt(workspace.lock_file("evaluate"), "elm report") as held:
+            if held:
+                storage.remove_unfinished(workspace.report)
+                return report, report_files.write_report(report, workspace.report)
+    return report, report_files.report_paths(workspace.report)
 
 
 def describe_changes(workspace: Workspace) -> list[str]:
@@ -139,10 +150,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _SecondsForm(schema.FileForm):
+    seconds: Mapping[str, Annotated[float, Ge(0)]]
+
+
 def add_seconds(workspace: Workspace, seconds: Mapping[str, float]) -> dict[str, float]:
     """Adds the seconds of this call's stages to those of earlier calls on the same workspace."""
     file = workspace.root / "seconds.json"
-    before = storage.read_json(file, what="Times")["seconds"] if file.exists() else {}
+    before: Mapping[str, float] = {}
+    if file.exists():
+        with contextlib.suppress(UserError):  # a history that is damaged begins anew
+            before = schema.read(file, _SecondsForm, what="Times", fix="delete it").seconds
     total = {name: round(before.get(name, 0.0) + seconds.get(name, 0.0), 2) for name in {**before, **seconds}}
     storage.write_json(file, {"seconds": total})
     return total

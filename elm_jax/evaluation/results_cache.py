@@ -22,9 +22,10 @@ from etils import epath
 from jaxtyping import Int
 
 from elm_jax import names, storage
-from elm_jax.data import identity
+from elm_jax.data import identity, tokenized_rows
 from elm_jax.data.identity import RowsIdentity
 from elm_jax.errors import DamagedResultsError, UserError
+from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.expert_stacks import ExpertStack
 from elm_jax.experts import result_files
 from elm_jax.experts.lookup import BASE, library_finder
@@ -41,19 +42,21 @@ class Cell(NamedTuple):
         task: its id.
         scorer: an expert's id, a gate's name or `BASE`.
         rows: the numbers of the rows; all of them if there are none.
-        prompted: whether the answers follow their prompts, or an end-of-sequence alone.
+        premise: what the answers follow in the place of their prompts, as text; None for the prompts.
     """
 
     task: str
     scorer: str
     rows: tuple[int, ...] = ()
-    prompted: bool = True
+    premise: str | None = None
 
 
 CacheKeys = Callable[[Cell], str]
 """Returns the cache key of a cell."""
-TaskScorer = str | tuple[str, ...]
+RowScorers = str | tuple[str, ...]
 """One scorer for a task, or one for each of its rows."""
+TaskScorer = RowScorers | Ensemble
+"""The same, or several that score every row together."""
 
 
 def make_cells(scorers: Mapping[str, Iterable[str]]) -> list[Cell]:
@@ -258,21 +261,32 @@ def group_cells(
     return [group for group in groups if group]
 
 
+def prompt_rows(run: Run, cell: Cell, rows: Sequence[PromptWithChoices]) -> Sequence[PromptWithChoices]:
+    """Returns rows of a cell's task, with the cell's premise for a prompt if it has one."""
+    if cell.premise is None:
+        return rows
+    premise = tokenized_rows.tokenize_inputs([cell.premise], run.tokenizer, run.lengths)[0]
+    return [PromptWithChoices(premise, row.answers) for row in rows]
+
+
 def flatten_cells(
-    group: Sequence[Cell], stack: ExpertStack, prompts: Mapping[str, Sequence[PromptWithChoices]], eos: int
+    run: Run,
+    group: Sequence[Cell],
+    stack: ExpertStack,
+    prompts: Mapping[str, Sequence[PromptWithChoices]],
 ) -> tuple[list[PromptWithChoices], Int[np.ndarray, "P 2"]]:
     """Returns the rows of a group's tasks, end to end, and (row, slot) of every cell, cell after cell.
 
-    Answers that stand without their prompts are rows of their own, after a single end-of-sequence.
+    Answers that follow a premise are rows of their own.
     """
-    starts: dict[tuple[str, bool], int] = {}
+    starts: dict[tuple[str, str | None], int] = {}
     rows: list[PromptWithChoices] = []
     pairs = []
     for cell in group:
         own = prompts[cell.task]
-        start = starts.setdefault((cell.task, cell.prompted), len(rows))
+        start = starts.setdefault((cell.task, cell.premise), len(rows))
         if start == len(rows):
-            rows += own if cell.prompted else [PromptWithChoices([eos], row.answers) for row in own]
+            rows += prompt_rows(run, cell, own)
         numbers = np.array(cell.rows or range(len(own)), np.int64)
         pairs.append(np.stack([start + numbers, np.full(len(numbers), stack.slots[cell.scorer])], axis=1))
     return rows, np.concatenate(pairs)

@@ -5,15 +5,16 @@ It is kept in the run's directory as `choices.json`, where several hosts that sc
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.derived_experts import Composite
+from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.results_cache import TaskScorer
@@ -23,7 +24,7 @@ from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import gate_specs
 from elm_jax.routing.gate_specs import GateSpec
-from elm_jax.routing.route import route_tasks
+from elm_jax.routing.route import SelectionForm, route_tasks
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run, Workspace
 
@@ -61,6 +62,8 @@ def select_scorers(
     experts: Sequence[str],
     config: EvaluationConfig,
     advance: Callable[[int, str], None],
+    *,
+    keep: bool = True,
 ) -> ScorerSelection:
     """Lets every method choose among the experts of a library, for every task; nothing is merged yet.
 
@@ -74,11 +77,12 @@ def select_scorers(
         experts: that they choose among.
         config: how many queries routers look at, and whether seen experts may be fixed.
         advance: is called with the number of methods that are done, and the name of the last.
+        keep: whether what routers choose is stored in the run.
 
     Raises:
         UserError: what the routers raise; a task without an expert that was not trained on its dataset.
     """
-    selector = _Selector(run, tasks, experts, config)
+    selector = _Selector(run, tasks, experts, config, keep=keep)
     scorers: dict[str, Mapping[str, TaskScorer]] = {}
     for number, method in enumerate(methods, start=1):
         if method.router not in HINDSIGHT_ROUTERS:
@@ -99,18 +103,25 @@ class _Selector:
     """Selects scorers method by method; what several methods read is computed once."""
 
     def __init__(
-        self, run: Run, tasks: Mapping[str, EvaluationTask], experts: Sequence[str], config: EvaluationConfig
+        self,
+        run: Run,
+        tasks: Mapping[str, EvaluationTask],
+        experts: Sequence[str],
+        config: EvaluationConfig,
+        *,
+        keep: bool,
     ) -> None:
         self.run, self.tasks, self.experts, self.config = run, tasks, experts, config
         self.specs = [task.spec for task in tasks.values()]
         examples = {name: task.examples for name, task in tasks.items()}
-        self.inputs = RoutingInputs(run, experts, config.queries, examples)
+        self.inputs = RoutingInputs(run, experts, config.queries, examples, keep=keep)
         self.routed: dict[str, list[Selection]] = {}
         self.composites: dict[str, Composite] = {}
         self.gates: dict[str, GateSpec] = {}
         self.left_out: dict[str, Sequence[str]] = {}
         self.shots: dict[str, FewShotExamples] = {}
         self._pools: dict[str, FewShotPool] = {}
+        self._merges: dict[str, Composite] = {}
 
     def select(self, method: EvaluationMethod) -> dict[str, TaskScorer]:
         """Returns a method's scorer of every task."""
@@ -145,13 +156,26 @@ class _Selector:
             self.routed[key] = [each.selection for each in routed]
         return self.routed[key]
 
-    def _merge(self, selection: Selection, method: EvaluationMethod) -> str:
-        """Returns the chosen expert, or the composite that the chosen ones become."""
-        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate"):
+    def _merge(self, selection: Selection, method: EvaluationMethod) -> str | Ensemble:
+        """Returns the chosen expert, the composite that the chosen ones become, or their ensemble."""
+        if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate", ENSEMBLE):
             return next(iter(selection.weights))
-        composite = derived_experts.merged(
-            self.run, method.merge or "average", method.merge_options, selection.weights
-        )
+        if method.merge == ENSEMBLE:
+            if not self.tasks[selection.task].is_ranked:
+                raise UserError(
+                    f"Expected tasks with answer choices for the ensemble {method.name!r}, got "
+                    f"{selection.task!r}, which is answered in free text. Fix: leave out that task, or merge "
+                    "the experts."
+                )
+            of = method.merge_options.get("of", MEANS[0])
+            return Ensemble(tuple(selection.weights), tuple(selection.weights.values()), of)
+        merge = method.merge or "average"
+        key = storage.fingerprint([merge, method.merge_options, list(selection.weights.items())])
+        if key not in self._merges:
+            self._merges[key] = derived_experts.merged(
+                self.run, self.inputs.library, merge, method.merge_options, selection.weights
+            )
+        composite = self._merges[key]
         self.composites[composite.id] = composite
         return composite.id
 
@@ -162,7 +186,9 @@ class _Selector:
         if task.id not in self._pools:
             self._pools[task.id] = few_shot.load_pool(self.run, task)
         shots = self._pools[task.id].draw(options["shots"])
-        composite = derived_experts.lorahub_composite(self.run, task.id, options, experts, shots)
+        composite = derived_experts.lorahub_composite(
+            self.run, self.inputs.library, task.id, options, experts, shots
+        )
         self.composites[composite.id] = composite
         self.shots[composite.id] = shots
         self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))
@@ -189,16 +215,59 @@ class _Selector:
 
 def multitask_experts(run: Run) -> list[str]:
     """Returns the experts of a run that were trained on many tasks."""
-    ids = Library.open(run.workspace.composites, create=True).ids()
+    ids = Library(run.workspace.composites).ids()
     return [expert for expert in ids if expert.startswith("multitask/")]
 
 
-def save_selection(workspace: Workspace, selection: ScorerSelection) -> None:
-    """Writes what was chosen."""
+@dataclass(frozen=True)
+class _CompositeForm(schema.Form):
+    id: schema.Text
+    method: schema.Text
+    options: Mapping[str, Any]
+    members: tuple[schema.Text, ...]
+    weights: tuple[float, ...] | None = None
+    task: schema.Text | None = None
+
+
+@dataclass(frozen=True)
+class _GateForm(schema.Form):
+    id: schema.Text
+    router: schema.Text
+    options: Mapping[str, Any]
+    experts: tuple[schema.Text, ...]
+    excluded: tuple[schema.Text, ...]
+
+
+@dataclass(frozen=True)
+class _EnsembleForm(schema.Form):
+    members: tuple[schema.Text, ...]
+    weights: tuple[float, ...]
+    of: Literal["probabilities", "log_probabilities"]
+
+
+@dataclass(frozen=True)
+class _ChoicesForm(schema.FileForm):
+    methods: Mapping[str, Mapping[schema.Text, schema.Text | tuple[schema.Text, ...] | _EnsembleForm]]
+    composites: tuple[_CompositeForm, ...]
+    gates: tuple[_GateForm, ...]
+    selections: tuple[SelectionForm, ...]
+    left_out: Mapping[schema.Text, tuple[str, ...]]
+    key: str | None = None
+
+
+def save_selection(workspace: Workspace, selection: ScorerSelection, key: str | None = None) -> None:
+    """Writes what was chosen, with a key of all that the choices depend on."""
     storage.write_json(
         _file(workspace),
         {
-            "methods": selection.scorers,
+            "key": key,
+            "methods": {
+                method: {
+                    task: vars(scorer) if isinstance(scorer, Ensemble) else scorer
+                    for task, scorer in own.items()
+                }
+                for method, own in selection.scorers.items()
+            },
             "composites": [_without_plan(composite) for composite in selection.composites.values()],
             "gates": [asdict(gate) for gate in selection.gates.values()],
             "selections": [asdict(each) for each in selection.selections],
@@ -211,26 +280,34 @@ def _without_plan(composite: Composite) -> dict[str, Any]:
     return {name: value for name, value in vars(composite).items() if name != "plan"}
 
 
+def load_key(workspace: Workspace) -> str | None:
+    """Returns the key of what was written; None if it has none, or nothing was written."""
+    return _read_choices(workspace).key if _file(workspace).exists() else None
+
+
 def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written; plans of merges are not."""
-    value = storage.read_json(_file(workspace), what="What methods chose")
+    told = _read_choices(workspace)
+    composites = [Composite(**vars(each)) for each in told.composites]
+    gates = [GateSpec(**vars(each)) for each in told.gates]
 
-    def with_tuples(value: Any) -> Any:
-        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
-
-    def records(kind: Any, part: str) -> list[Any]:
-        return [kind(**{name: with_tuples(each) for name, each in row.items()}) for row in value[part]]
+    def scorer_of(value: Any) -> TaskScorer:
+        return Ensemble(**vars(value)) if isinstance(value, _EnsembleForm) else value
 
     return ScorerSelection(
         {
-            method: {task: with_tuples(scorer) for task, scorer in own.items()}
-            for method, own in value["methods"].items()
+            method: {task: scorer_of(each) for task, each in own.items()}
+            for method, own in told.methods.items()
         },
-        {composite.id: composite for composite in records(Composite, "composites")},
-        {gate.id: gate for gate in records(GateSpec, "gates")},
-        records(Selection, "selections"),
-        {task: with_tuples(rows) for task, rows in value["left_out"].items()},
+        {composite.id: composite for composite in composites},
+        {gate.id: gate for gate in gates},
+        [Selection(**vars(each)) for each in told.selections],
+        told.left_out,
     )
+
+
+def _read_choices(workspace: Workspace) -> _ChoicesForm:
+    return schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
 
 
 def _multitask_expert(run: Run, name: str) -> str:

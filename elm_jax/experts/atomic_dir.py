@@ -11,13 +11,17 @@ import errno
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from etils import epath
 
+from elm_jax import locks, storage
 from elm_jax.errors import UserError
 
 T = TypeVar("T")
+LOCK_SECONDS = 600.0
+"""For which a writer of a directory waits for another."""
 ATTEMPTS = 100
 """How often a step is repeated if other processes interfere."""
 
@@ -141,7 +145,9 @@ def write_new(target: epath.Path, marker: str, fill: Callable[[epath.Path], None
     """
     require_new(target)
     try:
-        write(target, marker, fill)
+        with lock(target):
+            recover(target, marker)
+            write(target, marker, fill)
     except FileExistsError:
         raise _exists_error(target) from None
 
@@ -160,6 +166,34 @@ def remove(target: epath.Path) -> None:
     """Deletes the directory; readers see all of it or nothing."""
     for where in (target, *_list_set_aside(target)):
         _remove_at_once(where, target)
+
+
+def lock_file(target: epath.Path) -> epath.Path:
+    """Returns the file of the lock of the directory, beside it."""
+    return target.parent / f".{target.name}.lock"
+
+
+def lock(target: epath.Path) -> AbstractContextManager[None]:
+    """Returns a context that holds the directory against other writers; the next waits for the one before."""
+    return locks.hold(lock_file(target), "a writer", seconds=LOCK_SECONDS)
+
+
+def recover(target: epath.Path, marker: str) -> None:
+    """Deletes what killed writers left of a directory, or puts back what they set aside if it is missing.
+
+    Nobody may write the directory meanwhile.
+    """
+    whole = [aside for aside in _list_set_aside(target) if (aside / marker).exists()]
+    if whole and not target.exists():
+        whole[0].replace(target)
+    if (target / marker).exists():
+        for aside in _list_set_aside(target):
+            _delete(aside)
+        storage.remove_unfinished(target)
+    for entry in _list_entries(target.parent):
+        unfinished = _UNFINISHED.fullmatch(entry.name)
+        if unfinished and unfinished.group(1) == target.name:
+            _delete(entry)
 
 
 def _move_into_place(
@@ -191,10 +225,14 @@ def _move_into_place(
 
 
 def _read_marker(where: epath.Path, marker: str) -> bytes | None:
-    try:
-        return (where / marker).read_bytes()
-    except FileNotFoundError:
+    if not (where / marker).exists():
         return None
+    try:
+        return storage.read_content(where / marker, what="A complete directory's file")
+    except UserError:
+        if (where / marker).exists():
+            raise
+        return None  # another process took it away
 
 
 def _list_entries(parent: epath.Path) -> list[epath.Path]:

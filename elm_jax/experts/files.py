@@ -7,14 +7,16 @@ can be written again without touching the other two.
 
 import getpass
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import MinLen
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility
 from elm_jax.models import paths
@@ -23,6 +25,10 @@ from elm_jax.records import Expert, ExpertSpec, Keys
 SPEC_FILE, PARAMS_FILE, KEYS_FILE = FILE_NAMES = "expert.json", "params.safetensors", "keys.safetensors"
 
 UNKNOWN_OWNER = "unknown"
+MOST_DESCRIPTION = 1 << 24  # bytes of `expert.json`
+MAX_KEYS_BYTES = 2**30  # of an expert's keys
+# Of a safetensors file besides its numbers, once and for every path.
+MAX_HEADER_BYTES, MAX_HEADER_BYTES_PER_PATH = 2**16, 2**10
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,49 @@ class ExpertDescription:
     owner: str = UNKNOWN_OWNER
 
 
+@dataclass(frozen=True)
+class _ParameterForm(schema.Form):
+    shape: tuple[schema.Size, ...]
+    dtype: Literal["float16", "bfloat16", "float32", "float64"]
+
+
+@dataclass(frozen=True)
+class _RecipeForm(schema.Form):
+    """What of a recipe is read again later; the rest is shown to people."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[schema.Text, ...] = ()
+    merged_from: tuple[schema.Text, ...] = ()
+    weights: tuple[float, ...] | None = None
+    shots: int | tuple[str, ...] = ()
+    max_prompt: schema.Size = 1
+    max_answer: schema.Size = 1
+
+
+@dataclass(frozen=True)
+class _ExpertForm(schema.FileForm):
+    id: schema.Text
+    kind: Literal["bottleneck", "lora", "ia3", "full"]
+    base: schema.Text
+    # Without a dataset it would be zero-shot everywhere.
+    datasets: Annotated[tuple[schema.Text, ...], MinLen(1)]
+    steps: schema.Count
+    parameters: Annotated[Mapping[schema.Text, _ParameterForm], MinLen(1)]
+    checksum: schema.Text
+    recipe: _RecipeForm = field(default_factory=_RecipeForm)
+    owner: str = UNKNOWN_OWNER
+
+
+@dataclass(frozen=True)
+class _KeysForm(schema.Form):
+    expert: schema.Text
+    embedder: str
+    text_format: str
+    texts: Annotated[tuple[str, ...], MinLen(1)]
+    checksum: schema.Text
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+
+
 def relative_directory(identifier: str) -> str:
     """Returns the directory of an expert, relative to its library.
 
@@ -63,6 +112,7 @@ def write(directory: epath.Path, expert: Expert, keys: Keys | None, owner: str |
         owner: The owner's name; default: the user of this process.
     """
     spec, flat = expert.spec, paths.flatten(expert.params)
+    names.directory_name(spec.id)  # raises if files of scores could not be named by it
     compatibility.require_compatible([(spec, compatibility.shapes_by_path(expert.params))])
     storage.write_arrays(directory / PARAMS_FILE, flat)
     if keys is not None:
@@ -89,7 +139,9 @@ def copy(source: epath.Path, directory: epath.Path) -> None:
     """Copies an expert's files byte by byte, and deletes those that the source lacks."""
     for name in reversed(FILE_NAMES):  # the description last: its presence means that all files exist
         if (source / name).exists():
-            storage.write_bytes(directory / name, (source / name).read_bytes())
+            storage.write_bytes(
+                directory / name, storage.read_content(source / name, what="A file of an expert")
+            )
         elif (directory / name).exists():
             (directory / name).unlink()
 
@@ -101,30 +153,46 @@ def read_description(directory: epath.Path) -> ExpertDescription:
         UserError: If it is absent, is no JSON, has another format or lacks a field.
     """
     where = directory / SPEC_FILE
-    value = storage.read_json(where, what="An expert's description")
-    try:
-        parameters = value["parameters"]
-        spec = ExpertSpec(
-            id=value["id"],
-            kind=value["kind"],
-            base=value["base"],
-            paths=tuple(parameters),
-            datasets=tuple(value["datasets"]),
-            steps=value["steps"],
-            recipe=value["recipe"],
-        )
-        return ExpertDescription(
-            spec,
-            {path: tuple(about["shape"]) for path, about in parameters.items()},
-            {path: about["dtype"] for path, about in parameters.items()},
-            value["checksum"],
-            value.get("owner", UNKNOWN_OWNER),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"Expected an expert's spec, parameters and checksum in {where!s}, got {type(error).__name__}: "
-            f"{error}. Fix: add the expert again."
-        ) from None
+    what, fix = "an expert's description", "add the expert again"
+    content = storage.read_content(where, what=what, most=MOST_DESCRIPTION)
+    told: _ExpertForm = schema.parse(content, _ExpertForm, what=f"{what} at {str(where)!r}", fix=fix)
+    names.split_id(told.id)
+    for path in told.parameters:
+        parents = [path[:at] for at, letter in enumerate(path) if letter == "/"]
+        if not set(parents).isdisjoint(told.parameters) or "" in path.split("/"):
+            raise UserError(
+                f"Expected parameters beside each other in {str(where)!r}, got {path!r:.200} inside another. "
+                f"Fix: {fix}."
+            )
+    spec = ExpertSpec(
+        id=told.id,
+        kind=told.kind,
+        base=told.base,
+        paths=tuple(told.parameters),
+        datasets=told.datasets,
+        steps=told.steps,
+        recipe=json.loads(content).get("recipe", {}),
+    )
+    return ExpertDescription(
+        spec,
+        {path: about.shape for path, about in told.parameters.items()},
+        {path: about.dtype for path, about in told.parameters.items()},
+        told.checksum,
+        told.owner,
+    )
+
+
+def params_bytes(description: ExpertDescription) -> int:
+    """Returns the bytes of all parameters of an expert, by its description."""
+    return sum(
+        math.prod(shape) * np.dtype(description.dtypes[path]).itemsize
+        for path, shape in description.shapes.items()
+    )
+
+
+def max_params_bytes(description: ExpertDescription) -> int:
+    """Returns how many bytes the file of an expert's parameters has at most, by its description."""
+    return params_bytes(description) + MAX_HEADER_BYTES + MAX_HEADER_BYTES_PER_PATH * len(description.shapes)
 
 
 def read_params(directory: epath.Path, description: ExpertDescription) -> dict[str, np.ndarray]:
@@ -133,7 +201,8 @@ def read_params(directory: epath.Path, description: ExpertDescription) -> dict[s
     Raises:
         UserError: If a parameter is missing, unknown or of another shape, or if the file was changed.
     """
-    flat = storage.read_arrays(directory / PARAMS_FILE, what=f"Expert {description.spec.id!r}")
+    what, most = f"Expert {description.spec.id!r}", max_params_bytes(description)
+    flat = storage.read_arrays(directory / PARAMS_FILE, what=what, most=most)
     for path in sorted(set(description.shapes) | set(flat)):
         expected = description.shapes.get(path)
         actual = flat[path].shape if path in flat else None
@@ -188,27 +257,31 @@ def read_keys(directory: epath.Path, identifier: str) -> Keys:
         UserError: If they are damaged, or belong to another expert.
     """
     fix = f"Fix: embed the keys of {identifier!r} again with `elm index --rebuild`."
+    where = directory / KEYS_FILE
     try:
-        arrays = storage.read_arrays(directory / KEYS_FILE, what="An expert's keys")
-        about = json.loads(arrays["about"].tobytes())
-        checksum = about.pop("checksum")
-        vectors, texts = arrays["vectors"], tuple(about["texts"])
-        keys = Keys(vectors, texts, about["embedder"], about["text_format"], about.get("made_of", {}))
-        owner = about["expert"]
+        arrays = storage.read_arrays(where, what="An expert's keys", most=MAX_KEYS_BYTES)
     except UserError as error:
         raise UserError(f"{error} {fix}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    content = arrays["about"].tobytes() if "about" in arrays else b""
+    told = schema.parse(
+        content, _KeysForm, what=f"keys and their description in {str(where)!r}", fix=fix[5:-1]
+    )
+    vectors = arrays.get("vectors", np.zeros(0))
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(told.texts):
         raise UserError(
-            f"Expected keys and their description in {directory / KEYS_FILE!s}, got {type(error).__name__}: "
-            f"{error}. {fix}"
-        ) from None
-    if checksum != _keys_checksum(vectors, about):
-        raise UserError(
-            f"Expected {directory / KEYS_FILE!s} with the checksum {checksum}, got another. {fix}"
+            f"Expected one vector for each of {len(told.texts)} keys in {str(where)!r}, got "
+            f"{vectors.dtype} of shape {vectors.shape}. {fix}"
         )
-    if owner != identifier:
+    if not np.isfinite(vectors).all():
+        raise UserError(f"Expected finite numbers as keys in {str(where)!r}, got others. {fix}")
+    about = json.loads(content)
+    checksum = about.pop("checksum")
+    keys = Keys(vectors, told.texts, told.embedder, told.text_format, told.made_of)
+    if checksum != _keys_checksum(vectors, about):
+        raise UserError(f"Expected {str(where)!r} with the checksum {checksum}, got another. {fix}")
+    if told.expert != identifier:
         raise UserError(
-            f"Expected keys of {identifier!r} in {directory / KEYS_FILE!s}, got those of {owner!r}. {fix}"
+            f"Expected keys of {identifier!r} in {str(where)!r}, got those of {told.expert!r}. {fix}"
         )
     return keys
 

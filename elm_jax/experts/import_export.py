@@ -3,13 +3,13 @@
 import re
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import atomic_dir, files
+from elm_jax.experts import atomic_dir, files, lookup
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys, Params
 from elm_jax.session import settings
@@ -63,6 +63,7 @@ def import_expert(
                 f"Expected an id for the expert at {str(source)!r}, got none. Fix: give --id DATASET/PROMPT."
             )
         expert = load_foreign_expert(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
+    lookup.remove_leftovers(workspace)
     Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
     return expert.spec
 
@@ -82,7 +83,7 @@ def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEF
         UserError: If there is no such expert, or the directory is not empty.
     """
     target = storage.path(dst)
-    library = library_finder(Workspace.open(run))(id)
+    library = lookup.library_finder(Workspace.open(run))(id)
     expert, owner = library.load_expert(id), library.describe(id).owner
     keys = library.load_keys(id) if library.has_keys(id) else None
     atomic_dir.write_new(
@@ -116,7 +117,15 @@ def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> tupl
             f"Expected the id {spec.id!r} that the expert at {str(source)!r} has, got {id!r}. Fix: leave "
             "--id out."
         )
-    tree = paths.unflatten(files.read_params(source, description))
+    flat = files.read_params(source, description)
+    for path, value in flat.items():
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise UserError(
+                f"Expected finite parameters of {spec.id!r}, got NaN or infinity in {path!r}. Fix: train it "
+                "again."
+            )
+    tree = paths.unflatten(flat)
+    t5x_experts.require_matching_shapes(tree, base.config, what=f"Expert {spec.id!r}", kind=spec.kind)
     keys = files.read_keys(source, spec.id) if (source / files.KEYS_FILE).exists() else None
     return Expert(spec, tree), keys, description.owner
 

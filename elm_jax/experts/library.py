@@ -3,24 +3,27 @@
     <root>/<dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
 
 Adding, replacing or removing one expert touches no other. At every instant each is complete or absent
-(`atomic_dir`), so any number of processes may read and write one library.
+(`atomic_dir`), so any number of processes may read and write one library. Of those that write one expert,
+each waits for the one before.
 """
 
-import os
+import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
-from elm_jax import hub, names, storage
+from elm_jax import hub, locks, names, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, compatibility, files, published_library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Keys
 
 T = TypeVar("T")
+_LOCK_NAME = re.compile(r"\.(.+)\.lock")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Library:
                 f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(name)}"
                 for dataset in self._datasets()
                 for name in atomic_dir.list_complete(dataset, files.SPEC_FILE)
-                if names.directory_name(names.from_directory_name(name)) == name
+                if names.is_directory_name(name)
             )
         )
 
@@ -260,12 +263,51 @@ class Library:
         directory = self._directory(identifier)
         if atomic_dir.locate(directory, files.SPEC_FILE) is None:
             raise self._unknown_error(identifier)
-        atomic_dir.remove(directory)
+        with self._lock(identifier):
+            atomic_dir.remove(directory)
+
+    def remove_all(self, identifiers: Iterable[str]) -> None:
+        """Removes those of the experts that are in the library."""
+        for identifier in identifiers:
+            if identifier in self:
+                self.remove(identifier)
 
     def write_keys(self, identifier: str, keys: Keys) -> None:
-        """Writes or replaces an expert's keys; its other files stay as they are."""
+        """Writes or replaces an expert's keys; its other files stay as they are.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
         self._require_writable()
-        self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
+        if identifier not in self:
+            raise self._unknown_error(identifier)
+        with self._lock(identifier):
+            self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
+
+    def remove_unfinished(self) -> None:
+        """Deletes what killed writers left, and puts back what they set aside to replace it."""
+        for dataset in self._datasets():
+            left = [name for name, _ in atomic_dir.list_unfinished(dataset, files.SPEC_FILE)]
+            entries = [entry.name for entry in dataset.iterdir()]
+            left += [match[1] for match in map(_LOCK_NAME.fullmatch, entries) if match]  # of a killed writer
+            for name in sorted(set(left)):
+                with locks.attempt(atomic_dir.lock_file(dataset / name), "elm experts") as held:
+                    if held:  # otherwise its writer is alive
+                        atomic_dir.recover(dataset / name, files.SPEC_FILE)
+
+    def fingerprint(self, identifier: str) -> str:
+        """Returns what stands for all of an expert: its description, parameters and keys.
+
+        Raises:
+            UserError: If there is no such expert.
+        """
+
+        def read(place: epath.Path) -> str:
+            # The description has the checksum of the parameters.
+            parts = [place / name for name in (files.SPEC_FILE, files.KEYS_FILE)]
+            return storage.fingerprint([storage.file_fingerprint(part) for part in parts if part.exists()])
+
+        return self._read(identifier, read)
 
     def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, ExpertSize]:
         """Returns the size of experts by id, without reading their parameters; default: of all."""
@@ -273,7 +315,7 @@ class Library:
         def size(place: epath.Path) -> ExpertSize:
             shapes = files.read_description(place).shapes
             parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            return ExpertSize(parameters, sum(_file_bytes(place / name) for name in files.FILE_NAMES))
+            return ExpertSize(parameters, sum(storage.file_size(place / name) for name in files.FILE_NAMES))
 
         return {
             identifier: self._read(identifier, size)
@@ -325,12 +367,17 @@ class Library:
     def _write(self, identifier: str, fill: Callable[[epath.Path], None], *, replace: bool) -> None:
         self._require_writable()
         try:
-            atomic_dir.write(self._directory(identifier), files.SPEC_FILE, fill, replace=replace)
+            with self._lock(identifier):
+                atomic_dir.write(self._directory(identifier), files.SPEC_FILE, fill, replace=replace)
         except FileExistsError:
             raise UserError(
                 f"Expected no expert {identifier!r} in the library at {self.root!s}, got one. Fix: replace "
                 "it (--replace), or remove it first."
             ) from None
+
+    def _lock(self, identifier: str) -> AbstractContextManager[None]:
+        """Holds an expert against other writers."""
+        return atomic_dir.lock(self._directory(identifier))
 
     def _require_writable(self) -> None:
         if self.address is not None:
@@ -354,11 +401,3 @@ class Library:
             f"Expected expert {identifier!r} to stay as it is while it is read, got another writer. Fix: try "
             "again."
         )
-
-
-def _file_bytes(file: epath.Path) -> int:
-    """Returns the bytes of a file, 0 if it is absent; epath's `stat` fails if the owner has no name."""
-    if not file.exists():
-        return 0
-    with file.open("rb") as stream:
-        return stream.seek(0, os.SEEK_END) or stream.tell()

@@ -7,12 +7,10 @@ fetched. Then `expert.json` of every selected expert is fetched, and refused if 
 do not match it. Only then are these fetched.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from elm_jax import hub, names, storage
@@ -23,9 +21,6 @@ CARD_FILE, RECORD_FILE = "README.md", "library.json"
 OTHER_FILES = (CARD_FILE, RECORD_FILE, ".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 MAX_TEXT_BYTES = 2**26  # of a description
-MAX_KEYS_BYTES = 2**30  # of an expert's keys
-# Of a safetensors file besides its numbers, once and for every path.
-MAX_HEADER_BYTES, MAX_HEADER_BYTES_PER_PATH = 2**16, 2**10
 
 PATTERNS = tuple(f"*/*/{name}" for name in files.FILE_NAMES)
 """The files that the hub's cache must have for a library to be read without a network."""
@@ -45,7 +40,7 @@ def file_sizes_by_expert(repo: hub.RepositoryFiles) -> dict[str, dict[str, int]]
         if name in OTHER_FILES:
             continue
         *home, file = name.split("/")
-        if len(home) != 2 or file not in files.FILE_NAMES or not all(map(_is_escaped, home)):
+        if len(home) != 2 or file not in files.FILE_NAMES or not all(map(names.is_directory_name, home)):
             what = "the pickle" if file.endswith(PICKLES) else "the file"
             raise UserError(
                 f"Expected {', '.join(files.FILE_NAMES)} of experts in {repo.repository!r}, got {what} "
@@ -110,7 +105,7 @@ def fetch_descriptions(
         _require_size(repo, expert, files.SPEC_FILE, file_sizes[expert][files.SPEC_FILE], 2, MAX_TEXT_BYTES)
         if files.KEYS_FILE in file_sizes[expert]:
             _require_size(
-                repo, expert, files.KEYS_FILE, file_sizes[expert][files.KEYS_FILE], 8, MAX_KEYS_BYTES
+                repo, expert, files.KEYS_FILE, file_sizes[expert][files.KEYS_FILE], 8, files.MAX_KEYS_BYTES
             )
     directory = hub.download_files(
         repo, [f"{files.relative_directory(expert)}/{files.SPEC_FILE}" for expert in experts]
@@ -125,8 +120,7 @@ def fetch_descriptions(
                 f"{description.spec.id!r}. Fix: push it under its own id."
             )
         files.require_base(description.spec, base)
-        least = _params_bytes(description)
-        most = least + MAX_HEADER_BYTES + MAX_HEADER_BYTES_PER_PATH * len(description.shapes)
+        least, most = files.params_bytes(description), files.max_params_bytes(description)
         _require_size(repo, expert, files.PARAMS_FILE, file_sizes[expert][files.PARAMS_FILE], least, most)
     return descriptions
 
@@ -170,24 +164,6 @@ def fetch_record(repo: hub.RepositoryFiles) -> dict[str, Any] | None:
             "delete the file from the repository, and push again."
         )
     return record
-
-
-def _is_escaped(name: str) -> bool:
-    return names.directory_name(names.from_directory_name(name)) == name
-
-
-def _params_bytes(description: files.ExpertDescription) -> int:
-    """Returns the bytes of all parameters of an expert, by its description."""
-    try:
-        return sum(
-            math.prod(map(int, shape)) * np.dtype(description.dtypes[path]).itemsize
-            for path, shape in description.shapes.items()
-        )
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise UserError(
-            f"Expected shapes and types of parameters of {description.spec.id!r}, got another form. Fix: "
-            "push the expert again."
-        ) from None
 
 
 def _require_size(

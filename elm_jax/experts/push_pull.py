@@ -12,7 +12,7 @@ from elm_jax import hub, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import files, model_card, published_library
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
+from elm_jax.experts.lookup import library_finder, remove_leftovers
 from elm_jax.models import paths
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
@@ -189,6 +189,7 @@ def pull(
     described = published_library.fetch_descriptions(repo, there, selected, base=base.fingerprint)
     for expert, description in described.items():
         _require_fit(name, expert, description, base)
+    remove_leftovers(workspace)
     library = Library.open(workspace.library, create=True)
     old = {expert: library.describe(expert) for expert in selected if expert in library}
     same = [expert for expert in old if _are_same(old[expert], described[expert])]
@@ -242,7 +243,8 @@ def _add_copy(library: Library, place: epath.Path, name: str, expert: str, *, re
 def _require_fit(name: str, expert: str, description: files.ExpertDescription, base: Base) -> None:
     """Checks that the base has a place for the parameters of an expert, by their names and shapes."""
     shapes = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in description.shapes.items()}
-    require_matching_shapes(paths.unflatten(shapes), base.config, what=f"Expert {expert!r} of {name!r}")
+    what = f"Expert {expert!r} of {name!r}"
+    require_matching_shapes(paths.unflatten(shapes), base.config, what=what, kind=description.spec.kind)
 
 
 def _require_free(where: str, clashing: Sequence[str], *, replace: bool) -> None:

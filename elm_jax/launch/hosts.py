@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from elm_jax.errors import UserError
+from elm_jax.errors import UserError, describe_lack_of_memory
 
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # without a sign of life, after which a process counts as lost
@@ -62,17 +62,21 @@ def exit_on_failure(*expected: type[BaseException]) -> Generator[None, None, Non
     """Ends a process of several at once when it fails, with a message, so that no other waits for it.
 
     Leaving in the usual way would wait for the others, which wait for this one. An exception in `expected`
-    happens to all of them alike and is raised; so is any exception if there is one process.
+    happens to all of them alike and is raised; so is any exception if there is one process, and what a signal
+    raises, since that leaves at once.
     """
     try:
         yield
-    except expected:
+    except (SystemExit, *expected):
         raise
     except BaseException as error:
         if jax.process_count() == 1:
             raise
+        lack = describe_lack_of_memory(error)
         if isinstance(error, UserError):
             message = str(error)
+        elif lack is not None:
+            message = lack
         elif (reason := _communication_error(error)) is not None:
             message = (
                 "another process of the job ended, or cannot be reached. Run the same command in all "
@@ -82,7 +86,7 @@ def exit_on_failure(*expected: type[BaseException]) -> Generator[None, None, Non
             message = "".join(traceback.format_exception(error))
         print(f"elm: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(2 if isinstance(error, UserError) or lack else 1)
 
 
 def _communication_error(error: BaseException | None) -> str | None:

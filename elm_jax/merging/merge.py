@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
+from elm_jax import ranges, storage
 from elm_jax.experts import compatibility
+from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import library_finder
+from elm_jax.experts.lookup import library_finder, remove_leftovers
 from elm_jax.merging import merger
 from elm_jax.merging.plan import MergePlan, plan_merge, require_statistics
 from elm_jax.records import Expert, Params
@@ -75,11 +76,27 @@ def plan_run_merge(
     opening.load_task_files(workspace)  # they may register the method
     home_of = library_finder(workspace)
     descriptions = [home_of(expert).describe(expert) for expert in experts]
+    if statistics is None:
+        return plan_described_merge(workspace, descriptions, method, options, weights=weights, id=id)
     pairs = [(description.spec, description.shapes) for description in descriptions]
     plan = plan_merge(method, pairs, options, weights=weights, id=id)
-    if statistics is not None:
-        require_statistics(plan, [compatibility.shapes_by_path(tree) for tree in statistics])
-    elif plan.method.statistics_shape is not None:
+    require_statistics(plan, [compatibility.shapes_by_path(tree) for tree in statistics])
+    return plan
+
+
+def plan_described_merge(
+    workspace: Workspace,
+    descriptions: Sequence[ExpertDescription],
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    id: str | None = None,
+) -> MergePlan:
+    """Returns the plan of a merge of experts that are described already. Arguments and errors as `merge`."""
+    pairs = [(description.spec, description.shapes) for description in descriptions]
+    plan = plan_merge(method, pairs, options, weights=weights, id=id)
+    if plan.method.statistics_shape is not None:
         source = data_source.Source(**settings.load_run_settings(workspace)["source"])
         expert_statistics.require_computable(method, plan.specs, source)
     return plan
@@ -93,6 +110,8 @@ def run_merge(
     rows: int = expert_statistics.ROWS,
 ) -> Expert:
     """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
+    ranges.require("rows", rows, ranges.whole(1))
+    remove_leftovers(run.workspace)
     experts = [spec.id for spec in plan.specs]
     compatibility.require_vocabulary(plan.specs, run.tokenizer.fingerprint)
     if statistics is None and plan.method.statistics_shape is not None:

@@ -8,8 +8,10 @@ has
     P/lora_b  [L, E, R, O]
     P/gate    a `TokenGate`
 
-and the projection returns `y + sum_e w_e (x lora_a_e) lora_b_e`, where the weights w depend on the token's
-x. Routers compute the prototypes (`elm_jax.routing`: Arrow, SpectR, average activation).
+and the projection returns y plus what the experts add, which is one of two published forms: the sum of their
+outputs, `sum_e w_e (x lora_a_e) lora_b_e`, or the product of their mixed factors, `(sum_f w_f x lora_a_f)
+(sum_e w_e lora_b_e)`. The weights w depend on the token's x. Routers compute the prototypes
+(`elm_jax.routing`: Arrow, SpectR, average activation).
 """
 
 from collections.abc import Mapping
@@ -26,11 +28,16 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.records import Params
 
-Similarity = Literal["norm", "cosine"]
+Similarity = Literal["norm", "standard_dot"]
+Weighting = Literal["softmax", "uniform"]
+Mixing = Literal["outputs", "factors"]
+VARIANCE_FLOOR = 1e-5
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["prototypes", "allowed"], meta_fields=["k", "similarity"]
+    jax.tree_util.register_dataclass,
+    data_fields=["prototypes", "allowed"],
+    meta_fields=["k", "similarity", "weighting", "mixing"],
 )
 @dataclass(frozen=True)
 class TokenGate:
@@ -40,14 +47,18 @@ class TokenGate:
         prototypes: [E, I, K], K directions of each expert, divided by the temperature of the softmax.
         allowed: [E], False for an expert that no token may use.
         k: How many experts a token uses; the others have no weight.
-        similarity: "norm", the length of `x prototypes`; or, with K = 1, "cosine", the product with x scaled
-            to length 1.
+        similarity: "norm", the length of `x prototypes`; or, with K = 1, "standard_dot", the product with
+            the standardised x.
+        weighting: "softmax" of the similarities of the `k` experts, or "uniform", 1 / k for each.
+        mixing: what the weights multiply, the experts' "outputs" or both of their "factors".
     """
 
     prototypes: Any
     allowed: Any
     k: int
     similarity: Similarity
+    weighting: Weighting = "softmax"
+    mixing: Mixing = "outputs"
 
 
 def make_gated_tree(
@@ -56,6 +67,8 @@ def make_gated_tree(
     *,
     k: int,
     similarity: Similarity = "norm",
+    weighting: Weighting = "softmax",
+    mixing: Mixing = "outputs",
     allowed: Bool[Array, " E"] | None = None,
 ) -> dict[str, Any]:
     """Returns the gated tree of stacked LoRA experts.
@@ -67,6 +80,8 @@ def make_gated_tree(
         prototypes: Path of a projection -> prototypes.
         k: How many experts a token uses.
         similarity: As in `TokenGate`.
+        weighting: Likewise.
+        mixing: Likewise.
         allowed: Which experts tokens may use; default: all.
 
     Raises:
@@ -91,10 +106,10 @@ def make_gated_tree(
     tree: dict[str, Any] = {path: jnp.moveaxis(jnp.asarray(leaf), 0, 1) for path, leaf in flat.items()}
     for path, prototype in prototypes.items():
         expected, actual = flat[f"{path}/lora_a"].shape[:3], prototype.shape
-        if actual[:3] != expected or (similarity == "cosine" and actual[3] != 1):
+        if actual[:3] != expected or (similarity == "standard_dot" and actual[3] != 1):
             raise UserError(
                 f"Expected prototypes of {path!r} as [experts, layers, inputs, directions], {expected} and "
-                f"one direction for cosines, got {actual}. Fix: compute them for these experts."
+                f"one direction for dot products, got {actual}. Fix: compute them for these experts."
             )
         mask = jnp.ones(expected[0], bool) if allowed is None else jnp.asarray(allowed)
         tree[f"{path}/gate"] = TokenGate(
@@ -102,12 +117,34 @@ def make_gated_tree(
             jnp.broadcast_to(mask, (expected[1], expected[0])),
             min(k, expected[0]),
             similarity,
+            weighting,
+            mixing,
         )
     return paths.unflatten(tree)
 
 
+def standardize(vectors: Float[Array, "*batch I"]) -> Float[Array, "*batch I"]:
+    """Returns vectors with mean 0 and variance 1 over their entries, in float32: layer norm without affine.
+
+    >>> standardize(jnp.array([1.0, 3.0])).round(3).tolist()
+    [-1.0, 1.0]
+    """
+    wide = jnp.asarray(vectors, jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + VARIANCE_FLOOR)
+
+
+def score_experts(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, "*tokens E"]:
+    """Returns how similar every token is to every expert, in float32; -inf for those not allowed."""
+    wide = standardize(x) if gate.similarity == "standard_dot" else jnp.asarray(x, jnp.float32)
+    prototypes = jnp.asarray(gate.prototypes, jnp.float32)
+    near = jnp.einsum("...i,eik->...ek", wide, prototypes, precision="highest")
+    scores = near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
+    return jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
+
+
 def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, "*tokens E"]:
-    """Returns the weights of the experts for every token, a softmax over the `k` most similar ones.
+    """Returns the weights of the experts for every token: of the `k` most similar ones, the others have none.
 
     They sum to 1 and are computed in float32. Experts that tie with the k-th count too, so that the order of
     experts does not matter.
@@ -116,15 +153,11 @@ def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, 
     >>> gate_weights(jnp.array([[1.0, -2.0, 5.0]]), gate).tolist()
     [[0.0, 1.0, 0.0]]
     """
-    wide = jnp.asarray(x, jnp.float32)
-    if gate.similarity == "cosine":
-        wide = wide / jnp.maximum(jnp.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
-    prototypes = jnp.asarray(gate.prototypes, jnp.float32)
-    near = jnp.einsum("...i,eik->...ek", wide, prototypes, precision="highest")
-    scores = near[..., 0] if gate.similarity == "cosine" else jnp.linalg.norm(near, axis=-1)
-    scores = jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
+    scores = score_experts(x, gate)
     least = jax.lax.top_k(scores, gate.k)[0][..., -1:]
-    return jax.nn.softmax(jnp.where(scores >= least, scores, -jnp.inf), axis=-1)
+    chosen = (scores >= least) & (scores > -jnp.inf)
+    even = 0.0 if gate.weighting == "uniform" else scores
+    return jax.nn.softmax(jnp.where(chosen, even, -jnp.inf), axis=-1)
 
 
 def gated_delta(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*tokens O"]:
@@ -133,6 +166,8 @@ def gated_delta(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*
     The lora_a of all experts are multiplied with every token, as one product with E R columns. Few tokens of
     a batch share their k experts, and factors gathered for each token would be far larger than the tokens.
     """
-    weights = gate_weights(x, expert["gate"]).astype(x.dtype)
-    inner = jnp.einsum("...i,eir->...er", x, expert["lora_a"].astype(x.dtype))
-    return jnp.einsum("...er,ero->...o", inner * weights[..., None], expert["lora_b"].astype(x.dtype))
+    weights = gate_weights(x, expert["gate"]).astype(x.dtype)[..., None]
+    inner = weights * jnp.einsum("...i,eir->...er", x, expert["lora_a"].astype(x.dtype))
+    if expert["gate"].mixing == "factors":
+        inner = weights * inner.sum(axis=-2, keepdims=True)
+    return jnp.einsum("...er,ero->...o", inner, expert["lora_b"].astype(x.dtype))

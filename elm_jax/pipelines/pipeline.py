@@ -7,7 +7,7 @@ made in the workspace and does nothing that is done, so a run that was stopped g
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from elm_jax import moved, storage
+from elm_jax import moved, ranges, storage
 from elm_jax.data import task_rows, task_selection
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
@@ -20,7 +20,7 @@ from elm_jax.tasks import data_source
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import pretraining as pretraining_module
-from elm_jax.training.config import TrainConfig
+from elm_jax.training.config import TrainConfig, replace_fields
 from elm_jax.training.pretraining import Pretraining
 from elm_jax.training.train import train_experts, train_multitask
 
@@ -47,6 +47,7 @@ class PipelineConfig:
         title: of the report.
         note: that opens the report.
         seed: of training.
+        wait: whether to wait while another process works in the run's directory.
     """
 
     initial_checkpoint: storage.PathLike | None = None
@@ -56,14 +57,17 @@ class PipelineConfig:
     training: TrainConfig = field(default_factory=TrainConfig)
     source: Source = field(default_factory=Source)
     lengths: Lengths | None = None
-    train_rows: int | None = None
-    keys: int = KEYS_PER_EXPERT
+    train_rows: int | None = field(default=None, metadata=ranges.whole(1))
+    keys: int = field(default=KEYS_PER_EXPERT, metadata=ranges.whole(1))
     text_format: str = TEXT_FORMAT
     embedder: str | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     title: str = "Retrieval of experts"
     note: str = ""
-    seed: int = 0
+    seed: int = field(default=0, metadata=ranges.seed())
+    wait: bool = False
+
+    __post_init__ = ranges.check
 
 
 MOVED_PARAMETERS = (
@@ -106,37 +110,46 @@ def run_pipeline(
     train_source = replace(source, limit=config.train_rows)
     train_specs = task_selection.select_tasks(train_tasks, source)
     eval_specs = task_selection.select_tasks(eval_tasks, source, evaluation=True)
-    if config.initial_checkpoint is None:
-        workspace = Workspace.open(out, create=True)
-        with stages.stage("read and render tasks", 1):
-            trained = _examples(train_specs, train_source)
-            words = [*_words(trained), *_words(_examples(eval_specs, source))]
-            texts = config.base_texts or list(dict.fromkeys(example.input for example in trained))
-        pretraining_module.pretrain(
-            workspace, texts, words, config.pretraining, seed=config.seed, stages=stages
+    with Workspace.open(out, create=True).lock("run", wait=config.wait):
+        if config.initial_checkpoint is None:
+            workspace = Workspace.open(out, create=True)
+            with stages.stage("read and render tasks", 1):
+                trained = _examples(train_specs, train_source)
+                words = [*_words(trained), *_words(_examples(eval_specs, source))]
+                texts = config.base_texts or list(dict.fromkeys(example.input for example in trained))
+            pretraining_module.pretrain(
+                workspace, texts, words, config.pretraining, seed=config.seed, stages=stages
+            )
+        settings.save_run_settings(
+            Workspace.open(out, create=True), config.initial_checkpoint, source, config.lengths, config.dtype
         )
-    settings.save_run_settings(
-        Workspace.open(out, create=True), config.initial_checkpoint, source, config.lengths, config.dtype
-    )
-    run = opening.open_run(out, source=train_source, lengths=config.lengths, stages=stages)
-    training = replace(config.training, seed=config.seed)
-    experts = train_experts(run, train_specs, training)
-    train_multitask(run, train_specs, MULTITASK, training)
-    index(
-        run,
-        experts=experts,
-        size=config.keys,
-        text_format=config.text_format,
-        embedder=config.embedder,
-    )
-    about = {"title": config.title, "note": config.note, "seed": config.seed}
-    about |= {"training": asdict(config.training)}
-    result = evaluate(
-        replace(run, source=source),
-        eval_specs,
-        replace(config.evaluation, experts=experts, oracle=True),
-        environment=about,
-    )
+        run = opening.open_run(out, source=train_source, lengths=config.lengths, stages=stages)
+        training = replace_fields(
+            config.training, {"seed": config.seed, "wait": config.wait or config.training.checkpoint.wait}
+        )
+        experts = train_experts(run, train_specs, training)
+        train_multitask(run, train_specs, MULTITASK, training)
+        index(
+            run,
+            experts=experts,
+            size=config.keys,
+            text_format=config.text_format,
+            embedder=config.embedder,
+            wait=config.wait,
+        )
+        about = {"title": config.title, "note": config.note, "seed": config.seed}
+        about |= {"training": asdict(config.training)}
+        result = evaluate(
+            replace(run, source=source),
+            eval_specs,
+            replace(
+                config.evaluation,
+                experts=experts,
+                oracle=True,
+                wait=config.wait or config.evaluation.wait,
+            ),
+            environment=about,
+        )
     if result is None:
         raise AssertionError("one host alone runs the whole path")
     return result

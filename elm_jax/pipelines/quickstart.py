@@ -23,7 +23,11 @@ CONFIG = TrainConfig(
 
 
 def quickstart(
-    *, out: storage.PathLike = DEFAULT, seed: int = 0, stages: Stages | None = None
+    *,
+    out: storage.PathLike = DEFAULT,
+    seed: int = 0,
+    stages: Stages | None = None,
+    wait: bool = False,
 ) -> EvaluationResult:
     """Trains a tiny base, 24 experts and the multitask baseline, and compares seven ways to use them."""
     config = PipelineConfig(
@@ -34,5 +38,6 @@ def quickstart(
         title="elm quickstart",
         note=NOTE,
         seed=seed,
+        wait=wait,
     )
     return run_pipeline(["mini-train"], ["mini-unseen"], out, config, stages=stages)

@@ -16,6 +16,7 @@ from elm_jax.data import task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, methods
 from elm_jax.evaluation.config import EvaluationConfig
+from elm_jax.evaluation.ensembles import ENSEMBLE
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.models.sizes import T5Config
@@ -23,6 +24,7 @@ from elm_jax.pipelines import pipeline
 from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.planning.networks import find_network
 from elm_jax.records import TaskSpec
+from elm_jax.scoring import rank
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, datasets, raw_rows
 from elm_jax.tasks.data_source import Lengths, Source
@@ -261,8 +263,11 @@ def _make_scoring_workload(evaluation: _Evaluation, plan_options: PlanOptions) -
     oracle = config.oracle or any(each.router in methods.HINDSIGHT_ROUTERS for each in selected)
     # With an oracle every expert is scored, so that a router's choice is scored too, but no merge is.
     others = [each for each in selected if each.router not in ("base", *methods.HINDSIGHT_ROUTERS)]
-    own = [each for each in others if each.merge or each.router == "multitask" or each.level == "token"]
-    scorers = 1 + (len(own) + evaluation.experts if oracle else len(others))
+    merged = [each for each in others if each.merge not in (None, ENSEMBLE)]
+    own = [each for each in others if each in merged or each.router == "multitask" or each.level == "token"]
+    count = evaluation.experts
+    each_alone = [each.options.get("experts", count) if each.merge == ENSEMBLE else 1 for each in others]
+    scorers = 1 + (len(own) + count if oracle else sum(each_alone))
     modes = ["full" if evaluation.kind == "full" else "stack"]
     if any(each.level == "token" for each in selected):
         modes.append("gate")
@@ -270,7 +275,7 @@ def _make_scoring_workload(evaluation: _Evaluation, plan_options: PlanOptions) -
         tasks=len(evaluation.specs),
         rows=sum(_count_rows(spec, evaluation.source, plan_options) for spec in evaluation.specs),
         experts=evaluation.experts,
-        scorers=scorers * (2 if config.normalization == "calibrated" else 1),
+        scorers=scorers * rank.count_passes(config.normalization),
         modes=tuple(modes),
         network=evaluation.network,
         batch_tokens=config.batch_tokens,

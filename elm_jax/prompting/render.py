@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, overload
 
 from elm_jax.errors import RowError, RowReason, UserError
+from elm_jax.prompting import isolation
 from elm_jax.prompting.templates import TRUNCATE, Rendered, Template
 from elm_jax.records import PromptedExample, RowCounts, UnusedRow
 
@@ -46,6 +47,7 @@ class Renderings(Sequence[PromptedExample]):
         return self.examples[index]
 
 
+@isolation.apart(1)
 def render(
     rows: Iterable[Mapping[str, Any]],
     template: Template,

@@ -1,13 +1,15 @@
 """Template files: PromptSource's YAML files, a folder for every dataset, read into templates."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.prompting import reader
+from elm_jax.prompting import promptsource, reader
 from elm_jax.prompting.templates import Template
 
 
@@ -48,7 +50,16 @@ def load_templates(directory: storage.PathLike, dataset: str, *, strict: bool = 
                 "rename one."
             )
         templates[template.name] = template
-    return templates
+    if _is_own(root):
+        return templates
+    return {name: replace(template, foreign=True) for name, template in templates.items()}
+
+
+def _is_own(directory: epath.Path) -> bool:
+    """Returns whether a directory is the package's own, or PromptSource's release in the cache."""
+    package = Path(__file__).resolve().parents[1]
+    release = Path(promptsource.release_directory()).resolve()
+    return any(Path(directory).resolve().is_relative_to(root) for root in (package, release))
 
 
 def list_folders(directory: epath.Path) -> list[str]:

@@ -16,7 +16,7 @@ from jinja2 import meta
 
 from elm_jax import storage
 from elm_jax.errors import RowError, UserError
-from elm_jax.prompting import limits, missing, sandbox, values
+from elm_jax.prompting import isolation, limits, missing, sandbox, values
 from elm_jax.prompting.syntax import OWN_SEPARATOR, SEPARATOR
 
 TRUNCATE = 2048
@@ -57,6 +57,7 @@ class Template:
             counts from the end; the original does neither.
         own: Whether a limit of characters works on the values that the template writes, and its separators
             are those in its source; the original changes the source, and protects separators in rows.
+        foreign: Whether it is a stranger's, and runs in a process of its own.
     """
 
     name: str
@@ -67,7 +68,9 @@ class Template:
     dataset: str = ""
     strict: bool = False
     own: bool = False
+    foreign: bool = False
 
+    @isolation.apart(0)
     def render(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> Rendered | None:
@@ -98,12 +101,14 @@ class Template:
             target = answers[0] if answers else ""
         return Rendered(text, target, choices, answers if answers and len(answers) > 1 else (), cut)
 
+    @isolation.apart(0)
     def parts(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> tuple[str, ...]:
         """Returns all parts of a rendered row, of which `render` requires one or two."""
         return _parts(self, row, self.choices(row, row_id=row_id), truncate, row_id)[0]
 
+    @isolation.apart(0)
     def choices(self, row: Mapping[str, Any], *, row_id: str | None = None) -> tuple[str, ...] | None:
         """Returns the row's answer choices, never truncated; None if the template has none."""
         if self.answer_choices is None:
@@ -113,6 +118,7 @@ class Template:
         return _choices(self, self.answer_choices, row, row_id)
 
     @functools.cached_property
+    @isolation.apart(0)
     def fixed_choices(self) -> tuple[str, ...] | None:
         """The answer choices if they are the same for every row, else None."""
         if self.answer_choices is None or _find_names(self, self.answer_choices):
@@ -120,6 +126,7 @@ class Template:
         return _choices(self, self.answer_choices, {}, None)
 
     @functools.cached_property
+    @isolation.apart(0)
     def columns(self) -> frozenset[str]:
         """The columns that the template may read."""
         read = _find_names(self, self.jinja) | _find_names(self, self.answer_choices or "")

@@ -373,6 +373,14 @@ class Report:
 _field_types = cache(get_type_hints)  # of a class, asked for once for each of its rows
 
 
+_LEAVES: Mapping[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a text"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+}
+
+
 def from_json(annotation: Any, value: Any) -> Any:
     """Returns a value of JSON as the type that an annotation names: a record, a tuple or a mapping of them.
 
@@ -398,4 +406,9 @@ def from_json(annotation: Any, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError("an object")
         return {name: from_json(arguments[1], each) for name, each in value.items()}
+    if annotation in _LEAVES:
+        kinds, expected = _LEAVES[annotation]
+        # JSON's true is Python's 1 too.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool):
+            raise ValueError(expected)
     return value

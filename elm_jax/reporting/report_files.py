@@ -5,13 +5,14 @@ tests want, so that two runs can be compared from their folders, and what the ro
 have a checksum; those of the first versions have none.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.errors import UserError
 from elm_jax.records import TaskScores
 from elm_jax.reporting import documents, metrics, page
@@ -41,7 +42,7 @@ def write_report(
         made_of: what rows and experts were, JSON-like.
     """
     folder = storage.writable_directory(directory)
-    paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
+    paths = report_paths(folder)
     storage.write_bytes(paths["html"], page.render_html(report).encode())
     storage.write_bytes(paths["md"], documents.render_markdown(report).encode())
     storage.write_bytes(paths["csv"], documents.render_csv(report).encode())
@@ -53,6 +54,11 @@ def write_report(
     value = asdict(report)
     storage.write_json(paths["json"], {**value, "checksum": storage.fingerprint(value)})
     return paths
+
+
+def report_paths(directory: storage.PathLike) -> dict[str, epath.Path]:
+    """Returns the paths of a report's files by ending; they need not exist."""
+    return {ending: storage.path(directory) / f"report.{ending}" for ending in ("html", "md", "csv", "json")}
 
 
 def read_report(directory: storage.PathLike) -> Report:
@@ -89,6 +95,15 @@ def read_report(directory: storage.PathLike) -> Report:
     return Report(**parts)
 
 
+@dataclass(frozen=True)
+class _RowsForm(schema.Form):
+    task: schema.Text
+    rows: list[str]
+    labels: list[int]
+    right: Mapping[schema.Text, str | list[int]]
+    seen: list[str]
+
+
 def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[TaskScores]]:
     """Returns method -> its tasks with what was right row by row, as kept beside a report.
 
@@ -99,16 +114,25 @@ def read_rows(directory: storage.PathLike, report: Report) -> dict[str, list[Tas
     """
     where = storage.path(directory) / "rows.jsonl"
     try:
-        head, *lines = storage.read_jsonl(where, what="The rows of a report")
+        lines: list[Any] = storage.read_jsonl(where, what="The rows of a report")
+        head, *lines = lines
         _require_whole(where)
-        if head.get("format") != storage.FORMAT or head.get("report") != _fingerprint(report):
+        if (
+            not isinstance(head, dict)
+            or head.get("format") != storage.FORMAT
+            or head.get("report") != _fingerprint(report)
+        ):
             raise UserError(f"Expected the rows of this report at {str(where)!r}, got those of another one.")
     except UserError as error:
         raise UserError(f"{error} {FIX}") from None
     found: dict[str, list[TaskScores]] = {}
     for line in lines:
+        what = f"the rows of a report at {str(where)!r}"
+        schema.parse(json.dumps(line).encode(), _RowsForm, what=what, fix=FIX[5:-1])
         for method, right in line["right"].items():
-            tied = tuple(map(int, right))
+            tied = tuple(int(mark) for mark in right if str(mark).isdecimal())
+            if not len(tied) == len(right) == len(line["labels"]) == len(line["rows"]):
+                raise UserError(f"Expected a mark for every row at {str(where)!r}, got others. {FIX}")
             marks = zip(line["labels"], tied, strict=True)
             predictions = tuple(label if mark else -1 for label, mark in marks)
             found.setdefault(method, []).append(

@@ -2,13 +2,18 @@
 
 "Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157, section 4.1. An expert's
 prototype at a projection is the first singular vector, on the side of the inputs, of its ΔW = lora_a lora_b:
-of all inputs of length 1 the one that ΔW changes most. Nothing is trained and no data is needed.
+of all inputs of length 1 the one that ΔW changes most. Nothing is trained and no data is needed. The authors'
+code (microsoft/mttl) mixes the factors of the experts by default, PEFT's sums their outputs; both are here.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 
+from elm_jax.errors import UserError
+from elm_jax.models.gating import Mixing
 from elm_jax.records import Params
 from elm_jax.routing import token_gate
 from elm_jax.routing.inputs import KeyIndex, Queries
@@ -24,6 +29,7 @@ def arrow(
     params: Params,
     k: int = 4,
     temperature: float = 1.0,
+    mixing: str = "factors",
     exclude: Collection[str] = (),
 ) -> TokenGate:
     """Every token goes to the LoRA experts whose main direction it points along.
@@ -37,6 +43,8 @@ def arrow(
         params: The index's experts stacked, leaves [E, L, …].
         k: How many experts share a token.
         temperature: Of the softmax.
+        mixing: "factors" for (Σ_f w_f x A_f) (Σ_e w_e B_e), the authors' default; "outputs" for
+            Σ_e w_e (x A_e) B_e, as in PEFT.
         exclude: Datasets; experts that were trained on one of them serve no token.
 
     Raises:
@@ -49,6 +57,9 @@ def arrow(
         )
         for path, (lora_a, lora_b) in token_gate.collect_lora_factors(params).items()
     }
-    return token_gate.make_token_gate(
+    if mixing not in get_args(Mixing):
+        raise UserError(f"Expected mixing {' or '.join(get_args(Mixing))}, got {mixing!r}. Fix: give one.")
+    gate = token_gate.make_token_gate(
         "arrow", queries.task, index, prototypes, k=k, temperature=temperature, exclude=exclude
     )
+    return replace(gate, mixing=mixing)

@@ -5,10 +5,12 @@ its index cannot be built; here it works row by row, like RoE.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
@@ -24,6 +26,8 @@ from elm_jax.routing.registry import register_router
 
 # Single letters and digits count, unlike in the customary pattern: answer choices are often called A or 1.
 WORD = r"(?u)\b\w+\b"
+SEARCHERS = 4
+"""Indexes that are kept: one of all keys, and those without the keys of a task's own dataset."""
 
 
 @register_router("bm25", reads=("texts",))
@@ -57,31 +61,48 @@ def bm25(
     rows = np.flatnonzero(find_allowed_keys(index, find_allowed_experts(index, exclude)))
     if not 1 <= k <= len(index.texts):
         raise UserError(f"Expected k from 1 to {len(index.texts)}, the number of keys, got {k}.")
-    scores = _scores(texts, [index.texts[row] for row in rows])
+    scores = _scores(texts, index, rows)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(scores, order, axis=1)
     voters = np.where(best > 0.0, index.expert_of_row[rows[order]], -1)
     return vote.elect_experts("bm25", queries, index, voters, best, experts=experts, weighting=weighting)
 
 
-def _scores(queries: Sequence[str], keys: Sequence[str]) -> Float[np.ndarray, "Q N"]:
-    """Returns the BM25 score (Lucene's form, k1 = 1.5, b = 0.75) of every key for every query."""
+def _scores(queries: Sequence[str], index: KeyIndex, rows: Int[np.ndarray, " N"]) -> Float[np.ndarray, "Q N"]:
+    """Returns the BM25 score (Lucene's form, k1 = 1.5, b = 0.75) of those keys for every query."""
+    searchers: OrderedDict[bytes, Any] = index.once("bm25 searchers", OrderedDict)
+    key = rows.tobytes()
+    if key not in searchers:
+        words = index.once("bm25 words", lambda: _tokenize(index.texts))
+        searchers[key] = _make_searcher([words[row] for row in rows])
+    searchers.move_to_end(key)
+    if len(searchers) > SEARCHERS:
+        searchers.popitem(last=False)
+    scores = np.zeros((len(queries), len(rows)), np.float32)
+    for row, query in enumerate(_tokenize(queries)):
+        if query and searchers[key] is not None:
+            scores[row] = searchers[key].get_scores(query)
+    return scores
+
+
+def _tokenize(texts: Sequence[str]) -> list[list[str]]:
+    """Returns the words of every text; equal words are one object."""
     import bm25s  # imports scipy
 
+    found: Any = bm25s.tokenize(
+        list(texts), token_pattern=WORD, stopwords=[], return_ids=False, show_progress=False
+    )
+    known: dict[str, str] = {}
+    return [[known.setdefault(word, word) for word in words] for words in found]
+
+
+def _make_searcher(key_words: Sequence[Sequence[str]]) -> Any:
+    """Returns what scores keys; None if they have no words, as their mean length would be 0."""
+    import bm25s
+
+    if not any(key_words):
+        return None
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index otherwise
-
-    def tokenize(texts: Sequence[str]) -> list[list[str]]:
-        return bm25s.tokenize(
-            list(texts), token_pattern=WORD, stopwords=[], return_ids=False, show_progress=False
-        )  # pyright: ignore[reportReturnType]
-
-    key_words = tokenize(keys)
-    scores = np.zeros((len(queries), len(keys)), np.float32)
-    if not any(key_words):  # the mean length would be 0 and the score undefined
-        return scores
     searcher = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     searcher.index(key_words, show_progress=False)
-    for row, query in enumerate(tokenize(queries)):
-        if query:
-            scores[row] = searcher.get_scores(query)
-    return scores
+    return searcher

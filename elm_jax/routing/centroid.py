@@ -49,7 +49,8 @@ def centroid(
     allowed = find_allowed_experts(index, exclude)
     with_keys = index.expert_of_row[find_allowed_keys(index, allowed)]
     allowed &= np.isin(np.arange(len(index.experts)), with_keys)
-    similarities, nearest = search.top_k(_normalize(vectors), _mean_directions(index), k, allowed=allowed)
+    means = index.once("centroid", lambda: _mean_directions(index))
+    similarities, nearest = search.top_k(_normalize(vectors), means, k, allowed=allowed)
     return vote.elect_experts(
         "centroid",
         queries,

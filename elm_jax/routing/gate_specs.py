@@ -12,15 +12,18 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.experts.library import Library
-from elm_jax.models import gating
 from elm_jax.records import Params
 from elm_jax.routing import table
 from elm_jax.routing.inputs import Queries
 from elm_jax.routing.key_index import build_keyless_index
+from elm_jax.routing.mbc import embed_experts
 from elm_jax.routing.registry import Router
 from elm_jax.routing.token_gate import TokenGate
 from elm_jax.session.workspace import Run
 from elm_jax.statistics.expert_statistics import load_mean_inputs
+
+FORMULAS = 2
+"""Counts the formulas that built-in routers had under one name: scores by earlier ones are not taken."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def make_gate_spec(
     datasets = {dataset for each in descriptions.values() for dataset in each.spec.datasets}
     left_out = tuple(sorted(datasets & set(excluded)))
     checksums = {expert: each.checksum for expert, each in descriptions.items()}
-    parts = {"router": router, "options": dict(options), "experts": checksums, "excluded": left_out}
+    parts: dict[str, Any] = {"router": router, "options": dict(options), "experts": checksums}
+    parts |= {"excluded": left_out, "formulas": FORMULAS}
     gate_id = f"gated/{router}-{storage.fingerprint(parts)}"
     return GateSpec(gate_id, router, dict(options), tuple(experts), left_out)
 
@@ -73,9 +77,7 @@ def load_gate(run: Run, spec: GateSpec) -> Params:
     gate = router.route(Queries("", ()), index, exclude=spec.excluded, **read, **spec.options)
     if not isinstance(gate, TokenGate):
         raise TypeError(f"router {spec.router!r} is registered for tokens, but returned no TokenGate")
-    return gating.make_gated_tree(
-        stacked, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed
-    )
+    return gate.make_tree(stacked)
 
 
 def load_read_arguments(
@@ -89,8 +91,13 @@ def load_read_arguments(
         experts: The experts' ids.
         known: What is loaded already, by name.
     """
+
+    def load_params() -> Params:
+        return Library.open(run.workspace.library).load_stack(experts, base=run.base.fingerprint)
+
     load = {
-        "params": lambda: Library.open(run.workspace.library).load_stack(experts, base=run.base.fingerprint),
+        "params": load_params,
+        "parameter_points": lambda: embed_experts(known["params"] if "params" in known else load_params()),
         "activations": lambda: load_mean_activations(run, experts),
     }
     return {name: known[name] if name in known else load[name]() for name in router.reads if name in load}

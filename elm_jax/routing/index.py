@@ -7,15 +7,15 @@ embedded as the keys were.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from elm_jax import storage
+from elm_jax import ranges, schema, storage
 from elm_jax.data import identity, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
-from elm_jax.experts import compatibility, key_texts
+from elm_jax.experts import compatibility, key_texts, lookup
 from elm_jax.experts.library import Library
 from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
@@ -48,6 +48,13 @@ class EmbedderSettings:
     ignore: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _EmbedderForm(schema.FileForm):
+    embedder: schema.Text
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ignore: tuple[str, ...] = ()
+
+
 BASE_EMBEDDER = EmbedderSettings()
 """The run's own base."""
 
@@ -63,6 +70,7 @@ def index(
     ignore: Collection[str] = (),
     rebuild: bool = False,
     padded: bool = False,
+    wait: bool = False,
 ) -> list[str]:
     """Embeds the keys of experts that have none, so that routers find them.
 
@@ -83,42 +91,46 @@ def index(
         rebuild: Whether keys that are there are made again.
         padded: Whether keys of "t5" are pooled over padding, as the original's are (`routing.original`). They
             get another embedder's name, so that only a router with that switch compares queries with them.
+        wait: Whether to wait while another process embeds keys in the same run.
 
     Returns:
         The experts whose keys were written.
 
     Raises:
-        UserError: If an expert has keys of another embedder and `rebuild` is off, or if the rows that an
-            expert was trained on are not found.
+        UserError: If another process does that; if an expert has keys of another embedder and `rebuild` is
+            off, or if the rows that an expert was trained on are not found.
     """
+    ranges.require("size", size, ranges.whole(1))
     run = run if isinstance(run, Run) else opening.open_run(run, dtype=dtype)
-    library = Library.open(run.workspace.library)
-    if experts is None:
-        experts = _find_indexable_experts(run, library, rebuild=rebuild)
-    stored = load_embedder_settings(run.workspace)
-    settings = _resolve_settings(run, stored, embedder, dtype, ignore)
-    encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
-    lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
-    specs = {expert: library.spec(expert) for expert in experts}
-    compatibility.require_vocabulary(specs.values(), run.tokenizer.fingerprint)
-    for expert in experts:
-        if expert not in lacking:
-            _require_current_keys(run, specs[expert], library.load_keys(expert), encoder, settings)
-    if settings != stored:
-        _save_embedder_settings(run.workspace, settings)
-    with run.stages.stage("embed keys", len(lacking)) as advance:
-        for done, expert in enumerate(lacking, start=1):
-            spec = expert_statistics.with_tasks_of_parts(specs[expert])
-            texts = [
-                text
-                for task, example in expert_statistics.sample_training_rows(spec, run.source, size)
-                for text in key_texts.format_texts(
-                    [example], text_format, task_selection.get_choices_expression(task, run.source)
-                )
-            ]
-            keys = embed_keys(encoder, texts, text_format)
-            library.write_keys(expert, replace(keys, made_of=_identify_keys(run, specs[expert], encoder)))
-            advance(done, "")
+    with run.workspace.lock("index", wait=wait):
+        lookup.remove_leftovers(run.workspace)
+        library = Library.open(run.workspace.library)
+        if experts is None:
+            experts = _find_indexable_experts(run, library, rebuild=rebuild)
+        stored = load_embedder_settings(run.workspace)
+        settings = _resolve_settings(run, stored, embedder, dtype, ignore)
+        encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
+        lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
+        specs = {expert: library.spec(expert) for expert in experts}
+        compatibility.require_vocabulary(specs.values(), run.tokenizer.fingerprint)
+        for expert in experts:
+            if expert not in lacking:
+                _require_current_keys(run, specs[expert], library.load_keys(expert), encoder, settings)
+        if settings != stored:
+            _save_embedder_settings(run.workspace, settings)
+        with run.stages.stage("embed keys", len(lacking)) as advance:
+            for done, expert in enumerate(lacking, start=1):
+                spec = expert_statistics.with_tasks_of_parts(specs[expert])
+                texts = [
+                    text
+                    for task, example in expert_statistics.sample_training_rows(spec, run.source, size)
+                    for text in key_texts.format_texts(
+                        [example], text_format, task_selection.get_choices_expression(task, run.source)
+                    )
+                ]
+                keys = embed_keys(encoder, texts, text_format)
+                library.write_keys(expert, replace(keys, made_of=_identify_keys(run, specs[expert], encoder)))
+                advance(done, "")
     return lacking
 
 
@@ -154,10 +166,8 @@ def load_embedder_settings(workspace: Workspace) -> EmbedderSettings:
     file = workspace.root / EMBEDDER_FILE
     if not file.exists():
         return BASE_EMBEDDER
-    stored = storage.read_json(file, what="A run's embedder")
-    return EmbedderSettings(
-        stored["embedder"], stored.get("dtype", "float32"), tuple(stored.get("ignore", ()))
-    )
+    stored = schema.read(file, _EmbedderForm, what="A run's embedder", fix="delete it, and run `elm index`")
+    return EmbedderSettings(stored.embedder, stored.dtype, stored.ignore)
 
 
 def _save_embedder_settings(workspace: Workspace, settings: EmbedderSettings) -> None:

@@ -4,14 +4,17 @@ Both must come from one embedder and one text format. The released retrieval emb
 and formatted texts as keys, which was a defect and is an error here.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from elm_jax.axes import Embeddings
 from elm_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class KeyIndex:
     texts: tuple[str, ...]
     embedder: str
     text_format: str
+    _made: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Returns what `make` gives, which is called once: what a router computes of the keys alone."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
 
 def find_allowed_experts(index: KeyIndex, exclude: Collection[str] = ()) -> Bool[np.ndarray, " E"]:

@@ -2,8 +2,9 @@
 
 Huang et al. 2023, "LoraHub: Efficient Cross-Task Generalization via Dynamic LoRA Composition", arXiv
 2307.13269: candidates are drawn at random, and a black-box search over their weights within [-1.5, 1.5]
-minimises the loss on the examples plus 0.05 times the mean of absolute weights (so the authors' released
-code), in 40 trials. It is few-shot: tables mark its scores.
+minimises the loss on the examples plus a penalty, in 40 trials. Loss and penalty are those of the released
+code (sail-sg/lorahub): the mean loss of a batch, which holds all examples, is divided by their number once
+more, and 0.05 times the mean of absolute weights is added. It is few-shot: tables mark its scores.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,12 +20,24 @@ from elm_jax.routing.registry import register_router
 BOUND = 1.5
 
 
+def penalize_weights(
+    loss: float, weights: Float[np.ndarray, " W"], *, shots: int, penalty: float = 0.05
+) -> float:
+    """Returns what the search minimises: loss / shots + penalty · mean |w|, `loss` the mean over tokens.
+
+    >>> penalize_weights(2.0, np.array([1.0, -3.0]), shots=5)
+    0.5
+    """
+    return loss / shots + penalty * float(np.abs(weights).mean())
+
+
 @register_router("lorahub", reads=("loss",), few_shot=True)
 def lorahub(
     queries: Queries,
     index: KeyIndex,
     *,
     loss: Callable[[Mapping[str, float]], float],
+    shots: int = 5,
     candidates: int = 20,
     trials: int = 40,
     penalty: float = 0.05,
@@ -40,9 +53,10 @@ def lorahub(
         queries: Only the task's name is read.
         index: The experts.
         loss: Expert id -> weight, to the mean loss of the merged expert on the labelled examples.
+        shots: How many examples these are.
         candidates: How many experts are drawn.
         trials: How many weights are tried.
-        penalty: By what the mean of absolute weights is multiplied and added to the loss.
+        penalty: By what the mean of absolute weights is multiplied; see `penalize_weights`.
         seed: Of what is drawn.
         exclude: Datasets; experts that were trained on one of them are not drawn.
 
@@ -71,7 +85,7 @@ def lorahub(
         measured = float(loss(candidate))
         if not np.isfinite(measured):
             raise UserError(f"Expected a finite loss, got {measured} for the weights {candidate}.")
-        tried.append((measured + penalty * float(np.abs(weights).mean()), candidate))
+        tried.append((penalize_weights(measured, weights, shots=shots, penalty=penalty), candidate))
         return tried[-1][0]
 
     options = {"rhobeg": 0.5, "maxiter": trials, "tol": 1e-4}

@@ -21,6 +21,7 @@ Switches = frozenset[str]
 """The switches that are on."""
 SWITCHES = {
     "ties": "experts stand in a dictionary by similarity: of equally near keys only the last votes",
+    "first_vote": "of experts with equally many votes the one wins that got its first vote earliest",
     "nearest_only": "the vote of k neighbours is overwritten by that of the nearest",
     "raw_queries": "queries are bare inputs, whatever the format of the keys, for encoders that pool by mean",
     "padded_keys": "keys that `routing.index` pooled over padding are compared with queries that are not",

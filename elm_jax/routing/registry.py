@@ -15,9 +15,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 LEVELS = ("task", "row", "token")
 """What a router chooses experts for."""
-INPUTS = ("vectors", "texts", "expert", "params", "activations", "accuracies", "loss")
+INPUTS = ("vectors", "texts", "expert", "params", "parameter_points", "activations", "accuracies", "loss")
 """What a router may read."""
-ARGUMENTS = ("queries", "index", "exclude", "params", "activations", "accuracies", "loss")
+ARGUMENTS = ("queries", "index", "exclude", *INPUTS[3:])
 """Arguments of routers that no user gives by name: what they are called with, and what they read."""
 RESERVED = ("base", "multitask", "best_single")
 """What an evaluation's methods may name in the place of a router."""
@@ -76,9 +76,9 @@ def register_router(
         level: "task" if it returns a `Selection` for the whole task; "row" if the selection's `nearest` has
             an expert for every query; "token" if it returns a `TokenGate`, which the network applies.
         reads: What must be there before it is called: "vectors" or "texts" of queries and keys; "params",
-            the experts' parameters stacked, leaves [E, L, …]; "activations", the mean inputs of their
-            projections, path -> [E, L, I]; "expert", an expert's id as an option; "accuracies" and "loss",
-            which come from labels of the task.
+            the experts' parameters stacked, leaves [E, L, …]; "parameter_points", what `mbc.embed_experts`
+            makes of these; "activations", the mean inputs of their projections, path -> [E, L, I]; "expert",
+            an expert's id as an option; "accuracies" and "loss", which come from labels of the task.
         few_shot: Whether it has seen labelled examples of the task; tables then mark its results.
 
     Returns:

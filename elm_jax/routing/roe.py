@@ -82,7 +82,14 @@ def roe(
     similarities, rows = find_neighbours(queries, index, k, exclude=exclude, switches=switches)
     voters, similarities = original.adapt_votes(_experts_of_rows(index, rows), similarities, index, switches)
     return vote.elect_experts(
-        "roe", queries, index, voters, similarities, experts=experts, weighting=weighting
+        "roe",
+        queries,
+        index,
+        voters,
+        similarities,
+        experts=experts,
+        weighting=weighting,
+        sum_ties="first_vote" not in switches,
     )
 
 

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import locks, names, ranges, schema, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
-from elm_jax.experts import key_texts
+from elm_jax.experts import key_texts, lookup
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import original, table
 from elm_jax.routing.explain import explain_selection
@@ -23,6 +24,25 @@ from elm_jax.statistics import expert_statistics
 
 FROM_LABELS = ("accuracies", "loss")
 """What routers read that comes from labels of the task."""
+
+
+@dataclass(frozen=True)
+class SelectionForm(schema.Form):
+    """A `Selection` in a file."""
+
+    task: schema.Text
+    router: schema.Text
+    weights: Annotated[Mapping[schema.Text, float], MinLen(1)]
+    votes: Mapping[schema.Text, schema.Count]
+    queries: tuple[str, ...]
+    nearest: tuple[tuple[schema.Text, float], ...] = ()
+    embedder: str = ""
+    rows: str = ""
+
+
+@dataclass(frozen=True)
+class _SelectionsForm(schema.FileForm):
+    selections: tuple[SelectionForm, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ def route(
     """
     run = opening.ensure_open(run)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
-    inputs = RoutingInputs(run, queries_per_task=queries)
+    inputs = make_inputs(run, queries)
     routed = route_tasks(inputs, specs, router, options, experts=experts)
     check_chosen(inputs, routed)
     return [each.selection for each in routed]
@@ -79,6 +99,17 @@ def check_chosen(inputs: RoutingInputs, routed: Iterable[RoutedTask]) -> None:
     """Does what `expert_statistics.check_inputs` does for the experts that were chosen."""
     chosen = {expert for each in routed for expert in each.selection.weights}
     expert_statistics.check_inputs(inputs.run, chosen)
+
+
+def make_inputs(run: Run, queries: int = key_texts.QUERIES_PER_TASK) -> RoutingInputs:
+    """Returns what routers read of a run; what they choose is stored there, if that can be written."""
+    ranges.require("queries", queries, ranges.whole(1))
+    keep = storage.is_writable(run.workspace.root)
+    if keep:
+        lookup.remove_leftovers(run.workspace)
+    else:
+        run.stages.console.print(f"{run.workspace.root} is read-only: the choices are not kept.")
+    return RoutingInputs(run, queries_per_task=queries, keep=keep)
 
 
 def route_tasks(
@@ -109,6 +140,7 @@ def route_tasks(
     """
     chosen = table.find_router(router)
     arguments = dict(options or {})
+    ranges.require("experts", experts, ranges.whole(1))
     name = name_selections(router, experts, arguments)
     if "experts" in chosen.options:
         arguments["experts"] = experts
@@ -134,7 +166,8 @@ def route_tasks(
             rows=storage.fingerprint(rows) if queries.texts else "",
         )
         routed.append(RoutedTask(selection, lines))
-    save_selections(inputs.run.workspace, name, [each.selection for each in routed])
+    if inputs.keep:
+        save_selections(inputs.run.workspace, name, [each.selection for each in routed])
     return routed
 
 
@@ -155,10 +188,11 @@ def name_selections(router: str, experts: int, options: Mapping[str, Any] | None
 
 def save_selections(workspace: Workspace, name: str, selections: Sequence[Selection]) -> None:
     """Stores selections with those of other tasks under the same name."""
-    of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
-    of_tasks |= {selection.task: selection for selection in selections}
-    rows = [asdict(selection) for selection in of_tasks.values()]
-    storage.write_json(_file(workspace, name), {"selections": rows})
+    with locks.hold(workspace.selections / ".lock", "elm route", seconds=60.0):
+        of_tasks = {selection.task: selection for selection in load_selections(workspace, name)}
+        of_tasks |= {selection.task: selection for selection in selections}
+        rows = [asdict(selection) for selection in of_tasks.values()]
+        storage.write_json(_file(workspace, name), {"selections": rows})
 
 
 def load_selections(workspace: Workspace, name: str) -> list[Selection]:
@@ -166,19 +200,8 @@ def load_selections(workspace: Workspace, name: str) -> list[Selection]:
     file = _file(workspace, name)
     if not file.exists():
         return []
-    return [
-        Selection(
-            task=row["task"],
-            router=row["router"],
-            weights=row["weights"],
-            votes=row["votes"],
-            queries=tuple(row["queries"]),
-            nearest=tuple((expert, similarity) for expert, similarity in row["nearest"]),
-            embedder=row.get("embedder", ""),
-            rows=row.get("rows", ""),
-        )
-        for row in storage.read_json(file, what="A router's selections")["selections"]
-    ]
+    told = schema.read(file, _SelectionsForm, what="A router's selections", fix="delete it, and route again")
+    return [Selection(**vars(each)) for each in told.selections]
 
 
 def _require_options(name: str, router: Router, options: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from elm_jax.data import task_rows, task_selection
 from elm_jax.experts import compatibility, key_texts
 from elm_jax.experts.library import Library
+from elm_jax.experts.lookup import DescribedLibrary
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.embedding import Embedder
 from elm_jax.routing.gate_specs import load_read_arguments
@@ -28,19 +29,21 @@ class RoutingInputs:
         experts: Ids of experts of the library; all of them by default.
         queries_per_task: How many inputs of a task routers see.
         examples: Task id -> its prompted examples, of tasks that are rendered already.
+        keep: Whether what routers choose is stored in the run.
     """
 
     run: Run
     experts: Sequence[str] | None = None
     queries_per_task: int = key_texts.QUERIES_PER_TASK
     examples: Mapping[str, Sequence[PromptedExample]] = field(default_factory=dict)
+    keep: bool = True
     _queries: dict[tuple[str, str | None, int | None], Queries] = field(default_factory=dict)
     _arguments: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def library(self) -> Library:
         """The run's library, whose experts have the run's vocabulary."""
-        library = Library.open(self.run.workspace.library)
+        library = DescribedLibrary.open(self.run.workspace.library)
         specs = map(library.spec, self.experts or library.ids())
         compatibility.require_vocabulary(specs, self.run.tokenizer.fingerprint)
         return library
@@ -73,7 +76,7 @@ class RoutingInputs:
     @cached_property
     def index_with_composites(self) -> KeyIndex:
         """The experts and the run's composites without their keys: whatever can be named."""
-        composites = Library.open(self.run.workspace.composites, create=True)
+        composites = Library(self.run.workspace.composites)
         others = build_keyless_index(
             composites, [expert for expert in composites.ids() if expert not in self.library]
         )

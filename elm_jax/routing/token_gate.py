@@ -7,14 +7,14 @@ only by the experts that must not serve it.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
-from elm_jax.models import paths
+from elm_jax.models import gating, paths
+from elm_jax.models.gating import Mixing, Similarity, Weighting
 from elm_jax.records import Params
 from elm_jax.routing.inputs import KeyIndex, find_allowed_experts
 
@@ -32,7 +32,11 @@ class TokenGate:
         prototypes: By path of a projection, divided by the softmax's temperature.
         allowed: False for experts that must not serve the task.
         k: How many experts share a token.
-        similarity: "norm" is |x prototypes|; "cosine" has K = 1 and takes x with length 1.
+        similarity: As in `elm_jax.models.gating.TokenGate`.
+        weighting: Likewise.
+        mixing: Likewise.
+        factors: By path of a projection, lora_a and lora_b that the network uses in the place of the
+            experts' own; their products are the same.
     """
 
     task: str
@@ -41,7 +45,27 @@ class TokenGate:
     prototypes: Mapping[str, Float[Array, "E L I K"]]
     allowed: Bool[np.ndarray, " E"]
     k: int
-    similarity: Literal["norm", "cosine"]
+    similarity: Similarity = "norm"
+    weighting: Weighting = "softmax"
+    mixing: Mixing = "outputs"
+    factors: Mapping[str, Factors] | None = None
+
+    def make_tree(self, stack: Params) -> Params:
+        """Returns the tree that the network runs, of the experts' parameters stacked in the gate's order."""
+        replaced = {
+            f"{path}/{leaf}": value
+            for path, pair in (self.factors or {}).items()
+            for leaf, value in zip(("lora_a", "lora_b"), pair, strict=True)
+        }
+        return gating.make_gated_tree(
+            paths.unflatten({**paths.flatten(stack), **replaced}),
+            self.prototypes,
+            k=self.k,
+            similarity=self.similarity,
+            weighting=self.weighting,
+            mixing=self.mixing,
+            allowed=self.allowed,
+        )
 
 
 def make_token_gate(
@@ -52,10 +76,9 @@ def make_token_gate(
     *,
     k: int,
     temperature: float,
-    similarity: Literal["norm", "cosine"] = "norm",
     exclude: Collection[str] = (),
 ) -> TokenGate:
-    """Returns the gate of a router's prototypes.
+    """Returns the gate of a router's prototypes, with the defaults of `TokenGate`.
 
     Raises:
         UserError: If there is not one prototype per expert, or an option is not valid.
@@ -70,7 +93,7 @@ def make_token_gate(
             )
     scaled = {path: value / np.float32(temperature) for path, value in prototypes.items()}
     allowed = find_allowed_experts(index, exclude)
-    return TokenGate(task, router, index.experts, scaled, allowed, k, similarity)
+    return TokenGate(task, router, index.experts, scaled, allowed, k)
 
 
 def collect_lora_factors(params: Params) -> dict[str, Factors]:
@@ -97,14 +120,19 @@ def collect_lora_factors(params: Params) -> dict[str, Factors]:
 
 def decompose_change(
     lora_a: Float[np.ndarray, "*stack I R"], lora_b: Float[np.ndarray, "*stack R O"]
-) -> tuple[Float[np.ndarray, "*stack I K"], Float[np.ndarray, "*stack K"]]:
-    """Returns the singular vectors of ΔW = lora_a lora_b on the side of its inputs, and the singular values.
+) -> tuple[Float[np.ndarray, "*stack I K"], Float[np.ndarray, "*stack K O"]]:
+    """Returns the factors V and S Uᵀ of ΔW = lora_a lora_b = V S Uᵀ: singular vectors, the largest first.
 
-    The largest comes first; a vector whose value is 0 is 0. ΔW itself, [I, O], is never computed: the QR
-    decompositions of the factors leave a matrix of R x R to decompose.
+    The columns of V are of length 1, and 0 where the singular value is 0. A decomposition leaves their signs
+    open; here the entry of V that is largest without its sign is positive, the first of equals. (Equal
+    singular values leave more open, which no rule of signs decides.) ΔW itself, [I, O], is never computed:
+    the QR decompositions of the factors leave a matrix of R x R to decompose.
     """
     before, inner = np.linalg.qr(np.asarray(lora_a, np.float32))
     outer = np.linalg.qr(np.swapaxes(np.asarray(lora_b, np.float32), -1, -2)).R
     left, sizes, _ = np.linalg.svd(inner @ np.swapaxes(outer, -1, -2), full_matrices=False)
     is_nonzero = sizes > 1e-6 * np.maximum(sizes[..., :1], 1e-30)
-    return before @ (left * is_nonzero[..., None, :]), sizes * is_nonzero
+    vectors = before @ (left * is_nonzero[..., None, :])
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=-2)[..., None, :], axis=-2)
+    vectors = vectors * np.where(largest < 0, -1, 1).astype(np.float32)
+    return vectors, np.swapaxes(vectors, -1, -2) @ np.asarray(lora_a, np.float32) @ lora_b

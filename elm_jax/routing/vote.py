@@ -16,7 +16,11 @@ WEIGHTINGS = ("uniform", "votes")
 
 
 def rank_experts(
-    voters: Int[np.ndarray, "Q K"], similarities: Float[np.ndarray, "Q K"], experts: int
+    voters: Int[np.ndarray, "Q K"],
+    similarities: Float[np.ndarray, "Q K"],
+    experts: int,
+    *,
+    sum_ties: bool = True,
 ) -> list[tuple[int, int]]:
     """Returns (expert, votes) of all experts that got votes, the winner first.
 
@@ -26,6 +30,7 @@ def rank_experts(
         voters: The position of each neighbour's expert, nearest first; a negative one casts no vote.
         similarities: Of the neighbours.
         experts: How many experts there are.
+        sum_ties: Whether the summed similarity decides; without it the first vote does.
 
     >>> rank_experts(np.array([[2], [0], [0]]), np.array([[0.9], [0.1], [0.1]]), 3)
     [(0, 2), (2, 1)]
@@ -33,7 +38,7 @@ def rank_experts(
     flat, nearness = voters.reshape(-1), similarities.reshape(-1).astype(np.float64)
     cast = flat >= 0
     counts = np.bincount(flat[cast], minlength=experts)
-    sums = np.bincount(flat[cast], weights=nearness[cast], minlength=experts)
+    sums = np.bincount(flat[cast], weights=nearness[cast] if sum_ties else None, minlength=experts)
     order = sorted(
         (int(expert) for expert in np.flatnonzero(counts)),
         key=lambda expert: (-counts[expert], -sums[expert], np.argmax(flat == expert)),
@@ -50,6 +55,7 @@ def elect_experts(
     *,
     experts: int = 1,
     weighting: str = "uniform",
+    sum_ties: bool = True,
 ) -> Selection:
     """Returns the selection of the experts with most votes.
 
@@ -61,6 +67,7 @@ def elect_experts(
         similarities: Of the neighbours.
         experts: How many experts to take; fewer if fewer got votes.
         weighting: "uniform", or "votes" for weights in proportion to them.
+        sum_ties: As `rank_experts` has it.
 
     Returns:
         The selection; its `queries` are those that voted, `nearest` the nearest expert of each.
@@ -72,7 +79,7 @@ def elect_experts(
         raise UserError(f"Expected at least one expert for {queries.task!r}, got {experts}.")
     if weighting not in WEIGHTINGS:
         raise UserError(f"Expected weighting {' or '.join(WEIGHTINGS)}, got {weighting!r}.")
-    ranked = rank_experts(voters, similarities, len(index.experts))
+    ranked = rank_experts(voters, similarities, len(index.experts), sum_ties=sum_ties)
     if not ranked:
         raise UserError(
             f"Expected queries of {queries.task!r} near some key, got none, so router {router!r} has no vote "

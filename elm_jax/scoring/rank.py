@@ -2,19 +2,74 @@
 
 A choice's score is the sum of the log-probabilities of its tokens, end-of-sequence included, without length
 normalisation; the prediction is the best choice, the first of equals (T0, Sanh et al. 2022; method of arXiv
-2302.03202). Two other scores are had by name: the mean over its tokens, so that a long answer does not lose
-for its length alone, and the sum less the sum without the prompt, so that a likely answer does not win for
-that alone (Holtzman et al. 2021).
+2302.03202). Other scores s' are had by name, of the sum s, so that an answer does not lose for its length
+alone, or win because it is likely after any prompt:
+
+    mean            s / tokens                            T-Few as configured (arXiv 2205.05638)
+    length:A        s / tokens^A                          T-Few's length_norm
+    characters      s / characters of the text            lm-evaluation-harness's acc_norm
+    bytes           s / bytes of the text in UTF-8        its acc_bytes
+    calibrated      s - s after end-of-sequence alone     its acc_mutual_info, with an empty context
+    pmi:PREMISE     s - s after PREMISE                   Holtzman et al. 2021 (arXiv 2104.08315)
+    contextual      log p - log mean of p after           Zhao et al. 2021 (arXiv 2102.09690), with p the
+                    prompts without content               softmax of s over a row's choices, and b = 0
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from elm_jax import names
+from elm_jax.errors import UserError
 
-NORMALIZATIONS = ("sum", "mean", "calibrated")
+NORMALIZATIONS = ("sum", "mean", "length", "characters", "bytes", "calibrated", "pmi", "contextual")
+
+
+class Normalization(NamedTuple):
+    """How a choice's score is made of the sum over its tokens.
+
+    Attributes:
+        name: one of `NORMALIZATIONS`, but "length" for "mean" and "pmi" for "calibrated".
+        exponent: of the number of tokens; "length" alone reads it.
+        premise: stands in the place of the prompt; "pmi" alone reads it.
+    """
+
+    name: str
+    exponent: float = 1.0
+    premise: str = ""
+
+
+def parse_normalization(text: str) -> Normalization:
+    """Returns the normalization that a string stands for, as the table above has them.
+
+    Raises:
+        UserError: there is none of that name, or its value is none.
+
+    >>> parse_normalization("length:0.5").exponent
+    0.5
+    """
+    name, colon, value = text.partition(":")
+    names.resolve(name, NORMALIZATIONS, kind="score", where="rank classification")
+    if name == "pmi" and value:
+        return Normalization("pmi", premise=value)
+    if name == "length":
+        try:
+            exponent = float(value)
+        except ValueError:
+            exponent = np.nan
+        if np.isfinite(exponent):
+            return Normalization("length", exponent)
+    elif not colon and name != "pmi":
+        return Normalization({"mean": "length", "calibrated": "pmi"}.get(name, name))
+    wanted = {"length": "length:NUMBER", "pmi": "pmi:PREMISE"}.get(name, name)
+    raise UserError(f"Expected the score {wanted}, got {text!r}. Fix: give it in this form.")
+
+
+def count_passes(normalization: str) -> int:
+    """Returns how often at most answers are scored for a normalization, after prompts and after premises."""
+    return {"pmi": 2, "contextual": 4}.get(parse_normalization(normalization).name, 1)
 
 
 def answer_scores(
@@ -39,29 +94,44 @@ def answers_are_greedy(
 
 
 def normalize_scores(
-    score: str,
+    normalization: Normalization,
     sums: Float[np.ndarray, " C"],
     lengths: Sequence[int],
-    without_prompt: Float[np.ndarray, " C"] | None = None,
+    texts: Sequence[str],
+    after_premises: Float[np.ndarray, "P C"] | None = None,
 ) -> Float[np.ndarray, " C"]:
     """Returns a row's normalized scores, from the sums over its answers' tokens.
 
     Args:
-        score: one of `NORMALIZATIONS`.
+        normalization: which.
         sums: of each answer, in nats, [C].
-        lengths: how many tokens each answer has.
-        without_prompt: the sums if the prompt is empty, [C]; "calibrated" needs them.
+        lengths: how many tokens each answer has, end-of-sequence included.
+        texts: the answers; an empty one counts as one character.
+        after_premises: the sums after each of P premises in the place of the prompt, [P, C]; "pmi" needs one,
+            and "contextual" one or more.
 
-    >>> normalize_scores("mean", np.array([-1.0, -3.0]), [1, 4]).tolist()
+    >>> normalize_scores(parse_normalization("mean"), np.array([-1.0, -3.0]), [1, 4], ["a", "b c"]).tolist()
     [-1.0, -0.75]
     """
-    names.resolve(score, NORMALIZATIONS, kind="score", where="rank classification")
-    if score == "mean":
-        return sums / np.asarray(lengths, sums.dtype)
-    if score == "calibrated":
-        assert without_prompt is not None
-        return sums - without_prompt
-    return sums
+    if normalization.name == "length":
+        return sums / np.asarray(lengths, sums.dtype) ** normalization.exponent
+    if normalization.name in ("characters", "bytes"):
+        units = [text.encode() if normalization.name == "bytes" else text for text in texts]
+        return sums / np.array([max(1, len(own)) for own in units], sums.dtype)
+    if normalization.name == "sum":
+        return sums
+    assert after_premises is not None
+    if normalization.name == "pmi":
+        return sums - after_premises[0]
+    content_free = np.log(np.exp(log_shares(after_premises)).mean(axis=0))
+    return (log_shares(sums) - content_free).astype(sums.dtype)
+
+
+def log_shares(scores: Float[np.ndarray, "*rows C"]) -> Float[np.ndarray, "*rows C"]:
+    """Returns the logarithms of a softmax over choices, in float64."""
+    wide = np.asarray(scores, np.float64)
+    wide = wide - wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
 def predict(scores: Float[np.ndarray, " C"]) -> int:

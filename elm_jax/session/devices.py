@@ -1,7 +1,9 @@
 """Devices: how much memory a device of this process has, and a base's parameters placed on the devices."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
 import jax
 
@@ -12,13 +14,51 @@ from elm_jax.records import Params
 def device_memory() -> int:
     """Returns the bytes that one device of this process may use.
 
-    For an accelerator, this is what JAX may allocate. CPU devices share half of the machine's memory.
+    For an accelerator, this is what JAX may allocate. CPU devices share half of the machine's memory, or of
+    what a container or the shell lets this process have.
     """
     devices = jax.local_devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     if limit:
         return int(limit)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // len(devices)
+    return host_memory() // 2 // len(devices)
+
+
+def host_memory(root: Path = Path("/")) -> int:
+    """Returns the bytes that this process may use: the machine's, or the least that it is limited to.
+
+    Args:
+        root: Where the system's files are, of control groups among them.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(root)]
+    with contextlib.suppress(ImportError):  # absent where the system is not POSIX
+        import resource
+
+        limits += [
+            limit
+            for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+            if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
+        ]
+    return min(limits)
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Yields the memory that the control groups of this process, and those above, have; of both versions."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        home = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        inside = PurePosixPath(group.lstrip("/"))
+        # In a container the group may be mounted as the root, whatever its name is outside.
+        for place in dict.fromkeys([inside, *inside.parents, PurePosixPath(".")]):
+            with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+                yield int((home / place / name).read_text())
 
 
 def place_on_devices(params: Params, axis_sizes: Mapping[str, int] | None = None) -> Params:

@@ -6,7 +6,13 @@ from typing import Any
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.session.settings import add_task_files, load_run_settings, save_run_settings
+from elm_jax.session import trust
+from elm_jax.session.settings import (
+    add_task_files,
+    load_run_settings,
+    require_run_settings,
+    save_run_settings,
+)
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
@@ -140,11 +146,13 @@ def open_run(
         The open run.
 
     Raises:
+        UntrustedCodeError: If the run names Python that the user has not named, nor agreed to.
         UserError: If the directory, the base or its tokenizer is missing, or if a file of tasks does not
             parse.
     """
     for file in task_files:
         user_tasks.load_tasks(file)
+    trust.remember([*task_files, *(source.tasks if source else ())])
     directories = {"data_dir": data_dir, "templates_dir": templates_dir}
     given: dict[str, Any] = {name: value for name, value in directories.items() if value is not None}
     if initial_checkpoint is not None:
@@ -152,7 +160,10 @@ def open_run(
         saved = replace(source or Source(), **given, limit=None)
         save_run_settings(Workspace.open(run, create=True), initial_checkpoint, saved, lengths, dtype)
     workspace = Workspace.open(run)
+    require_run_settings(workspace)
     settings = load_run_settings(workspace)
+    if source is None:
+        trust.require(workspace.root, settings["source"].get("tasks", ()))
     source = replace(source or Source(**settings["source"]), **given, **_require_fields(overrides or {}))
     source = replace(source, tasks=[*source.tasks, *task_files])
     if source.input_eos is None:
@@ -164,7 +175,8 @@ def open_run(
     base, tokenizer = load_base_and_tokenizer(checkpoint, source.vocabulary, dtype)
     for file in source.tasks:
         user_tasks.load_tasks(file)
-    add_task_files(workspace, source.tasks)
+    if storage.is_writable(workspace.root):
+        add_task_files(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     tokenizer = replace(tokenizer, input_eos=source.input_eos is not False)
@@ -173,8 +185,14 @@ def open_run(
 
 
 def load_task_files(workspace: Workspace) -> None:
-    """Loads the files that a workspace remembers, which define tasks and may register routers and merges."""
-    for file in load_run_settings(workspace)["source"].get("tasks", []):
+    """Loads the files that a workspace remembers, which define tasks and may register routers and merges.
+
+    Raises:
+        UntrustedCodeError: If there is Python among them that the user has not named.
+    """
+    files = load_run_settings(workspace)["source"].get("tasks", [])
+    trust.require(workspace.root, files)
+    for file in files:
         user_tasks.load_tasks(file)
 
 
@@ -197,11 +215,15 @@ def load_data_settings(
         extra_ids: Sentinels on top of a SentencePiece model that is given.
 
     Raises:
+        UntrustedCodeError: If the run names Python that the user has not named, nor agreed to.
         UserError: If the directory or the tokenizer is missing, or if a file of tasks does not parse.
     """
     workspace = Workspace.at(run) if vocabulary_file else Workspace.open(run)
+    if not vocabulary_file:
+        require_run_settings(workspace)
     settings = load_run_settings(workspace)
     source = Source(**settings["source"])
+    trust.require(workspace.root, source.tasks)
     if vocabulary_file:
         tokenizer = load_tokenizer_file(vocabulary_file, extra_ids)
     else:

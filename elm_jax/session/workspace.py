@@ -1,11 +1,13 @@
 """The workspace: the directory of one run and its subdirectories, and an open run."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import locks, storage
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
@@ -71,14 +73,15 @@ class Workspace:
         """Checkpoints of trainings that have not ended."""
         return self.root / "checkpoints"
 
-    def checkpoints_of(self, experts: Sequence[str]) -> epath.Path:
-        """Returns the directory of the checkpoints of experts that train together, in any order."""
-        return self.checkpoints / storage.fingerprint(sorted(experts))
-
     @property
     def logs(self) -> epath.Path:
         """The journal of training, and what trackers write."""
         return self.root / "logs"
+
+    @property
+    def statistics(self) -> epath.Path:
+        """What merging methods know of experts' training rows."""
+        return self.root / "statistics"
 
     @property
     def prepared(self) -> epath.Path:
@@ -89,6 +92,63 @@ class Workspace:
     def report(self) -> epath.Path:
         """The report's files."""
         return self.root / "report"
+
+    @contextmanager
+    def lock(self, verb: str, *, wait: bool = False) -> Generator[None, None, None]:
+        """Keeps the directory to one process of a verb while the block runs.
+
+        Args:
+            verb: What this process does, such as "evaluate".
+            wait: Whether to wait for another process that does it here.
+
+        Raises:
+            UserError: If another process does it here; it names that process.
+        """
+        seconds, fix = math.inf if wait else 0.0, "wait until it ends, or give --wait"
+        with locks.hold(self.lock_file(verb), f"elm {verb}", seconds=seconds, fix=fix):
+            self._remove_unfinished(self.lock_file(verb))
+            yield
+
+    def lock_file(self, verb: str) -> epath.Path:
+        """Returns the file of the lock of a verb."""
+        return self.root / f".{verb}.lock"
+
+    def remove_leftovers(self) -> None:
+        """Deletes the locks that killed commands left beside libraries, and the temporary files under them.
+
+        What other processes hold and write stays as it is.
+        """
+        for directory in (self.root, self.library, self.composites, self.checkpoints):
+            storage.remove_unfinished(directory, prefix=".probe-")
+        for file in self._guarded():
+            if file.exists():
+                with locks.attempt(file, "elm") as held:
+                    if held:
+                        self._remove_unfinished(file)
+
+    def _remove_unfinished(self, lock: epath.Path) -> None:
+        """Deletes the temporary files of what a lock guards, which this process holds."""
+        for place in self._guarded().get(lock, ()):
+            if place.parent == self.root and place.suffix:
+                storage.remove_unfinished(self.root, prefix=f".{place.name}.")
+            else:
+                storage.remove_unfinished(place, deep=True)
+
+    def _guarded(self) -> dict[epath.Path, Sequence[epath.Path]]:
+        """Returns locks, each with the directories, and files of the run's own, that are written under it."""
+        evaluated = (self.scores, self.generated, self.report)
+        of_checkpoints = self.checkpoints.glob(".*.lock") if self.checkpoints.is_dir() else ()
+        return {
+            **{file: (self.checkpoints / file.name[1 : -len(".lock")],) for file in of_checkpoints},
+            self.lock_file("evaluate"): (*evaluated, self.root / "choices.json", self.root / "seconds.json"),
+            self.lock_file("index"): (self.root / "embedder.json",),
+            self.lock_file("run"): (self.base,),
+            self.lock_file("run.json"): (self.root / "run.json",),
+            self.logs / ".train.lock": (self.logs,),
+            self.prepared / ".lock": (self.prepared,),
+            self.selections / ".lock": (self.selections,),
+            self.statistics / ".lock": (self.statistics,),
+        }
 
 
 @dataclass(frozen=True, repr=False)

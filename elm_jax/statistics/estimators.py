@@ -9,12 +9,12 @@ rows as token ids, `prompts` and `targets`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from elm_jax.axes import PAD, Array, Prompts, Targets
 from elm_jax.data.tokenized_rows import pad
@@ -41,11 +41,10 @@ def mean_inputs(
     targets: Tokens,
     projections: Collection[str],
 ) -> Statistics:
-    """Returns the mean input of each of these projections: path -> [L, I]."""
+    """Returns the mean over rows of the mean input of each of these projections: path -> [L, I]."""
     add = _compile_input_sums(config, expert.spec.kind, tuple(sorted(projections)), "mean")
     total = _sum_batches(add, base, expert, prompts, targets)
-    tokens = {True: sum(map(len, prompts)), False: sum(map(len, targets))}
-    return {path: np.asarray(value / tokens[_sees_prompt(path)]) for path, value in total.items()}
+    return {path: np.asarray(value / len(prompts)) for path, value in total.items()}
 
 
 def regmean_statistics(
@@ -148,15 +147,12 @@ def _compile_input_sums(
             # [L, B, N, I], and zero where it is padding, which adds nothing.
             layers = inputs.reshape(-1, *real.shape, inputs.shape[-1]).astype(jnp.float32)
             layers = layers * real[None, ..., None]
-            of_layer = jax.vmap(moments.add_gram if moment == "gram" else _sum)(layers)
+            add_moment = moments.add_gram if moment == "gram" else partial(moments.sum_row_means, real=real)
+            of_layer = jax.vmap(add_moment)(layers)
             sums[path] = of_layer if stacked else of_layer[0]
         return sums if before is None else jax.tree.map(jnp.add, before, sums)
 
     return jax.jit(add)
-
-
-def _sum(inputs: Float[Array, "*batch I"]) -> Float[Array, " I"]:
-    return jnp.asarray(inputs).reshape(-1, inputs.shape[-1]).sum(axis=0)
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import locks, names, storage
 from elm_jax.data import identity, missing_rows, task_rows, task_selection
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
@@ -27,7 +27,6 @@ from elm_jax.tasks import data_source
 
 ROWS = 256
 """Rows of an expert that statistics are taken of; all of them if it has fewer."""
-FOLDER = "statistics"
 ESTIMATORS = {"regmean": estimators.regmean_statistics, "fisher": estimators.fisher_statistics}
 """Merging method -> what computes the statistics that it reads."""
 FILES = {"regmean": "mean_grams", "fisher": "fisher"}
@@ -208,7 +207,7 @@ def load_merge_statistics(
 
 
 def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
-    """Returns the mean of what enters each projection that a LoRA expert changes: path -> [L, I].
+    """Returns the mean over rows of what enters each projection that a LoRA expert changes: path -> [L, I].
 
     Raises:
         UserError: If the expert is no LoRA.
@@ -225,7 +224,7 @@ def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
         base = run.base
         return estimators.mean_inputs(base.config, base.params, expert, *_tokens(prepared), projections)
 
-    return _load_or_compute(run, expert, "inputs", rows, projections, compute)
+    return _load_or_compute(run, expert, "row_means", rows, projections, compute)
 
 
 def _tokens(prepared: TokenizedRows) -> tuple[estimators.Tokens, estimators.Tokens]:
@@ -246,7 +245,8 @@ def _load_or_compute(
     if statistics is None:
         statistics = compute(library.load_expert(expert, base=run.base.fingerprint), prepared)
         about = json.dumps({"stamp": cache_key, "checksum": storage.array_fingerprint(statistics)}).encode()
-        storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
+        with locks.hold(run.workspace.statistics / ".lock", "a writer of statistics", seconds=60.0):
+            storage.write_arrays(file, {**statistics, "about": np.frombuffer(about, np.uint8)})
     return statistics
 
 
@@ -285,5 +285,5 @@ def _cache_key(
 
 def _file(workspace: Workspace, expert: str, name: str) -> epath.Path:
     dataset, prompt = names.split_id(expert)
-    folder = workspace.root / FOLDER / names.directory_name(dataset) / names.directory_name(prompt)
+    folder = workspace.statistics / names.directory_name(dataset) / names.directory_name(prompt)
     return folder / f"{name}.safetensors"

@@ -15,7 +15,7 @@ tokens and over examples, by which an expert with many or long rows counts no mo
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from elm_jax.errors import UserError
 
@@ -28,6 +28,15 @@ def add_gram(inputs: Values, before: Float[Array | np.ndarray, "D D"] | None = N
     # In full precision: accelerators would multiply in bfloat16, and the matrix is to be inverted.
     gram = jnp.matmul(rows.T, rows, precision="highest")
     return gram if before is None else gram + before
+
+
+def sum_row_means(
+    inputs: Float[Array | np.ndarray, "B N D"], real: Shaped[Array | np.ndarray, "B N"]
+) -> Float[Array, " D"]:
+    """Returns the sum over rows of the mean over their real tokens; a row of padding alone adds nothing."""
+    mask = jnp.asarray(real, jnp.float32)[..., None]
+    tokens = jnp.maximum(mask.sum(axis=1), 1.0)
+    return ((jnp.asarray(inputs, jnp.float32) * mask).sum(axis=1) / tokens).sum(axis=0)
 
 
 def add_squares(

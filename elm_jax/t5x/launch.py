@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from elm_jax import storage
 from elm_jax.errors import UserError
+from elm_jax.launch import interrupts
 from elm_jax.t5x import budgets, imports, preflight
 from elm_jax.tasks import data_source
 
@@ -20,13 +21,14 @@ SCRIPTS = ("train", "eval", "infer")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one of T5X's scripts with the arguments; a UserError is one sentence and exit code 2."""
-    try:
-        run_script(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        # Gin adds where it was called from, which does not help the user.
-        print(str(error).partition("\n  In call to configurable")[0], file=sys.stderr)
-        raise SystemExit(2) from None
+    """Runs one of T5X's scripts with the arguments; a UserError is one sentence and code 2, Ctrl-C is 130."""
+    with interrupts.exit_on_signals():
+        try:
+            run_script(sys.argv[1:] if arguments is None else arguments)
+        except UserError as error:
+            # Gin adds where it was called from, which does not help the user.
+            print(str(error).partition("\n  In call to configurable")[0], file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def run_script(arguments: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ matrix products need anyway.
 
 from collections.abc import Mapping
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.partitioning import AxisMetadata
 
+from elm_jax.aot.program import trace_for
 from elm_jax.models import expert_kinds, paths
 from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import T5Config
@@ -126,8 +128,9 @@ class Transformer(nn.Module):
         """Calls a method of the network with its parameters and the expert."""
         params, expert = split_params(self.variables["params"], self.config, self.kind)
         rngs = {"dropout": self.make_rng("dropout")} if train else None
-        network = T5(self.config, train=train, parent=None)
-        return network.apply({"params": params}, *inputs, experts=expert, method=method, rngs=rngs, **options)
+        run = partial(T5(self.config, train=train, parent=None).apply, method=method, rngs=rngs, **options)
+        with trace_for(jax.default_backend()):
+            return run({"params": params}, *inputs, experts=expert)
 
     def _start_cache(self, rows: int, length: int) -> None:
         config = self.config

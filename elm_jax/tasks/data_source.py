@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from elm_jax import names, storage
+from elm_jax import names, ranges, storage
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import TRUNCATE
 from elm_jax.records import OnBadRow, TaskSpec
@@ -33,19 +33,18 @@ class Source:
     data_dir: storage.PathLike | None = None
     templates_dir: storage.PathLike | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 42
-    limit: int | None = None
+    seed: int = field(default=42, metadata=ranges.seed())
+    limit: int | None = field(default=None, metadata=ranges.whole(1))
     prepared: storage.PathLike | None = None
     tasks: Sequence[storage.PathLike] = field(default_factory=list)
     vocabulary: storage.PathLike | None = None
-    truncate: int | None = TRUNCATE
+    truncate: int | None = field(default=TRUNCATE, metadata=ranges.whole(1))
     faithful: str | Sequence[str] = field(default_factory=list)
     input_eos: bool | None = None
     on_bad_row: OnBadRow = "leave-out"
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"Expected a limit of 1 row or more, got {self.limit}. Fix: raise it.")
+        ranges.check(self)
         names.resolve(self.on_bad_row, get_args(OnBadRow), kind="policy", where="ON_BAD_ROW")
 
 
@@ -58,8 +57,10 @@ class Lengths:
         answer: Tokens of a target, or of an answer choice.
     """
 
-    prompt: int = 256
-    answer: int = 128
+    prompt: int = field(default=256, metadata=ranges.whole(1))
+    answer: int = field(default=128, metadata=ranges.whole(1))
+
+    __post_init__ = ranges.check
 
 
 def feature_lengths(features: Mapping[str, int] | None = None) -> Lengths | None:

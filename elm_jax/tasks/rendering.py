@@ -16,6 +16,8 @@ from elm_jax.tasks.row_counts import describe_counts
 from elm_jax.tasks.specs import get_spec, is_embedded
 from elm_jax.tasks.task_templates import find_template, get_truncate_length
 
+CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
+
 
 def examples(task: TaskSpec | str, split: str | None = None, *, source: Source | None = None) -> Renderings:
     """Returns a task's prompted examples of one split: its rows through its template.
@@ -37,6 +39,29 @@ def examples(task: TaskSpec | str, split: str | None = None, *, source: Source |
         source = replace(source, splits={**source.splits, spec.dataset: split})
     template = find_template(spec, source.templates_dir)
     return render_rows(spec, iterate_rows(spec, source), template, source)
+
+
+def render_content_free(spec: TaskSpec, source: Source) -> list[str]:
+    """Returns inputs of a task without content: its first row's, each text of the row replaced by another.
+
+    These are "N/A", "[MASK]" and the empty text (Zhao et al. 2021, arXiv 2102.09690).
+
+    Raises:
+        UserError: If there is no row, or if the template does not apply to a row of such texts.
+    """
+    template = find_template(spec, source.templates_dir)
+    first = next(iterate_rows(spec, replace(source, limit=1)), {})
+    found = []
+    for text in CONTENT_FREE_TEXTS if first else ():
+        row = {name: text if isinstance(value, str) else value for name, value in first.items()}
+        parts = template.parts(row, get_truncate_length(spec, source))
+        found += parts[:1] if len(parts) > 1 else ()
+    if not found:
+        raise UserError(
+            f"Expected a template of {spec.id!r} that applies to a row whose texts are {CONTENT_FREE_TEXTS}, "
+            "got none. Fix: choose another way to score."
+        )
+    return found
 
 
 def render_rows(

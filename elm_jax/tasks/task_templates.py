@@ -55,6 +55,7 @@ def load_dataset_templates(
                 dataset=dataset.name,
                 strict=is_users,
                 own=is_users,
+                foreign=is_users,
                 **fields,
             )
             for prompt, fields in inline.items()

@@ -97,6 +97,11 @@ def resolve_sources(
                 source, files=files
             )  # as they are looked for where rows are identified
             read = functools.partial(_read_split, source, tuple(label_columns))
+            if not all(files.values()):
+                raise UserError(
+                    f"Expected a file of rows for every split of {dataset.name!r}, got none for some. Fix: "
+                    "name one, or leave the split out."
+                )
             name = os.path.basename(next(iter(files.values()))[0])
             source = dataclasses.replace(source, kind="function", name=name, function=read)
         elif source.kind == "hub" and os.path.isdir(_join(directory, source.name)):

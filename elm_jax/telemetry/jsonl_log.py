@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
+from elm_jax.controls import escape_controls
 from elm_jax.errors import UserError
 from elm_jax.telemetry.events import Event, StepMetrics
 from elm_jax.telemetry.throughput import Throughput
@@ -27,6 +28,20 @@ from elm_jax.telemetry.throughput import Throughput
 EVERY = 10  # of an expert's own steps
 REWRITE_EVERY = 60.0  # seconds between writes of a file that can only be written whole
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _RecordForm(schema.Form):
+    """What every line of a journal has, or may have."""
+
+    kind: schema.Text
+    time: str = ""
+    expert: schema.Text = "all"
+    step: schema.Count | None = None
+    steps: schema.Count | None = None
+    loss: float | None = None
+    rate: float | None = None
+    accuracy: float | None = None
 
 
 def metrics_to_log(event: Event, every: int = EVERY) -> list[StepMetrics]:
@@ -157,23 +172,13 @@ def read_journal(where: storage.PathLike) -> list[Record]:
     Raises:
         UserError: there is no such file, or another line is no JSON.
     """
-    try:
-        content = storage.path(where).read_bytes()
-    except FileNotFoundError:
-        raise UserError(
-            f"Expected a journal of training at {os.fspath(where)!r}, got no file there. Fix: give the "
-            "path of a run's logs/training.jsonl."
-        ) from None
+    content = storage.read_content(where, what="A journal of training (a run's logs/training.jsonl)")
     *lines, last = content.split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                f"Expected JSON in line {number} of the journal at {os.fspath(where)!r}, got an error "
-                f"({error}). Fix: remove the line."
-            ) from None
+        what = f"a record in line {number} of the journal at {os.fspath(where)!r}"
+        schema.parse(line, _RecordForm, what=what, fix="remove the line")
+        records.append(json.loads(line))
     records += [{"kind": "unfinished", "text": last.decode(errors="replace")}] if last else []
     latest = {_key(record, index): index for index, record in enumerate(records)}
     return [records[index] for index in sorted(latest.values())]
@@ -188,7 +193,7 @@ def _step_fields(metrics: StepMetrics) -> Record:
 def _key(record: Record, index: int) -> tuple[Any, ...]:
     if "expert" not in record:
         return (index,)
-    return (record["kind"], record["expert"], record["step"])
+    return (record["kind"], record["expert"], record.get("step"))
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -196,11 +201,12 @@ def _line(record: Mapping[str, Any]) -> bytes:
     not_finite = {name for name, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     fields = {name: None if name in not_finite else value for name, value in record.items()}
     fields |= {"finite": False} if not_finite else {}
-    return json.dumps(fields, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps(fields, allow_nan=False, ensure_ascii=False)
+    return escape_controls(text).encode() + b"\n"
 
 
 def _split_half_line(where: epath.Path) -> tuple[bytes, bytes]:
     """Returns what a file holds up to the end of its last whole line, and what comes after."""
-    content = where.read_bytes() if where.exists() else b""
+    content = storage.read_content(where, what="A journal of training") if where.exists() else b""
     end = content.rfind(b"\n") + 1
     return content[:end], content[end:]

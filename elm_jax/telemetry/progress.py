@@ -4,9 +4,10 @@ Everything goes to standard error, so that the result of a command can be piped.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,9 +18,21 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from elm_jax.controls import escape_controls
 
 Advance = Callable[[int, str], None]  # how many are done, and a remark such as the loss
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class SafeConsole(Console):
+    """A console that escapes the control characters of texts, but not those that rich itself draws with."""
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Yields the segments of whatever is printed."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escape_controls(segment.text))
 
 
 @dataclass
@@ -31,7 +44,7 @@ class Stages:
         seconds: that each stage took, by title.
     """
 
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: SafeConsole(stderr=True))
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -54,7 +67,7 @@ class Stages:
         finally:
             self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - started
         if not self.console.is_terminal:
-            self.console.print(f"{title}: done in {self.seconds[title]:.1f} s", highlight=False)
+            self.console.print(f"{title}: done in {self.seconds[title]:.1f} s", highlight=False, markup=False)
 
     def _print_lines(self, title: str, total: int) -> Advance:
         last = time.monotonic()
@@ -63,7 +76,9 @@ class Stages:
             nonlocal last
             if time.monotonic() - last >= PLAIN_EVERY:
                 last = time.monotonic()
-                self.console.print(f"{title}: {done} of {total} {remark}".rstrip(), highlight=False)
+                self.console.print(
+                    f"{title}: {done} of {total} {remark}".rstrip(), highlight=False, markup=False
+                )
 
         return advance
 
@@ -75,6 +90,6 @@ def _bar(console: Console) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
+        TextColumn("{task.fields[remark]}", markup=False),
         console=console,
     )

@@ -18,13 +18,18 @@ from typing import Any, Protocol, TypeVar
 
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.telemetry.events import Event
 from elm_jax.telemetry.jsonl_log import EVERY, explain_write_errors, metrics_to_log
 from elm_jax.telemetry.throughput import Throughput
 
 TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class _IdForm(schema.FileForm):
+    id: schema.Text
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ class WandB:
         try:
             self._run = wandb.init(
                 project="elm_jax",
-                id=storage.read_json(id_file, what="The id of a W&B run")["id"],
+                id=schema.read(id_file, _IdForm, what="The id of a W&B run", fix="delete it").id,
                 resume="allow",
                 dir=None
                 if "://" in str(directory)

@@ -1,13 +1,17 @@
 """Checkpoints: what a training run needs to be resumed after it was killed, saved with Orbax.
 
-A directory belongs to one run: `identity.json` says which, and a run that differs is refused rather than
-resumed. Saves happen in the background; one that was cut short, or damaged since, is never restored: the one
-before it is. On several hosts all of them save their part, into a directory that all of them see.
+A directory belongs to one run, as `identity.json` says; `checkpoint_directories` finds it. Saves happen in
+the background; one that was cut short, or damaged since, is never restored: the one before it is. On several
+hosts all of them save their part, into a directory that all of them see.
 """
 
+import gc
 import logging
+import shutil
+import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +27,18 @@ STATE = "state"
 POSITION = "position"
 FILES = "files.json"  # in the directory of a step: size and checksum of every file of the two
 IDENTITY = "identity.json"
+SPARE_BYTES = 1 << 20
+"""That a save takes beside the state."""
 _CHUNK = 1 << 24
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CheckpointDirectory:
-    """Where a run is saved.
+    """Where runs are saved, each configuration in a directory of its own.
 
     Attributes:
-        path: the directory.
+        path: the directory of all of them.
         identity: what must be the same in a run that is resumed, beside its network, plan and jobs.
     """
 
@@ -46,6 +52,7 @@ class CheckpointStore:
     def __init__(self, directory: storage.PathLike | None, identity: Mapping[str, Any]) -> None:
         self.identity: dict[str, Any] = dict(identity)
         self._manager: ocp.CheckpointManager | None = None
+        self._quiet = ExitStack()
         if directory is None:
             return
         where = storage.path(directory)
@@ -56,6 +63,7 @@ class CheckpointStore:
             multihost_utils.sync_global_devices("elm_jax checkpoints are open")
             self.identity = _claim(where.resolve(), identity)
         where = where.resolve()
+        self._quiet.enter_context(_quiet_threads())
         # Orbax calls this when a save is written but not yet committed, so the list is in every whole step.
         listing = ocp.options.AsyncOptions(post_finalization_callback=lambda: _list_files(where))
         options = ocp.CheckpointManagerOptions(
@@ -91,6 +99,7 @@ class CheckpointStore:
         """Copies the state and writes it in the background; an error of the last save is raised now."""
         if self._manager is None or step in self._manager.all_steps():
             return
+        _require_space(self._manager.directory, state)
         args = {STATE: ocp.args.StandardSave(state), POSITION: ocp.args.JsonSave(dict(position))}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args))
@@ -107,6 +116,7 @@ class CheckpointStore:
             raise self._write_error(error) from error
         finally:
             self._manager.close()
+            self._quiet.close()
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -143,6 +153,45 @@ class CheckpointStore:
         )
 
 
+def _require_space(where: epath.Path, state: Any) -> None:
+    """Refuses to begin a save that a full disk would cut short, in threads that tell at length of it."""
+    if "://" in str(where):
+        return
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    size = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
+    needed, free = size + size // 8 + SPARE_BYTES, shutil.disk_usage(where).free
+    if free < needed:
+        raise UserError(
+            f"Expected {needed / 1e6:,.0f} MB for a checkpoint at {str(where)!r}, got {free / 1e6:,.0f} MB "
+            "that are free. Fix: free space or choose another directory, and run the same command; earlier "
+            "checkpoints and finished experts are as they were."
+        )
+
+
+@contextmanager
+def _quiet_threads() -> Generator[None, None, None]:
+    """Keeps what the threads of a failed save say of it off standard error: we say it in a sentence."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and "Event loop is closed" in str(error)):
+            before(kind, error, trace)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not ("exception was never retrieved" in record.getMessage() or "orbax" in record.pathname)
+
+    before, sys.excepthook = sys.excepthook, show
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        gc.collect()  # what was never retrieved is told of when it is collected
+        for logger in loggers:
+            logger.removeFilter(is_other)
+        sys.excepthook = before
+
+
 def _claim(where: epath.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Notes whose checkpoints a directory has; refuses those of another run. Returns what was noted first.
 
@@ -152,7 +201,8 @@ def _claim(where: epath.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if not file.exists():
         storage.write_json(file, {"run": dict(identity)})
         return dict(identity)
-    noted = storage.read_json(file, what="A checkpoint's identity").get("run", {})
+    noted = storage.read_json(file, what="A checkpoint's identity").get("run")
+    noted = noted if isinstance(noted, dict) else {}
     fixed = [name for name in identity if not name.startswith("_")]
     differing = [name for name in fixed if noted.get(name) != identity[name]]
     if differing:
@@ -175,10 +225,10 @@ def _list_files(where: epath.Path) -> None:
 def _is_whole(directory: epath.Path) -> bool:
     """Tells whether every file of a step's state is there, and as it was written."""
     try:
-        expected = storage.read_json(directory / FILES, what="A checkpoint's list of files")["files"]
+        expected = storage.read_json(directory / FILES, what="A checkpoint's list of files").get("files")
     except UserError:
         return False
-    return expected.items() <= _files(directory).items()
+    return isinstance(expected, dict) and expected.items() <= _files(directory).items()
 
 
 def _files(directory: epath.Path) -> dict[str, str]:

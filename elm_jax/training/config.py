@@ -8,12 +8,11 @@ library, and a change of one of them is another expert. `RECIPE_KEYS` has the ke
 the names here.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from elm_jax.errors import UserError
+from elm_jax import ranges
 
 OF_RUN = {"recipe": False}  # metadata of a field that changes a run, and not what an expert becomes
 OF_MACHINE = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
@@ -47,9 +46,11 @@ class ExpertConfig:
 
     kind: str = "bottleneck"
     options: Mapping[str, Any] = field(default_factory=dict)
-    dropout: float = field(default=0.1, metadata=OF_NETWORK)
+    dropout: float = field(default=0.1, metadata=OF_NETWORK | ranges.real(0, 1, below=True))
     train_as: str = field(default="experts", metadata=OF_MACHINE)
     name: str | None = field(default=None, metadata=OF_MACHINE)
+
+    __post_init__ = ranges.check
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class OptimizerConfig:
     """
 
     name: str = "adamw"
-    clip: float | None = None
+    clip: float | None = field(default=None, metadata=ranges.real(0, above=True))
+
+    __post_init__ = ranges.check
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,14 @@ class LossConfig:
 
     Attributes:
         z_loss: weight of log(Z)², which keeps the softmax's normaliser Z near 1. T5X trains with 1e-4.
-        label_smoothing: share of a target's mass that goes to all tokens evenly.
+        label_smoothing: share of a target's mass that goes to all other tokens evenly. As in T5X the entropy
+            of the target is subtracted, so that a perfect prediction has loss 0.
     """
 
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: float = field(default=0.0, metadata=ranges.real(0))
+    label_smoothing: float = field(default=0.0, metadata=ranges.real(0, 1, below=True))
+
+    __post_init__ = ranges.check
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,13 @@ class ScheduleConfig:
         name: "linear" falls to 0 at the last step, "constant" stays.
     """
 
-    steps: int | None = None
-    epochs: int | float | None = field(default=None, metadata=OF_MACHINE)
-    learning_rate: float | None = None
-    warmup: int = 0
+    steps: int | None = field(default=None, metadata=ranges.whole(1))
+    epochs: int | float | None = field(default=None, metadata=OF_MACHINE | ranges.real(0, above=True))
+    learning_rate: float | None = field(default=None, metadata=ranges.real(0, 1))
+    warmup: int = field(default=0, metadata=ranges.whole(0))
     name: str = "linear"
 
-    def __post_init__(self) -> None:
-        rate = self.learning_rate
-        if isinstance(rate, int | float) and not 0 <= rate < math.inf:
-            raise UserError(f"Expected a learning rate of 0 or more, got {rate}. Fix: correct LEARNING_RATE.")
+    __post_init__ = ranges.check
 
     @property
     def total_steps(self) -> int:
@@ -126,10 +129,12 @@ class BatchConfig:
             on devices of their own, and the parameters of full experts split.
     """
 
-    size: int | None = None
-    max_experts: int | None = field(default=None, metadata=OF_MACHINE)
-    max_tokens: int | None = field(default=None, metadata=OF_MACHINE)
+    size: int | None = field(default=None, metadata=ranges.whole(1))
+    max_experts: int | None = field(default=None, metadata=OF_MACHINE | ranges.whole(1))
+    max_tokens: int | None = field(default=None, metadata=OF_MACHINE | ranges.whole(1))
     mesh: Mapping[str, int] | None = field(default=None, metadata=OF_MACHINE)
+
+    __post_init__ = ranges.check
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,18 @@ class CheckpointConfig:
         validate_every: an expert's own steps between two validations; 0 is never.
         validate_rows: rows of a task that an expert is validated on, at most. The paper's are 300.
         keep: step that is kept, "last" or "best", the one that validated best.
+        restart: whether to begin anew: the experts and their checkpoints are deleted first.
+        wait: whether to wait while another process trains in the run's directory.
     """
 
-    save_every: int | None = field(default=None, metadata=OF_RUN)
-    validate_every: int = field(default=0, metadata=OF_RUN)
-    validate_rows: int = field(default=300, metadata=OF_MACHINE)
+    save_every: int | None = field(default=None, metadata=OF_RUN | ranges.whole(1))
+    validate_every: int = field(default=0, metadata=OF_RUN | ranges.whole(0))
+    validate_rows: int = field(default=300, metadata=OF_MACHINE | ranges.whole(1))
     keep: str = "last"
+    restart: bool = field(default=False, metadata=OF_MACHINE)
+    wait: bool = field(default=False, metadata=OF_MACHINE)
+
+    __post_init__ = ranges.check
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,9 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     paper: str | None = field(default=None, metadata=OF_MACHINE)
-    seed: int = 0
+    seed: int = field(default=0, metadata=ranges.seed())
+
+    __post_init__ = ranges.check
 
 
 SECTIONS: Mapping[str, type] = {

@@ -14,6 +14,8 @@ from elm_jax.records import ExpertSpec, TaskSpec
 from elm_jax.tasks import budgets, data_source
 from elm_jax.tasks.budgets import PaperBudget
 from elm_jax.tasks.data_source import Lengths, Source
+from elm_jax.telemetry.trackers import TRACKERS
+from elm_jax.training import optimizers
 from elm_jax.training.config import TrainConfig, replace_fields
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 8, 1e-4
@@ -73,6 +75,10 @@ def resolve_experts(
     names.resolve(expert.train_as, TRAIN_AS, kind="way to train", where="TRAIN_AS")
     if config.paper is not None:
         names.resolve(config.paper, PAPER_TABLES, kind="table of budgets", where="PAPER")
+    optimizers.require_schedule(schedule)
+    names.resolve(config.optimizer.name, optimizers.OPTIMIZERS, kind="optimiser", where="elm_jax")
+    for tracker in config.log.trackers:
+        names.resolve(tracker, TRACKERS, kind="tracker", where="elm_jax")
     if checkpoint.keep not in ("last", "best"):
         raise UserError(
             f"Expected 'last' or 'best' as the step to keep, got {checkpoint.keep!r}. Fix: set KEEP."

@@ -1,5 +1,6 @@
 """Loading of jobs: the rows of an expert, rendered and tokenised, and whether the library has it already."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from elm_jax.training import expert_configs
 from elm_jax.training.expert_configs import ExpertTrainConfig
 from elm_jax.training.jobs import TrainingJob, ValidationRows
 from elm_jax.weights.base_model import Base
+
+MOST_NAMED = 5  # experts in an error
 
 
 def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
@@ -66,35 +69,56 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     )
 
 
+def list_trained(
+    library: Library, jobs: Sequence[TrainingJob], base: Base, *, restart: bool = False
+) -> list[str]:
+    """Returns the ids of the experts that the library has already; none if all are to be trained anew.
+
+    Raises:
+        UserError: the library has experts of these names that were trained otherwise, or on other rows.
+    """
+    if restart:
+        return []
+    present = [job for job in jobs if job.id in library]
+    keys = {job.id: _find_other_keys(library, job, base) for job in present}
+    rows = {job.id: identity.describe_all_changes(library.spec(job.id).recipe, job.recipe) for job in present}
+    ids = [job.id for job in present if keys[job.id] or rows[job.id]]
+    if ids:
+        which = repr(ids[0]) if len(ids) == 1 else f"{len(ids)} experts"
+        other = list(dict.fromkeys(name for expert in ids for name in keys[expert]))
+        problems = [f"with another {' and '.join(other)}"] if other else []
+        problems += [
+            f"{expert!r} on other rows: {rows[expert]} differ from when this expert was trained"
+            for expert in ids[:MOST_NAMED]
+            if rows[expert]
+        ]
+        command = " ".join(["elm experts remove", *map(shlex.quote, ids[:MOST_NAMED])])
+        rest = " …" * (len(ids) > MOST_NAMED)
+        raise UserError(
+            f"Expected {which} to be new in the library at {str(library.root)!r}, got what was trained "
+            f"{'; '.join(problems)}. Fix: {command}{rest}, give --restart to delete and train them anew, or "
+            "name another directory."
+        )
+    return [job.id for job in present]
+
+
 def is_trained(library: Library, job: TrainingJob, base: Base) -> bool:
-    """Tells whether the library has this very expert.
+    """Tells whether the library has this very expert; raises as `list_trained` does."""
+    return bool(list_trained(library, [job], base))
+
+
+def _find_other_keys(library: Library, job: TrainingJob, base: Base) -> list[str]:
+    """Returns the keys of the recipe, beside what rows are, by which the library's expert is another.
 
     A key that its recipe lacks had its default: it was trained before the key existed. Then of its vocabulary
     and of what its rows hold nothing is known.
-
-    Raises:
-        UserError: the library has an expert of this name that was trained otherwise, or on other rows.
     """
-    if job.id not in library.ids():
-        return False
     spec, defaults = library.spec(job.id), configs.recipe_defaults()
     now = identity.without_identity(job.recipe)
     if identity.VOCABULARY not in spec.recipe:
         now.pop(identity.VOCABULARY, None)
     differing = [name for name, value in now.items() if spec.recipe.get(name, defaults.get(name)) != value]
-    if spec.base != base.fingerprint:
-        differing.append("base")
-    rows = identity.describe_all_changes(spec.recipe, job.recipe)
-    if differing or rows:
-        problems = [f"with another {' and '.join(differing)}"] if differing else []
-        if rows:
-            problems.append(f"on other rows: {rows} differ from when this expert was trained")
-        raise UserError(
-            f"Expected {job.id!r} to be new in the library at {str(library.root)!r}, got an expert there "
-            f"{', '.join(problems)}. "
-            "Fix: remove it with `elm experts remove`, or name another directory."
-        )
-    return True
+    return differing if spec.base == base.fingerprint else [*differing, "base"]
 
 
 def _prepare(run: Run, expert: ExpertTrainConfig, spec: TaskSpec, source: Source) -> TokenizedRows:

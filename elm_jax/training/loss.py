@@ -1,5 +1,7 @@
 """The loss: cross-entropy of the answer's tokens, with T5X's z-loss and label smoothing as options."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -26,8 +28,21 @@ def token_losses(
     is_target = token == jnp.asarray(targets, jnp.int32)[..., None]
     loss = normaliser - jnp.where(is_target, logits, 0.0).sum(axis=-1)
     if config.label_smoothing:
-        even = normaliser - logits.mean(axis=-1)
-        loss = (1 - config.label_smoothing) * loss + config.label_smoothing * even
+        loss = _smooth_labels(loss, normaliser, logits, config.label_smoothing)
     if config.z_loss:
         loss = loss + config.z_loss * normaliser**2
     return jnp.where(targets != PAD, loss, 0.0)
+
+
+def _smooth_labels(
+    loss: Float[Array, "B T"], normaliser: Float[Array, "B T"], logits: Float[Array, "B T V"], share: float
+) -> Array:
+    """Returns the loss against targets that leave `share` of their mass to all other tokens evenly.
+
+    The entropy of such a target, the least that this can be, is subtracted, so that 0 stays the least loss.
+    """
+    others = logits.shape[-1] - 1
+    each = share / others
+    of_all = (others + 1) * normaliser - logits.sum(axis=-1)
+    entropy = -((1 - share) * math.log(1 - share) + share * math.log(each)) if share < 1 else math.log(others)
+    return (1 - share) * loss + each * (of_all - loss) - entropy

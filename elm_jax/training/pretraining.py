@@ -5,12 +5,12 @@ language-model adaptation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 
-from elm_jax import storage
+from elm_jax import ranges, storage
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.session.opening import EXTRA_IDS, VOCABULARY_FILE, load_base_and_tokenizer
@@ -19,7 +19,7 @@ from elm_jax.telemetry import training_view
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.tokenizers.sentencepiece import Tokenizer
-from elm_jax.training import denoise, trainer
+from elm_jax.training import checkpoint_directories, denoise, trainer
 from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.config import BatchConfig, ExpertConfig, ScheduleConfig, TrainConfig
 from elm_jax.training.jobs import TrainingJob
@@ -49,15 +49,17 @@ class Pretraining:
     """
 
     size: str = "tiny"
-    vocabulary_size: int = 1000
+    vocabulary_size: int = field(default=1000, metadata=ranges.whole(1))
     vocabulary_kind: str = "unigram"
-    steps: int = 400
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    warmup: int = 20
-    max_tokens: int = 64
-    span_share: float = 0.3
-    span_length: float = 1.5
+    steps: int = field(default=400, metadata=ranges.whole(1))
+    batch_size: int = field(default=128, metadata=ranges.whole(1))
+    learning_rate: float = field(default=3e-3, metadata=ranges.real(0, 1))
+    warmup: int = field(default=20, metadata=ranges.whole(0))
+    max_tokens: int = field(default=64, metadata=ranges.whole(2))
+    span_share: float = field(default=0.3, metadata=ranges.real(0, 1, above=True))
+    span_length: float = field(default=1.5, metadata=ranges.real(1))
+
+    __post_init__ = ranges.check
 
 
 def pretrain(
@@ -72,6 +74,7 @@ def pretrain(
     """Trains a base on `texts` if the workspace has none; `words` are further texts for the vocabulary."""
     if (workspace.base / elm.CONFIG).exists():
         return load_base_and_tokenizer(workspace.base)
+    workspace.remove_leftovers()
     storage.writable_directory(workspace.base)
     tokenizer = sentencepiece.train(
         [*texts, *words],
@@ -96,17 +99,17 @@ def pretrain(
         batch=BatchConfig(size=pretraining.batch_size),
         seed=seed,
     )
-    save_every = max(50, pretraining.steps // 8)
+    jobs = [TrainingJob("base", prompts, targets, config)]
+    plan = GroupPlan(config, batch_tokens=BATCH_TOKENS, save_every=max(50, pretraining.steps // 8))
+    checkpoints = CheckpointDirectory(workspace.checkpoints)
     with training_view.training(stages, STAGE) as on_event:
+        fresh = init_params(jax.random.key(seed), network)
         (params,) = trainer.train_group(
-            network,
-            init_params(jax.random.key(seed), network),
-            [TrainingJob("base", prompts, targets, config)],
-            GroupPlan(config, batch_tokens=BATCH_TOKENS, save_every=save_every),
-            checkpoints=CheckpointDirectory(workspace.checkpoints / "base"),
-            on_event=on_event,
+            network, fresh, jobs, plan, checkpoints=checkpoints, on_event=on_event
         )
     elm.save(workspace.base, base_model.make_base(network, params))
+    identity = trainer.checkpoint_identity(network, jobs, plan, checkpoints)
+    checkpoint_directories.delete_directory(workspace.checkpoints, identity)
     return load_base_and_tokenizer(workspace.base)
 
 

@@ -2,18 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from elm_jax import storage
+from elm_jax import locks, storage
 from elm_jax.aot.devices import peak_flops
 from elm_jax.data import task_rows, task_selection
 from elm_jax.data.identity import MADE_OF
 from elm_jax.errors import UserError
+from elm_jax.experts import lookup
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts, preemption
 from elm_jax.models import flops, meshes, paths, shapes
@@ -23,7 +24,7 @@ from elm_jax.session.workspace import Run
 from elm_jax.tasks import data_source, row_counts
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import EventHandler
-from elm_jax.training import expert_configs, job_loading, sizing, trainer
+from elm_jax.training import checkpoint_directories, expert_configs, job_loading, sizing, trainer
 from elm_jax.training import jobs as job_records
 from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.config import TrainConfig, replace_fields
@@ -95,14 +96,16 @@ def train(
     specs = task_selection.select_tasks(tasks, run.source)
     experts = expert_configs.resolve_experts(specs, config, lengths)
     jobs = [job_loading.load_job(run, expert) for expert in experts]
+    job_records.require_trainable(jobs)
     counts = row_counts.add_counts(job.counts for job in jobs if job.counts)
     if hosts.is_primary():
         run.stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
         task_rows.print_losses(run.stages, (job.losses for job in jobs))
-    directory = _library_directory(run, jobs)
-    library = Library(directory) if directory.exists() else None
-    trained = [job.id for job in jobs if library and job_loading.is_trained(library, job, run.base)]
-    unknown = [expert for expert in trained if library and MADE_OF not in library.spec(expert).recipe]
+    library = Library(_library_directory(run, jobs))
+    for directory in (library.root, run.workspace.checkpoints, _log_directory(run, config)):
+        storage.require_writable(directory)
+    trained = job_loading.list_trained(library, jobs, run.base, restart=config.checkpoint.restart)
+    unknown = [expert for expert in trained if MADE_OF not in library.spec(expert).recipe]
     if unknown:
         run.stages.console.print(
             f"Not known to be trained on these rows, since they were trained before rows were noted: "
@@ -114,7 +117,8 @@ def train(
     if on_estimate is not None:
         on_estimate(estimate(run.base, config, jobs, mesh, trained=trained))
     if not dry_run:
-        _train_jobs(run, jobs, trained, config, mesh)
+        with hosts.exit_on_failure(Stopped), _lock_logs(_log_directory(run, config), config):
+            _train_jobs(run, jobs, config, mesh)
     return [] if dry_run else [job.id for job in jobs]
 
 
@@ -150,25 +154,33 @@ def mesh_sizes(kind: str, devices: int, experts: int, slices: int = 1) -> dict[s
     return {"expert": expert, "data": devices // expert}
 
 
-def _train_jobs(
-    run: Run, jobs: Sequence[TrainingJob], trained: Sequence[str], config: TrainConfig, mesh: Mesh | None
-) -> None:
+def _train_jobs(run: Run, jobs: Sequence[TrainingJob], config: TrainConfig, mesh: Mesh | None) -> None:
     """Trains the experts that the library lacks, many at once.
 
     All start from the same fresh expert, as the original's do, which helps to merge them.
     """
     library = Library.open(_library_directory(run, jobs), create=True)
+    if hosts.is_primary():
+        lookup.remove_leftovers(run.workspace)
+        if config.checkpoint.restart:
+            library.remove_all(job.id for job in jobs)
+    hosts.barrier("experts are removed")
+    # Not what was found before: another process may have trained some while this one waited.
+    trained = job_loading.list_trained(library, jobs, run.base)
     missing = len(jobs) - len(trained)
-    checkpoints = run.workspace.checkpoints_of([job.id for job in jobs])
-    if not missing:
-        with run.stages.stage("experts are trained already", 0):
-            _delete(checkpoints)
-        return
     # Long rows first: the batches that take longest and need most memory come at once.
     jobs = sorted(jobs, key=lambda job: (-int(job_records.token_counts(job.prompts).max()), job.id))
+    network = sizing.with_dropout(run.base.config, config)
+    checkpoints = CheckpointDirectory(run.workspace.checkpoints, {"base": run.base.fingerprint})
+    identity = trainer.checkpoint_identity(network, jobs, sizing.plan_for(config, jobs), checkpoints)
+    if not missing:
+        with run.stages.stage("experts are trained already", 0):
+            checkpoint_directories.delete_directory(checkpoints.path, identity)
+        return
 
     def save(job: TrainingJob, params: Params) -> None:
-        if hosts.is_primary():
+        # One that another process has trained meanwhile is not replaced.
+        if hosts.is_primary() and not job_loading.is_trained(library, job, run.base):
             owned = tuple(paths.flatten(params))
             kind = job.config.expert.kind
             spec = ExpertSpec(job.id, kind, run.base.fingerprint, owned, job.datasets, job.steps, job.recipe)
@@ -176,18 +188,17 @@ def _train_jobs(
 
     plan = _group_plan(run, config, jobs, mesh)
     with ExitStack() as stack:
-        stack.enter_context(hosts.exit_on_failure(Stopped))
         should_stop = stack.enter_context(preemption.watch_for_preemption())
         title = f"train {missing} expert{'s' * (missing != 1)}"
         on_event = stack.enter_context(_training_view(run, title, jobs, config, mesh))
         table = trainer.train(
-            sizing.with_dropout(run.base.config, config),
+            network,
             run.base.params,
             jobs,
             plan,
             save,
             finished=trained,
-            checkpoints=CheckpointDirectory(checkpoints, {"base": run.base.fingerprint}),
+            checkpoints=checkpoints,
             on_event=on_event,
             should_stop=should_stop,
             mesh=mesh,
@@ -195,7 +206,19 @@ def _train_jobs(
         hosts.barrier("experts are saved")
     if table.failed:
         raise UserError("\n".join(map(trainer.failure_message, table.failed)))
-    _delete(checkpoints)
+    checkpoint_directories.delete_directory(checkpoints.path, identity)
+
+
+@contextmanager
+def _lock_logs(directory: epath.Path, config: TrainConfig) -> Generator[None, None, None]:
+    """Keeps a directory of logs to this training, which means a run's directory if it has no other logs."""
+    if not hosts.is_primary():
+        yield
+        return
+    seconds, fix = math.inf if config.checkpoint.wait else 0.0, "wait until it ends, or give --wait"
+    with locks.hold(directory / ".train.lock", "elm train", seconds=seconds, fix=fix):
+        storage.remove_unfinished(directory, deep=True)
+        yield
 
 
 def _mesh_for(config: TrainConfig, experts: int) -> Mesh | None:
@@ -239,26 +262,24 @@ def _training_view(
     trees = shapes.base_shapes(network), shapes.expert_shapes(network, kind, config.expert.options)
     rows = job_records.attention_spans(jobs)
     devices = jax.devices()[:1] if mesh is None else mesh.devices.flat
-    directory = config.log.directory
     return training_view.training(
         run.stages,
         title,
         cost=flops.training_flops(network, kind, *trees, rows),
         peak=peak_flops(devices, network.dtype),
-        logs=run.workspace.logs if directory is None else storage.path(directory),
+        logs=_log_directory(run, config),
         trackers=config.log.trackers,
         shows=hosts.is_primary(),
         rows={job.id: row_counts.to_json(job.counts) for job in jobs if job.counts},
     )
 
 
+def _log_directory(run: Run, config: TrainConfig) -> epath.Path:
+    directory = config.log.directory
+    return run.workspace.logs if directory is None else storage.path(directory)
+
+
 def _library_directory(run: Run, jobs: Sequence[TrainingJob]) -> epath.Path:
     """Returns the directory of the library that experts go to."""
     is_composite = any(job.id.startswith(f"{expert_configs.MULTITASK}/") for job in jobs)
     return run.workspace.composites if is_composite else run.workspace.library
-
-
-def _delete(checkpoints: epath.Path) -> None:
-    """Deletes the checkpoints of a run that is over."""
-    if hosts.is_primary() and checkpoints.exists():
-        checkpoints.rmtree()

@@ -26,7 +26,7 @@ from elm_jax.records import Params
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.telemetry.events import Event, EventHandler, Failure, StepMetrics, Validation
-from elm_jax.training import batches, optimizers, slots
+from elm_jax.training import batches, checkpoint_directories, optimizers, slots
 from elm_jax.training import config as configs
 from elm_jax.training import jobs as job_records
 from elm_jax.training.batches import MeasuredJob, PendingExample
@@ -106,7 +106,8 @@ def train(
             done after the last save of a run that was killed.
         finished: ids of jobs that were done before the run began.
         checkpoints: where the state is saved every `plan.save_every` batches. A call with the same jobs and
-            plan goes on from the last save, on these devices or on others. Default: nothing is saved.
+            plan goes on from the last save, on these devices or on others; one that differs begins anew in
+            a directory of its own. Default: nothing is saved.
         on_event: called after every batch.
         should_stop: asked after every batch, with its number, whether to save and stop.
         mesh: of devices: experts lie along its `expert` axis, rows and base as `models.sharding` says.
@@ -116,13 +117,15 @@ def train(
 
     Raises:
         Stopped: `should_stop` said so, and the state is saved.
-        UserError: jobs without rows, or checkpoints of another run.
+        UserError: jobs without rows, or another process that trains the same.
     """
     run = _Run(network, base, jobs, plan, on_finished, on_event, mesh)
     queue = [job.id for job in jobs if job.id not in set(finished)]
-    directory = checkpoints.path if checkpoints else None
-    identity = _identity(network, jobs, plan) | dict(checkpoints.identity) if checkpoints else {}
-    with CheckpointStore(directory, identity | {"_queue": queue}) as store:
+    own = plan.config.checkpoint
+    identity = checkpoint_identity(network, jobs, plan, checkpoints) if checkpoints else {}
+    with checkpoint_directories.open_store(
+        checkpoints, {**identity, "_queue": queue}, restart=own.restart, wait=own.wait
+    ) as store:
         run.open(store)
         while not slots.is_over(run.table):
             run.train_batch()
@@ -134,6 +137,19 @@ def train(
                 raise Stopped(batch)
         run.send_event()
     return run.table
+
+
+def checkpoint_identity(
+    network: T5Config, jobs: Sequence[TrainingJob], plan: GroupPlan, checkpoints: CheckpointDirectory
+) -> dict[str, Any]:
+    """Returns what a resumed run must have too; how much fits on the devices may differ."""
+    shared = configs.shared_identity(plan.config) | {"save_every": plan.save_every}
+    return {
+        "network": storage.fingerprint(vars(network)),
+        "plan": storage.fingerprint(shared),
+        "jobs": [job_records.identity(job) for job in jobs],
+        **checkpoints.identity,
+    }
 
 
 def failure_message(failure: Failure) -> str:
@@ -300,21 +316,18 @@ class _Run:
     def _refill(self) -> None:
         """Takes finished and stopped experts out of their slots, and puts waiting ones into free slots."""
         checking = self.table.batches % CHECK_EVERY == 0
-        while True:
-            ended = [
-                number
-                for number, slot in enumerate(self.table.slots)
-                if slot is not None and (checking or slot.step >= self.jobs[slot.expert].steps)
-            ]
-            stopped = self.group.to_host(self.state.stopped) if ended else None
-            for number in ended:
-                assert stopped is not None
-                self._release(number, int(stopped[number]))
-            self.table, new = slots.fill_slots(self.table)
-            for number, name in new.items():
-                self.state = self.group.put_fresh(self.state, number, self.jobs[name].seed)
-            if not any(self.jobs[name].steps == 0 for name in new.values()):
-                return
+        ended = [
+            number
+            for number, slot in enumerate(self.table.slots)
+            if slot is not None and (checking or slot.step >= self.jobs[slot.expert].steps)
+        ]
+        stopped = self.group.to_host(self.state.stopped) if ended else None
+        for number in ended:
+            assert stopped is not None
+            self._release(number, int(stopped[number]))
+        self.table, new = slots.fill_slots(self.table)
+        for number, name in new.items():
+            self.state = self.group.put_fresh(self.state, number, self.jobs[name].seed)
 
     def _release(self, number: int, stopped: int) -> None:
         """Takes an expert out of its slot if it is done, or if it stopped although it shared no row.
@@ -399,13 +412,3 @@ def _step_metrics(job: TrainingJob, steps_done: int) -> StepMetrics:
     """Returns the metrics of an expert's next step, its loss still unknown."""
     learning_rate = optimizers.learning_rate_at(job.config.schedule, steps_done)
     return StepMetrics(job.id, steps_done + 1, job.steps, float("nan"), learning_rate)
-
-
-def _identity(network: T5Config, jobs: Sequence[TrainingJob], plan: GroupPlan) -> dict[str, Any]:
-    """Returns what a resumed run must have too; how much fits on the devices may differ."""
-    shared = configs.shared_identity(plan.config) | {"save_every": plan.save_every}
-    return {
-        "network": storage.fingerprint(vars(network)),
-        "plan": storage.fingerprint(shared),
-        "jobs": [job_records.identity(job) for job in jobs],
-    }

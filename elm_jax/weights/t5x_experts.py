@@ -112,8 +112,8 @@ def load_t5x_expert(
     return tree
 
 
-def require_matching_shapes(tree: Params, config: T5Config, *, what: str) -> None:
-    """Refuses a tree, of one expert alone, that does not fit a base of this shape; names the parameter."""
+def require_matching_shapes(tree: Params, config: T5Config, *, what: str, kind: str = "full") -> None:
+    """Refuses a tree of one expert that does not fit a base's shape, or its kind; names the parameter."""
     sizes: dict[str, Any] = {
         "embed": config.emb_dim,
         "joined_kv": config.num_heads * config.head_dim,
@@ -130,6 +130,10 @@ def require_matching_shapes(tree: Params, config: T5Config, *, what: str) -> Non
             raise UserError(
                 f"Expected parameters that act on the base, got {path!r} ({what}). Fix: name the base that "
                 "it was trained on."
+            )
+        if not OWNED_PARAMS[kind].fullmatch(path):
+            raise UserError(
+                f"Expected parameters of kind {kind!r}, got {path!r} ({what}). Fix: name its kind."
             )
         axes = expert_kinds.logical_axes(path)
         layers = config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers

@@ -69,7 +69,8 @@ def test_a_flag_that_the_recipe_decides_is_refused_beside_it(capsys, flags, name
 @pytest.mark.parametrize("flag", ["--limit", "--queries", "--merged", "--batch-tokens"])
 def test_numbers_below_one_are_refused_with_their_flag(capsys, library, flag):
     error = error_of(capsys, "mini-unseen", "--run", library, flag, "0")
-    assert f"{flag}, got 0" in error
+    assert flag.strip("-").replace("-", "_") in error
+    assert "got 0" in error
     assert error.count("\n") == 1
 
 

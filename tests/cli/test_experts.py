@@ -187,3 +187,24 @@ def test_an_unknown_expert_is_one_sentence_with_the_nearest(runs, elm_says, verb
     code, said, told = elm_says(verb, "a/bb", *more, "--run", runs / "one")
     assert (code, said, told.count("\n")) == (2, "", 1)
     assert "Did you mean 'a/b'?" in told
+
+
+def test_several_experts_are_removed_by_ids_and_patterns_or_none_at_all(runs, elm_says):
+    library = Library.open(runs / "one" / "library")
+    expert = library.load_expert("a/b")
+    for name in ("a/c", "x/[b]", "x/y"):
+        library.add(replace(expert, spec=replace(expert.spec, id=name)))
+    for words in (["a/*", "a/nothing"], ["a/*", "z/*"], ["nothing"]):
+        assert elm_says("remove", *words, "--run", runs / "one")[0] == 2
+        assert library.ids() == ("a/b", "a/c", "x/[b]", "x/y")
+    assert elm_says("remove", "a/?", "x/[b]", "a/b", "--run", runs / "one")[0] == 0
+    assert library.ids() == ("x/y",)
+
+
+def test_commands_that_read_write_nothing(runs, elm_says):
+    before = sorted(str(file) for file in runs.rglob("*"))
+    elm_says("list", "--scores", "--run", runs / "one")
+    elm_says("list", "--composites", "--run", runs / "one")
+    elm_says("show", "a/b", "--run", runs / "one")
+    elm_says("verify", "--run", runs / "one")
+    assert sorted(str(file) for file in runs.rglob("*")) == before

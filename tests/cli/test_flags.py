@@ -11,8 +11,9 @@ import typer
 from typer.testing import CliRunner
 
 import elm_jax.cli
-from elm_jax.cli import flags
 from elm_jax.cli.flags import flattened
+from elm_jax.cli.options import ProcessFlags, RecipeFlags, Wait
+from elm_jax.errors import UserError
 
 FILES = sorted(file.stem for file in Path(elm_jax.cli.__file__).parent.glob("[!_]*.py"))
 
@@ -54,9 +55,45 @@ def test_help_shows_the_flags_of_a_record_in_its_panel(house):
     assert "[default: red]" in told
 
 
-def test_changed_fields_are_those_without_their_defaults():
-    assert list(flags.changed(PaintFlags())) == []
-    assert list(flags.changed(PaintFlags(coats=3))) == ["coats"]
+@pytest.fixture
+def kitchen():
+    app = typer.Typer()
+
+    @app.command()
+    @flattened
+    def cook(
+        names: Annotated[list[str] | None, typer.Argument()] = None,
+        wait: Wait = False,
+        *,
+        paint: PaintFlags,
+        recipe: RecipeFlags,
+        processes: ProcessFlags,
+    ) -> None:
+        """Cook."""
+        print(recipe.gin_file, recipe.gin_bindings, wait, processes.multiprocess)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--gin_file", "f", "pea"], "names of tasks"),
+        (["--gin_file", "f", "--colour", "red"], "--colour"),  # its default too
+        (["--gin_file", "f", "--layers", "1"], "--coats"),
+        (["--gin_bindings", "X = 1"], "X = 1"),
+    ],
+)
+def test_what_a_recipe_or_its_absence_would_drop_is_refused(kitchen, given, named):
+    result = CliRunner().invoke(kitchen, given)
+    assert isinstance(result.exception, UserError)
+    assert named in str(result.exception)
+
+
+def test_a_recipe_may_have_bindings_processes_and_what_it_does_not_say(kitchen):
+    given = ["--gin_file", "f", "--gin_bindings", "X = 1", "--wait", "--multiprocess"]
+    assert CliRunner().invoke(kitchen, given).output == "['f'] ['X = 1'] True True\n"
+    assert CliRunner().invoke(kitchen, ["pea", "--colour", "blue"]).output == "None None False False\n"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_said_with_the_compilers_reason_and_exit_code_1(cap
         ([PROMPTS, "--slice", "v5e-3", *SMALL], "Expected a slice"),
         (["gin/recipes/non.gin", "--slice", "v5e-1"], "got no file there"),
         (["gin/models/t5_tiny_from_scratch.gin", "--slice", "v5e-1"], "that trains or evaluates"),
-        ([PROMPTS, "--slice", "v5e-1", *SMALL, "--gin.TRAIN_STEPS=0"], "no tasks or no steps"),
+        ([PROMPTS, "--slice", "v5e-1", *SMALL, "--gin.TRAIN_STEPS=0"], "Expected steps"),
         (
             [PROMPTS, "--slice", "v5e-4", *SMALL, "--mesh", "fsdp=3"],
             "mesh of 4 devices, got expert=1, data=-1, fsdp=3",

@@ -282,7 +282,7 @@ def test_bad_data_is_an_error_and_nothing_is_written(tokenizer, tmp_path, cloze,
             tasks=[NOVEL], tokenizer=tokenizer, source=Source(**cloze, prepared=tmp_path / "p")
         )
     assert "2016.csv" in str(error.value)
-    assert not (tmp_path / "p").exists()
+    assert list((tmp_path / "p").iterdir()) == []
 
 
 def test_one_task_that_cannot_be_prepared_does_not_stop_the_others(tokenizer, tmp_path, cloze):

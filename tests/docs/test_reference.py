@@ -12,6 +12,7 @@ from elm_jax import cli
 from elm_jax.evaluation import methods
 from elm_jax.merging import table as merging
 from elm_jax.routing import table as routing
+from elm_jax.routing.registry import ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,14 +90,13 @@ def test_the_table_of_routers_has_every_router_with_its_options_and_their_defaul
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
     written = {row[0].strip("`"): row[2].strip("| ") if len(row) > 2 else "" for row in rows}
     assert set(written) == {*routing.ROUTERS, *methods.SPECIAL_ROUTERS}
-    given = {"queries", "index", "exclude", "params", "activations", "accuracies", "loss"}
+    given = set(ARGUMENTS)
     for name, router in routing.ROUTERS.items():
         taken = {
             option: each.default
             for option, each in inspect.signature(router.route).parameters.items()
             if option not in given
         }
-        taken |= {"shots": 5} if name == "lorahub" else {}
         told = dict(re.findall(r"`(\w+)`(?: \(([\w.]+)\))?", written[name]))
         assert told == {
             option: "" if default is inspect.Parameter.empty else str(default).replace("False", "false")

@@ -429,3 +429,16 @@ def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, uns
         evaluate.evaluate(place, unseen, EvaluationConfig(methods=["base"], queries=4))
     with pytest.raises(UserError, match="Expected a run's directory beside dtype"):
         evaluate.evaluate(run, unseen, EvaluationConfig(dtype="bfloat16"))
+
+
+def test_a_dry_run_writes_nothing_and_needs_no_lock(make_run, unseen):
+    run = make_run(experts=TRAINED[:2])
+    before = sorted(str(file) for file in run.workspace.root.rglob("*"))
+    config = EvaluationConfig(methods=["roe:experts=2"])
+    with run.workspace.lock("evaluate"):
+        during = sorted(str(file) for file in run.workspace.root.rglob("*"))
+        assert evaluate.evaluate(run, unseen, config, dry_run=True) is None
+        assert sorted(str(file) for file in run.workspace.root.rglob("*")) == during
+        with pytest.raises(UserError, match=r"elm evaluate \(process"):
+            evaluate.evaluate(run, unseen, config)
+    assert sorted(str(file) for file in run.workspace.root.rglob("*")) == before

@@ -226,9 +226,3 @@ def test_an_expert_whose_weights_hold_nan_is_named(run, specs, tasks):
     with pytest.raises(UserError, match="'mini_calendar_day/broken', got NaN for row"):
         generation.generate_answers(run, [Cell(specs[0].id, "mini_calendar_day/broken")], tasks)
     library.remove("mini_calendar_day/broken")
-
-
-def test_a_task_without_rows_is_refused(run, specs, tasks, no_network):
-    empty = replace(run, source=replace(run.source, limit=0))
-    with pytest.raises(UserError, match="none among the 0 rows"):
-        load_tasks(empty, specs)

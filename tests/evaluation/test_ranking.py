@@ -77,7 +77,7 @@ def test_an_empty_prompt_is_scored_after_the_end_of_sequence_alone(run, task):
     assert len(scored(run, specs).scores) == 1
     found = scored(run, specs, data_source.Source(faithful=("empty_renderings",)))
     assert len(found.scores) == 2
-    cell = Cell(specs[0].id, BASE, (1,), prompted=False)
+    cell = Cell(specs[0].id, BASE, (1,), premise="")
     bare = score(run, specs, cell._replace(rows=(0,)))
     np.testing.assert_allclose(found.scores[0], bare.scores[0], rtol=1e-5)
 
@@ -109,12 +109,6 @@ def test_a_target_that_is_none_of_the_choices_is_refused_with_its_row(run, task,
         UserError, match="'odd/it', got a target outside its choices in row 'odd/validation/1'"
     ):
         scored(run, specs)
-
-
-def test_a_task_without_rows_is_refused_by_its_name(run, unseen):
-    empty = replace(run, source=replace(run.source, limit=0))
-    with pytest.raises(UserError, match="mini_size_suitcase"):
-        evaluate.evaluate(empty, unseen, EvaluationConfig(methods=[f"fixed:expert={TRAINED[0]}"]))
 
 
 def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, unseen):

@@ -44,7 +44,7 @@ def test_every_line_that_is_written_is_as_the_schema_says(run, unseen, validator
     cells = [Cell(spec.id, name) for spec in unseen for name in (BASE, TRAINED[0])]
     some = Cell(unseen[0].id, TRAINED[1], (0, 5))
     tasks = load_tasks(run, unseen)
-    for normalization in ("sum", "mean", "calibrated"):
+    for normalization in ("sum", "mean", "calibrated", "length:0.5", "pmi:a dog"):
         options = ScoringOptions(normalization=normalization)
         ranking.score_cells(run, [*cells, some], tasks, options)
     generation.generate_answers(run, [*cells, some], tasks)
@@ -53,9 +53,9 @@ def test_every_line_that_is_written_is_as_the_schema_says(run, unseen, validator
         for folder in (run.workspace.scores, run.workspace.generated)
         for file in Path(folder).rglob("*.jsonl")
     ]
-    assert len(files) == 5 * 4 + 5
+    assert len(files) == 5 * 7 + 5
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    assert len(lines) == 5 * len(cells) * (1 + ROWS) + 5 * (1 + 2)
+    assert len(lines) == 8 * len(cells) * (1 + ROWS) + 8 * (1 + 2)
     for line in lines:
         validator.validate(line)
 

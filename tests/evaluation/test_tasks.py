@@ -2,12 +2,10 @@
 
 import sys
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
 from elm_jax.data import task_selection
-from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.tasks import load_tasks
@@ -61,8 +59,3 @@ def test_a_tasks_record_has_its_rows_as_text_and_as_token_ids(run, unseen):
     assert task.row_ids((1, 3)) == (task.examples[1].row_id, task.examples[3].row_id)
     assert len(task.prompts[0].answers) == len(task.examples[0].choices)
     assert repr(task) == f"EvaluationTask({task.id!r}, {ROWS} rows)"
-
-
-def test_a_task_without_rows_is_refused(run, unseen):
-    with pytest.raises(UserError, match=unseen[0].dataset):
-        load_tasks(replace(run, source=replace(run.source, limit=0)), unseen)

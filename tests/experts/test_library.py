@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elm_jax import storage
+from elm_jax import locks, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import files
 from elm_jax.experts.library import ExpertSize, Library
@@ -208,16 +208,16 @@ def test_a_sound_library_has_no_findings(library, expert, keys):
         ),
         (lambda at: (at / files.KEYS_FILE).write_bytes(b"rubbish"), " whole safetensors file at"),
         (lambda at: (at / files.PARAMS_FILE).unlink(), "got no file"),
-        (lambda at: (at / files.SPEC_FILE).write_text("{"), "not JSON"),
+        (lambda at: (at / files.SPEC_FILE).write_text("{"), "Invalid JSON"),
         (
             lambda at: (at / files.SPEC_FILE).write_text('{"format": 1}'),
-            "KeyError",
+            "`id` is wrong",
         ),
         (
             lambda at: (at / files.SPEC_FILE).write_text('{"format": 1, "parameters": 3}'),
-            "KeyError: 'id'",
+            "`id` is wrong",
         ),
-        (lambda at: storage.write_arrays(at / files.KEYS_FILE, {"vectors": np.ones(1)}), "KeyError: 'about'"),
+        (lambda at: storage.write_arrays(at / files.KEYS_FILE, {"vectors": np.ones(1)}), "Invalid JSON"),
         (
             lambda at: storage.write_arrays(at / files.PARAMS_FILE, {DOWN: np.ones((2, 3, 2), np.float32)}),
             "as (3,), got nothing",
@@ -282,5 +282,32 @@ def test_verify_tells_of_what_a_killed_writer_left_and_readers_do_not(library, e
 def test_damaged_keys_are_refused_when_they_are_read(library, expert, keys):
     library.add(expert(), keys("one"))
     damage(directory(library) / files.KEYS_FILE)
-    with pytest.raises(UserError, match=rf"{files.KEYS_FILE} .*elm index --rebuild"):
+    with pytest.raises(UserError, match=rf"{files.KEYS_FILE}'? .*elm index --rebuild"):
         library.load_keys("dream/baseline")
+
+
+def test_what_killed_writers_left_is_deleted_and_what_they_set_aside_comes_back(library, expert):
+    library.add(expert())
+    library.add(expert("dream/second"))
+    hexes = "0123456789abcdef0123456789abcdef"
+    home = library.root / "dream"
+    files.write(home / f".other.{hexes}.tmp", expert("dream/other"), None)  # killed before the rename
+    (home / "second").rename(home / f".second.{hexes}.old")  # killed between the two renames
+    (home / "baseline" / f".keys.safetensors.{hexes}.tmp").write_bytes(b"x")
+    (home / ".baseline.lock").write_text("{}")
+    library.remove_unfinished()
+    assert library.ids() == ("dream/baseline", "dream/second")
+    assert {each.name for each in home.iterdir()} == {"baseline", "second"}
+    assert library.verify() == []
+    assert not any(each.name.startswith(".") for each in (home / "baseline").iterdir())
+
+
+def test_what_a_living_writer_is_about_to_finish_is_left(library, expert):
+    library.add(expert())
+    left = library.root / "dream" / ".baseline.0123456789abcdef0123456789abcdef.tmp"
+    left.mkdir()
+    with locks.hold(library.root / "dream" / ".baseline.lock", "a writer"):
+        library.remove_unfinished()
+        assert left.exists()
+    library.remove_unfinished()
+    assert not left.exists()

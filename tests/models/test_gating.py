@@ -108,12 +108,29 @@ def test_a_token_is_answered_by_a_weighted_sum_over_its_own_two_nearest():
     np.testing.assert_allclose(given[0, 0], [1 + first * 3, 1 + (1 - first) * 40], rtol=1e-6)
 
 
-def test_cosines_leave_the_length_of_a_token_out_and_keep_its_sign():
-    gate = TokenGate(jnp.array([[[2.0], [0.0]], [[0.0], [2.0]]]), jnp.ones(2, bool), 2, "cosine")
+def test_a_standardised_token_has_no_length_and_no_mean_but_keeps_its_sign():
+    gate = TokenGate(jnp.array([[[1.0], [-1.0]], [[0.0], [0.0]]]), jnp.ones(2, bool), 2, "standard_dot")
+    # n((5 + length, 5 - length)) is (1, -1), whose products are 2 and 0.
+    share = 1 / (1 + np.exp(-2))
     for length in (1.0, 100.0):
-        found = gating.gate_weights(jnp.array([[length, 0.0], [-length, 0.0]]), gate)
-        share = 1 / (1 + np.exp(-2))
-        np.testing.assert_allclose(found, [[share, 1 - share], [1 / (1 + np.exp(2)), share]], rtol=1e-5)
+        found = gating.gate_weights(jnp.array([[5 + length, 5 - length], [-length, length]]), gate)
+        np.testing.assert_allclose(found, [[share, 1 - share], [1 - share, share]], rtol=1e-4)
+
+
+def test_uniform_weights_are_one_over_k_whatever_the_scores():
+    gate = TokenGate(jnp.array([[[1.0]], [[5.0]], [[3.0]]]), jnp.ones(3, bool), 2, "norm", "uniform")
+    np.testing.assert_allclose(gating.gate_weights(jnp.array([[2.0]]), gate), [[0.0, 0.5, 0.5]], rtol=1e-6)
+
+
+def test_mixed_factors_multiply_the_mean_of_one_side_with_the_mean_of_the_other():
+    gate = TokenGate(jnp.ones((2, 1, 1)), jnp.ones(2, bool), 2, "norm", "uniform", "factors")
+    expert = {
+        "gate": gate,
+        "lora_a": jnp.array([[[2.0]], [[4.0]]]),
+        "lora_b": jnp.array([[[10.0]], [[-30.0]]]),
+    }
+    # x = 1: (2 + 4) / 2 times (10 - 30) / 2.
+    np.testing.assert_allclose(gating.gated_delta(jnp.array([[1.0]]), expert), [[-30.0]], rtol=1e-6)
 
 
 def test_equally_similar_experts_share_however_few_may():
@@ -127,7 +144,7 @@ def test_equally_similar_experts_share_however_few_may():
     ("change", "said"),
     [
         ({"k": 0}, "got 0"),
-        ({"similarity": "cosine"}, "one direction for cosines, got"),
+        ({"similarity": "standard_dot"}, "one direction for dot products, got"),
         ({"prototypes": {}}, "difference in"),
     ],
 )

@@ -79,7 +79,7 @@ def test_rows_that_are_elsewhere_are_given(own):
 def test_a_recipe_that_trains_nothing_is_refused():
     with pytest.raises(UserError, match="that trains or evaluates, got "):
         only("gin/models/t5_tiny_from_scratch.gin")
-    with pytest.raises(UserError, match="no tasks or no steps"):
+    with pytest.raises(UserError, match="Expected steps"):
         only(PROMPTS, [*DREAM, "TRAIN_STEPS = 0"])
 
 

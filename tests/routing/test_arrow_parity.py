@@ -42,7 +42,7 @@ def test_prototypes_gate_and_sum_are_pefts():
 
     index = KeyIndex(NAMES, ((),) * 4, np.arange(4), np.eye(4, dtype=np.float32), NAMES, "toy", "instance")
     stack = {"encoder": {"layers": {"mlp": {"wo": {"lora_a": lora_a, "lora_b": lora_b}}}}}
-    gate = arrow(Queries("t/1", ()), index, params=stack, k=2, temperature=0.5)
+    gate = arrow(Queries("t/1", ()), index, params=stack, k=2, temperature=0.5, mixing="outputs")
     tree = gating.make_gated_tree(
         stack, gate.prototypes, k=gate.k, similarity=gate.similarity, allowed=gate.allowed
     )

@@ -31,8 +31,10 @@ def test_the_search_finds_the_least_loss_within_bounds():
 
 
 def test_the_penalty_draws_weights_to_zero():
-    # Of (w - 0.5)² + 0.4 |w| the least is at w = 0.5 - 0.4 / 2.
-    found = lorahub(QUERIES, INDEX, loss=lambda w: (w["a/1"] - 0.5) ** 2, penalty=0.4, exclude=["b", "c"])
+    # Of (w - 0.5)² / 4 + 0.1 |w| the least is at w = 0.5 - 4 · 0.1 / 2.
+    found = lorahub(
+        QUERIES, INDEX, loss=lambda w: (w["a/1"] - 0.5) ** 2, shots=4, penalty=0.1, exclude=["b", "c"]
+    )
     assert found.weights == pytest.approx({"a/1": 0.3}, abs=0.02)
 
 

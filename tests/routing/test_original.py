@@ -54,6 +54,13 @@ def test_the_nearest_key_overwrites_the_vote_of_k():
     assert roe(asked, INDEX, k=5, faithful="nearest_only").votes == {"ag_news/which_section": 1}
 
 
+def test_of_equal_votes_the_first_one_elects_whatever_the_similarities():
+    # -(1, 1) is nearest to b1, at -0.25, and north to s1, at 1.
+    asked = ask([-1.0, -1.0], NORTH)
+    assert roe(asked, INDEX).weights == {"ag_news/which_section": 1.0}
+    assert roe(asked, INDEX, faithful="first_vote").weights == {"b/1": 1.0}
+
+
 def test_bare_inputs_may_ask_for_formatted_keys():
     bare = ask(NORTH, text_format=original.RAW_TEXT_FORMAT)
     with pytest.raises(UserError, match=f"'choice_instance', got '{original.RAW_TEXT_FORMAT}'"):

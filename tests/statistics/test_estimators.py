@@ -117,10 +117,15 @@ def expert_of(kind, base, **options):
 
 def plainly(config, base, expert):
     """Returns path -> what entered it over both rows, one below the other."""
+    return {path: np.concatenate(found) for path, found in row_by_row(config, base, expert).items()}
+
+
+def row_by_row(config, base, expert):
+    """Returns path -> what entered it, of one row and of the other."""
     network = Plain(config, base, expert.params)
     for prompt, target in zip(PROMPTS, TARGETS, strict=True):
         network.log_likelihood(prompt, target)
-    return {path: np.concatenate(found) for path, found in network.entered.items()}
+    return network.entered
 
 
 @pytest.fixture
@@ -128,13 +133,14 @@ def lora(base):
     return expert_of("lora", base, rank=2, projections=("query", "value", "wo"))
 
 
-def test_means_of_inputs_are_those_of_every_real_token(config, base, lora):
-    entered = plainly(config, base, lora)
+def test_means_of_inputs_are_over_rows_of_means_over_their_real_tokens(config, base, lora):
+    entered = row_by_row(config, base, lora)
     found = estimators.mean_inputs(config, base, lora, PROMPTS, TARGETS, PATHS)
     assert set(found) == set(PATHS)
     for path in PATHS:
-        assert found[path].shape == (1, entered[path].shape[1])
-        np.testing.assert_allclose(found[path][0], entered[path].mean(0), rtol=2e-4, atol=2e-5)
+        means = [row.mean(0) for row in entered[path]]
+        assert found[path].shape == (1, len(means[0]))
+        np.testing.assert_allclose(found[path][0], np.mean(means, axis=0), rtol=2e-4, atol=2e-5)
 
 
 def test_gram_matrices_are_those_of_every_real_token_with_the_expert_in_place(config, base, lora):

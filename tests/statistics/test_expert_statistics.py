@@ -122,7 +122,7 @@ def test_what_was_computed_is_kept_until_expert_or_rows_change(run, monkeypatch)
     assert computed[2:] == [second]
     merge.merge(run, [first, second], "fisher", rows=ROWS + 1)
     assert computed[3:] == [first, second]
-    (file, *_) = (run.workspace.root / expert_statistics.FOLDER).glob("*/*/fisher.safetensors")
+    (file, *_) = run.workspace.statistics.glob("*/*/fisher.safetensors")
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(bytes(content))

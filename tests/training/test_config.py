@@ -165,5 +165,5 @@ def test_a_configuration_written_as_json_and_read_is_the_same():
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
 def test_a_learning_rate_that_is_no_rate_is_refused(rate):
-    with pytest.raises(UserError, match="learning rate"):
+    with pytest.raises(UserError, match="learning_rate"):
         configs.ScheduleConfig(learning_rate=rate)

@@ -35,17 +35,18 @@ def test_z_loss_adds_its_weight_times_the_squared_log_of_the_normaliser():
     np.testing.assert_allclose(real(found), NLL + 0.1 * squares, rtol=1e-6)
 
 
-def test_label_smoothing_moves_its_share_of_the_mass_evenly_onto_all_tokens():
-    even = np.log(Z.ravel()[:3]) - np.log(P.reshape(4, 3)[:3]).mean(axis=1)
-    found = token_losses(LOGITS, TARGETS, LossConfig(label_smoothing=0.25))
-    np.testing.assert_allclose(real(found), 0.75 * NLL + 0.25 * even, rtol=1e-6)
-
-
-def test_label_smoothing_is_cross_entropy_with_the_smoothed_distribution():
-    smoothed = 0.7 * np.eye(3)[TARGETS] + 0.3 / 3
-    by_token = -(smoothed * np.asarray(jax.nn.log_softmax(LOGITS))).sum(axis=-1)
+def test_label_smoothing_is_the_divergence_from_the_target_with_its_share_on_all_other_tokens():
+    smoothed = np.where(np.eye(3)[TARGETS] == 1, 0.7, 0.15)
+    by_token = (smoothed * (np.log(smoothed) - np.asarray(jax.nn.log_softmax(LOGITS)))).sum(axis=-1)
     found = token_losses(LOGITS, TARGETS, LossConfig(label_smoothing=0.3))
-    np.testing.assert_allclose(real(found), by_token.ravel()[:3], rtol=1e-6)
+    np.testing.assert_allclose(real(found), by_token.ravel()[:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_prediction_that_is_the_smoothed_target_has_loss_zero(share):
+    logits = jnp.log(jnp.array([[[share / 2, share / 2, 1 - share]]]))
+    found = token_losses(logits, np.array([[2]], np.int32), LossConfig(label_smoothing=share))
+    np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
 def test_both_together_add_up():

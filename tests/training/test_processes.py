@@ -70,7 +70,12 @@ def start(root, *flags, steps=12, devices=1):
     own |= {"JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled"), "PYTHONPATH": str(WITHOUT)}
     environment = {**os.environ, **own}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
     )
 
 
@@ -152,7 +157,7 @@ def test_a_signal_to_one_process_has_all_of_them_save_and_end_well(make_run):
     wait_for_rounds(root)
     processes[1].send_signal(signal.SIGTERM)
     codes, said = ended(processes)
-    assert codes == [0, 0], said
+    assert codes == [143, 143], said
     told = [next(line for line in err.splitlines() if line.startswith("elm:")) for _, err in said]
     assert told[0] == told[1]
     assert told[0].startswith("elm: Stopped after batch ")
@@ -204,8 +209,52 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(
     wait_for_rounds(stopped, count=20)
     process.send_signal(signal.SIGTERM)
     (code,), ((out, err),) = ended([process])
-    assert code == 0, err
+    assert code == 143, err
     assert out == ""
     assert "elm: Stopped after batch" in err
     assert ended([start(stopped, steps=steps)])[0] == [0]
     assert files(stopped) == files(whole)
+
+
+def test_of_two_trainings_in_one_directory_the_second_is_refused_or_waits(make_run):
+    root = make_run("crowded")
+    first = start(root, steps=100_000)
+    wait_for_rounds(root)
+    (code,), ((_, said),) = ended([start(root, steps=10)])
+    assert code == 2
+    assert f"process {first.pid} on " in said
+    assert "--wait" in said
+    assert "Traceback" not in said
+    waiting = start(root, "--wait", steps=10)
+    time.sleep(1)
+    first.kill()
+    (_, code), _ = ended([first, waiting])
+    assert code == 0
+    assert {Library.open(root / "library").spec(name).steps for name in experts(root)} == {10}
+    assert not [file for file in root.rglob(".*") if file.is_file()]
+
+
+def test_a_command_that_was_stopped_does_not_block_its_correction(make_run):
+    root = make_run("corrected")
+    first = start(root, steps=100_000)
+    wait_for_rounds(root)
+    first.send_signal(signal.SIGINT)
+    (code,), ((_, said),) = ended([first])
+    assert code == 130
+    assert "elm: stopped." in said
+    assert "Traceback" not in said
+    first = start(root, steps=100_000)
+    wait_for_rounds(root, count=12)
+    first.send_signal(signal.SIGTERM)
+    assert ended([first])[0] == [143]
+    (code,), ((_, said),) = ended([start(root, steps=10)])
+    assert code == 0
+    assert "steps (100000, now 10)" in said
+    assert len(experts(root)) == 6
+    (code,), ((_, said),) = ended([start(root, steps=11)])
+    assert code == 2
+    assert "elm experts remove" in said
+    (code,), ((_, said),) = ended([start(root, "--restart", steps=11)])
+    assert code == 0, said
+    assert {Library.open(root / "library").spec(name).steps for name in experts(root)} == {11}
+    assert list((root / "checkpoints").iterdir()) == []

@@ -1,5 +1,6 @@
 """Training: a group is its experts, and a run that was killed is the run that was not."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -14,6 +15,7 @@ from elm_jax.models import meshes, paths
 from elm_jax.models.t5 import T5
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.scorer import score_rows
+from elm_jax.training import config as configs
 from elm_jax.training import step, trainer
 from elm_jax.training.checkpoints import CheckpointDirectory
 from elm_jax.training.jobs import TrainingJob, ValidationRows, row_order
@@ -180,11 +182,6 @@ def test_with_an_epoch_a_step_the_order_of_rows_is_nothing_and_their_pairing_all
     assert distance(trained([2, 0, 3, 1], [0, 1, 2, 3]), ordered) > 1e-3
 
 
-def test_no_steps_give_the_fresh_expert(config, base):
-    (found,) = trainer.train_group(config, base, [with_config(JOBS[0], steps=0)], PLAN)
-    assert_close([found], [ex.init_expert("bottleneck", jax.random.key(5), base, {"width": 4})])
-
-
 class Killed(Exception):
     """Stands for what ends a run from outside."""
 
@@ -216,7 +213,8 @@ def killed(library, config, base, jobs, plan, directory, at):
 def test_a_killed_run_called_again_ends_with_the_same_bytes(config, base, together, tmp_path, at, saved):
     library, batches = {}, []
     killed(library, config, base, JOBS, PLAN, tmp_path, at)
-    assert sorted(each.name for each in tmp_path.iterdir() if each.is_dir()) == sorted(saved)
+    (own,) = tmp_path.iterdir()
+    assert sorted(each.name for each in own.iterdir() if each.is_dir()) == sorted(saved)
     found = trained(
         library, config, base, JOBS, PLAN, tmp_path, on_event=lambda event: batches.append(event.batch)
     )
@@ -239,26 +237,88 @@ def test_a_run_killed_before_its_first_save_and_one_killed_twice_end_with_the_sa
 def test_a_half_written_checkpoint_costs_steps_and_changes_no_byte(config, base, together, tmp_path):
     library = {}
     killed(library, config, base, JOBS, PLAN, tmp_path, 19)
-    files = [file for file in (tmp_path / "16").rglob("*") if file.is_file()]
+    files = [file for file in tmp_path.glob("*/16/**/*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-40])
     assert_same_bytes(trained(library, config, base, JOBS, PLAN, tmp_path), together)
 
 
-def test_the_checkpoints_of_another_run_are_refused_naming_what_differs(config, base, tmp_path):
+def test_another_run_begins_anew_beside_the_checkpoints_of_the_first_and_names_what_differs(
+    config, base, tmp_path, caplog
+):
     killed({}, config, base, JOBS, PLAN, tmp_path, 10)
+    (first,) = tmp_path.iterdir()
 
-    def refused(told, *, config=config, jobs=JOBS, plan=PLAN, **more):
-        with pytest.raises(UserError, match=f"in its {told}[.]"):
-            trained({}, config, base, jobs, plan, tmp_path, **more)
+    def told(*, config=config, jobs=JOBS, plan=PLAN, **more):
+        caplog.clear()
+        batches = []
 
-    refused("plan", plan=change_plan(PLAN, z_loss=0.02))
-    refused("network", config=replace(config, dropout_rate=0.1))
-    refused("base", identity={"base": "b"})
-    refused("jobs", jobs=JOBS[::-1])
-    refused("jobs", jobs=[*JOBS[:2], with_config(JOBS[2], rate=3e-4)])
-    refused("jobs", jobs=[*JOBS[:2], replace(JOBS[2], prompts=[*JOBS[2].prompts[:-1], np.array([3, 4])])])
-    refused("plan and jobs", plan=change_plan(PLAN, clip=0.5), jobs=JOBS[:2])
+        def on_event(event):
+            batches.append(event.batch)
+            raise Killed
+
+        with pytest.raises(Killed):
+            trained({}, config, base, jobs, plan, tmp_path, on_event=on_event, **more)
+        assert batches == [1]
+        (said,) = [message for message in caplog.messages if str(first) in message]
+        return said
+
+    assert "another plan:" in told(plan=change_plan(PLAN, z_loss=0.02))
+    assert "another network:" in told(config=replace(config, dropout_rate=0.1))
+    assert "another base:" in told(identity={"base": "b"})
+    assert "another set of experts:" in told(jobs=JOBS[::-1])
+    assert "rate (0.0002, now 0.0003):" in told(jobs=[*JOBS[:2], with_config(JOBS[2], rate=3e-4)])
+    other_rows = replace(JOBS[2], prompts=[*JOBS[2].prompts[:-1], np.array([3, 4])])
+    assert "another rows:" in told(jobs=[*JOBS[:2], other_rows])
+    assert "set of experts and plan:" in told(plan=change_plan(PLAN, clip=0.5), jobs=JOBS[:2])
+    batches = []
+    trained({}, config, base, JOBS, PLAN, tmp_path, on_event=lambda event: batches.append(event.batch))
+    assert batches[0] == 9  # the first goes on where it was
+
+
+def test_to_restart_deletes_the_checkpoints_of_these_experts_and_no_others(config, base, tmp_path):
+    killed({}, config, base, JOBS, PLAN, tmp_path, 10)
+    killed({}, config, base, JOBS[:1], PLAN, tmp_path, 10)
+    killed({}, config, base, [replace(JOBS[0], id="other")], PLAN, tmp_path, 10)
+    batches = []
+    plan = replace(PLAN, config=configs.replace_fields(PLAN.config, {"restart": True}))
+    trained({}, config, base, JOBS, plan, tmp_path, on_event=lambda event: batches.append(event.batch))
+    assert batches[0] == 1
+    kept = {json.loads(file.read_text())["run"]["jobs"][0]["id"] for file in tmp_path.glob("*/identity.json")}
+    assert len(list(tmp_path.iterdir())) == 2
+    assert kept == {JOBS[0].id, "other"}
+
+
+def test_a_directory_of_the_first_version_whose_name_is_another_is_gone_on_from(config, base, tmp_path):
+    killed({}, config, base, JOBS, PLAN, tmp_path, 10)
+    (own,) = tmp_path.iterdir()
+    own.rename(tmp_path / "0123456789abcdef")
+    batches = []
+    trained({}, config, base, JOBS, PLAN, tmp_path, on_event=lambda event: batches.append(event.batch))
+    assert batches[0] == 9
+    assert [each.name for each in tmp_path.iterdir()] == ["0123456789abcdef"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "run": {"jobs": [3]}}'])
+def test_a_damaged_identity_is_put_aside_and_the_run_begins_anew(config, base, tmp_path, caplog, content):
+    killed({}, config, base, JOBS, PLAN, tmp_path, 10)
+    (own,) = tmp_path.iterdir()
+    (own / "identity.json").write_text(content)
+    batches = []
+    trained({}, config, base, JOBS, PLAN, tmp_path, on_event=lambda event: batches.append(event.batch))
+    assert batches[0] == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == [own.name, f"{own.name}.damaged-1"]
+    assert any(f"{own.name}.damaged-1" in message for message in caplog.messages)
+
+
+def test_a_second_process_that_trains_the_same_is_refused(config, base, tmp_path):
+    def on_event(event):
+        with pytest.raises(UserError, match=r"elm train \(process"):
+            trained({}, config, base, JOBS, PLAN, tmp_path)
+        raise Killed
+
+    with pytest.raises(Killed):
+        trained({}, config, base, JOBS, PLAN, tmp_path, on_event=on_event)
 
 
 # Ends, lengths, batch sizes, rates and schedules of their own; more of them than slots.
@@ -266,7 +326,7 @@ MIXED = [
     job("m", 9, 8, steps=50, rate=1e-3, seed=1),
     job("nn", 20, 6, steps=7, rate=5e-4, seed=2, batch_size=1),
     job("ooo", 5, 8, steps=12, rate=2e-3, seed=3, batch_size=7, schedule="constant", warmup=4),
-    job("pppp", 30, 3, steps=0, rate=1e-3, seed=4),
+    job("pppp", 30, 3, steps=1, rate=1e-3, seed=4),
     job("qqqqq", 8, 8, steps=20, rate=1e-3, seed=5, batch_size=3, warmup=2),
 ]
 FEW = change_plan(

@@ -1,0 +1,75 @@
+"""Interrupts: Ctrl-C ends with 130 and SIGTERM with 143, whatever the code does that they meet."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from elm_jax.launch import interrupts
+
+SWALLOW = """
+import sys, time
+from elm_jax.launch import interrupts
+interrupts.GRACE_SECONDS = 1.0
+with interrupts.exit_on_signals():
+    print("begun", flush=True)
+    while True:
+        try:
+            {work}
+        except BaseException:
+            pass
+"""
+PLAIN = """
+from elm_jax.launch import interrupts
+with interrupts.exit_on_signals():
+    print("begun", flush=True)
+    {work}
+"""
+
+
+def outcome(script, number, *, times=1):
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.1)
+    _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_its_code_and_one_sentence(number):
+    code, said = outcome(PLAIN.format(work="import time; time.sleep(60)"), number)
+    assert (code, said) == (128 + number, interrupts.MESSAGE + "\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_code_that_swallows_the_signal_is_ended_all_the_same(number):
+    code, said = outcome(SWALLOW.format(work="time.sleep(0.01)"), number)
+    assert (code, said) == (128 + number, interrupts.MESSAGE + "\n")
+
+
+def test_a_second_ctrl_c_ends_code_that_runs_no_python():
+    began = time.monotonic()
+    work = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    code, _ = outcome(PLAIN.format(work=work), signal.SIGINT, times=2)
+    assert code == 130
+    assert time.monotonic() - began < interrupts.GRACE_SECONDS
+
+
+def test_the_handlers_before_come_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interrupts.exit_on_signals():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_what_ends_by_itself_keeps_its_code():
+    with pytest.raises(SystemExit) as stop, interrupts.exit_on_signals():
+        raise SystemExit(2)
+    assert stop.value.code == 2
