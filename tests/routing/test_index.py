@@ -19,7 +19,7 @@ from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.records import Expert, ExpertSpec
 from elm_jax.routing import index as runs
 from elm_jax.routing import route
-from elm_jax.session import opening
+from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.telemetry.progress import Stages
@@ -250,6 +250,7 @@ def test_the_command_line_names_it_too(run, encoder, config, base, capsys):
     sentencepiece.train(
         ["A film was good ."] * 4, run.workspace.base / opening.VOCABULARY_FILE, 64, kind="word"
     )
+    settings.save_run_settings(run.workspace, None, run.source, run.lengths)
     asked = ["index", "--run", str(run.workspace.root), "--size", "2", "--embedder", str(encoder)]
     file = encoder / "1_Pooling" / "config.json"
     content = file.read_text()
