@@ -37,11 +37,9 @@ class MethodFlags:
     seen: Annotated[
         bool, typer.Option("--seen", help="Allow tasks whose data experts were trained on, marked so.")
     ] = False
-    merged: Annotated[
-        int, typer.Option(min=1, help="Retrieved experts to merge if there is no --method.")
-    ] = 3
-    queries: Annotated[int, typer.Option(min=1, help="Inputs of each task that vote.")] = 32
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a device scores at once.")] = 8192
+    merged: Annotated[int, typer.Option(help="Retrieved experts to merge if there is no --method.")] = 3
+    queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32
+    batch_tokens: Annotated[int, typer.Option(help="Tokens that a device scores at once.")] = 8192
 
 
 @flattened
