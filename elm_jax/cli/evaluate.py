@@ -40,11 +40,9 @@ class MethodFlags:
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a group if rows of one of its datasets are missing.")
     ] = False
-    merged: Annotated[
-        int, typer.Option(min=1, help="Retrieved experts to merge if there is no --method.")
-    ] = 3
-    queries: Annotated[int, typer.Option(min=1, help="Inputs of each task that vote.")] = 32
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a device scores at once.")] = 8192
+    merged: Annotated[int, typer.Option(help="Retrieved experts to merge if there is no --method.")] = 3
+    queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32
+    batch_tokens: Annotated[int, typer.Option(help="Tokens that a device scores at once.")] = 8192
 
 
 @flattened

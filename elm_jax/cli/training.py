@@ -20,8 +20,8 @@ class TrainingFlags:
     """How long and how fast an expert is trained."""
 
     PANEL: ClassVar[str] = "Training"
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each expert.")] = 1000
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each expert in a step.")] = 8
+    steps: Annotated[int, typer.Option(help="Steps of each expert.")] = 1000
+    batch_size: Annotated[int, typer.Option(help="Rows of each expert in a step.")] = 8
     rate: Annotated[float, typer.Option(help="Learning rate, which falls linearly to 0.")] = 1e-4
     seed: Seed = 0
 
@@ -111,7 +111,6 @@ def train(
         else:
             from elm_jax.training import config as configs
 
-            opened = open_run(run, data, names, cache=data.cache, limit=data.limit, dtype=data.dtype)
             sizes = (("width", expert.width), ("rank", expert.rank))
             options = {name: value for name, value in sizes if value is not None}
             config = configs.TrainConfig(
@@ -127,6 +126,7 @@ def train(
                 log=configs.LogConfig(trackers=track or ()),
                 seed=training.seed,
             )
+            opened = open_run(run, data, names, cache=data.cache, limit=data.limit, dtype=data.dtype)
             trained = runs.train(opened, names or [], config, **how)
     except trainer.Stopped as stopped:
         typer.echo(f"elm: {stopped}", err=True)

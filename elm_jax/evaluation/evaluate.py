@@ -198,7 +198,7 @@ def _experts_and_methods(run: Run, config: EvaluationConfig) -> tuple[list[str],
     """Returns the experts that methods choose among and the methods, after checking that they fit."""
     asked = method_module.parse_methods(config.methods or ())
     only_base = bool(asked) and not config.oracle and all(each.router == "base" for each in asked)
-    library = Library(run.workspace.library) if only_base else Library.open(run.workspace.library)
+    library = Library(run.workspace.library)  # which may not be there
     experts = [] if only_base else list(dict.fromkeys(config.experts or library.ids()))
     if not (experts or only_base):
         raise UserError(

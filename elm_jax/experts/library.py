@@ -82,7 +82,7 @@ class Library:
             return cls(published_library.fetch_library(str(path)), str(path))
         if create:
             return cls(storage.writable_directory(path))
-        remedy = "Fix: train experts into it with `elm train`, or name another directory."
+        remedy = "Train experts into it with `elm train`, or name another directory."
         return cls(storage.existing_directory(path, what="A library of experts", remedy=remedy))
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import gin
 
 from elm_jax import names
-from elm_jax.errors import UserError
+from elm_jax.errors import UntrustedCodeError, UserError
 from elm_jax.launch import old_recipes
 from elm_jax.storage import SHIPPED
 
@@ -49,13 +49,22 @@ def bind(
     configured = gin.get_configurable(function)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        try:
+        with plain_errors():
             return configured(*arguments, **options)
-        except UserError as error:
-            # Gin adds where it was called from, which helps nobody who can mend the mistake.
-            raise UserError(str(error).partition("\n  In call to configurable")[0]) from error
 
     return call
+
+
+@contextmanager
+def plain_errors() -> Generator[None, None, None]:
+    """Takes off a UserError what gin adds: where it was called from, which helps nobody who can mend it."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).partition("\n  In call to configurable")[0]
+        if isinstance(error, UntrustedCodeError):  # the command line asks, and goes on
+            raise UntrustedCodeError(message, error.files) from error
+        raise UserError(message) from error
 
 
 def config_text() -> str:

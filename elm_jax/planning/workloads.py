@@ -140,7 +140,8 @@ def read_workloads(
 def _read_bindings(function: Any) -> dict[str, Any]:
     """Returns what a recipe binds to a function's parameters; {} if it does not."""
     try:
-        bindings = dict(gin.get_bindings(function, resolve_references=True))
+        with recipes.plain_errors():
+            bindings = dict(gin.get_bindings(function, resolve_references=True))
         return moved.with_old_parameters(function, bindings) if hasattr(function, "moved") else bindings
     except ValueError:  # gin does not know the function
         return {}

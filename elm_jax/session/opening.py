@@ -150,6 +150,7 @@ def open_run(
         UserError: If the directory, the base or its tokenizer is missing, or if a file of tasks does not
             parse.
     """
+    changed = _require_fields(overrides or {})
     for file in task_files:
         user_tasks.load_tasks(file)
     trust.remember([*task_files, *(source.tasks if source else ())])
@@ -164,7 +165,7 @@ def open_run(
     settings = load_run_settings(workspace)
     if source is None:
         trust.require(workspace.root, settings["source"].get("tasks", ()))
-    source = replace(source or Source(**settings["source"]), **given, **_require_fields(overrides or {}))
+    source = replace(source or Source(**settings["source"]), **given, **changed)
     source = replace(source, tasks=[*source.tasks, *task_files])
     if source.input_eos is None:
         source = replace(source, input_eos=settings["source"].get("input_eos"))
@@ -237,8 +238,10 @@ def load_data_settings(
 
 
 def _require_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the overrides that have a value; raises if one is no field of a source."""
+    """Returns the overrides that have a value; raises if a source has no such field, or not such a value."""
     known = [field.name for field in fields(Source)]
     for name in overrides:
         names.resolve(name, known, kind="field", where="Source")
-    return {name: value for name, value in overrides.items() if value is not None}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    Source(**given)  # refuses what is out of its range before anything is read
+    return given

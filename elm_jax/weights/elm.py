@@ -36,7 +36,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Returns what a base's directory holds, its parameters unread; the network computes in `dtype`."""
     del ignore  # all fields of our own format are known
-    remedy = "Fix: train one with `elm quickstart`, or name the directory of one."
+    remedy = "Train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
     told = _read_config(directory)
     if not isinstance(told["network"], dict):

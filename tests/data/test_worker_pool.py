@@ -13,7 +13,7 @@ from elm_jax.data import worker_pool
 from elm_jax.launch import interrupts
 
 SCRIPT = """
-import os, time
+import os, signal, time
 from elm_jax.data import worker_pool
 from elm_jax.launch import interrupts
 
@@ -22,6 +22,7 @@ def work(item):
     time.sleep(300)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
     with interrupts.exit_on_signals():
         with worker_pool.open_pool(2) as pool:
             list(pool.map(work, [1, 2]))
@@ -38,7 +39,6 @@ def started(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
     )
     assert process.stdout is not None

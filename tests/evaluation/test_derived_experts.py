@@ -58,8 +58,9 @@ def test_a_composite_is_a_fixed_expert(merged, unseen):
 def test_a_composite_is_named_after_its_options_with_defaults(merged):
     told = [{}, {"density": 0.5}, {"density": 0.4}]
     weights = dict.fromkeys(FILM, 0.5)
+    library = Library.open(merged.workspace.library)
     default, same, other = (
-        derived_experts.merged(merged, "dare", {"adapters": "average", **options}, weights).id
+        derived_experts.merged(merged, library, "dare", {"adapters": "average", **options}, weights).id
         for options in told
     )
     assert default == same != other

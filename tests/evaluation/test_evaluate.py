@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -433,12 +434,12 @@ def test_a_base_in_another_type_scores_anew_and_the_report_says_so(make_run, uns
 
 def test_a_dry_run_writes_nothing_and_needs_no_lock(make_run, unseen):
     run = make_run(experts=TRAINED[:2])
-    before = sorted(str(file) for file in run.workspace.root.rglob("*"))
+    before = sorted(map(str, Path(run.workspace.root).rglob("*")))
     config = EvaluationConfig(methods=["roe:experts=2"])
     with run.workspace.lock("evaluate"):
-        during = sorted(str(file) for file in run.workspace.root.rglob("*"))
+        during = sorted(map(str, Path(run.workspace.root).rglob("*")))
         assert evaluate.evaluate(run, unseen, config, dry_run=True) is None
-        assert sorted(str(file) for file in run.workspace.root.rglob("*")) == during
+        assert sorted(map(str, Path(run.workspace.root).rglob("*"))) == during
         with pytest.raises(UserError, match=r"elm evaluate \(process"):
             evaluate.evaluate(run, unseen, config)
-    assert sorted(str(file) for file in run.workspace.root.rglob("*")) == before
+    assert sorted(map(str, Path(run.workspace.root).rglob("*"))) == before
