@@ -130,8 +130,8 @@ def read_content(where: PathLike, *, what: str, most: int | None = None) -> byte
             found = None if stat.S_ISREG(about.st_mode) else "no plain file"
             found = f"{about.st_size:,} bytes" if most is not None and about.st_size > most else found
         content = b"" if found else file.read_bytes()
-    except FileNotFoundError:
-        raise _missing(where, what) from None
+    except FileNotFoundError as error:
+        raise _missing(where, what) from error
     except OSError as error:
         content, found = b"", error.strerror or str(error)
     except ValueError as error:  # a name that no file can have
@@ -212,8 +212,8 @@ def write_jsonl(where: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     write_bytes(where, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
-def read_jsonl(where: PathLike, *, what: str) -> list[dict[str, Any]]:
-    """Reads one JSON object per line."""
+def read_jsonl(where: PathLike, *, what: str) -> list[Any]:
+    """Reads one value of JSON per line; whether it is an object is for the reader to ask."""
     rows = []
     try:
         text = read_content(where, what=what).decode()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -46,6 +47,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def user_tasks_end_with_the_test(monkeypatch):
     monkeypatch.setattr(datasets, "_user_datasets", datasets.user_datasets())
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts this process and those that it starts, though a shell's "&" has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

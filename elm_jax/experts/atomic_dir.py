@@ -229,10 +229,10 @@ def _read_marker(where: epath.Path, marker: str) -> bytes | None:
         return None
     try:
         return storage.read_content(where / marker, what="A complete directory's file")
-    except UserError:
-        if (where / marker).exists():
+    except UserError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
             raise
-        return None  # another process took it away
+        return None  # another process took it away, and may have put another there since
 
 
 def _list_entries(parent: epath.Path) -> list[epath.Path]:

@@ -411,4 +411,8 @@ def from_json(annotation: Any, value: Any) -> Any:
         # JSON's true is Python's 1 too.
         if not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool):
             raise ValueError(expected)
+        try:
+            return annotation(value)  # JSON's 1 is a number too
+        except OverflowError:
+            raise ValueError(expected) from None
     return value

@@ -13,7 +13,7 @@ from elm_jax.data import worker_pool
 from elm_jax.launch import interrupts
 
 SCRIPT = """
-import os, signal, time
+import os, time
 from elm_jax.data import worker_pool
 from elm_jax.launch import interrupts
 
@@ -22,7 +22,6 @@ def work(item):
     time.sleep(300)
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
     with interrupts.exit_on_signals():
         with worker_pool.open_pool(2) as pool:
             list(pool.map(work, [1, 2]))
@@ -30,7 +29,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def started(tmp_path):
+def started(ctrl_c, tmp_path):
     """A process in a session of its own, and the ids of its two workers."""
     (tmp_path / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(

@@ -31,7 +31,7 @@ def expert() -> Callable[..., Expert]:
             base="base",
             paths=tuple(flat),
             datasets=(name.split("/")[0],),
-            steps=int(value),
+            steps=abs(int(value)),
             recipe={"seed": 0},
         )
         return Expert(replace(spec, **changes), paths.unflatten(flat))

@@ -84,15 +84,15 @@ def test_adding_an_expert_twice_needs_to_be_asked_for(library, expert, keys):
 
 def test_a_failed_write_leaves_the_library_as_it_was(library, expert, monkeypatch):
     library.add(expert(value=1.0))
-    write = type(library.root).write_bytes
+    opened = type(library.root).open
 
-    def full_disk(self, content):
-        if "params" in self.name:
+    def full_disk(self, mode="r", **options):
+        if "params" in self.name and "w" in mode:
             raise OSError(28, "No space left on device")
-        return write(self, content)
+        return opened(self, mode, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(library.root), "write_bytes", full_disk)
+        patch.setattr(type(library.root), "open", full_disk)
         with pytest.raises(UserError, match="No space left on device"):
             library.add(expert(value=2.0), replace=True)
         with pytest.raises(UserError, match="No space left on device"):

@@ -9,6 +9,7 @@ import pytest
 
 from elm_jax.launch import interrupts
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 SWALLOW = """
 import sys, time
 from elm_jax.launch import interrupts
@@ -38,7 +39,11 @@ def outcome(script, number, *, times=1):
     for _ in range(times):
         process.send_signal(number)
         time.sleep(0.1)
-    _, said = process.communicate(timeout=30)
+    with process:
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     return process.returncode, said
 
 

@@ -14,8 +14,9 @@ from elm_jax.models import expert_layers, paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.records import Expert, ExpertSpec
-from elm_jax.session import opening
+from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, elm
 
@@ -40,6 +41,7 @@ def prepared(tmp_path_factory):
     sentencepiece.train(
         words, workspace.base / opening.VOCABULARY_FILE, 64, kind="word", extra_ids=opening.EXTRA_IDS
     )
+    settings.save_run_settings(workspace, None, Source(), Lengths())
     library = Library.open(workspace.library, create=True)
     for kind in ("bottleneck", "lora", "full"):
         fresh = jax.eval_shape(

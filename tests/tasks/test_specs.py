@@ -156,10 +156,8 @@ def test_fetched_templates_are_used_where_no_directory_is_given(folders, tmp_pat
     assert task_templates.has_template(spec)
     given = task_templates.find_template(spec, folders["templates_dir"])
     # PromptSource's release in the cache is no stranger's, as a directory that is given may be.
-    assert (given.foreign, task_templates.find_template(spec)) == (
-        True,
-        dataclasses.replace(given, foreign=False),
-    )
+    assert given.foreign
+    assert task_templates.find_template(spec) == dataclasses.replace(given, foreign=False)
 
 
 def test_a_template_that_reads_a_column_the_dataset_has_not_is_an_error(folders):
