@@ -6,7 +6,7 @@ those of all of the paper's experts on all of its rows are 37 million. A method 
 each task; several methods that choose the same one share its scores. Odd rows:
 
     no choices in any row of a task                it is answered in free text (`evaluation.generation`)
-    no choices in some rows, or none is the target UserError that names the row
+    no choices in some rows, or none is the target these rows are left out, as the source's policy says
     one choice                                     it is scored, and its row left out of every result
     choices of equal tokens                        they score the same, and the row counts 1 / number of them
     an empty prompt                                it is scored after end-of-sequence alone

@@ -121,6 +121,7 @@ FILES = {
     "row of `scores/`": lambda place: lines(place, "scores/*/*/*.jsonl")[1],
     "`report.json`": report,
     "`rows` of `report.json`": lambda place: report(place)["rows"][0],
+    "`task_rows` of `report.json`": lambda place: report(place)["task_rows"][0],
     "`means` of `report.json`": lambda place: report(place)["means"][0],
     "`comparisons` of `report.json`": lambda place: report(place)["comparisons"][0],
     "`rows.jsonl`": lambda place: lines(place, "report/rows.jsonl")[1],
@@ -184,7 +185,7 @@ def names_of(folder):
     ("heading", "record", "beside"),
     [
         # Those left out follow from the place in the file; `metric` is that of all prompts of a list.
-        ("fields of a dataset", datasets.Dataset, {"name", "group"}),
+        ("fields of a dataset", datasets.Dataset, {"name", "group", "file", "directory"}),
         ("fields of a source", datasets.RowSource, {"kind", "name", "files", "function"}),
         ("fields of `training`", datasets.Training, set()),
     ],

@@ -121,7 +121,7 @@ def check_command(command, where):
             extras = [
                 name
                 for word in words
-                for named in re.findall(r"\[([\w,-]+)\]", word)
+                for named in re.findall(r"^(?:elm_jax.*|\.)\[([\w,-]+)\]", word)
                 for name in named.split(",")
             ]
             assert set(extras) <= set(EXTRAS), f"{where}: no extra for one of {extras}"

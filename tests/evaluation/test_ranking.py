@@ -103,12 +103,11 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
 
 
 @pytest.mark.parametrize("options", [["cat", "dog"], []])
-def test_a_target_that_is_none_of_the_choices_is_refused_with_its_row(run, task, options):
+def test_a_row_whose_target_is_none_of_the_choices_is_left_out_or_refused_by_its_name(run, task, options):
     specs = task(("a dog", ["cat", "dog"], "dog"), ("a cat", options, "mouse"))
-    with pytest.raises(
-        UserError, match="'odd/it', got a target outside its choices in row 'odd/validation/1'"
-    ):
-        scored(run, specs)
+    assert len(scored(run, specs).scores) == 1
+    with pytest.raises(UserError, match="1 left out.*'odd/validation/1'"):
+        scored(run, specs, replace(run.source, on_bad_row="refuse"))
 
 
 def test_an_expert_whose_weights_are_no_numbers_is_named_with_the_row(make_run, unseen):
