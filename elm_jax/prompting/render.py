@@ -54,6 +54,7 @@ def render(
     *,
     truncate: int | None = TRUNCATE,
     keep_empty: bool = False,
+    keep_outside: bool = False,
     row_id: str = "row_id",
     label: str | None = None,
     limit: int | None = None,
@@ -70,6 +71,7 @@ def render(
         keep_empty: Whether rows with an empty input or target, or that the template does not apply to, are
             kept as examples with empty texts, on which the paper's released code trained; targets outside
             the choices are kept too.
+        keep_outside: Whether rows whose target is none of the choices are kept, for who ranks no choices.
         row_id: Column of a row's id; a row without it has its number, from 0, as id.
         label: Column of the right answer; a row in which it is withheld cannot be used.
         limit: Examples at most.
@@ -89,7 +91,13 @@ def render(
         identity = str(row.get(row_id, number))
         try:
             example, is_cut = render_row(
-                row, template, identity, truncate=truncate, keep_empty=keep_empty, label=label
+                row,
+                template,
+                identity,
+                truncate=truncate,
+                keep_empty=keep_empty,
+                keep_outside=keep_outside,
+                label=label,
             )
         except RowError as error:
             left_out[error.reason] += 1
@@ -121,6 +129,7 @@ def render_row(
     *,
     truncate: int | None = TRUNCATE,
     keep_empty: bool = False,
+    keep_outside: bool = False,
     label: str | None = None,
 ) -> tuple[PromptedExample, bool]:
     """Returns a row's example, and whether the limit of characters cut it; arguments are those of `render`.
@@ -140,12 +149,14 @@ def render_row(
         # The paper's code joins all parts but the last into the input.
         rendered = Rendered("", template.parts(row, truncate, row_id=row_id)[-1], ())
     if not keep_empty:
-        _require_usable(rendered, template, row_id)
+        _require_usable(rendered, template, row_id, keep_outside=keep_outside)
     assert rendered is not None
     return _example(rendered, row_id), rendered.cut
 
 
-def _require_usable(rendered: Rendered | None, template: Template, row_id: str) -> None:
+def _require_usable(
+    rendered: Rendered | None, template: Template, row_id: str, *, keep_outside: bool
+) -> None:
     where = f"Template {template.name!r}, row {row_id!r}"
     if rendered is None:
         raise RowError(
@@ -154,7 +165,7 @@ def _require_usable(rendered: Rendered | None, template: Template, row_id: str) 
     if not (rendered.input and rendered.target):
         reason: RowReason = "empty target" if rendered.input else "empty input"
         raise RowError(f"{where}: expected a text, got an {reason}.", reason)
-    if rendered.choices and rendered.target not in rendered.choices:
+    if rendered.choices and not keep_outside and rendered.target not in rendered.choices:
         choices = ", ".join(map(repr, rendered.choices))
         raise RowError(
             f"{where}: expected a target among the choices {choices:.300}, got {rendered.target!r:.100}.",

@@ -97,11 +97,16 @@ def render_part(
         is_part: Whether there are other rows, which may have a column that all of these lack.
     """
     dataset = all_datasets().get(spec.dataset)
+    # PromptSource has prompts whose target is more than a choice, as IMDb's "… review.", to be trained on.
+    is_trained_on = bool(dataset and dataset.training) and get_split(spec, source) == spec.split
     return render(
         rows,
         template,
         truncate=get_truncate_length(spec, source),
         keep_empty="empty_renderings" in original.parse_switches(source.faithful),
+        keep_outside=is_trained_on
+        and spec.evaluation_split not in (None, spec.split)
+        and not template.strict,
         label=dataset.label if dataset and not is_embedded(spec) else None,
         limit=limit,
         is_part=is_part,

@@ -29,7 +29,14 @@ from elm_jax.tasks import user_tasks
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 LANGUAGES = ("bash", "gin", "html", "ini", "json", "python", "text", "toml", "yaml")
-T5X_READS = ("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR", "INITIAL_CHECKPOINT_PATH", "MODEL_DIR")
+T5X_READS = {
+    "CHECKPOINT_PATH",
+    "EVAL_OUTPUT_DIR",
+    "INFER_OUTPUT_DIR",
+    "INITIAL_CHECKPOINT_PATH",
+    "MODEL_DIR",
+    "USE_CACHED_TASKS",
+}
 """Macros that T5X's own gin files read, which are not here."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -180,7 +187,7 @@ def _macros(file):
     text = re.sub(r"#.*", "", recipes.find(file).read_text())
     known = set(re.findall(r"%([A-Z][A-Z0-9_]*)", text))
     for inside in re.findall(r"^include '(.+?)'", text, re.MULTILINE):
-        known |= set(T5X_READS) if inside.startswith("t5x/") else _macros(inside)
+        known |= T5X_READS if inside.startswith("t5x/") else _macros(inside)
     return known
 
 

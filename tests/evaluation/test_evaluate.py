@@ -167,7 +167,7 @@ def test_a_files_head_counts_its_rows_unless_some_are_left_out(run, unseen):
 def test_without_the_oracle_only_what_methods_need_is_scored(make_run, unseen):
     run = make_run()
     outcome = evaluate.evaluate(run, unseen, EvaluationConfig(methods=[f"fixed:expert={TRAINED[0]}"]))
-    files = {file.name for file in run.workspace.scores.glob("*/*/*")}
+    files = {file.name for file in run.workspace.scores.glob("*/*/*.jsonl")}
     assert files == {f"{name}.limit_{ROWS}.jsonl" for name in ("base", "mini_size_animal%2Fbeside%20a%20dog")}
     assert outcome.report.matrix == ()
 

@@ -106,7 +106,7 @@ def test_a_choice_longer_than_the_limit_is_cut_and_still_ends(run, task):
 def test_a_row_whose_target_is_none_of_the_choices_is_left_out_or_refused_by_its_name(run, task, options):
     specs = task(("a dog", ["cat", "dog"], "dog"), ("a cat", options, "mouse"))
     assert len(scored(run, specs).scores) == 1
-    with pytest.raises(UserError, match="1 left out.*'odd/validation/1'"):
+    with pytest.raises(UserError, match=r"1 left out.*'odd/validation/1'"):
         scored(run, specs, replace(run.source, on_bad_row="refuse"))
 
 
