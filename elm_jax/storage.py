@@ -145,6 +145,11 @@ def read_content(where: PathLike, *, what: str, most: int | None = None) -> byte
     return content
 
 
+def is_plain_file(where: PathLike) -> bool:
+    """Returns whether a path is a file that ends: no pipe or device, for which a reader would wait."""
+    return "://" in os.fspath(where) or stat.S_ISREG(os.stat(where).st_mode)
+
+
 def file_size(where: PathLike) -> int:
     """Returns the bytes of a file, 0 if it is absent or no plain file."""
     file = path(where)
@@ -267,7 +272,7 @@ def _seal(header: Mapping[str, Any], body: bytes) -> str:
 
 def read_first_line(where: epath.Path) -> dict[str, Any] | None:
     """Returns the first line of a file of JSON lines; None if it is no JSON object."""
-    if "://" not in os.fspath(where) and not stat.S_ISREG(os.stat(where).st_mode):
+    if not is_plain_file(where):
         return None
     with where.open("rb") as stream:
         try:

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from ml_dtypes import bfloat16
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 
 # Bytes of a file in memory at a time: so few that a block stays in the cache while it is turned.
@@ -91,13 +92,15 @@ def concatenate(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> T
 
 
 def open_file(file: epath.Path) -> IO[bytes]:
-    """Opens a file to read its bytes; one sentence where the system refuses."""
+    """Opens a file to read its bytes; one sentence where the system refuses, or if it is a pipe or a device."""
     try:
-        return file.open("rb")
+        if storage.is_plain_file(file):
+            return file.open("rb")
     except OSError as error:
         raise UserError(
             f"Expected to read {str(file)!r}, got {error.strerror or error}. Fix: check who may read it."
         ) from None
+    raise UserError(f"Expected a file at {str(file)!r}, got no plain file. Fix: replace it.")
 
 
 def count_file_bytes(stream: IO[bytes]) -> int:

@@ -156,7 +156,9 @@ def test_another_recipe_in_the_same_directory_is_refused(finished):
 def test_a_tuple_among_the_options_is_the_same_recipe_when_it_is_given_again(finished, tmp_path):
     shutil.copytree(finished[0] / "base", tmp_path / "base")
     lengths = data_source.Lengths(prompt=24, answer=8)
-    opened = opening.open_run(tmp_path, source=data_source.Source(limit=4), lengths=lengths)
+    source = data_source.Source(limit=4)
+    base = tmp_path / "base"
+    opened = opening.open_run(tmp_path, initial_checkpoint=base, source=source, lengths=lengths)
     specs = task_selection.select_tasks(["mini_size_animal"], opened.source)[:1]
     config = train_config(steps=1, batch_size=2, kind="lora", options={"rank": 1, "projections": ("query",)})
     made = train_experts(opened, specs, config)
