@@ -92,7 +92,7 @@ def concatenate(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> T
 
 
 def open_file(file: epath.Path) -> IO[bytes]:
-    """Opens a file to read its bytes; one sentence where the system refuses, or if it is a pipe or a device."""
+    """Opens a file to read its bytes; one sentence if the system refuses, or if it is a pipe or a device."""
     try:
         if storage.is_plain_file(file):
             return file.open("rb")
