@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def test_all_renderings_of_the_original_are_reproduced(monkeypatch):
         golden = json.load(file)
     assert len(golden) == 416
     for entry in golden:
-        made = load(entry["dataset"])[entry["template"]]
+        # In this process, whose draws are known.
+        made = replace(load(entry["dataset"])[entry["template"]], foreign=False)
         assert made.id == entry["id"]
         assert made.choices(entry["row"]) == as_tuple(entry["choices"])
         assert made.fixed_choices == as_tuple(entry["fixed_choices"])
