@@ -154,8 +154,8 @@ def test_what_a_resumed_run_must_have_goes_by_the_keys_that_checkpoints_have():
 
 
 def test_every_field_has_a_key_of_its_own():
-    assert len(configs.field_paths()) == len(configs.settings_of(TrainConfig())) == 26
-    assert len(set(configs.field_paths().values())) == 26
+    assert len(configs.field_paths()) == len(configs.settings_of(TrainConfig())) == 28
+    assert len(set(configs.field_paths().values())) == 28
 
 
 def test_a_configuration_written_as_json_and_read_is_the_same():

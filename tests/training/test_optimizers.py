@@ -75,12 +75,12 @@ def test_linear_rises_over_the_warmup_and_falls_to_zero_at_the_end():
 
 def test_constant_rises_over_the_warmup_stays_and_ends():
     rates = [
-        optimizers.constant(step, ScheduleConfig(steps=5, learning_rate=2.0, warmup=2)) for step in range(7)
+        optimizers.constant(step, ScheduleConfig(steps=5, learning_rate=0.5, warmup=2)) for step in range(7)
     ]
-    assert rates == [1.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0]
-    assert [optimizers.constant(step, ScheduleConfig(steps=2, learning_rate=2.0)) for step in range(3)] == [
-        2.0,
-        2.0,
+    assert rates == [0.25, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0]
+    assert [optimizers.constant(step, ScheduleConfig(steps=2, learning_rate=0.5)) for step in range(3)] == [
+        0.5,
+        0.5,
         0.0,
     ]
 

@@ -22,8 +22,10 @@ from elm_jax.experts.library import Library
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
+from elm_jax.session import settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import rendering
+from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, elm
@@ -56,6 +58,7 @@ def make_run(tmp_path_factory):
             "tiny", vocab_size=-(-tokenizer.size // 64) * 64, emb_dim=32, head_dim=8, mlp_dim=48
         )
         elm.save(workspace.base, base_model.make_base(config, init_params(jax.random.key(0), config)))
+        settings.save_run_settings(workspace, None, Source(), Lengths())
         return root
 
     return make
