@@ -30,7 +30,7 @@ from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, elm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ctrl_c")]
 
 WITHOUT = Path(__file__).parents[1] / "without_tensorflow"
 
@@ -73,12 +73,7 @@ def start(root, *flags, steps=12, devices=1):
     own |= {"JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled"), "PYTHONPATH": str(WITHOUT)}
     environment = {**os.environ, **own}
     return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
