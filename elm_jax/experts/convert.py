@@ -14,8 +14,7 @@ from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
 from elm_jax.session import opening
 from elm_jax.weights import adapters, downloads, elm, fold, hf_config, huggingface, load, peft, t5x_write
-from elm_jax.weights.base_model import DTYPES, Base, dtype_name
-from elm_jax.weights.base_model import make_base as base_of
+from elm_jax.weights.base_model import DTYPES, Base, dtype_name, make_base
 
 BASE_DIRECTORY = "base"  # next to an adapter: the model that it is loaded onto
 # Format -> the file that is written last.
@@ -190,7 +189,7 @@ def _export_expert(
     beside = to == "t5x" and kind != "full"
     whole = model if beside else fold.fold_expert(model, kind, tree)
     if dtype is not None:
-        whole = base_of(
+        whole = make_base(
             whole.config, jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), dict(whole.params))
         )
     if to == "t5x":

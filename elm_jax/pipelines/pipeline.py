@@ -115,6 +115,8 @@ def run_pipeline(
             workspace = Workspace.open(out, create=True)
             with stages.stage("read and render tasks", 1):
                 trained = _examples(train_specs, train_source)
+                # Apart, so that texts of both count twice: which words come first goes by how often they
+                # occur.
                 words = [*_words(trained), *_words(_examples(eval_specs, source))]
                 texts = config.base_texts or list(dict.fromkeys(example.input for example in trained))
             pretraining_module.pretrain(
