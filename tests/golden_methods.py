@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from elm_jax.merging.breadcrumbs import keep_middle
-from elm_jax.merging.consensus import agree, tall_mask
+from elm_jax.merging.consensus import consensus_mask, tall_mask
 from elm_jax.merging.dare import drop_values
 from elm_jax.merging.della import keep_probability, prune
 from elm_jax.merging.fisher import average_by_importance, measure_norms, raise_floor
 from elm_jax.merging.iso_c import iso_c
 from elm_jax.merging.iso_cts import iso_cts
-from elm_jax.merging.knots import align
+from elm_jax.merging.knots import align_changes
 from elm_jax.merging.lowrank import Factors
 from elm_jax.merging.model_stock import interpolation_share
 from elm_jax.merging.parameter_groups import weighted_sum
@@ -121,7 +121,7 @@ def merging_iso(inputs: Arrays) -> Arrays:
 
 def merging_knots_ties(inputs: Arrays) -> Arrays:
     pairs = zip(numbered(inputs, "lora_a_"), numbered(inputs, "lora_b_"), strict=True)
-    layers = [align([Factors(a.T, b.T) for a, b in zip(*pair, strict=True)]) for pair in pairs]
+    layers = [align_changes([Factors(a.T, b.T) for a, b in zip(*pair, strict=True)]) for pair in pairs]
     every = [layer.parts for layer in layers]
     merge = trim_network(lambda: every, equal_weights(every[0]), float(inputs["keep_percent"]) / 100)
     scale = float(inputs["scaling"])
@@ -169,7 +169,7 @@ def merging_slerp(inputs: Arrays) -> Arrays:
 def merging_tall_consensus(inputs: Arrays) -> Arrays:
     changes, scale = list(inputs["experts"] - inputs["base"]), float(inputs["lambda"])
     total = weighted_sum(changes, [1.0] * len(changes))
-    consensus = agree(changes, total, scale, int(inputs["threshold"]))
+    consensus = consensus_mask(changes, total, scale, int(inputs["threshold"]))
     return {
         "masks": np.stack([tall_mask(change, total, scale) for change in changes]),
         "consensus": consensus,

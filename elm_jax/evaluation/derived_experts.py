@@ -34,7 +34,7 @@ class Composite:
     plan: MergePlan | None = field(default=None, repr=False)  # of a merge; only the host that merges has it
 
 
-def merged(
+def merge_composite(
     run: Run, library: Library, method: str, options: Mapping[str, Any], weights: Mapping[str, float]
 ) -> Composite:
     """Returns the merge of the experts of a library that a router chose, with its weights where they differ.
@@ -48,7 +48,7 @@ def merged(
     plan = merging.plan_described_merge(run.workspace, described, method, options, weights=given)
     # With the defaults: a composite that a run has from before one of them changed is another expert.
     told = {"method": method, "options": dict(plan.options), "weights": given}
-    name = f"merged/{method}-{_stands_for(library, members, told)}"
+    name = f"merged/{method}-{_hash_inputs(library, members, told)}"
     return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
 
@@ -64,11 +64,11 @@ def lorahub_composite(
     rows = [[example.row_id, example.input, example.target] for example in shots.examples]
     depends_on = {"options": dict(options), "task": task, "rows": rows, **results_cache.reading_settings(run)}
     depends_on["objective"] = "loss / shots"  # what was fitted to another objective has another name
-    name = f"merged/{LORAHUB}-{_stands_for(library, experts, depends_on)}"
+    name = f"merged/{LORAHUB}-{_hash_inputs(library, experts, depends_on)}"
     return Composite(name, LORAHUB, dict(options), tuple(experts), None, task)
 
 
-def make(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
+def build_composite(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
     """Puts a composite among the run's, unless it is there; LoraHub needs the rows that it is fitted to."""
     library = Library.open(run.workspace.composites, create=True)
     if composite.id in library:
@@ -97,6 +97,6 @@ def training_datasets(library: Library, composite: Composite) -> set[str]:
     return {dataset for member in composite.members for dataset in library.spec(member).datasets}
 
 
-def _stands_for(library: Library, members: Sequence[str], told: Mapping[str, Any]) -> str:
+def _hash_inputs(library: Library, members: Sequence[str], told: Mapping[str, Any]) -> str:
     checksums = {member: library.describe(member).checksum for member in members}
     return storage.fingerprint({**told, "members": list(members), "checksums": checksums})

@@ -106,14 +106,17 @@ def evaluate(
     run = _open(run, config)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     missing = missing_rows.find_missing(specs, run.source)
-    specs = inputs.leave_out(run, tasks, specs, missing, strict=config.strict)
+    specs = inputs.drop_missing_tasks(run, tasks, specs, missing, strict=config.strict)
     rank.parse_normalization(config.normalization)  # raises if it is none
     experts, methods = _experts_and_methods(run, config)
     if not config.seen:
         require_unseen(Library(run.workspace.library), experts, specs)
     with hosts.exit_on_failure(), _lock(run, config, dry_run=dry_run):
         loaded, failed = load_available(run, specs)
-        specs, missing = inputs.leave_out(run, tasks, specs, failed, strict=config.strict), missing | failed
+        specs, missing = (
+            inputs.drop_missing_tasks(run, tasks, specs, failed, strict=config.strict),
+            missing | failed,
+        )
         identities = {name: task.identity for name, task in loaded.items()}
         if hosts.is_primary():
             results_cache.say_changed_tasks(run, identities)
@@ -275,7 +278,7 @@ def _make_composites(run: Run, selection: ScorerSelection) -> None:
         missing = [composite for name, composite in selection.composites.items() if name not in there]
         with run.stages.stage("merge", len(missing)) as advance:
             for done, composite in enumerate(missing, start=1):
-                derived_experts.make(run, composite, selection.shots.get(composite.id))
+                derived_experts.build_composite(run, composite, selection.shots.get(composite.id))
                 advance(done, "")
     hosts.barrier("experts are merged")
 

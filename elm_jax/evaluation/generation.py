@@ -107,7 +107,7 @@ def generate_answers(
             NaN.
     """
     options = options or ScoringOptions()
-    swapped = _is_swapped(run) if swapped_bleu is None else swapped_bleu
+    swapped = _swaps_bleu(run) if swapped_bleu is None else swapped_bleu
     metrics = {name: AnswerMetric(metric or task.spec.metric, swapped) for name, task in tasks.items()}
     for each in metrics.values():
         text_metrics.require_metric(each.name)
@@ -211,7 +211,7 @@ def assemble_answers(
             examples.append(example)
             texts.append(own.predictions[at])
     name = scorer if isinstance(scorer, str) else "several"
-    return _evaluate(Cell(task.id, name), examples, texts, AnswerMetric(task.spec.metric, _is_swapped(run)))
+    return _evaluate(Cell(task.id, name), examples, texts, AnswerMetric(task.spec.metric, _swaps_bleu(run)))
 
 
 def _decode(run: Run, cell: Cell, task: EvaluationTask, tokens: Sequence[np.ndarray]) -> list[str]:
@@ -242,7 +242,7 @@ def _evaluate(
     return GeneratedAnswers(cell.task, cell.scorer, ids, targets, tuple(texts), value)
 
 
-def _is_swapped(run: Run) -> bool:
+def _swaps_bleu(run: Run) -> bool:
     """Returns whether a run asks for the original's BLEU."""
     return SWAPPED_BLEU in original.parse_switches(run.source.faithful)
 

@@ -16,7 +16,7 @@ from elm_jax.records import TaskSpec
 from elm_jax.session.workspace import Run
 
 
-def leave_out(
+def drop_missing_tasks(
     run: Run,
     tasks: task_selection.Tasks,
     specs: Sequence[TaskSpec],

@@ -111,13 +111,13 @@ def parse_method(text: str) -> EvaluationMethod:
     """
     named = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
     name, rest = (named[1], named[2]) if named else (text, text)
-    router, *merge = _cut(rest, "+")
+    router, *merge = _split_unquoted(rest, "+")
     if len(merge) > 1:
         raise UserError(
             f"Expected a method as {_FORM}, got {len(merge)} merges in {text!r}. Fix: put a value that holds "
             "+ in double quotes."
         )
-    chosen, options = _named(router, text)
+    chosen, options = _parse_options(router, text)
     names.resolve(chosen, [*routing.ROUTERS, *SPECIAL_ROUTERS], kind="router", where="the table of routers")
     made = EvaluationMethod(name, chosen, _router_options(chosen, options))
     if not merge:
@@ -127,7 +127,7 @@ def parse_method(text: str) -> EvaluationMethod:
             f"Expected no merge after {chosen!r}, which chooses one expert or merges itself, got {text!r}. "
             "Fix: leave out what follows +."
         )
-    way, given = _named(merge[0], text)
+    way, given = _parse_options(merge[0], text)
     known = ENSEMBLE_OPTIONS if way == ENSEMBLE else merging.find_merge(way).options
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
@@ -177,12 +177,12 @@ def describe_method(method: EvaluationMethod) -> MethodDescription:
         note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
     if method.merge == ENSEMBLE:
         note = "the chosen experts score every choice together"
-    merge = None if method.merge is None else ":".join([method.merge, *_options(method.merge_options)])
-    router = ":".join([method.router, *_options(method.options)])
+    merge = None if method.merge is None else ":".join([method.merge, *_format_options(method.merge_options)])
+    router = ":".join([method.router, *_format_options(method.options)])
     return MethodDescription(method.name, router, merge, method.labels, note)
 
 
-def _options(options: Mapping[str, Any]) -> list[str]:
+def _format_options(options: Mapping[str, Any]) -> list[str]:
     """Returns options as they are written after a name, none if there are none."""
     each = [
         f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()
@@ -238,11 +238,11 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def _named(part: str, text: str) -> tuple[str, dict[str, Any]]:
+def _parse_options(part: str, text: str) -> tuple[str, dict[str, Any]]:
     """Splits NAME:OPTION=VALUE,… of a method's string."""
     name, colon, rest = part.partition(":")
     options: dict[str, Any] = {}
-    for each in _cut(rest, ",") if colon else ():
+    for each in _split_unquoted(rest, ",") if colon else ():
         option, equals, value = each.partition("=")
         if not equals or not option.isidentifier() or option in options:
             raise UserError(
@@ -256,7 +256,7 @@ def _named(part: str, text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _cut(text: str, mark: str) -> list[str]:
+def _split_unquoted(text: str, mark: str) -> list[str]:
     """Splits a text at a mark, but not within double quotes or brackets."""
     parts, depth, quoted = [""], 0, False
     for before, letter in zip(" " + text, text, strict=False):

@@ -172,7 +172,7 @@ class _Selector:
         merge = method.merge or "average"
         key = storage.fingerprint([merge, method.merge_options, list(selection.weights.items())])
         if key not in self._merges:
-            self._merges[key] = derived_experts.merged(
+            self._merges[key] = derived_experts.merge_composite(
                 self.run, self.inputs.library, merge, method.merge_options, selection.weights
             )
         composite = self._merges[key]

@@ -187,7 +187,7 @@ class ElmLM(LM):
                             raise _not_finite(stack, expert)
                         texts[same_limit[row]] = self.run.tokenizer.decode(tokens[tokens != PAD].tolist())
         stops = [options.get("until") for _, options in arguments]
-        answers = list(map(_cut_at, texts, stops))
+        answers = list(map(_truncate_at_stop, texts, stops))
         self._add_to_cache("generate_until", arguments, answers)
         return answers
 
@@ -298,7 +298,7 @@ class ElmLM(LM):
             self.cache_hook.add_partial(kind, each, answer)
 
 
-def _cut_at(text: str, stops: str | Sequence[str] | None) -> str:
+def _truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
     for stop in [stops] if isinstance(stops, str) else stops or ():
         if stop:
             text = text.split(stop)[0]

@@ -89,7 +89,7 @@ def select_experts(
         }, found
     expert = next(iter(found.weights))
     if len(found.weights) > 1:
-        composite = derived_experts.merged(inputs.run, inputs.library, "average", {}, found.weights)
-        derived_experts.make(inputs.run, composite)
+        composite = derived_experts.merge_composite(inputs.run, inputs.library, "average", {}, found.weights)
+        derived_experts.build_composite(inputs.run, composite)
         expert = composite.id
     return {example.input: expert for example in examples}, found

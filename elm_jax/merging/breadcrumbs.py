@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from elm_jax.merging.changes import OPTIONS, SUM_SCALE, scale_shared_sum
 from elm_jax.merging.method import MergeOption
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, turn, weighted_sum
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, to_output_rows, weighted_sum
 from elm_jax.merging.registry import register_merge
 
 SHARE = "a share from 0 to 1"
@@ -70,7 +70,7 @@ def _merge_breadcrumbs(
     def sift(change: np.ndarray) -> np.ndarray:
         if of == "tensor":
             return keep_middle(change.ravel(), keep, remove).reshape(change.shape)
-        return turn(inputs.group, keep_middle(turn(inputs.group, change), keep, remove))
+        return to_output_rows(inputs.group, keep_middle(to_output_rows(inputs.group, change), keep, remove))
 
     factor = 1.0 if scale is None else scale * len(changes)
     return np.float32(factor) * weighted_sum(map(sift, changes), inputs.weights)

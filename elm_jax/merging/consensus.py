@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from elm_jax.merging.changes import OPTIONS, SUM_SCALE, scale_shared_sum
 from elm_jax.merging.method import MergeOption
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, balance, weighted_sum
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, scale_to_unit_mean, weighted_sum
 from elm_jax.merging.registry import register_merge
 
 
@@ -24,7 +24,7 @@ def tall_mask(change: np.ndarray, total: np.ndarray, mask_scale: float) -> Bool[
     return np.abs(change) > np.float32(mask_scale) * np.abs(total - change)
 
 
-def agree(
+def consensus_mask(
     changes: Sequence[np.ndarray], total: np.ndarray, mask_scale: float, threshold: int
 ) -> Bool[np.ndarray, "..."]:
     """Returns which values are in at least `threshold` of the experts' masks."""
@@ -65,6 +65,6 @@ def _merge_consensus(
     scale: float | None,
 ) -> Tensor:
     """The sum of the changes, where it serves several experts."""
-    total = weighted_sum(changes, balance(inputs.weights))
-    kept = agree(changes, total, mask_scale, min(threshold, len(changes)))
+    total = weighted_sum(changes, scale_to_unit_mean(inputs.weights))
+    kept = consensus_mask(changes, total, mask_scale, min(threshold, len(changes)))
     return np.where(kept, total, 0) * np.float32(1 / len(changes) if scale is None else scale)

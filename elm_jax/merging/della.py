@@ -19,7 +19,7 @@ from jaxtyping import Float
 from elm_jax.merging.changes import OPTIONS, SCALE, find_adapter_conflict
 from elm_jax.merging.dare import SEED, draw_numbers
 from elm_jax.merging.method import MergeOption, Options
-from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, Tensor, turn
+from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, Tensor, to_output_rows
 from elm_jax.merging.registry import register_merge
 from elm_jax.merging.ties import elect_signs
 
@@ -102,9 +102,11 @@ def _merge_della(
     """Changes dropped at random, small ones more often, then merged by elected signs."""
 
     def prune_one(change: np.ndarray, expert_id: str) -> np.ndarray:
-        rows = turn(inputs.group, change)
+        rows = to_output_rows(inputs.group, change)
         draws = draw_numbers(rows.shape, seed, expert_id, inputs.group.path, inputs.layer)
-        return turn(inputs.group, prune(rows, keep_probability(rows, density, window), draws, rescale))
+        return to_output_rows(
+            inputs.group, prune(rows, keep_probability(rows, density, window), draws, rescale)
+        )
 
     pruned = map(prune_one, changes, inputs.expert_ids)
     return np.float32(scale) * elect_signs(pruned, inputs.weights)

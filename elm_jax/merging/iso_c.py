@@ -14,7 +14,7 @@ import numpy as np
 
 from elm_jax.merging.changes import RANK, SCALE, as_matrices, find_no_matrix
 from elm_jax.merging.lowrank import Factors, Matrix, add_matrices, decompose
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, balance, is_matrix, weighted_sum
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, is_matrix, scale_to_unit_mean, weighted_sum
 from elm_jax.merging.registry import register_merge
 
 
@@ -34,5 +34,5 @@ def _merge_iso_c(changes: Sequence[np.ndarray], inputs: MergeInputs, *, scale: f
     """The sum of the changes with all its singular values made equal."""
     if not is_matrix(inputs):
         return np.float32(scale) * weighted_sum(changes, inputs.weights)
-    left, right = iso_c(as_matrices(changes, inputs), balance(inputs.weights))
+    left, right = iso_c(as_matrices(changes, inputs), scale_to_unit_mean(inputs.weights))
     return Factors(scale * left, right)

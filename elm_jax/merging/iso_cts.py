@@ -18,7 +18,7 @@ from jaxtyping import Float
 from elm_jax.merging.changes import RANK, SCALE, as_matrices, find_no_matrix
 from elm_jax.merging.lowrank import Factors, Matrix, add_matrices, decompose, orthogonalize
 from elm_jax.merging.method import MergeOption
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, balance, is_matrix, weighted_sum
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, is_matrix, scale_to_unit_mean, weighted_sum
 from elm_jax.merging.registry import register_merge
 
 
@@ -36,7 +36,7 @@ def iso_cts(matrices: Sequence[Matrix | Factors], weights: Sequence[float], comm
     shared = directions - own * len(matrices)
     parts = [(left[:, :shared], sizes[:shared], right[:shared])]
     for matrix, weight in zip(matrices, weights, strict=True):
-        rest, norm = _take_away(matrix, parts[0][2])
+        rest, norm = _project_out(matrix, parts[0][2])
         left, sizes, right = decompose(rest, norm)
         parts.append((left[:, :own], sizes[:own] * weight, right[:own]))
     every_left, every_size, every_right = zip(*parts, strict=True)
@@ -53,7 +53,7 @@ def _count_directions(matrices: Sequence[Matrix | Factors]) -> int:
     return min(first.shape)
 
 
-def _take_away(matrix: Matrix | Factors, space: Float[np.ndarray, "R O"]) -> tuple[Matrix | Factors, float]:
+def _project_out(matrix: Matrix | Factors, space: Float[np.ndarray, "R O"]) -> tuple[Matrix | Factors, float]:
     """Returns the matrix without the outputs in a space of orthogonal rows, and the norm that it had."""
     if isinstance(matrix, Factors):
         right = np.asarray(matrix.right, np.float64)
@@ -85,5 +85,5 @@ def _merge_iso_cts(
     """As iso_c, with directions for what is each expert's own."""
     if not is_matrix(inputs):
         return np.float32(scale) * weighted_sum(changes, inputs.weights)
-    left, right = iso_cts(as_matrices(changes, inputs), balance(inputs.weights), common)
+    left, right = iso_cts(as_matrices(changes, inputs), scale_to_unit_mean(inputs.weights), common)
     return Factors(scale * left, right)

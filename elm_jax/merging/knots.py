@@ -31,14 +31,14 @@ from elm_jax.merging.ties import DENSITY, trim_network
 LEAST = 1e-5  # a singular value up to this is dropped, as in the authors' code
 
 
-class Aligned(NamedTuple):
+class AlignedChanges(NamedTuple):
     """Experts' changes of a kernel by what they share: `parts[n] @ shared` is the n-th expert's."""
 
     parts: list[np.ndarray]  # Pₙ, [I, R] each
     shared: np.ndarray  # U, [R, O]
 
 
-def align(matrices: Sequence[Matrix | Factors]) -> Aligned:
+def align_changes(matrices: Sequence[Matrix | Factors]) -> AlignedChanges:
     """Returns the changes by one decomposition of all of them side by side."""
     bases, rest = zip(*(_split(matrix) for matrix in matrices), strict=True)
     ends = np.cumsum([len(own) for own in rest])
@@ -52,7 +52,7 @@ def align(matrices: Sequence[Matrix | Factors]) -> Aligned:
     # An expert that changes nothing there has rounding errors for values, and these would take part.
     error = np.finfo(np.float64).eps * ends[-1] * max(sizes, default=0.0)
     parts = [np.where(np.abs(part) > error, part, 0).astype(np.float32) for part in parts]
-    return Aligned(parts, shared * signs)
+    return AlignedChanges(parts, shared * signs)
 
 
 def _split(
@@ -76,7 +76,7 @@ def _trim_parts(
     def list_parts() -> Iterator[Sequence[np.ndarray]]:
         for changes, inputs in layers():
             if is_matrix(inputs):
-                yield align(as_matrices(changes, inputs)).parts
+                yield align_changes(as_matrices(changes, inputs)).parts
 
     return trim_network(list_parts, weights, density)
 
@@ -94,5 +94,5 @@ def _merge_knots(
     if not is_matrix(inputs):
         return np.float32(scale) * weighted_sum(changes, inputs.weights)
     merge_parts = network_of(changes, inputs).measure(_trim_parts, tuple(inputs.weights), density)
-    parts, shared = align(as_matrices(changes, inputs))
+    parts, shared = align_changes(as_matrices(changes, inputs))
     return Factors(scale * merge_parts(parts), shared)

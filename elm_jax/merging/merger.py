@@ -78,21 +78,21 @@ def merge(
     params = [flatten(experts[number].params) for number in numbers]
     read = None if statistics is None else [flatten(statistics[number]) for number in numbers]
     types = {path: jnp.result_type(*(flat[path] for flat in params)) for path in params[0]}
-    are_same = _are_same(params)
-    if are_same:
+    are_equal = _are_equal(params)
+    if are_equal:
         numbers, params = numbers[:1], params[:1]
     sources = _Sources(numbers, params, read, _require_base(plan, base, shapes))
-    stays_unchanged = are_same and _keeps_shared_change(plan, shapes)
-    network = Network(lambda: _changes_of(plan, sources))
+    stays_unchanged = are_equal and _keeps_shared_change(plan, shapes)
+    network = Network(lambda: _iterate_changes(plan, sources))
     merged: dict[str, np.ndarray] = {}
     squared_error = squared_norm = 0.0
     for group in plan.groups:
         layers = []
-        for inputs in _layers_of(plan, group, sources):
+        for inputs in _iterate_layers(plan, group, sources):
             written = (
                 WrittenChange(inputs.values[0])
                 if stays_unchanged
-                else _merge_layer(plan, replace(inputs, network=network), are_same=are_same)
+                else _merge_layer(plan, replace(inputs, network=network), are_equal=are_equal)
             )
             layers.append(
                 [leaf.astype(types[path]) for path, leaf in zip(group.leaves, written.leaves, strict=True)]
@@ -126,7 +126,7 @@ def _require_base(plan: MergePlan, base: Params | None, shapes: compatibility.Sh
     return {group.path: flat[group.path] for group in plan.base_groups}
 
 
-def _are_same(params: Sequence[FlatParams]) -> bool:
+def _are_equal(params: Sequence[FlatParams]) -> bool:
     first, *others = params
     return all(np.array_equal(first[path], other[path]) for other in others for path in first)
 
@@ -138,7 +138,7 @@ def _keeps_shared_change(plan: MergePlan, shapes: compatibility.Shapes) -> bool:
     return plan.method.shared_factor(plan.weights, plan.options) == 1.0 and (rank is None or ranks == {rank})
 
 
-def _layers_of(plan: MergePlan, group: ParameterGroup, sources: _Sources) -> Iterator[MergeInputs]:
+def _iterate_layers(plan: MergePlan, group: ParameterGroup, sources: _Sources) -> Iterator[MergeInputs]:
     """Yields what the merge method gets for each layer of a group; once if the group is not stacked."""
     values = [tuple(np.asarray(flat[leaf]) for leaf in group.leaves) for flat in sources.params]
     base = np.asarray(sources.base[group.path]) if group.path in sources.base else None
@@ -158,25 +158,27 @@ def _layers_of(plan: MergePlan, group: ParameterGroup, sources: _Sources) -> Ite
         )
 
 
-def _changes_of(plan: MergePlan, sources: _Sources) -> Iterator[tuple[Sequence[np.ndarray], MergeInputs]]:
+def _iterate_changes(
+    plan: MergePlan, sources: _Sources
+) -> Iterator[tuple[Sequence[np.ndarray], MergeInputs]]:
     """Yields every layer whose change goes by the plan's method, with its changes."""
     for group in plan.groups:
         if plan.method_of(group) is plan.method and plan.method.works_on == "changes":
-            for inputs in _layers_of(plan, group, sources):
+            for inputs in _iterate_layers(plan, group, sources):
                 yield changes.compute_changes(inputs), inputs
 
 
-def _merge_layer(plan: MergePlan, inputs: MergeInputs, *, are_same: bool) -> WrittenChange:
+def _merge_layer(plan: MergePlan, inputs: MergeInputs, *, are_equal: bool) -> WrittenChange:
     """Returns the merged leaves of one layer of a group."""
     method = plan.method_of(inputs.group)
     if method.works_on == "parameters":
-        if are_same:
+        if are_equal:
             return WrittenChange(inputs.values[0])
         options = {name: plan.options[name] for name in method.options}
         return WrittenChange(method.combine(inputs, **options))
     options = {name: plan.options[name] for name in method.options if name not in changes.OPTIONS}
     expert_changes = changes.compute_changes(inputs)
-    if are_same:
+    if are_equal:
         factor = method.shared_factor(plan.weights, plan.options)
         change = np.float32(factor) * expert_changes[0]
     else:

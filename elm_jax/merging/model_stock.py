@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from elm_jax.merging.changes import OPTIONS
 from elm_jax.merging.method import MergeOption
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, turn, weighted_sum
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, to_output_rows, weighted_sum
 from elm_jax.merging.registry import register_merge
 
 TINY = 1e-12  # of a sum of cosines that is 0 but for rounding
@@ -55,7 +55,13 @@ def interpolation_share(changes: Sequence[Float[np.ndarray, "*rows N"]]) -> Floa
 )
 def _merge_model_stock(changes: Sequence[np.ndarray], inputs: MergeInputs, *, by: str) -> Tensor:
     """The mean change, the shorter the wider apart the experts point."""
-    rows = (change.reshape(1, -1) if by == "layer" else turn(inputs.group, change) for change in changes)
+    rows = (
+        change.reshape(1, -1) if by == "layer" else to_output_rows(inputs.group, change) for change in changes
+    )
     share = interpolation_share(list(rows)).astype(np.float32)
     mean = weighted_sum(changes, inputs.weights)
-    return share.item() * mean if by == "layer" else turn(inputs.group, share * turn(inputs.group, mean))
+    return (
+        share.item() * mean
+        if by == "layer"
+        else to_output_rows(inputs.group, share * to_output_rows(inputs.group, mean))
+    )

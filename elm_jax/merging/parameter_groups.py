@@ -98,12 +98,12 @@ def is_matrix(inputs: MergeInputs) -> bool:
     return inputs.group.form == "lora" or (inputs.group.form == "value" and inputs.values[0][0].ndim == 2)
 
 
-def turn(group: ParameterGroup, values: Tensor) -> Tensor:
+def to_output_rows(group: ParameterGroup, values: Tensor) -> Tensor:
     """Turns a tensor to PyTorch's layout and back: a row is one output unit, and a vector is one row."""
     return values.T if group.path.endswith("/kernel") else values
 
 
-def balance(weights: Sequence[float]) -> list[float]:
+def scale_to_unit_mean(weights: Sequence[float]) -> list[float]:
     """Returns weights of mean 1, by which terms of a sum are multiplied."""
     return [weight * len(weights) / sum(weights) for weight in weights]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from elm_jax.merging.changes import RANK, SCALE, as_matrices, find_no_matrix
 from elm_jax.merging.lowrank import Factors, Matrix, decompose, orthogonalize
-from elm_jax.merging.parameter_groups import MergeInputs, Tensor, balance, is_matrix, weighted_sum
+from elm_jax.merging.parameter_groups import MergeInputs, Tensor, is_matrix, scale_to_unit_mean, weighted_sum
 from elm_jax.merging.registry import register_merge
 
 
@@ -49,5 +49,5 @@ def _merge_tsvm(changes: Sequence[np.ndarray], inputs: MergeInputs, *, scale: fl
     """The main singular vectors of each change, made orthogonal to one another."""
     if not is_matrix(inputs):
         return np.float32(scale) * weighted_sum(changes, inputs.weights)
-    left, right = tsvm(as_matrices(changes, inputs), balance(inputs.weights))
+    left, right = tsvm(as_matrices(changes, inputs), scale_to_unit_mean(inputs.weights))
     return Factors(scale * left, right)

@@ -22,7 +22,13 @@ from elm_jax.axes import Array
 from elm_jax.merging.changes import RANK, SCALE, as_matrices, find_no_matrix
 from elm_jax.merging.lowrank import decompose
 from elm_jax.merging.method import MergeOption, Options
-from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, Tensor, balance, weighted_sum
+from elm_jax.merging.parameter_groups import (
+    MergeInputs,
+    ParameterGroup,
+    Tensor,
+    scale_to_unit_mean,
+    weighted_sum,
+)
 from elm_jax.merging.registry import register_merge
 
 STEPS, LEARNING_RATE = 300, 1e-5
@@ -114,4 +120,4 @@ def _merge_wudi(
     if inputs.group.form == "lora":
         spectra = [decompose(factors) for factors in as_matrices(changes, inputs)]
         roots = [spectrum.left * spectrum.sizes for spectrum in spectra]
-    return np.float32(scale) * wudi(changes, roots, balance(inputs.weights), steps, learning_rate)
+    return np.float32(scale) * wudi(changes, roots, scale_to_unit_mean(inputs.weights), steps, learning_rate)

@@ -114,10 +114,13 @@ def run_pipeline(
         if config.initial_checkpoint is None:
             workspace = Workspace.open(out, create=True)
             with stages.stage("read and render tasks", 1):
-                trained = _examples(train_specs, train_source)
+                trained = _render_examples(train_specs, train_source)
                 # Apart, so that texts of both count twice: which words come first goes by how often they
                 # occur.
-                words = [*_words(trained), *_words(_examples(eval_specs, source))]
+                words = [
+                    *_vocabulary_texts(trained),
+                    *_vocabulary_texts(_render_examples(eval_specs, source)),
+                ]
                 texts = config.base_texts or list(dict.fromkeys(example.input for example in trained))
             pretraining_module.pretrain(
                 workspace, texts, words, config.pretraining, seed=config.seed, stages=stages
@@ -157,11 +160,11 @@ def run_pipeline(
     return result
 
 
-def _examples(specs: Sequence[TaskSpec], source: data_source.Source) -> list[PromptedExample]:
+def _render_examples(specs: Sequence[TaskSpec], source: data_source.Source) -> list[PromptedExample]:
     return [example for spec in specs for example in task_rows.load_examples(spec, source)]
 
 
-def _words(examples: Iterable[PromptedExample]) -> list[str]:
+def _vocabulary_texts(examples: Iterable[PromptedExample]) -> list[str]:
     """Returns everything that the vocabulary must be able to write: inputs, choices and targets."""
     texts: dict[str, None] = {}
     for example in examples:

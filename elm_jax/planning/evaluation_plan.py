@@ -37,7 +37,7 @@ def plan_evaluation(
     # As `session.devices` places it: on every device if it takes less than half of its memory.
     requested = mesh or {"data" if 2 * base <= target.kind.memory_limit else "fsdp": local}
     sizes = resolve_mesh_sizes(replace(target, devices=local, slices=1), requested)
-    loaded = _experts_at_once(load, target)
+    loaded = _max_stacked_experts(load, target)
     found: list[ProgramPlan] = []
     for spec in _list_programs(load, loaded, local):
         value = specs.to_json(spec)
@@ -45,7 +45,7 @@ def plan_evaluation(
         devices = local if isinstance(spec, ScoringProgramSpec) else 1  # embedding runs on one device
         found += [make_program_plan(each, spec, target, devices) for each in compiled]
     first = found[0].compiled
-    tokens = _rows_at_once(load, local, load.prompt, load.nodes) * (load.prompt + load.nodes)
+    tokens = _max_batch_rows(load, local, load.prompt, load.nodes) * (load.prompt + load.nodes)
     count = math.ceil(load.rows * load.scorers * (load.prompt + load.nodes) / tokens)
     refused = [each.compiled.reason for each in found if each.compiled.reason]
     hours = None
@@ -81,13 +81,13 @@ def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[Progr
     for mode in load.modes:
         experts = load.experts if mode == "gate" else loaded + 1  # and the neutral one
         for name, shape in (("", mean), (" longest rows", longest)):
-            rows = _rows_at_once(load, local, shape.prompt, shape.nodes)
+            rows = _max_batch_rows(load, local, shape.prompt, shape.nodes)
             name = f"score {mode}{name}"
             found.append(
                 ScoringProgramSpec(name, mode=mode, shape=shape, rows=rows, experts=experts, **shared)
             )
     if load.generates:
-        rows = _rows_at_once(load, local, longest.prompt, lengths.answer)
+        rows = _max_batch_rows(load, local, longest.prompt, lengths.answer)
         found.append(
             GenerationProgramSpec(
                 "generate",
@@ -113,7 +113,7 @@ def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[Progr
     return found
 
 
-def _experts_at_once(load: ScoringWorkload, target: Slice) -> int:
+def _max_stacked_experts(load: ScoringWorkload, target: Slice) -> int:
     """Returns how many experts are loaded for scoring, in float32, as in `evaluation.expert_stacks`."""
     if load.kind == "full":
         return 1
@@ -124,7 +124,7 @@ def _experts_at_once(load: ScoringWorkload, target: Slice) -> int:
     )
 
 
-def _rows_at_once(load: ScoringWorkload, local: int, prompt: int, nodes: int) -> int:
+def _max_batch_rows(load: ScoringWorkload, local: int, prompt: int, nodes: int) -> int:
     return max(1, load.batch_tokens // (prompt + nodes)) * local
 
 

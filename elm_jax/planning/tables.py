@@ -29,9 +29,9 @@ def plan_tables(plan: SlicePlan) -> list[Table]:
         "ms",
         "MFU",
     )
-    rows = tuple(_program(each) for each in plan.programs)
+    rows = tuple(_program_row(each) for each in plan.programs)
     title = f"{plan.what} on {plan.slice}, {describe_mesh(plan)}"
-    return [Table(title, header, rows, CAPTION), _whole(plan)]
+    return [Table(title, header, rows, CAPTION), _totals_table(plan)]
 
 
 def describe_mesh(plan: SlicePlan) -> str:
@@ -40,25 +40,25 @@ def describe_mesh(plan: SlicePlan) -> str:
     return axes or "one device"
 
 
-def _program(each: ProgramPlan) -> tuple[str, ...]:
+def _program_row(each: ProgramPlan) -> tuple[str, ...]:
     found = each.compiled
     blocking = [one for one in found.collectives if not one.hidden]
     return (
         found.name,
         "yes" if found.fits else "no",
-        _gigabytes(found.peak_bytes),
-        _gigabytes(found.limit_bytes),
+        _format_gigabytes(found.peak_bytes),
+        _format_gigabytes(found.limit_bytes),
         f"{found.compile_seconds:.0f}" + (" (kept)" if found.cached else ""),
-        _number(found.flops, 1e12),
-        _number(each.model_flops, 1e12),
-        _sent(found.collectives),
-        _sent(blocking),
+        _format_number(found.flops, 1e12),
+        _format_number(each.model_flops, 1e12),
+        _format_collectives(found.collectives),
+        _format_collectives(blocking),
         MISSING if found.seconds is None else f"{1000 * found.seconds:,.1f}",
         MISSING if each.mfu is None else f"{each.mfu:.1%}",
     )
 
 
-def _whole(plan: SlicePlan) -> Table:
+def _totals_table(plan: SlicePlan) -> Table:
     batch = ", ".join(f"{name} {value}" for name, value in plan.batch.items())
     rows = [
         ("fits", "yes" if plan.fits else f"no: {plan.reason}"),
@@ -81,13 +81,13 @@ def _whole(plan: SlicePlan) -> Table:
     return Table("In all", ("what", "how much"), tuple(rows))
 
 
-def _sent(collectives: Iterable[Collective]) -> str:
+def _format_collectives(collectives: Iterable[Collective]) -> str:
     return f"{sum(each.sent_bytes for each in collectives) / 1e9:.3g}"
 
 
-def _gigabytes(count: int | None) -> str:
+def _format_gigabytes(count: int | None) -> str:
     return MISSING if count is None else format_gigabytes(count)
 
 
-def _number(value: float | None, unit: float) -> str:
+def _format_number(value: float | None, unit: float) -> str:
     return MISSING if value is None else f"{value / unit:.3g}"

@@ -131,7 +131,7 @@ def accuracy(scores: TaskScores | CorrectCount) -> Accuracy:
 Scored = TypeVar("Scored", TaskScores, CorrectCount)
 
 
-def by_dataset(scores: Sequence[Scored]) -> dict[str, list[Scored]]:
+def group_by_dataset(scores: Sequence[Scored]) -> dict[str, list[Scored]]:
     """Groups one method's scores by dataset, in order of first appearance."""
     found: dict[str, list[Scored]] = {}
     for task in scores:
@@ -146,7 +146,7 @@ def macro_mean(scores: Sequence[TaskScores]) -> Accuracy:
 
 def macro_accuracy(counts: Sequence[CorrectCount]) -> float:
     """Returns the macro mean alone, of one task or more."""
-    datasets = by_dataset(counts).values()
+    datasets = group_by_dataset(counts).values()
     of_each = (fmean(prompt.right / prompt.n for prompt in prompts) for prompts in datasets)
     return fmean(of_each)
 
@@ -165,7 +165,7 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
     at the effective number of rows, share * (1 - share) / variance, never more than there are outcomes
     (Korn and Graubard 1998, for surveys). For one prompt this is exactly the plain Wilson interval.
     """
-    datasets = by_dataset(scores)
+    datasets = group_by_dataset(scores)
     if not datasets:
         raise UserError("Expected a task to average over, got none.")
     mean, variance, rows, outcomes = 0.0, 0.0, 0, 0

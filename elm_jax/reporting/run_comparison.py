@@ -145,7 +145,7 @@ def _common_methods(
 def _by_dataset(
     new: Sequence[TaskScores], old: Sequence[TaskScores], bootstrap: Bootstrap
 ) -> tuple[DatasetDifference, ...]:
-    old_scores = metrics.by_dataset(old)
+    old_scores = metrics.group_by_dataset(old)
     return tuple(
         DatasetDifference(
             dataset,
@@ -155,7 +155,7 @@ def _by_dataset(
                 )
             ),
         )
-        for dataset, own in metrics.by_dataset(new).items()
+        for dataset, own in metrics.group_by_dataset(new).items()
     )
 
 

@@ -127,7 +127,7 @@ def build_report(
         tasks=tuple(
             _dataset_result(method, dataset, prompts)
             for method, of_method in scores.items()
-            for dataset, prompts in metrics.by_dataset(of_method).items()
+            for dataset, prompts in metrics.group_by_dataset(of_method).items()
         ),
         matrix=matrix,
         methods=methods,
@@ -178,7 +178,7 @@ def compare_pairs(
             better_a=test.better_a,
             better_b=test.better_b,
             p_mcnemar=test.p,
-            tasks=len(metrics.by_dataset(a)),
+            tasks=len(metrics.group_by_dataset(a)),
             labels=max((labels.get(each, "none") for each in (difference.a, difference.b)), key=blocks.index),
             p_holm=p_holm,
             p_mcnemar_holm=p_mcnemar_holm,
@@ -262,7 +262,9 @@ def _method_mean(
         gap_share=gap and gap.share,
         gap_low=gap and gap.low,
         gap_high=gap and gap.high,
-        left_out=tuple(name for name in metrics.by_dataset(scores) if name not in metrics.by_dataset(own)),
+        left_out=tuple(
+            name for name in metrics.group_by_dataset(scores) if name not in metrics.group_by_dataset(own)
+        ),
     )
 
 

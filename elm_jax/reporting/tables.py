@@ -54,7 +54,7 @@ def chance_means(report: Report) -> tuple[float, float]:
     return sum(over_tasks) / len(over_tasks), sum(over_prompts) / len(over_prompts)
 
 
-def best_of(values: Mapping[str, float | None], report: Report) -> set[str]:
+def find_best(values: Mapping[str, float | None], report: Report) -> set[str]:
     """Returns the methods with the highest value among those that saw no labels; ties are all best."""
     fair = {mean.method for mean in report.means if mean.labels == "none"}
     rounded = {m: format_percent(value) for m, value in values.items() if m in fair and value is not None}
@@ -66,13 +66,13 @@ def best_mean(report: Report, mean: str) -> set[str]:
     """Returns the methods that are best by a mean, of those whose mean is over the most datasets."""
     least = min((len(row.left_out) for row in report.means if row.labels == "none"), default=0)
     values = {row.method: getattr(row, mean) for row in report.means if len(row.left_out) == least}
-    return best_of(values, report)
+    return find_best(values, report)
 
 
 def best_cell(report: Report, task: str) -> set[str]:
     """Returns the methods that are best on a dataset, of those that never saw it."""
     cells = {row.method: row for row in report.tasks if row.task == task}
-    return best_of({m: None if row.seen else row.accuracy for m, row in cells.items()}, report)
+    return find_best({m: None if row.seen else row.accuracy for m, row in cells.items()}, report)
 
 
 def methods_table(report: Report) -> Table:

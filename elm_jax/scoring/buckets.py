@@ -114,7 +114,7 @@ def group_by_prompt(rows: Sequence[PromptWithChoices]) -> list[PromptGroup]:
     known: dict[tuple[bytes, ...], Trie] = {}  # the same few choices may belong to many prompts
     for numbers in together.values():
         answers = [(number, choice) for number in numbers for choice in range(len(rows[number].answers))]
-        for part in _parts(rows, answers):
+        for part in _split_by_trie_size(rows, answers):
             tokens = [rows[number].answers[choice] for number, choice in part]
             key = tuple(np.asarray(answer, np.int32).tobytes() for answer in tokens)
             if key not in known:
@@ -123,7 +123,7 @@ def group_by_prompt(rows: Sequence[PromptWithChoices]) -> list[PromptGroup]:
     return found
 
 
-def _parts(
+def _split_by_trie_size(
     rows: Sequence[PromptWithChoices], answers: list[tuple[int, int]]
 ) -> Iterator[list[tuple[int, int]]]:
     """Cuts the answers of one prompt where their trie might grow too large."""
@@ -155,7 +155,7 @@ def choose_shapes(found: Sequence[PromptGroup], *, compile_tokens: float = 0.0) 
         fewest = 0
         for count in choose_lengths(nodes[here], NODE_STEP, MAX_NODE_COUNTS, compile_tokens):
             inside = here & (fewest < nodes) & (nodes <= count)
-            chosen.append(BucketShape(length, count, _up(int(edges[inside].max()), NODE_STEP)))
+            chosen.append(BucketShape(length, count, _round_up(int(edges[inside].max()), NODE_STEP)))
             fewest = count
         shortest = length
     return chosen
@@ -259,5 +259,5 @@ def pack_tries(groups: Sequence[PromptGroup], shape: BucketShape) -> tuple[Scori
     return batch, paths
 
 
-def _up(number: int, step: int) -> int:
+def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step

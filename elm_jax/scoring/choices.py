@@ -37,8 +37,8 @@ def score_choices(
         UserError: arrays of another rank or type, token ids that the model does not have, batches that
             differ, or an expert of another base.
     """
-    prompts = _tokens("prompts", prompts, "[B, S]", model)
-    answers = _tokens("answers", answers, "[B, C, T]", model)
+    prompts = _require_token_array("prompts", prompts, "[B, S]", model)
+    answers = _require_token_array("answers", answers, "[B, C, T]", model)
     if len(prompts) != len(answers):
         raise UserError(
             f"Expected a row of answers for each of {len(prompts)} prompts, got {len(answers)}. Fix: pass as "
@@ -62,7 +62,7 @@ def score_choices(
     return scores
 
 
-def _tokens(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
+def _require_token_array(name: str, value: Any, axes: str, model: Base) -> np.ndarray:
     """Returns token ids as an array on the host, or says what they are instead."""
     try:
         tokens = np.asarray(value)

@@ -72,7 +72,7 @@ def generate_rows(
     """
     if limit.length < 1:
         raise UserError(f"Expected answers of at least one token, got a length of {limit.length}.")
-    keys = [_key(number, prompt) for number, prompt in enumerate(prompts)]
+    keys = [_unit_key(number, prompt) for number, prompt in enumerate(prompts)]
     if pairs is None:
         pairs = np.stack([np.arange(len(prompts)), np.zeros(len(prompts), int)], axis=1)
     asked = [(keys[prompt], expert) for prompt, expert in pairs.tolist()]
@@ -138,7 +138,7 @@ def choose_prompt_lengths(params: Params, prompts: Sequence[Tokens], *, experts:
     """Returns the lengths that it is best to pad prompts to, each under so many experts on average."""
     if not prompts:
         return []
-    distinct = {_key(number, prompt): len(prompt) for number, prompt in enumerate(prompts)}
+    distinct = {_unit_key(number, prompt): len(prompt) for number, prompt in enumerate(prompts)}
     tokens = np.array(list(distinct.values()))
     per_expert = compilation_tokens(params) / max(experts, 1.0)
     return buckets.choose_lengths(tokens, buckets.PROMPT_STEP, buckets.MAX_PROMPT_LENGTHS, per_expert)
@@ -184,7 +184,7 @@ def _batches(
             yield [unit for unit, _ in chosen], pending
 
 
-def _key(number: int, prompt: Tokens) -> bytes:
+def _unit_key(number: int, prompt: Tokens) -> bytes:
     if not 0 < len(prompt) <= buckets.MAX_PROMPT_TOKENS:
         raise UserError(
             f"Expected a prompt of 1 to {buckets.MAX_PROMPT_TOKENS} tokens, got {len(prompt)} in prompt "

@@ -62,13 +62,13 @@ def model_functions(
     stack = None if owned is None else jax.tree.map(lambda leaf: leaf[None], owned)
 
     def score(dataset: Any) -> list[tuple[int, float]]:
-        examples = _read(dataset)
+        examples = _read_tokens(dataset)
         rows = [PromptWithChoices(prompt, [target]) for _, prompt, target in examples]
         found = scorer.score_rows(model.config, params, rows, stack, batch_tokens=batch_tokens)
         return [(index, float(own[0])) for (index, _, _), own in zip(examples, found, strict=True)]
 
     def predict(dataset: Any) -> list[tuple[int, list[int]]]:
-        examples = _read(dataset)
+        examples = _read_tokens(dataset)
         prompts = [prompt for _, prompt, _ in examples]
         found = generator.generate_rows(
             model.config,
@@ -90,7 +90,7 @@ def model_functions(
     return ModelFunctions(predict, score)
 
 
-def _read(dataset: Any) -> list[tuple[int, np.ndarray, np.ndarray]]:
+def _read_tokens(dataset: Any) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Returns index, prompt and target of every example, without padding."""
     found = []
     for index, features in dataset.as_numpy_iterator():

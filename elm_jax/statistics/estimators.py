@@ -68,7 +68,7 @@ def regmean_statistics(
     kernels = paths.flatten(base)
     statistics = {}
     for path, owner in owners.items():
-        gram = grams[owner] / tokens[_sees_prompt(owner)]
+        gram = grams[owner] / tokens[_reads_prompt(owner)]
         if path.endswith("/ia3_in"):
             gram = jnp.diagonal(gram, axis1=-2, axis2=-1)
         elif path.endswith("/ia3_out"):
@@ -122,7 +122,7 @@ def _batches(prompts: Tokens, targets: Tokens) -> Iterator[tuple[np.ndarray, np.
         yield batch[0], batch[1]
 
 
-def _sees_prompt(projection: str) -> bool:
+def _reads_prompt(projection: str) -> bool:
     return projection.startswith("encoder/") or projection.endswith(CROSS_ATTENTION_INPUTS)
 
 
@@ -141,7 +141,7 @@ def _compile_input_sums(
         entered = paths.flatten(seen["intermediates"])
         sums = {}
         for path in projections:
-            real = (prompts if _sees_prompt(path) else targets) != PAD
+            real = (prompts if _reads_prompt(path) else targets) != PAD
             (inputs,) = entered[f"{path}/input"]
             stacked = f"/{paths.STACK}/" in path
             # [L, B, N, I], and zero where it is padding, which adds nothing.

@@ -196,7 +196,7 @@ def load_merge_statistics(
     base = run.base
 
     def compute(expert: Expert, prepared: TokenizedRows) -> Statistics:
-        return estimate(base.config, base.params, expert, *_tokens(prepared), paths)
+        return estimate(base.config, base.params, expert, *_split_tokens(prepared), paths)
 
     with run.stages.stage(f"statistics for {method}", len(experts)) as advance:
         loaded = []
@@ -222,12 +222,12 @@ def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
 
     def compute(expert: Expert, prepared: TokenizedRows) -> Statistics:
         base = run.base
-        return estimators.mean_inputs(base.config, base.params, expert, *_tokens(prepared), projections)
+        return estimators.mean_inputs(base.config, base.params, expert, *_split_tokens(prepared), projections)
 
     return _load_or_compute(run, expert, "row_means", rows, projections, compute)
 
 
-def _tokens(prepared: TokenizedRows) -> tuple[estimators.Tokens, estimators.Tokens]:
+def _split_tokens(prepared: TokenizedRows) -> tuple[estimators.Tokens, estimators.Tokens]:
     return list(prepared.inputs), list(prepared.targets)
 
 

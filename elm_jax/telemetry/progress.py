@@ -52,7 +52,7 @@ class Stages:
         """Shows one stage while it lasts, and notes the seconds that it took."""
         with self.timed(title):
             if self.console.is_terminal:
-                with _bar(self.console) as progress:
+                with _make_bar(self.console) as progress:
                     task = progress.add_task(title, total=total, remark="")
                     yield lambda done, remark="": progress.update(task, completed=done, remark=remark)
             else:
@@ -83,7 +83,7 @@ class Stages:
         return advance
 
 
-def _bar(console: Console) -> Progress:
+def _make_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=28),

@@ -116,7 +116,7 @@ class ThroughputMeter:
         known = Throughput(
             training=tuple(self._training.values()),
             loss=sum(losses) / len(losses) if losses else None,
-            fill_ratio=_share(event.prompt_tokens + event.answer_tokens, event.padded_tokens),
+            fill_ratio=_ratio(event.prompt_tokens + event.answer_tokens, event.padded_tokens),
             compile_seconds=new.compile_seconds,
             finished=new.finished,
             failed=new.failed,
@@ -129,7 +129,7 @@ class ThroughputMeter:
         return replace(
             known,
             tokens_per_second=(new.tokens - old.tokens) / seconds,
-            fill_ratio=_share(new.tokens - old.tokens, new.padded - old.padded),
+            fill_ratio=_ratio(new.tokens - old.tokens, new.padded - old.padded),
             flops_per_second=flops,
             mfu=None if flops is None or self.peak is None else flops / self.peak,
             seconds_left=(event.steps - event.steps_done) / steps if steps > 0 else None,
@@ -150,5 +150,5 @@ class ThroughputMeter:
         )
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None

@@ -25,9 +25,9 @@ from elm_jax.telemetry.progress import PLAIN_EVERY, Stages
 from elm_jax.telemetry.throughput import Throughput, ThroughputMeter, time_compilations
 
 Observer = Callable[[Event, Throughput], None]
-MOST_EXPERTS = 12  # in the table; the rest are counted
-OTHER_LINES = 8  # that the view has beside the table
-MOST_ROWS = 8  # of a step that are named; the journal has them all
+MAX_EXPERTS = 12  # in the table; the rest are counted
+LINES_BELOW = 8  # that the view has beside the table
+MAX_ROWS = 8  # of a step that are named; the journal has them all
 JOURNAL = "training.jsonl"
 
 
@@ -120,12 +120,12 @@ class LiveView:
         self._validations |= {validation.expert: validation for validation in event.validations}
         self._latest = event, throughput, self._clock()
         for failure in event.failed:
-            self.console.print(Text(_failure(failure), style="red"))
+            self.console.print(Text(_format_failure(failure), style="red"))
 
     def __rich__(self) -> RenderableType:
         now = self._clock()
         head = Table.grid(padding=(0, 2))
-        elapsed = _duration(now - self._started)
+        elapsed = _format_duration(now - self._started)
         if self._latest is None:
             head.add_row(Text(self.title, style="bold"), elapsed, "preparing and compiling the first step")
             return head
@@ -135,13 +135,13 @@ class LiveView:
             ProgressBar(event.steps, event.steps_done, width=24),
             f"{event.steps_done:,}/{event.steps:,} steps",
             elapsed,
-            f"{_duration(left)} left",
+            f"{_format_duration(left)} left",
         )
         return Group(
             Text(self.title, style="bold"),
             head,
-            Text(_speed(throughput, self._cost)),
-            Text(_counts(event, throughput)),
+            Text(_format_speed(throughput, self._cost)),
+            Text(_format_counts(event, throughput)),
             *([self._table(throughput.training)] if throughput.training else []),
         )
 
@@ -151,7 +151,7 @@ class LiveView:
         validated = any(metrics.expert in self._validations for metrics in training)
         for name in ("step", "loss", "lr", *(["validation"] if validated else [])):
             table.add_column(name, justify="right", no_wrap=True)
-        shown = max(1, min(MOST_EXPERTS, self.console.height - OTHER_LINES))
+        shown = max(1, min(MAX_EXPERTS, self.console.height - LINES_BELOW))
         for metrics in training[:shown]:
             validation = self._validations.get(metrics.expert)
             table.add_row(
@@ -159,7 +159,7 @@ class LiveView:
                 f"{metrics.step:,}/{metrics.steps:,}",
                 f"{metrics.loss:.3f}",
                 f"{metrics.learning_rate:.1e}",
-                *([_score(validation, " ") if validation else ""] if validated else []),
+                *([_format_validation(validation, " ") if validation else ""] if validated else []),
             )
         if len(training) > shown:
             table.add_row(f"and {len(training) - shown} more")
@@ -180,18 +180,18 @@ class LineView:
         metrics = {each.expert: each for each in event.metrics}
         for validation in event.validations:
             best = ", the best so far" if validation.best else ""
-            score = _score(validation, ", accuracy ")
+            score = _format_validation(validation, ", accuracy ")
             self._print(f"{validation.expert}: step {validation.step:,}, validation loss {score}{best}")
         for name in event.finished:
-            self._print(f"{name}: finished{_last_step(metrics.get(name))}")
+            self._print(f"{name}: finished{_format_step(metrics.get(name))}")
         for failure in event.failed:
-            self._print(_failure(failure))
+            self._print(_format_failure(failure))
         if self._clock() - self._last >= PLAIN_EVERY:
             self._last = self._clock()
             self._print(
                 f"{self._title}: {event.steps_done:,}/{event.steps:,} steps, "
-                f"{_speed(throughput, self._cost)}, {_duration(throughput.seconds_left)} left, "
-                f"{_counts(event, throughput)}"
+                f"{_format_speed(throughput, self._cost)}, {_format_duration(throughput.seconds_left)} left, "
+                f"{_format_counts(event, throughput)}"
             )
 
     def _print(self, line: str) -> None:
@@ -205,11 +205,11 @@ def _show_live(view: LiveView) -> Generator[LiveView, None, None]:
         yield view
 
 
-def _last_step(metrics: StepMetrics | None) -> str:
+def _format_step(metrics: StepMetrics | None) -> str:
     return "" if metrics is None else f" after {metrics.step:,} steps, loss {metrics.loss:.3f}"
 
 
-def _speed(now: Throughput, cost: FlopsPerToken | None) -> str:
+def _format_speed(now: Throughput, cost: FlopsPerToken | None) -> str:
     parts = [
         "loss unknown" if now.loss is None else f"loss {now.loss:.3f}",
         "padding unknown" if now.fill_ratio is None else f"{now.fill_ratio:.0%} real",
@@ -226,22 +226,22 @@ def _speed(now: Throughput, cost: FlopsPerToken | None) -> str:
     return ", ".join(parts)
 
 
-def _counts(event: Event, now: Throughput) -> str:
+def _format_counts(event: Event, now: Throughput) -> str:
     counts = f"{len(now.training)} training, {event.waiting} waiting, {now.finished} finished"
     return f"{counts}, {now.failed} failed" if now.failed else counts
 
 
-def _failure(failure: Failure) -> str:
-    rows = ", ".join(map(str, failure.rows[:MOST_ROWS]))
-    more = f" and {len(failure.rows) - MOST_ROWS} more" if len(failure.rows) > MOST_ROWS else ""
+def _format_failure(failure: Failure) -> str:
+    rows = ", ".join(map(str, failure.rows[:MAX_ROWS]))
+    more = f" and {len(failure.rows) - MAX_ROWS} more" if len(failure.rows) > MAX_ROWS else ""
     return f"{failure.expert}: stopped at step {failure.step:,}, no longer finite, on rows {rows}{more}"
 
 
-def _score(validation: Validation, separator: str) -> str:
+def _format_validation(validation: Validation, separator: str) -> str:
     accuracy = "" if validation.accuracy is None else f"{separator}{validation.accuracy:.1%}"
     return f"{validation.loss:.3f}{accuracy}"
 
 
-def _duration(seconds: float | None) -> str:
+def _format_duration(seconds: float | None) -> str:
     """Returns hours, minutes and seconds, or dashes if they are unknown."""
     return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))

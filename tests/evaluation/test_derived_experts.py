@@ -60,7 +60,9 @@ def test_a_composite_is_named_after_its_options_with_defaults(merged):
     weights = dict.fromkeys(FILM, 0.5)
     library = Library.open(merged.workspace.library)
     default, same, other = (
-        derived_experts.merged(merged, library, "dare", {"adapters": "average", **options}, weights).id
+        derived_experts.merge_composite(
+            merged, library, "dare", {"adapters": "average", **options}, weights
+        ).id
         for options in told
     )
     assert default == same != other

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from elm_jax.errors import UserError
 from elm_jax.merging.breadcrumbs import keep_middle
-from elm_jax.merging.consensus import agree
+from elm_jax.merging.consensus import consensus_mask
 from elm_jax.merging.della import keep_probability, prune
 from elm_jax.merging.model_stock import interpolation_share
 from elm_jax.merging.sce import sce, select_variable
@@ -134,9 +134,9 @@ def test_sce_by_hand():
 def test_consensus_by_hand():
     changes = [array(4, 4, 0, 1), array(4, 0, 0, -1), array(1, 0, 0, 5)]
     total = sum(changes)  # 9, 4, 0, 5; what the others add: 5 5 8, 0 4 4, 0 0 0, 4 6 0
-    np.testing.assert_array_equal(agree(changes, total, 0.5, 1), [True, True, False, True])
-    np.testing.assert_array_equal(agree(changes, total, 0.5, 2), [True, False, False, False])
-    np.testing.assert_array_equal(agree(changes, total, 0.0, 3), [True, False, False, True])
+    np.testing.assert_array_equal(consensus_mask(changes, total, 0.5, 1), [True, True, False, True])
+    np.testing.assert_array_equal(consensus_mask(changes, total, 0.5, 2), [True, False, False, False])
+    np.testing.assert_array_equal(consensus_mask(changes, total, 0.0, 3), [True, False, False, True])
 
 
 def test_a_consensus_is_the_mean_where_two_agree_and_the_base_elsewhere(expert):

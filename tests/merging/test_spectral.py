@@ -6,7 +6,7 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.merging.iso_c import iso_c
 from elm_jax.merging.iso_cts import iso_cts
-from elm_jax.merging.knots import align
+from elm_jax.merging.knots import align_changes
 from elm_jax.merging.lowrank import Factors, decompose, orthogonalize
 from elm_jax.merging.tsvm import tsvm
 from elm_jax.models import paths
@@ -79,17 +79,17 @@ def test_all_directions_in_common_are_iso_c():
 
 def test_knots_aligns_without_loss():
     experts = random_factors(4)
-    parts, shared = align(experts)
+    parts, shared = align_changes(experts)
     np.testing.assert_allclose(shared @ shared.T, np.eye(6), atol=1e-12)
     for part, expert in zip(parts, experts, strict=True):
         np.testing.assert_allclose(part @ shared, product(expert), atol=1e-5)
 
 
 def test_an_expert_without_a_change_has_no_rounding_errors_for_one():
-    parts, _ = align([*random_factors(5, 2), Factors(np.zeros((I, R)), np.zeros((R, O)))])
+    parts, _ = align_changes([*random_factors(5, 2), Factors(np.zeros((I, R)), np.zeros((R, O)))])
     assert not parts[2].any()
     whole = np.random.default_rng(0).normal(size=(2, I, O)).astype(np.float32)
-    assert not align([*whole, np.zeros((I, O), np.float32)]).parts[2].any()
+    assert not align_changes([*whole, np.zeros((I, O), np.float32)]).parts[2].any()
 
 
 def lora(name, seed, *, turned=False, swapped=False):

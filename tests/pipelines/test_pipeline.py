@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
+from sentencepiece import SentencePieceProcessor
 
 from elm_jax import cli, storage
 from elm_jax.data import task_rows, task_selection
@@ -17,6 +19,7 @@ from elm_jax.pipelines import pipeline
 from elm_jax.pipelines.pipeline import PipelineConfig
 from elm_jax.scoring import scorer as scoring
 from elm_jax.session import opening
+from elm_jax.session.opening import VOCABULARY_FILE
 from elm_jax.tasks import data_source
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.progress import Stages
@@ -48,6 +51,24 @@ def run(out, stages=None, **changes):
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     return out, run(out)
+
+
+def test_words_of_trained_and_of_unseen_tasks_count_apart_in_the_order_of_the_vocabulary(finished):
+    out, _ = finished
+    counts = Counter()
+    for names, rows, evaluation in ((TRAINED, 24, False), (UNSEEN, 20, True)):
+        source = data_source.Source(limit=rows)
+        texts, inputs = set(), set()
+        for spec in task_selection.select_tasks(names, source, evaluation=evaluation):
+            for row in task_rows.load_examples(spec, source):
+                texts |= {row.input, row.target, *row.choices}
+                inputs.add(row.input)
+        # What the base reads is there once more: the inputs of the trained tasks.
+        counts.update(word for text in [*texts, *(() if evaluation else inputs)] for word in text.split())
+    model = SentencePieceProcessor(model_file=str(out / "base" / VOCABULARY_FILE))
+    words = [model.id_to_piece(at).removeprefix("▁") for at in range(3, model.get_piece_size())]
+    assert set(words) == set(counts)
+    assert [counts[word] for word in words] == sorted(counts.values(), reverse=True)
 
 
 def test_the_report_holds_every_method_on_every_prompt(finished):

@@ -117,7 +117,7 @@ def test_generated_values_are_percent_already_and_name_their_measure():
 
 
 def test_the_best_is_best_among_those_without_hindsight_and_ties_share_it(small):
-    assert tables.best_of({"base": 0.5, "roe": 0.50001, "oracle": 0.9}, small) == {"base", "roe"}
+    assert tables.find_best({"base": 0.5, "roe": 0.50001, "oracle": 0.9}, small) == {"base", "roe"}
 
 
 @pytest.mark.parametrize(
