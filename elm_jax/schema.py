@@ -68,7 +68,7 @@ def parse(content: bytes, form: Any, *, what: str, fix: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(form).validate_json(content)
+        return _adapter(form).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = "/".join(map(str, first["loc"]))

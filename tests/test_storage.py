@@ -1,5 +1,7 @@
 """Files are whole or absent, and say what is wrong with them."""
 
+import resource
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,16 +41,16 @@ def test_another_format_is_refused(tmp_path):
         storage.read_json(tmp_path / "x.json", what="A file")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "x.json"
     storage.write_json(target, {"value": 1})
-
-    def full_disk(self, content):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(storage.path(target)), "write_bytes", full_disk)
-    with pytest.raises(UserError, match="No space left on device"):
-        storage.write_json(target, {"value": 2})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, hard))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            storage.write_json(target, {"value": "2" * (1 << 13)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert storage.read_json(target, what="A file")["value"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 

@@ -36,12 +36,7 @@ def load_templates(directory: storage.PathLike, dataset: str, *, strict: bool = 
         names.resolve(dataset, list_folders(root), kind="templates", where=str(root))
         raise UserError(f"Expected templates at {str(file)!r}, got no file. Fix: correct the directory.")
     templates: dict[str, Template] = {}
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"Expected templates at {str(file)!r}, got {error.strerror or error}. Fix: correct the directory."
-        ) from error
+    content = storage.read_content(file, what="Templates", most=storage.MOST_TEXT)
     for entry in reader.read_entries(str(file), content):
         template = _parse_template(f"{str(file)!r}, line {entry.line}", entry.fields, dataset, strict)
         if template.name in templates:

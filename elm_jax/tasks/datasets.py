@@ -159,12 +159,7 @@ def user_datasets() -> Mapping[str, Dataset]:
 
 def read_catalogue_file(file: storage.PathLike) -> dict[str, Dataset]:
     """Reads the datasets of one YAML file; errors name the file and the dataset."""
-    try:
-        content = storage.path(file).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"Expected a catalogue at {str(file)!r}, got {error.strerror or error}. Fix: correct the path."
-        ) from error
+    content = storage.read_content(file, what="A catalogue", most=storage.MOST_TEXT)
     return parse_datasets(read_yaml(str(file), content), str(file))
 
 

@@ -65,12 +65,13 @@ def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
         UserError: If the file is missing, or if anything in it is wrong.
     """
     path = storage.path(file)
-    if not path.is_file():
+    if not path.is_file() or not storage.is_plain_file(file):
         raise UserError(f"Expected a file of tasks at {str(file)!r}, got no file. Fix: correct the path.")
     if path.suffix == ".py":
         return _load_module(file, os.path.realpath(path))
     known_as = os.path.realpath(path)
-    return _add(read_yaml(str(file), path.read_bytes()), str(file), os.path.dirname(known_as), file=known_as)
+    content = storage.read_content(file, what="A file of tasks", most=storage.MOST_TEXT)
+    return _add(read_yaml(str(file), content), str(file), os.path.dirname(known_as), file=known_as)
 
 
 def _load_module(file: storage.PathLike, known_as: str) -> list[TaskSpec]:

@@ -177,12 +177,7 @@ def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Tokenizer:
         UserError: If the file is missing, is no SentencePiece model, or has other ids than T5's for padding,
             end-of-sequence and unknown.
     """
-    try:
-        model = storage.path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(
-            f"Expected a SentencePiece model at {str(path)!r}, got no file. Fix: correct the path."
-        ) from None
+    model = storage.read_content(path, what="A SentencePiece model")
     processor = sentencepiece.SentencePieceProcessor()
     try:
         if not model:
