@@ -128,11 +128,16 @@ def test_several_processes_train_what_one_does(alone, make_run, count):
         assert losses(root)[key] == pytest.approx(loss, abs=1e-5)
 
 
+def count_steps(root):
+    """Returns how many steps a run has told of."""
+    file = root / "logs" / "training.jsonl"
+    return sum('"step"' in line for line in file.read_text().splitlines()) if file.exists() else 0
+
+
 def wait_for_rounds(root, count=2):
     """Waits until a run has told of some steps."""
     for _ in range(600):
-        file = root / "logs" / "training.jsonl"
-        if file.exists() and sum('"step"' in line for line in file.read_text().splitlines()) > count:
+        if count_steps(root) > count:
             return
         time.sleep(0.2)
     raise AssertionError("the run told of no steps")
@@ -241,8 +246,9 @@ def test_a_command_that_was_stopped_does_not_block_its_correction(make_run):
     assert code == 130
     assert "elm: stopped." in said
     assert "Traceback" not in said
+    told = count_steps(root)
     first = start(root, steps=100_000)
-    wait_for_rounds(root, count=12)
+    wait_for_rounds(root, count=told + 2)
     first.send_signal(signal.SIGTERM)
     assert ended([first])[0] == [143]
     (code,), ((_, said),) = ended([start(root, steps=10)])
