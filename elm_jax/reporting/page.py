@@ -95,9 +95,10 @@ def lead_paragraph(report: Report) -> dict[str, Any]:
 
 
 def _compare_with_multitask(report: Report) -> Comparison | None:
-    """Returns how the retrieval method of the highest mean does against the multitask baseline."""
-    multitask = {row.method for row in report.methods if row.router == "multitask"}
-    rows = [row for row in report.comparisons if row.b in multitask and row.labels == "none"]
+    """Returns how the best retrieval method, or each task's own expert, does against multitask."""
+    routers = {row.method: (row.router or "").split(":")[0] for row in report.methods}
+    multitask = {method for method, router in routers.items() if router == "multitask"}
+    rows = [row for row in report.comparisons if row.b in multitask and row.labels in ("none", "seen")]
     return max(rows, key=lambda row: row.difference, default=None)
 
 

@@ -125,7 +125,8 @@ class MethodMean:
 
     Attributes:
         method: its name.
-        labels: which labels of the tasks it saw: "none", a "few", or all, in "hindsight".
+        labels: which labels of the tasks it saw: "none", those of training ("seen"), a "few", or all, in
+            "hindsight".
         macro: the mean over datasets of the mean over prompts.
         low: the lower end of the macro mean's interval.
         high: the upper end.

@@ -6,7 +6,7 @@ evidence: they are shown and marked, and left out whole of its means, gaps and c
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from elm_jax import names
@@ -29,7 +29,7 @@ from elm_jax.reporting.records import (
 )
 
 ScoresByMethod = Mapping[str, Sequence[TaskScores]]
-ORACLE = "oracle"
+ORACLE, OWN = "oracle", "own"
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,19 @@ def build_report(
     if not scores and not inputs.generated:
         raise UserError("Expected the scores of a method, got none. Fix: evaluate one task at least.")
     every = dict.fromkeys([*scores, *(row.method for row in inputs.generated)])
-    methods = table_layout.describe_methods(list(every), inputs.methods)
+    described = inputs.methods
+    is_about_seen = any((row.router or "").split(":")[0] == OWN for row in described)
+    if is_about_seen:
+        described = [_mark_seen(row, scores.get(row.method, ())) for row in described]
+    methods = table_layout.describe_methods(list(every), described)
     scores = {row.method: scores[row.method] for row in methods if row.method in scores}
     labels = {row.method: row.labels for row in methods}
+    # What means and comparisons are over: data that nobody saw, or all of it.
+    counted = (
+        {name: [replace(task, seen=False) for task in own] for name, own in scores.items()}
+        if is_about_seen
+        else scores
+    )
     if not scores:
         baseline = None
     if baseline is not None:
@@ -120,15 +130,15 @@ def build_report(
     for method in (method for pair in pairs for method in pair):
         names.resolve(method, scores, kind="method", where="the scores to report")
     oracle = next((row.method for row in methods if ORACLE in (row.router, row.method)), None)
-    ends = (scores[baseline], scores[oracle]) if baseline and oracle in scores else None
+    ends = (counted[baseline], counted[oracle]) if baseline and oracle in scores else None
     left_out = {
         names.task_id(rows.task, rows.prompt): sum(rows.left_out.values()) for rows in inputs.task_rows
     }
     matrix = tuple(_expert_result(count, inputs.families) for count in inputs.expert_counts)
     return Report(
         rows=tuple(_prompt_result(task, left_out) for of_method in scores.values() for task in of_method),
-        means=tuple(_method_mean(own, labels[method], ends, test) for method, own in scores.items()),
-        comparisons=compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, test),
+        means=tuple(_method_mean(own, labels[method], ends, test) for method, own in counted.items()),
+        comparisons=compare_pairs([(counted[a], counted[b]) for a, b in pairs], labels, test),
         selections=_chosen_experts(inputs.selections, matrix),
         environment=json.loads(json.dumps(inputs.environment, default=str)),
         tasks=tuple(
@@ -142,8 +152,13 @@ def build_report(
         examples=tuple(inputs.examples),
         equal_choices=tuple(inputs.equal_choices),
         task_rows=tuple(inputs.task_rows),
-        tied_with_best=find_tied_with_best(scores, labels, test),
+        tied_with_best=find_tied_with_best(counted, labels, test),
     )
+
+
+def _mark_seen(method: MethodDescription, scores: Sequence[TaskScores]) -> MethodDescription:
+    """Returns the description of a method that was trained on all of the tasks marked so."""
+    return replace(method, labels="seen") if scores and all(task.seen for task in scores) else method
 
 
 def zero_shot_scores(scores: Sequence[TaskScores]) -> list[TaskScores]:

@@ -18,7 +18,7 @@ from elm_jax.reporting.records import ChosenExperts, Comparison, DatasetResult, 
 
 SEEN_MARK = " ‡"
 HINDSIGHT_MARK = " †"
-LABEL_MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT_MARK}
+LABEL_MARKS = {"none": "", "seen": SEEN_MARK, "few": " (few-shot)", "hindsight": HINDSIGHT_MARK}
 """What follows the name of a method, or of two that are compared, by the labels they saw."""
 
 
