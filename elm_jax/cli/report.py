@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,12 @@ def report(
         list[str] | None,
         typer.Option(help="A method to compare, or ONE=OTHER for two; default: all that both runs have."),
     ] = None,
+    over: Annotated[
+        Literal["rows", "prompts"],
+        typer.Option(
+            help="What comparisons hold over: rows, for these prompts; prompts, for prompts like these."
+        ),
+    ] = "rows",
     as_json: AsJson = False,
 ) -> None:
     """Tables, intervals, paired tests and the page of an evaluated run, or of two runs compared."""
@@ -33,7 +39,7 @@ def report(
     if method and len(named) == 1:
         raise UserError("Expected two runs beside --method, got one. Fix: name the run to compare with.")
     if len(named) == 2:
-        rows = reports.compare_runs(*named, methods=method or ())
+        rows = reports.compare_runs(*named, methods=method or (), over=over)
         if as_json:
             document = {"first": named[0], "second": named[1], "comparisons": list(map(asdict, rows))}
             print(json.dumps(document, ensure_ascii=False))
@@ -42,6 +48,13 @@ def report(
             print("\n".join(map(documents.table_to_markdown, compared)))
         return
     workspace = Workspace.open(named[0])
+    if over == "prompts":
+        compared = reports.compare_over_prompts(workspace)
+        if as_json:
+            print(json.dumps({"comparisons": list(map(asdict, compared.comparisons))}, ensure_ascii=False))
+        else:
+            print_table(tables.comparisons_table(compared))
+        return
     report_of_run, files = reports.rebuild_report(workspace)
     for change in reports.describe_changes(workspace):
         typer.echo(change, err=True)

@@ -5,6 +5,7 @@ experts are made of others for that, and what of all that was scored before. The
 for all tasks that need it. Tasks with answer choices are ranked, the others answered in free text.
 """
 
+import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,7 @@ from elm_jax.evaluation import (
     generation,
     inputs,
     kept_results,
+    own_experts,
     ranking,
     results_cache,
     scorer_selection,
@@ -315,7 +317,9 @@ def _report(
     fair = [method for method in methods if method.router != "base" and method.labels != "hindsight"]
     retrieval = [method for method in fair if method_module.is_retrieval(method)]
     pairs = [(method.name, base) for method in fair]
-    pairs += [(method.name, multitask) for method in retrieval if multitask]
+    own = [method for method in methods if method.router == own_experts.OWN]
+    pairs += [(method.name, multitask) for method in (*retrieval, *own) if multitask]
+    pairs += [(first.name, second.name) for first, second in itertools.combinations(own, 2)]
     composites = results.selection.composites.values()
     fitted = [derived_experts.lorahub_selection(run, each) for each in composites if each.task]
     with run.stages.stage("compare and report", 1):

@@ -34,7 +34,12 @@ from elm_jax.reporting.records import MethodDescription
 from elm_jax.routing import table as routing
 
 HINDSIGHT_ROUTERS = ("best_single", "oracle")
-SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {"base": {}, "multitask": {"name": ""}, "best_single": {}}
+SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {
+    "base": {},
+    "multitask": {"name": ""},
+    "own": {"of": "prompt"},
+    "best_single": {},
+}
 """Ways that are no router's, with their options."""
 DEFAULT_SHOTS = 5
 _MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by

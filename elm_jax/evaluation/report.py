@@ -19,7 +19,8 @@ from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
 from elm_jax.reporting.records import Report
 from elm_jax.reporting.run_comparison import RunComparison
-from elm_jax.reporting.summary import ReportInputs
+from elm_jax.reporting.significance import Over
+from elm_jax.reporting.summary import PairedTest, ReportInputs
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
 from elm_jax.statistics import expert_statistics
@@ -65,6 +66,23 @@ def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Pat
                 storage.remove_unfinished(workspace.report)
                 return report, report_files.write_report(report, workspace.report)
     return report, report_files.report_paths(workspace.report)
+
+
+def compare_over_prompts(workspace: Workspace) -> Report:
+    """Returns a workspace's report with comparisons that hold for prompts like its own; no file is written.
+
+    Raises:
+        UserError: nothing was evaluated in the workspace; no dataset has two prompts.
+    """
+    report, scores = _read(workspace.root)
+    test = PairedTest(over="prompts")
+    labels = {row.method: row.labels for row in report.methods}
+    pairs = [(scores[row.a], scores[row.b]) for row in report.comparisons]
+    return replace(
+        report,
+        comparisons=summary.compare_pairs(pairs, labels, test),
+        tied_with_best=summary.find_tied_with_best(scores, labels, test),
+    )
 
 
 def describe_changes(workspace: Workspace) -> list[str]:
@@ -114,7 +132,7 @@ def _describe_changed_task(name: str, noted: Any, reading: opening.DataSettings)
 
 
 def compare_runs(
-    first: storage.PathLike, second: storage.PathLike, methods: Sequence[str] = ()
+    first: storage.PathLike, second: storage.PathLike, methods: Sequence[str] = (), *, over: Over = "rows"
 ) -> tuple[RunComparison, ...]:
     """Compares two evaluated runs; differences are the second's minus the first's.
 
@@ -123,6 +141,7 @@ def compare_runs(
         second: the same.
         methods: those to compare; ONE=OTHER compares method ONE of the first run with OTHER of the second.
             Default: all that both have.
+        over: what differences are to hold over; see `significance.paired_difference`.
 
     Raises:
         UserError: tasks, rows or labels differ; the message says which.
@@ -133,7 +152,7 @@ def compare_runs(
     labels = {row.method: row.labels for row in (*old.methods, *new.methods)}
     run_names = repr(str(first)), repr(str(second))
     return run_comparison.compare_methods(
-        old_rows, new_rows, pairs or None, run_names=run_names, labels=labels
+        old_rows, new_rows, pairs or None, run_names=run_names, labels=labels, test=PairedTest(over=over)
     )
 
 

@@ -17,6 +17,7 @@ from elm_jax.evaluation.derived_experts import Composite
 from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
+from elm_jax.evaluation.own_experts import KINDS, OWN, find_own_expert
 from elm_jax.evaluation.results_cache import TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
@@ -129,6 +130,8 @@ class _Selector:
             return dict.fromkeys(self.tasks, BASE)
         if method.router == "multitask":
             return dict.fromkeys(self.tasks, _multitask_expert(self.run, method.options.get("name", "")))
+        if method.router == OWN:
+            return self._find_own(method.options.get("of", KINDS[0]))
         if method.router == "lorahub":
             return {task.id: self._fit(task, method) for task in self.tasks.values()}
         if method.level == "token":
@@ -178,6 +181,16 @@ class _Selector:
         composite = self._merges[key]
         self.composites[composite.id] = composite
         return composite.id
+
+    def _find_own(self, of: str) -> dict[str, TaskScorer]:
+        """Returns the expert that was trained on each task."""
+        if not self.config.seen:
+            raise UserError(
+                "Expected --seen beside the method own, which answers tasks by experts that were trained on "
+                "them. Fix: give --seen, or SEEN = True in a recipe."
+            )
+        library = self.inputs.library
+        return {spec.id: find_own_expert(library, self.experts, spec, of) for spec in self.specs}
 
     def _fit(self, task: EvaluationTask, method: EvaluationMethod) -> str:
         """Returns the composite that LoraHub makes for a task."""

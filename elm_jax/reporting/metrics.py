@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import stdtrit
 
 from elm_jax.errors import UserError
 from elm_jax.names import split_id
@@ -163,12 +164,15 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
     Prompts of a dataset share its rows, so fifteen prompts are not fifteen times the evidence. The variance
     is that of row totals (each row one cluster, each dataset one stratum); Wilson's interval is then taken
     at the effective number of rows, share * (1 - share) / variance, never more than there are outcomes
-    (Korn and Graubard 1998, for surveys). For one prompt this is exactly the plain Wilson interval.
+    (Korn and Graubard 1998, for surveys). For one prompt this is exactly the plain Wilson interval; where
+    prompts share rows the variance is an estimate, and as in their paper Student's t is in the place of the
+    normal distribution.
     """
     datasets = group_by_dataset(scores)
     if not datasets:
         raise UserError("Expected a task to average over, got none.")
-    mean, variance, rows, outcomes = 0.0, 0.0, 0, 0
+    mean, variance, fourth, rows, outcomes = 0.0, 0.0, 0.0, 0, 0
+    shares_rows = any(len(prompts) > 1 for prompts in datasets.values())
     for prompts in datasets.values():
         ids = {row: index for index, row in enumerate(dict.fromkeys(r for p in prompts for r in p.row_ids))}
         influence = np.zeros(len(ids))
@@ -179,12 +183,20 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
             influence[[ids[row] for row in prompt.row_ids]] += weight * (right - share) / right.size
             mean += weight * share
             outcomes += right.size
-        variance += float(influence @ influence)
+        freedom = max(1, len(ids) - 1)
+        own = float(influence @ influence)
+        variance, fourth = variance + own, fourth + own**2 / freedom
         rows += len(ids)
     mean = min(1.0, mean)  # the weights' sum may be a rounding more than 1
     # Without any variance (all right, all wrong) only the number of rows says how much was seen.
     independent = mean * (1 - mean)
     effective = min(outcomes, independent / variance) if variance else (outcomes if independent else rows)
+    if shares_rows and fourth:
+        # No less than if the prompts of a row told nothing new.
+        least = min(rows, independent / variance)
+        tail = 0.5 + CONFIDENCE / 2
+        ratio = NormalDist().inv_cdf(tail) / stdtrit(variance**2 / fourth, tail)
+        effective = max(least, effective * ratio**2)
     return Accuracy(rows, mean, *wilson_interval(mean, effective))
 
 

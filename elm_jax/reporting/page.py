@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from elm_jax.reporting import charts, documents, formatting, published, table_layout, tables
-from elm_jax.reporting.records import Report
+from elm_jax.reporting.records import Comparison, Report
 
 SCRIPTS = ("page.js", "heatmap.js", "browser.js")
 MAX_VOTE_PARTS = 8
@@ -71,7 +71,10 @@ def embed_json(value: Mapping[str, Any]) -> str:
 
 
 def lead_paragraph(report: Report) -> dict[str, Any]:
-    """Returns what a reader should take away first: the best zero-shot method, and its lead; or nothing."""
+    """Returns what a reader should take away first: whether retrieval beats multitask, and the best method.
+
+    Both go by paired tests. Nothing comes where no method is zero-shot.
+    """
     best_of_all = tables.best_mean(report, "macro")
     best = next((mean for mean in report.means if mean.method in best_of_all), None)
     if best is None:
@@ -86,7 +89,17 @@ def lead_paragraph(report: Report) -> dict[str, Any]:
         "chance": tables.chance_means(report)[0],
         "comparison": against[0] if against else None,
         "comparisons": len(report.comparisons),
+        "tied": report.tied_with_best,
+        "against_multitask": _compare_with_multitask(report),
     }
+
+
+def _compare_with_multitask(report: Report) -> Comparison | None:
+    """Returns how the best retrieval method, or each task's own expert, does against multitask."""
+    routers = {row.method: (row.router or "").split(":")[0] for row in report.methods}
+    multitask = {method for method, router in routers.items() if router == "multitask"}
+    rows = [row for row in report.comparisons if row.b in multitask and row.labels in ("none", "seen")]
+    return max(rows, key=lambda row: row.difference, default=None)
 
 
 def headline_table(report: Report) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Accuracies, means and differences are fractions; `low` and `high` are the ends o
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -125,7 +125,8 @@ class MethodMean:
 
     Attributes:
         method: its name.
-        labels: which labels of the tasks it saw: "none", a "few", or all, in "hindsight".
+        labels: which labels of the tasks it saw: "none", those of training ("seen"), a "few", or all, in
+            "hindsight".
         macro: the mean over datasets of the mean over prompts.
         low: the lower end of the macro mean's interval.
         high: the upper end.
@@ -173,6 +174,7 @@ class Comparison:
         p_holm: `p`, corrected for all comparisons of the report (Holm 1979).
         p_mcnemar_holm: `p_mcnemar`, corrected alike.
         comparisons: how many the report has.
+        over: "rows" if the difference is to hold for these very prompts, "prompts" if for prompts like them.
     """
 
     a: str
@@ -189,6 +191,7 @@ class Comparison:
     p_holm: float
     p_mcnemar_holm: float
     comparisons: int
+    over: str = field(default="rows", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -350,6 +353,8 @@ class Report:
         examples: some rows with what the methods answered.
         equal_choices: prompts with choices that no scorer can tell apart.
         task_rows: what became of the rows of every prompt.
+        tied_with_best: methods that a paired test does not tell apart from the one of the highest macro mean,
+            among those that saw no labels.
     """
 
     rows: tuple[PromptResult, ...]
@@ -364,6 +369,7 @@ class Report:
     examples: tuple[RowExample, ...] = ()
     equal_choices: tuple[EqualChoices, ...] = ()
     task_rows: tuple[TaskRows, ...] = ()
+    tied_with_best: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         datasets = {row.task for row in (*self.rows, *self.generated)}

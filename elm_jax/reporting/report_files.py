@@ -19,7 +19,7 @@ from elm_jax.reporting import documents, metrics, page
 from elm_jax.reporting.records import Report, from_json
 
 FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
-LATER_PARTS = ("equal_choices", "task_rows")
+LATER_PARTS = ("equal_choices", "task_rows", "tied_with_best")
 """What reports of the first versions lack."""
 PARTS = tuple(field.name for field in fields(Report) if field.name not in LATER_PARTS)
 

@@ -14,7 +14,7 @@ from elm_jax.reporting import metrics, significance, summary, table_layout
 from elm_jax.reporting.formatting import MISSING, format_interval, format_percent, format_points
 from elm_jax.reporting.metrics import Accuracy
 from elm_jax.reporting.records import Comparison
-from elm_jax.reporting.summary import Bootstrap, ScoresByMethod
+from elm_jax.reporting.summary import PairedTest, ScoresByMethod
 from elm_jax.reporting.tables import (
     COMPARISON_HEADER,
     LABEL_MARKS,
@@ -59,7 +59,7 @@ def compare_methods(
     *,
     run_names: tuple[str, str] = ("the first run", "the second run"),
     labels: Mapping[str, str] | None = None,
-    bootstrap: Bootstrap | None = None,
+    test: PairedTest | None = None,
 ) -> tuple[RunComparison, ...]:
     """Returns one row for each pair of methods: means, difference, paired tests, and the same by dataset.
 
@@ -69,12 +69,12 @@ def compare_methods(
         pairs: a method of each; default: those that both have, but those trained on every dataset.
         run_names: the runs' names in errors.
         labels: which labels methods saw; see `MethodMean`.
-        bootstrap: of each difference.
+        test: of each difference.
 
     Raises:
         UserError: no method in common, an unknown one, other tasks, other rows, other labels.
     """
-    bootstrap = bootstrap or Bootstrap()
+    test = test or PairedTest()
     sides = []
     for a, b in _common_methods(first, second, run_names) if pairs is None else pairs:
         names.resolve(a, first, kind="method", where=run_names[0])
@@ -93,13 +93,13 @@ def compare_methods(
             "Expected tasks whose datasets the methods were not trained on, got none that both runs were "
             "evaluated on. Fix: evaluate both on unseen ones."
         )
-    compared = summary.compare_pairs(sides, labels or {}, bootstrap)
+    compared = summary.compare_pairs(sides, labels or {}, test)
     return tuple(
         RunComparison(
             **vars(comparison),
             first=metrics.macro_mean(old),
             second=metrics.macro_mean(new),
-            by_task=_by_dataset(new, old, bootstrap),
+            by_task=_by_dataset(new, old, test),
         )
         for comparison, (new, old) in zip(compared, sides, strict=True)
     )
@@ -143,7 +143,7 @@ def _common_methods(
 
 
 def _by_dataset(
-    new: Sequence[TaskScores], old: Sequence[TaskScores], bootstrap: Bootstrap
+    new: Sequence[TaskScores], old: Sequence[TaskScores], test: PairedTest
 ) -> tuple[DatasetDifference, ...]:
     old_scores = metrics.group_by_dataset(old)
     return tuple(
@@ -151,7 +151,11 @@ def _by_dataset(
             dataset,
             **vars(
                 significance.paired_difference(
-                    own, old_scores[dataset], samples=bootstrap.samples, seed=bootstrap.seed
+                    own,
+                    old_scores[dataset],
+                    over=test.over if len(own) > 1 else "rows",
+                    samples=test.samples,
+                    seed=test.seed,
                 )
             ),
         )

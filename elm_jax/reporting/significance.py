@@ -1,21 +1,29 @@
-"""Significance: whether two methods differ by more than the choice of rows explains.
+"""Significance: whether two methods differ by more than the choice of rows, or of rows and prompts, explains.
 
 Two methods are compared on the same rows only. The same row under two prompts is one cluster: fifteen prompts
-over 56 rows are 56 pieces of evidence, not 840.
+over 56 rows are 56 pieces of evidence, not 840. By default what is said holds for these very prompts; over
+prompts it holds for prompts like them.
 """
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from elm_jax.errors import UserError
 from elm_jax.names import split_id
 from elm_jax.records import TaskScores
-from elm_jax.reporting.metrics import row_credits
+from elm_jax.reporting.paired_rows import RowDifferences, group_tasks, pair_rows, tabulate_rows
+
+Over = Literal["rows", "prompts"]
+"""What a difference is to hold over: other rows under these prompts, or other rows and other prompts."""
+
+TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -49,30 +57,55 @@ class GapClosed:
 
 
 def paired_difference(
-    a: Sequence[TaskScores], b: Sequence[TaskScores], *, samples: int = 2000, seed: int = 0
+    a: Sequence[TaskScores],
+    b: Sequence[TaskScores],
+    *,
+    over: Over = "rows",
+    samples: int = 2000,
+    seed: int = 0,
 ) -> PairedDifference:
-    """Compares two methods' macro means on the same tasks and rows by a paired, clustered bootstrap.
+    """Compares two methods' macro means on the same tasks and rows.
 
-    Every sample draws each dataset's rows anew, with replacement, a row bringing its outcomes under all
-    prompts along. The interval holds the middle 95 % of the samples. The p is twice the share of samples on
-    the far side of zero, so that it falls below 0.05 where the interval leaves zero out; it is never below
-    what so few differing rows could show in a sign test (2 / 2^rows), nor below 2 / (samples + 1).
+    Over rows by a paired, clustered bootstrap: every sample draws each dataset's rows anew, with replacement,
+    a row bringing its outcomes under all prompts along. The interval is the expanded percentile interval
+    (Hesterberg 2015, section 3.2): Student's t in the place of the normal distribution, and samples spread as
+    few rows want it. The p belongs to it: it falls below 0.05 where the interval leaves zero out.
+
+    Over prompts rows and prompts are drawn alike: the variance of a mean over rows and columns that are both
+    random (Clark 1973), with Satterthwaite's degrees of freedom. A dataset of one prompt says nothing about
+    other prompts, and counts as it does over rows.
+
+    A p is never below what so few differing rows could show in a sign test (2 / 2^rows), nor below
+    2 / (samples + 1).
+
+    Args:
+      a: scores of the first method, one record a task.
+      b: those of the second.
+      over: what the difference is to hold over.
+      samples: of the bootstrap.
+      seed: of the bootstrap.
 
     Raises:
-      UserError: the sides differ in tasks, rows or labels.
+      UserError: the sides differ in tasks, rows or labels; no dataset has two prompts to draw.
     """
-    observed, resampled, differing = _bootstrap([_paired(a, b)], samples, seed)
-    resampled = resampled[0].round(12)  # sums in another order must not make zeros look like tiny differences
-    below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
-    share = (min(below, above) + 1) / (samples + 1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    pairs = pair_rows(a, b)
+    observed, resampled, freedom, differing = _bootstrap([pairs], samples, seed)
+    difference = float(observed[0])
+    if over == "prompts":
+        low, high, p = _test_over_prompts(pairs, difference)
+    else:
+        resampled = resampled[0].round(12)  # sums in another order must not make zeros look tiny
+        below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
+        share = (min(below, above) + 1) / (samples + 1)
+        low, high = np.quantile(resampled, ndtr(stdtrit(freedom, TAILS)))
+        p = 2 * stdtr(freedom, ndtri(share)) if share < 0.5 else 1.0
     return PairedDifference(
         a=a[0].method,
         b=b[0].method,
-        difference=float(observed[0]),
+        difference=difference,
         low=float(low),
         high=float(high),
-        p=min(1.0, max(2 * share, 2.0 ** (1 - differing))),
+        p=float(min(1.0, max(p, 2 / (samples + 1), 2.0 ** (1 - differing)))),
     )
 
 
@@ -90,14 +123,14 @@ def gap_closed(
     where the gap may as well be nothing (more than one sample in forty has none); without a gap there is no
     share either, and None comes.
     """
-    sides = [_paired(method, baseline), _paired(oracle, baseline)]
-    (own, whole), (owns, wholes), _ = _bootstrap(sides, samples, seed)
+    sides = [pair_rows(method, baseline), pair_rows(oracle, baseline)]
+    (own, whole), (owns, wholes), freedom, _ = _bootstrap(sides, samples, seed)
     if whole <= 0:
         return None
     gaps = wholes > 1e-12  # a sample without a gap says nothing about the share
     if gaps.mean() < 0.975:
         return GapClosed(float(own / whole), None, None)
-    low, high = np.quantile(owns[gaps] / wholes[gaps], [0.025, 0.975])
+    low, high = np.quantile(owns[gaps] / wholes[gaps], ndtr(stdtrit(freedom, TAILS)))
     return GapClosed(float(own / whole), float(low), float(high))
 
 
@@ -113,7 +146,7 @@ def mcnemar_test(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> McNemarRes
     from scipy.stats import binomtest  # half a second of imports that the bootstrap does not need
 
     totals: dict[tuple[str, str], float] = defaultdict(float)
-    for task, differences in _paired(a, b).items():
+    for task, differences in pair_rows(a, b).items():
         dataset, _ = split_id(task)
         for row, difference in differences.items():
             totals[dataset, row] += difference
@@ -140,85 +173,78 @@ def holm_correction(ps: Iterable[float]) -> tuple[float, ...]:
     return tuple(corrected)
 
 
-def _paired(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> dict[str, dict[str, float]]:
-    """Returns task -> row id -> right under a minus right under b; refuses sides that do not match."""
-    if not a or not b:
-        raise UserError("Expected scores of both methods, got none of one.")
-    name_a, name_b = repr(a[0].method), repr(b[0].method)
-    sides = []
-    for side in (a, b):
-        tasks = {scores.task: scores for scores in side}
-        if len(tasks) != len(side):
-            raise UserError(f"Expected each task once, got one twice by {side[0].method!r}.")
-        sides.append(tasks)
-    of_a, of_b = sides
-    for task in sorted(of_a.keys() ^ of_b.keys()):
-        only = name_a if task in of_a else name_b
+def _test_over_prompts(pairs: RowDifferences, difference: float) -> tuple[float, float, float]:
+    """Returns the interval of a macro mean of differences over rows and prompts, and its two-sided p."""
+    datasets = group_tasks(pairs)
+    if all(len(tasks) == 1 for tasks in datasets.values()):
         raise UserError(
-            f"Expected {name_a} and {name_b} on the same tasks, got {task!r} by {only} alone. Fix: score it "
-            "for both, or leave it out of both."
+            "Expected a dataset with several prompts to draw prompts of, got one prompt each. Fix: compare "
+            "over rows, or evaluate more prompts."
         )
-    return {task: _row_differences(of_a[task], of_b[task]) for task in of_a}
-
-
-def _row_differences(a: TaskScores, b: TaskScores) -> dict[str, float]:
-    sides = []
-    for side in (a, b):
-        columns = zip(side.row_ids, row_credits(side).tolist(), side.labels, strict=True)
-        sides.append({row: (credit, label) for row, credit, label in columns})
-    of_a, of_b = sides
-    expected = f"Expected {a.method!r} and {b.method!r} on the same rows of {a.task!r}"
-    unmatched = of_a.keys() ^ of_b.keys()
-    if unmatched:
-        first = min(unmatched)
-        only = a.method if first in of_a else b.method
-        raise UserError(
-            f"{expected}, got row {first!r} by {only!r} alone ({len(unmatched)} such rows). Fix: score "
-            "both on the same rows."
-        )
-    for row, (_, label) in of_a.items():
-        if label != of_b[row][1]:
-            raise UserError(
-                f"{expected}, got labels {label} and {of_b[row][1]} in row {row!r}. Fix: score both on the "
-                "same data."
-            )
-    return {row: credit - of_b[row][0] for row, (credit, _) in of_a.items()}
+    variance, terms = 0.0, []
+    for tasks in datasets.values():
+        clusters = tabulate_rows([[pairs[task] for task in tasks]])
+        differences, present = np.split(clusters, 2, axis=1)
+        rows, prompts = differences.shape
+        counts = present.sum(axis=0)
+        means = differences.sum(axis=0) / counts
+        # What every outcome adds to the macro mean beyond its prompt's mean.
+        influence = (differences - means * present) / (counts * prompts * len(datasets))
+        by_row = influence.sum(axis=1)
+        by_prompt = (means - means.mean()) / (prompts * len(datasets))
+        rest = influence - by_row[:, None] / prompts
+        of_rows = float(by_row @ by_row) * rows / max(1, rows - 1)
+        own = [(of_rows, max(1, rows - 1))]
+        total = of_rows
+        if prompts > 1:
+            of_prompts = float(by_prompt @ by_prompt) * prompts / (prompts - 1)
+            # Chance within a row and a prompt is in both; it counts once.
+            of_rest = float((rest**2).sum()) * rows * prompts / (max(1, rows - 1) * (prompts - 1))
+            own += [(of_prompts, prompts - 1), (of_rest, max(1, rows - 1) * (prompts - 1))]
+            total = max(of_rows + of_prompts - of_rest, of_rows, of_prompts)
+        variance += total
+        terms += own
+    fourth = sum(term**2 / freedom for term, freedom in terms)
+    freedom = variance**2 / fourth if fourth else np.inf
+    error = float(np.sqrt(variance))
+    low, high = difference + error * stdtrit(freedom, TAILS)
+    p = 2 * stdtr(freedom, -abs(difference) / error) if error else float(not difference)
+    return low, high, p
 
 
 def _bootstrap(
-    sides: Sequence[Mapping[str, Mapping[str, float]]], samples: int, seed: int
-) -> tuple[Float[np.ndarray, " sides"], Float[np.ndarray, "sides samples"], int]:
-    """Returns the macro means of row differences, those of every sample, and how many rows differ.
+    sides: Sequence[RowDifferences], samples: int, seed: int
+) -> tuple[Float[np.ndarray, " sides"], Float[np.ndarray, "sides samples"], float, int]:
+    """Returns macro means of row differences, those of every sample, degrees of freedom, differing rows.
 
-    Each side maps task -> row -> difference, all over the same rows, which are drawn alike for all sides.
+    All sides have the same rows, which are drawn alike for all. A bootstrap's variance is (n - 1) / n of the
+    variance that it estimates, so that each dataset's samples are spread by the square root of n / (n - 1);
+    the degrees of freedom are Satterthwaite's, of the first side.
     """
     if samples < 1:
         raise UserError(f"Expected at least one bootstrap sample, got {samples}.")
-    datasets: dict[str, list[str]] = {}
-    for task in sides[0]:
-        datasets.setdefault(split_id(task)[0], []).append(task)
+    datasets = group_tasks(sides[0])
     rng = np.random.default_rng(seed)
     observed, resampled, differing = np.zeros(len(sides)), np.zeros((len(sides), samples)), 0
+    variances: list[tuple[float, int]] = []
     for tasks in datasets.values():
-        clusters = _clusters([[side[task] for task in tasks] for side in sides])
+        clusters = tabulate_rows([[side[task] for task in tasks] for side in sides])
+        rows = len(clusters)
         differing += int(np.any(clusters[:, : -len(tasks)], axis=1).sum())
-        observed += _prompt_means(clusters.sum(axis=0, keepdims=True), len(sides))[:, 0] / len(datasets)
-        resampled += _resampled(clusters, len(sides), samples, rng) / len(datasets)
-    return observed, resampled, differing
+        means = _prompt_means(clusters.sum(axis=0, keepdims=True), len(sides)) / len(datasets)
+        draws = _resampled(clusters, len(sides), samples, rng) / len(datasets)
+        draws = means + (draws - means) * np.sqrt(rows / max(1, rows - 1))
+        observed += means[:, 0]
+        resampled += draws
+        variances.append((float(draws[0].var()), max(1, rows - 1)))
+    return observed, resampled, _satterthwaite(variances), differing
 
 
-def _clusters(sides: Sequence[Sequence[Mapping[str, float]]]) -> Float[np.ndarray, "rows columns"]:
-    """Returns one line a row: its differences under each prompt, side by side; then 1 for a prompt it has."""
-    every = [row for prompt in sides[0] for row in prompt]
-    ids = {row: index for index, row in enumerate(dict.fromkeys(every))}
-    prompts = len(sides[0])
-    lines = np.zeros((len(ids), (len(sides) + 1) * prompts))
-    for number, side in enumerate(sides):
-        for column, prompt in enumerate(side):
-            at = [ids[row] for row in prompt]
-            lines[at, number * prompts + column] = list(prompt.values())
-            lines[at, len(sides) * prompts + column] = 1
-    return lines
+def _satterthwaite(variances: Iterable[tuple[float, int]]) -> float:
+    """Returns the degrees of freedom of a sum of independent variances; infinity if all are nothing."""
+    pairs = list(variances)
+    fourth = sum(variance**2 / freedom for variance, freedom in pairs)
+    return sum(variance for variance, _ in pairs) ** 2 / fourth if fourth else np.inf
 
 
 def _resampled(

@@ -6,7 +6,7 @@ evidence: they are shown and marked, and left out whole of its means, gaps and c
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from elm_jax import names
@@ -29,7 +29,7 @@ from elm_jax.reporting.records import (
 )
 
 ScoresByMethod = Mapping[str, Sequence[TaskScores]]
-ORACLE = "oracle"
+ORACLE, OWN = "oracle", "own"
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,18 @@ class ReportInputs:
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """How often rows are drawn anew for an interval, and with which seed."""
+class PairedTest:
+    """How two methods are compared; see `significance.paired_difference`.
+
+    Attributes:
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+        over: what a difference is to hold over, rows or rows and prompts.
+    """
 
     samples: int = 2000
     seed: int = 0
+    over: significance.Over = "rows"
 
 
 def build_report(
@@ -77,7 +84,7 @@ def build_report(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     baseline: str | None = "base",
-    bootstrap: Bootstrap | None = None,
+    test: PairedTest | None = None,
 ) -> Report:
     """Returns the report of some methods on the same tasks.
 
@@ -87,7 +94,7 @@ def build_report(
             in hindsight: they were picked on these very rows, so no p value holds for them. A pair without a
             dataset that neither saw is left out.
         baseline: the method that others are compared with, and from which the oracle's gap is counted.
-        bootstrap: of each comparison.
+        test: of each comparison.
 
     Returns:
         The report, with methods in blocks by the labels that they saw.
@@ -95,14 +102,24 @@ def build_report(
     Raises:
         UserError: no scores, methods scored on different tasks, an unknown method in `pairs` or `baseline`.
     """
-    bootstrap = bootstrap or Bootstrap()
+    test = test or PairedTest()
     scores = _group_by_method(inputs.scores)
     if not scores and not inputs.generated:
         raise UserError("Expected the scores of a method, got none. Fix: evaluate one task at least.")
     every = dict.fromkeys([*scores, *(row.method for row in inputs.generated)])
-    methods = table_layout.describe_methods(list(every), inputs.methods)
+    described = inputs.methods
+    is_about_seen = any((row.router or "").split(":")[0] == OWN for row in described)
+    if is_about_seen:
+        described = [_mark_seen(row, scores.get(row.method, ())) for row in described]
+    methods = table_layout.describe_methods(list(every), described)
     scores = {row.method: scores[row.method] for row in methods if row.method in scores}
     labels = {row.method: row.labels for row in methods}
+    # What means and comparisons are over: data that nobody saw, or all of it.
+    counted = (
+        {name: [replace(task, seen=False) for task in own] for name, own in scores.items()}
+        if is_about_seen
+        else scores
+    )
     if not scores:
         baseline = None
     if baseline is not None:
@@ -113,15 +130,15 @@ def build_report(
     for method in (method for pair in pairs for method in pair):
         names.resolve(method, scores, kind="method", where="the scores to report")
     oracle = next((row.method for row in methods if ORACLE in (row.router, row.method)), None)
-    ends = (scores[baseline], scores[oracle]) if baseline and oracle in scores else None
+    ends = (counted[baseline], counted[oracle]) if baseline and oracle in scores else None
     left_out = {
         names.task_id(rows.task, rows.prompt): sum(rows.left_out.values()) for rows in inputs.task_rows
     }
     matrix = tuple(_expert_result(count, inputs.families) for count in inputs.expert_counts)
     return Report(
         rows=tuple(_prompt_result(task, left_out) for of_method in scores.values() for task in of_method),
-        means=tuple(_method_mean(own, labels[method], ends, bootstrap) for method, own in scores.items()),
-        comparisons=compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, bootstrap),
+        means=tuple(_method_mean(own, labels[method], ends, test) for method, own in counted.items()),
+        comparisons=compare_pairs([(counted[a], counted[b]) for a, b in pairs], labels, test),
         selections=_chosen_experts(inputs.selections, matrix),
         environment=json.loads(json.dumps(inputs.environment, default=str)),
         tasks=tuple(
@@ -135,7 +152,13 @@ def build_report(
         examples=tuple(inputs.examples),
         equal_choices=tuple(inputs.equal_choices),
         task_rows=tuple(inputs.task_rows),
+        tied_with_best=find_tied_with_best(counted, labels, test),
     )
+
+
+def _mark_seen(method: MethodDescription, scores: Sequence[TaskScores]) -> MethodDescription:
+    """Returns the description of a method that was trained on all of the tasks marked so."""
+    return replace(method, labels="seen") if scores and all(task.seen for task in scores) else method
 
 
 def zero_shot_scores(scores: Sequence[TaskScores]) -> list[TaskScores]:
@@ -155,39 +178,59 @@ def common_zero_shot(
 def compare_pairs(
     pairs: Sequence[tuple[Sequence[TaskScores], Sequence[TaskScores]]],
     labels: Mapping[str, str],
-    bootstrap: Bootstrap,
+    test: PairedTest,
 ) -> tuple[Comparison, ...]:
     """Compares each pair on the datasets that neither saw; p values are corrected for all pairs together.
 
     Args:
         pairs: the scores of two methods each; a pair without such a dataset is left out.
         labels: method -> which labels it saw; see `MethodMean`.
-        bootstrap: of each difference.
+        test: of each difference.
     """
     sides = [side for side in (common_zero_shot(*pair) for pair in pairs) if side[0]]
     differences = [
-        significance.paired_difference(a, b, samples=bootstrap.samples, seed=bootstrap.seed) for a, b in sides
+        significance.paired_difference(a, b, over=test.over, samples=test.samples, seed=test.seed)
+        for a, b in sides
     ]
-    tests = [significance.mcnemar_test(a, b) for a, b in sides]
+    mcnemar = [significance.mcnemar_test(a, b) for a, b in sides]
     corrected = significance.holm_correction(each.p for each in differences)
-    corrected_tests = significance.holm_correction(each.p for each in tests)
+    corrected_mcnemar = significance.holm_correction(each.p for each in mcnemar)
     blocks = list(table_layout.LABEL_BLOCKS)
     return tuple(
         Comparison(
             **vars(difference),
-            better_a=test.better_a,
-            better_b=test.better_b,
-            p_mcnemar=test.p,
+            better_a=rows.better_a,
+            better_b=rows.better_b,
+            p_mcnemar=rows.p,
             tasks=len(metrics.group_by_dataset(a)),
             labels=max((labels.get(each, "none") for each in (difference.a, difference.b)), key=blocks.index),
             p_holm=p_holm,
             p_mcnemar_holm=p_mcnemar_holm,
             comparisons=len(sides),
+            over=test.over,
         )
-        for (a, _), difference, test, p_holm, p_mcnemar_holm in zip(
-            sides, differences, tests, corrected, corrected_tests, strict=True
+        for (a, _), difference, rows, p_holm, p_mcnemar_holm in zip(
+            sides, differences, mcnemar, corrected, corrected_mcnemar, strict=True
         )
     )
+
+
+def find_tied_with_best(
+    scores: ScoresByMethod, labels: Mapping[str, str], test: PairedTest
+) -> tuple[str, ...]:
+    """Returns the methods that a paired test does not tell apart from the one of the highest macro mean.
+
+    All of them saw no labels; p values are corrected for their number. A method is compared on the datasets
+    that neither it nor the best saw.
+    """
+    fair = {name: zero_shot_scores(own) for name, own in scores.items() if labels[name] == "none"}
+    most = max((len(metrics.group_by_dataset(own)) for own in fair.values()), default=0)
+    whole = {name: own for name, own in fair.items() if own and len(metrics.group_by_dataset(own)) == most}
+    if not whole:
+        return ()
+    best = max(whole, key=lambda name: metrics.macro_mean(whole[name]).accuracy)
+    others = [(scores[best], scores[name]) for name in whole if name != best]
+    return tuple(each.b for each in compare_pairs(others, labels, test) if each.p_holm >= 0.05)
 
 
 def _group_by_method(scores: Sequence[TaskScores]) -> dict[str, list[TaskScores]]:
@@ -243,12 +286,12 @@ def _method_mean(
     scores: Sequence[TaskScores],
     labels: str,
     ends: tuple[Sequence[TaskScores], Sequence[TaskScores]] | None,
-    bootstrap: Bootstrap,
+    test: PairedTest,
 ) -> MethodMean:
     """Returns a method's means, and its share of the gap between baseline and oracle if there are both."""
     own = zero_shot_scores(scores)
     macro, micro = (metrics.macro_mean(own), metrics.micro_mean(own)) if own else (None, None)
-    gap = _gap_closed([own, *map(zero_shot_scores, ends)], bootstrap) if ends else None
+    gap = _gap_closed([own, *map(zero_shot_scores, ends)], test) if ends else None
     return MethodMean(
         method=scores[0].method,
         labels=labels,
@@ -268,13 +311,13 @@ def _method_mean(
     )
 
 
-def _gap_closed(sides: Sequence[Sequence[TaskScores]], bootstrap: Bootstrap) -> significance.GapClosed | None:
+def _gap_closed(sides: Sequence[Sequence[TaskScores]], test: PairedTest) -> significance.GapClosed | None:
     """Returns the share of a gap over the tasks that method, baseline and oracle have in common."""
     common = set.intersection(*({task.task for task in side} for side in sides))
     if not common:
         return None
     method, baseline, oracle = ([task for task in side if task.task in common] for side in sides)
-    return significance.gap_closed(method, baseline, oracle, samples=bootstrap.samples, seed=bootstrap.seed)
+    return significance.gap_closed(method, baseline, oracle, samples=test.samples, seed=test.seed)
 
 
 def _chosen_experts(

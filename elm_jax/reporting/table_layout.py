@@ -44,6 +44,7 @@ PAPER_GROUPS: Mapping[str, Mapping[str, str]] = {
 OTHER = "Other tasks"
 LABEL_BLOCKS: Mapping[str, str] = {
     "none": "zero-shot",
+    "seen": "not zero-shot: trained on these tasks",
     "few": "few-shot: chosen with a few labelled rows of the task",
     "hindsight": "hindsight: picked by the right answers of these very rows",
 }
@@ -54,6 +55,7 @@ METHOD_NOTES: Mapping[str, str] = {
     "uniform_merge": "all experts averaged into one, each with the same weight",
     "roe_top1": "retrieval of experts: the expert with the most votes",
     "roe_top3_merge": "retrieval of experts: the three experts with the most votes, merged",
+    "own": "for each task the expert that was trained on it",
     "best_single": "the one expert with the best mean over these very rows",
     "oracle": "for each task the expert that is best on these very rows",
 }

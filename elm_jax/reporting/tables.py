@@ -18,7 +18,7 @@ from elm_jax.reporting.records import ChosenExperts, Comparison, DatasetResult, 
 
 SEEN_MARK = " ‡"
 HINDSIGHT_MARK = " †"
-LABEL_MARKS = {"none": "", "few": " (few-shot)", "hindsight": HINDSIGHT_MARK}
+LABEL_MARKS = {"none": "", "seen": SEEN_MARK, "few": " (few-shot)", "hindsight": HINDSIGHT_MARK}
 """What follows the name of a method, or of two that are compared, by the labels they saw."""
 
 
@@ -206,9 +206,14 @@ def comparisons_note(
 ) -> str:
     """Returns what must be said where comparisons are shown; `of` is what differs."""
     made = len(comparisons)
+    validity = (
+        "for prompts like these: rows and prompts are drawn anew, but not by McNemar’s test"
+        if any(row.over == "prompts" for row in comparisons)
+        else "for these prompts: rows are drawn anew as clusters across prompts"
+    )
     return (
-        f"{made} comparison{'' if made == 1 else 's'} of macro means on the same rows; rows are drawn anew "
-        "as clusters across prompts. McNemar’s exact test counts each row once: better where it is right "
+        f"{made} comparison{'' if made == 1 else 's'} of macro means on the same rows, {validity}. "
+        "McNemar’s exact test counts each row once: better where it is right "
         f"under more prompts with {of[0]} than with {of[1]}. Holm corrects for all {made}."
     )
 

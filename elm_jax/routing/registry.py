@@ -19,7 +19,7 @@ INPUTS = ("vectors", "texts", "expert", "params", "parameter_points", "activatio
 """What a router may read."""
 ARGUMENTS = ("queries", "index", "exclude", *INPUTS[3:])
 """Arguments of routers that no user gives by name: what they are called with, and what they read."""
-RESERVED = ("base", "multitask", "best_single")
+RESERVED = ("base", "multitask", "own", "best_single")
 """What an evaluation's methods may name in the place of a router."""
 
 

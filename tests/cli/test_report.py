@@ -68,11 +68,36 @@ def test_two_runs_are_compared_in_json(runs, capsys):
     assert [told["task"] for told in row["by_task"]] == ["a"]
 
 
+def test_over_prompts_a_run_of_several_is_compared_without_a_file_written(tmp_path, capsys):
+    rows = tuple(f"row-{row}" for row in range(10))
+    zeros = (0,) * 10
+    scores = [
+        TaskScores(
+            f"a/{n}", name, rows, ((-1.0, -2.0),) * 10, tuple(int(row >= right) for row in range(10)), zeros
+        )
+        for name, rights in (("base", (2, 3)), ("roe", (4, 9)))
+        for n, right in enumerate(rights)
+    ]
+    workspace = Workspace.open(tmp_path / "run", create=True)
+    report.write_run_report(workspace, ReportInputs(scores), [("roe", "base")])
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    (of_rows,) = json.loads(said(capsys, str(tmp_path / "run"), "--json"))["comparisons"]
+    (of_prompts,) = json.loads(said(capsys, str(tmp_path / "run"), "--over", "prompts", "--json"))[
+        "comparisons"
+    ]
+    assert (of_rows["over"], of_prompts["over"]) == ("rows", "prompts")
+    assert of_prompts["difference"] == of_rows["difference"] == pytest.approx(0.4)
+    assert of_prompts["low"] < of_rows["low"] < of_rows["high"] < of_prompts["high"]
+    assert "for prompts like these" in said(capsys, str(tmp_path / "run"), "--over", "prompts")
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["{0}", "{1}", "{0}"], "got 3"),
         (["{0}", "--method", "roe"], "--method, got one"),
+        (["{0}", "--over", "prompts"], "one prompt each"),
         (["{0}", "{1}", "--method", "rose"], "No method named 'rose'"),
         (["{0}/nothing"], "got no directory"),
     ],

@@ -98,9 +98,9 @@ def make_run_fixture():
 @pytest.fixture(scope="session")
 def report():
     """The report of one made-up run, shared by the tests that only read it."""
-    from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+    from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
-    return build_report(ReportInputs(**make_run()), bootstrap=Bootstrap(200))
+    return build_report(ReportInputs(**make_run()), test=PairedTest(200))
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def small():
     selection = Selection(
         "a/1", "roe", {"x/1": 0.75, "y/1": 0.25}, {"x/1": 5, "z/1": 2, "y/1": 1}, ("1",) * 8
     )
-    from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+    from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
     return build_report(
-        ReportInputs(scores, [selection], {"seed": 3, "versions": {"jax": "0.10"}}), bootstrap=Bootstrap(50)
+        ReportInputs(scores, [selection], {"seed": 3, "versions": {"jax": "0.10"}}), test=PairedTest(50)
     )

@@ -13,7 +13,7 @@ from elm_jax.reporting import page
 from elm_jax.reporting.formatting import format_percent
 from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.reporting.records import MethodAnswer, RowExample
-from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -96,7 +96,7 @@ def examples(count):
 @pytest.fixture(scope="module")
 def text(make_run):
     return page.render_html(
-        build_report(ReportInputs(**make_run(), examples=examples(30)), bootstrap=Bootstrap(50))
+        build_report(ReportInputs(**make_run(), examples=examples(30)), test=PairedTest(50))
     )
 
 
@@ -154,7 +154,7 @@ def test_what_is_missing_sorts_last_either_way(make_task, drive):
       click();
       return [down, names()];
     """
-    down, up = drive(page.render_html(build_report(ReportInputs(scores), bootstrap=Bootstrap(10))), body)
+    down, up = drive(page.render_html(build_report(ReportInputs(scores), test=PairedTest(10))), body)
     assert (down, up) == (["base", "worse", "seen"], ["worse", "base", "seen"])
 
 
@@ -270,7 +270,7 @@ def test_a_row_shows_its_text_as_text_its_choices_and_who_picked_what(text, driv
 
 def test_no_name_of_a_user_becomes_markup_or_runs(make_run, drive):
     odd = "<img src=x onerror=document.title='run'>\"'&"
-    made = page.render_html(build_report(ReportInputs(**make_run(rows=10, odd=odd)), bootstrap=Bootstrap(10)))
+    made = page.render_html(build_report(ReportInputs(**make_run(rows=10, odd=odd)), test=PairedTest(10)))
     body = "return [document.title, all('img').length, texts('#heat .family th')[0]];"
     assert drive(made, body) == ["Report", 0, f"calendar{odd}"]
 

@@ -13,7 +13,7 @@ import pytest
 from elm_jax.records import Selection
 from elm_jax.reporting import page
 from elm_jax.reporting.records import GeneratedResult, MethodDescription
-from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 VOID = {"meta", "link", "input", "br", "col", "wbr"}
 ODD = " <script src=x>\"'&|"
@@ -101,6 +101,19 @@ def test_the_lead_names_the_best_method_without_hindsight_and_its_comparison(par
     assert squeezed(lead).startswith(f"{best.method} gets {100 * best.macro:.1f} %")
     assert "6 tasks with 12 prompts, 360 rows in all" in squeezed(lead)
     assert "after correction for 4 comparisons" in squeezed(lead)
+
+
+@pytest.mark.parametrize(("right", "answer"), [(38, "Yes"), (20, "The test does not tell"), (4, "No")])
+def test_the_first_sentence_says_whether_retrieval_beats_multitask(make_task, right, answer):
+    counts = {"base": 1, "multitask": 21, "roe": right}
+    scores = [make_task("a/1", name, [True] * n + [False] * (40 - n)) for name, n in counts.items()]
+    methods = [MethodDescription(name, name, None, "none", "") for name in ("multitask", "roe")]
+    inputs = ReportInputs(scores, methods=methods)
+    report = build_report(inputs, pairs=[("roe", "base"), ("roe", "multitask")], test=PairedTest(200))
+    first, second = map(squeezed, Page(page.render_html(report)).classed("p", "lead"))
+    assert first.startswith(f"Does retrieval beat multitask here? {answer}:")
+    assert f"{100 * (right - 21) / 40:+.1f}" in first
+    assert ("does not tell it apart from" in second) == (right == 20)
 
 
 def test_the_headline_shows_every_cell_with_its_interval_and_chance_below(parsed, report):
@@ -196,8 +209,8 @@ def test_light_and_dark_name_the_same_colours(report):
 
 
 def test_no_name_becomes_markup(make_run):
-    odd = build_report(ReportInputs(**make_run(rows=10, odd=ODD)), bootstrap=Bootstrap(10))
-    plain = build_report(ReportInputs(**make_run(rows=10)), bootstrap=Bootstrap(10))
+    odd = build_report(ReportInputs(**make_run(rows=10, odd=ODD)), test=PairedTest(10))
+    plain = build_report(ReportInputs(**make_run(rows=10)), test=PairedTest(10))
     parsed = Page(page.render_html(odd))
     assert len(parsed.all("script")) == 2
     assert len(parsed.elements) == len(Page(page.render_html(plain)).elements)
@@ -232,9 +245,7 @@ def test_votes_beyond_the_eighth_part_are_summed_up(make_task):
 def test_few_shot_methods_stand_in_a_block_of_their_own_and_are_never_the_best(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("a/1", "lorahub", [True, True])]
     methods = [MethodDescription("lorahub", "lorahub", None, "few", "5 rows")]
-    parsed = Page(
-        page.render_html(build_report(ReportInputs(scores, methods=methods), bootstrap=Bootstrap(10)))
-    )
+    parsed = Page(page.render_html(build_report(ReportInputs(scores, methods=methods), test=PairedTest(10))))
     (block,) = parsed.classed("tbody", "few")
     assert squeezed(block).startswith("few-shot: chosen with a few labelled rows of the task lorahub 100.0")
     assert len(parsed.classed("td", "best")) == 3
@@ -245,7 +256,7 @@ def test_few_shot_methods_stand_in_a_block_of_their_own_and_are_never_the_best(m
 def test_cells_that_were_seen_are_marked_and_the_mean_says_what_it_is_over(make_task):
     scores = [make_task(task, of, [True, False]) for of in ("base", "multi") for task in ("a/1", "b/1")]
     scores[2] = dataclasses.replace(scores[2], seen=True)
-    parsed = Page(page.render_html(build_report(ReportInputs(scores), bootstrap=Bootstrap(10))))
+    parsed = Page(page.render_html(build_report(ReportInputs(scores), test=PairedTest(10))))
     (cell,) = parsed.classed("td", "seen")
     assert squeezed(cell).startswith("50.0 ‡")
     assert any("1 of 2 tasks" in squeezed(mean) for mean in parsed.classed("td", "mean"))

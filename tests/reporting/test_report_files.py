@@ -13,7 +13,7 @@ from elm_jax.errors import UserError
 from elm_jax.reporting import metrics, report_files
 from elm_jax.reporting.records import GeneratedResult, Report
 from elm_jax.reporting.report_files import read_report, read_rows, write_report
-from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 
 def test_a_report_comes_back_as_it_was_and_makes_the_same_pages(report, tmp_path):
@@ -43,7 +43,8 @@ def test_a_report_written_before_its_rows_were_records_is_written_back_equal(tmp
     read = read_report(tmp_path)
     assert (read.means[0].method, read.examples[0].answers["base"].right) == ("base", False)
     written = json.loads(write_report(read, tmp_path)["json"].read_text())
-    assert (written.pop("equal_choices"), written.pop("task_rows")) == ([], [])
+    assert [written.pop(part) for part in ("equal_choices", "task_rows", "tied_with_best")] == [[], [], []]
+    assert [row.pop("over") for row in written["comparisons"]] == ["rows"] * len(read.comparisons)
     assert len(written.pop("checksum")) == 16
     assert [(row.pop("tied"), row.pop("left_out")) for row in written["rows"]] == [(0, 0)] * len(read.rows)
     assert written == json.loads(before)
@@ -129,7 +130,7 @@ def test_what_every_row_counts_comes_back(make_task, tmp_path):
     turned = {"row_ids": ("z", "y", "x"), "labels": (2, 1, 0), "predictions": (0, 1, 0)}
     turned["scores"] = ((-1.0, -1.0, -1.0), (-2.0, -1.0, -2.0), (-1.0, -2.0, -3.0))
     scores.insert(1, dataclasses.replace(scores[0], method="roe", **turned))
-    report = build_report(ReportInputs(scores), bootstrap=Bootstrap(10))
+    report = build_report(ReportInputs(scores), test=PairedTest(10))
     write_report(report, tmp_path, scores)
     read = read_rows(tmp_path, read_report(tmp_path))
     found = {

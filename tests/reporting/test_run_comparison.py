@@ -7,7 +7,7 @@ import pytest
 
 from elm_jax.errors import UserError
 from elm_jax.reporting import run_comparison, significance
-from elm_jax.reporting.summary import Bootstrap
+from elm_jax.reporting.summary import PairedTest
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def runs(make_task):
 
 
 def test_methods_of_both_runs_are_compared_second_minus_first(runs):
-    (row,) = run_comparison.compare_methods(*runs, bootstrap=Bootstrap(50))
+    (row,) = run_comparison.compare_methods(*runs, test=PairedTest(50))
     assert (row.a, row.b, row.comparisons) == ("roe", "roe", 1)
     # a: (3 + 2) / 8 - 1 / 8, b: nothing.
     assert row.difference == pytest.approx(0.5 / 2)
@@ -32,7 +32,7 @@ def test_methods_of_both_runs_are_compared_second_minus_first(runs):
 
 
 def test_named_pairs_are_compared_and_corrected_for_their_number(runs):
-    rows = run_comparison.compare_methods(*runs, [("base", "other"), ("roe", "roe")], bootstrap=Bootstrap(50))
+    rows = run_comparison.compare_methods(*runs, [("base", "other"), ("roe", "roe")], test=PairedTest(50))
     assert [(row.b, row.a) for row in rows] == [("roe", "roe"), ("roe", "roe")]
     assert rows[0].difference == 1.0
     assert [row.p_holm for row in rows] == list(significance.holm_correction(row.p for row in rows))
@@ -41,14 +41,14 @@ def test_named_pairs_are_compared_and_corrected_for_their_number(runs):
 def test_a_run_against_itself_does_not_differ(make_task):
     rng = np.random.default_rng(0)
     run = {"roe": [make_task(f"a/{n}", "roe", rng.random(30) < 0.5) for n in range(2)]}
-    (row,) = run_comparison.compare_methods(run, run, bootstrap=Bootstrap(50))
+    (row,) = run_comparison.compare_methods(run, run, test=PairedTest(50))
     assert (row.difference, row.p, row.p_mcnemar) == (0.0, 1.0, 1.0)
 
 
 def test_datasets_that_either_side_saw_are_left_out(runs):
     first, second = runs
     second["roe"][0] = dataclasses.replace(second["roe"][0], seen=True)
-    (row,) = run_comparison.compare_methods(first, second, bootstrap=Bootstrap(50))
+    (row,) = run_comparison.compare_methods(first, second, test=PairedTest(50))
     assert (row.tasks, [told.task for told in row.by_task]) == (1, ["b"])
     second["roe"][2] = dataclasses.replace(second["roe"][2], seen=True)
     with pytest.raises(UserError, match="neither 'roe' nor 'roe' was trained on"):
@@ -60,14 +60,12 @@ def test_datasets_that_either_side_saw_are_left_out(runs):
 def test_methods_that_saw_every_dataset_are_left_out_unless_they_are_named(runs, make_task):
     seen = [dataclasses.replace(make_task(f"{name}/1", "multitask", [True]), seen=True) for name in "ab"]
     first, second = ({**run, "multitask": seen} for run in runs)
-    assert [row.a for row in run_comparison.compare_methods(first, second, bootstrap=Bootstrap(50))] == [
-        "roe"
-    ]
+    assert [row.a for row in run_comparison.compare_methods(first, second, test=PairedTest(50))] == ["roe"]
 
 
 def test_the_tables_show_both_means_and_every_task(runs):
     means, by_task = run_comparison.comparison_tables(
-        run_comparison.compare_methods(*runs, bootstrap=Bootstrap(50))
+        run_comparison.compare_methods(*runs, test=PairedTest(50))
     )
     assert means.rows[0][0] == "roe"
     assert means.rows[0][1].startswith("31.3 [")

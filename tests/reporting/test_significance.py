@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 
+from benchmarks.coverage import Study, simulate
 from elm_jax.errors import UserError
 from elm_jax.reporting.significance import gap_closed, holm_correction, mcnemar_test, paired_difference
 
@@ -251,3 +253,47 @@ def test_an_empty_side_a_repeated_task_and_no_samples_are_refused(make_task):
         paired_difference([a, a], [a])
     with pytest.raises(UserError, match="sample, got 0"):
         paired_difference([a], [a], samples=0)
+
+
+def test_over_prompts_the_variance_is_that_of_rows_and_prompts_that_are_both_random(make_task):
+    rng = np.random.default_rng(4)
+    rows, prompts = 30, 4
+    levels = np.array([[0.9], [0.6], [0.8], [0.3]])
+    hard = rng.random(rows) < 0.4
+    a, b = (rng.random((prompts, rows)) < level for level in (levels, np.where(hard, 0.1, 0.7)))
+    found = paired_difference(prompts_of(make_task, "a", a), prompts_of(make_task, "b", b), over="prompts")
+    table = a.astype(float) - b
+    # Mean squares of a two-way table with one value a cell, by the book.
+    grand = table.mean()
+    of_rows = prompts * ((table.mean(axis=0) - grand) ** 2).sum() / (rows - 1)
+    of_prompts = rows * ((table.mean(axis=1) - grand) ** 2).sum() / (prompts - 1)
+    rest = table - table.mean(axis=0) - table.mean(axis=1)[:, None] + grand
+    of_rest = (rest**2).sum() / ((rows - 1) * (prompts - 1))
+    total = of_rows + of_prompts - of_rest
+    assert total > max(of_rows, of_prompts)
+    parts = ((of_rows, rows - 1), (of_prompts, prompts - 1), (of_rest, (rows - 1) * (prompts - 1)))
+    freedom = total**2 / sum(square**2 / own for square, own in parts)
+    half = t.ppf(0.975, freedom) * np.sqrt(total / (rows * prompts))
+    assert (found.low, found.high) == pytest.approx((grand - half, grand + half))
+    assert found.p == pytest.approx(2 * t.sf(grand / np.sqrt(total / (rows * prompts)), freedom), abs=1e-3)
+
+
+def test_one_prompt_says_nothing_about_other_prompts(make_task):
+    sides = [prompts_of(make_task, name, [[1, 0, right]]) for name, right in (("a", 1), ("b", 0))]
+    with pytest.raises(UserError):
+        paired_difference(*sides, over="prompts")
+
+
+def test_where_methods_take_prompts_differently_only_the_test_over_prompts_keeps_its_level():
+    found = simulate(Study(rows=150, prompts=6, lift=0.0, method_by_prompt=0.4), 300, 200, seed=0)
+    assert found.difference_over_prompts is not None
+    assert found.difference_over_prompts >= 0.93
+    assert found.rejected_over_prompts is not None
+    assert found.rejected_over_prompts <= 0.07
+    assert found.rejected > 0.2  # methods do differ under these prompts
+
+
+def test_intervals_of_twenty_rows_hold_the_truth_as_often_as_they_say():
+    found = simulate(Study(rows=20, prompts=5, lift=0.25, method_by_prompt=0.2), 1000, 300, seed=0)
+    assert 0.935 <= found.accuracy <= 0.97
+    assert 0.935 <= found.difference <= 0.97

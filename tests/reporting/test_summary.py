@@ -9,7 +9,7 @@ from elm_jax.records import Selection
 from elm_jax.reporting import significance
 from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.reporting.records import GeneratedResult, MethodDescription
-from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 
 def test_every_method_task_and_prompt_has_a_row_with_its_interval(make_task):
@@ -34,7 +34,7 @@ def test_means_name_macro_and_micro_and_the_share_of_the_oracles_gap(make_task):
         for method, counts in right.items()
         for task, n in zip(("a/1", "a/2", "b/1"), counts, strict=True)
     ]
-    base, roe, oracle = build_report(ReportInputs(scores), bootstrap=Bootstrap(10)).means
+    base, roe, oracle = build_report(ReportInputs(scores), test=PairedTest(10)).means
     assert (base.macro, roe.macro, oracle.macro) == pytest.approx((1 / 16, 5 / 16, 3 / 4))
     assert roe.micro == pytest.approx(5 / 12)
     assert (base.gap_share, oracle.gap_share) == (0.0, 1.0)
@@ -62,14 +62,14 @@ def test_every_method_that_used_no_hindsight_is_compared_with_the_baseline(repor
 
 def test_given_pairs_replace_the_default_ones(make_run):
     report = build_report(
-        ReportInputs(**make_run(rows=20)), pairs=[("roe_top1", "multitask")], bootstrap=Bootstrap(10)
+        ReportInputs(**make_run(rows=20)), pairs=[("roe_top1", "multitask")], test=PairedTest(10)
     )
     assert [(row.a, row.b, row.comparisons) for row in report.comparisons] == [("roe_top1", "multitask", 1)]
     assert report.comparisons[0].p_holm == report.comparisons[0].p
 
 
 def test_both_tests_are_made_of_each_pair_and_corrected(make_run):
-    report = build_report(ReportInputs(**make_run()), bootstrap=Bootstrap(100))
+    report = build_report(ReportInputs(**make_run()), test=PairedTest(100))
     assert all(row.better_a + row.better_b <= 6 * 60 for row in report.comparisons)
     assert [row.p_mcnemar_holm for row in report.comparisons] == list(
         significance.holm_correction(row.p_mcnemar for row in report.comparisons)
@@ -79,7 +79,7 @@ def test_both_tests_are_made_of_each_pair_and_corrected(make_run):
 def test_methods_stand_in_blocks_by_the_labels_they_saw(make_task):
     scores = [make_task("a/1", method, [True, False]) for method in ("oracle", "lorahub", "base", "roe")]
     methods = [MethodDescription("lorahub", "lorahub", None, "few", "five rows")]
-    report = build_report(ReportInputs(scores, methods=methods), bootstrap=Bootstrap(10))
+    report = build_report(ReportInputs(scores, methods=methods), test=PairedTest(10))
     assert [(mean.method, mean.labels) for mean in report.means] == [
         ("base", "none"),
         ("roe", "none"),
@@ -103,7 +103,7 @@ def with_seen(make_task):
         dataclasses.replace(task, seen=True) if (task.task, task.method) == ("a/2", "multi") else task
         for task in scores
     ]
-    return build_report(ReportInputs(scores), bootstrap=Bootstrap(50))
+    return build_report(ReportInputs(scores), test=PairedTest(50))
 
 
 def test_a_dataset_that_was_seen_is_left_out_whole_of_means_gap_and_comparisons(with_seen):
@@ -130,7 +130,7 @@ def test_what_was_seen_is_shown_and_says_so(with_seen):
 def test_a_method_that_saw_everything_has_no_mean_and_no_comparison(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("a/1", "multi", [True, True])]
     scores[1] = dataclasses.replace(scores[1], seen=True)
-    report = build_report(ReportInputs(scores), bootstrap=Bootstrap(10))
+    report = build_report(ReportInputs(scores), test=PairedTest(10))
     assert (report.means[1].macro, report.means[1].micro, report.means[1].n) == (None, None, 0)
     assert report.comparisons == ()
 
@@ -208,3 +208,10 @@ def test_values_that_json_does_not_know_are_written_as_text(make_task, tmp_path)
         ReportInputs([make_task("a/1", "base", [True])], [], {"out": tmp_path, "shape": (1, 2)})
     )
     assert report.environment == {"out": str(tmp_path), "shape": [1, 2]}
+
+
+def test_methods_that_a_paired_test_does_not_tell_apart_from_the_best_are_named(make_task):
+    rights = {"base": [False] * 40, "roe": [True] * 30 + [False] * 10, "bm25": [True] * 29 + [False] * 11}
+    scores = [make_task("a/1", method, right) for method, right in rights.items()]
+    report = build_report(ReportInputs(scores), test=PairedTest(200))
+    assert report.tied_with_best == ("bm25",)

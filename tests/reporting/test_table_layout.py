@@ -27,6 +27,6 @@ def test_tasks_that_are_none_of_the_papers_have_no_headings():
 
 
 def test_what_nobody_describes_is_known_by_its_name():
-    oracle, own = table_layout.describe_methods(["oracle", "own"], [])[::-1]
+    oracle, own = table_layout.describe_methods(["oracle", "mine"], [])[::-1]
     assert (oracle.labels, own.labels) == ("hindsight", "none")
     assert (bool(oracle.note), own.note) == (True, "")

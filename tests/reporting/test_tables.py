@@ -6,7 +6,7 @@ import pytest
 
 from elm_jax.reporting import formatting, tables
 from elm_jax.reporting.records import ChosenExperts, GeneratedResult, MethodDescription
-from elm_jax.reporting.summary import Bootstrap, ReportInputs, build_report
+from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 
 def test_methods_by_tasks_in_percent_with_chance_as_the_last_row(small):
@@ -66,7 +66,7 @@ def test_merged_experts_are_named_with_their_weights_and_many_are_counted(weight
 def test_few_shot_methods_stand_apart_in_every_table(make_task):
     scores = [make_task("a/1", method, [True, False]) for method in ("base", "lorahub", "oracle")]
     methods = [MethodDescription("lorahub", "lorahub", None, "few", "")]
-    report = build_report(ReportInputs(scores, methods=methods), bootstrap=Bootstrap(10))
+    report = build_report(ReportInputs(scores, methods=methods), test=PairedTest(10))
     table = tables.methods_table(report)
     assert [row[0] for row in table.rows] == [
         "base",
@@ -84,7 +84,7 @@ def test_a_task_that_was_seen_is_marked_and_never_the_best(make_task):
     scores = [make_task("a/1", "base", [True, False]), make_task("b/1", "base", [True, False])]
     scores += [make_task("a/1", "multi", [True, True]), make_task("b/1", "multi", [True, False])]
     scores[2] = dataclasses.replace(scores[2], seen=True)
-    report = build_report(ReportInputs(scores), bootstrap=Bootstrap(10))
+    report = build_report(ReportInputs(scores), test=PairedTest(10))
     table = tables.methods_table(report)
     assert table.rows[1][:3] == ("multi", "100.0 ‡", "50.0")
     assert "‡ not zero-shot: trained on that dataset" in table.caption
