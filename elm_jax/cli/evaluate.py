@@ -55,6 +55,9 @@ def evaluate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "--dry_run", help="Print how much there is to score, and how long.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Keep the report in reports/NAME of the run.")
+    ] = None,
     wait: Wait = False,
     *,
     methods: MethodFlags,
@@ -75,7 +78,8 @@ def evaluate(
     if recipe.gin_file:
         from elm_jax.launch import recipes
 
-        bindings = [*(recipe.gin_bindings or []), *(["WAIT = True"] if wait else [])]
+        named = [f"NAME = {name!r}"] if name is not None else []
+        bindings = [*(recipe.gin_bindings or []), *(["WAIT = True"] if wait else []), *named]
         outcome = recipes.bind(runs.evaluate, recipe.gin_file, bindings)(**options)
     else:
         from elm_jax.tasks.specs import task_specs
@@ -89,6 +93,7 @@ def evaluate(
             oracle=methods.oracle,
             seen=methods.seen,
             strict=methods.strict,
+            name=name,
             wait=wait,
         )
         load_task_files(task_files(data.tasks, names))

@@ -1,8 +1,8 @@
-"""`elm report`: a run's results as tables, intervals, paired tests and a page; two runs compared."""
+"""`elm report`: an evaluation as tables and a page; several compared; a leaderboard."""
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,51 +12,56 @@ from elm_jax.errors import UserError
 
 
 def report(
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="A run, or two to compare the second with the first.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|EVALUATION]...",
+            help="A run, or an evaluation of --run by its name; of several the first is compared with each.",
+        ),
     ] = None,
     run: RunDir = DEFAULT_OUT,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method to compare, or ONE=OTHER for two; default: all that both runs have."),
+        typer.Option(help="A method to compare, or ONE=OTHER for two; default: all that both have."),
     ] = None,
     over: Annotated[
         Literal["rows", "prompts"],
-        typer.Option(
-            help="What comparisons hold over: rows, for these prompts; prompts, for prompts like these."
-        ),
+        typer.Option(help="What comparisons hold over: rows under these prompts, or rows and prompts."),
     ] = "rows",
+    leaderboard: Annotated[
+        bool, typer.Option("--leaderboard", help="Rank all methods of the evaluations of one run or several.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tables, intervals, paired tests and the page of an evaluated run, or of two runs compared."""
-    from elm_jax.evaluation import report as reports
-    from elm_jax.reporting import documents, run_comparison, tables
-    from elm_jax.session.workspace import Workspace
+    """Tables, intervals, paired tests and the page of an evaluation; several compared; a leaderboard."""
+    named = names or [run]
+    if method and (len(named) == 1 or leaderboard):
+        raise UserError(
+            "Expected two runs or evaluations beside --method, got one. Fix: name what to compare with."
+        )
+    if leaderboard:
+        _print_leaderboard(named, run, as_json=as_json)
+    elif len(named) > 1:
+        _print_comparisons(named, run, method or (), over, as_json=as_json)
+    else:
+        _print_report(named[0], run, over, as_json=as_json)
 
-    named = runs or [run]
-    if len(named) > 2:
-        raise UserError(f"Expected one run, or two to compare, got {len(named)}. Fix: name at most two.")
-    if method and len(named) == 1:
-        raise UserError("Expected two runs beside --method, got one. Fix: name the run to compare with.")
-    if len(named) == 2:
-        rows = reports.compare_runs(*named, methods=method or (), over=over)
-        if as_json:
-            document = {"first": named[0], "second": named[1], "comparisons": list(map(asdict, rows))}
-            print(json.dumps(document, ensure_ascii=False))
-        else:
-            compared = run_comparison.comparison_tables(rows)
-            print("\n".join(map(documents.table_to_markdown, compared)))
-        return
-    workspace = Workspace.open(named[0])
+
+def _print_report(name: str, run: str, over: Literal["rows", "prompts"], *, as_json: bool) -> None:
+    from elm_jax.evaluation import report as reports
+    from elm_jax.evaluation import report_directories
+    from elm_jax.reporting import tables
+
+    workspace, evaluation = report_directories.resolve(name, run)
     if over == "prompts":
-        compared = reports.compare_over_prompts(workspace)
+        compared = reports.compare_over_prompts(workspace, evaluation)
         if as_json:
-            print(json.dumps({"comparisons": list(map(asdict, compared.comparisons))}, ensure_ascii=False))
+            _print_json({"comparisons": list(map(asdict, compared.comparisons))})
         else:
             print_table(tables.comparisons_table(compared))
         return
-    report_of_run, files = reports.rebuild_report(workspace)
-    for change in reports.describe_changes(workspace):
+    report_of_run, files = reports.rebuild_report(workspace, evaluation)
+    for change in reports.describe_changes(workspace, evaluation):
         typer.echo(change, err=True)
     if as_json:
         print(files["json"].read_text())
@@ -73,4 +78,52 @@ def report(
     for table in (make_table(report_of_run) for make_table in others):
         if table.rows:
             print_table(table)
+    stored = report_directories.list_reports(workspace)
+    if len(stored) > 1:
+        print_table(report_directories.reports_table(stored))
     print(files["html"])
+
+
+def _print_comparisons(
+    named: list[str], run: str, methods: Any, over: Literal["rows", "prompts"], *, as_json: bool
+) -> None:
+    from elm_jax.evaluation import report as reports
+    from elm_jax.evaluation import report_directories
+    from elm_jax.reporting import documents, run_comparison
+
+    places = [report_directories.require_report(*report_directories.resolve(name, run)) for name in named]
+    documents_of = []
+    for name, place in zip(named[1:], places[1:], strict=True):
+        rows = reports.compare_runs(places[0], place, methods=methods, over=over)
+        if as_json:
+            documents_of.append({"first": named[0], "second": name, "comparisons": list(map(asdict, rows))})
+            continue
+        if len(named) > 2:
+            print(f"# {name} beside {named[0]}\n")
+        compared = run_comparison.comparison_tables(rows)
+        print("\n".join(map(documents.table_to_markdown, compared)))
+    if as_json:
+        _print_json(documents_of[0] if len(documents_of) == 1 else documents_of)
+
+
+def _print_leaderboard(named: list[str], run: str, *, as_json: bool) -> None:
+    from elm_jax.evaluation import report_directories
+    from elm_jax.reporting import leaderboard
+
+    stored = []
+    for name in named:
+        workspace, evaluation = report_directories.resolve(name, run)
+        found = report_directories.list_reports(workspace)
+        chosen = [each for each in found if evaluation in (None, each.name)]
+        prefix = f"{name}: " if len(named) > 1 else ""
+        stored += [(prefix + each.name if evaluation is None else name, each.report) for each in chosen]
+    entries = leaderboard.rank_methods(stored)
+    if as_json:
+        _print_json(list(map(asdict, entries)))
+        return
+    for table in leaderboard.leaderboard_tables(entries):
+        print_table(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))

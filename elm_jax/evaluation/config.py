@@ -36,6 +36,8 @@ class EvaluationConfig:
         mesh: axis -> size of a mesh of this process's devices, over which batches are split. Default: each
             accelerator scores rows of its own.
         dtype: of the base, "float32" or "bfloat16". Default: as the run has it.
+        name: of the evaluation, whose report then lies in `reports/NAME`. Default: it lies in `report`, and
+            an earlier one with other results is kept in `reports` under its time.
         wait: whether to wait while another process evaluates in the run's directory.
     """
 
@@ -53,6 +55,7 @@ class EvaluationConfig:
     on_bad_row: OnBadRow | None = None
     mesh: Mapping[str, int] | None = None
     dtype: str | None = None
+    name: str | None = None
     wait: bool = False
 
     __post_init__ = ranges.check

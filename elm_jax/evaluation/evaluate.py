@@ -25,6 +25,7 @@ from elm_jax.evaluation import (
     kept_results,
     own_experts,
     ranking,
+    report_directories,
     results_cache,
     scorer_selection,
 )
@@ -153,9 +154,8 @@ def evaluate(
             notes = {"missing": inputs.group_by_dataset(missing), "changed_experts": changed}
             about |= {name: note for name, note in notes.items() if note}
             made_of = inputs.describe_inputs(run, loaded.values(), used)
-            result = _report(
-                results, {**about, **(environment or {})}, made_of, key, every_expert=every_expert
-            )
+            about |= environment or {}
+            result = _report(results, about, made_of, key, name=config.name, every_expert=every_expert)
         hosts.barrier("the report is written")
     return result
 
@@ -289,6 +289,8 @@ def _environment(results: MethodResults, normalization: str, *, every_expert: bo
     """Returns what a report says of how it came about."""
     run = results.run
     about: dict[str, Any] = {"base": run.base.fingerprint, "network": vars(run.base.config)}
+    if run.source.limit is not None:
+        about["limit"] = run.source.limit
     if every_expert:
         about["best_single"] = results.best_single
     return about if normalization == "sum" else {**about, "score": normalization}
@@ -300,6 +302,7 @@ def _report(
     made_of: Mapping[str, Any],
     key: str | None,
     *,
+    name: str | None,
     every_expert: bool,
 ) -> EvaluationResult:
     """Writes the report: every fair method against the base, retrieval against the multitask baseline too.
@@ -309,7 +312,8 @@ def _report(
     run, methods = results.run, results.methods
     told = {**report_module.describe_machine(), **environment, "made_of": made_of}
     key = kept_results.report_key(key, told)
-    kept = kept_results.load_report(run.workspace, key)
+    directory = report_directories.find_directory(run.workspace, name)
+    kept = kept_results.load_report(directory, key)
     if kept is not None:
         return EvaluationResult(*kept, dict(run.stages.seconds))
     base = next(method.name for method in methods if method.router == "base")
@@ -338,6 +342,6 @@ def _report(
         )
         # Answers in free text are not compared.
         pairs = pairs if results.ranked_tasks else []
-        report, files = report_module.write_run_report(run.workspace, reported, pairs)
-        kept_results.save_report_key(run.workspace, key)
+        report, files = report_module.write_run_report(run.workspace, reported, pairs, name=name)
+        kept_results.save_report_key(directory, key)
     return EvaluationResult(report, files, dict(run.stages.seconds))

@@ -24,7 +24,7 @@ from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
 from elm_jax.reporting import report_files
 from elm_jax.reporting.records import Report
-from elm_jax.session.workspace import Run, Workspace
+from elm_jax.session.workspace import Run
 
 MADE_FROM_FILE = "made_from.json"
 
@@ -77,27 +77,27 @@ def report_key(key: str | None, told: Mapping[str, Any]) -> str | None:
     return None if key is None else storage.fingerprint([key, dict(told)])
 
 
-def save_report_key(workspace: Workspace, key: str | None) -> None:
+def save_report_key(directory: epath.Path, key: str | None) -> None:
     """Notes what a report was made from, now that it is written."""
     if key is not None:
-        files = {file.name: storage.file_fingerprint(file) for file in _report_files(workspace)}
-        storage.write_json(workspace.report / MADE_FROM_FILE, {"key": key, "files": files})
+        files = {file.name: storage.file_fingerprint(file) for file in _report_files(directory)}
+        storage.write_json(directory / MADE_FROM_FILE, {"key": key, "files": files})
 
 
-def load_report(workspace: Workspace, key: str | None) -> tuple[Report, dict[str, epath.Path]] | None:
+def load_report(directory: epath.Path, key: str | None) -> tuple[Report, dict[str, epath.Path]] | None:
     """Returns the report that was made from what a key stands for, and its files, if they are as written."""
-    where = workspace.report / MADE_FROM_FILE
+    where = directory / MADE_FROM_FILE
     with suppress(UserError):
         told = schema.read(where, _MadeFromForm, what="What a report was made from", fix="evaluate again")
-        found = {file.name: storage.file_fingerprint(file) for file in _report_files(workspace)}
+        found = {file.name: storage.file_fingerprint(file) for file in _report_files(directory)}
         if key == told.key and found == told.files:
-            paths = {file.suffix[1:]: file for file in _report_files(workspace) if file.stem == "report"}
-            return report_files.read_report(workspace.report), paths
+            paths = {file.suffix[1:]: file for file in _report_files(directory) if file.stem == "report"}
+            return report_files.read_report(directory), paths
     return None
 
 
-def _report_files(workspace: Workspace) -> list[epath.Path]:
-    files = sorted(workspace.report.iterdir()) if workspace.report.is_dir() else []
+def _report_files(directory: epath.Path) -> list[epath.Path]:
+    files = sorted(directory.iterdir()) if directory.is_dir() else []
     return [file for file in files if file.name != MADE_FROM_FILE and not file.name.startswith(".")]
 
 

@@ -13,6 +13,7 @@ from etils import epath
 from elm_jax import locks, schema, storage
 from elm_jax.data import identity, missing_rows, task_rows, task_selection
 from elm_jax.errors import UserError
+from elm_jax.evaluation import report_directories
 from elm_jax.experts import lookup
 from elm_jax.experts.lookup import library_finder
 from elm_jax.records import TaskScores
@@ -29,7 +30,11 @@ BASELINE = "base"
 
 
 def write_run_report(
-    workspace: Workspace, inputs: ReportInputs, pairs: Sequence[tuple[str, str]]
+    workspace: Workspace,
+    inputs: ReportInputs,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    name: str | None = None,
 ) -> tuple[Report, Mapping[str, epath.Path]]:
     """Writes the report of one run.
 
@@ -37,44 +42,50 @@ def write_run_report(
         workspace: the run's.
         inputs: what the report is made of; this machine is added to its environment.
         pairs: the methods to compare.
+        name: of the evaluation. Default: it becomes the latest, and an earlier one is kept.
 
     Returns:
         The report, and the paths of its files by ending.
+
+    Raises:
+        UserError: an evaluation of that name has other results.
     """
     scored = {task.method for task in inputs.scores}
     baseline = next((row.method for row in inputs.methods if row.router == BASELINE), BASELINE)
     inputs = replace(inputs, environment={**describe_machine(), **inputs.environment})
     report = summary.build_report(inputs, pairs=pairs, baseline=baseline if baseline in scored else None)
-    return report, report_files.write_report(report, workspace.report, inputs.scores, inputs.made_of)
+    directory = report_directories.make_room(workspace, name, report)
+    return report, report_files.write_report(report, directory, inputs.scores, inputs.made_of)
 
 
-def rebuild_report(workspace: Workspace) -> tuple[Report, Mapping[str, epath.Path]]:
-    """Reads a workspace's report and writes its pages anew from the same numbers.
+def rebuild_report(workspace: Workspace, name: str | None = None) -> tuple[Report, Mapping[str, epath.Path]]:
+    """Reads a report of a workspace, by default the latest, and writes its pages anew from the same numbers.
 
     Pages that cannot be written, or that an evaluation is about to write, stay as they are.
 
     Raises:
         UserError: nothing was evaluated in the workspace.
     """
-    if not (workspace.report / "report.json").exists():
-        raise _missing_report(workspace)
-    report = report_files.read_report(workspace.report)
-    if storage.is_writable(workspace.root) and storage.is_writable(workspace.report):
+    directory = report_directories.require_report(workspace, name)
+    report = report_files.read_report(directory)
+    if storage.is_writable(workspace.root) and storage.is_writable(directory):
         lookup.remove_leftovers(workspace)
         with locks.attempt(workspace.lock_file("evaluate"), "elm report") as held:
             if held:
-                storage.remove_unfinished(workspace.report)
-                return report, report_files.write_report(report, workspace.report)
-    return report, report_files.report_paths(workspace.report)
+                storage.remove_unfinished(directory)
+                return report, report_files.write_report(report, directory)
+    return report, report_files.report_paths(directory)
 
 
-def compare_over_prompts(workspace: Workspace) -> Report:
-    """Returns a workspace's report with comparisons that hold for prompts like its own; no file is written.
+def compare_over_prompts(workspace: Workspace, name: str | None = None) -> Report:
+    """Returns a report, by default the latest, with comparisons that hold for prompts like its own.
+
+    No file is written.
 
     Raises:
         UserError: nothing was evaluated in the workspace; no dataset has two prompts.
     """
-    report, scores = _read(workspace.root)
+    report, scores = _read(report_directories.require_report(workspace, name))
     test = PairedTest(over="prompts")
     labels = {row.method: row.labels for row in report.methods}
     pairs = [(scores[row.a], scores[row.b]) for row in report.comparisons]
@@ -85,12 +96,12 @@ def compare_over_prompts(workspace: Workspace) -> Report:
     )
 
 
-def describe_changes(workspace: Workspace) -> list[str]:
+def describe_changes(workspace: Workspace, name: str | None = None) -> list[str]:
     """Returns a sentence for each task and each expert that is another now than when it was evaluated.
 
     None for tasks whose rows are not here, and for what was evaluated before inputs were noted.
     """
-    noted = report_files.read_made_of(workspace.report)
+    noted = report_files.read_made_of(report_directories.find_directory(workspace, name))
     if not noted:
         return []
     try:
@@ -189,15 +200,7 @@ def add_seconds(workspace: Workspace, seconds: Mapping[str, float]) -> dict[str,
 def _read(where: storage.PathLike) -> tuple[Report, Mapping[str, Sequence[TaskScores]]]:
     """Returns a report and what every method got right, from a run's directory or its report's folder."""
     workspace = Workspace.open(where)
-    folder = workspace.root if (workspace.root / "report.json").exists() else workspace.report
-    if not (folder / "report.json").exists():
-        raise _missing_report(workspace)
+    root = workspace.root
+    folder = root if report_files.is_report(root) else report_directories.require_report(workspace)
     report = report_files.read_report(folder)
     return report, report_files.read_rows(folder, report)
-
-
-def _missing_report(workspace: Workspace) -> UserError:
-    return UserError(
-        f"Expected a report in {str(workspace.root)!r}, got none. Fix: run `elm evaluate` or "
-        "`elm quickstart` first."
-    )

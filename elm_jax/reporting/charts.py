@@ -83,7 +83,7 @@ def forest_plot(report: Report) -> dict[str, Any]:
         "ticks": ticks,
         "zero": axis.at(0.0),
         "width": axis.width,
-        "caption": tables.comparisons_note(report.comparisons),
+        "caption": tables.comparisons_note(report.comparisons) + tables.limit_note(report),
     }
 
 

@@ -89,6 +89,7 @@ def lead_paragraph(report: Report) -> dict[str, Any]:
         "chance": tables.chance_means(report)[0],
         "comparison": against[0] if against else None,
         "comparisons": len(report.comparisons),
+        "limit": report.environment.get("limit"),
         "tied": report.tied_with_best,
         "against_multitask": _compare_with_multitask(report),
     }
@@ -155,7 +156,7 @@ def headline_table(report: Report) -> dict[str, Any]:
         "chance_means": tables.chance_means(report),
         "shares": any(mean.gap_share is not None for mean in report.means),
         "hindsight": [mean.method for mean in report.means if mean.labels == "hindsight"],
-        "seen": tables.seen_note(report).strip(),
+        "seen": (tables.seen_note(report) + tables.limit_note(report)).strip(),
         "glossary": [(row.method, row.note) for row in report.methods if row.note],
     }
 

@@ -24,6 +24,16 @@ LATER_PARTS = ("equal_choices", "task_rows", "tied_with_best")
 PARTS = tuple(field.name for field in fields(Report) if field.name not in LATER_PARTS)
 
 
+def is_report(directory: epath.Path) -> bool:
+    """Says whether a report lies in a directory."""
+    return (directory / "report.json").exists()
+
+
+def written_at(directory: epath.Path) -> float:
+    """Returns when a report was written, in seconds since 1970."""
+    return float((directory / "report.json").stat().mtime)
+
+
 def write_report(
     report: Report,
     directory: storage.PathLike,

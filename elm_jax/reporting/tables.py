@@ -118,6 +118,7 @@ def methods_table(report: Report) -> Table:
         + _few_shot_note(report)
         + _hindsight_note(report)
         + seen_note(report)
+        + limit_note(report)
         + (f" {published.published_note(names)}" if others else ""),
     )
 
@@ -182,7 +183,10 @@ def comparisons_table(report: Report) -> Table:
     in_order = sorted(report.comparisons, key=lambda row: list(table_layout.LABEL_BLOCKS).index(row.labels))
     rows = tuple((f"{row.a} − {row.b}{LABEL_MARKS[row.labels]}", *comparison_cells(row)) for row in in_order)
     return Table(
-        "Paired comparisons", ("methods", *COMPARISON_HEADER), rows, comparisons_note(report.comparisons)
+        "Paired comparisons",
+        ("methods", *COMPARISON_HEADER),
+        rows,
+        comparisons_note(report.comparisons) + limit_note(report),
     )
 
 
@@ -245,7 +249,9 @@ def generated_table(report: Report) -> Table:
     caption = "A measure names its tokeniser. Brackets hold 95 % intervals of a bootstrap over rows."
     if any(row.seen for row in report.generated):
         caption += f"{SEEN_MARK} not zero-shot: trained on that dataset."
-    return Table("Generated answers", ("task", "prompt", "measure", *methods), rows, caption)
+    return Table(
+        "Generated answers", ("task", "prompt", "measure", *methods), rows, caption + limit_note(report)
+    )
 
 
 def generated_cell(row: GeneratedResult | None) -> str:
@@ -290,6 +296,12 @@ def seen_note(report: Report) -> str:
         " ‡ not zero-shot: trained on that dataset, which is left out of the method’s means, gap and "
         f"comparisons ({'; '.join(left)})."
     )
+
+
+def limit_note(report: Report) -> str:
+    """Returns what must be said of an evaluation that was limited to some rows of each task."""
+    limit = report.environment.get("limit")
+    return f" Limited to {limit} rows of each task." if limit is not None else ""
 
 
 def _few_shot_note(report: Report) -> str:

@@ -90,8 +90,13 @@ class Workspace:
 
     @property
     def report(self) -> epath.Path:
-        """The report's files."""
+        """The latest report's files."""
         return self.root / "report"
+
+    @property
+    def reports(self) -> epath.Path:
+        """Earlier reports, and those that were named, one directory each."""
+        return self.root / "reports"
 
     @contextmanager
     def lock(self, verb: str, *, wait: bool = False) -> Generator[None, None, None]:
@@ -136,7 +141,7 @@ class Workspace:
 
     def _guarded(self) -> dict[epath.Path, Sequence[epath.Path]]:
         """Returns locks, each with the directories, and files of the run's own, that are written under it."""
-        evaluated = (self.scores, self.generated, self.report)
+        evaluated = (self.scores, self.generated, self.report, self.reports)
         of_checkpoints = self.checkpoints.glob(".*.lock") if self.checkpoints.is_dir() else ()
         return {
             **{file: (self.checkpoints / file.name[1 : -len(".lock")],) for file in of_checkpoints},

@@ -68,6 +68,38 @@ def test_two_runs_are_compared_in_json(runs, capsys):
     assert [told["task"] for told in row["by_task"]] == ["a"]
 
 
+def test_several_runs_are_compared_with_the_first(runs, capsys):
+    told = said(capsys, runs[0], runs[1], runs[1])
+    assert told.count("## Second run − first run") == 2
+    first, second = json.loads(said(capsys, runs[0], runs[1], runs[0], "--json"))
+    assert (first["second"], second["second"]) == (runs[1], runs[0])
+    assert {row["difference"] for row in second["comparisons"]} == {0.0}
+
+
+def test_evaluations_of_a_run_are_called_by_their_names(runs, capsys):
+    workspace = Workspace.open(runs[0])
+    row_ids, zeros = tuple(f"row-{row}" for row in range(10)), (0,) * 10
+    scores = [TaskScores("a/1", "roe", row_ids, ((-1.0, -2.0),) * 10, zeros, zeros)]
+    report.write_run_report(workspace, ReportInputs(scores), [], name="all right")
+    assert "Evaluations" in said(capsys, runs[0])
+    shown = json.loads(said(capsys, "all right", "--run", runs[0], "--json"))
+    assert [mean["macro"] for mean in shown["means"]] == [1.0]
+    found = json.loads(said(capsys, "latest", "all right", "--run", runs[0], "--json"))
+    assert [row["difference"] for row in found["comparisons"]] == [pytest.approx(0.7)]
+
+
+def test_the_leaderboard_has_all_methods_of_several_runs_best_first(runs, capsys):
+    entries = json.loads(said(capsys, *runs, "--leaderboard", "--json"))
+    assert [(row["method"], row["macro"]) for row in entries] == [
+        ("roe", 0.8),
+        ("roe", 0.3),
+        ("base", 0.2),
+        ("base", 0.2),
+    ]
+    assert [row["evaluation"].partition(": ")[0] for row in entries[:2]] == [runs[1], runs[0]]
+    assert "Leaderboard of 1 task" in said(capsys, runs[0], "--leaderboard")
+
+
 def test_over_prompts_a_run_of_several_is_compared_without_a_file_written(tmp_path, capsys):
     rows = tuple(f"row-{row}" for row in range(10))
     zeros = (0,) * 10
@@ -95,7 +127,6 @@ def test_over_prompts_a_run_of_several_is_compared_without_a_file_written(tmp_pa
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["{0}", "{1}", "{0}"], "got 3"),
         (["{0}", "--method", "roe"], "--method, got one"),
         (["{0}", "--over", "prompts"], "one prompt each"),
         (["{0}", "{1}", "--method", "rose"], "No method named 'rose'"),

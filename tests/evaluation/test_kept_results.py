@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.evaluation import evaluate, scorer_selection
+from elm_jax.evaluation import evaluate, report_directories, scorer_selection
 from elm_jax.evaluation import report as reports
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
+from elm_jax.reporting import page, tables
 from elm_jax.routing.index import index
 from elm_jax.session import opening
 from tests.run_fixtures import TRAINED, add_expert
@@ -117,3 +119,43 @@ def test_a_damaged_history_stops_nothing_and_missing_settings_do(run, unseen):
     (run.workspace.root / "run.json").unlink()
     with pytest.raises(UserError, match=r"run\.json"):
         evaluate.evaluate(run.workspace.root, unseen, CONFIG)
+
+
+def test_no_evaluation_overwrites_another(run, unseen):
+    first = (run.workspace.report / "report.json").read_bytes()
+    evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",)))
+    (kept,) = run.workspace.reports.iterdir()
+    assert (kept / "report.json").read_bytes() == first
+    evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",), batch_tokens=512))
+    assert [each.name for each in run.workspace.reports.iterdir()] == [kept.name]  # the same results again
+    stored = report_directories.list_reports(run.workspace)
+    assert [each.name for each in stored] == ["latest", kept.name]
+
+
+def test_a_named_evaluation_stands_apart_and_is_read_again_but_not_replaced(run, unseen, counted):
+    latest = (run.workspace.report / "report.json").read_bytes()
+    config = EvaluationConfig(methods=("uniform",), name="all alike")
+    result = evaluate.evaluate(run, unseen, config)
+    assert counted["reported"] == 1
+    assert evaluate.evaluate(run, unseen, config).report == result.report
+    assert counted["reported"] == 1
+    assert (run.workspace.report / "report.json").read_bytes() == latest
+    (named,) = report_directories.list_reports(run.workspace)[1:]
+    assert (named.name, named.report) == ("all alike", result.report)
+    with pytest.raises(UserError, match="all alike"):
+        evaluate.evaluate(run, unseen, EvaluationConfig(methods=("bm25",), name="all alike"))
+    assert report_directories.list_reports(run.workspace)[1].report == result.report
+
+
+@pytest.mark.parametrize("name", ["", "latest", "a/b", "..\\x"])
+def test_an_evaluation_cannot_have_every_name(run, unseen, name):
+    with pytest.raises(UserError):
+        evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",), name=name))
+
+
+def test_a_limited_evaluation_says_so_in_its_tables(run, unseen):
+    limited = opening.open_run(run.workspace.root, source=replace(run.source, limit=5))
+    report = evaluate.evaluate(limited, unseen, EvaluationConfig(methods=("uniform",))).report
+    for make_table in (tables.methods_table, tables.comparisons_table):
+        assert "Limited to 5 rows of each task" in make_table(report).caption
+    assert page.render_html(report).count("imited to 5 rows of each task") == 3
