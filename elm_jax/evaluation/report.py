@@ -96,12 +96,12 @@ def compare_over_prompts(workspace: Workspace, name: str | None = None) -> Repor
     )
 
 
-def describe_changes(workspace: Workspace, name: str | None = None) -> list[str]:
+def describe_changes(workspace: Workspace, evaluation: str | None = None) -> list[str]:
     """Returns a sentence for each task and each expert that is another now than when it was evaluated.
 
     None for tasks whose rows are not here, and for what was evaluated before inputs were noted.
     """
-    noted = report_files.read_made_of(report_directories.find_directory(workspace, name))
+    noted = report_files.read_made_of(report_directories.find_directory(workspace, evaluation))
     if not noted:
         return []
     try:

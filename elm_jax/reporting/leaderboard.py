@@ -83,8 +83,8 @@ def leaderboard_tables(entries: Sequence[LeaderboardEntry]) -> list[Table]:
 
 def _table(tasks: tuple[tuple[str, int], ...], entries: Sequence[LeaderboardEntry]) -> Table:
     datasets = {name.partition("/")[0] for name, _ in tasks}
-    limits = {entry.limit for entry in entries} - {None}
-    limited = f" Limited to {min(map(int, limits))} rows a task." if limits else ""
+    limits = [entry.limit for entry in entries if entry.limit is not None]
+    limited = f" Limited to {min(limits)} rows a task." if limits else ""
     rows = tuple(
         (
             entry.method + LABEL_MARKS[entry.labels],
