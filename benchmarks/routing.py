@@ -33,7 +33,7 @@ from elm_jax.pipelines.quickstart import CONFIG, PRETRAINING
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, summary
 from elm_jax.reporting.records import Report
-from elm_jax.reporting.summary import Bootstrap
+from elm_jax.reporting.summary import PairedTest
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training.config import ExpertConfig
@@ -121,7 +121,7 @@ def table(report: Report, scores: Mapping[str, Sequence[TaskScores]]) -> list[di
     pairs += [
         (method, "multitask") for method, _ in pairs if labels[method] == "none" and method != "multitask"
     ]
-    found = summary.compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, Bootstrap(SAMPLES))
+    found = summary.compare_pairs([(scores[a], scores[b]) for a, b in pairs], labels, PairedTest(SAMPLES))
     told = {(row.a, row.b): {name: getattr(row, name) for name in COMPARED} for row in found}
     return [
         {name: getattr(mean, name) for name in MEANS}

@@ -90,7 +90,7 @@ FORMATS = {
     "journal": Format("logs/training.jsonl", lambda run: read_journal(run.logs / "training.jsonl")),
     "report": Format("report/report.json", lambda run: report_files.read_report(run.report)),
     "rows": Format("report/rows.jsonl", read_rows),
-    "report key": Format("report/made_from.json", lambda run: kept_results.load_report(run, "key")),
+    "report key": Format("report/made_from.json", lambda run: kept_results.load_report(run.report, "key")),
     "base": Format("base/config.json", lambda run: elm.load(run.base)),
     "base weights": Format("base/params.safetensors", lambda run: elm.load(run.base)),
     "identity": Format("identity.json", lambda run: checkpoints._claim(run.root, {"experts": ["a/b"]})),

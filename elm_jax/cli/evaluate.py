@@ -41,6 +41,9 @@ class MethodFlags:
         bool, typer.Option("--strict", help="Refuse a group if rows of one of its datasets are missing.")
     ] = False
     merged: Annotated[int, typer.Option(help="Retrieved experts to merge if there is no --method.")] = 3
+    name: Annotated[
+        str | None, typer.Option("--name", help="Keep the report in reports/NAME of the run.")
+    ] = None
     queries: Annotated[int, typer.Option(help="Inputs of each task that vote.")] = 32
     batch_tokens: Annotated[int, typer.Option(help="Tokens that a device scores at once.")] = 8192
 
@@ -55,9 +58,6 @@ def evaluate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "--dry_run", help="Print how much there is to score, and how long.")
     ] = False,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Keep the report in reports/NAME of the run.")
-    ] = None,
     wait: Wait = False,
     *,
     methods: MethodFlags,
@@ -78,7 +78,7 @@ def evaluate(
     if recipe.gin_file:
         from elm_jax.launch import recipes
 
-        named = [f"NAME = {name!r}"] if name is not None else []
+        named = [f"NAME = {methods.name!r}"] if methods.name is not None else []
         bindings = [*(recipe.gin_bindings or []), *(["WAIT = True"] if wait else []), *named]
         outcome = recipes.bind(runs.evaluate, recipe.gin_file, bindings)(**options)
     else:
@@ -93,7 +93,7 @@ def evaluate(
             oracle=methods.oracle,
             seen=methods.seen,
             strict=methods.strict,
-            name=name,
+            name=methods.name,
             wait=wait,
         )
         load_task_files(task_files(data.tasks, names))

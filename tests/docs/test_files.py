@@ -166,8 +166,8 @@ def test_the_page_lists_what_the_schema_of_results_wants(heading, part):
 def test_all_that_lies_in_a_runs_directory_is_on_the_page(place):
     told = set(re.findall(r"^[├└]── (\S+?)/? ", PAGE, flags=re.MULTILINE))
     there = {entry.name for entry in place.iterdir() if not entry.name.startswith(".")}
-    # A run has these where it merges, reads statistics or is answered in free text.
-    assert told - there == {"composites", "statistics", "generated"} - there
+    # A run has these where it merges, reads statistics, is answered in free text or evaluated again.
+    assert told - there == {"composites", "statistics", "generated", "reports"} - there
     assert there <= told
 
 
