@@ -43,7 +43,7 @@ class FieldTable:
         """All fields of the table."""
         return self.used | self.unused | frozenset(self.neutral)
 
-    def require(self, told: Mapping[str, Any], *, where: str, ignore: Collection[str] = ()) -> None:
+    def require(self, config: Mapping[str, Any], *, where: str, ignore: Collection[str] = ()) -> None:
         """Refuses a configuration that says more than is understood.
 
         Args:
@@ -54,7 +54,7 @@ class FieldTable:
         Raises:
             UserError: If a field is unknown and not null, or has a value that changes the function.
         """
-        for name, value in told.items():
+        for name, value in config.items():
             if name in ignore or value is None or name in self.used or name in self.unused:
                 continue
             ignoring = self.ignoring.replace("{field}", name)
