@@ -1,8 +1,10 @@
 """Added tokens: those that the files beside a tokenizer name, under the ids that transformers gives them."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from elm_jax import schema
 from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -11,11 +13,41 @@ if TYPE_CHECKING:
 
 # In the order in which transformers adds those that a vocabulary lacks.
 _SPECIAL_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_STRIPPING = ("lstrip", "rstrip", "single_word")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_Token = str | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _AddedTokenForm(schema.Form):
+    content: schema.Text
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class ConfigForm(schema.Form):
+    """The fields of `tokenizer_config.json` and `special_tokens_map.json` that are read, and their types."""
+
+    bos_token: _Token = None
+    eos_token: _Token = None
+    unk_token: _Token = None
+    sep_token: _Token = None
+    pad_token: _Token = None
+    cls_token: _Token = None
+    mask_token: _Token = None
+    additional_special_tokens: list[_Token] | None = None
+    extra_special_tokens: list[_Token] | Mapping[str, _Token] | None = None
+    added_tokens_decoder: Mapping[str, _AddedTokenForm] | None = None
+    extra_ids: schema.Count | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    split_special_tokens: bool | None = None
 
 
 def add_tokens(
-    tokenizer: "FastTokenizer", config: Mapping[str, Any], ids: Mapping[str, int], *, directory: str
+    tokenizer: "FastTokenizer", config: Mapping[str, Any], ids: Mapping[str, Any], *, directory: str
 ) -> None:
     """Adds the tokens that a tokenizer lacks: first those whose ids are given, then other special tokens.
 
@@ -34,8 +66,14 @@ def add_tokens(
     special = {token.content: token for token in _special_tokens(config)}
     added: dict[str, tuple[int, AddedToken]] = {}
     for number, fields in (config.get("added_tokens_decoder") or {}).items():
-        added[fields["content"]] = int(number), AddedToken(**fields)
+        flags = {name: fields[name] for name in _FLAGS if name in fields}
+        added[fields["content"]] = int(number), AddedToken(fields["content"], **flags)
     for content, number in ids.items():
+        if type(number) is not int:
+            raise UserError(
+                f"Expected a whole number as the id of the added token {content!r} of {directory!r}, got "
+                f"{number!r:.50}. Fix: save the tokenizer again with transformers."
+            )
         if content not in added:
             is_special = content in special
             added[content] = number, AddedToken(content, normalized=not is_special, special=is_special)
@@ -71,5 +109,5 @@ def _special_tokens(config: Mapping[str, Any]) -> "Iterator[AddedToken]":
         content = token_text(token)
         if content is not None:
             fields = token if isinstance(token, dict) else {}
-            strips = {name: bool(fields.get(name)) for name in _STRIPPING}
-            yield AddedToken(content, normalized=bool(fields.get("normalized")), special=True, **strips)
+            flags = {name: bool(fields.get(name)) for name in _FLAGS}
+            yield AddedToken(content, **(flags | {"special": True}))

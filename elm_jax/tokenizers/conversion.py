@@ -67,8 +67,9 @@ def convert_sentencepiece(file: epath.Path, config: Mapping[str, Any]) -> "FastT
 
 def _sentinel_pieces(config: Mapping[str, Any], pieces: set[str]) -> list[str]:
     """Returns the sentinels that stand on top of a model's pieces, the lowest id first."""
-    have = {"<extra_id_0>", "▁<extra_id_0>"} & pieces
-    count = config.get("extra_ids", 0 if have else EXTRA_IDS)
+    count = config.get("extra_ids")
+    if count is None:
+        count = 0 if {"<extra_id_0>", "▁<extra_id_0>"} & pieces else EXTRA_IDS
     return [SENTINEL.format(number) for number in reversed(range(count))]
 
 

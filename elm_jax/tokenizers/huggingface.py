@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.errors import UserError
-from elm_jax.tokenizers.added_tokens import add_tokens, token_text
+from elm_jax.tokenizers.added_tokens import ConfigForm, add_tokens, token_text
 from elm_jax.tokenizers.conversion import FIRST_BYTE, SENTINEL, convert_sentencepiece, make_byte_tokenizer
 from elm_jax.tokenizers.sentencepiece import PAD, Tokenizer
 
@@ -93,7 +93,10 @@ def load(where: storage.PathLike) -> Tokenizer:
     """
     path = storage.path(where)
     directory = path.parent if path.suffix == ".json" and not path.is_dir() else path
-    config = {**_read_object(directory / SPECIAL), **_read_object(directory / CONFIG)}
+    config = {
+        **_read_object(directory / SPECIAL, ConfigForm),
+        **_read_object(directory / CONFIG, ConfigForm),
+    }
     if config.get("split_special_tokens"):
         raise UserError(
             f"Expected split_special_tokens in {str(directory / CONFIG)!r} to be false, got true. Fix: use a "
@@ -201,12 +204,13 @@ def _require_padding(tokenizer: "FastTokenizer", config: Mapping[str, Any], dire
         )
 
 
-def _read_object(file: epath.Path) -> dict[str, Any]:
-    """Returns the object in a file of JSON; an empty one where there is no file."""
+def _read_object(file: epath.Path, form: Any = None) -> dict[str, Any]:
+    """Returns the object in a file of JSON, whose fields are of a form; an empty one if there is no file."""
     if not file.exists():
         return {}
+    content = file.read_bytes()
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"Expected {str(file)!r} to be JSON, got a file that does not parse ({type(error).__name__}). "
@@ -216,4 +220,6 @@ def _read_object(file: epath.Path) -> dict[str, Any]:
         raise UserError(
             f"Expected {str(file)!r} to hold an object, got {value!r:.50}. Fix: download it again."
         )
+    if form is not None:
+        schema.parse(content, form, what=f"a tokenizer's {str(file)!r}", fix="download it again")
     return value

@@ -263,6 +263,7 @@ def test_byt5_needs_no_model_file(tmp_path, ids, class_in):
             "tokenizer_config.json",
         ),
         (lambda place: (place / "added_tokens.json").write_text("[1]"), r"added_tokens.json' .* got \[1\]"),
+        (lambda place: write(place, added_tokens={"<sep>": "190"}), "id of the added token '<sep>' .* '190'"),
         (
             lambda place: write(place, tokenizer_config={"eos_token": "<end>"}),
             "'<end>', after a text, got '</s>'",
@@ -279,6 +280,24 @@ def test_a_missing_broken_or_unfit_tokenizer_is_a_user_error(saved, change, mess
     change(saved)
     with pytest.raises(UserError, match=message):
         huggingface.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config", {"extra_ids": "many"}),
+        ("tokenizer_config", {"eos_token": 5}),
+        ("tokenizer_config", {"additional_special_tokens": "<sep>"}),
+        ("tokenizer_config", {"additional_special_tokens": [["<sep>"]]}),
+        ("tokenizer_config", {"added_tokens_decoder": {"190": {"lstrip": True}}}),
+        ("tokenizer_config", {"added_tokens_decoder": {"190": "<sep>"}}),
+        ("special_tokens_map", {"sep_token": ["<sep>"]}),
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_named_with_its_file(saved, name, content):
+    with pytest.raises(UserError, match=rf"{name}\.json', got a file whose `{next(iter(content))}"):
+        huggingface.load(write(saved, **{name: content}))
 
 
 def test_half_of_a_surrogate_pair_is_encoded_as_another_character(saved):
