@@ -118,7 +118,7 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
         if directory is None:
             continue
         lacking = list_missing_files(directory, pooling=pooling)
-        # A plain checkpoint that is whole: how it pools must be told, which is for `read` to say.
+        # A plain checkpoint that is whole; `load_encoder` says that its pooling has to be named.
         if not lacking or (weights is not None and lacking == [encoder_steps.MODULES]):
             return directory
         why = "its repository has no more"

@@ -47,7 +47,7 @@ class FieldTable:
         """Refuses a configuration that says more than is understood.
 
         Args:
-            told: The configuration, field by field.
+            config: The configuration, field by field.
             where: The file, for the error message.
             ignore: Fields that the caller has looked at and found to be of no effect.
 

@@ -127,7 +127,7 @@ def has_scaled_outputs(raw: Mapping[str, Any]) -> bool:
 
 
 def has_own_head(raw: Mapping[str, Any]) -> bool:
-    """Says whether the weights must have a head: so did transformers 4 where it was told of no tie."""
+    """Says whether the weights must have a head, as transformers 4 has it of untied embeddings."""
     return raw.get("tie_word_embeddings") is False and "scale_decoder_outputs" not in raw
 
 

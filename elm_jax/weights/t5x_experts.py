@@ -149,9 +149,9 @@ def require_matching_shapes(tree: Params, config: T5Config, *, what: str, kind: 
         known = {**sizes, "layers": layers, "rank": ranks.get(pair, "R")}
         wanted = tuple(known[axis] for axis in axes)
         if shape != wanted:
-            told = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
+            axes_text = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
             raise UserError(
-                f"Expected {path!r} as ({told}) for the base, got {shape} of {what}. Fix: name the base "
+                f"Expected {path!r} as ({axes_text}) for the base, got {shape} of {what}. Fix: name the base "
                 "that it was trained on."
             )
 
