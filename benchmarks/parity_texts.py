@@ -26,7 +26,8 @@ UNUSUAL = [
 ]
 FORMS = (
     *("pieces alone", "pieces", "few sentinels", "mT5", "added_tokens.json"),
-    *("saved by transformers 5", "saved by transformers 5, tokens added", "ByT5", "ByT5, tokens added"),
+    *("named special tokens, clean-up", "saved by transformers 5", "saved by transformers 5, tokens added"),
+    *("ByT5", "ByT5, tokens added"),
 )
 ENCODERS = ("BERT", "BERT, default prompt", "T5, projection")
 _ADDED = ["<sep>", "newtok"]
@@ -81,6 +82,10 @@ def write(place: Path, form: str) -> Path:
         put(place / "special_tokens_map.json", {"additional_special_tokens": special})
         added = {token: size + 100 + number for number, token in enumerate([*_ADDED, "<img>"])}
         put(place / "added_tokens.json", added)
+    if form.startswith("named"):
+        special = [*(f"<extra_id_{number}>" for number in range(100)), "<img>"]
+        told |= {"sep_token": "<sep>", "additional_special_tokens": special}
+        told["clean_up_tokenization_spaces"] = True
     put(place / "tokenizer_config.json", told)
     if form.startswith("saved"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)

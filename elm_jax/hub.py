@@ -4,6 +4,7 @@ The client finds the endpoint, the token and the cache as always: in `HF_ENDPOIN
 `hf auth login`, in `HF_HOME`. Errors of the hub and of the network become a `UserError` each.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 
 HUB_PREFIX = "hf:"  # of the address of a repository: hf:owner/name or hf:owner/name@revision
+_CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?$")
 # The client caches compiled patterns, but no more than some hundreds.
 _MAX_PATTERNS = 100
 
@@ -55,6 +57,16 @@ def parse_address(name: str) -> tuple[str, str | None]:
             f"got {name!r}. Fix: copy its name from the page of the model."
         )
     return repository, revision or None
+
+
+def find_repository(directory: str) -> tuple[str, str] | None:
+    """Returns the repository and the commit of a directory in the hub's cache; None if it lies elsewhere.
+
+    >>> find_repository("hub/models--google--flan-t5-xl/snapshots/" + "7" * 40)[0]
+    'google/flan-t5-xl'
+    """
+    cached = _CACHED.search(directory)
+    return (f"{cached[1]}/{cached[2]}", cached[3]) if cached else None
 
 
 def download_snapshot(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from etils import epath
 
-from elm_jax import names, storage
+from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, files, lookup
 from elm_jax.experts.library import Library
@@ -164,9 +164,15 @@ def load_foreign_expert(
         paths=tuple(paths.flatten(tree)),
         datasets=tuple(datasets) or (names.split_id(id)[0],),
         steps=_infer_steps(source),
-        recipe={"made elsewhere": str(source)},
+        recipe={"made elsewhere": _address(source)},
     )
     return Expert(spec, tree)
+
+
+def _address(source: epath.Path) -> str:
+    """Returns where an expert comes from: an address on the hub, or a directory."""
+    found = hub.find_repository(str(source))
+    return f"{hub.HUB_PREFIX}{found[0]}@{found[1]}" if found else str(source)
 
 
 def _infer_steps(source: epath.Path) -> int:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 from etils import epath
 
-from elm_jax import names
+from elm_jax import hub, names
 from elm_jax.data import identity
 from elm_jax.experts import atomic_dir, files, result_files
 from elm_jax.experts.files import ExpertDescription
@@ -21,7 +20,6 @@ from elm_jax.reporting.metrics import wilson_interval
 from elm_jax.reporting.tables import Table
 from elm_jax.session.workspace import Workspace
 
-_CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?$")
 _KIND_TAGS = {"bottleneck": "adapter", "lora": "lora", "ia3": "ia3", "full": "full fine-tuning"}
 
 
@@ -88,12 +86,7 @@ def identify_base(directory: str, fingerprint: str) -> BaseReference:
     >>> identify_base("hub/models--google--flan-t5-xl/snapshots/" + "7" * 40, "f9aac4c8ee3b0bb1").repository
     'google/flan-t5-xl'
     """
-    cached = _CACHED.search(directory)
-    return (
-        BaseReference(fingerprint, f"{cached[1]}/{cached[2]}", cached[3])
-        if cached
-        else BaseReference(fingerprint)
-    )
+    return BaseReference(fingerprint, *(hub.find_repository(directory) or ()))
 
 
 def collect_scores(workspace: Workspace, library: Library, expert: str) -> list[CardScore]:

@@ -57,15 +57,6 @@ def file_sizes_by_expert(repo: hub.RepositoryFiles) -> dict[str, dict[str, int]]
     return found
 
 
-def where(expert: str) -> str:
-    """Returns the directory of an expert in a library.
-
-    >>> where("dream/baseline so far")
-    'dream/baseline%20so%20far'
-    """
-    return "/".join(map(names.directory_name, names.split_id(expert)))
-
-
 def select_experts(repo: hub.RepositoryFiles, experts: Iterable[str], only: str | None) -> list[str]:
     """Returns the experts of a repository that a pattern selects.
 

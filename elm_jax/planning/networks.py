@@ -34,16 +34,16 @@ def find_size(name: str) -> str:
     """
     short = published_models.find_model(name).hub.rpartition("/")[2].lower()
     size = re.search(r"(small|base|large|xxl|xl|3b|11b)", short)
-    letters = "".join(re.findall(r"^(?:m|by)?t[05]", short))
+    letters = "".join(re.findall(r"^(?:m|um|by)?t[05]", short))
     if short.startswith("t0"):
         return "xl" if "3b" in short else "xxl"
-    family = {"mt5": "mt5-", "mt0": "mt5-", "byt5": "byt5-"}.get(letters, "")
+    family = {"mt5": "mt5-", "mt0": "mt5-", "byt5": "byt5-", "umt5": "umt5-"}.get(letters, "")
     if letters == "t5" and "v1_1" not in short and "lm-adapt" not in short:
         family = "t5-"
     found = f"{family}{size[1]}" if size else ""
     if found not in SIZES:
         raise UserError(
-            f"Expected to know the size of the base, got {name!r}, which does not tell it. Fix: give it as "
-            f"--size, one of {', '.join(SIZES)}."
+            f"Expected to know the size of the base, got {name!r}, which does not tell it. Fix: name its "
+            f"directory, or give it as --size, one of {', '.join(SIZES)}."
         )
     return found

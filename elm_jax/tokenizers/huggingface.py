@@ -9,15 +9,17 @@ without their special tokens.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.errors import UserError
-from elm_jax.tokenizers.sentencepiece import EXTRA_IDS, PAD, Tokenizer
+from elm_jax.tokenizers.added_tokens import ConfigForm, add_tokens, token_text
+from elm_jax.tokenizers.conversion import FIRST_BYTE, SENTINEL, convert_sentencepiece, make_byte_tokenizer
+from elm_jax.tokenizers.sentencepiece import PAD, Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -28,13 +30,12 @@ JSON, CONFIG, ADDED, SPECIAL = (
 )
 MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 BYTE_TOKENIZER = "ByT5Tokenizer"
-BYTE_EXTRA_IDS = 125  # ByT5's sentinels, where no file says otherwise
-_FIRST_BYTE = 3  # after padding, end and unknown
-_SENTINEL = "<extra_id_{}>"
-_SPECIAL_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Types of a piece, and of a model, in SentencePiece's format.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-_UNIGRAM = 1
+# What `clean_up_tokenization_spaces` does to a decoded text, in this order.
+_CLEAN_UP = (
+    *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class HuggingFaceCodec:
     tokenizer: "FastTokenizer"
     eos: int  # id
     is_byte_level: bool = False
+    cleans_up: bool = False  # whether a decoded text loses its spaces before punctuation
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of many texts, without the end-of-sequence that the tokenizer puts at their end."""
@@ -56,15 +58,19 @@ class HuggingFaceCodec:
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids, special tokens left out."""
-        if not self.is_byte_level:
-            return self.tokenizer.decode(ids)
+        text = self._decode_bytes(ids) if self.is_byte_level else self.tokenizer.decode(ids)
+        for written, cleaned in _CLEAN_UP if self.cleans_up else ():
+            text = text.replace(written, cleaned)
+        return text
+
+    def _decode_bytes(self, ids: list[int]) -> str:
         added = self.tokenizer.get_added_tokens_decoder()
         content = b""
         for token in ids:
             if token in added:
                 content += b"" if added[token].special else added[token].content.encode()
-            elif _FIRST_BYTE <= token < _FIRST_BYTE + 256:
-                content += bytes([token - _FIRST_BYTE])
+            elif FIRST_BYTE <= token < FIRST_BYTE + 256:
+                content += bytes([token - FIRST_BYTE])
         return content.decode(errors="ignore")
 
 
@@ -87,16 +93,24 @@ def load(where: storage.PathLike) -> Tokenizer:
     """
     path = storage.path(where)
     directory = path.parent if path.suffix == ".json" and not path.is_dir() else path
-    config = {**_read_object(directory / SPECIAL), **_read_object(directory / CONFIG)}
+    config = {
+        **_read_object(directory / SPECIAL, ConfigForm),
+        **_read_object(directory / CONFIG, ConfigForm),
+    }
+    if config.get("split_special_tokens"):
+        raise UserError(
+            f"Expected split_special_tokens in {str(directory / CONFIG)!r} to be false, got true. Fix: use a "
+            "tokenizer that reads special tokens in texts as one id each."
+        )
     is_byte_level = False
     model = next((directory / name for name in MODELS if (directory / name).exists()), None)
     if (directory / JSON).exists():
         tokenizer = _parse(directory / JSON)
     elif model is not None:
-        tokenizer = _convert_sentencepiece(model, config)
+        tokenizer = convert_sentencepiece(model, config)
     elif _is_byte_tokenizer(directory):
         is_byte_level = True
-        tokenizer = _make_byte_tokenizer(config)
+        tokenizer = make_byte_tokenizer(config)
     else:
         raise UserError(
             f"Expected a tokenizer in {str(directory)!r}, as {JSON} or {', '.join(MODELS)}, got none. Fix: "
@@ -104,23 +118,26 @@ def load(where: storage.PathLike) -> Tokenizer:
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    _add_tokens(tokenizer, directory, config)
-    eos = tokenizer.token_to_id(_token_text(config.get("eos_token")) or "</s>")
+    add_tokens(tokenizer, config, _read_object(directory / ADDED), directory=str(directory))
+    eos = tokenizer.token_to_id(token_text(config.get("eos_token")) or "</s>")
     if eos is None:
         raise UserError(
             f"Expected the tokenizer in {str(directory)!r} to have an end-of-sequence token, got none. Fix: "
             f"name it as eos_token in {CONFIG}."
         )
     _require_padding(tokenizer, config, directory)
+    _require_ending(tokenizer, eos, directory)
     pieces = tokenizer.get_vocab(with_added_tokens=True)
+    cleans_up = _cleans_up(tokenizer, config, is_byte_level)
     return Tokenizer(
         size=max(pieces.values()) + 1,
-        extra_ids=sum(1 for number in range(len(pieces)) if _SENTINEL.format(number) in pieces),
+        extra_ids=sum(1 for number in range(len(pieces)) if SENTINEL.format(number) in pieces),
         eos=eos,
         fingerprint=storage.fingerprint(
             {"tokenizer": tokenizer.to_str(), "eos": eos, "bytes": is_byte_level}
+            | ({"cleans_up": True} if cleans_up else {})
         ),
-        codec=HuggingFaceCodec(tokenizer, eos, is_byte_level),
+        codec=HuggingFaceCodec(tokenizer, eos, is_byte_level, cleans_up),
         unknown=None if is_byte_level else _find_unknown(tokenizer, config),
     )
 
@@ -132,7 +149,7 @@ def _find_unknown(tokenizer: "FastTokenizer", config: Mapping[str, Any]) -> int 
         return None
     if isinstance(model.get("unk_id"), int):
         return model["unk_id"]
-    text = model.get("unk_token") or _token_text(config.get("unk_token"))
+    text = model.get("unk_token") or token_text(config.get("unk_token"))
     return None if text is None else tokenizer.token_to_id(text)
 
 
@@ -153,133 +170,32 @@ def _parse(file: epath.Path) -> "FastTokenizer":
         ) from None
 
 
-def _convert_sentencepiece(file: epath.Path, config: Mapping[str, Any]) -> "FastTokenizer":
-    """Returns the tokenizer that transformers makes of T5's SentencePiece model."""
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers import Tokenizer as FastTokenizer
+def _cleans_up(tokenizer: "FastTokenizer", config: Mapping[str, Any], is_byte_level: bool) -> bool:
+    """Returns whether transformers takes spaces out of decoded texts; out of BPE's only if it is forced."""
+    from tokenizers import models
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        proto.ParseFromString(file.read_bytes())
-        if not proto.pieces or proto.trainer_spec.model_type != _UNIGRAM:
-            raise ValueError("it has no unigram pieces")
-    except Exception as error:  # protobuf's, by several names
+    forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+    allowed = is_byte_level or forced or not isinstance(tokenizer.model, models.BPE)
+    return bool(config.get("clean_up_tokenization_spaces") and allowed)
+
+
+def _require_ending(tokenizer: "FastTokenizer", eos: int, directory: epath.Path) -> None:
+    """Refuses a tokenizer that puts another token than end-of-sequence after every text."""
+    added = tokenizer.encode("").ids
+    if added and added[-1] != eos and tokenizer.encode("a").ids[-1] == added[-1]:
         raise UserError(
-            f"Expected {str(file)!r} to be a unigram model of SentencePiece, got another file "
-            f"({error!s:.80}). Fix: download it again, or save the tokenizer with transformers, which writes "
-            f"{JSON}."
-        ) from None
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    sentinels = _sentinel_pieces(config, {piece for piece, _ in pieces})
-    pieces += [(piece, 0.0) for piece in sentinels]
-    tokenizer = FastTokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
-    if proto.normalizer_spec.precompiled_charsmap:
-        tokenizer.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
-    spaces: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**spaces)]
-    )
-    tokenizer.decoder = decoders.Metaspace(**spaces)
-    tokenizer.add_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=piece.type != _USER_DEFINED)
-            for piece in proto.pieces
-            if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-        ]
-    )
-    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in sentinels])
-    eos = _token_text(config.get("eos_token")) or "</s>"
-    ends = tokenizer.token_to_id(eos)
-    if ends is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=["$A", eos], special_tokens=[(eos, ends)]
+            f"Expected the tokenizer in {str(directory)!r} to put its end-of-sequence token, "
+            f"{tokenizer.id_to_token(eos)!r}, after a text, got {tokenizer.id_to_token(added[-1])!r}. Fix: "
+            f"name that one as eos_token in {CONFIG}, or save the tokenizer again with transformers."
         )
-    return tokenizer
-
-
-def _sentinel_pieces(config: Mapping[str, Any], pieces: set[str]) -> list[str]:
-    """Returns the sentinels that stand on top of a model's pieces, the lowest id first."""
-    have = {"<extra_id_0>", "▁<extra_id_0>"} & pieces
-    count = config.get("extra_ids", 0 if have else EXTRA_IDS)
-    return [_SENTINEL.format(number) for number in reversed(range(count))]
-
-
-def _make_byte_tokenizer(config: Mapping[str, Any]) -> "FastTokenizer":
-    """Returns ByT5's tokenizer, which has no model: a byte's id is its value plus 3."""
-    from tokenizers import AddedToken, models, pre_tokenizers
-    from tokenizers import Tokenizer as FastTokenizer
-
-    special = ("<pad>", "</s>", "<unk>")
-    vocabulary = {piece: number for number, piece in enumerate(special)}
-    vocabulary |= {letter: _FIRST_BYTE + byte for byte, letter in enumerate(_byte_level_letters())}
-    tokenizer = FastTokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    stripped: dict[str, Any] = {"lstrip": True, "rstrip": True, "normalized": False, "special": True}
-    tokenizer.add_special_tokens([AddedToken(piece, **stripped) for piece in special])
-    if not config.get("added_tokens_decoder"):
-        sentinels = [_SENTINEL.format(number) for number in range(config.get("extra_ids") or BYTE_EXTRA_IDS)]
-        tokenizer.add_special_tokens(
-            [AddedToken(piece, normalized=False, special=True) for piece in sentinels]
-        )
-    return tokenizer
-
-
-def _byte_level_letters() -> Iterator[str]:
-    """Yields the character that byte-level tokenizers write for each byte: itself, or one past 255."""
-    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
-    next_free = 256
-    for byte in range(256):
-        if byte in shown:
-            yield chr(byte)
-        else:
-            yield chr(next_free)
-            next_free += 1
-
-
-def _add_tokens(tokenizer: "FastTokenizer", directory: epath.Path, config: Mapping[str, Any]) -> None:
-    """Adds the tokens that the files beside a tokenizer name and it lacks, each under its id."""
-    from tokenizers import AddedToken
-
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    special = _special_tokens(config)
-    added: dict[str, tuple[int, AddedToken]] = {}
-    for number, fields in (config.get("added_tokens_decoder") or {}).items():
-        added[fields["content"]] = int(number), AddedToken(**fields)
-    for content, number in _read_object(directory / ADDED).items():
-        if content not in added:
-            is_special = content in special
-            added[content] = number, AddedToken(content, normalized=not is_special, special=is_special)
-    for content, (_, token) in sorted(added.items(), key=lambda item: item[1][0]):
-        if content not in known:
-            tokenizer.add_tokens([token])
-    for content, (number, _) in added.items():
-        if tokenizer.token_to_id(content) != number:
-            raise UserError(
-                f"Expected the added token {content!r} of {str(directory)!r} to have id {number}, got "
-                f"{tokenizer.token_to_id(content)}. Fix: save the tokenizer again with transformers."
-            )
-    known |= added.keys()
-    for content in special:
-        if content not in known and tokenizer.token_to_id(content) is not None:
-            tokenizer.add_special_tokens([AddedToken(content, normalized=False, special=True)])
-
-
-def _special_tokens(config: Mapping[str, Any]) -> list[str]:
-    """Returns the texts of the special tokens that a configuration names."""
-    named = [config.get(name) for name in _SPECIAL_FIELDS]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        listed = config.get(name) or []
-        named += listed.values() if isinstance(listed, dict) else listed
-    return [text for each in named if (text := _token_text(each))]
 
 
 def _require_padding(tokenizer: "FastTokenizer", config: Mapping[str, Any], directory: epath.Path) -> None:
     """Refuses a tokenizer that gives id 0 to texts: 0 is what rows are padded with, and not attended to."""
     model = json.loads(tokenizer.to_str())["model"]
     zero = tokenizer.id_to_token(PAD)
-    pad = _token_text(config.get("pad_token")) or "<pad>"
-    unknown = _token_text(config.get("unk_token")) or model.get("unk_token")
+    pad = token_text(config.get("pad_token")) or "<pad>"
+    unknown = token_text(config.get("unk_token")) or model.get("unk_token")
     is_used = zero not in (pad, unknown) or (zero == unknown != pad and not model.get("byte_fallback"))
     if is_used:
         raise UserError(
@@ -288,18 +204,13 @@ def _require_padding(tokenizer: "FastTokenizer", config: Mapping[str, Any], dire
         )
 
 
-def _token_text(token: Any) -> str | None:
-    """Returns the text of a token, which files have as text or as an object."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) and content else None
-
-
-def _read_object(file: epath.Path) -> dict[str, Any]:
-    """Returns the object in a file of JSON; an empty one where there is no file."""
+def _read_object(file: epath.Path, form: Any = None) -> dict[str, Any]:
+    """Returns the object in a file of JSON, whose fields are of a form; an empty one if there is no file."""
     if not file.exists():
         return {}
+    content = file.read_bytes()
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"Expected {str(file)!r} to be JSON, got a file that does not parse ({type(error).__name__}). "
@@ -309,4 +220,6 @@ def _read_object(file: epath.Path) -> dict[str, Any]:
         raise UserError(
             f"Expected {str(file)!r} to hold an object, got {value!r:.50}. Fix: download it again."
         )
+    if form is not None:
+        schema.parse(content, form, what=f"a tokenizer's {str(file)!r}", fix="download it again")
     return value

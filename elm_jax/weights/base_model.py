@@ -62,8 +62,11 @@ class Checkpoint:
     config: T5Config
     tensors: Mapping[str, Tensor]
     where: str
-    # How the file would have a parameter of the network that it lacks: its name and shape.
-    wanted: Callable[[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = lambda path, shape: (path, shape)
+    # The name and the shape that a parameter of the network which is missing would have in the file.
+    locate_missing: Callable[[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = lambda path, shape: (
+        path,
+        shape,
+    )
 
 
 def make_base(config: T5Config, params: Params) -> Base:
@@ -74,7 +77,8 @@ def make_base(config: T5Config, params: Params) -> Base:
 def match_parameters(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], list[Tensor]]]:
     """Returns shape and tensors of every parameter of the network, one tensor or one a layer.
 
-    Raises a UserError that names the first tensor that is missing, of a wrong shape or type, or too many.
+    Raises:
+        UserError: If a tensor is missing, of a wrong shape or type, or too many; it is named.
     """
     found, used = {}, set()
     for path, shape in param_shapes(checkpoint.config).items():
@@ -101,9 +105,16 @@ def read_base(
 ) -> Base:
     """Reads a checkpoint whose tensors are those of its network.
 
-    With `dtype` every parameter is converted to it; without, float32 and bfloat16 stay as they are and
-    other floating types become float32. `place` takes each parameter to where it is wanted. The fingerprint
-    stands for the parameters as returned or, with `as_stored`, as they would be without `dtype`.
+    Args:
+        checkpoint: The checkpoint.
+        dtype: What every parameter is converted to; without it float32 and bfloat16 stay as they are, and
+            other floating types become float32.
+        place: Moves each parameter to its devices.
+        as_stored: Whether the fingerprint stands for the parameters as they would be without `dtype`, not as
+            they are returned.
+
+    Raises:
+        UserError: If a tensor is missing, misshapen or too many; it is named.
     """
     digest = storage.ArrayDigest()
     params = {}
@@ -111,7 +122,7 @@ def read_base(
         for path, (shape, layers) in sorted(match_parameters(checkpoint).items()):
             stored = _common_dtype({layer.dtype for layer in layers})
             whole = np.empty(shape, DTYPES[dtype] if dtype else stored)
-            parts = [whole] if layers[0].seen == shape else list(whole)
+            parts = [whole] if layers[0].network_shape == shape else list(whole)
             if as_stored and whole.dtype != stored:
                 digest.begin(path, stored, shape)
                 for start in range(0, len(parts), READ_THREADS):
@@ -131,7 +142,7 @@ def read_base(
 
 
 def _read_as(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    out = np.empty(tensor.seen, dtype)
+    out = np.empty(tensor.network_shape, dtype)
     tensor.read_into(out)
     return out
 
@@ -143,23 +154,31 @@ def param_shapes(config: T5Config) -> Mapping[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in paths.flatten(made).items()}
 
 
-def parse_config(told: Mapping[str, Any], *, where: str, called: Mapping[str, str] | None = None) -> T5Config:
-    """Returns the network that fields by name describe; a UserError names the one that cannot be.
+def parse_config(
+    raw: Mapping[str, Any], *, where: str, names_in_file: Mapping[str, str] | None = None
+) -> T5Config:
+    """Returns the network that a configuration describes.
 
-    Names that are no field are passed over, fields that are not told have their defaults. `called` says what
-    the file calls a field.
+    Args:
+        raw: The configuration by our fields' names; other names are passed over, and fields that are absent
+            have their defaults.
+        where: What errors call the file.
+        names_in_file: What the file calls a field.
+
+    Raises:
+        UserError: If a value cannot be; its field is named.
     """
-    known: dict[str, Any] = {field.name: field.default for field in fields(T5Config) if field.name in told}
+    known: dict[str, Any] = {field.name: field.default for field in fields(T5Config) if field.name in raw}
     for name, default in known.items():
-        value = told[name]
+        value = raw[name]
         if not _is_valid(value, default):
             raise UserError(
-                f"Expected a valid {(called or {}).get(name, name)} in {where!r}, got {value!r:.100}. Fix: "
-                "restore it, or name another checkpoint."
+                f"Expected a valid {(names_in_file or {}).get(name, name)} in {where!r}, got {value!r:.100}. "
+                "Fix: restore it, or name another checkpoint."
             )
     try:
         # JSON has lists for tuples, and 0 for 0.0.
-        config = T5Config(**{name: type(default)(told[name]) for name, default in known.items()})
+        config = T5Config(**{name: type(default)(raw[name]) for name, default in known.items()})
     except ValueError as error:
         raise UserError(f"Expected a network in {where!r}, got: {error}") from None
     if max(config.num_encoder_layers, config.num_decoder_layers) > MAX_LAYERS:
@@ -207,15 +226,15 @@ def keep_on_host(path: str, value: np.ndarray) -> Array:
 def _require_tensor(checkpoint: Checkpoint, name: str, wanted: tuple[int, ...]) -> None:
     tensor = checkpoint.tensors.get(name)
     if tensor is None:
-        called, shape = checkpoint.wanted(name, wanted)
+        name_in_file, shape = checkpoint.locate_missing(name, wanted)
         raise UserError(
-            f"Expected {called!r} of shape {shape} in {checkpoint.where!r}, got none. Fix: name another "
-            "checkpoint."
+            f"Expected {name_in_file!r} of shape {shape} in {checkpoint.where!r}, got none. Fix: name "
+            "another checkpoint."
         )
-    if tensor.seen != wanted:
+    if tensor.network_shape != wanted:
         raise UserError(
-            f"Expected {tensor.name!r} in {tensor.file!r} as {tensor.as_stored(wanted)}, got {tensor.shape}. "
-            "Fix: name another checkpoint, or correct its configuration."
+            f"Expected {tensor.name!r} in {tensor.file!r} as {tensor.shape_in_file(wanted)}, got "
+            f"{tensor.shape}. Fix: name another checkpoint, or correct its configuration."
         )
     if tensor.dtype not in tensors.FLOATS:
         raise UserError(

@@ -12,9 +12,10 @@ import numpy as np
 from elm_jax.errors import UserError
 from elm_jax.models import bert_encoder, paths
 from elm_jax.models.bert_encoder import BertConfig
+from elm_jax.weights import tensors
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "mpnet")
-_SIZES = {
+_SIZE_FIELDS = {
     "vocab_size": "vocab_size",
     "emb_dim": "hidden_size",
     "num_heads": "num_attention_heads",
@@ -22,7 +23,7 @@ _SIZES = {
     "mlp_dim": "intermediate_size",
     "positions": "max_position_embeddings",
 }
-_BERT = {
+_BERT_NAMES = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -32,8 +33,8 @@ _BERT = {
     "mlp/wo": "output.dense",
     "mlp_norm": "output.LayerNorm",
 }
-_MPNET = {
-    **_BERT,
+_MPNET_NAMES = {
+    **_BERT_NAMES,
     "query": "attention.attn.q",
     "key": "attention.attn.k",
     "value": "attention.attn.v",
@@ -42,11 +43,11 @@ _MPNET = {
 }
 
 
-def parse_network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
+def parse_network(raw: Mapping[str, Any], *, dtype: str, where: str) -> BertConfig:
     """Returns the shape that a `config.json` describes; a UserError names what cannot be."""
     sizes = {}
-    for name, theirs in _SIZES.items():
-        sizes[name] = told.get(theirs)
+    for name, theirs in _SIZE_FIELDS.items():
+        sizes[name] = raw.get(theirs)
         if type(sizes[name]) is not int or not 0 < sizes[name] < 2**31:
             raise UserError(
                 f"Expected a positive {theirs!r} in {where!r}, got {sizes[name]!r:.50}. Fix: download it "
@@ -57,25 +58,25 @@ def parse_network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertCon
             f"Expected a hidden_size in {where!r} that its {sizes['num_heads']} heads divide, got "
             f"{sizes['emb_dim']}. Fix: download it again."
         )
-    activation = told.get("hidden_act", "gelu")
+    activation = raw.get("hidden_act", "gelu")
     if activation not in bert_encoder.ACTIVATIONS:
         raise UserError(
             f"Expected a hidden_act of {', '.join(bert_encoder.ACTIVATIONS)} in {where!r}, got "
             f"{activation!r:.50}. Fix: use another encoder."
         )
-    positions = told.get("position_embedding_type", "absolute")
+    positions = raw.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise UserError(
             f"Expected absolute positions in {where!r}, got {positions!r:.50}. Fix: use another encoder."
         )
-    kind = told["model_type"]
+    kind = raw["model_type"]
     return BertConfig(
         **sizes,
         activation=activation,
-        norm_epsilon=float(told.get("layer_norm_eps", 1e-12)),
+        norm_epsilon=float(raw.get("layer_norm_eps", 1e-12)),
         # MPNet's is 1 whatever its configuration says, as transformers has it.
-        pad={"bert": None, "mpnet": 1}.get(kind, told.get("pad_token_id", 1)),
-        relpos_buckets=int(told.get("relative_attention_num_buckets", 32)) if kind == "mpnet" else 0,
+        pad={"bert": None, "mpnet": 1}.get(kind, raw.get("pad_token_id", 1)),
+        relpos_buckets=int(raw.get("relative_attention_num_buckets", 32)) if kind == "mpnet" else 0,
         dtype=dtype,
     )
 
@@ -83,15 +84,20 @@ def parse_network(told: Mapping[str, Any], *, dtype: str, where: str) -> BertCon
 def convert_params(
     config: BertConfig, found: Mapping[str, np.ndarray], kind: str, *, where: str
 ) -> dict[str, np.ndarray]:
-    """Returns the network's float32 parameters by path, of tensors by PyTorch's names.
+    """Returns the network's float32 parameters by path.
 
-    A head's prefix (`bert.`) may stand before the names; what the network does not have is left alone.
+    Args:
+        config: The network.
+        found: Tensors by PyTorch's names, which may have a head's prefix (`bert.`); others are left alone.
+        kind: The model_type of transformers.
+        where: What errors call the file.
 
-    Raises a UserError that names the first tensor that is missing or of another shape.
+    Raises:
+        UserError: If a tensor is missing or of another shape; it is named.
     """
     family = kind.removeprefix("xlm-")
     found = {name.removeprefix(f"{family}."): array for name, array in found.items()}
-    names = _MPNET if kind == "mpnet" else _BERT
+    names = _MPNET_NAMES if kind == "mpnet" else _BERT_NAMES
     width = config.emb_dim
 
     def get(name: str, *shape: int | None) -> np.ndarray:
@@ -135,7 +141,17 @@ def convert_params(
 def get_tensor(
     found: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...], *, where: str
 ) -> np.ndarray:
-    """Returns a tensor as float32; a UserError if it is missing or of another shape, None being any size."""
+    """Returns a tensor as float32.
+
+    Args:
+        found: Name -> tensor.
+        name: Its name.
+        shape: Its shape; None stands for any size.
+        where: What errors call the file.
+
+    Raises:
+        UserError: If it is missing, of another shape, or holds other numbers than floating-point ones.
+    """
     wanted = tuple("any" if size is None else size for size in shape)
     if name not in found:
         raise UserError(
@@ -147,5 +163,10 @@ def get_tensor(
     ):
         raise UserError(
             f"Expected {name!r} in {where!r} as {wanted}, got {array.shape}. Fix: download it again."
+        )
+    if array.dtype not in tensors.FLOATS:
+        raise UserError(
+            f"Expected {name!r} in {where!r} as floating-point numbers, got {array.dtype}. Fix: convert it "
+            "first."
         )
     return array.astype(np.float32, copy=False)

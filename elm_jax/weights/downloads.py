@@ -8,23 +8,24 @@ from elm_jax.weights import hf_config, huggingface, published_models
 from elm_jax.weights.published_models import PublishedModel
 
 # Of the ways to keep weights the first that a repository has: each needs more than the one before.
-_WEIGHTS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
+_WEIGHT_PATTERNS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
 # An expert of ours or PEFT's; safetensors alone.
-_SPECS = ("expert.json", "adapter_config.json")
-_EXPERT = (*_SPECS, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
-_IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
+_SPEC_FILES = ("expert.json", "adapter_config.json")
+_EXPERT_FILES = (*_SPEC_FILES, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
+_SPEC_IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
 _OTHER_FILES = (hf_config.FILE, *huggingface.OTHER_FILES)
 
 
 def fetch_model(model: PublishedModel) -> epath.Path:
     """Returns the directory of a model's files, fetching them if the cache has none.
 
-    Raises a UserError that says what to download, from where, and where to put it, if that cannot be done.
+    Raises:
+        UserError: If that cannot be done; it says what to download, from where, and where to put it.
     """
     from huggingface_hub import constants
 
     why = "offline mode is on"
-    formats = _WEIGHTS[:1] if model.safetensors_only else _WEIGHTS
+    formats = _WEIGHT_PATTERNS[:1] if model.safetensors_only else _WEIGHT_PATTERNS
     for weights in (None, *formats):
         patterns = None if weights is None else [*_OTHER_FILES, weights]
         directory, failed = hub.download_snapshot(model.hub, patterns, model.revision)
@@ -62,13 +63,15 @@ def fetch_expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
     if not str(src).startswith(hub.HUB_PREFIX):
         return storage.path(src)
     repository, revision = hub.parse_address(str(src))
-    directory, failed = hub.download_snapshot(repository, [*_EXPERT, _IN_LIBRARY], revision)
-    if directory is not None and any((directory / name).exists() for name in _SPECS):
+    directory, failed = hub.download_snapshot(repository, [*_EXPERT_FILES, _SPEC_IN_LIBRARY], revision)
+    if directory is not None and any((directory / name).exists() for name in _SPEC_FILES):
         return directory
-    inside = [] if directory is None else sorted(directory.glob(_IN_LIBRARY))
+    inside = [] if directory is None else sorted(directory.glob(_SPEC_IN_LIBRARY))
     if directory is not None and len(inside) == 1:
         own = inside[0].parent.relative_to(directory)
-        directory, failed = hub.download_snapshot(repository, [f"{own}/{name}" for name in _EXPERT], revision)
+        directory, failed = hub.download_snapshot(
+            repository, [f"{own}/{name}" for name in _EXPERT_FILES], revision
+        )
         if directory is not None:
             return directory / str(own)
     if inside:
@@ -79,7 +82,7 @@ def fetch_expert(src: storage.PathLike, *, required: bool = True) -> epath.Path:
         )
     if not required:
         return storage.path(src)
-    why = failed or f"it has none of {', '.join(_SPECS)}"
+    why = failed or f"it has none of {', '.join(_SPEC_FILES)}"
     raise UserError(
         f"Expected an expert or an adapter in the repository {repository!r}, got none ({why:.200}). Fix: "
         f"run `hf download {repository} --local-dir DIR` where there is a network, and name DIR."

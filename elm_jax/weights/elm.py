@@ -38,13 +38,13 @@ def open_checkpoint(
     del ignore  # all fields of our own format are known
     remedy = "Train one with `elm quickstart`, or name the directory of one."
     directory = storage.existing_directory(where, what="A base model", remedy=remedy)
-    told = _read_config(directory)
-    if not isinstance(told["network"], dict):
+    raw = _read_config(directory)
+    if not isinstance(raw["network"], dict):
         raise UserError(
             f"Expected an object as 'network' in {str(directory / CONFIG)!r}, got another value. Fix: "
             "restore it, or train the base again."
         )
-    network = told["network"] | ({"dtype": dtype} if dtype else {})
+    network = raw["network"] | ({"dtype": dtype} if dtype else {})
     config = base_model.parse_config(network, where=str(directory / CONFIG))
     file = directory / PARAMS
     return Checkpoint(config, safetensors.list_tensors(file), str(file))
@@ -61,11 +61,11 @@ def require_fingerprint(base: Base, where: storage.PathLike) -> None:
 
 
 def _read_config(directory: epath.Path) -> dict[str, Any]:
-    told = storage.read_json(directory / CONFIG, what="A base model's configuration")
+    raw = storage.read_json(directory / CONFIG, what="A base model's configuration")
     for name in ("network", "fingerprint"):
-        if name not in told:
+        if name not in raw:
             raise UserError(
                 f"Expected {name!r} in {str(directory / CONFIG)!r}, got none. Fix: restore it, or train the "
                 "base again."
             )
-    return told
+    return raw

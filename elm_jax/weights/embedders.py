@@ -24,12 +24,11 @@ from elm_jax.weights import (
     base_model,
     bert,
     encoder_steps,
+    encoder_tokenizer,
     hf_config,
     hf_fields,
     hf_names,
     huggingface,
-    torch_bin,
-    wordpiece,
 )
 from elm_jax.weights.bert import get_tensor
 
@@ -43,7 +42,7 @@ SUGGESTED_ENCODERS = (
     *(f"{family}-{size}" for family in ("gtr-t5", "sentence-t5") for size in ("base", "large", "xl", "xxl")),
 )
 """Names to suggest; any other of the hub is looked for too."""
-_DESCRIBING = (
+_CONFIG_PATTERNS = (
     encoder_steps.MODULES,
     encoder_steps.MODEL,
     encoder_steps.CONFIG,
@@ -51,17 +50,20 @@ _DESCRIBING = (
     "tokenizer*.json",
     f"*/{encoder_steps.CONFIG}",
 )
-_LAYOUT = (
+_REQUIRED_FILES = (
     *(
         encoder_steps.MODULES,
         encoder_steps.CONFIG,
         huggingface.SAFETENSORS,
-        wordpiece.FILE,
-        wordpiece.TOKENIZER_CONFIG,
+        encoder_tokenizer.FILE,
+        encoder_tokenizer.TOKENIZER_CONFIG,
     ),
-    *(wordpiece.STEP_CONFIGS[0], f"1_Pooling/{encoder_steps.CONFIG}"),
+    *(encoder_tokenizer.STEP_CONFIGS[0], f"1_Pooling/{encoder_steps.CONFIG}"),
 )
-_WEIGHTS = (("model*.safetensors*", "*/model.safetensors"), ("pytorch_model.bin", "*/pytorch_model.bin"))
+_WEIGHT_PATTERNS = (
+    ("model*.safetensors*", "*/model.safetensors"),
+    ("pytorch_model.bin", "*/pytorch_model.bin"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ class SentenceEncoder:
 
 
 def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) -> epath.Path:
-    """Returns the directory that a path or a name stands for, fetched from the hub if its cache lacks it.
+    """Returns the directory of a path or a name, fetched from the hub if its cache lacks it.
 
-    Raises a UserError that says which files are missing, from which repository, and where to put them.
+    Raises:
+        UserError: If files are missing; it says which, of which repository, and where to put them.
     """
     text = str(path_or_name)
     where = storage.path(path_or_name)
@@ -105,9 +108,9 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
     """Returns the directory of a repository's files in the hub's cache, fetching those that it lacks."""
     from huggingface_hub import constants
 
-    lacking, why = [*_LAYOUT], "offline mode is on"
-    for weights in (None, *_WEIGHTS):
-        patterns = None if weights is None else [*_DESCRIBING, *weights]
+    lacking, why = [*_REQUIRED_FILES], "offline mode is on"
+    for weights in (None, *_WEIGHT_PATTERNS):
+        patterns = None if weights is None else [*_CONFIG_PATTERNS, *weights]
         directory, failed = hub.download_snapshot(repository, patterns, revision)
         if directory is None and weights is not None:
             why = failed
@@ -115,7 +118,7 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
         if directory is None:
             continue
         lacking = list_missing_files(directory, pooling=pooling)
-        # A plain checkpoint that is whole: how it pools must be told, which is for `read` to say.
+        # A plain checkpoint that is whole; `load_encoder` says that its pooling has to be named.
         if not lacking or (weights is not None and lacking == [encoder_steps.MODULES]):
             return directory
         why = "its repository has no more"
@@ -134,17 +137,17 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
 
 def list_missing_files(root: epath.Path, *, pooling: str | None = None) -> list[str]:
     """Returns the files that a directory lacks to be read, by name."""
-    told = pooling is not None or (root / encoder_steps.MODULES).exists()
+    is_pooling_known = pooling is not None or (root / encoder_steps.MODULES).exists()
     try:
-        found = encoder_steps.read_steps(root, pooling if told else "mean")
+        found = encoder_steps.read_steps(root, pooling if is_pooling_known else "mean")
     except UserError:  # `read` says so again, but for a file that is absent
         pooled = f"1_Pooling/{encoder_steps.CONFIG}"
         return [] if (root / pooled).exists() else [pooled]
     places = (found.network, *found.projections)
-    wanted = [place / encoder_steps.CONFIG for place in places] + [found.network / wordpiece.FILE]
+    wanted = [place / encoder_steps.CONFIG for place in places] + [found.network / encoder_tokenizer.FILE]
     wanted += [place / huggingface.SAFETENSORS for place in places if not huggingface.find_weights(place)]
     absent = [str(file.relative_to(root)) for file in wanted if not file.exists()]
-    return absent if told else [encoder_steps.MODULES, *absent]
+    return absent if is_pooling_known else [encoder_steps.MODULES, *absent]
 
 
 def load_encoder(
@@ -154,21 +157,26 @@ def load_encoder(
     dtype: str = "float32",
     ignore: Collection[str] = (),
 ) -> SentenceEncoder:
-    """Reads a directory in sentence-transformers' layout, or a plain checkpoint whose pooling is told.
+    """Reads a directory in sentence-transformers' layout, or a plain checkpoint whose pooling is named.
 
-    `pooling`, "mean", "cls", "max" or "pooler" (the first token through BERT's own pooler, as supervised
-    SimCSE has it), is for directories without `modules.json`; nothing is normalised there. A configuration is
-    understood or refused; `ignore` names fields that were looked at and do not change a vector.
+    Args:
+        where: The directory.
+        pooling: "mean", "cls", "max" or "pooler" (the first token through BERT's own pooler, as supervised
+            SimCSE has it), for directories without `modules.json`; nothing is normalised there.
+        dtype: The type of the parameters.
+        ignore: Fields of the configurations that were looked at and do not change a vector; any other field
+            is understood or refused.
 
-    Raises a UserError that names the file, and what it lacks.
+    Raises:
+        UserError: If something is missing or not understood; it names the file.
     """
     dtype = base_model.dtype_name(dtype) or "float32"
     remedy = f"Name the directory of one, or a model of the hub such as {SUGGESTED_ENCODERS[0]!r}."
     root = storage.existing_directory(where, what="A sentence encoder", remedy=remedy)
     found = encoder_steps.read_steps(root, pooling, ignore=ignore)
     file = found.network / encoder_steps.CONFIG
-    told = encoder_steps.read_json_object(file)
-    kind, families = told.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
+    raw = encoder_steps.read_json_object(file)
+    kind, families = raw.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
     if kind not in families:
         raise UserError(
             f"Expected a model of type {', '.join(families)} in {str(file)!r}, got {kind!r:.50}. Fix: use "
@@ -176,18 +184,18 @@ def load_encoder(
         )
     held, weights = _read_tensors(found.network)
     if kind in bert.FAMILIES:
-        hf_fields.BERT.require(told, where=str(file), ignore=ignore)
-        network = bert.parse_network(told, dtype=dtype, where=str(file))
+        hf_fields.BERT.require(raw, where=str(file), ignore=ignore)
+        network = bert.parse_network(raw, dtype=dtype, where=str(file))
         flat, longest = bert.convert_params(network, held, kind, where=weights), network.longest
     else:
-        told = hf_config.read_config(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
-        network = hf_config.parse_network(told, head=False, dtype=dtype, where=str(file))
-        flat, longest = _t5_encoder(network, held, where=weights), None
-    tokenizer, length = wordpiece.load_tokenizer(found.network, longest, ignore=ignore)
-    projections = [_linear(*_read_tensors(place), "linear") for place in found.projections]
+        raw = hf_config.read_config(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
+        network = hf_config.parse_network(raw, head=False, dtype=dtype, where=str(file))
+        flat, longest = _convert_t5_encoder(network, held, where=weights), None
+    tokenizer, length = encoder_tokenizer.load_tokenizer(found.network, longest, ignore=ignore)
+    projections = [_read_projection(*_read_tensors(place), "linear") for place in found.projections]
     activations = [encoder_steps.read_activation(place, ignore) for place in found.projections]
     if found.pooling == "pooler":
-        projections, activations = [_linear(held, weights, "pooler.dense")], ["tanh"]
+        projections, activations = [_read_projection(held, weights, "pooler.dense")], ["tanh"]
     flat = {path: leaf.astype(base_model.DTYPES[dtype], copy=False) for path, leaf in flat.items()}
     pooled = "cls" if found.pooling == "pooler" else found.pooling
     return SentenceEncoder(
@@ -216,38 +224,34 @@ def load_encoder(
 def _read_tensors(directory: epath.Path) -> tuple[dict[str, np.ndarray], str]:
     """Returns the tensors of a directory by name, and the file that tells them."""
     name = huggingface.find_weights(directory) or ""
-    file = directory / name
-    if name == huggingface.TORCH:
-        return {key: found.read() for key, found in torch_bin.list_tensors(file).items()}, str(file)
-    if not name.startswith(huggingface.SAFETENSORS):
+    if not name.startswith((huggingface.SAFETENSORS, huggingface.TORCH)):
         raise UserError(
             f"Expected {huggingface.SAFETENSORS} or {huggingface.TORCH} in {str(directory)!r}, got neither. "
             "Fix: download one of them."
         )
-    shards = [name]
-    if name.endswith(huggingface.INDEX):
-        shards = sorted(set(encoder_steps.read_json_object(file).get("weight_map", {}).values()))
-    # Not `safetensors.list_tensors`, which refuses the integers that BERT's files hold beside their weights.
-    read = [storage.read_arrays(directory / shard, what="Weights of a sentence encoder") for shard in shards]
-    return {hf_names.strip_wrapper(key): array for part in read for key, array in part.items()}, str(file)
+    found = huggingface.strip_wrappers(huggingface.list_tensors(directory, name))
+    return {key: tensor.read() for key, tensor in found.items()}, str(directory / name)
 
 
-def _linear(found: Mapping[str, np.ndarray], where: str, name: str) -> dict[str, np.ndarray]:
+def _read_projection(found: Mapping[str, np.ndarray], where: str, name: str) -> dict[str, np.ndarray]:
     kernel = get_tensor(found, f"{name}.weight", (None, None), where=where).T
     if f"{name}.bias" not in found:
         return {"kernel": kernel}
     return {"kernel": kernel, "bias": get_tensor(found, f"{name}.bias", (kernel.shape[1],), where=where)}
 
 
-def _t5_encoder(config: T5Config, found: dict[str, np.ndarray], *, where: str) -> dict[str, np.ndarray]:
+def _convert_t5_encoder(
+    config: T5Config, found: dict[str, np.ndarray], *, where: str
+) -> dict[str, np.ndarray]:
     """Returns the parameters of a T5's encoder alone, by path."""
-    copies = [found[name] for name in hf_names.COPIES if name in found]
+    copies = [found[name] for name in hf_names.EMBEDDING_COPIES if name in found]
     found = {hf_names.EMBEDDING: copies[0], **found} if copies else found
     for copy in copies:
         if not np.array_equal(copy, found[hf_names.EMBEDDING]):
             raise UserError(
-                f"Expected {' and '.join(hf_names.COPIES)} in {where!r} to equal {hf_names.EMBEDDING!r}, got "
-                "other values. Fix: use a checkpoint whose tables of embeddings are tied."
+                f"Expected {' and '.join(hf_names.EMBEDDING_COPIES)} in {where!r} to equal "
+                f"{hf_names.EMBEDDING!r}, got other values. Fix: use a checkpoint whose tables of "
+                "embeddings are tied."
             )
     made = {}
     for path, shape in base_model.param_shapes(config).items():

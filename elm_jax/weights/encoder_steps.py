@@ -38,29 +38,29 @@ class EncoderSteps:
     prompt: str = ""  # what stands before every text
 
 
-def read_steps(root: epath.Path, told: str | None, *, ignore: Collection[str] = ()) -> EncoderSteps:
-    """Returns the steps of a directory; those of one without `modules.json` when its pooling is told.
+def read_steps(root: epath.Path, pooling_mode: str | None, *, ignore: Collection[str] = ()) -> EncoderSteps:
+    """Returns the steps of a directory; those of one without `modules.json` whose pooling is named.
 
     Args:
         root: The directory.
-        told: The pooling, for one without `modules.json`.
+        pooling_mode: The pooling, for one without `modules.json`.
         ignore: Fields that are not looked at, of whatever file.
 
     Raises:
         UserError: If a file is missing, a field is not understood, or a step is unknown or out of order.
     """
-    if told is not None:
-        names.resolve(told, POOLINGS, kind="pooling", where="elm_jax")
+    if pooling_mode is not None:
+        names.resolve(pooling_mode, POOLINGS, kind="pooling", where="elm_jax")
     file = root / MODULES
     if not file.exists():
-        if told is None:
+        if pooling_mode is None:
             raise UserError(
                 f"Expected {MODULES} in {str(root)!r}, which says how tokens are pooled, got none. Fix: name "
                 f"the pooling, one of {', '.join(POOLINGS)}, or save the model with sentence-transformers."
             )
-        return EncoderSteps(root, told, (), False)
-    if told is not None:
-        raise UserError(f"Expected the pooling of {str(file)!r}, got {told!r}. Fix: leave it out.")
+        return EncoderSteps(root, pooling_mode, (), False)
+    if pooling_mode is not None:
+        raise UserError(f"Expected the pooling of {str(file)!r}, got {pooling_mode!r}. Fix: leave it out.")
     listed = read_json_file(file)
     if not isinstance(listed, list) or not all(_is_step(step) for step in listed):
         raise UserError(
@@ -86,8 +86,8 @@ def read_steps(root: epath.Path, told: str | None, *, ignore: Collection[str] = 
     last = places[-1] / CONFIG
     if kinds[-1] == "Normalize" and last.exists():
         step_fields.NORMALIZE.require(read_json_object(last), where=str(last), ignore=ignore)
-    pooled, includes_prompt = _pooling(places[1] / CONFIG, ignore)
-    prompt = _prompt(root / MODEL, ignore)
+    pooled, includes_prompt = _read_pooling(places[1] / CONFIG, ignore)
+    prompt = _read_default_prompt(root / MODEL, ignore)
     if prompt and not includes_prompt:
         raise UserError(
             f"Expected the default prompt of {str(root / MODEL)!r} to be pooled like the text, got "
@@ -99,9 +99,9 @@ def read_steps(root: epath.Path, told: str | None, *, ignore: Collection[str] = 
 def read_activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     """Returns what follows the projection that a directory has."""
     file = directory / CONFIG
-    told = read_json_object(file)
-    step_fields.DENSE.require(told, where=str(file), ignore=ignore)
-    named = str(told.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    raw = read_json_object(file)
+    step_fields.DENSE.require(raw, where=str(file), ignore=ignore)
+    named = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = named.rpartition(".")[2]
     if kind not in _ACTIVATIONS or not named.startswith("torch.nn."):
         raise UserError(
@@ -128,24 +128,24 @@ def read_json_file(file: epath.Path) -> Any:
 
 def read_json_object(file: epath.Path) -> dict[str, Any]:
     """Returns the object that a file of JSON holds."""
-    told = read_json_file(file)
-    if not isinstance(told, dict):
+    raw = read_json_file(file)
+    if not isinstance(raw, dict):
         raise UserError(
-            f"Expected a JSON object in {str(file)!r}, got a {type(told).__name__}. Fix: download it again."
+            f"Expected a JSON object in {str(file)!r}, got a {type(raw).__name__}. Fix: download it again."
         )
-    return told
+    return raw
 
 
-def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
+def _read_default_prompt(file: epath.Path, ignore: Collection[str]) -> str:
     """Returns what stands before every text that is embedded without a prompt being named."""
     if not file.exists():
         return ""
-    told = read_json_object(file)
-    step_fields.MODEL.require(told, where=str(file), ignore=ignore)
-    name = told.get("default_prompt_name")
+    raw = read_json_object(file)
+    step_fields.MODEL.require(raw, where=str(file), ignore=ignore)
+    name = raw.get("default_prompt_name")
     if name is None:
         return ""
-    prompts = told.get("prompts")
+    prompts = raw.get("prompts")
     prompt = prompts.get(name) if isinstance(prompts, dict) else None
     if not isinstance(prompt, str):
         raise UserError(
@@ -155,21 +155,21 @@ def _prompt(file: epath.Path, ignore: Collection[str]) -> str:
     return prompt
 
 
-def _pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
+def _read_pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     """Returns how tokens are pooled, and whether those of a prompt are among them."""
-    told = read_json_object(file)
-    step_fields.POOLING.require(told, where=str(file), ignore=ignore)
-    modes = told.get("pooling_mode")
+    raw = read_json_object(file)
+    step_fields.POOLING.require(raw, where=str(file), ignore=ignore)
+    modes = raw.get("pooling_mode")
     if modes is None:
-        on = [name.removeprefix("pooling_mode_") for name in told if told[name] is True]
-        modes = [_MODES.get(name, name) for name in on if f"pooling_mode_{name}" in told]
+        on = [name.removeprefix("pooling_mode_") for name in raw if raw[name] is True]
+        modes = [_MODES.get(name, name) for name in on if f"pooling_mode_{name}" in raw]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in pooling.POOLINGS:
         raise UserError(
             f"Expected one pooling of {', '.join(pooling.POOLINGS)} in {str(file)!r}, got {modes!r:.100}. "
             "Fix: use another encoder."
         )
-    return modes[0], told.get("include_prompt") is not False
+    return modes[0], raw.get("include_prompt") is not False
 
 
 def _is_step(step: Any) -> bool:

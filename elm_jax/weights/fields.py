@@ -43,18 +43,18 @@ class FieldTable:
         """All fields of the table."""
         return self.used | self.unused | frozenset(self.neutral)
 
-    def require(self, told: Mapping[str, Any], *, where: str, ignore: Collection[str] = ()) -> None:
+    def require(self, config: Mapping[str, Any], *, where: str, ignore: Collection[str] = ()) -> None:
         """Refuses a configuration that says more than is understood.
 
         Args:
-            told: The configuration, field by field.
+            config: The configuration, field by field.
             where: The file, for the error message.
             ignore: Fields that the caller has looked at and found to be of no effect.
 
         Raises:
             UserError: If a field is unknown and not null, or has a value that changes the function.
         """
-        for name, value in told.items():
+        for name, value in config.items():
             if name in ignore or value is None or name in self.used or name in self.unused:
                 continue
             ignoring = self.ignoring.replace("{field}", name)

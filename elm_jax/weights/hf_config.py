@@ -25,14 +25,14 @@ FAMILIES: Mapping[str, str] = {
     "umt5": "UMT5ForConditionalGeneration",
 }
 # Relatives whose network is another, and why.
-OTHERS: Mapping[str, str] = {
+OTHER_FAMILIES: Mapping[str, str] = {
     "longt5": "LongT5 attends to a window or to blocks of the prompt",
     "switch_transformers": "Switch Transformers route every token to one of many feed-forward layers",
     "t5gemma": "T5Gemma is made of Gemma's layers",
     "t5gemma2": "T5Gemma is made of Gemma's layers",
     "myt5": "MyT5 reads rewritten bytes",
 }
-_FIELDS = {
+_SIZE_FIELDS = {
     "vocab_size": "vocab_size",
     "emb_dim": "d_model",
     "num_heads": "num_heads",
@@ -46,19 +46,19 @@ _FIELDS = {
     "norm_epsilon": "layer_norm_epsilon",
 }
 # Those without which a shape would be a guess.
-_REQUIRED = ("vocab_size", "d_model", "num_heads", "num_layers", "d_kv", "d_ff")
+_REQUIRED_FIELDS = ("vocab_size", "d_model", "num_heads", "num_layers", "d_kv", "d_ff")
 # What the name of an activation means; for gated-gelu transformers takes the tanh form.
-_FUNCTIONS: Mapping[str, str] = {
+_ACTIVATION_NAMES: Mapping[str, str] = {
     "relu": "relu",
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
     "silu": "silu",
     "swish": "silu",
 }
-_ACTIVATIONS: dict[str, tuple[str, ...]] = {
-    **{name: (function,) for name, function in _FUNCTIONS.items()},
+_FEED_FORWARDS: dict[str, tuple[str, ...]] = {
+    **{name: (function,) for name, function in _ACTIVATION_NAMES.items()},
     "gated-gelu": ("gelu", "linear"),
-    **{f"gated-{name}": (function, "linear") for name, function in _FUNCTIONS.items()},
+    **{f"gated-{name}": (function, "linear") for name, function in _ACTIVATION_NAMES.items()},
 }
 
 
@@ -77,58 +77,58 @@ def read_config(
             computes and is not understood.
     """
     file = directory / FILE
-    told = _read_object(file)
-    family = told.get("model_type")
+    raw = _read_object(file)
+    family = raw.get("model_type")
     if family not in FAMILIES:
-        other = OTHERS.get(str(family), "elm_jax has no other network")
+        other = OTHER_FAMILIES.get(str(family), "elm_jax has no other network")
         raise UserError(
             f"Expected {str(file)!r} to describe a model of type {', '.join(FAMILIES)}, got "
             f"{family!r:.50}. Fix: use a T5, mT5, ByT5, UL2 or umT5 ({other})."
         )
-    for name in _REQUIRED:
-        if told.get(name) is None:
+    for name in _REQUIRED_FIELDS:
+        if raw.get(name) is None:
             raise UserError(f"Expected {name!r} in {str(file)!r}, got none. Fix: download it again.")
-    table.require(told, where=str(file), ignore=ignore)
+    table.require(raw, where=str(file), ignore=ignore)
     beside = directory / GENERATION
     start = _read_object(beside).get("decoder_start_token_id") if beside.exists() else None
     if "decoder_start_token_id" not in ignore:
         table.require({"decoder_start_token_id": start}, where=str(beside))
-    return told
+    return raw
 
 
-def parse_network(told: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T5Config:
+def parse_network(raw: Mapping[str, Any], *, head: bool, dtype: str, where: str) -> T5Config:
     """Returns the shape that a configuration describes, for weights with a head of their own or without."""
-    feed_forward = told.get("feed_forward_proj", "relu" if told["model_type"] == "t5" else "gated-gelu")
-    if not isinstance(feed_forward, str) or feed_forward not in _ACTIVATIONS:
+    feed_forward = raw.get("feed_forward_proj", "relu" if raw["model_type"] == "t5" else "gated-gelu")
+    if not isinstance(feed_forward, str) or feed_forward not in _FEED_FORWARDS:
         raise UserError(
-            f"Expected a feed_forward_proj of {', '.join(_ACTIVATIONS)} in {where!r}, got "
+            f"Expected a feed_forward_proj of {', '.join(_FEED_FORWARDS)} in {where!r}, got "
             f"{feed_forward!r:.50}. Fix: use another model."
         )
-    _require_derived(told, feed_forward, where)
-    fields = {ours: told[theirs] for ours, theirs in _FIELDS.items() if told.get(theirs) is not None}
-    fields.setdefault("num_decoder_layers", told["num_layers"])
-    fields |= {"mlp_activations": _ACTIVATIONS[feed_forward], "dtype": dtype}
-    fields["relpos_per_layer"] = told["model_type"] == "umt5"
-    if not (head or has_own_head(told)):
-        fields |= {"logits_via_embedding": True, "scale_decoder_outputs": has_scaled_outputs(told)}
-    return base_model.parse_config(fields, where=where, called=_FIELDS)
+    _require_derived(raw, feed_forward, where)
+    fields = {ours: raw[theirs] for ours, theirs in _SIZE_FIELDS.items() if raw.get(theirs) is not None}
+    fields.setdefault("num_decoder_layers", raw["num_layers"])
+    fields |= {"mlp_activations": _FEED_FORWARDS[feed_forward], "dtype": dtype}
+    fields["relpos_per_layer"] = raw["model_type"] == "umt5"
+    if not (head or has_own_head(raw)):
+        fields |= {"logits_via_embedding": True, "scale_decoder_outputs": has_scaled_outputs(raw)}
+    return base_model.parse_config(fields, where=where, names_in_file=_SIZE_FIELDS)
 
 
-def has_scaled_outputs(told: Mapping[str, Any]) -> bool:
+def has_scaled_outputs(raw: Mapping[str, Any]) -> bool:
     """Says whether logits are divided by sqrt(d_model).
 
     mT5's never are, whatever the file says. umT5's are where the head is tied; since version 5 transformers
     says so in every file.
     """
-    if told["model_type"] == "mt5":
+    if raw["model_type"] == "mt5":
         return False
-    tied = told.get("tie_word_embeddings") is not False
-    return tied if told["model_type"] == "umt5" else bool(told.get("scale_decoder_outputs", tied))
+    tied = raw.get("tie_word_embeddings") is not False
+    return tied if raw["model_type"] == "umt5" else bool(raw.get("scale_decoder_outputs", tied))
 
 
-def has_own_head(told: Mapping[str, Any]) -> bool:
-    """Says whether the weights must have a head: so did transformers 4 where it was told of no tie."""
-    return told.get("tie_word_embeddings") is False and "scale_decoder_outputs" not in told
+def has_own_head(raw: Mapping[str, Any]) -> bool:
+    """Says whether the weights must have a head, as transformers 4 has it of untied embeddings."""
+    return raw.get("tie_word_embeddings") is False and "scale_decoder_outputs" not in raw
 
 
 def find_model_type(config: T5Config, like: Mapping[str, Any] | None = None) -> str:
@@ -154,7 +154,7 @@ def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = 
     Raises:
         UserError: If transformers has no such network.
     """
-    activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
+    activations = {ours: name for name, ours in reversed(_FEED_FORWARDS.items())}
     if config.mlp_activations not in activations:
         raise UserError(
             f"Expected a feed-forward that Hugging Face's T5 has, got {', '.join(config.mlp_activations)}. "
@@ -166,7 +166,7 @@ def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = 
     of_network = {
         "architectures": [FAMILIES[family]],
         "model_type": family,
-        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
+        **{theirs: getattr(config, ours) for ours, theirs in _SIZE_FIELDS.items()},
         "feed_forward_proj": activations[config.mlp_activations],
         "is_encoder_decoder": True,
         "tie_word_embeddings": family == "umt5" or config.logits_via_embedding,
@@ -180,24 +180,24 @@ def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = 
     return {**beside, **of_network}
 
 
-def _describes(told: Mapping[str, Any], config: T5Config, dtype: str) -> bool:
+def _describes(raw: Mapping[str, Any], config: T5Config, dtype: str) -> bool:
     """Says whether transformers builds a network from a configuration and the weights that are written."""
     head = not config.logits_via_embedding
-    if told.get("model_type") not in FAMILIES or find_model_type(config, told) != told["model_type"]:
+    if raw.get("model_type") not in FAMILIES or find_model_type(config, raw) != raw["model_type"]:
         return False
     # What states are divided by, the head of a umT5 is multiplied by when it is written; no other's is.
-    if has_scaled_outputs(told) != (told["model_type"] == "umt5" or _scales(config)):
+    if has_scaled_outputs(raw) != (raw["model_type"] == "umt5" or _scales(config)):
         return False
-    if any(told.get(name, dtype) != dtype for name in ("dtype", "torch_dtype")):
+    if any(raw.get(name, dtype) != dtype for name in ("dtype", "torch_dtype")):
         return False
-    return parse_network(told, head=head, dtype=config.dtype, where=FILE) == config
+    return parse_network(raw, head=head, dtype=config.dtype, where=FILE) == config
 
 
 def _scales(config: T5Config) -> bool:
     return config.logits_via_embedding and config.scale_decoder_outputs
 
 
-def _require_derived(told: Mapping[str, Any], feed_forward: str, where: str) -> None:
+def _require_derived(raw: Mapping[str, Any], feed_forward: str, where: str) -> None:
     """Refuses a file whose derived fields are not those that `feed_forward_proj` gives."""
     gated, _, name = feed_forward.rpartition("-")
     derived: dict[str, str | bool] = {
@@ -205,16 +205,16 @@ def _require_derived(told: Mapping[str, Any], feed_forward: str, where: str) -> 
         "is_gated_act": gated == "gated",
     }
     for field, wanted in derived.items():
-        if told.get(field, wanted) not in (wanted, None):
+        if raw.get(field, wanted) not in (wanted, None):
             raise UserError(
                 f"Expected {field!r} in {where!r} to be {wanted!r}, as feed_forward_proj {feed_forward!r} "
-                f"has it, got {told[field]!r:.50}. Fix: make the two agree."
+                f"has it, got {raw[field]!r:.50}. Fix: make the two agree."
             )
 
 
 def _read_object(file: epath.Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_bytes())
+        raw = json.loads(file.read_bytes())
     except OSError:
         raise UserError(
             f"Expected {FILE} of a Hugging Face checkpoint in {str(file.parent)!r}, got none. Fix: download "
@@ -224,8 +224,8 @@ def _read_object(file: epath.Path) -> dict[str, Any]:
         raise UserError(
             f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
         ) from None
-    if not isinstance(told, dict):
+    if not isinstance(raw, dict):
         raise UserError(
-            f"Expected a JSON object in {str(file)!r}, got a {type(told).__name__}. Fix: download it again."
+            f"Expected a JSON object in {str(file)!r}, got a {type(raw).__name__}. Fix: download it again."
         )
-    return told
+    return raw

@@ -6,7 +6,7 @@ has both the other way round. The Flax files of transformers 4 have T5X's kernel
 
 import re
 
-_MODULES = {
+_BLOCK_MODULES = {
     "encoder": {"attention": "layer.0.SelfAttention", "mlp": "layer.1.DenseReluDense"},
     "decoder": {
         "self_attention": "layer.0.SelfAttention",
@@ -14,7 +14,7 @@ _MODULES = {
         "mlp": "layer.2.DenseReluDense",
     },
 }
-_NORMS = {
+_NORM_MODULES = {
     "encoder": {"pre_attention_layer_norm": "layer.0", "pre_mlp_layer_norm": "layer.1"},
     "decoder": {
         "pre_self_attention_layer_norm": "layer.0",
@@ -22,11 +22,11 @@ _NORMS = {
         "pre_mlp_layer_norm": "layer.2",
     },
 }
-_LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
-_MLP = ("wi", "wi_0", "wi_1", "wo")
-_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)(?:/kernel)?")
+_PROJECTION_LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_MLP_PROJECTIONS = ("wi", "wi_0", "wi_1", "wo")
+_LAYER_PATH = re.compile(r"(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)(?:/kernel)?")
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
-_OUTSIDE = {
+_NAMES_OUTSIDE_LAYERS = {
     "token_embedder/embedding": EMBEDDING,
     "decoder/logits_dense/kernel": HEAD,
     "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
@@ -34,15 +34,15 @@ _OUTSIDE = {
     **{
         f"{stack}/relpos_bias/rel_embedding": f"{stack}.block.0.layer.0.SelfAttention."
         "relative_attention_bias.weight"
-        for stack in _MODULES
+        for stack in _BLOCK_MODULES
     },
 }
-_POSITIONS = re.compile(r"(encoder|decoder)/layers_(\d+)/relpos_bias/rel_embedding")
+_POSITION_PATH = re.compile(r"(encoder|decoder)/layers_(\d+)/relpos_bias/rel_embedding")
 # What training wraps modules in: torch.compile, DataParallel, FSDP and its checkpointing of activations.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Copies of the table of embeddings, and a table that transformers 3 wrote and nothing reads.
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+UNREAD_TENSOR = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def torch_name(path: str) -> str:
@@ -51,18 +51,18 @@ def torch_name(path: str) -> str:
     >>> torch_name("decoder/layers_3/encoder_decoder_attention/out/kernel")
     'decoder.block.3.layer.1.EncDecAttention.o.weight'
     """
-    if path in _OUTSIDE:
-        return _OUTSIDE[path]
-    positions = _POSITIONS.fullmatch(path)
+    if path in _NAMES_OUTSIDE_LAYERS:
+        return _NAMES_OUTSIDE_LAYERS[path]
+    positions = _POSITION_PATH.fullmatch(path)
     if positions is not None:
         stack, layer = positions.groups()
         return f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight"
-    found = _LAYER.fullmatch(path)
+    found = _LAYER_PATH.fullmatch(path)
     if found is None:
         return path
     stack, layer, block, name = found.groups()
-    if block in _NORMS[stack]:
-        return f"{stack}.block.{layer}.{_NORMS[stack][block]}.layer_norm.weight"
+    if block in _NORM_MODULES[stack]:
+        return f"{stack}.block.{layer}.{_NORM_MODULES[stack][block]}.layer_norm.weight"
     return f"{module_name(stack, layer, block, name)}.weight"
 
 
@@ -81,7 +81,8 @@ def module_name(stack: str, layer: str | int, block: str, name: str) -> str:
     >>> module_name("encoder", 0, "mlp", "wi_0")
     'encoder.block.0.layer.1.DenseReluDense.wi_0'
     """
-    return f"{stack}.block.{layer}.{_MODULES[stack].get(block, block)}.{_LETTERS.get(name, name)}"
+    module = _BLOCK_MODULES[stack].get(block, block)
+    return f"{stack}.block.{layer}.{module}.{_PROJECTION_LETTERS.get(name, name)}"
 
 
 def parse_projection(module: str) -> tuple[str, int, str, str] | None:
@@ -90,8 +91,10 @@ def parse_projection(module: str) -> tuple[str, int, str, str] | None:
     if found is None:
         return None
     stack, layer, inside, letter = found.groups()
-    blocks = {name: block for block, name in _MODULES[stack].items()}
-    names = {letter: name for name, letter in _LETTERS.items()} | {name: name for name in _MLP}
+    blocks = {name: block for block, name in _BLOCK_MODULES[stack].items()}
+    names = {letter: name for name, letter in _PROJECTION_LETTERS.items()} | {
+        name: name for name in _MLP_PROJECTIONS
+    }
     if inside not in blocks or letter not in names:
         return None
     return stack, int(layer), blocks[inside], names[letter]

@@ -52,7 +52,7 @@ def open_checkpoint(
         UserError: If a file is missing or says something that is not understood.
     """
     directory = storage.path(where)
-    told = hf_config.read_config(directory, ignore=ignore)
+    raw = hf_config.read_config(directory, ignore=ignore)
     file = find_weights(directory)
     if file is None:
         raise UserError(
@@ -60,20 +60,20 @@ def open_checkpoint(
             "Fix: download the weights."
         )
     flax = file.startswith(FLAX)
-    found = strip_wrappers(_index(directory, file))
+    found = strip_wrappers(list_tensors(directory, file))
     _require_plain(found)
     name_of = hf_names.flax_name if flax else hf_names.torch_name
-    embedding, called = _embedding(found, flax), name_of("decoder/logits_dense/kernel")
-    head, scaled = found.get(called), hf_config.has_scaled_outputs(told)
+    embedding, head_name = _find_embedding(found, flax), name_of("decoder/logits_dense/kernel")
+    head, scaled = found.get(head_name), hf_config.has_scaled_outputs(raw)
     if head is not None and scaled and embedding is not None and _are_equal(head, embedding, turned=flax):
-        del found[called]
+        del found[head_name]
         head = None
     precision = base_model.choose_compute_dtype(found, dtype)
     config = hf_config.parse_network(
-        told, head=head is not None, dtype=precision, where=str(directory / hf_config.FILE)
+        raw, head=head is not None, dtype=precision, where=str(directory / hf_config.FILE)
     )
     if head is not None and scaled:
-        found[called] = tensors.scale(head, config.emb_dim**-0.5)
+        found[head_name] = tensors.scale(head, config.emb_dim**-0.5)
     by_path = {}
     for path, shape in _unstack_shapes(base_model.param_shapes(config)).items():
         tensor = found.pop(name_of(path), None)
@@ -83,10 +83,10 @@ def open_checkpoint(
     # What is left is too many: the check that names it finds it under its own name.
     by_path |= {name: tensor for name, tensor in found.items() if not _is_copy(name)}
 
-    def wanted(path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    def locate_missing(path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         return name_of(path), shape[::-1] if hf_names.is_transposed(path, flax=flax) else shape
 
-    return Checkpoint(config, by_path, str(directory / file), wanted)
+    return Checkpoint(config, by_path, str(directory / file), locate_missing)
 
 
 def save(
@@ -106,7 +106,7 @@ def save(
     directory = storage.writable_directory(where)
     flat = base_model.params_by_layer(base)
     if hf_config.find_model_type(base.config, like) == "umt5":
-        flat |= _scaled_head(base, flat)
+        flat |= _scale_head(base, flat)
     arrays = {
         hf_names.torch_name(path): leaf.T if hf_names.is_transposed(path) else leaf
         for path, leaf in flat.items()
@@ -126,22 +126,30 @@ def save(
         placed |= dict.fromkeys(part, name)
     if len(shards) > 1:
         total = sum(leaf.nbytes for leaf in arrays.values())
-        told = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        storage.write_bytes(directory / (SAFETENSORS + INDEX), _to_json_bytes(told))
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        storage.write_bytes(directory / (SAFETENSORS + INDEX), _to_json_bytes(index))
     storage.write_bytes(directory / hf_config.FILE, _to_json_bytes(config))
 
 
-def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
-    """Returns the tensors of a file of weights, or of all shards that an index names."""
+def list_tensors(directory: epath.Path, file: str) -> dict[str, Tensor]:
+    """Returns the tensors of a file of weights, or of all shards that an index names, without reading them.
+
+    Args:
+        directory: Where the file lies.
+        file: Its name, as `find_weights` gives it.
+
+    Raises:
+        UserError: If a shard or a tensor that an index names is missing, or a file is damaged.
+    """
     readers: Mapping[str, Callable[[epath.Path], dict[str, Tensor]]] = {
         SAFETENSORS: safetensors.list_tensors,
-        FLAX: lambda where: _leaves(paths.flatten(msgpack.list_tensors(where)), where),
+        FLAX: lambda where: _require_tensors(paths.flatten(msgpack.list_tensors(where)), where),
         TORCH: torch_bin.list_tensors,
     }
     read = readers[file.removesuffix(INDEX)]
     if not file.endswith(INDEX):
         return read(directory / file)
-    placed = _weight_map(directory / file)
+    placed = _read_weight_map(directory / file)
     found: dict[str, Tensor] = {}
     for shard in sorted(set(placed.values())):
         if not (directory / shard).exists():
@@ -159,7 +167,7 @@ def _index(directory: epath.Path, file: str) -> dict[str, Tensor]:
     return found
 
 
-def _weight_map(file: epath.Path) -> dict[str, str]:
+def _read_weight_map(file: epath.Path) -> dict[str, str]:
     try:
         placed = json.loads(file.read_bytes())["weight_map"]
         if all(isinstance(shard, str) and epath.Path(shard).name == shard for shard in placed.values()):
@@ -172,7 +180,7 @@ def _weight_map(file: epath.Path) -> dict[str, str]:
     )
 
 
-def _leaves(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
+def _require_tensors(found: Mapping[str, Any], where: epath.Path) -> dict[str, Tensor]:
     for name, leaf in found.items():
         if not isinstance(leaf, Tensor):
             raise UserError(
@@ -211,13 +219,13 @@ def _require_plain(found: Mapping[str, Tensor]) -> None:
             )
 
 
-def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
+def _find_embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
     """Returns the table of embeddings, which some files have under a copy's name too, or alone.
 
     Encoder and decoder share one table here, so copies must be equal.
     """
     name = hf_names.flax_name("token_embedder/embedding") if flax else hf_names.EMBEDDING
-    for copy in hf_names.COPIES:
+    for copy in hf_names.EMBEDDING_COPIES:
         if copy not in found:
             continue
         if name not in found:
@@ -231,7 +239,7 @@ def _embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
     return found.get(name)
 
 
-def _scaled_head(base: Base, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _scale_head(base: Base, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the head for a network of transformers that always divides states by sqrt(d_model)."""
     path = "decoder/logits_dense/kernel"
     if base.config.logits_via_embedding and base.config.scale_decoder_outputs:
@@ -241,13 +249,13 @@ def _scaled_head(base: Base, flat: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _is_copy(name: str) -> bool:
-    return name in hf_names.COPIES or name == hf_names.UNREAD
+    return name in hf_names.EMBEDDING_COPIES or name == hf_names.UNREAD_TENSOR
 
 
 def _are_equal(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
     if turned:
         head = tensors.transpose(head)
-    return head.seen == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
+    return head.network_shape == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
 
 
 def _unstack_shapes(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

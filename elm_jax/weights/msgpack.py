@@ -37,7 +37,7 @@ def list_tensors(where: storage.PathLike) -> dict[str, Any]:
     with tensors.open_file(file) as stream:
         total = tensors.count_file_bytes(stream)
         try:
-            tree = _Reader(stream, total, file).value("", 0)
+            tree = _Reader(stream, total, file).read_value("", 0)
             if stream.tell() != total:
                 raise ValueError("bytes follow its end")
         except (ValueError, TypeError, OverflowError) as error:
@@ -59,41 +59,41 @@ class _Reader:
     def __init__(self, stream: IO[bytes], total: int, file: epath.Path) -> None:
         self.stream, self.total, self.file = stream, total, file
 
-    def value(self, name: str, depth: int) -> Any:
+    def read_value(self, name: str, depth: int) -> Any:
         """Returns the next value; `name` is its path in the tree."""
         if depth > MAX_DEPTH:
             raise ValueError(f"it is more than {MAX_DEPTH} levels deep")
-        kind = self.take(1)[0]
+        kind = self.read_bytes(1)[0]
         if kind < 0x80 or kind >= 0xE0:
             return kind if kind < 0x80 else kind - 256
         if kind < 0x90 or kind in _MAPS:
-            size = kind & 0x0F if kind < 0x90 else self.number(_MAPS[kind])
-            return self.entries(name, size, depth)
+            size = kind & 0x0F if kind < 0x90 else self.read_number(_MAPS[kind])
+            return self.read_entries(name, size, depth)
         if kind < 0xA0 or kind in _ARRAYS:
-            size = kind & 0x0F if kind < 0xA0 else self.number(_ARRAYS[kind])
-            return [self.value(name, depth + 1) for _ in range(size)]
+            size = kind & 0x0F if kind < 0xA0 else self.read_number(_ARRAYS[kind])
+            return [self.read_value(name, depth + 1) for _ in range(size)]
         if kind < 0xC0 or kind in _STRINGS:
-            content = self.take(kind & 0x1F if kind < 0xC0 else self.number(_STRINGS[kind]))
+            content = self.read_bytes(kind & 0x1F if kind < 0xC0 else self.read_number(_STRINGS[kind]))
             return content if kind in (0xC4, 0xC5, 0xC6) else content.decode()
         if kind in _NUMBERS:
-            return self.number(_NUMBERS[kind])
+            return self.read_number(_NUMBERS[kind])
         if kind in _CONSTANTS:
             return _CONSTANTS[kind]
         if kind in _EXTENSIONS or kind in _FIXED_EXTENSIONS:
-            size = _FIXED_EXTENSIONS.get(kind) or self.number(_EXTENSIONS[kind])
-            return self.extension(name, size, depth)
+            size = _FIXED_EXTENSIONS.get(kind) or self.read_number(_EXTENSIONS[kind])
+            return self.read_array(name, size, depth)
         raise ValueError(f"byte {self.stream.tell() - 1} begins no value")
 
-    def entries(self, name: str, size: int, depth: int) -> Any:
+    def read_entries(self, name: str, size: int, depth: int) -> Any:
         tree = {}
         for _ in range(size):
-            key = self.value(name, depth + 1)
+            key = self.read_value(name, depth + 1)
             if not isinstance(key, str):
                 raise ValueError(f"a key of {name!r} is no string")
-            tree[key] = self.value(f"{name}/{key}" if name else key, depth + 1)
-        return self.chunks(name, tree) if CHUNKED in tree else tree
+            tree[key] = self.read_value(f"{name}/{key}" if name else key, depth + 1)
+        return self.join_chunks(name, tree) if CHUNKED in tree else tree
 
-    def chunks(self, name: str, tree: dict[str, Any]) -> Tensor:
+    def join_chunks(self, name: str, tree: dict[str, Any]) -> Tensor:
         """Returns the array whose flat chunks a tree has."""
         shape, parts = tree.get("shape"), tree.get("chunks")
         if not (isinstance(shape, dict) and isinstance(parts, dict) and parts):
@@ -106,46 +106,46 @@ class _Reader:
             raise ValueError(f"the chunks of {name!r} do not make its shape")
         return tensors.concatenate(flat, sizes, name)
 
-    def extension(self, name: str, size: int, depth: int) -> Tensor:
-        kind = self.take(1)[0]
+    def read_array(self, name: str, size: int, depth: int) -> Tensor:
+        kind = self.read_bytes(1)[0]
         end = self.stream.tell() + size
         if kind not in (NDARRAY, SCALAR):
             raise ValueError(f"{name!r} is an extension of type {kind}, which is no array")
-        if self.take(1)[0] != 0x93:
+        if self.read_bytes(1)[0] != 0x93:
             raise ValueError(f"{name!r} should be a shape, a type and bytes")
-        shape, called = self.value(name, depth + 1), self.value(name, depth + 1)
+        shape, type_name = self.read_value(name, depth + 1), self.read_value(name, depth + 1)
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"the shape of {name!r} is no list of sizes")
-        dtype = _dtype(called, name)
-        mark = self.take(1)[0]
+        dtype = _dtype(type_name, name)
+        mark = self.read_bytes(1)[0]
         if mark not in (0xC4, 0xC5, 0xC6):
             raise ValueError(f"{name!r} should end with its bytes")
-        held = self.number(_STRINGS[mark])
+        count = self.read_number(_STRINGS[mark])
         start = self.stream.tell()
-        if held != math.prod(shape) * dtype.itemsize or start + held != end:
-            raise ValueError(f"{name!r} of {tuple(shape)} does not take the {held} bytes it has")
+        if count != math.prod(shape) * dtype.itemsize or start + count != end:
+            raise ValueError(f"{name!r} of {tuple(shape)} does not take the {count} bytes it has")
         if end > self.total:
             raise ValueError(f"{name!r} should end at byte {end}, but the file has {self.total}")
         self.stream.seek(end)
         return tensors.tensor_from_file(name, self.file, start, tuple(shape), dtype)
 
-    def number(self, packed: str) -> Any:
-        return struct.unpack(packed, self.take(struct.calcsize(packed)))[0]
+    def read_number(self, packed: str) -> Any:
+        return struct.unpack(packed, self.read_bytes(struct.calcsize(packed)))[0]
 
-    def take(self, size: int) -> bytes:
+    def read_bytes(self, size: int) -> bytes:
         if self.stream.tell() + size > self.total:
             raise ValueError(f"the file ends at byte {self.total}, within a value")
         return self.stream.read(size)
 
 
-def _dtype(called: Any, name: str) -> np.dtype:
+def _dtype(type_name: Any, name: str) -> np.dtype:
     # Old files call bfloat16 by the bytes it takes.
-    if called in ("bfloat16", "V2", b"V2"):
+    if type_name in ("bfloat16", "V2", b"V2"):
         return np.dtype(bfloat16)
     try:
-        found = np.dtype(str(called.decode() if isinstance(called, bytes) else called))
+        found = np.dtype(str(type_name.decode() if isinstance(type_name, bytes) else type_name))
     except (TypeError, ValueError, SyntaxError):
-        raise ValueError(f"{name!r} has an unknown type {called!r:.50}") from None
+        raise ValueError(f"{name!r} has an unknown type {type_name!r:.50}") from None
     if found.kind not in "biuf":
         raise ValueError(f"{name!r} is of type {found}, not of numbers")
     return found

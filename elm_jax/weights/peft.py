@@ -19,7 +19,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import paths
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
-from elm_jax.weights import base_model, hf_names, huggingface, peft_fields, safetensors, torch_bin
+from elm_jax.weights import base_model, hf_names, huggingface, peft_fields, safetensors, tensors, torch_bin
 from elm_jax.weights.tensors import Tensor
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -211,4 +211,9 @@ def _fits(tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise UserError(
             f"Expected {tensor.name!r} in {tensor.file!r} as {shape} for this base, got {tensor.shape}. Fix: "
             "name the base that it was trained on."
+        )
+    if tensor.dtype not in tensors.FLOATS:
+        raise UserError(
+            f"Expected {tensor.name!r} in {tensor.file!r} as floating-point numbers, got {tensor.dtype}. "
+            "Fix: convert it first."
         )

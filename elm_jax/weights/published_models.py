@@ -24,7 +24,7 @@ class PublishedModel:
     safetensors_only: bool = False  # whether its weights are read in no other format
 
 
-def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, PublishedModel]:
+def _make_family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str, PublishedModel]:
     """Returns the models of a family by size; `{}` stands for the size."""
     found = {}
     for size, step in steps.items():
@@ -34,29 +34,29 @@ def _family(hub: str, bucket: str | None, steps: Mapping[str, int]) -> dict[str,
     return found
 
 
-_SIZES = ("small", "base", "large", "xl", "xxl")
-_FLAN = {"small": 1198000, "base": 1184000, "large": 1164000, "xl": 1138000, "xxl": 1114000}
-_T5 = {"small": 1000000, "base": 999900, "large": 1000700, "3B": 1000000, "11B": 1000000}
-_T0 = ("T0", "T0_3B", "T0p", "T0pp", "T0_single_prompt", "T0_original_task_only")
+_SIZE_NAMES = ("small", "base", "large", "xl", "xxl")
+_FLAN_STEPS = {"small": 1198000, "base": 1184000, "large": 1164000, "xl": 1138000, "xxl": 1114000}
+_T5_STEPS = {"small": 1000000, "base": 999900, "large": 1000700, "3B": 1000000, "11B": 1000000}
+_T0_NAMES = ("T0", "T0_3B", "T0p", "T0pp", "T0_single_prompt", "T0_original_task_only")
 
 PUBLISHED: Mapping[str, PublishedModel] = {
-    **_family("google-t5/t5-{}", "t5_{}", _T5),
-    **_family("google/t5-v1_1-{}", "t5_1_1_{}", dict.fromkeys(_SIZES, 1000000)),
-    **_family("google/t5-{}-lm-adapt", "t5_1_1_lm100k_{}", dict.fromkeys(_SIZES, 1100000)),
-    **_family("google/flan-t5-{}", "flan_t5_{}", _FLAN),
-    **_family("google/mt5-{}", "mt5_{}", dict.fromkeys(_SIZES, 1000000)),
-    **_family("google/byt5-{}", "byt5_{}", dict.fromkeys(_SIZES, 1000000)),
-    **_family("bigscience/mt0-{}", None, dict.fromkeys(_SIZES, 0)),
-    **_family("google/umt5-{}", None, dict.fromkeys(("small", "base", "xl", "xxl"), 0)),
-    **_family("EleutherAI/pile-t5-{}", None, dict.fromkeys(("base", "large", "xl", "xxl"), 0)),
+    **_make_family("google-t5/t5-{}", "t5_{}", _T5_STEPS),
+    **_make_family("google/t5-v1_1-{}", "t5_1_1_{}", dict.fromkeys(_SIZE_NAMES, 1000000)),
+    **_make_family("google/t5-{}-lm-adapt", "t5_1_1_lm100k_{}", dict.fromkeys(_SIZE_NAMES, 1100000)),
+    **_make_family("google/flan-t5-{}", "flan_t5_{}", _FLAN_STEPS),
+    **_make_family("google/mt5-{}", "mt5_{}", dict.fromkeys(_SIZE_NAMES, 1000000)),
+    **_make_family("google/byt5-{}", "byt5_{}", dict.fromkeys(_SIZE_NAMES, 1000000)),
+    **_make_family("bigscience/mt0-{}", None, dict.fromkeys(_SIZE_NAMES, 0)),
+    **_make_family("google/umt5-{}", None, dict.fromkeys(("small", "base", "xl", "xxl"), 0)),
+    **_make_family("EleutherAI/pile-t5-{}", None, dict.fromkeys(("base", "large", "xl", "xxl"), 0)),
     **{name: PublishedModel(f"google/{name}") for name in ("ul2", "flan-ul2")},
-    **{name: PublishedModel(f"bigscience/{name}", eos_on_input=False) for name in _T0},
+    **{name: PublishedModel(f"bigscience/{name}", eos_on_input=False) for name in _T0_NAMES},
 }
 # Other spellings that are in use.
 ALIASES: Mapping[str, str] = {
-    **{f"t5-v1_1-{size}-lm-adapt": f"t5-{size}-lm-adapt" for size in _SIZES},
-    **{f"t5_1_1_lm100k_{size}": f"t5-{size}-lm-adapt" for size in _SIZES},
-    **{name.lower().replace("_", "-"): name for name in _T0},
+    **{f"t5-v1_1-{size}-lm-adapt": f"t5-{size}-lm-adapt" for size in _SIZE_NAMES},
+    **{f"t5_1_1_lm100k_{size}": f"t5-{size}-lm-adapt" for size in _SIZE_NAMES},
+    **{name.lower().replace("_", "-"): name for name in _T0_NAMES},
 }
 
 
@@ -64,7 +64,10 @@ def find_model(name: str) -> PublishedModel:
     """Returns the model of a name, a hub id or another spelling of either.
 
     An id of the hub that is in no table stands for itself, and so does `hf:owner/name@revision`, of which
-    safetensors alone are read. Raises a UserError with the nearest names if it is neither.
+    safetensors alone are read.
+
+    Raises:
+        UserError: If it is neither; it has the nearest names.
 
     >>> find_model("t5-v1_1-xl-lm-adapt").hub
     'google/t5-xl-lm-adapt'

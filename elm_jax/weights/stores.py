@@ -16,8 +16,8 @@ from elm_jax.errors import UserError
 from elm_jax.weights.tensors import Tensor
 
 MANIFEST = "manifest.ocdbt"
-_METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
-_WHOLE = "Fix: copy it again, or name another checkpoint."
+_METADATA_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
+_FIX = "Fix: copy it again, or name another checkpoint."
 
 
 def list_names(directory: epath.Path) -> dict[str, str]:
@@ -28,26 +28,31 @@ def list_names(directory: epath.Path) -> dict[str, str]:
         except Exception as error:  # TensorStore raises what its parts raise
             raise UserError(
                 f"Expected a database of arrays in {str(directory)!r}, got one that does not open "
-                f"({_reason(error)}). {_WHOLE}"
+                f"({_reason(error)}). {_FIX}"
             ) from None
     else:
         keys = [
             f"{entry.name}/{name}"
             for entry in directory.iterdir()
-            for name in _METADATA
+            for name in _METADATA_FILES
             if (entry / name).exists()
         ]
     split = (key.rpartition("/") for key in keys)
-    return {name: _METADATA[last] for name, _, last in split if last in _METADATA and name}
+    return {name: _METADATA_FILES[last] for name, _, last in split if last in _METADATA_FILES and name}
 
 
 def list_tensors(
     directory: epath.Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
-    """Returns the named arrays of a directory, unread; `names` gives each its driver.
+    """Returns arrays of a directory by name, without reading them.
 
-    `shapes` are those that an index promises; an array of another is a UserError, as is one that does not
-    open.
+    Args:
+        directory: The directory.
+        names: Name -> TensorStore's driver.
+        shapes: Name -> the shape that an index promises.
+
+    Raises:
+        UserError: If an array does not open, or has another shape.
     """
     inside = _database(directory) if (directory / MANIFEST).exists() else None
     context = ts.Context()  # one for all, so that the database's nodes are read once
@@ -72,13 +77,13 @@ def list_tensors(
         except Exception as error:  # TensorStore raises what its parts raise
             raise UserError(
                 f"Expected the array {name!r} in {str(directory)!r}, got one that does not open "
-                f"({_reason(error)}). {_WHOLE}"
+                f"({_reason(error)}). {_FIX}"
             ) from None
         wanted = (shapes or {}).get(name, store.shape)
         if tuple(store.shape) != tuple(wanted):
             raise UserError(
                 f"Expected {name!r} in {str(directory)!r} as {tuple(wanted)}, as its index says, got "
-                f"{tuple(store.shape)}. {_WHOLE}"
+                f"{tuple(store.shape)}. {_FIX}"
             )
         found[name] = _make_tensor(name, str(directory), store)
     return found
@@ -109,7 +114,7 @@ def _read(name: str, file: str, store: ts.TensorStore, out: np.ndarray) -> None:
     except Exception as error:  # TensorStore raises what its parts raise
         raise UserError(
             f"Expected the whole array {name!r} in {file!r}, got a part that cannot be read "
-            f"({_reason(error)}). {_WHOLE}"
+            f"({_reason(error)}). {_FIX}"
         ) from None
 
 

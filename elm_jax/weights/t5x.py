@@ -24,8 +24,8 @@ STEP = re.compile(r"checkpoint_(\d+)")
 LEGACY, STATE = "checkpoint", "state"
 UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$")
 _EMBEDDING = "token_embedder/embedding"
-_ORBAX = (stores.MANIFEST, "_METADATA")
-_TABLE = re.compile(rf"(encoder|decoder)/{paths.STACK}(_\d+)?/relpos_bias/rel_embedding")
+_ORBAX_FILES = (stores.MANIFEST, "_METADATA")
+_POSITION_TABLE = re.compile(rf"(encoder|decoder)/{paths.STACK}(_\d+)?/relpos_bias/rel_embedding")
 
 
 def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
@@ -35,7 +35,7 @@ def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
     """
     if UNFINISHED.search(directory.name):
         raise _unfinished_error(directory)
-    if (directory / LEGACY).exists() and not any((directory / name).exists() for name in _ORBAX):
+    if (directory / LEGACY).exists() and not any((directory / name).exists() for name in _ORBAX_FILES):
         return "legacy", directory
     for place in (directory, directory / STATE, directory / "default"):
         if _is_orbax(place):
@@ -62,9 +62,9 @@ def open_checkpoint(
     found = list_parameters(where)
     named = str(storage.path(where))
     place = find_checkpoint(storage.path(where))
-    told = t5x_gin.read_network_fields(place[1], ignore=ignore) if place else {}
+    from_gin = t5x_gin.read_network_fields(place[1], ignore=ignore) if place else {}
     return Checkpoint(
-        base_model.parse_config(_infer_fields(found, dtype, named) | told, where=named),
+        base_model.parse_config(_infer_fields(found, dtype, named) | from_gin, where=named),
         found,
         named,
         lambda path, shape: (f"{TARGET}/{path}", shape),
@@ -98,7 +98,9 @@ def _unfinished_error(directory: epath.Path) -> UserError:
 def _is_orbax(directory: epath.Path) -> bool:
     if not directory.is_dir():
         return False
-    return any((directory / name).exists() for name in (*_ORBAX, f"{TARGET}.{_EMBEDDING.replace('/', '.')}"))
+    return any(
+        (directory / name).exists() for name in (*_ORBAX_FILES, f"{TARGET}.{_EMBEDDING.replace('/', '.')}")
+    )
 
 
 def _list_orbax(directory: epath.Path) -> dict[str, Tensor]:
@@ -185,7 +187,7 @@ def _to_native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
     heads = re.search(r"/(query|key|value|out)/kernel$", path)
     stacked = path.count(f"/{paths.STACK}/")
     if heads and len(tensor.shape) == 3 + stacked:
-        tensor = replace(tensor, merged=stacked + (heads.group(1) != "out"))
+        tensor = replace(tensor, joined_axis=stacked + (heads.group(1) != "out"))
     return path, tensor
 
 
@@ -194,7 +196,7 @@ def _join_position_tables(found: dict[str, Tensor], where: str) -> dict[str, Ten
 
     T5X's scanned network has a table in every layer, and where they differ they stay as they are.
     """
-    tables = {path: found.pop(path) for path in list(found) if _TABLE.fullmatch(path)}
+    tables = {path: found.pop(path) for path in list(found) if _POSITION_TABLE.fullmatch(path)}
     read = {path: tensor.read() for path, tensor in tables.items()}
     shared = {}
     for path, value in sorted(read.items()):
@@ -212,8 +214,8 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
 
     def shape(*names: str) -> tuple[int, ...]:
         for name in names:
-            if name in found and len(found[name].seen) == 2 + name.count(f"/{paths.STACK}/"):
-                return found[name].seen[-2:]
+            if name in found and len(found[name].network_shape) == 2 + name.count(f"/{paths.STACK}/"):
+                return found[name].network_shape[-2:]
         raise UserError(
             f"Expected '{TARGET}/{names[0]}' of two axes in {where!r}, as a T5 has it, got none. Fix: name "
             "another checkpoint."
@@ -250,5 +252,5 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
 
 def _count_layers(found: Mapping[str, Tensor], stack: str) -> int:
     apart = {int(layer.group(1)) for name in found if (layer := re.match(rf"{stack}/layers_(\d+)/", name))}
-    together = [tensor.seen[0] for name, tensor in found.items() if name.startswith(f"{stack}/layers/")]
-    return len(apart) or min(together, default=0)
+    stacked = [tensor for name, tensor in found.items() if name.startswith(f"{stack}/{paths.STACK}/")]
+    return len(apart) or min((tensor.network_shape[0] for tensor in stacked), default=0)

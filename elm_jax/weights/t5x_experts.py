@@ -76,10 +76,16 @@ def infer_expert(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, 
 def load_t5x_expert(
     where: storage.PathLike, base: Base, kind: str, owned: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Returns the expert in a checkpoint of T5X's, float32, as a tree beside its base.
+    """Returns the expert in a checkpoint of T5X, float32, as a tree beside its base.
 
-    It owns what experts of the kind do, or the parameters that `owned` names by stacked path. A UserError
-    names the first parameter that is missing, misshapen or too many, or that differs from the base's.
+    Args:
+        where: The checkpoint.
+        base: The base that it was trained on.
+        kind: The expert's kind.
+        owned: The stacked paths of its parameters; default: what experts of the kind own.
+
+    Raises:
+        UserError: If a parameter is missing, misshapen or too many, or differs from the base's; it is named.
     """
     pattern = OWNED_PARAMS[
         names.resolve(kind, OWNED_PARAMS, kind="expert kind", where="elm_jax.weights.t5x_experts")
@@ -143,9 +149,9 @@ def require_matching_shapes(tree: Params, config: T5Config, *, what: str, kind: 
         known = {**sizes, "layers": layers, "rank": ranks.get(pair, "R")}
         wanted = tuple(known[axis] for axis in axes)
         if shape != wanted:
-            told = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
+            axes_text = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
             raise UserError(
-                f"Expected {path!r} as ({told}) for the base, got {shape} of {what}. Fix: name the base "
+                f"Expected {path!r} as ({axes_text}) for the base, got {shape} of {what}. Fix: name the base "
                 "that it was trained on."
             )
 
@@ -162,11 +168,12 @@ def _stack_layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor |
             stack, number, rest = layer.groups()
             apart.setdefault(f"{stack}/{paths.STACK}/{rest}", {})[int(number)] = tensor
     for path, layers in apart.items():
-        if set(layers) != set(range(len(layers))) or len({tensor.seen for tensor in layers.values()}) > 1:
+        shapes = {number: tensor.network_shape for number, tensor in sorted(layers.items())}
+        if set(shapes) != set(range(len(shapes))) or len(set(shapes.values())) > 1:
             raise UserError(
                 f"Expected {path!r} of one shape for all layers in {where}, got layers "
-                f"{', '.join(f'{number} {tensor.seen}' for number, tensor in sorted(layers.items()))}. Fix: "
-                "name another checkpoint."
+                f"{', '.join(f'{number} {shape}' for number, shape in shapes.items())}. Fix: name another "
+                "checkpoint."
             )
         together[path] = [layers[number] for number in range(len(layers))]
     return dict(sorted(together.items()))
@@ -174,10 +181,10 @@ def _stack_layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor |
 
 def _read(layers: Tensor | list[Tensor], dtype: np.dtype) -> np.ndarray:
     if isinstance(layers, Tensor):
-        whole = np.empty(layers.seen, dtype)
+        whole = np.empty(layers.network_shape, dtype)
         layers.read_into(whole)
         return whole
-    whole = np.empty((len(layers), *layers[0].seen), dtype)
+    whole = np.empty((len(layers), *layers[0].network_shape), dtype)
     for layer, part in zip(layers, whole, strict=True):
         layer.read_into(part)
     return whole

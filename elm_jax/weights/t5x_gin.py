@@ -29,8 +29,8 @@ TABLE = FieldTable(
     neutral={"module": ("Transformer",)},
     remedies={"module": "the network has to be T5X's own `network.Transformer`, not another library's"},
 )
-OURS = "make_module"  # of elm_jax.t5x.checkpoints: it reads the network's shape from the checkpoint
-_SPELLINGS = {"swish": "silu"}  # Flax has one activation under two names
+OUR_MODULE = "make_module"  # of elm_jax.t5x.checkpoints: it reads the network's shape from the checkpoint
+_ACTIVATION_ALIASES = {"swish": "silu"}  # Flax has one activation under two names
 
 
 def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
@@ -50,9 +50,9 @@ def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ())
     if file is None:
         return {}
     bound = _read_bindings(file)[0]
-    told = {name: value for name, value in bound.items() if name not in ignore and value != OURS}
-    TABLE.require(told, where=str(file))
-    found = {name: told[name] for name in sorted(TABLE.used & told.keys()) if told[name] is not None}
+    raw = {name: value for name, value in bound.items() if name not in ignore and value != OUR_MODULE}
+    TABLE.require(raw, where=str(file))
+    found = {name: raw[name] for name in sorted(TABLE.used & raw.keys()) if raw[name] is not None}
     if "mlp_activations" in found:
         names = found["mlp_activations"]
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
@@ -60,7 +60,7 @@ def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ())
                 f"Expected 'mlp_activations' in {str(file)!r} to be names of activations, got {names!r:.80}. "
                 "Fix: correct the file."
             )
-        found["mlp_activations"] = tuple(_SPELLINGS.get(name, name) for name in names)
+        found["mlp_activations"] = tuple(_ACTIVATION_ALIASES.get(name, name) for name in names)
     return found
 
 
@@ -111,10 +111,10 @@ def _read_bindings(file: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
             (name, statement.arg_name) == (MODEL, "module")
         ):
             bound[statement.arg_name] = statement.value
-    told = {name: _resolve(value, macros, file) for name, value in bound.items()}
-    if "module" in told:  # @network.Transformer()
-        told["module"] = str(told["module"]).strip("@()").rpartition(".")[2]
-    return told, macros
+    raw = {name: _resolve(value, macros, file) for name, value in bound.items()}
+    if "module" in raw:  # @network.Transformer()
+        raw["module"] = str(raw["module"]).strip("@()").rpartition(".")[2]
+    return raw, macros
 
 
 def _resolve(value: Any, macros: Mapping[str, Any], file: epath.Path) -> Any:

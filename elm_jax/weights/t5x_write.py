@@ -40,8 +40,8 @@ def save(where: storage.PathLike, base: Base, expert: Params | None = None) -> N
     if base.config.logits_via_embedding and not base.config.scale_decoder_outputs:
         flat["decoder/logits_dense/kernel"] = np.ascontiguousarray(flat["token_embedder/embedding"].T)
     if expert is not None:
-        flat |= paths.unstack_layers(_even_ranks(paths.flatten(expert)))
-    states = {path: _fresh(value.shape) for path, value in flat.items()}
+        flat |= paths.unstack_layers(_pad_ranks(paths.flatten(expert)))
+    states = {path: _init_adafactor_state(value.shape) for path, value in flat.items()}
     tree = {
         TARGET: paths.unflatten(flat),
         STATE: {"step": np.zeros((), np.int32), "param_states": paths.unflatten(states)},
@@ -49,7 +49,7 @@ def save(where: storage.PathLike, base: Base, expert: Params | None = None) -> N
     _write(directory, tree)
 
 
-def _even_ranks(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _pad_ranks(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns an expert's parameters in float32, LoRAs of the largest rank among them."""
     found = {path: np.asarray(value, np.float32) for path, value in flat.items()}
     rank = max((value.shape[-1] for path, value in found.items() if path.endswith("/lora_a")), default=0)
@@ -70,7 +70,7 @@ def _write(directory: epath.Path, tree: dict[str, Any]) -> None:
     (directory / DIRECTORY / "dataset").mkdir()
 
 
-def _fresh(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _init_adafactor_state(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Returns Adafactor's state before its first step; what it does not use is a single zero."""
     state: dict[str, np.ndarray] = {name: np.zeros(1, np.float32) for name in ("m", "v", "v_col", "v_row")}
     order = [int(axis) for axis in np.argsort(shape)]

@@ -23,30 +23,40 @@ FLOATS = tuple(np.dtype(kind) for kind in (bfloat16, np.float16, np.float32, np.
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor that has not been read."""
+    """One tensor that has not been read.
 
-    name: str  # as its file calls it
+    Attributes:
+        name: Its name in the file.
+        file: The file.
+        shape: Its shape in the file.
+        dtype: Its type in the file.
+        fill: Writes it into an array of that shape and of any floating type.
+        axes: The file's axes in the network's order; None if that is the file's order.
+        joined_axis: The axis that is one with the next in the network, as heads and their width are.
+    """
+
+    name: str
     file: str
-    shape: tuple[int, ...]  # as it lies there
+    shape: tuple[int, ...]
     dtype: np.dtype
-    fill: Callable[[np.ndarray], None]  # writes it into an array of that shape and any float type
-    axes: tuple[int, ...] | None = None  # the file's axes in the network's order; None where that is theirs
-    merged: int | None = None  # which of these the network has as one with the next, as heads and their width
+    fill: Callable[[np.ndarray], None]
+    axes: tuple[int, ...] | None = None
+    joined_axis: int | None = None
 
     @property
-    def seen(self) -> tuple[int, ...]:
+    def network_shape(self) -> tuple[int, ...]:
         """The shape as the network has it."""
-        shape = self._apart
-        if self.merged is None:
+        shape = self._unjoined_shape
+        if self.joined_axis is None:
             return shape
-        before, both = shape[: self.merged], shape[self.merged : self.merged + 2]
-        return (*before, both[0] * both[1], *shape[self.merged + 2 :])
+        before, pair = shape[: self.joined_axis], shape[self.joined_axis : self.joined_axis + 2]
+        return (*before, pair[0] * pair[1], *shape[self.joined_axis + 2 :])
 
     @property
-    def _apart(self) -> tuple[int, ...]:
+    def _unjoined_shape(self) -> tuple[int, ...]:
         return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
 
-    def as_stored(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def shape_in_file(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Returns a shape of the network's as the file has it."""
         if self.axes is None or len(shape) != len(self.axes):
             return tuple(shape)
@@ -54,12 +64,12 @@ class Tensor:
 
     def read_into(self, out: np.ndarray) -> None:
         """Reads the tensor into an array, its rows one after the other, that is as the network has it."""
-        apart = out.reshape(self._apart, copy=False)
-        self.fill(apart if self.axes is None else apart.transpose(np.argsort(self.axes)))
+        unjoined = out.reshape(self._unjoined_shape, copy=False)
+        self.fill(unjoined if self.axes is None else unjoined.transpose(np.argsort(self.axes)))
 
     def read(self) -> np.ndarray:
         """Returns the tensor as the network has it, in its own type."""
-        out = np.empty(self.seen, self.dtype)
+        out = np.empty(self.network_shape, self.dtype)
         self.read_into(out)
         return out
 

@@ -33,7 +33,13 @@ def list_tensors(where: epath.Path) -> dict[str, Tensor]:
         if plain.dtype == torch.bfloat16:
             array = plain.contiguous().view(torch.uint16).numpy().view(bfloat16)
         else:
-            array = np.asarray(plain.numpy())
+            try:
+                array = np.asarray(plain.numpy())
+            except (TypeError, RuntimeError):  # of a type or a layout that NumPy has not
+                raise UserError(
+                    f"Expected {name!r} in {file!r} as plain numbers of 16 bits or more, got {plain.dtype} "
+                    f"as {plain.layout}. Fix: convert it first."
+                ) from None
         found[name] = tensors.tensor_from_array(name, file, array)
     return found
 

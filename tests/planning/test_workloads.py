@@ -115,3 +115,9 @@ def test_a_recipe_of_the_whole_path_trains_and_scores():
 )
 def test_the_size_of_a_published_base_is_in_its_name(name, size):
     assert networks.find_size(name) == size
+
+
+@pytest.mark.parametrize("name", ["google/umt5-base", "hf:google/flan-ul2@main", "hf:me/mine"])
+def test_a_base_whose_size_is_in_no_table_is_refused(name):
+    with pytest.raises(UserError, match="--size"):
+        networks.find_size(name)

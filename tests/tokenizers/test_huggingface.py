@@ -128,6 +128,60 @@ def test_ids_and_decoded_texts_equal_those_of_transformers(pieces, tmp_path, kin
         assert ours.decode(ids) == theirs.decode(cut, skip_special_tokens=True), text
 
 
+SENTINELS = [f"<extra_id_{number}>" for number in range(300)]
+# Fields of tokenizer_config.json that transformers does something about.
+FIELDS = {
+    "named specials": {"sep_token": "<sep>", "mask_token": "<mask>", "bos_token": "<s>"},
+    "listed specials": {"additional_special_tokens": [*SENTINELS[:100], "<img>", "<sep>"]},
+    "more sentinels": {"additional_special_tokens": SENTINELS, "extra_ids": 300},
+    "specials by name": {"extra_special_tokens": {"image_token": "<img>"}},
+    "clean-up": {"clean_up_tokenization_spaces": True},
+    "of transformers 4": {"legacy": False, "sp_model_kwargs": {}, "model_max_length": 5, "extra_ids": 100},
+}
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["pieces", "saved by 5"])
+@pytest.mark.parametrize("fields", FIELDS)
+def test_what_the_configuration_says_is_done_as_transformers_does_it(pieces, tmp_path, form, fields):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    place = place_of(pieces, tmp_path / "base", form)
+    told = {"tokenizer_class": "T5Tokenizer", **FIELDS[fields]}
+    (place / "tokenizer_config.json").write_text(json.dumps(told))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(place), huggingface.load(place)
+    assert ours.size == len(theirs)
+    for text in [*UNUSUAL, *TEXTS, *corpus()[1500:1600], "the dog , it 's . do n't !"]:
+        ids = ours.encode(text)
+        assert [*ids, ours.eos] == theirs(text).input_ids, text
+        if ours.eos not in ids:
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
+
+
+def test_a_special_token_that_no_vocabulary_has_gets_the_next_id(saved):
+    size = huggingface.load(saved).size
+    named = {"eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>", "sep_token": "<sep>"}
+    write(saved, tokenizer_config=named | {"additional_special_tokens": ["<img>"]})
+    found = huggingface.load(saved)
+    assert [found.encode(text) for text in ("<sep>", "<mask>", "<img>")] == [[size], [size + 1], [size + 2]]
+    assert found.size == size + 3
+    assert found.decode([size]) == ""
+
+
+def test_spaces_before_punctuation_go_where_the_configuration_says_so(saved):
+    plain = huggingface.load(saved)
+    ids = plain.encode("the dog , it ran .")
+    write(
+        saved,
+        tokenizer_config={"eos_token": "</s>", "pad_token": "<pad>", "clean_up_tokenization_spaces": True},
+    )
+    found = huggingface.load(saved)
+    assert plain.decode(ids) == "the dog , it ran ."
+    assert found.decode(ids) == "the dog, it ran."
+    assert found.fingerprint != plain.fingerprint
+    assert pickle.loads(pickle.dumps(found)).decode(ids) == "the dog, it ran."
+
+
 def test_a_tokenizer_json_is_enough_without_a_sentencepiece_model(saved):
     found = huggingface.load(saved)
     assert not (saved / "spiece.model").exists()
@@ -209,7 +263,12 @@ def test_byt5_needs_no_model_file(tmp_path, ids, class_in):
             "tokenizer_config.json",
         ),
         (lambda place: (place / "added_tokens.json").write_text("[1]"), r"added_tokens.json' .* got \[1\]"),
-        (lambda place: write(place, tokenizer_config={"eos_token": "<end>"}), "eos_token"),
+        (lambda place: write(place, added_tokens={"<sep>": "190"}), "id of the added token '<sep>' .* '190'"),
+        (
+            lambda place: write(place, tokenizer_config={"eos_token": "<end>"}),
+            "'<end>', after a text, got '</s>'",
+        ),
+        (lambda place: write(place, tokenizer_config={"split_special_tokens": True}), "split_special_tokens"),
         (lambda place: write(place, tokenizer_config={"pad_token": "</s>"}), "id 0 .* got '<pad>'"),
         (
             lambda place: ((place / "tokenizer.json").unlink(), (place / "spiece.model").write_bytes(b"no")),
@@ -221,6 +280,24 @@ def test_a_missing_broken_or_unfit_tokenizer_is_a_user_error(saved, change, mess
     change(saved)
     with pytest.raises(UserError, match=message):
         huggingface.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config", {"extra_ids": "many"}),
+        ("tokenizer_config", {"eos_token": 5}),
+        ("tokenizer_config", {"additional_special_tokens": "<sep>"}),
+        ("tokenizer_config", {"additional_special_tokens": [["<sep>"]]}),
+        ("tokenizer_config", {"added_tokens_decoder": {"190": {"lstrip": True}}}),
+        ("tokenizer_config", {"added_tokens_decoder": {"190": "<sep>"}}),
+        ("special_tokens_map", {"sep_token": ["<sep>"]}),
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_named_with_its_file(saved, name, content):
+    with pytest.raises(UserError, match=rf"{name}\.json', got a file whose `{next(iter(content))}"):
+        huggingface.load(write(saved, **{name: content}))
 
 
 def test_half_of_a_surrogate_pair_is_encoded_as_another_character(saved):

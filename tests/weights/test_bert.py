@@ -68,6 +68,8 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(tensors):
         read({other: value for other, value in tensors.items() if other != name})
     with pytest.raises(UserError, match=rf"'{name}' in 'there' as \(8, 12\), got \(12, 8\)"):
         read(tensors | {name: tensors[name].T})
+    with pytest.raises(UserError, match=rf"'{name}' in 'there' as floating-point numbers, got int8"):
+        read(tensors | {name: tensors[name].astype(np.int8)})
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,12 @@ def test_adapters_and_experts_are_fetched_too(hub, elm, t5_1_1, same, tmp_path):
     )
     (tmp_path / "expert").mkdir()
     files.write(files.epath.Path(tmp_path / "expert"), Expert(spec, trees["expert"]), None)
-    for what in trees:
-        hub.push(f"me/{what}", tmp_path / what)
+    commits = {what: hub.push(f"me/{what}", tmp_path / what) for what in trees}
     home = tmp_path / "library" / "dream" / "no"
     elm("convert", "hf:me/adapter", home, "--to", "elm", "--base", tmp_path / "base")
-    found = paths.unflatten(
-        files.read_params(files.epath.Path(home), files.read_description(files.epath.Path(home)))
-    )
-    assert same(found, trees["adapter"])
+    description = files.read_description(files.epath.Path(home))
+    assert same(paths.unflatten(files.read_params(files.epath.Path(home), description)), trees["adapter"])
+    assert description.spec.recipe == {"made elsewhere": f"hf:me/adapter@{commits['adapter']}"}
     elm("convert", "hf:me/expert@main", tmp_path / "out", "--to", "peft")
     assert same(peft.load(tmp_path / "out", t5_1_1.config)[1], trees["expert"])
 

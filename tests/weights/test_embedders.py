@@ -80,6 +80,9 @@ def test_weights_in_shards_are_the_same_weights(place):
         save_file({name: value for name, value in tensors.items() if placed[name] == shard}, place / shard)
     (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     assert embedders.load_encoder(place).fingerprint == whole.fingerprint
+    (place / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the shard 'model-1\.safetensors' .*index\.json' names, got none"):
+        embedders.load_encoder(place)
 
 
 def test_a_projection_is_read_from_its_own_directory(place):

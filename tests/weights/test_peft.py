@@ -132,6 +132,10 @@ def test_an_expert_of_another_kind_is_refused(tmp_path):
             "LORA expert .*lora_magnitude_vector'",
         ),
         (lambda arrays: arrays.clear(), "got no tensors"),
+        (
+            lambda arrays: arrays.update({name: value.astype(np.int8) for name, value in arrays.items()}),
+            r"lora_A\.weight' .* as floating-point numbers, got int8",
+        ),
     ],
 )
 def test_an_adapter_that_is_no_such_expert_names_file_and_tensor(t5_1_1, tmp_path, change, told):

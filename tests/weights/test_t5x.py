@@ -237,11 +237,11 @@ def test_what_is_written_is_read_back_to_the_bit_with_a_fresh_optimizer(model, s
 
 
 def test_adafactor_keeps_rows_and_columns_of_matrices_with_128_of_both():
-    shapes = {name: value.shape for name, value in t5x_write._fresh((128, 300)).items()}
+    shapes = {name: value.shape for name, value in t5x_write._init_adafactor_state((128, 300)).items()}
     assert shapes == {"m": (1,), "v": (1,), "v_row": (128,), "v_col": (300,)}
-    shapes = {name: value.shape for name, value in t5x_write._fresh((300, 128)).items()}
+    shapes = {name: value.shape for name, value in t5x_write._init_adafactor_state((300, 128)).items()}
     assert shapes == {"m": (1,), "v": (1,), "v_row": (128,), "v_col": (300,)}
-    shapes = {name: value.shape for name, value in t5x_write._fresh((127, 300)).items()}
+    shapes = {name: value.shape for name, value in t5x_write._init_adafactor_state((127, 300)).items()}
     assert shapes == {"m": (1,), "v": (127, 300), "v_row": (1,), "v_col": (1,)}
 
 

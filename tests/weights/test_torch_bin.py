@@ -46,6 +46,26 @@ def test_with_torch_a_pickle_of_something_else_is_refused_and_not_run(place, cut
     assert not (place / "harmed").exists()
 
 
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda torch: torch.zeros(2, 2).to(torch.float8_e4m3fn),
+            r"got torch\.float8_e4m3fn as torch\.strided",
+        ),
+        (lambda torch: torch.eye(2).to_sparse(), r"got torch\.float32 as torch\.sparse_coo"),
+    ],
+    ids=["float8", "sparse"],
+)
+def test_numbers_that_are_not_plain_are_one_sentence(place, make, told):
+    torch = pytest.importorskip("torch", reason="torch is not installed; elm_jax[parity] brings it")
+    torch.save({"shared.weight": make(torch)}, place / "pytorch_model.bin")
+    with pytest.raises(UserError, match=told):
+        load_base(place)
+
+
 @pytest.mark.parametrize("name", ["model.pkl", "weights.pt", "state.ckpt", "x.pickle"])
 def test_a_pickle_by_another_name_is_never_opened(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "harmed")))

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from elm_jax.errors import UserError
-from elm_jax.weights import wordpiece
+from elm_jax.weights import encoder_tokenizer
 
 DOG, DOG_UPPER, E, E_ACUTE, UNKNOWN = 5, 11, 12, 13, 1
 
@@ -23,7 +23,7 @@ def change(file, **values):
 
 
 def ids(place, text, longest=None):
-    return wordpiece.load_tokenizer(place, longest)[0].encode(text).ids
+    return encoder_tokenizer.load_tokenizer(place, longest)[0].encode(text).ids
 
 
 def test_a_text_is_cut_so_that_its_ends_stay_and_nothing_is_padded(place):
@@ -40,7 +40,8 @@ def test_a_text_is_cut_on_the_side_that_its_files_say(place, file):
     told.get("truncation", {})["direction"] = "Left"
     (place / file).write_text(json.dumps(told))
     cut, whole = (
-        wordpiece.load_tokenizer(place, length)[0].encode("the dog ran the cat dog").ids for length in (5, 20)
+        encoder_tokenizer.load_tokenizer(place, length)[0].encode("the dog ran the cat dog").ids
+        for length in (5, 20)
     )
     assert (len(cut), cut[0], cut[1:]) == (5, whole[0], whole[-4:])
 
@@ -51,19 +52,19 @@ def test_padding_before_a_text_is_refused_where_it_moves_positions(place, file):
     told |= {"padding_side": "left"} if file == "tokenizer_config.json" else {}
     told.get("padding", {})["direction"] = "Left"
     (place / file).write_text(json.dumps(told))
-    wordpiece.load_tokenizer(place, None)
+    encoder_tokenizer.load_tokenizer(place, None)
     with pytest.raises(UserError, match="to pad on the right"):
-        wordpiece.load_tokenizer(place, 20)
+        encoder_tokenizer.load_tokenizer(place, 20)
 
 
 def test_the_length_is_the_first_that_is_told_and_no_more_than_there_are_positions(place):
-    assert wordpiece.load_tokenizer(place, None)[1] == 9
-    assert wordpiece.load_tokenizer(place, 6)[1] == 6
+    assert encoder_tokenizer.load_tokenizer(place, None)[1] == 9
+    assert encoder_tokenizer.load_tokenizer(place, 6)[1] == 6
     (place / "sentence_bert_config.json").unlink()
-    assert wordpiece.load_tokenizer(place, None)[1] == 512
+    assert encoder_tokenizer.load_tokenizer(place, None)[1] == 512
     change(place / "tokenizer_config.json", model_max_length=10**30)
-    assert wordpiece.load_tokenizer(place, 20)[1] == 20
-    assert wordpiece.load_tokenizer(place, None)[1] == wordpiece.DEFAULT_LENGTH
+    assert encoder_tokenizer.load_tokenizer(place, 20)[1] == 20
+    assert encoder_tokenizer.load_tokenizer(place, None)[1] == encoder_tokenizer.DEFAULT_LENGTH
 
 
 def test_the_configuration_beside_it_says_whether_case_counts(place):
@@ -84,13 +85,13 @@ def test_without_that_configuration_the_tokenizer_is_as_it_says_itself(place):
 def test_a_file_that_is_absent_or_something_else_is_named(place):
     change(place / "tokenizer.json", model={"type": "Nonsense"})
     with pytest.raises(UserError, match=r"a tokenizer in .*tokenizer\.json'"):
-        wordpiece.load_tokenizer(place, None)
+        encoder_tokenizer.load_tokenizer(place, None)
     (place / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"Expected tokenizer\.json .* got none"):
-        wordpiece.load_tokenizer(place, None)
+        encoder_tokenizer.load_tokenizer(place, None)
 
 
 def test_the_package_that_is_missing_is_named(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match="`pip install tokenizers`"):
-        wordpiece.load_tokenizer(place, None)
+        encoder_tokenizer.load_tokenizer(place, None)

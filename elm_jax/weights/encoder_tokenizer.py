@@ -1,4 +1,4 @@
-"""Tokenizer: the `tokenizer.json` of a sentence encoder, cut and lower-cased as the files beside it say."""
+"""The tokenizer of a sentence encoder: `tokenizer.json`, cut and lower-cased as the files beside it say."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ STEP_CONFIGS = (
     "sentence_xlm-roberta_config.json",
 )
 DEFAULT_LENGTH = 512  # of texts, where nothing tells
-_BERT = {
+_BERT_NORMALIZER_FIELDS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
@@ -31,12 +31,18 @@ _BERT = {
 def load_tokenizer(
     directory: epath.Path, longest: int | None, *, ignore: Collection[str] = ()
 ) -> tuple["Tokenizer", int]:
-    """Returns the tokenizer of a directory, and how many tokens of a text it keeps, special ones included.
+    """Returns the tokenizer of a directory, which pads no text, and how many tokens of a text it keeps.
 
-    `longest` is how many the network has positions for. No text is padded. Fields of the first step's
-    configuration that `ignore` names are not looked at.
+    Args:
+        directory: That of the first step.
+        longest: How many tokens the network has positions for; None if for any number.
+        ignore: Fields of the first step's configuration that are not looked at.
 
-    Raises a UserError if the file is absent or no tokenizer, or if the tokenizers package is not installed.
+    Returns:
+        The tokenizer, and the tokens of a text that it keeps, special ones included.
+
+    Raises:
+        UserError: If the file is absent or no tokenizer, or if the tokenizers package is not installed.
     """
     try:
         from tokenizers import Tokenizer
@@ -45,20 +51,22 @@ def load_tokenizer(
             "Expected the package tokenizers for a sentence encoder, got none. Fix: run `pip install "
             "tokenizers`."
         ) from None
-    own, beside = _read_first(directory, STEP_CONFIGS), _read_first(directory, (TOKENIZER_CONFIG,))
-    step_fields.NETWORK.require(own, where=str(directory / STEP_CONFIGS[0]), ignore=ignore)
-    length = _find_max_length((own.get("max_seq_length"), beside.get("model_max_length")), longest)
-    told = _merge_fields(directory / FILE, own, beside)
-    if longest is not None and _find_side(told, beside, "padding") != "right":
+    step_config = _read_first_file(directory, STEP_CONFIGS)
+    tokenizer_config = _read_first_file(directory, (TOKENIZER_CONFIG,))
+    step_fields.NETWORK.require(step_config, where=str(directory / STEP_CONFIGS[0]), ignore=ignore)
+    lengths = step_config.get("max_seq_length"), tokenizer_config.get("model_max_length")
+    length = _find_max_length(lengths, longest)
+    description = _merge_fields(directory / FILE, step_config, tokenizer_config)
+    if longest is not None and _find_side(description, tokenizer_config, "padding") != "right":
         raise UserError(
             f"Expected the tokenizer of {str(directory)!r} to pad on the right, got another padding_side. "
             "Fix: use another encoder; padding before a text moves its positions, so that its vector depends "
             "on the texts beside it."
         )
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(told))
+        tokenizer = Tokenizer.from_str(json.dumps(description))
         tokenizer.no_padding()
-        tokenizer.enable_truncation(length, direction=_find_side(told, beside, "truncation"))
+        tokenizer.enable_truncation(length, direction=_find_side(description, tokenizer_config, "truncation"))
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
             f"Expected a tokenizer in {str(directory / FILE)!r}, got {error!s:.200}. Fix: download it again."
@@ -66,39 +74,46 @@ def load_tokenizer(
     return tokenizer, length
 
 
-def _merge_fields(file: epath.Path, own: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_fields(
+    file: epath.Path, step_config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the tokenizer's description with the changes that the files beside it make."""
     if not file.exists():
         raise UserError(
             f"Expected {FILE} of a sentence encoder in {str(file.parent)!r}, got none. Fix: download it, or "
             "write it with `save_pretrained` of transformers' `AutoTokenizer`."
         )
-    told = encoder_steps.read_json_object(file)
-    normalizer = told.get("normalizer")
+    description = encoder_steps.read_json_object(file)
+    normalizer = description.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
-        normalizer |= {ours: beside[theirs] for theirs, ours in _BERT.items() if theirs in beside}
-    if own.get("do_lower_case"):
+        normalizer |= {
+            ours: tokenizer_config[theirs]
+            for theirs, ours in _BERT_NORMALIZER_FIELDS.items()
+            if theirs in tokenizer_config
+        }
+    if step_config.get("do_lower_case"):
         before: dict[str, Any] = {"type": "Lowercase"}
         every = [before, normalizer] if normalizer else [before]
-        told["normalizer"] = {"type": "Sequence", "normalizers": every}
-    return told
+        description["normalizer"] = {"type": "Sequence", "normalizers": every}
+    return description
 
 
-def _find_side(told: Mapping[str, Any], beside: Mapping[str, Any], what: str) -> str:
+def _find_side(description: Mapping[str, Any], tokenizer_config: Mapping[str, Any], what: str) -> str:
     """Returns on which side of a text padding or truncation is: the configuration's, else the tokenizer's."""
-    own = told.get(what)
-    return str(beside.get(f"{what}_side") or (own.get("direction") if own else None) or "right").lower()
+    own = description.get(what) or {}
+    return str(tokenizer_config.get(f"{what}_side") or own.get("direction") or "right").lower()
 
 
-def _find_max_length(told: tuple[Any, ...], longest: int | None) -> int:
+def _find_max_length(lengths: tuple[Any, ...], longest: int | None) -> int:
     # A tokenizer without a limit says 10^30.
     known = next(
-        (length for length in told if type(length) is int and 2 < length < 10**6), longest or DEFAULT_LENGTH
+        (length for length in lengths if type(length) is int and 2 < length < 10**6),
+        longest or DEFAULT_LENGTH,
     )
     return min(known, longest or known)
 
 
-def _read_first(directory: epath.Path, files: tuple[str, ...]) -> dict[str, Any]:
+def _read_first_file(directory: epath.Path, files: tuple[str, ...]) -> dict[str, Any]:
     for name in files:
         if (directory / name).exists():
             return encoder_steps.read_json_object(directory / name)
