@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Generator
 from types import FrameType
+from typing import Any
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 GRACE_SECONDS = 10.0
@@ -42,21 +43,29 @@ def exit_on_signals() -> Generator[None, None, None]:
         os.write(writer, bytes([code]))
         raise SystemExit(code)
 
+    def leave_unraisable(error: Any) -> None:
+        """Leaves where an exception cannot, such as a callback of the garbage collector."""
+        if signalled:
+            _leave(signalled[0], MESSAGE)
+        show(error)
+
     handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
     caught = [number for number, handler in handlers.items() if handler is not signal.SIG_IGN]
     for number in caught:
         signal.signal(number, leave)
+    show, sys.unraisablehook = sys.unraisablehook, leave_unraisable
     # The system's part of a signal writes its number here, also while no Python code runs.
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watcher.start()
     try:
         yield
-    except SystemExit:
+    except BaseException:  # whatever native code made of the `SystemExit`
         if signalled:
             _leave(signalled[0], MESSAGE)
         raise
     finally:
+        sys.unraisablehook = show
         signal.set_wakeup_fd(wakeup)
         for number in caught:
             signal.signal(number, handlers[number])

@@ -59,6 +59,28 @@ def test_code_that_swallows_the_signal_is_ended_all_the_same(number):
     assert (code, said) == (128 + number, interrupts.MESSAGE + "\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_a_callback_of_the_garbage_collector_ends_the_command(number):
+    # What a callback raises is printed and dropped; here hardly any other code runs.
+    work = "import gc, time; gc.callbacks.append(lambda *of: time.sleep(60)); gc.collect(); time.sleep(60)"
+    began = time.monotonic()
+    code, said = outcome(PLAIN.format(work=work), number)
+    assert (code, said) == (128 + number, interrupts.MESSAGE + "\n")
+    assert time.monotonic() - began < interrupts.GRACE_SECONDS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_another_error_that_a_signal_becomes_is_no_traceback(number):
+    work = """
+    import time
+    try:
+        time.sleep(60)
+    except SystemExit as stop:
+        raise RuntimeError("a callback failed") from stop"""
+    code, said = outcome(PLAIN.format(work=work), number)
+    assert (code, said) == (128 + number, interrupts.MESSAGE + "\n")
+
+
 def test_a_second_ctrl_c_ends_code_that_runs_no_python():
     began = time.monotonic()
     work = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
