@@ -271,6 +271,7 @@ def test_a_damaged_directory_is_one_sentence(data_dir, tmp_path):
         sources.open_split(all_datasets()["glue_mrpc"], "train", tmp_path)
 
 
+@pytest.mark.shared_data
 def test_unlabelled_rows_are_refused(data_dir, tmp_path):
     import tensorflow_datasets as tfds
 
