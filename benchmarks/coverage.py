@@ -70,7 +70,7 @@ class Coverage:
     rejected_by_mcnemar: float = 0.0
 
 
-def simulate(study: Study, studies: int, samples: int, seed: int) -> Coverage:
+def measure_coverage(study: Study, studies: int, samples: int, seed: int) -> Coverage:
     """Returns how often intervals hold and tests reject, in `studies` draws of one study."""
     found = [list(_draw(study, np.random.default_rng([seed, number]), samples)) for number in range(studies)]
     means = [float(np.mean(column)) for column in zip(*found, strict=True)]
@@ -82,7 +82,7 @@ def simulate(study: Study, studies: int, samples: int, seed: int) -> Coverage:
 
 
 def _draw(study: Study, rng: np.random.Generator, samples: int) -> Iterator[bool]:
-    """Yields of one study which intervals hold and which tests reject, in the order of `simulate`."""
+    """Yields of one study which intervals hold and which tests reject, in the order of `measure_coverage`."""
     shared_prompt = rng.normal(0, SHARED_PROMPT, study.prompts)
     own_prompt = rng.normal(0, study.method_by_prompt, (2, study.prompts))
     levels = np.array([[study.lift], [0.0]]) + shared_prompt + own_prompt
@@ -141,7 +141,7 @@ def main() -> None:
             for lift in LIFTS:
                 for deviation in METHOD_BY_PROMPT if prompts > 1 else METHOD_BY_PROMPT[:1]:
                     study = Study(rows, prompts, lift, deviation)
-                    found = simulate(study, arguments.studies, arguments.samples, arguments.seed)
+                    found = measure_coverage(study, arguments.studies, arguments.samples, arguments.seed)
                     records.append(asdict(study) | asdict(found))
                     shares = (f"{100 * each:.1f}" if each is not None else "–" for each in _columns(found))
                     print(

@@ -52,7 +52,7 @@ def _print_report(name: str, run: str, over: Literal["rows", "prompts"], *, as_j
     from elm_jax.evaluation import report_directories
     from elm_jax.reporting import tables
 
-    workspace, evaluation = report_directories.resolve(name, run)
+    workspace, evaluation = report_directories.find_evaluation(name, run)
     if over == "prompts":
         compared = reports.compare_over_prompts(workspace, evaluation)
         if as_json:
@@ -91,7 +91,9 @@ def _print_comparisons(
     from elm_jax.evaluation import report_directories
     from elm_jax.reporting import documents, run_comparison
 
-    places = [report_directories.require_report(*report_directories.resolve(name, run)) for name in named]
+    places = [
+        report_directories.require_report(*report_directories.find_evaluation(name, run)) for name in named
+    ]
     documents_of = []
     for name, place in zip(named[1:], places[1:], strict=True):
         rows = reports.compare_runs(places[0], place, methods=methods, over=over)
@@ -112,11 +114,15 @@ def _print_leaderboard(named: list[str], run: str, *, as_json: bool) -> None:
 
     stored = []
     for name in named:
-        workspace, evaluation = report_directories.resolve(name, run)
+        workspace, evaluation = report_directories.find_evaluation(name, run)
         found = report_directories.list_reports(workspace)
         chosen = [each for each in found if evaluation in (None, each.name)]
         prefix = f"{name}: " if len(named) > 1 else ""
-        stored += [(prefix + each.name if evaluation is None else name, each.report) for each in chosen]
+        for each in chosen:
+            if each.report is None:
+                typer.echo(f"{each.directory}: its report is damaged, and left out.", err=True)
+            else:
+                stored.append((prefix + each.name if evaluation is None else name, each.report))
     entries = leaderboard.rank_methods(stored)
     if as_json:
         _print_json(list(map(asdict, entries)))

@@ -23,7 +23,6 @@ from elm_jax.evaluation import (
     generation,
     inputs,
     kept_results,
-    own_experts,
     ranking,
     report_directories,
     results_cache,
@@ -42,7 +41,7 @@ from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
 from elm_jax.records import TaskSpec
 from elm_jax.reporting.records import Report
-from elm_jax.reporting.summary import ReportInputs
+from elm_jax.reporting.summary import OWN, ReportInputs
 from elm_jax.scoring import rank
 from elm_jax.session import devices, opening
 from elm_jax.session.workspace import Run, Workspace
@@ -107,6 +106,7 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     run = _open(run, config)
+    report_directories.require_name(config.name)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     missing = missing_rows.find_missing(specs, run.source)
     specs = inputs.drop_missing_tasks(run, tasks, specs, missing, strict=config.strict)
@@ -321,7 +321,7 @@ def _report(
     fair = [method for method in methods if method.router != "base" and method.labels != "hindsight"]
     retrieval = [method for method in fair if method_module.is_retrieval(method)]
     pairs = [(method.name, base) for method in fair]
-    own = [method for method in methods if method.router == own_experts.OWN]
+    own = [method for method in methods if method.router == OWN]
     pairs += [(method.name, multitask) for method in (*retrieval, *own) if multitask]
     pairs += [(first.name, second.name) for first, second in itertools.combinations(own, 2)]
     composites = results.selection.composites.values()

@@ -25,15 +25,24 @@ class StoredReport:
     Attributes:
         name: "latest", or the name that it was given.
         directory: Where it lies.
-        report: Its numbers.
+        report: Its numbers; None if its file is damaged.
     """
 
     name: str
     directory: epath.Path
-    report: Report
+    report: Report | None
 
     def __repr__(self) -> str:
         return f"StoredReport({self.name!r}, {self.report!r})"
+
+
+def require_name(name: str | None) -> None:
+    """Raises a UserError if no evaluation can have the name; None is the latest."""
+    if name is not None and (not name or name == LATEST or re.search(r"[/\\]", name)):
+        raise UserError(
+            f"Expected a name for an evaluation without slashes and other than {LATEST!r}, got {name!r}. "
+            "Fix: choose another."
+        )
 
 
 def find_directory(workspace: Workspace, name: str | None) -> epath.Path:
@@ -47,7 +56,7 @@ def find_directory(workspace: Workspace, name: str | None) -> epath.Path:
     return workspace.reports / names.directory_name(name)
 
 
-def resolve(name: str, run: storage.PathLike) -> tuple[Workspace, str | None]:
+def find_evaluation(name: str, run: storage.PathLike) -> tuple[Workspace, str | None]:
     """Returns the workspace and the name of an evaluation that a user names; None is the latest.
 
     Args:
@@ -76,6 +85,9 @@ def reports_table(stored: Sequence[StoredReport]) -> Table:
     rows = []
     for each in stored:
         written = datetime.fromtimestamp(report_files.written_at(each.directory), UTC)
+        if each.report is None:
+            rows.append((each.name, f"{written:%Y-%m-%d %H:%M}", "its report is damaged", "", ""))
+            continue
         tasks = {row.task for row in (*each.report.rows, *each.report.generated)}
         methods = ", ".join(row.method for row in each.report.methods)
         limit = each.report.environment.get("limit")
@@ -112,12 +124,8 @@ def make_room(workspace: Workspace, name: str | None, report: Report) -> epath.P
     Raises:
         UserError: If there is one of that name with other results, or if no evaluation can have the name.
     """
+    require_name(name)
     directory = find_directory(workspace, name)
-    if name is not None and (not name or name == LATEST or re.search(r"[/\\]", name)):
-        raise UserError(
-            f"Expected a name for an evaluation without slashes and other than {LATEST!r}, got {name!r}. "
-            "Fix: choose another."
-        )
     if not report_files.is_report(directory) or _is_same(directory, report):
         return directory
     if name is not None:
@@ -136,11 +144,11 @@ def make_room(workspace: Workspace, name: str | None, report: Report) -> epath.P
 
 def _is_same(directory: epath.Path, report: Report) -> bool:
     """Says whether the report in a directory has the results of another; a damaged one has none to keep."""
-    try:
-        earlier = report_files.read_report(directory)
-    except UserError:
+    earlier = _read_if_whole(directory)
+    if earlier is None:
         return True
-    return (earlier.rows, earlier.generated) == (report.rows, report.generated)
+    parts = ("rows", "generated", "selections", "comparisons")
+    return all(getattr(earlier, part) == getattr(report, part) for part in parts)
 
 
 def list_reports(workspace: Workspace) -> Sequence[StoredReport]:
@@ -148,7 +156,15 @@ def list_reports(workspace: Workspace) -> Sequence[StoredReport]:
     named = sorted(workspace.reports.iterdir()) if workspace.reports.is_dir() else []
     places = [(LATEST, workspace.report), *((names.from_directory_name(each.name), each) for each in named)]
     return [
-        StoredReport(name, place, report_files.read_report(place))
+        StoredReport(name, place, _read_if_whole(place))
         for name, place in places
         if report_files.is_report(place)
     ]
+
+
+def _read_if_whole(directory: epath.Path) -> Report | None:
+    """Returns the report in a directory, or None: a damaged one disturbs no other."""
+    try:
+        return report_files.read_report(directory)
+    except UserError:
+        return None

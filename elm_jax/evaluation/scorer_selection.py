@@ -17,12 +17,13 @@ from elm_jax.evaluation.derived_experts import Composite
 from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
-from elm_jax.evaluation.own_experts import KINDS, OWN, find_own_expert
+from elm_jax.evaluation.own_experts import KINDS, find_own_experts
 from elm_jax.evaluation.results_cache import TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
+from elm_jax.reporting.summary import OWN
 from elm_jax.routing import gate_specs
 from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.routing.route import SelectionForm, route_tasks
@@ -189,8 +190,7 @@ class _Selector:
                 "Expected --seen beside the method own, which answers tasks by experts that were trained on "
                 "them. Fix: give --seen, or SEEN = True in a recipe."
             )
-        library = self.inputs.library
-        return {spec.id: find_own_expert(library, self.experts, spec, of) for spec in self.specs}
+        return dict(find_own_experts(self.inputs.library, self.experts, self.specs, of))
 
     def _fit(self, task: EvaluationTask, method: EvaluationMethod) -> str:
         """Returns the composite that LoraHub makes for a task."""

@@ -7,9 +7,9 @@ prompts alike; what the original's scripts print as overall). They differ by poi
 different numbers of prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from statistics import NormalDist, fmean
 from typing import TypeVar
 
@@ -171,7 +171,8 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
     datasets = group_by_dataset(scores)
     if not datasets:
         raise UserError("Expected a task to average over, got none.")
-    mean, variance, fourth, rows, outcomes = 0.0, 0.0, 0.0, 0, 0
+    mean, rows, outcomes = 0.0, 0, 0
+    variances: list[tuple[float, int]] = []
     shares_rows = any(len(prompts) > 1 for prompts in datasets.values())
     for prompts in datasets.values():
         ids = {row: index for index, row in enumerate(dict.fromkeys(r for p in prompts for r in p.row_ids))}
@@ -183,21 +184,32 @@ def _mean(scores: Sequence[TaskScores], weigh: Callable[[int, int, int], float])
             influence[[ids[row] for row in prompt.row_ids]] += weight * (right - share) / right.size
             mean += weight * share
             outcomes += right.size
-        freedom = max(1, len(ids) - 1)
         own = float(influence @ influence)
-        variance, fourth = variance + own, fourth + own**2 / freedom
+        variances.append((own, max(1, len(ids) - 1)))
         rows += len(ids)
+    variance = sum(own for own, _ in variances)
     mean = min(1.0, mean)  # the weights' sum may be a rounding more than 1
     # Without any variance (all right, all wrong) only the number of rows says how much was seen.
     independent = mean * (1 - mean)
     effective = min(outcomes, independent / variance) if variance else (outcomes if independent else rows)
-    if shares_rows and fourth:
+    if shares_rows and variance:
         # No less than if the prompts of a row told nothing new.
         least = min(rows, independent / variance)
         tail = 0.5 + CONFIDENCE / 2
-        ratio = NormalDist().inv_cdf(tail) / stdtrit(variance**2 / fourth, tail)
+        ratio = NormalDist().inv_cdf(tail) / stdtrit(degrees_of_freedom(variance, variances), tail)
         effective = max(least, effective * ratio**2)
     return Accuracy(rows, mean, *wilson_interval(mean, effective))
+
+
+def degrees_of_freedom(variance: float, terms: Iterable[tuple[float, int]]) -> float:
+    """Returns the degrees of freedom of a variance that is made of others (Satterthwaite 1946).
+
+    Args:
+        variance: Their sum, or what else is made of them with factors of 1 and -1.
+        terms: Each with its own degrees of freedom; infinity comes where all are nothing.
+    """
+    fourth = sum(term**2 / freedom for term, freedom in terms)
+    return variance**2 / fourth if fourth else inf
 
 
 def chance_accuracy(scores: TaskScores) -> float:

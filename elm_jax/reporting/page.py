@@ -76,7 +76,9 @@ def lead_paragraph(report: Report) -> dict[str, Any]:
     Both go by paired tests. Nothing comes where no method is zero-shot.
     """
     best_of_all = tables.best_mean(report, "macro")
-    best = next((mean for mean in report.means if mean.method in best_of_all), None)
+    candidates = [mean for mean in report.means if mean.method in best_of_all]
+    # Of those that round alike the best is what others were tested against.
+    best = max(candidates, key=lambda mean: mean.macro or 0.0, default=None)
     if best is None:
         return {}
     against = [row for row in report.comparisons if row.a == best.method]
@@ -97,8 +99,7 @@ def lead_paragraph(report: Report) -> dict[str, Any]:
 
 def _compare_with_multitask(report: Report) -> Comparison | None:
     """Returns how the best retrieval method, or each task's own expert, does against multitask."""
-    routers = {row.method: (row.router or "").split(":")[0] for row in report.methods}
-    multitask = {method for method, router in routers.items() if router == "multitask"}
+    multitask = {row.method for row in report.methods if row.router_name == "multitask"}
     rows = [row for row in report.comparisons if row.b in multitask and row.labels in ("none", "seen")]
     return max(rows, key=lambda row: row.difference, default=None)
 

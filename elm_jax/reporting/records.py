@@ -270,6 +270,11 @@ class MethodDescription:
     labels: str = ""
     note: str = ""
 
+    @property
+    def router_name(self) -> str:
+        """The router without its options; "" if there is none."""
+        return (self.router or "").partition(":")[0]
+
 
 @dataclass(frozen=True)
 class GeneratedResult:

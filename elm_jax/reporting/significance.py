@@ -18,6 +18,7 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from elm_jax.errors import UserError
 from elm_jax.names import split_id
 from elm_jax.records import TaskScores
+from elm_jax.reporting.metrics import degrees_of_freedom
 from elm_jax.reporting.paired_rows import RowDifferences, group_tasks, pair_rows, tabulate_rows
 
 Over = Literal["rows", "prompts"]
@@ -68,8 +69,9 @@ def paired_difference(
 
     Over rows by a paired, clustered bootstrap: every sample draws each dataset's rows anew, with replacement,
     a row bringing its outcomes under all prompts along. The interval is the expanded percentile interval
-    (Hesterberg 2015, section 3.2): Student's t in the place of the normal distribution, and samples spread as
-    few rows want it. The p belongs to it: it falls below 0.05 where the interval leaves zero out.
+    (Hesterberg 2015, What Teachers Should Know about the Bootstrap): Student's t in the place of the normal
+    distribution, and samples spread as few rows want it. The p belongs to it: it falls below 0.05 where the
+    interval leaves zero out.
 
     Over prompts rows and prompts are drawn alike: the variance of a mean over rows and columns that are both
     random (Clark 1973), with Satterthwaite's degrees of freedom. A dataset of one prompt says nothing about
@@ -89,16 +91,12 @@ def paired_difference(
       UserError: the sides differ in tasks, rows or labels; no dataset has two prompts to draw.
     """
     pairs = pair_rows(a, b)
-    observed, resampled, freedom, differing = _bootstrap([pairs], samples, seed)
-    difference = float(observed[0])
+    tables = [tabulate_rows([[pairs[task] for task in tasks]]) for tasks in group_tasks(pairs).values()]
+    differing = sum(int(np.any(np.split(table, 2, axis=1)[0], axis=1).sum()) for table in tables)
     if over == "prompts":
-        low, high, p = _test_over_prompts(pairs, difference)
+        difference, low, high, p = _test_over_prompts(tables)
     else:
-        resampled = resampled[0].round(12)  # sums in another order must not make zeros look tiny
-        below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
-        share = (min(below, above) + 1) / (samples + 1)
-        low, high = np.quantile(resampled, ndtr(stdtrit(freedom, TAILS)))
-        p = 2 * stdtr(freedom, ndtri(share)) if share < 0.5 else 1.0
+        difference, low, high, p = _test_over_rows(pairs, samples, seed)
     return PairedDifference(
         a=a[0].method,
         b=b[0].method,
@@ -124,7 +122,7 @@ def gap_closed(
     share either, and None comes.
     """
     sides = [pair_rows(method, baseline), pair_rows(oracle, baseline)]
-    (own, whole), (owns, wholes), freedom, _ = _bootstrap(sides, samples, seed)
+    (own, whole), (owns, wholes), freedom = _bootstrap(sides, samples, seed)
     if whole <= 0:
         return None
     gaps = wholes > 1e-12  # a sample without a gap says nothing about the share
@@ -173,78 +171,80 @@ def holm_correction(ps: Iterable[float]) -> tuple[float, ...]:
     return tuple(corrected)
 
 
-def _test_over_prompts(pairs: RowDifferences, difference: float) -> tuple[float, float, float]:
-    """Returns the interval of a macro mean of differences over rows and prompts, and its two-sided p."""
-    datasets = group_tasks(pairs)
-    if all(len(tasks) == 1 for tasks in datasets.values()):
+def _test_over_rows(pairs: RowDifferences, samples: int, seed: int) -> tuple[float, float, float, float]:
+    """Returns a macro mean of differences, its interval over rows, and its two-sided p."""
+    (difference,), resampled, freedom = _bootstrap([pairs], samples, seed)
+    resampled = resampled[0].round(12)  # sums in another order must not make zeros look like tiny differences
+    below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
+    share = (min(below, above) + 1) / (samples + 1)
+    low, high = np.quantile(resampled, ndtr(stdtrit(freedom, TAILS)))
+    p = 2 * stdtr(freedom, ndtri(share)) if share < 0.5 else 1.0
+    return float(difference), float(low), float(high), float(p)
+
+
+def _test_over_prompts(
+    tables: Sequence[Float[np.ndarray, "rows columns"]],
+) -> tuple[float, float, float, float]:
+    """Returns a macro mean of differences, its interval over rows and prompts, and its two-sided p."""
+    if all(table.shape[1] == 2 for table in tables):
         raise UserError(
             "Expected a dataset with several prompts to draw prompts of, got one prompt each. Fix: compare "
             "over rows, or evaluate more prompts."
         )
-    variance, terms = 0.0, []
-    for tasks in datasets.values():
-        clusters = tabulate_rows([[pairs[task] for task in tasks]])
-        differences, present = np.split(clusters, 2, axis=1)
+    difference, variance, terms = 0.0, 0.0, []
+    for table in tables:
+        differences, present = np.split(table, 2, axis=1)
         rows, prompts = differences.shape
         counts = present.sum(axis=0)
         means = differences.sum(axis=0) / counts
+        difference += float(means.mean()) / len(tables)
         # What every outcome adds to the macro mean beyond its prompt's mean.
-        influence = (differences - means * present) / (counts * prompts * len(datasets))
+        influence = (differences - means * present) / (counts * prompts * len(tables))
         by_row = influence.sum(axis=1)
-        by_prompt = (means - means.mean()) / (prompts * len(datasets))
-        rest = influence - by_row[:, None] / prompts
         of_rows = float(by_row @ by_row) * rows / max(1, rows - 1)
-        own = [(of_rows, max(1, rows - 1))]
-        total = of_rows
-        if prompts > 1:
-            of_prompts = float(by_prompt @ by_prompt) * prompts / (prompts - 1)
-            # Chance within a row and a prompt is in both; it counts once.
-            of_rest = float((rest**2).sum()) * rows * prompts / (max(1, rows - 1) * (prompts - 1))
-            own += [(of_prompts, prompts - 1), (of_rest, max(1, rows - 1) * (prompts - 1))]
-            total = max(of_rows + of_prompts - of_rest, of_rows, of_prompts)
-        variance += total
-        terms += own
-    fourth = sum(term**2 / freedom for term, freedom in terms)
-    freedom = variance**2 / fourth if fourth else np.inf
+        terms.append((of_rows, max(1, rows - 1)))
+        if prompts == 1:
+            variance += of_rows
+            continue
+        by_prompt = (means - means.mean()) / (prompts * len(tables))
+        of_prompts = float(by_prompt @ by_prompt) * prompts / (prompts - 1)
+        # Chance within a row and a prompt is in both; it counts once.
+        rest = influence - by_row[:, None] / prompts
+        of_rest = float((rest**2).sum()) * rows * prompts / (max(1, rows - 1) * (prompts - 1))
+        terms += [(of_prompts, prompts - 1), (of_rest, max(1, rows - 1) * (prompts - 1))]
+        variance += max(of_rows + of_prompts - of_rest, of_rows, of_prompts)
+    freedom = degrees_of_freedom(variance, terms)
     error = float(np.sqrt(variance))
     low, high = difference + error * stdtrit(freedom, TAILS)
     p = 2 * stdtr(freedom, -abs(difference) / error) if error else float(not difference)
-    return low, high, p
+    return difference, float(low), float(high), float(p)
 
 
 def _bootstrap(
     sides: Sequence[RowDifferences], samples: int, seed: int
-) -> tuple[Float[np.ndarray, " sides"], Float[np.ndarray, "sides samples"], float, int]:
-    """Returns macro means of row differences, those of every sample, degrees of freedom, differing rows.
+) -> tuple[Float[np.ndarray, " sides"], Float[np.ndarray, "sides samples"], float]:
+    """Returns macro means of row differences, those of every sample, and degrees of freedom.
 
     All sides have the same rows, which are drawn alike for all. A bootstrap's variance is (n - 1) / n of the
     variance that it estimates, so that each dataset's samples are spread by the square root of n / (n - 1);
-    the degrees of freedom are Satterthwaite's, of the first side.
+    the degrees of freedom are those of the first side.
     """
     if samples < 1:
         raise UserError(f"Expected at least one bootstrap sample, got {samples}.")
     datasets = group_tasks(sides[0])
     rng = np.random.default_rng(seed)
-    observed, resampled, differing = np.zeros(len(sides)), np.zeros((len(sides), samples)), 0
+    observed, resampled = np.zeros(len(sides)), np.zeros((len(sides), samples))
     variances: list[tuple[float, int]] = []
     for tasks in datasets.values():
         clusters = tabulate_rows([[side[task] for task in tasks] for side in sides])
         rows = len(clusters)
-        differing += int(np.any(clusters[:, : -len(tasks)], axis=1).sum())
         means = _prompt_means(clusters.sum(axis=0, keepdims=True), len(sides)) / len(datasets)
         draws = _resampled(clusters, len(sides), samples, rng) / len(datasets)
         draws = means + (draws - means) * np.sqrt(rows / max(1, rows - 1))
         observed += means[:, 0]
         resampled += draws
         variances.append((float(draws[0].var()), max(1, rows - 1)))
-    return observed, resampled, _satterthwaite(variances), differing
-
-
-def _satterthwaite(variances: Iterable[tuple[float, int]]) -> float:
-    """Returns the degrees of freedom of a sum of independent variances; infinity if all are nothing."""
-    pairs = list(variances)
-    fourth = sum(variance**2 / freedom for variance, freedom in pairs)
-    return sum(variance for variance, _ in pairs) ** 2 / fourth if fourth else np.inf
+    return observed, resampled, degrees_of_freedom(sum(own for own, _ in variances), variances)
 
 
 def _resampled(

@@ -108,18 +108,12 @@ def build_report(
         raise UserError("Expected the scores of a method, got none. Fix: evaluate one task at least.")
     every = dict.fromkeys([*scores, *(row.method for row in inputs.generated)])
     described = inputs.methods
-    is_about_seen = any((row.router or "").split(":")[0] == OWN for row in described)
-    if is_about_seen:
+    if _is_about_seen(described):
         described = [_mark_seen(row, scores.get(row.method, ())) for row in described]
     methods = table_layout.describe_methods(list(every), described)
     scores = {row.method: scores[row.method] for row in methods if row.method in scores}
     labels = {row.method: row.labels for row in methods}
-    # What means and comparisons are over: data that nobody saw, or all of it.
-    counted = (
-        {name: [replace(task, seen=False) for task in own] for name, own in scores.items()}
-        if is_about_seen
-        else scores
-    )
+    counted = count_seen_tasks(scores, methods)
     if not scores:
         baseline = None
     if baseline is not None:
@@ -154,6 +148,20 @@ def build_report(
         task_rows=tuple(inputs.task_rows),
         tied_with_best=find_tied_with_best(counted, labels, test),
     )
+
+
+def count_seen_tasks(scores: ScoresByMethod, methods: Sequence[MethodDescription]) -> ScoresByMethod:
+    """Returns what means and comparisons are over: data that nobody saw, as it is, or all of it.
+
+    A report with the method `own` is about what experts were trained on, so that its tasks count as any do.
+    """
+    if not _is_about_seen(methods):
+        return scores
+    return {name: [replace(task, seen=False) for task in own] for name, own in scores.items()}
+
+
+def _is_about_seen(methods: Sequence[MethodDescription]) -> bool:
+    return any(row.router_name == OWN for row in methods)
 
 
 def _mark_seen(method: MethodDescription, scores: Sequence[TaskScores]) -> MethodDescription:

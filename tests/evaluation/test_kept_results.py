@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from elm_jax import cli
 from elm_jax.errors import UserError
 from elm_jax.evaluation import evaluate, report_directories, scorer_selection
 from elm_jax.evaluation import report as reports
@@ -149,8 +150,20 @@ def test_a_named_evaluation_stands_apart_and_is_read_again_but_not_replaced(run,
 
 @pytest.mark.parametrize("name", ["", "latest", "a/b", "..\\x"])
 def test_an_evaluation_cannot_have_every_name(run, unseen, name):
-    with pytest.raises(UserError):
-        evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",), name=name))
+    for dry_run in (True, False):
+        with pytest.raises(UserError):
+            evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",), name=name), dry_run=dry_run)
+
+
+def test_a_damaged_report_disturbs_no_other(run, unseen, capsys):
+    evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",), name="damaged"))
+    (run.workspace.reports / "damaged" / "report.json").write_text("{")
+    latest, damaged = report_directories.list_reports(run.workspace)
+    assert (latest.report is not None, damaged.name, damaged.report) == (True, "damaged", None)
+    cli.app(["report", str(run.workspace.root)], standalone_mode=False)
+    assert "its report is damaged" in capsys.readouterr().out
+    cli.app(["report", str(run.workspace.root), "--leaderboard"], standalone_mode=False)
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_a_limited_evaluation_says_so_in_its_tables(run, unseen):

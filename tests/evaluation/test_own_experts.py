@@ -6,13 +6,14 @@ import pytest
 
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
+from elm_jax.evaluation import report
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.evaluate import evaluate
-from elm_jax.evaluation.own_experts import find_own_expert
+from elm_jax.evaluation.own_experts import find_own_experts
 from elm_jax.experts.library import Library
 from elm_jax.launch import recipes
 from elm_jax.reporting import page, tables
-from tests.run_fixtures import TRAINED
+from tests.run_fixtures import ROWS, TRAINED
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,26 @@ def test_without_seen_the_method_is_refused(run):
         evaluate(run, ["mini_size_suitcase"], EvaluationConfig(methods=["own"]))
 
 
+def test_a_seen_report_is_compared_over_prompts_and_with_another_as_any_is(run, seen):
+    (of_rows,) = [row for row in seen.comparisons if row.a == "own"]
+    stored = evaluate(run, TRAINED[:2], EvaluationConfig(methods=["own", "uniform"], seen=True))
+    assert stored.report.rows == seen.rows
+    compared = report.compare_over_prompts(run.workspace)
+    (of_prompts,) = [row for row in compared.comparisons if row.a == "own"]
+    assert of_prompts.difference == pytest.approx(of_rows.difference)
+    (itself,) = report.compare_runs(run.workspace.root, run.workspace.root, ["own"])
+    assert (itself.difference, itself.first.n) == (0.0, of_rows.tasks * ROWS)
+
+
 @pytest.mark.parametrize(("of", "found"), [("prompt", TRAINED[1]), ("dataset", None), ("row", None)])
 def test_an_own_expert_is_of_the_prompt_or_of_the_dataset(run, of, found):
     library = Library.open(run.workspace.library)
     (task,) = task_selection.select_tasks([TRAINED[1]], evaluation=True)
     if found is None:
         with pytest.raises(UserError):
-            find_own_expert(library, list(TRAINED), task, of)
+            find_own_experts(library, list(TRAINED), [task], of)
     else:
-        assert find_own_expert(library, list(TRAINED), task, of) == found
+        assert find_own_experts(library, list(TRAINED), [task], of) == {task.id: found}
 
 
 def test_the_recipe_sets_own_experts_beside_the_multitask_baseline(make_run):
@@ -68,12 +80,12 @@ def test_the_recipe_sets_own_experts_beside_the_multitask_baseline(make_run):
     baseline = replace(expert, spec=replace(expert.spec, id="multitask/baseline", datasets=datasets))
     Library.open(run.workspace.composites, create=True).add(baseline)
     bindings = [f"MODEL_DIR = {str(run.workspace.root)!r}", f"EVAL_TASKS = {TRAINED!r}"]
-    report = recipes.bind(evaluate, ["gin/recipes/seen_tasks.gin"], bindings)().report
-    assert {row.method: row.labels for row in report.means} == {
+    made = recipes.bind(evaluate, ["gin/recipes/seen_tasks.gin"], bindings)().report
+    assert {row.method: row.labels for row in made.means} == {
         "base": "none",
         "multitask": "seen",
         "own": "seen",
     }
-    (comparison,) = [row for row in report.comparisons if (row.a, row.b) == ("own", "multitask")]
+    (comparison,) = [row for row in made.comparisons if (row.a, row.b) == ("own", "multitask")]
     assert comparison.tasks == 2
-    assert "Do experts on their own tasks beat multitask here?" in page.render_html(report)
+    assert "Do experts on their own tasks beat multitask here?" in page.render_html(made)

@@ -116,6 +116,15 @@ def test_the_first_sentence_says_whether_retrieval_beats_multitask(make_task, ri
     assert ("does not tell it apart from" in second) == (right == 20)
 
 
+def test_of_methods_that_round_alike_the_lead_names_the_one_that_others_were_tested_against(make_task):
+    counts = {"base": 100, "roe": 2001, "bm25": 2002}  # of 4,000 rows: 50.0 % both
+    scores = [make_task("a/1", name, [True] * n + [False] * (4000 - n)) for name, n in counts.items()]
+    report = build_report(ReportInputs(scores), test=PairedTest(100))
+    (lead,) = Page(page.render_html(report)).classed("p", "lead")
+    assert squeezed(lead).startswith("bm25 gets 50.0 %") or squeezed(lead).startswith("bm25 gets 50.1 %")
+    assert "does not tell it apart from roe:" in squeezed(lead)
+
+
 def test_the_headline_shows_every_cell_with_its_interval_and_chance_below(parsed, report):
     cells = [
         element

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from benchmarks.coverage import Study, simulate
+from benchmarks.coverage import Study, measure_coverage
 from elm_jax.errors import UserError
 from elm_jax.reporting.significance import gap_closed, holm_correction, mcnemar_test, paired_difference
 
@@ -285,7 +285,7 @@ def test_one_prompt_says_nothing_about_other_prompts(make_task):
 
 
 def test_where_methods_take_prompts_differently_only_the_test_over_prompts_keeps_its_level():
-    found = simulate(Study(rows=150, prompts=6, lift=0.0, method_by_prompt=0.4), 300, 200, seed=0)
+    found = measure_coverage(Study(rows=150, prompts=6, lift=0.0, method_by_prompt=0.4), 300, 200, seed=0)
     assert found.difference_over_prompts is not None
     assert found.difference_over_prompts >= 0.93
     assert found.rejected_over_prompts is not None
@@ -294,6 +294,6 @@ def test_where_methods_take_prompts_differently_only_the_test_over_prompts_keeps
 
 
 def test_intervals_of_twenty_rows_hold_the_truth_as_often_as_they_say():
-    found = simulate(Study(rows=20, prompts=5, lift=0.25, method_by_prompt=0.2), 1000, 300, seed=0)
+    found = measure_coverage(Study(rows=20, prompts=5, lift=0.25, method_by_prompt=0.2), 1000, 300, seed=0)
     assert 0.935 <= found.accuracy <= 0.97
     assert 0.935 <= found.difference <= 0.97
