@@ -1,5 +1,6 @@
 """PyTorch's `.bin` files, which are pickles: read by its own weights-only loader, or not at all."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def _loaded(torch: Any, file: str) -> Any:
     failure: Exception | None = None
     for mapped in (True, False):
         try:
-            return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch asks to report pickles that its loader may not know
+                return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
         except OSError as error:
             raise UserError(
                 f"Expected to read {file!r}, got {error.strerror}. Fix: check who may read it."
