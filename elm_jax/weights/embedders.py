@@ -184,7 +184,7 @@ def load_encoder(
         )
     held, weights = _read_tensors(found.network)
     if kind in bert.FAMILIES:
-        hf_fields.BERT.require(raw, where=str(file), ignore=ignore)
+        hf_fields.BERT.require_known_fields(raw, where=str(file), ignore=ignore)
         network = bert.parse_network(raw, dtype=dtype, where=str(file))
         flat, longest = bert.convert_params(network, held, kind, where=weights), network.longest
     else:

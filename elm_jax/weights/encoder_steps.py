@@ -68,7 +68,7 @@ def read_steps(root: epath.Path, pooling_mode: str | None, *, ignore: Collection
             "again."
         )
     for step in listed:
-        step_fields.MODULES.require(step, where=str(file), ignore=ignore)
+        step_fields.MODULES.require_known_fields(step, where=str(file), ignore=ignore)
         if not step["type"].startswith(PACKAGE):
             raise UserError(
                 f"Expected steps of {str(file)!r} to be classes of sentence_transformers, got "
@@ -85,7 +85,7 @@ def read_steps(root: epath.Path, pooling_mode: str | None, *, ignore: Collection
     projections = tuple(place for kind, place in zip(kinds, places, strict=True) if kind == "Dense")
     last = places[-1] / CONFIG
     if kinds[-1] == "Normalize" and last.exists():
-        step_fields.NORMALIZE.require(read_json_object(last), where=str(last), ignore=ignore)
+        step_fields.NORMALIZE.require_known_fields(read_json_object(last), where=str(last), ignore=ignore)
     pooled, includes_prompt = _read_pooling(places[1] / CONFIG, ignore)
     prompt = _read_default_prompt(root / MODEL, ignore)
     if prompt and not includes_prompt:
@@ -100,7 +100,7 @@ def read_activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     """Returns what follows the projection that a directory has."""
     file = directory / CONFIG
     raw = read_json_object(file)
-    step_fields.DENSE.require(raw, where=str(file), ignore=ignore)
+    step_fields.DENSE.require_known_fields(raw, where=str(file), ignore=ignore)
     named = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = named.rpartition(".")[2]
     if kind not in _ACTIVATIONS or not named.startswith("torch.nn."):
@@ -141,7 +141,7 @@ def _read_default_prompt(file: epath.Path, ignore: Collection[str]) -> str:
     if not file.exists():
         return ""
     raw = read_json_object(file)
-    step_fields.MODEL.require(raw, where=str(file), ignore=ignore)
+    step_fields.MODEL.require_known_fields(raw, where=str(file), ignore=ignore)
     name = raw.get("default_prompt_name")
     if name is None:
         return ""
@@ -158,7 +158,7 @@ def _read_default_prompt(file: epath.Path, ignore: Collection[str]) -> str:
 def _read_pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     """Returns how tokens are pooled, and whether those of a prompt are among them."""
     raw = read_json_object(file)
-    step_fields.POOLING.require(raw, where=str(file), ignore=ignore)
+    step_fields.POOLING.require_known_fields(raw, where=str(file), ignore=ignore)
     modes = raw.get("pooling_mode")
     if modes is None:
         on = [name.removeprefix("pooling_mode_") for name in raw if raw[name] is True]

@@ -53,7 +53,9 @@ def load_tokenizer(
         ) from None
     step_config = _read_first_file(directory, STEP_CONFIGS)
     tokenizer_config = _read_first_file(directory, (TOKENIZER_CONFIG,))
-    step_fields.NETWORK.require(step_config, where=str(directory / STEP_CONFIGS[0]), ignore=ignore)
+    step_fields.NETWORK.require_known_fields(
+        step_config, where=str(directory / STEP_CONFIGS[0]), ignore=ignore
+    )
     lengths = step_config.get("max_seq_length"), tokenizer_config.get("model_max_length")
     length = _find_max_length(lengths, longest)
     description = _merge_fields(directory / FILE, step_config, tokenizer_config)

@@ -43,7 +43,9 @@ class FieldTable:
         """All fields of the table."""
         return self.used | self.unused | frozenset(self.neutral)
 
-    def require(self, config: Mapping[str, Any], *, where: str, ignore: Collection[str] = ()) -> None:
+    def require_known_fields(
+        self, config: Mapping[str, Any], *, where: str, ignore: Collection[str] = ()
+    ) -> None:
         """Refuses a configuration that says more than is understood.
 
         Args:

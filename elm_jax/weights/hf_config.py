@@ -88,11 +88,11 @@ def read_config(
     for name in _REQUIRED_FIELDS:
         if raw.get(name) is None:
             raise UserError(f"Expected {name!r} in {str(file)!r}, got none. Fix: download it again.")
-    table.require(raw, where=str(file), ignore=ignore)
+    table.require_known_fields(raw, where=str(file), ignore=ignore)
     beside = directory / GENERATION
     start = _read_object(beside).get("decoder_start_token_id") if beside.exists() else None
     if "decoder_start_token_id" not in ignore:
-        table.require({"decoder_start_token_id": start}, where=str(beside))
+        table.require_known_fields({"decoder_start_token_id": start}, where=str(beside))
     return raw
 
 

@@ -138,7 +138,7 @@ def _config(directory: epath.Path, ignore: Collection[str]) -> dict[str, Any]:
             f"Expected an adapter of type {' or '.join(KINDS)} in {str(file)!r}, got {kind!r:.50}. Fix: "
             "train one of these."
         )
-    peft_fields.TABLES[kind].require(told, where=str(file), ignore=ignore)
+    peft_fields.TABLES[kind].require_known_fields(told, where=str(file), ignore=ignore)
     alphas = told.setdefault("alpha_pattern", {}) or {}
     told.setdefault("lora_alpha", 8)
     numbers = [told["lora_alpha"], *(alphas.values() if isinstance(alphas, dict) else [alphas])]

@@ -51,7 +51,7 @@ def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ())
         return {}
     bound = _read_bindings(file)[0]
     raw = {name: value for name, value in bound.items() if name not in ignore and value != OUR_MODULE}
-    TABLE.require(raw, where=str(file))
+    TABLE.require_known_fields(raw, where=str(file))
     found = {name: raw[name] for name in sorted(TABLE.used & raw.keys()) if raw[name] is not None}
     if "mlp_activations" in found:
         names = found["mlp_activations"]

@@ -33,12 +33,12 @@ def test_a_field_that_no_table_has_is_refused_unless_it_is_null_or_ignored(value
     told = {"size": value, "author": value, name: value}
     if name in TABLE.known:
         return
-    TABLE.require(told, where="there", ignore=[name])
+    TABLE.require_known_fields(told, where="there", ignore=[name])
     if value is None:
-        TABLE.require(told, where="there")
+        TABLE.require_known_fields(told, where="there")
         return
     with pytest.raises(UserError) as error:
-        TABLE.require(told, where="there")
+        TABLE.require_known_fields(told, where="there")
     assert repr(name) in str(error.value)
     assert "--ignore" in str(error.value)
 
@@ -46,12 +46,12 @@ def test_a_field_that_no_table_has_is_refused_unless_it_is_null_or_ignored(value
 @given(value=VALUES)
 def test_a_field_that_changes_the_function_has_its_neutral_value_or_is_refused(value):
     if type(value) in (bool, int) and not value:
-        TABLE.require({"twist": value}, where="there")
+        TABLE.require_known_fields({"twist": value}, where="there")
         return
     with pytest.raises(UserError, match=r"'twist' in 'there' to be False or 0, got (.|\n)* Fix: untwist it"):
-        TABLE.require({"twist": value}, where="there")
+        TABLE.require_known_fields({"twist": value}, where="there")
     with pytest.raises(UserError, match="'extra' in 'there' to be absent"):
-        TABLE.require({"extra": value}, where="there")
+        TABLE.require_known_fields({"extra": value}, where="there")
 
 
 def library(name):
@@ -73,7 +73,7 @@ def test_every_field_that_transformers_writes_is_in_the_table(name):
     written = config().to_dict()
     attributes = {each for each in vars(config()) if not each.startswith("_")}
     assert not (written.keys() | {each.name for each in fields(config)} | attributes) - table.known
-    table.require(written, where="there")
+    table.require_known_fields(written, where="there")
 
 
 @pytest.mark.parity
@@ -84,7 +84,7 @@ def test_every_field_that_peft_writes_is_in_the_table(kind):
     written = getattr(library("peft"), config)()
     assert not {each.name for each in fields(written)} - peft_fields.TABLES[kind].known
     told = {**written.to_dict(), "peft_type": kind}
-    peft_fields.TABLES[kind].require(told, where="there")
+    peft_fields.TABLES[kind].require_known_fields(told, where="there")
 
 
 @pytest.mark.parity
@@ -124,9 +124,9 @@ def test_every_field_of_a_whole_sentence_encoder_is_in_the_tables(tmp_path):
     model = theirs.SentenceTransformer(modules=[Network(), steps.Pooling(8), base.Normalize()], device="cpu")
     model.save(str(tmp_path), create_model_card=False)
     told = json.loads((tmp_path / "config_sentence_transformers.json").read_text())
-    step_fields.MODEL.require(told, where="there")
+    step_fields.MODEL.require_known_fields(told, where="there")
     for step in json.loads((tmp_path / "modules.json").read_text()):
-        step_fields.MODULES.require(step, where="there")
+        step_fields.MODULES.require_known_fields(step, where="there")
 
 
 def small_t5(transformers, torch, **changes):
