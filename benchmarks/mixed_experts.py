@@ -1,11 +1,17 @@
 """How fast rows of many different experts are scored in one batch, beside one expert and none.
 
 Run     python benchmarks/mixed_experts.py [--json FILE] [--size small] [--layers 4] [--dtype float32] …
+        with --gated 296 for routers of tokens
         on an accelerator: --size xl --layers 24 --dtype bfloat16; on a GPU also with
         JAX_RAGGED_DOT_USE_GPU_PALLAS_TRITON_LOWERING=1, without which it has no grouped product of its own
 Takes   two and a half minutes of the processor, so half of that on two cores with nothing else to do
 Expect  64 experts, gathered: at least 90 % of the rate of one and 85 % of the rate of none; the grouped
         product far behind where XLA expands it, as it does on a CPU
+
+With `--gated 296` it is LoRA alone, and its other ways are gates over so many experts, as routers of tokens
+have them: every token compares itself with one direction of each (Arrow, PHATGOOSE, average activation), or
+with as many as their rank (SpectR), and four experts share it. Expect at most 1.5 times the seconds of one
+expert where the base is wide; on a narrow one the comparison with all directions alone costs more.
 
 Calls of all ways take turns, a ratio is the median of the rounds' own ratios, and on a CPU a second is one of
 the processor, of all cores together, so that other work on the machine changes little.
@@ -24,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.models import expert_layers as ex
+from elm_jax.models import gating, paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.records import Params
@@ -44,6 +51,7 @@ def main() -> None:
     parser.add_argument("--choices", type=int, default=2)
     parser.add_argument("--answer", type=int, default=8, help="tokens of a choice")
     parser.add_argument("--kinds", nargs="+", default=["bottleneck", "lora"], choices=list(OPTIONS))
+    parser.add_argument("--gated", type=int, default=0, help="experts that share every token; 0 for none")
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
 
@@ -63,7 +71,14 @@ def main() -> None:
         return (chosen - jax.nn.logsumexp(logits, axis=-1)).sum(axis=-1)
 
     ways: dict[str, Callable[[], jax.Array]] = {"none": lambda: score(base)}
-    for kind in options.kinds:
+    if options.gated:
+        options.kinds = ["lora"]
+        stack = narrow(experts("lora", base, options.gated), options.dtype)
+        one = jax.tree.map(lambda leaf: leaf[0], stack)
+        ways["lora, one"] = lambda: score(base, one)
+        for way, gate in gates(stack).items():
+            ways[f"lora, {way}"] = lambda gate=gate: score(base, gate)
+    for kind in () if options.gated else options.kinds:
         stack = narrow(experts(kind, base, options.rows), options.dtype)
         one = jax.tree.map(lambda leaf: leaf[0], stack)
         ways[f"{kind}, one"] = lambda one=one: score(base, one)
@@ -71,7 +86,7 @@ def main() -> None:
         ways[f"{kind}, grouped"] = lambda stack=stack: score(base, ex.mark_grouped(stack), index)
 
     seconds = timed(ways, options.rounds)
-    for kind in options.kinds:
+    for kind in () if options.gated else options.kinds:
         apart = jnp.abs(ways[f"{kind}, mixed"]() - ways[f"{kind}, grouped"]()).max()
         assert apart < (1e-2 if options.dtype == "float32" else 1.0), f"{kind}: {apart} nats apart"
 
@@ -100,6 +115,19 @@ def experts(kind: str, base: Params, count: int) -> Params:
         return jax.tree.map(lambda leaf: leaf + 0.01 * jax.random.normal(key, leaf.shape), fresh)
 
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), count))
+
+
+def gates(stack: Params) -> dict[str, Params]:
+    """Returns gates over all experts of a stack, by their number of directions."""
+    lora_a = {path: leaf for path, leaf in paths.flatten(stack).items() if path.endswith("lora_a")}
+    rank = next(iter(lora_a.values())).shape[-1]
+    made = {}
+    for width in (1, rank):
+        prototypes = {
+            path.removesuffix("/lora_a"): leaf[..., :width].astype("float32") for path, leaf in lora_a.items()
+        }
+        made[f"gated, {width} of {rank}"] = gating.make_gated_tree(stack, prototypes, k=4)
+    return made
 
 
 def timed(ways: dict[str, Callable[[], jax.Array]], rounds: int) -> dict[str, list[float]]:

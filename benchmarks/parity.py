@@ -190,13 +190,18 @@ def adapters_of_peft(place: Path) -> Iterator[Row]:
         return transformers.AutoModelForSeq2SeqLM.from_pretrained(place / "base")
 
     kinds: dict[str, Any] = {what: library.LoraConfig(r=4, **how) for what, how in LORAS.items()}
+    kinds["DoRA, rslora"] = library.LoraConfig(
+        r=4, use_dora=True, use_rslora=True, target_modules=["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
+    )
+    kinds["VeRA"] = library.VeraConfig(r=16, target_modules=["q", "v", "wo"])
+    kinds["prompt tuning"] = library.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20)
     kinds["(IA)³"] = library.IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])
     for number, (what, how) in enumerate(kinds.items()):
         torch.manual_seed(number)
         trained = library.get_peft_model(fresh(), how)
         with torch.no_grad():
             for name, parameter in trained.named_parameters():
-                if "lora_" in name or "ia3_" in name:
+                if any(part in name for part in ("lora_", "ia3_", "vera_lambda", "prompt_encoder")):
                     parameter.add_(torch.randn(parameter.shape) * 0.03)
         home = place / f"adapter{number}"
         trained.save_pretrained(str(home / "theirs"))
@@ -218,6 +223,8 @@ def experts_out(place: Path) -> Iterator[Row]:
         home = place / f"out {kind}"
         if kind == "bottleneck":
             yield _by_adapters(place, home, base, tree)
+            continue
+        if kind == "prompt":  # what no model without an adapter computes
             continue
         whole = fold.fold_expert(base, kind, tree)
         huggingface.save(home, whole)

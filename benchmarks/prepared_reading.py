@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import tokenized_rows
+from elm_jax.data import prepared_files, tokenized_rows
 from elm_jax.prompting.render import render
 from elm_jax.prompting.templates import Template
 from elm_jax.tasks.data_source import Lengths
@@ -66,7 +66,7 @@ def rate(work: Callable[[np.ndarray], object], rows: int, seconds: float, *, at_
 def imports_tensorflow(file: Path) -> bool:
     """Says whether a fresh process that reads the file has imported TensorFlow."""
     code = (
-        "import sys; from elm_jax.data import tokenized_rows; tokenized_rows.load(sys.argv[1]).inputs[0]; "
+        "import sys; from elm_jax.data import prepared_files; prepared_files.load(sys.argv[1]).inputs[0]; "
         "print('tensorflow' in sys.modules)"
     )
     told = subprocess.run(
@@ -92,11 +92,11 @@ def main() -> None:
         rendered = render(rows, TEMPLATE).examples
         made = tokenized_rows.tokenize_examples(rendered, tokenizer, Lengths(MAX_INPUT, MAX_TARGET))
         file = Path(place) / "rows.safetensors"
-        tokenized_rows.save(file, made, "f" * 16)
+        prepared_files.save(file, made, "f" * 16)
         result["megabytes"] = file.stat().st_size / 1e6
 
         start = time.perf_counter()
-        back = tokenized_rows.load(file)
+        back = prepared_files.load(file)
         result["opening_milliseconds"] = 1000 * (time.perf_counter() - start)
         examples = tokenized_rows.StoredExamples(back, "f" * 16)
         for at in np.random.default_rng(1).integers(0, options.rows, 100).tolist():

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import ragged, tokenized_rows
+from elm_jax.data import prepared_files, ragged, tokenized_rows
 from elm_jax.data.ragged import RaggedTexts, RaggedTokens
 from elm_jax.tokenizers import sentencepiece
 
@@ -180,7 +180,7 @@ def write_prepared(file: Path, rows: int, rng: np.random.Generator) -> None:
         labels=np.full(rows, -1, np.int32),
         accepted=nothing,
     )
-    tokenized_rows.save(file, made, "made up")
+    prepared_files.save(file, made, "made up")
 
 
 def read_jobs(folder: Path) -> None:
@@ -193,14 +193,14 @@ def read_jobs(folder: Path) -> None:
     config = replace_fields(TrainConfig(), {"steps": 1000, "rate": 1e-4, "batch_size": 32})
     jobs = []
     for file in sorted(folder.iterdir()):
-        rows = tokenized_rows.load(file)
+        rows = prepared_files.load(file)
         jobs.append(TrainingJob(file.stem, rows.inputs, rows.targets, config))
     if jobs:
         job_records.require_trainable(jobs)
         job_records.attention_spans(jobs)
     for job in jobs:
         measured = batches.measure(job)
-        job_records.identity(job)
+        job_records.resume_identity(job)
         for step in range(20):
             for example in batches.step_examples(measured, 0, step):
                 assert len(job.prompts[example.row]) == example.prompt

@@ -26,6 +26,7 @@ from elm_jax.training.programs import GroupPlan, Layout
 
 T5X_BUILD = "benchmarks.slice_cases.build_t5x"
 STEP = ("accumulate", "update")
+WHOLE_STEP = ("train_step",)  # of a batch that has all rows of its steps
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ def _training(
     shape: tuple[int, int, int, int],
     **settings: Any,
 ) -> Case:
-    """Returns a step: the gradient of one batch, and the update of the experts."""
+    """Returns a step: the gradient of one batch, and the update of the experts.
+
+    One expert has its whole step in the batch. Those of a group have parts of theirs in it.
+    """
     rows, batch = mesh.get("fsdp", 1) * mesh.get("expert", 1), Shape(*shape)
     work = TrainingProgramSpec(
         find_config("xl", dtype="bfloat16", dropout_rate=0.1),
@@ -145,7 +149,8 @@ def _training(
         Layout(slots, mesh.get("expert", 1), rows),
         batch,
     )
-    return _case(name, what, slice_name, work, batch.tokens, mesh=mesh, programs=STEP)
+    programs = WHOLE_STEP if slots == 1 else STEP
+    return _case(name, what, slice_name, work, batch.tokens, mesh=mesh, programs=programs)
 
 
 def _case(

@@ -42,7 +42,7 @@ from elm_jax.reporting.tables import Table
 
 ALL_DATASETS = ("MIXTURE_OR_TASK_NAME='train'",)
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")
-PARTS = ("seconds", "cycle_seconds", "collective_seconds", "move_seconds")
+PARTS = ("seconds", "cycle_seconds", "collective_seconds", "move_seconds", "kernel_seconds")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def case_row(case: Case) -> dict[str, Any]:
     of = parse_slice(case.slice)
     require_compiler(of.kind.platform)
     compiled = compile_programs(of, case.mesh, case.build, case.told, case.programs, _progress)
-    asked = (case.work.model_flops(name) for name in slice_cases.STEP)
+    names = (*slice_cases.WHOLE_STEP, *slice_cases.STEP, *case.programs)
+    asked = (case.work.model_flops(name) for name in names)
     flops = next((each / of.devices for each in asked if each is not None), None)
     row: dict[str, Any] = {
         "name": case.name,
@@ -155,7 +156,8 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
     cells = []
     for row in rows:
         programs = [each for each in row["programs"] if each["seconds"] is not None]
-        batch = [each for each in programs if each["name"] in slice_cases.STEP] or programs[:1]
+        names = (*slice_cases.STEP, *slice_cases.WHOLE_STEP)
+        batch = [each for each in programs if each["name"] in names] or programs[:1]
         peaks = [each["peak_bytes"] for each in row["programs"] if each["peak_bytes"] is not None]
         first = next((each for each in row["programs"] if each["model_flops"] is not None), {})
         cells.append(
@@ -184,7 +186,18 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
 def case_table(rows: list[dict[str, Any]]) -> Table:
     """Returns the fixed cases, a row for each."""
     header = (
-        *("work", "slice", "whose", "ms", "cycles", "exposed collectives", "moves", "MFU", "tokens/s/chip"),
+        *(
+            "work",
+            "slice",
+            "whose",
+            "ms",
+            "cycles",
+            "exposed collectives",
+            "moves",
+            "kernels",
+            "MFU",
+            "tokens/s/chip",
+        ),
         *("peak GB (XLA's)", "compiled s"),
     )
     cells = [

@@ -17,7 +17,7 @@ from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tokenizers import sentencepiece
-from elm_jax.weights import base_model, elm
+from elm_jax.weights import base_model, elm, t5x, t5x_write
 
 TASK = "mini_taxonomy_kind"
 UNSEEN = "mini_size_suitcase"
@@ -29,6 +29,19 @@ EXPERTS = (
 )
 ADDED = tuple(spec.id for spec in task_selection.select_tasks([TASK]))
 """The experts of `TASK`."""
+T5X_STEPS = 12
+T5X_COMMAND = [
+    *("t5x", "train", "--gin_file=gin/t5x/prompt_expert.gin"),
+    "--gin.MODEL_DIR={trained!r}",
+    "--gin.INITIAL_CHECKPOINT_PATH={checkpoint!r}",
+    "--gin.VOCABULARY_FILE={vocabulary!r}",
+    f"--gin.MIXTURE_OR_TASK_NAME={ADDED[0]!r}",
+    "--gin.TASK_FEATURE_LENGTHS={{'inputs': 24, 'targets': 5}}",
+    f"--gin.EXTRA_IDS={opening.EXTRA_IDS}",
+    f"--gin.TRAIN_STEPS={T5X_STEPS}",
+    *("--gin.DTYPE='float32'", "--gin.SAVE_PERIOD=3", "--gin.LEARNING_RATE=0.01"),
+]
+"""What T5X trains, of a base that `write_t5x_base` wrote."""
 LEFTOVER = re.compile(r"\..+\.(tmp|old|lock|parts)|\.lock|\.probe-.*")
 
 
@@ -53,6 +66,17 @@ def make_run(root: Path) -> None:
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     elm.save(workspace.base, base_model.make_base(config, params))
     settings.save_run_settings(workspace, None, Source(), Lengths(prompt=24, answer=5))
+
+
+def write_t5x_base(run: Path, where: Path) -> None:
+    """Writes the base of a run as T5X reads it."""
+    t5x_write.save(where, elm.load(run / "base"))
+
+
+def read_t5x(where: Path) -> dict[str, bytes]:
+    """Returns the parameters of the checkpoint that T5X ended with."""
+    parameters = t5x.list_parameters(where / f"checkpoint_{T5X_STEPS}")
+    return {path: tensor.read().tobytes() for path, tensor in parameters.items()}
 
 
 def find_orphans(session: int, seconds: float = 15.0) -> list[str]:

@@ -3,16 +3,21 @@
 What a script or a notebook needs is here by name; the rest of the package is for those who extend it.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elm_jax import moved
 
 if TYPE_CHECKING:
+    from elm_jax.data.check import check_tasks
     from elm_jax.errors import ContaminationError, OutOfMemoryError, UserError
     from elm_jax.evaluation.config import EvaluationConfig
     from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
+    from elm_jax.evaluation.score import TextScores, score
+    from elm_jax.experts.convert import convert
+    from elm_jax.experts.import_export import export_expert, import_expert
     from elm_jax.experts.library import Library
+    from elm_jax.frames import Records
     from elm_jax.merging.merge import merge
     from elm_jax.merging.method import MergeOption
     from elm_jax.merging.table import register_merge
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
     from elm_jax.tasks.rendering import examples
     from elm_jax.tasks.seqio_tasks import Registered, register_tasks
     from elm_jax.tasks.specs import find_task, task_specs
-    from elm_jax.tasks.user_tasks import define_task
+    from elm_jax.tasks.user_tasks import define_task, load_tasks
+    from elm_jax.telemetry.progress import Stages
     from elm_jax.telemetry.trackers import register_tracker
     from elm_jax.training.config import (
         BatchConfig,
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
         ScheduleConfig,
         TrainConfig,
     )
-    from elm_jax.training.pretraining import Pretraining
+    from elm_jax.training.pretraining import Pretraining, pretrain
     from elm_jax.training.train import train
     from elm_jax.weights.base_model import Base
     from elm_jax.weights.load import load_model
@@ -77,6 +83,7 @@ __all__ = [
     "Pretraining",
     "PromptedExample",
     "Queries",
+    "Records",
     "Registered",
     "Renderings",
     "Report",
@@ -84,28 +91,37 @@ __all__ = [
     "ScheduleConfig",
     "Selection",
     "Source",
+    "Stages",
     "TaskSpec",
     "Template",
+    "TextScores",
     "TrainConfig",
     "UserError",
     "__version__",
+    "check_tasks",
+    "convert",
     "define_task",
     "evaluate",
     "examples",
+    "export_expert",
     "feature_lengths",
     "find_task",
+    "import_expert",
     "index",
     "load_embedder",
     "load_model",
+    "load_tasks",
     "load_templates",
     "merge",
     "open_run",
+    "pretrain",
     "register_merge",
     "register_router",
     "register_tasks",
     "register_tracker",
     "route",
     "run_pipeline",
+    "score",
     "score_choices",
     "task_specs",
     "train",
@@ -136,6 +152,7 @@ _HOMES = {
     "Pretraining": "elm_jax.training.pretraining",
     "PromptedExample": "elm_jax.records",
     "Queries": "elm_jax.routing.inputs",
+    "Records": "elm_jax.frames",
     "Registered": "elm_jax.tasks.seqio_tasks",
     "Renderings": "elm_jax.prompting.render",
     "Report": "elm_jax.reporting.records",
@@ -143,27 +160,36 @@ _HOMES = {
     "ScheduleConfig": "elm_jax.training.config",
     "Selection": "elm_jax.records",
     "Source": "elm_jax.tasks.data_source",
+    "Stages": "elm_jax.telemetry.progress",
     "TaskSpec": "elm_jax.records",
     "Template": "elm_jax.prompting.templates",
+    "TextScores": "elm_jax.evaluation.score",
     "TrainConfig": "elm_jax.training.config",
     "UserError": "elm_jax.errors",
+    "check_tasks": "elm_jax.data.check",
+    "convert": "elm_jax.experts.convert",
     "define_task": "elm_jax.tasks.user_tasks",
     "evaluate": "elm_jax.evaluation.evaluate",
     "examples": "elm_jax.tasks.rendering",
+    "export_expert": "elm_jax.experts.import_export",
     "feature_lengths": "elm_jax.tasks.data_source",
     "find_task": "elm_jax.tasks.specs",
+    "import_expert": "elm_jax.experts.import_export",
     "index": "elm_jax.routing.index",
     "load_embedder": "elm_jax.routing.embedding",
     "load_model": "elm_jax.weights.load",
+    "load_tasks": "elm_jax.tasks.user_tasks",
     "load_templates": "elm_jax.prompting.template_files",
     "merge": "elm_jax.merging.merge",
     "open_run": "elm_jax.session.opening",
+    "pretrain": "elm_jax.training.pretraining",
     "register_merge": "elm_jax.merging.table",
     "register_router": "elm_jax.routing.table",
     "register_tasks": "elm_jax.tasks.seqio_tasks",
     "register_tracker": "elm_jax.telemetry.trackers",
     "route": "elm_jax.routing.route",
     "run_pipeline": "elm_jax.pipelines.pipeline",
+    "score": "elm_jax.evaluation.score",
     "score_choices": "elm_jax.scoring.choices",
     "task_specs": "elm_jax.tasks.specs",
     "train": "elm_jax.training.train",
@@ -175,6 +201,8 @@ moved.install()
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for, so that `import elm_jax` stays quick."""
     if name == "__version__":
+        from importlib import metadata  # takes as long as all else of the package
+
         return metadata.version("elm_jax")
     if name in moved.RENAMED:
         return moved.old_name(name)

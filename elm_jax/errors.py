@@ -1,9 +1,11 @@
-"""The error a person can mend: it says what was wanted, what came and what to do.
+"""The error a person can mend: it says what was expected, what was given and what to do.
 
 Everything a user can get wrong (a name, a path, a file, a macro) raises `UserError`; the command line
-prints its text alone and exits with code 2. Any other exception is a defect of ours and keeps its traceback.
+prints its text alone and exits with code 2. `TrainingStopped` is no error. Any other exception is a defect of
+ours and keeps its traceback.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -36,11 +38,29 @@ rendering fails  the template raises any other error
 """
 
 
+_LONG_WORD = re.compile(r"(\S{800})\S{200,}(\S{200})")
+
+
 class UserError(Exception):
-    """What was wanted, what came and what to do, in one clear sentence without control characters."""
+    """What was expected, what was given and what to do, in one sentence without control characters.
+
+    What was given may be of any size: a word of more than 1,200 characters is cut in its middle.
+    """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(escape_controls(message))
+        super().__init__(escape_controls(_LONG_WORD.sub(r"\1…\2", message)))
+
+
+class TrainingStopped(Exception):
+    """A training that was asked to stop, and has saved its state.
+
+    Attributes:
+        batch: after which it stopped.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(f"Stopped after batch {batch}. Give the same command to go on from there.")
+        self.batch = batch
 
 
 class ContaminationError(UserError):

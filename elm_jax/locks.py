@@ -2,7 +2,9 @@
 
 On a disk, the system holds a lock for a process and frees it when that ends, however it ends. In a bucket,
 and on a file system without such locks, a lock is an object that its holder rewrites now and then; one that
-nobody has rewritten for `EXPIRY_SECONDS` is free.
+nobody has rewritten for `EXPIRY_SECONDS` is free. A bucket makes an object for the first alone of those who
+ask for one that is not there, so that a lock has one taker. The lock of a dead holder is deleted by who made
+its claim, an object beside it.
 
 The file of a lock says who holds it. It is deleted when the lock is released; a killed process leaves it, and
 the next one takes and deletes it.
@@ -23,7 +25,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import buckets, storage
 from elm_jax.errors import UserError
 
 try:
@@ -34,8 +36,10 @@ except ImportError:  # not a POSIX system
 EXPIRY_SECONDS = 120.0
 """Of a lock in a bucket, since its holder last wrote it."""
 SETTLE_SECONDS = 1.0
-"""In which a process that took a free lock of a bucket at the same time would have written it, too."""
+"""In which a process that took a free lock of a disk at the same time would have written it, too."""
 POLL_SECONDS = 0.1
+MOST_BYTES = 4096
+"""Of the file of a lock."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -97,7 +101,8 @@ def _acquire(
     until, told = time.monotonic() + seconds, False
     while True:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if not buckets.is_bucket(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
             release = _try_file(file, owner) if _has_system_locks(file) else _try_object(file, owner)
         except OSError as error:
             raise _LockFileError(error) from error
@@ -117,7 +122,7 @@ def _acquire(
 
 
 def _has_system_locks(file: epath.Path) -> bool:
-    return fcntl is not None and "://" not in os.fspath(file)
+    return fcntl is not None and not buckets.is_bucket(file)
 
 
 def _try_file(file: epath.Path, owner: dict[str, Any]) -> Any:
@@ -162,22 +167,30 @@ def _try_object(file: epath.Path, owner: dict[str, Any]) -> Any:
         return None
     mine = {**owner, "token": uuid.uuid4().hex}
 
-    def write() -> None:
-        storage.write_bytes(file, json.dumps({**mine, "alive": time.time()}).encode())
+    def content() -> bytes:
+        return json.dumps({**mine, "alive": time.time()}).encode()
 
     def is_mine() -> bool:
         return _read_owner(file).get("token") == mine["token"]
 
-    write()
-    time.sleep(SETTLE_SECONDS)
-    if not is_mine():
-        return None
+    if not buckets.is_bucket(file):
+        storage.write_bytes(file, content())
+        time.sleep(SETTLE_SECONDS)
+        if not is_mine():
+            return None
+    else:
+        if file.exists():
+            _delete_dead(file, content())
+        if not buckets.create_object(file, content()):
+            return None
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(EXPIRY_SECONDS / 4):
             with contextlib.suppress(Exception):  # a bucket may be out of reach for a while
-                write()
+                if not is_mine():  # it was out of reach for so long that another took the lock
+                    return
+                storage.write_bytes(file, content())
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -190,6 +203,18 @@ def _try_object(file: epath.Path, owner: dict[str, Any]) -> Any:
                 file.unlink()
 
     return release
+
+
+def _delete_dead(file: epath.Path, content: bytes) -> None:
+    """Deletes the lock of a dead holder in a bucket, unless another process does or did."""
+    claim = file.parent / f"{file.name}.claim"
+    if not buckets.create_object(claim, content):
+        if not _is_alive(_read_owner(claim)):  # of a process that was killed here
+            claim.unlink(missing_ok=True)
+        return
+    if not _is_alive(_read_owner(file)):  # nobody took it before the claim was made
+        file.unlink(missing_ok=True)
+    claim.unlink(missing_ok=True)
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
@@ -205,8 +230,8 @@ def _owner(purpose: str) -> dict[str, Any]:
 def _read_owner(file: epath.Path) -> dict[str, Any]:
     """Returns what a lock says of its holder; nothing if it says nothing, or not yet."""
     try:
-        owner = json.loads(file.read_bytes()[:4096])
-    except (OSError, ValueError, RecursionError):
+        owner = json.loads(storage.read_content(file, what="A lock", most=MOST_BYTES))
+    except (UserError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

@@ -124,12 +124,12 @@ def require_free(
     if not name.isidentifier():
         raise UserError(f"Expected a name of letters, digits and _ for a {kind}, got {name!r}.")
     known = taken.get(name)
-    if known is not None and _source_of(known) != _source_of(function):
+    if known is not None and _module_and_name(known) != _module_and_name(function):
         raise UserError(
-            f"A {kind} named {name!r} is there already, registered by {'.'.join(_source_of(known))}. Fix: "
-            "choose another name."
+            f"A {kind} named {name!r} is there already, registered by {'.'.join(_module_and_name(known))}. "
+            "Fix: choose another name."
         )
 
 
-def _source_of(function: Callable[..., Any]) -> tuple[str, str]:
+def _module_and_name(function: Callable[..., Any]) -> tuple[str, str]:
     return function.__module__, function.__qualname__

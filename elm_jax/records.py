@@ -10,8 +10,12 @@ from typing import Any, Literal
 
 from elm_jax.axes import Embeddings
 from elm_jax.errors import RowReason
+from elm_jax.frames import Record, to_frame
 
 Params = Mapping[str, Any]
+
+VOCABULARY = "vocabulary"
+"""The key of an expert's recipe that has the fingerprint of the tokenizer."""
 
 OnBadRow = Literal["leave-out", "refuse"]
 """What is done with a row that cannot be used: it is left out and counted, or it is an error."""
@@ -42,15 +46,17 @@ class UnusedRow:
         row_id: Id of the row.
         reason: Why.
         message: What is wrong, as a sentence that names the row.
+        column: The column that the row lacks, if that is why.
     """
 
     row_id: str
     reason: RowReason
     message: str
+    column: str | None = None
 
 
 @dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(Record):
     """One task: one (dataset, prompt) pair, and how its rows are read.
 
     Attributes:
@@ -62,7 +68,8 @@ class TaskSpec:
         evaluation_split: The split that evaluation reads; None if it is the same.
         config: Configuration of the hub's dataset.
         family: The paper's category, or the skill of an embedded task.
-        metric: Name of the metric.
+        metric: Name of the metric. If it is "accuracy", answer choices are ranked; otherwise the answer is
+            free text, and choices are words that the template writes with.
         seed: Seed of the choice of rows.
     """
 
@@ -105,12 +112,12 @@ class PromptedExample:
 
 
 @dataclass(frozen=True)
-class ExpertSpec:
+class ExpertSpec(Record):
     """Description of an expert: what is needed to load, verify and rebuild it.
 
     Attributes:
         id: Id of the expert: of the task that it is trained on, or a name.
-        kind: "bottleneck", "lora", "ia3" or "full".
+        kind: One of `models.expert_kinds.KINDS`.
         base: Fingerprint of the base that it was trained on.
         paths: Paths of the parameters that it owns.
         datasets: Datasets that it was trained on, on which it is never zero-shot.
@@ -139,11 +146,15 @@ class Expert:
     spec: ExpertSpec
     params: Params
 
+    def to_pandas(self) -> Any:
+        """Returns a DataFrame of one line, the expert's description."""
+        return to_frame([self.spec])
+
     def __repr__(self) -> str:
         return f"Expert({self.spec.id!r}, kind={self.spec.kind!r}, steps={self.spec.steps})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Keys:
     """An expert's embedded training inputs, which routers compare queries with.
 
@@ -161,9 +172,27 @@ class Keys:
     text_format: str
     made_of: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Keys({len(self.texts)} texts, {self.embedder!r}, {self.text_format!r})"
+
 
 @dataclass(frozen=True)
-class Selection:
+class Gates:
+    """What was trained beside an expert to say which tokens are its own.
+
+    Attributes:
+        vectors: Path of a projection -> [L, I].
+        checksum: That of the expert's parameters.
+        recipe: How they were trained.
+    """
+
+    vectors: Mapping[str, Any]
+    checksum: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Selection(Record):
     """The experts that a router chose for one task.
 
     Attributes:
@@ -185,6 +214,10 @@ class Selection:
     nearest: tuple[tuple[str, float], ...] = ()
     embedder: str = ""
     rows: str = ""
+
+    def __repr__(self) -> str:
+        weights = {expert: round(weight, 4) for expert, weight in self.weights.items()}
+        return f"Selection({self.task!r}, {self.router!r}, {weights})"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from io import IOBase
 from typing import IO, Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class SafetensorsHeader:
 
 
 def read_header(
-    stream: IO[bytes] | BytesIO, *, file: str, fix: str = "download or copy it again"
+    stream: IO[bytes] | IOBase, *, file: str, fix: str = "download or copy it again"
 ) -> SafetensorsHeader:
     """Reads the header of a file and checks that the file has all its tensors.
 

@@ -1,7 +1,7 @@
 """Storage: files that are either whole or absent, local or in a bucket, and fingerprints of their content.
 
-Every file is written under a temporary name and renamed, has a format number, and holds no pickle. JSON files
-have the number in `format`, safetensors files in their metadata.
+Every file is written under a temporary name and renamed, or put into its bucket in one go, has a format
+number, and holds no pickle. JSON files have the number in `format`, safetensors files in their metadata.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import stat
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save as dump_safetensors
 
+from elm_jax import buckets
+from elm_jax.buckets import CHUNK
+from elm_jax.buckets import PathLike as PathLike  # what every room calls storage.PathLike
 from elm_jax.errors import UserError
 from elm_jax.names import lower_first
 from elm_jax.safetensors_header import read_header
@@ -27,22 +31,47 @@ from elm_jax.safetensors_header import read_header
 FORMAT = 1
 MOST_TEXT = 1 << 28
 """Bytes of a file of JSON that is read; one of ours has far fewer."""
+MOST_ROWS = 1 << 32
+"""Bytes of a file of rows that is read."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
-PathLike = str | os.PathLike[str]
 _HERE = Path(__file__).parent
 # The directory of the gin files: in a wheel inside the package, in a checkout beside it.
 SHIPPED = next(root for root in (_HERE / "_recipes", _HERE.parent) if (root / "gin").is_dir())
 
 
 def path(where: PathLike) -> epath.Path:
-    """Returns a path that is local, `gs://` or of any other kind that etils knows, with `~` expanded."""
-    return epath.Path(os.path.expanduser(os.fspath(where)))
+    """Returns a path that is local, `s3://` or `gs://`, with `~` expanded.
+
+    Raises:
+        UserError: If it is of another kind, or the package for its kind is not installed.
+    """
+    text = os.fspath(where)
+    if isinstance(where, buckets.BucketPath) or (
+        isinstance(where, epath.Path) and not text.startswith("~") and "://" not in text
+    ):
+        return where
+    text = os.path.expanduser(text)
+    if "://" in text:
+        buckets.reach(text.partition("://")[0])
+    return epath.Path(text)
+
+
+def absolute(where: PathLike) -> epath.Path:
+    """Returns a path that means the same wherever a process works."""
+    return path(where) if buckets.is_bucket(where) else path(where).resolve()
 
 
 def existing_directory(where: PathLike, *, what: str, remedy: str) -> epath.Path:
     """Returns a directory; raises if it is missing, naming `what` it should be and the `remedy`."""
     directory = path(where)
-    if not directory.is_dir():
+    try:
+        is_there = directory.is_dir()
+    except buckets.client_errors(where) as error:
+        raise UserError(
+            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got an error of the bucket "
+            f"({buckets.describe_error(error)}). Fix: check the address, the network and your credentials."
+        ) from error
+    if not is_there:
         raise UserError(
             f"Expected {lower_first(what)} at {os.fspath(where)!r}, got no directory. Fix: "
             f"{lower_first(remedy)}"
@@ -55,13 +84,15 @@ def writable_directory(where: PathLike) -> epath.Path:
     directory = path(where)
     probe = directory / f".probe-{uuid.uuid4().hex}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not buckets.is_bucket(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)  # or who tidies up was faster
-    except OSError as error:
+    except buckets.client_errors(where) as error:
         raise UserError(
             f"Expected an output directory at {os.fspath(where)!r}, got one that cannot be written "
-            f"({error.strerror or error}). Fix: choose another with the output flag, or free space there."
+            f"({buckets.describe_error(error)}). Fix: choose another with the output flag, or free space "
+            "there."
         ) from error
     return directory
 
@@ -94,6 +125,9 @@ def write_bytes(where: PathLike, content: bytes) -> None:
 def write_stream(where: PathLike, parts: Iterable[bytes]) -> None:
     """Writes a file whole or not at all, part by part."""
     target = path(where)
+    if buckets.is_bucket(target):
+        buckets.write_object(target, parts)
+        return
     # A part of the name is enough, and all of it could be too long with what is added.
     temporary = target.parent / f".{target.name[:60]}.{uuid.uuid4().hex}.tmp"
     try:
@@ -105,10 +139,13 @@ def write_stream(where: PathLike, parts: Iterable[bytes]) -> None:
     except OSError as error:
         if temporary.exists():
             temporary.unlink()
-        raise UserError(
-            f"Expected to write {os.fspath(where)!r}, got {error.strerror or error}. Fix: free space there, "
-            "or choose another output directory."
-        ) from error
+        raise buckets.write_error(where, error) from error
+
+
+def copy_file(source: PathLike, target: PathLike) -> None:
+    """Copies a file, whole or not at all, also between a disk and a bucket."""
+    with path(source).open("rb") as stream:
+        write_stream(target, iter(lambda: stream.read(CHUNK), b""))
 
 
 def read_content(where: PathLike, *, what: str, most: int | None = None) -> bytes:
@@ -125,19 +162,24 @@ def read_content(where: PathLike, *, what: str, most: int | None = None) -> byte
     """
     file, found = path(where), None
     try:
-        if "://" not in os.fspath(where):
-            about = os.stat(file)
+        if "://" not in (text := os.fspath(file)):
+            file = Path(text)  # in a fraction of epath's time
+            about = os.stat(text)
             found = None if stat.S_ISREG(about.st_mode) else "no plain file"
             found = f"{about.st_size:,} bytes" if most is not None and about.st_size > most else found
         content = b"" if found else file.read_bytes()
     except FileNotFoundError as error:
         raise _missing(where, what) from error
     except OSError as error:
-        content, found = b"", error.strerror or str(error)
+        content, found = b"", buckets.describe_error(error)
     except ValueError as error:  # a name that no file can have
         content, found = b"", str(error)
     except MemoryError:
         content, found = b"", "more bytes than there is memory"
+    except Exception as error:
+        if not buckets.is_bucket(where):
+            raise
+        content, found = b"", buckets.describe_error(error)
     if found:
         raise UserError(
             f"Expected {lower_first(what)} at {os.fspath(where)!r}, got {found}. Fix: replace it."
@@ -153,9 +195,9 @@ def is_plain_file(where: PathLike) -> bool:
 def file_size(where: PathLike) -> int:
     """Returns the bytes of a file, 0 if it is absent or no plain file."""
     file = path(where)
-    if "://" not in os.fspath(where):  # epath's `stat` fails if the owner has no name
+    if "://" not in (text := os.fspath(file)):  # epath's `stat` fails if the owner has no name
         try:
-            about = os.stat(file)
+            about = os.stat(text)
         except OSError:
             return 0
         return about.st_size if stat.S_ISREG(about.st_mode) else 0
@@ -176,15 +218,20 @@ def remove_unfinished(directory: PathLike, *, deep: bool = False, prefix: str = 
     root = path(directory)
     if not root.is_dir():
         return
-    places = ((parent, names) for parent, _, names in root.walk()) if deep else [(root, _list_names(root))]
-    for parent, names in places:
-        for name in filter(_UNFINISHED.fullmatch, names):
-            if name.startswith(prefix) and not (parent / name).is_dir():
-                (parent / name).unlink(missing_ok=True)
+    for file in list_files(root) if deep else root.iterdir():
+        if _UNFINISHED.fullmatch(file.name) and file.name.startswith(prefix) and not file.is_dir():
+            file.unlink(missing_ok=True)
 
 
-def _list_names(directory: epath.Path) -> list[str]:
-    return [entry.name for entry in directory.iterdir()]
+def list_files(directory: PathLike) -> list[epath.Path]:
+    """Returns all files in a directory and those below it; none if it does not exist."""
+    root = path(directory)
+    if not buckets.is_bucket(root):
+        return [parent / name for parent, _, names in root.walk() for name in names]
+    import fsspec
+
+    system, name = fsspec.url_to_fs(os.fspath(root))
+    return [path(system.unstrip_protocol(each)) for each in system.find(name)]
 
 
 def write_json(where: PathLike, value: Mapping[str, Any]) -> None:
@@ -195,21 +242,26 @@ def write_json(where: PathLike, value: Mapping[str, Any]) -> None:
 
 def read_json(where: PathLike, *, what: str) -> dict[str, Any]:
     """Reads a JSON object of our format; `what` names it in errors."""
-    content = read_content(where, what=what, most=MOST_TEXT)
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Expected {lower_first(what)} at {os.fspath(where)!r}, got a file that is not JSON ({error}). "
-            "Fix: delete it and make it again."
-        ) from None
+    value = read_json_value(where, what=what, remedy="delete it and make it again")
     version = value.get("format") if isinstance(value, dict) else None
     if version != FORMAT:
         raise UserError(
-            f"Expected {lower_first(what)} of format {FORMAT} at {os.fspath(where)!r}, got {version!r}. Fix: "
-            "delete it and make it again."
+            f"Expected {lower_first(what)} of format {FORMAT} at {os.fspath(where)!r}, got "
+            f"{reprlib.repr(version)}. Fix: delete it and make it again."
         )
     return value
+
+
+def read_json_value(where: PathLike, *, what: str, remedy: str = "download it again") -> Any:
+    """Reads JSON of any form; `what` names the file in errors, which advise `remedy`."""
+    content = read_content(where, what=what, most=MOST_TEXT)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"Expected JSON in {os.fspath(where)!r}, {lower_first(what)}, got a file that is not JSON "
+            f"({error!s:.100}). Fix: {remedy}."
+        ) from None
 
 
 def write_jsonl(where: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -221,7 +273,7 @@ def read_jsonl(where: PathLike, *, what: str) -> list[Any]:
     """Reads one value of JSON per line; whether it is an object is for the reader to ask."""
     rows = []
     try:
-        text = read_content(where, what=what).decode()
+        text = read_content(where, what=what, most=MOST_ROWS).decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"Expected {lower_first(what)} at {os.fspath(where)!r}, got bytes that are no UTF-8 ({error}). "
@@ -252,8 +304,11 @@ def read_sealed_lines(where: epath.Path) -> tuple[dict[str, Any] | None, bytes, 
     Returns:
         The header, None if it is no JSON object; the bytes of the rows; and whether both are as they were
         written, None if the header has no checksum to say so.
+
+    Raises:
+        UserError: As `read_content` does.
     """
-    first, _, body = where.read_bytes().partition(b"\n")
+    first, _, body = read_content(where, what="A file of results", most=MOST_ROWS).partition(b"\n")
     try:
         header = json.loads(first)
     except (ValueError, RecursionError):
@@ -268,18 +323,6 @@ def _seal(header: Mapping[str, Any], body: bytes) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     digest.update(body)
     return digest.hexdigest()[:16]
-
-
-def read_first_line(where: epath.Path) -> dict[str, Any] | None:
-    """Returns the first line of a file of JSON lines; None if it is no JSON object."""
-    if not is_plain_file(where):
-        return None
-    with where.open("rb") as stream:
-        try:
-            head = json.loads(stream.readline(MOST_TEXT))
-        except (ValueError, RecursionError):
-            return None
-    return head if isinstance(head, dict) else None
 
 
 def write_arrays(
@@ -319,7 +362,7 @@ def _missing(where: PathLike, what: str) -> UserError:
 def fingerprint(value: Any) -> str:
     """Returns 16 hexadecimal digits of a JSON-like value's hash, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def array_fingerprint(arrays: Mapping[str, Any]) -> str:

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+from tests.xla_flags import xla_flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the commands that tests start
 
 import jax
 import numpy as np
@@ -22,11 +25,11 @@ from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import datasets
 from tests.run_fixtures import clock, make_run, registries, unseen  # noqa: F401, fixtures
+from tests.s3_server import bucket, s3  # noqa: F401, fixtures
 from tests.shared_data import DATA
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tiny networks take longer to compile well than to run badly.
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_disable_most_optimizations", True)  # a plugin may have imported JAX before
 # libtpu reads these when it is loaded, which is after JAX is imported.
 for name, value in slices.ENVIRONMENT.items():
     if name.startswith(("TPU_", "ALLOW_", "TF_")):
@@ -42,6 +45,21 @@ def pytest_collection_modifyitems(items):
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_end_with_the_file():
+    """Thousands of tests compile more than memory should hold."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def user_tasks_end_with_the_file():
+    """What a file's own fixtures define must not meet another file, whichever runs first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_user_datasets", datasets.user_datasets())
+        yield
 
 
 @pytest.fixture(autouse=True)

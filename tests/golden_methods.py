@@ -6,10 +6,9 @@ only turns the arrays into the package's layout and back: PyTorch's weights are 
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
+import jax
 import numpy as np
 
 from elm_jax.merging.breadcrumbs import keep_middle
@@ -30,7 +29,13 @@ from elm_jax.merging.task_arithmetic import task_arithmetic
 from elm_jax.merging.ties import elect_signs, trim_network, trim_tensor
 from elm_jax.merging.tsvm import tsvm
 from elm_jax.merging.wudi import wudi
+from elm_jax.models import expert_layers as ex
+from elm_jax.models.layers import FeedForward
+from elm_jax.models.magnitudes import resolve_magnitudes
+from elm_jax.models.sizes import find_config
 from elm_jax.statistics.moments import add_gram
+from elm_jax.training.loss import choice_losses, token_losses, unlikelihood_losses
+from tests.golden_routing import ROUTING
 
 Arrays = dict[str, Any]
 
@@ -208,6 +213,73 @@ def merging_wudi(inputs: Arrays) -> Arrays:
     return {"merged": wudi(kernels, kernels, ones, int(inputs["iterations"]), float(inputs["lr"])).T}
 
 
+def experts_dora(inputs: Arrays) -> Arrays:
+    kernel, scaling = inputs["weight"].T, np.float32(inputs["scaling"])
+    params = {
+        "lora_a": inputs["lora_a"].T[None],
+        "lora_b": inputs["lora_b"].T[None],
+        "dora_magnitude": inputs["magnitude"][None],
+    }
+
+    def project(own: Arrays) -> Any:
+        scaled = {**own, "lora_b": own["lora_b"] * scaling}
+        layers = resolve_magnitudes({"p": scaled}, {"p": {"kernel": kernel[None]}})["p"]
+        expert = jax.tree.map(lambda leaf: leaf[0], layers)
+        x = inputs["x"][None]
+        return ex.apply_delta(x, x @ kernel, expert)[0] + inputs["bias"][None]
+
+    y, backward = jax.vjp(project, params)
+    (gradient,) = backward(jax.numpy.asarray(inputs["cotangent"]))
+    return {
+        "y": y,
+        "grad_lora_a_detached": gradient["lora_a"][0].T,
+        "grad_lora_b_detached": gradient["lora_b"][0].T,
+        "grad_magnitude_detached": gradient["dora_magnitude"][0],
+    }
+
+
+def experts_ia3(inputs: Arrays) -> Arrays:
+    x = jax.numpy.asarray(inputs["x"])[None]
+    linear = ex.apply_delta(x, x @ inputs["weight"].T, {"ia3_out": inputs["scale"]})
+    inner, width = inputs["wi_0"].shape
+    block = FeedForward(find_config("tiny", emb_dim=width, mlp_dim=inner))
+    kernels = {name: {"kernel": inputs[name].T} for name in ("wi_0", "wi_1", "wo")}
+    changed = block.apply({"params": kernels}, x, {"wo": {"ia3_in": inputs["scale_ff"]}})
+    return {"linear": linear[0], "feed_forward": changed[0]}
+
+
+def loss_tfew(inputs: Arrays) -> Arrays:
+    choices, labels = inputs["choices"], inputs["labels"].reshape(-1, 1)
+    number = np.arange(choices.shape[1])[None]
+    real, is_right = choices != 0, number == labels
+    wrong = real & ~is_right[..., None]
+    order = np.argsort(np.where(is_right, -1, number), axis=1)  # the right one first
+
+    def terms(logits: Any) -> Any:
+        flat = logits.reshape(-1, *logits.shape[2:])
+        logp = -token_losses(flat, choices.reshape(-1, choices.shape[2])).reshape(choices.shape)
+        lengths, sums = real.sum(axis=2), logp.sum(axis=2)
+        ordered = [np.take_along_axis(lengths, order, 1), jax.numpy.take_along_axis(sums, order, 1)]
+        right = real & is_right[..., None]
+        return {
+            "lm": -jax.numpy.where(right, logp, 0).sum() / right.sum(),
+            "unlikelihood": unlikelihood_losses(logp, wrong).sum() / wrong.sum(),
+            "multiple_choice": choice_losses(ordered[1], ordered[0], float(inputs["length_norm"])).mean(),
+        }
+
+    def total(logits: Any) -> Any:
+        found = terms(logits)
+        unlikely, chosen = float(inputs["unlikely_loss"]), float(inputs["mc_loss"])
+        whole = found["lm"] + unlikely * found["unlikelihood"] + chosen * found["multiple_choice"]
+        return whole, {**found, "total": whole}
+
+    gradient, found = jax.grad(total, has_aux=True)(jax.numpy.asarray(inputs["logits"]))
+    return {**found, "grad_logits": gradient}
+
+
+EXPERTS: dict[str, Callable[[Arrays], Arrays]] = {
+    function.__name__: function for function in (experts_dora, experts_ia3, loss_tfew)
+}
 MERGING: dict[str, Callable[[Arrays], Arrays]] = {
     function.__name__: function
     for function in (
@@ -229,5 +301,4 @@ MERGING: dict[str, Callable[[Arrays], Arrays]] = {
         merging_wudi,
     )
 }
-ROUTING = import_module("tests.golden_routing").ROUTING if find_spec("tests.golden_routing") else {}
-FUNCTIONS: dict[str, Callable[[Arrays], Arrays]] = dict(sorted({**MERGING, **ROUTING}.items()))
+FUNCTIONS: dict[str, Callable[[Arrays], Arrays]] = dict(sorted({**MERGING, **EXPERTS, **ROUTING}.items()))

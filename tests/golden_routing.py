@@ -14,12 +14,14 @@ import numpy as np
 
 from elm_jax.axes import PAD
 from elm_jax.evaluation.few_shot import weigh_experts
+from elm_jax.models import expert_layers as ex
 from elm_jax.models import gating
 from elm_jax.routing.arrow import arrow
 from elm_jax.routing.average_activation import average_activation
 from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.lorahub import penalize_weights
 from elm_jax.routing.mbc import cluster_experts, embed_experts
+from elm_jax.routing.phatgoose import phatgoose
 from elm_jax.routing.roe import roe
 from elm_jax.routing.spectr import spectr
 from elm_jax.routing.token_gate import TokenGate
@@ -74,26 +76,46 @@ def routing_average_activation(inputs: Arrays) -> Arrays:
         for hidden, mask in zip(inputs["hidden"], inputs["mask"], strict=True)
     ]
     prototypes = np.stack(means)
-    return {"prototypes": prototypes, **route_by_gates(inputs, prototypes)}
+
+    def route(k: int) -> TokenGate:
+        activations = {PATH: prototypes[:, None]}
+        return average_activation(QUERIES, make_index(len(prototypes)), activations=activations, k=k)
+
+    return {"prototypes": prototypes, **route_by_gates(inputs, route)}
 
 
 def routing_phatgoose(inputs: Arrays) -> Arrays:
-    return route_by_gates(inputs, inputs["gates"])
+    def route(k: int) -> TokenGate:
+        gates = {PATH: inputs["gates"][:, None]}
+        return phatgoose(QUERIES, make_index(len(inputs["gates"])), gates=gates, k=k)
+
+    return route_by_gates(inputs, route)
 
 
-def route_by_gates(inputs: Arrays, gates: np.ndarray) -> Arrays:
-    stack, x, index = stack_loras(inputs), jnp.asarray(inputs["x"]), make_index(len(gates))
+def route_by_gates(inputs: Arrays, route: Callable[[int], TokenGate]) -> Arrays:
+    stack, x = stack_loras(inputs), jnp.asarray(inputs["x"])
 
     def layer(k: int) -> Arrays:
-        given = {PATH: gates[:, None]}
-        return take_layer(average_activation(QUERIES, index, activations=given, k=k), stack)
+        return take_layer(route(k), stack)
 
     own = layer(int(inputs["top_k"]))
     return {
-        "probabilities": gating.gate_weights(x, layer(len(gates))["gate"]),
+        "probabilities": gating.gate_weights(x, layer(len(inputs["lora_a"]))["gate"]),
         "weights": gating.gate_weights(x, own["gate"]),
         "delta": gating.gated_delta(x, own) / inputs["lora_a"].shape[1],
     }
+
+
+def experts_phatgoose_gate(inputs: Arrays) -> Arrays:
+    x, rank = inputs["x"], inputs["lora_a"].shape[0]
+    factors = {name: inputs[name].T for name in ("lora_a", "lora_b")}
+
+    def gated(gate: Any) -> Any:
+        nothing = jnp.zeros_like(inputs["cotangent"])
+        return ex.apply_delta(x, nothing, {**factors, "input_gate": gate}) / rank
+
+    y, pull = jax.vjp(gated, jnp.asarray(inputs["gate"]))
+    return {"y": y, "grad_gate": pull(jnp.asarray(inputs["cotangent"]))[0]}
 
 
 def routing_lorahub(inputs: Arrays) -> Arrays:
@@ -230,6 +252,7 @@ def loss_t5x(inputs: Arrays) -> Arrays:
 
 
 ROUTING: dict[str, Callable[[Arrays], Arrays]] = {
+    "experts_phatgoose_gate": experts_phatgoose_gate,
     "loss_t5x": loss_t5x,
     "routing_arrow": routing_arrow,
     "routing_average_activation": routing_average_activation,

@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "elm_jax"
 FLOORS = [
     ["controls"],
-    ["errors", "axes", "cache", "moved"],
-    ["names", "ranges", "safetensors_header"],
+    ["errors", "axes", "cache", "extras", "moved", "switches"],
+    ["buckets", "frames", "names", "ranges", "safetensors_header"],
     ["records", "storage"],
     ["hub", "locks", "schema"],
     ["aot"],
@@ -28,6 +28,7 @@ FLOORS = [
     ["pipelines"],
     ["planning"],
     ["cli", "lm_eval", "t5x"],
+    ["__main__"],
 ]
 """From the ground up; rooms of one floor do not import each other. docs/architecture.md draws them."""
 LARGEST_SHARE = 0.12

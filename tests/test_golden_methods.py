@@ -36,3 +36,13 @@ def test_a_method_gives_what_its_authors_code_gave(name):
             np.testing.assert_allclose(told, expected, rtol=0, atol=bound, err_msg=output)
         else:
             np.testing.assert_array_equal(np.asarray(array).reshape(expected.shape), expected, output)
+
+
+@pytest.mark.shared_data
+def test_every_file_of_routers_and_merges_has_a_function():
+    files = {file.stem for file in FOLDER.glob("*.npz")}
+    assert files
+    assert {
+        name for name in files if name.partition("_")[0] in ("merging", "routing", "scoring")
+    } <= FUNCTIONS.keys()
+    assert "experts_phatgoose_gate" in FUNCTIONS.keys() & files

@@ -7,9 +7,12 @@ from pathlib import Path
 import gin
 import pytest
 
+import elm_jax
 from elm_jax.data import task_selection
+from elm_jax.errors import UserError
 from elm_jax.evaluation import methods as ways
 from elm_jax.launch import recipes
+from elm_jax.pipelines.pipeline import run_pipeline
 from elm_jax.tasks import data_source
 from elm_jax.training.config import TrainConfig
 
@@ -86,6 +89,55 @@ def test_a_later_file_and_a_binding_win(tmp_path):
     assert gin.query_parameter("%TRAIN_STEPS") == 9
 
 
+@pytest.mark.parametrize(
+    ("binding", "value"),
+    [
+        ("DATA_DIR = data", "data"),
+        ("DATA_DIR = my data/a-b.c", "my data/a-b.c"),
+        ("DATA_DIR = 'data'", "data"),
+        ("DATA_DIR = ", ""),
+        ("DATA_DIR = None", None),
+        ("DATA_DIR = 5", 5),
+        ("DATA_DIR = ('a', 'b')", ("a", "b")),
+    ],
+)
+def test_a_word_on_the_command_line_is_a_text_and_what_is_python_stays_so(binding, value):
+    recipes.load([str(COMPLETE[0])], [binding])
+    assert gin.query_parameter("%DATA_DIR") == value
+
+
+def test_a_macro_on_the_command_line_stays_a_macro():
+    found = recipes.bind(data_source.Source, [str(COMPLETE[0])], ["DATA_DIR = %MODEL_DIR"])()
+    assert found.data_dir == "elm_out"
+
+
+def test_yaml_of_macros_is_a_recipe_over_the_one_that_it_includes(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "include: gin/recipes/prompt_expert.gin\nLEARNING_RATE: 1e-3\nTASK_FILES: [a.yaml]\nPLACES: 2\n"
+    )
+    recipes.load([str(file)], ["PLACES = 3"])
+    found = {
+        name: gin.query_parameter(f"%{name}") for name in ("PAPER", "LEARNING_RATE", "TASK_FILES", "PLACES")
+    }
+    assert found == {"PAPER": "prompt", "LEARNING_RATE": 1e-3, "TASK_FILES": ["a.yaml"], "PLACES": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("TRIAN_STEPS: 5", "'TRAIN_STEPS'"), ("- a", "TRAIN_STEPS: 100"), ("a: [", "line"), ("5: a", "macro")],
+)
+def test_yaml_that_is_no_recipe_is_refused(tmp_path, text, named):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(named)):
+        recipes.load(["gin/recipes/prompt_expert.gin", str(tmp_path / "mine.yaml")])
+
+
+def test_no_recipe_names_a_place_outside_its_own_directory():
+    for file in ROOT.rglob("*.gin"):
+        assert not re.search(r"['\"](/|\.\./|~)", re.sub(r"#.*", "", file.read_text())), file
+
+
 def test_outside_a_checkout_a_shipped_recipe_is_read_without_a_word(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     recipes.load(["gin/recipes/prompt_expert.gin"])
@@ -98,6 +150,19 @@ def test_what_a_recipe_binds_reaches_the_function():
     config = recipes.bind(TrainConfig, [str(COMPLETE[0])], ["TRAIN_STEPS = 11"])()
     assert config.schedule.steps == 11
     assert config.expert.kind == "bottleneck"
+
+
+@pytest.mark.parametrize(
+    ("function", "recipe"),
+    [
+        (elm_jax.train, "dream_to_story_cloze"),
+        (run_pipeline, "evaluate_unseen"),
+        (elm_jax.evaluate, "multitask"),
+    ],
+)
+def test_a_recipe_of_another_command_is_refused_with_the_commands_that_there_are(function, recipe):
+    with pytest.raises(UserError, match=rf"{recipe}\.gin.*`elm run`"):
+        recipes.bind(function, [f"gin/recipes/{recipe}.gin"])
 
 
 def test_a_recipe_for_evaluation_renders_as_the_run_does_unless_it_says_otherwise():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
-from elm_jax import storage
+from elm_jax import buckets, storage
 from elm_jax.errors import UserError
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -86,3 +86,55 @@ def test_an_array_fingerprint_depends_on_name_shape_type_and_bytes():
     others = [{"v": base["w"]}, {"w": base["w"].T}, {"w": base["w"].astype(np.int32)}, {"w": base["w"] + 1}]
     prints = {storage.array_fingerprint(tree) for tree in [base, *others]}
     assert len(prints) == 5
+
+
+@pytest.mark.parametrize("chunk", [2, 1 << 24], ids=["in parts", "in one request"])
+def test_an_object_of_a_bucket_is_there_when_its_last_part_is(bucket, monkeypatch, chunk):
+    monkeypatch.setattr(buckets, "CHUNK", chunk)
+    target = bucket / "x.bin"
+    storage.write_bytes(target, b"old")
+
+    def parts():
+        yield b"new"
+        assert storage.read_content(target, what="A file") == b"old"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_stream(target, parts())
+    assert storage.read_content(target, what="A file") == b"old"
+    storage.write_stream(target, [b"new", b"", b"er"])
+    assert storage.read_content(target, what="A file") == b"newer"
+    assert [file.name for file in bucket.iterdir()] == ["x.bin"]
+
+
+def test_an_object_that_is_there_is_not_created(bucket):
+    assert buckets.create_object(bucket / "x", b"one")
+    assert not buckets.create_object(bucket / "x", b"two")
+    assert storage.read_content(bucket / "x", what="A file") == b"one"
+
+
+def test_a_bucket_that_is_missing_is_named(bucket):
+    where = f"{bucket}-other/x"
+    with pytest.raises(UserError, match=where):
+        storage.write_bytes(where, b"")
+    with pytest.raises(UserError, match=where):
+        storage.writable_directory(where)
+    with pytest.raises(UserError, match=where):
+        storage.read_content(where, what="A file")
+
+
+def test_a_kind_of_bucket_that_nobody_knows_is_named():
+    with pytest.raises(UserError, match="s4://"):
+        storage.path("s4://bucket/x")
+
+
+def test_text_that_is_half_a_character_has_a_fingerprint_of_its_own():
+    halves = {storage.fingerprint({"a": half}) for half in ("\ud800", "\ud801", "?")}
+    assert len(halves) == 3
+
+
+def test_a_format_of_any_size_is_refused_in_a_line(tmp_path):
+    storage.write_json(tmp_path / "x.json", {"format": ["a" * 1000] * 1000})
+    with pytest.raises(UserError) as refused:
+        storage.read_json(tmp_path / "x.json", what="A report")
+    assert len(str(refused.value)) < 500

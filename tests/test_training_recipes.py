@@ -14,10 +14,10 @@ from elm_jax.launch import recipes
 from elm_jax.records import TaskSpec
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
-from elm_jax.tasks import budgets, data_source
+from elm_jax.tasks import budgets, data_source, specs, user_tasks
 from elm_jax.telemetry import jsonl_log
 from elm_jax.telemetry.progress import Stages
-from elm_jax.training import estimate, pretraining, train
+from elm_jax.training import estimate, expert_configs, pretraining, train
 from elm_jax.training.config import TrainConfig, settings_of
 from elm_jax.training.pretraining import Pretraining
 
@@ -103,7 +103,7 @@ def test_continual_learning_adds_the_ten_targets_that_have_an_expert():
     found = tasks("continual")
     assert len(found) == 10
     assert {spec.group for spec in found} == {"targets"}
-    assert {budgets.of_target(spec).max_prompt for spec in found} == {512}
+    assert {budgets.get_target_budget(spec).max_prompt for spec in found} == {512}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_run_does_not_remember_how_many_rows_it_trained_on(run, tmp_path):
     named = ["MIXTURE_OR_TASK_NAME = 'mini_opposite_word'", f"MODEL_DIR = '{tmp_path}'", "BATCH_SIZE = 4"]
     named += [f"INITIAL_CHECKPOINT_PATH = '{run / 'base'}'", "MAX_TRAIN_SAMPLES = 16", "TRAIN_STEPS = 2"]
     told = []
-    recipes.bind(train.train, [SHARED], named)(on_estimate=told.append, dry_run=True)
+    recipes.bind(train.train, [SHARED], named)(on_estimate=told.append)
     assert {len(job.prompts) for job in told[0].jobs} == {16}
     assert opening.open_run(tmp_path).source.limit is None
 
@@ -282,12 +282,24 @@ def test_a_dry_run_says_how_many_are_trained_already_and_counts_the_others_alone
     assert found.prompt_tokens == pytest.approx(2 * 4 * sum(map(len, left.prompts)) / 8)
 
 
+def test_the_papers_table_gives_way_for_a_task_that_is_not_the_papers(tmp_path):
+    rows = [{"text": "good", "label": 1}]
+    prompts = {"kind": ("{{text}} ||| {{answer_choices[label]}}", "no ||| yes")}
+    own = user_tasks.define_task("pets", rows=rows, prompts=prompts)
+    recipe = recipes.bind(TrainConfig, [file("prompt_expert")])()
+    mine, papers = expert_configs.resolve_experts([*own, specs.find_task("dream/baseline")], recipe, None)
+    assert (mine.config.schedule.steps, mine.config.batch.size) == (1000, 8)  # `elm train`'s defaults
+    assert papers.config.schedule.epochs is not None
+
+
 def test_a_recipe_without_a_base_is_told_of_the_macro_that_names_one(tmp_path):
     with pytest.raises(UserError, match=r"a base as INITIAL_CHECKPOINT_PATH.* \(MODEL_DIR in a recipe\)"):
         trained("dataset_expert", tmp_path / "none")
 
 
-def test_the_command_prints_the_resolved_recipe_and_the_estimate_and_reads_t5xs_flags(run, capsys, tmp_path):
+def test_the_command_prints_the_estimate_and_reads_t5xs_flags_and_a_run_keeps_its_recipe(
+    run, capsys, tmp_path
+):
     (tmp_path / "mine.gin").write_text(
         "include 'gin/runs/train.gin'\nMIXTURE_OR_TASK_NAME = 'mini_size_thing'\n"
     )
@@ -304,7 +316,8 @@ def test_the_command_prints_the_resolved_recipe_and_the_estimate_and_reads_t5xs_
             ]
         )
     assert ended.value.code == 0
+    assert not (run / "logs" / "train.gin").exists()
+    assert "TRAIN_STEPS = 7" in Path(recipes.write_config("train")).read_text()
     told = capsys.readouterr().out
-    assert "TRAIN_STEPS = 7" in told
     assert "mini_size_thing/" in told
     assert "memory of a device" in told

@@ -52,6 +52,7 @@ class CompiledProgram:
         cycle_seconds: the part of them that are the compiler's cycles.
         collective_seconds: the part in which collectives block.
         move_seconds: the part of moves that have no cycles.
+        kernel_seconds: the part of our own kernels, by roofline.
         collectives: what devices send one another.
         unpriced: what `seconds` does not contain.
         reason: why it does not fit, in one sentence; None if it fits.
@@ -70,6 +71,7 @@ class CompiledProgram:
     cycle_seconds: float | None
     collective_seconds: float | None
     move_seconds: float | None
+    kernel_seconds: float | None
     collectives: tuple[Collective, ...]
     unpriced: tuple[str, ...]
     reason: str | None

@@ -6,7 +6,10 @@ are a ruler to compare programs with, and no measurement: nothing ran. The compi
 - collectives that block: priced by the bytes that a device sends in a ring, over two of its links;
 - scatters, copies, updates of slices and other moves that are not fused: by their bytes in HBM over its
   bandwidth;
-- custom calls such as Pallas kernels, sorts, and traffic between slices: not priced, but named in `unpriced`.
+- kernels of our own: by what they state, the longest of their products at the device's peak, their bytes at
+  its bandwidth, and the cycles of the compiler's schedule, counted when they were written. That is a roofline
+  and no measurement either;
+- sorts, traffic between slices, and custom calls that state nothing: not priced, but named in `unpriced`.
 
 Asynchronous copies and collectives count as hidden, which is the best case.
 """
@@ -19,7 +22,7 @@ from typing import Any
 from elm_jax.aot import hlo
 from elm_jax.aot.collectives import Collective, find_collectives, find_fused_channels, merge_collectives
 from elm_jax.aot.devices import DeviceKind
-from elm_jax.aot.hlo import Computation, Instruction, Module
+from elm_jax.aot.hlo import Computation, Instruction, KernelWork, Module
 from elm_jax.aot.loops import count_trips
 from elm_jax.aot.products import Product, find_products
 
@@ -74,6 +77,7 @@ class Costs:
         cycle_seconds: by the compiler's cycles.
         collective_seconds: of collectives that block.
         move_seconds: of moves that the compiler does not estimate.
+        kernel_seconds: of our own kernels, by roofline.
         collectives: what devices send one another.
         unpriced: what the seconds leave out, each with how often it runs.
     """
@@ -82,15 +86,15 @@ class Costs:
     cycle_seconds: float | None
     collective_seconds: float | None
     move_seconds: float | None
+    kernel_seconds: float | None
     collectives: tuple[Collective, ...]
     unpriced: tuple[str, ...]
 
     @property
     def seconds(self) -> float | None:
         """All priced seconds; None for a GPU."""
-        if self.cycle_seconds is None or self.collective_seconds is None or self.move_seconds is None:
-            return None
-        return self.cycle_seconds + self.collective_seconds + self.move_seconds
+        parts = (self.cycle_seconds, self.collective_seconds, self.move_seconds, self.kernel_seconds)
+        return None if None in parts else sum(part for part in parts if part is not None)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON has them."""
@@ -131,7 +135,7 @@ def count_costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
     module = hlo.parse(text)
     started = find_fused_channels(module)
     flops = cycles = 0
-    links = moves = 0.0
+    links = moves = kernels = 0.0
     collectives: list[tuple[Collective, int]] = []
     unpriced: Counter[str] = Counter()
     for step in iterate_steps(module):
@@ -147,6 +151,9 @@ def count_costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
             cycles += times * instruction.cycles
         elif own:
             links += times * sum(_blocking_seconds(each, kind) for each in own)
+        elif instruction.kernel_work is not None:
+            flops += times * instruction.kernel_work.flops
+            kernels += times * _roofline_seconds(instruction.kernel_work, kind)
         elif name := _unpriced(instruction):
             unpriced[name] += times
         else:
@@ -157,6 +164,7 @@ def count_costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
         cycle_seconds=cycles / kind.clock if tpu else None,
         collective_seconds=links if tpu else None,
         move_seconds=moves if tpu else None,
+        kernel_seconds=kernels if tpu else None,
         collectives=merge_collectives(collectives),
         unpriced=tuple(f"{times} x {name}" for name, times in unpriced.items()) if tpu else (),
     )
@@ -202,6 +210,14 @@ def _blocking_seconds(collective: Collective, kind: DeviceKind) -> float:
         return 0.0
     links = min(_RING_LINKS, collective.group_size - 1)
     return collective.sent_bytes / (links * kind.link_bandwidth)
+
+
+def _roofline_seconds(work: KernelWork, kind: DeviceKind) -> float:
+    return max(
+        work.flops / kind.peak_flops,
+        work.bytes / kind.memory_bandwidth,
+        work.cycles.get(kind.name, 0) / (kind.cores * kind.clock) if kind.clock else 0.0,
+    )
 
 
 def _unpriced(instruction: Instruction) -> str | None:

@@ -32,6 +32,7 @@ class DeviceKind:
         link_bandwidth: bytes per second and direction to one neighbour (TPU) or to all others (GPU). Used for
             collectives that block, and for nothing else.
         device_kind: a regular expression for JAX's `device_kind`.
+        cores: of a TPU chip, which share the parallel dimensions of a kernel's grid (Pallas's megacore).
     """
 
     name: str
@@ -42,6 +43,7 @@ class DeviceKind:
     clock: float
     link_bandwidth: float
     device_kind: str
+    cores: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,17 @@ GPU_MODELS = {
 
 
 def _tpu(
-    name: str, peak: float, limit: float, bandwidth: float, clock: float, link: float, kind: str
+    name: str,
+    peak: float,
+    limit: float,
+    bandwidth: float,
+    clock: float,
+    link: float,
+    kind: str,
+    cores: int = 1,
 ) -> DeviceKind:
     return DeviceKind(
-        name, "tpu", peak * 1e12, int(limit * GIB), bandwidth * 1e9, clock * 1e9, link * 1e9, kind
+        name, "tpu", peak * 1e12, int(limit * GIB), bandwidth * 1e9, clock * 1e9, link * 1e9, kind, cores
     )
 
 
@@ -104,9 +113,9 @@ DEVICE_KINDS: dict[str, DeviceKind] = {
     kind.name: kind
     for kind in (
         #     TFLOP/s, GiB, GB/s, GHz, GB/s a link
-        _tpu("v4", 275.0, 30.75, 1200.0, 1.05, 50.0, "TPU v4"),
+        _tpu("v4", 275.0, 30.75, 1200.0, 1.05, 50.0, "TPU v4", cores=2),
         _tpu("v5e", 197.0, 15.75, 819.0, 1.503, 50.0, "TPU v5 lite|TPU v5e"),
-        _tpu("v5p", 459.0, 95.74, 2765.0, 1.75, 100.0, "TPU v5|TPU v5p"),
+        _tpu("v5p", 459.0, 95.74, 2765.0, 1.75, 100.0, "TPU v5|TPU v5p", cores=2),
         _tpu("v6e", 918.0, 31.25, 1638.0, 1.75, 100.0, "TPU v6 lite|TPU v6e"),
         #     TFLOP/s, GB/s, GB/s of NVLink
         _gpu("h200", 989.0, 4800.0, 450.0, "NVIDIA H200"),

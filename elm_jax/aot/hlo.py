@@ -17,6 +17,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _TILED = re.compile(r"\{([\d,]+):T\((\d+)(?:,(\d+))?\)")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+_METADATA = re.compile(r"kernel_metadata=\{[^{}]*\}")  # of several lines
 _NAME = re.compile(r"%([\w.\-]+)")
 _REFERENCES = re.compile(r"(calls|body|condition|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 
@@ -53,6 +54,21 @@ class ArrayShape:
         for dim, tile in zip(order, (int(tiled[3]), int(tiled[2])), strict=False):
             dims[dim] = -(-dims[dim] // tile) * tile
         return math.prod(dims) * _bits(self.dtype) // 8
+
+
+@dataclass(frozen=True)
+class KernelWork:
+    """What a Pallas kernel states that one call of it does.
+
+    Attributes:
+        flops: of its products.
+        bytes: that it reads and writes in HBM.
+        cycles: of one core, by the name of the device kind; products are in them.
+    """
+
+    flops: int
+    bytes: int
+    cycles: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,16 @@ class Instruction:
         """What a custom call calls; "" for other instructions."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
+
+    @property
+    def kernel_work(self) -> KernelWork | None:
+        """What a kernel of ours states; None for all else."""
+        if self.opcode != "custom-call":
+            return None
+        cycles = re.findall(r"cycles_(\w+)\W+(\d+)", self.attributes)
+        stated = [re.search(rf'"{name}":"?(\d+)', self.attributes) for name in ("flops", "bytes_accessed")]
+        flops, moved = (int(found[1]) if found else 0 for found in stated)
+        return KernelWork(flops, moved, {kind: int(count) for kind, count in cycles}) if cycles else None
 
     @property
     def op_name(self) -> str:
@@ -165,7 +191,7 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry = name = ""
     instructions: list[Instruction] = []
-    for line in text.splitlines():
+    for line in _METADATA.sub(lambda found: found[0].replace("\n", ""), text).splitlines():
         if name and line.startswith("}"):
             computations[name] = Computation(name, tuple(instructions))
             name, instructions = "", []

@@ -140,7 +140,7 @@ def _linear(
             return _element(module, computation, instruction, arguments)
         case "add" | "subtract":
             left, right = (_linear(module, computation, each, arguments) for each in operands)
-            return _sum(left, right, 1 if instruction.opcode == "add" else -1)
+            return _add_linear(left, right, 1 if instruction.opcode == "add" else -1)
         case "fusion" | "call":
             inner = _callee(module, instruction)
             values = [_linear(module, computation, each, arguments) for each in operands]
@@ -172,7 +172,7 @@ def _element(
     return _linear(module, computation, elements[int(index[1])], arguments) if elements else None
 
 
-def _sum(left: Linear | None, right: Linear | None, sign: int) -> Linear | None:
+def _add_linear(left: Linear | None, right: Linear | None, sign: int) -> Linear | None:
     if (
         left is None
         or right is None

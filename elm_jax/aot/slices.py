@@ -16,8 +16,8 @@ from typing import Any
 from elm_jax import names
 from elm_jax.aot.devices import DEVICE_KINDS, GPU_MODELS, DeviceKind
 from elm_jax.errors import UserError
+from elm_jax.extras import install_command
 
-INSTALL = "pip install 'elm_jax[plan]'"
 ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
         "JAX_PLATFORMS": "cpu",
@@ -172,7 +172,8 @@ def require_compiler(platform: str) -> None:
         found = False
     if not found:
         raise UserError(
-            f"Expected the {platform.upper()} compiler ({package}) to be installed, got none. Fix: {INSTALL}"
+            f"Expected the {platform.upper()} compiler ({package}) to be installed, got none. Fix: "
+            f"{install_command('plan')}"
         )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from elm_jax import cache, storage
+from elm_jax import cache, storage, switches
 from elm_jax.aot import costs, memory, slices
 from elm_jax.aot.compiler import CompiledProgram
 from elm_jax.aot.program import Program
@@ -29,8 +29,8 @@ from elm_jax.aot.slices import Slice
 from elm_jax.errors import UserError
 
 Send = Callable[[Mapping[str, Any]], None]
-_OFF = ("off", "no", "false", "0")
-_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # environment variables that change what is compiled
+# Environment variables that change what is compiled.
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "ELM_ATTENTION_KERNEL")
 # XLA chooses the tiles of a product's kernel by trying them on the GPU. Without one it takes tiles that some
 # shapes do not allow, and fails; so products are calls into a library here.
 _WITHOUT_DEVICE: Mapping[str, Mapping[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
@@ -134,6 +134,7 @@ def _record(program: Program, target: Slice, value: Mapping[str, Any], *, cached
         cycle_seconds=counted.cycle_seconds if counted else None,
         collective_seconds=counted.collective_seconds if counted else None,
         move_seconds=counted.move_seconds if counted else None,
+        kernel_seconds=counted.kernel_seconds if counted else None,
         collectives=counted.collectives if counted else (),
         unpriced=counted.unpriced if counted else (),
         reason=reason and f"{program.name} does not fit on {target.name}: {reason}.",
@@ -154,7 +155,7 @@ def _cache_file(
     name: str, lowered: Any, target: Slice, ids: Sequence[int], sizes: Mapping[str, int]
 ) -> Path | None:
     """Returns the file where the result is kept; None if nothing is to be kept or can be."""
-    if os.environ.get("ELM_COMPILATION_CACHE", "").lower() in _OFF:
+    if switches.is_off("ELM_COMPILATION_CACHE", os.environ):
         return None
     options = getattr(getattr(lowered, "_lowering", None), "_compiler_options_kvs", None)
     if options is None:  # another JAX, whose options we cannot see

@@ -14,7 +14,7 @@ __all__ = ["app", "expand_gin_flags", "main"]
 
 def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line; a lack of memory ends it with exit code 2, Ctrl-C with 130, SIGTERM with 143."""
-    with interrupts.exit_on_signals():
+    with interrupts.exit_on_signals(to_process_end=arguments is None):
         try:
             from elm_jax.cli import command_line
 

@@ -4,9 +4,8 @@ import contextlib
 import os
 from collections.abc import MutableMapping
 
-from elm_jax import cache
+from elm_jax import cache, switches
 
-OFF = ("off", "no", "false", "0")
 MIN_COMPILE_SECONDS = "0.1"  # a program that compiles faster is not worth reading from disk
 
 
@@ -20,7 +19,7 @@ def enable(environment: MutableMapping[str, str]) -> None:
     Args:
         environment: The variables that JAX will see when it is imported.
     """
-    if environment.get("ELM_COMPILATION_CACHE", "").lower() in OFF:
+    if switches.is_off("ELM_COMPILATION_CACHE", environment):
         return
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
     if "JAX_COMPILATION_CACHE_DIR" in environment:

@@ -1,12 +1,12 @@
 """`elm convert`: weights from one format to another."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from elm_jax.cli.options import AsJson
+from elm_jax.cli.output import print_json
 
 
 def convert(
@@ -18,7 +18,10 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as stored.")] = None,
     base: Annotated[str | None, typer.Option(help="The base that an expert was trained on.")] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Take an expert out of a T5X checkpoint: bottleneck, lora, ia3, full.")
+        str | None,
+        typer.Option(
+            help="Take an expert out of a T5X checkpoint: bottleneck, lora, dora, vera, ia3, prompt, full."
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None,
@@ -29,12 +32,15 @@ def convert(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert weights between Hugging Face, T5X, PEFT and our own format."""
+    """Convert weights: Hugging Face, T5X, PEFT and our own format.
+
+    Example: elm convert google/t5-large-lm-adapt models/t5-large --to elm
+    """
     from elm_jax.experts import convert as conversion
 
     made = conversion.convert(src, dst, to, dtype=dtype, base=base, kind=kind, ignore=ignore or ())
     if as_json:
-        print(json.dumps(asdict(made)))
+        print_json(asdict(made))
         return
     print(f"{made.directory}: {made.what} of {made.parameters:,} parameters as {made.format}.")
     print(f"Fingerprint of the {'model' if made.what == 'model' else 'base'}: {made.fingerprint}")

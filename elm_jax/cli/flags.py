@@ -24,11 +24,13 @@ import typer
 from elm_jax.cli.options import ProcessFlags, RecipeFlags
 from elm_jax.errors import UserError
 
-BESIDE_RECIPES = {"track", "dry_run", "restart", "wait", "as_json"}
+BESIDE_RECIPES = {"track", "part", "dry_run", "restart", "wait", "as_json"}
 """Flags that say nothing that a recipe says, or are added to it."""
 MACROS = {
     "names": "MIXTURE_OR_TASK_NAME",
     "run": "MODEL_DIR",
+    "base": "INITIAL_CHECKPOINT_PATH",
+    "tokenizer": "VOCABULARY",
     "steps": "TRAIN_STEPS",
     "rate": "LEARNING_RATE",
     "seed": "RANDOM_SEED",
@@ -95,12 +97,12 @@ def _given(context: Any, names: Iterable[str]) -> set[str]:
 
 def _require_recipe_alone(recipe: RecipeFlags, given: Iterable[str], records: Mapping[str, type]) -> None:
     """Raises a UserError if what was given beside a recipe, or in place of one, would not be read."""
-    if not recipe.gin_file:
-        if recipe.gin_bindings:
-            raise UserError(
-                f"Expected a recipe for the binding {recipe.gin_bindings[0]!r}, got none. Fix: name it with "
-                "--gin_file."
-            )
+    if not recipe.gin_file and not recipe.config:
+        unread = [field.name for field in fields(recipe) if field.name.startswith("gin_")]
+        for name in unread:
+            if value := getattr(recipe, name):
+                what = value if isinstance(value, str) else value[0]
+                raise UserError(f"Expected a recipe for {what!r}, got none. Fix: name it with --gin_file.")
         return
     beside = [kind for kind in records.values() if issubclass(kind, RecipeFlags | ProcessFlags)]
     allowed = BESIDE_RECIPES | {field.name for kind in beside for field in fields(kind)}

@@ -6,7 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from elm_jax.cli.options import DEFAULT_OUT, ProcessFlags, RenderFlags, SourceFlags, TokenFlags
+from elm_jax.cli.options import (
+    DEFAULT_OUT,
+    LengthFlags,
+    ProcessFlags,
+    RenderFlags,
+    SourceFlags,
+    TokenFlags,
+)
 from elm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,8 +45,10 @@ def open_run(
     cache: str | None = None,
     limit: int | None = None,
     dtype: str | None = None,
+    lengths: LengthFlags | None = None,
+    dry_run: bool = False,
 ) -> "Run":
-    """Opens a run's directory with what the flags say of its data.
+    """Opens a run's directory with what the flags say of its base and its data.
 
     Args:
         run: The run's directory.
@@ -48,20 +57,61 @@ def open_run(
         cache: Directory of prepared rows.
         limit: Rows of each task at most.
         dtype: Type of the base, float32 or bfloat16.
+        lengths: Tokens that are kept, if the run is made here.
+        dry_run: Whether nothing is written; a run that --base would make is opened without a directory.
 
     Raises:
         UserError: If the run, its base or a file of tasks is missing or cannot be read.
     """
     from elm_jax.session import opening
+    from elm_jax.session.run_directory import Workspace
 
+    unmade = name_base(run, source, dtype=dtype, lengths=lengths, dry_run=dry_run)
     return opening.open_run(
-        run,
+        Workspace.at(run, read_only=dry_run),
+        **unmade,
         data_dir=source.data_dir,
         templates_dir=source.templates_dir,
         task_files=task_files(source.tasks, names),
         overrides={"prepared": cache, "limit": limit, "on_bad_row": source.on_bad_row},
         dtype=dtype,
     )
+
+
+def name_base(
+    run: str,
+    source: SourceFlags,
+    *,
+    dtype: str | None = None,
+    lengths: LengthFlags | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Makes the run of a base that --base names, or checks that it is the run's.
+
+    Returns:
+        In a dry run, which makes none, what `open_run` needs to open a new run all the same.
+
+    Raises:
+        UserError: If there is no such base or tokenizer, or if the run has another base.
+    """
+    if source.base is None:
+        if source.tokenizer is not None:
+            raise UserError("Expected --base beside --tokenizer, got none. Fix: name the base too.")
+        return {}
+    from elm_jax.session import opening
+    from elm_jax.session.run_directory import Workspace
+    from elm_jax.tasks.data_source import Lengths, Source
+
+    kept = Lengths()
+    if lengths is not None:
+        kept = replace_given(kept, prompt=lengths.max_prompt, answer=lengths.max_answer)
+    given = {"data_dir": source.data_dir, "templates_dir": source.templates_dir}
+    absolute = {name: place and os.path.abspath(place) for name, place in given.items()}
+    rows = replace_given(Source(), vocabulary=source.tokenizer, on_bad_row=source.on_bad_row, **absolute)
+    workspace = Workspace.at(run, read_only=dry_run)
+    is_new = opening.set_base(workspace, source.base, source=rows, lengths=kept, dtype=dtype)
+    made = {"initial_checkpoint": source.base, "source": rows, "lengths": kept}
+    return made if is_new and dry_run else {}
 
 
 def task_files(files: Sequence[str] | None, names: Sequence[str] | None = None) -> list[str]:
@@ -88,24 +138,27 @@ def row_reader(run: str | None, source: SourceFlags, tokens: TokenFlags, render:
     from elm_jax.session import opening
     from elm_jax.tasks import data_source
 
+    if run:
+        name_base(run, source, lengths=tokens)
     if run or tokens.vocabulary:
         reading = opening.load_data_settings(
             run or DEFAULT_OUT, vocabulary_file=tokens.vocabulary, extra_ids=tokens.extra_ids
         )
         rows, tokenizer, lengths = reading.source, reading.tokenizer, reading.lengths
     else:
-        rows, tokenizer, lengths = data_source.Source(), None, data_source.Lengths()
+        rows, lengths = data_source.Source(), data_source.Lengths()
+        tokenizer = opening.find_tokenizer(source.base, source.tokenizer) if source.base else None
     rows = data_source.override_rendering(rows, render.truncate, render.faithful)
-    rows = override(
+    rows = replace_given(
         rows,
         data_dir=source.data_dir,
         templates_dir=source.templates_dir,
         on_bad_row=source.on_bad_row,
     )
-    return Reader(rows, tokenizer, override(lengths, prompt=tokens.max_prompt, answer=tokens.max_answer))
+    return Reader(rows, tokenizer, replace_given(lengths, prompt=tokens.max_prompt, answer=tokens.max_answer))
 
 
-def override(record: Any, **values: Any) -> Any:
+def replace_given(record: Any, **values: Any) -> Any:
     """Returns a dataclass with those of the values that are not None."""
     return replace(record, **{name: value for name, value in values.items() if value is not None})
 

@@ -1,6 +1,5 @@
 """`elm merge`: one expert made of several."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -9,6 +8,7 @@ import typer
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import load_task_files, open_run, parse_options
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, RunDir, SourceFlags
+from elm_jax.cli.output import print_entry, print_json
 from elm_jax.errors import UserError
 
 
@@ -47,14 +47,21 @@ def merge(
     merging: MergeFlags,
     source: SourceFlags,
 ) -> None:
-    """Make one expert of several; it goes to the run's composites, where no router finds it."""
+    """Make one expert of several.
+
+    It goes to the run's composites, where no router finds it.
+
+    Example: elm merge dream/baseline cosmos_qa/no_prompt_text --method ties
+
+    Example: elm merge --methods
+    """
     load_task_files(source.tasks)
     if methods:
         _print_methods(as_json)
         return
     from elm_jax import storage
     from elm_jax.merging import merge as runs
-    from elm_jax.session.workspace import Workspace
+    from elm_jax.session.run_directory import Workspace
 
     files = merging.statistics
     statistics = [storage.read_arrays(file, what="Statistics") for file in files] if files else None
@@ -72,7 +79,7 @@ def merge(
     spec = runs.run_merge(opened, plan, statistics=statistics, rows=merging.rows).spec
     if as_json:
         document = {"id": spec.id, "kind": spec.kind, "datasets": spec.datasets, "recipe": dict(spec.recipe)}
-        print(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     print(spec.id)
     for name in ("note", "error"):
@@ -94,13 +101,13 @@ def _print_methods(as_json: bool) -> None:
             }
             for name, method in MERGES.items()
         ]
-        print(json.dumps(documents, ensure_ascii=False))
+        print_json(documents)
         return
     for name, method in MERGES.items():
-        print(f"{name:<16} {method.description}")
+        print_entry(name, method.description)
         for known, option in method.options.items():
             default = "" if option.default is None else f"; default: {option.default}"
-            print(f"{'':<16} {known}: {option.description}{default}")
+            print_entry("", f"{known}: {option.description}{default}")
 
 
 def _weight(text: str) -> float:

@@ -50,7 +50,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to
 class SourceFlags:
     """Where tasks, their datasets and templates are."""
 
-    PANEL: ClassVar[str] = "Data"
+    PANEL: ClassVar[str] = "Base and data"
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The run's base, a directory or hf:owner/name; the run is made if there is none; default: "
+            "the one that it has."
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="SentencePiece model or tokenizer.json of --base; default: the one beside it."),
+    ] = None
     data_dir: Annotated[str | None, typer.Option(help="Directory of datasets.")] = None
     templates_dir: TemplatesDir = None
     tasks: TaskFiles = None
@@ -75,20 +86,16 @@ class DataFlags(SourceFlags):
 class RowFlags:
     """Which rows of a task are read."""
 
-    PANEL: ClassVar[str] = "Data"
+    PANEL: ClassVar[str] = "Base and data"
     split: Split = None
     limit: Limit = None
 
 
 @dataclass(frozen=True)
-class TokenFlags:
-    """How rows are tokenised."""
+class LengthFlags:
+    """How many tokens are kept."""
 
     PANEL: ClassVar[str] = "Tokens"
-    vocabulary: Annotated[
-        str | None, typer.Option(help="SentencePiece model or tokenizer.json; default: the base's.")
-    ] = None
-    extra_ids: Annotated[int, typer.Option(min=0, help="Sentinels on top of --vocabulary.")] = 100
     max_prompt: Annotated[
         int | None,
         typer.Option(min=2, help="Tokens of an input at most, the end included; default: the run's."),
@@ -97,6 +104,16 @@ class TokenFlags:
         int | None,
         typer.Option(min=2, help="Tokens of an answer at most, the end included; default: the run's."),
     ] = None
+
+
+@dataclass(frozen=True)
+class TokenFlags(LengthFlags):
+    """How rows are tokenised."""
+
+    vocabulary: Annotated[
+        str | None, typer.Option(help="SentencePiece model or tokenizer.json; default: the base's.")
+    ] = None
+    extra_ids: Annotated[int, typer.Option(min=0, help="Sentinels on top of --vocabulary.")] = 100
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,21 @@ class RecipeFlags:
         list[str] | None, typer.Option("--gin_file", help="A recipe; may be repeated, and the last wins.")
     ] = None
     gin_bindings: GinBindings = None
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config", help="A YAML file of a recipe's macros, such as `TRAIN_STEPS: 100`; may be repeated."
+        ),
+    ] = None
+
+    def files(self, default: str) -> list[str]:
+        """Returns the recipes, the last of which wins; none if no recipe was named.
+
+        Args:
+            default: The recipe whose macros a YAML file sets, unless a recipe is named too.
+        """
+        yaml = self.config or []
+        return [*(self.gin_file or [default] * bool(yaml)), *yaml]
 
 
 @dataclass(frozen=True)

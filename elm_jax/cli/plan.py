@@ -1,6 +1,5 @@
 """`elm plan`: what recipes take on slices, by the compilers of TPUs and GPUs."""
 
-import json
 import os
 import sys
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from elm_jax.cli.options import AsJson, GinBindings
-from elm_jax.cli.output import print_table
+from elm_jax.cli.output import print_json, print_table
 from elm_jax.errors import UserError
 
 AXES = ("expert", "data", "fsdp", "tensor")
@@ -16,7 +15,7 @@ AXES = ("expert", "data", "fsdp", "tensor")
 
 def plan(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE...", help="Recipes of a training or an evaluation.")
+        list[str], typer.Argument(metavar="RECIPE", help="Recipes of a training or an evaluation.")
     ],
     slices: Annotated[
         list[str], typer.Option("--slice", help="v4-8, v5e-256, 2xv5e-256, h200, 8xh100; may be repeated.")
@@ -43,11 +42,12 @@ def plan(
     gin_bindings: GinBindings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every program of recipes for slices that are not here, and print memory, time and traffic.
+    """Say what recipes take on TPUs and GPUs that are not here.
+
+    Every program is compiled for the slices; memory, time and traffic are printed. The exit code is 1 if
+    something does not fit. The compilers come with the extra `plan`.
 
     Example: elm plan gin/recipes/all_prompt_experts.gin --slice v5e-4
-
-    Exit code 1 if something does not fit. Needs the extra: pip install 'elm_jax[plan]'.
     """
     # The programs are for devices that are not here, so JAX need not look for any.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -76,7 +76,7 @@ def plan(
                 for table in plan_tables(result):
                     print_table(table)
     if as_json:
-        print(json.dumps({"slices": documents}))
+        print_json({"slices": documents})
     for each in documents:
         if not each["fits"]:
             print(f"elm: {each['recipe']} on {each['slice']}: {each['reason']}", file=sys.stderr)

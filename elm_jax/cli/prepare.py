@@ -1,6 +1,5 @@
 """`elm prepare`: rows rendered and tokenised once."""
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from elm_jax.cli.flags import flattened
-from elm_jax.cli.inputs import load_task_files, override, row_reader, task_files
+from elm_jax.cli.inputs import load_task_files, replace_given, row_reader, task_files
 from elm_jax.cli.options import (
     DEFAULT_OUT,
     AsJson,
@@ -21,6 +20,7 @@ from elm_jax.cli.options import (
     TokenFlags,
     Wait,
 )
+from elm_jax.cli.output import print_json
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,16 @@ def prepare(
     tokens: TokenFlags,
     render: RenderFlags,
 ) -> None:
-    """Render and tokenise tasks once, so that no run does it again; what is current is left alone."""
+    """Render and tokenise tasks once, so that no run does it again.
+
+    What is current is left alone.
+
+    Example: elm prepare mini_sentiment_hotel --run elm_out
+    """
     from elm_jax.data import prepare as preparation
     from elm_jax.data import task_selection
     from elm_jax.experts import lookup
-    from elm_jax.session.workspace import Workspace
+    from elm_jax.session.run_directory import Workspace
 
     chosen = names or []
     reader = row_reader(run, source, tokens, render)
@@ -59,7 +64,9 @@ def prepare(
     if (workspace := Workspace.at(run)).root.is_dir():
         lookup.remove_leftovers(workspace)
     files = load_task_files(task_files(source.tasks, names))
-    read = override(reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files])
+    read = replace_given(
+        reader.source, limit=rows.limit, prepared=cache, tasks=[*reader.source.tasks, *files]
+    )
     how: dict[str, Any] = {"tasks": chosen, "tokenizer": reader.tokenizer, "lengths": reader.lengths}
     if module:
         read = replace(read, splits=dict.fromkeys(chosen, rows.split or "train"))
@@ -71,7 +78,7 @@ def prepare(
         count = os.cpu_count() or 1 if work.processes is None else work.processes
         made = preparation.prepare_tasks(source=read, processes=count, wait=work.wait, **how)
     if as_json:
-        print(json.dumps([asdict(each) for each in made], ensure_ascii=False))
+        print_json([asdict(each) for each in made])
         return
     for each in made:
         print(f"{each.rows:>9,} rows  {each.task} ({each.split}): {preparation.describe_result(each)}")

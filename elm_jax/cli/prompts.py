@@ -1,16 +1,17 @@
 """`elm prompts`: PromptSource's templates."""
 
-import json
 from typing import Annotated
 
 import typer
 
+from elm_jax.cli.help_texts import Command, make_group
 from elm_jax.cli.options import AsJson, TemplatesDir
+from elm_jax.cli.output import print_json
 
-app = typer.Typer(help="PromptSource's templates.", no_args_is_help=True)
+app = make_group("PromptSource's templates.")
 
 
-@app.command("fetch")
+@app.command("fetch", cls=Command)
 def prompts_fetch(
     cache: Annotated[
         str | None, typer.Option(help="Directory to write them to; default: elm_jax's cache.")
@@ -18,24 +19,32 @@ def prompts_fetch(
     index: Annotated[str | None, typer.Option(help="Package index; default: pip's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download PromptSource's templates from the package index into the cache; nothing is installed."""
+    """Download PromptSource's templates into elm_jax's cache.
+
+    They come from the package index; nothing is installed.
+
+    Example: elm prompts fetch
+    """
     from elm_jax.prompting import archive
 
     fetched = archive.fetch_templates(cache=cache, index=index)
     if as_json:
-        print(json.dumps({"directory": str(fetched.directory), "new": fetched.new}))
+        print_json({"directory": str(fetched.directory), "new": fetched.new})
         return
     print(f"Templates of {fetched.datasets} datasets {'are now' if fetched.new else 'were already'} at")
     print(fetched.directory)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def prompts_list(
     dataset: Annotated[str | None, typer.Argument(help="A dataset's folder: its templates by name.")] = None,
     templates_dir: TemplatesDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """The datasets that have templates, or one dataset's templates."""
+    """List the datasets that have templates, or one's templates.
+
+    Example: elm prompts list ag_news
+    """
     from elm_jax.prompting import archive
 
     if dataset:
@@ -46,7 +55,7 @@ def prompts_list(
     else:
         listing = archive.count_templates(templates_dir)
     if as_json:
-        print(json.dumps(listing, ensure_ascii=False))
+        print_json(listing)
         return
     for name, choices in listing.items():
         print(name if choices is None else f"{name:<40} {choices}")

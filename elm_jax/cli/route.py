@@ -1,6 +1,5 @@
 """`elm route`: which experts a task should use."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar
 
@@ -9,6 +8,7 @@ import typer
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.inputs import load_task_files, open_run, parse_options, task_files
 from elm_jax.cli.options import DEFAULT_OUT, AsJson, Cache, Dtype, Names, RunDir, SourceFlags
+from elm_jax.cli.output import print_entry, print_json
 
 OWN_FLAGS = ("experts", "queries", "router")
 """Options of routers that are flags of this command."""
@@ -40,10 +40,13 @@ def route(
     router: RouterFlags,
     source: SourceFlags,
 ) -> None:
-    """Which experts a task should use, and why."""
+    """Say which experts a task should use, and why.
+
+    Example: elm route mini_sentiment_hotel --run elm_out --explain
+    """
     load_task_files(task_files(source.tasks, names))
     if routers:
-        _print_routers()
+        _print_routers(as_json)
         return
     from elm_jax.data import task_selection
     from elm_jax.routing import route as routing
@@ -57,7 +60,7 @@ def route(
     )
     routing.check_chosen(inputs, routed)
     if as_json:
-        print(json.dumps([asdict(each.selection) for each in routed], ensure_ascii=False))
+        print_json([asdict(each.selection) for each in routed])
         return
     for each in routed:
         print(f"{each.selection.task}: {', '.join(each.selection.weights)}")
@@ -65,13 +68,27 @@ def route(
             print(f"  {line}")
 
 
-def _print_routers() -> None:
+def _print_routers(as_json: bool) -> None:
     import inspect
 
     from elm_jax.routing.table import ROUTERS
 
+    if as_json:
+        documents = [
+            {
+                "name": name,
+                "says": router.description,
+                "options": {
+                    option: None if default is inspect.Parameter.empty else default
+                    for option, default in router.options.items()
+                },
+            }
+            for name, router in ROUTERS.items()
+        ]
+        print_json(documents)
+        return
     for name, router in ROUTERS.items():
-        print(f"{name:<18} {router.description}")
+        print_entry(name, router.description)
         for option, default in router.options.items():
             shown = "" if default is inspect.Parameter.empty else f" (default: {default})"
-            print(f"{'':<18} {option}{shown}")
+            print_entry("", f"{option}{shown}")

@@ -21,21 +21,20 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data import row_digests, tokenized_rows
+from elm_jax.data import prepared_files, row_digests, tokenized_rows
 from elm_jax.data.row_digests import RowDigests
 from elm_jax.data.task_selection import SEQIO, prepared_file
-from elm_jax.records import PromptedExample, TaskSpec
+from elm_jax.records import VOCABULARY, PromptedExample, TaskSpec
 from elm_jax.tasks import datasets as catalogue
-from elm_jax.tasks import mini, mini_words, original, sources
+from elm_jax.tasks import mini, mini_words, original, source_choice
 from elm_jax.tasks.data_source import Lengths, Source, get_split
 from elm_jax.tasks.datasets import Dataset, all_datasets, training
+from elm_jax.tasks.in_memory_rows import InMemoryRows
 from elm_jax.tasks.specs import is_embedded
 from elm_jax.tasks.task_templates import find_template
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-VOCABULARY = "vocabulary"
-"""The key of a recipe that has the fingerprint of the tokenizer."""
-OF_MODEL = (VOCABULARY, "input_eos", "prompt tokens", "answer tokens", "base", "dtype")
+MODEL_SETTINGS = (VOCABULARY, "input_eos", "prompt tokens", "answer tokens", "base", "dtype")
 """Settings that change what a model makes of the texts, and no text."""
 MADE_OF = "made_of"
 """The key of a recipe that has the identity of the rows of every task of an expert."""
@@ -52,7 +51,7 @@ def identify_rows(spec: TaskSpec, source: Source) -> Mapping[str, Any]:
         code = [_digest_file(epath.Path(module.__file__ or "")) for module in (mini, mini_words)]
         return {"dataset": spec.dataset, "split": split, "rows": limit, "code": code}
     dataset = all_datasets()[spec.dataset]
-    row_source = sources.choose_source(dataset, data_dir)
+    row_source = source_choice.choose_source(dataset, data_dir)
     if limit is None and dataset.training and split == dataset.split:
         limit = training(dataset, spec.prompt).rows
     return {
@@ -81,10 +80,10 @@ def find_revision(spec: TaskSpec, source: Source) -> str | None:
     """
     if spec.group == SEQIO or is_embedded(spec):
         return None
-    chosen = sources.choose_source(all_datasets()[spec.dataset], source.data_dir)
+    chosen = source_choice.choose_source(all_datasets()[spec.dataset], source.data_dir)
     if chosen.kind != "hub" or epath.Path(chosen.name).is_dir():
         return None
-    files, rows = sources.find_hub_caches(chosen)
+    files, rows = source_choice.find_hub_caches(chosen)
     noted = files / "refs" / (chosen.revision or "main")
     commits = [noted.read_text().strip()] if noted.is_file() else []
     commits += sorted({path.name for path in rows.glob("*/*" if chosen.config else "*/*/*") if path.is_dir()})
@@ -159,7 +158,7 @@ def identify_settings(spec: TaskSpec, source: Source) -> dict[str, Any]:
         "limit": source.limit,
         "seed": source.seed,
         "truncate": source.truncate,
-        "faithful": list(original.row_switches(source.faithful)),
+        "faithful": list(original.list_row_switches(source.faithful)),
     }
 
 
@@ -173,7 +172,7 @@ def identify_tokens(tokenizer: Tokenizer, lengths: Lengths) -> dict[str, Any]:
     }
 
 
-def noted_source(noted: RowsIdentity, spec: TaskSpec, source: Source) -> Source:
+def restore_source(noted: RowsIdentity, spec: TaskSpec, source: Source) -> Source:
     """Returns a source with the split, the limit, the seed and the cuts that an identity notes."""
     own = noted.settings
     if "limit" not in own:
@@ -185,13 +184,13 @@ def noted_source(noted: RowsIdentity, spec: TaskSpec, source: Source) -> Source:
 def describe_changes(before: RowsIdentity, now: RowsIdentity) -> str:
     """Returns what differs between rows, as "input of 40 of 40 rows, template"; "" if they are the same.
 
-    Settings that changed no text of a row are not named, except those of `OF_MODEL`.
+    Settings that changed no text of a row are not named, except those of `MODEL_SETTINGS`.
     """
     rows = row_digests.describe_differences(before.digests, now.digests)
     causes = [
         name
         for name, value in before.settings.items()
-        if name in now.settings and value != now.settings[name] and (name in OF_MODEL or rows)
+        if name in now.settings and value != now.settings[name] and (name in MODEL_SETTINGS or rows)
     ]
     # That the rows of a file differ is what the digests say in words.
     return ", ".join([*rows, *(cause for cause in causes if cause != "rows")])
@@ -227,7 +226,7 @@ def merge_identities(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {MADE_OF: short} if short else {}
 
 
-def without_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def drop_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an expert's recipe as people read it, without the digests of its rows."""
     return {name: value for name, value in recipe.items() if name != MADE_OF}
 
@@ -241,7 +240,7 @@ def _identify_content(
         files = [file.replace("{prompt}", prompt) for file in (*source.files.get(split, ()), *repeated)]
         return {file: _digest_file(root / file) for file in files}
     if source.kind == "tfds":
-        directory = sources.find_tfds_directory(source, root if data_dir is not None else None)
+        directory = source_choice.find_tfds_directory(source, root if data_dir is not None else None)
         return directory and [
             _digest_file(directory / name) for name in ("dataset_info.json", "features.json")
         ]
@@ -259,11 +258,13 @@ def _find_prepared_rendering(spec: TaskSpec, source: Source) -> str | None:
     if source.prepared is None:
         return None
     file = prepared_file(source.prepared, spec, get_split(spec, source))
-    return tokenized_rows.read_cache_key(file).partition("-")[0] if file.exists() else None
+    return prepared_files.read_cache_key(file).partition("-")[0] if file.exists() else None
 
 
 def _digest_code(source: catalogue.RowSource) -> str | None:
     """Returns the digest of the file of a function's code; None if it is in no file."""
+    if isinstance(source.function, InMemoryRows):
+        return source.function.digest
     if source.function is not None:
         try:
             file = inspect.getsourcefile(inspect.unwrap(source.function))

@@ -6,6 +6,7 @@ it. So a server is asked first whether it answers at all, once, and for no longe
 
 import functools
 import http.client
+import os
 import queue
 import threading
 import urllib.error
@@ -17,25 +18,35 @@ from elm_jax.data import task_rows
 from elm_jax.data.task_selection import SEQIO
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import sources
+from elm_jax.tasks import source_choice
 from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import Dataset, RowSource, all_datasets
 from elm_jax.tasks.specs import is_embedded
 
 PATIENCE = 2.0
 """Seconds that a server has to answer."""
-_HOSTS = {"tfds": "storage.googleapis.com", "hub": "huggingface.co"}
-"""Kind of source -> the server that its datasets are downloaded from."""
+
+
+_Describe = Callable[[Dataset, TaskSpec, Source, Callable[[str], bool]], str | None]
 
 
 def find_missing(specs: Iterable[TaskSpec], source: Source) -> dict[str, str]:
     """Returns the tasks whose rows are not here and cannot be downloaded, by id, and how to get them."""
+    return _find(specs, source, describe_missing)
+
+
+def find_unreachable(specs: Iterable[TaskSpec], source: Source) -> dict[str, str]:
+    """Returns those of `find_missing` that would be downloaded from a server that does not answer."""
+    return _find(specs, source, describe_unreachable)
+
+
+def _find(specs: Iterable[TaskSpec], source: Source, describe: _Describe) -> dict[str, str]:
     reaches = functools.cache(is_reachable)
     found = {}
     for spec in specs:
         if spec.group == SEQIO or is_embedded(spec):
             continue
-        remedy = describe_missing(all_datasets()[spec.dataset], spec, source, reaches)
+        remedy = describe(all_datasets()[spec.dataset], spec, source, reaches)
         if remedy is not None and not task_rows.is_prepared(spec, source):
             found[spec.id] = remedy
     return found
@@ -60,9 +71,9 @@ def describe_missing(
         source: Where its rows come from.
         reaches: Whether a server can be reached.
     """
-    remedy = sources.find_remedy(dataset)
+    remedy = source_choice.find_remedy(dataset)
     try:
-        chosen = sources.choose_source(dataset, source.data_dir)
+        chosen = source_choice.choose_source(dataset, source.data_dir)
     except UserError:
         return remedy
     root = None if source.data_dir is None else storage.path(source.data_dir)
@@ -71,21 +82,44 @@ def describe_missing(
         files = [root / file.replace("{prompt}", spec.prompt) for file in chosen.files.get(split, ())]
         absent = [str(file) for file in files if not file.is_file()]
         return f"{remedy} Missing: {', '.join(absent) or split}." if absent or not files else None
-    if chosen.kind not in _HOSTS or _is_downloaded(chosen, source) or reaches(_HOSTS[chosen.kind]):
+    return describe_unreachable(dataset, spec, source, reaches)
+
+
+def describe_unreachable(
+    dataset: Dataset, spec: TaskSpec, source: Source, reaches: Callable[[str], bool]
+) -> str | None:
+    """Returns how to get rows that a server has which cannot be reached; arguments as `describe_missing`."""
+    try:
+        chosen = source_choice.choose_source(dataset, source.data_dir)
+    except UserError:
+        return None
+    server = find_server(chosen.kind)
+    if server is None or _is_downloaded(chosen, source) or reaches(server):
         return None
     command = f"tfds build {chosen.name}"
     if chosen.kind == "hub":
         arguments = ", ".join(repr(each) for each in (chosen.name, chosen.config) if each)
         command = f'python -c "import datasets; datasets.load_dataset({arguments})"'
-    return f"Run `{command}` where {_HOSTS[chosen.kind]} can be reached, and copy what it writes here."
+    return f"Run `{command}` where {server} can be reached, and copy what it writes here."
+
+
+def find_server(kind: str) -> str | None:
+    """Returns the server that datasets of a kind of source are downloaded from; None if none are."""
+    hub = os.environ.get("HF_ENDPOINT", "huggingface.co").removeprefix("https://").rstrip("/")
+    return {"tfds": "storage.googleapis.com", "hub": hub}.get(kind)
 
 
 def is_reachable(host: str) -> bool:
-    """Returns whether a server answers, through a proxy where one is set, within `PATIENCE`."""
+    """Returns whether a server answers, through a proxy where one is set, within `PATIENCE`.
+
+    Args:
+        host: Its name, or its address if that is not of HTTPS.
+    """
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def ask() -> None:
-        request = urllib.request.Request(f"https://{host}", method="HEAD")
+        address = host if "://" in host else f"https://{host}"
+        request = urllib.request.Request(address, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=PATIENCE).close()
         except urllib.error.HTTPError:  # it answered
@@ -107,5 +141,7 @@ def _is_downloaded(chosen: RowSource, source: Source) -> bool:
     """Returns whether TFDS has prepared a dataset here, or the hub's library has its rows, or it is local."""
     if chosen.kind == "tfds":
         root = None if source.data_dir is None else storage.path(source.data_dir)
-        return sources.find_tfds_directory(chosen, root) is not None
-    return any(place.is_dir() for place in (storage.path(chosen.name), sources.find_hub_caches(chosen)[1]))
+        return source_choice.find_tfds_directory(chosen, root) is not None
+    return any(
+        place.is_dir() for place in (storage.path(chosen.name), source_choice.find_hub_caches(chosen)[1])
+    )

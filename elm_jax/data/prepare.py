@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elm_jax import locks, names, ranges, storage
-from elm_jax.data import prepare_jobs, seqio_rows, task_selection, token_losses, tokenized_rows
+from elm_jax.data import missing_rows, prepare_jobs, prepared_files, seqio_rows, task_selection, token_losses
 from elm_jax.data.row_ranges import PrepareJob
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
@@ -81,6 +81,7 @@ def prepare_tasks(
     jobs = {}
     with _lock(source, wait=wait) as prepared:
         specs = task_selection.select_tasks(tasks, source)
+        missing = missing_rows.find_unreachable(specs, source)
         with stages.stage("look for what is prepared", len(specs)) as advance:
             for done, spec in enumerate(specs, start=1):
                 file = task_selection.prepared_file(prepared, spec, data_source.get_split(spec, source))
@@ -91,7 +92,9 @@ def prepare_tasks(
                 except UserError as error:
                     problems[spec.id] = str(error)
                 else:
-                    if current is None:
+                    if current is None and spec.id in missing:
+                        problems[spec.id] = f"Rows are missing. {missing[spec.id]}"
+                    elif current is None:
                         jobs[spec.id] = job
                     else:
                         results[spec.id] = current
@@ -150,12 +153,12 @@ def prepare_seqio_tasks(
             file = task_selection.prepared_file(prepared, spec, split)
             options: dict[str, Any] = {"limit": source.limit, "seed": source.seed}
             rendering_key = seqio_rows.make_rendering_key(module, name, split, **options)
-            cache_key = tokenized_rows.make_cache_key(rendering_key, tokenizer, lengths)
-            stale = not (file.exists() and tokenized_rows.is_current(file, cache_key))
+            cache_key = prepared_files.make_cache_key(rendering_key, tokenizer, lengths)
+            stale = not (file.exists() and prepared_files.is_current(file, cache_key))
             if stale:
                 rows = seqio_rows.load_rows(module, name, split, tokenizer, lengths, **options)
-                tokenized_rows.save(file, rows, cache_key)
-            found = tokenized_rows.load(file)
+                prepared_files.save(file, rows, cache_key)
+            found = prepared_files.load(file)
             results.append(
                 PreparedTask(spec.id, split, str(file), len(found.labels), stale, found.counts, found.losses)
             )
@@ -193,7 +196,7 @@ def _load_if_current(job: PrepareJob) -> PreparedTask | None:
         UserError: If the source refuses rows that were left out of it.
     """
     try:
-        if not tokenized_rows.is_current(job.file, prepare_jobs.make_cache_key(job)):
+        if not prepared_files.is_current(job.file, prepare_jobs.make_cache_key(job)):
             return None
     except UserError:  # no template or no source: preparing the task raises it again
         return None
@@ -204,7 +207,7 @@ def _load_if_current(job: PrepareJob) -> PreparedTask | None:
 
 
 def _describe_file(job: PrepareJob, *, made: bool) -> PreparedTask:
-    rows, split = tokenized_rows.load(job.file), data_source.get_split(job.spec, job.source)
+    rows, split = prepared_files.load(job.file), data_source.get_split(job.spec, job.source)
     count = len(rows.labels)
     return PreparedTask(job.spec.id, split, str(job.file), count, made, rows.counts, rows.losses)
 

@@ -13,8 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data import identity, prepared_parts, row_ranges, task_rows, tokenized_rows, worker_pool
-from elm_jax.data.row_ranges import PrepareJob, RangePart, RangeResult
+from elm_jax.data import identity, prepared_files, prepared_parts, row_ranges, task_rows, worker_pool
+from elm_jax.data.row_ranges import PreparedRange, PrepareJob, RangePart
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import require_columns
 from elm_jax.records import RowCounts
@@ -59,7 +59,7 @@ def run_jobs(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, 
 def make_cache_key(job: PrepareJob) -> str:
     """Returns the cache key of a task's prepared rows."""
     rendering_key = task_rows.rendering_key(job.spec, job.source)
-    return tokenized_rows.make_cache_key(rendering_key, job.tokenizer, job.lengths)
+    return prepared_files.make_cache_key(rendering_key, job.tokenizer, job.lengths)
 
 
 class _Group:
@@ -103,7 +103,7 @@ class _Group:
         self.in_flight += 1
         return span, {number: self.directories[number] for number in self.wanted}
 
-    def take_back(self, result: RangeResult | UserError) -> None:
+    def take_back(self, result: PreparedRange | UserError) -> None:
         """Notes the result of a range."""
         self.in_flight -= 1
         if isinstance(result, UserError):
@@ -123,19 +123,16 @@ class _Group:
         self.is_done = True
         for number, job in enumerate(self.jobs):
             try:
-                yield job.spec.id, self.problems.get(number) or self._join(number, job)
+                yield job.spec.id, self.problems.get(number) or self._join_ranges(number, job)
             except UserError as error:
                 yield job.spec.id, str(error)
         self.remove_parts()
 
-    def _join(self, number: int, job: PrepareJob) -> RowCounts:
+    def _join_ranges(self, number: int, job: PrepareJob) -> RowCounts:
         parts = self._cut_to_limit(number, dict(sorted(self.parts[number].items())))
-        lacking: dict[str, str] = {}
-        for part in parts.values():
-            lacking = {**part.lacking, **lacking}
-        require_columns(lacking, frozenset[str]().union(*(part.columns for part in parts.values())))
-        counts = add_counts(part.counts for part in parts.values())
         unused = [row for part in parts.values() for row in part.unused]
+        require_columns(unused, frozenset[str]().union(*(part.columns for part in parts.values())))
+        counts = add_counts(part.counts for part in parts.values())
         rendering.require_usable(job.spec, counts, unused, job.source)
         files = [
             row_ranges.part_file(self.directories[number], start)
@@ -189,7 +186,7 @@ def _run_here(group: _Group, most: int | None = None) -> Iterator[tuple[str, Job
 
 def _run_shared(groups: Sequence[_Group], processes: int) -> Iterator[tuple[str, JobResult]]:
     """Prepares groups in other processes."""
-    pending: dict[Future[RangeResult], _Group] = {}
+    pending: dict[Future[PreparedRange], _Group] = {}
     with worker_pool.open_pool(processes) as pool:
         try:
             while pending or any(group.has_more for group in groups):

@@ -1,6 +1,6 @@
 """Prepared parts: files of a task's row ranges, joined into the file of all its rows.
 
-A part is a file of tokenised rows as `tokenized_rows.save` writes it. Parts are copied array by array, so one
+A part is a file of tokenised rows as `prepared_files.save` writes it. Parts are copied array by array, so one
 array of one part is in memory at a time, and the bytes are those that `save` writes of all rows at once.
 """
 
@@ -13,10 +13,11 @@ import numpy as np
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data import token_losses, tokenized_rows
+from elm_jax.data import prepared_files, token_losses
+from elm_jax.data.prepared_files import ABOUT, COUNTS, LOSSES
 from elm_jax.data.row_digests import RowDigester, RowDigests
 from elm_jax.data.token_losses import TokenLosses
-from elm_jax.data.tokenized_rows import ABOUT, COUNTS, LOSSES, StoredExamples
+from elm_jax.data.tokenized_rows import StoredExamples
 from elm_jax.records import RowCounts
 from elm_jax.safetensors_header import DTYPES, METADATA, SafetensorsHeader, read_header
 
@@ -54,7 +55,7 @@ def join_parts(
     own = {
         "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
         LOSSES: np.frombuffer(token_losses.dump_losses(losses), np.uint8),
-        COUNTS: tokenized_rows.pack_counts(counts),
+        COUNTS: prepared_files.pack_counts(counts),
     }
     # The order and the header of the package safetensors: wide types first, then by name.
     dtypes = {name: entry.dtype for name, entry in parts[0].header.tensors.items()}
@@ -62,7 +63,7 @@ def join_parts(
         name: (own[name].size if name in own else _count(parts, name)) * dtype.itemsize
         for name, dtype in dtypes.items()
     }
-    own[ABOUT] = tokenized_rows.pack_about(
+    own[ABOUT] = prepared_files.pack_about(
         _digest_rows(files), sizes, lambda name: [own[name]] if name in own else _join(parts, name)
     )
     dtypes[ABOUT] = own[ABOUT].dtype
@@ -89,7 +90,7 @@ def join_parts(
 def _digest_rows(files: Sequence[epath.Path]) -> RowDigests:
     digester = RowDigester()
     for file in files:
-        for example in StoredExamples(tokenized_rows.load(file), ""):
+        for example in StoredExamples(prepared_files.load(file), ""):
             digester.add(example)
     return digester.finish()
 
@@ -99,18 +100,18 @@ def _open_part(file: epath.Path) -> _Part:
         return _Part(file, read_header(stream, file=str(file)))
 
 
-def _is_edges(name: str) -> bool:
+def _holds_offsets(name: str) -> bool:
     """Returns whether an array says where lists begin and end, and not what is in them."""
     return name == "choice_starts" or name.endswith("/offsets")
 
 
 def _count(parts: Sequence[_Part], name: str) -> int:
-    sizes = [part.header.tensors[name].shape[0] - _is_edges(name) for part in parts]
-    return sum(sizes) + _is_edges(name)
+    sizes = [part.header.tensors[name].shape[0] - _holds_offsets(name) for part in parts]
+    return sum(sizes) + _holds_offsets(name)
 
 
 def _join(parts: Sequence[_Part], name: str) -> Iterator[np.ndarray]:
-    if not _is_edges(name):
+    if not _holds_offsets(name):
         yield from (part.read(name) for part in parts)
         return
     end = np.zeros(1, np.int64)

@@ -3,18 +3,17 @@
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.text import Text
 
 from elm_jax.data import token_losses
-from elm_jax.errors import UserError
-from elm_jax.prompting.render import render
-from elm_jax.prompting.templates import Rendered
-from elm_jax.records import PromptedExample, TaskSpec
-from elm_jax.tasks import data_source, raw_rows, task_templates
+from elm_jax.prompting.render import Renderings
+from elm_jax.records import PromptedExample, RowCounts, TaskSpec
+from elm_jax.tasks import raw_rows, rendering, task_templates
 from elm_jax.tasks.data_source import Lengths, Source
+from elm_jax.tasks.row_counts import add_counts
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 CUT = "bold yellow"
@@ -38,6 +37,21 @@ class PreviewRow:
     lines: tuple[Text, ...]
 
 
+@dataclass(frozen=True)
+class Preview:
+    """The first rows of a task.
+
+    Attributes:
+        rows: The rows that are shown.
+        counts: Rows that were read for them, used, left out and cut.
+        count: Number of all rows of the split.
+    """
+
+    rows: tuple[PreviewRow, ...]
+    counts: RowCounts
+    count: int
+
+
 def preview_task(
     spec: TaskSpec,
     source: Source,
@@ -45,8 +59,8 @@ def preview_task(
     rows: int = 3,
     tokenizer: Tokenizer | None = None,
     lengths: Lengths | None = None,
-) -> tuple[list[PreviewRow], int]:
-    """Returns the first rows that the template applies to, ready to print, and the number of all rows.
+) -> Preview:
+    """Returns the first rows that can be used, ready to print, and the number of all rows.
 
     Args:
         spec: The task.
@@ -56,38 +70,40 @@ def preview_task(
         lengths: Tokens of inputs and of targets that training keeps.
 
     Raises:
-        UserError: If rows cannot be rendered, or if the template applies to none of them.
+        UserError: If no row can be used, or if one of those before the last that is shown cannot and the
+            source says that it is to be refused.
     """
-    split = data_source.get_split(spec, source)
     template = task_templates.find_template(spec, source.templates_dir)
-    found, truncate = raw_rows.open_rows(spec, source), task_templates.get_truncate_length(spec, source)
+    found, unlimited = raw_rows.open_rows(spec, source), replace(source, truncate=None)
     shown: list[PreviewRow] = []
+    parts: list[Renderings] = []
     for row in raw_rows.read_in_blocks(found, rows):
-        for example in render([row], template, truncate=truncate).examples:
-            whole = template.render(row, None, row_id=example.row_id)
+        parts.append(rendering.render_part(spec, [row], template, source))
+        for example in parts[-1]:
+            whole = next(iter(rendering.render_part(spec, [row], template, unlimited)), None)
             lines = tuple(_lines(example, whole, tokenizer, lengths or Lengths()))
             shown.append(PreviewRow(example, lines))
         if len(shown) == rows:
             break
-    if not shown:
-        raise UserError(
-            f"Expected rows that the template of {spec.id!r} applies to, got none among the {found.count:,} "
-            f"rows of the {split} split. Fix: choose another split or task."
-        )
-    return shown, found.count
+    counts = add_counts(part.counts for part in parts)
+    unused = [row for part in parts for row in part.unused]
+    rendering.require_usable(spec, counts, unused, source)
+    return Preview(tuple(shown), counts, found.count)
 
 
 def _lines(
-    example: PromptedExample, whole: Rendered | None, tokenizer: Tokenizer | None, lengths: Lengths
+    example: PromptedExample, whole: PromptedExample | None, tokenizer: Tokenizer | None, lengths: Lengths
 ) -> Iterator[Text]:
-    whole = whole or Rendered(example.input, example.target)
-    yield from _mark(example.input, whole.input, tokenizer, lengths.prompt, is_input=True)
+    if whole is None:
+        yield Text("[cannot be rendered without the limit of characters]", CUT)
+        whole = example
+    yield from mark_text(example.input, whole.input, tokenizer, lengths.prompt, is_input=True)
     notes = _note_choices(example.choices, tokenizer, lengths)
     for number, (choice, note) in enumerate(zip(example.choices, notes, strict=True)):
         mark = Text("* " if number == example.label else "  ")
-        first, *more = _mark(choice, choice, tokenizer, lengths.answer)
+        first, *more = mark_text(choice, choice, tokenizer, lengths.answer)
         yield from (mark + first + Text(note, UNSEEN), *more)
-    first, *more = _mark(example.target, whole.target, tokenizer, lengths.answer)
+    first, *more = mark_text(example.target, whole.target, tokenizer, lengths.answer)
     yield from (Text("-> ", style="bold") + first, *more)
     texts = [example.input, example.target, *example.choices]
     if tokenizer is None:
@@ -106,7 +122,7 @@ def _lines(
     yield Text(f"{'words' if tokenizer is None else 'tokens'}: {', '.join(parts)}{hint}", style="dim")
 
 
-def _mark(
+def mark_text(
     text: str, whole: str, tokenizer: Tokenizer | None, most: int, *, is_input: bool = False
 ) -> Iterator[Text]:
     """Yields a text with marks where its template cut a value and on what the model will not see.
@@ -131,10 +147,14 @@ def _mark(
                 shown.stylize(f"{FOLDED} reverse", at, at + 1)
     if seen < len(text):
         shown.stylize(UNSEEN, seen)
-    for place in find_cuts(text, whole):
+    cuts = find_cuts(text, whole)
+    for place in cuts:
         shown.stylize(CUT, place, place + len(ELLIPSIS))
-    if text != whole:
-        shown.append(f" [{len(whole) - len(text) + len(ELLIPSIS):,} characters cut by the template]", CUT)
+    if cuts:
+        cut = len(whole) - len(text) + len(cuts) * len(ELLIPSIS)
+        shown.append(f" [{cut:,} characters cut by the template]", CUT)
+    elif text != whole:
+        shown.append(f" [without the limit of characters: {whole!r:.200}]", CUT)
     if seen < len(text):
         shown.append(f" [cut after {most} tokens: the last {len(text) - seen:,} characters]", UNSEEN)
     yield shown
@@ -212,7 +232,7 @@ def count_seen_characters(text: str, tokenizer: Tokenizer, kept: int) -> int:
     return low
 
 
-def to_json(rows: Sequence[PreviewRow]) -> dict[str, list[dict[str, Any]]]:
+def to_json(preview: Preview) -> dict[str, list[dict[str, Any]]]:
     """Returns the rows of a preview as JSON has them."""
     names = ("input", "target", "choices", "label")
-    return {"rows": [{name: getattr(row.example, name) for name in names} for row in rows]}
+    return {"rows": [{name: getattr(row.example, name) for name in names} for row in preview.rows]}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.data import tokenized_rows
+from elm_jax.data import prepared_files, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.prompting.templates import Template
 from elm_jax.records import RowCounts, TaskSpec, UnusedRow
@@ -69,19 +69,17 @@ class RangePart:
 
     Attributes:
         counts: Rows that were read, used, left out and cut.
-        unused: The first row that was left out for each reason.
-        lacking: Columns that rows were left out for lacking, each with the error of the first.
+        unused: The first row that was left out for each reason, and for each column that rows lack.
         columns: Columns that rows have.
     """
 
     counts: RowCounts
     unused: tuple[UnusedRow, ...]
-    lacking: Mapping[str, str]
     columns: frozenset[str]
 
 
 @dataclass(frozen=True)
-class RangeResult:
+class PreparedRange:
     """What a range of rows gave.
 
     Attributes:
@@ -119,7 +117,7 @@ def range_length(jobs: Sequence[PrepareJob]) -> int:
     return length if limit is None else min(length, limit)
 
 
-def prepare_sent_range(pickled: bytes, span: range, directories: Mapping[int, str]) -> RangeResult:
+def prepare_sent_range(pickled: bytes, span: range, directories: Mapping[int, str]) -> PreparedRange:
     """Does what `prepare_range` does, in another process, for the pickled jobs of a group."""
     return prepare_range(_open_sent(pickled), span, directories)
 
@@ -132,7 +130,7 @@ def _open_sent(pickled: bytes) -> RowGroup:
 
 def prepare_range(
     group: RowGroup, span: range, directories: Mapping[int, str], limit: int | None = None
-) -> RangeResult:
+) -> PreparedRange:
     """Renders and tokenises one range of rows into a part of each task's file.
 
     Args:
@@ -155,11 +153,11 @@ def prepare_range(
             found = rendering.render_part(job.spec, rows, template, job.source, limit=limit)
             if found.examples:
                 made = tokenized_rows.tokenize_examples(found, job.tokenizer, job.lengths)
-                tokenized_rows.save(part_file(directory, span.start), made, "part", is_part=True)
-            parts[number] = RangePart(found.counts, found.unused, found.lacking, found.columns)
+                prepared_files.save(part_file(directory, span.start), made, "part", is_part=True)
+            parts[number] = RangePart(found.counts, found.unused, found.columns)
         except UserError as error:
             parts[number] = str(error)
-    return RangeResult(span.start, group.rows.count, parts)
+    return PreparedRange(span.start, group.rows.count, parts)
 
 
 def part_file(directory: storage.PathLike, start: int) -> epath.Path:

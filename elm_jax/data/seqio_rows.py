@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax import names, storage
-from elm_jax.data import ragged, tokenized_rows
+from elm_jax.data import prepared_files, ragged
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.tasks import user_tasks
@@ -30,7 +30,7 @@ def make_rendering_key(module: str, name: str, split: str, *, limit: int | None,
     """
     file = user_tasks.find_module_file(module)
     data = {"module": storage.file_fingerprint(file), "name": name, "split": split, "rows": limit}
-    return tokenized_rows.make_rendering_key(data, {}, {"seqio": version("seqio"), "seed": seed})
+    return prepared_files.make_rendering_key(data, {}, {"seqio": version("seqio"), "seed": seed})
 
 
 def load_rows(
@@ -92,10 +92,10 @@ def load_rows(
         )
     for feature in ("inputs", "targets"):
         _require_same_tokenizer(features[feature].vocabulary, tokenizer, rows, feature, name)
-    return _build_rows(rows, f"{name}/{split}", tokenizer)
+    return _to_tokenized_rows(rows, f"{name}/{split}", tokenizer)
 
 
-def _build_rows(rows: list[Mapping[str, Any]], id_prefix: str, tokenizer: Tokenizer) -> TokenizedRows:
+def _to_tokenized_rows(rows: list[Mapping[str, Any]], id_prefix: str, tokenizer: Tokenizer) -> TokenizedRows:
     def text(row: Mapping[str, Any], feature: str) -> str:
         stored = row.get(f"{feature}_pretokenized")
         if isinstance(stored, bytes):

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from elm_jax.data import identity, token_losses, tokenized_rows
+from elm_jax.data import identity, prepared_files, token_losses, tokenized_rows
 from elm_jax.data.task_selection import SEQIO, prepared_file
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.data.tokenized_rows import StoredExamples, TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings
-from elm_jax.records import PromptedExample, TaskSpec
+from elm_jax.records import PromptedExample, RowCounts, TaskSpec
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.tasks import original, rendering, row_counts
 from elm_jax.tasks.data_source import Lengths, Source, get_split
@@ -39,16 +39,17 @@ def load_examples(spec: TaskSpec, source: Source) -> Examples:
     stored_key = _find_prepared(spec, source)
     if source.prepared is not None and stored_key is not None:
         file = prepared_file(source.prepared, spec, get_split(spec, source))
-        stored = StoredExamples(tokenized_rows.load(file, stored_key), stored_key)
+        stored = StoredExamples(prepared_files.load(file, stored_key), stored_key)
         rendering.require_usable(spec, stored.counts, (), source)
         return stored
     return rendering.examples(spec, source=source)
 
 
-def print_counts(stages: Stages, examples: Iterable[Sequence[PromptedExample]]) -> None:
-    """Prints what became of the rows of tasks, in one line for all of them."""
-    counts = row_counts.add_counts(map(tokenized_rows.get_counts, examples))
-    stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
+def print_counts(stages: Stages, counts: Iterable[RowCounts]) -> None:
+    """Prints what became of the rows of tasks, in one line for all of them, if rows were read."""
+    every = row_counts.add_counts(counts)
+    if every.read:
+        stages.console.print(f"{row_counts.describe_counts(every)}.", highlight=False)
 
 
 def print_losses(stages: Stages, losses: Iterable[TokenLosses | None]) -> None:
@@ -69,13 +70,13 @@ def is_prepared(spec: TaskSpec, source: Source) -> bool:
 def rendering_key(spec: TaskSpec, source: Source) -> str:
     """Returns the cache key of a task's rendered rows, without reading the rows."""
     template = find_template(spec, source.templates_dir)
-    key = tokenized_rows.make_rendering_key(
+    key = prepared_files.make_rendering_key(
         identity.identify_rows(spec, source),
         {name: getattr(template, name) for name in ("id", "name", "jinja", "answer_choices")},
         {
             "seed": source.seed,
             "truncate": source.truncate,
-            "faithful": original.row_switches(source.faithful),
+            "faithful": original.list_row_switches(source.faithful),
         },
     )
     revision = identity.find_revision(spec, source)
@@ -104,7 +105,7 @@ def tokenize_task(
     """Returns a task's examples as token ids: as they were prepared if that is current, or tokenised now."""
     if isinstance(examples, StoredExamples):
         rendered = examples.cache_key.partition("-")[0]
-        if examples.cache_key == tokenized_rows.make_cache_key(rendered, tokenizer, lengths):
+        if examples.cache_key == prepared_files.make_cache_key(rendered, tokenizer, lengths):
             return examples.rows
     return tokenized_rows.tokenize_examples(examples, tokenizer, lengths)
 
@@ -138,7 +139,7 @@ def _find_prepared(spec: TaskSpec, source: Source) -> str | None:
     file = prepared_file(source.prepared, spec, get_split(spec, source))
     if not file.exists():
         return None
-    stored_key = tokenized_rows.read_cache_key(file)
+    stored_key = prepared_files.read_cache_key(file)
     rendered = stored_key.partition("-")[0]
     return stored_key if is_same_rendering(rendered, rendering_key(spec, source)) else None
 
@@ -152,4 +153,4 @@ def _load_seqio_rows(spec: TaskSpec, source: Source) -> StoredExamples:
             f"Expected prepared rows of SeqIO's task {spec.dataset!r}, {split} split, got none. Fix: run "
             f"`elm prepare {spec.dataset} --module MODULE --split {split}`."
         )
-    return StoredExamples(tokenized_rows.load(file), tokenized_rows.read_cache_key(file))
+    return StoredExamples(prepared_files.load(file), prepared_files.read_cache_key(file))

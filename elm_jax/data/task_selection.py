@@ -41,6 +41,11 @@ def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool
     for task in [tasks] if isinstance(tasks, str | TaskSpec) else tasks:
         if isinstance(task, TaskSpec):
             found = [task]
+        elif not isinstance(task, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UserError(
+                f"Expected a task by name or spec, got {type(task).__name__}. Fix: define a task of your "
+                "rows, `define_task(name, rows=rows, prompts=prompts)`, and name that."
+            )
         elif is_task_file(task):
             found, known = user_tasks.load_tasks(task), None
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from elm_jax import schema
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
@@ -20,7 +21,7 @@ KEPT = 100
 
 
 @dataclass(frozen=True)
-class TokenLoss:
+class TokenLoss(schema.Form):
     """What is lost of some texts.
 
     Attributes:
@@ -42,7 +43,7 @@ class TokenLoss:
 
 
 @dataclass(frozen=True)
-class TokenLosses:
+class TokenLosses(schema.Form):
     """What is lost of the rows of a task.
 
     Attributes:
@@ -104,7 +105,7 @@ def count_losses(
     for row, (start, end) in enumerate(itertools.pairwise(choice_starts.tolist())):
         of_row = texts[2][start:end]
         faults[find_choice_faults(of_row, [each[: kept[2]] for each in ids[2][start:end]])] += 1
-        forms[find_forms((texts[0][row], texts[1][row], *of_row))] += 1
+        forms[find_unicode_forms((texts[0][row], texts[1][row], *of_row))] += 1
     inputs, targets, choices = (
         count_loss(lists, most, tokenizer.unknown) for lists, most in zip(ids, kept, strict=True)
     )
@@ -180,10 +181,10 @@ def count_folded(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
     return {mark: count for mark in sorted(tokenizer.folded) if (count := every.count(mark))}
 
 
-def find_forms(texts: Iterable[str]) -> tuple[bool, bool]:
+def find_unicode_forms(texts: Iterable[str]) -> tuple[bool, bool]:
     """Returns whether texts have characters that Unicode composes (NFC), and parts of such ones (NFD).
 
-    >>> find_forms(["caf\u00e9"]), find_forms(["cafe\u0301"]), find_forms(["cafe"])
+    >>> find_unicode_forms(["caf\u00e9"]), find_unicode_forms(["cafe\u0301"]), find_unicode_forms(["cafe"])
     ((True, False), (False, True), (False, False))
     """
     special = [text for text in texts if not text.isascii()]
@@ -268,7 +269,5 @@ def dump_losses(losses: TokenLosses) -> bytes:
 
 
 def parse_losses(content: bytes) -> TokenLosses:
-    """Returns the losses that `dump_losses` wrote."""
-    values = json.loads(content)
-    loss = {name: TokenLoss(**values.pop(name)) for name in ("inputs", "targets", "choices")}
-    return TokenLosses(**loss, **values)
+    """Returns the losses that `dump_losses` wrote; raises a UserError if it wrote something else."""
+    return schema.parse(content, TokenLosses, what="losses of rows", fix="prepare the task again")

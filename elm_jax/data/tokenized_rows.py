@@ -1,54 +1,28 @@
-"""Tokenised rows: one task's rows, rendered and tokenised once, as flat arrays in one file.
+"""Tokenised rows: one task's rows as flat arrays of token ids, with their texts beside them.
 
-Rendering and tokenising are slow and deterministic, so they happen once; training and evaluation then read
-token ids without jinja, SeqIO or TensorFlow. The file holds the cache key of everything that went into it,
-and a reader that names the key it expects never gets other rows. It holds a checksum too, so that a file that
-was changed is not believed; those of the first versions have none. A local file is memory-mapped: after its
-bytes were checked once, of a row only its own are read.
+`prepared_files` writes them to files and reads them from there.
 """
 
-import functools
-import hashlib
-import io
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from elm_jax import storage
+from elm_jax import schema
 from elm_jax.axes import PAD
 from elm_jax.data import ragged, row_digests, token_losses
-from elm_jax.data.ragged import RaggedTexts, RaggedTokens
+from elm_jax.data.ragged import RaggedTokens
 from elm_jax.data.row_digests import RowDigests
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings
 from elm_jax.records import PromptedExample, RowCounts
-from elm_jax.safetensors_header import TensorEntry, read_header
-from elm_jax.tasks import row_counts
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import EOS, Tokenizer
-
-CODE_VERSION = 2
-"""To be raised if our own code renders or tokenises the same rows differently: older files are then stale."""
-_TOKENS = ("inputs", "targets", "choices")
-COUNTS, LOSSES, _ACCEPTED = "counts", "losses", "accepted"
-ABOUT = "about"
-"""The array with the checksum of the others and the digests of the rows, as JSON."""
-_LATER = {COUNTS, LOSSES, ABOUT, f"{_ACCEPTED}/content", f"{_ACCEPTED}/offsets"}
-"""What files of the first versions lack."""
-_TEXTS = ("row_ids", "texts", "target_texts", "choice_texts")
-_ARRAYS = {
-    *("fingerprint", "choice_starts", "labels"),
-    *(f"{name}/{part}" for name in _TOKENS for part in ("tokens", "offsets")),
-    *(f"{name}/{part}" for name in _TEXTS for part in ("content", "offsets")),
-}
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +96,13 @@ class StoredExamples(Sequence[PromptedExample]):
             target=rows.target_texts[row],
             choices=tuple(rows.choice_texts[start:end]),
             label=None if label < 0 else label,
-            accepted=tuple(json.loads(rows.accepted[row] or "[]")) if rows.accepted else (),
+            accepted=_parse_accepted(rows.accepted[row]) if rows.accepted else (),
         )
+
+
+def _parse_accepted(text: str) -> tuple[str, ...]:
+    answers = schema.parse(text.encode() or b"[]", list[str], what="answers", fix="prepare the task again")
+    return tuple(answers)
 
 
 def tokenize_examples(
@@ -172,7 +151,7 @@ def tokenize_examples(
         choices=cut[2],
         choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
-        counts=get_counts(examples),
+        counts=get_row_counts(examples),
         losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
         accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
@@ -184,12 +163,25 @@ def find_digests(examples: Sequence[PromptedExample]) -> RowDigests:
     return row_digests.digest_rows(examples) if stored is None else stored
 
 
+def pair_other_answers(
+    rows: TokenizedRows, tokenizer: Tokenizer, lengths: Lengths
+) -> tuple[RaggedTokens, RaggedTokens]:
+    """Returns the token ids of an input and a target for every accepted answer but the first of its row."""
+    others = [
+        (row, answer)
+        for row, accepted in enumerate(rows.accepted)
+        for answer in json.loads(accepted or "[]")[1:]
+    ]
+    inputs = ragged.pack_tokens(rows.inputs[row] for row, _ in others)
+    return inputs, _cut(tokenizer.encode_all([answer for _, answer in others]), lengths.answer)
+
+
 def tokenize_inputs(inputs: Sequence[str], tokenizer: Tokenizer, lengths: Lengths) -> Any:
     """Returns the token ids of inputs, as `tokenize_examples` has them."""
     return _cut(tokenizer.encode_all(inputs), lengths.prompt, tokenizer.input_eos)
 
 
-def get_counts(examples: Sequence[PromptedExample]) -> RowCounts:
+def get_row_counts(examples: Sequence[PromptedExample]) -> RowCounts:
     """Returns what became of the rows of examples; of a plain sequence all were used."""
     if isinstance(examples, Renderings | StoredExamples):
         return examples.counts
@@ -200,111 +192,6 @@ def get_choices(rows: TokenizedRows, row: int) -> list[np.ndarray]:
     """Returns the token ids of every choice of a row."""
     start, end = rows.choice_starts[row : row + 2].tolist()
     return rows.choices[start:end]
-
-
-def make_rendering_key(
-    data: Mapping[str, Any], template: Mapping[str, Any], options: Mapping[str, Any]
-) -> str:
-    """Returns the cache key of rendered rows.
-
-    Args:
-        data: What the rows depend on.
-        template: The template's fields.
-        options: Options of rendering.
-    """
-    return storage.fingerprint(
-        {"code": CODE_VERSION, "data": dict(data), "template": dict(template), "options": dict(options)}
-    )
-
-
-def make_cache_key(rendering_key: str, tokenizer: Tokenizer, lengths: Lengths) -> str:
-    """Returns the cache key of tokenised rows: the rendering key, a dash, and the key of tokenising."""
-    options = [storage.FORMAT, tokenizer.fingerprint, lengths.prompt, lengths.answer, tokenizer.input_eos]
-    return f"{rendering_key}-{storage.fingerprint(options)}"
-
-
-def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str, *, is_part: bool = False) -> None:
-    """Writes tokenised rows with the cache key of what they were made from; a part without digests."""
-    arrays: dict[str, Any] = {
-        # Not in the file's metadata, whose order varies: the same rows have to give the same bytes.
-        "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
-        "choice_starts": rows.choice_starts,
-        "labels": rows.labels,
-    }
-    for name in _TOKENS:
-        tokens = getattr(rows, name)
-        arrays |= {f"{name}/tokens": tokens.tokens, f"{name}/offsets": tokens.offsets}
-    for name in (*_TEXTS, _ACCEPTED):
-        texts = ragged.pack_texts(getattr(rows, name) or ("",) * len(rows.row_ids))
-        arrays |= {f"{name}/content": texts.content, f"{name}/offsets": texts.offsets}
-    if rows.counts is not None:
-        arrays[COUNTS] = pack_counts(rows.counts)
-    if rows.losses is not None:
-        arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
-    if not is_part:
-        digests = rows.digests or row_digests.digest_rows(StoredExamples(rows, cache_key))
-        sizes = {name: array.nbytes for name, array in arrays.items()}
-        arrays[ABOUT] = pack_about(digests, sizes, lambda name: [arrays[name]])
-    storage.write_arrays(path, arrays)
-
-
-def pack_counts(counts: RowCounts) -> UInt8[np.ndarray, " bytes"]:
-    """Returns counts as a file has them."""
-    return np.frombuffer(json.dumps(row_counts.to_json(counts), sort_keys=True).encode(), np.uint8)
-
-
-def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
-    """Reads tokenised rows.
-
-    Args:
-        path: The file.
-        cache_key: The key that the file has to hold; default: any.
-
-    Raises:
-        UserError: If the file is missing, broken, of another kind, or stale: made from other rows, another
-            template, tokenizer or options than the key's; or if it was changed after it was written.
-    """
-    stored_key, arrays, digests = _read(path)
-    if cache_key is not None and stored_key != cache_key:
-        raise UserError(
-            f"Expected prepared rows of cache key {cache_key} at {str(path)!r}, got {stored_key}: the rows, "
-            "template, tokenizer or options have changed. Fix: prepare the task again."
-        )
-
-    def tokens(name: str) -> RaggedTokens:
-        return RaggedTokens(arrays[f"{name}/tokens"], arrays[f"{name}/offsets"])
-
-    def texts(name: str) -> RaggedTexts:
-        return RaggedTexts(arrays[f"{name}/content"], arrays[f"{name}/offsets"])
-
-    return TokenizedRows(
-        row_ids=texts("row_ids"),
-        texts=texts("texts"),
-        target_texts=texts("target_texts"),
-        choice_texts=texts("choice_texts"),
-        inputs=tokens("inputs"),
-        targets=tokens("targets"),
-        choices=tokens("choices"),
-        choice_starts=arrays["choice_starts"],
-        labels=arrays["labels"],
-        digests=digests,
-        counts=row_counts.from_json(json.loads(arrays[COUNTS].tobytes())) if COUNTS in arrays else None,
-        losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
-        accepted=texts(_ACCEPTED) if f"{_ACCEPTED}/content" in arrays else (),
-    )
-
-
-def read_cache_key(path: storage.PathLike) -> str:
-    """Returns the cache key of a whole file of tokenised rows; raises what `load` raises."""
-    return _read(path)[0]
-
-
-def is_current(path: storage.PathLike, cache_key: str) -> bool:
-    """Returns whether a whole file with this cache key is there, so that nothing has to be prepared."""
-    try:
-        return read_cache_key(path) == cache_key
-    except UserError:
-        return False
 
 
 def pad(rows: Sequence[np.ndarray], length: int) -> Int[np.ndarray, "N length"]:
@@ -334,82 +221,3 @@ def _cut(lists: Sequence[list[int]], length: int, add_eos: bool = True) -> Ragge
     cut = [[*tokens[: length - 1], EOS] if add_eos or not tokens else tokens[:length] for tokens in lists]
     flat = np.fromiter(itertools.chain.from_iterable(cut), np.int32)
     return RaggedTokens(flat, ragged.compute_offsets(map(len, cut)))
-
-
-def pack_about(
-    digests: RowDigests, sizes: Mapping[str, int], parts_of: Callable[[str], Iterable[np.ndarray]]
-) -> np.ndarray:
-    """Returns the array that says what a file holds: digests of its rows, and a checksum of all its arrays.
-
-    Args:
-        digests: Of all rows.
-        sizes: Array -> its bytes.
-        parts_of: Returns an array in parts, so that none of them has to be in memory whole.
-    """
-    checksum = hashlib.sha256()
-    for name in sorted(sizes):
-        checksum.update(f"{name}:{sizes[name]};".encode())
-        for part in parts_of(name):
-            checksum.update(part.tobytes())
-    about = {"checksum": checksum.hexdigest(), "digests": digests.to_json()}
-    return np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
-
-
-# Only digests are kept; the version of a file says whether it has to be read again.
-@functools.lru_cache(maxsize=4096)
-def _checksum_of_version(file: str, size: int, mtime: int) -> str:
-    """Returns the checksum of a local file's arrays, read in parts so that none of it stays in memory."""
-    del size, mtime
-    with open(file, "rb") as stream:
-        return _checksum_of_stream(stream, read_header(stream, file=file, fix="delete it").tensors)
-
-
-def _checksum_of_stream(stream: IO[bytes], entries: Mapping[str, TensorEntry]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(entries.keys() - {ABOUT}):
-        begin, end = entries[name].start, entries[name].end
-        digest.update(f"{name}:{end - begin};".encode())
-        stream.seek(begin)
-        for at in range(begin, end, _CHUNK):
-            digest.update(stream.read(min(_CHUNK, end - at)))
-    return digest.hexdigest()
-
-
-def _read(path: storage.PathLike) -> tuple[str, dict[str, np.ndarray], RowDigests | None]:
-    """Returns the cache key of a file, its arrays, which stay on disk until they are read, and digests."""
-    where, expected = storage.path(path), f"Expected a file of prepared rows at {str(path)!r}"
-    try:
-        with where.open("rb") as stream:
-            header = read_header(stream, file=str(path), fix="delete it and prepare the task again")
-        if "://" in os.fspath(where):
-            content = np.frombuffer(where.read_bytes(), np.uint8)
-        else:
-            content = np.memmap(os.fspath(where), np.uint8, "r").view(np.ndarray)
-    except FileNotFoundError:
-        raise UserError(f"{expected}, got no file. Fix: run `elm prepare`.") from None
-    except OSError as error:
-        raise UserError(f"{expected}, got one that cannot be read ({error}). Fix: delete it.") from error
-    if header.metadata.get("format") != str(storage.FORMAT) or set(header.tensors) - _LATER != _ARRAYS:
-        raise UserError(f"{expected}, got a file of another kind. Fix: delete it.")
-    arrays = {
-        name: content[entry.start : entry.end].view(entry.dtype) for name, entry in header.tensors.items()
-    }
-    cache_key = arrays["fingerprint"].tobytes().decode(errors="replace")
-    if ABOUT not in arrays:
-        return cache_key, arrays, None
-    if "://" in os.fspath(where):
-        checksum = _checksum_of_stream(io.BytesIO(content.tobytes()), header.tensors)
-    else:
-        stat = os.stat(where)
-        checksum = _checksum_of_version(os.fspath(where), stat.st_size, stat.st_mtime_ns)
-    try:
-        about = json.loads(arrays.pop(ABOUT).tobytes())
-        is_whole, digests = about["checksum"] == checksum, row_digests.from_json(about["digests"])
-    except (ValueError, KeyError, TypeError):
-        is_whole, digests = False, None
-    if not is_whole:
-        raise UserError(
-            f"{expected}, got one that was changed after it was written. Fix: delete it, and prepare the "
-            "task again."
-        )
-    return cache_key, arrays, digests

@@ -21,11 +21,13 @@ def open_pool(processes: int) -> Generator[ProcessPoolExecutor, None, None]:
         with _interrupts_of_parent():
             pool.submit(os.getpid)  # the first call starts all processes
         yield pool
-    finally:
-        # What they are still at, nobody waits for: the command was stopped, or failed.
+    except BaseException:
+        # What they are still at, nobody waits for.
         for worker in multiprocessing.active_children():
             if worker not in others:
                 worker.kill()
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
 
 

@@ -38,6 +38,7 @@ class EvaluationConfig:
         dtype: of the base, "float32" or "bfloat16". Default: as the run has it.
         name: of the evaluation, whose report then lies in `reports/NAME`. Default: it lies in `report`, and
             an earlier one with other results is kept in `reports` under its time.
+        trackers: names of trackers that the accuracies go to, such as "wandb".
         wait: whether to wait while another process evaluates in the run's directory.
     """
 
@@ -56,6 +57,7 @@ class EvaluationConfig:
     mesh: Mapping[str, int] | None = None
     dtype: str | None = None
     name: str | None = None
+    trackers: Sequence[str] = ()
     wait: bool = False
 
     __post_init__ = ranges.check

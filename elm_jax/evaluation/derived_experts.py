@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.evaluation import few_shot, results_cache
+from elm_jax.data import task_selection
+from elm_jax.evaluation import few_shot, few_shot_training, results_cache
 from elm_jax.evaluation.few_shot import FewShotExamples
+from elm_jax.evaluation.few_shot_training import FINETUNE
 from elm_jax.experts.library import Library
 from elm_jax.merging import merge as merging
 from elm_jax.merging import table
@@ -26,11 +28,11 @@ class Composite:
     """One expert to be made of several."""
 
     id: str
-    method: str  # a merging method's name, or "lorahub"
+    method: str  # a merging method's name, "lorahub" or "finetune"
     options: Mapping[str, Any]
     members: tuple[str, ...]
     weights: tuple[float, ...] | None = None  # one a member; alike without them
-    task: str | None = None  # the one that LoraHub's weights were found on
+    task: str | None = None  # whose labelled rows it is fitted to
     plan: MergePlan | None = field(default=None, repr=False)  # of a merge; only the host that merges has it
 
 
@@ -52,24 +54,26 @@ def merge_composite(
     return Composite(name, method, dict(options), members, given, plan=replace(plan, id=name))
 
 
-def lorahub_composite(
+def few_shot_composite(
     run: Run,
     library: Library,
+    method: str,
     task: str,
     options: Mapping[str, Any],
     experts: Sequence[str],
     shots: FewShotExamples,
 ) -> Composite:
-    """Returns what LoraHub will make of experts for a task, by some labelled rows of it."""
+    """Returns what LoraHub or fine-tuning will make of experts for a task, by some labelled rows of it."""
     rows = [[example.row_id, example.input, example.target] for example in shots.examples]
     depends_on = {"options": dict(options), "task": task, "rows": rows, **results_cache.reading_settings(run)}
-    depends_on["objective"] = "loss / shots"  # what was fitted to another objective has another name
-    name = f"merged/{LORAHUB}-{_hash_inputs(library, experts, depends_on)}"
-    return Composite(name, LORAHUB, dict(options), tuple(experts), None, task)
+    if method == LORAHUB:
+        depends_on["objective"] = "loss / shots"  # what was fitted to another objective has another name
+    name = f"merged/{method}-{_hash_inputs(library, experts, depends_on)}"
+    return Composite(name, method, dict(options), tuple(experts), None, task)
 
 
 def build_composite(run: Run, composite: Composite, shots: FewShotExamples | None = None) -> None:
-    """Puts a composite among the run's, unless it is there; LoraHub needs the rows that it is fitted to."""
+    """Puts a composite among the run's, unless it is there; some need the rows that they are fitted to."""
     library = Library.open(run.workspace.composites, create=True)
     if composite.id in library:
         return
@@ -77,6 +81,14 @@ def build_composite(run: Run, composite: Composite, shots: FewShotExamples | Non
         assert shots is not None
         expert = few_shot.fit_lorahub(
             run, composite.id, str(composite.task), composite.members, shots, composite.options
+        )
+        library.add(expert, replace=True)
+        return
+    if composite.method == FINETUNE:
+        assert shots is not None
+        task = task_selection.resolve_task(str(composite.task), run.source)
+        expert = few_shot_training.finetune(
+            run, composite.id, task, composite.members[0], shots, composite.options
         )
         library.add(expert, replace=True)
         return

@@ -25,6 +25,7 @@ from elm_jax.evaluation import (
     kept_results,
     ranking,
     report_directories,
+    report_tracking,
     results_cache,
     scorer_selection,
 )
@@ -35,7 +36,7 @@ from elm_jax.evaluation.cost_estimate import CostEstimate
 from elm_jax.evaluation.method_results import MethodResults
 from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.scorer_selection import ScorerSelection
-from elm_jax.evaluation.tasks import EvaluationTask, load_available
+from elm_jax.evaluation.tasks import EvaluationTask, load_available, print_rows
 from elm_jax.experts import compatibility, lookup
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
@@ -48,6 +49,7 @@ from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
 from elm_jax.tasks import data_source
 from elm_jax.tasks.specs import task_specs
+from elm_jax.telemetry import trackers
 from elm_jax.telemetry.progress import Stages
 
 OnEstimate = Callable[[CostEstimate], None]
@@ -70,6 +72,10 @@ class EvaluationResult:
     report: Report
     files: Mapping[str, epath.Path]
     seconds: Mapping[str, float]
+
+    def to_pandas(self) -> Any:
+        """Returns a DataFrame with a line for each method on each prompt."""
+        return self.report.to_pandas()
 
     def __repr__(self) -> str:
         return f"EvaluationResult({self.report!r}, {str(self.files.get('html'))!r})"
@@ -105,8 +111,9 @@ def evaluate(
         ContaminationError: an expert was trained on a task's dataset, and `config.seen` is not set.
     """
     config = config or EvaluationConfig()
-    run = _open(run, config)
+    run = _open(run, config, dry_run=dry_run)
     report_directories.require_name(config.name)
+    trackers.require_trackers(config.trackers)
     specs = task_selection.select_tasks(tasks, run.source, evaluation=True)
     missing = missing_rows.find_missing(specs, run.source)
     specs = inputs.drop_missing_tasks(run, tasks, specs, missing, strict=config.strict)
@@ -122,6 +129,7 @@ def evaluate(
         )
         identities = {name: task.identity for name, task in loaded.items()}
         if hosts.is_primary():
+            print_rows(run, loaded.values())
             results_cache.say_changed_tasks(run, identities)
         key = kept_results.choice_key(run, loaded, methods, experts, config)
         selection = _select(run, loaded, methods, experts, config, key, keep=not dry_run)
@@ -156,6 +164,8 @@ def evaluate(
             made_of = inputs.describe_inputs(run, loaded.values(), used)
             about |= environment or {}
             result = _report(results, about, made_of, key, name=config.name, every_expert=every_expert)
+            name = config.name or report_directories.LATEST
+            report_tracking.track_report(run.workspace, result.report, name, config.trackers)
         hosts.barrier("the report is written")
     return result
 
@@ -183,11 +193,11 @@ def require_unseen(library: Library, experts: Sequence[str], specs: Sequence[Tas
             )
 
 
-def _open(run: Run | storage.PathLike, config: EvaluationConfig) -> Run:
+def _open(run: Run | storage.PathLike, config: EvaluationConfig, *, dry_run: bool) -> Run:
     """Returns the run as the configuration wants its base and its rows."""
     if not isinstance(run, Run):
         check_methods(Workspace.at(run), config.methods)  # before the base is read
-        run = opening.open_run(run, dtype=config.dtype)
+        run = opening.open_run(Workspace.at(run, read_only=dry_run), dtype=config.dtype)
     elif config.dtype is not None:
         raise UserError(
             f"Expected a run's directory beside dtype, got a run that is open and {config.dtype!r}. Fix: "
@@ -325,7 +335,11 @@ def _report(
     pairs += [(method.name, multitask) for method in (*retrieval, *own) if multitask]
     pairs += [(first.name, second.name) for first, second in itertools.combinations(own, 2)]
     composites = results.selection.composites.values()
-    fitted = [derived_experts.lorahub_selection(run, each) for each in composites if each.task]
+    fitted = [
+        derived_experts.lorahub_selection(run, each)
+        for each in composites
+        if each.method == derived_experts.LORAHUB
+    ]
     with run.stages.stage("compare and report", 1):
         reported = ReportInputs(
             results.scores_by_method(),
@@ -339,6 +353,7 @@ def _report(
             task_rows=results.task_rows(),
             expert_counts=results.expert_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
+            key_map=results.selection.key_map,
         )
         # Answers in free text are not compared.
         pairs = pairs if results.ranked_tasks else []

@@ -70,7 +70,7 @@ def load_stacks(
     for name in names:
         if name != BASE and name not in gates:
             description = home_of(name).describe(name)
-            by_shape.setdefault(_shape(description), {})[name] = description
+            by_shape.setdefault(_stacking_key(description), {})[name] = description
     base_is_due = BASE in names
     for (kind, _), members in by_shape.items():
         if kind == "full":
@@ -94,7 +94,7 @@ def load_stacks(
             )
 
 
-def _shape(description: ExpertDescription) -> tuple[str, Any]:
+def _stacking_key(description: ExpertDescription) -> tuple[str, Any]:
     kind, shapes = description.spec.kind, description.shapes
     return kind, () if kind == "full" else tuple(sorted(shapes.items()))
 

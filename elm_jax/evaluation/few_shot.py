@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.data import identity, task_rows, task_selection
-from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts import key_texts
 from elm_jax.experts.library import Library
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
-from elm_jax.records import Expert, ExpertSpec, Params, PromptedExample
+from elm_jax.records import VOCABULARY, Expert, ExpertSpec, Params, PromptedExample
 from elm_jax.routing import key_index, lorahub
 from elm_jax.routing.inputs import Queries
 from elm_jax.scoring import scorer as engine
@@ -68,8 +67,8 @@ class FewShotPool:
         if count < 1 or len(self.examples) < count + self.is_scored:
             rest = " and one to score" if self.is_scored else ""
             raise UserError(
-                f"Expected {count} labelled rows of {self.task!r} for LoraHub{rest}, got "
-                f"{len(self.examples)} in its {self.split} split. Fix: give lorahub:shots=N another number."
+                f"Expected {count} labelled rows of {self.task!r}{rest}, got {len(self.examples)} in its "
+                f"{self.split} split. Fix: give shots=N another number."
             )
         examples = key_texts.sample_examples(self.examples, count, self.seed)
         return FewShotExamples(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.axes import PAD
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
@@ -19,6 +19,8 @@ from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.expert_stacks import load_stacks
 from elm_jax.evaluation.results_cache import Cell, RowScorers
 from elm_jax.evaluation.tasks import EvaluationTask
+from elm_jax.experts import result_files
+from elm_jax.experts.result_files import AnswersHeader
 from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample
 from elm_jax.reporting import text_metrics
@@ -30,8 +32,17 @@ from elm_jax.session.workspace import Run
 from elm_jax.tasks import original
 from elm_jax.tasks.original import SWAPPED_BLEU
 
-COLUMNS: Sequence[str] = ("row", "target", "prediction", "value")
 Tasks = Mapping[str, EvaluationTask]
+
+
+@dataclass(frozen=True)
+class _AnswersRow(schema.Form):
+    """A line of a file of answers."""
+
+    row: str
+    target: str
+    prediction: str
+    value: float | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -275,7 +286,7 @@ def _write(where: epath.Path, answers: GeneratedAnswers, cache_key: str, metric:
     values = value.pop("rows") or [None] * len(answers.row_ids)
     header = {"task": answers.task, "expert": answers.scorer, "stamp": cache_key, "judging": metric, **value}
     lines = [
-        dict(zip(COLUMNS, columns, strict=True))
+        vars(_AnswersRow(*columns))
         for columns in zip(answers.row_ids, answers.targets, answers.predictions, values, strict=True)
     ]
     results_cache.write_cell(where, header, lines)
@@ -283,12 +294,16 @@ def _write(where: epath.Path, answers: GeneratedAnswers, cache_key: str, metric:
 
 def _read(where: epath.Path, cell: Cell, cache_key: str) -> tuple[str, GeneratedAnswers] | None:
     """Returns the metric's label and the answers, if there are any and to these very rows."""
-    found = results_cache.read_cell(where, cache_key, COLUMNS)
+    found = results_cache.read_cell(where, cache_key, _AnswersRow)
     if found is None:
         return None
     header, lines = found
-    row_ids, targets, predictions, values = (tuple(row[name] for row in lines) for name in COLUMNS)
-    value = MetricValue(
-        header["measure"], header["value"], header["low"], header["high"], () if None in values else values
+    about = result_files.parse_header(header, AnswersHeader, where)
+    values = tuple(line.value for line in lines if line.value is not None)
+    row_ids, targets, predictions = (
+        tuple(getattr(line, name) for line in lines) for name in ("row", "target", "prediction")
     )
-    return header["judging"], GeneratedAnswers(cell.task, cell.scorer, row_ids, targets, predictions, value)
+    if len(values) not in (0, len(lines)):
+        raise result_files.damaged_results(where)
+    value = MetricValue(about.measure, about.value, about.low, about.high, values)
+    return about.judging, GeneratedAnswers(cell.task, cell.scorer, row_ids, targets, predictions, value)

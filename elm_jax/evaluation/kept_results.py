@@ -16,7 +16,7 @@ from etils import epath
 from elm_jax import schema, storage
 from elm_jax.data import task_selection
 from elm_jax.errors import UserError
-from elm_jax.evaluation import results_cache, scorer_selection
+from elm_jax.evaluation import candidates, results_cache, scorer_selection
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.evaluation.scorer_selection import ScorerSelection
@@ -43,7 +43,7 @@ def choice_key(
     config: EvaluationConfig,
 ) -> str | None:
     """Returns what stands for everything that choices depend on; None if some are made of other rows too."""
-    if any(method.labels == "few" for method in methods):
+    if any(method.labels == "few" or candidates.get_key_settings(method.options) for method in methods):
         return None
     library, source = Library(run.workspace.library), run.source
     parts = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from elm_jax.data.tokenized_rows import get_counts
+from elm_jax.data.tokenized_rows import get_row_counts
 from elm_jax.evaluation import derived_experts, generation, ranking
 from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.generation import GeneratedAnswers
@@ -149,7 +149,7 @@ class MethodResults:
                 each.cut,
             )
             for task in self.tasks
-            for each in (get_counts(task.examples),)
+            for each in (get_row_counts(task.examples),)
         ]
 
     def generated(self) -> list[GeneratedResult]:

@@ -8,11 +8,15 @@
 
 ROUTER is one of `elm_jax.routing.table`, or `base` (no expert), `multitask[:name=N]` (an expert that was
 trained on many tasks), `best_single` (the expert that is best over all tasks, in hindsight). MERGE is one of
-`elm_jax.merging.table`, "average" without it, and makes one expert of several that a router chose for a task.
-In its place `ensemble[:of=log_probabilities]` lets the experts score a task's choices together
-(`evaluation.ensembles`), with the weights that the router gives them, as in `roe:experts=3,weighting=votes`.
-A value is JSON, or else plain text; text that holds one of `,+"` stands in double quotes. Every router takes
-`seen=true`, which lets it choose experts that were trained on the task's own dataset.
+`elm_jax.merging.table`, and makes one expert of several that a router chose for a task; without it this is
+"average", or what the router was registered with. In its place `ensemble[:of=log_probabilities]` lets the
+experts score a task's choices together (`evaluation.ensembles`), with the weights that the router gives them,
+as in `roe:experts=3,weighting=votes`. Or `components[:share=0.4]` lets every token use parts of them
+(`routing.components`). Or `finetune[:shots=32,steps=100,rate=0.001]` trains the expert that was chosen on a
+few labelled rows of the task (`evaluation.few_shot_training`).
+Routers take the options of `evaluation.candidates` too, as `roe:library_size=50,keys=20`, and `seen=true`,
+which lets them choose experts that were trained on the task's own dataset. A value is JSON, or else plain
+text; text that holds one of `,+"` stands in double quotes.
 """
 
 import inspect
@@ -24,7 +28,9 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
+from elm_jax.evaluation import candidates
 from elm_jax.evaluation.ensembles import ENSEMBLE, ENSEMBLE_OPTIONS
+from elm_jax.evaluation.few_shot_training import FINETUNE, FINETUNE_OPTIONS
 from elm_jax.experts.compatibility import Shapes, group_by_kind_and_shapes
 from elm_jax.merging import table as merging
 from elm_jax.merging.method import require_option_value
@@ -32,6 +38,7 @@ from elm_jax.merging.plan import require_mergeable
 from elm_jax.records import ExpertSpec
 from elm_jax.reporting.records import MethodDescription
 from elm_jax.routing import table as routing
+from elm_jax.routing.components import COMPONENT_OPTIONS, COMPONENTS
 
 HINDSIGHT_ROUTERS = ("best_single", "oracle")
 SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {
@@ -43,6 +50,7 @@ SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {
 """Ways that are no router's, with their options."""
 DEFAULT_SHOTS = 5
 _MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
+_BESIDE_MERGES = {ENSEMBLE: ENSEMBLE_OPTIONS, FINETUNE: FINETUNE_OPTIONS, COMPONENTS: COMPONENT_OPTIONS}
 _FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
 
 DescribedExperts = Sequence[tuple[ExpertSpec, Shapes]]
@@ -68,11 +76,8 @@ class EvaluationMethod:
         """Which labels of the task it has seen: "none", a "few", or all, in "hindsight"."""
         if self.router in HINDSIGHT_ROUTERS:
             return "hindsight"
-        return (
-            "few"
-            if self.router not in SPECIAL_ROUTERS and routing.find_router(self.router).few_shot
-            else "none"
-        )
+        router = None if self.router in SPECIAL_ROUTERS else routing.find_router(self.router)
+        return "few" if self.merge == FINETUNE or (router is not None and router.few_shot) else "none"
 
 
 def default_methods(
@@ -126,14 +131,21 @@ def parse_method(text: str) -> EvaluationMethod:
     names.resolve(chosen, [*routing.ROUTERS, *SPECIAL_ROUTERS], kind="router", where="the table of routers")
     made = EvaluationMethod(name, chosen, _router_options(chosen, options))
     if not merge:
-        return EvaluationMethod(name, chosen, made.options, "average" if _takes_several(made) else None)
-    if chosen in SPECIAL_ROUTERS or chosen in _MERGES_ITSELF or made.level != "task":
+        own = routing.find_router(chosen).merge if _takes_several(made) else None
+        return EvaluationMethod(name, chosen, made.options, own)
+    way, given = _parse_options(merge[0], text)
+    alone = chosen in _MERGES_ITSELF and (chosen, way) != ("fixed", FINETUNE)
+    if chosen in SPECIAL_ROUTERS or alone or made.level != "task":
         raise UserError(
             f"Expected no merge after {chosen!r}, which chooses one expert or merges itself, got {text!r}. "
             "Fix: leave out what follows +."
         )
-    way, given = _parse_options(merge[0], text)
-    known = ENSEMBLE_OPTIONS if way == ENSEMBLE else merging.find_merge(way).options
+    if way == FINETUNE and _takes_several(made):
+        raise UserError(
+            f"Expected a router that chooses one expert before +{FINETUNE}, which trains it further, got "
+            f"{text!r}. Fix: let it choose one, as with experts=1, or merge the experts."
+        )
+    known = _BESIDE_MERGES[way] if way in _BESIDE_MERGES else merging.find_merge(way).options
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
         require_option_value(option, known[names.resolve(option, known, kind="option", where=where)], value)
@@ -145,7 +157,8 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
     groups = group_by_kind_and_shapes(library)
     for method in wanted:
         reads = () if method.router in SPECIAL_ROUTERS else routing.find_router(method.router).reads
-        of_lora = method.level == "token" or bool({"params", "parameter_points"} & set(reads))
+        of_lora = method.level == "token" or method.merge == COMPONENTS
+        of_lora |= bool({"params", "parameter_points"} & set(reads))
         if of_lora:
             other = next((spec for spec, _ in library if spec.kind != "lora"), None)
             if other is not None:
@@ -153,7 +166,7 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
                     f"Expected LoRA experts for router {method.router!r}, got {other.id!r} of kind "
                     f"{other.kind!r}. Fix: train experts with `--kind lora`, or choose another router."
                 )
-        alike = method.router in ("uniform", "lorahub") and method.merge != ENSEMBLE
+        alike = method.router in ("uniform", "lorahub") and method.merge not in _BESIDE_MERGES
         whole = of_lora or alike
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
@@ -161,8 +174,14 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
                 f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, "
                 f"got {first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
             )
-        if method.merge not in (None, ENSEMBLE):
+        if method.merge is not None and method.merge not in _BESIDE_MERGES:
             _require_merge(method, groups)
+
+
+def reads_gates(texts: Iterable[str]) -> bool:
+    """Says whether one of the methods with these strings wants experts with gates."""
+    routers = {method.router for method in parse_methods(texts)} - set(SPECIAL_ROUTERS)
+    return any("gates" in routing.find_router(router).reads for router in routers)
 
 
 def is_retrieval(method: EvaluationMethod) -> bool:
@@ -182,6 +201,11 @@ def describe_method(method: EvaluationMethod) -> MethodDescription:
         note = f"weights fitted to {shots} labelled rows of the task, which count for no method"
     if method.merge == ENSEMBLE:
         note = "the chosen experts score every choice together"
+    if method.merge == COMPONENTS:
+        note = "every token uses rank-one components of the chosen experts, in every layer"
+    if method.merge == FINETUNE:
+        shots = method.merge_options.get("shots", FINETUNE_OPTIONS["shots"].default)
+        note = f"the chosen expert is trained on {shots} labelled rows of the task, which count for no method"
     merge = None if method.merge is None else ":".join([method.merge, *_format_options(method.merge_options)])
     router = ":".join([method.router, *_format_options(method.options)])
     return MethodDescription(method.name, router, merge, method.labels, note)
@@ -223,6 +247,7 @@ def _router_options(router: str, given: Mapping[str, Any]) -> dict[str, Any]:
     else:
         known = dict(routing.find_router(router).options)
         known |= {"seen": False} if router != "oracle" else {}
+        known |= candidates.list_candidate_options(router, routing.find_router(router))
     where = f"the options of {router!r} ({', '.join(known) or 'it has none'})"
     for name, value in given.items():
         default = known[names.resolve(name, known, kind="option", where=where)]

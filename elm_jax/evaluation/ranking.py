@@ -20,12 +20,13 @@ each task; several methods that choose the same one share its scores. Odd rows:
 import math
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from annotated_types import MinLen
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.errors import UserError
 from elm_jax.evaluation import ensembles, results_cache
 from elm_jax.evaluation import normalization as normalizations
@@ -35,6 +36,7 @@ from elm_jax.evaluation.expert_stacks import load_stacks
 from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts import result_files
+from elm_jax.experts.result_files import ScoresHeader
 from elm_jax.launch import hosts
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
@@ -44,8 +46,17 @@ from elm_jax.scoring import scorer as engine
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
-COLUMNS: Sequence[str] = ("row", "label", "prediction", "scores")
 Tasks = Mapping[str, EvaluationTask]
+
+
+@dataclass(frozen=True)
+class _ScoresRow(schema.Form):
+    """A line of a file of scores."""
+
+    row: str
+    label: int
+    prediction: int
+    scores: Annotated[tuple[float, ...], MinLen(1)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,14 +77,21 @@ class ScoreStore:
 
     def __getitem__(self, cell: Cell) -> TaskScores:
         where = self._file(cell)
-        found = results_cache.read_cell(where, self.cache_keys[cell], COLUMNS)
+        found = results_cache.read_cell(where, self.cache_keys[cell], _ScoresRow)
         if found is None:
             raise _missing_file(cell)
         header, lines = found
-        if not _are_sound(header, lines, self.tasks[cell.task].examples_of(cell.rows)):
+        counted = result_files.parse_header(header, ScoresHeader, where)
+        if not _are_sound(counted, lines, self.tasks[cell.task].examples_of(cell.rows)):
             raise result_files.damaged_results(where)
-        ids, labels, predictions, scores = (tuple(row[name] for row in lines) for name in COLUMNS)
-        return TaskScores(cell.task, cell.scorer, ids, tuple(map(tuple, scores)), predictions, labels)
+        return TaskScores(
+            task=cell.task,
+            method=cell.scorer,
+            row_ids=tuple(line.row for line in lines),
+            scores=tuple(line.scores for line in lines),
+            predictions=tuple(line.prediction for line in lines),
+            labels=tuple(line.label for line in lines),
+        )
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.cache_keys
@@ -85,10 +103,12 @@ class ScoreStore:
         """Returns how many rows are right, without those of these ids; a file's header has it of all."""
         if left_out:
             return metrics.count_correct(drop_rows(self[cell], left_out))
-        header = results_cache.read_header(self._file(cell), self.cache_keys[cell])
+        where = self._file(cell)
+        header = results_cache.read_header(where, self.cache_keys[cell])
         if header is None:
             raise _missing_file(cell)
-        return CorrectCount(cell.task, cell.scorer, header["rows"], header["right"], tied=header["tied"])
+        counted = result_files.parse_header(header, ScoresHeader, where)
+        return CorrectCount(cell.task, cell.scorer, counted.rows, counted.right, tied=counted.tied)
 
     def _file(self, cell: Cell) -> epath.Path:
         return _file(self.run, cell, self.tasks, self.normalization)
@@ -313,33 +333,31 @@ def _header(cell: Cell, cache_key: str, normalization: str = "sum") -> dict[str,
 def _write(where: epath.Path, scores: TaskScores, header: Mapping[str, str]) -> None:
     counted = metrics.count_correct(scores)
     lines = [
-        dict(zip(COLUMNS, values, strict=True))
-        for values in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
+        vars(_ScoresRow(*line))
+        for line in zip(scores.row_ids, scores.labels, scores.predictions, scores.scores, strict=True)
     ]
     counts = {"rows": counted.n, "right": counted.right, "tied": counted.tied}
     results_cache.write_cell(where, {**header, **counts}, lines)
 
 
 def _are_sound(
-    header: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], examples: Sequence[PromptedExample]
+    header: ScoresHeader, lines: Sequence[_ScoresRow], examples: Sequence[PromptedExample]
 ) -> bool:
     """Tells whether lines are scores of these very rows, with what follows from them."""
-    try:
-        for line, example in zip(lines, examples, strict=True):
-            scores, label = line["scores"], -1 if example.label is None else example.label
-            if (line["row"], line["label"], len(scores)) != (example.row_id, label, len(example.choices)):
-                return False
-            if not all(map(math.isfinite, scores)) or line["prediction"] != rank.predict(np.asarray(scores)):
-                return False
-        right = sum(_credit(line) for line in lines)
-    except (ValueError, TypeError, IndexError):  # other numbers of rows, scores that are no numbers
+    if not header.rows == len(lines) == len(examples):
         return False
-    return header["rows"] == len(lines) and math.isclose(header["right"], right)
+    for line, example in zip(lines, examples, strict=True):
+        label = -1 if example.label is None else example.label
+        if (line.row, line.label, len(line.scores)) != (example.row_id, label, len(example.choices)):
+            return False
+        if line.prediction != rank.predict(np.asarray(line.scores)):
+            return False
+    return math.isclose(header.right, sum(map(_credit, lines)))
 
 
-def _credit(line: Mapping[str, Any]) -> float:
-    scores, best = line["scores"], max(line["scores"])
-    return (scores[line["label"]] == best) / scores.count(best)
+def _credit(line: _ScoresRow) -> float:
+    best = max(line.scores)
+    return (line.scores[line.label] == best) / line.scores.count(best)
 
 
 def _missing_file(cell: Cell) -> UserError:

@@ -2,9 +2,13 @@
 
 import contextlib
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -14,7 +18,7 @@ from elm_jax import locks, schema, storage
 from elm_jax.data import identity, missing_rows, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import report_directories
-from elm_jax.experts import lookup
+from elm_jax.experts import lookup, training_rows
 from elm_jax.experts.lookup import library_finder
 from elm_jax.records import TaskScores
 from elm_jax.reporting import report_files, run_comparison, summary
@@ -24,7 +28,6 @@ from elm_jax.reporting.significance import Over
 from elm_jax.reporting.summary import PairedTest, ReportInputs
 from elm_jax.session import opening
 from elm_jax.session.workspace import Workspace
-from elm_jax.statistics import expert_statistics
 
 BASELINE = "base"
 
@@ -52,7 +55,8 @@ def write_run_report(
     """
     scored = {task.method for task in inputs.scores}
     baseline = next((row.method for row in inputs.methods if row.router == BASELINE), BASELINE)
-    inputs = replace(inputs, environment={**describe_machine(), **inputs.environment})
+    environment = {**describe_call(), **describe_machine(), **inputs.environment}
+    inputs = replace(inputs, environment=environment)
     report = summary.build_report(inputs, pairs=pairs, baseline=baseline if baseline in scored else None)
     directory = report_directories.make_room(workspace, name, report)
     return report, report_files.write_report(report, directory, inputs.scores, inputs.made_of)
@@ -120,7 +124,7 @@ def describe_changes(workspace: Workspace, evaluation: str | None = None) -> lis
             continue
         if about.checksum != checksum:
             changes[name] = "it was trained or merged again"
-        elif rows := expert_statistics.describe_changed_rows(about.spec, reading.source):
+        elif rows := training_rows.describe_changed_rows(about.spec, reading.source):
             changes[name] = f"{rows} of its training rows"
     return [f"{name} differs from when it was evaluated: {own}." for name, own in changes.items() if own]
 
@@ -132,7 +136,7 @@ def _describe_changed_task(name: str, noted: Any, reading: opening.DataSettings)
         return ""
     try:
         task = task_selection.resolve_task(name, reading.source)
-        source = identity.noted_source(before, task, reading.source)
+        source = identity.restore_source(before, task, reading.source)
         tokens = identity.identify_tokens(reading.tokenizer, reading.lengths)
         now = replace(before, settings={**identity.identify_settings(task, source), **tokens})
         if now != before and missing_rows.is_here(task, source):
@@ -165,9 +169,40 @@ def compare_runs(
     pairs = [(one, other if equals else one) for one, equals, other in named]
     labels = {row.method: row.labels for row in (*old.methods, *new.methods)}
     run_names = repr(str(first)), repr(str(second))
-    return run_comparison.compare_methods(
+    compared = run_comparison.compare_methods(
         old_rows, new_rows, pairs or None, run_names=run_names, labels=labels, test=PairedTest(over=over)
     )
+    limit = old.environment.get("limit", new.environment.get("limit"))  # of both: their rows are the same
+    return tuple(replace(row, limit=limit) for row in compared)
+
+
+def describe_call() -> dict[str, Any]:
+    """Returns when and by which command a report was made, and the commit of the code in a checkout."""
+    about = {
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    commit = _read_commit(Path(__file__).parents[2] / ".git")
+    return {**about, "commit": commit} if commit else about
+
+
+def _read_commit(git: Path) -> str:
+    """Returns the commit that a checkout is at, from git's own files; "" where there is none."""
+    try:
+        if git.is_file():  # of a worktree: it names the directory
+            git = Path(git.read_text().partition("gitdir:")[2].strip())
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        common = git / "commondir"
+        shared = git / common.read_text().strip() if common.is_file() else git
+        reference = head.removeprefix("ref: ")
+        if (shared / reference).is_file():
+            return (shared / reference).read_text().strip()
+        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next((line[0] for line in packed if line[1:] == [reference]), "")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def describe_machine() -> dict[str, Any]:

@@ -77,7 +77,14 @@ def find_evaluation(name: str, run: storage.PathLike) -> tuple[Workspace, str | 
         return Workspace.open(place.parent.parent), names.from_directory_name(place.name)
     if report_files.is_report(place) and place.name == "report":
         return Workspace.open(place.parent), None
-    return Workspace.open(name), None
+    workspace = Workspace.open(name)
+    return workspace, _find_latest(workspace)
+
+
+def _find_latest(workspace: Workspace) -> str | None:
+    """Returns the name of the evaluation that was written last if all of a run's have names."""
+    stored = [] if report_files.is_report(workspace.report) else list_reports(workspace)
+    return max(stored, key=lambda each: report_files.written_at(each.directory)).name if stored else None
 
 
 def reports_table(stored: Sequence[StoredReport]) -> Table:

@@ -15,13 +15,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from elm_jax import names, storage
+from elm_jax import names, schema, storage
 from elm_jax.data import identity, tokenized_rows
 from elm_jax.data.identity import RowsIdentity
 from elm_jax.errors import DamagedResultsError, UserError
@@ -145,20 +146,24 @@ def read_header(where: epath.Path, cache_key: str) -> dict[str, Any] | None:
 
 
 def read_cell(
-    where: epath.Path, cache_key: str, columns: Sequence[str]
-) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """Returns a file's header and rows, or None if `read_header` does, which raises the same."""
+    where: epath.Path, cache_key: str, row: type[schema.T]
+) -> tuple[dict[str, Any], list[schema.T]] | None:
+    """Returns a file's header and rows, or None if `read_header` does, which raises the same.
+
+    Args:
+        where: the file.
+        cache_key: the expected one.
+        row: the form of a row.
+    """
     found = _read(where, cache_key)
     if found is None:
         return None
     header, body = found
+    rows = b"[" + b",".join(body.removesuffix(b"\n").split(b"\n")) + b"]"
     try:
-        lines: list[Any] = [json.loads(line) for line in body.decode().removesuffix("\n").split("\n")]
-    except (ValueError, RecursionError):
+        return header, schema.parse(rows, GenericAlias(list, (row,)), what="results", fix="delete them")
+    except UserError:
         raise result_files.damaged_results(where) from None
-    if any(not isinstance(row, dict) or row.keys() != set(columns) for row in lines):
-        raise result_files.damaged_results(where)
-    return header, lines
 
 
 def find_missing(
@@ -187,7 +192,10 @@ def say_changed_tasks(run: Run, identities: Mapping[str, RowsIdentity]) -> None:
     """
     for task, now in identities.items():
         file = _identity_file(run, task)
-        before = identity.from_json(storage.read_json(file, what="Rows of scores")) if file.exists() else None
+        try:
+            before = identity.from_json(storage.read_json(file, what="Rows of scores"))
+        except UserError:  # none yet, or damaged: what changed is not known
+            continue
         changes = before and identity.describe_changes(before, _with_model(run, now))
         if changes:
             _say(run, f"{task} is scored again, because it differs from when it was scored: {changes}.")

@@ -4,18 +4,19 @@ It is kept in the run's directory as `choices.json`, where several hosts that sc
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from etils import epath
 
 from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
-from elm_jax.evaluation import derived_experts, few_shot
+from elm_jax.evaluation import candidates, derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
-from elm_jax.evaluation.derived_experts import Composite
+from elm_jax.evaluation.derived_experts import LORAHUB, Composite
 from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
+from elm_jax.evaluation.few_shot_training import FINETUNE, FINETUNE_OPTIONS
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.own_experts import KINDS, find_own_experts
 from elm_jax.evaluation.results_cache import TaskScorer
@@ -23,8 +24,10 @@ from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import BASE
 from elm_jax.records import Selection, TaskSpec
+from elm_jax.reporting.records import KeyMap
 from elm_jax.reporting.summary import OWN
 from elm_jax.routing import gate_specs
+from elm_jax.routing.components import COMPONENT_OPTIONS, COMPONENTS
 from elm_jax.routing.gate_specs import GateSpec
 from elm_jax.routing.route import SelectionForm, route_tasks
 from elm_jax.routing.run_inputs import RoutingInputs
@@ -43,7 +46,8 @@ class ScorerSelection:
         gates: gates among the scorers, by name.
         selections: what the routers said.
         left_out: task id -> ids of the rows that a method saw with their labels.
-        shots: composite -> the rows that LoraHub fits it to; on the host that selected, and in no file.
+        shots: composite -> the labelled rows that it is fitted to; on the host that selected, and in no file.
+        key_map: where the keys and queries lie that routers compared.
     """
 
     scorers: Mapping[str, Mapping[str, TaskScorer]]
@@ -52,6 +56,7 @@ class ScorerSelection:
     selections: Sequence[Selection] = ()
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     shots: Mapping[str, FewShotExamples] = field(default_factory=dict)
+    key_map: KeyMap | None = None
 
     def __repr__(self) -> str:
         return f"ScorerSelection({', '.join(self.scorers)})"
@@ -97,7 +102,13 @@ def select_scorers(
         if not selection.router.startswith(_TRIVIAL)
     ]
     return ScorerSelection(
-        scorers, selector.composites, selector.gates, selections, selector.left_out, selector.shots
+        scorers,
+        selector.composites,
+        selector.gates,
+        selections,
+        selector.left_out,
+        selector.shots,
+        selector.inputs.draw_map(),
     )
 
 
@@ -117,6 +128,7 @@ class _Selector:
         self.specs = [task.spec for task in tasks.values()]
         examples = {name: task.examples for name, task in tasks.items()}
         self.inputs = RoutingInputs(run, experts, config.queries, examples, keep=keep)
+        self._inputs_by_options: dict[str, RoutingInputs] = {}
         self.routed: dict[str, list[Selection]] = {}
         self.composites: dict[str, Composite] = {}
         self.gates: dict[str, GateSpec] = {}
@@ -130,7 +142,7 @@ class _Selector:
         if method.router == "base":
             return dict.fromkeys(self.tasks, BASE)
         if method.router == "multitask":
-            return dict.fromkeys(self.tasks, _multitask_expert(self.run, method.options.get("name", "")))
+            return dict.fromkeys(self.tasks, find_multitask_expert(self.run, method.options.get("name", "")))
         if method.router == OWN:
             return self._find_own(method.options.get("of", KINDS[0]))
         if method.router == "lorahub":
@@ -148,11 +160,12 @@ class _Selector:
         options = {"seen": self.config.seen and method.router == "fixed", **method.options}
         key = storage.fingerprint([method.router, options])
         if key not in self.routed:
+            own, _ = candidates.split_options(options)
             routed = route_tasks(
-                self.inputs,
+                self._find_inputs(method),
                 self.specs,
                 method.router,
-                {name: value for name, value in options.items() if name not in ("experts", "seen")},
+                {name: value for name, value in own.items() if name not in ("experts", "seen")},
                 experts=options.get("experts", 1),
                 all_rows=method.level == "row",
                 seen=options["seen"],
@@ -160,8 +173,36 @@ class _Selector:
             self.routed[key] = [each.selection for each in routed]
         return self.routed[key]
 
+    def _find_inputs(self, method: EvaluationMethod) -> RoutingInputs:
+        """Returns what a method's router reads, of the experts and with the keys that the method names."""
+        _, named = candidates.split_options(method.options)
+        if not named:
+            return self.inputs
+        key = storage.fingerprint(named)
+        if key not in self._inputs_by_options:
+            self._inputs_by_options[key] = replace(
+                self.inputs,
+                experts=self._find_candidates(method),
+                keys=candidates.get_key_settings(named),
+                options=named,
+                _queries={},
+                _arguments={},
+            )
+        return self._inputs_by_options[key]
+
+    def _find_candidates(self, method: EvaluationMethod) -> list[str]:
+        """Returns the experts that a method chooses among."""
+        _, named = candidates.split_options(method.options)
+        if not named:
+            return list(self.experts)
+        return candidates.choose_candidates(self.inputs.library, self.experts, named, self.run.source.seed)
+
     def _merge(self, selection: Selection, method: EvaluationMethod) -> str | Ensemble:
         """Returns the chosen expert, the composite that the chosen ones become, or their ensemble."""
+        if method.merge == FINETUNE:
+            return self._finetune(self.tasks[selection.task], next(iter(selection.weights)), method)
+        if method.merge == COMPONENTS:
+            return self._use_components(selection, method)
         if len(selection.weights) == 1 and method.merge in (None, "average", "concatenate", ENSEMBLE):
             return next(iter(selection.weights))
         if method.merge == ENSEMBLE:
@@ -194,30 +235,60 @@ class _Selector:
 
     def _fit(self, task: EvaluationTask, method: EvaluationMethod) -> str:
         """Returns the composite that LoraHub makes for a task."""
-        options = {"shots": DEFAULT_SHOTS, **method.options}
-        experts = self.experts if options.get("seen") else self._unseen_experts(task.spec)
+        own, _ = candidates.split_options(method.options)
+        options = {"shots": DEFAULT_SHOTS, **own}
+        experts = self._find_candidates(method)
+        if not options.get("seen"):
+            experts = self._drop_seen(experts, task.spec)
+        shots = self._draw(task, options["shots"])
+        composite = derived_experts.few_shot_composite(
+            self.run, self.inputs.library, LORAHUB, task.id, options, experts, shots
+        )
+        return self._keep(composite, shots)
+
+    def _finetune(self, task: EvaluationTask, expert: str, method: EvaluationMethod) -> str:
+        """Returns the composite that an expert becomes when it is trained on a few rows of a task."""
+        defaults = {name: option.default for name, option in FINETUNE_OPTIONS.items()}
+        options = {**defaults, **method.merge_options}
+        shots = self._draw(task, options["shots"])
+        composite = derived_experts.few_shot_composite(
+            self.run, self.inputs.library, FINETUNE, task.id, options, [expert], shots
+        )
+        return self._keep(composite, shots)
+
+    def _draw(self, task: EvaluationTask, count: int) -> FewShotExamples:
+        """Returns labelled rows of a task; those that would be scored count for no method."""
         if task.id not in self._pools:
             self._pools[task.id] = few_shot.load_pool(self.run, task)
-        shots = self._pools[task.id].draw(options["shots"])
-        composite = derived_experts.lorahub_composite(
-            self.run, self.inputs.library, task.id, options, experts, shots
-        )
+        shots = self._pools[task.id].draw(count)
+        self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))
+        return shots
+
+    def _keep(self, composite: Composite, shots: FewShotExamples) -> str:
         self.composites[composite.id] = composite
         self.shots[composite.id] = shots
-        self.left_out[task.id] = tuple(dict.fromkeys([*self.left_out.get(task.id, ()), *shots.left_out]))
         return composite.id
 
     def _gate(self, spec: TaskSpec, method: EvaluationMethod) -> str:
-        options = {name: value for name, value in method.options.items() if name != "seen"}
-        exclude = () if method.options.get("seen") else (spec.dataset,)
-        gate = gate_specs.make_gate_spec(self.inputs.library, method.router, options, self.experts, exclude)
+        own, _ = candidates.split_options(method.options)
+        options = {name: value for name, value in own.items() if name != "seen"}
+        exclude = () if own.get("seen") else (spec.dataset,)
+        experts = self._find_candidates(method)
+        gate = gate_specs.make_gate_spec(self.inputs.library, method.router, options, experts, exclude)
         self.gates[gate.id] = gate
         return gate.id
 
-    def _unseen_experts(self, spec: TaskSpec) -> list[str]:
+    def _use_components(self, selection: Selection, method: EvaluationMethod) -> str:
+        """Returns the gate by which tokens use components of the experts of a selection."""
+        share = method.merge_options.get("share", COMPONENT_OPTIONS["share"].default)
+        gate = gate_specs.make_component_spec(self.inputs.library, selection.weights, share)
+        self.gates[gate.id] = gate
+        return gate.id
+
+    def _drop_seen(self, experts: Sequence[str], spec: TaskSpec) -> list[str]:
         """Returns the experts that were not trained on a task's dataset."""
         library = self.inputs.library
-        unseen = [expert for expert in self.experts if spec.dataset not in library.spec(expert).datasets]
+        unseen = [expert for expert in experts if spec.dataset not in library.spec(expert).datasets]
         if not unseen:
             raise UserError(
                 f"Expected an expert that was not trained on {spec.dataset!r}, got none. Fix: leave the task "
@@ -266,6 +337,7 @@ class _ChoicesForm(schema.FileForm):
     selections: tuple[SelectionForm, ...]
     left_out: Mapping[schema.Text, tuple[str, ...]]
     key: str | None = None
+    key_map: KeyMap | None = None
 
 
 def save_selection(workspace: Workspace, selection: ScorerSelection, key: str | None = None) -> None:
@@ -285,6 +357,7 @@ def save_selection(workspace: Workspace, selection: ScorerSelection, key: str | 
             "gates": [asdict(gate) for gate in selection.gates.values()],
             "selections": [asdict(each) for each in selection.selections],
             "left_out": selection.left_out,
+            "key_map": selection.key_map and asdict(selection.key_map),
         },
     )
 
@@ -316,6 +389,7 @@ def load_selection(workspace: Workspace) -> ScorerSelection:
         {gate.id: gate for gate in gates},
         [Selection(**vars(each)) for each in told.selections],
         told.left_out,
+        key_map=told.key_map,
     )
 
 
@@ -323,7 +397,12 @@ def _read_choices(workspace: Workspace) -> _ChoicesForm:
     return schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
 
 
-def _multitask_expert(run: Run, name: str) -> str:
+def find_multitask_expert(run: Run, name: str) -> str:
+    """Returns the expert of a run that was trained on many tasks, the first if it is not named.
+
+    Raises:
+        UserError: If there is none, or none of that name.
+    """
     experts = multitask_experts(run)
     if not experts:
         raise UserError(

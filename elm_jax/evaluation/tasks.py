@@ -1,6 +1,6 @@
 """Tasks of an evaluation: each is rendered and tokenised once, and handed on to whatever reads its rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from elm_jax.errors import MissingRowsError, UserError
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
+from elm_jax.tasks.specs import is_ranked
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,9 +77,14 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
             none of the choices, or no row has two choices.
     """
     tasks = {spec.id: _load(run, spec) for spec in specs}
-    task_rows.print_counts(run.stages, (task.examples for task in tasks.values()))
-    task_rows.print_losses(run.stages, (task.tokens.losses for task in tasks.values()))
+    print_rows(run, tasks.values())
     return tasks
+
+
+def print_rows(run: Run, tasks: Collection[EvaluationTask]) -> None:
+    """Prints what became of the rows of tasks, and what of them the model does not see."""
+    task_rows.print_counts(run.stages, (tokenized_rows.get_row_counts(task.examples) for task in tasks))
+    task_rows.print_losses(run.stages, (task.tokens.losses for task in tasks))
 
 
 def load_available(run: Run, specs: Iterable[TaskSpec]) -> tuple[dict[str, EvaluationTask], dict[str, str]]:
@@ -100,7 +106,7 @@ def load_available(run: Run, specs: Iterable[TaskSpec]) -> tuple[dict[str, Evalu
 def _load(run: Run, spec: TaskSpec) -> EvaluationTask:
     examples = task_rows.load_examples(spec, run.source)
     tokens = task_rows.tokenize_task(examples, run.tokenizer, run.lengths)
-    if any(example.choices for example in examples):
+    if is_ranked(spec) and any(example.choices for example in examples):
         _require_choices(spec.id, examples)
         choices = [tokenized_rows.get_choices(tokens, row) for row in range(len(examples))]
     else:

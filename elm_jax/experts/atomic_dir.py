@@ -5,6 +5,9 @@ renamed when it is complete. A file system renames a directory only onto an empt
 directory, the old one is first set aside, under a name where readers still find it. At every instant, also
 after a writer was killed, a reader finds all of the old directory or all of the new one. This holds wherever
 a rename is one step, as on a local disk or a network mount.
+
+A bucket renames nothing: `versions` has the directories there. A directory that was copied from a disk to a
+bucket, or back, is read as it is.
 """
 
 import errno
@@ -16,8 +19,9 @@ from typing import TypeVar
 
 from etils import epath
 
-from elm_jax import locks, storage
+from elm_jax import buckets, locks, storage
 from elm_jax.errors import UserError
+from elm_jax.experts import versions
 
 T = TypeVar("T")
 LOCK_SECONDS = 600.0
@@ -31,8 +35,10 @@ _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 def list_complete(parent: epath.Path, marker: str) -> list[str]:
     """Returns the names of the complete directories in `parent`, sorted."""
+    if buckets.is_bucket(parent):
+        return versions.list_complete(parent, marker)
     found = set()
-    for entry in _list_entries(parent):
+    for entry in versions.list_entries(parent):
         aside = _SET_ASIDE.fullmatch(entry.name)
         if aside or not entry.name.startswith("."):
             found.add(aside.group(1) if aside else entry.name)
@@ -50,28 +56,34 @@ def list_unfinished(parent: epath.Path, marker: str) -> list[tuple[str, epath.Pa
         hidden = _SET_ASIDE.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name)
         if hidden:
             found.append((hidden.group(1), entry))
-        elif not entry.name.startswith(".") and not (entry / marker).exists():
-            found.append((entry.name, entry))
+        elif not entry.name.startswith("."):
+            whole = versions.find_whole(entry, marker)
+            if whole is None:
+                found.append((entry.name, entry))
+            found += [(entry.name, each) for each in versions.list_versions(entry) if whole and each != whole]
     return found
 
 
 def list_directories(parent: epath.Path) -> list[epath.Path]:
     """Returns the directories in `parent`, sorted by name; none if it does not exist."""
-    return [entry for entry in _list_entries(parent) if entry.is_dir()]
+    return [entry for entry in versions.list_entries(parent) if entry.is_dir()]
 
 
 def locate(target: epath.Path, marker: str) -> epath.Path | None:
     """Returns where the directory is now, or None if there is none.
 
-    It is at `target`, or set aside while a writer replaces it (also if that writer was killed).
+    It is at `target`, the version there that counts, or set aside while a writer replaces it (also if that
+    writer was killed).
     """
     # A replacement between the two checks hides a directory from one round, hardly from three.
     for _ in range(3):
-        if (target / marker).exists():
-            return target
+        whole = versions.find_whole(target, marker)
+        if whole is not None:
+            return whole
         for aside in _list_set_aside(target):
-            if (aside / marker).exists():
-                return aside
+            whole = versions.find_whole(aside, marker)
+            if whole is not None:
+                return whole
     return None
 
 
@@ -126,13 +138,16 @@ def write(
     """
     if not replace and locate(target, marker) is not None:
         raise FileExistsError(errno.EEXIST, "Directory exists", str(target))
+    if buckets.is_bucket(target):
+        versions.write(target, marker, fill, replace=replace)
+        return
     old = list(_list_set_aside(target))  # left by killed writers; what is written now replaces them
     temporary = _temporary_path(target, "tmp")
     try:
         fill(temporary)
         old += _move_into_place(temporary, target, marker, replace)
     finally:
-        _delete(temporary)
+        versions.delete(temporary)
     for aside in old:
         _remove_at_once(aside, target)
 
@@ -144,6 +159,10 @@ def write_new(target: epath.Path, marker: str, fill: Callable[[epath.Path], None
         UserError: If there is anything else at `target`.
     """
     require_new(target)
+    if buckets.is_bucket(target):
+        with lock(target):
+            versions.write_plain(target, marker, fill)
+        return
     try:
         with lock(target):
             recover(target, marker)
@@ -164,6 +183,9 @@ def require_new(target: epath.Path) -> None:
 
 def remove(target: epath.Path) -> None:
     """Deletes the directory; readers see all of it or nothing."""
+    if buckets.is_bucket(target):
+        versions.remove(target)
+        return
     for where in (target, *_list_set_aside(target)):
         _remove_at_once(where, target)
 
@@ -183,17 +205,20 @@ def recover(target: epath.Path, marker: str) -> None:
 
     Nobody may write the directory meanwhile.
     """
-    whole = [aside for aside in _list_set_aside(target) if (aside / marker).exists()]
+    if buckets.is_bucket(target):
+        versions.recover(target, marker)
+        return
+    whole = [aside for aside in _list_set_aside(target) if versions.find_whole(aside, marker) is not None]
     if whole and not target.exists():
         whole[0].replace(target)
-    if (target / marker).exists():
+    if versions.find_whole(target, marker) is not None:
         for aside in _list_set_aside(target):
-            _delete(aside)
+            versions.delete(aside)
         storage.remove_unfinished(target)
-    for entry in _list_entries(target.parent):
+    for entry in versions.list_entries(target.parent):
         unfinished = _UNFINISHED.fullmatch(entry.name)
         if unfinished and unfinished.group(1) == target.name:
-            _delete(entry)
+            versions.delete(entry)
 
 
 def _move_into_place(
@@ -213,7 +238,7 @@ def _move_into_place(
                     f"Expected to write the directory {target!s}, got {error.strerror or error}. Fix: remove "
                     "what is there, or choose another directory."
                 ) from error
-        if not replace and (target / marker).exists():
+        if not replace and versions.find_whole(target, marker) is not None:
             raise FileExistsError(errno.EEXIST, "Directory exists", str(target))
         aside = _temporary_path(target, "old")
         try:
@@ -225,8 +250,6 @@ def _move_into_place(
 
 
 def _read_marker(where: epath.Path, marker: str) -> bytes | None:
-    if not (where / marker).exists():
-        return None
     try:
         return storage.read_content(where / marker, what="A complete directory's file")
     except UserError as error:
@@ -235,16 +258,8 @@ def _read_marker(where: epath.Path, marker: str) -> bytes | None:
         return None  # another process took it away, and may have put another there since
 
 
-def _list_entries(parent: epath.Path) -> list[epath.Path]:
-    # Without `is_dir`: a directory that is renamed between the two calls would be missed.
-    try:
-        return sorted(parent.iterdir(), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def _list_set_aside(target: epath.Path) -> Iterator[epath.Path]:
-    for entry in _list_entries(target.parent):
+    for entry in versions.list_entries(target.parent):
         aside = _SET_ASIDE.fullmatch(entry.name)
         if aside and aside.group(1) == target.name:
             yield entry
@@ -260,12 +275,7 @@ def _remove_at_once(where: epath.Path, target: epath.Path) -> None:
         where.replace(doomed)
     except FileNotFoundError:
         return
-    _delete(doomed)
-
-
-def _delete(directory: epath.Path) -> None:
-    if directory.exists():
-        directory.rmtree()
+    versions.delete(doomed)
 
 
 def _busy_error(target: epath.Path) -> UserError:

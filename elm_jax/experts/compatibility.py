@@ -5,10 +5,9 @@ It is checked before any arithmetic and, for experts in files, before any parame
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.models import paths
-from elm_jax.records import ExpertSpec, Params
+from elm_jax.records import VOCABULARY, ExpertSpec, Params
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Parameter path -> shape."""

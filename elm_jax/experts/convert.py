@@ -9,7 +9,8 @@ from etils import epath
 
 from elm_jax import names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import atomic_dir, files, import_export
+from elm_jax.experts import atomic_dir, files, import_export, versions
+from elm_jax.frames import Record
 from elm_jax.models import paths
 from elm_jax.records import ExpertSpec, Params
 from elm_jax.session import opening
@@ -26,7 +27,7 @@ MARKERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class ConversionResult:
+class ConversionResult(Record):
     """What a conversion wrote.
 
     Attributes:
@@ -82,12 +83,19 @@ def convert(
     target = storage.path(dst)
     atomic_dir.require_new(target)
     source = downloads.fetch_expert(src, required=False)
+    source = versions.find_whole(source, files.SPEC_FILE) or source  # of a library in a bucket, or a copy
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
         return _import_expert(source, target, base, kind, ignore)
     if (source / files.SPEC_FILE).exists():
         names.resolve(to, ["peft", "adapters", "hf", "t5x"], kind="format of an expert", where="elm convert")
         return _export_expert(source, target, to, base, dtype_name(dtype), ignore)
+    if to in ("peft", "adapters"):
+        got = "no expert" if source.exists() else "nothing"
+        raise UserError(
+            f"Expected an expert in {src}, since only experts are written as {to}, got {got} there. Fix: "
+            "name its directory, such as my_run/library/DATASET/PROMPT, where a space in an id is %20."
+        )
     names.resolve(to, MARKERS, kind="format of a model", where="elm convert")
     directory = load.find_checkpoint(src)
     model = load.load_base(directory, dtype=dtype, ignore=ignore)
@@ -104,12 +112,14 @@ def _write_model(
         return
     for name in (*huggingface.OTHER_FILES, opening.VOCABULARY_FILE):
         if (source / name).exists():
-            content = (source / name).read_bytes()
+            content = storage.read_content(source / name, what="A model's file")
             if name == hf_config.GENERATION:
                 content = _drop_fields(content, ignore)
             storage.write_bytes(place / name, content)
     of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
-    like = _drop_fields(of_hf.read_bytes(), ignore) if of_hf.exists() else None
+    like = (
+        _drop_fields(storage.read_content(of_hf, what="A configuration"), ignore) if of_hf.exists() else None
+    )
     if to == "hf":
         if (place / opening.VOCABULARY_FILE).exists():
             (place / opening.VOCABULARY_FILE).rename(place / opening.HUB_VOCABULARY_FILE)
@@ -226,7 +236,8 @@ def _no_base_error(source: epath.Path) -> UserError:
 
 
 def _model_type(directory: epath.Path) -> str:
-    return json.loads((directory / hf_config.FILE).read_bytes())["model_type"]
+    file = directory / hf_config.FILE
+    return storage.read_json_value(file, what="A model's configuration")["model_type"]
 
 
 def _count_params(params: Params) -> int:

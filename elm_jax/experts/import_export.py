@@ -8,10 +8,10 @@ from etils import epath
 
 from elm_jax import hub, names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import atomic_dir, files, lookup
+from elm_jax.experts import atomic_dir, files, lookup, versions
 from elm_jax.experts.library import Library
 from elm_jax.models import paths
-from elm_jax.records import Expert, ExpertSpec, Keys, Params
+from elm_jax.records import Expert, ExpertSpec, Params
 from elm_jax.session import settings
 from elm_jax.session.workspace import DEFAULT, Workspace
 from elm_jax.weights import downloads, load, peft, t5x, t5x_experts
@@ -48,15 +48,11 @@ def import_expert(
     Raises:
         UserError: If `src` is none of these, the expert has another base, or there is an expert of that id.
     """
-    source, workspace = downloads.fetch_expert(src), Workspace.open(run)
+    source, workspace = _find_expert_directory(src), Workspace.open(run)
     base = load.load_base(settings.base_directory(workspace))
-    if not source.is_dir():
-        raise UserError(
-            f"Expected the directory of an expert at {str(source)!r}, got none. Fix: correct the path."
-        )
-    expert, keys, owner = None, None, None
-    if (source / files.SPEC_FILE).exists():
-        expert, keys, owner = _load_library_expert(source, base, id)
+    of_library = (source / files.SPEC_FILE).exists()
+    if of_library:
+        expert = _load_library_expert(source, base, id)
     else:
         if id is None:
             raise UserError(
@@ -64,12 +60,26 @@ def import_expert(
             )
         expert = load_foreign_expert(source, base, id, kind=kind, datasets=datasets, ignore=ignore)
     lookup.remove_leftovers(workspace)
-    Library.open(workspace.library, create=True).add(expert, keys, replace=replace, owner=owner)
+    library = Library.open(workspace.library, create=True)
+    if of_library:
+        library.add_copy(source, replace=replace)
+    else:
+        library.add(expert, replace=replace)
     return expert.spec
 
 
+def find_id(src: storage.PathLike) -> str | None:
+    """Returns the id that an expert of a library has; None for one that was made elsewhere.
+
+    Raises:
+        UserError: If there is no directory, or its description cannot be read.
+    """
+    source = _find_expert_directory(src)
+    return files.read_description(source).spec.id if (source / files.SPEC_FILE).exists() else None
+
+
 def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
-    """Copies an expert of a run with its keys to a new directory, which `import_expert` can read.
+    """Copies an expert of a run with its keys and gates to a new directory, which `import_expert` can read.
 
     Args:
         id: The expert's id, also of a merged one.
@@ -84,11 +94,13 @@ def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEF
     """
     target = storage.path(dst)
     library = lookup.library_finder(Workspace.open(run))(id)
-    expert, owner = library.load_expert(id), library.describe(id).owner
-    keys = library.load_keys(id) if library.has_keys(id) else None
-    atomic_dir.write_new(
-        target, files.SPEC_FILE, lambda directory: files.write(directory, expert, keys, owner)
-    )
+
+    def fill(directory: epath.Path) -> None:
+        library.copy(id, directory)
+        for problem in files.find_problems(directory, id, None):
+            raise UserError(problem)
+
+    atomic_dir.write_new(target, files.SPEC_FILE, fill)
     return target
 
 
@@ -107,7 +119,17 @@ def infer_kind(found: Params, base: Base) -> str:
     )
 
 
-def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> tuple[Expert, Keys | None, str]:
+def _find_expert_directory(src: storage.PathLike) -> epath.Path:
+    """Returns the directory with an expert's files."""
+    source = downloads.fetch_expert(src)
+    if not source.is_dir():
+        raise UserError(
+            f"Expected the directory of an expert at {str(source)!r}, got none. Fix: correct the path."
+        )
+    return versions.find_whole(source, files.SPEC_FILE) or source  # of a library in a bucket, or a copy
+
+
+def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> Expert:
     description = files.read_description(source)
     spec = description.spec
     for problem in files.find_problems(source, spec.id, base.fingerprint):
@@ -126,8 +148,7 @@ def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> tupl
             )
     tree = paths.unflatten(flat)
     t5x_experts.require_matching_shapes(tree, base.config, what=f"Expert {spec.id!r}", kind=spec.kind)
-    keys = files.read_keys(source, spec.id) if (source / files.KEYS_FILE).exists() else None
-    return Expert(spec, tree), keys, description.owner
+    return Expert(spec, tree)
 
 
 def load_foreign_expert(

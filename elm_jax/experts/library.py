@@ -1,29 +1,37 @@
 """Library: a directory of experts, each in a directory of its own.
 
-    <root>/<dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
+    <root>/<dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors  gates.safetensors
 
 Adding, replacing or removing one expert touches no other. At every instant each is complete or absent
 (`atomic_dir`), so any number of processes may read and write one library. Of those that write one expert,
 each waits for the one before.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from etils import epath
 
 from elm_jax import hub, locks, names, storage
 from elm_jax.errors import UserError
-from elm_jax.experts import atomic_dir, compatibility, files, published_library
+from elm_jax.experts import atomic_dir, compatibility, files, gate_files, published_library, versions
+from elm_jax.frames import to_frame
 from elm_jax.models import paths
-from elm_jax.records import Expert, ExpertSpec, Keys
+from elm_jax.records import Expert, ExpertSpec, Gates, Keys
+from elm_jax.session.run_directory import Workspace
 
 T = TypeVar("T")
 _LOCK_NAME = re.compile(r"\.(.+)\.lock")
+
+
+def _existing_library(path: storage.PathLike) -> epath.Path:
+    remedy = "Train experts into it with `elm train`, or name another directory."
+    return storage.existing_directory(path, what="A library of experts", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,13 @@ class ExpertSize:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Library:
-    """A directory of experts; open one with `Library.open(path)`.
+# Plain at run time: a checker of types would load an expert to see whether the values are experts.
+_ExpertMapping = Mapping[str, Expert] if TYPE_CHECKING else Mapping
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class Library(_ExpertMapping):
+    """A directory of experts: a mapping from their ids, which loads one when it is asked for.
 
     It reads files at every call and caches nothing. Any number of processes may read and write one library.
 
@@ -66,6 +78,26 @@ class Library:
 
     root: epath.Path
     address: str | None = None
+
+    def __init__(self, root: Any, address: str | None = None) -> None:
+        """Opens a library.
+
+        Args:
+            root: A directory, `hf:owner/name` or `hf:owner/name@revision`, or an open run.
+            address: Where the directory was fetched from.
+
+        Raises:
+            UserError: If there is no such directory or library.
+        """
+        workspace = getattr(root, "workspace", None)  # of an open run, whose class imports the network
+        if isinstance(workspace, Workspace):
+            root = workspace.library
+        elif isinstance(root, str) and root.startswith(hub.HUB_PREFIX):
+            address, root = root, published_library.fetch_library(root)
+        elif not isinstance(root, epath.Path):  # our own rooms name directories that need not exist yet
+            root = _existing_library(root)
+        object.__setattr__(self, "root", root)
+        object.__setattr__(self, "address", address)
 
     @classmethod
     def open(cls, path: storage.PathLike, *, create: bool = False) -> "Library":
@@ -80,13 +112,38 @@ class Library:
         """
         if str(path).startswith(hub.HUB_PREFIX):
             return cls(published_library.fetch_library(str(path)), str(path))
-        if create:
-            return cls(storage.writable_directory(path))
-        remedy = "Train experts into it with `elm train`, or name another directory."
-        return cls(storage.existing_directory(path, what="A library of experts", remedy=remedy))
+        return cls(storage.writable_directory(path) if create else _existing_library(path))
 
     def __repr__(self) -> str:
         return f"Library({self.address or str(self.root)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Library) and (self.root, self.address) == (other.root, other.address)
+
+    def __hash__(self) -> int:
+        return hash((self.root, self.address))
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids())
+
+    def __getitem__(self, identifier: str) -> Expert:
+        return self.load_expert(identifier)
+
+    def get(self, identifier: str, default: Any = None) -> Any:
+        """Returns an expert, or the default if there is none of that id."""
+        return self.load_expert(identifier) if identifier in self else default
+
+    def to_pandas(self) -> Any:
+        """Returns a DataFrame with a line for each expert: id, kind, steps, datasets, parameters, bytes."""
+        lines = []
+        for description, size, _ in map(self.summarize, self.ids()):
+            spec = description.spec
+            about = {name: getattr(spec, name) for name in ("id", "kind", "steps", "datasets", "base")}
+            lines.append({**about, "parameters": size.parameters, "bytes": size.bytes})
+        return to_frame(lines)
 
     def ids(self) -> tuple[str, ...]:
         """Returns the ids of all experts, sorted; what killed writers left is not among them."""
@@ -99,8 +156,10 @@ class Library:
             )
         )
 
-    def __contains__(self, identifier: str) -> bool:
+    def __contains__(self, identifier: object) -> bool:
         """Returns whether there is an expert with that id."""
+        if not isinstance(identifier, str):
+            return False
         try:
             return atomic_dir.locate(self._directory(identifier), files.SPEC_FILE) is not None
         except UserError:
@@ -165,6 +224,28 @@ class Library:
                 f"Expected keys of expert {identifier!r}, got none. Fix: embed them with `elm index`."
             )
         return self._read(identifier, lambda directory: files.read_keys(directory, identifier))
+
+    def has_gates(self, identifier: str) -> bool:
+        """Returns whether an expert has gates."""
+        return self._read(identifier, lambda directory: (directory / gate_files.GATES_FILE).exists())
+
+    def load_gates(self, identifier: str) -> Gates:
+        """Loads an expert's gates.
+
+        Raises:
+            UserError: If it has none, or they are damaged.
+        """
+        if not self.has_gates(identifier):
+            raise UserError(
+                f"Expected gates of expert {identifier!r}, got none. Fix: train them with `elm train "
+                "--gates`."
+            )
+
+        def read(directory: epath.Path) -> Gates:
+            about = files.read_description(directory)
+            return gate_files.read_gates(directory, identifier, about.checksum, about.shapes)
+
+        return self._read(identifier, read)
 
     def load_stack(self, identifiers: Sequence[str], *, base: str | None = None) -> dict[str, Any]:
         """Loads several experts into one tree, with arrays [E, …] in the order of the ids.
@@ -239,11 +320,34 @@ class Library:
             UserError: If its files are damaged, or if there is an expert of that id and `replace` is False.
         """
         source = storage.path(directory)
+        source = versions.find_whole(source, files.SPEC_FILE) or source
         identifier = files.read_description(source).spec.id
         for problem in files.find_problems(source, identifier, None):
             raise UserError(problem)
         self._write(identifier, lambda place: files.copy(source, place), replace=replace)
         return identifier
+
+    def added_files(self, identifier: str) -> set[str]:
+        """Returns which of `files.ADDED_FILES` an expert has."""
+        return self._read(
+            identifier, lambda place: {name for name in files.ADDED_FILES if (place / name).exists()}
+        )
+
+    def add_missing_files(self, identifier: str, directory: storage.PathLike) -> None:
+        """Adds the keys and gates that an expert lacks, from the directory of the same expert elsewhere.
+
+        Raises:
+            UserError: If they are damaged, or the other expert has other parameters.
+        """
+        source, own = storage.path(directory), self.added_files(identifier)
+        for problem in files.find_problems(source, identifier, None):
+            raise UserError(problem)
+        about = files.read_description(source)
+        if files.KEYS_FILE not in own and (source / files.KEYS_FILE).exists():
+            self.write_keys(identifier, files.read_keys(source, identifier))
+        if gate_files.GATES_FILE not in own and (source / gate_files.GATES_FILE).exists():
+            gates = gate_files.read_gates(source, identifier, about.checksum, about.shapes)
+            self.write_gates(identifier, gates)
 
     def copy(self, identifier: str, directory: storage.PathLike) -> None:
         """Copies an expert's files byte by byte, all of one state, into a directory without other files.
@@ -284,6 +388,34 @@ class Library:
         with self._lock(identifier):
             self._read(identifier, lambda place: files.write_keys(place, identifier, keys))
 
+    def write_gates(self, identifier: str, gates: Gates) -> None:
+        """Writes or replaces an expert's gates; its other files stay as they are.
+
+        Raises:
+            UserError: If there is no such expert, or it has other parameters than the gates were trained for.
+        """
+        self._require_writable()
+        if identifier not in self:
+            raise self._unknown_error(identifier)
+
+        def write(place: epath.Path) -> None:
+            about = files.read_description(place)
+            if gates.checksum != about.checksum:
+                raise UserError(
+                    f"Expected gates of {identifier!r} with the parameters {about.checksum}, got those of "
+                    f"{gates.checksum}. Fix: train them again with `elm train --gates`."
+                )
+            gate_files.write_gates(place, identifier, about.shapes, gates)
+
+        with self._lock(identifier):
+            self._read(identifier, write)
+
+    def remove_gates(self, identifier: str) -> None:
+        """Removes an expert's gates; its other files stay as they are."""
+        self._require_writable()
+        with self._lock(identifier):
+            self._read(identifier, lambda place: (place / gate_files.GATES_FILE).unlink(missing_ok=True))
+
     def remove_unfinished(self) -> None:
         """Deletes what killed writers left, and puts back what they set aside to replace it."""
         for dataset in self._datasets():
@@ -296,7 +428,7 @@ class Library:
                         atomic_dir.recover(dataset / name, files.SPEC_FILE)
 
     def fingerprint(self, identifier: str) -> str:
-        """Returns what stands for all of an expert: its description, parameters and keys.
+        """Returns what stands for all of an expert: its description, parameters, keys and gates.
 
         Raises:
             UserError: If there is no such expert.
@@ -304,21 +436,30 @@ class Library:
 
         def read(place: epath.Path) -> str:
             # The description has the checksum of the parameters.
-            parts = [place / name for name in (files.SPEC_FILE, files.KEYS_FILE)]
+            parts = [place / name for name in (files.SPEC_FILE, *files.ADDED_FILES)]
             return storage.fingerprint([storage.file_fingerprint(part) for part in parts if part.exists()])
+
+        return self._read(identifier, read)
+
+    def summarize(self, identifier: str) -> tuple[files.ExpertDescription, ExpertSize, bool]:
+        """Returns an expert's description, its size, and whether it has keys; parameters are not read.
+
+        Raises:
+            UserError: If there is no such expert, or its description cannot be read.
+        """
+
+        def read(place: epath.Path) -> tuple[files.ExpertDescription, ExpertSize, bool]:
+            description = files.read_description(place)
+            sizes = {name: storage.file_size(place / name) for name in files.FILE_NAMES}
+            parameters = sum(math.prod(shape) for shape in description.shapes.values())
+            return description, ExpertSize(parameters, sum(sizes.values())), sizes[files.KEYS_FILE] > 0
 
         return self._read(identifier, read)
 
     def sizes(self, identifiers: Iterable[str] | None = None) -> dict[str, ExpertSize]:
         """Returns the size of experts by id, without reading their parameters; default: of all."""
-
-        def size(place: epath.Path) -> ExpertSize:
-            shapes = files.read_description(place).shapes
-            parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            return ExpertSize(parameters, sum(storage.file_size(place / name) for name in files.FILE_NAMES))
-
         return {
-            identifier: self._read(identifier, size)
+            identifier: self.summarize(identifier)[1]
             for identifier in (self.ids() if identifiers is None else identifiers)
         }
 
@@ -327,8 +468,8 @@ class Library:
     ) -> list[LibraryProblem]:
         """Reads experts completely and returns what is wrong.
 
-        It finds files that cannot be read, wrong checksums of parameters and keys, and parameters that are
-        missing, unknown or of another shape.
+        It finds files that cannot be read, wrong checksums of parameters, keys and gates, and parameters
+        that are missing, unknown or of another shape.
 
         Args:
             identifiers: The ids of experts; default: all, and what killed writers left.

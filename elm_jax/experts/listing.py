@@ -1,19 +1,19 @@
 """Listing: descriptions, sizes and accuracies of the experts of a run, without their parameters."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elm_jax import names
-from elm_jax.data import identity
 from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, result_files
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import ExpertSize, Library
 from elm_jax.experts.lookup import library_finder
+from elm_jax.experts.result_files import ScoresHeader
 from elm_jax.reporting.documents import flatten_values
 from elm_jax.reporting.formatting import format_percent
 from elm_jax.reporting.tables import Table
-from elm_jax.session.workspace import Workspace
+from elm_jax.session.run_directory import Workspace
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,47 @@ def summarize_experts(
     for expert in Library.open(workspace.library).ids() if experts is None else experts:
         library = library_of(expert)
         try:
-            (size,) = library.sizes([expert]).values()
+            summary = library.summarize(expert)
             accuracies = read_accuracies(workspace, expert) if scored else {}
-            found.append(ExpertSummary(library.describe(expert), size, library.has_keys(expert), accuracies))
+            found.append(ExpertSummary(*summary, accuracies))
         except (UserError, OSError) as error:
             if expert not in library:
                 raise
             found.append(BadExpert(expert, str(error)))
     return found
+
+
+def rank_experts(summaries: Sequence[ExpertSummary | BadExpert], task: str) -> list[ExpertSummary]:
+    """Returns the experts that were scored on a task or on tasks of a dataset, the most accurate first.
+
+    Args:
+        summaries: Of experts with their accuracies.
+        task: A task's or a dataset's name.
+
+    Returns:
+        Summaries with the accuracies on that task or dataset alone, by their mean. Where experts were scored
+        on different prompts, those on more of them come first.
+
+    Raises:
+        UserError: If no expert was scored on it.
+    """
+    scored = [one for one in summaries if isinstance(one, ExpertSummary)]
+    tasks = {name for one in scored for name in one.accuracies}
+    # Names of datasets and of prompts may have slashes of their own.
+    datasets = {name[:end] for name in tasks for end, letter in enumerate(name) if letter == "/"}
+    names.resolve(task, tasks | datasets, kind="scored task", where="this run's scores")
+    found = []
+    for one in scored:
+        own = {n: value for n, value in one.accuracies.items() if n == task or n.startswith(f"{task}/")}
+        if own:
+            found.append(replace(one, accuracies=own))
+    return sorted(
+        found, key=lambda one: (-len(one.accuracies), -_mean_accuracy(one), one.description.spec.id)
+    )
+
+
+def _mean_accuracy(one: ExpertSummary) -> float:
+    return sum(accuracy for accuracy, _ in one.accuracies.values()) / len(one.accuracies)
 
 
 def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float, int]]:
@@ -86,17 +119,11 @@ def read_accuracies(workspace: Workspace, expert: str) -> dict[str, tuple[float,
         for prompt in atomic_dir.list_directories(dataset):
             files = [prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))]
             heads = (result_files.read_header(file) for file in files if file.exists())
-            counted = next((head for head in heads if head and _is_counted(head)), None)
+            counted = next((head for head in heads if isinstance(head, ScoresHeader)), None)
             if counted:
                 task = f"{names.from_directory_name(dataset.name)}/{names.from_directory_name(prompt.name)}"
-                found[task] = counted["right"] / counted["rows"], counted["rows"]
+                found[task] = counted.right / counted.rows, counted.rows
     return found
-
-
-def _is_counted(head: Mapping[str, object]) -> bool:
-    """Returns whether the head of a file of scores says how many rows there are, and how many are right."""
-    right, rows = head.get("right"), head.get("rows")
-    return isinstance(right, int) and isinstance(rows, int) and 0 <= right <= rows and rows > 0
 
 
 def summary_table(summaries: Sequence[ExpertSummary | BadExpert], *, scored: bool) -> Table:
@@ -110,14 +137,19 @@ def summary_table(summaries: Sequence[ExpertSummary | BadExpert], *, scored: boo
         spec = one.description.spec
         keys = "yes" if one.has_keys else "no"
         size = f"{one.size.parameters:,}", f"{one.size.bytes:,}"
-        accuracies = [accuracy for accuracy, _ in one.accuracies.values()]
-        mean = (
-            f"{format_percent(sum(accuracies) / len(accuracies))} of {len(accuracies)}" if accuracies else ""
-        )
+        mean = f"{format_percent(_mean_accuracy(one))} of {len(one.accuracies)}" if one.accuracies else ""
         own = (spec.id, spec.kind, str(spec.steps), one.description.owner, keys, *size)
         rows.append((*own, mean) if scored else own)
-    caption = "Accuracy: the mean in percent over the tasks scored in this run, and how many they are."
-    captions = [caption] if scored else []
+    captions = []
+    if scored:
+        counts = {
+            rows for one in summaries if isinstance(one, ExpertSummary) for _, rows in one.accuracies.values()
+        }
+        ends = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
+        captions = [
+            "Accuracy: the mean in percent over the tasks scored in this run, and how many they are"
+            f"{f'; each of {ends} rows' if counts else ''}."
+        ]
     if any(isinstance(one, BadExpert) for one in summaries):
         captions.append("`elm experts verify` says what is wrong with bad ones.")
     return Table(
@@ -130,6 +162,8 @@ def summary_table(summaries: Sequence[ExpertSummary | BadExpert], *, scored: boo
 
 def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
     """Returns the names and values of all fields of one expert, as text."""
+    from elm_jax.data import identity  # here, so that a list does not wait for tokenizers
+
     spec = one.description.spec
     fields = [
         ("id", spec.id),
@@ -143,7 +177,7 @@ def summary_fields(one: ExpertSummary) -> list[tuple[str, str]]:
         ("keys", "yes" if one.has_keys else "no"),
         ("checksum", one.description.checksum),
     ]
-    fields += flatten_values({"recipe": identity.without_identity(spec.recipe)})
+    fields += flatten_values({"recipe": identity.drop_identity(spec.recipe)})
     for task, (accuracy, count) in one.accuracies.items():
         seen = ", trained on its dataset" if names.split_id(task)[0] in spec.datasets else ""
         fields.append(("accuracy", f"{format_percent(accuracy)} % of {count} rows of {task}{seen}"))

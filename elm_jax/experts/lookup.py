@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from elm_jax.errors import UserError
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.session.workspace import Workspace
+from elm_jax.session.run_directory import Workspace
 
 BASE = "base"
 """The id that stands for the base without an expert."""
@@ -46,11 +46,11 @@ def find_library(workspace: Workspace, expert: str) -> Library:
 def library_finder(workspace: Workspace) -> Callable[[str], Library]:
     """Returns `find_library` for one run, as a function of the id; merged experts are listed once."""
     library, composites = libraries(workspace)
-    merged = set(composites.ids())
+    merged, is_there = set(composites.ids()), library.root.is_dir()
 
     def find(expert: str) -> Library:
         if expert not in merged:
-            return Library.open(workspace.library)
+            return library if is_there else Library.open(library.root)  # raises
         return library if expert in library else composites
 
     return find

@@ -1,26 +1,38 @@
 """Model card: the README.md of a published library, with its base, experts, scores and recipes."""
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 from etils import epath
 
-from elm_jax import hub, names
+from elm_jax import buckets, hub, names, schema
 from elm_jax.data import identity
+from elm_jax.errors import UserError
 from elm_jax.experts import atomic_dir, files, result_files
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
+from elm_jax.experts.result_files import ScoresHeader
 from elm_jax.reporting.documents import flatten_values, table_to_markdown
 from elm_jax.reporting.formatting import MISSING, format_interval
 from elm_jax.reporting.metrics import wilson_interval
 from elm_jax.reporting.tables import Table
 from elm_jax.session.workspace import Workspace
 
-_KIND_TAGS = {"bottleneck": "adapter", "lora": "lora", "ia3": "ia3", "full": "full fine-tuning"}
+_KIND_TAGS = {
+    "bottleneck": "adapter",
+    "lora": "lora",
+    "dora": "dora",
+    "vera": "vera",
+    "ia3": "ia3",
+    "prompt": "prompt tuning",
+    "full": "full fine-tuning",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class BaseReference:
 
 
 @dataclass(frozen=True)
-class CardScore:
+class CardScore(schema.Form):
     """The score of an expert on a task, in the run that it was pushed from.
 
     Attributes:
@@ -114,21 +126,9 @@ def parse_scores(record: Mapping[str, Any]) -> dict[str, list[CardScore]]:
     """Returns the scores in `library.json` by expert; those of another form are left out."""
     found = {}
     for expert, own in record.items():
-        try:
-            found[expert] = [
-                CardScore(
-                    str(one["task"]),
-                    str(one["measure"]),
-                    float(one["value"]),
-                    None if one["low"] is None else float(one["low"]),
-                    None if one["high"] is None else float(one["high"]),
-                    int(one["rows"]),
-                    bool(one["seen"]),
-                )
-                for one in own
-            ]
-        except (KeyError, TypeError, ValueError):
-            continue
+        with suppress(UserError):
+            content = json.dumps(own).encode()
+            found[expert] = schema.parse(content, list[CardScore], what="scores", fix="push again")
     return found
 
 
@@ -226,7 +226,7 @@ def _scores_table(card: ModelCard) -> Table:
 def _recipes_table(card: ModelCard) -> Table:
     """Returns the recipes: the fields that all share once, then those of each expert."""
     every = {
-        expert: dict(flatten_values(identity.without_identity(about.spec.recipe)))
+        expert: dict(flatten_values(identity.drop_identity(about.spec.recipe)))
         for expert, about in sorted(card.experts.items())
     }
     first = next(iter(every.values()), {})
@@ -246,17 +246,17 @@ def _read_score(prompt: epath.Path, task: str, expert: str, since: float, seen: 
     name = names.directory_name(expert)
     for file in (prompt / f"{name}.jsonl", *sorted(prompt.glob(f"{name}.limit_*.jsonl"))):
         head = result_files.read_header(file) if file.exists() and _modified_at(file) >= since else None
-        if head and head.get("rows"):
-            share = head["right"] / head["rows"]
-            low, high = wilson_interval(share, head["rows"])
-            return CardScore(task, "accuracy", 100 * share, 100 * low, 100 * high, head["rows"], seen)
-        if head and "measure" in head:
-            with file.open() as stream:
+        if isinstance(head, ScoresHeader):
+            share = head.right / head.rows
+            low, high = wilson_interval(share, head.rows)
+            return CardScore(task, "accuracy", 100 * share, 100 * low, 100 * high, head.rows, seen)
+        if head is not None:
+            with file.open("rb") as stream:
                 count = sum(1 for _ in stream) - 1
-            return CardScore(task, head["measure"], head["value"], head["low"], head["high"], count, seen)
+            return CardScore(task, head.measure, head.value, head.low, head.high, count, seen)
     return None
 
 
 def _modified_at(file: epath.Path) -> float:
     """Returns the time when a file was written; epath's `stat` fails if the owner has no name."""
-    return os.stat(file).st_mtime
+    return file.stat().mtime if buckets.is_bucket(file) else os.stat(file).st_mtime

@@ -1,6 +1,7 @@
 """Published libraries: the files of a library in a repository of the Hugging Face hub, checked and fetched.
 
-    <repository>/README.md  library.json  <dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors
+    <repository>/README.md  library.json
+        <dataset>/<prompt>/expert.json  params.safetensors  keys.safetensors  gates.safetensors
 
 A repository holds nothing else: it is refused if it has a pickle or any other file, before anything is
 fetched. Then `expert.json` of every selected expert is fetched, and refused if the sizes of the other files
@@ -94,10 +95,6 @@ def fetch_descriptions(
     """
     for expert in experts:
         _require_size(repo, expert, files.SPEC_FILE, file_sizes[expert][files.SPEC_FILE], 2, MAX_TEXT_BYTES)
-        if files.KEYS_FILE in file_sizes[expert]:
-            _require_size(
-                repo, expert, files.KEYS_FILE, file_sizes[expert][files.KEYS_FILE], 8, files.MAX_KEYS_BYTES
-            )
     directory = hub.download_files(
         repo, [f"{files.relative_directory(expert)}/{files.SPEC_FILE}" for expert in experts]
     )
@@ -113,6 +110,10 @@ def fetch_descriptions(
         files.require_base(description.spec, base)
         least, most = files.params_bytes(description), files.max_params_bytes(description)
         _require_size(repo, expert, files.PARAMS_FILE, file_sizes[expert][files.PARAMS_FILE], least, most)
+        for file in files.ADDED_FILES:
+            if file in file_sizes[expert]:
+                most = files.max_added_bytes(description, file)
+                _require_size(repo, expert, file, file_sizes[expert][file], 8, most)
     return descriptions
 
 
@@ -146,12 +147,15 @@ def fetch_record(repo: hub.RepositoryFiles) -> dict[str, Any] | None:
     if RECORD_FILE not in repo.sizes:
         return None
     _require_size(repo, None, RECORD_FILE, repo.sizes[RECORD_FILE], 2, MAX_TEXT_BYTES)
-    record = storage.read_json(
-        hub.download_files(repo, [RECORD_FILE]) / RECORD_FILE, what="A library's record"
-    )
+    return read_record(hub.download_files(repo, [RECORD_FILE]) / RECORD_FILE, repo.repository)
+
+
+def read_record(file: epath.Path, repository: str) -> dict[str, Any]:
+    """Reads the `library.json` of a repository; raises a UserError if it has another form."""
+    record = storage.read_json(file, what="A library's record")
     if not isinstance(record.get("base"), str) or not isinstance(record.get("scores"), dict):
         raise UserError(
-            f"Expected base and scores in {RECORD_FILE} of {repo.repository!r}, got another form. Fix: "
+            f"Expected base and scores in {RECORD_FILE} of {repository!r}, got another form. Fix: "
             "delete the file from the repository, and push again."
         )
     return record

@@ -125,7 +125,7 @@ def push(
         _require_free(name, [e for e in selected if e in old and e not in same], replace=replace)
         card = model_card.ModelCard(
             name,
-            _base_model(model_card.identify_base(directory, base.fingerprint), record),
+            _complete_base_reference(model_card.identify_base(directory, base.fingerprint), record),
             {**old, **own},
             {**model_card.parse_scores(record.get("scores", {})), **scores},
             licence or _text_or_none(record.get("licence")),
@@ -145,10 +145,11 @@ def push(
             )
             if (stage / file).exists()
         }
-        stale = [  # keys of an expert that is replaced by one without
-            f"{files.relative_directory(expert)}/{files.KEYS_FILE}"
+        stale = [  # keys and gates of an expert that is replaced by one without
+            f"{files.relative_directory(expert)}/{file}"
             for expert in selected
-            if expert not in same and files.KEYS_FILE in there.get(expert, {})
+            for file in files.ADDED_FILES
+            if expert not in same and file in there.get(expert, {})
         ]
         stale = [file for file in stale if file not in added]
         message = f"Push {selected[0] if len(selected) == 1 else f'{len(selected)} experts'}"
@@ -194,13 +195,18 @@ def pull(
     old = {expert: library.describe(expert) for expert in selected if expert in library}
     same = [expert for expert in old if _are_same(old[expert], described[expert])]
     _require_free(str(library.root), [expert for expert in old if expert not in same], replace=replace)
-    # Keys may come later than the expert.
-    whole = [e for e in same if files.KEYS_FILE not in there[e] or library.has_keys(e)]
+    # Keys and gates may come later than the expert.
+    added = {expert: set(files.ADDED_FILES) & set(there[expert]) for expert in same}
+    whole = [expert for expert in same if added[expert] <= library.added_files(expert)]
     missing = [expert for expert in selected if expert not in whole]
     if missing:
         source = published_library.fetch_experts(repo, there, missing)
         for expert in missing:
-            _add_copy(library, source / files.relative_directory(expert), name, expert, replace=expert in old)
+            place = source / files.relative_directory(expert)
+            if expert in same:
+                library.add_missing_files(expert, place)
+            else:
+                _add_copy(library, place, name, expert, replace=expert in old)
     return PullResult(name, repo.commit, selected, tuple(whole))
 
 
@@ -222,7 +228,9 @@ def _find_or_create(name: str, branch: str | None, *, private: bool) -> hub.Repo
     return hub.list_files(name)
 
 
-def _base_model(found: model_card.BaseReference, record: Mapping[str, object]) -> model_card.BaseReference:
+def _complete_base_reference(
+    found: model_card.BaseReference, record: Mapping[str, object]
+) -> model_card.BaseReference:
     """Returns the base with its repository, that of the old card if this run does not know it."""
     repository, revision = _text_or_none(record.get("base_model")), _text_or_none(record.get("base_revision"))
     if found.repository or not repository:

@@ -5,14 +5,17 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from elm_jax import storage
+from elm_jax.extras import install_command
 
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow-datasets", "gin-config")
 EXTRAS = {
     "hub": ("datasets",),
     "generation": ("rouge-score", "sacrebleu"),
+    "buckets": ("s3fs", "gcsfs"),
     "plots": ("matplotlib",),
     "track": ("tensorboard", "wandb"),
     "plan": ("libtpu", "jax-cuda13-plugin"),
@@ -29,9 +32,9 @@ def doctor() -> dict[str, Any]:
     packages = {name: _version(name) for name in CORE}
     extras = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
     mend = [f"pip install '{name}'" for name, installed in packages.items() if installed is None]
-    mend += [f"pip install 'elm_jax[{extra}]'" for extra, names in extras.items() if None in names.values()]
+    mend += [install_command(extra) for extra, names in extras.items() if None in names.values()]
     if jax.default_backend() == "cpu":
-        mend.append("pip install 'elm_jax[tpu]' or 'elm_jax[cuda]' on a machine with an accelerator")
+        mend += [install_command(extra) for extra in _find_accelerators()]
     return {
         "python": platform.python_version(),
         "elm_jax": _version("elm_jax"),
@@ -44,8 +47,15 @@ def doctor() -> dict[str, Any]:
         "t5x": "installed" if find_spec("t5x") else "absent; nothing here needs it",
         "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "compiled": _compilation_cache(),
+        "attention_kernel": _attention_kernel(),
         "mend": mend,
     }
+
+
+def _find_accelerators(devices: Path = Path("/dev")) -> list[str]:
+    """Returns the extras for accelerators that the system has: files of their drivers tell."""
+    drivers = {"cuda": "nvidia[0-9]*", "tpu": "accel[0-9]*"}
+    return [extra for extra, files in drivers.items() if any(devices.glob(files))]
 
 
 def _compilation_cache() -> str:
@@ -58,6 +68,18 @@ def _compilation_cache() -> str:
     programs = list(storage.path(directory).glob("*-cache"))
     size = sum(file.stat().length for file in programs) / 1e6
     return f"{len(programs)} programs, {size:.1f} MB, in {directory}"
+
+
+def _attention_kernel() -> str:
+    """Returns how far the kernel for TPUs is from the formula, where there is a TPU."""
+    import jax
+
+    if jax.default_backend() != "tpu":
+        return "on TPUs alone"
+    from elm_jax.models import attention_check, attention_kernel
+
+    found = f"{attention_check.largest_difference():.1e} of the largest value from the formula, in float32"
+    return f"{found}; {attention_kernel.SWITCH}=off does without"
 
 
 def _version(package: str) -> str | None:

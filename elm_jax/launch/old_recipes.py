@@ -43,10 +43,10 @@ def translate(text: str, file: str) -> str:
         renames = "; ".join(f"{old} is now {new}" for old, new in sorted(old_names))
         message = f"{file} has old names, which go in a later version: {renames}."
         warnings.warn(message, FutureWarning, stacklevel=2)
-    return _with_sections(translated) if old_names and "\n" in text else translated
+    return _add_config_sections(translated) if old_names and "\n" in text else translated
 
 
-def _with_sections(text: str) -> str:
+def _add_config_sections(text: str) -> str:
     """Returns a recipe whose TrainConfig is made of its sections, and which imports what it now names."""
     if not re.search(r"^import elm_jax$", text, re.MULTILINE):
         text = re.sub(r"^(from __gin__ .*\n)", r"\1import elm_jax\n", text, count=1, flags=re.MULTILINE)

@@ -19,8 +19,11 @@ from tqdm import tqdm
 from elm_jax import storage
 from elm_jax.axes import PAD
 from elm_jax.errors import UserError
+from elm_jax.evaluation.evaluate import check_methods
 from elm_jax.evaluation.expert_stacks import ExpertStack, load_stacks
-from elm_jax.experts.lookup import BASE, find_library
+from elm_jax.evaluation.methods import EvaluationMethod
+from elm_jax.experts.key_texts import QUERIES_PER_TASK
+from elm_jax.experts.lookup import BASE
 from elm_jax.lm_eval import selection
 from elm_jax.lm_eval.selection import Routing
 from elm_jax.records import PromptedExample, Selection
@@ -30,7 +33,7 @@ from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.decoding import NAN_TOKEN
 from elm_jax.scoring.scorer import BATCH_TOKENS, ChoiceScores
 from elm_jax.session import opening
-from elm_jax.session.workspace import Workspace
+from elm_jax.session.workspace import Run, Workspace
 
 # The import of lm-eval's own models looks unused: the harness imports them only if its registry is empty,
 # which `elm` in it would prevent.
@@ -42,10 +45,11 @@ class ElmLM(LM):
     """A run's base alone, with one expert, or with a router that chooses experts for each task.
 
     Args:
-        run: The run's directory.
+        run: An open run, or its directory.
         expert: An expert's id, for all requests, or `base`.
-        router: A router. The first `queries` distinct contexts of each task vote.
-        experts: Experts of a task to choose; several are averaged.
+        router: A router, or a method as `elm evaluate` takes it, such as `roe:experts=3+ties`. The first
+            `queries` distinct contexts of each task vote.
+        experts: Experts of a task that the router chooses, unless the method says it.
         queries: Contexts that vote; default: as many as `elm evaluate` takes.
         exclude: Datasets, joined by +. Experts trained on one of them are not chosen, since lm-eval's names
             of tasks do not say what experts were trained on.
@@ -61,7 +65,7 @@ class ElmLM(LM):
 
     def __init__(
         self,
-        run: storage.PathLike,
+        run: Run | storage.PathLike,
         expert: str | None = None,
         router: str | None = None,
         experts: int = 1,
@@ -84,22 +88,16 @@ class ElmLM(LM):
             raise UserError(
                 f"Expected an expert or a router, got expert={expert} and router={router}. Fix: give one."
             )
+        workspace = run.workspace if isinstance(run, Run) else Workspace.at(run)
+        check_methods(workspace, [router or BASE])  # before the base is read
+        method = selection.parse_method(router or BASE, experts)
+        if expert is not None and str(expert) != BASE:
+            method = EvaluationMethod(str(expert), "fixed", {"expert": str(expert)})
+        self.run = opening.ensure_open(run)
         datasets = exclude.split("+") if isinstance(exclude, str) else exclude
-        self.routing = None
-        if router is not None:
-            default = Routing()
-            self.routing = Routing(str(router), experts, queries or default.queries, tuple(datasets))
-            opening.load_task_files(Workspace.at(run))  # they may register the router
-            selection.require_unlabelled_router(self.routing)
-        self.run = opening.open_run(run)
+        self.routing = Routing(method, queries or QUERIES_PER_TASK, tuple(datasets))
         self.routing_inputs = RoutingInputs(self.run)
-        self.expert = BASE if expert is None else str(expert)
-        if self.expert != BASE:
-            find_library(self.run.workspace, self.expert).spec(self.expert)  # raises if there is none
-        gate = self.routing and selection.load_gate(self.run, self.routing)
-        self.gates = {gate.id: gate} if gate else {}
-        if gate:
-            self.expert, self.routing = gate.id, None
+        self.expert, self.gates = selection.find_one_expert(self.run, self.routing)
         self.eos = eos
         self.max_length = max_length or self.run.lengths.prompt
         self.max_gen_toks = max_gen_toks or self.run.lengths.answer
@@ -107,6 +105,9 @@ class ElmLM(LM):
         self.selections: dict[str, Selection] = {}
         """The router's choices, by lm-eval's task."""
         self._expert_by_context: dict[tuple[str, str], str] = {}
+
+    def __repr__(self) -> str:
+        return f"elm({self.routing.method.name!r})"
 
     @property
     def tokenizer_name(self) -> str:
@@ -227,7 +228,7 @@ class ElmLM(LM):
 
     def _choose_experts(self, requests: Sequence[Any]) -> list[str]:
         """Returns the expert of each request; a router chooses once for a task and a context."""
-        if self.routing is None:
+        if self.expert is not None:
             return [self.expert] * len(requests)
         keys = [(request.task_name or "", request.args[0]) for request in requests]
         for task in dict.fromkeys(task for task, _ in keys):
@@ -243,7 +244,6 @@ class ElmLM(LM):
         new = [context for context in choices if context and (task, context) not in self._expert_by_context]
         chosen = self.selections.get(task)
         if new:
-            assert self.routing is not None
             examples = [
                 PromptedExample(str(number), context, "", tuple(choices[context]))
                 for number, context in enumerate(new)
@@ -269,10 +269,13 @@ class ElmLM(LM):
         end = [tokenizer.eos] if tokenizer.input_eos else []
         limit = self.max_length - len(end)
         encoded = tokenizer.encode_all(texts)
-        if cut := sum(len(ids) > limit for ids in encoded):
+        # A context comes once for each of its continuations.
+        lengths = [len(ids) for ids in dict(zip(texts, encoded, strict=True)).values()]
+        if cut := [length for length in lengths if length > limit]:
             self.run.stages.console.print(
-                f"{cut} of {len(encoded)} contexts have more than {self.max_length} tokens and lose their "
-                "beginning; a larger max_length keeps it."
+                f"{len(cut)} of {len(lengths)} contexts have more than {self.max_length} tokens and lose "
+                f"their beginning, {sum(cut) - limit * len(cut)} of {sum(lengths)} tokens in all; "
+                f"max_length={max(cut) + len(end)} keeps them."
             )
         # An empty context is end-of-sequence alone, even if the base was trained without.
         return [[*ids[max(0, len(ids) - limit) :], *end] or [tokenizer.eos] for ids in encoded]

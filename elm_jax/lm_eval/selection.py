@@ -1,25 +1,40 @@
-"""Chooses experts for lm-eval's requests.
+"""Chooses experts for lm-eval's requests, by a method as `elm evaluate` has it.
 
 A router chooses for each task of lm-eval, from its contexts, without labels: the first few distinct ones
 vote, as in Retrieval of Experts, or each gets an expert of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from elm_jax import ranges
 from elm_jax.errors import UserError
-from elm_jax.evaluation import derived_experts
+from elm_jax.evaluation import candidates, derived_experts, methods, scorer_selection
+from elm_jax.evaluation.ensembles import ENSEMBLE
+from elm_jax.evaluation.few_shot_training import FINETUNE
+from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.experts import key_texts as formats
 from elm_jax.experts.library import Library
+from elm_jax.experts.lookup import BASE, find_library
 from elm_jax.records import PromptedExample, Selection
-from elm_jax.routing import gate_specs, table
+from elm_jax.reporting.summary import OWN
+from elm_jax.routing import gate_specs, original, table
+from elm_jax.routing.components import COMPONENTS
 from elm_jax.routing.gate_specs import GateSpec
+from elm_jax.routing.inputs import Queries
+from elm_jax.routing.route import FROM_LABELS
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run
 
-UNLABELLED_INPUTS = {"vectors", "texts", "params"}
-"""Inputs of routers that unlabelled requests give."""
+REFUSED = {
+    "best_single": "accuracies",
+    OWN: "the names of our tasks",
+    FINETUNE: "labelled rows",
+    ENSEMBLE: "the scores of several experts",
+    COMPONENTS: "a gate of each task's own",
+}
+"""What lm-eval's requests do not have, by the router or merge that needs it."""
 
 
 @dataclass(frozen=True)
@@ -27,41 +42,67 @@ class Routing:
     """How experts are chosen.
 
     Attributes:
-        router: Name of the router.
-        experts: Experts of a task; several are averaged.
+        method: The router and the merge.
         queries: Contexts of a task that vote.
         exclude: Datasets; experts trained on one of them are not chosen.
     """
 
-    router: str = "roe"
-    experts: int = 1
-    queries: int = formats.QUERIES_PER_TASK
-    exclude: tuple[str, ...] = ()
+    method: EvaluationMethod
+    queries: int = field(metadata=ranges.whole(1))
+    exclude: tuple[str, ...]
+
+    __post_init__ = ranges.check
 
 
-def require_unlabelled_router(routing: Routing) -> None:
-    """Raises a UserError if there is no such router, or if it needs more than unlabelled requests."""
-    router = table.find_router(routing.router)
-    lacking = sorted(set(router.reads) - UNLABELLED_INPUTS)
-    if lacking:
-        usable = [name for name, one in table.ROUTERS.items() if set(one.reads) <= UNLABELLED_INPUTS]
+def parse_method(text: str, experts: int = 1) -> EvaluationMethod:
+    """Returns the method that a string stands for, which may be a router's name alone.
+
+    Args:
+        text: The string.
+        experts: The router's option of that name, where it has one and the string does not say it.
+
+    Raises:
+        UserError: If there is no such method, or if it needs more than unlabelled requests.
+    """
+    method = methods.parse_method(text)
+    router = table.ROUTERS.get(method.router)
+    needs = [REFUSED[name] for name in (method.router, method.merge) if name in REFUSED]
+    needs += [each for each in FROM_LABELS if router is not None and each in router.reads]
+    needs += [f"{name}, an option of `elm evaluate`" for name in candidates.split_options(method.options)[1]]
+    if needs:
+        usable = [name for name, one in table.ROUTERS.items() if not set(FROM_LABELS) & set(one.reads)]
         raise UserError(
-            f"Expected a router of unlabelled requests, got {routing.router!r}, which needs {lacking[0]!r}. "
+            f"Expected a method of unlabelled requests, got {text!r}, which needs {needs[0]!r}. "
             f"Fix: name one of {', '.join(usable)}, or give expert=ID."
         )
-    if routing.experts < 1 or routing.queries < 1:
-        raise UserError(
-            f"Expected at least one expert and one query, got experts={routing.experts} and "
-            f"queries={routing.queries}. Fix: give larger numbers."
-        )
+    ranges.require("experts", experts, ranges.whole(1))
+    if router is not None and "experts" in router.options and "experts" not in method.options:
+        method = replace(method, options={**method.options, "experts": experts})
+    return method
 
 
-def load_gate(run: Run, routing: Routing) -> GateSpec | None:
-    """Returns the gate of a router that chooses for each token, for all requests; None for other routers."""
-    if table.find_router(routing.router).level != "token":
-        return None
-    library = Library.open(run.workspace.library)
-    return gate_specs.make_gate_spec(library, routing.router, {}, library.ids(), routing.exclude)
+def find_one_expert(run: Run, routing: Routing) -> tuple[str | None, dict[str, GateSpec]]:
+    """Returns the expert that answers all requests, and its gate by its id where it is one.
+
+    The expert is None if each task has experts of its own.
+
+    Raises:
+        UserError: If the run has no such expert.
+    """
+    method = routing.method
+    if method.router == BASE:
+        return BASE, {}
+    if method.router == "multitask":
+        return scorer_selection.find_multitask_expert(run, method.options.get("name", "")), {}
+    if method.router == "fixed":
+        expert = method.options["expert"]
+        find_library(run.workspace, expert).spec(expert)  # raises if there is none
+        return expert, {}
+    if method.level != "token":
+        return None, {}
+    library, options = Library.open(run.workspace.library), _router_options(method)
+    gate = gate_specs.make_gate_spec(library, method.router, options, library.ids(), routing.exclude)
+    return gate.id, {gate.id: gate}
 
 
 def select_experts(
@@ -69,27 +110,37 @@ def select_experts(
 ) -> tuple[dict[str, str], Selection]:
     """Returns the expert of each of a task's distinct inputs, and the router's selection.
 
-    If the router chooses several experts for a task, they are averaged by their weights into one of the
-    run's composites.
+    Experts' keys are read only if the router compares them. If the router chooses several experts for a task,
+    they are merged by their weights into one of the run's composites.
     """
-    router = table.find_router(routing.router)
-    keys = inputs.key_index
+    method = routing.method
+    router = table.find_router(method.router)
+    options = _router_options(method)
+    index = inputs.choose_index(router)
     by_row = router.level == "row"
     asked = examples if by_row else examples[: routing.queries]
-    texts = formats.format_texts(asked, keys.text_format)
-    row_ids = [example.row_id for example in asked]
-    queries = inputs.embed_queries(task, row_ids, texts, keys.text_format)
-    options: dict[str, Any] = {"experts": routing.experts} if "experts" in router.options else {}
-    options |= inputs.load_arguments(router, keys)
-    found = router.route(queries, keys, exclude=routing.exclude, **options)
+    row_ids = tuple(example.row_id for example in asked)
+    queries = Queries(task, row_ids)
+    if router.reads_keys:
+        text_format = original.query_text_format(options.get("faithful", False)) or index.text_format
+        queries = inputs.embed_queries(task, row_ids, formats.format_texts(asked, text_format), text_format)
+    options |= inputs.load_arguments(router, index)
+    found = router.route(queries, index, exclude=routing.exclude, **options)
     assert isinstance(found, Selection)
     if by_row:
         return {
             example.input: expert for example, (expert, _) in zip(asked, found.nearest, strict=True)
         }, found
     expert = next(iter(found.weights))
-    if len(found.weights) > 1:
-        composite = derived_experts.merge_composite(inputs.run, inputs.library, "average", {}, found.weights)
+    if len(found.weights) > 1 or method.merge not in (None, "average", "concatenate"):
+        composite = derived_experts.merge_composite(
+            inputs.run, inputs.library, method.merge or "average", method.merge_options, found.weights
+        )
         derived_experts.build_composite(inputs.run, composite)
         expert = composite.id
     return {example.input: expert for example in examples}, found
+
+
+def _router_options(method: EvaluationMethod) -> dict[str, Any]:
+    """Returns a router's options without `seen`: lm-eval's names do not say what experts were trained on."""
+    return {name: value for name, value in method.options.items() if name != "seen"}

@@ -44,6 +44,13 @@ SUM_SCALE = MergeOption(
 )
 OPTIONS: Mapping[str, MergeOption] = {"rank": RANK, "adapters": ADAPTERS}
 """Options of every method on changes; they are not handed to the method's function."""
+FindConflict = Callable[[Sequence[ParameterGroup], Options], str | None]
+WITHOUT_CHANGE: Mapping[Form, str] = {
+    "dora": "a merged ΔW has no magnitudes and factors of DoRA that make it up",
+    "vera": "a merged ΔW has no two vectors of VeRA that make it up",
+    "prompt": "a soft prompt changes none of its parameters",
+}
+"""Form -> why parameters of that form have no ΔW that could be merged."""
 NOTES: Mapping[Form, str] = {"lora": "ΔW was merged, not the factors, and written as LoRA again."}
 
 
@@ -81,6 +88,19 @@ class WrittenChange:
 def scale_shared_sum(weights: tuple[float, ...], options: Options) -> float:
     """Returns by what a change that all experts share is multiplied where `SUM_SCALE` multiplies a sum."""
     return 1.0 if options["scale"] is None else options["scale"] * sum(weight > 0 for weight in weights)
+
+
+def require_change(find_conflict: FindConflict) -> FindConflict:
+    """Returns a method's `find_conflict` that finds experts without a ΔW too."""
+
+    def find(groups: Sequence[ParameterGroup], options: Options) -> str | None:
+        for group in groups:
+            if group.form in WITHOUT_CHANGE:
+                reason = WITHOUT_CHANGE[group.form]
+                return f"it works on ΔW, what an expert changes in the base, and {reason}"
+        return find_conflict(groups, options)
+
+    return find
 
 
 def find_adapter_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | None:

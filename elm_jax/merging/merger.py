@@ -15,7 +15,6 @@ import numpy as np
 
 from elm_jax import storage
 from elm_jax.data import identity
-from elm_jax.data.identity import VOCABULARY
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility
 from elm_jax.merging import changes
@@ -24,13 +23,13 @@ from elm_jax.merging.method import MergeMethod
 from elm_jax.merging.parameter_groups import Form, MergeInputs, Network, ParameterGroup
 from elm_jax.merging.plan import MergePlan, require_statistics
 from elm_jax.models.paths import flatten, unflatten
-from elm_jax.records import Expert, ExpertSpec, Params
+from elm_jax.records import VOCABULARY, Expert, ExpertSpec, Params
 
 FlatParams = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Sources:
+class _MergeInputs:
     """What a merge reads, by path: the experts of weight above 0, their statistics, and the base."""
 
     numbers: Sequence[int]  # of these experts in the plan
@@ -81,7 +80,7 @@ def merge(
     are_equal = _are_equal(params)
     if are_equal:
         numbers, params = numbers[:1], params[:1]
-    sources = _Sources(numbers, params, read, _require_base(plan, base, shapes))
+    sources = _MergeInputs(numbers, params, read, _require_base(plan, base, shapes))
     stays_unchanged = are_equal and _keeps_shared_change(plan, shapes)
     network = Network(lambda: _iterate_changes(plan, sources))
     merged: dict[str, np.ndarray] = {}
@@ -138,7 +137,7 @@ def _keeps_shared_change(plan: MergePlan, shapes: compatibility.Shapes) -> bool:
     return plan.method.shared_factor(plan.weights, plan.options) == 1.0 and (rank is None or ranks == {rank})
 
 
-def _iterate_layers(plan: MergePlan, group: ParameterGroup, sources: _Sources) -> Iterator[MergeInputs]:
+def _iterate_layers(plan: MergePlan, group: ParameterGroup, sources: _MergeInputs) -> Iterator[MergeInputs]:
     """Yields what the merge method gets for each layer of a group; once if the group is not stacked."""
     values = [tuple(np.asarray(flat[leaf]) for leaf in group.leaves) for flat in sources.params]
     base = np.asarray(sources.base[group.path]) if group.path in sources.base else None
@@ -159,7 +158,7 @@ def _iterate_layers(plan: MergePlan, group: ParameterGroup, sources: _Sources) -
 
 
 def _iterate_changes(
-    plan: MergePlan, sources: _Sources
+    plan: MergePlan, sources: _MergeInputs
 ) -> Iterator[tuple[Sequence[np.ndarray], MergeInputs]]:
     """Yields every layer whose change goes by the plan's method, with its changes."""
     for group in plan.groups:

@@ -4,6 +4,10 @@
     value    one, at a path of the base      in place of the base's parameter    value - the base's
     vector   ia3_in or ia3_out               a factor on what passes, 1 for none  vector - 1
     lora     P/lora_a and P/lora_b           a sum onto the kernel of P           lora_a lora_b
+    dora     these and P/dora_magnitude      in place of the kernel of P          none that is a dora again
+    vera     vera/vera_a, vera/vera_b, or    a sum onto the kernel of P           none that is a vera again
+             P/lambda_b and P/lambda_d
+    prompt   encoder/prompt/prompt/prompt    tokens before the prompt's           none
     adapter  {block}_adapter/down, …/up      a small network behind a block       none
 
 The layout of the trees is that of `elm_jax.models.expert_layers`. Layers of a stack are merged one by one, as
@@ -18,8 +22,10 @@ import numpy as np
 from jaxtyping import Float
 
 from elm_jax.errors import UserError
+from elm_jax.models.expert_kinds import PROMPT, VERA
+from elm_jax.models.magnitudes import LEAF as MAGNITUDE
 
-Form = Literal["value", "vector", "lora", "adapter"]
+Form = Literal["value", "vector", "lora", "dora", "vera", "prompt", "adapter"]
 Tensor = Float[np.ndarray, "..."]
 
 
@@ -30,7 +36,7 @@ class ParameterGroup:
     Attributes:
         form: How they act on the base.
         path: The base's parameter that they change (`P/kernel` for LoRA), or their own path.
-        leaves: Their paths, sorted: lora_a before lora_b, down before up.
+        leaves: Their paths, sorted: lora_a before lora_b, down before up, dora_magnitude first.
         stacked: Whether they have a leading axis of layers.
     """
 
@@ -125,10 +131,14 @@ def group_parameters(paths: Iterable[str]) -> tuple[ParameterGroup, ...]:
     [('value', 'a/norm/scale'), ('lora', 'a/q/kernel')]
     """
     together: dict[tuple[str, Form], list[str]] = {}
-    for path in sorted(paths):
-        together.setdefault(_assign_group(path), []).append(path)
+    every = set(paths)
+    for path in sorted(every):
+        owner, _, leaf = path.rpartition("/")
+        is_dora = leaf in ("lora_a", "lora_b", MAGNITUDE) and f"{owner}/{MAGNITUDE}" in every
+        group: tuple[str, Form] = (f"{owner}/kernel", "dora") if is_dora else _assign_group(path)
+        together.setdefault(group, []).append(path)
     for (group_path, form), leaves in together.items():
-        if form == "lora" and len(leaves) != 2:
+        if form in ("lora", "dora") and len(leaves) != {"lora": 2, "dora": 3}[form]:
             raise UserError(
                 f"Expected both lora_a and lora_b at {group_path.removesuffix('/kernel')}, got {leaves[0]!r} "
                 "alone. Fix: train or convert the expert again."
@@ -157,6 +167,10 @@ def _assign_group(path: str) -> tuple[str, Form]:
         return "/".join([*owner, "kernel"]), "lora"
     if leaf in ("ia3_in", "ia3_out"):
         return path, "vector"
+    if leaf in ("lambda_b", "lambda_d"):
+        return "/".join([*owner, "kernel"]), "vera"
+    if owner == [VERA] or path == PROMPT:
+        return path, "prompt" if path == PROMPT else "vera"
     for at, name in enumerate(owner, start=1):
         if name.endswith("_adapter"):
             return "/".join(owner[:at]), "adapter"

@@ -74,7 +74,9 @@ def register_merge(
         names.require_free(name, combine, taken, kind="merging method")
         traits: dict[str, Any] = {
             "shared_factor": shared_factor,
-            "find_conflict": find_conflict or (changes.find_adapter_conflict if on_changes else None),
+            "find_conflict": changes.require_change(find_conflict or changes.find_adapter_conflict)
+            if on_changes
+            else find_conflict,
         }
         MERGES[name] = MergeMethod(
             combine,

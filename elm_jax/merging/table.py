@@ -20,6 +20,9 @@
     regmean          no            ΔW            ΔW      ΔW      Gram matrices of inputs
     fisher           adapters=     ΔW            ΔW      ΔW      squared gradients; the first is the target
 
+DoRA, VeRA and soft prompts are averaged, and nothing else: what a method on changes made of them could not be
+written as one of them.
+
 An adapter has no ΔW. Where `adapters=` stands, methods refuse bottlenecks unless this option, "average" or
 "concatenate", says how adapters are merged; then only norm scales, which have a ΔW, go by the method.
 

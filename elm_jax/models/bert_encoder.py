@@ -19,7 +19,9 @@ from jaxtyping import Float, Int
 
 from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, Encoded, Prompts
-from elm_jax.models.layers import MASKED, relative_bucket
+from elm_jax.models import attention_kernel
+from elm_jax.models.layers import KernelBias, attend_by_kernel, relative_bucket
+from elm_jax.models.masks import UNSEEN, SegmentMask, mask_bias
 from elm_jax.records import Params
 
 RELPOS_DISTANCE = 128  # beyond it all distances share MPNet's last bucket
@@ -90,9 +92,16 @@ def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Arr
     x = x.astype(jnp.float32) + _positions(config, params["embedder"]["position"], tokens)
     x = _norm(config, params["embedder"]["norm"], x)
     seen = jnp.arange(tokens.shape[1])[None] < jnp.asarray(lengths)[:, None]
-    biases = jnp.where(seen, 0.0, MASKED)[:, None, None]
+    positions = None
     if config.relpos_buckets:
-        biases = biases + _by_distance(config, params["relpos"], tokens.shape[1])[None]
+        positions = _by_distance(config, params["relpos"], tokens.shape[1])
+    length, heads = x.shape[1], config.num_heads
+    if attention_kernel.is_for(length, length, heads, config.emb_dim // heads):
+        mask = SegmentMask(None, jnp.where(seen, 0, UNSEEN))
+        biases = KernelBias(None if positions is None else positions.swapaxes(1, 2), mask)
+    else:
+        biases = mask_bias(seen)[:, None, None]
+        biases = biases if positions is None else biases + positions[None]
     x, _ = jax.lax.scan(lambda x, layer: (_layer(config, layer, x, biases), None), x, params["layers"])
     return x
 
@@ -118,25 +127,36 @@ def _by_distance(config: BertConfig, table: Array, length: int) -> Float[Array, 
 
 
 def _layer(
-    config: BertConfig, layer: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"]
+    config: BertConfig, layer: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"] | KernelBias
 ) -> Float[Array, "B S D"]:
-    attend = _attend_on_cpu if traced_platform() == "cpu" else _attend
-    attended = attend(config, layer["attention"]["qkv"], x, biases)
+    own = config, layer["attention"]["qkv"], x
+    if traced_platform() == "cpu" and not isinstance(biases, KernelBias):
+        attended = _attend_on_cpu(*own, biases)
+    else:
+        attended = _attend(*own, biases)
     x = _norm(config, layer["attention_norm"], x + _dense(config, layer["attention"]["out"], attended))
     inside = ACTIVATIONS[config.activation](_dense(config, layer["mlp"]["wi"], x))
     return _norm(config, layer["mlp_norm"], x + _dense(config, layer["mlp"]["wo"], inside))
 
 
 def _attend(
-    config: BertConfig, params: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"]
+    config: BertConfig, params: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"] | KernelBias
 ) -> Float[Array, "B S D"]:
     """Returns what tokens read of one another, before the output projection; a TPU copies nothing between."""
     kernels, offsets = (jnp.split(params[name], 3, axis=-1) for name in ("kernel", "bias"))
     q, k, v = (
-        _dense(config, {"kernel": kernel, "bias": bias}, x).reshape(*x.shape[:2], config.num_heads, -1)
+        _dense(config, {"kernel": kernel, "bias": bias}, x)
         for kernel, bias in zip(kernels, offsets, strict=True)
     )
-    logits = _product(config, "bqhp,bkhp->bhqk", q * q.shape[-1] ** -0.5, k) + biases
+    width = config.emb_dim // config.num_heads
+    q = q * width**-0.5
+    if isinstance(biases, KernelBias):
+        states = (each.astype(config.dtype) for each in (q, k, v))
+        segments = biases.mask.to_segments(x.shape[0], x.shape[1], x.shape[1])
+        own = attention_kernel.Arguments._make((*states, *segments, biases.positions, None, None))
+        return attend_by_kernel(width, False, 0.0, own)
+    q, k, v = (each.reshape(*x.shape[:2], config.num_heads, width) for each in (q, k, v))
+    logits = _product(config, "bqhp,bkhp->bhqk", q, k) + biases
     weights = jax.nn.softmax(logits, axis=-1)
     return _product(config, "bhqk,bkhp->bqhp", weights, v).reshape(x.shape)
 

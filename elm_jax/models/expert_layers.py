@@ -12,12 +12,20 @@ layers of a stack share one array with a leading axis L. With P the path of a pr
                 every norm's scale, at its own path         [L, D] or [D]   in place of the base's
     lora        P/lora_a                                    [L, I, R]       y = x kernel + (x lora_a) lora_b
                 P/lora_b                                    [L, R, O]
+    gates       P/input_gate, beside LoRA, which is frozen  [L, I]          y = x kernel + σ(x input_gate)
+                                                                                (x lora_a) lora_b
+    dora        as lora, and P/dora_magnitude               [L, O]          lora's times dora_magnitude / n, n
+                                                                            the norms of its whole kernel
+    vera        P/lambda_d                                  [L, R]          y = x kernel + (((x vera_a) *
+                P/lambda_b                                  [L, O]          lambda_d) vera_b) * lambda_b
+                vera/vera_a and vera/vera_b, frozen         [I, R], [R, O]  of the largest I and O
     ia3         P/ia3_out, at every key and value           [L, O]          y = (x kernel) * ia3_out
                 P/ia3_in, at every wo                       [L, I]          y = (x * ia3_in) kernel
+    prompt      encoder/prompt/prompt/prompt                [P, D]          before the prompt's embeddings
     full        every parameter of the base                 the base's      in place of the base's
 
-LoRA's factor alpha / r is not in the tree: readers of files multiply `lora_b` by it, and writers set
-alpha = r. Experts of one kind are stacked into leaves [E, L, ...]. Then every row selects its own, or every
+LoRA's factor alpha / r is part of `lora_b`: readers of files multiply by it, and writers set alpha = r.
+Experts of one kind are stacked into leaves [E, L, ...]. Then every row selects its own, or every
 token weighs them (`gating`). Initial values are in `expert_kinds`.
 """
 
@@ -33,8 +41,9 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
 from elm_jax.errors import UserError
-from elm_jax.models import gating, paths, products, sharding
-from elm_jax.models.expert_kinds import KINDS
+from elm_jax.models import gating, magnitudes, paths, products, sharding
+from elm_jax.models.components import ComponentGate, component_delta
+from elm_jax.models.expert_kinds import GATES, KINDS, VERA, init_gates
 from elm_jax.records import Params
 
 
@@ -42,12 +51,14 @@ class LayeredExperts(NamedTuple):
     """All layers of stacked experts, and which of the experts every row has.
 
     Attributes:
-        params: Leaves [E, L, …].
-        expert_of_row: [B], or `SegmentExperts`.
+        params: Leaves [E, L, …]; None if there is one expert for all rows.
+        expert_of_row: [B], or `SegmentExperts`; likewise.
+        shared: What all layers share, leaves [E, …] or those of one expert: VeRA's matrices.
     """
 
-    params: Params
+    params: Params | None
     expert_of_row: Any
+    shared: Params | None = None
 
 
 class SegmentExperts(NamedTuple):
@@ -79,7 +90,7 @@ class GroupedKernel(NamedTuple):
 
     Attributes:
         kernel: [E, …, I, O].
-        expert_of_row: [B], which `gather_by_row` adds.
+        expert_of_row: [B], which `gather_row_experts` adds.
     """
 
     kernel: Array
@@ -92,7 +103,7 @@ def init_expert(
     """Returns a new expert.
 
     Args:
-        kind: The name of a kind in `expert_kinds.KINDS`.
+        kind: The name of a kind in `expert_kinds.KINDS`, or `expert_kinds.GATES`.
         key: The key of JAX that initial values are drawn with.
         base: The base's parameters.
         options: Options of the kind; None as a value means its default.
@@ -100,28 +111,35 @@ def init_expert(
     Raises:
         UserError: If there is no such kind or option.
     """
-    if kind not in KINDS:
+    if kind not in (*KINDS, GATES):
         raise UserError(f"Expected a kind of expert, got {kind!r}. Fix: name one of {', '.join(KINDS)}.")
+    make = init_gates if kind == GATES else KINDS[kind]
     own = {name: value for name, value in (options or {}).items() if value is not None}
-    known = list(inspect.signature(KINDS[kind]).parameters)[2:]
+    known = list(inspect.signature(make).parameters)[2:]
     for name in own:
         if name not in known:
             fix = f"name {' or '.join(known)}" if known else "leave it out"
             raise UserError(f"Expected an option of {kind!r} experts, got {name!r}. Fix: {fix}.")
-    return KINDS[kind](key, base, **own)
+    return make(key, base, **own)
 
 
 def make_neutral_expert(expert: Params, base: Params) -> dict[str, Any]:
     """Returns an expert with the shapes of `expert` that does not change the base's logits.
 
-    Its adapters and LoRA are zero, its (IA)³ vectors are one, and the rest equals the base. With it, rows of
-    the base can share a batch with rows of experts.
+    Its adapters, LoRA, soft prompts and VeRA's vectors are zero, its (IA)³ vectors are one, its magnitudes
+    are the base's norms, and the rest equals the base. With it, rows of the base can share a batch with rows
+    of experts.
     """
     of_base = paths.flatten(base)
 
     def neutral_value(path: str, value: Array) -> Array:
         if path in of_base:
             return of_base[path]
+        if path.endswith(magnitudes.LEAF):
+            norms = magnitudes.column_norms(of_base[f"{path.rpartition('/')[0]}/kernel"])
+            return np.asarray(norms, value.dtype) if isinstance(value, np.ndarray) else norms
+        if path.startswith(f"{VERA}/"):
+            return value
         # Not computed from its values, which may be NaN.
         return (np if isinstance(value, np.ndarray) else jnp).full_like(value, "/ia3_" in path)
 
@@ -131,6 +149,21 @@ def make_neutral_expert(expert: Params, base: Params) -> dict[str, Any]:
 def split_base_and_expert(kind: str, base: Params, owned: Params | None) -> tuple[Params, Params | None]:
     """Returns the network's parameters and the expert beside them; a full expert replaces the base."""
     return (owned, None) if kind == "full" and owned is not None else (base, owned)
+
+
+def prepare_stack(experts: Params | None, base: Params, stack: str) -> Params | None:
+    """Returns the part of experts for a stack of the network, with what all its layers need computed once.
+
+    Args:
+        experts: One expert, or stacked ones; or what this has returned for both stacks.
+        base: The parameters that the experts are beside.
+        stack: "encoder" or "decoder".
+    """
+    part = get_child(experts, stack)
+    if experts is None or part is None:
+        return None
+    part = magnitudes.resolve_magnitudes(part, base.get(stack, {}))
+    return {**part, VERA: jax.lax.stop_gradient(experts[VERA])} if VERA in experts else part
 
 
 def get_child(expert: Params | None, name: str) -> Params | None:
@@ -159,21 +192,25 @@ def replace_segments(rows: Any, segments: Int[Array, "B N"] | None) -> Any:
 
 
 def split_by_layer(
-    layers: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None
+    layers: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None, shared: Params | None = None
 ) -> tuple[Any, Any]:
     """Prepares experts for a scan over layers.
 
     Returns:
-        What is split along L, and what is the same for all layers: the arguments of `gather_by_row`. One
+        What is split along L, and what is the same for all layers: the arguments of `gather_row_experts`. One
         expert for all rows is split itself. Of stacked experts, [E, L, …], the indices of layers are split:
-        with L as the first axis a scan would copy the stack.
+        with L as the first axis a scan would copy the stack. What all layers share is not split.
     """
-    if layers is None or expert_of_row is None:
+    if layers is None or (expert_of_row is None and shared is None):
         return layers, expert_of_row
-    return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), LayeredExperts(layers, expert_of_row)
+    if expert_of_row is None:
+        return layers, LayeredExperts(None, None, shared)
+    return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), LayeredExperts(layers, expert_of_row, shared)
 
 
-def gather_by_row(params: Any, rows: LayeredExperts | SegmentExperts | ExpertOfRow | None) -> Params | None:
+def gather_row_experts(
+    params: Any, rows: LayeredExperts | SegmentExperts | ExpertOfRow | None
+) -> Params | None:
     """Gathers the expert of every row: [E, …] becomes [B, …].
 
     Keep stacks in the type that the network computes in, since gathering copies them.
@@ -185,6 +222,10 @@ def gather_by_row(params: Any, rows: LayeredExperts | SegmentExperts | ExpertOfR
     """
     if params is None or rows is None:
         return params
+    if isinstance(rows, LayeredExperts) and rows.shared is not None:
+        one = rows.expert_of_row is None
+        own = params if one else gather_row_experts(params, rows._replace(shared=None))
+        return _add_shared(own, gather_row_experts(rows.shared, rows.expert_of_row))
     tree, index, layer = (
         (rows.params, rows.expert_of_row, (params,))
         if isinstance(rows, LayeredExperts)
@@ -202,6 +243,13 @@ def gather_by_row(params: Any, rows: LayeredExperts | SegmentExperts | ExpertOfR
         return value.at[(index, *layer)].get(mode="fill")  # an index too large gives NaN
 
     return jax.tree.map(gather, tree, is_leaf=lambda value: isinstance(value, GroupedKernel))
+
+
+def _add_shared(layer: Any, shared: Any) -> dict[str, Any]:
+    """Returns a layer with VeRA's matrices beside each of its vectors."""
+    added = shared if "lambda_d" in layer else {}
+    inner = {name: _add_shared(v, shared) if isinstance(v, Mapping) else v for name, v in layer.items()}
+    return {**inner, **added}
 
 
 def mark_grouped(stack: Params) -> dict[str, Any]:
@@ -309,14 +357,34 @@ def scale_inputs(x: Float[Array, "B *tokens I"], expert: Params | None) -> Float
     return _scale(x, expert["ia3_in"])
 
 
+def _open_gate(x: Float[Array, "B *tokens I"], gate: Any) -> Float[Array, "B *tokens 1"]:
+    """Returns how much of a LoRA's change every token gets while its gate is trained: σ(x · gate)."""
+    segments = isinstance(gate, PerSegmentParams)
+    kernel = gate._replace(value=gate.value[..., None]) if segments else gate[..., None]
+    return jax.nn.sigmoid(multiply(x, kernel))
+
+
+def _cut(kernel: Any, axis: int, size: int) -> Any:
+    """Returns as much of VeRA's matrix as a projection uses."""
+    if isinstance(kernel, PerSegmentParams):
+        return kernel._replace(value=_cut(kernel.value, axis, size))
+    return jax.lax.slice_in_dim(jnp.asarray(kernel), 0, size, axis=axis % kernel.ndim)
+
+
 def apply_delta(
     x: Float[Array, "B *tokens I"], y: Float[Array, "B *tokens O"], expert: Params | None
 ) -> Float[Array, "B *tokens O"]:
-    """Returns the outputs y of a projection of x, changed by LoRA or (IA)³ if the expert has it."""
+    """Returns the outputs y of a projection of x, changed by LoRA, VeRA or (IA)³ if the expert has it."""
     if expert is not None and "gate" in expert:
-        y = y + gating.gated_delta(x, expert)
+        by_component = isinstance(expert["gate"], ComponentGate)
+        y = y + (component_delta(x, expert) if by_component else gating.gated_delta(x, expert))
     elif expert is not None and "lora_a" in expert:
-        y = y + multiply(multiply(x, expert["lora_a"]), expert["lora_b"])
+        delta = multiply(multiply(x, expert["lora_a"]), expert["lora_b"])
+        y = y + (_open_gate(x, expert["input_gate"]) * delta if "input_gate" in expert else delta)
+    elif expert is not None and "lambda_d" in expert:
+        inner = multiply(x, _cut(expert["vera_a"], -2, x.shape[-1]))
+        outer = multiply(_scale(inner, expert["lambda_d"]), _cut(expert["vera_b"], -1, y.shape[-1]))
+        y = y + _scale(outer, expert["lambda_b"])
     if expert is not None and "ia3_out" in expert:
         y = _scale(y, expert["ia3_out"])
     return y

@@ -6,7 +6,7 @@ token that is multiplied by N parameters in kernels of the frozen base and n in 
 attends to K tokens in each of L layers with H heads of width P, they are
 
     full                   6 N + 12 L H P K
-    bottleneck, lora, ia3  4 N + 6 n + 12 L H P K
+    any other kind         4 N + 6 n + 12 L H P K
 
 A product takes 2 forward, 2 for the gradient of its inputs, and 2 for that of its kernel unless it is frozen.
 A prompt's token passes the encoder and the keys and values of cross-attention. An answer's token passes the
@@ -87,7 +87,7 @@ def training_flops(
     """
     prompt, answer = _count_kernel_params(base, tied=network.logits_via_embedding)
     full = kind == "full"
-    own = (0, 0) if full else _count_kernel_params(expert)
+    own = (0, 0) if full else _count_kernel_params(expert, base)
     pair = 12 * network.num_heads * network.head_dim
     spans, formula = spans or AttentionSpans(), "6 N" if full else "4 N + 6 n"
     between_prompt = pair * network.num_encoder_layers * spans.prompt
@@ -104,22 +104,26 @@ def forward_flops(
 ) -> FlopsPerToken:
     """Returns the FLOPs of a forward pass without gradients: 2 N + 2 n + 4 L H P K."""
     whole = training_flops(network, "full", base, {}, spans)
-    own = _count_kernel_params(expert)
+    own = _count_kernel_params(expert, base)
     return FlopsPerToken(
         whole.prompt / 3 + 2 * own[0], whole.answer / 3 + 2 * own[1], "2 N + 2 n + 4 L H P K"
     )
 
 
-def _count_kernel_params(tree: Any, *, tied: bool = False) -> tuple[int, int]:
+def _count_kernel_params(tree: Any, base: Any = None, *, tied: bool = False) -> tuple[int, int]:
     """Returns how many parameters of kernels a prompt's token is multiplied by, and an answer's token."""
     prompt = answer = 0
+    kernels = {} if base is None else paths.flatten(base)
     for path, leaf in paths.flatten(tree).items():
         *_, owner, last = path.split("/")
-        if last not in _KERNELS and not (tied and path == "token_embedder/embedding"):
+        size = math.prod(leaf.shape)
+        if last == "lambda_d":  # a projection's part of the matrices that VeRA's share
+            size *= sum(kernels[path.replace("lambda_d", "kernel")].shape[1:])
+        elif last not in _KERNELS and not (tied and path == "token_embedder/embedding"):
             continue
         cross = "/encoder_decoder_attention/" in path and owner in ("key", "value")
         if path.startswith("encoder/") or cross:
-            prompt += math.prod(leaf.shape)
+            prompt += size
         else:
-            answer += math.prod(leaf.shape)
+            answer += size
     return prompt, answer

@@ -14,6 +14,7 @@ outputs, `sum_e w_e (x lora_a_e) lora_b_e`, or the product of their mixed factor
 (`elm_jax.routing`: Arrow, SpectR, average activation).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,17 +22,21 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
-from elm_jax.models import paths
+from elm_jax.models import paths, sharding
 from elm_jax.records import Params
 
 Similarity = Literal["norm", "standard_dot"]
 Weighting = Literal["softmax", "uniform"]
 Mixing = Literal["outputs", "factors"]
 VARIANCE_FLOOR = 1e-5
+BLOCK = 16
+"""Tokens that are multiplied with one expert of many together."""
+WORTH = 8
+"""How many products of all tokens with all experts cost as much as one of a block with its expert."""
 
 
 @partial(
@@ -154,7 +159,13 @@ def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, 
     [[0.0, 1.0, 0.0]]
     """
     scores = score_experts(x, gate)
-    least = jax.lax.top_k(scores, gate.k)[0][..., -1:]
+    return _weigh(scores, jax.lax.top_k(scores, gate.k)[0][..., -1:], gate)
+
+
+def _weigh(
+    scores: Float[Array, "*tokens n"], least: Float[Array, "*tokens 1"], gate: TokenGate
+) -> Float[Array, "*tokens n"]:
+    """Returns the weights of experts with these scores; those below the least that counts have none."""
     chosen = (scores >= least) & (scores > -jnp.inf)
     even = 0.0 if gate.weighting == "uniform" else scores
     return jax.nn.softmax(jnp.where(chosen, even, -jnp.inf), axis=-1)
@@ -163,11 +174,64 @@ def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, 
 def gated_delta(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*tokens O"]:
     """Returns what the gated experts of one projection add to its outputs, in the type of x.
 
-    The lora_a of all experts are multiplied with every token, as one product with E R columns. Few tokens of
-    a batch share their k experts, and factors gathered for each token would be far larger than the tokens.
+    The lora_a of a few experts are multiplied with every token, as one product with E R columns. Of many
+    experts only those that a token uses are, its k pairs sorted by expert into blocks of `BLOCK` tokens.
     """
-    weights = gate_weights(x, expert["gate"]).astype(x.dtype)[..., None]
+    gate: TokenGate = expert["gate"]
+    tokens, experts = math.prod(x.shape[:-1]), gate.prototypes.shape[-3]
+    pairs = tokens * gate.k + min(experts, tokens * gate.k) * BLOCK  # at most, padding among them
+    if WORTH * pairs >= tokens * experts or sharding.is_on_mesh(x):
+        return _multiply_all(x, gate_weights(x, gate), expert)
+    flat = x.reshape(tokens, -1)
+    scores = score_experts(flat, gate)
+    best, chosen = jax.lax.top_k(scores, gate.k)
+    # More experts than k share a token where some tie with the k-th, and then all are multiplied.
+    is_tied = ((scores >= best[:, -1:]).sum(axis=-1) > gate.k) & (best[:, -1] > -jnp.inf)
+    delta = jax.lax.cond(
+        is_tied.any(),
+        lambda: _multiply_all(flat, _weigh(scores, best[:, -1:], gate), expert),
+        lambda: _multiply_chosen(flat, _weigh(best, best[:, -1:], gate), chosen, expert),
+    )
+    return delta.reshape(*x.shape[:-1], -1)
+
+
+def _multiply_all(
+    x: Float[Array, "*tokens I"], weights: Float[Array, "*tokens E"], expert: Params
+) -> Float[Array, "*tokens O"]:
+    """Returns what is added, by products of every token with every expert."""
+    weights = weights.astype(x.dtype)[..., None]
     inner = weights * jnp.einsum("...i,eir->...er", x, expert["lora_a"].astype(x.dtype))
     if expert["gate"].mixing == "factors":
         inner = weights * inner.sum(axis=-2, keepdims=True)
     return jnp.einsum("...er,ero->...o", inner, expert["lora_b"].astype(x.dtype))
+
+
+def _multiply_chosen(
+    x: Float[Array, "T I"], weights: Float[Array, "T k"], chosen: Int[Array, "T k"], expert: Params
+) -> Float[Array, "T O"]:
+    """Returns what is added, by products of every token with the k experts that it uses.
+
+    Pairs of a token and an expert are sorted by expert, and each expert's pairs fill whole blocks, so that
+    one batched product of blocks with their experts' factors does it.
+    """
+    tokens, k = chosen.shape
+    experts = expert["lora_a"].shape[0]
+    owner = chosen.reshape(-1)
+    counts = jnp.bincount(owner, length=experts)
+    blocks = -(-counts // BLOCK)
+    last_block, last_pair = jnp.cumsum(blocks), jnp.cumsum(counts)
+    order = jnp.argsort(owner)
+    sorted_owner = owner[order]
+    place = jnp.arange(tokens * k) - (last_pair - counts)[sorted_owner]  # among its expert's pairs
+    slot = (last_block - blocks)[sorted_owner] * BLOCK + place
+    count = tokens * k // BLOCK + min(experts, tokens * k)  # blocks, as many as there can be
+    token = jnp.zeros(count * BLOCK, jnp.int32).at[slot].set((order // k).astype(jnp.int32))
+    share = jnp.zeros(count * BLOCK, x.dtype).at[slot].set(weights.reshape(-1)[order].astype(x.dtype))
+    owner_of_block = jnp.minimum(jnp.searchsorted(last_block, jnp.arange(count), side="right"), experts - 1)
+    lora_a, lora_b = (jnp.asarray(expert[name], x.dtype)[owner_of_block] for name in ("lora_a", "lora_b"))
+    inner = jnp.einsum("nbi,nir->nbr", x[token].reshape(count, BLOCK, -1), lora_a)
+    inner = inner.reshape(count * BLOCK, -1) * share[:, None]
+    if expert["gate"].mixing == "factors":
+        inner = jax.ops.segment_sum(inner, token, tokens)[token] * share[:, None]
+    outer = jnp.einsum("nbr,nro->nbo", inner.reshape(count, BLOCK, -1), lora_b)
+    return jax.ops.segment_sum(outer.reshape(count * BLOCK, -1), token, tokens)

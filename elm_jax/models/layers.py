@@ -16,33 +16,42 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float, Int, UInt32
+from jaxtyping import Float, Int
 
-from elm_jax.axes import Array, Seeds
+from elm_jax.axes import Array
+from elm_jax.models import attention_kernel, products, sharding
 from elm_jax.models import expert_layers as ex
-from elm_jax.models import products, sharding
+from elm_jax.models.dropout import Dropout, TokenSeeds, WeightWords, drop
+from elm_jax.models.masks import Mask, SegmentMask, mask_bias
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
-MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
 # [N, K, H, P] each: P is the width of a head, N whatever attends apart, rows or rows and their answers.
 KeysValues = tuple[Float[Array, "_ _ H P"], Float[Array, "_ _ H P"]]
-# [N, H, Q, K] each, or 1 where all are alike: added to the logits of attention, in float32. They stay apart
-# until then: masks differ by row and relative positions by head, and their sum, an array of rows x heads,
-# would be kept in memory for all layers.
-Biases = tuple[Float[Array, "_ _ _ _"], ...]
+
+
+class KernelBias(NamedTuple):
+    """What the attention kernel takes for biases.
+
+    Attributes:
+        positions: the bias of every head; keys stand before queries.
+        mask: which keys are seen.
+    """
+
+    positions: Float[Array, "H K Q"] | None
+    mask: SegmentMask
+
+
+# Arrays of [N, H, Q, K] each, or 1 where all are alike: added to the logits of attention, in float32. They
+# stay apart until then: masks differ by row and relative positions by head, and their sum, an array of
+# rows x heads, would be kept in memory for all layers.
+Biases = KernelBias | tuple[Float[Array, "_ _ _ _"], ...]
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=True),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-def mask_bias(seen: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the bias that hides what is not seen."""
-    return jnp.where(seen, 0.0, MASKED)
 
 
 def _fan_in(distribution: Literal["normal", "truncated_normal"], scale: float = 1.0) -> Callable[..., Array]:
@@ -113,10 +122,20 @@ def step_position_bias(by_distance: Float[Array, "H _"], position: Int[Array, ""
     return jnp.roll(by_distance, position, axis=1)[None, :, None, : by_distance.shape[1] // 2]
 
 
-# What a layer keeps for its gradient: the results of its large products. What is cheap is computed again:
-# norms and activations would keep several arrays for each one that the products around them need, and
-# attention its weights before and after dropout, the largest arrays of all.
-SAVED = "saved"
+def mask_biases(config: T5Config, mask: Mask, queries: int, keys: int) -> Biases:
+    """Returns the biases of attention with a mask, for the kernel where the traced platform has it."""
+    if isinstance(mask, SegmentMask):
+        if attention_kernel.is_for(queries, keys, config.num_heads, config.head_dim):
+            return KernelBias(None, mask)
+        mask = mask.to_bool(queries, keys)
+    return (mask_bias(jnp.asarray(mask))[:, None],)
+
+
+def add_positions(biases: Biases, positions: Float[Array, "_ H Q K"]) -> Biases:
+    """Returns biases with one of positions, which comes before that of the mask."""
+    if isinstance(biases, KernelBias):
+        return biases._replace(positions=positions[0].swapaxes(1, 2))
+    return (positions, *biases)
 
 
 class Norm(nn.Module):
@@ -147,88 +166,18 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.initial, (x.shape[-1], self.features))
         self.sow("intermediates", "input", x)  # nothing, unless it is asked for
         x = ex.scale_inputs(x.astype(self.dtype), expert)
-        return checkpoint_name(ex.apply_delta(x, sharding.multiply(x, kernel, str(self.name)), expert), SAVED)
+        return products.keep(ex.apply_delta(x, sharding.multiply(x, kernel, str(self.name)), expert))
 
 
-class TokenSeeds(NamedTuple):
-    """Tokens as dropout tells them apart: a word for each, and its position in its segment."""
-
-    word: UInt32[Array, "B N"]
-    position: UInt32[Array, "B N"]
-
-
-def make_token_seeds(
-    seeds: Seeds | None, segments: Int[Array, "B N"] | None, length: int
-) -> TokenSeeds | None:
-    """Returns what tells the tokens of rows apart: a seed for every row, or for every segment of it.
-
-    A token's word depends on its seed and its position in its segment, not on where in a row that lies.
-    """
-    if seeds is None:
-        return None
-    seeds = jnp.asarray(seeds, jnp.uint32)
-    position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (seeds.shape[0], length))
-    if segments is not None:
-        segments = jnp.asarray(segments)
-        begins = jnp.diff(segments, axis=1, prepend=-1) != 0
-        position = position - jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
-    if seeds.ndim == 2:
-        seeds = jnp.take_along_axis(seeds, jnp.maximum(jnp.asarray(segments) - 1, 0), axis=1)
-    else:
-        seeds = seeds[:, None]
-    position = position.astype(jnp.uint32)
-    return TokenSeeds(_hash(_hash(seeds) + position * np.uint32(0xC2B2AE35)), position)
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask at a place depends on the layer, the token and the place in it alone.
-
-    So an expert trains the same beside any neighbours, however rows are packed and padded, as it does alone;
-    Flax's mask is drawn for the whole padded array. Bits come from an integer hash: JAX's generator takes a
-    third of a training step on a CPU.
-    """
-
-    rate: float
-    train: bool
-
-    def __call__(self, x: Array, tokens: TokenSeeds | None = None, keys: TokenSeeds | None = None) -> Array:
-        """Takes states [B, …, N, W], or weights [B, H, N, K] with the `keys` that they weigh.
-
-        Without tokens a place is told by its row's number and its position.
-        """
-        return self.of(tokens, keys)(x)
-
-    def of(
-        self, tokens: TokenSeeds | None = None, keys: TokenSeeds | None = None
-    ) -> Callable[[Array], Array]:
-        """Returns the dropout of those tokens as a plain function, which may be computed again."""
-        if not self.train or self.rate == 0.0:
-            return lambda x: x
-        return partial(self._drop, jax.random.key_data(self.make_rng("dropout")), tokens, keys)
-
-    def _drop(self, words: Array, tokens: TokenSeeds | None, keys: TokenSeeds | None, x: Array) -> Array:
-        *leading, length, width = x.shape
-        if tokens is None:
-            tokens = make_token_seeds(np.arange(leading[0], dtype=np.uint32), None, length)
-        assert tokens is not None
-        inside = int(np.prod(leading, dtype=np.int64)) // tokens.word.shape[0]  # answers of a row, heads
-        parts = (np.arange(inside, dtype=np.uint32) * np.uint32(0x85EBCA6B))[None, :, None]
-        of_token = _hash(tokens.word ^ words[0])[:, None] + words[1]
-        of_place = _hash(of_token + parts).reshape(*leading, length, 1)
-        if keys is None:
-            column = np.arange(width, dtype=np.uint32).reshape((1,) * (x.ndim - 1) + (width,))
-        else:
-            column = keys.position[:, None, None]
-        bits = _hash(of_place + column * np.uint32(0x9E3779B9))
-        kept = bits >= np.uint32(min(self.rate * 2**32, 2**32 - 1))
-        return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
-
-
-def _hash(x: UInt32[Array, "*places"]) -> UInt32[Array, "*places"]:
-    """Mixes the bits of every word: two multiplications between three shifts."""
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+def attend_by_kernel(
+    head_dim: int, causal: bool, rate: float, given: attention_kernel.Arguments
+) -> Float[Array, "N Q W"]:
+    """Returns `attention_kernel.attend`, on a mesh of each device's rows and heads."""
+    rows, _, width = given.query.shape
+    units = {"batch": rows, "heads": attention_kernel.count_blocks(width // head_dim, head_dim)}
+    run = partial(attention_kernel.attend, head_dim, causal, rate)
+    axes = attention_kernel.AXES
+    return sharding.shard_map_by_axes(run, given, axes, axes.query, units)
 
 
 class Attention(nn.Module):
@@ -267,15 +216,39 @@ class Attention(nn.Module):
         keys_of: TokenSeeds | None = None,
     ) -> Float[Array, "B *between Q D"]:
         keys, values = keys_values
-        query = self.query(x, ex.get_child(expert, "query")).reshape(keys.shape[0], -1, *keys.shape[2:])
-        drop = self.drop.of(tokens, keys_of)
-
-        rows = products.repeat_single_row(query)
-        logits = jnp.einsum("nqhd,nkhd->nhqk", rows, keys).astype(jnp.float32)
-        weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", drop(weights), values)[:, : query.shape[1]]
-        mixed = checkpoint_name(mixed, SAVED)
+        rows, count, heads, width = keys.shape
+        query = self.query(x, ex.get_child(expert, "query")).reshape(rows, -1, heads, width)
+        shape = (rows, heads, query.shape[1], count)
+        words = self.drop.weight_words(shape, tokens, keys_of)
+        if isinstance(biases, KernelBias):
+            mixed = self._mix_by_kernel(shape, query, keys_values, biases, words)
+        else:
+            repeated = products.repeat_single_row(query)
+            logits = jnp.einsum("nqhd,nkhd->nhqk", repeated, keys).astype(jnp.float32)
+            weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
+            if words is not None:
+                own = words.query[..., None] + words.key[:, None, None]
+                weights = drop(weights, own, self.config.dropout_rate)
+            mixed = products.keep(jnp.einsum("nhqk,nkhd->nqhd", weights, values)[:, : query.shape[1]])
         return self.out(mixed.reshape(*x.shape[:-1], -1), ex.get_child(expert, "out"))
+
+    def _mix_by_kernel(
+        self,
+        shape: tuple[int, int, int, int],
+        query: Float[Array, "N Q H P"],
+        keys_values: KeysValues,
+        biases: KernelBias,
+        words: WeightWords | None,
+    ) -> Float[Array, "N Q W"]:
+        rows, _, queries, keys = shape
+        segments = biases.mask.to_segments(rows, queries, keys)
+        states = (x.reshape(*x.shape[:2], -1) for x in (query, *keys_values))
+        of_keys = None if words is None else jnp.broadcast_to(words.key, (rows, keys))
+        own = attention_kernel.Arguments._make(
+            (*states, *segments, biases.positions, None if words is None else words.query, of_keys)
+        )
+        rate = 0.0 if words is None else self.config.dropout_rate
+        return attend_by_kernel(self.config.head_dim, biases.mask.causal, rate, own)
 
 
 class FeedForward(nn.Module):
@@ -299,4 +272,6 @@ class FeedForward(nn.Module):
 
         parts = (dense(name, config.mlp_dim, x) for name in names)
         hidden = reduce(mul, (activation(x) for activation, x in zip(activations, parts, strict=True)))
+        if not self.train:
+            hidden = products.materialize(hidden)
         return dense("wo", config.emb_dim, Dropout(config.dropout_rate, self.train)(hidden, tokens))

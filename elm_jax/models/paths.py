@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.errors import UserError
@@ -82,5 +81,10 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
             )
         stacked = [layers[layer] for layer in range(len(layers))]
         # NumPy arrays stay NumPy arrays: stacking must not move a large base to the device.
-        together[path] = np.stack(stacked) if isinstance(stacked[0], np.ndarray) else jnp.stack(stacked)
+        if isinstance(stacked[0], np.ndarray):
+            together[path] = np.stack(stacked)
+        else:
+            import jax.numpy as jnp  # which is there if its arrays are
+
+            together[path] = jnp.stack(stacked)
     return dict(sorted(together.items()))

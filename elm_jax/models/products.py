@@ -15,12 +15,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array
 
 TPU_ROWS = 8  # of a register
+# What a layer keeps for its gradient: the results of its large products. What is cheap is computed again:
+# norms and activations would keep several arrays for each one that the products around them need, and
+# attention its weights before and after dropout, the largest arrays of all.
+SAVED = "saved"
+
+
+def keep(x: Array) -> jax.Array:
+    """Returns x, marked as what a layer keeps for its gradient."""
+    return checkpoint_name(jnp.asarray(x), SAVED)
 
 
 def precision_context(dtype: str) -> AbstractContextManager[Any]:
@@ -60,6 +70,15 @@ def repeat_single_row(x: Float[Array, "B N *rest"]) -> Float[Array, "B M *rest"]
     if x.shape[1] != 1 or traced_platform() != "tpu":
         return x
     return jnp.broadcast_to(x, (x.shape[0], TPU_ROWS, *x.shape[2:]))
+
+
+def materialize(x: Array) -> jax.Array:
+    """Returns x, which a TPU is made to compute once; on other platforms nothing is asked for.
+
+    A TPU's compiler fuses what enters a product into it, and then computes it for every tile of the result.
+    """
+    x = jnp.asarray(x)
+    return jax.lax.optimization_barrier(x) if traced_platform() == "tpu" else x
 
 
 def einsum(axes: str, x: Array, kernel: Array) -> jax.Array:

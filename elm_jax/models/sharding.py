@@ -35,6 +35,8 @@ RULES: Rules = {
     "embed": ("fsdp",),
     "layers": (),  # a scan reads one after the other
     "rank": (),  # too narrow to split
+    "prompt": (),
+    "projection": (),
     "relpos_buckets": (),
 }
 """Logical axis -> the axes of a mesh that split it; T5X's names, and our `experts` and `rank`."""
@@ -103,6 +105,11 @@ def mesh_of(tree: Any) -> Mesh | None:
     return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
+def is_on_mesh(x: Array) -> bool:
+    """Returns whether an array lies on more than one device, in a program too."""
+    return any(size > 1 for size in _mesh_of(x).shape.values())
+
+
 def count_row_shards(sizes: Mapping[str, int]) -> int:
     """Returns into how many parts a mesh of these sizes splits the rows of a batch."""
     return math.prod(sizes.get(axis, 1) for axis in RULES["batch"])
@@ -151,8 +158,10 @@ def gather_by_segment(stack: Array, of: Int[Array, "B G"], *layer: Any) -> Float
     return jnp.asarray(stack).at[(of, *layer)].get(mode="fill")  # an index too large gives NaN
 
 
-def shard_map_over_experts(add: Callable[..., Any], params: Any, experts: int) -> Callable[..., Any]:
-    """Returns the function `(params, base, rows, sums) -> sums` with every expert on its own devices.
+def shard_map_over_experts(
+    add: Callable[..., Any], params: Any, experts: int, *, frozen: Any = None
+) -> Callable[..., Any]:
+    """Returns the function `(params, frozen, rows, sums) -> sums` with every expert on its own devices.
 
     On a mesh with an `expert` axis each part runs the rows of its own experts, so that nothing is exchanged.
 
@@ -160,6 +169,7 @@ def shard_map_over_experts(add: Callable[..., Any], params: Any, experts: int) -
         add: The function.
         params: The experts' parameters, which are on the mesh.
         experts: How many experts there are.
+        frozen: How what is not trained lies, as the leaves of a tree; default: every part has all of it.
     """
     mesh = _mesh_of(jax.tree.leaves(params)[0])
     parts = mesh.shape.get("expert", 1)
@@ -168,11 +178,46 @@ def shard_map_over_experts(add: Callable[..., Any], params: Any, experts: int) -
     return jax.shard_map(
         add,
         mesh=mesh,
-        in_specs=(_BY_EXPERT, _REPLICATED, _BY_EXPERT, _BY_EXPERT),
-        out_specs=_BY_EXPERT,
+        in_specs=(BY_EXPERT, REPLICATED if frozen is None else frozen, BY_EXPERT, BY_EXPERT),
+        out_specs=BY_EXPERT,
         axis_names={"expert"},
         check_vma=False,
     )
+
+
+def shard_map_by_axes(
+    function: Callable[..., Any],
+    arrays: Any,
+    axes: Any,
+    result_axes: Sequence[str | None],
+    units: Mapping[str, int],
+) -> Any:
+    """Returns `function(arrays)`, on a mesh with each device at its own part: for what XLA cannot partition.
+
+    Args:
+        function: what every device runs.
+        arrays: a tree of arrays, of which the first leaf is on the mesh.
+        axes: a tree of that form, with the logical axes of each array in a tuple.
+        result_axes: the logical axes of the only result.
+        units: logical axis -> how many parts it may be cut into; one that the mesh does not divide is whole.
+    """
+    mesh = _mesh_of(jax.tree.leaves(arrays)[0])
+    if not any(size > 1 for size in mesh.shape.values()):
+        return function(arrays)
+    free = _free_axes(mesh)
+    split: dict[str | None, Any] = {None: None}
+    for name, count in units.items():
+        allowed = tuple(axis for axis in RULES[name] if axis in free)
+        split[name] = _split_axes(mesh, [count], {0: allowed})[0]
+
+    def spec(names: Sequence[str | None]) -> PartitionSpec:
+        return PartitionSpec(*(split[name] for name in names))
+
+    specs = jax.tree.map(spec, axes, is_leaf=lambda each: type(each) is tuple)
+    run = jax.shard_map(
+        function, mesh=mesh, in_specs=(specs,), out_specs=spec(result_axes), axis_names=free, check_vma=False
+    )
+    return run(arrays)
 
 
 def put_expert(stack: Any, one: Any, place: Int[Array, ""]) -> Any:
@@ -197,8 +242,8 @@ def put_expert(stack: Any, one: Any, place: Int[Array, ""]) -> Any:
     run = jax.shard_map(
         own,
         mesh=mapped,
-        in_specs=(_BY_EXPERT, _REPLICATED, _REPLICATED),
-        out_specs=_BY_EXPERT,
+        in_specs=(BY_EXPERT, REPLICATED, REPLICATED),
+        out_specs=BY_EXPERT,
         axis_names={"expert"},
         check_vma=False,
     )
@@ -228,15 +273,15 @@ def take_expert(stack: Any, place: Int[Array, ""]) -> Any:
     run = jax.shard_map(
         own,
         mesh=mapped,
-        in_specs=(_BY_EXPERT, _REPLICATED),
-        out_specs=_REPLICATED,
+        in_specs=(BY_EXPERT, REPLICATED),
+        out_specs=REPLICATED,
         axis_names={"expert"},
         check_vma=False,
     )
     return run(stack, place)
 
 
-_BY_EXPERT, _REPLICATED = PartitionSpec("expert"), PartitionSpec()
+BY_EXPERT, REPLICATED = PartitionSpec("expert"), PartitionSpec()
 
 
 def _count_expert_shards(stack: Any) -> tuple[int, AbstractMesh]:
@@ -266,7 +311,7 @@ def constrain_sharding_like(tree: Any, like: Array) -> Any:
 def _axes(path: str) -> tuple[str | None, ...]:
     """Returns the logical axes of a leaf; a vector of the width has none, since gathering it costs more."""
     axes = logical_axes(path)
-    return tuple(None for _ in axes) if set(axes) <= {"layers", "embed"} else axes
+    return tuple(None for _ in axes) if set(axes) <= {"layers", "embed", "prompt"} else axes
 
 
 def _mesh_of(parameter: Array) -> AbstractMesh:
@@ -297,12 +342,16 @@ def _count_shards(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def _constrain(x: Array, mesh: AbstractMesh, allowed: Mapping[int, tuple[str, ...]]) -> Array:
-    """Constrains axes of x, by their numbers, to axes of the mesh, and leaves the others to the compiler."""
-    # Within `shard_map_over_experts` the compiler must not split by expert; outside of a program nothing.
-    free = {
+def _free_axes(mesh: AbstractMesh) -> set[str]:
+    """Returns the axes of a mesh by which arrays may be split here: within a shard_map not by its own."""
+    return {
         axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
     }
+
+
+def _constrain(x: Array, mesh: AbstractMesh, allowed: Mapping[int, tuple[str, ...]]) -> Array:
+    """Constrains axes of x, by their numbers, to axes of the mesh, and leaves the others to the compiler."""
+    free = _free_axes(mesh)  # outside of a program nothing is constrained
     if not isinstance(x, Tracer) or not any(mesh.shape[axis] > 1 for axis in free):
         return x
     allowed = {place % x.ndim: tuple(a for a in axes if a in free) for place, axes in allowed.items()}

@@ -42,9 +42,10 @@ class T5Config:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"Expected dtype float32 or bfloat16, got {self.dtype!r}.")
         unknown = set(self.mlp_activations) - set(ACTIVATIONS)
-        if unknown or not self.mlp_activations:
+        if unknown or not 1 <= len(self.mlp_activations) <= 2:
             raise ValueError(
-                f"Expected mlp_activations of {', '.join(ACTIVATIONS)}, got {self.mlp_activations!r}."
+                f"Expected one or two mlp_activations of {', '.join(ACTIVATIONS)}, got "
+                f"{self.mlp_activations!r}."
             )
 
 

@@ -18,22 +18,24 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, Encoded, ExpertOfRow
 from elm_jax.models import expert_layers as ex
+from elm_jax.models.dropout import Dropout, TokenSeeds
+from elm_jax.models.expert_kinds import VERA
 from elm_jax.models.layers import (
-    SAVED,
     Attention,
     Biases,
     Dense,
-    Dropout,
     FeedForward,
     KeysValues,
     Norm,
     RelativePositions,
-    TokenSeeds,
-    mask_bias,
+    add_positions,
+    mask_biases,
     position_bias,
     step_position_bias,
     tree_position_bias,
 )
+from elm_jax.models.masks import Mask, mask_bias
+from elm_jax.models.products import SAVED
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
@@ -105,11 +107,11 @@ class EncoderLayer(nn.Module):
         biases: Biases,
         tokens: TokenSeeds | None,
     ) -> tuple[Array, None]:
-        expert = ex.gather_by_row(expert, rows)
+        expert = ex.gather_row_experts(expert, rows)
         drop = Dropout(self.config.dropout_rate, self.train)
         if self.config.relpos_per_layer:
             positions = RelativePositions(self.config, bidirectional=True, name="relpos_bias")
-            biases = (position_bias(positions(x.shape[1])), *biases)
+            biases = add_positions(biases, position_bias(positions(x.shape[1])))
         normed = Norm(self.config, name="pre_attention_layer_norm")(
             x, ex.get_child(expert, "pre_attention_layer_norm")
         )
@@ -147,11 +149,14 @@ class DecoderLayer(nn.Module):
         context: DecoderContext,
     ) -> tuple[Array, None]:
         """Computes all tokens of the answers at once."""
-        prompt_expert = None if context.prompt_rows is None else ex.gather_by_row(expert, context.prompt_rows)
-        expert = ex.gather_by_row(expert, context.rows)
+        prompt_expert = (
+            None if context.prompt_rows is None else ex.gather_row_experts(expert, context.prompt_rows)
+        )
+        expert = ex.gather_row_experts(expert, context.rows)
         self_biases = context.self_biases
         if self.config.relpos_per_layer:
-            self_biases = (tree_position_bias(self.relpos_bias(x.shape[2]), context.depths), *self_biases)
+            positions = tree_position_bias(self.relpos_bias(x.shape[2]), context.depths)
+            self_biases = add_positions(self_biases, positions)
         _, prompt = self.read_prompt(
             context.encoded, expert if prompt_expert is None else prompt_expert, None
         )
@@ -172,15 +177,16 @@ class DecoderLayer(nn.Module):
         cross_biases: Biases,
     ) -> tuple[Array, KeysValues]:
         """Computes the token at a position with this layer's part of a cache; returns its keys and values."""
-        expert = ex.gather_by_row(expert, rows)
+        expert = ex.gather_row_experts(expert, rows)
         if self.config.relpos_per_layer:
-            self_biases = (step_position_bias(self.relpos_bias(answer[0].shape[1]), position), *self_biases)
+            positions = step_position_bias(self.relpos_bias(answer[0].shape[1]), position)
+            self_biases = add_positions(self_biases, positions)
         add_earlier = partial(_write_at, answer, position=position, axis=1)
         return self._blocks(x, expert, add_earlier, prompt, self_biases, cross_biases, NO_SEEDS)
 
     def read_prompt(self, encoded: Encoded, expert: Any, rows: Any) -> tuple[Encoded, KeysValues]:
         """Returns the encoded prompt unchanged, and its keys and values in this layer."""
-        own = ex.get_child(ex.gather_by_row(expert, rows), "encoder_decoder_attention")
+        own = ex.get_child(ex.gather_row_experts(expert, rows), "encoder_decoder_attention")
         # With another shape than the encoder's, what is kept for the gradient needs no zeros on a TPU: XLA
         # leaves them out unless two loops begin with the same.
         return encoded, self.encoder_decoder_attention.keys_values(encoded[:, None], own)
@@ -225,6 +231,11 @@ def _write_at(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
     return put(old[0], new[0]), put(old[1], new[1])
 
 
+def _split_layers(expert: Params | None, expert_of_row: ExpertOfRow | ex.SegmentExperts | None) -> Any:
+    """Returns an expert's part for a stack as a scan over its layers takes it."""
+    return ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row, ex.get_child(expert, VERA))
+
+
 def _scan_layers(
     layer: type[nn.Module], config: T5Config, length: int, train: bool, **scans: tuple[Any, ...]
 ) -> Any:
@@ -261,7 +272,7 @@ class Encoder(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        seen: Bool[Array, "B #S S"],
+        seen: Mask,
         expert: Params | None,
         expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
         tokens: TokenSeeds | None = None,
@@ -275,12 +286,12 @@ class Encoder(nn.Module):
             expert_of_row: Which of the stacked experts every row or segment has; None for one expert.
             tokens: What dropout draws from.
         """
-        biases = (mask_bias(seen)[:, None],)
+        biases = mask_biases(self.config, seen, x.shape[1], x.shape[1])
         if not self.config.relpos_per_layer:
-            biases = (position_bias(self.relpos_bias(x.shape[1])), *biases)
-        layers = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
+            biases = add_positions(biases, position_bias(self.relpos_bias(x.shape[1])))
+        layers = _split_layers(expert, expert_of_row)
         x, _ = self.layers(self.drop(x, tokens), *layers, biases, tokens)
-        final = ex.gather_by_row(ex.get_child(expert, "encoder_norm"), expert_of_row)
+        final = ex.gather_row_experts(ex.get_child(expert, "encoder_norm"), expert_of_row)
         return self.drop(self.encoder_norm(x, final), tokens)
 
 
@@ -312,8 +323,8 @@ class Decoder(nn.Module):
         self,
         x: Float[Array, "B C T D"],
         encoded: Encoded,
-        seen: Bool[Array, "N #T T"],
-        prompt_seen: Bool[Array, "B _ S"],
+        seen: Mask,
+        prompt_seen: Mask,
         expert: Params | None,
         expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
         depths: Int[Array, "B T"] | None = None,
@@ -333,12 +344,14 @@ class Decoder(nn.Module):
             seeds: What dropout draws from.
             prompt_segments: The segments of the prompts' tokens, in packed rows.
         """
-        biases = (mask_bias(seen)[:, None],)
+        length = x.shape[2]
+        biases = mask_biases(self.config, seen, length, length)
         if not self.config.relpos_per_layer:
-            biases = (tree_position_bias(self.relpos_bias(x.shape[2]), depths), *biases)
-        layer_params, rows = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
+            biases = add_positions(biases, tree_position_bias(self.relpos_bias(length), depths))
+        layer_params, rows = _split_layers(expert, expert_of_row)
         prompt_rows = ex.replace_segments(rows, prompt_segments)
-        cross_biases = (mask_bias(prompt_seen)[:, None],)
+        queries = x.shape[0] * x.shape[1] * length // encoded.shape[0]
+        cross_biases = mask_biases(self.config, prompt_seen, queries, encoded.shape[1])
         context = DecoderContext(rows, prompt_rows, encoded, biases, cross_biases, depths, seeds)
         x, _ = self.layers(self.drop(x, seeds.answer), layer_params, context)
         return self._finish(x, expert, expert_of_row, seeds.answer)
@@ -353,7 +366,7 @@ class Decoder(nn.Module):
     ) -> DecodeCache:
         """Returns the cache before the first token of answers of at most `length` tokens."""
         config = self.config
-        layers = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
+        layers = _split_layers(expert, expert_of_row)
         _, prompt = self.layers.read_prompt(encoded, *layers)
         shape = (config.num_decoder_layers, real.shape[0], length, config.num_heads, config.head_dim)
         empty = jnp.zeros(shape, config.dtype)
@@ -368,10 +381,10 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B 1 1 D"], DecodeCache]:
         """Returns the state of one more token of every row, and the cache with that token."""
         length, position = cache.answer[0].shape[2], cache.position
-        biases = (mask_bias((jnp.arange(length) <= position)[None, None, None]),)
+        biases: Biases = (mask_bias((jnp.arange(length) <= position)[None, None, None]),)
         if not self.config.relpos_per_layer:
-            biases = (step_position_bias(self.relpos_bias(length), position), *biases)
-        layer_params, rows = ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row)
+            biases = add_positions(biases, step_position_bias(self.relpos_bias(length), position))
+        layer_params, rows = _split_layers(expert, expert_of_row)
         x, keys_values = self.layers.step(
             self.drop(x),
             layer_params,
@@ -396,5 +409,5 @@ class Decoder(nn.Module):
         expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
         tokens: TokenSeeds | None = None,
     ) -> Array:
-        final = ex.gather_by_row(ex.get_child(expert, "decoder_norm"), expert_of_row)
+        final = ex.gather_row_experts(ex.get_child(expert, "decoder_norm"), expert_of_row)
         return self.drop(self.decoder_norm(x, final), tokens)

@@ -24,12 +24,17 @@ from jaxtyping import Bool, Float, Int
 from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, ExpertOfSegment, Prompts, Seeds
 from elm_jax.errors import UserError
 from elm_jax.models import expert_layers as ex
-from elm_jax.models import sharding
-from elm_jax.models.layers import make_token_seeds
+from elm_jax.models import sharding, soft_prompts
+from elm_jax.models.dropout import make_token_seeds
+from elm_jax.models.masks import UNSEEN, SegmentMask
 from elm_jax.models.products import with_config_precision
 from elm_jax.models.sizes import T5Config
+from elm_jax.models.soft_prompts import insert_soft_tokens
 from elm_jax.models.stacks import DecodeCache, Decoder, DecoderSeeds, Encoder
 from elm_jax.records import Params
+
+STACKS = ("encoder", "decoder")
+MOST_PARTS = 2**16  # answers to the prompt of one segment
 
 
 class TokenEmbedder(nn.Module):
@@ -76,6 +81,15 @@ class T5(nn.Module):
             encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments, seeds
         )
 
+    def prepare_experts(self, experts: Params | None) -> Params | None:
+        """Returns experts with what does not depend on rows computed; every other method takes them too.
+
+        Who calls a method many times, as decoding token by token does, begins with this.
+        """
+        if experts is None:
+            return None
+        return {**experts, **{stack: self._part(experts, stack) for stack in STACKS if stack in experts}}
+
     @with_config_precision
     def encode(
         self,
@@ -85,16 +99,17 @@ class T5(nn.Module):
         prompt_segments: Prompts | None = None,
         seeds: Seeds | None = None,
     ) -> Encoded:
-        """Returns the encoder's output; what stands at padding has no meaning."""
-        seen = (prompts != PAD)[:, None]
-        if prompt_segments is not None:
-            seen = seen & (prompt_segments[:, :, None] == prompt_segments[:, None])
+        """Returns the encoder's output; what stands at padding has no meaning.
+
+        Where experts have soft prompts, it is that much longer; other methods take it with the same prompts.
+        """
+        rows = insert_soft_tokens(prompts, prompt_segments, experts, expert_of_row)
         return self.encoder(
-            self.token_embedder(prompts),
-            seen,
-            ex.get_child(experts, "encoder"),
-            ex.join_segments(expert_of_row, prompt_segments),
-            make_token_seeds(seeds, prompt_segments, prompts.shape[1]),
+            soft_prompts.embed(rows, self.token_embedder(rows.token_ids)),
+            SegmentMask(rows.segments, _segments_of_real(rows.tokens, rows.segments)),
+            self._part(experts, "encoder"),
+            ex.join_segments(expert_of_row, rows.segments),
+            make_token_seeds(seeds, rows.segments, rows.tokens.shape[1]),
         )
 
     def decode(
@@ -107,11 +122,23 @@ class T5(nn.Module):
         prompt_segments: Prompts | None = None,
         answer_segments: Answers | None = None,
         seeds: Seeds | None = None,
+        answer_parts: Answers | None = None,
     ) -> Float[Array, "B C T V"]:
-        """Returns float32 logits of every token of every answer, each seeing the tokens before it."""
+        """Returns float32 logits of every token of every answer, each seeing the tokens before it.
+
+        A packed row may have several answers to a segment's prompt, which `answer_parts` tells apart.
+        """
         return self.project(
             self.decode_hidden(
-                encoded, prompts, answers, experts, expert_of_row, prompt_segments, answer_segments, seeds
+                encoded,
+                prompts,
+                answers,
+                experts,
+                expert_of_row,
+                prompt_segments,
+                answer_segments,
+                seeds,
+                answer_parts,
             )
         )
 
@@ -126,6 +153,7 @@ class T5(nn.Module):
         prompt_segments: Prompts | None = None,
         answer_segments: Answers | None = None,
         seeds: Seeds | None = None,
+        answer_parts: Answers | None = None,
     ) -> Float[Array, "B C T D"]:
         """Returns the decoder's states, of which `project` makes the logits."""
         if (prompt_segments is None) != (answer_segments is None):
@@ -133,24 +161,23 @@ class T5(nn.Module):
                 "Expected segment ids of prompts and of answers for packed rows, got only one of them. "
                 "Fix: pass both."
             )
+        rows = insert_soft_tokens(prompts, prompt_segments, experts, expert_of_row)
+        prompts, prompt_segments = rows.tokens, rows.segments
         segments = None if answer_segments is None else answer_segments[:, 0]
         shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)
-        position = jnp.arange(answers.shape[2])
-        seen = (position[None] <= position[:, None])[None]
-        prompt_seen = (prompts != PAD)[:, None]
+        of_answer = of_token = None
         if prompt_segments is not None and answer_segments is not None:
-            before = jnp.pad(answer_segments[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=-1)
-            shifted = jnp.where(answer_segments == before, shifted, PAD)
-            of_answer = answer_segments.reshape(-1, answers.shape[2])
-            seen = seen & (of_answer[:, :, None] == of_answer[:, None])
+            parts = answer_segments if answer_parts is None else answer_segments * MOST_PARTS + answer_parts
+            before = jnp.pad(parts[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=-1)
+            shifted = jnp.where(parts == before, shifted, PAD)
+            of_answer = parts.reshape(-1, answers.shape[2])
             of_token = answer_segments.reshape(answers.shape[0], -1)
-            prompt_seen = prompt_seen & (of_token[:, :, None] == prompt_segments[:, None])
         return self.decoder(
             self.token_embedder(shifted),
             encoded,
-            seen,
-            prompt_seen,
-            ex.get_child(experts, "decoder"),
+            SegmentMask(of_answer, of_answer, causal=True),
+            SegmentMask(of_token, _segments_of_real(prompts, prompt_segments)),
+            self._part(experts, "decoder"),
             ex.join_segments(expert_of_row, segments),
             seeds=DecoderSeeds(
                 make_token_seeds(seeds, segments, answers.shape[2]),
@@ -175,12 +202,13 @@ class T5(nn.Module):
         A node holds the token that it reads (padding where an answer starts) and its position in its answers;
         `sees` says which nodes it attends to.
         """
+        rows = insert_soft_tokens(prompts, None, experts, expert_of_row)
         hidden = self.decoder(
             self.token_embedder(nodes)[:, None],
             encoded,
             sees,
-            (prompts != PAD)[:, None],
-            ex.get_child(experts, "decoder"),
+            SegmentMask(None, _segments_of_real(rows.tokens, None)),
+            self._part(experts, "decoder"),
             expert_of_row,
             depths,
         )
@@ -204,8 +232,9 @@ class T5(nn.Module):
         expert_of_row: ExpertOfRow | None = None,
     ) -> DecodeCache:
         """Returns the cache before the first of at most `length` tokens, one answer to a row."""
+        rows = insert_soft_tokens(prompts, None, experts, expert_of_row)
         return self.decoder.start(
-            encoded, prompts != PAD, length, ex.get_child(experts, "decoder"), expert_of_row
+            encoded, rows.tokens != PAD, length, self._part(experts, "decoder"), expert_of_row
         )
 
     @with_config_precision
@@ -222,8 +251,17 @@ class T5(nn.Module):
         cache of `length` tokens takes no more: the next would overwrite the last.
         """
         x = self.token_embedder(tokens)[:, None, None]
-        hidden, cache = self.decoder.step(x, cache, ex.get_child(experts, "decoder"), expert_of_row)
+        hidden, cache = self.decoder.step(x, cache, self._part(experts, "decoder"), expert_of_row)
         return self.project(hidden[:, 0, 0]), cache
+
+    def _part(self, experts: Params | None, stack: str) -> Params | None:
+        """Returns the part of experts for a stack."""
+        return None if experts is None else ex.prepare_stack(experts, self.variables["params"], stack)
+
+
+def _segments_of_real(tokens: Prompts, segments: Prompts | None) -> Prompts:
+    """Returns the segments of tokens that are seen as keys, all the same if rows are not packed."""
+    return jnp.where(jnp.asarray(tokens) != PAD, 0 if segments is None else segments, UNSEEN)
 
 
 def init_params(key: jax.Array, config: T5Config) -> dict[str, Any]:

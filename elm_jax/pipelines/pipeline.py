@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from elm_jax import moved, ranges, storage
 from elm_jax.data import task_rows, task_selection
+from elm_jax.evaluation import methods as method_module
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.evaluate import EvaluationResult, evaluate
 from elm_jax.experts.key_texts import KEYS_PER_EXPERT
@@ -20,7 +21,8 @@ from elm_jax.tasks import data_source
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.training import pretraining as pretraining_module
-from elm_jax.training.config import TrainConfig, replace_fields
+from elm_jax.training.config import CheckpointConfig, TrainConfig, replace_fields
+from elm_jax.training.gates import gate_config, train_gates
 from elm_jax.training.pretraining import Pretraining
 from elm_jax.training.train import train_experts, train_multitask
 
@@ -134,6 +136,9 @@ def run_pipeline(
         )
         experts = train_experts(run, train_specs, training)
         train_multitask(run, train_specs, MULTITASK, training)
+        if method_module.reads_gates(config.evaluation.methods or ()):
+            gates = replace(gate_config(seed=config.seed), checkpoint=CheckpointConfig(wait=config.wait))
+            train_gates(run, experts, gates)
         index(
             run,
             experts=experts,

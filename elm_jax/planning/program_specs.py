@@ -53,13 +53,13 @@ class TrainingProgramSpec:
 
         All tokens of the batch count, also padding.
         """
-        if program not in ("accumulate", "evaluate"):
+        if program not in ("accumulate", "train_step", "evaluate"):
             return None
         shape, config, kind = self.shape, self.network, self.plan.config.expert.kind
         base = shapes.base_shapes(config)
         expert = shapes.expert_shapes(config, kind, self.plan.config.expert.options)
         seen = AttentionSpans(float(shape.prompt), float(shape.target), float(shape.prompt * shape.folded))
-        if program == "accumulate":
+        if program != "evaluate":
             cost = flops.training_flops(config, kind, base, expert, seen)
         else:
             cost = flops.forward_flops(config, base, {} if kind == "full" else expert, seen)

@@ -36,10 +36,16 @@ def plan_training(
         spec = specs.to_json(TrainingProgramSpec(network, shared, layout, shape))
         return compile_programs(target, sizes, specs.BUILD, spec, names, progress)
 
+    def whole_steps(layout: Layout, shape: Shape) -> bool:
+        return batches.holds_steps(measured, shape, layout.slots, layout.parts)
+
     def peak_bytes(layout: Layout, shape: Shape) -> int | None:
-        found = tried[layout, shape] = compiled(layout, shape, ("accumulate", "update"))
+        whole = whole_steps(layout, shape)
+        names = batch_search.batch_programs(whole_steps=whole)
+        found = tried[layout, shape] = compiled(layout, shape, names)
         peaks = [each.peak_bytes for each in found]
-        return None if None in peaks else max(each for each in peaks if each is not None)
+        beside = batch_search.accumulator_bytes(programs(layout, shape), whole_steps=whole)
+        return None if None in peaks else beside + max(each for each in peaks if each is not None)
 
     memory = Memory(
         held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST)),
@@ -52,8 +58,10 @@ def plan_training(
     except OutOfMemoryError as error:
         return _unfit_plan(load, target, sizes, shared, search.layouts[-1], tried, str(error))
     names = [each.name for each in programs(fit.layout, fit.shape).all()]
-    if not config.checkpoint.validate_every:
-        names.remove("evaluate")
+    whole = whole_steps(fit.layout, fit.shape)
+    unused = {*batch_search.batch_programs(whole_steps=not whole)} | ({"zero"} if whole else set())
+    unused |= set() if config.checkpoint.validate_every else {"evaluate"}
+    names = [name for name in names if name not in unused]
     found = compiled(fit.layout, fit.shape, names)
     spec = TrainingProgramSpec(network, shared, fit.layout, fit.shape)
     own = tuple(make_program_plan(each, spec, target, target.devices) for each in found)
@@ -80,7 +88,10 @@ def _training_plan(
     hours = None
     if not refused and None not in seconds.values():
         known_seconds = {name: value or 0.0 for name, value in seconds.items()}
-        each_batch = known_seconds["accumulate"] + known_seconds["update"]
+        of_batch = {
+            name for whole in (True, False) for name in batch_search.batch_programs(whole_steps=whole)
+        }
+        each_batch = sum(value for name, value in known_seconds.items() if name in of_batch)
         each_expert = sum(known_seconds[name] for name in ("init_one", "put_slot", "take_slot"))
         hours = (count * each_batch + len(measured) * each_expert) / 3600
     return SlicePlan(

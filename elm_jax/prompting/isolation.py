@@ -51,23 +51,23 @@ class _DeadError(Exception):
     """The process ended before it answered."""
 
 
-def apart(place: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def isolate_foreign_templates(position: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Lets a function run in the process for strangers' templates if its template is one.
 
     Args:
-        place: The template's place among the positional arguments. At 1 it comes after the rows, which
-            travel batch by batch as they are used.
+        position: The template's position among the arguments. At 1 it comes after the rows, which travel
+            batch by batch as they are used.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            template: Any = args[place]
+            template: Any = args[position]
             if not template.foreign:
                 return function(*args, **kwargs)
-            own = [*args[:place], replace(template, foreign=False), *args[place + 1 :]]
-            rows = iter(typing.cast("Iterable[Any]", own[0])) if place else None
-            called = (function.__module__, function.__qualname__, own[place:], kwargs)
+            own = [*args[:position], replace(template, foreign=False), *args[position + 1 :]]
+            rows = iter(typing.cast("Iterable[Any]", own[0])) if position else None
+            called = (function.__module__, function.__qualname__, own[position:], kwargs)
             answer = _shared_process().ask(called, rows, f"Template {template.name!r}")
             returned = typing.get_type_hints(function)["return"]
             return schema.parse(answer, returned, what="a rendering", fix="correct the template")

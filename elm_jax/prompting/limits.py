@@ -61,7 +61,7 @@ def bounded(value: Any) -> Any:
     return value
 
 
-def check_growth(name: str, arguments: Sequence[Any]) -> None:
+def check_result_size(name: str, arguments: Sequence[Any]) -> None:
     """Refuses a call of a growing filter or method (its owner is an argument) by what it would make."""
     check_size(_growth(name, arguments))
 
@@ -108,7 +108,7 @@ def power(left: Any, right: Any) -> Any:
 
 def remainder(left: Any, right: Any) -> Any:
     if isinstance(left, str):
-        check_growth("format", [left, right])
+        check_result_size("format", [left, right])
     return operator.mod(left, right)
 
 

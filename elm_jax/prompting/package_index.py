@@ -37,8 +37,7 @@ def fetch_archive(package: str, archive: str, *, sha256: str, index: str | None 
         archive: Name of the archive's file.
         sha256: SHA-256 that the archive must have.
         index: Address or folder of a simple index; default: pip's find-links and indexes, with its
-        certificate,
-            proxy and trusted hosts.
+            certificate, proxy and trusted hosts.
 
     Raises:
         UserError: If no index has the archive; the message names each with the reason, without passwords.

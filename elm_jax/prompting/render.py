@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, overload
 
 from elm_jax.errors import RowError, RowReason, UserError
+from elm_jax.frames import to_frame
 from elm_jax.prompting import isolation
 from elm_jax.prompting.templates import TRUNCATE, Rendered, Template
 from elm_jax.records import PromptedExample, RowCounts, UnusedRow
@@ -18,26 +19,31 @@ WITHHELD = (-1, "-1", "")
 """Labels by which published datasets mark rows whose right answer is withheld."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Renderings(Sequence[PromptedExample]):
     """A dataset's rows, rendered by one template: a sequence of examples with what became of the others.
 
     Attributes:
         examples: The prompted examples.
         counts: Rows that were read, used, left out and cut.
-        unused: The first row that was left out for each reason.
-        lacking: Columns that rows were left out for lacking, each with the error of the first.
+        unused: The first row that was left out for each reason, and for each column that rows lack.
         columns: Columns that rows have.
     """
 
     examples: tuple[PromptedExample, ...]
     counts: RowCounts
     unused: tuple[UnusedRow, ...] = ()
-    lacking: Mapping[str, str] = field(default_factory=dict, compare=False)
     columns: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def to_pandas(self) -> Any:
+        """Returns a DataFrame with a line for each example."""
+        return to_frame(self.examples)
+
+    def __repr__(self) -> str:
+        return f"Renderings({len(self)} examples of {self.counts.read} rows)"
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> PromptedExample: ...
@@ -47,14 +53,14 @@ class Renderings(Sequence[PromptedExample]):
         return self.examples[index]
 
 
-@isolation.apart(1)
+@isolation.isolate_foreign_templates(1)
 def render(
     rows: Iterable[Mapping[str, Any]],
     template: Template,
     *,
     truncate: int | None = TRUNCATE,
     keep_empty: bool = False,
-    keep_outside: bool = False,
+    is_ranked: bool = True,
     row_id: str = "row_id",
     label: str | None = None,
     limit: int | None = None,
@@ -71,7 +77,8 @@ def render(
         keep_empty: Whether rows with an empty input or target, or that the template does not apply to, are
             kept as examples with empty texts, on which the paper's released code trained; targets outside
             the choices are kept too.
-        keep_outside: Whether rows whose target is none of the choices are kept, for who ranks no choices.
+        is_ranked: Whether the choices are ranked, so that the target has to be one of them. Otherwise they
+            are words that the template writes with, and the answer is free text.
         row_id: Column of a row's id; a row without it has its number, from 0, as id.
         label: Column of the right answer; a row in which it is withheld cannot be used.
         limit: Examples at most.
@@ -82,9 +89,8 @@ def render(
     """
     examples: list[PromptedExample] = []
     left_out: Counter[RowReason] = Counter()
-    unused: dict[RowReason, UnusedRow] = {}
+    unused: dict[tuple[RowReason, str | None], UnusedRow] = {}
     have: set[str] = set()
-    lacking: dict[str, str] = {}
     cut = 0
     for number, row in enumerate(rows):
         have.update(row)
@@ -96,30 +102,30 @@ def render(
                 identity,
                 truncate=truncate,
                 keep_empty=keep_empty,
-                keep_outside=keep_outside,
+                is_ranked=is_ranked,
                 label=label,
             )
         except RowError as error:
             left_out[error.reason] += 1
-            unused.setdefault(error.reason, UnusedRow(identity, error.reason, str(error)))
-            if error.column is not None:
-                lacking.setdefault(error.column, str(error))
+            unused.setdefault(
+                (error.reason, error.column), UnusedRow(identity, error.reason, str(error), error.column)
+            )
         else:
             examples.append(example)
             cut += is_cut
             if len(examples) == limit:
                 break
     if not is_part:
-        require_columns(lacking, have)
+        require_columns(unused.values(), have)
     counts = RowCounts(len(examples) + left_out.total(), len(examples), dict(left_out), cut)
-    return Renderings(tuple(examples), counts, tuple(unused.values()), lacking, frozenset(have))
+    return Renderings(tuple(examples), counts, tuple(unused.values()), frozenset(have))
 
 
-def require_columns(lacking: Mapping[str, str], have: Collection[str]) -> None:
+def require_columns(unused: Iterable[UnusedRow], have: Collection[str]) -> None:
     """Raises if rows were left out for lacking a column that no row has."""
-    for column, message in lacking.items():
-        if column not in have:
-            raise UserError(message)
+    for row in unused:
+        if row.column is not None and row.column not in have:
+            raise UserError(row.message)
 
 
 def render_row(
@@ -129,7 +135,7 @@ def render_row(
     *,
     truncate: int | None = TRUNCATE,
     keep_empty: bool = False,
-    keep_outside: bool = False,
+    is_ranked: bool = True,
     label: str | None = None,
 ) -> tuple[PromptedExample, bool]:
     """Returns a row's example, and whether the limit of characters cut it; arguments are those of `render`.
@@ -149,14 +155,12 @@ def render_row(
         # The paper's code joins all parts but the last into the input.
         rendered = Rendered("", template.parts(row, truncate, row_id=row_id)[-1], ())
     if not keep_empty:
-        _require_usable(rendered, template, row_id, keep_outside=keep_outside)
+        _require_usable(rendered, template, row_id, is_ranked=is_ranked)
     assert rendered is not None
     return _example(rendered, row_id), rendered.cut
 
 
-def _require_usable(
-    rendered: Rendered | None, template: Template, row_id: str, *, keep_outside: bool
-) -> None:
+def _require_usable(rendered: Rendered | None, template: Template, row_id: str, *, is_ranked: bool) -> None:
     where = f"Template {template.name!r}, row {row_id!r}"
     if rendered is None:
         raise RowError(
@@ -165,7 +169,7 @@ def _require_usable(
     if not (rendered.input and rendered.target):
         reason: RowReason = "empty target" if rendered.input else "empty input"
         raise RowError(f"{where}: expected a text, got an {reason}.", reason)
-    if rendered.choices and not keep_outside and rendered.target not in rendered.choices:
+    if is_ranked and rendered.choices and rendered.target not in rendered.choices:
         choices = ", ".join(map(repr, rendered.choices))
         raise RowError(
             f"{where}: expected a target among the choices {choices:.300}, got {rendered.target!r:.100}.",

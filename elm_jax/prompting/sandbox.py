@@ -9,10 +9,11 @@ bound:
   in it and `limits.TURN` more, so an endless loop fails within a second or so;
 - `range` gives at most 100,000 numbers (jinja's own limit);
 - operations whose results can be large (`*`, `**`, `~`, `join`, `replace`, paddings, formats) fail before
-they
-  are computed if the result would be too large, and no value may hold more than the budget, however nested.
+  they are computed if the result would be too large, and no value may hold more than the budget, however
+  nested.
 
-This stops mistakes and simple abuse. Templates of determined attackers need a process with limits of its own.
+This stops mistakes and simple abuse. Templates of strangers run in a process with limits of its own besides
+(`isolation`).
 """
 
 import functools
@@ -96,7 +97,7 @@ class Index(int):
 
 
 class NoNumber(int):
-    """The 0 that the filter `int` makes of a text that is no whole number: it is no index."""
+    """What the filter `int` makes of a value that is no whole number, as 0 of a text: it is no index."""
 
 
 def cut_text(text: str, length: int | None) -> str:
@@ -143,7 +144,7 @@ def _truncate(context: Rendering, text: str, length: int = 255, *rest: Any, **op
 
 
 @pass_context
-def _index(context: Rendering, value: Any) -> Any:
+def _mark_negative_index(context: Rendering, value: Any) -> Any:
     return Index(value) if context.watch is not None and type(value) is int and value < 0 else value
 
 
@@ -153,7 +154,9 @@ def _int(context: Rendering, value: Any, *rest: Any, **options: Any) -> int:
         return do_int(value, *rest, **options)
     missing.require_number(value)
     made: Any = cast(Any, do_int)(value, None)
-    return NoNumber() if made is None else made
+    if made is None:
+        return NoNumber()
+    return made if made == do_float(value, made) else NoNumber(made)
 
 
 @pass_context
@@ -171,7 +174,7 @@ def _write(context: Rendering, value: Any) -> str:
 
 
 @pass_context
-def _take_turn(context: Rendering, cost: int) -> bool:
+def _charge_loop_turn(context: Rendering, cost: int) -> bool:
     context.spend(cost)
     return True
 
@@ -179,7 +182,7 @@ def _take_turn(context: Rendering, cost: int) -> bool:
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)  # keeps jinja's marks of what the filter is passed
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        limits.check_growth(name, [*args, *kwargs.values()])
+        limits.check_result_size(name, [*args, *kwargs.values()])
         return limits.bounded(function(*args, **kwargs))
 
     return guarded
@@ -202,15 +205,20 @@ class _Environment(SandboxedEnvironment):
         self.filters |= {name: _guarded(name, self.filters[name]) for name in limits.GROWING_FILTERS}
         self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
         # Names with a space, which no template can call.
-        self.filters |= {"string": _string, "a turn": _take_turn, "a bounded value": limits.bounded}
-        self.filters |= {"truncate": _truncate, "int": _int, "float": _float, "an index": _index}
+        self.filters |= {"string": _string, "a turn": _charge_loop_turn, "a bounded value": limits.bounded}
+        self.filters |= {
+            "truncate": _truncate,
+            "int": _int,
+            "float": _float,
+            "an index": _mark_negative_index,
+        }
         for name in missing.TEXT_FILTERS:
             self.filters[name] = missing.trace(self.filters[name], joins=name == "join")
         self.binop_table |= {name: missing.trace(self.binop_table[name]) for name in ("+", "%")}
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(argument, Index | NoNumber) and not isinstance(obj, Mapping):
-            got = f"{argument:d}" if isinstance(argument, Index) else "0 for a text that is no whole number"
+            got = f"{argument:d}" + (" for no whole number" if isinstance(argument, NoNumber) else "")
             raise BadIndexError(f"expected an index from 0, got {got}")
         return super().getitem(obj, argument)
 
@@ -220,7 +228,7 @@ class _Environment(SandboxedEnvironment):
         values, name = [owner, *args, *kwargs.values()], getattr(obj, "__name__", "")
         grows = name in limits.GROWING_METHODS
         if grows:
-            limits.check_growth(name, values)
+            limits.check_result_size(name, values)
         made = super().call(context, obj, *args, **kwargs)
         if isinstance(owner, str):
             made = missing.mark(made, values)
@@ -230,9 +238,9 @@ class _Environment(SandboxedEnvironment):
 ENVIRONMENT = _Environment()
 
 
-def find_index_columns(source: str) -> set[str]:
-    """Returns the names by which a template picks an answer choice; none if it does not compile."""
+def find_number_columns(source: str) -> set[str]:
+    """Returns the names that a template uses as numbers; none if it does not compile."""
     try:
-        return syntax.find_index_columns(ENVIRONMENT.parse(source))
-    except jinja2.TemplateSyntaxError:  # the error is raised where the template is used
+        return syntax.find_number_columns(ENVIRONMENT.parse(source))
+    except (jinja2.TemplateSyntaxError, ValueError, RecursionError):  # raised where the template is used
         return set()

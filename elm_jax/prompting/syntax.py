@@ -138,11 +138,25 @@ def add_filter(node: nodes.Expr | None, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None)
 
 
-def find_index_columns(tree: nodes.Node) -> set[str]:
-    """Returns the names by which a template picks an answer choice, as in `answer_choices[label]`."""
-    found = set()
+def find_number_columns(tree: nodes.Node) -> set[str]:
+    """Returns the names that a template uses as numbers.
+
+    It picks from the choices or another list by them, as in `answer_choices[label]`, compares them with a
+    number, or computes with them what texts do not allow.
+    """
+    found: list[nodes.Node] = []
     for node in tree.find_all(nodes.Getitem):
-        if isinstance(node.node, nodes.Name) and node.node.name == "answer_choices":
-            every = [node.arg, *node.arg.find_all(nodes.Name)]
-            found |= {name.name for name in every if isinstance(name, nodes.Name)}
-    return found
+        is_list = isinstance(node.node, nodes.List)
+        if is_list or (isinstance(node.node, nodes.Name) and node.node.name == "answer_choices"):
+            found += [node.arg, *node.arg.find_all(nodes.Name)]
+    for node in tree.find_all(nodes.Compare):
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        items = [item for side in sides for item in getattr(side, "items", ())]  # `stars in [1, 2]`
+        if any(isinstance(each, nodes.Const) and type(each.value) in (int, float) for each in sides + items):
+            found += sides
+    for node in tree.find_all((nodes.Sub, nodes.Div, nodes.FloorDiv, nodes.Pow)):
+        found += [node.left, node.right]
+    for node in tree.find_all(nodes.Mul):
+        if not any(isinstance(side, nodes.Const) for side in (node.left, node.right)):  # it repeats a text
+            found += [node.left, node.right]
+    return {name.name for name in found if isinstance(name, nodes.Name)} - {"answer_choices"}

@@ -24,7 +24,7 @@ def main(seconds: int, memory_bytes: int) -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _require_imports()
+    _preload_imports()
     memory = _address_space() + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     while (question := _read(source)) is not None:
@@ -83,7 +83,7 @@ def _limit_seconds(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (last, resource.RLIM_INFINITY))
 
 
-def _require_imports() -> None:
+def _preload_imports() -> None:
     """Imports what rendering needs, so that it is no part of the memory that is limited."""
     importlib.import_module("elm_jax.prompting.render")
 

@@ -70,7 +70,7 @@ class Template:
     own: bool = False
     foreign: bool = False
 
-    @isolation.apart(0)
+    @isolation.isolate_foreign_templates(0)
     def render(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> Rendered | None:
@@ -101,14 +101,14 @@ class Template:
             target = answers[0] if answers else ""
         return Rendered(text, target, choices, answers if answers and len(answers) > 1 else (), cut)
 
-    @isolation.apart(0)
+    @isolation.isolate_foreign_templates(0)
     def parts(
         self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
     ) -> tuple[str, ...]:
         """Returns all parts of a rendered row, of which `render` requires one or two."""
         return _parts(self, row, self.choices(row, row_id=row_id), truncate, row_id)[0]
 
-    @isolation.apart(0)
+    @isolation.isolate_foreign_templates(0)
     def choices(self, row: Mapping[str, Any], *, row_id: str | None = None) -> tuple[str, ...] | None:
         """Returns the row's answer choices, never truncated; None if the template has none."""
         if self.answer_choices is None:
@@ -118,7 +118,7 @@ class Template:
         return _choices(self, self.answer_choices, row, row_id)
 
     @functools.cached_property
-    @isolation.apart(0)
+    @isolation.isolate_foreign_templates(0)
     def fixed_choices(self) -> tuple[str, ...] | None:
         """The answer choices if they are the same for every row, else None."""
         if self.answer_choices is None or _find_names(self, self.answer_choices):
@@ -126,7 +126,7 @@ class Template:
         return _choices(self, self.answer_choices, {}, None)
 
     @functools.cached_property
-    @isolation.apart(0)
+    @isolation.isolate_foreign_templates(0)
     def columns(self) -> frozenset[str]:
         """The columns that the template may read."""
         read = _find_names(self, self.jinja) | _find_names(self, self.answer_choices or "")

@@ -56,11 +56,11 @@ def mark_texts(value: Any, *, protect: bool) -> Any:
 
 
 def find_answers(written: Iterable[Any], target: str, length: int | None) -> tuple[str, ...] | None:
-    """Returns the texts of a list if a target is this list and nothing else, each cut to a length."""
+    """Returns a list's texts or numbers if a target is this list and nothing else, each cut to a length."""
     for value in written:
-        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        if texts and _restore(sandbox.cut_text(str(value), length)) == target:
-            return tuple(_restore(sandbox.cut_text(item, length)) for item in value)
+        is_flat = isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+        if is_flat and _restore(sandbox.cut_text(str(value), length)) == target:
+            return tuple(_restore(sandbox.cut_text(str(item), length)) for item in value)
     return None
 
 
@@ -70,8 +70,9 @@ def require_stable(text: str, row: Mapping[str, Any]) -> None:
     texts = list(_find_texts(row)) if found else []
     for written in found:
         if not any(written in each for each in texts):
+            kind = re.sub(" at 0x.*", "", written, flags=re.IGNORECASE)  # the address differs every time
             raise BadValueError(
-                f"a value with a text of its own, got {written:.60}>, which is another in every process. "
+                f"a value with a text of its own, got {kind:.60}>, which is another in every process. "
                 "Fix: write the value itself",
                 "unstable text",
             )

@@ -1,16 +1,21 @@
 """Charts: the numbers of a report turned into positions and plain lists, ready to be drawn by the page."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, floor
+from statistics import fmean
 from typing import Any
 
 from elm_jax.reporting import table_layout, tables
 from elm_jax.reporting.formatting import format_percent, format_points
-from elm_jax.reporting.records import DatasetResult, MethodMean, PromptResult, Report
+from elm_jax.reporting.records import DatasetResult, KeyMap, MapPoints, MethodMean, PromptResult, Report
 
-FOREST_WIDTH = 300.0
+FOREST_WIDTH = 260.0
 SPREAD_WIDTH = 236.0
+MAP_WIDTH, MAP_MARGIN = 320.0, 12.0
+MAP_NAMES = 3
+"""Experts that have a name on each map."""
 NO_FAMILY = "no family"
 SORT_FIELDS = ("difference", "low", "p", "p_holm", "better_a", "p_mcnemar_holm")
 """What each column of the comparisons is sorted by."""
@@ -87,7 +92,7 @@ def forest_plot(report: Report) -> dict[str, Any]:
     }
 
 
-def spread_plots(report: Report) -> list[dict[str, Any]]:
+def prompt_spread_plots(report: Report) -> list[dict[str, Any]]:
     """Returns, for each dataset, every method's prompts as points, its mean, and the chance level.
 
     All datasets share one axis, so that distances can be compared between them.
@@ -184,6 +189,67 @@ def heat_map(report: Report) -> dict[str, Any]:
             if expert in places and (task, prompt) in numbers
         ],
     }
+
+
+def key_map(report: Report) -> dict[str, Any]:
+    """Returns, for each dataset, its queries among the keys of all experts, in one plane; or nothing.
+
+    Up to three experts have a number and a name: those that routers chose first for most of its prompts.
+    """
+    drawn = report.key_map
+    if drawn is None or not (drawn.keys and drawn.queries):
+        return {}
+    groups = (*drawn.keys, *drawn.queries)
+    across, up = ([value for group in groups for value in getattr(group, axis)] for axis in ("x", "y"))
+    reach = max(max(across) - min(across), max(up) - min(up), 1e-9)
+    scale = (MAP_WIDTH - 2 * MAP_MARGIN) / reach
+
+    def place(points: MapPoints) -> list[tuple[float, float]]:
+        return [
+            (
+                round(MAP_MARGIN + (x - min(across)) * scale, 1),
+                round(MAP_MARGIN + (max(up) - y) * scale, 1),
+            )
+            for x, y in zip(points.x, points.y, strict=True)
+        ]
+
+    keys = {points.name: place(points) for points in drawn.keys}
+    panels = []
+    for points in drawn.queries:
+        first = Counter(row.expert for row in report.selections if row.task == points.name)
+        named = [expert for expert, _ in first.most_common() if expert in keys][:MAP_NAMES]
+        listed = ", ".join(f"{number} {expert}" for number, expert in enumerate(named, start=1))
+        panels.append(
+            {
+                "task": points.name,
+                "queries": place(points),
+                "experts": [(expert, keys[expert], _middle(keys[expert])) for expert in named],
+                "text": f"{points.name}: {len(points.x)} queries among {sum(map(len, keys.values()))} keys"
+                + (f"; routers chose first: {listed}" if named else ""),
+            }
+        )
+    return {
+        "keys": [(*at, expert) for expert, own in keys.items() for at in own],
+        "panels": panels,
+        "width": MAP_WIDTH,
+        "height": round(2 * MAP_MARGIN + (max(up) - min(up)) * scale, 1),
+        "caption": _map_caption(drawn),
+    }
+
+
+def _map_caption(drawn: KeyMap) -> str:
+    shares = " and ".join(f"{format_percent(share)} %" for share in drawn.shares)
+    keys, queries = (sum(len(points.x) for points in group) for group in (drawn.keys, drawn.queries))
+    return (
+        f"All tasks share one plane: the two main components of the keys drawn, which hold {shares} of their "
+        "variance. Routers compare in all directions, so what is near here need not be near to them. "
+        f"{keys:,} of {drawn.key_count:,} keys and {queries:,} of {drawn.query_count:,} queries are drawn, "
+        f"embedded by {drawn.embedder}. Named are the experts that routers chose first for most prompts."
+    )
+
+
+def _middle(points: list[tuple[float, float]]) -> tuple[float, float]:
+    return round(fmean(x for x, _ in points), 1), round(fmean(y for _, y in points), 1)
 
 
 def _router_notes(report: Report) -> dict[tuple[str, str, str], list[str]]:

@@ -15,27 +15,37 @@ def render_markdown(report: Report) -> str:
     parts = ["# Report\n"]
     note = report.environment.get("note")
     parts += [f"{_cell(note)}\n"] if isinstance(note, str) else []
-    others = (
-        tables.rows_table,
-        tables.ties_table,
-        tables.generated_table,
-        tables.comparisons_table,
-        tables.selections_table,
-    )
-    made = [*([tables.methods_table(report)] if report.means else []), *(of(report) for of in others)]
-    parts += [table_to_markdown(table) for table in made if table.rows]
-    environment = tuple((name, value) for name, value in flatten_values(report.environment) if name != "note")
-    parts.append(table_to_markdown(tables.Table("Environment", ("what", "value"), environment)))
+    parts += map(table_to_markdown, list_tables(report).values())
     return "\n".join(parts)
+
+
+def list_tables(report: Report) -> dict[str, tables.Table]:
+    """Returns the tables of a report that have rows, by a name that a file can have."""
+    environment = tuple((name, value) for name, value in flatten_values(report.environment) if name != "note")
+    made = {
+        **({"accuracy": tables.methods_table(report)} if report.means else {}),
+        "rows": tables.rows_table(report),
+        "ties": tables.ties_table(report),
+        "generated": tables.generated_table(report),
+        "comparisons": tables.comparisons_table(report),
+        "chosen_experts": tables.selections_table(report),
+        "environment": tables.Table("Environment", ("what", "value"), environment),
+    }
+    return {name: table for name, table in made.items() if table.rows}
+
+
+def find_numeric_columns(table: tables.Table) -> set[int]:
+    """Returns the columns but the first whose cells are all numbers, or nothing."""
+    return {
+        column
+        for column in range(1, len(table.header))
+        if all(not row[column] or row[column][0] in "+-–<[0123456789" for row in table.rows)
+    }
 
 
 def table_to_markdown(table: tables.Table) -> str:
     """Returns a table as Markdown; the bar between cells, line breaks and markup in names stay text."""
-    numeric = {
-        column
-        for column in range(1, len(table.header))
-        if all(row[column][:1] in "+-–<[0123456789" for row in table.rows)
-    }
+    numeric = find_numeric_columns(table)
     rule = ["---:" if column in numeric else "---" for column in range(len(table.header))]
     lines = [f"## {table.title}", ""]
     lines += ["| " + " | ".join(map(_cell, line)) + " |" for line in (table.header,)]

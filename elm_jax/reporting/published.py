@@ -58,7 +58,7 @@ def published_rows(tasks: Sequence[str]) -> list[PublishedModel]:
     return found
 
 
-def published_note(tasks: Sequence[str]) -> str:
+def describe_published_rows(tasks: Sequence[str]) -> str:
     """Returns what must be said where published rows are shown."""
     odd = f" {PRINTED_OTHERWISE}." if set(TASKS) <= set(tasks) else ""
     return (

@@ -5,14 +5,22 @@ Accuracies, means and differences are fractions; `low` and `high` are the ends o
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, ClassVar
+
+from elm_jax.frames import to_frame
+from elm_jax.schema import Form
+
+
+class ReportForm(Form):
+    """How records of a report are read: strictly, and no field is unknown."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {**Form.__pydantic_config__, "extra": "forbid"}
 
 
 @dataclass(frozen=True)
-class PromptResult:
+class PromptResult(ReportForm):
     """One method on one prompt of a dataset.
 
     Attributes:
@@ -43,7 +51,7 @@ class PromptResult:
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class TaskRows(ReportForm):
     """What became of the rows of one prompt.
 
     Attributes:
@@ -64,7 +72,7 @@ class TaskRows:
 
 
 @dataclass(frozen=True)
-class EqualChoices:
+class EqualChoices(ReportForm):
     """Rows of one prompt whose choices the model cannot tell apart, or cannot choose between.
 
     Attributes:
@@ -85,7 +93,7 @@ class EqualChoices:
 
 
 @dataclass(frozen=True)
-class DatasetResult:
+class DatasetResult(ReportForm):
     """One method on one dataset, over all of its prompts.
 
     Attributes:
@@ -120,7 +128,7 @@ class DatasetResult:
 
 
 @dataclass(frozen=True)
-class MethodMean:
+class MethodMean(ReportForm):
     """One method over all datasets that it did not see; its means are None if it saw all of them.
 
     Attributes:
@@ -156,7 +164,7 @@ class MethodMean:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ReportForm):
     """Two methods on the same rows: a paired bootstrap of macro means, and McNemar's exact test.
 
     Attributes:
@@ -195,7 +203,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class ChosenExperts:
+class ChosenExperts(ReportForm):
     """What one router chose for one prompt of a dataset.
 
     Attributes:
@@ -226,7 +234,7 @@ class ChosenExperts:
 
 
 @dataclass(frozen=True)
-class ExpertResult:
+class ExpertResult(ReportForm):
     """One expert alone on one prompt of a dataset.
 
     Attributes:
@@ -253,7 +261,7 @@ class ExpertResult:
 
 
 @dataclass(frozen=True)
-class MethodDescription:
+class MethodDescription(ReportForm):
     """What a method is.
 
     Attributes:
@@ -277,7 +285,7 @@ class MethodDescription:
 
 
 @dataclass(frozen=True)
-class GeneratedResult:
+class GeneratedResult(ReportForm):
     """One method on one prompt that is answered in free text.
 
     Attributes:
@@ -304,7 +312,7 @@ class GeneratedResult:
 
 
 @dataclass(frozen=True)
-class MethodAnswer:
+class MethodAnswer(ReportForm):
     """A method's answer to one row.
 
     Attributes:
@@ -319,7 +327,7 @@ class MethodAnswer:
 
 
 @dataclass(frozen=True)
-class RowExample:
+class RowExample(ReportForm):
     """One row to look at.
 
     Attributes:
@@ -341,8 +349,48 @@ class RowExample:
     answers: Mapping[str, MethodAnswer]
 
 
+@dataclass(frozen=True)
+class MapPoints(ReportForm):
+    """Points of the map that belong together.
+
+    Attributes:
+        name: of the expert whose keys they are, or of the dataset whose queries they are.
+        x: places along the first axis.
+        y: places along the second, one for each of `x`.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.x or len(self.x) != len(self.y) or not all(map(isfinite, (*self.x, *self.y))):
+            raise ValueError("points, each of two finite numbers,")
+
+
+@dataclass(frozen=True)
+class KeyMap(ReportForm):
+    """Keys of experts and queries of tasks, in the plane of the two main components of the keys.
+
+    Attributes:
+        embedder: what embedded both.
+        shares: of the variance of the keys that are drawn, for each of the two axes.
+        keys: of every expert, or a sample of them.
+        queries: of every dataset, or a sample of them.
+        key_count: how many keys there are, drawn or not.
+        query_count: how many queries there are.
+    """
+
+    embedder: str
+    shares: tuple[float, ...]
+    keys: tuple[MapPoints, ...]
+    queries: tuple[MapPoints, ...]
+    key_count: int
+    query_count: int
+
+
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(ReportForm):
     """Everything a reader of results needs; `report.json` is this record, field by field.
 
     Attributes:
@@ -360,6 +408,7 @@ class Report:
         task_rows: what became of the rows of every prompt.
         tied_with_best: methods that a paired test does not tell apart from the one of the highest macro mean,
             among those that saw no labels.
+        key_map: where keys and queries lie; None where no router read any.
     """
 
     rows: tuple[PromptResult, ...]
@@ -375,55 +424,12 @@ class Report:
     equal_choices: tuple[EqualChoices, ...] = ()
     task_rows: tuple[TaskRows, ...] = ()
     tied_with_best: tuple[str, ...] = ()
+    key_map: KeyMap | None = None
+
+    def to_pandas(self, table: str = "rows") -> Any:
+        """Returns a DataFrame of one of the tables, such as "rows", "means", "comparisons" or "generated"."""
+        return to_frame(getattr(self, table))
 
     def __repr__(self) -> str:
         datasets = {row.task for row in (*self.rows, *self.generated)}
         return f"Report({len(self.methods)} methods on {len(datasets)} datasets, {len(self.rows)} results)"
-
-
-_field_types = cache(get_type_hints)  # of a class, asked for once for each of its rows
-
-
-_LEAVES: Mapping[Any, tuple[tuple[type, ...], str]] = {
-    str: ((str,), "a text"),
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-}
-
-
-def from_json(annotation: Any, value: Any) -> Any:
-    """Returns a value of JSON as the type that an annotation names: a record, a tuple or a mapping of them.
-
-    Raises:
-        ValueError: the value has another form; the message says which is expected.
-    """
-    if is_dataclass(annotation):
-        expected = [field.name for field in fields(annotation)]
-        # What an earlier version did not write has its default.
-        needed = {field.name for field in fields(annotation) if field.default is MISSING}
-        if not isinstance(value, dict) or not needed <= value.keys() <= set(expected):
-            raise ValueError(f"an object with {', '.join(expected)}")
-        hints = _field_types(annotation)
-        return annotation(**{name: from_json(hints[name], own) for name, own in value.items()})  # pyright: ignore[reportCallIssue]
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is UnionType:  # X | None
-        return None if value is None else from_json(arguments[0], value)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError("a list")
-        return tuple(from_json(arguments[0], each) for each in value)
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise ValueError("an object")
-        return {name: from_json(arguments[1], each) for name, each in value.items()}
-    if annotation in _LEAVES:
-        kinds, expected = _LEAVES[annotation]
-        # JSON's true is Python's 1 too.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool):
-            raise ValueError(expected)
-        try:
-            return annotation(value)  # JSON's 1 is a number too
-        except OverflowError:
-            raise ValueError(expected) from None
-    return value

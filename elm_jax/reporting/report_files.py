@@ -8,7 +8,7 @@ have a checksum; those of the first versions have none.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any
 
 from etils import epath
 
@@ -16,12 +16,11 @@ from elm_jax import schema, storage
 from elm_jax.errors import UserError
 from elm_jax.records import TaskScores
 from elm_jax.reporting import documents, metrics, page
-from elm_jax.reporting.records import Report, from_json
+from elm_jax.reporting.records import Report
 
-FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
-LATER_PARTS = ("equal_choices", "task_rows", "tied_with_best")
+LATER_PARTS = ("equal_choices", "task_rows", "tied_with_best", "key_map")
 """What reports of the first versions lack."""
-PARTS = tuple(field.name for field in fields(Report) if field.name not in LATER_PARTS)
+FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
 
 
 def is_report(directory: epath.Path) -> bool:
@@ -86,23 +85,16 @@ def read_report(directory: storage.PathLike) -> Report:
         raise UserError(f"{error} {FIX}") from None
     del value["format"]
     checksum = value.pop("checksum", None)
-    missing = [part for part in PARTS if part not in value]
-    if missing:
+    needed = [part.name for part in fields(Report) if part.name not in LATER_PARTS]
+    if missing := [part for part in needed if part not in value]:
         raise UserError(f"Expected a report at {str(where)!r}, got one without {', '.join(missing)}. {FIX}")
-    hints = get_type_hints(Report)
-    parts = {}
-    for part in (*PARTS, *(part for part in LATER_PARTS if part in value)):
-        try:
-            parts[part] = from_json(hints[part], value[part])
-        except ValueError as error:
-            raise UserError(
-                f"Expected {error} in {part!r} of {str(where)!r}, got another form. {FIX}"
-            ) from None
+    what, fix = f"a report at {str(where)!r}", FIX.removeprefix("Fix: ").removesuffix(".")
+    report: Report = schema.parse(json.dumps(value).encode(), Report, what=what, fix=fix)
     if checksum is not None and checksum != storage.fingerprint(value):
         raise UserError(
             f"Expected the report as it was written at {str(where)!r}, got one that was changed. {FIX}"
         )
-    return Report(**parts)
+    return report
 
 
 @dataclass(frozen=True)
@@ -191,14 +183,14 @@ def _lines(scores: Sequence[TaskScores]) -> list[dict[str, Any]]:
             "task": task,
             "rows": rows,
             "labels": labels,
-            "right": {of.method: _marks(of) for of in alike},
+            "right": {of.method: _encode_credits(of) for of in alike},
             "seen": [of.method for of in alike if of.seen],
         }
         for (task, rows, labels), alike in by_rows.items()
     ]
 
 
-def _marks(scores: TaskScores) -> str | list[int]:
+def _encode_credits(scores: TaskScores) -> str | list[int]:
     """Returns 0 for a wrong row, and n for one that counts 1 / n; as one text if each is a digit."""
     is_right, tied = metrics.row_credits(scores) > 0, metrics.count_tied_choices(scores)
     marks = (is_right * tied).tolist()

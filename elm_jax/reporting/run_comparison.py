@@ -21,6 +21,7 @@ from elm_jax.reporting.tables import (
     Table,
     comparison_cells,
     comparisons_note,
+    describe_limit,
 )
 
 
@@ -45,11 +46,13 @@ class RunComparison(Comparison):
         first: the macro mean of the first run.
         second: the macro mean of the second run.
         by_task: the difference on each dataset; its p values are not corrected.
+        limit: rows of a task that were evaluated at most; None is all.
     """
 
     first: Accuracy
     second: Accuracy
     by_task: tuple[DatasetDifference, ...]
+    limit: int | None = None
 
 
 def compare_methods(
@@ -118,14 +121,15 @@ def comparison_tables(rows: Sequence[RunComparison]) -> list[Table]:
         (name, *(_format_difference(own.get(column.task)) for column in columns))
         for name, own in zip(labelled, cells, strict=True)
     )
-    note = comparisons_note(rows, ("the second run", "the first"))
+    limited = describe_limit(rows[0].limit)
+    note = comparisons_note(rows, ("the second run", "the first")) + limited
     return [
         Table("Second run − first run", ("method", "first", "second", *COMPARISON_HEADER), means, note),
         Table(
             "Difference by task",
             ("method", *(column.name for column in columns)),
             by_task,
-            "Percentage points with 95 % intervals, not corrected for their number.",
+            "Percentage points with 95 % intervals, not corrected for their number." + limited,
         ),
     ]
 

@@ -20,6 +20,7 @@ from elm_jax.reporting.records import (
     EqualChoices,
     ExpertResult,
     GeneratedResult,
+    KeyMap,
     MethodDescription,
     MethodMean,
     PromptResult,
@@ -49,6 +50,7 @@ class ReportInputs:
             It is read once, from front to back.
         families: family of an expert's id or of its dataset, to group the heat map by.
         made_of: what rows and experts were, JSON-like, which is kept beside the report.
+        key_map: where keys and queries lie.
     """
 
     scores: Sequence[TaskScores] = ()
@@ -62,6 +64,7 @@ class ReportInputs:
     expert_counts: Iterable[metrics.CorrectCount] = ()
     families: Mapping[str, str] = field(default_factory=dict)
     made_of: Mapping[str, Any] = field(default_factory=dict)
+    key_map: KeyMap | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def build_report(
         equal_choices=tuple(inputs.equal_choices),
         task_rows=tuple(inputs.task_rows),
         tied_with_best=find_tied_with_best(counted, labels, test),
+        key_map=inputs.key_map,
     )
 
 

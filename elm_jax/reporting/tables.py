@@ -47,7 +47,7 @@ def chance_levels(report: Report) -> dict[str, float]:
     return {row.task: row.chance for row in report.tasks}
 
 
-def chance_means(report: Report) -> tuple[float, float]:
+def macro_and_micro_chance(report: Report) -> tuple[float, float]:
     """Returns the macro and the micro mean of guessing."""
     over_tasks = chance_levels(report).values()
     over_prompts = [row.chance for row in report.rows if row.method == report.rows[0].method]
@@ -98,7 +98,7 @@ def methods_table(report: Report) -> Table:
                 format_percent(mean.micro),
             )
         )
-    levels, means = chance_levels(report), chance_means(report)
+    levels, means = chance_levels(report), macro_and_micro_chance(report)
     rows.append(
         ("chance", *(format_percent(levels[column.task]) for column in tasks), *map(format_percent, means))
     )
@@ -119,7 +119,7 @@ def methods_table(report: Report) -> Table:
         + _hindsight_note(report)
         + seen_note(report)
         + limit_note(report)
-        + (f" {published.published_note(names)}" if others else ""),
+        + (f" {published.describe_published_rows(names)}" if others else ""),
     )
 
 
@@ -142,7 +142,7 @@ def rows_table(report: Report) -> Table:
         ("task", "prompt", "read", "used", "left out", "cut"),
         rows,
         "An accuracy is of the used rows. Cut are used rows of which the template's limit of characters cut "
-        "a value.",
+        "a value." + limit_note(report),
     )
 
 
@@ -174,7 +174,8 @@ def ties_table(report: Report) -> Table:
         ("task", "prompt", "rows", "tied by", "equal to the model", "for example", "one choice"),
         tuple(rows),
         "A row whose n best choices score the same counts 1 / n if the right one is among them. Choices that "
-        "are the same tokens tie whatever scores them. Rows with one choice are left out.",
+        "are the same tokens tie whatever scores them. Rows with one choice are left out."
+        + limit_note(report),
     )
 
 
@@ -237,7 +238,7 @@ def selections_table(report: Report) -> Table:
         for row in report.selections
     )
     header = ("task", "prompt", "router", "expert", "votes", "rank in hindsight", "other votes")
-    return Table("Chosen experts", header, rows)
+    return Table("Chosen experts", header, rows, limit_note(report).strip())
 
 
 def generated_table(report: Report) -> Table:
@@ -300,7 +301,11 @@ def seen_note(report: Report) -> str:
 
 def limit_note(report: Report) -> str:
     """Returns what must be said of an evaluation that was limited to some rows of each task."""
-    limit = report.environment.get("limit")
+    return describe_limit(report.environment.get("limit"))
+
+
+def describe_limit(limit: int | None) -> str:
+    """Returns what a caption says of a limit of rows, with a space before it; nothing if there is none."""
     return f" Limited to {limit} rows of each task." if limit is not None else ""
 
 

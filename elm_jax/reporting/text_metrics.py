@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from elm_jax import names
 from elm_jax.errors import UserError
+from elm_jax.extras import install_command
 
 Texts = Sequence[str]
 MetricHook = Callable[[Texts, Texts, Texts], float | Sequence[float]]
@@ -255,6 +256,6 @@ def _package(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"Expected the package {module.partition('.')[0]} for this metric, got none. Fix: pip install "
-            "'elm_jax[generation]'."
+            f"Expected the package {module.partition('.')[0]} for this metric, got none. Fix: "
+            f"{install_command('generation')}."
         ) from error

@@ -6,11 +6,12 @@ of all inputs of length 1 the one that ΔW changes most. Nothing is trained and 
 code (microsoft/mttl) mixes the factors of the experts by default, PEFT's sums their outputs; both are here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
+from jaxtyping import Float
 
 from elm_jax.errors import UserError
 from elm_jax.models.gating import Mixing
@@ -18,7 +19,7 @@ from elm_jax.records import Params
 from elm_jax.routing import token_gate
 from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.registry import register_router
-from elm_jax.routing.token_gate import TokenGate
+from elm_jax.routing.token_gate import Factors, TokenGate
 
 
 @register_router("arrow", level="token", reads=("params",))
@@ -50,16 +51,26 @@ def arrow(
     Raises:
         UserError: If the experts are no LoRA, or an option is not valid.
     """
-    prototypes = {
-        # One expert at a time: decompositions of all would stand in memory together.
-        path: np.stack(
-            [token_gate.decompose_change(a, b)[0][..., :1] for a, b in zip(lora_a, lora_b, strict=True)]
-        )
-        for path, (lora_a, lora_b) in token_gate.collect_lora_factors(params).items()
-    }
-    if mixing not in get_args(Mixing):
-        raise UserError(f"Expected mixing {' or '.join(get_args(Mixing))}, got {mixing!r}. Fix: give one.")
+    prototypes = main_directions(token_gate.collect_lora_factors(params))
+    require_mixing(mixing)
     gate = token_gate.make_token_gate(
         "arrow", queries.task, index, prototypes, k=k, temperature=temperature, exclude=exclude
     )
     return replace(gate, mixing=mixing)
+
+
+def main_directions(factors: Mapping[str, Factors]) -> dict[str, Float[np.ndarray, "E L I 1"]]:
+    """Returns by path the first singular vector of every expert's change, on the side of the inputs."""
+    return {
+        # One expert at a time: decompositions of all would stand in memory together.
+        path: np.stack(
+            [token_gate.decompose_change(a, b)[0][..., :1] for a, b in zip(lora_a, lora_b, strict=True)]
+        )
+        for path, (lora_a, lora_b) in factors.items()
+    }
+
+
+def require_mixing(mixing: str) -> None:
+    """Raises a UserError if there is no such form of mixing."""
+    if mixing not in get_args(Mixing):
+        raise UserError(f"Expected mixing {' or '.join(get_args(Mixing))}, got {mixing!r}. Fix: give one.")

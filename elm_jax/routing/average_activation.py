@@ -8,14 +8,11 @@ training are needed. Their scripts count padding in the decoder's means; here it
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
-import numpy as np
 from jaxtyping import Float
 
 from elm_jax.axes import Array
 from elm_jax.errors import UserError
-from elm_jax.models import gating
 from elm_jax.routing import token_gate
 from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.registry import register_router
@@ -49,23 +46,14 @@ def average_activation(
     Raises:
         UserError: If a mean is not finite, or an option is not valid.
     """
-    prototypes = {}
-    for path, values in sorted(activations.items()):
-        means = np.asarray(values, np.float32)
-        if not np.isfinite(means).all():
-            raise UserError(
-                f"Expected finite mean activations at {path!r}, got others. Fix: take them again."
-            )
-        prototypes[path] = np.asarray(gating.standardize(means) / np.sqrt(means.shape[-1]))[..., None]
-    if not prototypes:
+    if not activations:
         raise UserError("Expected mean activations of at least one projection, got none.")
-    gate = token_gate.make_token_gate(
+    return token_gate.make_standard_gate(
         "average_activation",
         queries.task,
         index,
-        prototypes,
+        activations,
         k=k,
         temperature=temperature,
         exclude=exclude,
     )
-    return replace(gate, similarity="standard_dot")

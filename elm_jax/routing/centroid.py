@@ -4,6 +4,7 @@ Each expert counts as one point, as in the key-centroid routing that Retrieval o
 is compared with: one odd key does not decide, and an expert with more keys has no better chances.
 """
 
+import itertools
 from collections.abc import Collection
 
 import numpy as np
@@ -49,8 +50,8 @@ def centroid(
     allowed = find_allowed_experts(index, exclude)
     with_keys = index.expert_of_row[find_allowed_keys(index, allowed)]
     allowed &= np.isin(np.arange(len(index.experts)), with_keys)
-    means = index.once("centroid", lambda: _mean_directions(index))
-    similarities, nearest = search.top_k(_normalize(vectors), means, k, allowed=allowed)
+    means = index.once("centroid", lambda: mean_directions(index))
+    similarities, nearest = search.top_k(normalize(vectors), means, k, allowed=allowed)
     return vote.elect_experts(
         "centroid",
         queries,
@@ -62,14 +63,19 @@ def centroid(
     )
 
 
-def _mean_directions(index: KeyIndex) -> Float[np.ndarray, "E D"]:
+def mean_directions(index: KeyIndex) -> Float[np.ndarray, "E D"]:
     """Returns the direction of each expert's mean key; zero for an expert without keys."""
     sums = np.zeros((len(index.experts), index.vectors.shape[1]), np.float64)
-    np.add.at(sums, index.expert_of_row, np.asarray(index.vectors, np.float64))
-    return _normalize(sums)
+    # One expert at a time: a copy of all keys in float64 would stand beside them.
+    edges = np.searchsorted(index.expert_of_row, np.arange(len(index.experts) + 1)).tolist()
+    keys = np.asarray(index.vectors)
+    for expert, (first, last) in enumerate(itertools.pairwise(edges)):
+        sums[expert] = np.asarray(keys[first:last], np.float64).sum(axis=0)
+    return normalize(sums)
 
 
-def _normalize(vectors: Embeddings) -> Float[np.ndarray, "N D"]:
+def normalize(vectors: Embeddings) -> Float[np.ndarray, "N D"]:
+    """Returns vectors of length 1 in the same directions; 0 stays 0."""
     wide = np.asarray(vectors, np.float64)
     length = np.linalg.norm(wide, axis=-1, keepdims=True)
     # A vector of length 0 has no direction: it stays 0 and is equally far from all experts.

@@ -14,6 +14,7 @@ from elm_jax import storage
 from elm_jax.experts.library import Library
 from elm_jax.records import Params
 from elm_jax.routing import table
+from elm_jax.routing.components import COMPONENTS, make_component_tree
 from elm_jax.routing.inputs import Queries
 from elm_jax.routing.key_index import build_keyless_index
 from elm_jax.routing.mbc import embed_experts
@@ -32,7 +33,7 @@ class GateSpec:
 
     Attributes:
         id: `gated/<router>-` and a fingerprint of everything below.
-        router: The router's name.
+        router: The router's name, or `components`.
         options: Its options.
         experts: The experts' ids.
         excluded: Datasets; experts that were trained on one of them serve no token.
@@ -59,8 +60,25 @@ def make_gate_spec(
     checksums = {expert: each.checksum for expert, each in descriptions.items()}
     parts: dict[str, Any] = {"router": router, "options": dict(options), "experts": checksums}
     parts |= {"excluded": left_out, "formulas": FORMULAS}
-    gate_id = f"gated/{router}-{storage.fingerprint(parts)}"
+    if "gates" in table.find_router(router).reads:
+        gates = {expert: library.load_gates(expert).vectors for expert in experts}
+        parts["gates"] = {
+            expert: storage.array_fingerprint(dict(vectors)) for expert, vectors in gates.items()
+        }
+    gate_id = _name_gate(router, parts)
     return GateSpec(gate_id, router, dict(options), tuple(experts), left_out)
+
+
+def make_component_spec(library: Library, weights: Mapping[str, float], share: float) -> GateSpec:
+    """Returns the spec of the components of a task's experts (`routing.components`), expert -> weight."""
+    checksums = {expert: library.describe(expert).checksum for expert in weights}
+    options = {"weights": list(weights.values()), "share": share}
+    gate_id = _name_gate(COMPONENTS, {"options": options, "experts": checksums})
+    return GateSpec(gate_id, COMPONENTS, options, tuple(weights), ())
+
+
+def _name_gate(router: str, parts: Mapping[str, Any]) -> str:
+    return f"gated/{router}-{storage.fingerprint(dict(parts))}"
 
 
 def load_gate(run: Run, spec: GateSpec) -> Params:
@@ -71,6 +89,8 @@ def load_gate(run: Run, spec: GateSpec) -> Params:
     """
     library = Library.open(run.workspace.library)
     stacked = library.load_stack(spec.experts, base=run.base.fingerprint)
+    if spec.router == COMPONENTS:
+        return make_component_tree(stacked, **spec.options)
     router = table.find_router(spec.router)
     read = load_read_arguments(run, router, spec.experts, known={"params": stacked})
     index = build_keyless_index(library, spec.experts)
@@ -99,6 +119,7 @@ def load_read_arguments(
         "params": load_params,
         "parameter_points": lambda: embed_experts(known["params"] if "params" in known else load_params()),
         "activations": lambda: load_mean_activations(run, experts),
+        "gates": lambda: load_gate_vectors(Library.open(run.workspace.library), experts),
     }
     return {name: known[name] if name in known else load[name]() for name in router.reads if name in load}
 
@@ -107,3 +128,13 @@ def load_mean_activations(run: Run, experts: Sequence[str]) -> dict[str, np.ndar
     """Returns the mean inputs of every projection over the experts' own training rows: path -> [E, L, I]."""
     of_experts = [load_mean_inputs(run, expert) for expert in experts]
     return {path: np.stack([np.asarray(own[path]) for own in of_experts]) for path in of_experts[0]}
+
+
+def load_gate_vectors(library: Library, experts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the gates that were trained beside experts: path of a projection -> [E, L, I].
+
+    Raises:
+        UserError: If an expert has none.
+    """
+    of_experts = [library.load_gates(expert).vectors for expert in experts]
+    return {path: np.stack([own[path] for own in of_experts]) for path in of_experts[0]}

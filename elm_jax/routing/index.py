@@ -15,16 +15,18 @@ import numpy as np
 from elm_jax import ranges, schema, storage
 from elm_jax.data import identity, task_rows, task_selection, tokenized_rows
 from elm_jax.errors import UserError
-from elm_jax.experts import compatibility, key_texts, lookup
+from elm_jax.experts import compatibility, key_texts, lookup, training_rows
 from elm_jax.experts.library import Library
+from elm_jax.frames import Records
 from elm_jax.models import t5
 from elm_jax.models.sizes import T5Config
-from elm_jax.records import ExpertSpec, Keys
+from elm_jax.records import VOCABULARY, ExpertSpec, Keys, RowCounts
 from elm_jax.routing import embedding, original
 from elm_jax.routing.embedding import Embedder
 from elm_jax.session import opening
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import expert_statistics
+from elm_jax.tasks.files import read_text
 from elm_jax.weights import base_model
 
 TEXT_FORMAT = "instance_new"
@@ -71,7 +73,7 @@ def index(
     rebuild: bool = False,
     padded: bool = False,
     wait: bool = False,
-) -> list[str]:
+) -> Records[str]:
     """Embeds the keys of experts that have none, so that routers find them.
 
     A key is one of an expert's training inputs. An expert on several tasks has equally many of each.
@@ -108,7 +110,7 @@ def index(
         if experts is None:
             experts = _find_indexable_experts(run, library, rebuild=rebuild)
         stored = load_embedder_settings(run.workspace)
-        settings = _resolve_settings(run, stored, embedder, dtype, ignore)
+        settings = resolve_settings(run, stored, embedder, dtype, ignore)
         encoder = _load_padding_embedder(run, settings) if padded else load_run_embedder(run, settings)
         lacking = [expert for expert in experts if rebuild or not library.has_keys(expert)]
         specs = {expert: library.spec(expert) for expert in experts}
@@ -118,20 +120,69 @@ def index(
                 _require_current_keys(run, specs[expert], library.load_keys(expert), encoder, settings)
         if settings != stored:
             _save_embedder_settings(run.workspace, settings)
+        counts: list[RowCounts] = []
         with run.stages.stage("embed keys", len(lacking)) as advance:
             for done, expert in enumerate(lacking, start=1):
-                spec = expert_statistics.with_tasks_of_parts(specs[expert])
-                texts = [
-                    text
-                    for task, example in expert_statistics.sample_training_rows(spec, run.source, size)
-                    for text in key_texts.format_texts(
-                        [example], text_format, task_selection.get_choices_expression(task, run.source)
-                    )
-                ]
-                keys = embed_keys(encoder, texts, text_format)
-                library.write_keys(expert, replace(keys, made_of=_identify_keys(run, specs[expert], encoder)))
+                keys, counted = make_expert_keys(run, specs[expert], encoder, size, text_format)
+                library.write_keys(expert, keys)
+                counts += counted
                 advance(done, "")
-    return lacking
+        task_rows.print_counts(run.stages, counts)
+    return Records(lacking)
+
+
+def make_expert_keys(
+    run: Run, spec: ExpertSpec, encoder: Embedder, size: int, text_format: str
+) -> tuple[Keys, list[RowCounts]]:
+    """Returns the keys of an expert, made of its training rows, and what became of these rows.
+
+    Raises:
+        UserError: If the rows that the expert was trained on are not found.
+    """
+    rows = training_rows.load_training_rows(expert_statistics.with_tasks_of_parts(spec), run.source, size)
+    texts = [
+        text
+        for task, example in expert_statistics.sample_rows(rows, size, run.source.seed)
+        for text in key_texts.format_texts(
+            [example], text_format, task_selection.get_choices_expression(task, run.source)
+        )
+    ]
+    keys = replace(embed_keys(encoder, texts, text_format), made_of=_identify_keys(run, spec, encoder))
+    return keys, [examples.counts for _, examples in rows]
+
+
+def index_texts(run: Run, expert: str, texts: Sequence[str], *, wait: bool = False) -> None:
+    """Embeds texts as the keys of an expert whose training rows are not known, so that routers find it.
+
+    Args:
+        run: An open run.
+        expert: Id of an expert of its library. Keys that it has are replaced.
+        texts: Inputs as it was trained on, of which each becomes a key.
+        wait: Whether to wait while another process embeds keys in the same run.
+
+    Raises:
+        UserError: If there is no such expert, or if another process embeds keys.
+    """
+    with run.workspace.lock("index", wait=wait):
+        lookup.remove_leftovers(run.workspace)
+        library = Library.open(run.workspace.library)
+        spec = library.spec(expert)
+        encoder = load_run_embedder(run, load_embedder_settings(run.workspace))
+        with run.stages.stage("embed keys", 1) as advance:
+            keys = embed_keys(encoder, texts, TEXT_FORMAT)
+            library.write_keys(expert, replace(keys, made_of=_identify_keys(run, spec, encoder)))
+            advance(1, "")
+
+
+def read_text_lines(file: storage.PathLike) -> list[str]:
+    """Returns the texts of a file with one a line; empty lines are passed over.
+
+    Raises:
+        UserError: If there is no such file, or if it has no text in UTF-8.
+    """
+    if texts := [line.strip() for line in read_text(file).splitlines() if line.strip()]:
+        return texts
+    raise UserError(f"Expected an input a line in {str(file)!r}, got none. Fix: write some.")
 
 
 def embed_keys(embedder: Embedder, texts: Sequence[str], text_format: str) -> Keys:
@@ -177,10 +228,14 @@ def _save_embedder_settings(workspace: Workspace, settings: EmbedderSettings) ->
     storage.write_json(workspace.root / EMBEDDER_FILE, stored)
 
 
-def _resolve_settings(
+def resolve_settings(
     run: Run, stored: EmbedderSettings, embedder: str | None, dtype: str | None, ignore: Collection[str]
 ) -> EmbedderSettings:
-    """Returns the settings that are given; the stored encoder keeps those that are not."""
+    """Returns the settings that are given; the stored encoder keeps those that are not.
+
+    Raises:
+        UserError: If the run's own base is to embed in another type than it is held in, or to ignore fields.
+    """
     dtype = base_model.dtype_name(dtype)
     name = stored.name if embedder is None else _resolve_directory(embedder)
     if name == T5_EMBEDDER:
@@ -209,7 +264,7 @@ def _require_current_keys(
             f"{keys.embedder!r} for {spec.id!r}. Fix: embed all keys again with "
             "`elm index --rebuild`, or name their own embedder with --embedder and its type with --dtype."
         )
-    expert_statistics.require_training_rows(spec, run.source)
+    training_rows.require_training_rows(spec, run.source)
     now = _identify_keys(run, spec, encoder)
     differing = [name for name, value in keys.made_of.items() if now.get(name, value) != value]
     if differing:
@@ -221,7 +276,7 @@ def _require_current_keys(
 
 def identify_reading(run: Run, encoder: Embedder) -> dict[str, Any]:
     """Returns what vectors depend on beside the texts and the encoder: the vocabulary, and the cut."""
-    return {identity.VOCABULARY: run.tokenizer.fingerprint, "max_length": encoder.max_length}
+    return {VOCABULARY: run.tokenizer.fingerprint, "max_length": encoder.max_length}
 
 
 def _identify_keys(run: Run, spec: ExpertSpec, encoder: Embedder) -> dict[str, Any]:
@@ -273,4 +328,4 @@ def _compile_encoder(config: T5Config) -> Callable[..., jax.Array]:
 def _resolve_directory(name: str) -> str:
     """Returns an embedder's name; the absolute path if it is a directory."""
     directory = storage.path(name)
-    return str(directory.resolve()) if name != T5_EMBEDDER and directory.is_dir() else name
+    return str(storage.absolute(directory)) if name != T5_EMBEDDER and directory.is_dir() else name

@@ -17,7 +17,7 @@ from elm_jax.errors import UserError
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Queries:
     """A few unlabelled inputs of the task that experts are chosen for.
 
@@ -37,8 +37,11 @@ class Queries:
     embedder: str = ""
     text_format: str = ""
 
+    def __repr__(self) -> str:
+        return f"Queries({self.task!r}, {len(self.row_ids)} inputs, {self.embedder!r})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class KeyIndex:
     """The keys of several experts in one table; the rows of an expert are together, in the order of experts.
 
@@ -60,6 +63,9 @@ class KeyIndex:
     embedder: str
     text_format: str
     _made: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"KeyIndex({len(self.experts)} experts, {len(self.texts)} keys, {self.embedder!r})"
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Returns what `make` gives, which is called once: what a router computes of the keys alone."""

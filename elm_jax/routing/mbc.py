@@ -3,8 +3,8 @@
 "Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157, as the authors' code
 (microsoft/mttl) computes it: of an expert's parameters the fifth that is largest counts, a truncated
 singular value decomposition over experts leaves a few numbers of each (`embed_experts`), and k-means groups
-the rows of their cosines (`cluster_experts`). The paper trains or merges one expert per cluster; the router
-`mbc`, ours, lets a task's nearest keys elect a whole cluster.
+the rows of their cosines (`cluster_experts`). The paper trains one expert per cluster (`cluster_training`);
+the router `mbc`, ours, lets a task's nearest keys elect a whole cluster.
 """
 
 from collections.abc import Collection, Sequence

@@ -15,7 +15,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 LEVELS = ("task", "row", "token")
 """What a router chooses experts for."""
-INPUTS = ("vectors", "texts", "expert", "params", "parameter_points", "activations", "accuracies", "loss")
+INPUTS = (
+    "vectors",
+    "texts",
+    "expert",
+    "params",
+    "parameter_points",
+    "activations",
+    "gates",
+    "accuracies",
+    "loss",
+)
 """What a router may read."""
 ARGUMENTS = ("queries", "index", "exclude", *INPUTS[3:])
 """Arguments of routers that no user gives by name: what they are called with, and what they read."""
@@ -31,11 +41,17 @@ class Router:
     level: str
     reads: tuple[str, ...] = ()
     few_shot: bool = False
+    merge: str = "average"
 
     @property
     def description(self) -> str:
         """One line for lists of routers: the first line of the function's docstring."""
         return (self.route.__doc__ or "").strip().partition("\n")[0].removesuffix(".")
+
+    @property
+    def reads_keys(self) -> bool:
+        """Whether it compares queries with the experts' keys."""
+        return bool({"vectors", "texts"} & set(self.reads))
 
     @cached_property
     def options(self) -> Mapping[str, Any]:
@@ -54,7 +70,12 @@ ROUTERS: dict[str, Router] = {}
 
 
 def register_router(
-    name: str, *, level: str = "task", reads: Sequence[str] = (), few_shot: bool = False
+    name: str,
+    *,
+    level: str = "task",
+    reads: Sequence[str] = (),
+    few_shot: bool = False,
+    merge: str = "average",
 ) -> Callable[[Function], Function]:
     """Registers a function as a router, under a name that all verbs then know.
 
@@ -77,9 +98,11 @@ def register_router(
             an expert for every query; "token" if it returns a `TokenGate`, which the network applies.
         reads: What must be there before it is called: "vectors" or "texts" of queries and keys; "params",
             the experts' parameters stacked, leaves [E, L, …]; "parameter_points", what `mbc.embed_experts`
-            makes of these; "activations", the mean inputs of their projections, path -> [E, L, I]; "expert",
-            an expert's id as an option; "accuracies" and "loss", which come from labels of the task.
+            makes of these; "activations", the mean inputs of their projections, path -> [E, L, I]; "gates",
+            what was trained beside them, likewise; "expert", an expert's id as an option; "accuracies" and
+            "loss", which come from labels of the task.
         few_shot: Whether it has seen labelled examples of the task; tables then mark its results.
+        merge: What makes one of several experts where a method does not say it.
 
     Returns:
         The decorator, which returns the function as it is.
@@ -96,7 +119,7 @@ def register_router(
         names.resolve(level, LEVELS, kind="level", where=f"the registration of router {name!r}")
         for each in reads:
             names.resolve(each, INPUTS, kind="input", where=f"what router {name!r} may read")
-        ROUTERS[name] = Router(route, level, tuple(reads), few_shot)
+        ROUTERS[name] = Router(route, level, tuple(reads), few_shot, merge)
         return route
 
     return register

@@ -9,9 +9,10 @@ from annotated_types import MinLen
 from etils import epath
 
 from elm_jax import locks, names, ranges, schema, storage
-from elm_jax.data import task_selection
+from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts import key_texts, lookup
+from elm_jax.frames import Records
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.routing import original, table
 from elm_jax.routing.explain import explain_selection
@@ -66,7 +67,7 @@ def route(
     options: Mapping[str, Any] | None = None,
     experts: int = 1,
     queries: int = key_texts.QUERIES_PER_TASK,
-) -> list[Selection]:
+) -> Records[Selection]:
     """Chooses experts for every task, stores the selections in the run and returns them.
 
     No labels are read, and experts that were trained on the task's own dataset are not chosen: they would not
@@ -92,7 +93,7 @@ def route(
     inputs = make_inputs(run, queries)
     routed = route_tasks(inputs, specs, router, options, experts=experts)
     check_chosen(inputs, routed)
-    return [each.selection for each in routed]
+    return Records(each.selection for each in routed)
 
 
 def check_chosen(inputs: RoutingInputs, routed: Iterable[RoutedTask]) -> None:
@@ -141,7 +142,7 @@ def route_tasks(
     chosen = table.find_router(router)
     arguments = dict(options or {})
     ranges.require("experts", experts, ranges.whole(1))
-    name = name_selections(router, experts, arguments)
+    name = name_selections(router, experts, {**arguments, **inputs.options})
     if "experts" in chosen.options:
         arguments["experts"] = experts
     _require_options(router, chosen, arguments)
@@ -166,6 +167,7 @@ def route_tasks(
             rows=storage.fingerprint(rows) if queries.texts else "",
         )
         routed.append(RoutedTask(selection, lines))
+    task_rows.print_counts(inputs.run.stages, inputs.counts.values())
     if inputs.keep:
         save_selections(inputs.run.workspace, name, [each.selection for each in routed])
     return routed

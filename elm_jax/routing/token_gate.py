@@ -6,7 +6,7 @@ only by the experts that must not serve it.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -94,6 +94,34 @@ def make_token_gate(
     scaled = {path: value / np.float32(temperature) for path, value in prototypes.items()}
     allowed = find_allowed_experts(index, exclude)
     return TokenGate(task, router, index.experts, scaled, allowed, k)
+
+
+def make_standard_gate(
+    router: str,
+    task: str,
+    index: KeyIndex,
+    vectors: Mapping[str, Float[Array, "E L I"]],
+    *,
+    k: int,
+    temperature: float = 1.0,
+    exclude: Collection[str] = (),
+) -> TokenGate:
+    """Returns PHATGOOSE's gate: softmax over the `k` best of n(x) · n(vector_e) / √I / temperature.
+
+    n(v) = (v - mean v) / √(var v + 1e-5) over the I entries of a vector (Muqeeth et al. 2024, arXiv
+    2402.05859).
+
+    Raises:
+        UserError: As `make_token_gate`, or if a number is not finite.
+    """
+    prototypes = {}
+    for path, values in sorted(vectors.items()):
+        own = np.asarray(values, np.float32)
+        if not np.isfinite(own).all():
+            raise UserError(f"Expected finite vectors at {path!r}, got others. Fix: compute them again.")
+        prototypes[path] = np.asarray(gating.standardize(own) / np.sqrt(own.shape[-1]))[..., None]
+    gate = make_token_gate(router, task, index, prototypes, k=k, temperature=temperature, exclude=exclude)
+    return replace(gate, similarity="standard_dot")
 
 
 def collect_lora_factors(params: Params) -> dict[str, Factors]:

@@ -49,10 +49,14 @@ def decode_greedy(
     Returns:
         Token ids [B, T], end-of-sequence included and padding after it; `NAN_TOKEN` if the logits hold NaN.
     """
-    expert_arguments = (experts, expert_of_row)
+
+    def apply(method: str, *arguments: Any) -> Any:
+        return T5(config).apply({"params": params}, *arguments, method=method)
+
+    prepared = apply("prepare_experts", experts)
 
     def network(method: str, *arguments: Any) -> Any:
-        return T5(config).apply({"params": params}, *arguments, *expert_arguments, method=method)
+        return apply(method, *arguments, prepared, expert_of_row)
 
     rows = prompts.shape[0]
     cache = network("start_cache", network("encode", prompts), prompts, length)

@@ -8,8 +8,11 @@ from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.session import trust
 from elm_jax.session.settings import (
+    SETTINGS_FILE,
     add_task_files,
+    base_directory,
     load_run_settings,
+    make_run_settings,
     require_run_settings,
     save_run_settings,
 )
@@ -19,7 +22,7 @@ from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import huggingface, sentencepiece
 from elm_jax.tokenizers.sentencepiece import Tokenizer
-from elm_jax.weights import base_model
+from elm_jax.weights import base_model, published_models
 from elm_jax.weights import load as weights
 from elm_jax.weights.base_model import Base
 
@@ -65,6 +68,15 @@ def load_base_and_tokenizer(
     return base, tokenizer
 
 
+def find_tokenizer(base: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Tokenizer:
+    """Returns the tokenizer of a base by path or name, without reading the base; see `load_tokenizer`.
+
+    Whether inputs end with end-of-sequence is what the base's name says.
+    """
+    tokenizer = load_tokenizer(weights.find_checkpoint(base), vocabulary_file)
+    return replace(tokenizer, input_eos=published_models.eos_on_input(str(base)) is not False)
+
+
 def load_tokenizer(directory: storage.PathLike, vocabulary_file: storage.PathLike | None = None) -> Tokenizer:
     """Returns the tokenizer of a base.
 
@@ -86,7 +98,7 @@ def load_tokenizer(directory: storage.PathLike, vocabulary_file: storage.PathLik
     raise UserError(
         f"Expected a tokenizer beside the base at {str(directory)!r}, as {VOCABULARY_FILE}, "
         f"{huggingface.JSON} or {HUB_VOCABULARY_FILE}, got none. Fix: name a SentencePiece model, or "
-        f"a {huggingface.JSON}, as VOCABULARY of the recipe; for ByT5, put a "
+        f"a {huggingface.JSON}, as --tokenizer, or as VOCABULARY of a recipe; for ByT5, put a "
         f"{huggingface.CONFIG} there whose tokenizer_class is {huggingface.BYTE_TOKENIZER}."
     )
 
@@ -110,7 +122,7 @@ def load_tokenizer_file(file: storage.PathLike, extra_ids: int | None = None) ->
 
 
 def open_run(
-    run: storage.PathLike,
+    run: storage.PathLike | Workspace,
     *,
     initial_checkpoint: storage.PathLike | None = None,
     data_dir: storage.PathLike | None = None,
@@ -128,7 +140,7 @@ def open_run(
     (but not its limit), the lengths and the dtype. Files of tasks are remembered in any case.
 
     Args:
-        run: The run's directory.
+        run: The run's directory; or its workspace, in which nothing is written if that is read-only.
         initial_checkpoint: A base, as a directory or a name that `load_model` takes; default: the remembered
             one, or else the run's own.
         data_dir: Directory of datasets, in place of the source's.
@@ -151,18 +163,25 @@ def open_run(
             parse.
     """
     changed = _require_fields(overrides or {})
+    workspace = run if isinstance(run, Workspace) else Workspace.at(run)
     for file in task_files:
         user_tasks.load_tasks(file)
-    trust.remember([*task_files, *(source.tasks if source else ())])
+    if not workspace.read_only:
+        trust.remember([*task_files, *(source.tasks if source else ())])
     directories = {"data_dir": data_dir, "templates_dir": templates_dir}
     given: dict[str, Any] = {name: value for name, value in directories.items() if value is not None}
+    named = None
     if initial_checkpoint is not None:
         # The limit is not remembered: an evaluation of experts trained on a few rows reads all rows.
-        saved = replace(source or Source(), **given, limit=None)
-        save_run_settings(Workspace.open(run, create=True), initial_checkpoint, saved, lengths, dtype)
-    workspace = Workspace.open(run)
-    require_run_settings(workspace)
-    settings = load_run_settings(workspace)
+        named = initial_checkpoint, replace(source or Source(), **given, limit=None), lengths, dtype
+    if named and workspace.read_only:
+        settings = make_run_settings(*named)
+    else:
+        if named:
+            save_run_settings(Workspace.open(workspace.root, create=True), *named)
+        Workspace.open(workspace.root)
+        require_run_settings(workspace)
+        settings = load_run_settings(workspace)
     if source is None:
         trust.require(workspace.root, settings["source"].get("tasks", ()))
     source = replace(source or Source(**settings["source"]), **given, **changed)
@@ -176,13 +195,53 @@ def open_run(
     base, tokenizer = load_base_and_tokenizer(checkpoint, source.vocabulary, dtype)
     for file in source.tasks:
         user_tasks.load_tasks(file)
-    if storage.is_writable(workspace.root):
+    if not workspace.read_only and storage.is_writable(workspace.root):
         add_task_files(workspace, source.tasks)
     if source.prepared is None:
         source = replace(source, prepared=workspace.prepared)
     tokenizer = replace(tokenizer, input_eos=source.input_eos is not False)
     lengths = lengths or Lengths(**settings["lengths"])
     return Run(workspace, base, tokenizer, source, lengths, stages or Stages(), dtype)
+
+
+def set_base(
+    run: storage.PathLike | Workspace,
+    base: storage.PathLike,
+    *,
+    source: Source | None = None,
+    lengths: Lengths | None = None,
+    dtype: str | None = None,
+) -> bool:
+    """Makes a run of a base; of a run that has the base already, nothing is changed.
+
+    Args:
+        run: The run's directory; or its workspace, in which nothing is written if that is read-only.
+        base: A base, as a directory or a name that `load_model` takes.
+        source: Where rows come from, and the tokenizer as `vocabulary`; for a new run alone.
+        lengths: Tokens of inputs and of targets that are kept; for a new run alone.
+        dtype: What the base is held and computes in, float32 or bfloat16; for a new run alone.
+
+    Returns:
+        Whether the run is new.
+
+    Raises:
+        UserError: If there is no such base, it has no tokenizer, or the run has another base.
+    """
+    directory = weights.find_checkpoint(base)
+    workspace = run if isinstance(run, Workspace) else Workspace.at(run)
+    if not (workspace.root / SETTINGS_FILE).exists():
+        weights.detect_format(directory)
+        load_tokenizer(directory, source.vocabulary if source else None)
+        if not workspace.read_only:
+            save_run_settings(Workspace.open(workspace.root, create=True), base, source, lengths, dtype)
+        return True
+    known = storage.path(base_directory(workspace))
+    if known.resolve() != directory.resolve():
+        raise UserError(
+            f"Expected the base of the run at {str(workspace.root)!r}, {str(known)!r}, got "
+            f"{str(base)!r}. Fix: leave out --base, or name another directory as --run."
+        )
+    return False
 
 
 def load_task_files(workspace: Workspace) -> None:

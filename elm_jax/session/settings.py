@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from elm_jax import locks, schema, storage
+from elm_jax import buckets, locks, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.records import OnBadRow
 from elm_jax.session import trust
-from elm_jax.session.workspace import Workspace
+from elm_jax.session.run_directory import Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.weights import base_model, published_models
 from elm_jax.weights import load as weights
@@ -65,18 +65,30 @@ def save_run_settings(
     Paths inside the workspace are written relative to it, so that it can be moved or copied.
     """
     trust.remember((source or Source()).tasks)
+    settings = make_run_settings(initial_checkpoint, source, lengths, dtype)
+    with _lock(workspace):
+        _write(workspace, settings)
+
+
+def make_run_settings(
+    initial_checkpoint: storage.PathLike | None,
+    source: Source | None,
+    lengths: Lengths | None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Returns the settings of a new run as `load_run_settings` would read them; nothing is written."""
     fields = asdict(source or Source())
     if fields["input_eos"] is None and initial_checkpoint is not None:
         fields["input_eos"] = published_models.eos_on_input(str(initial_checkpoint))
     base = None if initial_checkpoint is None else weights.find_checkpoint(initial_checkpoint)
     settings = {"base": base, "source": fields, "lengths": asdict(lengths or Lengths())}
-    with _lock(workspace):
-        _write(workspace, settings | ({"dtype": base_model.dtype_name(dtype)} if dtype else {}))
+    settings |= {"dtype": base_model.dtype_name(dtype)} if dtype else {}
+    return _map_paths(settings, lambda path: str(storage.absolute(path)))
 
 
 def add_task_files(workspace: Workspace, files: Iterable[storage.PathLike]) -> None:
     """Adds files that define tasks to those that a run remembers."""
-    added = [str(storage.path(file).resolve()) for file in files]
+    added = [str(storage.absolute(file)) for file in files]
     if set(added) <= set(load_run_settings(workspace)["source"].get("tasks", [])):
         return
     with _lock(workspace):
@@ -96,11 +108,13 @@ def load_run_settings(workspace: Workspace) -> dict[str, Any]:
     file = workspace.root / SETTINGS_FILE
     if not file.exists():
         return {"base": None, "source": {}, "lengths": {}}
-    root = workspace.root.resolve()
+    root = storage.absolute(workspace.root)
     what = "A run's settings"
     schema.read(file, _SettingsForm, what=what, fix="name the base again, as `elm train` does at first")
     # An absolute path stays what it is, whatever it is joined to.
-    return _map_paths(storage.read_json(file, what=what), lambda path: str(root / path))
+    return _map_paths(
+        storage.read_json(file, what=what), lambda path: str(path if buckets.is_bucket(path) else root / path)
+    )
 
 
 def require_run_settings(workspace: Workspace) -> None:
@@ -113,7 +127,7 @@ def require_run_settings(workspace: Workspace) -> None:
         raise UserError(
             f"Expected {SETTINGS_FILE} in {str(workspace.root)!r}, which says where the base is and how rows "
             "are read, got no such file. Fix: copy it from where the run was made, or name the base again, "
-            "as `elm train` does at first."
+            f"as in `elm init {workspace.root!s} --base PATH`."
         )
 
 
@@ -132,10 +146,10 @@ def _lock(workspace: Workspace) -> Generator[None, None, None]:
 
 def _write(workspace: Workspace, settings: Mapping[str, Any]) -> None:
     """Writes a run's settings, with the paths inside its directory relative to it."""
-    root = workspace.root.resolve()
+    root = storage.absolute(workspace.root)
 
     def shorten(path: storage.PathLike) -> str:
-        resolved = storage.path(path).resolve()
+        resolved = storage.absolute(path)
         return str(resolved.relative_to(root) if resolved.is_relative_to(root) else resolved)
 
     storage.write_json(workspace.root / SETTINGS_FILE, _map_paths(settings, shorten))

@@ -48,7 +48,7 @@ def require(run: storage.PathLike, files: Iterable[storage.PathLike]) -> None:
     unknown = [
         path
         for path in _python_files(files)
-        if os.path.isfile(path) and known.get(path) != _digest(path) and not _is_loaded(path)
+        if os.path.isfile(path) and known.get(path) != _digest(path) and not _is_imported(path)
     ]
     if unknown:
         raise UntrustedCodeError(
@@ -63,7 +63,7 @@ def _python_files(files: Iterable[storage.PathLike]) -> list[str]:
     return [os.path.realpath(file) for file in files if os.fspath(file).endswith(".py")]
 
 
-def _is_loaded(path: str) -> bool:
+def _is_imported(path: str) -> bool:
     """Returns whether a file has been run in this process already, as the user named it."""
     module = sys.modules.get(Path(path).stem)
     return module is not None and os.path.realpath(getattr(module, "__file__", None) or "") == path

@@ -13,10 +13,11 @@ import numpy as np
 from etils import epath
 
 from elm_jax import locks, names, storage
-from elm_jax.data import identity, missing_rows, task_rows, task_selection
+from elm_jax.data import identity, task_rows
+from elm_jax.data.task_rows import Examples
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
-from elm_jax.experts import compatibility, key_texts
+from elm_jax.experts import compatibility, key_texts, training_rows
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.lookup import BASE, find_library, library_finder
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
@@ -34,18 +35,6 @@ FILES = {"regmean": "mean_grams", "fisher": "fisher"}
 Compute = Callable[[Expert, TokenizedRows], Statistics]
 
 
-def find_training_tasks(spec: ExpertSpec, source: data_source.Source) -> list[TaskSpec]:
-    """Returns the tasks that an expert was trained on: those in its recipe, or the one with its id.
-
-    Raises:
-        UserError: If they are not known, as for a merged expert.
-    """
-    try:
-        return [task_selection.resolve_task(task, source) for task in spec.recipe.get("tasks", [spec.id])]
-    except UserError as error:
-        raise UserError(f"Expected an expert with known training rows, got {spec.id!r}. {error}") from None
-
-
 def with_tasks_of_parts(spec: ExpertSpec) -> ExpertSpec:
     """Returns a merged expert's spec as if it was trained on the tasks of its parts; others unchanged."""
     parts = spec.recipe.get("merged_from")
@@ -57,7 +46,7 @@ def with_tasks_of_parts(spec: ExpertSpec) -> ExpertSpec:
 def can_have_keys(spec: ExpertSpec, source: data_source.Source) -> bool:
     """Says whether the tasks for an expert's keys are known: its own, or those of its parts."""
     try:
-        return bool(find_training_tasks(with_tasks_of_parts(spec), source))
+        return bool(training_rows.find_training_tasks(with_tasks_of_parts(spec), source))
     except UserError:
         return False
 
@@ -66,7 +55,8 @@ def report_skipped_experts(run: Run, experts: Sequence[str]) -> None:
     """Prints which experts are skipped because no keys can be made for them; nothing if there are none."""
     if experts:
         run.stages.console.print(
-            f"Skipped, because the tasks for their keys are not known: {', '.join(experts)}.",
+            f"Skipped, because the tasks for their keys are not known: {', '.join(experts)}. Fix: name the "
+            "file of their tasks with --tasks, or give texts with `elm index --expert ID --keys FILE`.",
             highlight=False,
             markup=False,
         )
@@ -80,37 +70,19 @@ def sample_training_rows(
     Raises:
         UserError: If other rows are there now than those that it was trained on.
     """
-    require_training_rows(spec, source)
-    tasks = find_training_tasks(spec, source)
+    return sample_rows(training_rows.load_training_rows(spec, source, size), size, source.seed)
+
+
+def sample_rows(
+    tasks: Sequence[tuple[TaskSpec, Examples]], size: int, seed: int
+) -> list[tuple[TaskSpec, PromptedExample]]:
+    """Returns `size` rows of tasks, as many from each."""
     shares = [size // len(tasks) + (number < size % len(tasks)) for number in range(len(tasks))]
     return [
         (task, example)
-        for task, share in zip(tasks, shares, strict=True)
-        if share
-        for example in key_texts.sample_examples(
-            task_rows.load_examples(task, find_training_source(spec, task, source)), share, source.seed
-        )
+        for (task, examples), share in zip(tasks, shares, strict=True)
+        for example in key_texts.sample_examples(examples, share, seed)
     ]
-
-
-def find_training_source(spec: ExpertSpec, task: TaskSpec, source: data_source.Source) -> data_source.Source:
-    """Returns where an expert's rows of a task are, with the split, limit, seed and cuts that it notes."""
-    noted = identity.from_json(spec.recipe.get(identity.MADE_OF, {}).get(task.id))
-    return source if noted is None else identity.noted_source(noted, task, source)
-
-
-def require_training_rows(spec: ExpertSpec, source: data_source.Source) -> None:
-    """Raises a UserError if other rows are there than an expert was trained on, as far as both are known.
-
-    Rows are read only if what they depend on is not what it was.
-    """
-    changes = describe_changed_rows(spec, source)
-    if changes:
-        raise UserError(
-            f"Expected the rows that {spec.id!r} was trained on, got others: {changes} differ from when this "
-            "expert was trained. Fix: put data and template back, or remove the expert with `elm experts "
-            "remove` and train it again."
-        )
 
 
 def check_inputs(run: Run, experts: Iterable[str]) -> dict[str, str]:
@@ -127,7 +99,7 @@ def check_inputs(run: Run, experts: Iterable[str]) -> dict[str, str]:
     home_of = library_finder(run.workspace)
     specs = [home_of(expert).spec(expert) for expert in sorted(set(experts) - {BASE})]
     compatibility.require_vocabulary(specs, run.tokenizer.fingerprint)
-    described = {spec.id: describe_changed_rows(spec, run.source) for spec in specs}
+    described = {spec.id: training_rows.describe_changed_rows(spec, run.source) for spec in specs}
     for spec in specs:
         trained_here = identity.MADE_OF in spec.recipe and "merged_from" not in spec.recipe
         if trained_here and spec.recipe.get("input_eos", True) != run.tokenizer.input_eos:
@@ -143,29 +115,6 @@ def check_inputs(run: Run, experts: Iterable[str]) -> dict[str, str]:
     return changed
 
 
-def describe_changed_rows(spec: ExpertSpec, source: data_source.Source) -> str:
-    """Returns what differs between the rows that an expert was trained on and those that are there now.
-
-    "" if nothing does, if the expert does not say what its rows were, or if they are not here. Nothing is
-    downloaded.
-    """
-    now = {}
-    for name, value in spec.recipe.get(identity.MADE_OF, {}).items():
-        noted = identity.from_json(value)
-        if noted is None:
-            continue
-        try:
-            task = task_selection.resolve_task(name, source)
-            own = find_training_source(spec, task, source)
-            if not missing_rows.is_here(task, own):
-                continue
-            if identity.identify_settings(task, own) != noted.settings:
-                now[name] = identity.identify_texts(task, own, task_rows.load_examples(task, own)).to_json()
-        except UserError:  # an expert is used without its rows, too
-            continue
-    return identity.describe_all_changes(spec.recipe, {identity.MADE_OF: now})
-
-
 def require_computable(method: str, specs: Sequence[ExpertSpec], source: data_source.Source) -> None:
     """Raises a UserError if the statistics of a merging method cannot be computed for all experts."""
     if method not in ESTIMATORS:
@@ -174,7 +123,7 @@ def require_computable(method: str, specs: Sequence[ExpertSpec], source: data_so
             f"tree per expert as `statistics`; they are computed for {' and '.join(ESTIMATORS)} alone."
         )
     for spec in specs:
-        find_training_tasks(spec, source)
+        training_rows.find_training_tasks(spec, source)
 
 
 def load_merge_statistics(
@@ -238,7 +187,9 @@ def _load_or_compute(
     library = find_library(run.workspace, expert)
     description = library.describe(expert)
     examples = [example for _, example in sample_training_rows(description.spec, run.source, rows)]
-    prepared = task_rows.tokenize_task(examples, run.tokenizer, _training_lengths(run, description.spec))
+    prepared = task_rows.tokenize_task(
+        examples, run.tokenizer, training_rows.training_lengths(description.spec, run.lengths)
+    )
     cache_key = _cache_key(run, description, prepared, paths)
     file = _file(run.workspace, expert, name)
     statistics = _read(file, cache_key)
@@ -250,20 +201,12 @@ def _load_or_compute(
     return statistics
 
 
-def _training_lengths(run: Run, spec: ExpertSpec) -> data_source.Lengths:
-    """Returns how long an expert's training rows were, or the run's lengths if its recipe does not say."""
-    recipe = spec.recipe
-    return data_source.Lengths(
-        recipe.get("max_prompt", run.lengths.prompt), recipe.get("max_answer", run.lengths.answer)
-    )
-
-
 def _read(file: epath.Path, cache_key: str) -> Statistics | None:
     """Returns a file's statistics; None if it is absent, damaged or has another cache key."""
     try:
         arrays = storage.read_arrays(file, what="Statistics")
         about = json.loads(arrays.pop("about").tobytes())
-    except (UserError, KeyError, ValueError):
+    except (UserError, KeyError, ValueError, RecursionError):
         return None
     if about != {"stamp": cache_key, "checksum": storage.array_fingerprint(arrays)}:
         return None

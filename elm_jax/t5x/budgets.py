@@ -39,7 +39,7 @@ def complete_budget(
         return {}
     specs = registry.find_specs(macros["MIXTURE_OR_TASK_NAME"], files)
     try:
-        budget = budgets.of_prompt(specs[0]) if len(specs) == 1 else None
+        budget = budgets.get_prompt_budget(specs[0]) if len(specs) == 1 else None
     except UserError:  # the paper has none
         budget = None
     found = _values(budget or DEFAULT)
@@ -51,7 +51,7 @@ def complete_budget(
             )
         rows = len(rendering.examples(specs[0], source=source).examples)
         size = macros.get("BATCH_SIZE") or budget.batch_size
-        found["TRAIN_STEPS"] = budgets.steps(replace(budget, batch_size=size), rows)
+        found["TRAIN_STEPS"] = budgets.count_steps(replace(budget, batch_size=size), rows)
     return {name: found[name] for name in sorted(absent)}
 
 

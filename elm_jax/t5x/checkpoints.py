@@ -16,6 +16,7 @@ import jax
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.models import paths, sizes
+from elm_jax.models.sizes import T5Config
 from elm_jax.t5x.module import Transformer
 from elm_jax.weights import t5x, t5x_experts, t5x_gin
 from elm_jax.weights.tensors import Tensor
@@ -50,8 +51,10 @@ def make_module(
         vocabulary: SeqIO's, which must not have more ids than the table of embeddings has rows.
 
     Raises:
-        UserError: If the checkpoint has other parameters than the network, or is not there.
+        UserError: If the checkpoint has other parameters than the network, or is not there; if there is no
+            such type; or if the vocabulary has more ids.
     """
+    names.resolve(dtype, ("float32", "bfloat16"), kind="type", where="DTYPE")
     resumed = None if model_dir is None else find_last_checkpoint(model_dir)
     start = resumed or checkpoint
     found = t5x.list_parameters(start) if start else {}
@@ -68,17 +71,23 @@ def make_module(
         )
     rows = vocab_size or config.vocab_size
     config = replace(config, dropout_rate=dropout_rate, dtype=dtype, vocab_size=rows)
-    if vocabulary is not None and vocabulary.vocab_size > rows:
-        raise UserError(
-            f"Expected a vocabulary of at most {rows} ids, as the table of embeddings has rows, "
-            f"got {vocabulary.vocab_size}. Fix: correct VOCABULARY_FILE or EXTRA_IDS."
-        )
+    if vocabulary is not None:
+        require_room(config, vocabulary.vocab_size)
     there, told = t5x_experts.infer_expert({path: tensor.shape for path, tensor in found.items()})
     kind = names.resolve(kind or there, t5x_experts.OWNED_PARAMS, kind="expert kind", where="elm_jax")
     network = Transformer(config, kind, {**(told if kind == there else {}), **(options or {})})
     if start:
         _require_fit(network, found, str(start), fresh=model_dir is not None and not resumed)
     return network
+
+
+def require_room(config: T5Config, ids: int) -> None:
+    """Refuses a vocabulary of more ids than the table of embeddings has rows."""
+    if ids > config.vocab_size:
+        raise UserError(
+            f"Expected a vocabulary of at most {config.vocab_size} ids, as the table of embeddings has rows, "
+            f"got {ids}. Fix: correct VOCABULARY_FILE or EXTRA_IDS."
+        )
 
 
 def find_last_checkpoint(model_dir: storage.PathLike) -> storage.PathLike | None:
@@ -138,7 +147,7 @@ def get_dataset(*arguments: Any, model_dir: storage.PathLike, **options: Any) ->
     iterator: Any = importlib.import_module("clu.data.dataset_iterator").TfDatasetIterator
     errors: Any = importlib.import_module("tensorflow").errors
     t5x_get_dataset: Any = importlib.import_module("t5x.utils").get_dataset
-    run = storage.path(model_dir).resolve()
+    run = storage.absolute(model_dir)
 
     class RunIterator(iterator):
         def save(self, filename: storage.PathLike) -> None:
@@ -154,7 +163,7 @@ def get_dataset(*arguments: Any, model_dir: storage.PathLike, **options: Any) ->
 
         def restore(self, filename: storage.PathLike) -> None:
             place = storage.path(filename)
-            if place.resolve().is_relative_to(run) and any(place.parent.glob(f"{place.name}*")):
+            if storage.absolute(place).is_relative_to(run) and any(place.parent.glob(f"{place.name}*")):
                 super().restore(filename)
 
     return RunIterator(t5x_get_dataset(*arguments, **options), checkpoint=True)

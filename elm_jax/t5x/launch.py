@@ -2,9 +2,11 @@
 
     python -m elm_jax.t5x.launch train --gin_file=gin/t5x/prompt_expert.gin --gin.MODEL_DIR="'out'" …
 
-The flags after the script's name are T5X's own.
+The flags after the script's name are T5X's own; on several hosts those of `elm train` too, --multiprocess and
+--coordinator_address, --process_count and --process_index where the cluster does not say these.
 """
 
+import argparse
 import importlib.util
 import os
 import runpy
@@ -13,16 +15,15 @@ from collections.abc import Sequence
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.launch import interrupts
+from elm_jax.launch import hosts, interrupts
 from elm_jax.t5x import budgets, imports, preflight
-from elm_jax.tasks import data_source
 
 SCRIPTS = ("train", "eval", "infer")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one of T5X's scripts with the arguments; a UserError is one sentence and code 2, Ctrl-C is 130."""
-    with interrupts.exit_on_signals():
+    with interrupts.exit_on_signals(to_process_end=arguments is None):
         try:
             run_script(sys.argv[1:] if arguments is None else arguments)
         except UserError as error:
@@ -48,8 +49,11 @@ def run_script(arguments: Sequence[str]) -> None:
             "and its flags."
         )
     imports.require_t5x()
+    address, arguments = _take_address(arguments)
     arguments = [*arguments, *_check(arguments)]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if address is not None:
+        hosts.join(address)
     imports.import_t5x()
     script = importlib.util.find_spec(f"t5x.{arguments[0]}")
     assert script is not None
@@ -65,14 +69,27 @@ def run_script(arguments: Sequence[str]) -> None:
         sys.argv = previous
 
 
+def _take_address(arguments: Sequence[str]) -> tuple[hosts.HostAddress | None, list[str]]:
+    """Returns how this process finds the others if there are any, and the flags that are T5X's own."""
+    if "--multiprocess" not in arguments:
+        return None, list(arguments)
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--multiprocess", action="store_true")
+    parser.add_argument("--coordinator_address")
+    parser.add_argument("--process_count", type=int)
+    parser.add_argument("--process_index", type=int)
+    given, rest = parser.parse_known_args(arguments)
+    return hosts.HostAddress(given.coordinator_address, given.process_count, given.process_index), rest
+
+
 def _check(arguments: Sequence[str]) -> list[str]:
     """Refuses what would fail later, and returns flags with the paper's budget where the recipe has none."""
     recipe = preflight.read_recipe(arguments[1:])
-    preflight.require_sound(recipe)
+    preflight.require_runnable(recipe)
     if arguments[0] != "train":
         return []
     macros = preflight.get_literals(recipe)
-    source = data_source.Source(**preflight.get_literals(recipe, "data_source.Source"))
+    source = preflight.read_source(recipe)
     found = budgets.complete_budget(macros, source, macros.get("TASK_FILES", ()))
     return [f"--gin.{name}={value!r}" for name, value in found.items()]
 

@@ -38,7 +38,7 @@ class Transformer(nn.Module):
 
     Attributes:
         config: The network's sizes.
-        kind: Kind of the expert: bottleneck, lora, ia3 or full.
+        kind: Kind of the expert, see `elm_jax.models.expert_kinds`.
         options: Of the kind, see `elm_jax.models.expert_kinds`.
     """
 

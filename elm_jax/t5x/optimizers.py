@@ -6,13 +6,15 @@ too, but cannot be resumed from an Orbax checkpoint.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
 from elm_jax import names
+from elm_jax.models.expert_kinds import VERA, param_factors
+from elm_jax.training.optimizers import optimize_scaled_params
 from elm_jax.weights import t5x_experts
 
 
@@ -28,6 +30,7 @@ def adamw(
     learning_rate: Callable[[Any], Any] | float,
     kind: str,
     *,
+    options: Mapping[str, Any] | None = None,
     clip: float = 1.0,
     weight_decay: float = 0.0,
     b1: float = 0.9,
@@ -41,6 +44,7 @@ def adamw(
     Args:
         learning_rate: A number, or a schedule by step.
         kind: Kind of the expert.
+        options: Of the kind; a LoRA's alpha acts here.
         clip: Largest norm of the expert's gradient; the base's is not part of it.
         weight_decay: Decoupled weight decay.
         b1: Decay of the first moment.
@@ -54,16 +58,19 @@ def adamw(
     expert_optimizer = optax.chain(
         optax.clip_by_global_norm(clip), optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
     )
+    factors = tuple(param_factors(kind, options or {}).items())
+    expert_optimizer = optimize_scaled_params(expert_optimizer, factors)
     optimizers: dict[Any, Any] = {"expert": expert_optimizer, "base": optax.set_to_zero()}
     wrapper: Any = importlib.import_module("t5x.optimizers")
     return wrapper.OptaxWrapper(optax.multi_transform(optimizers, lambda params: param_labels(params, kind)))
 
 
 def param_labels(params: Any, kind: str) -> Any:
-    """Returns for each parameter, in their tree, whose it is: "expert" or "base"."""
+    """Returns for each parameter, in their tree, whose it is: "expert", or "base" if it is not trained."""
 
     def label(keys: Any, _: Any) -> str:
         path = "/".join(str(key.key) for key in keys)
-        return "expert" if t5x_experts.OWNED_PARAMS[kind].fullmatch(path) else "base"
+        trained = t5x_experts.OWNED_PARAMS[kind].fullmatch(path) and not path.startswith(f"{VERA}/")
+        return "expert" if trained else "base"
 
     return jax.tree_util.tree_map_with_path(label, params)

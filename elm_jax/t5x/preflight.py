@@ -12,14 +12,26 @@ from typing import Any, TypeGuard
 
 from gin import config_parser
 
-from elm_jax import names, storage
+from elm_jax import names, ranges, storage
 from elm_jax.errors import UserError
 from elm_jax.launch import recipes
-from elm_jax.t5x import checkpoints
+from elm_jax.t5x import checkpoints, registry
+from elm_jax.tasks import data_source, original, user_tasks
+from elm_jax.tasks.data_source import Source
+from elm_jax.tokenizers import sentencepiece
 
 MODULE = "checkpoints.make_module"
-RUN_DIRECTORY = "MODEL_DIR"
-CHECKPOINTS = ("INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
+CHECKPOINTS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
+OUTPUTS = ("EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR")
+KNOWN_PACKAGES = ("__gin__", "__main__", "elm_jax", "seqio", "t5x")
+"""That register no tasks when a gin file imports them."""
+NUMBERS = {
+    **dict.fromkeys(("TRAIN_STEPS", "BATCH_SIZE", "SAVE_PERIOD", "KEEP", "EVAL_PERIOD"), ranges.whole(1)),
+    **dict.fromkeys(("WARMUP_STEPS", "EXTRA_IDS"), ranges.whole(0)),
+    "LEARNING_RATE": ranges.real(0, above=True),
+    "DROPOUT_RATE": ranges.real(0, 1, below=True),
+}
+"""What macros may be, where they have plain values."""
 
 
 class Macro(str):
@@ -39,20 +51,23 @@ class Recipe:
         bindings: Function, without its module's package, and argument -> value.
         read: Macros that something reads.
         own: Macros that are set outside of T5X's own files.
+        modules: What is imported outside of T5X's own files.
     """
 
     macros: dict[str, Any] = field(default_factory=dict)
     bindings: dict[tuple[str, str], Any] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     own: set[str] = field(default_factory=set)
+    modules: set[str] = field(default_factory=set)
 
 
-def require_sound(recipe: Recipe) -> None:
+def require_runnable(recipe: Recipe) -> None:
     """Refuses a run that would fail, or would not be what was asked for.
 
     Raises:
-        UserError: If a checkpoint or a vocabulary is missing, if a macro has no value or nothing reads it, if
-            a directory is relative, or if a checkpoint does not fit the network.
+        UserError: If a macro has no value, one out of its range, or none that reads it; if a directory is
+            relative or T5X has no way to it; if a checkpoint, a vocabulary, data, templates or a task are
+            missing; or if a checkpoint or a vocabulary does not fit the network.
     """
     if not recipe.bindings:  # no gin files: T5X says what it wants
         return
@@ -65,19 +80,33 @@ def require_sound(recipe: Recipe) -> None:
             f"Expected values for the macros {', '.join(unset)}, got none. Fix: give them as "
             "--gin.NAME=VALUE."
         )
-    for name in (RUN_DIRECTORY, *CHECKPOINTS):
-        where = values.get(name)
-        if _is_text(where) and not storage.path(where).is_absolute():
-            raise UserError(
-                f"Expected an absolute directory for {name}, as T5X wants it, got {where!r}. Fix: give "
-                f"--gin.{name}=\"'{Path(where).absolute()}'\"."
-            )
-    vocabulary = values.get("VOCABULARY_FILE")
-    if _is_text(vocabulary) and not storage.path(vocabulary).is_file():
-        raise UserError(
-            f"Expected a SentencePiece model at {vocabulary!r}, got no file. Fix: correct VOCABULARY_FILE."
-        )
+    for name in (*CHECKPOINTS, *OUTPUTS):
+        _require_reachable(name, values.get(name))
+    for name, allowed in NUMBERS.items():
+        value = values.get(name)
+        if value is not None and _is_literal(value):
+            ranges.require(name, value, allowed)
+    lengths = values.get("TASK_FEATURE_LENGTHS")
+    if isinstance(lengths, Mapping):
+        data_source.feature_lengths(lengths)
     _require_fit(recipe)
+    _require_tasks(recipe)
+
+
+def _require_reachable(name: str, where: Any) -> None:
+    """Refuses a directory that T5X would not find."""
+    if not _is_text(where):
+        return
+    if "://" in where and not where.startswith("gs://"):
+        raise UserError(
+            f"Expected a directory of a disk or of gs:// for {name}, as T5X has no other, got {where!r}. "
+            "Fix: mount that bucket, or name another directory."
+        )
+    if name in CHECKPOINTS and "://" not in where and not Path(where).expanduser().is_absolute():
+        raise UserError(
+            f"Expected an absolute directory for {name}, as T5X wants it, got {where!r}. Fix: give "
+            f"--gin.{name}=\"'{Path(where).absolute()}'\"."
+        )
 
 
 def read_recipe(arguments: Sequence[str]) -> Recipe:
@@ -137,6 +166,8 @@ def _read_text(
         for statement in config_parser.ConfigParser(text, Delegate()):
             if isinstance(statement, config_parser.IncludeStatement):
                 _read_file(recipe, statement.filename, search_paths, package)
+            elif isinstance(statement, config_parser.ImportStatement):
+                recipe.modules |= {statement.module} if is_own else set()
             elif isinstance(statement, config_parser.BindingStatement):
                 if statement.arg_name:
                     function = ".".join(statement.selector.split(".")[-2:])
@@ -175,11 +206,54 @@ def _is_literal(value: Any) -> bool:
 
 
 def _require_fit(recipe: Recipe) -> None:
-    """Makes the network as T5X will, which refuses a checkpoint that does not fit it."""
+    """Makes the network as T5X will, which refuses a checkpoint or a vocabulary that does not fit it."""
+    vocabulary = get_literals(recipe, "seqio.SentencePieceVocabulary")
+    ids = None
+    if vocabulary.get("sentencepiece_model_file"):
+        ids = sentencepiece.load(
+            vocabulary["sentencepiece_model_file"], extra_ids=vocabulary.get("extra_ids") or 0
+        ).size
     given = {name for function, name in recipe.bindings if function == MODULE}
     literal = get_literals(recipe, MODULE)
     if given and given - literal.keys() <= {"vocabulary"}:
-        checkpoints.make_module(**literal)
+        network = checkpoints.make_module(**literal)
+        if ids is not None:
+            checkpoints.require_room(network.config, ids)
+
+
+def _require_tasks(recipe: Recipe) -> None:
+    """Refuses names of tasks that nobody knows, and data and templates that are not there.
+
+    What a module registers with SeqIO is known when both are imported; before, whether it is there.
+    """
+    given = get_literals(recipe, "registry.register_with_seqio")
+    if not {"name", "tasks", "files"} <= given.keys():
+        return
+    source = read_source(recipe)
+    for where, what in (
+        (source.data_dir, "A directory of datasets"),
+        (source.templates_dir, "A directory of templates"),
+    ):
+        if where is not None:
+            storage.existing_directory(where, what=what, remedy="Correct the path.")
+    original.parse_switches(source.faithful)
+    if given.get("module"):
+        user_tasks.find_module_file(given["module"])
+    if given.get("module") or any(each.partition(".")[0] not in KNOWN_PACKAGES for each in recipe.modules):
+        return
+    is_cached = _resolve(Macro("USE_CACHED_TASKS"), recipe) is True
+    registry.require_specs(
+        given["name"],
+        tasks=given["tasks"],
+        files=given["files"],
+        source=None if is_cached else source,
+        split=given.get("split"),
+    )
+
+
+def read_source(recipe: Recipe) -> Source:
+    """Returns where a recipe says that rows and templates come from."""
+    return Source(**get_literals(recipe, "data_source.Source"))
 
 
 def get_literals(recipe: Recipe, function: str | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import seqio_registry, seqio_tasks, specs, user_tasks
+from elm_jax.tasks import seqio_registry, seqio_tasks, specs, task_templates, user_tasks
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.seqio_tasks import EVALUATION, MULTITASK, SCORE_EVAL
 
@@ -37,13 +37,15 @@ def register_with_seqio(
         split: A split that every task has to have, since SeqIO passes over those without.
 
     Raises:
-        UserError: If there is no task or mixture of that name, or another module's is in the way.
+        UserError: If there is no task or mixture of that name, or another module's is in the way or has
+            another vocabulary.
     """
     if module:
         user_tasks.import_user_module(module)
     load_task_files(files)
     if seqio_registry.find_registered(name) is None:
         name = _register(name, vocabulary, tasks, source)
+    _require_vocabulary(name, vocabulary)
     if split is not None:
         _require_split(name, split)
     return name
@@ -54,12 +56,52 @@ def find_specs(name: str, files: Sequence[storage.PathLike] = ()) -> list[TaskSp
     load_task_files(files)
     known = specs.task_specs()
     seqio_names = seqio_tasks.make_seqio_names(known)
-    return [spec for spec in known if name in _spellings(spec, seqio_names)]
+    return [spec for spec in known if name in _accepted_names(spec, seqio_names)]
+
+
+def require_specs(
+    name: str,
+    *,
+    tasks: Sequence[str] = (),
+    files: Sequence[storage.PathLike] = (),
+    source: Source | None = None,
+    split: str | None = None,
+) -> None:
+    """Refuses names that are not ours, a split that they lack and templates that are not there.
+
+    SeqIO is not imported, so that this is for runs without a module that registers more with it.
+
+    Args:
+        name: As `register_with_seqio` takes it, and so the next four.
+        tasks: Tasks of `elm_multitask`.
+        files: Files that define tasks of one's own.
+        source: Where templates come from.
+        split: A split that every task has to have.
+
+    Raises:
+        UserError: If a name is of no task, or a task lacks the split or its template.
+    """
+    load_task_files(files)
+    bare = name.removesuffix(SCORE_EVAL)
+    if bare == MULTITASK and not tasks:
+        raise UserError(f"Expected tasks of {MULTITASK!r}, got none. Fix: give --gin.TASKS.")
+    known = specs.task_specs()
+    seqio_names = seqio_tasks.make_seqio_names(known)
+    read = set()
+    for spec in {
+        spec.id: spec for each in tasks or [bare] for spec in _choose(each, known, seqio_names)
+    }.values():
+        if split is not None:
+            splits = [*seqio_tasks.count_split_rows(spec), EVALUATION]
+            names.resolve(split, splits, kind="split", where=f"the task {spec.id!r}")
+        if spec.dataset not in read:  # parsing a folder's templates takes time
+            read.add(spec.dataset)
+            task_templates.find_template(spec, source.templates_dir if source else None)
 
 
 def load_task_files(files: Sequence[storage.PathLike]) -> None:
     """Adds the tasks of files to this process."""
-    for file in files:
+    for file in [files] if isinstance(files, str) else files:
         user_tasks.load_tasks(file)
 
 
@@ -73,12 +115,7 @@ def _register(name: str, vocabulary: Any, tasks: Sequence[str], source: Source |
     theirs, chosen = [], {}
     for each in tasks or [bare]:
         if not _is_foreign(each):
-            found = [spec for spec in known if each in _spellings(spec, seqio_names)]
-            if not found:
-                spellings = {other for spec in known for other in _spellings(spec, seqio_names)}
-                where = "the catalogue or SeqIO's registry"
-                names.resolve(each, spellings, kind="task or dataset", where=where)
-            chosen |= {spec.id: spec for spec in found}
+            chosen |= {spec.id: spec for spec in _choose(each, known, seqio_names)}
         else:
             theirs.append(each + SCORE_EVAL if ranked and _is_foreign(each + SCORE_EVAL) else each)
     own = list(chosen.values())
@@ -102,7 +139,16 @@ def _register(name: str, vocabulary: Any, tasks: Sequence[str], source: Source |
     return names.resolve(wanted, there, kind="task or mixture", where="what was registered")
 
 
-def _spellings(spec: TaskSpec, seqio_names: dict[str, str]) -> tuple[str, ...]:
+def _choose(name: str, known: Sequence[TaskSpec], seqio_names: dict[str, str]) -> list[TaskSpec]:
+    """Returns our tasks of a name; raises if there are none."""
+    found = [spec for spec in known if name in _accepted_names(spec, seqio_names)]
+    if not found:
+        spellings = {other for spec in known for other in _accepted_names(spec, seqio_names)}
+        names.resolve(name, spellings, kind="task or dataset", where="the catalogue or SeqIO's registry")
+    return found
+
+
+def _accepted_names(spec: TaskSpec, seqio_names: dict[str, str]) -> tuple[str, ...]:
     """Returns all names by which a task may be chosen."""
     return spec.id, seqio_names[spec.id], spec.dataset, spec.group, specs.get_listed_group(spec)
 
@@ -122,6 +168,17 @@ def _count_rate(name: str) -> float:
     ]
     known = [count for count in counts if count is not None]
     return seqio_tasks.compute_t0_rate(sum(known) if len(known) == len(counts) else None, 1)
+
+
+def _require_vocabulary(name: str, vocabulary: Any) -> None:
+    """Refuses what a module registered with another vocabulary, or the same by another path, as T5X does."""
+    for feature, about in seqio_registry.find_registered(name).output_features.items():
+        if feature in ("inputs", "targets") and about.vocabulary != vocabulary:
+            raise UserError(
+                f"Expected the {feature} of {name!r} to have the vocabulary {vocabulary}, got "
+                f"{about.vocabulary}. Fix: name the same file by the same path, with as many sentinels, in "
+                "its module and as VOCABULARY_FILE and EXTRA_IDS."
+            )
 
 
 def _require_split(name: str, split: str) -> None:

@@ -33,65 +33,65 @@ FULL = PaperBudget(
 """Of a dataset expert that owns all parameters, the same for every dataset."""
 
 
-def of_prompt(spec: TaskSpec) -> PaperBudget:
+def get_prompt_budget(spec: TaskSpec) -> PaperBudget:
     """Returns the budget of one prompt's expert: its dataset's, or its own where it is an exception.
 
     Raises UserError for a task that the catalogue does not have, or that is for evaluation alone.
     """
     dataset = _dataset(spec.dataset)
     prompt = names.resolve(spec.prompt, dataset.prompts, kind="prompt", where=f"dataset {dataset.name!r}")
-    return _budget(training(dataset, prompt))
+    return _make_budget(training(dataset, prompt))
 
 
-def of_dataset(name: str) -> PaperBudget:
+def get_dataset_budget(name: str) -> PaperBudget:
     """Returns the budget of one adapter for all prompts of a dataset; its cap is for each prompt.
 
     The original trained none for a dataset of one prompt, whose expert it would be.
     """
     dataset = _dataset(name)
     if dataset.dataset_expert is not None:
-        return _budget(dataset.dataset_expert)
+        return _make_budget(dataset.dataset_expert)
     if len(dataset.prompts) == 1:
-        return _budget(training(dataset, next(iter(dataset.prompts))))
+        return _make_budget(training(dataset, next(iter(dataset.prompts))))
     raise UserError(
         f"A budget of one adapter for all of {dataset.name!r} is wanted, but the catalogue has no "
         "`dataset_expert` for it."
     )
 
 
-def of_target(spec: TaskSpec) -> PaperBudget:
+def get_target_budget(spec: TaskSpec) -> PaperBudget:
     """Returns the budget of a generative target's expert; of 16 such prompts ten have one."""
     targets = {name: dataset for name, dataset in all_datasets().items() if dataset.group == "targets"}
     trained = [names.task_id(name, prompt) for name, each in targets.items() for prompt in each.experts]
     names.resolve(spec.id, trained, kind="target with an expert", where="the catalogue")
-    return of_prompt(spec)
+    return get_prompt_budget(spec)
 
 
-def of_full_dataset(name: str) -> PaperBudget:
+def get_full_budget(name: str) -> PaperBudget:
     """Returns the budget of a dataset expert that owns all parameters: `FULL`, if the dataset is known."""
     _dataset(name)
     return FULL
 
 
-def steps(budget: PaperBudget, rows: int) -> int:
+def count_steps(budget: PaperBudget, rows: int) -> int:
     """Returns how many steps a budget is on so many rows, those beyond its cap left out before.
 
     The last step of an epoch takes what rows are left, as the original's trainer has it.
 
-    >>> steps(PaperBudget(5, 1e-4, 8, 256, 128, 50_000), 25_262)
+    >>> count_steps(PaperBudget(5, 1e-4, 8, 256, 128, 50_000), 25_262)
     15790
     """
     return math.ceil(budget.epochs * math.ceil(rows / budget.batch_size))
 
 
-def _budget(told: Training) -> PaperBudget:
+def _make_budget(training: Training) -> PaperBudget:
     return PaperBudget(
-        epochs=told.epochs,
-        learning_rate=told.rate,
-        batch_size=told.batch,
-        max_prompt=told.source_length,
-        max_answer=told.target_length,
-        max_rows=told.rows,
+        epochs=training.epochs,
+        learning_rate=training.rate,
+        batch_size=training.batch,
+        max_prompt=training.source_length,
+        max_answer=training.target_length,
+        max_rows=training.rows,
     )
 
 

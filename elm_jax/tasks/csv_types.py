@@ -42,14 +42,14 @@ class CsvRows(FileRows):
     columns: Mapping[str, ColumnValues] = field(default_factory=dict)
 
 
-def type_columns(parts: Sequence[CsvRows], label_columns: Sequence[str]) -> FileRows:
+def type_columns(parts: Sequence[CsvRows], number_columns: Sequence[str]) -> FileRows:
     """Returns the rows of files with numbers in the columns that hold whole numbers alone in all of them.
 
     An empty value of such a column is None.
 
     Args:
         parts: The files.
-        label_columns: Columns by which a template chooses: they are refused if only some values are numbers.
+        number_columns: Columns that a template uses as numbers: they are refused if only some values are.
 
     Raises:
         UserError: If such a column is mixed.
@@ -58,7 +58,7 @@ def type_columns(parts: Sequence[CsvRows], label_columns: Sequence[str]) -> File
     every = {name: [part.columns[name] for part in parts if name in part.columns] for name in names}
     texts = {name: next(filter(None, (each.text for each in own)), None) for name, own in every.items()}
     numbers = {name for name, own in every.items() if any(each.number for each in own)}
-    for name in label_columns:
+    for name in number_columns:
         text = texts.get(name)
         if name in numbers and text is not None:
             raise UserError(

@@ -22,7 +22,7 @@ class Source:
         limit: Rows of a task that are used at most, in the order of a permutation drawn from the seed; None
             is as many as the paper takes of the split that experts are trained on, and all of any other.
         prepared: Directory of rows that `elm prepare` rendered and tokenised.
-        tasks: Files that define tasks.
+        tasks: Files that define tasks, or one of them.
         vocabulary: SentencePiece model or tokenizer.json; default: the one beside the base.
         truncate: Characters of a value that a template writes at most, as PromptSource's; None is no limit.
         faithful: Switches to the original's ways with data (`tasks.original`), or "all".
@@ -44,6 +44,8 @@ class Source:
     on_bad_row: OnBadRow = "leave-out"
 
     def __post_init__(self) -> None:
+        if isinstance(self.tasks, str):  # one file, as a recipe's word names it
+            object.__setattr__(self, "tasks", [self.tasks])
         ranges.check(self)
         names.resolve(self.on_bad_row, get_args(OnBadRow), kind="policy", where="ON_BAD_ROW")
 

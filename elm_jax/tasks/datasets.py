@@ -88,6 +88,7 @@ class Dataset:
         inline: Prompt -> `jinja` and `answer_choices` of a template of its own.
         config: Configuration of the hub's dataset.
         aliases: Other names of the dataset.
+        unranked: Prompts whose choices are words that they write with, and no candidates to rank.
         label: Column of the right answer; a row without one is an error.
         training: How the expert of a prompt is trained.
         exceptions: Prompt -> how its expert is trained, if differently.
@@ -112,6 +113,7 @@ class Dataset:
     inline: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     config: str | None = None
     aliases: tuple[str, ...] = ()
+    unranked: tuple[str, ...] = ()
     label: str | None = None
     training: Training | None = None
     exceptions: Mapping[str, Training] = field(default_factory=dict)
@@ -221,6 +223,7 @@ def _parse_dataset(
         ),
         "columns": _as_texts(fields.get("columns")),
         "aliases": _as_texts(fields.get("aliases")),
+        "unranked": _as_texts(fields.get("unranked")),
         "training": _build_record(Training, training_fields, where) if training_fields else None,
         "exceptions": exceptions,
         "dataset_expert": _build_record(Training, expert, where) if expert else None,

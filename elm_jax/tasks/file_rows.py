@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from io import IOBase
 from typing import IO, Any, TypeVar
 
 from elm_jax import storage
@@ -70,7 +71,7 @@ class RecordIndex:
         return require_rows(FileRows(len(lines), take), file)
 
 
-def keep_rows(rows: Sequence[FileRow]) -> FileRows:
+def hold_rows_in_memory(rows: Sequence[FileRow]) -> FileRows:
     """Returns rows that are in memory."""
     return FileRows(len(rows), lambda numbers: (rows[number] for number in numbers))
 
@@ -91,7 +92,7 @@ def join_rows(parts: Sequence[FileRows]) -> FileRows:
     return FileRows(edges[-1], take)
 
 
-def open_file(file: storage.PathLike, encoding: str = UTF_8) -> IO[bytes]:
+def open_file(file: storage.PathLike, encoding: str = UTF_8) -> IO[bytes] | IOBase:
     """Opens a file of rows to read its bytes, as UTF-8; one that ends with .gz or .zst is unpacked.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.tasks.file_rows import FileRow, FileRows, keep_rows, require_rows
+from elm_jax.tasks.file_rows import FileRow, FileRows, hold_rows_in_memory, require_rows
 from elm_jax.tasks.files import Reader, parse_json, read_text, require_text
 
 
@@ -44,7 +44,7 @@ def read_dream(file: storage.PathLike) -> FileRows:
             }
             _require_dream_types(row, where)
             rows.append(require_text(row, where))
-    return keep_rows(require_rows(rows, file))
+    return hold_rows_in_memory(require_rows(rows, file))
 
 
 _PREFIXES = {
@@ -95,7 +95,7 @@ def read_bigbench(file: storage.PathLike) -> FileRows:
             "label": right[0] if len(right) == 1 else None,
         }
         rows.append(require_text(row, where))
-    return keep_rows(require_rows(rows, file))
+    return hold_rows_in_memory(require_rows(rows, file))
 
 
 def read_ct0(file: storage.PathLike) -> FileRows:
@@ -119,7 +119,7 @@ def read_ct0(file: storage.PathLike) -> FileRows:
                 f"{where}: expected texts, got the target {target!r:.80}. Fix: use CT0's own file."
             )
         rows.append(require_text({"src": source, "tgt": references[0], "references": references}, where))
-    return keep_rows(require_rows(rows, file))
+    return hold_rows_in_memory(require_rows(rows, file))
 
 
 READERS: Mapping[str, Reader] = {"dream": read_dream, "bigbench": read_bigbench, "ct0": read_ct0}

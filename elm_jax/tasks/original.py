@@ -34,7 +34,7 @@ def parse_switches(switches: str | Sequence[str]) -> frozenset[str]:
     return frozenset(SWITCHES if "all" in given else given)
 
 
-def row_switches(switches: str | Sequence[str]) -> tuple[str, ...]:
+def list_row_switches(switches: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the switches that are on and change rows, in their fixed order."""
     enabled = parse_switches(switches)
     return tuple(name for name in ROW_SWITCHES if name in enabled)

@@ -13,7 +13,7 @@ from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import all_datasets
 from elm_jax.tasks.raw_rows import iterate_rows
 from elm_jax.tasks.row_counts import describe_counts
-from elm_jax.tasks.specs import get_spec, is_embedded
+from elm_jax.tasks.specs import get_spec, is_embedded, is_ranked
 from elm_jax.tasks.task_templates import find_template, get_truncate_length
 
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
@@ -97,16 +97,12 @@ def render_part(
         is_part: Whether there are other rows, which may have a column that all of these lack.
     """
     dataset = all_datasets().get(spec.dataset)
-    # PromptSource has prompts whose target is more than a choice, as IMDb's "… review.", to be trained on.
-    is_trained_on = bool(dataset and dataset.training) and get_split(spec, source) == spec.split
     return render(
         rows,
         template,
         truncate=get_truncate_length(spec, source),
         keep_empty="empty_renderings" in original.parse_switches(source.faithful),
-        keep_outside=is_trained_on
-        and spec.evaluation_split not in (None, spec.split)
-        and not template.strict,
+        is_ranked=is_ranked(spec),
         label=dataset.label if dataset and not is_embedded(spec) else None,
         limit=limit,
         is_part=is_part,

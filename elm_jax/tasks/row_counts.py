@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from elm_jax import schema
 from elm_jax.errors import RowReason
 from elm_jax.records import RowCounts
 
@@ -51,6 +52,19 @@ def to_json(counts: RowCounts) -> dict[str, Any]:
     return dataclasses.asdict(counts)
 
 
-def from_json(value: Mapping[str, Any]) -> RowCounts:
-    """Returns counts that `to_json` wrote; reasons that are unknown here are kept by name."""
-    return RowCounts(value["read"], value["used"], dict(value["left_out"]), value["cut"])
+@dataclasses.dataclass(frozen=True)
+class _CountsForm(schema.Form):
+    read: schema.Count
+    used: schema.Count
+    left_out: Mapping[str, schema.Count]
+    cut: schema.Count
+
+
+def parse_counts(content: bytes) -> RowCounts:
+    """Returns the counts that `to_json` gave, from JSON; reasons that are unknown here are kept by name.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    told = schema.parse(content, _CountsForm, what="counts of rows", fix="prepare the task again")
+    return RowCounts(**vars(told))

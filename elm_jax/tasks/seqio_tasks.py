@@ -118,7 +118,7 @@ def register_tasks(
     ranked = {task: task_names[task] + SCORE_EVAL for task in ranked_ids}
     metrics = {spec.id: [get_metric(spec.metric, spec.id)] for spec in chosen}
     for spec in chosen:
-        splits = [*_count_split_rows(spec), EVALUATION]
+        splits = [*count_split_rows(spec), EVALUATION]
         read = functools.partial(_load_dataset, spec=spec, source=source)
         texts = functools.partial(read, columns=_build_text_columns)
         read_source = seqio_registry.make_source(texts, splits, _count_used_rows(spec, source.limit))
@@ -182,7 +182,7 @@ def compute_t0_rate(rows: int | None, prompts: int) -> float:
 
 def get_t0_rate(spec: TaskSpec) -> float:
     """Returns T0's mixing rate of a task of the catalogue or the user's."""
-    return compute_t0_rate(_count_split_rows(spec).get(spec.split), _count_prompts(spec))
+    return compute_t0_rate(count_split_rows(spec).get(spec.split), _count_prompts(spec))
 
 
 def _load_dataset(
@@ -244,21 +244,20 @@ def _build_choice_columns(spec: TaskSpec, examples: Sequence[PromptedExample]) -
 
 
 def _find_ranked_tasks(tasks: Sequence[TaskSpec], templates_dir: storage.PathLike | None) -> list[str]:
-    """Returns the ids of tasks with answer choices, by their templates, or by their metrics without these."""
+    """Returns the ids of tasks whose choices are ranked, by their metrics, and by templates if there are."""
     read: dict[str, Mapping[str, Template]] = {}  # parsing a folder's templates takes time
     found = []
-    for spec in tasks:
-        if not templates_dir and not task_templates.has_template(spec):
-            ranked = spec.metric == "accuracy"
-        else:
+    for spec in filter(specs.is_ranked, tasks):
+        if templates_dir or task_templates.has_template(spec):
             if spec.dataset not in read:
                 read[spec.dataset] = task_templates.load_dataset_templates(spec, templates_dir)
-            ranked = read[spec.dataset][spec.prompt].answer_choices is not None
-        found += [spec.id] if ranked else []
+            if read[spec.dataset][spec.prompt].answer_choices is None:
+                continue
+        found.append(spec.id)
     return found
 
 
-def _count_split_rows(spec: TaskSpec) -> dict[str, int | None]:
+def count_split_rows(spec: TaskSpec) -> dict[str, int | None]:
     """Returns the number of rows of each split of a task; None if it is not known beforehand."""
     known = all_datasets().get(spec.dataset)
     return dict(known.splits if known else mini.SPLITS)
@@ -267,7 +266,7 @@ def _count_split_rows(spec: TaskSpec) -> dict[str, int | None]:
 def _count_used_rows(spec: TaskSpec, limit: int | None) -> dict[str, int]:
     """Returns how many rows are used of each split whose size is known."""
     known, used = all_datasets().get(spec.dataset), {}
-    for split, count in _count_split_rows(spec).items():
+    for split, count in count_split_rows(spec).items():
         most = limit
         if most is None and known and known.training and split == known.split:
             most = training(known, spec.prompt).rows

@@ -8,12 +8,13 @@ import contextlib
 
 from elm_jax import names
 from elm_jax.errors import UserError
+from elm_jax.frames import Records
 from elm_jax.records import TaskSpec
 from elm_jax.tasks import aliases, mini
 from elm_jax.tasks.datasets import all_datasets
 
 
-def task_specs(group: str | None = None) -> list[TaskSpec]:
+def task_specs(group: str | None = None) -> Records[TaskSpec]:
     """Returns the specs of all known tasks, or of one group.
 
     Args:
@@ -40,10 +41,10 @@ def task_specs(group: str | None = None) -> list[TaskSpec]:
     ]
     specs += mini.task_specs()
     if group is None:
-        return specs
+        return Records(specs)
     groups = dict.fromkeys(name for spec in specs for name in (get_listed_group(spec), spec.group))
     names.resolve(group, groups, kind="group", where="the catalogue")
-    return [spec for spec in specs if group in (get_listed_group(spec), spec.group)]
+    return Records(spec for spec in specs if group in (get_listed_group(spec), spec.group))
 
 
 def get_listed_group(spec: TaskSpec) -> str:
@@ -84,3 +85,9 @@ def resolve_original_name(name: str) -> str:
 def is_embedded(spec: TaskSpec) -> bool:
     """Returns whether a task is of the embedded suite."""
     return spec.group.startswith("mini")
+
+
+def is_ranked(spec: TaskSpec) -> bool:
+    """Returns whether a task's answer choices are ranked, so that a target has to be one of them."""
+    dataset = all_datasets().get(spec.dataset)
+    return spec.metric == "accuracy" and not (dataset and spec.prompt in dataset.unranked)

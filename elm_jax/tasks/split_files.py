@@ -12,20 +12,20 @@ from elm_jax.tasks.file_rows import FileRows, file_version, join_rows
 
 
 def read_files(
-    source: RowSource, paths: Iterable[storage.PathLike], label_columns: Sequence[str] | None = None
+    source: RowSource, paths: Iterable[storage.PathLike], number_columns: Sequence[str] | None = None
 ) -> FileRows:
     """Returns the rows of files, one file after the other.
 
     Args:
         source: Its kind is one of `READERS`; its `header`, `delimiter` and `encoding` are those of the files.
         paths: The files.
-        label_columns: Makes numbers of whole numbers in CSV, and requires them in these columns, as
+        number_columns: Makes numbers of whole numbers in CSV, and requires them in these columns, as
             `csv_types.type_columns` does; default: every value of CSV is a text.
     """
     options = (source.header, source.delimiter, source.encoding)
     parts = [_read_file(source.kind, options, os.fspath(path), file_version(path)) for path in paths]
-    if label_columns is not None and source.kind == "csv":
-        return type_columns([part for part in parts if isinstance(part, CsvRows)], label_columns)
+    if number_columns is not None and source.kind == "csv":
+        return type_columns([part for part in parts if isinstance(part, CsvRows)], number_columns)
     return join_rows(parts)
 
 

@@ -92,14 +92,14 @@ def has_template(spec: TaskSpec) -> bool:
     return promptsource.templates_directory() is not None
 
 
-def is_truncated(spec: TaskSpec) -> bool:
+def may_cut_values(spec: TaskSpec) -> bool:
     """Returns whether the values that a task's template writes may be cut; those of whole texts may not."""
     return is_embedded(spec) or all_datasets()[spec.dataset].template is None
 
 
 def get_truncate_length(spec: TaskSpec, source: Source) -> int | None:
     """Returns how many characters of a value a task's template writes at most; None if there is no limit."""
-    return source.truncate if is_truncated(spec) else None
+    return source.truncate if may_cut_values(spec) else None
 
 
 def require_columns(dataset: Dataset, template: Template) -> None:

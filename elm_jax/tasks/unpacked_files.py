@@ -6,6 +6,7 @@ import gzip
 import shutil
 import tempfile
 import zlib
+from io import IOBase
 from typing import IO, Any
 
 from elm_jax import storage
@@ -50,7 +51,7 @@ def unpack_file(file: str, encoding: str, version: tuple[int, int]) -> Any:
     return made
 
 
-def _decompress(packed: IO[bytes], suffix: str) -> Any:
+def _decompress(packed: IO[bytes] | IOBase, suffix: str) -> Any:
     if suffix == ".gz":
         return gzip.open(packed)
     if suffix == ".zst":

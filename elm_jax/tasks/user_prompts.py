@@ -7,24 +7,25 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.errors import UserError
-from elm_jax.prompting import promptsource
-from elm_jax.prompting.sandbox import find_index_columns
+from elm_jax.prompting import promptsource, sandbox
 from elm_jax.prompting.template_files import load_templates
 from elm_jax.tasks import task_templates, user_sources
 from elm_jax.tasks.datasets import Dataset
 
 
-def find_label_columns(dataset: Dataset, directory: str) -> list[str]:
-    """Returns the columns by which a dataset's templates choose, those in a directory of its own too."""
+def find_number_columns(dataset: Dataset, directory: str) -> list[str]:
+    """Returns the columns that a dataset's templates use as numbers, those in a directory of its own too."""
     sources = [made["jinja"] for made in dataset.inline.values()]
     home = dataset.templates and task_templates.find_own_templates(dataset.templates, directory)
     if home:
         sources += [made.jinja for made in load_templates(home, dataset.templates or "").values()]
-    found = {column for source in sources for column in find_index_columns(source)}
+    found = {column for source in sources for column in sandbox.find_number_columns(source)}
     return sorted(found | ({dataset.label} if dataset.label else set()))
 
 
-def fill_defaults(name: str, entry: Mapping[str, Any], directory: str, where: str) -> dict[str, Any]:
+def complete_dataset_fields(
+    name: str, entry: Mapping[str, Any], directory: str, where: str
+) -> dict[str, Any]:
     """Returns the fields of a user's dataset as the catalogue has them.
 
     Args:

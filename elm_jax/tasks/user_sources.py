@@ -7,12 +7,11 @@ wrote, and datasets of the Hugging Face hub. Paths are below the directory of th
 import dataclasses
 import functools
 import glob
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from elm_jax import hub
+from elm_jax import hub, storage
 from elm_jax.errors import UserError
 from elm_jax.tasks import split_files
 from elm_jax.tasks.datasets import Dataset, RowSource
@@ -76,7 +75,7 @@ def take_sources(entry: Mapping[str, Any], directory: str, where: str) -> dict[s
 
 
 def resolve_sources(
-    dataset: Dataset, directory: str, rows: RowFunction | None, label_columns: Sequence[str]
+    dataset: Dataset, directory: str, rows: RowFunction | None, number_columns: Sequence[str]
 ) -> Dataset:
     """Returns a dataset whose files are below the directory of its definition, not a data directory.
 
@@ -84,7 +83,7 @@ def resolve_sources(
         dataset: The dataset.
         directory: Directory of its definition.
         rows: A function that returns its rows.
-        label_columns: Columns by which its templates choose, which have to be numbers if some of them are.
+        number_columns: Columns that its templates use as numbers, which are refused if only some values are.
     """
     found = []
     for source in dataset.sources:
@@ -96,7 +95,7 @@ def resolve_sources(
             source = dataclasses.replace(
                 source, files=files
             )  # as they are looked for where rows are identified
-            read = functools.partial(_read_split, source, tuple(label_columns))
+            read = functools.partial(_read_split, source, tuple(number_columns))
             if not all(files.values()):
                 raise UserError(
                     f"Expected a file of rows for every split of {dataset.name!r}, got none for some. Fix: "
@@ -112,11 +111,11 @@ def resolve_sources(
     return dataclasses.replace(dataset, sources=tuple(found))
 
 
-def _read_split(source: RowSource, label_columns: Sequence[str], split: str) -> FileRows:
+def _read_split(source: RowSource, number_columns: Sequence[str], split: str) -> FileRows:
     if split not in source.files:
         known = ", ".join(source.files)
         raise UserError(f"Expected a split among {known}, got {split!r}. Fix: name one of these.")
-    return split_files.read_files(source, source.files[split], label_columns)
+    return split_files.read_files(source, source.files[split], number_columns)
 
 
 def _by_split(given: Any) -> Any:
@@ -151,9 +150,8 @@ def _list_saved(given: Any, directory: str) -> dict[str, list[str]]:
 def _read_json(file: str) -> dict[str, Any]:
     """Returns the object in a JSON file; an empty one if there is none, so that reading its rows fails."""
     try:
-        with open(file, encoding="utf-8") as content:
-            found = json.load(content)
-    except (OSError, ValueError):
+        found = storage.read_json_value(file, what="A dataset's description")
+    except UserError:
         return {}
     return found if isinstance(found, dict) else {}
 

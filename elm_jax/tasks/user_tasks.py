@@ -39,15 +39,17 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from elm_jax import storage
 from elm_jax.errors import UserError
+from elm_jax.frames import Records
 from elm_jax.prompting.reader import read_yaml
 from elm_jax.records import TaskSpec
-from elm_jax.tasks import datasets, mini, specs, user_prompts, user_sources
+from elm_jax.tasks import datasets, in_memory_rows, mini, specs, user_prompts, user_sources
 from elm_jax.tasks.datasets import Dataset
 from elm_jax.tasks.user_sources import RowFunction
 
@@ -56,22 +58,28 @@ GROUP = "own"
 _defined: ContextVar[set[str] | None] = ContextVar("_defined", default=None)
 
 
-def load_tasks(file: storage.PathLike) -> list[TaskSpec]:
+def load_tasks(file: storage.PathLike) -> Records[TaskSpec]:
     """Reads a file of tasks, YAML or Python, adds them to this process, and returns their specs.
 
     A Python file is run, and calls `define_task`; a YAML file cannot name code.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The specs of its tasks.
 
     Raises:
         UserError: If the file is missing, or if anything in it is wrong.
     """
     path = storage.path(file)
-    if not path.is_file() or not storage.is_plain_file(file):
+    if not path.is_file():
         raise UserError(f"Expected a file of tasks at {str(file)!r}, got no file. Fix: correct the path.")
     if path.suffix == ".py":
-        return _load_module(file, os.path.realpath(path))
+        return Records(_load_module(file, os.path.realpath(path)))
     known_as = os.path.realpath(path)
-    content = storage.read_content(file, what="A file of tasks", most=storage.MOST_TEXT)
-    return _add(read_yaml(str(file), content), str(file), os.path.dirname(known_as), file=known_as)
+    tree = read_yaml(str(file), storage.read_content(path, what="A file of tasks", most=storage.MOST_TEXT))
+    return Records(_add(tree, str(file), os.path.dirname(known_as), file=known_as))
 
 
 def _load_module(file: storage.PathLike, known_as: str) -> list[TaskSpec]:
@@ -100,10 +108,10 @@ def define_task(
     jsonl: Mapping[str, str] | str | None = None,
     csv: Mapping[str, str] | str | None = None,
     parquet: Mapping[str, str] | str | None = None,
-    rows: RowFunction | None = None,
+    rows: Any = None,
     splits: Iterable[str] = ("train",),
     **fields: Any,
-) -> list[TaskSpec]:
+) -> Records[TaskSpec]:
     """Defines a dataset with its prompts in this process and returns the specs of its tasks.
 
     Args:
@@ -112,8 +120,9 @@ def define_task(
         jsonl: Split -> JSON lines file, or one file, which is the split train.
         csv: The same of CSV files.
         parquet: The same of Parquet files.
-        rows: A function that takes a split and returns its rows, in place of files.
-        splits: The splits that `rows` has.
+        rows: In place of files: a list of dicts, a DataFrame or a dataset of Hugging Face, which is the split
+            train; such by split; or a function that takes a split and returns its rows.
+        splits: The splits of `rows` that is a function.
         **fields: Further fields of a dataset of the catalogue, such as `columns` or `evaluate`.
 
     Returns:
@@ -124,7 +133,7 @@ def define_task(
 
     >>> pets = [{"text": "rex", "label": 1}]
     >>> prompts = {"kind": ("{{text}} ||| {{answer_choices[label]}}", "cat ||| dog")}
-    >>> [spec.id for spec in define_task("pets", rows=lambda split: pets, prompts=prompts)]
+    >>> [spec.id for spec in define_task("pets", rows=pets, prompts=prompts)]
     ['pets/kind']
     """
     inline = {
@@ -133,8 +142,10 @@ def define_task(
     }
     files = {"jsonl": jsonl, "csv": csv, "parquet": parquet}
     entry = {"prompts": inline, **{kind: given for kind, given in files.items() if given}, **fields}
+    function: RowFunction | None = None
     if rows is not None:
-        entry["splits"] = dict.fromkeys(splits)
+        function, known = in_memory_rows.read_rows(rows, splits)
+        entry["splits"] = dict.fromkeys(known)
         entry["sources"] = []
     where = f"the definition of {name!r}"
     defined = _defined.get()
@@ -142,28 +153,33 @@ def define_task(
         raise UserError(f"Expected a new dataset, got {name!r} again in one file. Fix: rename one.")
     if defined is not None:
         defined.add(name)
-    return _add({"datasets": {name: entry}}, where, os.getcwd(), rows)
+    return Records(_add({"datasets": {name: entry}}, where, os.getcwd(), function))
 
 
 def find_module_file(name: storage.PathLike) -> str:
     """Returns the file of a user's module, without importing it."""
     module = os.fspath(name)
-    if module.endswith(".py"):
-        if os.path.isfile(module):
-            return os.path.realpath(module)
-    else:
-        path = os.path.join(os.getcwd(), *module.split("."))
-        for file in (f"{path}.py", os.path.join(path, "__init__.py")):
-            if os.path.isfile(file):
-                return file
+    file = _find_local_file(module)
+    if file is None and not module.endswith(".py"):
         with contextlib.suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(module)
             if spec and spec.origin and os.path.isfile(spec.origin):
-                return spec.origin
-    raise UserError(
-        f"Expected a Python module or file, got {module!r}, which does not exist. Fix: correct the name or "
-        "install it."
-    )
+                file = spec.origin
+    if file is None:
+        raise UserError(
+            f"Expected a Python module or file, got {module!r}, which does not exist. Fix: correct the name "
+            "or install it."
+        )
+    return file
+
+
+def _find_local_file(module: str) -> str | None:
+    """Returns the file that a module's file or name stands for here; None for what is installed or absent."""
+    if module.endswith(".py"):
+        return os.path.realpath(module) if os.path.isfile(module) else None
+    path = os.path.join(os.getcwd(), *module.split("."))
+    files = (f"{path}.py", os.path.join(path, "__init__.py"))
+    return next((os.path.realpath(file) for file in files if os.path.isfile(file)), None)
 
 
 def import_user_module(name: storage.PathLike, *, reload: bool = False) -> Any:
@@ -174,15 +190,20 @@ def import_user_module(name: storage.PathLike, *, reload: bool = False) -> Any:
         reload: Whether a module that is imported already is run again.
 
     Raises:
-        UserError: If the module does not exist, or if its code raises.
+        UserError: If the module does not exist, if another one has its name, or if its code raises.
     """
     module, directory = os.fspath(name), os.getcwd()
-    file = None
+    file = _find_local_file(module)
     if module.endswith(".py"):
-        file = os.path.realpath(module)
-        directory, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
-    if directory not in sys.path:  # processes that are started from here search it too
-        sys.path.insert(0, directory)
+        path = os.path.realpath(module)
+        directory, module = os.path.dirname(path), os.path.basename(path).removesuffix(".py")
+    if directory not in sys.path:
+        # Processes that are started from here search it too: after what is installed, for a file beside the
+        # module may have the name of one of Python's own.
+        installed = set(sysconfig.get_paths().values())
+        places = [place for place, entry in enumerate(sys.path, start=1) if entry in installed]
+        sys.path.insert(max(places, default=len(sys.path)), directory)
+        importlib.invalidate_caches()
     known = module in sys.modules
     try:
         found = importlib.import_module(module)
@@ -227,7 +248,7 @@ def _add(
         known = datasets.user_datasets().get(name)
         if file and known and known.file and known.file != file:
             raise _other_file_error(where, name, known.file)
-        entries[name] = user_prompts.fill_defaults(
+        entries[name] = user_prompts.complete_dataset_fields(
             name, {**defaults, **entry}, directory, f"{where!r}, dataset {name!r}"
         )
     found = datasets.parse_datasets({"group": group, "datasets": entries}, where)
@@ -240,8 +261,8 @@ def _add(
             f"{functions[0]!r}. Fix: define the dataset in a Python file, with `define_task(…, rows=…)`."
         )
     for name, made in found.items():
-        labels = user_prompts.find_label_columns(made, directory)
-        resolved = user_sources.resolve_sources(made, directory, rows, labels)
+        numbers = user_prompts.find_number_columns(made, directory)
+        resolved = user_sources.resolve_sources(made, directory, rows, numbers)
         found[name] = dataclasses.replace(resolved, file=file, directory=directory)
     datasets.add_user_datasets(found)
     return _list_specs(found)

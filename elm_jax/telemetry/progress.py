@@ -6,6 +6,7 @@ Everything goes to standard error, so that the result of a command can be piped.
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from elm_jax.controls import escape_controls
 
 Advance = Callable[[int, str], None]  # how many are done, and a remark such as the loss
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+_is_hidden: ContextVar[bool] = ContextVar("progress is hidden", default=False)
 
 
 class SafeConsole(Console):
@@ -35,6 +37,20 @@ class SafeConsole(Console):
             yield segment if segment.control else segment._replace(text=escape_controls(segment.text))
 
 
+@contextmanager
+def hidden() -> Generator[None, None, None]:
+    """Lets stages that are begun while it lasts show nothing."""
+    token = _is_hidden.set(True)
+    try:
+        yield
+    finally:
+        _is_hidden.reset(token)
+
+
+def _make_console() -> Console:
+    return SafeConsole(stderr=True, quiet=_is_hidden.get())
+
+
 @dataclass
 class Stages:
     """The stages of one run.
@@ -44,7 +60,7 @@ class Stages:
         seconds: that each stage took, by title.
     """
 
-    console: Console = field(default_factory=lambda: SafeConsole(stderr=True))
+    console: Console = field(default_factory=_make_console)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -55,6 +71,7 @@ class Stages:
                 with _make_bar(self.console) as progress:
                     task = progress.add_task(title, total=total, remark="")
                     yield lambda done, remark="": progress.update(task, completed=done, remark=remark)
+                    progress.update(task, completed=total)
             else:
                 yield self._print_lines(title, total)
 

@@ -20,6 +20,7 @@ from etils import epath
 
 from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
+from elm_jax.extras import install_command
 from elm_jax.telemetry.events import Event
 from elm_jax.telemetry.jsonl_log import EVERY, explain_write_errors, metrics_to_log
 from elm_jax.telemetry.throughput import Throughput
@@ -90,6 +91,12 @@ def register_tracker(name: str) -> Callable[[Factory], Factory]:
     return register
 
 
+def require_trackers(wanted: Sequence[str]) -> None:
+    """Raises a UserError if there is no tracker of a name."""
+    for name in wanted:
+        names.resolve(name, TRACKERS, kind="tracker", where="elm_jax")
+
+
 def metric_points(event: Event, throughput: Throughput, every: int = EVERY) -> list[MetricPoint]:
     """Returns the metrics of an event; totals come every so many batches, and with the last step."""
     points = [
@@ -110,17 +117,18 @@ def metric_points(event: Event, throughput: Throughput, every: int = EVERY) -> l
     return points
 
 
+Write = Callable[[int, Sequence[MetricPoint], Sequence[str]], None]
+"""Takes the number of a batch, its points, and the series that end with it."""
+
+
 @contextmanager
-def open_tracker(
-    name: str, logs: epath.Path, settings: Mapping[str, Any], *, every: int = EVERY
-) -> Generator[Callable[[Event, Throughput], None], None, None]:
-    """Opens a tracker by name, and yields a function that takes events.
+def open_tracker(name: str, logs: epath.Path, settings: Mapping[str, Any]) -> Generator[Write, None, None]:
+    """Opens a tracker by name, and yields a function that takes points.
 
     Args:
         name: under which it is registered.
         logs: directory, in which the tracker writes to one of its name.
         settings: of the run; W&B shows them as its configuration.
-        every: steps of an expert between two points.
 
     Raises:
         UserError: there is no such tracker, or a package that it needs is not installed.
@@ -133,18 +141,28 @@ def open_tracker(
         except ImportError as error:
             raise UserError(
                 f"Expected the packages of the tracker {name!r}, got an error ({error}). Fix: "
-                "pip install 'elm_jax[track]'."
+                f"{install_command('track')}."
             ) from error
         stack.enter_context(explain_write_errors(directory))
         stack.callback(tracker.close)
 
-        def track(event: Event, throughput: Throughput) -> None:
+        def write(batch: int, points: Sequence[MetricPoint], ended: Sequence[str]) -> None:
             with explain_write_errors(directory):
-                if points := metric_points(event, throughput, every):
-                    tracker.add(event.batch, points)
-                tracker.end((*event.finished, *(failure.expert for failure in event.failed)))
+                if points:
+                    tracker.add(batch, points)
+                tracker.end(ended)
 
-        yield track
+        yield write
+
+
+def track_training(write: Write, every: int = EVERY) -> Callable[[Event, Throughput], None]:
+    """Returns a function that writes the metrics of events, with `every` steps between an expert's points."""
+
+    def track(event: Event, throughput: Throughput) -> None:
+        ended = (*event.finished, *(failure.expert for failure in event.failed))
+        write(event.batch, metric_points(event, throughput, every), ended)
+
+    return track
 
 
 @register_tracker("tensorboard")

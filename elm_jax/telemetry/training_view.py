@@ -28,6 +28,7 @@ Observer = Callable[[Event, Throughput], None]
 MAX_EXPERTS = 12  # in the table; the rest are counted
 LINES_BELOW = 8  # that the view has beside the table
 MAX_ROWS = 8  # of a step that are named; the journal has them all
+LEAST_FLOPS = 1e10  # of a second that are shown: a tiny network on a CPU says nothing by them
 JOURNAL = "training.jsonl"
 
 
@@ -82,10 +83,10 @@ def training(
             observers.append(
                 stack.enter_context(jsonl_log.open_journal(logs / JOURNAL, settings, every=every))
             )
-            observers += [
-                stack.enter_context(tracker_registry.open_tracker(name, logs, settings, every=every))
-                for name in trackers
+            opened = [
+                stack.enter_context(tracker_registry.open_tracker(name, logs, settings)) for name in trackers
             ]
+            observers += [tracker_registry.track_training(write, every) for write in opened]
         if stages.console.is_terminal:
             observers.append(stack.enter_context(_show_live(LiveView(stages.console, title, cost, clock))))
         else:
@@ -218,9 +219,13 @@ def _format_speed(now: Throughput, cost: FlopsPerToken | None) -> str:
         parts.append("speed after the next batch")
     else:
         parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
-        if now.flops_per_second is not None and cost is not None:
-            parts.append(f"{now.flops_per_second / 1e12:,.3g} TFLOP/s ({cost.formula})")
-        parts.append("utilisation unknown" if now.mfu is None else f"{now.mfu:.1%} of peak FLOP/s")
+        flops = now.flops_per_second if cost else None
+        if flops is not None and cost is not None and flops >= LEAST_FLOPS:
+            parts.append(f"{flops / 1e12:,.3g} TFLOP/s ({cost.formula})")
+        if now.mfu is not None:
+            parts.append(f"{now.mfu:.1%} of peak FLOP/s")
+        elif flops is None or flops >= LEAST_FLOPS:
+            parts.append("utilisation unknown")
     if now.compile_seconds >= 1:
         parts.append(f"compiling took {now.compile_seconds:,.0f} s")
     return ", ".join(parts)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.tokenizers.added_tokens import token_text
 from elm_jax.tokenizers.sentencepiece import EXTRA_IDS
@@ -28,7 +29,8 @@ def convert_sentencepiece(file: epath.Path, config: Mapping[str, Any]) -> "FastT
 
     proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        proto.ParseFromString(file.read_bytes())
+        content = storage.read_content(file, what="A SentencePiece model", most=storage.MOST_TEXT)
+        proto.ParseFromString(content)
         if not proto.pieces or proto.trainer_spec.model_type != _UNIGRAM:
             raise ValueError("it has no unigram pieces")
     except Exception as error:  # protobuf's, by several names

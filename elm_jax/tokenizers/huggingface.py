@@ -162,7 +162,8 @@ def _parse(file: epath.Path) -> "FastTokenizer":
     from tokenizers import Tokenizer as FastTokenizer
 
     try:
-        return FastTokenizer.from_str(file.read_text())
+        content = storage.read_content(file, what="A tokenizer", most=storage.MOST_TEXT)
+        return FastTokenizer.from_str(content.decode())
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
             f"Expected {str(file)!r} to be a tokenizer, got one that does not parse ({error!s:.150}). Fix: "
@@ -208,18 +209,13 @@ def _read_object(file: epath.Path, form: Any = None) -> dict[str, Any]:
     """Returns the object in a file of JSON, whose fields are of a form; an empty one if there is no file."""
     if not file.exists():
         return {}
-    content = file.read_bytes()
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Expected {str(file)!r} to be JSON, got a file that does not parse ({type(error).__name__}). "
-            "Fix: download it again."
-        ) from None
+    value = storage.read_json_value(file, what="A tokenizer's file")
     if not isinstance(value, dict):
         raise UserError(
             f"Expected {str(file)!r} to hold an object, got {value!r:.50}. Fix: download it again."
         )
     if form is not None:
-        schema.parse(content, form, what=f"a tokenizer's {str(file)!r}", fix="download it again")
+        schema.parse(
+            json.dumps(value).encode(), form, what=f"a tokenizer's {str(file)!r}", fix="download it again"
+        )
     return value

@@ -177,7 +177,7 @@ def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Tokenizer:
         UserError: If the file is missing, is no SentencePiece model, or has other ids than T5's for padding,
             end-of-sequence and unknown.
     """
-    model = storage.read_content(path, what="A SentencePiece model")
+    model = storage.read_content(path, what="A SentencePiece model", most=storage.MOST_TEXT)
     processor = sentencepiece.SentencePieceProcessor()
     try:
         if not model:

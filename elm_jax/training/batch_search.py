@@ -70,7 +70,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Search:
+class BatchSearch:
     """What is searched, for one network on one kind of device.
 
     Attributes:
@@ -88,7 +88,7 @@ class Search:
     most_tokens: int | None = None
 
 
-def largest_fit(search: Search) -> Fit:
+def largest_fit(search: BatchSearch) -> Fit:
     """Returns the most experts and the largest batch that fit.
 
     Raises:
@@ -142,21 +142,35 @@ def held_bytes(programs: GroupPrograms) -> int:
     return memory.device_bytes((params, base, accumulator, accumulate.resident))
 
 
-def peak_bytes(programs: GroupPrograms) -> int | None:
+def batch_programs(*, whole_steps: bool) -> tuple[str, ...]:
+    """Returns the names of the programs that a group runs for every batch."""
+    return ("train_step",) if whole_steps else ("accumulate", "update")
+
+
+def accumulator_bytes(programs: GroupPrograms, *, whole_steps: bool) -> int:
+    """Returns the bytes of one device to keep free for gradients that the programs of a batch do not count.
+
+    Steps are whole on the batches that were tried; one that is not wants an accumulator.
+    """
+    return memory.device_bytes(programs.accumulate.arguments[3]) if whole_steps else 0
+
+
+def peak_bytes(programs: GroupPrograms, *, whole_steps: bool = False) -> int | None:
     """Compiles what a group runs for every batch, for its own devices; returns the bytes that it takes."""
     peaks = []
-    for program in (programs.accumulate, programs.update):
+    beside = accumulator_bytes(programs, whole_steps=whole_steps)
+    for program in (getattr(programs, name) for name in batch_programs(whole_steps=whole_steps)):
         try:
             compiled = program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return memory.required_bytes(str(error))
-        peaks.append(memory.count_program_bytes(compiled) + memory.resident_bytes(program))
+        peaks.append(memory.count_program_bytes(compiled) + memory.resident_bytes(program) + beside)
     return max(peaks)
 
 
-def _layouts_to_try(search: Search) -> Iterator[Layout]:
+def _layouts_to_try(search: BatchSearch) -> Iterator[Layout]:
     """Yields layouts: first the one with most experts that leaves room for enough tokens."""
     layouts = list(search.layouts)
     for number, layout in enumerate(layouts):
@@ -169,7 +183,7 @@ def _layouts_to_try(search: Search) -> Iterator[Layout]:
             return
 
 
-def _largest_batch(search: Search, layout: Layout) -> tuple[Fit | None, int | None]:
+def _largest_batch(search: BatchSearch, layout: Layout) -> tuple[Fit | None, int | None]:
     """Returns the largest batch that fits beside a layout, and what the smallest that does not fit needs."""
     held, limit = search.memory.held_bytes(layout), search.memory.limit_bytes
     free = limit - held

@@ -6,11 +6,13 @@ whatever lengths and batch sizes the experts have, and one program serves all of
 a step depends neither on its slot nor on its neighbours.
 """
 
+import bisect
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +57,7 @@ class Shape(NamedTuple):
         segments: of each row of prompts, at most.
         folded: rows of prompts whose targets are in one row of targets: an outlier finds room there beside
             short ones, and not every row has to be as wide as it.
+        choices: of an example at most, where the loss reads them; its targets are then all of them.
     """
 
     rows: int
@@ -62,6 +65,7 @@ class Shape(NamedTuple):
     target: int
     segments: int
     folded: int = 1
+    choices: int = 1
 
     @property
     def tokens(self) -> int:
@@ -76,12 +80,16 @@ class MeasuredJob:
     Attributes:
         job: the job.
         prompt: tokens of each prompt.
-        target: tokens of each target.
+        target: tokens of each target, and of its wrong choices if the loss reads them.
+        wrong: tokens of the wrong choices alone.
+        choices: of a row at most, the target among them.
     """
 
     job: TrainingJob
     prompt: np.ndarray
     target: np.ndarray
+    wrong: np.ndarray | None = None
+    choices: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,11 @@ class PendingExample:
         number: which of the step's rows it is.
         row: which of the job's rows it is.
         prompt: tokens.
-        target: tokens.
+        target: tokens, those of wrong choices among them.
         share: 1 / the target tokens of the expert's step.
         seed: what its dropout is drawn from.
+        wrong_share: 1 / the tokens of wrong choices of the expert's step.
+        row_share: 1 / the rows of the expert's step.
     """
 
     slot: int
@@ -105,6 +115,12 @@ class PendingExample:
     target: int
     share: float
     seed: int
+    wrong_share: float = 0.0
+    row_share: float = 0.0
+
+
+StepExamples = Callable[[int, int], Sequence[PendingExample]]
+"""Returns the examples of a step of the job in a slot."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +138,18 @@ class Batch:
 
 def measure(job: TrainingJob) -> MeasuredJob:
     """Returns a job with the lengths of its rows."""
-    return MeasuredJob(job, jobs.token_counts(job.prompts), jobs.token_counts(job.targets))
+    prompt, target = jobs.token_counts(job.prompts), jobs.token_counts(job.targets)
+    if job.wrong is None:
+        return MeasuredJob(job, prompt, target)
+    wrong = np.array([sum(map(len, choices)) for choices in job.wrong], np.int32)
+    return MeasuredJob(job, prompt, target + wrong, wrong, 1 + max(map(len, job.wrong), default=0))
 
 
 def measure_validation(job: TrainingJob) -> MeasuredJob | None:
     """Returns the rows that a job's expert is validated on, as a job; None if it has none."""
     if job.validation is None:
         return None
-    return measure(replace(job, prompts=job.validation.prompts, targets=job.validation.targets))
+    return measure(replace(job, prompts=job.validation.prompts, targets=job.validation.targets, wrong=None))
 
 
 def step_examples(measured: MeasuredJob, slot: int, step_number: int) -> list[PendingExample]:
@@ -149,10 +169,12 @@ def _pending_examples(
     measured: MeasuredJob, slot: int, rows: np.ndarray, seeds: np.ndarray
 ) -> list[PendingExample]:
     prompt, target = measured.prompt[rows], measured.target[rows]
-    share = 1 / max(int(target.sum()), 1)
+    wrong = 0 if measured.wrong is None else int(measured.wrong[rows].sum())
+    share = 1 / max(int(target.sum()) - wrong, 1)
+    of_choices = (1 / max(wrong, 1), 1 / len(rows))
     columns = zip(rows.tolist(), prompt.tolist(), target.tolist(), seeds.tolist(), strict=True)
     return [
-        PendingExample(slot, number, row, s, t, share, seed)
+        PendingExample(slot, number, row, s, t, share, seed, *of_choices)
         for number, (row, s, t, seed) in enumerate(columns)
     ]
 
@@ -200,21 +222,22 @@ def _pack_part(
     # Those of the first expert come before all, so that no example waits for ever.
     chosen.sort(key=lambda each: (order[each.slot] > 0, -each.prompt, order[each.slot], each.number))
     rows: list[list[PendingExample]] = [[] for _ in range(shape.rows)]
-    left = np.tile(np.array([[shape.prompt, shape.segments]]), (shape.rows, 1))
-    target_row = np.arange(shape.rows) // shape.folded
-    target_left = np.full(shape.rows // shape.folded, shape.target)
-    owner = np.full(len(target_left), EMPTY)
+    open_rows = [(shape.prompt, row) for row in range(shape.rows)]  # by the tokens that are left
+    target_left = [shape.target] * (shape.rows // shape.folded)
+    owner = [EMPTY] * len(target_left)
     for example in chosen:
-        needed = np.array([example.prompt, 1])
         own = example.slot if example.slot in isolated else SHARED
-        free = (target_left >= example.target) & ((owner == EMPTY) | (owner == own))
-        fitting = np.flatnonzero((left >= needed[None]).all(axis=1) & free[target_row])
-        if fitting.size:
-            best = int(fitting[left[fitting, 0].argmin()])
-            rows[best].append(example)
-            left[best] -= needed
-            target_left[target_row[best]] -= example.target
-            owner[target_row[best]] = own
+        for at in range(bisect.bisect_left(open_rows, (example.prompt, 0)), len(open_rows)):
+            left, row = open_rows[at]
+            target = row // shape.folded
+            if target_left[target] >= example.target and owner[target] in (EMPTY, own):
+                rows[row].append(example)
+                target_left[target] -= example.target
+                owner[target] = own
+                del open_rows[at]
+                if len(rows[row]) < shape.segments:
+                    bisect.insort(open_rows, (left - example.prompt, row))
+                break
     return [tuple(row) for row in rows]
 
 
@@ -244,8 +267,9 @@ def choose_shape(
     widest = max(int(each.target.max()) for each in every)
     prompt = float(np.mean([each.prompt.mean() for each in measured]))
     target = float(np.mean([each.target.mean() for each in measured]))
+    choices = max(each.choices for each in measured)
     step_tokens = int(sum(each.prompt.mean() * each.job.batch_size for each in measured[:slots]))
-    tried = []
+    shapes: dict[Shape, None] = {}
     for stretch in (1.0, 1.25, 1.5, 2.0):
         length = _round_up(longest * stretch)
         segments = min(MOST_SEGMENTS, math.ceil(1.3 * length / prompt))
@@ -255,16 +279,26 @@ def choose_shape(
             if folded > 1 and fitting * folded / 2 >= widest:
                 continue  # folded half as far, rows are wide enough for the widest already
             needed, row, least = -(-step_tokens // length), length + answer / folded, multiple * folded
-            if tried and least * row > batch_tokens:
+            if shapes and least * row > batch_tokens:
                 continue
             most = min(int(batch_tokens // row), needed + needed // 4 + 1)
             for rows in {max(1, most // by // least) * least for by in (1, 2, 4, 8)}:
-                shape = Shape(rows, length, answer, segments, folded)
-                share = fill_ratio(measured[:slots], shape, slots, parts)
-                spent = shape.tokens * (1 + cost.attention * length) + cost.overhead * multiple
-                worth = share * shape.tokens / spent
-                tried.append((worth * min(1.0, share / WELL_FILLED) ** cost.strictness, shape))
-    return max(tried)[-1]
+                shapes[Shape(rows, length, answer, segments, folded, choices)] = None
+
+    def spent(shape: Shape) -> float:
+        return shape.tokens * (1 + cost.attention * shape.prompt) + cost.overhead * multiple
+
+    def highest_worth(shape: Shape) -> float:
+        return shape.tokens / spent(shape)  # of batches without padding
+
+    examples, best = _examples_of_steps(measured), (0.0, next(iter(shapes)))
+    for shape in sorted(shapes, key=highest_worth, reverse=True):
+        if highest_worth(shape) < best[0]:
+            break
+        share = fill_ratio(measured[:slots], shape, slots, parts, examples)
+        worth = share * shape.tokens / spent(shape) * min(1.0, share / WELL_FILLED) ** cost.strictness
+        best = max(best, (worth, shape))
+    return best[1]
 
 
 def batch_cost(network: T5Config, kind: str, platform: str) -> BatchCost:
@@ -284,9 +318,24 @@ def batch_cost(network: T5Config, kind: str, platform: str) -> BatchCost:
     return BatchCost(6.0 * products, overhead=2048 if kind == "full" else 512, strictness=0)
 
 
-def fill_ratio(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts: int) -> float:
-    """Returns the share of real tokens in the first batches of the first jobs."""
-    done, pending = [0] * len(measured), [step_examples(each, slot, 0) for slot, each in enumerate(measured)]
+def fill_ratio(
+    measured: Sequence[MeasuredJob],
+    shape: Shape,
+    slots: int,
+    parts: int,
+    examples: StepExamples | None = None,
+) -> float:
+    """Returns the share of real tokens in the first batches of the first jobs.
+
+    Args:
+        measured: the jobs.
+        shape: of the batches.
+        slots: of the group.
+        parts: of the mesh's expert axis.
+        examples: of a job's step; default: they are made.
+    """
+    examples = examples or _examples_of_steps(measured)
+    done, pending = [0] * len(measured), [examples(slot, 0) for slot in range(len(measured))]
     real = 0
 
     def rows_left(slot: int) -> int:
@@ -296,14 +345,38 @@ def fill_ratio(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts:
     for _ in range(TRIED):
         order = sorted(range(len(measured)), key=rows_left, reverse=True)
         batch = pack([pending[slot] for slot in order], shape, slots=slots, parts=parts)
+        taken: list[set[int]] = [set() for _ in measured]
         for example in batch.examples:
-            pending[example.slot].remove(example)
+            taken[example.slot].add(example.number)
             real += example.prompt + example.target
-        for slot, each in enumerate(measured):
+        for slot, numbers in enumerate(taken):
+            if numbers:
+                pending[slot] = [each for each in pending[slot] if each.number not in numbers]
             if not pending[slot]:
                 done[slot] += 1
-                pending[slot] = step_examples(each, slot, done[slot])
+                pending[slot] = examples(slot, done[slot])
     return real / (TRIED * shape.tokens)
+
+
+def holds_steps(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts: int) -> bool:
+    """Returns whether a batch has room for a whole step of every slot's expert, tried on the first steps."""
+    own = measured[:slots]
+    for number in range(min(TRIED, *(each.job.steps for each in own))):
+        pending = [step_examples(each, slot, number) for slot, each in enumerate(own)]
+        batch = pack(pending, shape, slots=slots, parts=parts)
+        if len(batch.examples) < sum(map(len, pending)):
+            return False
+    return True
+
+
+def _examples_of_steps(measured: Sequence[MeasuredJob]) -> StepExamples:
+    """Returns a function that makes the examples of a job's step once."""
+
+    @functools.cache
+    def examples(slot: int, number: int) -> list[PendingExample]:
+        return step_examples(measured[slot], slot, number)
+
+    return examples
 
 
 def assemble(
@@ -320,10 +393,20 @@ def assemble(
     chosen, shape = batch.rows[which], batch.shape
     widths = (shape.prompt, shape.prompt, shape.target, shape.target, *(shape.segments,) * 3)
     dtypes = (*(np.int32,) * 5, np.float32, np.uint32)
-    counts = [len(chosen) // (shape.folded if name in step.OF_TARGETS else 1) for name in step.Rows._fields]
-    arrays = step.Rows(
-        *(np.zeros((rows, wide), kind) for rows, wide, kind in zip(counts, widths, dtypes, strict=True))
-    )
+    counts = [len(chosen) // (shape.folded if name in step.OF_TARGETS else 1) for name in step.ALWAYS]
+    parts: list[Any] = [
+        np.zeros((rows, wide), kind) for rows, wide, kind in zip(counts, widths, dtypes, strict=True)
+    ]
+    arrays = step.Rows(*parts)
+    if shape.choices > 1:
+        arrays = arrays._replace(
+            choices=step.ChoiceRows(
+                np.zeros(arrays.targets.shape, np.int32),
+                np.zeros((*arrays.share.shape, shape.choices), np.int32),
+                np.zeros(arrays.share.shape, np.float32),
+                np.zeros(arrays.share.shape, np.float32),
+            )
+        )
     target = 0
     for number, row in enumerate(chosen):
         target_row, nth = divmod(number, shape.folded)
@@ -338,7 +421,15 @@ def assemble(
                 job.prompts[example.row],
                 segment + 1,
             )
-            arrays.targets[target_at] = job.targets[example.row]
+            answers = [job.targets[example.row], *(job.wrong[example.row] if job.wrong else ())]
+            arrays.targets[target_at] = np.concatenate(answers)
+            if arrays.choices is not None:
+                lengths = list(map(len, answers))
+                numbers = np.arange(1, len(answers) + 1)
+                arrays.choices.target_choices[target_at] = np.repeat(numbers, lengths)
+                arrays.choices.lengths[number, segment, : len(answers)] = lengths
+                arrays.choices.wrong_share[number, segment] = example.wrong_share
+                arrays.choices.row_share[number, segment] = example.row_share
             arrays.target_segments[target_at] = nth * shape.segments + segment + 1
             arrays.slot[number, segment] = example.slot % slots_of_part
             arrays.share[number, segment] = example.share

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import locks, storage
+from elm_jax import buckets, locks, storage
 from elm_jax.errors import UserError
 from elm_jax.launch import hosts
 from elm_jax.training.checkpoints import IDENTITY, CheckpointDirectory, CheckpointStore
@@ -114,7 +114,12 @@ def _lock_file(directory: epath.Path) -> epath.Path:
 def _put_aside(directory: epath.Path) -> None:
     count = len([each for each in _directories(directory.parent) if each.name.startswith(directory.name)])
     aside = directory.parent / f"{directory.name}.damaged-{count}"
-    directory.replace(aside)
+    if buckets.is_bucket(directory):
+        for file in storage.list_files(directory):
+            storage.copy_file(file, aside / file.relative_to(directory))
+        directory.rmtree()
+    else:
+        directory.replace(aside)
     _log.warning("The checkpoint at %s is damaged, and put aside as %s.", directory, aside.name)
 
 

@@ -3,12 +3,16 @@
 A directory belongs to one run, as `identity.json` says; `checkpoint_directories` finds it. Saves happen in
 the background; one that was cut short, or damaged since, is never restored: the one before it is. On several
 hosts all of them save their part, into a directory that all of them see.
+
+Orbax writes to disks and to `gs://`. One process saves into any bucket: Orbax writes to a temporary
+directory, and each step is copied from there when it is written, its list of files last.
 """
 
 import gc
 import logging
 import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from elm_jax import storage
+from elm_jax import buckets, storage
 from elm_jax.errors import UserError
 
 STATE = "state"
@@ -30,6 +34,7 @@ IDENTITY = "identity.json"
 SPARE_BYTES = 1 << 20
 """That a save takes beside the state."""
 _CHUNK = 1 << 24
+_KEPT = 2  # steps
 _log = logging.getLogger(__name__)
 
 
@@ -53,21 +58,29 @@ class CheckpointStore:
         self.identity: dict[str, Any] = dict(identity)
         self._manager: ocp.CheckpointManager | None = None
         self._quiet = ExitStack()
+        self._where = where = storage.absolute(directory or ".")
+        self._is_copied = False  # from and to a temporary directory, in which Orbax works
         if directory is None:
             return
-        where = storage.path(directory)
         if jax.process_index() == 0:
             storage.writable_directory(where)
-            self.identity = _claim(where.resolve(), identity)
+            self.identity = _claim(where, identity)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("elm_jax checkpoints are open")
-            self.identity = _claim(where.resolve(), identity)
-        where = where.resolve()
-        self._quiet.enter_context(_quiet_threads())
+            self.identity = _claim(where, identity)
+        self._quiet.enter_context(_silence_failed_save())
+        if buckets.is_bucket(where) and jax.process_count() == 1:
+            where = storage.path(self._quiet.enter_context(tempfile.TemporaryDirectory()))
+            self._is_copied = True
+        elif buckets.is_bucket(where) and not str(where).startswith("gs://"):
+            raise UserError(
+                f"Expected checkpoints of several processes on a disk that all of them see, or in gs://, got "
+                f"{str(where)!r}. Fix: name such a directory, or train with one process."
+            )
         # Orbax calls this when a save is written but not yet committed, so the list is in every whole step.
-        listing = ocp.options.AsyncOptions(post_finalization_callback=lambda: _list_files(where))
+        listing = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._finish(where))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, create=False, cleanup_tmp_directories=True, async_options=listing
+            max_to_keep=_KEPT, create=False, cleanup_tmp_directories=True, async_options=listing
         )
         self._manager = ocp.CheckpointManager(str(where), options=options)
 
@@ -78,13 +91,18 @@ class CheckpointStore:
         """
         if self._manager is None:
             return None
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(self._steps(), reverse=True):
+            if self._is_copied and step not in self._manager.all_steps():
+                _copy(self._where / str(step), self._directory(step))
+                self._manager.reload()
             if _is_whole(self._directory(step)):
                 restored = self._restore(step, POSITION, ocp.args.JsonRestore())
                 return step, restored
-            _log.warning("The checkpoint at %s is damaged, and deleted.", self._directory(step))
+            _log.warning("The checkpoint at %s is damaged, and deleted.", self._where / str(step))
             # Left there, it would keep Orbax from saving this step again.
             self._manager.delete(step)
+            if self._is_copied:
+                (self._where / str(step)).rmtree(missing_ok=True)
         return None
 
     def restore(self, step: int, like: Any) -> Any:
@@ -132,22 +150,40 @@ class CheckpointStore:
         assert self._manager is not None
         return self._manager.directory / str(step)
 
+    def _steps(self) -> list[int]:
+        """Returns the steps that were saved, whole or damaged."""
+        assert self._manager is not None
+        if not self._is_copied:
+            return list(self._manager.all_steps())
+        return [int(each.name) for each in self._where.iterdir() if each.name.isdigit()]
+
+    def _finish(self, written: epath.Path) -> None:
+        """Lists the files of the steps that are written, and copies them to where they belong."""
+        _list_files(written)
+        if not self._is_copied:
+            return
+        for directory in written.iterdir():
+            step = directory.name.partition(".")[0]  # the rest of the name is Orbax's
+            if step.isdigit() and not (self._where / step / FILES).exists():
+                _copy(directory, self._where / step)
+        for step in sorted(self._steps())[:-_KEPT]:
+            (self._where / str(step)).rmtree(missing_ok=True)
+
     def _restore(self, step: int, item: str, args: Any) -> Any:
         assert self._manager is not None
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:
             raise UserError(
-                f"Expected a whole checkpoint at {str(self._directory(step))!r}, got one that does not read "
-                f"({type(error).__name__}). Fix: delete it to resume from the one before."
+                f"Expected a whole checkpoint at {str(self._where / str(step))!r}, got one that does not "
+                f"read ({type(error).__name__}). Fix: delete it to resume from the one before."
             ) from error
 
     def _write_error(self, error: Exception) -> UserError:
-        assert self._manager is not None
         text = " ".join(str(error).split()) or type(error).__name__
         reason = text if len(text) < 160 else f"… {text[-160:]}"  # the system's own words come last
         return UserError(
-            f"Expected to write a checkpoint to {str(self._manager.directory)!r}, got an error ({reason}). "
+            f"Expected to write a checkpoint to {str(self._where)!r}, got an error ({reason}). "
             "Fix: free space or choose another directory, and run the same command; earlier checkpoints and "
             "finished experts are as they were."
         )
@@ -169,7 +205,7 @@ def _require_space(where: epath.Path, state: Any) -> None:
 
 
 @contextmanager
-def _quiet_threads() -> Generator[None, None, None]:
+def _silence_failed_save() -> Generator[None, None, None]:
     """Keeps what the threads of a failed save say of it off standard error: we say it in a sentence."""
 
     def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -222,6 +258,12 @@ def _list_files(where: epath.Path) -> None:
             storage.write_json(directory / FILES, {"files": _files(directory)})
 
 
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    """Copies a step, its list of files last: a step without it is not whole."""
+    for file in sorted(storage.list_files(source), key=lambda file: file.name == FILES):
+        storage.copy_file(file, target / file.relative_to(source))
+
+
 def _is_whole(directory: epath.Path) -> bool:
     """Tells whether every file of a step's state is there, and as it was written."""
     try:
@@ -234,10 +276,10 @@ def _is_whole(directory: epath.Path) -> bool:
 def _files(directory: epath.Path) -> dict[str, str]:
     """Returns the size and checksum of every file, because disks and copies may flip bits."""
     return {
-        str((parent / name).relative_to(directory)): _checksum(parent / name)
+        str(file.relative_to(directory)): _checksum(file)
         for item in (STATE, POSITION)
-        for parent, _, names in (directory / item).walk()
-        for name in names
+        for file in storage.list_files(directory / item)
+        if storage.is_plain_file(file)
     }
 
 

@@ -17,6 +17,8 @@ from elm_jax import ranges
 OF_RUN = {"recipe": False}  # metadata of a field that changes a run, and not what an expert becomes
 OF_MACHINE = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
 OF_NETWORK = {"identity": False}  # one that the network's own fingerprint has
+# One that checkpoints of before do not have: it is part of what a resumed run must have where it is set.
+LATER = {"identity": "where set"}
 
 RECIPE_KEYS: Mapping[str, str] = {
     "optimizer.name": "optimizer",
@@ -35,13 +37,15 @@ class ExpertConfig:
     """What an expert is.
 
     Attributes:
-        kind: what an expert owns: "bottleneck", "lora", "ia3" or "full".
+        kind: what an expert owns: "bottleneck", "lora", "dora", "vera", "ia3", "prompt" or "full".
         options: of the kind, such as `{"rank": 8}`. An option that is not given is the one that all experts
             of the kind in the library share, else the kind's default.
         dropout: probability, in the network while it trains.
         train_as: "experts" trains one expert for each task, "dataset" one for each dataset on all its
             prompts, "multitask" one on all tasks.
         name: of the expert on all tasks, for `train_as="multitask"`.
+        part: "I/N" trains part I of N of the experts, of which other processes train the other parts into the
+            same library; experts are dealt out in turns.
     """
 
     kind: str = "bottleneck"
@@ -49,6 +53,7 @@ class ExpertConfig:
     dropout: float = field(default=0.1, metadata=OF_NETWORK | ranges.real(0, 1, below=True))
     train_as: str = field(default="experts", metadata=OF_MACHINE)
     name: str | None = field(default=None, metadata=OF_MACHINE)
+    part: str | None = field(default=None, metadata=OF_MACHINE)
 
     __post_init__ = ranges.check
 
@@ -72,16 +77,31 @@ class OptimizerConfig:
 class LossConfig:
     """What is added to the cross-entropy of the targets.
 
+    T-Few trains with `unlikely_loss` and `mc_loss` of 1 (Liu et al. 2022, arXiv 2205.05638), for which every
+    row has to have answer choices, with its target among them.
+
     Attributes:
         z_loss: weight of log(Z)², which keeps the softmax's normaliser Z near 1. T5X trains with 1e-4.
         label_smoothing: share of a target's mass that goes to all other tokens evenly. As in T5X the entropy
             of the target is subtracted, so that a perfect prediction has loss 0.
+        unlikely_loss: weight of the mean of -log(1 - p) over tokens of wrong choices of probability p.
+        mc_loss: weight of the cross-entropy of the right choice among all choices of a row, by their
+            log-probabilities divided by their length.
+        length_norm: power of the length there.
     """
 
     z_loss: float = field(default=0.0, metadata=ranges.real(0))
     label_smoothing: float = field(default=0.0, metadata=ranges.real(0, 1, below=True))
+    unlikely_loss: float = field(default=0.0, metadata=LATER | ranges.real(0))
+    mc_loss: float = field(default=0.0, metadata=LATER | ranges.real(0))
+    length_norm: float = field(default=1.0, metadata=LATER | ranges.real(0))
 
     __post_init__ = ranges.check
+
+    @property
+    def needs_choices(self) -> bool:
+        """Whether rows have to have answer choices."""
+        return self.unlikely_loss > 0 or self.mc_loss > 0
 
 
 @dataclass(frozen=True)
@@ -185,6 +205,7 @@ class TrainConfig:
         batch: what is done at once.
         checkpoint: when a run is saved and validated.
         log: what is written about it.
+        answers: which of a row's accepted answers are targets: the "first", or "each" in a row of its own.
         paper: table of the paper that says what `schedule` and `batch` leave open: "prompt",
             "dataset_adapter", "dataset" or "target".
         seed: of fresh experts, of the order of rows and of dropout.
@@ -197,6 +218,7 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    answers: str = field(default="first", metadata=OF_MACHINE)
     paper: str | None = field(default=None, metadata=OF_MACHINE)
     seed: int = field(default=0, metadata=ranges.seed())
 
@@ -272,10 +294,13 @@ def from_json(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _flatten(config: TrainConfig, flag: str, is_wanted: Any = lambda path: True) -> dict[str, Any]:
+    defaults = {path: value for path, value, _ in _leaves(TrainConfig())}
     return {
         _key(path): _as_json(value)
         for path, value, metadata in _leaves(config)
-        if metadata.get(flag, True) and is_wanted(path)
+        if metadata.get(flag, True)
+        and is_wanted(path)
+        and not (metadata.get(flag) == LATER["identity"] and value == defaults[path])
     }
 
 

@@ -4,23 +4,26 @@ What a `TrainConfig` leaves open is the paper's, of the table that it names, or 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.records import ExpertSpec, TaskSpec
-from elm_jax.tasks import budgets, data_source
+from elm_jax.tasks import budgets, data_source, datasets
 from elm_jax.tasks.budgets import PaperBudget
 from elm_jax.tasks.data_source import Lengths, Source
-from elm_jax.telemetry.trackers import TRACKERS
+from elm_jax.telemetry import trackers
 from elm_jax.training import optimizers
 from elm_jax.training.config import TrainConfig, replace_fields
+
+T = TypeVar("T")
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 8, 1e-4
 PAPER_TABLES = ("prompt", "dataset_adapter", "dataset", "target")
 TRAIN_AS = ("experts", "dataset", "multitask")
+ANSWERS = ("first", "each")
 MULTITASK = "multitask"  # the dataset in the id of an expert on several datasets
 ALL = "all"  # the prompt in the id of an expert on all prompts of a dataset
 
@@ -58,27 +61,30 @@ class ExpertTrainConfig:
 
 
 def resolve_experts(
-    specs: Sequence[TaskSpec], config: TrainConfig, lengths: Lengths | None = None
+    specs: Sequence[TaskSpec] | Mapping[str, Sequence[TaskSpec]],
+    config: TrainConfig,
+    lengths: Lengths | None = None,
 ) -> list[ExpertTrainConfig]:
     """Returns a configuration for each task, for each dataset or for all tasks, as the config says.
 
     Args:
-        specs: tasks to train on.
+        specs: tasks to train on; or id of an expert -> its tasks.
         config: what is given; the rest is the paper's or a default.
         lengths: of all experts. Default: the paper's, or 256 and 128 tokens.
 
     Raises:
         UserError: a name does not exist, steps and epochs are both given, the expert on all tasks has no
-            name, the best step is to be kept without validation, or the paper has no budget for a task.
+            name, the best step is to be kept without validation, the paper has no budget for a task, or
+            there is no such part.
     """
     expert, schedule, checkpoint = config.expert, config.schedule, config.checkpoint
     names.resolve(expert.train_as, TRAIN_AS, kind="way to train", where="TRAIN_AS")
+    names.resolve(config.answers, ANSWERS, kind="choice of answers", where="ANSWERS")
     if config.paper is not None:
         names.resolve(config.paper, PAPER_TABLES, kind="table of budgets", where="PAPER")
     optimizers.require_schedule(schedule)
     names.resolve(config.optimizer.name, optimizers.OPTIMIZERS, kind="optimiser", where="elm_jax")
-    for tracker in config.log.trackers:
-        names.resolve(tracker, TRACKERS, kind="tracker", where="elm_jax")
+    trackers.require_trackers(config.log.trackers)
     if checkpoint.keep not in ("last", "best"):
         raise UserError(
             f"Expected 'last' or 'best' as the step to keep, got {checkpoint.keep!r}. Fix: set KEEP."
@@ -92,19 +98,48 @@ def resolve_experts(
             f"Expected steps or epochs, got both: TRAIN_STEPS={schedule.steps} and EPOCHS={schedule.epochs}. "
             "Fix: set one of them to None."
         )
-    if expert.train_as == "multitask":
+    if isinstance(specs, Mapping):
+        experts = [_resolve(name, own, config, lengths) for name, own in specs.items()]
+    elif expert.train_as == "multitask":
         if not expert.name:
             raise UserError(
                 "Expected a name for the expert on all tasks, got none. Fix: set EXPERT_NAME, or give "
                 "--multitask NAME."
             )
         return [_resolve(names.task_id(MULTITASK, expert.name), specs, config, lengths)]
-    if expert.train_as == "dataset":
+    elif expert.train_as == "dataset":
         grouped: dict[str, list[TaskSpec]] = {}
         for spec in specs:
             grouped.setdefault(spec.dataset, []).append(spec)
-        return [_resolve(names.task_id(each, ALL), own, config, lengths) for each, own in grouped.items()]
-    return [_resolve(spec.id, [spec], config, lengths) for spec in specs]
+        experts = [_resolve(names.task_id(each, ALL), own, config, lengths) for each, own in grouped.items()]
+    else:
+        experts = [_resolve(spec.id, [spec], config, lengths) for spec in specs]
+    return take_part(experts, expert.part)
+
+
+def take_part(experts: list[T], part: str | None) -> list[T]:
+    """Returns every N-th expert from the I-th on, for the part "I/N"; all for None."""
+    if part is None:
+        return experts
+    number, count = parse_part(part)
+    if number > len(experts):
+        raise UserError(
+            f"Expected at most as many parts as experts, {len(experts)}, got part {part}. Fix: make fewer "
+            "parts."
+        )
+    return experts[number - 1 :: count]
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Reads I/N, part I of N.
+
+    >>> parse_part("2/4")
+    (2, 4)
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"Expected a part I/N such as 1/4, got {text!r}. Fix: correct --part.")
+    return int(number), int(count)
 
 
 def inherit_kind_options(config: TrainConfig, others: Iterable[ExpertSpec]) -> TrainConfig:
@@ -146,7 +181,8 @@ def _resolve(
     identifier: str, specs: Sequence[TaskSpec], config: TrainConfig, lengths: Lengths | None
 ) -> ExpertTrainConfig:
     missing = _missing_macros(config, lengths)
-    paper = _paper_budget(specs[0], config.paper, missing) if config.paper and missing else None
+    is_papers = specs[0].dataset in datasets.catalogue()  # the paper says nothing of any other task
+    paper = _paper_budget(specs[0], config.paper, missing) if config.paper and missing and is_papers else None
     max_rows = paper.max_rows if paper else None
     if config.paper == "dataset" and max_rows is not None:
         max_rows = math.ceil(max_rows / len(specs))  # the table's is of the whole dataset
@@ -177,12 +213,12 @@ def _paper_budget(spec: TaskSpec, table: str, missing: Sequence[str]) -> PaperBu
     """Returns a task's budget in one of the paper's tables; if it has none, names the macros to set."""
     try:
         if table == "prompt":
-            return budgets.of_prompt(spec)
+            return budgets.get_prompt_budget(spec)
         if table == "target":
-            return budgets.of_target(spec)
+            return budgets.get_target_budget(spec)
         if table == "dataset_adapter":
-            return budgets.of_dataset(spec.dataset)
-        return budgets.of_full_dataset(spec.dataset)
+            return budgets.get_dataset_budget(spec.dataset)
+        return budgets.get_full_budget(spec.dataset)
     except UserError as error:
         raise UserError(f"{error} Fix: set {', '.join(missing)}, or PAPER=None.") from error
 

@@ -1,22 +1,24 @@
 """A group: experts in slots on their devices, and the programs that train them over one base."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.axes import Array
 from elm_jax.models import sharding
+from elm_jax.models.expert_kinds import GATES
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.training import batches, step
 from elm_jax.training.batches import Batch, Shape
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan, Layout, group_programs
-from elm_jax.training.step import GradAccumulator, GroupState, Update
+from elm_jax.training.step import Frozen, GradAccumulator, GroupState, Update
 
 
 class Group:
@@ -38,6 +40,9 @@ class Group:
         self.programs = group_programs(network, plan, layout, shape, base=base, mesh=mesh)
         self._given_base = base
         self.base = None if plan.config.expert.kind == "full" else self._base_on_devices()
+        self.frozen: Params | Frozen | None = self.base
+        if self.base is not None and plan.config.expert.kind == GATES:
+            self.frozen = Frozen(self.base, _make_zeros(self.programs.accumulate.arguments[1].experts))
 
     def init(self, seeds: Sequence[int]) -> GroupState:
         """Returns the state of fresh experts, in all slots or of a single one."""
@@ -53,6 +58,17 @@ class Group:
         """Puts a fresh expert into a slot; the old state is donated."""
         return self.programs.put_slot(state, np.int32(slot), self.init([seed]))
 
+    def put_start(self, state: GroupState, slot: int, expert: Params) -> GroupState:
+        """Puts an expert to go on from into a slot; the old state is donated."""
+        one = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32)[None], dict(expert))
+        return self.programs.put_slot(state, np.int32(slot), self.init([0])._replace(params=one))
+
+    def put_frozen(self, slot: int, expert: Params) -> None:
+        """Puts the expert that gates are trained beside into their slot."""
+        assert isinstance(self.frozen, Frozen)
+        one = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32)[None], expert)
+        self.frozen = self.frozen._replace(experts=step.put_slot(self.frozen.experts, np.int32(slot), one))
+
     def accumulate(
         self,
         params: Params,
@@ -61,7 +77,7 @@ class Group:
         accumulator: GradAccumulator,
     ) -> GradAccumulator:
         """Adds the gradients of a batch, given the job of every slot; the old accumulator is donated."""
-        return self.programs.accumulate(params, self.base, self._arrays(batch, job_of), accumulator)
+        return self.programs.accumulate(params, self.frozen, self._arrays(batch, job_of), accumulator)
 
     def update(
         self, state: GroupState, accumulator: GradAccumulator, update: Update
@@ -69,6 +85,13 @@ class Group:
         """Moves experts by what was accumulated; the old two are donated, the losses are still computed."""
         state, accumulator, loss = self.programs.update(state, accumulator, update)
         return state, accumulator, self._replicate(loss)
+
+    def train_step(
+        self, state: GroupState, batch: Batch, job_of: Mapping[int, TrainingJob], update: Update
+    ) -> tuple[GroupState, Array]:
+        """Moves experts by a batch that has their whole steps; the old state is donated."""
+        state, loss = self.programs.train_step(state, self.frozen, self._arrays(batch, job_of), update)
+        return state, self._replicate(loss)
 
     def evaluate(
         self, params: Params, validation: Sequence[Batch], job_of: Mapping[int, TrainingJob]
@@ -78,7 +101,7 @@ class Group:
         if self.mesh is not None:
             loss = jax.device_put(loss, self.programs.evaluate.arguments[3].sharding)
         for batch in validation:
-            loss = self.programs.evaluate(params, self.base, self._arrays(batch, job_of), loss)
+            loss = self.programs.evaluate(params, self.frozen, self._arrays(batch, job_of), loss)
         return np.asarray(self._replicate(loss))
 
     def resume(
@@ -122,25 +145,30 @@ class Group:
             return batches.assemble(batch, job_of, slots_of_part=slots)
         assembled: dict[tuple[int, int], step.Rows] = {}
 
-        def part(field: str) -> Any:
+        def part(fields: Sequence[str]) -> Any:
             def of_index(index: Any) -> np.ndarray:
-                by = batch.shape.folded if field in step.OF_TARGETS else 1
+                by = batch.shape.folded if fields[-1] in step.OF_TARGETS else 1
                 first, last, _ = index[0].indices(batch.shape.rows // by)
                 rows = slice(first * by, last * by)
                 if (rows.start, rows.stop) not in assembled:
                     assembled[rows.start, rows.stop] = batches.assemble(
                         batch, job_of, rows, slots_of_part=slots
                     )
-                return getattr(assembled[rows.start, rows.stop], field)
+                return reduce(getattr, fields, assembled[rows.start, rows.stop])
 
             return of_index
 
-        return step.Rows(
-            *(
-                jax.make_array_from_callback(struct.shape, struct.sharding, part(name))
-                for name, struct in zip(step.Rows._fields, self.programs.accumulate.arguments[2], strict=True)
+        def make(keys: Any, struct: Any) -> Array:
+            return jax.make_array_from_callback(
+                struct.shape, struct.sharding, part([key.name for key in keys])
             )
-        )
+
+        return jax.tree_util.tree_map_with_path(make, self.programs.accumulate.arguments[2])
+
+
+def _make_zeros(shapes: Any) -> Any:
+    """Returns zeros of these shapes, where their shardings say that they lie."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes)
 
 
 @lru_cache(maxsize=8)

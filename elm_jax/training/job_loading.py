@@ -11,7 +11,7 @@ from elm_jax.data.ragged import JoinedTokens, RaggedTokens
 from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
-from elm_jax.records import RowCounts, TaskSpec
+from elm_jax.records import VOCABULARY, RowCounts, TaskSpec
 from elm_jax.session.workspace import Run
 from elm_jax.tasks import original, row_counts
 from elm_jax.tasks.data_source import Source
@@ -22,6 +22,8 @@ from elm_jax.training.jobs import TrainingJob, ValidationRows
 from elm_jax.weights.base_model import Base
 
 MOST_NAMED = 5  # experts in an error
+UNUSUAL = ("answers", "input_eos", "dtype")
+"""Keys that a recipe has only where their values are not the usual ones."""
 
 
 def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
@@ -29,7 +31,16 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     source = expert_configs.training_source(expert, run.source)
     examples = [task_rows.load_examples(spec, source) for spec in expert.specs]
     rows = [task_rows.tokenize_task(own, run.tokenizer, expert.lengths) for own in examples]
-    prompts, targets = _join([each.inputs for each in rows]), _join([each.targets for each in rows])
+    pairs = [(each.inputs, each.targets) for each in rows]
+    takes_each = expert.config.answers == "each"
+    if takes_each:
+        pairs += [tokenized_rows.pair_other_answers(each, run.tokenizer, expert.lengths) for each in rows]
+    prompts, targets = (join_rows(lists) for lists in zip(*pairs, strict=True))
+    wrong = None
+    if expert.config.loss.needs_choices:
+        tasks = zip(expert.specs, rows, strict=True)
+        wrong = [choices for spec, own in tasks for choices in _wrong_choices(spec, own)]
+        wrong += [()] * (len(prompts) - len(wrong))  # of other answers, which are pairs of their own
     validation = None
     if expert.config.checkpoint.validate_every:
         most = expert.config.checkpoint.validate_rows
@@ -38,16 +49,18 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     data: dict[str, Any] = {
         "data_seed": run.source.seed,
         "truncate": run.source.truncate,
-        "faithful": list(original.row_switches(run.source.faithful)),
+        "faithful": list(original.list_row_switches(run.source.faithful)),
         "rows": len(prompts),
         "max_prompt": expert.lengths.prompt,
         "max_answer": expert.lengths.answer,
-        identity.VOCABULARY: run.tokenizer.fingerprint,
+        VOCABULARY: run.tokenizer.fingerprint,
         identity.MADE_OF: {
             spec.id: identity.identify_texts(spec, source, own).to_json()
             for spec, own in zip(expert.specs, examples, strict=True)
         },
     }
+    if takes_each:
+        data["answers"] = "each"
     if not run.tokenizer.input_eos:
         data["input_eos"] = False
     if run.dtype is not None:
@@ -66,6 +79,7 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
             each.counts or RowCounts(len(each.labels), len(each.labels)) for each in rows
         ),
         losses=token_losses.add_losses(each.losses for each in rows),
+        wrong=wrong,
     )
 
 
@@ -114,9 +128,10 @@ def _find_other_keys(library: Library, job: TrainingJob, base: Base) -> list[str
     and of what its rows hold nothing is known.
     """
     spec, defaults = library.spec(job.id), configs.recipe_defaults()
-    now = identity.without_identity(job.recipe)
-    if identity.VOCABULARY not in spec.recipe:
-        now.pop(identity.VOCABULARY, None)
+    now = identity.drop_identity(job.recipe)
+    if VOCABULARY not in spec.recipe:
+        now.pop(VOCABULARY, None)
+    now = {name: None for name in UNUSUAL if name in spec.recipe} | now
     differing = [name for name, value in now.items() if spec.recipe.get(name, defaults.get(name)) != value]
     return differing if spec.base == base.fingerprint else [*differing, "base"]
 
@@ -125,7 +140,23 @@ def _prepare(run: Run, expert: ExpertTrainConfig, spec: TaskSpec, source: Source
     return task_rows.tokenize_task(task_rows.load_examples(spec, source), run.tokenizer, expert.lengths)
 
 
-def _join(lists: Sequence[RaggedTokens]) -> RaggedTokens | JoinedTokens:
+def _wrong_choices(spec: TaskSpec, rows: TokenizedRows) -> list[list[np.ndarray]]:
+    """Returns the choices of every row but the right one."""
+    found = []
+    for row, label in enumerate(rows.labels.tolist()):
+        choices = tokenized_rows.get_choices(rows, row)
+        if label < 0 or not len(choices):
+            raise UserError(
+                f"Expected answer choices with the target among them in every row of {spec.id!r}, for "
+                f"T-Few's loss, got row {rows.row_ids[row]!r} without. Fix: set UNLIKELY_LOSS and MC_LOSS "
+                "to 0."
+            )
+        found.append([choice for number, choice in enumerate(choices) if number != label])
+    return found
+
+
+def join_rows(lists: Sequence[RaggedTokens]) -> RaggedTokens | JoinedTokens:
+    """Returns the rows of several tasks, one after the other."""
     return lists[0] if len(lists) == 1 else JoinedTokens(lists)
 
 
@@ -135,8 +166,8 @@ def _validation_rows(tasks: Sequence[TokenizedRows]) -> ValidationRows:
     choices = [tokenized_rows.get_choices(each, row) for each in tasks for row in range(len(each.labels))]
     labels = np.concatenate([each.labels for each in tasks]).tolist()
     return ValidationRows(
-        _join([each.inputs for each in tasks]),
-        _join([each.targets for each in tasks]),
+        join_rows([each.inputs for each in tasks]),
+        join_rows([each.targets for each in tasks]),
         choices if ranked else None,
         labels if ranked else None,
     )

@@ -4,7 +4,7 @@ The rows of an expert are visited in permutations that depend on its seed alone,
 its number: neither neighbours nor a kill and a resume change what an expert sees.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from elm_jax import storage
+from elm_jax import names, storage
 from elm_jax.data import ragged
 from elm_jax.data.ragged import JoinedTokens, RaggedTokens
 from elm_jax.data.token_losses import TokenLosses
 from elm_jax.errors import UserError
 from elm_jax.models import flops
+from elm_jax.models.expert_kinds import GATES
 from elm_jax.models.flops import AttentionSpans
-from elm_jax.records import RowCounts
+from elm_jax.records import Params, RowCounts
 from elm_jax.training import config as configs
 from elm_jax.training.config import TrainConfig
 
@@ -44,8 +45,21 @@ class ValidationRows:
 
 
 @dataclass(frozen=True)
+class FrozenExpert:
+    """An expert that is there, and stays as it is: gates are trained beside it, or training begins from it.
+
+    Attributes:
+        checksum: of its parameters.
+        load: reads them.
+    """
+
+    checksum: str
+    load: Callable[[], Params]
+
+
+@dataclass(frozen=True)
 class TrainingJob:
-    """One expert to train.
+    """One expert to train, or the gates of one.
 
     Attributes:
         id: of the expert.
@@ -57,6 +71,9 @@ class TrainingJob:
         data: how its rows were read and rendered, as its recipe notes it.
         counts: what became of the rows that were read for it; None if that is not known.
         losses: what of their texts the model does not see; None if that is not known.
+        frozen: the expert that gates are trained beside.
+        start: the expert that training begins from. Default: a fresh one.
+        wrong: tokens of each wrong choice of each row, if the loss reads them.
     """
 
     id: str
@@ -68,6 +85,9 @@ class TrainingJob:
     data: Mapping[str, Any] = field(default_factory=dict)
     counts: RowCounts | None = None
     losses: TokenLosses | None = None
+    frozen: FrozenExpert | None = None
+    start: FrozenExpert | None = None
+    wrong: Sequence[Sequence[Tokens]] | None = None
 
     @property
     def steps(self) -> int:
@@ -92,8 +112,14 @@ class TrainingJob:
 
 
 def require_trainable(jobs: Sequence[TrainingJob]) -> None:
-    """Refuses jobs of one name, without rows, or with rows that have no target."""
+    """Refuses jobs of one name or too long a name, without rows, or with rows that have no target."""
     for job in jobs:
+        if (job.config.expert.kind == GATES) != (job.frozen is not None):
+            raise UserError(
+                f"Expected a kind of expert to train, got {job.config.expert.kind!r} for {job.id!r}. Fix: "
+                "name a kind, or train gates of the library's experts with `elm train --gates`."
+            )
+        names.directory_name(job.id)  # raises if files could not be named by it
         if not len(job.prompts):
             raise UserError(
                 f"Expected rows to train {job.id!r} on, got none. Fix: check its split and limit of rows."
@@ -146,13 +172,17 @@ def attention_spans(jobs: Sequence[TrainingJob]) -> AttentionSpans:
     return flops.attention_spans(prompts, np.concatenate([token_counts(job.targets) for job in jobs]))
 
 
-def identity(job: TrainingJob) -> dict[str, Any]:
+def resume_identity(job: TrainingJob) -> dict[str, Any]:
     """Returns what must be the same for a job to be resumed from a checkpoint.
 
     The rows are the hash of `storage.array_fingerprint` of all in one array, of which there may be too many.
     """
     digest = storage.ArrayDigest()
-    for name, rows in (("prompts", job.prompts), ("targets", job.targets)):
+    named: list[tuple[str, Sequence[Tokens]]] = [("prompts", job.prompts), ("targets", job.targets)]
+    if job.wrong is not None:
+        named += [("wrong", [choice for choices in job.wrong for choice in choices])]
+        digest.add("wrong/counts", np.array([len(choices) for choices in job.wrong], np.int64))
+    for name, rows in named:
         if isinstance(rows, JoinedTokens):
             parts: Sequence[RaggedTokens] = rows.parts
         else:
@@ -161,7 +191,9 @@ def identity(job: TrainingJob) -> dict[str, Any]:
         digest.begin(f"{name}/tokens", np.dtype(np.int32), (sum(part.tokens.size for part in parts),))
         for part in parts:
             digest.add_part(part.tokens)
-    return {"id": job.id, **configs.own_identity(job.config), "rows": digest.fingerprint()}
+    given = {"expert": job.frozen, "start": job.start}
+    checksums = {name: expert.checksum for name, expert in given.items() if expert is not None}
+    return {"id": job.id, **configs.own_identity(job.config), "rows": digest.fingerprint(), **checksums}
 
 
 # A job goes through an epoch step by step, and its neighbours with it.

@@ -6,7 +6,9 @@ learning rate.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any, cast
 
+import jax
 import optax
 
 from elm_jax import names
@@ -62,6 +64,38 @@ SCHEDULES: Mapping[str, Callable[[int, ScheduleConfig], float]] = {"linear": lin
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Returns an optimiser, the same object for the same configuration: compiled steps are cached by it."""
     return OPTIMIZERS[names.resolve(config.name, OPTIMIZERS, kind="optimiser", where="elm_jax")](config)
+
+
+@lru_cache
+def optimize_scaled_params(
+    optimizer: optax.GradientTransformation, factors: tuple[tuple[str, float], ...]
+) -> optax.GradientTransformation:
+    """Returns an optimiser that moves parameters as it would move them divided by factors.
+
+    A network that multiplies a parameter p by s trains as one that has s p in its place and this optimiser.
+
+    Args:
+        optimizer: the optimiser, whose state is that of the divided parameters.
+        factors: end of a path -> factor, see `models.expert_kinds.param_factors`.
+    """
+    if not factors:
+        return optimizer
+    by_leaf, inner = dict(factors), optax.with_extra_args_support(optimizer)
+
+    def scale(tree: Any, power: int) -> Any:
+        def of_leaf(keys: Any, leaf: Any) -> Any:
+            return leaf * by_leaf.get(str(keys[-1].key), 1.0) ** power
+
+        return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+    def update(gradient: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
+        divided = None if params is None else scale(params, -1)
+        direction, state = inner.update(scale(gradient, 1), state, divided, **more)
+        return scale(direction, 1), state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optimizer.init(scale(params, -1)), cast(Any, update)
+    )
 
 
 def require_schedule(schedule: ScheduleConfig) -> None:

@@ -63,15 +63,32 @@ class Pretraining:
 
 
 def pretrain(
-    workspace: Workspace,
+    run: Workspace | storage.PathLike,
     texts: Sequence[str],
-    words: Sequence[str],
-    pretraining: Pretraining,
+    words: Sequence[str] = (),
+    pretraining: Pretraining | None = None,
     *,
-    seed: int,
-    stages: Stages,
+    seed: int = 0,
+    stages: Stages | None = None,
 ) -> tuple[Base, Tokenizer]:
-    """Trains a base on `texts` if the workspace has none; `words` are further texts for the vocabulary."""
+    """Trains a tiny base from scratch, as `base` of a run's directory, if it has none.
+
+    Args:
+        run: The directory, which is made if need be.
+        texts: Plain texts, of which spans are dropped and asked for (T5, Raffel et al. 2020).
+        words: Further texts for the vocabulary.
+        pretraining: How the base is trained.
+        seed: Seed of its first parameters, of rows and of spans.
+        stages: Shows progress.
+
+    Returns:
+        The base and its tokenizer.
+
+    Raises:
+        UserError: If the directory cannot be written.
+    """
+    workspace = run if isinstance(run, Workspace) else Workspace.open(run, create=True)
+    pretraining, stages = pretraining or Pretraining(), stages or Stages()
     if (workspace.base / elm.CONFIG).exists():
         return load_base_and_tokenizer(workspace.base)
     workspace.remove_leftovers()

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from elm_jax.aot.program import Program, get_platform, with_replication, with_shardings
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import shapes, sharding
+from elm_jax.models.expert_kinds import GATES, param_factors
 from elm_jax.models.sizes import T5Config
 from elm_jax.training import optimizers, step
 from elm_jax.training.batches import Shape
@@ -75,6 +76,7 @@ class GroupPrograms:
         zero: the accumulator before the first batch.
         accumulate: adds the gradients of a batch.
         update: moves the experts whose step is complete.
+        train_step: both in one, for a batch that has whole steps alone; then there is no accumulator.
         evaluate: adds the loss of a batch, without dropout.
         put_slot: puts one expert into a slot.
         resume_slot: lets an expert that was stopped go on.
@@ -86,6 +88,7 @@ class GroupPrograms:
     zero: Program
     accumulate: Program
     update: Program
+    train_step: Program
     evaluate: Program
     put_slot: Program
     resume_slot: Program
@@ -122,7 +125,8 @@ def group_programs(
     base = shapes.base_shapes(network) if base is None else shapes.shapes_of(base)
     config = plan.config
     kind, options = config.expert.kind, hashable(config.expert.options)
-    optimizer = optimizers.make_optimizer(config.optimizer)
+    factors = hashable(param_factors(kind, config.expert.options))
+    optimizer = optimizers.optimize_scaled_params(optimizers.make_optimizer(config.optimizer), factors)
 
     def shard(tree: Any, *, experts: bool = True) -> Any:
         return (
@@ -141,7 +145,12 @@ def group_programs(
     state, one = state_shapes(layout.slots), state_shapes(1)
     accumulator = shard(jax.eval_shape(step.zero_accumulator, state.params))
     best = (state.params,) if config.checkpoint.keep == "best" else ()
-    frozen = None if kind == "full" else base  # full experts take its place
+    frozen: Any = None if kind == "full" else base  # full experts take its place
+    if kind == GATES:
+        one_beside = jax.eval_shape(
+            lambda base: ex.init_expert("lora", jax.random.key(0), base, dict(options)), base
+        )
+        frozen = step.Frozen(base, shard(shapes.stack_shapes(one_beside, layout.slots)))
     held = () if frozen is None else (frozen,)  # also where a program reads a part of it alone
     rows = row_shapes(shape, mesh)
     slot = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
@@ -153,6 +162,7 @@ def group_programs(
     init = step.init(kind, options, optimizer, **target)
     accumulate = step.accumulate(network, kind, config.loss, **target)
     apply_update = step.apply_update(optimizer, **target)
+    train_step = step.train_step(network, kind, optimizer, config.loss, **target)
     evaluate = step.evaluate(network, kind, **target)
     moments = (state.moments, state.stopped)
     params = state.params
@@ -168,6 +178,7 @@ def group_programs(
         "zero": (step.zero_accumulator, (params,), (*held, *moments)),
         "accumulate": (accumulate, (params, frozen, rows, accumulator), (*moments, *best)),
         "update": (apply_update, (state, accumulator, update), (*held, *best)),
+        "train_step": (train_step, (state, frozen, rows, update), best),
         "evaluate": (evaluate, (params, frozen, rows, shard(losses)), (*moments, accumulator, *best)),
         "put_slot": (step.put_slot, (state, slot, one), (*held, accumulator, *best)),
         "resume_slot": (step.resume_slot, (state, accumulator, slot), (*held, *best)),
@@ -178,14 +189,19 @@ def group_programs(
 
 def row_shapes(shape: Shape, mesh: Mesh | AbstractMesh | None) -> step.Rows:
     """Returns the shapes of a batch's arrays, its rows split over the mesh."""
-    rows, prompt, target, segments, folded = shape
+    rows, prompt, target, segments, folded, choices = shape
     widths = (prompt, prompt, target, target, segments, segments, segments)
     dtypes = (*(np.int32,) * 5, np.float32, np.uint32)
     arrays: list[Any] = [
         jax.ShapeDtypeStruct((rows // folded if name in step.OF_TARGETS else rows, width), dtype)
-        for name, width, dtype in zip(step.Rows._fields, widths, dtypes, strict=True)
+        for name, width, dtype in zip(step.ALWAYS, widths, dtypes, strict=True)
     ]
     structs = step.Rows(*arrays)
+    if choices > 1:
+        of_segment: Any = structs.share
+        of_choice: Any = jax.ShapeDtypeStruct((rows, segments, choices), np.int32)
+        of_token: Any = structs.targets
+        structs = structs._replace(choices=step.ChoiceRows(of_token, of_choice, of_segment, of_segment))
     if mesh is None:
         return structs
     return with_shardings(structs, NamedSharding(mesh, PartitionSpec(sharding.RULES["batch"])))

@@ -12,7 +12,7 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.session import devices
 from elm_jax.training import batch_search, batches
-from elm_jax.training.batch_search import Fit, Memory, Search
+from elm_jax.training.batch_search import BatchSearch, Fit, Memory
 from elm_jax.training.batches import MeasuredJob, Shape
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.jobs import TrainingJob
@@ -38,12 +38,15 @@ def find_fit(
         OutOfMemoryError: not even one row on a device fits.
     """
     programs = programs_for(network, base, plan_for(config, jobs), mesh)
+    measured = [batches.measure(job) for job in jobs]
     memory = Memory(
         held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST)),
-        peak_bytes=lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
+        peak_bytes=lambda layout, shape: batch_search.peak_bytes(
+            programs(layout, shape),
+            whole_steps=batches.holds_steps(measured, shape, layout.slots, layout.parts),
+        ),
         limit_bytes=devices.device_memory(),
     )
-    measured = [batches.measure(job) for job in jobs]
     return batch_search.largest_fit(search_for(network, config, measured, mesh, get_platform(mesh), memory))
 
 
@@ -74,7 +77,7 @@ def search_for(
     mesh: Mesh | AbstractMesh | None,
     platform: str,
     memory: Memory,
-) -> Search:
+) -> BatchSearch:
     """Returns what to search for a training's group and batch; what the config says is not searched."""
     kind, batch = config.expert.kind, config.batch
     cost = batches.batch_cost(network, kind, platform)
@@ -92,7 +95,7 @@ def search_for(
             cost=cost,
         )
 
-    return Search(
+    return BatchSearch(
         layouts=batch_search.layouts_for(layout, fixed=batch.max_experts is not None),
         shape_for=shape_for,
         memory=memory,

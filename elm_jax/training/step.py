@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, Int
 from elm_jax.aot.program import jit
 from elm_jax.axes import Array, ExpertOfSegment, Prompts, Seeds
 from elm_jax.models import expert_layers as ex
-from elm_jax.models import sharding
+from elm_jax.models import paths, sharding
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
 from elm_jax.training.config import LossConfig
-from elm_jax.training.loss import PLAIN, token_losses
+from elm_jax.training.loss import PLAIN, choice_losses, token_losses, unlikelihood_losses
 
 FINITE = -1
 
@@ -44,6 +44,24 @@ class GroupState(NamedTuple):
     stopped: Int[Array, " E"]
 
 
+class ChoiceRows(NamedTuple):
+    """What rows have beside their targets where the loss is one of all answer choices, T-Few's.
+
+    The choices of an example follow each other in its row of targets, the right one first.
+
+    Attributes:
+        target_choices: which choice of its example a target token is of, from 1.
+        lengths: tokens of each of C choices of each segment; 0 where there is none.
+        wrong_share: 1 / the tokens of wrong choices in the expert's step, for each segment.
+        row_share: 1 / the rows of the expert's step, for each segment.
+    """
+
+    target_choices: Int[Array, "_ T"]
+    lengths: Int[Array, "B G C"]
+    wrong_share: Float[Array, "B G"]
+    row_share: Float[Array, "B G"]
+
+
 class Rows(NamedTuple):
     """A batch: packed rows with segments 1 to G, and 0 on padding, of any of the group's experts.
 
@@ -58,6 +76,7 @@ class Rows(NamedTuple):
         slot: of each segment's expert, among those on its part of the mesh.
         share: 1 / the real target tokens of the expert's step, for each segment.
         seeds: what dropout is drawn from, for each segment.
+        choices: of the answers, if the loss reads them.
     """
 
     prompts: Prompts
@@ -67,9 +86,23 @@ class Rows(NamedTuple):
     slot: ExpertOfSegment
     share: Float[Array, "B G"]
     seeds: Seeds
+    choices: ChoiceRows | None = None
 
 
-OF_TARGETS = ("targets", "target_segments")
+class Frozen(NamedTuple):
+    """What stays as it is while gates are trained.
+
+    Attributes:
+        base: the base's parameters.
+        experts: of the group, [E, …], each beside its gates.
+    """
+
+    base: Params
+    experts: Params
+
+
+ALWAYS = Rows._fields[:-1]
+OF_TARGETS = ("targets", "target_segments", "target_choices")
 
 
 class GradAccumulator(NamedTuple):
@@ -93,11 +126,14 @@ class Update(NamedTuple):
     step: Int[Array, " E"]
 
 
-Accumulate = Callable[[Params, Params | None, Rows, GradAccumulator], GradAccumulator]
-Evaluate = Callable[[Params, Params | None, Rows, Float[Array, " E"]], Float[Array, " E"]]
+Accumulate = Callable[[Params, Params | Frozen | None, Rows, GradAccumulator], GradAccumulator]
+Evaluate = Callable[[Params, Params | Frozen | None, Rows, Float[Array, " E"]], Float[Array, " E"]]
 Init = Callable[[Any, Params], GroupState]
 ApplyUpdate = Callable[
     [GroupState, GradAccumulator, Update], tuple[GroupState, GradAccumulator, Float[Array, " E"]]
+]
+TrainStep = Callable[
+    [GroupState, Params | Frozen | None, Rows, Update], tuple[GroupState, Float[Array, " E"]]
 ]
 
 
@@ -132,15 +168,46 @@ def accumulate(
     """Returns the program `(params, base, rows, accumulator) -> accumulator` that adds a batch.
 
     Parameters are those of E experts, [E, …]. Full ones train one on each part of the mesh, because no row
-    has a network of its own, and take no base. The old accumulator is donated.
+    has a network of its own, and take no base. Gates take `Frozen` as base. The old accumulator is donated.
     """
-    total = _total_loss(network, kind, loss, train=True)
+    gradient = _gradient(network, kind, loss)
 
-    def add(params: Params, base: Params | None, rows: Rows, accumulator: GradAccumulator) -> GradAccumulator:
-        gradient, losses = jax.grad(total, has_aux=True)(params, base, rows)
-        return jax.tree.map(jnp.add, accumulator, GradAccumulator(gradient, losses))
+    def add(
+        params: Params, base: Params | Frozen | None, rows: Rows, accumulator: GradAccumulator
+    ) -> GradAccumulator:
+        return jax.tree.map(jnp.add, accumulator, gradient(params, base, rows))
 
     return jit(_shard_map_over_experts(add), platform=platform, donate_argnums=3)
+
+
+@lru_cache(maxsize=16)
+def train_step(
+    network: T5Config,
+    kind: str,
+    optimizer: optax.GradientTransformation,
+    loss: LossConfig = PLAIN,
+    *,
+    platform: str = "cpu",
+) -> TrainStep:
+    """Returns the program `(state, base, rows, update) -> (state, loss of each)` of steps of one batch.
+
+    It is `accumulate` and `apply_update` in one, for a batch that has all rows of the steps that it has any
+    of: gradients are never added to others, so that none are kept beside the state, cleared or written back.
+    The old state is donated.
+    """
+    gradient = _gradient(network, kind, loss)
+    move = _mover(optimizer)
+
+    def run(
+        state: GroupState, base: Params | Frozen | None, rows: Rows, update: Update
+    ) -> tuple[GroupState, Array]:
+        # The function that runs on each expert's part of a mesh takes a fourth argument: here there is none.
+        own = _shard_map_over_experts(lambda params, base, rows, _: gradient(params, base, rows))
+        found = own(state.params, base, rows, ())
+        moved = jax.vmap(move)(state, found, update)
+        return sharding.constrain_sharding_like(moved, jax.tree.leaves(state.params)[0]), found.loss
+
+    return jit(run, platform=platform, donate_argnums=0)
 
 
 @lru_cache(maxsize=16)
@@ -148,7 +215,7 @@ def evaluate(network: T5Config, kind: str, *, platform: str = "cpu") -> Evaluate
     """Returns the program `(params, base, rows, loss) -> loss` that adds a batch's plain loss."""
     total = _total_loss(network, kind, PLAIN, train=False)
 
-    def add(params: Params, base: Params | None, rows: Rows, loss: Array) -> Array:
+    def add(params: Params, base: Params | Frozen | None, rows: Rows, loss: Array) -> Array:
         return loss + total(params, base, rows)[1]
 
     return jit(_shard_map_over_experts(add), platform=platform)
@@ -162,21 +229,13 @@ def apply_update(optimizer: optax.GradientTransformation, *, platform: str = "cp
     where it is, from this step on. The old state and accumulator are donated.
     """
 
+    move = _mover(optimizer)
+
     def one(
         state: GroupState, accumulator: GradAccumulator, update: Update
     ) -> tuple[GroupState, GradAccumulator, Array]:
-        finite = jnp.isfinite(accumulator.loss) & jnp.isfinite(optax.tree.norm(accumulator.gradient))
-        moving = update.active & (state.stopped == FINITE)
-        direction, moments = optimizer.update(accumulator.gradient, state.moments, state.params)
-        params = jax.tree.map(lambda p, d: p - update.learning_rate * d, state.params, direction)
-        stopped = jnp.where(moving & ~finite, update.step, state.stopped)
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(moving & finite, new, old),
-            (params, moments),
-            (state.params, state.moments),
-        )
         rest = jax.tree.map(lambda leaf: jnp.where(update.active, 0, leaf), accumulator)
-        return GroupState(params, moments, stopped), rest, accumulator.loss
+        return move(state, accumulator, update), rest, accumulator.loss
 
     def every(
         state: GroupState, accumulator: GradAccumulator, update: Update
@@ -243,21 +302,78 @@ def _total_loss(network: T5Config, kind: str, config: LossConfig, *, train: bool
     # The key tells layers apart; the seeds of the rows tell rows and steps apart.
     rngs: Mapping[str, Any] = {"dropout": jax.random.key(0, impl="threefry2x32")} if model.train else {}
 
-    def total(params: Params, base: Params | None, rows: Rows) -> tuple[Array, Array]:
+    def total(params: Params, base: Params | Frozen | None, rows: Rows) -> tuple[Array, Array]:
         count = jax.tree.leaves(params)[0].shape[0]
-        # One expert is not gathered: it serves all rows.
-        experts, index = (params, rows.slot) if count > 1 else (jax.tree.map(lambda p: p[0], params), None)
+        if isinstance(base, Frozen):
+            params = paths.unflatten({**paths.flatten(base.experts), **paths.flatten(params)})
+            base = base.base
+        # One expert is not gathered: it serves all rows. But soft prompts stand before segments.
+        gathers = count > 1 or kind == "prompt"
+        experts, index = (params, rows.slot) if gathers else (jax.tree.map(lambda p: p[0], params), None)
         frozen: Any = experts if kind == "full" else base
         adapters = None if kind == "full" else experts
         logits = model.apply({"params": frozen}, rows, adapters, index, rngs=rngs, method=_logits)
         segment = jnp.maximum(rows.target_segments - 1, 0)
         losses = token_losses(jnp.asarray(logits), rows.targets, config)
-        losses = losses * jnp.take_along_axis(_fold_rows(rows.share, rows), segment, axis=1)
-        slot = jnp.take_along_axis(_fold_rows(rows.slot, rows), segment, axis=1)
-        each = jax.ops.segment_sum(losses.reshape(-1), slot.reshape(-1), count)
+        losses = losses * jnp.take_along_axis(_join_folded_prompts(rows.share, rows), segment, axis=1)
+        slots = _join_folded_prompts(rows.slot, rows)
+        slot = jnp.take_along_axis(slots, segment, axis=1).reshape(-1)
+        if rows.choices is None:
+            each = jax.ops.segment_sum(losses.reshape(-1), slot, count)
+        else:
+            wrong, chosen = _choice_terms(jnp.asarray(logits), segment, rows, rows.choices, config)
+            losses = jnp.where(rows.choices.target_choices == 1, losses, wrong)
+            each = jax.ops.segment_sum(losses.reshape(-1), slot, count)
+            each = each + jax.ops.segment_sum(chosen.reshape(-1), slots.reshape(-1), count)
         return each.sum(), each
 
     return total
+
+
+def _gradient(network: T5Config, kind: str, loss: LossConfig) -> Callable[..., GradAccumulator]:
+    """Returns `(params, base, rows) -> gradient and loss of each`."""
+    gradient = jax.grad(_total_loss(network, kind, loss, train=True), has_aux=True)
+    return lambda params, base, rows: GradAccumulator(*gradient(params, base, rows))
+
+
+def _mover(optimizer: optax.GradientTransformation) -> Callable[..., GroupState]:
+    """Returns `(state, accumulator, update) -> state`, of one expert: it moves if its step is complete."""
+
+    def move(state: GroupState, accumulator: GradAccumulator, update: Update) -> GroupState:
+        finite = jnp.isfinite(accumulator.loss) & jnp.isfinite(optax.tree.norm(accumulator.gradient))
+        moving = update.active & (state.stopped == FINITE)
+        direction, moments = optimizer.update(accumulator.gradient, state.moments, state.params)
+        params = jax.tree.map(lambda p, d: p - update.learning_rate * d, state.params, direction)
+        stopped = jnp.where(moving & ~finite, update.step, state.stopped)
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(moving & finite, new, old),
+            (params, moments),
+            (state.params, state.moments),
+        )
+        return GroupState(params, moments, stopped)
+
+    return move
+
+
+def _choice_terms(
+    logits: Float[Array, "_ T V"],
+    segment: Int[Array, "_ T"],
+    rows: Rows,
+    choices: ChoiceRows,
+    config: LossConfig,
+) -> tuple[Float[Array, "_ T"], Float[Array, "_ _"]]:
+    """Returns T-Few's unlikelihood of every target token, and the loss of the choices of every segment."""
+    logp, is_wrong = -token_losses(logits, rows.targets), choices.target_choices > 1
+    share = jnp.take_along_axis(_join_folded_prompts(choices.wrong_share, rows), segment, axis=1)
+    wrong = jnp.where(is_wrong, unlikelihood_losses(logp, is_wrong), 0.0) * share * config.unlikely_loss
+    lengths = _join_folded_prompts(choices.lengths, rows)
+    _, segments, most = lengths.shape
+    # Summed by a product, for rows that lie on different devices.
+    place = segment * most + choices.target_choices - 1
+    is_of = place[..., None] == jnp.arange(segments * most, dtype=jnp.int32)[None, None]
+    sums = jnp.einsum("bt,btk->bk", logp, is_of.astype(logp.dtype), precision="highest")
+    chosen = choice_losses(sums.reshape(lengths.shape), lengths, config.length_norm)
+    return wrong, chosen * _join_folded_prompts(choices.row_share, rows) * config.mc_loss
 
 
 def _logits(model: T5, rows: Rows, expert: Params | None, slot: Any) -> Float[Array, "_ T V"]:
@@ -267,18 +383,19 @@ def _logits(model: T5, rows: Rows, expert: Params | None, slot: Any) -> Float[Ar
     before = np.arange(count, dtype=np.int32)[:, None] % (count // rows.targets.shape[0]) * segments_of_row
     segments = jnp.where(rows.prompt_segments > 0, rows.prompt_segments + before, 0)
     return model.decode(
-        _fold_rows(encoded, rows),
-        _fold_rows(rows.prompts, rows),
+        _join_folded_prompts(encoded, rows),
+        _join_folded_prompts(rows.prompts, rows),
         rows.targets[:, None],
         expert,
-        None if slot is None else _fold_rows(slot, rows),
-        _fold_rows(segments, rows),
+        None if slot is None else _join_folded_prompts(slot, rows),
+        _join_folded_prompts(segments, rows),
         rows.target_segments[:, None],
-        _fold_rows(rows.seeds, rows),
+        _join_folded_prompts(rows.seeds, rows),
+        None if rows.choices is None else rows.choices.target_choices[:, None],
     )[:, 0]
 
 
-def _fold_rows(array: Array, rows: Rows) -> Array:
+def _join_folded_prompts(array: Array, rows: Rows) -> Array:
     """Joins the prompts' rows [B, N, …] whose targets are one row: [B / folded, folded N, …]."""
     array = jnp.asarray(array)
     return array.reshape(rows.targets.shape[0], -1, *array.shape[2:])
@@ -287,10 +404,11 @@ def _fold_rows(array: Array, rows: Rows) -> Array:
 def _shard_map_over_experts(add: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function with every expert's rows on its own part of the mesh that the experts lie on."""
 
-    def on_mesh(params: Params, base: Params | None, rows: Rows, total: Any) -> Any:
+    def on_mesh(params: Params, base: Params | Frozen | None, rows: Rows, total: Any) -> Any:
         leaf = jax.tree.leaves(params)[0]
-        return sharding.constrain_sharding_like(
-            sharding.shard_map_over_experts(add, params, leaf.shape[0])(params, base, rows, total), leaf
-        )
+        gates = isinstance(base, Frozen)
+        frozen = Frozen._make((sharding.REPLICATED, sharding.BY_EXPERT)) if gates else None
+        run = sharding.shard_map_over_experts(add, params, leaf.shape[0], frozen=frozen)
+        return sharding.constrain_sharding_like(run(params, base, rows, total), leaf)
 
     return on_mesh

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import jax
@@ -13,14 +13,15 @@ from elm_jax import locks, storage
 from elm_jax.aot.devices import peak_flops
 from elm_jax.data import task_rows, task_selection
 from elm_jax.data.identity import MADE_OF
-from elm_jax.errors import UserError
+from elm_jax.errors import TrainingStopped, UserError
 from elm_jax.experts import lookup
 from elm_jax.experts.library import Library
+from elm_jax.frames import Records
 from elm_jax.launch import hosts, preemption
 from elm_jax.models import flops, meshes, paths, shapes
 from elm_jax.records import Expert, ExpertSpec, Params, TaskSpec
 from elm_jax.session import opening
-from elm_jax.session.workspace import Run
+from elm_jax.session.workspace import Run, Workspace
 from elm_jax.tasks import data_source, row_counts
 from elm_jax.telemetry import training_view
 from elm_jax.telemetry.events import EventHandler
@@ -31,14 +32,14 @@ from elm_jax.training.config import TrainConfig, replace_fields
 from elm_jax.training.estimate import TrainingEstimate, estimate
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
-from elm_jax.training.trainer import Stopped
+from elm_jax.training.trainer import FinishedHandler
 
 FSDP = 16  # devices that a full expert's parameters are split over, where there are as many
 
 
 def train(
     run: Run | storage.PathLike,
-    tasks: task_selection.Tasks,
+    tasks: task_selection.Tasks | Mapping[str, task_selection.Tasks],
     config: TrainConfig | None = None,
     *,
     initial_checkpoint: storage.PathLike | None = None,
@@ -48,7 +49,7 @@ def train(
     on_estimate: Callable[[TrainingEstimate], None] | None = None,
     dry_run: bool = False,
     budget: TrainConfig | None = None,
-) -> list[str]:
+) -> Records[str]:
     """Trains experts on tasks, many in one program, into the library of a run.
 
     Experts that the library has already with this very recipe are not trained again, and a run that was
@@ -56,7 +57,8 @@ def train(
 
     Args:
         run: an open run, or its directory, which `initial_checkpoint` makes if there is none.
-        tasks: specs or names, of tasks, datasets or groups.
+        tasks: specs or names, of tasks, datasets or groups; or id of an expert -> those that it is trained
+            on, whatever `config.expert.train_as` says.
         config: what is trained, how long and how fast. Default: a bottleneck adapter for each task, 1,000
             steps of 8 rows.
         initial_checkpoint: the base of a run that is not open, as `open_run` takes it.
@@ -65,7 +67,7 @@ def train(
             `config.paper` names a table.
         dtype: that the base of a run that is not open is held and computes in.
         on_estimate: called with what is to be trained and what it takes, before it begins.
-        dry_run: whether to stop there. What the training would refuse is refused.
+        dry_run: whether to stop there, with nothing written. What the training would refuse is refused.
         budget: the old name of `config`.
 
     Returns:
@@ -79,7 +81,11 @@ def train(
     """
     if not isinstance(run, Run):
         run = opening.open_run(
-            run, initial_checkpoint=initial_checkpoint, source=source, lengths=lengths, dtype=dtype
+            Workspace.at(run, read_only=dry_run),
+            initial_checkpoint=initial_checkpoint,
+            source=source,
+            lengths=lengths,
+            dtype=dtype,
         )
     elif initial_checkpoint is not None or source is not None or dtype is not None:
         raise UserError(
@@ -93,16 +99,20 @@ def train(
     config = expert_configs.inherit_kind_options(given, _library_specs(run))
     if lengths is None and config.paper is None:
         lengths = run.lengths
-    specs = task_selection.select_tasks(tasks, run.source)
+    specs = (
+        {str(name): task_selection.select_tasks(own, run.source) for name, own in tasks.items()}
+        if isinstance(tasks, Mapping)
+        else task_selection.select_tasks(tasks, run.source)
+    )
     experts = expert_configs.resolve_experts(specs, config, lengths)
     jobs = [job_loading.load_job(run, expert) for expert in experts]
     job_records.require_trainable(jobs)
     counts = row_counts.add_counts(job.counts for job in jobs if job.counts)
     if hosts.is_primary():
-        run.stages.console.print(f"{row_counts.describe_counts(counts)}.", highlight=False)
+        task_rows.print_counts(run.stages, [counts])
         task_rows.print_losses(run.stages, (job.losses for job in jobs))
     library = Library(_library_directory(run, jobs))
-    for directory in (library.root, run.workspace.checkpoints, _log_directory(run, config)):
+    for directory in (library.root, run.workspace.checkpoints, log_directory(run, config)):
         storage.require_writable(directory)
     trained = job_loading.list_trained(library, jobs, run.base, restart=config.checkpoint.restart)
     unknown = [expert for expert in trained if MADE_OF not in library.spec(expert).recipe]
@@ -113,13 +123,13 @@ def train(
             highlight=False,
             markup=False,
         )
-    mesh = _mesh_for(config, len(jobs))
+    mesh = choose_mesh(config, len(jobs))
     if on_estimate is not None:
         on_estimate(estimate(run.base, config, jobs, mesh, trained=trained))
     if not dry_run:
-        with hosts.exit_on_failure(Stopped), _lock_logs(_log_directory(run, config), config):
+        with hosts.exit_on_failure(TrainingStopped), lock_logs(log_directory(run, config), config):
             _train_jobs(run, jobs, config, mesh)
-    return [] if dry_run else [job.id for job in jobs]
+    return Records([] if dry_run else [job.id for job in jobs])
 
 
 def train_experts(run: Run, specs: Sequence[TaskSpec], config: TrainConfig) -> list[str]:
@@ -165,18 +175,6 @@ def _train_jobs(run: Run, jobs: Sequence[TrainingJob], config: TrainConfig, mesh
         if config.checkpoint.restart:
             library.remove_all(job.id for job in jobs)
     hosts.barrier("experts are removed")
-    # Not what was found before: another process may have trained some while this one waited.
-    trained = job_loading.list_trained(library, jobs, run.base)
-    missing = len(jobs) - len(trained)
-    # Long rows first: the batches that take longest and need most memory come at once.
-    jobs = sorted(jobs, key=lambda job: (-int(job_records.token_counts(job.prompts).max()), job.id))
-    network = sizing.with_dropout(run.base.config, config)
-    checkpoints = CheckpointDirectory(run.workspace.checkpoints, {"base": run.base.fingerprint})
-    identity = trainer.checkpoint_identity(network, jobs, sizing.plan_for(config, jobs), checkpoints)
-    if not missing:
-        with run.stages.stage("experts are trained already", 0):
-            checkpoint_directories.delete_directory(checkpoints.path, identity)
-        return
 
     def save(job: TrainingJob, params: Params) -> None:
         # One that another process has trained meanwhile is not replaced.
@@ -186,10 +184,49 @@ def _train_jobs(run: Run, jobs: Sequence[TrainingJob], config: TrainConfig, mesh
             spec = ExpertSpec(job.id, kind, run.base.fingerprint, owned, job.datasets, job.steps, job.recipe)
             library.add(Expert(spec, params), replace=True)
 
+    # Not what was found before: another process may have trained some while this one waited.
+    trained = job_loading.list_trained(library, jobs, run.base)
+    run_jobs(run, jobs, config, mesh, save, trained=trained)
+
+
+def run_jobs(
+    run: Run,
+    jobs: Sequence[TrainingJob],
+    config: TrainConfig,
+    mesh: Mesh | None,
+    save: FinishedHandler,
+    *,
+    trained: Sequence[str],
+    what: str = "expert",
+) -> None:
+    """Runs those of the jobs that are not trained, with the run's checkpoints, logs and views.
+
+    Args:
+        run: the run.
+        jobs: all that the command names.
+        config: what they share.
+        mesh: as `choose_mesh` returns it.
+        save: called with what each job has made.
+        trained: ids of jobs that are done.
+        what: is trained, in the singular, for titles.
+
+    Raises:
+        UserError: the loss of one was not finite; raised when all others are done.
+    """
+    missing = len(jobs) - len(trained)
+    # Long rows first: the batches that take longest and need most memory come at once.
+    jobs = sorted(jobs, key=lambda job: (-int(job_records.token_counts(job.prompts).max()), job.id))
+    network = sizing.with_dropout(run.base.config, config)
+    checkpoints = CheckpointDirectory(run.workspace.checkpoints, {"base": run.base.fingerprint})
+    identity = trainer.checkpoint_identity(network, jobs, sizing.plan_for(config, jobs), checkpoints)
+    if not missing:
+        with run.stages.stage(f"{what}s are trained already", 0):
+            checkpoint_directories.delete_directory(checkpoints.path, identity)
+        return
     plan = _group_plan(run, config, jobs, mesh)
     with ExitStack() as stack:
         should_stop = stack.enter_context(preemption.watch_for_preemption())
-        title = f"train {missing} expert{'s' * (missing != 1)}"
+        title = f"train {missing} {what}{'s' * (missing != 1)}"
         on_event = stack.enter_context(_training_view(run, title, jobs, config, mesh))
         table = trainer.train(
             network,
@@ -203,14 +240,14 @@ def _train_jobs(run: Run, jobs: Sequence[TrainingJob], config: TrainConfig, mesh
             should_stop=should_stop,
             mesh=mesh,
         )
-        hosts.barrier("experts are saved")
+        hosts.barrier(f"{what}s are saved")
     if table.failed:
         raise UserError("\n".join(map(trainer.failure_message, table.failed)))
     checkpoint_directories.delete_directory(checkpoints.path, identity)
 
 
 @contextmanager
-def _lock_logs(directory: epath.Path, config: TrainConfig) -> Generator[None, None, None]:
+def lock_logs(directory: epath.Path, config: TrainConfig) -> Generator[None, None, None]:
     """Keeps a directory of logs to this training, which means a run's directory if it has no other logs."""
     if not hosts.is_primary():
         yield
@@ -221,7 +258,7 @@ def _lock_logs(directory: epath.Path, config: TrainConfig) -> Generator[None, No
         yield
 
 
-def _mesh_for(config: TrainConfig, experts: int) -> Mesh | None:
+def choose_mesh(config: TrainConfig, experts: int) -> Mesh | None:
     """Returns the mesh of all devices that so many experts train on; None if one device is all it takes.
 
     The devices that a CPU is divided into are used on request alone, or in a job of several processes.
@@ -267,16 +304,20 @@ def _training_view(
         title,
         cost=flops.training_flops(network, kind, *trees, rows),
         peak=peak_flops(devices, network.dtype),
-        logs=_log_directory(run, config),
+        logs=log_directory(run, config),
         trackers=config.log.trackers,
         shows=hosts.is_primary(),
         rows={job.id: row_counts.to_json(job.counts) for job in jobs if job.counts},
     )
 
 
-def _log_directory(run: Run, config: TrainConfig) -> epath.Path:
-    directory = config.log.directory
-    return run.workspace.logs if directory is None else storage.path(directory)
+def log_directory(run: Run, config: TrainConfig) -> epath.Path:
+    """Returns where a run's logs are."""
+    directory = run.workspace.logs if config.log.directory is None else storage.path(config.log.directory)
+    if config.expert.part is None:
+        return directory
+    # Parts write side by side.
+    return directory / "part-{}-of-{}".format(*expert_configs.parse_part(config.expert.part))
 
 
 def _library_directory(run: Run, jobs: Sequence[TrainingJob]) -> epath.Path:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from elm_jax import storage
 from elm_jax.aot.program import get_platform
 from elm_jax.axes import Array
-from elm_jax.errors import UserError
+from elm_jax.errors import TrainingStopped, UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 from elm_jax.scoring import scorer
@@ -39,18 +39,6 @@ from elm_jax.training.step import FINITE, GradAccumulator, GroupState, Update
 
 FinishedHandler = Callable[[TrainingJob, Params], None]
 CHECK_EVERY = 100  # batches between checks for experts whose loss is not finite
-
-
-class Stopped(Exception):
-    """A run that was asked to stop, and has saved its state.
-
-    Attributes:
-        batch: after which it stopped.
-    """
-
-    def __init__(self, batch: int) -> None:
-        super().__init__(f"Stopped after batch {batch}. Give the same command to go on from there.")
-        self.batch = batch
 
 
 def train_group(
@@ -116,7 +104,7 @@ def train(
         Which experts are finished and which have failed; see `failure_message`.
 
     Raises:
-        Stopped: `should_stop` said so, and the state is saved.
+        TrainingStopped: `should_stop` said so, and the state is saved.
         UserError: jobs without rows, or another process that trains the same.
     """
     run = _Run(network, base, jobs, plan, on_finished, on_event, mesh)
@@ -134,7 +122,7 @@ def train(
             if stopping or (batch % plan.save_every == 0 and not slots.is_over(run.table)):
                 run.save(store)
             if stopping:
-                raise Stopped(batch)
+                raise TrainingStopped(batch)
         run.send_event()
     return run.table
 
@@ -147,7 +135,7 @@ def checkpoint_identity(
     return {
         "network": storage.fingerprint(vars(network)),
         "plan": storage.fingerprint(shared),
-        "jobs": [job_records.identity(job) for job in jobs],
+        "jobs": [job_records.resume_identity(job) for job in jobs],
         **checkpoints.identity,
     }
 
@@ -210,7 +198,12 @@ class _Run:
         self.group = Group(self.network, self.base, self.plan, self.layout, self.shape, self.mesh)
         seeds = [job.seed for job in first]
         self.state = self.group.init(seeds + [0] * (self.layout.slots - len(seeds)))
-        self.accumulator = self.group.zero(self.state)
+        # Made when a step is more than one batch for the first time.
+        self.accumulator: GradAccumulator | None = None
+        together = [self.measured[job.id] for job in first]
+        self.steps_are_batches = batches.holds_steps(
+            together, self.shape, self.layout.slots, self.layout.parts
+        )
         keeps_best = self.plan.config.checkpoint.keep == "best"
         self.best = jax.tree.map(jnp.copy, self.state.params) if keeps_best else None
         if saved:
@@ -219,7 +212,12 @@ class _Run:
             self.accumulator = GradAccumulator(*restored["sums"])
             self.best = restored.get("best")
         else:
-            self.table, _ = slots.fill_slots(self.table)  # `init` has put them there
+            self.table, new = slots.fill_slots(self.table)  # `init` has put fresh ones there
+            for number, name in new.items():
+                self._put_start(number, name)
+        for number, slot in enumerate(self.table.slots):
+            if slot is not None:
+                self._place_frozen_expert(number, slot.expert)
         self._refill()
 
     def train_batch(self) -> None:
@@ -245,11 +243,15 @@ class _Run:
             self.pending[example.slot].remove(example)
             used.setdefault(example.slot, []).append(example.number)
         completed = [number for number in used if not self.pending[number]]
-        self.accumulator = group.accumulate(self.state.params, batch, job_of, self.accumulator)
         metrics = [
             (number, _step_metrics(job_of[number], in_slot[number].step)) for number in sorted(completed)
         ]
-        loss = self._update(metrics) if metrics else None
+        whole = len(completed) == len(used) and not any(in_slot[number].used_examples for number in used)
+        if self.steps_are_batches and whole:
+            self.state, loss = group.train_step(self.state, batch, job_of, self._update_of(metrics))
+        else:
+            self.accumulator = group.accumulate(self.state.params, batch, job_of, self._accumulator_or_zero())
+            loss = self._update(metrics) if metrics else None
         self.send_event()
         self.table = slots.record_batch(self.table, used, completed)
         event = Event(
@@ -270,13 +272,20 @@ class _Run:
         self._refill()
 
     def _update(self, metrics: Sequence[tuple[int, StepMetrics]]) -> Array:
+        update, accumulator = self._update_of(metrics), self._accumulator_or_zero()
+        self.state, self.accumulator, loss = self.group.update(self.state, accumulator, update)
+        return loss
+
+    def _accumulator_or_zero(self) -> GradAccumulator:
+        return self.group.zero(self.state) if self.accumulator is None else self.accumulator
+
+    def _update_of(self, metrics: Sequence[tuple[int, StepMetrics]]) -> Update:
         count = self.layout.slots
         update = Update(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, np.int32))
         for number, each in metrics:
             update.learning_rate[number], update.active[number] = each.learning_rate, True
             update.step[number] = each.step
-        self.state, self.accumulator, loss = self.group.update(self.state, self.accumulator, update)
-        return loss
+        return update
 
     def send_event(self) -> None:
         """Sends the event of the batch before, which the device has done by now or soon will have."""
@@ -296,7 +305,7 @@ class _Run:
         store.save(self.table.batches, self._saved_state(), slots.to_json(self.table))
 
     def _saved_state(self) -> dict[str, Any]:
-        return {"state": tuple(self.state), "sums": tuple(self.accumulator)} | (
+        return {"state": tuple(self.state), "sums": tuple(self._accumulator_or_zero())} | (
             {} if self.best is None else {"best": self.best}
         )
 
@@ -324,12 +333,24 @@ class _Run:
         stopped = self.group.to_host(self.state.stopped) if ended else None
         for number in ended:
             assert stopped is not None
-            self._release(number, int(stopped[number]))
+            self._release_slot(number, int(stopped[number]))
         self.table, new = slots.fill_slots(self.table)
         for number, name in new.items():
             self.state = self.group.put_fresh(self.state, number, self.jobs[name].seed)
+            self._put_start(number, name)
+            self._place_frozen_expert(number, name)
 
-    def _release(self, number: int, stopped: int) -> None:
+    def _put_start(self, number: int, name: str) -> None:
+        start = self.jobs[name].start
+        if start is not None:
+            self.state = self.group.put_start(self.state, number, start.load())
+
+    def _place_frozen_expert(self, number: int, name: str) -> None:
+        frozen = self.jobs[name].frozen
+        if frozen is not None:
+            self.group.put_frozen(number, frozen.load())
+
+    def _release_slot(self, number: int, stopped: int) -> None:
         """Takes an expert out of its slot if it is done, or if it stopped although it shared no row.
 
         What is not finite in one expert spreads to all that share a row with it. None of them has moved
@@ -354,7 +375,7 @@ class _Run:
             failure = Failure(job.id, stopped, tuple(rows.tolist()))
             self.table = slots.fail_expert(self.table, number, failure)
             self.news["failed"].append(failure)
-        self.state, self.accumulator = self.group.resume(self.state, self.accumulator, number)
+        self.state, self.accumulator = self.group.resume(self.state, self._accumulator_or_zero(), number)
         self.pending.pop(number, None)
 
     def _validate(self, moved: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ the parameters no more than the largest of them is ever in memory.
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from typing import Any
 
@@ -39,11 +39,13 @@ class Base:
         config: The shape of the network.
         params: Its parameters, with the layers of a stack in one array.
         fingerprint: The fingerprint of the parameters.
+        origin: The directory or name that it was loaded from; None if it was made.
     """
 
     config: T5Config
     params: Params
     fingerprint: str
+    origin: str | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         config, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(dict(self.params)))

@@ -11,7 +11,8 @@ from elm_jax.weights.published_models import PublishedModel
 _WEIGHT_PATTERNS = ("model*.safetensors*", "flax_model*.msgpack*", "pytorch_model*.bin*")
 # An expert of ours or PEFT's; safetensors alone.
 _SPEC_FILES = ("expert.json", "adapter_config.json")
-_EXPERT_FILES = (*_SPEC_FILES, "params.safetensors", "keys.safetensors", "adapter_model.safetensors")
+_ADDED_FILES = ("keys.safetensors", "gates.safetensors")
+_EXPERT_FILES = (*_SPEC_FILES, *_ADDED_FILES, "params.safetensors", "adapter_model.safetensors")
 _SPEC_IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
 _OTHER_FILES = (hf_config.FILE, *huggingface.OTHER_FILES)
 

@@ -4,14 +4,13 @@ A prompt may stand before every text. A network comes first, then how its tokens
 projections, and perhaps length 1. Every step has a directory, and there a `config.json`.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from elm_jax import names
+from elm_jax import names, storage
 from elm_jax.errors import UserError
 from elm_jax.models import pooling
 from elm_jax.weights import step_fields
@@ -113,17 +112,12 @@ def read_activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
 
 def read_json_file(file: epath.Path) -> Any:
     """Returns what a file of JSON holds; a UserError if it is absent or none."""
-    try:
-        return json.loads(file.read_bytes())
-    except OSError:
+    if not file.exists():
         raise UserError(
             f"Expected {file.name!r} of a sentence encoder in {str(file.parent)!r}, got none. Fix: download "
             "it."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
-        ) from None
+        )
+    return storage.read_json_value(file, what="A sentence encoder's file")
 
 
 def read_json_object(file: epath.Path) -> dict[str, Any]:

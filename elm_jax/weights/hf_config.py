@@ -5,12 +5,12 @@ transformers 5 `tie_word_embeddings` said so; since then that is true in every f
 head there is, is for the weights to say: one in the file is the head.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.models.sizes import T5Config
 from elm_jax.weights import base_model, hf_fields
@@ -213,17 +213,12 @@ def _require_derived(raw: Mapping[str, Any], feed_forward: str, where: str) -> N
 
 
 def _read_object(file: epath.Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_bytes())
-    except OSError:
+    if not file.exists():
         raise UserError(
             f"Expected {FILE} of a Hugging Face checkpoint in {str(file.parent)!r}, got none. Fix: download "
             "it."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Expected JSON in {str(file)!r}, got {type(error).__name__}. Fix: download it again."
-        ) from None
+        )
+    raw = storage.read_json_value(file, what="The configuration of a Hugging Face checkpoint")
     if not isinstance(raw, dict):
         raise UserError(
             f"Expected a JSON object in {str(file)!r}, got a {type(raw).__name__}. Fix: download it again."

@@ -169,7 +169,7 @@ def list_tensors(directory: epath.Path, file: str) -> dict[str, Tensor]:
 
 def _read_weight_map(file: epath.Path) -> dict[str, str]:
     try:
-        placed = json.loads(file.read_bytes())["weight_map"]
+        placed = storage.read_json_value(file, what="An index of weights")["weight_map"]
         if all(isinstance(shard, str) and epath.Path(shard).name == shard for shard in placed.values()):
             return placed
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

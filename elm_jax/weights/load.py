@@ -1,6 +1,7 @@
 """Loading a model: from a directory of whatever format, or by name from the hub's cache."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -91,7 +92,7 @@ def load_base(
         ) from error
     if kind == "elm" and (dtype is None or as_stored):
         elm.require_fingerprint(base, directory)
-    return base
+    return replace(base, origin=str(path_or_name))
 
 
 def find_stored_dtype(path_or_name: storage.PathLike) -> str:

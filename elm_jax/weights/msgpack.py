@@ -7,6 +7,7 @@ a gigabyte comes in flat chunks.
 
 import math
 import struct
+from io import IOBase
 from typing import IO, Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def list_tensors(where: storage.PathLike) -> dict[str, Any]:
 class _Reader:
     """A place in a file and what is left of it."""
 
-    def __init__(self, stream: IO[bytes], total: int, file: epath.Path) -> None:
+    def __init__(self, stream: IO[bytes] | IOBase, total: int, file: epath.Path) -> None:
         self.stream, self.total, self.file = stream, total, file
 
     def read_value(self, name: str, depth: int) -> Any:

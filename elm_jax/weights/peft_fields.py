@@ -1,4 +1,4 @@
-"""The fields of `adapter_config.json` of PEFT, for LoRA and (IA)³."""
+"""The fields of `adapter_config.json` of PEFT, for LoRA, (IA)³, VeRA and prompt tuning."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _IGNORING = "pass --ignore {field} to `elm experts add` or `elm convert`"
 LORA = FieldTable(
     format="PEFT's LoRA",
     ignoring=_IGNORING,
-    used=frozenset({"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora"}),
+    used=frozenset({"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora"}),
     unused=frozenset(
         {
             *_UNUSED,
@@ -36,7 +36,6 @@ LORA = FieldTable(
         # These draw or compute the factors, and leave the base as it is.
         "init_lora_weights": (True, False, re.compile("gaussian|eva|orthogonal|mica", re.IGNORECASE)),
         "modules_to_save": ([],),
-        "use_dora": (False,),
         "lora_bias": (False,),
         "use_qalora": (False,),
         "trainable_token_indices": ([], {}),
@@ -47,7 +46,6 @@ LORA = FieldTable(
     },
     remedies={
         "init_lora_weights": _RESIDUAL,
-        "use_dora": "train the adapter without DoRA, or merge it with PEFT and use the whole model",
         "alora_invocation_tokens": "an adapter that acts from a token on is no expert here; train a LoRA",
     },
 )
@@ -58,4 +56,35 @@ IA3 = FieldTable(
     unused=frozenset({*_UNUSED, "feedforward_modules", "init_ia3_weights"}),
     neutral={"modules_to_save": ([],)},
 )
-TABLES: Mapping[str, FieldTable] = {"LORA": LORA, "IA3": IA3}
+VERA = FieldTable(
+    format="PEFT's VeRA",
+    ignoring=_IGNORING,
+    used=frozenset({"peft_type", "r", "save_projection"}),
+    unused=frozenset(
+        {
+            *_UNUSED,
+            *("projection_prng_key", "vera_dropout", "d_initial", "bias", "init_weights"),
+            *("layers_to_transform", "layers_pattern"),
+        }
+    ),
+    neutral={"modules_to_save": ([],)},
+)
+PROMPT_TUNING = FieldTable(
+    format="PEFT's prompt tuning",
+    ignoring=_IGNORING,
+    used=frozenset({"peft_type", "num_virtual_tokens"}),
+    unused=frozenset(
+        {
+            *_UNUSED,
+            *("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+            *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+        }
+    ),
+    neutral={"modules_to_save": ([],)},
+)
+TABLES: Mapping[str, FieldTable] = {
+    "LORA": LORA,
+    "IA3": IA3,
+    "VERA": VERA,
+    "PROMPT_TUNING": PROMPT_TUNING,
+}

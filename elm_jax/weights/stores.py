@@ -20,7 +20,7 @@ _METADATA_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
 _FIX = "Fix: copy it again, or name another checkpoint."
 
 
-def list_names(directory: epath.Path) -> dict[str, str]:
+def list_array_drivers(directory: epath.Path) -> dict[str, str]:
     """Returns the arrays of a directory by name, each with TensorStore's driver for it."""
     if (directory / MANIFEST).exists():
         try:

@@ -80,7 +80,7 @@ def list_parameters(where: storage.PathLike) -> dict[str, Tensor]:
             f"Expected a T5X checkpoint at {str(directory)!r}, got none. Fix: name another directory."
         )
     kind, place = kept
-    found = _list_orbax(place) if kind == "orbax" else _list_legacy(place)
+    found = _list_orbax(place) if kind == "orbax" else _list_msgpack_tensors(place)
     if not found:
         raise UserError(
             f"Expected parameters below {TARGET!r} in {str(place)!r}, got none. Fix: name another checkpoint."
@@ -110,12 +110,14 @@ def _list_orbax(directory: epath.Path) -> dict[str, Tensor]:
             "is half written, or half copied. Fix: copy it again, or name an earlier checkpoint."
         )
     below = {
-        name: driver for name, driver in stores.list_names(directory).items() if name.startswith(f"{TARGET}.")
+        name: driver
+        for name, driver in stores.list_array_drivers(directory).items()
+        if name.startswith(f"{TARGET}.")
     }
     return _select_target(stores.list_tensors(directory, below), ".")
 
 
-def _list_legacy(directory: epath.Path) -> dict[str, Tensor]:
+def _list_msgpack_tensors(directory: epath.Path) -> dict[str, Tensor]:
     """Reads the index, which has small arrays in itself and says of the others where they lie."""
     file = directory / LEGACY
     with tensors.open_file(file) as stream:

@@ -24,10 +24,15 @@ from elm_jax.weights.tensors import Tensor
 OWNED_PARAMS: Mapping[str, re.Pattern[str]] = {
     "bottleneck": re.compile(r".*(_adapter/(down|up)/(kernel|bias)|norm/scale)"),
     "lora": re.compile(r".*/lora_[ab]"),
+    "dora": re.compile(r".*/(lora_[ab]|dora_magnitude)"),
+    "vera": re.compile(r".*/lambda_[db]|vera/vera_[ab]"),
     "ia3": re.compile(r".*/ia3_(in|out)"),
+    "prompt": re.compile(expert_kinds.PROMPT),
     "full": re.compile(r".*"),
 }
-EXPERT_ONLY = re.compile(r".*(_adapter/.*|/lora_[ab]|/ia3_(in|out))")
+EXPERT_ONLY = re.compile(
+    r"(.*(_adapter/.*|/lora_[ab]|/dora_magnitude|/lambda_[db]|/ia3_(in|out)|/prompt/prompt)|vera/vera_[ab])"
+)
 """Paths of parameters that experts have and no base has."""
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _ADAPTERS = {
@@ -63,14 +68,22 @@ def infer_expert(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, 
             f"Expected one expert beside a base, got parameters of several kinds, such as {min(added)!r} and "
             f"{max(added)!r}. Fix: name another checkpoint."
         )
-    if kinds == ["bottleneck"]:
+    kind = kinds[0]  # of a LoRA's parameters a DoRA has all, and more
+    if kind == "bottleneck":
         width = next(shape[-1] for path, shape in added.items() if path.endswith("/down/kernel"))
         return "bottleneck", {"width": width}
+    if kind == "prompt":
+        return kind, {"tokens": added[expert_kinds.PROMPT][0]}
+    added = {path: shape for path, shape in added.items() if not path.startswith(f"{expert_kinds.VERA}/")}
     owners = (re.sub(r"/layers_\d+/", f"/{paths.STACK}/", path).rpartition("/")[0] for path in added)
     options: dict[str, Any] = {"projections": tuple(dict.fromkeys(owners))}
-    if kinds == ["lora"]:
-        options = {"rank": next(shape[-1] for path, shape in added.items() if path.endswith("a"))} | options
-    return kinds[0], options
+    if kind in ("lora", "dora"):
+        rank = next(shape[-1] for path, shape in added.items() if path.endswith("/lora_a"))
+        options = {"rank": rank} | options
+    if kind == "vera":
+        rank = next(shape[-1] for path, shape in added.items() if path.endswith("/lambda_d"))
+        options = {"rank": rank} | options
+    return kind, options
 
 
 def load_t5x_expert(
@@ -128,7 +141,13 @@ def require_matching_shapes(tree: Params, config: T5Config, *, what: str, kind: 
         "heads": config.num_heads,
         "relpos_buckets": config.relpos_buckets,
     }
-    owners = {path.rpartition("/")[0] for path in base_model.param_shapes(config)} | _ADAPTERS
+    kernels = base_model.param_shapes(config)
+    owners = {path.rpartition("/")[0] for path in kernels} | _ADAPTERS
+    owners |= {expert_kinds.VERA, expert_kinds.PROMPT.rpartition("/")[0]}
+    # VeRA's matrices are as large as the largest of the projections that share them.
+    sharing = [path for path in paths.flatten(tree) if path.endswith("/lambda_d")]
+    sharing = [kernels.get(f"{path.rpartition('/')[0]}/kernel", (0, 0, 0)) for path in sharing]
+    largest = [max((kernel[axis] for kernel in sharing), default=0) for axis in (1, 2)]
     ranks: dict[str, int] = {}
     for path, value in paths.flatten(tree).items():
         owner, shape = path.rpartition("/")[0], tuple(np.shape(value))
@@ -144,9 +163,13 @@ def require_matching_shapes(tree: Params, config: T5Config, *, what: str, kind: 
         axes = expert_kinds.logical_axes(path)
         layers = config.num_encoder_layers if path.startswith("encoder/") else config.num_decoder_layers
         pair = owner.rpartition("/")[0] if owner in _ADAPTERS else owner
+        leaf = path.rpartition("/")[2]
+        if leaf in ("vera_a", "vera_b", "lambda_d"):
+            pair = expert_kinds.VERA  # of one rank, all of them
         if "rank" in axes and len(shape) == len(axes):
             ranks.setdefault(pair, shape[axes.index("rank")])
         known = {**sizes, "layers": layers, "rank": ranks.get(pair, "R")}
+        known |= {"projection": largest[leaf == "vera_b"], "prompt": shape[0] if shape else "P"}
         wanted = tuple(known[axis] for axis in axes)
         if shape != wanted:
             axes_text = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)

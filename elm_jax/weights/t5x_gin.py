@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.weights.fields import FieldTable
 
@@ -93,9 +94,10 @@ def _read_bindings(file: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         def macro(self, macro_name: str) -> Any:
             return f"%{macro_name}"
 
+    content = storage.read_content(file, what="A gin file", most=storage.MOST_TEXT)
     try:
-        statements = [*config_parser.ConfigParser(file.read_text(), Delegate())]
-    except (SyntaxError, ValueError) as error:
+        statements = [*config_parser.ConfigParser(content.decode(), Delegate())]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(
             f"Expected {str(file)!r} to be a gin file, got one that does not parse "
             f"({(str(error).splitlines() or [''])[0]:.100}). Fix: copy it again, or move it away."

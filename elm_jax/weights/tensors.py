@@ -7,6 +7,7 @@ beside the parameters made of it. Files are read, never mapped: a mapped page co
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from io import IOBase
 from typing import IO
 
 import numpy as np
@@ -46,14 +47,14 @@ class Tensor:
     @property
     def network_shape(self) -> tuple[int, ...]:
         """The shape as the network has it."""
-        shape = self._unjoined_shape
+        shape = self._transposed_shape
         if self.joined_axis is None:
             return shape
         before, pair = shape[: self.joined_axis], shape[self.joined_axis : self.joined_axis + 2]
         return (*before, pair[0] * pair[1], *shape[self.joined_axis + 2 :])
 
     @property
-    def _unjoined_shape(self) -> tuple[int, ...]:
+    def _transposed_shape(self) -> tuple[int, ...]:
         return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
 
     def shape_in_file(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -64,7 +65,7 @@ class Tensor:
 
     def read_into(self, out: np.ndarray) -> None:
         """Reads the tensor into an array, its rows one after the other, that is as the network has it."""
-        unjoined = out.reshape(self._unjoined_shape, copy=False)
+        unjoined = out.reshape(self._transposed_shape, copy=False)
         self.fill(unjoined if self.axes is None else unjoined.transpose(np.argsort(self.axes)))
 
     def read(self) -> np.ndarray:
@@ -101,7 +102,7 @@ def concatenate(parts: Sequence[Tensor], shape: tuple[int, ...], name: str) -> T
     return replace(parts[0], name=name, shape=shape, fill=partial(_join, parts, shape))
 
 
-def open_file(file: epath.Path) -> IO[bytes]:
+def open_file(file: epath.Path) -> IO[bytes] | IOBase:
     """Opens a file to read its bytes; one sentence if the system refuses, or if it is a pipe or a device."""
     try:
         if storage.is_plain_file(file):
@@ -113,7 +114,7 @@ def open_file(file: epath.Path) -> IO[bytes]:
     raise UserError(f"Expected a file at {str(file)!r}, got no plain file. Fix: replace it.")
 
 
-def count_file_bytes(stream: IO[bytes]) -> int:
+def count_file_bytes(stream: IO[bytes] | IOBase) -> int:
     """Returns the bytes of an open file and goes back to its first."""
     stream.seek(0, 2)
     total = stream.tell()
@@ -146,7 +147,7 @@ def _read(name: str, file: epath.Path, offset: int, dtype: np.dtype, out: np.nda
         _read_rows(stream, out.reshape(1) if out.ndim == 0 else out, dtype, what)
 
 
-def _read_rows(stream: IO[bytes], out: np.ndarray, dtype: np.dtype, what: str) -> None:
+def _read_rows(stream: IO[bytes] | IOBase, out: np.ndarray, dtype: np.dtype, what: str) -> None:
     """Reads an array a few rows at a time."""
     if not out.size:
         return

@@ -1,9 +1,12 @@
 """Generates the parts of the documentation that come from the code, when the site is built.
 
-MkDocs calls `on_page_markdown`. A line `<!-- generated: commands -->` of a page is replaced by all commands
-of `elm` with their options, and so on for the other names of `PARTS`; an unknown name ends the build.
+MkDocs calls `on_files`, which adds a page for each module, and `on_page_markdown`. A line
+`<!-- generated: commands -->` of a page is replaced by all commands of `elm` with their options, and so on
+for the other names of `PARTS`; an unknown name ends the build.
 """
 
+import ast
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- generated: (\w+)(?: (\S+))? -->$", re.MULTILINE)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Returns MkDocs' files with a page for each module, outside the navigation: `modules.md` lists them."""
+    from mkdocs.structure.files import File, InclusionLevel
+
+    for place, text in module_pages().items():
+        files.append(File.generated(config, place, content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -30,6 +42,39 @@ def api() -> str:
     parts = []
     for title, members in (("Functions", functions), ("Records and errors", classes)):
         parts += [f"## {title}", *(f"::: elm_jax.{name}" for name in members)]
+    return "\n\n".join(parts)
+
+
+def module_files() -> dict[str, Path]:
+    """Returns the package's modules with their files, those of `elm_jax` itself before those of its rooms."""
+    files = [file for file in (ROOT / "elm_jax").rglob("*.py") if not file.name.startswith("_")]
+    files.sort(key=lambda file: (file.parent, file.name))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+
+
+def module_pages() -> dict[str, str]:
+    """Returns a page for each module: its name, and mkdocstrings' mark for what is in it.
+
+    Search shows pages that people wrote before these.
+    """
+    head = "---\nsearch: {boost: 0.2}\n---\n\n"
+    options = "{show_root_heading: false, show_root_toc_entry: false, heading_level: 2}"
+    return {
+        f"modules/{module}.md": f"{head}# {module} {{#{module}}}\n\n::: {module}\n    options: {options}\n"
+        for module in module_files()
+    }
+
+
+def modules() -> str:
+    """Returns a table of modules for each room, with the first sentences of their docstrings."""
+    parts = []
+    for folder, files in itertools.groupby(module_files().items(), key=lambda item: item[1].parent):
+        room = ".".join(folder.relative_to(ROOT).parts)
+        rows = [(f"[`{name}`](modules/{name}.md)", _first_line(file)) for name, file in files]
+        parts.append(f"## {room}\n\n{_first_line(folder / '__init__.py')}\n\n")
+        parts[-1] += "\n".join(
+            f"| {name} | {_cell(text)} |" for name, text in [("module", "what it is"), ("---", "---"), *rows]
+        )
     return "\n\n".join(parts)
 
 
@@ -107,6 +152,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "commands": commands,
     "recipes": recipes,
     "macros": macros,
+    "modules": modules,
     "merges": merges,
 }
 """Functions by the name in a page's mark; `macros` takes a file."""
@@ -141,6 +187,10 @@ def _row(parameter: Any, context: Any) -> tuple[str, str, str] | None:
     if default is None:
         return f"`{names}`", text, ""
     return f"`{names}`", text[: default.start()], "required" if default[2] else f"`{default[1]}`"
+
+
+def _first_line(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
 
 
 def _head(text: str) -> dict[str, str]:

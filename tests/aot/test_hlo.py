@@ -125,6 +125,31 @@ def test_moves_without_cycles_cost_their_bytes_in_whole_tiles():
     assert costs.count_costs(text, V5E, {"data": 1}).move_seconds == pytest.approx(3 * 8 * 128 * 4 / 819e9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "cycles", "flops", "moved", "seconds"),
+    [
+        ("v5e", 1503, 1970, 819, 1e-6),
+        ("v4", 2100, 1970, 819, 1e-6),  # two cores of 1.05 GHz
+        ("v5e", 1, 197_000_000, 819, 1e-6),
+        ("v5e", 1, 1970, 819_000, 1e-6),
+    ],
+    ids=["schedule", "schedule of two cores", "products", "memory"],
+)
+def test_a_kernel_costs_the_longest_of_what_it_states(kind, cycles, flops, moved, seconds):
+    stated = f'kernel_metadata={{\n"cycles_v6e":"7",\n"cycles_{kind}":"{cycles}"\n}}'
+    cost = f'"cost_estimate":{{"flops":"{flops}","transcendentals":"3","bytes_accessed":"{moved}"}}'
+    text = entry(
+        "  %a = f32[8,128]{1,0:T(8,128)} parameter(0)\n"
+        '  %k = (f32[8,128]{1,0:T(8,128)}) custom-call(%a), custom_call_target="tpu_custom_call", '
+        f'frontend_attributes={{{stated}}}, backend_config={{"custom_call_config":{{{cost}}}}}\n'
+        f"  ROOT %g = f32[8,128]{{1,0:T(8,128)}} get-tuple-element(%k), index=0, "
+        f"frontend_attributes={{{stated}}}"
+    )
+    found = costs.count_costs(text, DEVICE_KINDS[kind], {"data": 1})
+    assert (found.kernel_seconds, found.seconds) == (pytest.approx(seconds), pytest.approx(seconds))
+    assert (found.flops, found.unpriced) == (flops, ())
+
+
 def test_an_update_of_a_slice_costs_the_slice_alone():
     text = entry(
         "  %a = f32[1024,8,128]{2,1,0:T(8,128)} parameter(0)\n"

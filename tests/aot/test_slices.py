@@ -15,6 +15,7 @@ import elm_jax
 from elm_jax.aot import memory, slices
 from elm_jax.aot.devices import DEVICE_KINDS, GIB, find_device_kind, peak_flops
 from elm_jax.errors import UserError
+from elm_jax.extras import install_command
 
 TPUS = [name for name in slices.list_slice_names() if name.startswith("v")]
 cuda = pytest.mark.skipif(
@@ -143,7 +144,7 @@ def test_without_the_compilers_one_sentence_says_how_to_get_them():
         [sys.executable, "-c", BLOCKED], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
-        "Expected the TPU compiler (libtpu) to be installed, got none. Fix: pip install 'elm_jax[plan]'",
+        f"Expected the TPU compiler (libtpu) to be installed, got none. Fix: {install_command('plan')}",
         "Expected the GPU compiler (jax-cuda13-plugin) to be installed, got none. "
-        "Fix: pip install 'elm_jax[plan]'",
+        f"Fix: {install_command('plan')}",
     ]

@@ -22,7 +22,8 @@ ACCUMULATE = CompiledProgram(
     seconds=0.4,
     cycle_seconds=0.3,
     collective_seconds=0.08,
-    move_seconds=0.02,
+    move_seconds=0.015,
+    kernel_seconds=0.005,
     collectives=(),
     unpriced=(),
     reason=None,
@@ -69,9 +70,8 @@ def test_the_flops_of_a_case_are_those_of_its_mathematics():
 
 
 def test_the_programs_of_a_step_add_up(monkeypatch):
-    update = replace(
-        ACCUMULATE, name="update", seconds=0.1, cycle_seconds=0.1, collective_seconds=0.0, move_seconds=0.0
-    )
+    nothing = dict.fromkeys(["collective_seconds", "move_seconds", "kernel_seconds"], 0.0)
+    update = replace(ACCUMULATE, name="update", seconds=0.1, cycle_seconds=0.1, **nothing)
     monkeypatch.setattr(slices, "compile_programs", lambda *_: [ACCUMULATE, update])
     monkeypatch.setattr(slices, "require_compiler", lambda _: None)
     found = slices.case_row(case("full/v4-8/6"))
@@ -81,8 +81,9 @@ def test_the_programs_of_a_step_add_up(monkeypatch):
     flops = case("full/v4-8/6").work.model_flops("accumulate") / 4
     assert found["mfu"] == pytest.approx(flops / 0.5 / 275e12)
     (cells,) = slices.case_table([json.loads(json.dumps(found))]).rows
-    assert cells[1:8] == ("v4-8", "ours", "500.0", "400.0", "80.0", "20.0", f"{100 * found['mfu']:.1f} %")
-    assert cells[9] == "12.0 (10.0)"
+    assert cells[1:8] == ("v4-8", "ours", "500.0", "400.0", "80.0", "15.0", "5.0")
+    assert cells[8] == f"{100 * found['mfu']:.1f} %"
+    assert cells[10] == "12.0 (10.0)"
 
 
 def test_a_program_that_is_refused_has_no_seconds(monkeypatch):
@@ -95,6 +96,7 @@ def test_a_program_that_is_refused_has_no_seconds(monkeypatch):
         cycle_seconds=None,
         collective_seconds=None,
         move_seconds=None,
+        kernel_seconds=None,
     )
     monkeypatch.setattr(slices, "compile_programs", lambda *_: [refused])
     monkeypatch.setattr(slices, "require_compiler", lambda _: None)
@@ -102,7 +104,7 @@ def test_a_program_that_is_refused_has_no_seconds(monkeypatch):
     assert (found["fits"], found["mfu"], found["tokens_per_second_per_chip"]) == (False, None, None)
     (cells,) = slices.case_table([found]).rows
     assert cells[0].endswith("does not fit")
-    assert cells[9] == "12.0 (–)"
+    assert cells[10] == "12.0 (–)"
 
 
 def test_names_are_listed_and_an_unknown_one_is_refused(monkeypatch, capsys):

@@ -103,7 +103,36 @@ def test_a_list_has_sizes_owners_and_mean_accuracies(runs, elm_says):
     }
     table = elm_says("list", "--run", run, "--scores")[1]
     assert "62.5 of 2" in table
+    assert "each of 2 to 4 rows" in " ".join(table.split())
     assert "62.5" not in elm_says("list", "--run", run)[1]
+
+
+def test_experts_that_help_a_task_are_listed_best_first(runs, elm_says, base):
+    run = runs / "one"
+    library = Library.open(run / "library")
+    for name in ("d/e", "f/g"):
+        library.add(replace(library.load_expert("a/b"), spec=replace(library.spec("a/b"), id=name)))
+    scored(run, "t/one", "a/b", [True, False, False, False])
+    scored(run, "t/one", "d/e", [True, True, True, False])
+    scored(run, "t/two", "d/e", [True, False])
+    scored(run, "u/one", "a/b", [True])
+    scored(run, "u/one", "f/g", [True])
+
+    def listed(task):
+        return json.loads(elm_says("list", "--scores", "--task", task, "--run", run, "--json")[1])
+
+    assert [(one["id"], list(one["accuracies"])) for one in listed("t/one")] == [
+        ("d/e", ["t/one"]),
+        ("a/b", ["t/one"]),
+    ]
+    assert [(one["id"], list(one["accuracies"])) for one in listed("t")] == [
+        ("d/e", ["t/one", "t/two"]),
+        ("a/b", ["t/one"]),
+    ]
+    assert "62.5 of 2" in elm_says("list", "--scores", "--task", "t", "--run", run)[1]
+    code, _, told = elm_says("list", "--scores", "--task", "tt", "--run", run)
+    assert (code, told.count("\n")) == (2, 1)
+    assert elm_says("list", "--task", "t", "--run", run)[0] == 2
 
 
 def test_one_expert_is_shown_with_its_recipe_and_where_it_scored(runs, elm_says):

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import elm_jax.cli
 from elm_jax.cli.flags import flattened
-from elm_jax.cli.options import ProcessFlags, RecipeFlags, Wait
+from elm_jax.cli.options import ProcessFlags, Wait
+from elm_jax.cli.training import TrainRecipeFlags
 from elm_jax.errors import UserError
 
 FILES = sorted(file.stem for file in Path(elm_jax.cli.__file__).parent.glob("[!_]*.py"))
@@ -66,7 +67,7 @@ def kitchen():
         wait: Wait = False,
         *,
         paint: PaintFlags,
-        recipe: RecipeFlags,
+        recipe: TrainRecipeFlags,
         processes: ProcessFlags,
     ) -> None:
         """Cook."""
@@ -82,6 +83,7 @@ def kitchen():
         (["--gin_file", "f", "--colour", "red"], "--colour"),  # its default too
         (["--gin_file", "f", "--layers", "1"], "--coats"),
         (["--gin_bindings", "X = 1"], "X = 1"),
+        (["--gin_search_paths", "here,there"], "here,there"),
     ],
 )
 def test_what_a_recipe_or_its_absence_would_drop_is_refused(kitchen, given, named):

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from elm_jax import names, storage
-from elm_jax.experts import files
+from elm_jax.experts import files, gate_files
 from elm_jax.experts.library import Library
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
-from elm_jax.records import Expert, ExpertSpec, Keys
+from elm_jax.records import Expert, ExpertSpec, Gates, Keys
 from elm_jax.scoring.choices import score_choices
 from elm_jax.session.workspace import Workspace
 from elm_jax.weights import base_model
@@ -111,6 +111,22 @@ def test_a_library_goes_to_the_hub_and_into_another_run_byte_for_byte(hub, elm, 
     assert said(elm("experts", "pull", "me/experts", "--run", "two")).endswith(
         "of which 3 were there already."
     )
+
+
+def test_gates_go_with_their_expert_and_come_to_one_that_lacks_them(hub, elm, runs):
+    one, two = (Library.open(runs / name / "library", create=True) for name in ("one", "two"))
+    elm("experts", "push", "me/e", FIRST, "--run", "one")
+    elm("experts", "pull", "me/e", "--run", "two")
+    about = one.describe(FIRST)
+    vectors = {
+        path: np.ones(shape, np.float32) for path, shape in gate_files.gate_shapes(about.shapes).items()
+    }
+    one.write_gates(FIRST, Gates(vectors, about.checksum, {"steps": 1}))
+    elm("experts", "push", "me/e", FIRST, "--run", "one")
+    assert f"{files.relative_directory(FIRST)}/gates.safetensors" in hub.head("me/e")
+    elm("experts", "pull", "me/e", "--run", "two")
+    assert two.fingerprint(FIRST) == one.fingerprint(FIRST)
+    assert two.load_gates(FIRST).recipe == {"steps": 1}
 
 
 def test_experts_come_one_by_one_into_a_repository_whose_card_tells_of_all(hub, elm, runs):

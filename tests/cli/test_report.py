@@ -1,12 +1,13 @@
 """`elm report`: tables of one run, two runs side by side, one sentence for a mistake."""
 
+import dataclasses
 import json
 
 import pytest
 
 from elm_jax import cli
 from elm_jax.evaluation import report
-from elm_jax.records import TaskScores
+from elm_jax.records import Selection, TaskScores
 from elm_jax.reporting.summary import ReportInputs
 from elm_jax.session.workspace import Workspace
 
@@ -76,6 +77,16 @@ def test_several_runs_are_compared_with_the_first(runs, capsys):
     assert {row["difference"] for row in second["comparisons"]} == {0.0}
 
 
+def test_tables_are_exported_of_a_run_of_runs_compared_and_of_a_leaderboard(runs, capsys, tmp_path):
+    for number, arguments in enumerate(([runs[0]], runs, [*runs, "--leaderboard"])):
+        said(capsys, *arguments, "--export", str(tmp_path / str(number)))
+    names = [{file.name for file in (tmp_path / str(number)).iterdir()} for number in range(3)]
+    assert {"accuracy.csv", "accuracy.tex", "comparisons.svg", "prompts.svg"} < names[0]
+    assert {"comparison.tex", "comparison_by_task.md"} < names[1]
+    assert names[2] == {"leaderboard_1.csv", "leaderboard_1.md", "leaderboard_1.tex"}
+    assert "roe,30.0" in (tmp_path / "0" / "accuracy.csv").read_text()
+
+
 def test_evaluations_of_a_run_are_called_by_their_names(runs, capsys):
     workspace = Workspace.open(runs[0])
     row_ids, zeros = tuple(f"row-{row}" for row in range(10)), (0,) * 10
@@ -98,6 +109,22 @@ def test_the_leaderboard_has_all_methods_of_several_runs_best_first(runs, capsys
     ]
     assert [row["evaluation"].partition(": ")[0] for row in entries[:2]] == [runs[1], runs[0]]
     assert "Leaderboard of 1 task" in said(capsys, runs[0], "--leaderboard")
+
+
+def test_what_was_limited_to_some_rows_says_so_in_every_table(tmp_path, capsys):
+    rows = tuple(f"row-{row}" for row in range(4))
+    right = {"base": (1, 0, 0, 0), "roe": (1, 1, 0, 0)}
+    scores = [
+        TaskScores("a/1", name, rows, ((-1.0, -2.0),) * 4, picked, (0,) * 4) for name, picked in right.items()
+    ]
+    places = [str(tmp_path / name) for name in ("first", "second")]
+    for place in places:
+        asked = ReportInputs(scores, [Selection("a/1", "roe", {"b/c": 1.0}, {"b/c": 2}, ("q", "r"), ())])
+        asked = dataclasses.replace(asked, environment={"limit": 4})
+        report.write_run_report(Workspace.open(place, create=True), asked, [("roe", "base")])
+    for words, tables in (([places[0]], 3), (places, 2), ([*places, "--leaderboard"], 1)):
+        told = " ".join(said(capsys, *words).split())
+        assert told.count("Limited to 4 rows") == tables
 
 
 def test_over_prompts_a_run_of_several_is_compared_without_a_file_written(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """Checks find every kind of mistake in a task, and nothing if nothing is wrong."""
 
+import itertools
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from elm_jax import cli
 from elm_jax.data import check, task_selection
 from elm_jax.tasks import raw_rows, specs, user_tasks
 from elm_jax.tasks.data_source import Lengths, Source
+from elm_jax.tasks.file_rows import FileRows
 from elm_jax.tokenizers import sentencepiece
 
 FINE = [{"text": f"text {at}", "label": at % 2} for at in range(4)]
@@ -31,6 +34,11 @@ def test_the_embedded_suite_has_no_findings():
     ):
         assert each.findings == ()
         assert each.applies == each.rows > 90
+
+
+def test_tasks_may_be_named():
+    named = "mini_size_animal/than a dog"
+    assert check.check_tasks(named) == check.check_tasks(task_selection.select_tasks(named))
 
 
 def test_rows_that_a_prompt_applies_to_are_counted():
@@ -59,7 +67,7 @@ def test_a_column_that_the_definition_lacks_is_a_finding():
 def test_targets_outside_the_choices_are_found():
     told = found(FINE, ("{{text}} ||| maybe", "no ||| yes"))["outside"]
     assert told.startswith("4 rows have a target that is none of the choices.")
-    assert "mine/train/0, has the target 'maybe' and the choices 'no', 'yes'" in told
+    assert "row 'mine/train/0': expected a target among the choices 'no', 'yes', got 'maybe'" in told
 
 
 def test_one_sided_labels_are_found():
@@ -79,8 +87,76 @@ def test_empty_renderings_are_found():
 
 
 def test_a_template_that_fails_is_found_with_its_first_row():
-    told = found([*FINE, {"text": "x", "label": 7}])["rendering"]
+    told = found([*FINE, {"text": "x", "label": 0, "n": 1}], "{{text}} ||| {{ n // 0 }}")["rendering"]
     assert told.startswith("1 row cannot be rendered. The first: Template 'p' of 'mine', row 'mine/train/4'")
+    (finding,) = checked(FINE, "{{text}} ||| {{ 'a' * 9999999 }}").findings  # whatever the row
+    assert (finding.kind, finding.rows) == ("rendering", 4)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "row", "kind"),
+    [
+        (RANKED, {"text": "x", "label": 7}, "label"),
+        (RANKED, {"text": "x", "label": -2}, "label"),
+        (RANKED, {"text": "x", "label": -1}, "label"),  # withheld
+        (RANKED, {"text": "x", "label": None}, "missing"),
+        ("{{text}} ||| a", {"text": None, "label": 0}, "missing"),
+        ("{{text}} {{note}} ||| a", {"text": "x", "label": 0, "note": ""}, "missing"),
+        ("{{text}} ||| {{d.k}}", {"text": "x", "label": 0, "d": {}}, "element"),
+        ("{{text}} {{d}} ||| a", {"text": "x", "label": 0, "d": {1, 2}}, "unstable"),
+        ("{{text}} ||| {{d}}", {"text": "x", "label": 0, "d": b"\xff"}, "rendering"),
+        ("{{text}} ||| a", {"text": "x" * 2_000_001, "label": 0}, "too-long"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_a_finding_of_its_reason(jinja, row, kind):
+    rows = [{"note": "n", "d": {"k": "v"}, **each} for each in FINE]
+    findings = {each.kind: each.rows for each in checked([*rows, {**rows[0], **row}], jinja).findings}
+    assert findings.pop("one-sided", 0) in (0, 4)
+    assert findings == {kind: 1}
+
+
+def test_rows_that_a_template_does_not_apply_to_are_findings_where_they_are_refused():
+    prompt = "{% if label %}{{text}} ||| yes{% endif %}"
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: FINE, prompts={"p": prompt})
+    (told,) = check.check_tasks([spec], Source(on_bad_row="refuse"))
+    assert [(each.kind, each.rows) for each in told.findings] == [("does-not-apply", 2)]
+
+
+def test_a_column_that_a_template_reads_only_if_it_is_there_may_be_missing():
+    rows = [*FINE, {"text": "more", "label": 1, "note": "so"}]
+    assert found(rows, "{{text}}{% if note is defined %} {{note}}{% endif %} ||| a") == {}
+
+
+def test_the_filter_that_cuts_texts_may_change_what_a_template_computes(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "templates.yaml").write_text(
+        "dataset: mine\ntemplates:\n  1: !Template\n    answer_choices: null\n    id: '1'\n"
+        "    name: product\n    jinja: '{{label}} times 3 ||| {{ 3 * label }}'\n"
+        "    metadata: !TemplateMetadata {}\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"label": {at}}}\n' for at in (1, 2, 3)))
+    (tmp_path / "mine.yaml").write_text("datasets:\n  mine:\n    jsonl: rows.jsonl\n")
+    (spec,) = user_tasks.load_tasks(tmp_path / "mine.yaml")
+    (told,) = check.check_tasks([spec], Source())
+    assert [(each.kind, each.rows) for each in told.findings] == [("truncation", 3)]  # 111, 222 and 333
+    (told,) = check.check_tasks([spec], Source(truncate=None))
+    assert told.findings == ()
+
+
+def test_memory_does_not_grow_with_the_texts_of_rows():
+    texts = ["word " * 400] * 64
+
+    def rows():
+        return ({"text": f"{at} {texts[at % 64]}", "label": at % 2} for at in range(6000))
+
+    made = FileRows(6000, lambda numbers: itertools.islice(rows(), numbers[0], numbers[-1] + 1))
+    (spec,) = user_tasks.define_task("mine", rows=lambda split: made, prompts={"p": RANKED})
+    tracemalloc.start()
+    (told,) = check.check_tasks([spec], Source())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (told.rows, told.findings) == (6000, ())
+    assert peak < 2000 * 6000  # the bytes of the texts alone
 
 
 def test_texts_cut_by_characters_and_by_tokens_are_found(tmp_path):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from elm_jax.data import identity, row_digests, task_rows, tokenized_rows
+from elm_jax.data import identity, prepared_files, row_digests, task_rows, tokenized_rows
 from elm_jax.data.identity import RowsIdentity, describe_all_changes, describe_changes
 from elm_jax.data.task_selection import make_seqio_spec, prepared_file
 from elm_jax.records import PromptedExample
@@ -176,7 +176,7 @@ def test_a_task_of_seqio_is_the_rows_that_were_prepared_of_it(data):
     )
     found = []
     for key in ("one-tokens", "one-others", "two-tokens"):
-        tokenized_rows.save(prepared_file(source.prepared, spec, "train"), made, key)
+        prepared_files.save(prepared_file(source.prepared, spec, "train"), made, key)
         found.append(identity.identify_settings(spec, source))
     assert found[0] == found[1]
     assert differing(found[0], found[2]) == {"rows"}
@@ -191,7 +191,7 @@ def test_prepared_rows_are_read_where_the_revision_is_the_same_or_not_known(data
         [PromptedExample("0", "a", "b", ("a", "b"), 1)], words, Lengths(8, 4)
     )
     for revision, here in (("", True), ("@abc", True)):
-        tokenized_rows.save(prepared_file(source.prepared, spec, "test"), made, f"{key}{revision}-tokens")
+        prepared_files.save(prepared_file(source.prepared, spec, "test"), made, f"{key}{revision}-tokens")
         assert task_rows.is_prepared(spec, source) is here
     (data / "cache" / "datasets" / "owner___name" / "plain" / "0.0.0" / "def").mkdir(parents=True)
     assert not task_rows.is_prepared(spec, source)

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import prepare, row_ranges, task_rows, task_selection, token_losses, tokenized_rows
+from elm_jax.data import (
+    prepare,
+    prepared_files,
+    row_ranges,
+    task_rows,
+    task_selection,
+    token_losses,
+    tokenized_rows,
+)
 from elm_jax.errors import UserError
 from elm_jax.records import RowCounts
 from elm_jax.tasks import data_source, original, raw_rows, rendering, specs
@@ -86,12 +94,12 @@ def test_switches_and_truncate_of_the_source_change_the_rendering(tokenizer, clo
 
 
 def test_all_enables_every_switch_and_an_unknown_one_is_an_error():
-    assert original.row_switches(("all",)) == original.ROW_SWITCHES
-    assert original.row_switches(["homonyms", "first_rows"]) == ("first_rows", "homonyms")
-    assert original.row_switches(["swapped_bleu"]) == ()  # which no row depends on
-    assert original.row_switches("first_rows") == ("first_rows",)
+    assert original.list_row_switches(("all",)) == original.ROW_SWITCHES
+    assert original.list_row_switches(["homonyms", "first_rows"]) == ("first_rows", "homonyms")
+    assert original.list_row_switches(["swapped_bleu"]) == ()  # which no row depends on
+    assert original.list_row_switches("first_rows") == ("first_rows",)
     with pytest.raises(UserError, match=r"No switch named 'homonym' .*'homonyms'"):
-        original.row_switches(["homonym"])
+        original.list_row_switches(["homonym"])
 
 
 def test_evaluation_reads_the_split_that_the_catalogue_names_for_it():
@@ -218,7 +226,7 @@ def test_a_truncated_file_is_made_again(tokenizer, tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
     with pytest.raises(UserError):
-        tokenized_rows.read_cache_key(file)
+        prepared_files.read_cache_key(file)
     assert made([MINI], tokenizer, tmp_path)[0].made
     assert file.read_bytes() == whole
 
@@ -300,7 +308,7 @@ def test_the_command_prepares_with_a_given_vocabulary(tokenizer, tmp_path, capsy
     cli.app(asked, standalone_mode=False)
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["task"], told["split"], told["rows"], told["made"]) == (MINI, "train", 3, True)
-    assert len(tokenized_rows.load(told["file"]).inputs) == 3
+    assert len(prepared_files.load(told["file"]).inputs) == 3
 
 
 def test_the_command_needs_a_run_or_a_vocabulary(tmp_path, capsys):
@@ -355,11 +363,11 @@ def test_ranges_and_processes_give_the_bytes_of_all_rows_at_once(tokenizer, tmp_
             for name in ("one", "two", "large")
         ]
         assert found[0] == found[1] == found[2]
-        key = tokenized_rows.read_cache_key(task_selection.prepared_file(tmp_path / "one", spec, "train"))
+        key = prepared_files.read_cache_key(task_selection.prepared_file(tmp_path / "one", spec, "train"))
         made = task_rows.tokenize_task(task_rows.load_examples(spec, source), tokenizer, LENGTHS)
         worst = token_losses.keep_worst(made.losses.missing)
         made = dataclasses.replace(made, losses=dataclasses.replace(made.losses, missing=worst))
-        tokenized_rows.save(tmp_path / "alone", made, key)
+        prepared_files.save(tmp_path / "alone", made, key)
         assert found[0] == (tmp_path / "alone").read_bytes()
 
 

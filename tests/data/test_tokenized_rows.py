@@ -1,5 +1,6 @@
 """Tokenised rows are read back as they were rendered, cut but ended, and never for another key."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from elm_jax.data import tokenized_rows
+from elm_jax import storage
+from elm_jax.data import prepared_files, row_digests, tokenized_rows
 from elm_jax.errors import UserError
 from elm_jax.records import PromptedExample
 from elm_jax.tasks.data_source import Lengths
@@ -44,6 +47,25 @@ def test_every_list_ends_with_end_of_sequence_and_choices_belong_to_their_row(wo
     assert made.labels.tolist() == [1, 0, -1]
     assert made.row_ids == ("row-0", "row-1", "row-2")
     assert made.texts == ("aa bb cc", "aa", "")
+
+
+def test_rows_without_choices_are_read_back_from_files_of_earlier_versions_too(words, tmp_path):
+    rows = tokenized_rows.tokenize_examples([example(0, "aa", (), None)] * 2, words, Lengths(8, 4))
+    for texts in ((), ("", "")):  # earlier files have an empty text for every row
+        prepared_files.save(tmp_path / "x", replace(rows, choice_texts=texts), "key")
+        back = tokenized_rows.StoredExamples(prepared_files.load(tmp_path / "x"), "key")
+        assert [each.choices for each in back] == [(), ()]
+
+
+def test_accepted_answers_but_the_first_are_paired_with_the_input_of_their_row(words):
+    several = PromptedExample("x", "aa bb", "cc", accepted=("cc", "dd", "ee aa bb cc"))
+    rows = tokenized_rows.tokenize_examples([example(0, "aa"), several], words, Lengths(8, 4))
+    a, b, d, e = (words.encode(word)[0] for word in ("aa", "bb", "dd", "ee"))
+    inputs, targets = tokenized_rows.pair_other_answers(rows, words, Lengths(8, 4))
+    assert [row.tolist() for row in inputs] == [[a, b, 1], [a, b, 1]]
+    assert [row.tolist() for row in targets] == [[d, 1], [e, a, b, 1]]
+    none, _ = tokenized_rows.pair_other_answers(replace(rows, accepted=()), words, Lengths(8, 4))
+    assert len(none) == 0
 
 
 def test_long_lists_are_cut_and_end_with_end_of_sequence(words):
@@ -93,8 +115,8 @@ def test_saved_rows_are_read_back_with_their_texts(words, tmp_path_factory, rows
     ]
     made = tokenized_rows.tokenize_examples(found, words, Lengths(6, 3))
     file = tmp_path_factory.mktemp("p") / "x.safetensors"
-    tokenized_rows.save(file, made, "f" * 16)
-    back = tokenized_rows.load(file, "f" * 16)
+    prepared_files.save(file, made, "f" * 16)
+    back = prepared_files.load(file, "f" * 16)
     assert list(tokenized_rows.StoredExamples(back, "f" * 16)) == found
     for name in ("inputs", "targets", "choices"):
         ours, theirs = getattr(made, name), getattr(back, name)
@@ -108,43 +130,43 @@ def test_saved_rows_are_read_back_with_their_texts(words, tmp_path_factory, rows
 def test_a_stale_missing_or_foreign_file_is_refused(words, tmp_path):
     file = tmp_path / "x.safetensors"
     made = tokenized_rows.tokenize_examples([example(0, "aa")], words, Lengths(4, 4))
-    assert not tokenized_rows.is_current(file, "a" * 16)
-    tokenized_rows.save(file, made, "a" * 16)
-    assert tokenized_rows.is_current(file, "a" * 16)
-    assert not tokenized_rows.is_current(file, "b" * 16)
-    assert list(tokenized_rows.load(file).row_ids) == ["row-0"]
+    assert not prepared_files.is_current(file, "a" * 16)
+    prepared_files.save(file, made, "a" * 16)
+    assert prepared_files.is_current(file, "a" * 16)
+    assert not prepared_files.is_current(file, "b" * 16)
+    assert list(prepared_files.load(file).row_ids) == ["row-0"]
     with pytest.raises(UserError, match=r"cache key b{16} .* got a{16}"):
-        tokenized_rows.load(file, "b" * 16)
+        prepared_files.load(file, "b" * 16)
     with pytest.raises(UserError, match=r"none\.safetensors', got no file"):
-        tokenized_rows.load(tmp_path / "none.safetensors")
+        prepared_files.load(tmp_path / "none.safetensors")
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(UserError, match="whole safetensors file"):
-        tokenized_rows.load(file)
-    tokenized_rows.storage.write_arrays(file, {"weights": np.zeros(3)})
+        prepared_files.load(file)
+    prepared_files.storage.write_arrays(file, {"weights": np.zeros(3)})
     with pytest.raises(UserError, match="another kind"):
-        tokenized_rows.load(file)
+        prepared_files.load(file)
 
 
 def test_the_cache_key_depends_on_data_template_options_tokenizer_and_lengths(words, tmp_path):
     other = sentencepiece.train(["aa bb"], tmp_path / "m", 50, kind="word", extra_ids=0)
     data, template = {"file": "reviews.jsonl", "bytes": "0123"}, {"jinja": "{{text}}"}
     rendered = [
-        tokenized_rows.make_rendering_key(data, template, {"seed": 1}),
-        tokenized_rows.make_rendering_key({**data, "bytes": "4567"}, template, {"seed": 1}),
-        tokenized_rows.make_rendering_key(data, {"jinja": "{{text}} ?"}, {"seed": 1}),
-        tokenized_rows.make_rendering_key(data, template, {"seed": 2}),
+        prepared_files.make_rendering_key(data, template, {"seed": 1}),
+        prepared_files.make_rendering_key({**data, "bytes": "4567"}, template, {"seed": 1}),
+        prepared_files.make_rendering_key(data, {"jinja": "{{text}} ?"}, {"seed": 1}),
+        prepared_files.make_rendering_key(data, template, {"seed": 2}),
     ]
-    made = [tokenized_rows.make_cache_key(each, words, Lengths(4, 4)) for each in rendered]
+    made = [prepared_files.make_cache_key(each, words, Lengths(4, 4)) for each in rendered]
     made += [
-        tokenized_rows.make_cache_key(rendered[0], other, Lengths(4, 4)),
-        tokenized_rows.make_cache_key(rendered[0], words, Lengths(5, 4)),
-        tokenized_rows.make_cache_key(rendered[0], words, Lengths(4, 5)),
-        tokenized_rows.make_cache_key(rendered[0], replace(words, input_eos=False), Lengths(4, 4)),
+        prepared_files.make_cache_key(rendered[0], other, Lengths(4, 4)),
+        prepared_files.make_cache_key(rendered[0], words, Lengths(5, 4)),
+        prepared_files.make_cache_key(rendered[0], words, Lengths(4, 5)),
+        prepared_files.make_cache_key(rendered[0], replace(words, input_eos=False), Lengths(4, 4)),
     ]
     assert len(set(made)) == 8
     assert all(each.startswith(rendered[0] + "-") for each in [made[0], *made[4:]])
-    assert made[0] == tokenized_rows.make_cache_key(
-        tokenized_rows.make_rendering_key(data, template, {"seed": 1}), words, Lengths(4, 4)
+    assert made[0] == prepared_files.make_cache_key(
+        prepared_files.make_rendering_key(data, template, {"seed": 1}), words, Lengths(4, 4)
     )
 
 
@@ -180,9 +202,9 @@ def test_twenty_thousand_rows_are_read_and_padded_within_a_second(words, tmp_pat
     made = tokenized_rows.tokenize_examples(
         [example(row, " ".join(WORDS)) for row in range(20_000)], words, Lengths(32, 4)
     )
-    tokenized_rows.save(tmp_path / "x", made, "a" * 16)
+    prepared_files.save(tmp_path / "x", made, "a" * 16)
     start = time.perf_counter()
-    back = tokenized_rows.load(tmp_path / "x")
+    back = prepared_files.load(tmp_path / "x")
     batch = tokenized_rows.pad(list(back.inputs), 32)
     taken = time.perf_counter() - start
     assert batch.shape == (20_000, 32)
@@ -190,12 +212,12 @@ def test_twenty_thousand_rows_are_read_and_padded_within_a_second(words, tmp_pat
 
 
 def test_a_local_file_is_memory_mapped(words, tmp_path):
-    tokenized_rows.save(
+    prepared_files.save(
         tmp_path / "x",
         tokenized_rows.tokenize_examples([example(0, "aa")], words, Lengths(4, 4)),
         "a" * 16,
     )
-    back = tokenized_rows.load(tmp_path / "x")
+    back = prepared_files.load(tmp_path / "x")
     owner = back.inputs.tokens
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
@@ -205,12 +227,46 @@ def test_a_local_file_is_memory_mapped(words, tmp_path):
 @given(st.integers(0, 900))
 def test_a_truncated_file_is_refused(words, tmp_path_factory, kept):
     file = tmp_path_factory.mktemp("b") / "x"
-    tokenized_rows.save(
+    prepared_files.save(
         file, tokenized_rows.tokenize_examples([example(0, "aa")], words, Lengths(4, 4)), "a" * 16
     )
     content = file.read_bytes()
     assert len(content) > 900
     file.write_bytes(content[:kept])
-    assert not tokenized_rows.is_current(file, "a" * 16)
+    assert not prepared_files.is_current(file, "a" * 16)
     with pytest.raises(UserError):
-        tokenized_rows.load(file)
+        prepared_files.load(file)
+
+
+def break_bytes(arrays):
+    arrays["texts/content"][:2] = 0xC3, 0x41
+
+
+def cut_a_letter(arrays):
+    arrays["texts/offsets"][1] += 1
+
+
+def drop_offsets(arrays):
+    del arrays["accepted/offsets"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(break_bytes, "changed"), (cut_a_letter, "letters"), (drop_offsets, "kind"), (None, "")],
+)
+def test_a_file_whose_texts_are_none_is_refused_though_its_checksum_holds(words, tmp_path, change, said):
+    rows = [example(0, "aa"), replace(example(1, "éé bb"), accepted=("bb", "cc"))]
+    prepared_files.save(tmp_path / "x", tokenized_rows.tokenize_examples(rows, words, Lengths(4, 4)), "key")
+    arrays = {name: np.array(array) for name, array in load_file(tmp_path / "x").items()}
+    about = json.loads(arrays.pop(prepared_files.ABOUT).tobytes())
+    if change:
+        change(arrays)
+    sizes = {name: array.nbytes for name, array in arrays.items()}
+    digests = row_digests.from_json(about["digests"])
+    arrays[prepared_files.ABOUT] = prepared_files.pack_about(digests, sizes, lambda name: [arrays[name]])
+    storage.write_arrays(tmp_path / "y", arrays)
+    if change is None:  # the forgery itself is sound
+        assert list(prepared_files.load(tmp_path / "y").texts) == ["aa", "éé bb"]
+        return
+    with pytest.raises(UserError, match=said):
+        prepared_files.load(tmp_path / "y")

@@ -124,6 +124,7 @@ FILES = {
     "`task_rows` of `report.json`": lambda place: report(place)["task_rows"][0],
     "`means` of `report.json`": lambda place: report(place)["means"][0],
     "`comparisons` of `report.json`": lambda place: report(place)["comparisons"][0],
+    "`key_map` of `report.json`": lambda place: report(place)["key_map"],
     "`rows.jsonl`": lambda place: lines(place, "report/rows.jsonl")[1],
 }
 

@@ -39,7 +39,7 @@ def test_a_verb_is_listed_with_all_of_its_options(reference, path, verb):
 
 def test_an_option_stands_with_its_default_and_an_argument_with_its_name(reference):
     told = reference.commands()
-    assert "| `--steps <int>` | Steps of each expert. | `1000` |" in told.replace("INTEGER", "<int>")
+    assert "| `--queries <int>` | Inputs of each task that vote. | `32` |" in told.replace("INTEGER", "<int>")
     assert re.search(r"\| `.*dst.*` \| New directory; .* \| required \|", told, re.IGNORECASE)
 
 
@@ -48,7 +48,7 @@ def test_every_recipe_that_can_be_run_is_listed_with_its_command(reference):
     for file in sorted((ROOT / "gin").rglob("*.gin")):
         listed = f"### {file.relative_to(ROOT)}\n" in told
         assert listed == ("\n# Run " in file.read_text())
-    assert "--gin.INITIAL_CHECKPOINT_PATH=\"'t5-xl-lm-adapt'\" --gin.DATA_DIR=\"'data'\"\n```" in told
+    assert "--gin.INITIAL_CHECKPOINT_PATH=t5-xl-lm-adapt --gin.DATA_DIR=data\n```" in told
 
 
 def test_a_table_of_macros_has_values_comments_and_what_is_needed(reference):
@@ -70,6 +70,17 @@ def test_the_table_of_merges_has_every_method_with_its_options(reference):
 def test_every_public_name_is_documented(reference):
     names = set(re.findall(r"^::: elm_jax\.(\w+)$", reference.api(), re.MULTILINE))
     assert names == set(elm_jax.__all__) - {"__version__"}
+
+
+def test_every_module_has_a_page_of_its_own_and_is_listed(reference):
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in (ROOT / "elm_jax").glob("**/[!_]*.py")
+    }
+    pages = reference.module_pages()
+    assert set(pages) == {f"modules/{name}.md" for name in modules}
+    assert all(re.search(f"^::: {name}$", pages[f"modules/{name}.md"], re.MULTILINE) for name in modules)
+    assert set(re.findall(r"\((modules/\S+)\)", reference.modules())) == set(pages)
 
 
 def test_a_mark_gives_way_to_its_part_and_an_unknown_one_ends_the_build(reference):

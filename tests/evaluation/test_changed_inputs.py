@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import task_selection
+from elm_jax.data import prepare, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import ranking, results_cache
 from elm_jax.evaluation import report as reports
@@ -97,8 +97,9 @@ def missing_scores(run):
     return ranking.missing_cells(run, CELLS, load(run))
 
 
-def flip(folder, name):
-    write(folder, name, [{**row, "label": row["label"] ^ (at < 12)} for at, row in enumerate(rows(name))])
+def flip(folder, name, of=None):
+    made = rows(of or name)
+    write(folder, name, [{**row, "label": row["label"] ^ (at < 12)} for at, row in enumerate(made)])
 
 
 def reword(folder, name):
@@ -150,6 +151,56 @@ def test_verbs_that_use_an_expert_say_that_its_rows_changed(root, folder, change
         lines = capsys.readouterr().err.splitlines()
         assert any(told in line and f"when {expert} was trained" in line for line in lines)
     assert any(said in line and "lights/p" in line for line in reports.describe_changes(run.workspace))
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_verify_names_experts_whose_training_rows_changed(root, folder, change, said, capsys):
+    opened(root, folder)
+    change(folder, "lights")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["experts", "verify", "--run", str(root)])
+    assert stop.value.code == 1
+    told = capsys.readouterr().out
+    assert told.startswith("lights/p: ")
+    assert said in told
+
+
+def test_a_local_directory_of_the_hubs_kind_that_changed_is_noticed_by_every_later_verb(
+    root, tmp_path, capsys
+):
+    pytest.importorskip("datasets", reason="the extra hub is not installed")
+    (tmp_path / "hub").mkdir()
+    write(tmp_path / "hub", "train", rows("lights"))
+    write(tmp_path / "hub", "test", rows("lamps"))
+    (tmp_path / "hubby.yaml").write_text(
+        "datasets:\n  hubby:\n    hf: hub\n    splits: {train: 'train[:30]', test: test}\n    prompts:\n"
+        "      p: {answer_choices: 'dog ||| cat', jinja: 'Is {{text}}? ||| {{answer_choices[label]}}'}\n"
+    )
+    run = opening.open_run(root, task_files=[tmp_path / "hubby.yaml"])
+    made_for = {"tokenizer": run.tokenizer, "source": replace(run.source, prepared=tmp_path / "prepared")}
+
+    def prepared():
+        (made,) = prepare.prepare_tasks(tasks=["hubby"], **made_for)
+        return made.made
+
+    train(run, "hubby", CONFIG)
+    assert (prepared(), prepared()) == (True, False)
+    os.utime(tmp_path / "hub" / "train.jsonl", (1, 1))
+    assert not prepared()
+    assert train(run, "hubby", CONFIG) == ["hubby/p"]
+    flip(tmp_path / "hub", "train", of="lights")
+    try:
+        for use in (lambda: train(run, "hubby", CONFIG), lambda: index(run, experts=["hubby/p"])):
+            with pytest.raises(UserError, match="label of 12 of 30 rows"):
+                use()
+        assert prepared()
+        assert "label of 12 of 30 rows" in expert_statistics.check_inputs(run, ["hubby/p"])["hubby/p"]
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            cli.main(["experts", "verify", "--run", str(root)])
+        assert "label of 12 of 30 rows" in capsys.readouterr().out
+    finally:
+        Library.open(root / "library").remove("hubby/p")
 
 
 def test_an_evaluation_keeps_which_experts_were_trained_on_other_rows(root, folder, capsys):

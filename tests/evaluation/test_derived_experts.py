@@ -91,7 +91,7 @@ def test_an_expert_of_unknown_tasks_is_passed_over_by_index_and_routers_and_said
     own = library.load_expert(FILM[0])
     spec = replace(own.spec, id="somewhere/else", datasets=("elsewhere",))
     library.add(replace(own, spec=spec))
-    told = "are not known: somewhere/else.\n"
+    told = "are not known: somewhere/else. Fix:"
     assert index(run, size=4) == []
     assert said.getvalue().count(told) == 1
     inputs = run_inputs.RoutingInputs(run, queries_per_task=4)

@@ -1,6 +1,7 @@
 """Stacks: experts of every kind and shape take part, each once, in whatever company."""
 
 import numpy as np
+import pytest
 
 from elm_jax.data import task_rows
 from elm_jax.evaluation import expert_stacks as module
@@ -12,6 +13,10 @@ from elm_jax.scoring import scorer as engine
 from tests.run_fixtures import BOTTLENECK, LORA, TRAINED
 
 KINDS = dict(zip(TRAINED, [BOTTLENECK, ("bottleneck", {"width": 6}), LORA, ("full", {})], strict=True))
+
+
+PROMPT = ("prompt", {"tokens": 3})
+OTHERS = dict(zip(TRAINED, [PROMPT, PROMPT, ("dora", {"rank": 2}), ("vera", {"rank": 4})], strict=True))
 
 
 def rows_of(run, unseen):
@@ -29,14 +34,15 @@ def scored(run, rows, stack, name):
     return np.stack(found)
 
 
-def test_experts_of_several_kinds_and_sizes_score_as_each_does_alone(make_run, unseen):
-    run = make_run(KINDS, keyed=False)
+@pytest.mark.parametrize("kinds", [KINDS, OTHERS], ids=["kinds", "others"])
+def test_experts_of_several_kinds_and_sizes_score_as_each_does_alone(make_run, unseen, kinds):
+    run = make_run(kinds, keyed=False)
     rows = rows_of(run, unseen)
     found = {}
     for stack in load_stacks(run, [BASE, *TRAINED], max_experts=64):
         found |= {name: scored(run, rows, stack, name) for name in stack.slots}
     assert set(found) == {BASE, *TRAINED}
-    for name, (kind, _) in KINDS.items():
+    for name, (kind, _) in kinds.items():
         tree = find_library(run.workspace, name).load_expert(name).params
         params, owned = ex.split_base_and_expert(kind, run.base.params, tree)
         alone = engine.score_rows(run.base.config, params, rows, owned, stacked=False)

@@ -12,7 +12,7 @@ from elm_jax.evaluation import evaluate, report_directories, scorer_selection
 from elm_jax.evaluation import report as reports
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.experts.library import Library
-from elm_jax.reporting import page, tables
+from elm_jax.reporting import page, report_files, tables
 from elm_jax.routing.index import index
 from elm_jax.session import opening
 from tests.run_fixtures import TRAINED, add_expert
@@ -59,6 +59,20 @@ def test_a_finished_evaluation_is_read(run, unseen, counted):
     assert {row.method for row in again.report.rows} == {"base", *CONFIG.methods}
     assert all(file.exists() for file in again.files.values())
     assert set(again.files) == {"html", "md", "csv", "json"}
+
+
+def test_a_report_has_a_map_of_the_keys_and_queries_that_routers_compared(evaluated, unseen):
+    run = evaluated
+    drawn = report_files.read_report(run.workspace.report).key_map
+    assert [points.name for points in drawn.keys] == sorted(Library.open(run.workspace.library).ids())
+    assert {points.name for points in drawn.queries} == {spec.dataset for spec in unseen}
+    assert drawn.query_count == CONFIG.queries * len(unseen)
+    assert scorer_selection.load_selection(run.workspace).key_map == drawn
+
+
+def test_without_a_router_of_keys_there_is_no_map(run, unseen):
+    result = evaluate.evaluate(run, unseen, EvaluationConfig(methods=("uniform",)))
+    assert result.report.key_map is None
 
 
 def remove_an_expert(run):

@@ -8,7 +8,7 @@ import urllib.error
 
 import pytest
 
-from elm_jax.data import missing_rows, task_rows, task_selection, tokenized_rows
+from elm_jax.data import check, missing_rows, prepare, prepared_files, task_rows, task_selection
 from elm_jax.errors import MissingRowsError, UserError
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.evaluate import evaluate
@@ -109,6 +109,25 @@ def test_what_fails_to_load_though_its_server_answers_is_left_out_of_a_group_too
         evaluate(toys, "toys", dataclasses.replace(BASE_ALONE, strict=True))
 
 
+def test_checks_and_preparations_try_no_download_that_cannot_succeed(toys, tmp_path, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(sources, "_open_hub", never)
+    monkeypatch.setattr(sources, "_open_tfds", never)
+    checked = check.check_tasks(task_selection.select_tasks("toys"), toys.source)
+    findings = {each.task: [finding.message for finding in each.findings] for each in checked}
+    assert findings["here/p"] == []
+    assert "absent.jsonl" in findings["absent/p"][0]
+    assert "datasets.load_dataset('someone/far')" in findings["far/p"][0]
+    assert "tfds build built:1.0.0" in findings["built/p"][0]
+    source = dataclasses.replace(toys.source, prepared=tmp_path / "prepared")
+    with pytest.raises(UserError, match=r"(?s)3 of 4 tasks.*load_dataset.*tfds build"):
+        prepare.prepare_tasks(tasks=["toys"], tokenizer=toys.tokenizer, source=source)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+    assert missing_rows.find_server("hub") == "mirror.example"
+
+
 def test_prepared_rows_are_not_missing_where_their_server_is(toys, data, tmp_path):
     source = dataclasses.replace(toys.source, prepared=tmp_path / "prepared")
     (spec,) = task_selection.select_tasks("far", source)
@@ -117,7 +136,7 @@ def test_prepared_rows_are_not_missing_where_their_server_is(toys, data, tmp_pat
     for revision, absent in (("", []), ("@main", []), ("x", ["far/p"])):
         key = f"{task_rows.rendering_key(spec, source)}{revision}"
         made = task_rows.tokenize_task(rows, toys.tokenizer, toys.lengths)
-        tokenized_rows.save(file, made, tokenized_rows.make_cache_key(key, toys.tokenizer, toys.lengths))
+        prepared_files.save(file, made, prepared_files.make_cache_key(key, toys.tokenizer, toys.lengths))
         assert list(missing_rows.find_missing([spec], source)) == absent
 
 

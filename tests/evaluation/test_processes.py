@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.run_fixtures import BOTTLENECK, TRAINED
+from tests.xla_flags import xla_flags
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def start(root, *flags):
     command = [sys.executable, "-m", "elm_jax.cli", "evaluate", *ASKED, "--run", str(root), *flags]
     # Evaluation imports no TensorFlow: here it would fail to.
     own = {"PYTHONPATH": str(Path(__file__).parents[1] / "without_tensorflow")}
-    own |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    own |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(1)}
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(root.parent.parent / "compiled")}
     return subprocess.Popen(
         command,

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -39,12 +43,38 @@ def evaluated(place, counts, **options):
 def test_a_report_is_written_and_its_pages_are_made_again_from_it(tmp_path):
     workspace, (made, files) = evaluated(tmp_path, {"base": 1, "roe": 4})
     assert made.environment["packages"]["jax"]
+    assert Path(sys.argv[0]).name in made.environment["command"]
+    written = datetime.strptime(made.environment["written"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
+    assert timedelta(0) <= datetime.now(UTC) - written < timedelta(minutes=10)
     assert [mean.macro for mean in made.means] == pytest.approx([1 / 6, 4 / 6])
     page = files["html"].read_bytes()
     files["html"].unlink()
     read, again = report.rebuild_report(workspace)
     assert read == made
     assert again["html"].read_bytes() == page
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_report_names_the_commit_that_git_names(tmp_path, packed):
+    def git(*words, place=tmp_path / "own"):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", "-C", str(place), *identity, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    (tmp_path / "own").mkdir()
+    assert report._read_commit(tmp_path / "own" / ".git") == ""
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "one")
+    git("worktree", "add", "-q", "-b", "other", str(tmp_path / "beside"))
+    git("commit", "-q", "--allow-empty", "-m", "two", place=tmp_path / "beside")
+    if packed:
+        git("pack-refs", "--all")
+    for place in (tmp_path / "own", tmp_path / "beside"):
+        assert report._read_commit(place / ".git") == git("rev-parse", "HEAD", place=place)
+    git("checkout", "-q", "--detach")
+    assert report._read_commit(tmp_path / "own" / ".git") == git("rev-parse", "HEAD")
 
 
 def test_a_run_without_the_base_has_a_report_without_gaps(tmp_path):

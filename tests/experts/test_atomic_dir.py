@@ -7,7 +7,7 @@ import pytest
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.experts import atomic_dir
+from elm_jax.experts import atomic_dir, versions
 
 MARK = "mark"
 
@@ -52,7 +52,7 @@ def kill_at_rename(monkeypatch, home, number):
         return rename(self, target)
 
     monkeypatch.setattr(type(home), "replace", dying)
-    monkeypatch.setattr(atomic_dir, "_delete", lambda directory: None)
+    monkeypatch.setattr(versions, "delete", lambda directory: None)
 
 
 def test_what_was_written_is_read_and_nothing_else_is_left(home):

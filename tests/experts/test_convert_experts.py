@@ -31,7 +31,10 @@ CHOICES = RNG.integers(2, 24, (3, 2, 4)).astype(np.int32)
 CHOICES[0, 1, 2:] = 0
 KINDS = {
     "lora": {"rank": 3, "projections": ("query", "value", "wo", "wi_0")},
+    "dora": {"rank": 3, "projections": ("query", "wo")},
+    "vera": {"rank": 3, "projections": ("query", "wo", "wi_0")},
     "ia3": {"projections": ("key", "value", "wo", "query")},
+    "prompt": {"tokens": 3},
     "full": {},
     "bottleneck": {"width": 3},
 }
@@ -119,7 +122,7 @@ def test_transformers_scores_a_whole_model_as_we_do_the_expert(model, library, n
     np.testing.assert_allclose(torch_scores(whole), wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["lora/2", "ia3/2", "full/2", "lora/merged"])
+@pytest.mark.parametrize("name", ["lora/2", "dora/2", "vera/2", "ia3/2", "full/2", "lora/merged"])
 def test_a_base_with_an_expert_folded_in_scores_as_the_two_beside_each_other(model, library, name):
     made = convert(library / "library" / name, library / "hf", "hf", base=library / "base")
     whole = load.load_base(library / "hf")
@@ -149,6 +152,11 @@ def test_a_folded_bfloat16_base_is_float32_unless_asked(model, library):
         flat["encoder/layers/attention/key/kernel"],
         np.asarray(paths.flatten(narrow.params)["encoder/layers/attention/key/kernel"], np.float32),
     )
+
+
+def test_a_soft_prompt_is_not_folded(library):
+    with pytest.raises(UserError, match=r"'prompt'.*is a layer of its own\. Fix: write it with --to peft"):
+        convert(library / "library" / "prompt" / "1", library / "hf", "hf", base=library / "base")
 
 
 def test_a_bottleneck_is_not_folded(model, library):
@@ -260,7 +268,7 @@ def test_ranks_that_differ_are_evened_for_t5x_and_compute_the_same(model, tmp_pa
 @pytest.mark.parametrize(
     ("name", "to", "told"),
     [
-        ("full/1", "peft", "kind lora or ia3 for PEFT, got 'full'"),
+        ("full/1", "peft", "kind .*lora.* for PEFT, got 'full'"),
         ("lora/1", "adapters", "of kind 'bottleneck' for the adapters library, got 'lora'"),
         ("lora/1", "npz", "No format of an expert named 'npz'"),
         ("lora/1", "hf", r"Expected the base that the expert at .* was trained on, got none.*--base"),
@@ -270,6 +278,12 @@ def test_a_format_that_has_no_place_for_an_expert_is_refused(library, name, to, 
     with pytest.raises(UserError, match=told):
         convert(library / "library" / name, library / "out", to)
     assert not (library / "out").exists()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_is_no_expert_is_not_written_as_one(tmp_path, exists):
+    with pytest.raises(UserError, match="only experts are written as peft"):
+        convert(tmp_path if exists else tmp_path / "none", tmp_path / "out", "peft")
 
 
 def test_another_base_is_refused(model, library):

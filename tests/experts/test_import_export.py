@@ -6,16 +6,16 @@ import pytest
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.experts import files, import_export
+from elm_jax.experts import files, gate_files, import_export
 from elm_jax.experts.library import Library
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
-from elm_jax.records import Expert, ExpertSpec, Keys
+from elm_jax.records import Expert, ExpertSpec, Gates, Keys
 from elm_jax.session.workspace import Workspace
 from elm_jax.weights import base_model, elm, peft, t5x_write
 
-KINDS = ("bottleneck", "lora", "ia3", "full")
+KINDS = ("bottleneck", "lora", "dora", "vera", "ia3", "prompt", "full")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,12 @@ def exported(run, model, trees, tmp_path):
     tree = trees["lora"]
     keys = Keys(np.ones((1, 4), np.float32), ("a text",), "t5", "instance")
     spec = ExpertSpec("a/b c", "lora", model.fingerprint, tuple(paths.flatten(tree)), ("a", "x"), 7, {"r": 1})
-    Library.open(run.library, create=True).add(Expert(spec, tree), keys)
+    library = Library.open(run.library, create=True)
+    library.add(Expert(spec, tree), keys)
+    about = library.describe("a/b c")
+    shapes = gate_files.gate_shapes(about.shapes)
+    gates = {path: np.full(shape, 0.5, np.float32) for path, shape in shapes.items()}
+    library.write_gates("a/b c", Gates(gates, about.checksum))
     return import_export.export_expert("a/b c", tmp_path / "out", run=run.root)
 
 
@@ -125,6 +130,7 @@ def test_an_exported_expert_is_the_same_in_another_library(exported, run, model,
     assert there.spec("a/b c") == here.spec("a/b c")
     assert bits(there.load_expert("a/b c").params) == bits(here.load_expert("a/b c").params)
     assert there.load_keys("a/b c").texts == ("a text",)
+    assert bits(there.load_gates("a/b c").vectors) == bits(here.load_gates("a/b c").vectors)
     assert there.verify(base=model.fingerprint) == []
 
 

@@ -46,7 +46,8 @@ def test_an_expert_comes_back_as_it_was(library, expert, keys):
 
 def test_an_expert_is_three_files_in_a_directory_of_its_own(library, expert, keys):
     library.add(expert(), keys("one"))
-    assert sorted(file.name for file in directory(library).iterdir()) == sorted(files.FILE_NAMES)
+    names = sorted(file.name for file in directory(library).iterdir())
+    assert names == sorted([files.SPEC_FILE, files.PARAMS_FILE, files.KEYS_FILE])
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,6 +122,33 @@ def test_a_directory_that_is_not_there_is_no_library(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*elm train"):
         Library.open(tmp_path / "nowhere")
     assert Library.open(tmp_path / "nowhere", create=True).ids() == ()
+
+
+def test_a_library_is_a_mapping_from_ids_to_experts(library, expert, tmp_path):
+    library.add(expert("dream/b", value=2.0))
+    library.add(expert("dream/a", value=1.0))
+    opened = Library(str(library.root))
+    assert opened == library
+    assert len(opened) == 2
+    assert list(opened) == list(opened.keys()) == ["dream/a", "dream/b"]
+    assert same(opened["dream/b"], expert("dream/b", value=2.0))
+    assert [each.spec.id for each in opened.values()] == ["dream/a", "dream/b"]
+    assert "dream/a" in opened
+    assert 5 not in opened
+    assert opened.get("dream/c") is None
+    assert opened.get("dream/c", 1) == 1
+    with pytest.raises(UserError, match="'dream/a'"):
+        opened["dream/c"]
+    with pytest.raises(UserError, match="elm train"):
+        Library(str(tmp_path / "nowhere"))
+
+
+def test_a_library_is_a_table_of_pandas(library, expert):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    library.add(expert("dream/a"))
+    table = library.to_pandas()
+    assert list(table["id"]) == ["dream/a"]
+    assert table["parameters"][0] == library.sizes()["dream/a"].parameters
 
 
 def test_keys_are_written_anew_without_touching_the_expert(library, expert, keys):

@@ -89,6 +89,82 @@ def test_a_second_ctrl_c_ends_code_that_runs_no_python():
     assert time.monotonic() - began < interrupts.GRACE_SECONDS
 
 
+ENDED = """
+import atexit, time
+from elm_jax.launch import interrupts
+def say():
+    print("begun", flush=True)
+    {work}
+with interrupts.exit_on_signals(to_process_end=True):
+    atexit.register(say)
+    {end}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "work", ["time.sleep(60)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"]
+)
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("raise SystemExit(2)", 2)])
+def test_after_a_command_a_signal_ends_what_the_interpreter_still_does_with_the_commands_code(
+    number, work, end, code
+):
+    began = time.monotonic()
+    assert outcome(ENDED.format(work=work, end=end), number) == (code, "")
+    assert time.monotonic() - began < interrupts.GRACE_SECONDS
+
+
+def test_after_a_command_another_signal_ends_nothing():
+    script = """
+import atexit, os, signal, time
+from elm_jax.launch import interrupts
+def say():
+    print("begun", flush=True)
+    time.sleep(1)
+    os._exit(7)
+signal.signal(signal.SIGUSR1, lambda *of: None)
+with interrupts.exit_on_signals(to_process_end=True):
+    atexit.register(say)
+"""
+    assert outcome(script, signal.SIGUSR1) == (7, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_when_modules_are_torn_down_a_signal_changes_nothing(number):
+    # What a module holds is deleted after everything that is registered to run at exit.
+    script = """
+import time
+from elm_jax.launch import interrupts
+class Held:
+    def __del__(self, write=print, sleep=time.sleep):
+        write("begun", flush=True)
+        sleep(1)
+held = Held()
+with interrupts.exit_on_signals(to_process_end=True):
+    pass
+"""
+    assert outcome(script, number) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_an_import_reaches_no_code_that_may_not_survive_an_exception(number, tmp_path):
+    # Native code that initializes itself calls Python, and aborts the process if that raises.
+    (tmp_path / "native.py").write_text(
+        "import os, time\n"
+        "print('begun', flush=True)\n"
+        "try:\n    time.sleep(60)\n"
+        "except BaseException:\n    os.abort()\n"
+    )
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from elm_jax.launch import interrupts
+with interrupts.exit_on_signals():
+    import native"""
+    code, said = outcome(script, number)
+    assert (code, said) == (128 + number, interrupts.MESSAGE + "\n")
+
+
 def test_the_handlers_before_come_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with interrupts.exit_on_signals():

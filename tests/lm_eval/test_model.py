@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import logging
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from elm_jax.axes import PAD
 from elm_jax.data import task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
+from elm_jax.merging.merge import merge
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
@@ -291,6 +295,40 @@ def test_several_experts_are_averaged(run, folder, ids):
     np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
 
 
+def test_experts_are_merged_as_a_method_says(run, folder, ids):
+    lm, _, samples = evaluate(run, folder, ["copa"], router="two=uniform+ties:density=0.5")
+    assert set(lm.selections["local_copa"].weights) == set(ids)
+    merged = merge(run, ids, "ties", options={"density": 0.5})
+    wanted = score_choices(run.base, *arrays(run, *requests_of(samples["local_copa"])), merged)
+    np.testing.assert_allclose(scores_of(samples["local_copa"]), wanted, atol=1e-4)
+
+
+def test_keys_are_asked_for_by_routers_that_read_them_alone(run, folder, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(run.workspace.root, bare)
+    for file in bare.glob("library/*/*/keys*"):
+        file.unlink()
+    copied = replace(run, workspace=Workspace.open(bare))
+    lm, _, _ = evaluate(copied, folder, ["copa"], router="uniform")
+    assert list(lm.selections["local_copa"].weights) == list(Library.open(bare / "library").ids())
+    with pytest.raises(UserError, match="Expected keys of every expert"):
+        evaluate(copied, folder, ["copa"], router="roe")
+
+
+def test_a_group_of_lm_evals_has_the_mean_of_its_tasks(run, folder, ids):
+    metrics = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
+    group = {
+        "group": "local_pair",
+        "task": ["local_copa", "local_storycloze"],
+        "aggregate_metric_list": metrics,
+    }
+    (folder / "pair.yaml").write_text(json.dumps(group))
+    lm, found, samples = evaluate(run, folder, ["pair"], router="roe", queries=2)
+    assert set(samples) == set(lm.selections) == {"local_copa", "local_storycloze"}
+    rows = [sample["acc"] for own in samples.values() for sample in own]
+    assert found["local_pair"]["acc,none"] == pytest.approx(np.mean(rows))
+
+
 def test_an_instance_router_chooses_an_expert_for_each_context(run, folder, ids):
     lm, _, samples = evaluate(run, folder, ["copa"], router="roe_per_instance")
     contexts, choices = requests_of(samples["local_copa"])
@@ -311,8 +349,11 @@ def test_a_long_context_loses_its_beginning_with_a_message(run, capsys):
 
     lm = model.ElmLM(run=str(run.workspace.root), max_length=4)
     (whole,) = [run.tokenizer.encode("The dog ran home. It was late.")]
-    assert lm._encode_contexts(["The dog ran home. It was late."]) == [[*whole[-3:], run.tokenizer.eos]]
-    assert "1 of 1 contexts have more than 4 tokens" in " ".join(capsys.readouterr().err.split())
+    kept = [*whole[-3:], run.tokenizer.eos]
+    assert lm._encode_contexts(["The dog ran home. It was late."] * 2) == [kept, kept]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 1 contexts have more than 4 tokens" in said
+    assert f"{len(whole) - 3} of {len(whole)} tokens in all; max_length={len(whole) + 1} keeps them" in said
     assert lm._encode_contexts([""]) == [[run.tokenizer.eos]]
     assert capsys.readouterr().err == ""
 
@@ -323,7 +364,14 @@ def test_a_long_context_loses_its_beginning_with_a_message(run, capsys):
         ({"expert": "mini_sentiment_filn/x"}, "No expert named"),
         ({"router": "oracle"}, "'oracle', which needs 'accuracies'"),
         ({"router": "roe", "expert": "base"}, "expert=base and router=roe"),
-        ({"router": "roe", "experts": 0}, "experts=0"),
+        ({"router": "best_single"}, "'best_single', which needs 'accuracies'"),
+        ({"router": "lorahub"}, "'lorahub', which needs 'loss'"),
+        ({"router": "own"}, "'own', which needs 'the names of our tasks'"),
+        ({"router": "roe+finetune"}, "which needs 'labelled rows'"),
+        ({"router": "roe:experts=2+ensemble"}, "which needs 'the scores of several experts'"),
+        ({"router": "multitask"}, "trained on many tasks for method 'multitask', got none"),
+        ({"router": "roe", "experts": 0}, "Expected experts as a whole number of at least 1, got 0"),
+        ({"router": "roe", "queries": -1}, "Expected queries as a whole number of at least 1, got -1"),
         ({"pretrained": "x"}, "'pretrained'"),
     ],
 )
@@ -382,6 +430,63 @@ def test_lm_evals_command_knows_the_model_and_ends_with_code_2_on_our_errors(
         launcher.main()
     assert ended.value.code == 2
     assert "No router named 'rio'" in capsys.readouterr().err
+
+
+def test_one_command_evaluates_several_methods_over_one_base(run, folder, ids, tmp_path, monkeypatch, capsys):
+    from elm_jax.lm_eval import __main__ as launcher
+
+    opened = []
+    open_run = opening.open_run
+    monkeypatch.setattr(opening, "open_run", lambda where: opened.append(where) or open_run(where))
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [])  # its command adds one of its own
+    methods = {"base": "base", "first": f'first=fixed:expert="{ids[0]}"', "roe": "roe"}
+    words = ["lm-eval", *(word for method in methods.values() for word in ("--method", method))]
+    words += ["--model_args", f"run={run.workspace.root},queries=2", "--tasks", "local_copa"]
+    words += ["--include_path", str(folder), "--output_path", str(tmp_path), "--log_samples"]
+    monkeypatch.setattr("sys.argv", [*words, "--use_cache", str(tmp_path / "answers")])
+    launcher.main()
+    assert opened == [str(run.workspace.root)]
+    told = capsys.readouterr().out
+    assert [told.count(f"elm('{name}') (") for name in methods] == [1, 1, 1]
+    alone = {"base": {}, "first": {"expert": ids[0]}, "roe": {"router": "roe", "queries": 2}}
+    for name, arguments in alone.items():
+        (results,) = (tmp_path / name).glob("results_*.json")
+        (kept,) = (tmp_path / name).glob("samples_*.jsonl")
+        _, found, samples = evaluate(run, folder, ["copa"], **arguments)
+        told = json.loads(results.read_text())
+        assert told["results"]["local_copa"]["acc,none"] == found["local_copa"]["acc,none"]
+        assert (told["model_name"], told["config"]["model_args"]["method"]) == (name, methods[name])
+        rows = [json.loads(line) for line in kept.read_text().splitlines()]
+        rows.sort(key=lambda row: row["doc_id"])
+        np.testing.assert_allclose(scores_of(rows), scores_of(samples["local_copa"]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "roe", "--method", "rio", "--model_args", "run={run}"], "No router named 'rio'"),
+        (["--method", "roe", "--method", "roe", "--model_args", "run={run}"], "two that are called 'roe'"),
+        (["--method", "roe"], "--model_args run=DIR"),
+        (["--method", "roe", "--model_args", "run={run},expert=base"], "got expert="),
+    ],
+)
+def test_wrong_methods_end_the_command_before_anything_is_evaluated(run, monkeypatch, capsys, words, said):
+    from elm_jax.lm_eval import __main__ as launcher
+
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [])
+    given = [word.format(run=run.workspace.root) for word in words]
+    monkeypatch.setattr("sys.argv", ["lm-eval", *given, "--tasks", "local_copa"])
+    with pytest.raises(SystemExit) as ended:
+        launcher.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_of_the_module_runs():
+    command = [sys.executable, "-m", "elm_jax.lm_eval", "--method", "roe", "--tasks", "local_copa"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "--model_args run=DIR" in done.stderr
 
 
 def test_a_token_router_serves_all_requests(run, folder, ids):

@@ -30,6 +30,18 @@ SHAPES = {
         f"{WO}/lora_a": (LAYERS, F, RANK),
         f"{WO}/lora_b": (LAYERS, RANK, D),
     },
+    "dora": {
+        f"{QUERY}/lora_a": (LAYERS, D, RANK),
+        f"{QUERY}/lora_b": (LAYERS, RANK, D),
+        f"{QUERY}/dora_magnitude": (LAYERS, D),
+    },
+    "vera": {
+        "vera/vera_a": (D, RANK),
+        "vera/vera_b": (RANK, D),
+        f"{QUERY}/lambda_d": (LAYERS, RANK),
+        f"{QUERY}/lambda_b": (LAYERS, D),
+    },
+    "prompt": {"encoder/prompt/prompt/prompt": (3, D)},
     "ia3": {f"{QUERY}/ia3_out": (LAYERS, D), f"{WO}/ia3_in": (LAYERS, F)},
     "full": {
         f"{QUERY}/kernel": (LAYERS, D, D),
@@ -65,7 +77,9 @@ def expert() -> Callable[..., Expert]:
 
     def make(kind: str, name: str = "a", dtype=np.float32) -> Expert:
         rng = np.random.default_rng(sum(map(ord, name)))
-        flat = {path: rng.normal(size=shape).astype(dtype) for path, shape in SHAPES[kind].items()}
+        shared = np.random.default_rng(5)  # VeRA's matrices are those of all experts
+        draws = {path: shared if path.startswith("vera/") else rng for path in SHAPES[kind]}
+        flat = {path: draws[path].normal(size=shape).astype(dtype) for path, shape in SHAPES[kind].items()}
         spec = ExpertSpec(f"{name}/p", kind, "base", tuple(flat), (name,), 10)
         return Expert(spec, paths.unflatten(flat))
 

@@ -42,6 +42,22 @@ def values(merged):
     return paths.flatten(merged.params)
 
 
+def test_vera_experts_keep_the_matrices_that_they_share_and_are_refused_with_others():
+    shared = {"vera/vera_a": np.float32([[0.1, 0.7]]), "vera/vera_b": np.float32([[0.3], [0.9]])}
+
+    def vera(name, value, **matrices):
+        flat = {**shared, **matrices}
+        flat |= {f"encoder/layers/mlp/wo/lambda_{leaf}": np.full((1, 2), value, np.float32) for leaf in "bd"}
+        spec = ExpertSpec(f"{name}/p", "vera", "base", tuple(flat), (name,), 10)
+        return Expert(spec, paths.unflatten(flat))
+
+    merged = values(average([vera("a", 1.0), vera("b", 2.0), vera("c", 6.0)]))
+    np.testing.assert_allclose(merged["encoder/layers/mlp/wo/lambda_b"], [[3.0, 3.0]])
+    assert all(merged[path].tobytes() == value.tobytes() for path, value in shared.items())
+    with pytest.raises(UserError, match=r"share their matrices, got others at 'vera/vera_a'"):
+        average([vera("a", 1.0), vera("b", 2.0, **{"vera/vera_a": np.float32([[0.2, 0.7]])})])
+
+
 def test_every_tensor_is_averaged_norm_scales_included():
     merged = values(average([ONE, TWO]))
     np.testing.assert_array_equal(merged[DOWN], [[[2.0], [4.0]]])

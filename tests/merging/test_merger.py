@@ -14,9 +14,10 @@ from elm_jax.records import Expert
 from .conftest import KINDS, LAST, NORM, QUERY, WO, change, merge, values
 
 ON_MATRICES = ("tsvm", "iso_c", "iso_cts", "knots", "wudi")
-NOTHING = {("concatenate", "ia3"), ("concatenate", "full"), ("regmean", "bottleneck")} | {
-    (method, kind) for method in ON_MATRICES for kind in ("ia3", "bottleneck")
-}
+AVERAGED = ("dora", "vera", "prompt")  # and nothing else
+NOTHING = {("concatenate", "ia3"), ("concatenate", "full"), ("regmean", "bottleneck")}
+NOTHING |= {(method, kind) for method in ON_MATRICES for kind in ("ia3", "bottleneck")}
+NOTHING |= {(method, kind) for method in table.MERGES if method != "average" for kind in AVERAGED}
 PAIRS = [pair for pair in itertools.product(table.MERGES, KINDS) if pair not in NOTHING]
 ON_CHANGES = [name for name, method in table.MERGES.items() if method.works_on == "changes"]
 
@@ -61,7 +62,8 @@ def test_an_expert_comes_back_where_the_others_weigh_nothing(merged, expert, met
 
 
 NEAR_ITS_EXPERTS = [pair for pair in PAIRS if pair[0] not in ("concatenate", "breadcrumbs", *ON_MATRICES)]
-"""Without what is wider, drops the largest values, or makes a direction of the small difference."""
+NEAR_ITS_EXPERTS.remove(("average", "vera"))
+"""Without what is wider, drops the largest values, makes a direction of the difference, or wants none."""
 
 
 @pytest.mark.parametrize(("method", "kind"), NEAR_ITS_EXPERTS)

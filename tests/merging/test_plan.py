@@ -79,6 +79,13 @@ def test_a_bottleneck_has_no_change_to_work_on(method):
     )
 
 
+@pytest.mark.parametrize("method", [name for name in table.MERGES if name != "average"])
+@pytest.mark.parametrize("kind", ["dora", "vera", "prompt"])
+def test_what_has_no_change_of_its_own_form_is_averaged_and_nothing_else(kind, method):
+    plan_merge("average", two(kind))
+    refused(f"'{kind}' experts, got '{method}'.* use average.$", method, two(kind))
+
+
 @pytest.mark.parametrize("kind", ["ia3", "full"])
 def test_what_acts_linearly_has_nothing_to_concatenate(kind):
     groups = group_parameters(described(kind)[0].paths)

@@ -28,21 +28,33 @@ SHAPES = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[("unrolled", False), ("scanned, tied, relu", True)], ids=["base", "experts"]
-)
+WAYS = {
+    "base": ("unrolled", None, {}),
+    "experts": ("scanned, tied, relu", "bottleneck", {"width": 4}),
+    "dora": ("unrolled", "dora", {"rank": 2}),
+    "vera": ("unrolled", "vera", {"rank": 4}),
+    "prompt": ("unrolled", "prompt", {"tokens": 3}),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def decoding(request):
     """The network's three functions, and what they take besides: no expert, or one for every row."""
-    shape, with_experts = request.param
+    shape, kind, options = request.param
     config = find_config("tiny", vocab_size=96, emb_dim=32, head_dim=6, mlp_dim=48, **SHAPES[shape])
     # Drawn on the host: compiling their first values takes longer than the test.
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     params = jax.tree.map(lambda leaf: RNG.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
     beside = ()
-    if with_experts:
-        trees = [ex.init_expert("bottleneck", jax.random.key(n), params, {"width": 4}) for n in range(3)]
+    if kind:
+        trees = [ex.init_expert(kind, jax.random.key(n), params, options) for n in range(3)]
+        noise = 0.0 if kind == "bottleneck" else 0.1
+        far = [
+            jax.tree.map(lambda leaf, by=1 + n / 4: leaf * by + RNG.normal(0, noise, leaf.shape), tree)
+            for n, tree in enumerate(trees)
+        ]
         beside = (
-            stack([jax.tree.map(lambda leaf, by=1 + n / 4: leaf * by, tree) for n, tree in enumerate(trees)]),
+            jax.tree.map(np.float32, stack(far)),
             np.array([2, 0, 2, 1], np.int32),
         )
 

@@ -19,7 +19,10 @@ EVERY = ["query", "key", "value", "out", "wi_0", "wi_1", "wo"]
 OPTIONS = {
     "bottleneck": {"width": 4},
     "lora": {"rank": 3, "projections": EVERY},
+    "dora": {"rank": 3, "projections": EVERY},
+    "vera": {"rank": 5, "projections": EVERY},
     "ia3": {"projections": EVERY},
+    "prompt": {"tokens": 3},
 }
 
 
@@ -61,16 +64,17 @@ def test_a_neutral_expert_leaves_every_logit_as_it_was(network, trained, base, k
 def test_what_is_neutral_holds_numbers_though_its_like_does_not(trained, base, kind):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, trained[kind][0])
     neutral = ex.make_neutral_expert(broken, base)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(neutral))
+    shared = {path for path in paths.flatten(neutral) if path.startswith("vera/")}  # frozen, and kept
+    assert all(np.isfinite(leaf).all() for path, leaf in paths.flatten(neutral).items() if path not in shared)
 
 
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "vera", "ia3"])
 def test_a_fresh_expert_changes_no_logit(network, base, kind):
     fresh = ex.init_expert(kind, jax.random.key(0), base, OPTIONS[kind])
     np.testing.assert_allclose(network(fresh), network(), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
 def test_every_parameter_of_an_expert_changes_logits(network, trained, base, kind):
     flat = paths.flatten(trained[kind][0])
     neutral = paths.flatten(ex.make_neutral_expert(trained[kind][0], base))
@@ -78,6 +82,15 @@ def test_every_parameter_of_an_expert_changes_logits(network, trained, base, kin
     for path in flat:
         without = network(paths.unflatten({**flat, path: neutral[path]}))
         assert np.abs(without - whole).max() > 1e-4, path
+
+
+def test_vera_scales_between_and_behind_as_much_of_the_matrices_as_a_projection_has():
+    a, b, d = RNG.normal(size=(5, 3)), RNG.normal(size=(3, 7)), RNG.normal(size=3)
+    x, last = RNG.normal(size=(2, 6, 4)), RNG.normal(size=2)
+    expert = {"vera_a": a, "vera_b": b, "lambda_d": d, "lambda_b": last}
+    expert = {name: jnp.asarray(value, jnp.float32) for name, value in expert.items()}
+    found = ex.apply_delta(jnp.asarray(x, jnp.float32), jnp.ones((2, 6, 2)), expert)
+    np.testing.assert_allclose(found, 1 + x @ a[:4] * d @ b[:, :2] * last, atol=1e-4)
 
 
 def test_an_adapter_is_x_plus_up_of_gelu_of_down():
@@ -131,7 +144,7 @@ def test_rows_may_come_in_any_order_and_experts_have_no_rows(index):
     wanted = np.stack([x[row] @ kernels[expert, 1] for row, expert in enumerate(index)])
     for tree in ({"k": kernels}, ex.mark_grouped({"k": kernels})):
         cut, rows = ex.split_by_layer(tree, np.array(index, np.int32))
-        found = ex.multiply(jnp.asarray(x), ex.gather_by_row(cut[1], rows)["k"])
+        found = ex.multiply(jnp.asarray(x), ex.gather_row_experts(cut[1], rows)["k"])
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
@@ -145,7 +158,7 @@ REAL = SEGMENTS > 0
 def slotted(stack):
     """Gives every segment its expert, out of layer 1 of a stack."""
     cut, rows = ex.split_by_layer(stack, ex.join_segments(OF_SEGMENT, SEGMENTS))
-    found = ex.gather_by_row(cut[1], rows)
+    found = ex.gather_row_experts(cut[1], rows)
     assert all(isinstance(leaf, ex.PerSegmentParams) for leaf in found.values())
     return found
 
@@ -185,7 +198,8 @@ def test_a_vector_of_a_segment_is_spread_over_its_own_tokens(between):
     np.testing.assert_allclose(found[REAL], vectors[OF_TOKEN, 1][REAL], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+# Soft prompts are no part of a layer, and VeRA's matrices are shared by all of them; `test_packing` has both.
+@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind not in ("prompt", "vera")])
 def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_own_expert(trained, kind):
     """What a kind has for an attention's key, or its adapter, by token and gathered by hand."""
     stacked = stack([*trained[kind], trained[kind][0]])["encoder"]["layers"]
@@ -198,7 +212,7 @@ def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_o
         return ex.apply_delta(x, y, own["attention"]["key"])
 
     cut, rows = ex.split_by_layer(stacked, ex.join_segments(OF_SEGMENT, SEGMENTS))
-    found = np.asarray(passed(ex.gather_by_row(cut[1], rows), jnp.asarray(x), jnp.asarray(y)))
+    found = np.asarray(passed(ex.gather_row_experts(cut[1], rows), jnp.asarray(x), jnp.asarray(y)))
     for row, token in np.argwhere(REAL):
         own = jax.tree.map(lambda leaf, at=OF_TOKEN[row, token]: leaf[at, 1], stacked)
         wanted = passed(own, jnp.asarray(x[row, token][None, None]), jnp.asarray(y[row, token][None, None]))
@@ -224,7 +238,7 @@ def test_a_scan_over_layers_reads_a_stack_without_copying_it():
     def layers(stacked, x):
         cut, rows = ex.split_by_layer(stacked, index)
         return jax.lax.scan(
-            lambda x, at: (ex.multiply(x, ex.gather_by_row(at, rows)["kernel"]), None), x, cut
+            lambda x, at: (ex.multiply(x, ex.gather_row_experts(at, rows)["kernel"]), None), x, cut
         )[0]
 
     wanted = [np.linalg.multi_dot([row, *stacked["kernel"][at]]) for row, at in zip(x, index, strict=True)]
@@ -234,7 +248,7 @@ def test_a_scan_over_layers_reads_a_stack_without_copying_it():
 
 
 def test_an_expert_that_does_not_exist_gives_no_number():
-    found = ex.gather_by_row({"scale": np.ones((3, 2), np.float32)}, np.array([0, 3], np.int32))["scale"]
+    found = ex.gather_row_experts({"scale": np.ones((3, 2), np.float32)}, np.array([0, 3], np.int32))["scale"]
     assert np.isnan(found).any(axis=1).tolist() == [False, True]
 
 
@@ -246,7 +260,7 @@ def test_gradients_of_a_row_reach_its_own_expert_alone(mark):
 
     def total(tree):
         cut, rows = ex.split_by_layer(mark(tree), index)
-        own = ex.gather_by_row(cut[0], rows)
+        own = ex.gather_row_experts(cut[0], rows)
         return (ex.multiply(ex.multiply(x, own["a"]), own["b"]) ** 2).sum()
 
     found = jax.jit(jax.grad(total))(stacked)

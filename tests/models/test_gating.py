@@ -140,6 +140,51 @@ def test_equally_similar_experts_share_however_few_may():
     )
 
 
+def draw_many(experts=800, tokens=200, inputs=10, outputs=7, rank=3):
+    """A projection with many experts, and tokens that enter it."""
+    rng = np.random.default_rng(4)
+    factors = {
+        "lora_a": rng.normal(size=(experts, inputs, rank)).astype(np.float32),
+        "lora_b": rng.normal(size=(experts, rank, outputs)).astype(np.float32),
+    }
+    prototypes = rng.normal(size=(experts, inputs, 1)).astype(np.float32)
+    return factors, prototypes, rng.normal(size=(2, tokens // 2, inputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("mixing", ["outputs", "factors"])
+@pytest.mark.parametrize("weighting", ["softmax", "uniform"])
+@pytest.mark.parametrize("allowed", [800, 2])
+def test_of_many_experts_a_token_meets_its_own_alone_and_the_sum_is_that_of_the_formula(
+    mixing, weighting, allowed
+):
+    factors, prototypes, x = draw_many()
+    gate = TokenGate(prototypes, np.arange(800) < allowed, 3, "standard_dot", weighting, mixing)
+    layer = {**factors, "gate": gate}
+    assert "cond[" in str(jax.make_jaxpr(gating.gated_delta)(x, layer))
+    found = jax.jit(gating.gated_delta)(x, layer)
+    weights = np.asarray(gating.gate_weights(x, gate))
+    assert ((weights > 0).sum(axis=-1) == min(3, allowed)).all()
+    a, b = factors["lora_a"], factors["lora_b"]
+    if mixing == "outputs":
+        wanted = np.einsum("bte,bti,eir,ero->bto", weights, x, a, b, optimize=True)
+    else:
+        mixed = np.einsum("bte,bti,eir->btr", weights, x, a, optimize=True)
+        wanted = np.einsum("btr,bte,ero->bto", mixed, weights, b, optimize=True)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_of_many_experts_those_that_tie_share_a_token_too():
+    factors, prototypes, x = draw_many()
+    prototypes[:100] = 9 * prototypes[0]  # alike, and a token may use one
+    gate = TokenGate(prototypes, np.ones(800, bool), 1, "standard_dot")
+    weights = np.asarray(gating.gate_weights(x, gate))
+    assert {1, 100} <= set((weights > 0).sum(axis=-1).ravel().tolist())
+    a, b = factors["lora_a"], factors["lora_b"]
+    wanted = np.einsum("bte,bti,eir,ero->bto", weights, x, a, b, optimize=True)
+    found = gating.gated_delta(jnp.asarray(x), {**factors, "gate": gate})
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

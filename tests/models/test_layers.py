@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models import layers, stacks
+from elm_jax.models import dropout, layers, stacks
 from elm_jax.models.sizes import find_config
 
 RNG = np.random.default_rng(11)
@@ -18,7 +18,7 @@ def test_a_gradient_keeps_no_weights_of_attention():
     config = find_config("tiny", num_heads=3, head_dim=4, emb_dim=12, mlp_dim=8, num_encoder_layers=2)
     config = replace(config, dropout_rate=0.1)
     encoder = stacks.Encoder(config, train=True)
-    tokens = layers.make_token_seeds(np.arange(rows, dtype=np.uint32), None, length)
+    tokens = dropout.make_token_seeds(np.arange(rows, dtype=np.uint32), None, length)
     x = jnp.asarray(RNG.normal(size=(rows, length, 12)), jnp.float32)
     seen = jnp.ones((rows, 1, length), bool)
 

@@ -55,7 +55,8 @@ def base():
     return jax.tree.map(lambda leaf: RNG.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
-WAYS = ["the base", "an expert for each packed row", "bottleneck", "lora", "ia3"]  # the last by segment
+BY_SEGMENT = ["bottleneck", "lora", "dora", "vera", "ia3", "prompt"]
+WAYS = ["the base", "an expert for each packed row", *BY_SEGMENT]
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -72,7 +73,7 @@ def logits(request, network, base):
     if request.param in ex.KINDS:  # an expert for each segment: rows of three and of two examples
         seeds = jax.random.split(jax.random.key(1), 3)
         options = {} if request.param == "bottleneck" else {"projections": ("key", "value", "wo", "out")}
-        options = {} if request.param == "ia3" else options
+        options = {"tokens": 3} if request.param == "prompt" else options
         made = [ex.init_expert(request.param, seed, base, options) for seed in seeds]
         noisy = [jax.tree.map(lambda leaf: leaf + RNG.normal(0, 0.1, leaf.shape), tree) for tree in made]
         experts = stack([jax.tree.map(np.float32, tree) for tree in noisy])

@@ -17,7 +17,7 @@ from elm_jax.models import meshes, paths, sharding
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.training import optimizers, step
-from elm_jax.training.config import OptimizerConfig
+from elm_jax.training.config import LossConfig, OptimizerConfig
 from elm_jax.training.loss import token_losses
 
 # Five layers, so that they are scanned; every width another number, so that a shape tells what it is of.
@@ -202,6 +202,54 @@ def test_experts_on_a_mesh_step_as_they_do_on_one_device(group):
     ):
         np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-5 * np.abs(same).max())
     assert all(leaf.sharding.spec[0] == "expert" for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("dora", {"rank": 2}), ("vera", {"rank": 4, "projections": ("query", "wo")}), ("prompt", {"tokens": 2})],
+)
+def test_other_kinds_and_the_loss_of_choices_have_the_gradients_of_one_device(base, kind, options):
+    config = replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
+    first = {path: leaf[:1] if "/layers/" in path else leaf for path, leaf in paths.flatten(base).items()}
+    base = paths.unflatten(first)
+    made = drawn(lambda: ex.init_expert(kind, jax.random.key(1), base, options), 4)
+    place = np.repeat(np.array([[0, 1], [1, 1], [1, 0], [0, 0]], np.int32), 4, axis=0)
+    share = np.full(place.shape, 0.1, np.float32)
+    whole = np.ones_like(TARGETS)
+    rows = step.Rows(
+        np.maximum(PROMPTS, 1),
+        np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2]], np.int32), 16, axis=0),
+        np.maximum(TARGETS, 1),
+        whole * np.array([[1, 1, 2]], np.int32),
+        place,
+        share,
+        np.zeros(place.shape, np.uint32),
+        step.ChoiceRows(
+            whole * np.array([[1, 2, 1]], np.int32),
+            np.broadcast_to(np.array([[1, 1], [1, 0]], np.int32), (16, 2, 2)),
+            share,
+            share,
+        ),
+    )
+
+    def gradients(mesh=None):
+        # As in the test above, experts are numbered within their part of the mesh.
+        params, beneath = jax.tree.map(jnp.asarray, (made, base))
+        laid = rows if mesh else rows._replace(slot=place + 2 * (np.arange(16) >= 8)[:, None])
+        sums = step.zero_accumulator(params)
+        if mesh is not None:
+            by_expert = sharding.param_shardings(mesh, params, experts=True)
+            params = jax.device_put(params, by_expert)
+            sums = jax.device_put(sums, sharding.param_shardings(mesh, sums, experts=True))
+            beneath = jax.device_put(base, sharding.param_shardings(mesh, base))
+            laid = jax.device_put(rows, sharding.batch_shardings(mesh, rows))
+        loss = LossConfig(mc_loss=1.0, unlikely_loss=1.0)
+        return step.accumulate(config, kind, loss)(params, beneath, laid, sums)
+
+    wanted, found = gradients(), gradients(on(**dict(MIXED)))
+    assert np.all(np.asarray(wanted.loss) > 0)
+    for one, same in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-5 * np.abs(same).max())
 
 
 def test_nothing_travels_between_experts(group):

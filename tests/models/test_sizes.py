@@ -75,3 +75,9 @@ def test_an_activation_that_does_not_exist_is_refused(activations):
 def test_float16_is_refused():
     with pytest.raises(ValueError, match="got 'float16'"):
         T5Config(dtype="float16")
+
+
+@pytest.mark.parametrize("activations", [(), ("gelu", "linear", "relu"), ("swish?",)])
+def test_a_feed_forward_has_one_or_two_activations_that_are_known(activations):
+    with pytest.raises(ValueError, match="mlp_activations"):
+        find_config("tiny", mlp_activations=activations)

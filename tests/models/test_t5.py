@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from elm_jax.models import paths
-from elm_jax.models.layers import Dropout, make_token_seeds, relative_bucket
+from elm_jax.models.dropout import Dropout, make_token_seeds
+from elm_jax.models.layers import relative_bucket
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 

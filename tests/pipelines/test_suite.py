@@ -42,11 +42,13 @@ def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
         "TEMPLATES_DIR": f"'{DATA / 'promptsource' / 'templates'}'",
         "MODEL_DIR": f"'{tmp_path}'",
         "BASE_STEPS": "2",
+        "BASE_BATCH_SIZE": "4",
         "TRAIN_STEPS": "2",
-        "MAX_TRAIN_SAMPLES": "12",
-        "LIMIT": "10",
-        "KEYS": "5",
-        "QUERIES": "4",
+        "MAX_PROMPT": "96",
+        "MAX_TRAIN_SAMPLES": "8",
+        "LIMIT": "4",
+        "KEYS": "3",
+        "QUERIES": "2",
     }
     bindings = [f"{name} = {value}" for name, value in tiny.items()]
     try:
@@ -56,7 +58,7 @@ def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
     report = json.loads(outcome.files["json"].read_text())
     assert {row["task"] for row in report["rows"]} == {"story_cloze"}
     assert len({row["prompt"] for row in report["rows"]}) == 5
-    assert {row["n"] for row in report["rows"]} == {10}
+    assert {row["n"] for row in report["rows"]} == {4}
     experts = {cell["expert"] for cell in report["matrix"]}
     assert len(experts) == 18
     assert {expert.split("/")[0] for expert in experts} == {"dream", "cosmos_qa"}

@@ -49,8 +49,8 @@ def test_a_row_with_a_target_outside_its_choices_is_left_out_or_kept_without_a_l
     assert render(rows, negated).counts == RowCounts(1, 0, {"outside choices": 1})
     kept = render(rows, negated, keep_empty=True)
     assert kept.examples == (PromptedExample("0", "fine", "good review.", ("bad", "good"), None),)
-    assert render(rows, negated, keep_outside=True).examples == kept.examples
-    assert render([{"text": "", "label": 1}], negated, keep_outside=True).counts.left_out
+    assert render(rows, negated, is_ranked=False).examples == kept.examples
+    assert render([{"text": "", "label": 1}], negated, is_ranked=False).counts.left_out
 
 
 def test_the_label_is_found_though_the_choices_have_white_space_around_them():

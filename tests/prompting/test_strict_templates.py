@@ -181,6 +181,8 @@ def test_a_missing_value_is_written_by_the_templates_of_the_original():
         ("q ||| {{ label.x }}", {}, "no element"),
         ("q ||| {{ answer_choices[label] }}", "1", "label"),
         ("q ||| {{ answer_choices[label | int] }}", "zero", "label"),
+        ("q ||| {{ answer_choices[label | int] }}", 0.5, "label"),
+        ("q ||| {{ answer_choices[label | int] }}", "0.5", "label"),
         ("q ||| {{ answer_choices[label | int] }}", None, "missing value"),
         ("q ||| {{ label + 1 }}", "a", "rendering fails"),
         ("q ||| {{ label + 1 }}", None, "missing value"),
@@ -251,5 +253,7 @@ def test_a_list_as_target_is_the_accepted_answers_and_the_first_is_the_target():
     assert made.target == "x" * 17 + "..."
     assert made.accepted == (made.target, "b ||| c")
     assert strict("{{ q }} ||| {{ answers }}").render({"q": "?", "answers": ["a"]}).accepted == ()
+    numbers = strict("{{ q }} ||| {{ answers }}").render({"q": "?", "answers": [3, 4.5]})
+    assert (numbers.target, numbers.accepted) == ("3", ("3", "4.5"))
     left_out = render([{"q": "?", "answers": []}], strict("{{ q }} ||| {{ answers }}")).counts.left_out
     assert left_out == {"empty target": 1}

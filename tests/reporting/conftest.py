@@ -5,6 +5,7 @@ import pytest
 
 from elm_jax.records import Selection, TaskScores
 from elm_jax.reporting import metrics
+from elm_jax.reporting.records import KeyMap, MapPoints
 
 METHODS = {
     "base": 0.42,
@@ -69,6 +70,9 @@ def make_run(*, rows=60, seed=0, odd=""):
         selections.append(Selection(task, "roe_top1", {top[0]: 1.0}, votes, queries))
         selections.append(Selection(task, "roe_top3_merge", dict.fromkeys(top, 1 / 3), votes, queries))
     families = {f"{skill}-{n}{odd}": skill + odd for skill in SKILLS for n in range(3)}
+    places = rng.random((2, 4)).round(4).tolist()
+    keys = [MapPoints(name, *map(tuple, places)) for name in experts]
+    asked = [MapPoints(dataset + odd, *map(tuple, places)) for dataset in TASKS]
     environment = {
         "note": f"Made-up numbers{odd} of a made-up run.",
         "seed": seed,
@@ -82,6 +86,7 @@ def make_run(*, rows=60, seed=0, odd=""):
         "environment": environment,
         "expert_counts": [metrics.count_correct(task) for task in matrix],
         "families": families,
+        "key_map": KeyMap("embedder", (0.4, 0.25), tuple(keys), tuple(asked), 1200, 192),
     }
 
 

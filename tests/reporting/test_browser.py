@@ -14,12 +14,9 @@ from elm_jax.reporting.formatting import format_percent
 from elm_jax.reporting.metrics import CorrectCount
 from elm_jax.reporting.records import MethodAnswer, RowExample
 from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
+from tests.browser import chromium, wants_browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason=f"a browser is wanted on the path, one of {', '.join(NAMES)}, and none is there"
-)
+pytestmark = wants_browser
 HELPERS = r"""
 const one = (selector) => document.querySelector(selector);
 const all = (selector) => [...document.querySelectorAll(selector)];
@@ -30,26 +27,6 @@ const set = (selector, value) => {
   for (const name of ["input", "change"]) found.dispatchEvent(new Event(name, { bubbles: true }));
 };
 """
-
-
-def chromium(where, *options):
-    """Runs the browser on a file, every host name unknown to it; returns what it prints and complains of."""
-    command = [
-        PROGRAM,
-        "--headless=new",
-        "--no-sandbox",  # a container's root has none
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--virtual-time-budget=5000",
-        "--enable-logging=stderr",
-        f"--user-data-dir={where.parent / 'profile'}",
-        *options,
-        where.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.fixture
@@ -130,10 +107,10 @@ def test_tables_sort_by_a_heading_block_by_block(text, report, drive):
       return [before, down, names(), order, texts(".headline tbody tr:first-child th")];
     """
     before, down, up, order, first = drive(text, body)
-    fair = [mean for mean in report.means if mean["labels"] == "none"]
-    best_first = sorted(fair, key=lambda mean: -mean["macro"])
-    assert before[:5] == [mean["method"] for mean in fair]
-    assert down[:5] == [mean["method"] for mean in best_first] != before[:5]
+    fair = [mean for mean in report.means if mean.labels == "none"]
+    best_first = sorted(fair, key=lambda mean: -mean.macro)
+    assert before[:5] == [mean.method for mean in fair]
+    assert down[:5] == [mean.method for mean in best_first] != before[:5]
     assert up[:5] == down[:5][::-1]
     assert set(down[5:]) == {"best_single †", "oracle †"}
     assert order == "ascending"
@@ -207,14 +184,30 @@ def test_a_cell_of_the_heat_map_tells_its_value_its_interval_and_who_chose_it(te
     percent = format_percent
     titles = {title.split(" · ")[0] for title, _ in told}
     for row in report.matrix:
-        where = f"{row['expert']} on {row['task']}/{row['prompt']}"
-        ends = f"{percent(row['low'])}–{percent(row['high'])}"
-        assert f"{where}: {percent(row['accuracy'])} %, 95 % interval {ends}, 60 rows" in titles
+        where = f"{row.expert} on {row.task}/{row.prompt}"
+        ends = f"{percent(row.low)}–{percent(row.high)}"
+        assert f"{where}: {percent(row.accuracy)} %, 95 % interval {ends}, 60 rows" in titles
     chosen = [title for title, names in told if "chosen" in names.split()]
-    first = {f"{row['expert']} on {row['task']}/{row['prompt']}" for row in report.selections}
+    first = {f"{row.expert} on {row.task}/{row.prompt}" for row in report.selections}
     assert {title.split(": ")[0] for title in chosen} == first
     assert all("of 32 votes" in title for title in chosen)
     assert sum("merged" in names.split() for _, names in told) == 12 * 2
+
+
+def test_every_task_has_a_map_with_all_keys_its_queries_and_a_text_for_who_sees_none(text, report, drive):
+    body = """
+      const maps = all("svg.keymap[role=img]");
+      const wide = maps.map((map) => map.querySelector("use.other").getBoundingClientRect().width);
+      const marks = maps.map((map) => map.querySelectorAll("use.query").length);
+      return [maps.map((map) => map.ariaLabel), wide, marks, texts("#map figure:first-of-type li")];
+    """
+    told, wide, marks, named = drive(text, body)
+    assert [each.split(":")[0] for each in told] == [points.name for points in report.key_map.queries]
+    assert all(100 < each <= 320 for each in wide)  # the keys are drawn in each
+    assert marks == [4] * 6
+    chosen = {row.expert for row in report.selections if row.task == report.key_map.queries[0].name}
+    assert set(named) <= chosen
+    assert all(name in told[0] for name in named)
 
 
 def test_the_browser_of_rows_filters_searches_and_pages(text, drive):
@@ -281,6 +274,12 @@ def test_the_page_fits_a_narrow_window(text, drive):
     assert wide <= window <= 520
 
 
+def test_a_laptops_window_has_the_whole_table_of_comparisons(text, drive):
+    body = "const table = one('#comparisons .scroll'); return [table.scrollWidth, table.clientWidth];"
+    table, room = drive(text, body, "--window-size=1280,900")
+    assert table <= room
+
+
 def test_the_keyboard_reaches_every_control_and_all_that_scrolls(text, drive):
     body = """
       all("details").forEach((found) => { found.open = true; });
@@ -328,3 +327,19 @@ def test_the_papers_whole_table_makes_a_page_below_ten_megabytes_that_opens(make
     assert len(made.encode()) < 10_000_000
     body = "return [all('#heat tbody tr:not(.family)').length, all('#all tbody tr').length];"
     assert drive(made, body) == [300, 8 * 110]
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext is not here")
+def test_on_paper_a_table_of_many_columns_is_whole(make_task, tmp_path):
+    tasks = [f"a_task_of_some_length_{number}/p" for number in range(14)]
+    right = {task: [row <= number for row in range(37)] for number, task in enumerate(tasks)}
+    scores = [make_task(task, method, rows) for task, rows in right.items() for method in ("base", "roe")]
+    made = build_report(ReportInputs(scores), pairs=[("roe", "base")], test=PairedTest(10))
+    file = tmp_path / "report.html"
+    file.write_text(page.render_html(made))
+    chromium(file, f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    command = ["pdftotext", "-raw", tmp_path / "report.pdf", "-"]
+    written = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    for rows in right.values():  # of both methods
+        assert written.count(format_percent(sum(rows) / 37)) >= 2
+    assert "McNemar" in written

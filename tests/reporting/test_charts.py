@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from elm_jax.records import Selection
 from elm_jax.reporting import charts
 from elm_jax.reporting.metrics import CorrectCount
+from elm_jax.reporting.records import KeyMap, MapPoints
 from elm_jax.reporting.summary import ReportInputs, build_report
 
 
@@ -36,7 +37,7 @@ def test_intervals_are_drawn_from_low_to_high_around_the_difference(report):
 
 
 def test_spreads_put_one_point_a_prompt_on_one_axis_for_all_tasks(report):
-    figures = charts.spread_plots(report)
+    figures = charts.prompt_spread_plots(report)
     assert [(figure["task"], figure["prompts"]) for figure in figures][:3] == [
         ("colour", 2),
         ("opposite", 2),
@@ -82,8 +83,37 @@ def test_chosen_experts_are_marked_with_their_votes_and_the_heaviest_is_first(he
     assert heat["chosen"] == [(0, 1, 1, "roe: 5 of 8 votes"), (1, 1, 0, "roe: 2 of 8 votes")]
 
 
+def test_a_map_puts_points_in_one_square_by_one_scale_and_names_what_was_chosen_first(make_task):
+    keys = (MapPoints("x/1", (0.0, 1.0), (0.0, 0.0)), MapPoints("y/1", (0.5,), (-0.25,)))
+    drawn = KeyMap("e", (0.5, 0.25), keys, (MapPoints("a", (0.0,), (0.5,)),), 30, 1)
+    selections = [
+        Selection(f"a/{n}", "roe", {name: 1.0}, {}, ()) for n, name in enumerate(["y/1", "x/1", "y/1"])
+    ]
+    scores = [make_task("a/1", "base", [True])]
+    found = charts.key_map(build_report(ReportInputs(scores, selections, key_map=drawn)))
+    left, right, across = charts.MAP_MARGIN, charts.MAP_WIDTH - charts.MAP_MARGIN, charts.MAP_WIDTH / 2
+    side = right - left
+    assert found["height"] == 2 * charts.MAP_MARGIN + 0.75 * side
+    middle = round(left + 0.5 * side, 1)
+    assert found["keys"] == [
+        (left, middle, "x/1"),
+        (right, middle, "x/1"),
+        (across, round(left + 0.75 * side, 1), "y/1"),
+    ]
+    (panel,) = found["panels"]
+    assert panel["queries"] == [(left, left)]
+    assert [(name, at) for name, _, at in panel["experts"]] == [
+        ("y/1", found["keys"][2][:2]),
+        ("x/1", (across, middle)),
+    ]
+    assert panel["text"] == "a: 1 queries among 3 keys; routers chose first: 1 y/1, 2 x/1"
+    assert "50.0 % and 25.0 % of" in found["caption"]
+    assert "3 of 30 keys and 1 of 1 queries" in found["caption"]
+
+
 def test_nothing_to_draw_gives_nothing(report):
-    empty = dataclasses.replace(report, comparisons=(), matrix=(), rows=())
+    empty = dataclasses.replace(report, comparisons=(), matrix=(), rows=(), key_map=None)
+    assert charts.key_map(empty) == {}
     assert charts.forest_plot(empty) == {}
     assert charts.heat_map(empty) == {}
-    assert charts.spread_plots(empty) == []
+    assert charts.prompt_spread_plots(empty) == []

@@ -50,3 +50,12 @@ def test_nested_values_are_shown_under_dotted_names():
         ("a.c", "0.1235"),
         ("d", "None"),
     ]
+
+
+def test_every_table_of_a_limited_report_says_so(small):
+    limited = dataclasses.replace(small, environment={**small.environment, "limit": 6})
+    made = (getattr(tables, name) for name in dir(tables) if name.endswith("_table"))
+    for table in [make(limited) for make in made]:
+        assert "Limited to 6 rows" in table.caption, table.title
+        assert "Limited" not in table.title
+    assert "Limited" not in "".join(table.caption for table in documents.list_tables(small).values())

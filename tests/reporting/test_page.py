@@ -13,6 +13,7 @@ import pytest
 from elm_jax.records import Selection
 from elm_jax.reporting import page
 from elm_jax.reporting.records import GeneratedResult, MethodDescription
+from elm_jax.reporting.report_files import write_report
 from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 VOID = {"meta", "link", "input", "br", "col", "wbr"}
@@ -70,22 +71,30 @@ def test_every_section_is_there(parsed):
         "prompts",
         "experts",
         "selections",
+        "map",
         "rows",
         "environment",
     ]
 
 
 def test_parts_without_content_are_left_out(report):
-    lean = dataclasses.replace(report, comparisons=(), selections=(), matrix=())
+    lean = dataclasses.replace(report, comparisons=(), selections=(), matrix=(), key_map=None)
     sections = [section["attrs"]["id"] for section in Page(page.render_html(lean)).all("section")]
     assert sections == ["accuracy", "prompts", "rows", "environment"]
 
 
 def test_every_link_inside_the_page_leads_somewhere(parsed):
     ids = {element["attrs"].get("id") for element in parsed.elements}
-    inside = [element["attrs"]["href"] for element in parsed.all("a")]
-    assert len(inside) == 8
+    links = [element["attrs"]["href"] for element in parsed.all("a")]
+    inside = [link for link in links if link[0] == "#"]
+    assert len(inside) == 9
     assert {link.removeprefix("#") for link in inside} <= ids
+
+
+def test_the_page_links_to_the_files_of_the_same_numbers_beside_it(report, parsed, tmp_path):
+    links = [element["attrs"]["href"] for element in parsed.all("a")]
+    beside = {link for link in links if link[0] != "#"}
+    assert beside == {path.name for path in write_report(report, tmp_path).values()} - {"report.html"}
 
 
 def test_every_table_has_a_caption_and_headers_with_their_scope(parsed):
@@ -205,7 +214,8 @@ def test_the_page_fetches_nothing(parsed, report):
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
     assert not any("src" in element["attrs"] for element in parsed.elements)
     links = [element["attrs"]["href"] for element in parsed.elements if "href" in element["attrs"]]
-    assert {link for link in links if not link.startswith("#")} == {"data:,"}
+    beside = {f"report.{ending}" for ending in ("csv", "md", "json")}  # which a reader may open
+    assert {link for link in links if not link.startswith("#")} == {"data:,", *beside}
     (policy,) = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["attrs"]["content"].startswith("default-src 'none';")
 

@@ -37,5 +37,5 @@ def test_nothing_is_shown_beside_tasks_that_nobody_published():
 
 
 def test_the_mean_that_is_printed_otherwise_is_told_where_all_tasks_stand():
-    assert "53.48" in published.published_note(published.TASKS)
-    assert "53.48" not in published.published_note(["story_cloze"])
+    assert "53.48" in published.describe_published_rows(published.TASKS)
+    assert "53.48" not in published.describe_published_rows(["story_cloze"])

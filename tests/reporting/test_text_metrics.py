@@ -51,6 +51,25 @@ def test_squads_exact_match_is_of_normalised_texts_and_exact_match_is_not():
     assert text_metrics.exact_match(["the Cat", " dog"], ["cat.", "dog "]) == {"exact_match": 50}
 
 
+@pytest.mark.parametrize(
+    ("metric", "of_first", "of_best"),
+    [
+        ("exact_match", [0, 100], [100, 100]),
+        ("squad_em", [0, 100], [100, 100]),
+        ("squad_f1", [0, 100], [100, 100]),
+        ("rouge_1", [0, 100], [100, 100]),
+        ("rouge_2", [0, 100], [100, 100]),
+        ("rouge_l", [0, 100], [100, 100]),
+    ],
+)
+def test_of_several_accepted_answers_the_best_counts(metric, of_first, of_best):
+    accepted = [["one cat", "big dog"], ["red fish", "sea"]]
+    firsts, told = [own[0] for own in accepted], ["big dog", "red fish"]
+    assert list(text_metrics.compute_metric(metric, firsts, told).rows) == pytest.approx(of_first)
+    found = text_metrics.compute_metric(metric, firsts, told, accepted=accepted)
+    assert list(found.rows) == pytest.approx(of_best)
+
+
 def test_the_value_is_the_mean_of_the_rows_and_the_interval_a_bootstraps():
     told = text_metrics.compute_metric("exact_match", TARGETS * 50, TOLD * 50)
     assert told.measure == "exact match"
@@ -137,5 +156,5 @@ def test_what_cannot_be_judged_is_refused(metric, targets, told, said):
 
 def test_a_package_that_is_not_there_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(UserError, match=r"pip install 'elm_jax\[generation\]'"):
+    with pytest.raises(UserError, match=r"sacrebleu for this.*Fix: pip install"):
         text_metrics.compute_metric("bleu", ["a"], ["a"])

@@ -12,9 +12,12 @@ from elm_jax.data import prepare, task_rows, task_selection
 from elm_jax.errors import UserError
 from elm_jax.evaluation import results_cache
 from elm_jax.experts.convert import convert
+from elm_jax.experts.library import Library
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
+from elm_jax.records import Expert, ExpertSpec
 from elm_jax.session import opening, settings
+from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import datasets
 from elm_jax.tasks.data_source import Source
 from elm_jax.tokenizers import huggingface as hf_tokenizer
@@ -284,6 +287,34 @@ def test_overrides_hold_only_while_a_run_is_open(published, tmp_path):
     assert opening.open_run(tmp_path / "run").source.truncate == Source().truncate
     with pytest.raises(UserError, match=r"'limits'.*'limit'"):
         opening.open_run(tmp_path / "run", overrides={"limits": 3})
+
+
+def test_a_read_only_workspace_opens_as_the_run_would_be_and_is_not_written(published, tmp_path):
+    named = {"initial_checkpoint": published, "data_dir": tmp_path, "source": Source(limit=3, seed=7)}
+    asked = {**named, "dtype": "bfloat16", "overrides": {"truncate": 9}}
+    dry = opening.open_run(Workspace.at(tmp_path / "run", read_only=True), **asked)
+    assert not (tmp_path / "run").exists()
+    run = opening.open_run(tmp_path / "run", **asked)
+    for name in ("source", "lengths", "dtype"):
+        assert getattr(dry, name) == getattr(run, name)
+    assert (dry.base.fingerprint, dry.tokenizer.fingerprint) == (
+        run.base.fingerprint,
+        run.tokenizer.fingerprint,
+    )
+    again = opening.open_run(Workspace.at(tmp_path / "run", read_only=True), overrides={"truncate": 9})
+    assert again.source == opening.open_run(tmp_path / "run", overrides={"truncate": 9}).source
+    made = settings.make_run_settings(published, Source(data_dir=tmp_path), None, "bfloat16")
+    settings.save_run_settings(run.workspace, published, Source(data_dir=tmp_path), None, "bfloat16")
+    assert json.loads(json.dumps({**made, "format": 1})) == settings.load_run_settings(run.workspace)
+
+
+def test_the_experts_of_a_run_are_a_mapping(published, tmp_path):
+    run = opening.open_run(tmp_path / "run", initial_checkpoint=published)
+    assert (len(run.library), list(run.library), "a/b" in run.library) == (0, [], False)
+    tree = {"encoder": {"encoder_norm": {"scale": np.ones(4, np.float32)}}}
+    spec = ExpertSpec("a/b", "full", run.base.fingerprint, ("encoder/encoder_norm/scale",), ("a",), 1)
+    Library.open(run.workspace.library, create=True).add(Expert(spec, tree))
+    assert (list(run.library), run.library["a/b"].spec.steps) == (["a/b"], 1)
 
 
 def test_the_repr_of_a_run_is_one_short_line(published, tmp_path):

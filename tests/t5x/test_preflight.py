@@ -12,6 +12,7 @@ from elm_jax.errors import UserError
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.t5x import preflight
+from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, t5x_write
 
 RECIPE = """
@@ -26,8 +27,24 @@ checkpoints.make_module:
   model_dir = %MODEL_DIR
   kind = %KIND
   dropout_rate = %RATE
-  vocabulary = @vocabularies.load()
-vocabularies.load.file = %VOCABULARY_FILE
+  vocabulary = @seqio.SentencePieceVocabulary()
+seqio.SentencePieceVocabulary:
+  sentencepiece_model_file = %VOCABULARY_FILE
+  extra_ids = %EXTRA_IDS
+EXTRA_IDS = 4
+registry.register_with_seqio:
+  name = %MIXTURE_OR_TASK_NAME
+  tasks = %TASKS
+  files = %TASK_FILES
+  module = %MIXTURE_OR_TASK_MODULE
+  split = %SPLIT
+TASKS = ()
+TASK_FILES = ()
+MIXTURE_OR_TASK_NAME = 'mini_taxonomy_kind/what kind of thing'
+MIXTURE_OR_TASK_MODULE = None
+SPLIT = None
+data_source.Source.templates_dir = %TEMPLATES_DIR
+TEMPLATES_DIR = None
 """
 SHARED = """
 MODEL_DIR = %gin.REQUIRED
@@ -41,7 +58,9 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("preflight")
     config = find_config("tiny", vocab_size=48)
     t5x_write.save(place / "base", base_model.make_base(config, init_params(jax.random.key(0), config)))
-    (place / "words.model").write_bytes(b"pieces")
+    sentencepiece.train(
+        ["the sky is blue", "a cat is an animal"] * 20, place / "words.model", 40, kind="word"
+    )
     (place / "recipe.gin").write_text(RECIPE)
     (place / "shared.gin").write_text(SHARED)
     return place
@@ -56,7 +75,7 @@ def flags(place, *more, **changes):
 
 
 def check(arguments):
-    preflight.require_sound(preflight.read_recipe(arguments))
+    preflight.require_runnable(preflight.read_recipe(arguments))
 
 
 def test_a_sound_run_passes_and_so_does_a_question_for_help(place):
@@ -72,6 +91,16 @@ def test_a_sound_run_passes_and_so_does_a_question_for_help(place):
         ({"INITIAL_CHECKPOINT_PATH": "base/checkpoint_0"}, "absolute directory for INITIAL_CHECKPOINT_PATH"),
         ({"INITIAL_CHECKPOINT_PATH": "/no/such/checkpoint_0"}, "'/no/such/checkpoint_0'"),
         ({"VOCABULARY_FILE": "/no/such.model"}, "'/no/such.model', got no file"),
+        ({"EXTRA_IDS": 60}, "vocabulary of at most 48 ids"),
+        ({"MODEL_DIR": "s3://bucket/out"}, "gs:// for MODEL_DIR.* 's3://bucket/out'"),
+        ({"MIXTURE_OR_TASK_NAME": "mini_taxonmy_kind"}, "'mini_taxonomy_kind'"),
+        ({"MIXTURE_OR_TASK_NAME": "mini_taxonmy_kind_score_eval"}, "'mini_taxonomy_kind'"),
+        ({"MIXTURE_OR_TASK_NAME": "elm_multitask"}, "--gin.TASKS"),
+        ({"MIXTURE_OR_TASK_NAME": "elm_multitask", "TASKS": ("mini", "dreem")}, "'dream'"),
+        ({"MIXTURE_OR_TASK_MODULE": "no_such_tasks"}, "'no_such_tasks', which does not exist"),
+        ({"TASK_FILES": ("/no/such.yaml",)}, "'/no/such.yaml', got no file"),
+        ({"SPLIT": "evalution"}, "No split named 'evalution'.*'evaluation'"),
+        ({"TEMPLATES_DIR": "/no/templates"}, "directory of templates at '/no/templates'"),
         ({"KIND": "full", "RATTE": 0.2}, "No macro named 'RATTE' .*'RATE'"),
         ({"KIND": "bottelneck"}, "No expert kind named 'bottelneck' .*'bottleneck'"),
     ],
@@ -80,6 +109,26 @@ def test_what_is_wrong_is_one_sentence(place, changes, told):
     with pytest.raises(UserError, match=told) as error:
         check(flags(place, **changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TRAIN_STEPS", 0), ("BATCH_SIZE", "8"), ("LEARNING_RATE", 0.0), ("DROPOUT_RATE", 1.0), ("KEEP", 0)],
+)
+def test_a_number_out_of_its_range_is_refused_and_none_is_left_to_others(place, name, value):
+    read = f"--gin_bindings=trainer.{name.lower()} = %{name}"
+    with pytest.raises(UserError, match=f"{name} as a .*number.* got {value!r}"):
+        check(flags(place, read, **{name: value}))
+    check(flags(place, read, f"--gin_bindings={name} = None"))
+
+
+@pytest.mark.parametrize("how", ["--gin.MIXTURE_OR_TASK_MODULE='their_tasks'", "import their_tasks"])
+def test_names_that_a_module_may_register_are_left_to_it(place, tmp_path, monkeypatch, how):
+    (tmp_path / "their_tasks.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.gin").write_text(how if how.startswith("import") else "")
+    given = flags(place, f"--gin_file={tmp_path / 'more.gin'}", MIXTURE_OR_TASK_NAME="theirs")
+    check([*given, *([how] if how.startswith("--") else [])])
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(place):
@@ -113,7 +162,7 @@ def test_a_binding_that_gin_does_not_read_says_so(place, binding):
 def test_neither_tensorflow_nor_a_device_is_touched(place):
     code = (
         "import sys; from elm_jax.t5x import preflight; from jax._src import xla_bridge;"
-        "preflight.require_sound(preflight.read_recipe(sys.argv[1:]));"
+        "preflight.require_runnable(preflight.read_recipe(sys.argv[1:]));"
         "assert not xla_bridge.backends_are_initialized();"
         "assert not {'t5x', 'seqio', 'tensorflow'} & set(sys.modules)"
     )

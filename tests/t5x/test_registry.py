@@ -1,5 +1,7 @@
 """Names in a gin file are registered with SeqIO under names that T5X finds."""
 
+import shutil
+
 import pytest
 
 from elm_jax.errors import UserError
@@ -124,6 +126,15 @@ def test_a_split_that_a_task_lacks_is_refused(words):
     register_by_hand("theirs", words, splits=["train", "dev"])
     with pytest.raises(UserError, match=r"split 'evaluation' of 'theirs', got train, dev"):
         register_with_seqio(seqio_tasks.MULTITASK, words, tasks=(DATASET, "theirs"), split="evaluation")
+
+
+def test_another_vocabulary_or_the_same_by_another_path_is_refused(words, tmp_path):
+    copied = shutil.copy(words.sentencepiece_model_file, tmp_path / "copied.model")
+    for other in (seqio.SentencePieceVocabulary(str(copied), 16), seqio.ByteVocabulary()):
+        seqio.TaskRegistry.remove("theirs")
+        register_by_hand("theirs", other)
+        with pytest.raises(UserError, match="VOCABULARY_FILE"):
+            register_with_seqio("theirs", words)
 
 
 def test_no_tasks_for_the_mixture_of_several_is_one_sentence(words):

@@ -229,10 +229,12 @@ def test_bleu_is_of_all_rows_and_takes_predictions_as_predictions():
 
 
 @pytest.mark.parametrize(("metric", "module"), [("rouge", "rouge_score.rouge_scorer"), ("bleu", "sacrebleu")])
-def test_a_package_that_is_absent_is_one_sentence(metric, module, monkeypatch):
+def test_a_package_that_is_absent_is_one_sentence_with_the_command_that_brings_it(
+    metric, module, monkeypatch
+):
     monkeypatch.setitem(sys.modules, module, None)
     package = module.split(".")[0]
-    with pytest.raises(UserError, match=rf"package {package} .* pip install 'elm_jax\[generation\]'"):
+    with pytest.raises(UserError, match=rf"package {package} .* pip install 'rouge-score.*' 'sacrebleu"):
         getattr(seqio_metrics, metric)(["a"], ["a"])
 
 

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from elm_jax.errors import UserError
-from elm_jax.tasks import sources
+from elm_jax.tasks import source_choice, sources
 from elm_jax.tasks.datasets import Dataset, RowSource, all_datasets
 
 ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(5)]
@@ -66,9 +66,9 @@ def test_a_file_that_was_written_anew_is_read_anew(folder):
 
 def test_a_source_at_hand_goes_before_one_to_be_fetched(folder, tmp_path):
     both = dataset(RowSource("hub", "owner/reviews"), files())
-    assert sources.choose_source(both, folder).kind == "jsonl"
-    assert sources.choose_source(both, tmp_path).kind == "hub"
-    assert sources.choose_source(both).kind == "hub"
+    assert source_choice.choose_source(both, folder).kind == "jsonl"
+    assert source_choice.choose_source(both, tmp_path).kind == "hub"
+    assert source_choice.choose_source(both).kind == "hub"
 
 
 def test_what_tfds_has_prepared_is_at_hand(tmp_path):
@@ -79,22 +79,22 @@ def test_what_tfds_has_prepared_is_at_hand(tmp_path):
         place = tmp_path / root / "reviews" / "plain" / "1.0.0"
         place.mkdir(parents=True)
         (tmp_path / "data").mkdir(exist_ok=True)
-        assert sources.choose_source(both, tmp_path / "data").kind == "hub"
+        assert source_choice.choose_source(both, tmp_path / "data").kind == "hub"
         (place / "dataset_info.json").write_text("{}")
-        assert sources.choose_source(both, tmp_path / "data").kind == "tfds"
+        assert source_choice.choose_source(both, tmp_path / "data").kind == "tfds"
         (place / "dataset_info.json").unlink()
 
 
 def test_what_must_be_placed_by_hand_is_said(tmp_path):
     by_hand = dataset(RowSource("tfds", "reviews:1.0.0", manual="Ask its authors."), files())
     with pytest.raises(UserError, match=r"got none\. Fix: ask its authors\."):
-        sources.choose_source(by_hand)
+        source_choice.choose_source(by_hand)
     with pytest.raises(UserError, match=r"got no file\. Fix: place 'reviews/train.jsonl'"):
-        sources.choose_source(dataset(files()), tmp_path)
+        source_choice.choose_source(dataset(files()), tmp_path)
     with pytest.raises(UserError, match=r"absent', got no directory\. Fix: place 'reviews/train.jsonl'"):
-        sources.choose_source(dataset(files()), "absent")
+        source_choice.choose_source(dataset(files()), "absent")
     with pytest.raises(UserError, match="by the form on their page"):
-        sources.choose_source(all_datasets()["story_cloze"])
+        source_choice.choose_source(all_datasets()["story_cloze"])
 
 
 def test_a_missing_file_names_the_splits_that_are_there(folder):
@@ -159,11 +159,11 @@ def test_a_function_that_gives_no_rows_is_an_error(rows):
 HUB = RowSource("hub", "owner/reviews", config="plain", revision="abc", splits={"test": "validation"})
 
 
-def test_without_the_hubs_package_the_extra_is_named(monkeypatch):
+def test_without_the_hubs_package_the_command_that_brings_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"'owner/reviews' .* pip install 'elm_jax\[hub\]'"):
+    with pytest.raises(UserError, match=r"'owner/reviews' .* pip install 'datasets"):
         sources.open_split(dataset(HUB), "train")
-    with pytest.raises(UserError, match=r"elm_jax\[hub\]'\. Or: Place 'reviews/train.jsonl' in a directory"):
+    with pytest.raises(UserError, match=r"'datasets.*'\. Or: Place 'reviews/train.jsonl' in a directory"):
         sources.open_split(dataset(HUB, files()), "train")
 
 
@@ -220,10 +220,10 @@ def test_a_file_cannot_be_read_twice_where_rows_do_not_come_from_files():
 def test_a_dataset_of_the_catalogue_can_be_fetched_or_says_what_to_do(name):
     found = all_datasets()[name]
     if any(source.kind in ("hub", "tfds") for source in found.sources):
-        assert sources.choose_source(found) in found.sources
+        assert source_choice.choose_source(found) in found.sources
     else:
         with pytest.raises(UserError, match="Expected a data directory"):
-            sources.choose_source(found)
+            source_choice.choose_source(found)
 
 
 def test_a_machine_without_names_of_servers_learns_so_at_once(monkeypatch, tmp_path):

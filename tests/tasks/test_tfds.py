@@ -11,7 +11,7 @@ import pytest
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import render
 from elm_jax.prompting.template_files import load_templates
-from elm_jax.tasks import raw_rows, rendering, sources, specs
+from elm_jax.tasks import raw_rows, rendering, source_choice, sources, specs
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import all_datasets
 from tests.shared_data import TEMPLATES
@@ -187,7 +187,7 @@ def test_the_rows_are_of_every_builder_that_the_catalogue_names():
 @pytest.mark.parametrize("name", BACKED)
 def test_a_builders_row_becomes_the_templates(data_dir, name):
     dataset = all_datasets()[name]
-    assert sources.choose_source(dataset, data_dir) == BACKED[name]
+    assert source_choice.choose_source(dataset, data_dir) == BACKED[name]
     split = "train" if "train" in dataset.splits else dataset.split
     (row,) = load_rows(spec_of(name), split, data_dir)
     assert row.pop("row_id") == f"{name}/{split}/0"
@@ -216,7 +216,7 @@ def test_every_prompt_renders_a_builders_row(data_dir, name):
             continue
         if prompt.startswith("Negation"):  # its target is a choice and a word
             assert made.counts.left_out == {"outside choices": 1}
-            made = render(rows, found[prompt], keep_outside=True)
+            made = render(rows, found[prompt], is_ranked=False)
         (example,) = made.examples
         assert example.input
         assert example.target

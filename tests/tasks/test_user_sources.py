@@ -146,6 +146,31 @@ def test_a_column_of_labels_that_is_mixed_is_refused_by_name(tmp_path, index):
         read(define(tmp_path, "csv: '[ab].csv'", prompt))
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "{{'good' if stars > 3 else 'bad'}}",
+        "{{'good' if stars == 5 else 'bad'}}",
+        "{% if stars in [4, 5] %}good{% else %}bad{% endif %}",
+        "{{ stars - 1 }}",
+        "{{ stars * weight }}",
+        "{{ ['bad', 'good'][stars] }}",
+    ],
+)
+def test_a_mixed_column_that_a_template_uses_as_numbers_is_refused_by_name(tmp_path, target):
+    (tmp_path / "r.csv").write_text("text,stars,weight\nx,5,2\ny,four,2\n")
+    spec = define(tmp_path, "csv: r.csv", f'{{jinja: "{{{{text}}}} ||| {target}"}}')
+    with pytest.raises(UserError, match=r"r\.csv', line 3: .*'stars'.*'four'"):
+        raw_rows.load_rows(spec, Source())
+
+
+@pytest.mark.parametrize("target", ["{{stars}}", "{{ stars * 2 }}", "{{ 'a' if stars == 'four' else 'b' }}"])
+def test_a_mixed_column_that_a_template_uses_as_texts_is_read(tmp_path, target):
+    (tmp_path / "r.csv").write_text("text,stars\nx,5\ny,four\n")
+    spec = define(tmp_path, "csv: r.csv", f'{{jinja: "{{{{text}}}} ||| {target}"}}')
+    assert [row["stars"] for row in raw_rows.load_rows(spec, Source())] == ["5", "four"]
+
+
 def test_a_column_of_texts_may_have_numbers_among_them(tmp_path):
     (tmp_path / "r.csv").write_text("text,label\n7,0\nseven,1\n")
     assert read(define(tmp_path, "csv: r.csv")) == [("7", 0), ("seven", 1)]

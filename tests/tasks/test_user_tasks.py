@@ -1,12 +1,13 @@
 """Your own tasks: a few lines of YAML or Python, and they are like the catalogue's; mistakes are named."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from elm_jax import cli
-from elm_jax.data import prepare, task_rows, task_selection
+from elm_jax.data import prepare, task_rows, task_selection, worker_pool
 from elm_jax.errors import UserError
 from elm_jax.session import opening, settings
 from elm_jax.session.workspace import Workspace
@@ -184,9 +185,16 @@ def test_a_file_that_is_not_there_and_code_that_fails_are_one_sentence(tmp_path)
     (tmp_path / "broken_tasks.py").write_text("1 / 0\n")
     with pytest.raises(UserError, match=r"'broken_tasks' .*ZeroDivisionError"):
         user_tasks.load_tasks(tmp_path / "broken_tasks.py")
-    (tmp_path / "json.py").write_text("")
-    with pytest.raises(UserError, match="another module, 'json'"):
-        user_tasks.load_tasks(tmp_path / "json.py")
+
+
+@pytest.mark.parametrize("name", ["json", "colorsys"])  # imported already, and not yet
+def test_a_file_with_the_name_of_another_module_is_refused_and_hides_it_from_no_process(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("")
+    before = user_tasks.find_module_file(name)
+    with pytest.raises(UserError, match=f"another module, '{name}'"):
+        user_tasks.load_tasks(tmp_path / f"{name}.py")
+    with worker_pool.open_pool(1) as pool:
+        assert pool.submit(user_tasks.find_module_file, name).result() == before
 
 
 def test_a_yaml_file_names_no_function_that_would_be_called(folder):
@@ -230,3 +238,12 @@ def test_the_old_name_of_define_task_is_read_with_a_warning():
     with pytest.warns(FutureWarning, match="elm_jax.define_task"):
         define = own.define
     assert define is user_tasks.define_task
+
+
+def test_of_two_modules_of_one_name_the_one_that_was_named_last_is_run(tmp_path, monkeypatch):
+    for place in ("first", "second"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "two_of_a_name.py").write_text(f"PLACE = {place!r}\n")
+        monkeypatch.chdir(tmp_path / place)
+        monkeypatch.delitem(sys.modules, "two_of_a_name", raising=False)
+        assert place == user_tasks.import_user_module("two_of_a_name").PLACE

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ A, B = "data/which one? a. b/c", "data/another"
 def event(number, *experts, **changes):
     metrics = tuple(StepMetrics(name, number, 20, 1 / number, 0.25) for name in experts or (A,))
     return Event(number, number, 20, metrics, 60, 20, 100, 0, **changes)
+
+
+@contextmanager
+def track_training(name, where, settings, **options):
+    with trackers.open_tracker(name, where, settings) as write:
+        yield trackers.track_training(write, **options)
 
 
 @pytest.fixture
@@ -58,9 +65,14 @@ def test_an_unknown_tracker_is_named_with_the_nearest(where):
 @pytest.mark.parametrize(
     ("name", "package"), [("tensorboard", "tensorboard.compat.proto"), ("wandb", "wandb")]
 )
-def test_a_package_that_is_not_there_is_named_with_its_extra(where, monkeypatch, name, package):
+def test_a_package_that_is_not_there_is_named_with_the_command_that_brings_it(
+    where, monkeypatch, name, package
+):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=r"elm_jax\[track\]"), trackers.open_tracker(name, where, {}):
+    with (
+        pytest.raises(UserError, match=r"pip install 'tensorboard.*' 'wandb"),
+        trackers.open_tracker(name, where, {}),
+    ):
         pass
 
 
@@ -133,7 +145,7 @@ def board(where):
 
 
 def test_tensorboard_has_a_run_for_every_expert_over_its_own_steps(where, board):
-    with trackers.open_tracker("tensorboard", where, {}, every=2) as track:
+    with track_training("tensorboard", where, {}, every=2) as track:
         for number in range(1, 5):
             track(event(number, A, B, validations=(Validation(B, 3, 0.125),) * (number == 3)), THROUGHPUT)
     assert board() == {
@@ -153,14 +165,14 @@ def test_tensorboard_has_a_run_for_every_expert_over_its_own_steps(where, board)
 
 
 def test_tensorboards_points_are_there_before_training_ends(where, board):
-    with trackers.open_tracker("tensorboard", where, {}) as track:
+    with track_training("tensorboard", where, {}) as track:
         track(event(10), THROUGHPUT)
         assert len(board()) == 2
 
 
 def test_a_tensorboard_run_that_goes_on_adds_to_what_was_there(where, board):
     for number in (10, 20):
-        with trackers.open_tracker("tensorboard", where, {}) as track:
+        with track_training("tensorboard", where, {}) as track:
             track(event(number), THROUGHPUT)
     assert [step for tag, step, _ in board()["total"] if tag == "loss"] == [10, 20]
 
@@ -171,7 +183,7 @@ def test_the_file_of_an_expert_that_ended_is_closed(where, board):
         files = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
         return {file.resolve().parent.name for file in files if "tfevents" in file.resolve().name}
 
-    with trackers.open_tracker("tensorboard", where, {}) as track:
+    with track_training("tensorboard", where, {}) as track:
         track(event(10, "a/b", "a/c", "a/d"), THROUGHPUT)
         assert opened() == {"b", "c", "d", "total"}
         track(event(11, finished=("a/b",), failed=(Failure("a/c", 11, (0,)),)), THROUGHPUT)
@@ -199,7 +211,7 @@ def test_wandb_has_one_run_over_the_batches_that_goes_on(where, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     for number in (10, 20):
-        with trackers.open_tracker("wandb", where, {"title": "train"}) as track:
+        with track_training("wandb", where, {"title": "train"}) as track:
             track(event(number), THROUGHPUT)
     logs = sorted((where / "wandb").glob("offline-run-*/*.wandb"))
     assert len(logs) == 2

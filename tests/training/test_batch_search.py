@@ -9,7 +9,7 @@ from elm_jax.aot import memory
 from elm_jax.errors import OutOfMemoryError
 from elm_jax.models.sizes import find_config
 from elm_jax.training import batch_search
-from elm_jax.training.batch_search import GOOD_FILL, Memory, Search
+from elm_jax.training.batch_search import GOOD_FILL, BatchSearch, Memory
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import GroupPlan, Layout, group_programs, layout_for
 
@@ -31,7 +31,7 @@ def search(
         taken = base + expert * layout.slots + int(token * shape.tokens + bend * shape.tokens**2)
         return None if silent and taken > limit else taken
 
-    found = Search(
+    found = BatchSearch(
         batch_search.layouts_for(Layout(slots, 1, 1)),
         shape_for,
         Memory(lambda layout: base + expert * layout.slots, peak, limit),
@@ -100,7 +100,7 @@ def test_with_a_real_compiler_batches_fill_what_is_free():
     smallest = programs(layout_for("bottleneck", 4, None), Shape(1, 32, 8, 1))
     held = batch_search.held_bytes(smallest)
     limit = held + 40_000_000
-    found = Search(
+    found = BatchSearch(
         batch_search.layouts_for(layout_for("bottleneck", 4, None)),
         lambda layout, tokens: Shape(max(1, tokens // 40), 32, 8, 1),
         Memory(

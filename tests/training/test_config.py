@@ -89,14 +89,27 @@ def test_validation_takes_rows_of_the_evaluation_split_alone():
         ({"train_as": "multitask"}, "EXPERT_NAME"),
         ({"keep": "first"}, "'first'"),
         ({"keep": "best"}, "EVAL_PERIOD"),
-        ({"paper": "target"}, "target"),
-        ({"paper": "prompt", "steps": 7, "batch_size": 3, "rate": 0.5}, "set TASK_FEATURE_LENGTHS, or PAPER"),
-        ({"paper": "dataset", "epochs": 1, "lengths": Lengths()}, "set BATCH_SIZE, LEARNING_RATE, or PAPER"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_read(values, message):
     with pytest.raises(UserError, match=message):
         resolve("mini_size_animal", **values)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("dream", {"paper": "target"}, "target"),
+        (
+            "vitaminc_fact_verification",
+            {"paper": "prompt", "steps": 7, "batch_size": 3, "rate": 0.5},
+            "set TASK_FEATURE_LENGTHS, or PAPER",
+        ),
+    ],
+)
+def test_a_task_of_the_paper_without_a_budget_in_a_table_is_refused(task, values, message):
+    with pytest.raises(UserError, match=message):
+        resolve(task, **values)
 
 
 def test_options_that_are_left_open_are_those_that_all_experts_of_the_kind_have():
@@ -129,6 +142,9 @@ def test_the_recipe_of_an_expert_has_the_keys_that_libraries_have():
         "clip": None,
         "z_loss": 0.0,
         "label_smoothing": 0.0,
+        "unlikely_loss": 0.0,
+        "mc_loss": 0.0,
+        "length_norm": 1.0,
         "kind": "bottleneck",
         "options": {"projections": ["query"]},
         "dropout": 0.1,
@@ -153,9 +169,13 @@ def test_what_a_resumed_run_must_have_goes_by_the_keys_that_checkpoints_have():
     }
 
 
+def test_a_resumed_run_must_have_t_fews_loss_where_it_is_set():
+    assert configs.shared_identity(train_config(mc_loss=1.0))["mc_loss"] == 1.0
+
+
 def test_every_field_has_a_key_of_its_own():
-    assert len(configs.field_paths()) == len(configs.settings_of(TrainConfig())) == 28
-    assert len(set(configs.field_paths().values())) == 28
+    assert len(configs.field_paths()) == len(configs.settings_of(TrainConfig())) == 33
+    assert len(set(configs.field_paths().values())) == 33
 
 
 def test_a_configuration_written_as_json_and_read_is_the_same():

@@ -53,6 +53,30 @@ def test_a_gradient_longer_than_the_clip_counts_as_one_of_that_norm(name, norm):
     assert abs(float(unclipped["w"][0] - clipped["w"][0])) > 0.05
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_factor_in_a_parameter_trains_as_the_factor_in_the_network(name):
+    """The same LoRA three steps on, with alpha / r where the paper has it and where we do."""
+    rng, factor = np.random.default_rng(0), 2.5
+    a, x, y = (jnp.asarray(rng.normal(size=shape)) for shape in ((4, 2), (6, 4), (6, 3)))
+    optimizer = optimizers.make_optimizer(OptimizerConfig(name))
+    ours = optimizers.optimize_scaled_params(optimizer, (("lora_b", factor),))
+
+    def train(optimizer, scale, b):
+        params = {"p": {"lora_a": a, "lora_b": b}}
+        loss = lambda own: (((x @ own["p"]["lora_a"]) @ own["p"]["lora_b"] * scale - y) ** 2).sum()  # noqa: E731
+        state = optimizer.init(params)
+        for _ in range(3):
+            direction, state = optimizer.update(jax.grad(loss)(params), state, params)
+            params = jax.tree.map(lambda leaf, d: leaf - 0.1 * d, params, direction)
+        return params["p"]
+
+    start = jnp.asarray(rng.normal(size=(2, 3)))
+    theirs, found = train(optimizer, factor, start), train(ours, 1.0, factor * start)
+    np.testing.assert_allclose(found["lora_a"], theirs["lora_a"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["lora_b"], factor * theirs["lora_b"], rtol=1e-4, atol=1e-5)
+    assert optimizers.optimize_scaled_params(optimizer, ()) is optimizer
+
+
 def test_the_clip_is_of_the_norm_over_all_leaves_together():
     # (30, 40) has norm 50: it counts as (0.6, 0.8), so a second (0.6, 0.8) leaves Adam's direction at 1.
     big, small = ({"a": jnp.array([3.0 * s]), "b": jnp.array([4.0 * s])} for s in (10.0, 0.2))

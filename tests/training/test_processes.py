@@ -29,6 +29,7 @@ from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry import jsonl_log
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, elm
+from tests.xla_flags import xla_flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ctrl_c")]
 
@@ -64,11 +65,16 @@ def make_run(tmp_path_factory):
     return make
 
 
-def start(root, *flags, steps=12, devices=1):
+def start(root, *flags, steps=12, tasks=TASKS, **options):
     """Starts `elm train` on the tasks' first 40 rows."""
-    command = [sys.executable, "-m", "elm_jax.cli", "train", *TASKS, "--run", str(root), "--rate", "1e-3"]
-    command += ["--steps", str(steps), "--batch-size", "4", "--limit", "40", *flags]
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    words = ["train", *tasks, "--run", str(root), "--rate", "1e-3", "--steps", str(steps)]
+    return start_command(root, [*words, "--batch-size", "4", "--limit", "40", *flags], **options)
+
+
+def start_command(root, words, devices=1, program=("-m", "elm_jax.cli")):
+    """Starts a command of `elm`."""
+    command = [sys.executable, *program, *words]
+    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)}
     # What one test compiles the next need not. Training imports no TensorFlow: here it would fail to.
     own |= {"JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled"), "PYTHONPATH": str(WITHOUT)}
     environment = {**os.environ, **own}
@@ -77,12 +83,13 @@ def start(root, *flags, steps=12, devices=1):
     )
 
 
-def job(root, count, **options):
+def job(root, count, *more, **options):
     """Starts the processes of one job."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     flags = ["--multiprocess", "--coordinator_address", f"localhost:{port}", "--process_count", str(count)]
+    flags += more
     return [start(root, *flags, "--process_index", str(index), **options) for index in range(count)]
 
 
@@ -113,11 +120,10 @@ def alone(make_run):
     return root
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_what_one_does(alone, make_run, count):
-    root = make_run(f"of{count}")
-    codes, said = ended(job(root, count))
-    assert codes == [0] * count, said
+def test_several_processes_train_what_one_does(alone, make_run):
+    root = make_run("of3")
+    codes, said = ended(job(root, 3))
+    assert codes == [0] * 3, said
     found, wanted = experts(root), experts(alone)
     assert found.keys() == wanted.keys()
     for name, params in wanted.items():
@@ -128,6 +134,52 @@ def test_several_processes_train_what_one_does(alone, make_run, count):
         assert losses(root)[key] == pytest.approx(loss, abs=1e-5)
 
 
+COUNTING = """
+import json, sys
+from elm_jax.cli import main
+from elm_jax.data.ragged import RaggedTokens
+from elm_jax.training import job_loading
+
+lists, join_rows = [], job_loading.join_rows
+
+class CountedTokens(RaggedTokens):
+    def __getitem__(self, index):
+        self.read.append(int(index))
+        return super().__getitem__(index)
+
+def join_counted_rows(parts):
+    rows = join_rows(parts)
+    counted = CountedTokens(rows.tokens, rows.offsets)
+    object.__setattr__(counted, "read", [])
+    lists.append(counted)
+    return counted
+
+job_loading.join_rows = join_counted_rows
+try:
+    main()
+finally:
+    index = sys.argv[sys.argv.index("--process_index") + 1]
+    run = sys.argv[sys.argv.index("--run") + 1]
+    with open(f"{run}/read{index}.json", "w") as file:
+        json.dump([rows.read for rows in lists], file)
+"""
+
+
+@pytest.mark.parametrize("names", [["mini_size_animal/than a dog"], list(TASKS[:1])], ids=["rows", "experts"])
+def test_each_of_two_processes_reads_its_own_rows_alone(make_run, names):
+    root = make_run(f"counted{len(names[0])}")
+    # Ten steps of four rows are one epoch over forty.
+    codes, said = ended(job(root, 2, steps=10, tasks=names, program=("-c", COUNTING)))
+    assert codes == [0, 0], said
+    first, second = (json.loads((root / f"read{index}.json").read_text()) for index in range(2))
+    experts = len(task_selection.select_tasks(names))
+    assert len(first) == len(second) == 2 * experts  # inputs and targets of each
+    for mine, others in zip(first, second, strict=True):
+        assert sorted(mine + others) == list(range(40))  # each once, by one of them
+        assert sorted(map(len, (mine, others))) == ([20, 20] if experts == 1 else [0, 40])
+    assert sum(map(len, first)) == sum(map(len, second))
+
+
 def count_steps(root):
     """Returns how many steps a run has told of."""
     file = root / "logs" / "training.jsonl"
@@ -136,7 +188,7 @@ def count_steps(root):
 
 def wait_for_rounds(root, count=2):
     """Waits until a run has told of some steps."""
-    for _ in range(600):
+    for _ in range(1500):
         if count_steps(root) > count:
             return
         time.sleep(0.2)
@@ -170,6 +222,29 @@ def test_a_signal_to_one_process_has_all_of_them_save_and_end_well(make_run):
     assert json.loads((directory / "identity.json").read_text())["run"]["base"]
 
 
+def test_two_processes_that_split_a_network_stop_together_go_on_and_train_what_one_does(make_run):
+    """All parameters are trained: each process has half of them, and saves its half."""
+    flags, options = ("--kind", "full"), {"steps": 60, "tasks": ["mini_size_animal/than a dog"]}
+    whole, torn = make_run("full_by_one"), make_run("full_by_two")
+    codes, said = ended([start(whole, *flags, **options)])
+    assert codes == [0], said
+    processes = job(torn, 2, *flags, **options)
+    wait_for_rounds(torn, count=0)  # it tells every tenth step
+    processes[0].send_signal(signal.SIGTERM)
+    codes, said = ended(processes)
+    assert codes == [143, 143], said
+    codes, said = ended(job(torn, 2, *flags, **options))
+    assert codes == [0, 0], said
+    journal = jsonl_log.read_journal(torn / "logs" / "training.jsonl")
+    told = [record["step"] for record in journal if record["kind"] == "step"]
+    assert told == sorted(set(told))  # the second job began where the first ended
+    found, wanted = experts(torn), experts(whole)
+    assert found.keys() == wanted.keys()
+    for name, params in wanted.items():
+        for path, value in params.items():
+            np.testing.assert_allclose(found[name][path], value, atol=1e-4, err_msg=f"{name} {path}")
+
+
 def files(root):
     return {
         str(file.relative_to(root)): file.read_bytes()
@@ -178,7 +253,7 @@ def files(root):
     }
 
 
-def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(make_run):
+def test_a_run_killed_at_four_random_moments_ends_with_the_same_bytes(make_run):
     whole, torn = make_run("whole"), make_run("torn")
     steps = 100
     began = time.monotonic()
@@ -186,7 +261,7 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(make_run):
     assert codes == [0], said
     lasted = time.monotonic() - began
     draw, kills = random.Random(0), 0
-    while kills < 10:
+    while kills < 4:
         process = start(torn, steps=steps)
         try:
             process.communicate(timeout=draw.uniform(0.2, 0.7) * lasted)
@@ -217,6 +292,34 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(
     assert "elm: Stopped after batch" in err
     assert ended([start(stopped, steps=steps)])[0] == [0]
     assert files(stopped) == files(whole)
+
+
+def recipe(root, steps):
+    """Returns the words of a whole recipe, which goes on from the base that is in the run's directory."""
+    macros = {
+        "MIXTURE_OR_TASK_NAME": [TASKS[0]],
+        "EVAL_TASKS": [TASKS[2]],
+        "MODEL_DIR": str(root),
+        "INITIAL_CHECKPOINT_PATH": str(root / "base"),
+        "TRAIN_STEPS": steps,
+        "BATCH_SIZE": 4,
+        "LEARNING_RATE": 1e-3,
+        "MAX_TRAIN_SAMPLES": 40,
+    }
+    return ["run", "--gin_file=gin/runs/pipeline.gin", *(f"--gin.{k}={v!r}" for k, v in macros.items())]
+
+
+def test_a_whole_recipe_told_to_stop_while_it_trains_saves_and_says_so_in_one_sentence(make_run):
+    root = make_run("recipe")
+    process = start_command(root, recipe(root, 100_000))
+    wait_for_rounds(root)
+    process.send_signal(signal.SIGTERM)
+    (code,), ((_, err),) = ended([process])
+    assert code == 143, err
+    assert "Traceback" not in err
+    (said,) = [line for line in err.splitlines() if line.startswith("elm: Stopped after batch ")]
+    assert said.endswith("Give the same command to go on from there.")
+    assert list((root / "checkpoints").iterdir())
 
 
 def test_of_two_trainings_in_one_directory_the_second_is_refused_or_waits(make_run):

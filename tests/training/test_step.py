@@ -59,6 +59,11 @@ def rows(*, prompts=PROMPTS, targets=TARGETS, share=1 / TOKENS, seeds=0):
     )
 
 
+def select_rows(part):
+    """Some of the rows; a field that this loss does without stays away."""
+    return Rows(*(None if field is None else field[part] for field in rows()))
+
+
 def update(rate=(1e-3, 1e-3, 1e-3), active=(1, 1, 1), at=0):
     return Update(np.array(rate, np.float32), np.array(active, bool), np.array([5, 6, 7], np.int32) + at)
 
@@ -144,7 +149,7 @@ def test_losses_and_gradients_of_every_expert_are_its_own_on_its_own_examples_ea
 
 
 def test_sums_gathered_over_several_batches_equal_those_of_one(owned, accumulate, accumulator):
-    parts = [Rows(*(field[part] for field in rows())) for part in PARTS]
+    parts = [select_rows(part) for part in PARTS]
     for order in (parts, parts[::-1]):
         assert_close(accumulate(owned, *order), accumulator)
     assert np.abs(accumulate(owned, parts[0]).loss - accumulator.loss).min() > 0.1
@@ -161,7 +166,7 @@ def test_rows_folded_for_their_targets_give_the_losses_and_gradients_of_rows_apa
 
 
 def test_a_slot_without_rows_in_a_batch_gets_nothing(owned, accumulate):
-    found = accumulate(owned, Rows(*(field[:1] for field in rows())))  # of experts 0 and 1
+    found = accumulate(owned, select_rows(slice(1)))  # of experts 0 and 1
     assert found.loss[2] == 0 != found.loss[0]
     assert not any(leaf.any() for leaf in of(found.gradient, 2))
 
@@ -377,3 +382,23 @@ def test_a_stack_has_every_tree_in_its_order():
         assert jax.tree.all(
             jax.tree.map(lambda leaf, one, at=at: np.array_equal(leaf[at], one), stacked, tree)
         )
+
+
+@pytest.mark.parametrize("moving", [update(), update(active=(1, 0, 1))], ids=["all", "not all"])
+def test_a_step_of_one_batch_is_its_gradient_and_the_update_in_one(config, base, start, moving):
+    network, batch = replace(config, dropout_rate=0.2), rows(seeds=7)
+    state, zero = jax.tree.map(jnp.array, (start, step.zero_accumulator(start.params)))
+    sums = step.accumulate(network, "bottleneck", LOSS)(state.params, base, batch, zero)
+    wanted, _, loss = apply_update(start, host(sums), moving)
+    found, own = step.train_step(network, "bottleneck", OPTIMIZER, LOSS)(state, base, batch, moving)
+    assert_close((found, own), (wanted, loss))
+    assert equal(of(found.params, 1), of(start.params, 1)) == (not moving.active[1])
+
+
+def test_a_step_of_one_batch_whose_loss_is_not_finite_moves_nothing_of_that_expert(config, base, start):
+    share = 1 / TOKENS * np.array([1, np.inf, 1])
+    state = jax.tree.map(jnp.array, start)
+    run = step.train_step(config, "bottleneck", OPTIMIZER, LOSS)
+    found, _ = run(state, base, rows(share=share), update())
+    assert np.asarray(found.stopped)[1] == update().step[1]
+    assert equal(of(found.params, 1), of(start.params, 1))

@@ -15,9 +15,10 @@ from elm_jax.models import meshes, paths
 from elm_jax.models.t5 import T5
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.scorer import score_rows
+from elm_jax.training import batches, step, trainer
 from elm_jax.training import config as configs
-from elm_jax.training import step, trainer
 from elm_jax.training.checkpoints import CheckpointDirectory
+from elm_jax.training.group import Group
 from elm_jax.training.jobs import TrainingJob, ValidationRows, row_order
 from elm_jax.training.loss import token_losses
 from tests.training_configs import change_plan, make_job, make_plan, with_config
@@ -77,6 +78,26 @@ def assert_same_bytes(found, wanted):
         }
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("prompt", {"tokens": 2}), ("dora", {"rank": 2}), ("vera", {"rank": 4})]
+)
+def test_experts_of_other_kinds_train_in_a_group_as_alone(config, base, kind, options):
+    plan = make_plan(kind=kind, options=options)
+    some = [job("a", 7, 8, steps=3, rate=1e-2, seed=5), job("c", 5, 6, steps=2, rate=2e-2)]
+    alone = [trainer.train_group(config, base, [each], plan)[0] for each in some]
+    assert_close(trainer.train_group(config, base, some, plan), alone)
+
+
+def test_the_first_step_of_lora_is_its_factor_times_the_rate(config, base):
+    one = job("a", 7, 8, steps=1, rate=1e-3)
+    for options, factor in (({}, 1), ({"alpha": 6}, 6 / 4), ({"alpha": 6, "rslora": True}, 6 / 2)):
+        plan = make_plan(kind="lora", options={"rank": 4, **options})
+        (found,) = trainer.train_group(config, base, [one], plan)
+        moved = [leaf for path, leaf in paths.flatten(found).items() if path.endswith("lora_b")]
+        # Adam's first direction is the sign of the gradient.
+        assert max(np.abs(leaf).max() for leaf in moved) == pytest.approx(factor * 1e-3, rel=1e-3)
+
+
 def test_experts_trained_in_one_group_equal_each_trained_alone(config, base, together):
     alone = [trainer.train_group(config, base, [each], PLAN)[0] for each in JOBS]
     assert_close(together, alone)
@@ -100,6 +121,16 @@ def test_full_experts_in_one_group_equal_each_alone_and_move_every_parameter(con
     for expert in flat(found):
         assert expert.keys() == before.keys()
         assert [path for path in expert if np.array_equal(expert[path], before[path])] == []
+
+
+def test_steps_that_are_one_batch_need_no_sums_and_give_the_same_experts(config, base, monkeypatch):
+    jobs = [with_config(JOBS[0], batch_size=1)]  # a batch has room for any row
+    whole = trainer.train_group(config, base, jobs, PLAN)
+    with monkeypatch.context() as patched:
+        patched.setattr(Group, "accumulate", None)
+        assert_same_bytes(trainer.train_group(config, base, jobs, PLAN), whole)
+    monkeypatch.setattr(batches, "holds_steps", lambda *_: False)
+    assert_close(trainer.train_group(config, base, jobs, PLAN), whole)
 
 
 def test_an_expert_that_has_ended_stays_while_its_neighbours_go_on(config, base, together):
@@ -274,7 +305,7 @@ def test_another_run_begins_anew_beside_the_checkpoints_of_the_first_and_names_w
     assert "rate (0.0002, now 0.0003):" in told(jobs=[*JOBS[:2], with_config(JOBS[2], rate=3e-4)])
     other_rows = replace(JOBS[2], prompts=[*JOBS[2].prompts[:-1], np.array([3, 4])])
     assert "another rows:" in told(jobs=[*JOBS[:2], other_rows])
-    assert "set of experts and plan:" in told(plan=change_plan(PLAN, clip=0.5), jobs=JOBS[:2])
+    assert "set of experts and plan:" in told(plan=change_plan(PLAN, z_loss=0.02), jobs=JOBS[:2])
     batches = []
     trained({}, config, base, JOBS, PLAN, tmp_path, on_event=lambda event: batches.append(event.batch))
     assert batches[0] == 9  # the first goes on where it was
@@ -399,7 +430,7 @@ def test_what_was_finished_before_the_run_began_is_not_trained_again(config, bas
 
 def test_a_run_asked_to_stop_saves_and_the_next_goes_on(config, base, together, tmp_path):
     library = {}
-    with pytest.raises(trainer.Stopped, match="batch 7"):
+    with pytest.raises(trainer.TrainingStopped, match="batch 7"):
         trained(library, config, base, JOBS, PLAN, tmp_path, should_stop=lambda batch: batch == 7)
     assert "7" in {each.name for each in tmp_path.glob("*/*")}
     assert_same_bytes(trained(library, config, base, JOBS, PLAN, tmp_path), together)

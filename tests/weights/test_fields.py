@@ -78,9 +78,10 @@ def test_every_field_that_transformers_writes_is_in_the_table(name):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["LORA", "IA3"])
+@pytest.mark.parametrize("kind", ["LORA", "IA3", "VERA", "PROMPT_TUNING"])
 def test_every_field_that_peft_writes_is_in_the_table(kind):
-    config = {"LORA": "LoraConfig", "IA3": "IA3Config"}[kind]
+    names = {"LORA": "LoraConfig", "IA3": "IA3Config", "VERA": "VeraConfig"}
+    config = names.get(kind, "PromptTuningConfig")
     written = getattr(library("peft"), config)()
     assert not {each.name for each in fields(written)} - peft_fields.TABLES[kind].known
     told = {**written.to_dict(), "peft_type": kind}
@@ -217,7 +218,6 @@ def test_a_lora_of_every_start_is_converted_exactly_or_refused(start, tmp_path):
         {"init_lora_weights": "lora_ga"},
         {"init_lora_weights": "of_next_year"},
         {"alora_invocation_tokens": [3, 4]},
-        {"use_dora": True},
         {"lora_bias": True},
         {"use_qalora": True},
         {"layer_replication": [[0, 2]]},

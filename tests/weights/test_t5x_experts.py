@@ -11,7 +11,15 @@ from elm_jax.weights import t5x_experts
 
 RNG = np.random.default_rng(0)
 DOWN = "encoder/layers_1/attention_adapter/down/kernel"
-OPTIONS = {"bottleneck": {"width": 3}, "lora": {"rank": 3}, "ia3": {}, "full": {}}
+OPTIONS = {
+    "bottleneck": {"width": 3},
+    "lora": {"rank": 3},
+    "dora": {"rank": 3},
+    "vera": {"rank": 3},
+    "prompt": {"tokens": 3},
+    "ia3": {},
+    "full": {},
+}
 
 
 def drawn(kind, base):
