@@ -24,6 +24,12 @@ EXTRAS = {
 }
 
 
+_TPUS = {
+    ("0x1ae0", number) for number in ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+}
+"""Vendor and device numbers of v3 to TPU7x on the PCI bus; other devices of the vendor are network cards."""
+
+
 def doctor() -> dict[str, Any]:
     """Returns devices, versions, packages and free space; `mend` has commands for what is missing."""
     import jax
@@ -52,10 +58,22 @@ def doctor() -> dict[str, Any]:
     }
 
 
-def _find_accelerators(devices: Path = Path("/dev")) -> list[str]:
-    """Returns the extras for accelerators that the system has: files of their drivers tell."""
-    drivers = {"cuda": "nvidia[0-9]*", "tpu": "accel[0-9]*"}
-    return [extra for extra, files in drivers.items() if any(devices.glob(files))]
+def _find_accelerators(root: Path = Path("/")) -> list[str]:
+    """Returns the extras for accelerators that the system has, by a driver's file or the bus they are on."""
+    found = ["cuda"] if any((root / "dev").glob("nvidia[0-9]*")) else []
+    # v4 has driver files of its own, dev/accel0 and so on; v5e and later have VFIO's, which others have too.
+    on_bus = (root / "sys/bus/pci/devices").glob("*/device")
+    if any((root / "dev").glob("accel[0-9]*")) or any(map(_is_tpu, on_bus)):
+        found.append("tpu")
+    return found
+
+
+def _is_tpu(device: Path) -> bool:
+    """Says whether a file of a PCI device's number, beside one of its vendor's, is a TPU's."""
+    try:
+        return (device.with_name("vendor").read_text().strip(), device.read_text().strip()) in _TPUS
+    except OSError:
+        return False
 
 
 def _compilation_cache() -> str:
