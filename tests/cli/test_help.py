@@ -72,17 +72,14 @@ def test_the_module_is_the_command_and_says_its_version(module):
     assert re.fullmatch(r"elm_jax \d+\.\d+\.\d+\S*\n", done.stdout)
 
 
-def test_help_takes_less_than_half_a_second_and_imports_neither_rich_nor_numbers():
+def test_help_imports_neither_rich_nor_numbers():
     code = (
         "import sys\nfrom elm_jax import cli\n"
         "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "import time; print([name for name in ('rich', 'numpy', 'jax', 'yaml') if name in sys.modules])\n"
-        "print(time.process_time())"
+        "print([name for name in ('rich', 'numpy', 'jax', 'yaml') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *_, imported, seconds = done.stdout.splitlines()
-    assert imported == "[]"
-    assert float(seconds) < 0.5
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Tokenised rows are read back as they were rendered, cut but ended, and never for another key."""
 
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -196,19 +195,6 @@ def test_rows_are_padded_at_the_end_and_a_longer_row_is_refused():
     assert tokenized_rows.pad([], 4).shape == (0, 4)
     with pytest.raises(UserError, match="at most 2 tokens, got 3 in row 0"):
         tokenized_rows.pad(rows, 2)
-
-
-def test_twenty_thousand_rows_are_read_and_padded_within_a_second(words, tmp_path):
-    made = tokenized_rows.tokenize_examples(
-        [example(row, " ".join(WORDS)) for row in range(20_000)], words, Lengths(32, 4)
-    )
-    prepared_files.save(tmp_path / "x", made, "a" * 16)
-    start = time.perf_counter()
-    back = prepared_files.load(tmp_path / "x")
-    batch = tokenized_rows.pad(list(back.inputs), 32)
-    taken = time.perf_counter() - start
-    assert batch.shape == (20_000, 32)
-    assert taken < 1.0
 
 
 def test_a_local_file_is_memory_mapped(words, tmp_path):

@@ -1,7 +1,6 @@
 """Templates of strangers end, whatever they do, and ordinary ones render as they do in this process."""
 
 import os
-import time
 
 import pytest
 
@@ -47,10 +46,8 @@ def strict(monkeypatch):
 @pytest.mark.parametrize("source", RUNAWAYS.values(), ids=RUNAWAYS)
 def test_a_strangers_template_ends_within_its_time_and_memory(source, strict):
     template = Template("runaway", "id", source + " ||| t", foreign=True)
-    began = time.process_time()
     with pytest.raises(UserError, match="Template 'runaway'"):
         template.render({}, None)
-    assert time.process_time() - began < 1  # of this process
     fine = Template("fine", "id", "{{ a }} ||| b", foreign=True)
     assert fine.render({"a": "still here"}).input == "still here"
 

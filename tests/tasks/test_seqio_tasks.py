@@ -7,7 +7,6 @@ import dataclasses
 import re
 import socket
 import sys
-import time
 import warnings
 
 import numpy as np
@@ -53,7 +52,7 @@ def rows_of(dataset):
     return list(dataset.as_numpy_iterator())
 
 
-def test_all_tasks_are_registered_in_under_a_second_without_network_or_data(seqio, words, monkeypatch):
+def test_all_tasks_are_registered_without_network_or_data(seqio, words, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("registration reached for data")
 
@@ -61,11 +60,9 @@ def test_all_tasks_are_registered_in_under_a_second_without_network_or_data(seqi
     monkeypatch.setattr(sources, "open_split", never)
     monkeypatch.setattr(raw_rows, "load_rows", never)
     known = specs.task_specs()
-    start = time.process_time()
     made = seqio_tasks.register_tasks(
         known, vocabulary=words, templates_dir=TEMPLATES if TEMPLATES.is_dir() else None
     )
-    assert time.process_time() - start < 1.0
     assert len(made.tasks) == len(known) > 450
     assert set(made.tasks.values()) | set(made.ranked.values()) <= set(seqio.TaskRegistry.names())
     assert {*made.mixtures, seqio_tasks.MULTITASK} <= set(seqio.MixtureRegistry.names())
