@@ -1,4 +1,4 @@
-"""What short commands take: help, a list of a thousand experts, completion in bash, the registration of all tasks.
+"""What short commands take: help, a list of a thousand experts, completion in bash, registering all tasks.
 
 Run     python -m benchmarks.command_start [--rounds 5]
 Takes   about two minutes on one core
@@ -46,9 +46,8 @@ def main() -> None:
         make_library(run / "library")
         script = run / "completion"
         elm = [sys.executable, "-m", "elm_jax"]
-        script.write_text(
-            subprocess.run([*elm, "completion", "bash"], capture_output=True, text=True, check=True).stdout
-        )
+        with script.open("w") as file:
+            subprocess.run([*elm, "completion", "bash"], stdout=file, check=True)
         commands = {
             "`elm --help`": [*elm, "--help"],
             f"`elm experts list` of {EXPERTS:,}": [*elm, "experts", "list", "--run", str(run), "--json"],
@@ -57,9 +56,7 @@ def main() -> None:
         print("| what | seconds of the processor |\n| --- | ---: |")
         for name, command in commands.items():
             print(f"| {name} | {statistics.median(processor_seconds(command) for _ in range(rounds)):.2f} |")
-        print(
-            f"| registration of all tasks in SeqIO, which is imported before | {registration_seconds(rounds):.2f} |"
-        )
+        print(f"| registration of all tasks in SeqIO, imported before | {registration_seconds(rounds):.2f} |")
 
 
 def make_library(root: Path) -> None:

@@ -165,7 +165,7 @@ def _case(
 ) -> Case:
     chosen = programs or (getattr(work, "name", ""),)
     told = works.to_json(work)
-    return Case(name, what, slice_name, mesh or {"fsdp": 1}, works.BUILD, told, chosen, work, tokens)
+    return Case(name, what, slice_name, mesh or {"fsdp": 1}, works.BUILD_FUNCTION, told, chosen, work, tokens)
 
 
 def _t5x(ours: Case, what: str, told: Mapping[str, Any]) -> Case:

@@ -52,13 +52,13 @@ def _turn(facts: Facts) -> Facts:
 
 
 _TIMES = words.DAY_AFTER + words.MONTH_AFTER
-_SIZES = words.ANIMAL_SIZE_OF + words.THING_SIZE_OF
+_SIZES = words.SIZES_OF_ANIMALS + words.SIZES_OF_THINGS
 
 CROWDED = (
     StudyDataset(
         "study_taxonomy_crowd",
         "taxonomy",
-        words.KIND_OF,
+        words.WORD_CATEGORIES,
         {
             "looks at": '{{ other }} looks at the {{ noun }} . {{ name }} looks at the " {{ subject }} " . '
             "what sort of thing does {{ name }} look at ?",
@@ -139,7 +139,7 @@ TURNED = (
     StudyDataset(
         "study_taxonomy_member",
         "taxonomy",
-        _turn(words.KIND_OF),
+        _turn(words.WORD_CATEGORIES),
         {
             "wants one": '{{ name }} wants a thing of the kind " {{ subject }} " . which one is it ?',
             "belongs to": 'which one belongs to the kind " {{ subject }} " ? {{ name }} must choose .',

@@ -17,7 +17,7 @@ import jinja2
 
 from elm_jax.prompting.syntax import SEPARATOR
 from elm_jax.prompting.template_files import load_templates
-from elm_jax.prompting.templates import TRUNCATE, Template
+from elm_jax.prompting.templates import MAX_VALUE_CHARACTERS, Template
 from elm_jax.prompting.values import PROTECTOR
 
 STORY = "The dog ran to the gate because it had heard the car of its owner in the street. "
@@ -64,7 +64,7 @@ def compile_each_time(template: Template, row: dict[str, Any]) -> tuple[str, ...
         return tuple(part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR))
 
     choices = parts(template.answer_choices) if template.answer_choices else None
-    cut = template.jinja.replace("}}", f" | string | truncate({TRUNCATE}) }}}}")
+    cut = template.jinja.replace("}}", f" | string | truncate({MAX_VALUE_CHARACTERS}) }}}}")
     return parts(cut, answer_choices=choices)
 
 

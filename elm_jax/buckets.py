@@ -10,7 +10,7 @@ from etils.epath import backend, gpath
 
 from elm_jax.errors import UserError
 
-CHUNK = 1 << 24
+CHUNK_BYTES = 1 << 24
 """Bytes that are sent or read at once."""
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 PathLike = str | os.PathLike[str]
@@ -62,10 +62,10 @@ def write_object(target: epath.Path, parts: Iterable[bytes]) -> None:
 
     system, name = fsspec.url_to_fs(os.fspath(target))
     following, first = iter(parts), b""
-    while len(first) < CHUNK and (part := next(following, None)) is not None:
+    while len(first) < CHUNK_BYTES and (part := next(following, None)) is not None:
         first += part
     try:
-        if len(first) < CHUNK:  # in one request
+        if len(first) < CHUNK_BYTES:  # in one request
             system.pipe_file(name, first)
             return
         stream = system.open(name, "wb", autocommit=False)

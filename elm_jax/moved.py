@@ -39,7 +39,7 @@ MOVED = {
     "elm_jax.t5x_door.optimizers": "elm_jax.t5x.optimizers",
     "elm_jax.t5x_door.registry": {"registered": "elm_jax.t5x.registry.register_with_seqio"},
 }
-PACKAGES = ("elm_jax.runs", "elm_jax.t5x_door")
+MOVED_PACKAGES = ("elm_jax.runs", "elm_jax.t5x_door")
 # Old name of the package's own -> the new one.
 RENAMED = {"Budget": "elm_jax.TrainConfig"}
 TRAIN_CONFIG_SECTIONS = {
@@ -92,9 +92,9 @@ class OldNames:
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
         """Returns how to load a module that has moved; None for all others."""
         del path, target
-        if name not in MOVED and name not in PACKAGES:
+        if name not in MOVED and name not in MOVED_PACKAGES:
             return None
-        return ModuleSpec(name, self, is_package=name in PACKAGES)  # pyright: ignore[reportArgumentType]
+        return ModuleSpec(name, self, is_package=name in MOVED_PACKAGES)  # pyright: ignore[reportArgumentType]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Returns the module at its new place, or an empty one that knows where its names went."""

@@ -13,7 +13,7 @@ from elm_jax.errors import UserError
 
 MOST_BYTES = 217
 """Of a name on disk: file systems take 255, and what is written has 38 more until it is whole."""
-FEW = 20
+MAX_LISTED_NAMES = 20
 """If no name is near, an error lists all names, up to this many."""
 
 
@@ -100,7 +100,7 @@ def resolve(name: str, known: Iterable[str], *, kind: str, where: str) -> str:
         return name
     near = near_matches(name, known)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    if not near and 0 < len(known) <= FEW:
+    if not near and 0 < len(known) <= MAX_LISTED_NAMES:
         hint = f" There are {', '.join(known)}."
     raise UserError(f"No {kind} named {name!r} in {where} ({len(known)} known).{hint}")
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from elm_jax.errors import UserError
 
-KEY = "range"
-SEEDS = 2**32 - 1
+METADATA_KEY = "range"
+MAX_SEED = 2**32 - 1
 """The largest seed."""
 
 
@@ -51,25 +51,25 @@ class Range:
 
 def whole(least: int, most: int | None = None) -> dict[str, Range]:
     """Returns the metadata of a field of integers from `least` to `most`, the ends included."""
-    return {KEY: Range(least, most, whole=True)}
+    return {METADATA_KEY: Range(least, most, whole=True)}
 
 
 def real(
     least: int | float, most: int | float | None = None, *, above: bool = False, below: bool = False
 ) -> dict[str, Range]:
     """Returns the metadata of a field of finite numbers; `above` and `below` leave out the ends."""
-    return {KEY: Range(least, most, above=above, below=below)}
+    return {METADATA_KEY: Range(least, most, above=above, below=below)}
 
 
 def seed() -> dict[str, Range]:
     """Returns the metadata of a field that seeds random numbers."""
-    return whole(0, SEEDS)
+    return whole(0, MAX_SEED)
 
 
 def check(record: Any) -> None:
     """Raises a UserError if a field of a record has a number out of its range."""
     for each in fields(record):
-        allowed, value = each.metadata.get(KEY), getattr(record, each.name)
+        allowed, value = each.metadata.get(METADATA_KEY), getattr(record, each.name)
         if allowed is not None and value is not None and value not in allowed:
             raise UserError(
                 f"Expected {each.name} as {allowed}, got {value!r}. Fix: change {type(record).__name__}."
@@ -85,5 +85,7 @@ def require(name: str, value: object, allowed: dict[str, Range]) -> None:
         value: Its value.
         allowed: What `whole` or `real` returns.
     """
-    if value not in allowed[KEY]:
-        raise UserError(f"Expected {name} as {allowed[KEY]}, got {value!r}. Fix: give another {name}.")
+    if value not in allowed[METADATA_KEY]:
+        raise UserError(
+            f"Expected {name} as {allowed[METADATA_KEY]}, got {value!r}. Fix: give another {name}."
+        )

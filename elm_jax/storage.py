@@ -22,7 +22,7 @@ from etils import epath
 from safetensors.numpy import save as dump_safetensors
 
 from elm_jax import buckets
-from elm_jax.buckets import CHUNK
+from elm_jax.buckets import CHUNK_BYTES
 from elm_jax.buckets import PathLike as PathLike  # what every room calls storage.PathLike
 from elm_jax.errors import UserError
 from elm_jax.names import lower_first
@@ -145,7 +145,7 @@ def write_stream(where: PathLike, parts: Iterable[bytes]) -> None:
 def copy_file(source: PathLike, target: PathLike) -> None:
     """Copies a file, whole or not at all, also between a disk and a bucket."""
     with path(source).open("rb") as stream:
-        write_stream(target, iter(lambda: stream.read(CHUNK), b""))
+        write_stream(target, iter(lambda: stream.read(CHUNK_BYTES), b""))
 
 
 def read_content(where: PathLike, *, what: str, most: int | None = None) -> bytes:

@@ -90,7 +90,7 @@ def test_an_array_fingerprint_depends_on_name_shape_type_and_bytes():
 
 @pytest.mark.parametrize("chunk", [2, 1 << 24], ids=["in parts", "in one request"])
 def test_an_object_of_a_bucket_is_there_when_its_last_part_is(bucket, monkeypatch, chunk):
-    monkeypatch.setattr(buckets, "CHUNK", chunk)
+    monkeypatch.setattr(buckets, "CHUNK_BYTES", chunk)
     target = bucket / "x.bin"
     storage.write_bytes(target, b"old")
 

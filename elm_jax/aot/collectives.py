@@ -16,8 +16,8 @@ import numpy as np
 
 from elm_jax.aot.hlo import ArrayShape, Computation, Instruction, Module
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_OPCODES = {f"{kind}{form}": kind for kind in KINDS for form in ("", "-start")}
+COLLECTIVE_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_OPCODES = {f"{kind}{form}": kind for kind in COLLECTIVE_KINDS for form in ("", "-start")}
 _FUSED_START, _FUSED_PART = "AsyncCollectiveStart", "async_collective_fusion_config"
 Groups = Sequence[Sequence[int]]
 
@@ -27,7 +27,7 @@ class Collective:
     """Collectives of one kind in a program, of one device and one call.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `COLLECTIVE_KINDS`.
         dtype: of the elements that are sent, such as "bf16".
         axes: the axes of the mesh along which the devices of a group stand apart; () between slices.
         group_size: the number of devices that take part together; 0 between slices.
@@ -63,7 +63,7 @@ def find_fused_channels(module: Module) -> frozenset[str]:
         for computation in module.computations.values()
         if any(each.target == _FUSED_START for each in computation.instructions)
         for instruction in computation.instructions
-        if instruction.opcode in KINDS
+        if instruction.opcode in COLLECTIVE_KINDS
     )
 
 

@@ -110,7 +110,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Step:
+class ExecutedInstruction:
     """An instruction that a program runs, outside of fusions.
 
     Attributes:
@@ -180,27 +180,27 @@ def list_products(text: str) -> list[tuple[Product, int]]:
     ]
 
 
-def iterate_steps(module: Module) -> Iterator[Step]:
+def iterate_steps(module: Module) -> Iterator[ExecutedInstruction]:
     """Yields the instructions that one call of a program runs, those of loops once with their trips.
 
     A conditional counts all its branches. A loop of unknown length is yielded itself, and counts as one run.
     """
 
-    def visit(computation: Computation, times: int) -> Iterator[Step]:
+    def visit(computation: Computation, times: int) -> Iterator[ExecutedInstruction]:
         for instruction in computation.instructions:
             if instruction.opcode == "while":
                 trips = count_trips(module, computation, instruction)
                 if trips is None:
-                    yield Step(computation, instruction, times)
+                    yield ExecutedInstruction(computation, instruction, times)
                 for kind, runs in (("body", trips or 0), ("condition", (trips or 0) + 1)):
-                    for called in module.called(instruction, kind):
+                    for called in module.called_computations(instruction, kind):
                         yield from visit(called, times * (1 if trips is None else runs))
             elif instruction.opcode in ("call", "conditional"):
                 for kind in _BRANCHES:
-                    for called in module.called(instruction, kind):
+                    for called in module.called_computations(instruction, kind):
                         yield from visit(called, times)
             else:
-                yield Step(computation, instruction, times)
+                yield ExecutedInstruction(computation, instruction, times)
 
     yield from visit(module.entry, 1)
 
@@ -256,7 +256,7 @@ def _fusion_moves(
     writes the part, after a scatter has read it.
     """
     found = list(whole)
-    for fused in module.called(fusion):
+    for fused in module.called_computations(fusion):
         root = fused.root
         updated = root.operands[0] if root.opcode in _UPDATES else ""
         for parameter in fused.instructions:

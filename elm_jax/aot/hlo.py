@@ -19,7 +19,9 @@ _TILED = re.compile(r"\{([\d,]+):T\((\d+)(?:,(\d+))?\)")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _METADATA = re.compile(r"kernel_metadata=\{[^{}]*\}")  # of several lines
 _NAME = re.compile(r"%([\w.\-]+)")
-_REFERENCES = re.compile(r"(calls|body|condition|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
+_COMPUTATION_REFERENCES = re.compile(
+    r"(calls|body|condition|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,10 @@ class Instruction:
     def references(self) -> Mapping[str, tuple[str, ...]]:
         """The names of computations, by the attribute that names them, such as "calls" or "body"."""
         head = self.attributes.partition(", backend_config=")[0]
-        return {kind: tuple(re.findall(r"[\w.\-]+", names)) for kind, names in _REFERENCES.findall(head)}
+        return {
+            kind: tuple(re.findall(r"[\w.\-]+", names))
+            for kind, names in _COMPUTATION_REFERENCES.findall(head)
+        }
 
     @property
     def cycles(self) -> int | None:
@@ -166,14 +171,14 @@ class Module:
     computations: Mapping[str, Computation]
     entry: Computation
 
-    def called(self, instruction: Instruction, kind: str = "calls") -> tuple[Computation, ...]:
+    def called_computations(self, instruction: Instruction, kind: str = "calls") -> tuple[Computation, ...]:
         """Returns the computations that an instruction names in one of its attributes."""
         names = instruction.references.get(kind, ())
         return tuple(self.computations[name] for name in names if name in self.computations)
 
     def fused(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """Yields the instructions inside a fusion, and inside fusions in it, each with its computation."""
-        for computation in self.called(instruction):
+        for computation in self.called_computations(instruction):
             for inner in computation.instructions:
                 yield computation, inner
                 yield from self.fused(inner)

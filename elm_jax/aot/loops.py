@@ -45,7 +45,10 @@ def count_trips(module: Module, around: Computation, loop: Instruction) -> int |
     """
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    [condition], [body] = module.called(loop, "condition"), module.called(loop, "body")
+    [condition], [body] = (
+        module.called_computations(loop, "condition"),
+        module.called_computations(loop, "body"),
+    )
     before = _elements(around, loop.operands[0])
     after = _elements(body, body.root.name)
 
@@ -184,4 +187,4 @@ def _add_linear(left: Linear | None, right: Linear | None, sign: int) -> Linear 
 
 
 def _callee(module: Module, instruction: Instruction) -> Computation:
-    return (module.called(instruction) or module.called(instruction, "to_apply"))[0]
+    return (module.called_computations(instruction) or module.called_computations(instruction, "to_apply"))[0]

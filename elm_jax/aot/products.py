@@ -13,7 +13,7 @@ import numpy as np
 
 from elm_jax.aot.hlo import Computation, Instruction, Module
 
-OPCODES = ("convolution", "dot")
+PRODUCT_OPCODES = ("convolution", "dot")
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class _Axis:
 
 def find_products(module: Module, computation: Computation, instruction: Instruction) -> Iterator[Product]:
     """Yields the products that an instruction makes: its own, or those inside a fusion."""
-    if instruction.opcode in OPCODES:
+    if instruction.opcode in PRODUCT_OPCODES:
         yield _product(computation, instruction)
     for inside, inner in module.fused(instruction):
-        if inner.opcode in OPCODES:
+        if inner.opcode in PRODUCT_OPCODES:
             yield _product(inside, inner)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from elm_jax import names
 
-GROUPS = ("train", "unseen", "bigbench", "mini", "mini-train", "mini-unseen")
-VALUES = {
+TASK_GROUPS = ("train", "unseen", "bigbench", "mini", "mini-train", "mini-unseen")
+OPTION_VALUES = {
     "--as": ("experts", "dataset", "multitask"),
     "--dtype": ("float32", "bfloat16"),
-    "--group": GROUPS,
-    "--groups": GROUPS,
+    "--group": TASK_GROUPS,
+    "--groups": TASK_GROUPS,
     "--kind": ("bottleneck", "lora", "dora", "vera", "ia3", "prompt", "full"),
     "--on-bad-row": ("leave-out", "refuse"),
     "--over": ("rows", "prompts"),
@@ -24,7 +24,7 @@ VALUES = {
 """What an option takes; options that are not here take a file or a text."""
 TASK_VERBS = ("evaluate", "prepare", "route", "train", "tasks check", "tasks preview", "tasks show")
 
-BASH = """\
+BASH_SCRIPT = """\
 # Completes elm in bash and zsh, without starting Python.
 [ -n "$ZSH_VERSION" ] && autoload -Uz bashcompinit compinit && compinit -u && bashcompinit
 _elm() {
@@ -78,11 +78,11 @@ def bash_script(elm: Any, tasks: list[str]) -> str:
         f'            "{path}") words="{" ".join(_words(path, command, tasks))}" ;;'
         for path, command in every
     ]
-    values = [f'        {name}) words="{" ".join(known)}" ;;' for name, known in VALUES.items()]
-    return BASH % {
+    values = [f'        {name}) words="{" ".join(known)}" ;;' for name, known in OPTION_VALUES.items()]
+    return BASH_SCRIPT % {
         "verbs": " | ".join(f'"{path if " " in path else f" {path}"}"' for path, _ in every if path),
         "values": "\n".join(values),
-        "takers": " | ".join(name for name in takers if name not in VALUES),
+        "takers": " | ".join(name for name in takers if name not in OPTION_VALUES),
         "words": "\n".join(lines),
     }
 
@@ -101,7 +101,7 @@ def fish_script(elm: Any, tasks: list[str]) -> str:
             lines.append(f"{start} -f -a {name} -d {help_text}")
         for name in _option_names(command):
             flag = f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
-            known = VALUES.get(name)
+            known = OPTION_VALUES.get(name)
             needs = f" -x -a {shlex.quote(' '.join(known))}" if known else ""
             if not known and name in _option_names(command, takes_value=True):
                 needs = " -r"

@@ -66,7 +66,7 @@ def open_run(
     from elm_jax.session import opening
     from elm_jax.session.run_directory import Workspace
 
-    unmade = name_base(run, source, dtype=dtype, lengths=lengths, dry_run=dry_run)
+    unmade = resolve_base_settings(run, source, dtype=dtype, lengths=lengths, dry_run=dry_run)
     return opening.open_run(
         Workspace.at(run, read_only=dry_run),
         **unmade,
@@ -78,7 +78,7 @@ def open_run(
     )
 
 
-def name_base(
+def resolve_base_settings(
     run: str,
     source: SourceFlags,
     *,
@@ -139,7 +139,7 @@ def row_reader(run: str | None, source: SourceFlags, tokens: TokenFlags, render:
     from elm_jax.tasks import data_source
 
     if run:
-        name_base(run, source, lengths=tokens)
+        resolve_base_settings(run, source, lengths=tokens)
     if run or tokens.vocabulary:
         reading = opening.load_data_settings(
             run or DEFAULT_OUT, vocabulary_file=tokens.vocabulary, extra_ids=tokens.extra_ids

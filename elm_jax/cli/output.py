@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from elm_jax.evaluation.evaluate import EvaluationResult
     from elm_jax.reporting.tables import Table
 
-GAP = "  "
-NUMERIC = "0123456789+-−–<([."
+COLUMN_GAP = "  "
+NUMERIC_STARTS = "0123456789+-−–<([."
 """What a cell of numbers begins with."""
 LIST_MARK = re.compile(r"(,| \+) ")
 """What stands between the items of a list in a cell."""
@@ -103,7 +103,7 @@ def table_lines(table: "Table", width: int, *, may_shrink: bool = False) -> Iter
         for number, cells in enumerate(zip(*part, strict=True)):
             yield from _row_lines(cells, widths, of_numbers)
             if number == 0:
-                yield GAP.join("─" * each for each in widths)
+                yield COLUMN_GAP.join("─" * each for each in widths)
     if captions:
         yield ""
         yield from textwrap.wrap(" ".join(captions), width, break_long_words=False, break_on_hyphens=False)
@@ -114,9 +114,9 @@ def _choose_columns(widths: Sequence[int], width: int) -> list[int]:
     ends = sorted({0, *range(max(0, len(widths) - 2), len(widths))})
     kept, room = list(ends), width - _total(widths[number] for number in ends)
     for number in range(len(widths)):
-        if number not in ends and widths[number] + len(GAP) <= room:
+        if number not in ends and widths[number] + len(COLUMN_GAP) <= room:
             kept.append(number)
-            room -= widths[number] + len(GAP)
+            room -= widths[number] + len(COLUMN_GAP)
         elif number not in ends:
             break
     return sorted(kept)
@@ -150,7 +150,7 @@ def _split(columns: Columns, width: int) -> Iterator[Columns]:
 
 def _is_of_numbers(column: Sequence[str]) -> bool:
     """Returns whether a column, its header aside, has numbers alone, which end at the right."""
-    return all("\n" not in cell and (not cell or cell[0] in NUMERIC) for cell in column[1:])
+    return all("\n" not in cell and (not cell or cell[0] in NUMERIC_STARTS) for cell in column[1:])
 
 
 def _row_lines(cells: Sequence[str], widths: Sequence[int], of_numbers: Sequence[bool]) -> Iterator[str]:
@@ -162,7 +162,7 @@ def _row_lines(cells: Sequence[str], widths: Sequence[int], of_numbers: Sequence
             text = each[at] if at < len(each) else ""
             space = " " * (wide - _width(text))
             line.append(space + text if is_number else text + space)
-        yield GAP.join(line).rstrip()
+        yield COLUMN_GAP.join(line).rstrip()
 
 
 def _column_width(column: Sequence[str]) -> int:
@@ -172,7 +172,7 @@ def _column_width(column: Sequence[str]) -> int:
 def _total(widths: Any) -> int:
     """Returns the width of columns beside each other."""
     widths = list(widths)
-    return sum(widths) + len(GAP) * (len(widths) - 1)
+    return sum(widths) + len(COLUMN_GAP) * (len(widths) - 1)
 
 
 def _width(text: str) -> int:

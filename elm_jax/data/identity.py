@@ -61,12 +61,12 @@ def identify_rows(spec: TaskSpec, source: Source) -> Mapping[str, Any]:
         "kind": row_source.kind,
         "name": [row_source.name, row_source.config, row_source.revision],
         "columns": [row_source.adapter, dataset.label, *dataset.columns, *row_source.header],
-        **_identify_format(row_source),
+        **_format_identity(row_source),
         "content": _identify_content(dataset, row_source, split, data_dir, spec.prompt),
     }
 
 
-def _identify_format(source: catalogue.RowSource) -> dict[str, str]:
+def _format_identity(source: catalogue.RowSource) -> dict[str, str]:
     """Returns how files are read if it is not the usual way, so that those of first versions are current."""
     usual = catalogue.RowSource(source.kind)
     given = {name: getattr(source, name) for name in ("delimiter", "encoding")}

@@ -1,7 +1,7 @@
 """Missing rows: which tasks have no rows here, and how to get them, found out without trying to.
 
 A download that cannot succeed is tried for most of a minute, dataset by dataset, by the libraries that make
-it. So a server is asked first whether it answers at all, once, and for no longer than `PATIENCE`.
+it. So a server is asked first whether it answers at all, once, for `SERVER_TIMEOUT_SECONDS` at most.
 """
 
 import functools
@@ -23,7 +23,7 @@ from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import Dataset, RowSource, all_datasets
 from elm_jax.tasks.specs import is_embedded
 
-PATIENCE = 2.0
+SERVER_TIMEOUT_SECONDS = 2.0
 """Seconds that a server has to answer."""
 
 
@@ -110,7 +110,7 @@ def find_server(kind: str) -> str | None:
 
 
 def is_reachable(host: str) -> bool:
-    """Returns whether a server answers, through a proxy where one is set, within `PATIENCE`.
+    """Returns whether a server answers, through a proxy where one is set, within `SERVER_TIMEOUT_SECONDS`.
 
     Args:
         host: Its name, or its address if that is not of HTTPS.
@@ -121,7 +121,7 @@ def is_reachable(host: str) -> bool:
         address = host if "://" in host else f"https://{host}"
         request = urllib.request.Request(address, method="HEAD")
         try:
-            urllib.request.urlopen(request, timeout=PATIENCE).close()
+            urllib.request.urlopen(request, timeout=SERVER_TIMEOUT_SECONDS).close()
         except urllib.error.HTTPError:  # it answered
             answers.put(True)
         except (OSError, http.client.HTTPException):
@@ -132,7 +132,7 @@ def is_reachable(host: str) -> bool:
     # Looking up a name has no timeout of its own.
     threading.Thread(target=ask, daemon=True).start()
     try:
-        return answers.get(timeout=PATIENCE)
+        return answers.get(timeout=SERVER_TIMEOUT_SECONDS)
     except queue.Empty:
         return False
 

@@ -21,7 +21,7 @@ from elm_jax.records import RowCounts
 from elm_jax.tasks import rendering
 from elm_jax.tasks.row_counts import add_counts
 
-AHEAD = 2
+RANGES_PER_PROCESS = 2
 """Ranges that are given out for each process."""
 
 JobResult = RowCounts | str
@@ -190,7 +190,7 @@ def _run_shared(groups: Sequence[_Group], processes: int) -> Iterator[tuple[str,
     with worker_pool.open_pool(processes) as pool:
         try:
             while pending or any(group.has_more for group in groups):
-                while len(pending) < AHEAD * processes:
+                while len(pending) < RANGES_PER_PROCESS * processes:
                     group = next((group for group in groups if group.has_more), None)
                     if group is None:
                         break

@@ -16,11 +16,11 @@ from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.row_counts import add_counts
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-CUT = "bold yellow"
-UNSEEN = "red"
-UNKNOWN = "magenta"
-FOLDED = "cyan"
-MARKS = "underline"
+CUT_STYLE = "bold yellow"
+UNSEEN_STYLE = "red"
+UNKNOWN_STYLE = "magenta"
+FOLDED_STYLE = "cyan"
+COMBINING_MARK_STYLE = "underline"
 ELLIPSIS = "..."  # what jinja's filter `truncate` ends a cut text with
 
 
@@ -95,14 +95,14 @@ def _lines(
     example: PromptedExample, whole: PromptedExample | None, tokenizer: Tokenizer | None, lengths: Lengths
 ) -> Iterator[Text]:
     if whole is None:
-        yield Text("[cannot be rendered without the limit of characters]", CUT)
+        yield Text("[cannot be rendered without the limit of characters]", CUT_STYLE)
         whole = example
     yield from mark_text(example.input, whole.input, tokenizer, lengths.prompt, is_input=True)
     notes = _note_choices(example.choices, tokenizer, lengths)
     for number, (choice, note) in enumerate(zip(example.choices, notes, strict=True)):
         mark = Text("* " if number == example.label else "  ")
         first, *more = mark_text(choice, choice, tokenizer, lengths.answer)
-        yield from (mark + first + Text(note, UNSEEN), *more)
+        yield from (mark + first + Text(note, UNSEEN_STYLE), *more)
     first, *more = mark_text(example.target, whole.target, tokenizer, lengths.answer)
     yield from (Text("-> ", style="bold") + first, *more)
     texts = [example.input, example.target, *example.choices]
@@ -133,7 +133,7 @@ def mark_text(
     kept = most - (tokenizer.input_eos if tokenizer and is_input else 1)
     seen = len(text) if tokenizer is None else count_seen_characters(text, tokenizer, kept)
     for start, end in find_decomposed(text):
-        shown.stylize(MARKS, start, end)
+        shown.stylize(COMBINING_MARK_STYLE, start, end)
     decoded = text
     if tokenizer is not None:
         ids = tokenizer.encode(text)
@@ -141,25 +141,25 @@ def mark_text(
         for part in token_losses.count_missing([text], [ids], tokenizer):
             bounds = (r"(?<!\S)", r"(?!\S)") if tokenizer.has_words_only else ("", "")
             for match in re.finditer(re.escape(part).join(bounds), text):
-                shown.stylize(UNKNOWN, *match.span())
+                shown.stylize(UNKNOWN_STYLE, *match.span())
         for at, character in enumerate(text):
             if character in tokenizer.folded:
-                shown.stylize(f"{FOLDED} reverse", at, at + 1)
+                shown.stylize(f"{FOLDED_STYLE} reverse", at, at + 1)
     if seen < len(text):
-        shown.stylize(UNSEEN, seen)
+        shown.stylize(UNSEEN_STYLE, seen)
     cuts = find_cuts(text, whole)
     for place in cuts:
-        shown.stylize(CUT, place, place + len(ELLIPSIS))
+        shown.stylize(CUT_STYLE, place, place + len(ELLIPSIS))
     if cuts:
         cut = len(whole) - len(text) + len(cuts) * len(ELLIPSIS)
-        shown.append(f" [{cut:,} characters cut by the template]", CUT)
+        shown.append(f" [{cut:,} characters cut by the template]", CUT_STYLE)
     elif text != whole:
-        shown.append(f" [without the limit of characters: {whole!r:.200}]", CUT)
+        shown.append(f" [without the limit of characters: {whole!r:.200}]", CUT_STYLE)
     if seen < len(text):
-        shown.append(f" [cut after {most} tokens: the last {len(text) - seen:,} characters]", UNSEEN)
+        shown.append(f" [cut after {most} tokens: the last {len(text) - seen:,} characters]", UNSEEN_STYLE)
     yield shown
     if decoded.strip() != text[:seen].strip():
-        yield Text("   the model sees: ", style="dim") + Text(decoded, UNKNOWN)
+        yield Text("   the model sees: ", style="dim") + Text(decoded, UNKNOWN_STYLE)
 
 
 def _note_choices(choices: Sequence[str], tokenizer: Tokenizer | None, lengths: Lengths) -> list[str]:

@@ -22,7 +22,7 @@ from elm_jax.tasks.datasets import Dataset
 from elm_jax.tasks.raw_rows import RawRows
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-RENDERINGS = 8192
+RENDERINGS_PER_RANGE = 8192
 """About so many rows a range gives, over all prompts."""
 FEWEST_ROWS = 256
 
@@ -113,7 +113,7 @@ def open_group(jobs: Sequence[PrepareJob]) -> RowGroup:
 def range_length(jobs: Sequence[PrepareJob]) -> int:
     """Returns how many rows a range of tasks has, however many processes there are."""
     limit = jobs[0].source.limit
-    length = max(FEWEST_ROWS, RENDERINGS // len(jobs))
+    length = max(FEWEST_ROWS, RENDERINGS_PER_RANGE // len(jobs))
     return length if limit is None else min(length, limit)
 
 

@@ -14,9 +14,9 @@ from elm_jax import schema
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-WORST = 5
+MAX_NAMED_LOSSES = 5
 """Characters or words that a sentence names."""
-KEPT = 100
+MAX_FILED_LOSSES = 100
 """Those that a file keeps."""
 
 
@@ -250,13 +250,13 @@ def name_worst(missing: Mapping[str, int]) -> str:
     >>> name_worst({"é": 3, chr(10): 12})
     "'\\\\n' 12, 'é' 3"
     """
-    worst = list(keep_worst(missing).items())[:WORST]
+    worst = list(keep_worst(missing).items())[:MAX_NAMED_LOSSES]
     return ", ".join(f"{part!r} {count:,}" for part, count in worst)
 
 
 def keep_worst(missing: Mapping[str, int]) -> dict[str, int]:
     """Returns the most frequent of what a vocabulary lacks, as a file keeps it."""
-    return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0]))[:KEPT])
+    return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0]))[:MAX_FILED_LOSSES])
 
 
 def dump_losses(losses: TokenLosses) -> bytes:

@@ -18,7 +18,7 @@ from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.files import ExpertDescription
-from elm_jax.experts.lookup import BASE, library_finder
+from elm_jax.experts.lookup import BASE_SCORER, library_finder
 from elm_jax.models import flops
 from elm_jax.reporting.formatting import format_duration, format_quantity
 from elm_jax.scoring import buckets
@@ -101,7 +101,7 @@ def estimate_remaining(
     members = {name: gate.experts for name, gate in selection.gates.items()}
     # What is not merged yet is as large as one of those that it is made of, or nearly so.
     members |= {name: composite.members[:1] for name, composite in selection.composites.items()}
-    own = {name: members.get(name, (name,)) for name in {cell.scorer for cell in missing} - {BASE}}
+    own = {name: members.get(name, (name,)) for name in {cell.scorer for cell in missing} - {BASE_SCORER}}
     described = {
         expert: home_of(expert).describe(expert)
         for expert in {each for names in own.values() for each in names}

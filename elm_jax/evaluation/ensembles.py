@@ -18,10 +18,14 @@ from elm_jax.scoring import rank
 
 ENSEMBLE = "ensemble"
 """What stands in a method's string in the place of a merge."""
-MEANS = ("probabilities", "log_probabilities")
+ENSEMBLE_MEANS = ("probabilities", "log_probabilities")
 ENSEMBLE_OPTIONS = {
     "of": MergeOption(
-        str, MEANS[0], "what the mean is of", " or ".join(MEANS), is_valid=lambda value: value in MEANS
+        str,
+        ENSEMBLE_MEANS[0],
+        "what the mean is of",
+        " or ".join(ENSEMBLE_MEANS),
+        is_valid=lambda value: value in ENSEMBLE_MEANS,
     )
 }
 
@@ -33,7 +37,7 @@ class Ensemble:
     Attributes:
         members: their ids.
         weights: one a member, with sum 1.
-        of: what the mean is of, one of `MEANS`.
+        of: what the mean is of, one of `ENSEMBLE_MEANS`.
     """
 
     members: tuple[str, ...]

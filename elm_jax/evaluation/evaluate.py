@@ -351,7 +351,7 @@ def _report(
             equal_choices=results.equal_choices(),
             made_of=made_of,
             task_rows=results.task_rows(),
-            expert_counts=results.expert_counts() if every_expert else (),
+            expert_counts=results.correct_counts() if every_expert else (),
             families={spec.id: spec.family or spec.dataset for spec in task_specs()},
             key_map=results.selection.key_map,
         )

@@ -13,7 +13,7 @@ import numpy as np
 from elm_jax.experts.expert_cache import NEUTRAL_SLOT, ExpertCache
 from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, library_finder
+from elm_jax.experts.lookup import BASE_SCORER, library_finder
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding
 from elm_jax.records import Params
@@ -68,10 +68,10 @@ def load_stacks(
     home_of = library_finder(run.workspace)
     by_shape: dict[Any, dict[str, ExpertDescription]] = {}
     for name in names:
-        if name != BASE and name not in gates:
+        if name != BASE_SCORER and name not in gates:
             description = home_of(name).describe(name)
             by_shape.setdefault(_stacking_key(description), {})[name] = description
-    base_is_due = BASE in names
+    base_is_due = BASE_SCORER in names
     for (kind, _), members in by_shape.items():
         if kind == "full":
             for name in members:
@@ -82,11 +82,11 @@ def load_stacks(
         for chunk, params, places in cache.load_chunks(list(members)):
             slots = {name: int(place) for name, place in zip(chunk, places, strict=True)}
             yield ExpertStack(
-                {BASE: NEUTRAL_SLOT, **slots} if base_is_due else slots, run.base.params, params
+                {BASE_SCORER: NEUTRAL_SLOT, **slots} if base_is_due else slots, run.base.params, params
             )
             base_is_due = False
     if base_is_due:
-        yield ExpertStack({BASE: 0}, run.base.params)
+        yield ExpertStack({BASE_SCORER: 0}, run.base.params)
     for name in names:
         if name in gates:
             yield ExpertStack(

@@ -10,7 +10,7 @@ from elm_jax.evaluation import ranking
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask
-from elm_jax.experts.lookup import BASE, library_finder
+from elm_jax.experts.lookup import BASE_SCORER, library_finder
 from elm_jax.launch import hosts
 from elm_jax.records import TaskSpec
 from elm_jax.session.workspace import Run
@@ -74,7 +74,7 @@ def list_cells(specs: Sequence[TaskSpec], selection: ScorerSelection, experts: S
 def find_used_experts(cells: Iterable[Cell], selection: ScorerSelection) -> list[str]:
     """Returns the experts that score, alone, merged or behind a gate."""
     used: set[str] = set()
-    for scorer in {cell.scorer for cell in cells} - {BASE}:
+    for scorer in {cell.scorer for cell in cells} - {BASE_SCORER}:
         if scorer in selection.composites:
             used.update(selection.composites[scorer].members)
         elif scorer in selection.gates:

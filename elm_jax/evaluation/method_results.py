@@ -18,7 +18,7 @@ from elm_jax.evaluation.results_cache import Cell, TaskScorer
 from elm_jax.evaluation.scorer_selection import ScorerSelection
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, DescribedLibrary, library_finder
+from elm_jax.experts.lookup import BASE_SCORER, DescribedLibrary, library_finder
 from elm_jax.records import PromptedExample, TaskScores
 from elm_jax.reporting import metrics
 from elm_jax.reporting.metrics import CorrectCount
@@ -31,7 +31,7 @@ from elm_jax.reporting.records import (
 )
 from elm_jax.session.workspace import Run
 
-MAX_EXAMPLES = 200  # rows of a report to look at
+MAX_SHOWN_EXAMPLES = 200  # rows of a report to look at
 
 
 @dataclass(repr=False)
@@ -116,7 +116,7 @@ class MethodResults:
             for task in self.ranked_tasks
         ]
 
-    def expert_counts(self) -> Iterator[CorrectCount]:
+    def correct_counts(self) -> Iterator[CorrectCount]:
         """Yields how much every expert got right of every task with answer choices."""
         for expert in self.experts:
             for task in self.ranked_tasks:
@@ -158,7 +158,7 @@ class MethodResults:
             self._generated_result(method, task) for method in self.methods for task in self.generated_tasks
         ]
 
-    def examples(self, first: EvaluationMethod | None, most: int = MAX_EXAMPLES) -> list[RowExample]:
+    def examples(self, first: EvaluationMethod | None, most: int = MAX_SHOWN_EXAMPLES) -> list[RowExample]:
         """Returns some rows of every task with what the methods made of them.
 
         Those that `first` got wrong come first. Every task has as many, as far as it has them.
@@ -210,7 +210,7 @@ class MethodResults:
         )
 
     def _scores(self, method: EvaluationMethod, task: EvaluationTask) -> TaskScores:
-        scores = ranking.method_scores(self.scores, task.id, self.scorer(method, task), method.name)
+        scores = ranking.load_or_compute_scores(self.scores, task.id, self.scorer(method, task), method.name)
         return ranking.drop_rows(scores, self._left_out(task))
 
     @cached_property
@@ -248,7 +248,7 @@ class MethodResults:
     def _training_datasets(self, scorer: str) -> set[str]:
         """Returns the datasets that what works on a task was trained on."""
         if scorer not in self._datasets:
-            if scorer == BASE:
+            if scorer == BASE_SCORER:
                 return set()  # also where there is no library
             if scorer in self.selection.composites:
                 found = derived_experts.training_datasets(self._library, self.selection.composites[scorer])

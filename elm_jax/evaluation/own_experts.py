@@ -7,7 +7,7 @@ from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.records import TaskSpec
 
-KINDS = ("prompt", "dataset")
+OWN_EXPERT_KINDS = ("prompt", "dataset")
 """What an own expert may be of: the task's prompt, or all prompts of its dataset."""
 
 
@@ -25,7 +25,7 @@ def find_own_experts(
     Raises:
         UserError: If there is none for a task, or if `of` is neither.
     """
-    names.resolve(of, KINDS, kind="own expert", where="the option `of` of router 'own'")
+    names.resolve(of, OWN_EXPERT_KINDS, kind="own expert", where="the option `of` of router 'own'")
     by_target: dict[str, str] = {}
     for expert in experts:
         spec = library.spec(expert)

@@ -164,7 +164,7 @@ def missing_cells(
     return results_cache.find_missing(run, files, _cache_keys(run, tasks, content_addressed), is_quiet=True)
 
 
-def method_scores(scores: ScoreStore, task: str, scorer: TaskScorer, method: str) -> TaskScores:
+def load_or_compute_scores(scores: ScoreStore, task: str, scorer: TaskScorer, method: str) -> TaskScores:
     """Returns a method's scores of a task, put together if they are not those of one scorer."""
     if isinstance(scorer, str):
         return replace(scores[Cell(task, scorer)], method=method)

@@ -29,7 +29,7 @@ from elm_jax.errors import DamagedResultsError, UserError
 from elm_jax.evaluation.ensembles import Ensemble
 from elm_jax.evaluation.expert_stacks import ExpertStack
 from elm_jax.experts import result_files
-from elm_jax.experts.lookup import BASE, library_finder
+from elm_jax.experts.lookup import BASE_SCORER, library_finder
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
 
@@ -118,7 +118,7 @@ def scorer_cache_keys(run: Run, content_addressed: Iterable[str] = ()) -> Callab
         content_addressed: scorers whose names stand for all that they are.
     """
     home_of = library_finder(run.workspace)
-    parts: dict[str, list[str]] = {name: [name] for name in (BASE, *content_addressed)}
+    parts: dict[str, list[str]] = {name: [name] for name in (BASE_SCORER, *content_addressed)}
 
     def cache_key(scorer: str, other: str) -> str:
         if scorer not in parts:
@@ -212,7 +212,7 @@ def _with_model(run: Run, rows: RowsIdentity) -> RowsIdentity:
 
 
 def _identity_file(run: Run, task: str) -> epath.Path:
-    place = cell_file(run.workspace.scores, Cell(task, BASE), ()).parent
+    place = cell_file(run.workspace.scores, Cell(task, BASE_SCORER), ()).parent
     return place / ("rows.json" if run.source.limit is None else f"rows.limit_{run.source.limit}.json")
 
 

@@ -14,15 +14,15 @@ from elm_jax.errors import UserError
 from elm_jax.evaluation import candidates, derived_experts, few_shot
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.derived_experts import LORAHUB, Composite
-from elm_jax.evaluation.ensembles import ENSEMBLE, MEANS, Ensemble
+from elm_jax.evaluation.ensembles import ENSEMBLE, ENSEMBLE_MEANS, Ensemble
 from elm_jax.evaluation.few_shot import FewShotExamples, FewShotPool
 from elm_jax.evaluation.few_shot_training import FINETUNE, FINETUNE_OPTIONS
 from elm_jax.evaluation.methods import DEFAULT_SHOTS, HINDSIGHT_ROUTERS, EvaluationMethod
-from elm_jax.evaluation.own_experts import KINDS, find_own_experts
+from elm_jax.evaluation.own_experts import OWN_EXPERT_KINDS, find_own_experts
 from elm_jax.evaluation.results_cache import TaskScorer
 from elm_jax.evaluation.tasks import EvaluationTask
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE
+from elm_jax.experts.lookup import BASE_SCORER
 from elm_jax.records import Selection, TaskSpec
 from elm_jax.reporting.records import KeyMap
 from elm_jax.reporting.summary import OWN
@@ -140,11 +140,11 @@ class _Selector:
     def select(self, method: EvaluationMethod) -> dict[str, TaskScorer]:
         """Returns a method's scorer of every task."""
         if method.router == "base":
-            return dict.fromkeys(self.tasks, BASE)
+            return dict.fromkeys(self.tasks, BASE_SCORER)
         if method.router == "multitask":
             return dict.fromkeys(self.tasks, find_multitask_expert(self.run, method.options.get("name", "")))
         if method.router == OWN:
-            return self._find_own(method.options.get("of", KINDS[0]))
+            return self._find_own(method.options.get("of", OWN_EXPERT_KINDS[0]))
         if method.router == "lorahub":
             return {task.id: self._fit(task, method) for task in self.tasks.values()}
         if method.level == "token":
@@ -212,7 +212,7 @@ class _Selector:
                     f"{selection.task!r}, which is answered in free text. Fix: leave out that task, or merge "
                     "the experts."
                 )
-            of = method.merge_options.get("of", MEANS[0])
+            of = method.merge_options.get("of", ENSEMBLE_MEANS[0])
             return Ensemble(tuple(selection.weights), tuple(selection.weights.values()), of)
         merge = method.merge or "average"
         key = storage.fingerprint([merge, method.merge_options, list(selection.weights.items())])

@@ -20,9 +20,9 @@ from elm_jax.weights.base_model import DTYPES, Base, dtype_name, make_base
 BASE_DIRECTORY = "base"  # next to an adapter: the model that it is loaded onto
 # Format -> the file that is written last.
 MARKERS: Mapping[str, str] = {
-    "hf": hf_config.FILE,
+    "hf": hf_config.CONFIG_FILE,
     "t5x": t5x_write.DIRECTORY,
-    "elm": elm.CONFIG,
+    "elm": elm.CONFIG_FILE,
 }
 
 
@@ -113,10 +113,10 @@ def _write_model(
     for name in (*huggingface.OTHER_FILES, opening.VOCABULARY_FILE):
         if (source / name).exists():
             content = storage.read_content(source / name, what="A model's file")
-            if name == hf_config.GENERATION:
+            if name == hf_config.GENERATION_CONFIG_FILE:
                 content = _drop_fields(content, ignore)
             storage.write_bytes(place / name, content)
-    of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS).exists() else hf_config.FILE)
+    of_hf = source / (elm.HF_CONFIG if (source / elm.PARAMS_FILE).exists() else hf_config.CONFIG_FILE)
     like = (
         _drop_fields(storage.read_content(of_hf, what="A configuration"), ignore) if of_hf.exists() else None
     )
@@ -236,7 +236,7 @@ def _no_base_error(source: epath.Path) -> UserError:
 
 
 def _model_type(directory: epath.Path) -> str:
-    file = directory / hf_config.FILE
+    file = directory / hf_config.CONFIG_FILE
     return storage.read_json_value(file, what="A model's configuration")["model_type"]
 
 

@@ -13,7 +13,7 @@ from elm_jax.experts.library import Library
 from elm_jax.models import paths
 from elm_jax.records import Expert, ExpertSpec, Params
 from elm_jax.session import settings
-from elm_jax.session.workspace import DEFAULT, Workspace
+from elm_jax.session.workspace import DEFAULT_RUN, Workspace
 from elm_jax.weights import downloads, load, peft, t5x, t5x_experts
 from elm_jax.weights.base_model import Base
 
@@ -24,7 +24,7 @@ def import_expert(
     id: str | None = None,
     kind: str | None = None,
     datasets: Sequence[str] = (),
-    run: storage.PathLike = DEFAULT,
+    run: storage.PathLike = DEFAULT_RUN,
     replace: bool = False,
     ignore: Collection[str] = (),
 ) -> ExpertSpec:
@@ -78,7 +78,7 @@ def find_id(src: storage.PathLike) -> str | None:
     return files.read_description(source).spec.id if (source / files.SPEC_FILE).exists() else None
 
 
-def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT) -> epath.Path:
+def export_expert(id: str, dst: storage.PathLike, *, run: storage.PathLike = DEFAULT_RUN) -> epath.Path:
     """Copies an expert of a run with its keys and gates to a new directory, which `import_expert` can read.
 
     Args:
@@ -199,5 +199,5 @@ def _address(source: epath.Path) -> str:
 def _infer_steps(source: epath.Path) -> int:
     """Returns the step of the checkpoint, or of the last one in the directory; 0 if there is none."""
     inside = [source.name, *(entry.name for entry in source.iterdir())]
-    steps = [int(found.group(1)) for name in inside if (found := t5x.STEP.fullmatch(name))]
+    steps = [int(found.group(1)) for name in inside if (found := t5x.STEP_DIRECTORY.fullmatch(name))]
     return max(steps, default=0)

@@ -9,7 +9,7 @@ from elm_jax.experts.files import ExpertDescription
 from elm_jax.experts.library import Library
 from elm_jax.session.run_directory import Workspace
 
-BASE = "base"
+BASE_SCORER = "base"
 """The id that stands for the base without an expert."""
 
 

@@ -23,7 +23,7 @@ OTHER_FILES = (CARD_FILE, RECORD_FILE, ".gitattributes", "LICENSE", "LICENSE.md"
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 MAX_TEXT_BYTES = 2**26  # of a description
 
-PATTERNS = tuple(f"*/*/{name}" for name in files.FILE_NAMES)
+FILE_PATTERNS = tuple(f"*/*/{name}" for name in files.FILE_NAMES)
 """The files that the hub's cache must have for a library to be read without a network."""
 
 FileSizes = Mapping[str, Mapping[str, int]]
@@ -73,7 +73,7 @@ def select_experts(repo: hub.RepositoryFiles, experts: Iterable[str], only: str 
     found = [expert for expert in every if only is None or expert == only or fnmatchcase(expert, only)]
     if not found:
         what = "an expert" if only is None else f"an expert named {only!r}"
-        near = names.near_matches(only or "", every) or every[: names.FEW]
+        near = names.near_matches(only or "", every) or every[: names.MAX_LISTED_NAMES]
         hint = f"name one of {', '.join(near)}" if near else "name a library that `elm experts push` wrote"
         raise UserError(f"Expected {what} in {repo.repository!r}, got none of {len(every)}. Fix: {hint}.")
     return found
@@ -131,7 +131,7 @@ def fetch_library(address: str) -> epath.Path:
     Raises:
         UserError: If neither the hub nor its cache has such a library, or it holds other files.
     """
-    repo = hub.list_files(*hub.parse_address(address), cached=PATTERNS)
+    repo = hub.list_files(*hub.parse_address(address), cached=FILE_PATTERNS)
     found = file_sizes_by_expert(repo)
     experts = select_experts(repo, found, None)
     fetch_descriptions(repo, found, experts)

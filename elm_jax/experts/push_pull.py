@@ -15,7 +15,7 @@ from elm_jax.experts.library import Library
 from elm_jax.experts.lookup import library_finder, remove_leftovers
 from elm_jax.models import paths
 from elm_jax.session import settings
-from elm_jax.session.workspace import DEFAULT, Workspace
+from elm_jax.session.workspace import DEFAULT_RUN, Workspace
 from elm_jax.weights import load
 from elm_jax.weights.base_model import Base
 from elm_jax.weights.t5x_experts import require_matching_shapes
@@ -63,7 +63,7 @@ def push(
     repository: str,
     experts: Sequence[str] = (),
     *,
-    run: storage.PathLike = DEFAULT,
+    run: storage.PathLike = DEFAULT_RUN,
     licence: str | None = None,
     replace: bool = False,
     private: bool = False,
@@ -161,7 +161,7 @@ def pull(
     repository: str,
     *,
     only: str | None = None,
-    run: storage.PathLike = DEFAULT,
+    run: storage.PathLike = DEFAULT_RUN,
     replace: bool = False,
 ) -> PullResult:
     """Copies experts of a repository into a run's library, byte for byte, each completely or not at all.
@@ -184,7 +184,7 @@ def pull(
     """
     name, revision = hub.parse_address(repository)
     workspace, base, _ = _open_run(run)
-    repo = hub.list_files(name, revision, cached=published_library.PATTERNS)
+    repo = hub.list_files(name, revision, cached=published_library.FILE_PATTERNS)
     there = published_library.file_sizes_by_expert(repo)
     selected = tuple(published_library.select_experts(repo, there, only))
     described = published_library.fetch_descriptions(repo, there, selected, base=base.fingerprint)

@@ -21,7 +21,7 @@ from etils import epath
 from elm_jax import buckets, storage
 from elm_jax.errors import UserError
 
-POINTER = "current.json"
+POINTER_FILE = "current.json"
 """The object that names the version that counts."""
 _VERSION = re.compile(r"[^/]+-[0-9a-f]{32}")
 
@@ -36,7 +36,7 @@ def find_whole(target: epath.Path, marker: str) -> epath.Path | None:
     Returns:
         The place of the marker file; None if nothing is whole.
     """
-    pointer, named = target / POINTER, None
+    pointer, named = target / POINTER_FILE, None
     if buckets.is_bucket(target) or pointer.exists():
         try:
             named = storage.read_json(pointer, what="The name of a version").get("directory")
@@ -56,7 +56,7 @@ def find_whole(target: epath.Path, marker: str) -> epath.Path | None:
 def list_complete(parent: epath.Path, marker: str) -> list[str]:
     """Returns the names of the complete directories in a bucket's, sorted; three requests are enough."""
     plain, versions = (set(parent.glob(f"{stars}/{marker}")) for stars in ("*", "*/*"))
-    pointed = {file.parent for file in parent.glob(f"*/{POINTER}")}
+    pointed = {file.parent for file in parent.glob(f"*/{POINTER_FILE}")}
     whole = {file.parent for file in plain} | (pointed & {file.parent.parent for file in versions})
     return sorted(target.name for target in whole if not target.name.startswith("."))
 
@@ -79,14 +79,14 @@ def write(target: epath.Path, marker: str, fill: Callable[[epath.Path], None], *
         FileExistsError: If another process wrote the directory meanwhile and `replace` is False.
     """
     # What other processes write from now on is not ours to delete.
-    before = [entry for entry in list_entries(target) if entry.name != POINTER]
+    before = [entry for entry in list_entries(target) if entry.name != POINTER_FILE]
     version = target / f"{PurePath(marker).stem}-{uuid.uuid4().hex}"
     try:
         fill(version)
         pointer = json.dumps({"format": storage.FORMAT, "directory": version.name}).encode()
         if replace:
-            storage.write_bytes(target / POINTER, pointer)
-        elif not buckets.create_object(target / POINTER, pointer):
+            storage.write_bytes(target / POINTER_FILE, pointer)
+        elif not buckets.create_object(target / POINTER_FILE, pointer):
             raise FileExistsError(errno.EEXIST, "Directory exists", str(target))
     except BaseException:
         delete(version)
@@ -112,7 +112,7 @@ def write_plain(target: epath.Path, marker: str, fill: Callable[[epath.Path], No
 
 def remove(target: epath.Path) -> None:
     """Deletes a directory in a bucket: what says that it is there, then the rest."""
-    (target / POINTER).unlink(missing_ok=True)
+    (target / POINTER_FILE).unlink(missing_ok=True)
     # A copy from a disk has its marker at the top.
     for entry in sorted(list_entries(target), key=lambda entry: entry.suffix != ".json"):
         delete(entry)
@@ -122,7 +122,7 @@ def recover(target: epath.Path, marker: str) -> None:
     """Deletes what killed writers left of a directory in a bucket, which nobody may write meanwhile."""
     whole = find_whole(target, marker)
     for entry in list_entries(target):
-        if whole is None or (whole != target and entry not in (whole, target / POINTER)):
+        if whole is None or (whole != target and entry not in (whole, target / POINTER_FILE)):
             delete(entry)
 
 

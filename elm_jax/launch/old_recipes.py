@@ -5,11 +5,11 @@ import warnings
 
 from elm_jax.moved import OLD_PARAMETERS, TRAIN_CONFIG_SECTIONS
 
-ALIASES = {"base", "courses", "elm_jax", "pipeline", "train"}  # under which recipes import what moved
-BLOCK = re.compile(r"([A-Za-z_][\w.]*):\s*(?:#.*)?$")
-BINDING = re.compile(r"([A-Za-z_][\w.]*)\.(\w+)(\s*=.*)$", re.DOTALL)
-PARAMETER = re.compile(r"(\s+)(\w+)(\s*=.*)$", re.DOTALL)
-REFERENCE = re.compile(r"@(?:[\w.]+\.)?Budget\b")
+IMPORT_ALIASES = {"base", "courses", "elm_jax", "pipeline", "train"}  # under which recipes import what moved
+BLOCK_PATTERN = re.compile(r"([A-Za-z_][\w.]*):\s*(?:#.*)?$")
+BINDING_PATTERN = re.compile(r"([A-Za-z_][\w.]*)\.(\w+)(\s*=.*)$", re.DOTALL)
+PARAMETER_PATTERN = re.compile(r"(\s+)(\w+)(\s*=.*)$", re.DOTALL)
+REFERENCE_PATTERN = re.compile(r"@(?:[\w.]+\.)?Budget\b")
 
 
 def translate(text: str, file: str) -> str:
@@ -21,24 +21,24 @@ def translate(text: str, file: str) -> str:
     """
     lines, block, old_names = [], "", set()
     for line in text.splitlines(keepends=True):
-        header, parameter = BLOCK.match(line), PARAMETER.match(line)
+        header, parameter = BLOCK_PATTERN.match(line), PARAMETER_PATTERN.match(line)
         if header:
-            block = header[1] if _is_old_block(header[1]) else ""
+            block = header[1] if _has_renamed_parameters(header[1]) else ""
         elif line.strip() and not line[0].isspace() and line[0] not in "#)]}":
             block = ""
         if header and block:
             continue
         if block and parameter and _is_outside_brackets(lines):
             line = f"{block}.{parameter[2]}{parameter[3]}"
-        binding = BINDING.match(line)
+        binding = BINDING_PATTERN.match(line)
         if binding and (new := _new_name(binding[1], binding[2])):
             old_names.add((f"{binding[1]}.{binding[2]}", new))
             line = f"{new}{binding[3]}"
         lines.append(line)
     translated = "".join(lines)
-    if REFERENCE.search(translated):
+    if REFERENCE_PATTERN.search(translated):
         old_names.add(("Budget", "elm_jax.TrainConfig"))
-        translated = REFERENCE.sub("@elm_jax.TrainConfig", translated)
+        translated = REFERENCE_PATTERN.sub("@elm_jax.TrainConfig", translated)
     if old_names:
         renames = "; ".join(f"{old} is now {new}" for old, new in sorted(old_names))
         message = f"{file} has old names, which go in a later version: {renames}."
@@ -56,11 +56,11 @@ def _add_config_sections(text: str) -> str:
 
 def _new_name(selector: str, parameter: str) -> str | None:
     alias, _, name = selector.rpartition(".")
-    known = alias in ALIASES or alias.startswith("elm_jax.runs")
+    known = alias in IMPORT_ALIASES or alias.startswith("elm_jax.runs")
     return OLD_PARAMETERS.get(f"{name}.{parameter}") if known else None
 
 
-def _is_old_block(selector: str) -> bool:
+def _has_renamed_parameters(selector: str) -> bool:
     name = selector.rpartition(".")[2]
     return any(old.startswith(f"{name}.") for old in OLD_PARAMETERS)
 

@@ -26,8 +26,8 @@ from elm_jax.launch import old_recipes
 from elm_jax.prompting.reader import read_yaml
 from elm_jax.storage import SHIPPED
 
-YAML = (".yaml", ".yml")
-INCLUDE = r"^include\s+['\"](.+?)['\"]"
+YAML_SUFFIXES = (".yaml", ".yml")
+INCLUDE_PATTERN = r"^include\s+['\"](.+?)['\"]"
 NOT_FOUND = "Path not found: %s"  # gin logs it as an error for each directory
 
 
@@ -115,7 +115,9 @@ def load(files: Sequence[str], bindings: Sequence[str] = (), *, search_paths: Se
             f"Expected a recipe that gin reads, got an error in {', '.join(files)}: {_first_line(error)}. "
             "Fix: correct the recipe or the binding."
         ) from error
-    in_yaml = [line for file in found if file.endswith(YAML) for line in _read(Path(file)).splitlines()]
+    in_yaml = [
+        line for file in found if file.endswith(YAML_SUFFIXES) for line in _read(Path(file)).splitlines()
+    ]
     for binding in [*bindings, *in_yaml]:
         name = binding.partition("=")[0].strip()
         if re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
@@ -164,7 +166,7 @@ def macros_in(files: Sequence[str]) -> set[str]:
     for file in files:
         text = re.sub(r"#.*", "", _read(find(file)))
         macros |= set(re.findall(r"%([A-Z][A-Z0-9_]*)", text))
-        macros |= macros_in(re.findall(INCLUDE, text, re.MULTILINE))
+        macros |= macros_in(re.findall(INCLUDE_PATTERN, text, re.MULTILINE))
     return macros
 
 
@@ -173,7 +175,8 @@ def _translated(file: str, search_paths: Sequence[str], scratch: Path) -> Path:
     path = find(file, search_paths)
     text = _read(path)
     included: Mapping[str, Path] = {
-        name: _translated(name, search_paths, scratch) for name in re.findall(INCLUDE, text, re.MULTILINE)
+        name: _translated(name, search_paths, scratch)
+        for name in re.findall(INCLUDE_PATTERN, text, re.MULTILINE)
     }
     translated = old_recipes.translate(text, str(path))
     for name, copy in included.items():
@@ -181,7 +184,7 @@ def _translated(file: str, search_paths: Sequence[str], scratch: Path) -> Path:
             translated = re.sub(
                 rf"^include\s+['\"]{re.escape(name)}['\"]", f"include '{copy}'", translated, flags=re.M
             )
-    if translated == text and path.suffix not in YAML:
+    if translated == text and path.suffix not in YAML_SUFFIXES:
         return path
     copy = scratch / f"{len(list(scratch.iterdir()))}-{path.stem}.gin"
     copy.write_text(translated)
@@ -190,7 +193,7 @@ def _translated(file: str, search_paths: Sequence[str], scratch: Path) -> Path:
 
 def _read(path: Path) -> str:
     """Returns a recipe's text as gin reads it; a YAML file's macros, and the recipe that it may include."""
-    if path.suffix not in YAML:
+    if path.suffix not in YAML_SUFFIXES:
         return path.read_text()
     macros = read_yaml(str(path), path.read_bytes())
     if not isinstance(macros, dict) or not all(isinstance(name, str) for name in macros):

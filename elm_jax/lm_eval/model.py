@@ -23,7 +23,7 @@ from elm_jax.evaluation.evaluate import check_methods
 from elm_jax.evaluation.expert_stacks import ExpertStack, load_stacks
 from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.experts.key_texts import QUERIES_PER_TASK
-from elm_jax.experts.lookup import BASE
+from elm_jax.experts.lookup import BASE_SCORER
 from elm_jax.lm_eval import selection
 from elm_jax.lm_eval.selection import Routing
 from elm_jax.records import PromptedExample, Selection
@@ -89,9 +89,9 @@ class ElmLM(LM):
                 f"Expected an expert or a router, got expert={expert} and router={router}. Fix: give one."
             )
         workspace = run.workspace if isinstance(run, Run) else Workspace.at(run)
-        check_methods(workspace, [router or BASE])  # before the base is read
-        method = selection.parse_method(router or BASE, experts)
-        if expert is not None and str(expert) != BASE:
+        check_methods(workspace, [router or BASE_SCORER])  # before the base is read
+        method = selection.parse_method(router or BASE_SCORER, experts)
+        if expert is not None and str(expert) != BASE_SCORER:
             method = EvaluationMethod(str(expert), "fixed", {"expert": str(expert)})
         self.run = opening.ensure_open(run)
         datasets = exclude.split("+") if isinstance(exclude, str) else exclude

@@ -16,7 +16,7 @@ from elm_jax.evaluation.few_shot_training import FINETUNE
 from elm_jax.evaluation.methods import EvaluationMethod
 from elm_jax.experts import key_texts as formats
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE, find_library
+from elm_jax.experts.lookup import BASE_SCORER, find_library
 from elm_jax.records import PromptedExample, Selection
 from elm_jax.reporting.summary import OWN
 from elm_jax.routing import gate_specs, original, table
@@ -27,7 +27,7 @@ from elm_jax.routing.route import FROM_LABELS
 from elm_jax.routing.run_inputs import RoutingInputs
 from elm_jax.session.workspace import Run
 
-REFUSED = {
+REFUSED_METHODS = {
     "best_single": "accuracies",
     OWN: "the names of our tasks",
     FINETUNE: "labelled rows",
@@ -66,7 +66,7 @@ def parse_method(text: str, experts: int = 1) -> EvaluationMethod:
     """
     method = methods.parse_method(text)
     router = table.ROUTERS.get(method.router)
-    needs = [REFUSED[name] for name in (method.router, method.merge) if name in REFUSED]
+    needs = [REFUSED_METHODS[name] for name in (method.router, method.merge) if name in REFUSED_METHODS]
     needs += [each for each in FROM_LABELS if router is not None and each in router.reads]
     needs += [f"{name}, an option of `elm evaluate`" for name in candidates.split_options(method.options)[1]]
     if needs:
@@ -90,8 +90,8 @@ def find_one_expert(run: Run, routing: Routing) -> tuple[str | None, dict[str, G
         UserError: If the run has no such expert.
     """
     method = routing.method
-    if method.router == BASE:
-        return BASE, {}
+    if method.router == BASE_SCORER:
+        return BASE_SCORER, {}
     if method.router == "multitask":
         return scorer_selection.find_multitask_expert(run, method.options.get("name", "")), {}
     if method.router == "fixed":

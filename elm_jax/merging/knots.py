@@ -28,7 +28,7 @@ from elm_jax.merging.parameter_groups import (
 from elm_jax.merging.registry import register_merge
 from elm_jax.merging.ties import DENSITY, trim_network
 
-LEAST = 1e-5  # a singular value up to this is dropped, as in the authors' code
+MIN_SINGULAR_VALUE = 1e-5  # a singular value up to this is dropped, as in the authors' code
 
 
 class AlignedChanges(NamedTuple):
@@ -40,10 +40,10 @@ class AlignedChanges(NamedTuple):
 
 def align_changes(matrices: Sequence[Matrix | Factors]) -> AlignedChanges:
     """Returns the changes by one decomposition of all of them side by side."""
-    bases, rest = zip(*(_split(matrix) for matrix in matrices), strict=True)
+    bases, rest = zip(*(_factorize(matrix) for matrix in matrices), strict=True)
     ends = np.cumsum([len(own) for own in rest])
     left, sizes, shared = np.linalg.svd(np.concatenate(rest), full_matrices=False)
-    rank = int(np.count_nonzero(sizes > LEAST))
+    rank = int(np.count_nonzero(sizes > MIN_SINGULAR_VALUE))
     left, shared = left[:, :rank] * sizes[:rank], shared[:rank]
     largest = np.abs(shared).argmax(axis=1, keepdims=True)
     signs = np.sign(np.take_along_axis(shared, largest, axis=1))
@@ -55,7 +55,7 @@ def align_changes(matrices: Sequence[Matrix | Factors]) -> AlignedChanges:
     return AlignedChanges(parts, shared * signs)
 
 
-def _split(
+def _factorize(
     matrix: Matrix | Factors,
 ) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
     """Returns a matrix as orthogonal columns times a matrix of few rows."""

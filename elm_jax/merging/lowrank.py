@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-SMALL = 512  # a matrix with fewer rows or columns is decomposed whole, which is quick then
+MAX_FULL_SVD_SIZE = 512  # a matrix with fewer rows or columns is decomposed whole, which is quick then
 OVERSAMPLED, ROUNDS = 16, 6
 
 Matrix = Float[np.ndarray, "I O"]
@@ -92,7 +92,7 @@ def factor(change: Matrix, rank: int) -> Factors:
     """
     inputs, outputs = change.shape
     least = min(inputs, outputs)
-    if least <= SMALL or rank + OVERSAMPLED > least // 2:
+    if least <= MAX_FULL_SVD_SIZE or rank + OVERSAMPLED > least // 2:
         left, sizes, right = np.linalg.svd(change, full_matrices=False)
     else:
         space = np.random.default_rng(0).normal(size=(outputs, rank + OVERSAMPLED)).astype(np.float32)

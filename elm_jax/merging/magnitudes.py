@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-BINS = 1 << 16
+HISTOGRAM_BINS = 1 << 16
 
 
 def find_thresholds(
@@ -22,21 +22,23 @@ def find_thresholds(
         experts: How many experts there are.
         density: The share of values kept.
     """
-    upper = np.zeros((experts, BINS), np.int64)
+    upper = np.zeros((experts, HISTOGRAM_BINS), np.int64)
     for values in layers():
         for number in range(experts):
-            upper[number] += np.bincount((_bits(values[number]) >> 16).ravel(), minlength=BINS)
+            upper[number] += np.bincount((_bits(values[number]) >> 16).ravel(), minlength=HISTOGRAM_BINS)
     counts = upper.sum(axis=1)
     # Of so many smaller values, counted from 0; with a density of 1 all are kept.
     places = np.maximum(counts - (counts * density).astype(np.int64) - 1, 0)
     bins = [
         int(np.searchsorted(np.cumsum(row), place, "right")) for row, place in zip(upper, places, strict=True)
     ]
-    lower = np.zeros((experts, BINS), np.int64)
+    lower = np.zeros((experts, HISTOGRAM_BINS), np.int64)
     for values in layers():
         for number, own in enumerate(bins):
             bits = _bits(values[number])
-            lower[number] += np.bincount(bits[(bits >> 16) == own] & (BINS - 1), minlength=BINS)
+            lower[number] += np.bincount(
+                bits[(bits >> 16) == own] & (HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS
+            )
     thresholds = []
     for number, own in enumerate(bins):
         inside = places[number] - upper[number, :own].sum()

@@ -26,7 +26,7 @@ def merge(
     weights: Sequence[float] | None = None,
     statistics: Sequence[Params] | None = None,
     id: str | None = None,
-    rows: int = expert_statistics.ROWS,
+    rows: int = expert_statistics.STATISTICS_ROWS,
 ) -> Expert:
     """Merges experts into one, adds it to the run's composites and returns it.
 
@@ -107,7 +107,7 @@ def run_merge(
     plan: MergePlan,
     *,
     statistics: Sequence[Params] | None = None,
-    rows: int = expert_statistics.ROWS,
+    rows: int = expert_statistics.STATISTICS_ROWS,
 ) -> Expert:
     """Computes a planned merge, adds the merged expert to the run's composites and returns it."""
     ranges.require("rows", rows, ranges.whole(1))

@@ -20,7 +20,7 @@ from elm_jax.merging.method import MergeOption
 from elm_jax.merging.parameter_groups import MergeInputs, Tensor, to_output_rows, weighted_sum
 from elm_jax.merging.registry import register_merge
 
-TINY = 1e-12  # of a sum of cosines that is 0 but for rounding
+ZERO_COSINE_SUM = 1e-12  # of a sum of cosines that is 0 but for rounding
 
 
 def interpolation_share(changes: Sequence[Float[np.ndarray, "*rows N"]]) -> Float[np.ndarray, "*rows 1"]:
@@ -37,7 +37,7 @@ def interpolation_share(changes: Sequence[Float[np.ndarray, "*rows N"]]) -> Floa
     pairs = np.square(directions).sum(axis=-1, keepdims=True) - total
     cosine = pairs / (experts * (experts - 1))
     divisor = 1 + (experts - 1) * cosine
-    return np.divide(experts * cosine, divisor, out=np.zeros_like(cosine), where=divisor > TINY)
+    return np.divide(experts * cosine, divisor, out=np.zeros_like(cosine), where=divisor > ZERO_COSINE_SUM)
 
 
 @register_merge(

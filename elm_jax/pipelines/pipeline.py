@@ -16,7 +16,7 @@ from elm_jax.experts.key_texts import KEYS_PER_EXPERT
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.routing.index import TEXT_FORMAT, index, require_embedder
 from elm_jax.session import opening, settings
-from elm_jax.session.workspace import DEFAULT, Workspace
+from elm_jax.session.workspace import DEFAULT_RUN, Workspace
 from elm_jax.tasks import data_source
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
@@ -83,7 +83,7 @@ MOVED_PARAMETERS = (
 def run_pipeline(
     train_tasks: Sequence[str],
     eval_tasks: Sequence[str],
-    out: storage.PathLike = DEFAULT,
+    out: storage.PathLike = DEFAULT_RUN,
     config: PipelineConfig | None = None,
     *,
     stages: Stages | None = None,

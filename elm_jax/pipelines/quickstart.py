@@ -3,7 +3,7 @@
 from elm_jax import storage
 from elm_jax.evaluation.evaluate import EvaluationResult
 from elm_jax.pipelines.pipeline import PipelineConfig, run_pipeline
-from elm_jax.session.workspace import DEFAULT
+from elm_jax.session.workspace import DEFAULT_RUN
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
@@ -24,7 +24,7 @@ CONFIG = TrainConfig(
 
 def quickstart(
     *,
-    out: storage.PathLike = DEFAULT,
+    out: storage.PathLike = DEFAULT_RUN,
     seed: int = 0,
     stages: Stages | None = None,
     wait: bool = False,

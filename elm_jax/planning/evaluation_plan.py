@@ -41,7 +41,7 @@ def plan_evaluation(
     found: list[ProgramPlan] = []
     for spec in _list_programs(load, loaded, local):
         value = specs.to_json(spec)
-        compiled = compile_programs(target, sizes, specs.BUILD, value, None, progress)
+        compiled = compile_programs(target, sizes, specs.BUILD_FUNCTION, value, None, progress)
         devices = local if isinstance(spec, ScoringProgramSpec) else 1  # embedding runs on one device
         found += [make_program_plan(each, spec, target, devices) for each in compiled]
     first = found[0].compiled

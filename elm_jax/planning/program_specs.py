@@ -25,7 +25,7 @@ from elm_jax.training import config as configs
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import GroupPlan, GroupPrograms, Layout, group_programs
 
-BUILD = "elm_jax.planning.program_specs.build"
+BUILD_FUNCTION = "elm_jax.planning.program_specs.build"
 MINILM = BertConfig(vocab_size=30522, emb_dim=384, num_heads=12, num_layers=6, mlp_dim=1536, positions=512)
 """The shape of all-MiniLM-L6-v2, the paper's embedder."""
 

@@ -34,7 +34,7 @@ def plan_training(
 
     def compiled(layout: Layout, shape: Shape, names: Sequence[str]) -> list[CompiledProgram]:
         spec = specs.to_json(TrainingProgramSpec(network, shared, layout, shape))
-        return compile_programs(target, sizes, specs.BUILD, spec, names, progress)
+        return compile_programs(target, sizes, specs.BUILD_FUNCTION, spec, names, progress)
 
     def whole_steps(layout: Layout, shape: Shape) -> bool:
         return batches.holds_steps(measured, shape, layout.slots, layout.parts)
@@ -48,7 +48,7 @@ def plan_training(
         return None if None in peaks else beside + max(each for each in peaks if each is not None)
 
     memory = Memory(
-        held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST)),
+        held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST_SHAPE)),
         peak_bytes=peak_bytes,
         limit_bytes=target.kind.memory_limit,
     )

@@ -27,7 +27,7 @@ from elm_jax.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SECONDS = 20
+TIMEOUT_SECONDS = 20
 """Of the processor, for a batch of rows."""
 MEMORY_BYTES = 1 << 30
 """Beyond what the process needs before it renders anything."""
@@ -87,7 +87,7 @@ def _shared_process() -> "TemplateProcess":
 class TemplateProcess:
     """The process, which is started for the first template and again after one that had to be stopped."""
 
-    def __init__(self, seconds: int = SECONDS, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, seconds: int = TIMEOUT_SECONDS, memory_bytes: int = MEMORY_BYTES) -> None:
         self.seconds, self.memory_bytes = seconds, memory_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None

@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-BUDGET = 2_000_000
+MAX_SIZE = 2_000_000
 """The most characters and list items that a field of a row, a value in a template or a rendering may have."""
-TURN = 5
+CHARACTERS_PER_LOOP_TURN = 5
 """What a turn of a loop costs of that, beyond the text in it."""
 MOST_BITS = 10_000
 """The most binary digits of a number."""
@@ -30,7 +30,7 @@ _WIDE_FORMAT = re.compile(r"%[^%A-Za-z]*(\d{6}|\*)|\{[^{}]*:[^{}]*(\d{6}|\{)")
 
 
 def size_of(value: Any) -> int:
-    """Counts the characters and items of a value, nested ones included; stops counting beyond `BUDGET`.
+    """Counts the characters and items of a value, nested ones included; stops counting beyond `MAX_SIZE`.
 
     >>> size_of(["ab", ["c"]])
     6
@@ -44,18 +44,18 @@ def size_of(value: Any) -> int:
     total = 0
     for item in value:
         total += 1 + (len(item) if type(item) is str else size_of(item))
-        if total > BUDGET:
+        if total > MAX_SIZE:
             break
     return total
 
 
 def check_size(size: int) -> None:
-    """Refuses a value of more than `BUDGET` characters and items."""
-    if size > BUDGET:
-        raise SecurityError(f"it makes a value of more than {BUDGET:,} characters or items")
+    """Refuses a value of more than `MAX_SIZE` characters and items."""
+    if size > MAX_SIZE:
+        raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters or items")
 
 
-def bounded(value: Any) -> Any:
+def require_bounded(value: Any) -> Any:
     """Returns the value, unless it is too large."""
     check_size(size_of(value))
     return value

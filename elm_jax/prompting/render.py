@@ -12,10 +12,10 @@ from typing import Any, SupportsIndex, overload
 from elm_jax.errors import RowError, RowReason, UserError
 from elm_jax.frames import to_frame
 from elm_jax.prompting import isolation
-from elm_jax.prompting.templates import TRUNCATE, Rendered, Template
+from elm_jax.prompting.templates import MAX_VALUE_CHARACTERS, Rendered, Template
 from elm_jax.records import PromptedExample, RowCounts, UnusedRow
 
-WITHHELD = (-1, "-1", "")
+WITHHELD_LABELS = (-1, "-1", "")
 """Labels by which published datasets mark rows whose right answer is withheld."""
 
 
@@ -58,7 +58,7 @@ def render(
     rows: Iterable[Mapping[str, Any]],
     template: Template,
     *,
-    truncate: int | None = TRUNCATE,
+    truncate: int | None = MAX_VALUE_CHARACTERS,
     keep_empty: bool = False,
     is_ranked: bool = True,
     row_id: str = "row_id",
@@ -133,7 +133,7 @@ def render_row(
     template: Template,
     row_id: str,
     *,
-    truncate: int | None = TRUNCATE,
+    truncate: int | None = MAX_VALUE_CHARACTERS,
     keep_empty: bool = False,
     is_ranked: bool = True,
     label: str | None = None,
@@ -144,7 +144,7 @@ def render_row(
         RowError: If the row cannot be used.
         UserError: If the template is wrong.
     """
-    if label is not None and label in row and row[label] in WITHHELD:
+    if label is not None and label in row and row[label] in WITHHELD_LABELS:
         raise RowError(
             f"Row {row_id!r}: expected a label, got {label}={row[label]!r}: the right answer is withheld. "
             "Fix: choose a labelled split.",

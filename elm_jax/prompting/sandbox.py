@@ -5,8 +5,8 @@ changes. An unknown name is an error, not an empty text. Random filters draw fro
 process's random numbers. And a template cannot reach Python's internals (jinja's sandbox) or run without
 bound:
 
-- a rendering may spend `limits.BUDGET` characters. An iteration of a loop or a call of a macro costs the text
-  in it and `limits.TURN` more, so an endless loop fails within a second or so;
+- a rendering may spend `limits.MAX_SIZE` characters. A turn of a loop or a call of a macro costs the text in
+  it and `limits.CHARACTERS_PER_LOOP_TURN` more, so an endless loop fails within a second or so;
 - `range` gives at most 100,000 numbers (jinja's own limit);
 - operations whose results can be large (`*`, `**`, `~`, `join`, `replace`, paddings, formats) fail before
   they are computed if the result would be too large, and no value may hold more than the budget, however
@@ -35,7 +35,7 @@ from elm_jax.prompting import limits, missing, syntax
 class Rendering(Context):
     """A rendering in progress: the budget that is left, the key of its random draws, and what it wrote."""
 
-    budget = limits.BUDGET
+    budget = limits.MAX_SIZE
     draws = 0
     key: Callable[[], str]  # pyright: ignore[reportUninitializedInstanceVariable]  `write` sets it
     watch: Callable[[Any], None] | None = None  # is told of every value that is no plain text
@@ -45,7 +45,9 @@ class Rendering(Context):
     def spend(self, amount: int) -> None:
         self.budget -= amount
         if self.budget < 0:
-            raise SecurityError(f"it loops or writes without an end (more than {limits.BUDGET:,} characters)")
+            raise SecurityError(
+                f"it loops or writes without an end (more than {limits.MAX_SIZE:,} characters)"
+            )
 
     def draw(self, count: int) -> int:
         """Returns the rendering's next random number, below `count`."""
@@ -132,7 +134,7 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
 def _string(context: Rendering, value: Any) -> str:
     if context.watch is not None and type(value) is not str:
         context.watch(value)
-    return value if isinstance(value, str) else str(limits.bounded(value))
+    return value if isinstance(value, str) else str(limits.require_bounded(value))
 
 
 @pass_context
@@ -183,7 +185,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)  # keeps jinja's marks of what the filter is passed
     def guarded(*args: Any, **kwargs: Any) -> Any:
         limits.check_result_size(name, [*args, *kwargs.values()])
-        return limits.bounded(function(*args, **kwargs))
+        return limits.require_bounded(function(*args, **kwargs))
 
     return guarded
 
@@ -205,7 +207,11 @@ class _Environment(SandboxedEnvironment):
         self.filters |= {name: _guarded(name, self.filters[name]) for name in limits.GROWING_FILTERS}
         self.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
         # Names with a space, which no template can call.
-        self.filters |= {"string": _string, "a turn": _charge_loop_turn, "a bounded value": limits.bounded}
+        self.filters |= {
+            "string": _string,
+            "a turn": _charge_loop_turn,
+            "a bounded value": limits.require_bounded,
+        }
         self.filters |= {
             "truncate": _truncate,
             "int": _int,
@@ -232,7 +238,7 @@ class _Environment(SandboxedEnvironment):
         made = super().call(context, obj, *args, **kwargs)
         if isinstance(owner, str):
             made = missing.mark(made, values)
-        return limits.bounded(made) if grows else made
+        return limits.require_bounded(made) if grows else made
 
 
 ENVIRONMENT = _Environment()

@@ -28,7 +28,9 @@ class Guards(NodeTransformer):
 
     def visit_For(self, node: nodes.For | nodes.Macro) -> nodes.Node:
         self.generic_visit(node)
-        cost = limits.TURN + sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        cost = limits.CHARACTERS_PER_LOOP_TURN + sum(
+            len(data.data) for data in node.find_all(nodes.TemplateData)
+        )
         turn = add_filter(nodes.Const(cost), "a turn")
         node.body.insert(0, nodes.ExprStmt(turn).set_lineno(node.lineno))
         if isinstance(node, nodes.For) and node.test is not None:  # the body may never be reached

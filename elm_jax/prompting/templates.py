@@ -19,7 +19,7 @@ from elm_jax.errors import RowError, UserError
 from elm_jax.prompting import isolation, limits, missing, sandbox, values
 from elm_jax.prompting.syntax import OWN_SEPARATOR, SEPARATOR
 
-TRUNCATE = 2048
+MAX_VALUE_CHARACTERS = 2048
 """Characters that PromptSource keeps of every value that a template writes."""
 
 
@@ -72,7 +72,11 @@ class Template:
 
     @isolation.isolate_foreign_templates(0)
     def render(
-        self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
+        self,
+        row: Mapping[str, Any],
+        truncate: int | None = MAX_VALUE_CHARACTERS,
+        *,
+        row_id: str | None = None,
     ) -> Rendered | None:
         """Returns the rendered row; None if the template does not apply to it.
 
@@ -103,7 +107,11 @@ class Template:
 
     @isolation.isolate_foreign_templates(0)
     def parts(
-        self, row: Mapping[str, Any], truncate: int | None = TRUNCATE, *, row_id: str | None = None
+        self,
+        row: Mapping[str, Any],
+        truncate: int | None = MAX_VALUE_CHARACTERS,
+        *,
+        row_id: str | None = None,
     ) -> tuple[str, ...]:
         """Returns all parts of a rendered row, of which `render` requires one or two."""
         return _parts(self, row, self.choices(row, row_id=row_id), truncate, row_id)[0]
@@ -171,9 +179,10 @@ def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> 
     protected: dict[str, Any] = {}
     for column, value in row.items():
         if isinstance(value, str):
-            if len(value) > limits.BUDGET and column in template.columns:
+            if len(value) > limits.MAX_SIZE and column in template.columns:
                 raise RowError(
-                    f"{_describe(template, row_id)}: expected texts of at most {limits.BUDGET:,} characters, "
+                    f"{_describe(template, row_id)}: expected texts of at most {limits.MAX_SIZE:,} "
+                    "characters, "
                     f"got {len(value):,} in column {column!r}. Fix: cut the text or drop the row.",
                     "too long",
                 )

@@ -65,7 +65,7 @@ def render_csv(report: Report) -> str:
     return _csv(names, rows)
 
 
-def render_generated_csv(report: Report) -> str:
+def render_generated_answers_csv(report: Report) -> str:
     """Returns one CSV line for each method, task and prompt answered in free text; percent."""
     names = ("method", "task", "prompt", "n", "measure", "value", "low", "high", "seen")
     return _csv(names, ({**vars(row), "seen": int(row.seen)} for row in report.generated))

@@ -34,8 +34,8 @@ LATEX = {
     "³": "$^3$",
 }
 """What stands in LaTeX for a character that it reads as a command, or that its fonts lack."""
-GAP = 8
-LETTER = 7.4
+GAP_PIXELS = 8
+LETTER_PIXELS = 7.4
 """Pixels: between two parts of a figure; of a letter of 12 pixels."""
 
 
@@ -159,7 +159,7 @@ def render_figures(report: Report) -> dict[str, str]:
 
 def _text_width(texts: list[str]) -> float:
     """Returns the pixels that the longest text takes."""
-    return round(max(map(len, texts), default=0) * LETTER, 1)
+    return round(max(map(len, texts), default=0) * LETTER_PIXELS, 1)
 
 
 def _lay_out_comparisons(plot: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def _lay_out_comparisons(plot: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     names = [f"{line['a']} − {line['b']}{line['mark']}" for line in plot["lines"]]
     values = [f"{line['cells'][0][1]}, p {line['cells'][3][1]}" for line in plot["lines"]]
-    left = _text_width(names) + GAP
-    width = left + plot["width"] + GAP + _text_width(values)
+    left = _text_width(names) + GAP_PIXELS
+    width = left + plot["width"] + GAP_PIXELS + _text_width(values)
     lines = list(zip(names, values, plot["lines"], strict=True))
     return {"plot": plot, "lines": lines, "left": left, "width": width, "height": 24 * len(lines) + 24}
 
@@ -176,7 +176,7 @@ def _lay_out_comparisons(plot: Mapping[str, Any]) -> dict[str, Any]:
 def _lay_out_prompts(plots: list[dict[str, Any]]) -> dict[str, Any]:
     if not plots:
         return {}
-    left = _text_width([line["method"] + line["mark"] for line in plots[0]["lines"]]) + GAP
+    left = _text_width([line["method"] + line["mark"] for line in plots[0]["lines"]]) + GAP_PIXELS
     tall = 20 * len(plots[0]["lines"]) + 48
     return {
         "plots": plots,
@@ -191,8 +191,8 @@ def _lay_out_map(drawn: Mapping[str, Any]) -> dict[str, Any]:
     if not drawn:
         return {}
     names = [expert for panel in drawn["panels"] for expert, _, _ in panel["experts"]]
-    tall = drawn["height"] + 24 + 18 * charts.MAP_NAMES + GAP
-    width = max(drawn["width"], _text_width(names) + 3 * GAP)
+    tall = drawn["height"] + 24 + 18 * charts.MAP_NAMES + GAP_PIXELS
+    width = max(drawn["width"], _text_width(names) + 3 * GAP_PIXELS)
     return {"map": drawn, "tall": tall, "width": width, "height": tall * len(drawn["panels"])}
 
 
@@ -202,7 +202,7 @@ def _lay_out_experts(heat: Mapping[str, Any]) -> dict[str, Any]:
     columns = [f"{task['name']}: {prompt}" for task in heat["tasks"] for prompt in task["prompts"]]
     experts = [expert for expert, _ in heat["experts"]]
     slanted = _text_width(columns)  # by 60 degrees
-    left, top = _text_width(experts) + GAP, round(0.87 * slanted + 2 * GAP, 1)
+    left, top = _text_width(experts) + GAP_PIXELS, round(0.87 * slanted + 2 * GAP_PIXELS, 1)
     cells = [
         (column, row, value / 1000)
         for row, values in enumerate(heat["accuracy"])
@@ -216,6 +216,6 @@ def _lay_out_experts(heat: Mapping[str, Any]) -> dict[str, Any]:
         "chosen": [(column, row) for row, column, first, _ in heat["chosen"] if first],
         "left": left,
         "top": top,
-        "width": left + 14 * len(columns) + 0.5 * slanted + GAP,
-        "height": top + 14 * len(experts) + GAP,
+        "width": left + 14 * len(columns) + 0.5 * slanted + GAP_PIXELS,
+        "height": top + 14 * len(experts) + GAP_PIXELS,
     }

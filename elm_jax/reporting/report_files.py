@@ -56,7 +56,7 @@ def write_report(
     storage.write_bytes(paths["md"], documents.render_markdown(report).encode())
     storage.write_bytes(paths["csv"], documents.render_csv(report).encode())
     if report.generated:
-        storage.write_bytes(folder / "generated.csv", documents.render_generated_csv(report).encode())
+        storage.write_bytes(folder / "generated.csv", documents.render_generated_answers_csv(report).encode())
     if scores or made_of:
         header = {"format": storage.FORMAT, "report": _fingerprint(report), "made_of": dict(made_of or {})}
         storage.write_sealed_lines(folder / "rows.jsonl", header, _lines(scores))

@@ -24,7 +24,7 @@ from elm_jax.reporting.paired_rows import RowDifferences, group_tasks, pair_rows
 Over = Literal["rows", "prompts"]
 """What a difference is to hold over: other rows under these prompts, or other rows and other prompts."""
 
-TAILS = (0.025, 0.975)
+TAIL_QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def gap_closed(
     gaps = wholes > 1e-12  # a sample without a gap says nothing about the share
     if gaps.mean() < 0.975:
         return GapClosed(float(own / whole), None, None)
-    low, high = np.quantile(owns[gaps] / wholes[gaps], ndtr(stdtrit(freedom, TAILS)))
+    low, high = np.quantile(owns[gaps] / wholes[gaps], ndtr(stdtrit(freedom, TAIL_QUANTILES)))
     return GapClosed(float(own / whole), float(low), float(high))
 
 
@@ -177,7 +177,7 @@ def _test_over_rows(pairs: RowDifferences, samples: int, seed: int) -> tuple[flo
     resampled = resampled[0].round(12)  # sums in another order must not make zeros look like tiny differences
     below, above = (int((sign * resampled >= 0).sum()) for sign in (-1, 1))
     share = (min(below, above) + 1) / (samples + 1)
-    low, high = np.quantile(resampled, ndtr(stdtrit(freedom, TAILS)))
+    low, high = np.quantile(resampled, ndtr(stdtrit(freedom, TAIL_QUANTILES)))
     p = 2 * stdtr(freedom, ndtri(share)) if share < 0.5 else 1.0
     return float(difference), float(low), float(high), float(p)
 
@@ -215,7 +215,7 @@ def _test_over_prompts(
         variance += max(of_rows + of_prompts - of_rest, of_rows, of_prompts)
     freedom = degrees_of_freedom(variance, terms)
     error = float(np.sqrt(variance))
-    low, high = difference + error * stdtrit(freedom, TAILS)
+    low, high = difference + error * stdtrit(freedom, TAIL_QUANTILES)
     p = 2 * stdtr(freedom, -abs(difference) / error) if error else float(not difference)
     return difference, float(low), float(high), float(p)
 

@@ -41,7 +41,7 @@ PAPER_GROUPS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """The paper's tasks: heading -> dataset -> short name, in the order of its tables."""
-OTHER = "Other tasks"
+OTHER_TASKS_HEADING = "Other tasks"
 LABEL_BLOCKS: Mapping[str, str] = {
     "none": "zero-shot",
     "seen": "not zero-shot: trained on these tasks",
@@ -87,7 +87,9 @@ def task_columns(tasks: Iterable[str]) -> list[TaskColumn]:
         if task in wanted
     ]
     known = {column.task for column in found}
-    return found + [TaskColumn(task, task, OTHER if found else "") for task in wanted if task not in known]
+    return found + [
+        TaskColumn(task, task, OTHER_TASKS_HEADING if found else "") for task in wanted if task not in known
+    ]
 
 
 def describe_methods(

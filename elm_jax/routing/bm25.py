@@ -25,8 +25,8 @@ from elm_jax.routing.inputs import (
 from elm_jax.routing.registry import register_router
 
 # Single letters and digits count, unlike in the customary pattern: answer choices are often called A or 1.
-WORD = r"(?u)\b\w+\b"
-SEARCHERS = 4
+WORD_PATTERN = r"(?u)\b\w+\b"
+MAX_KEPT_INDEXES = 4
 """Indexes that are kept: one of all keys, and those without the keys of a task's own dataset."""
 
 
@@ -76,7 +76,7 @@ def _scores(queries: Sequence[str], index: KeyIndex, rows: Int[np.ndarray, " N"]
         words = index.once("bm25 words", lambda: _tokenize(index.texts))
         searchers[key] = _make_searcher([words[row] for row in rows])
     searchers.move_to_end(key)
-    if len(searchers) > SEARCHERS:
+    if len(searchers) > MAX_KEPT_INDEXES:
         searchers.popitem(last=False)
     scores = np.zeros((len(queries), len(rows)), np.float32)
     for row, query in enumerate(_tokenize(queries)):
@@ -90,7 +90,7 @@ def _tokenize(texts: Sequence[str]) -> list[list[str]]:
     import bm25s  # imports scipy
 
     found: Any = bm25s.tokenize(
-        list(texts), token_pattern=WORD, stopwords=[], return_ids=False, show_progress=False
+        list(texts), token_pattern=WORD_PATTERN, stopwords=[], return_ids=False, show_progress=False
     )
     known: dict[str, str] = {}
     return [[known.setdefault(word, word) for word in words] for words in found]

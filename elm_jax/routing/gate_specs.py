@@ -23,7 +23,7 @@ from elm_jax.routing.token_gate import TokenGate
 from elm_jax.session.workspace import Run
 from elm_jax.statistics.expert_statistics import load_mean_inputs
 
-FORMULAS = 2
+GATE_FORMULA_VERSION = 2
 """Counts the formulas that built-in routers had under one name: scores by earlier ones are not taken."""
 
 
@@ -59,7 +59,7 @@ def make_gate_spec(
     left_out = tuple(sorted(datasets & set(excluded)))
     checksums = {expert: each.checksum for expert, each in descriptions.items()}
     parts: dict[str, Any] = {"router": router, "options": dict(options), "experts": checksums}
-    parts |= {"excluded": left_out, "formulas": FORMULAS}
+    parts |= {"excluded": left_out, "formulas": GATE_FORMULA_VERSION}
     if "gates" in table.find_router(router).reads:
         gates = {expert: library.load_gates(expert).vectors for expert in experts}
         parts["gates"] = {

@@ -21,7 +21,7 @@ from elm_jax.routing.inputs import KeyIndex, Queries
 from elm_jax.routing.registry import register_router
 from elm_jax.routing.token_gate import Factors, TokenGate
 
-SUBTRACTED = ("factors", "changes")
+SUBTRACTION_FORMS = ("factors", "changes")
 
 
 @register_router("genknowsub", level="token", reads=("params",))
@@ -56,8 +56,10 @@ def genknowsub(
             no LoRA, or an option is not valid.
     """
     require_mixing(mixing)
-    if subtract not in SUBTRACTED:
-        raise UserError(f"Expected subtract {' or '.join(SUBTRACTED)}, got {subtract!r}. Fix: give one.")
+    if subtract not in SUBTRACTION_FORMS:
+        raise UserError(
+            f"Expected subtract {' or '.join(SUBTRACTION_FORMS)}, got {subtract!r}. Fix: give one."
+        )
     taken = _find_general(index, general, exclude)
     factors = {
         path: _subtract_factors(pair, taken) if subtract == "factors" else _subtract_changes(pair, taken)

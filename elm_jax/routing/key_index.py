@@ -41,10 +41,10 @@ def build_key_index(
             f"Expected keys of every expert, got none of {len(lacking)} of {len(experts)}: {shown}. Fix: run "
             "`elm index`, or `elm index --expert ID --keys FILE` where it does not know an expert's task."
         )
-    return join_keys(experts, datasets, [library.load_keys(expert) for expert in experts], reading)
+    return stack_keys(experts, datasets, [library.load_keys(expert) for expert in experts], reading)
 
 
-def join_keys(
+def stack_keys(
     experts: Sequence[str],
     datasets: Sequence[tuple[str, ...]],
     keys: Sequence[Keys],

@@ -16,8 +16,8 @@ from elm_jax.routing.inputs import KeyIndex, Queries
 
 MOST_POINTS = 200
 """Keys that are drawn at most, and queries."""
-DIGITS = 4
-FLAT = 1e-6
+COORDINATE_DIGITS = 4
+MIN_SECOND_SINGULAR_SHARE = 1e-6
 """Keys vary along one direction alone if the second singular value is no larger a share of the first."""
 
 
@@ -45,14 +45,14 @@ def draw_key_map(index: KeyIndex, queries: Sequence[Queries]) -> KeyMap | None:
     drawn = _scale_to_unit(np.asarray(index.vectors)[keys])
     center = drawn.mean(axis=0)
     _, sizes, directions = np.linalg.svd(drawn - center, full_matrices=False)
-    if len(sizes) < 2 or sizes[1] <= FLAT * sizes[0]:
+    if len(sizes) < 2 or sizes[1] <= MIN_SECOND_SINGULAR_SHARE * sizes[0]:
         return None
     axes = directions[:2]
     axes = axes * np.sign(axes[[0, 1], np.abs(axes).argmax(axis=1)])[:, None]
     projected = _scale_to_unit(np.concatenate([by_task[task] for task in tasks])[asked])
     return KeyMap(
         embedder=index.embedder,
-        shares=tuple((sizes[:2] ** 2 / (sizes**2).sum()).round(DIGITS).tolist()),
+        shares=tuple((sizes[:2] ** 2 / (sizes**2).sum()).round(COORDINATE_DIGITS).tolist()),
         keys=_group((drawn - center) @ axes.T, experts[expert_of_key[keys]]),
         queries=_group((projected - center) @ axes.T, dataset_names[dataset_of_query[asked]]),
         key_count=len(expert_of_key),
@@ -82,7 +82,7 @@ def _scale_to_unit(vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"
 
 def _group(points: Float[np.ndarray, "N 2"], owners: np.ndarray) -> tuple[MapPoints, ...]:
     """Returns the points of each owner; those of one are together."""
-    places = (points.round(DIGITS) + 0.0).tolist()  # -0.0 is 0.0
+    places = (points.round(COORDINATE_DIGITS) + 0.0).tolist()  # -0.0 is 0.0
     grouped: dict[str, list[list[float]]] = {}
     for owner, place in zip(owners.tolist(), places, strict=True):
         grouped.setdefault(owner, []).append(place)

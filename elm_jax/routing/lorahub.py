@@ -17,7 +17,7 @@ from elm_jax.records import Selection
 from elm_jax.routing.inputs import KeyIndex, Queries, find_allowed_experts
 from elm_jax.routing.registry import register_router
 
-BOUND = 1.5
+WEIGHT_BOUND = 1.5
 
 
 def penalize_weights(
@@ -80,7 +80,9 @@ def lorahub(
     tried: list[tuple[float, dict[str, float]]] = []
 
     def cost(weights: Float[np.ndarray, " W"]) -> float:
-        weights = np.clip(weights, -BOUND, BOUND)  # COBYLA tries what is a little out of bounds too
+        weights = np.clip(
+            weights, -WEIGHT_BOUND, WEIGHT_BOUND
+        )  # COBYLA tries what is a little out of bounds too
         candidate = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
         measured = float(loss(candidate))
         if not np.isfinite(measured):
@@ -89,7 +91,7 @@ def lorahub(
         return tried[-1][0]
 
     options = {"rhobeg": 0.5, "maxiter": trials, "tol": 1e-4}
-    bounds = [(-BOUND, BOUND)] * count
+    bounds = [(-WEIGHT_BOUND, WEIGHT_BOUND)] * count
     minimize(cost, np.zeros(count), method="COBYLA", bounds=bounds, options=options)
     best = min(tried, key=lambda trial: trial[0])[1]
     return Selection(task=queries.task, router="lorahub", weights=best, votes={}, queries=())

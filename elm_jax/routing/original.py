@@ -25,9 +25,9 @@ SWITCHES = {
     "nearest_only": "the vote of k neighbours is overwritten by that of the nearest",
     "raw_queries": "queries are bare inputs, whatever the format of the keys, for encoders that pool by mean",
     "padded_keys": "keys that `routing.index` pooled over padding are compared with queries that are not",
-    "renamed": "votes for one expert go to another, `REDIRECTED`",
+    "renamed": "votes for one expert go to another, `REDIRECTED_PROMPTS`",
 }
-REDIRECTED = {"ag_news/which_section": "ag_news/which_section_choices"}
+REDIRECTED_PROMPTS = {"ag_news/which_section": "ag_news/which_section_choices"}
 RAW_TEXT_FORMAT = "instance_new"  # the text format of a bare input
 PADDED_LENGTH = 256
 PADDED_SUFFIX = ", padding included"  # at the end of the embedder's name of keys that were pooled so
@@ -99,10 +99,10 @@ def find_last_of_equals(
 
 
 def redirect_votes(index: KeyIndex) -> Int[np.ndarray, " E"]:
-    """Returns which expert gets the votes for each: another one for those of `REDIRECTED`, if it is there."""
+    """Returns which expert gets the votes for each: another for `REDIRECTED_PROMPTS`, if it is there."""
     positions = {expert: position for position, expert in enumerate(index.experts)}
     return np.array(
-        [positions.get(REDIRECTED.get(expert, expert), positions[expert]) for expert in index.experts]
+        [positions.get(REDIRECTED_PROMPTS.get(expert, expert), positions[expert]) for expert in index.experts]
     )
 
 

@@ -24,7 +24,7 @@ from elm_jax.routing.index import (
     resolve_settings,
 )
 from elm_jax.routing.inputs import KeyIndex, Queries
-from elm_jax.routing.key_index import build_key_index, build_keyless_index, join_keys
+from elm_jax.routing.key_index import build_key_index, build_keyless_index, stack_keys
 from elm_jax.routing.registry import Router
 from elm_jax.session.workspace import Run
 from elm_jax.statistics import expert_statistics
@@ -115,7 +115,7 @@ class RoutingInputs:
             for done, spec in enumerate(specs, start=1):
                 made.append(make_expert_keys(self.run, spec, self.embedder, size, text_format)[0])
                 advance(done, "")
-        return join_keys(experts, [spec.datasets for spec in specs], made)
+        return stack_keys(experts, [spec.datasets for spec in specs], made)
 
     @cached_property
     def keyless_index(self) -> KeyIndex:

@@ -17,7 +17,7 @@ from elm_jax.aot.program import Program, with_replication
 from elm_jax.axes import Array, Embeddings
 from elm_jax.errors import UserError
 
-BLOCK = 8192
+KEYS_PER_BLOCK = 8192
 """Rows compared at a time: memory besides the rows is queries × BLOCK similarities, however many rows."""
 
 
@@ -27,7 +27,7 @@ def top_k(
     k: int,
     *,
     allowed: Bool[Array, " N"] | None = None,
-    block: int = BLOCK,
+    block: int = KEYS_PER_BLOCK,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
     """Returns the `k` largest dot products of each query, largest first, and their rows.
 
@@ -63,7 +63,7 @@ def top_k(
 
 
 def search_program(
-    queries: Any, rows: Any, allowed: Any, k: int, *, block: int = BLOCK, mesh: Mesh | None = None
+    queries: Any, rows: Any, allowed: Any, k: int, *, block: int = KEYS_PER_BLOCK, mesh: Mesh | None = None
 ) -> Program:
     """Returns the program that searches rows [N, D] for the `k` nearest to queries [Q, D].
 
@@ -93,7 +93,7 @@ def top_k_sharded(
     mesh: Mesh,
     axis: str,
     allowed: Bool[Array, " N"] | None = None,
-    block: int = BLOCK,
+    block: int = KEYS_PER_BLOCK,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
     """Like `top_k`, for rows that are sharded evenly along an axis of a mesh.
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from elm_jax import locks, storage
 
-DEFAULT = "elm_out"
+DEFAULT_RUN = "elm_out"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Workspace:
     read_only: bool = False
 
     @classmethod
-    def open(cls, where: storage.PathLike = DEFAULT, *, create: bool = False) -> "Workspace":
+    def open(cls, where: storage.PathLike = DEFAULT_RUN, *, create: bool = False) -> "Workspace":
         """Returns the workspace of a directory that exists, or that is made if `create` is true."""
         if create:
             return cls(storage.writable_directory(where))

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import elm_jax  # its `Library` lies above, and is imported when it is asked for
-from elm_jax.session.run_directory import DEFAULT, Workspace
+from elm_jax.session.run_directory import DEFAULT_RUN, Workspace
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 from elm_jax.weights.base_model import Base
 
-__all__ = ["DEFAULT", "Run", "Workspace"]
+__all__ = ["DEFAULT_RUN", "Run", "Workspace"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,18 +19,18 @@ from elm_jax.data.tokenized_rows import TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility, key_texts, training_rows
 from elm_jax.experts.files import ExpertDescription
-from elm_jax.experts.lookup import BASE, find_library, library_finder
+from elm_jax.experts.lookup import BASE_SCORER, find_library, library_finder
 from elm_jax.records import Expert, ExpertSpec, PromptedExample, TaskSpec
 from elm_jax.session.workspace import Run, Workspace
 from elm_jax.statistics import estimators
 from elm_jax.statistics.estimators import Statistics
 from elm_jax.tasks import data_source
 
-ROWS = 256
+STATISTICS_ROWS = 256
 """Rows of an expert that statistics are taken of; all of them if it has fewer."""
 ESTIMATORS = {"regmean": estimators.regmean_statistics, "fisher": estimators.fisher_statistics}
 """Merging method -> what computes the statistics that it reads."""
-FILES = {"regmean": "mean_grams", "fisher": "fisher"}
+STATISTICS_FILES = {"regmean": "mean_grams", "fisher": "fisher"}
 """Merging method -> the name of its file; `regmean`, which older runs have, is a sum over tokens."""
 Compute = Callable[[Expert, TokenizedRows], Statistics]
 
@@ -97,7 +97,7 @@ def check_inputs(run: Run, experts: Iterable[str]) -> dict[str, str]:
         UserError: If some were trained with another vocabulary.
     """
     home_of = library_finder(run.workspace)
-    specs = [home_of(expert).spec(expert) for expert in sorted(set(experts) - {BASE})]
+    specs = [home_of(expert).spec(expert) for expert in sorted(set(experts) - {BASE_SCORER})]
     compatibility.require_vocabulary(specs, run.tokenizer.fingerprint)
     described = {spec.id: training_rows.describe_changed_rows(spec, run.source) for spec in specs}
     for spec in specs:
@@ -127,7 +127,7 @@ def require_computable(method: str, specs: Sequence[ExpertSpec], source: data_so
 
 
 def load_merge_statistics(
-    run: Run, experts: Sequence[str], method: str, paths: Collection[str], *, rows: int = ROWS
+    run: Run, experts: Sequence[str], method: str, paths: Collection[str], *, rows: int = STATISTICS_ROWS
 ) -> list[Statistics]:
     """Returns what a merging method reads of each expert's data; it is computed if it is not stored.
 
@@ -150,12 +150,12 @@ def load_merge_statistics(
     with run.stages.stage(f"statistics for {method}", len(experts)) as advance:
         loaded = []
         for done, expert in enumerate(experts, start=1):
-            loaded.append(_load_or_compute(run, expert, FILES[method], rows, list(paths), compute))
+            loaded.append(_load_or_compute(run, expert, STATISTICS_FILES[method], rows, list(paths), compute))
             advance(done, expert)
     return loaded
 
 
-def load_mean_inputs(run: Run, expert: str, *, rows: int = ROWS) -> Statistics:
+def load_mean_inputs(run: Run, expert: str, *, rows: int = STATISTICS_ROWS) -> Statistics:
     """Returns the mean over rows of what enters each projection that a LoRA expert changes: path -> [L, I].
 
     Raises:

@@ -14,7 +14,7 @@ from elm_jax.tasks import budgets, rendering
 from elm_jax.tasks.budgets import PaperBudget
 from elm_jax.tasks.data_source import Source
 
-DEFAULT = PaperBudget(
+DEFAULT_BUDGET = PaperBudget(
     epochs=0, learning_rate=1e-4, batch_size=8, max_prompt=256, max_answer=128, max_rows=None
 )
 """Of tasks that the paper has no budget for, all but the steps."""
@@ -34,7 +34,7 @@ def complete_budget(
         UserError: If the steps are not given, and the paper has no budget for the task; or if its rows cannot
             be read.
     """
-    absent = {name for name in ("TRAIN_STEPS", *_values(DEFAULT)) if macros.get(name, 0) is None}
+    absent = {name for name in ("TRAIN_STEPS", *_values(DEFAULT_BUDGET)) if macros.get(name, 0) is None}
     if not absent:
         return {}
     specs = registry.find_specs(macros["MIXTURE_OR_TASK_NAME"], files)
@@ -42,7 +42,7 @@ def complete_budget(
         budget = budgets.get_prompt_budget(specs[0]) if len(specs) == 1 else None
     except UserError:  # the paper has none
         budget = None
-    found = _values(budget or DEFAULT)
+    found = _values(budget or DEFAULT_BUDGET)
     if "TRAIN_STEPS" in absent:
         if budget is None:
             raise UserError(

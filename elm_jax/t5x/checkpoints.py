@@ -94,7 +94,7 @@ def find_last_checkpoint(model_dir: storage.PathLike) -> storage.PathLike | None
     """Returns the last finished checkpoint in a run's directory; None if there is none."""
     directory = storage.path(model_dir)
     entries = directory.iterdir() if directory.is_dir() else ()
-    steps = [entry for entry in entries if t5x.STEP.fullmatch(entry.name)]
+    steps = [entry for entry in entries if t5x.STEP_DIRECTORY.fullmatch(entry.name)]
     return max(steps, key=lambda entry: int(entry.name.partition("_")[2]), default=None)
 
 

@@ -25,7 +25,7 @@ CHECKPOINTS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
 OUTPUTS = ("EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR")
 KNOWN_PACKAGES = ("__gin__", "__main__", "elm_jax", "seqio", "t5x")
 """That register no tasks when a gin file imports them."""
-NUMBERS = {
+NUMBER_RANGES = {
     **dict.fromkeys(("TRAIN_STEPS", "BATCH_SIZE", "SAVE_PERIOD", "KEEP", "EVAL_PERIOD"), ranges.whole(1)),
     **dict.fromkeys(("WARMUP_STEPS", "EXTRA_IDS"), ranges.whole(0)),
     "LEARNING_RATE": ranges.real(0, above=True),
@@ -82,7 +82,7 @@ def require_runnable(recipe: Recipe) -> None:
         )
     for name in (*CHECKPOINTS, *OUTPUTS):
         _require_reachable(name, values.get(name))
-    for name, allowed in NUMBERS.items():
+    for name, allowed in NUMBER_RANGES.items():
         value = values.get(name)
         if value is not None and _is_literal(value):
             ranges.require(name, value, allowed)

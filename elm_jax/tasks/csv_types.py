@@ -12,7 +12,7 @@ _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass
-class ColumnValues:
+class ColumnExamples:
     """What a column of CSV holds beside empty values.
 
     Attributes:
@@ -39,7 +39,7 @@ class CsvRows(FileRows):
         columns: What each column holds.
     """
 
-    columns: Mapping[str, ColumnValues] = field(default_factory=dict)
+    columns: Mapping[str, ColumnExamples] = field(default_factory=dict)
 
 
 def type_columns(parts: Sequence[CsvRows], number_columns: Sequence[str]) -> FileRows:

@@ -6,7 +6,7 @@ from typing import get_args
 
 from elm_jax import names, ranges, storage
 from elm_jax.errors import UserError
-from elm_jax.prompting.templates import TRUNCATE
+from elm_jax.prompting.templates import MAX_VALUE_CHARACTERS
 from elm_jax.records import OnBadRow, TaskSpec
 
 
@@ -38,7 +38,7 @@ class Source:
     prepared: storage.PathLike | None = None
     tasks: Sequence[storage.PathLike] = field(default_factory=list)
     vocabulary: storage.PathLike | None = None
-    truncate: int | None = field(default=TRUNCATE, metadata=ranges.whole(1))
+    truncate: int | None = field(default=MAX_VALUE_CHARACTERS, metadata=ranges.whole(1))
     faithful: str | Sequence[str] = field(default_factory=list)
     input_eos: bool | None = None
     on_bad_row: OnBadRow = "leave-out"

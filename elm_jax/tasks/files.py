@@ -16,8 +16,8 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.errors import UserError
-from elm_jax.prompting.limits import BUDGET
-from elm_jax.tasks.csv_types import ColumnValues, CsvRows
+from elm_jax.prompting.limits import MAX_SIZE
+from elm_jax.tasks.csv_types import ColumnExamples, CsvRows
 from elm_jax.tasks.file_rows import FileRow, FileRows, RecordIndex, decode, open_file
 from elm_jax.tasks.parquet_rows import open_arrow, open_parquet
 from elm_jax.tasks.unpacked_files import UTF_8
@@ -63,7 +63,7 @@ def read_csv(
     if not delimiter:
         delimiter = "\t" if ".tsv" in storage.path(file).suffixes else ","
     index, place, number = RecordIndex(file, encoding), 0, 0
-    columns: dict[str, ColumnValues] = {}
+    columns: dict[str, ColumnExamples] = {}
 
     def lines(stream: Iterable[bytes]) -> Iterator[str]:
         nonlocal place, number
@@ -92,7 +92,7 @@ def read_csv(
                 else:
                     index.add(start, first)
                     for name, value in zip(header, values, strict=True):
-                        columns.setdefault(name, ColumnValues()).add(value, where)
+                        columns.setdefault(name, ColumnExamples()).add(value, where)
                 start, first = place, number + 1
         except csv.Error as error:
             raise UserError(
@@ -165,7 +165,7 @@ def _require_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _long_fields() -> Generator[None, None, None]:
     """Raises the CSV parser's limit, which is the process's, for a while; `require_text` checks ours."""
-    limit = csv.field_size_limit(2 * BUDGET)
+    limit = csv.field_size_limit(2 * MAX_SIZE)
     try:
         yield
     finally:
@@ -192,9 +192,10 @@ def require_text(row: FileRow, where: str) -> FileRow:
 
 def _check_value(value: Any, column: str, where: str) -> None:
     if isinstance(value, str):
-        if len(value) > BUDGET:
+        if len(value) > MAX_SIZE:
             raise UserError(
-                f"{where}: expected at most {BUDGET:,} characters, got {len(value):,} in column {column!r}. "
+                f"{where}: expected at most {MAX_SIZE:,} characters, got {len(value):,} in column "
+                f"{column!r}. "
                 "Fix: cut the text or drop the row."
             )
         if _NO_TEXT.search(value):

@@ -63,9 +63,9 @@ _OUTING = (_NAME, ("activity", words.ACTIVITIES))
 DATASETS: dict[str, MiniDataset] = {
     dataset.name: dataset
     for dataset in (
-        MiniDataset("mini_taxonomy_kind", "taxonomy", False, "thing", words.KIND_OF, (_NAME,), 3),
-        MiniDataset("mini_taxonomy_group", "taxonomy", False, "thing", words.KIND_OF, (_NAME,), 2),
-        MiniDataset("mini_taxonomy_label", "taxonomy", True, "thing", words.KIND_OF, (_NAME,), 4),
+        MiniDataset("mini_taxonomy_kind", "taxonomy", False, "thing", words.WORD_CATEGORIES, (_NAME,), 3),
+        MiniDataset("mini_taxonomy_group", "taxonomy", False, "thing", words.WORD_CATEGORIES, (_NAME,), 2),
+        MiniDataset("mini_taxonomy_label", "taxonomy", True, "thing", words.WORD_CATEGORIES, (_NAME,), 4),
         MiniDataset("mini_opposite_word", "opposites", False, "word", words.OPPOSITE_OF, (_NAME,), 3),
         MiniDataset(
             "mini_opposite_turn", "opposites", False, "word", words.OPPOSITE_OF, (("noun", words.NOUNS),), 2
@@ -102,17 +102,17 @@ DATASETS: dict[str, MiniDataset] = {
             _OPINIONS,
         ),
         MiniDataset(
-            "mini_size_animal", "comparison", False, "thing", words.ANIMAL_SIZE_OF, (_NAME,), 2, _SIZES
+            "mini_size_animal", "comparison", False, "thing", words.SIZES_OF_ANIMALS, (_NAME,), 2, _SIZES
         ),
         MiniDataset(
-            "mini_size_thing", "comparison", False, "thing", words.THING_SIZE_OF, (_NAME,), 2, _SIZES
+            "mini_size_thing", "comparison", False, "thing", words.SIZES_OF_THINGS, (_NAME,), 2, _SIZES
         ),
         MiniDataset(
             "mini_size_suitcase",
             "comparison",
             True,
             "thing",
-            words.ANIMAL_SIZE_OF + words.THING_SIZE_OF,
+            words.SIZES_OF_ANIMALS + words.SIZES_OF_THINGS,
             (_NAME,),
             2,
             _SIZES,
@@ -181,11 +181,11 @@ def make_statements(seed: int) -> list[str]:
     """
     rng = Random(f"{seed}/statements")
     told = [
-        ("kind", words.KIND_OF, ""),
+        ("kind", words.WORD_CATEGORIES, ""),
         ("opposite", words.OPPOSITE_OF, ""),
         ("opinion", words.OPINION_OF_WORD, ""),
-        ("size", words.ANIMAL_SIZE_OF, "dog"),
-        ("size", words.THING_SIZE_OF, "chair"),
+        ("size", words.SIZES_OF_ANIMALS, "dog"),
+        ("size", words.SIZES_OF_THINGS, "chair"),
         ("day", words.DAY_AFTER, ""),
         ("month", words.MONTH_AFTER, ""),
         ("letter", words.LETTER_OF, ""),
@@ -204,7 +204,7 @@ def make_statements(seed: int) -> list[str]:
             v=rng.choice(words.ACTIVITIES),
             o=noun,
         )
-        for saying in words.EVERYDAY.strip().splitlines()
+        for saying in words.EVERYDAY_SENTENCES.strip().splitlines()
         for name, noun in zip(words.NAMES, itertools.cycle(words.NOUNS))
     ]
     found += words.EVERYDAY_PLAIN

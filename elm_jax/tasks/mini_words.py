@@ -11,7 +11,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-KINDS: dict[str, str] = {
+WORDS_BY_CATEGORY: dict[str, str] = {
     "bird": "robin owl gull crow swan duck goose",
     "fish": "trout salmon tuna shark herring cod carp",
     "insect": "ant bee wasp beetle moth cricket flea",
@@ -36,7 +36,7 @@ THING_SIZES: dict[str, str] = {  # beside a chair
     "bigger": "truck train bus house tower bridge castle mountain",
     "smaller": "pin coin key cup spoon needle button ring",
 }
-SPELLED = (
+SPELLED_WORDS = (
     "bee banana birch bus beetle crow camel cherry chisel castle moth mouse melon maple mountain "
     "pear plum pine pin perfect robin rabbit rake rat ring tuna tiger truck tower train "
     "wasp winter willow wrench whale"
@@ -81,15 +81,15 @@ def _joined(groups: dict[str, str], partners: int = 4) -> Facts:
     return tuple(facts)
 
 
-KIND_OF = _inverted(KINDS)
+WORD_CATEGORIES = _inverted(WORDS_BY_CATEGORY)
 OPPOSITE_OF = _both_ways(OPPOSITES)
 OPINION_OF_WORD = _inverted(OPINIONS)
 OPINION_OF_PAIR = _joined(OPINIONS)
-ANIMAL_SIZE_OF = _inverted(ANIMAL_SIZES)
-THING_SIZE_OF = _inverted(THING_SIZES)
+SIZES_OF_ANIMALS = _inverted(ANIMAL_SIZES)
+SIZES_OF_THINGS = _inverted(THING_SIZES)
 DAY_AFTER = _following(DAYS)
 MONTH_AFTER = _following(MONTHS)
-LETTER_OF: Facts = tuple((word, word[0]) for word in SPELLED.split())
+LETTER_OF: Facts = tuple((word, word[0]) for word in SPELLED_WORDS.split())
 
 # {s} is the subject, {a} the answer, {r} what a size is beside, {n} some name; "a(n)" is the fitting article.
 SAYINGS: dict[str, tuple[str, ...]] = {
@@ -142,7 +142,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 }
 
 # Sentences that teach no fact of the suite: they only let the base meet the words that prompts are made of.
-EVERYDAY = """
+EVERYDAY_SENTENCES = """
 {n} is a friend of {m} .
 {n} and {m} like to {v} .
 {n} looks at the {o} .

@@ -10,8 +10,8 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.tasks.file_rows import FileRow, FileRows, require_rows
 
-BATCH = 1024
-SHUFFLED = 32768
+ROWS_PER_READ = 1024
+ROWS_PER_SHUFFLED_READ = 32768
 """Rows that are read together if they are asked for in another order than the file's."""
 
 
@@ -35,7 +35,9 @@ def open_parquet(file: storage.PathLike) -> FileRows:
     def take(numbers: Sequence[int]) -> Iterator[FileRow]:
         if isinstance(numbers, range) and numbers.step == 1:
             return (row for _, row in _read_in_order(opened, numbers))
-        parts = (numbers[at : at + SHUFFLED] for at in range(0, len(numbers), SHUFFLED))
+        parts = (
+            numbers[at : at + ROWS_PER_SHUFFLED_READ] for at in range(0, len(numbers), ROWS_PER_SHUFFLED_READ)
+        )
         return itertools.chain.from_iterable(_read_shuffled(opened, part) for part in parts)
 
     return require_rows(FileRows(opened.metadata.num_rows, take), file)
@@ -59,8 +61,8 @@ def open_arrow(file: storage.PathLike) -> FileRows:
         ) from error
 
     def take(numbers: Sequence[int]) -> Iterator[FileRow]:
-        for at in range(0, len(numbers), BATCH):
-            yield from table.take(list(numbers[at : at + BATCH])).to_pylist()
+        for at in range(0, len(numbers), ROWS_PER_READ):
+            yield from table.take(list(numbers[at : at + ROWS_PER_READ])).to_pylist()
 
     return require_rows(FileRows(table.num_rows, take), file)
 
@@ -76,7 +78,7 @@ def _read_in_order(opened: Any, numbers: Iterable[int]) -> Iterator[tuple[int, F
     edges = list(itertools.accumulate(sizes, initial=0))
     for group, of_group in itertools.groupby(numbers, lambda number: bisect.bisect_right(edges, number) - 1):
         start, wanted = edges[group], list(of_group)
-        for batch in opened.iter_batches(BATCH, row_groups=[group]):
+        for batch in opened.iter_batches(ROWS_PER_READ, row_groups=[group]):
             here = bisect.bisect_left(wanted, start + len(batch))
             chosen, wanted = wanted[:here], wanted[here:]
             yield from zip(chosen, batch.take([number - start for number in chosen]).to_pylist(), strict=True)

@@ -53,7 +53,7 @@ from elm_jax.tasks import datasets, in_memory_rows, mini, specs, user_prompts, u
 from elm_jax.tasks.datasets import Dataset
 from elm_jax.tasks.user_sources import RowFunction
 
-GROUP = "own"
+OWN_GROUP = "own"
 # Datasets that the module which is being read has defined; None outside of one, as in a notebook.
 _defined: ContextVar[set[str] | None] = ContextVar("_defined", default=None)
 
@@ -233,7 +233,7 @@ def _add(
     """Adds datasets with defaults for the fields that they lack; a YAML file may not name functions."""
     if not isinstance(tree, dict) or not isinstance(tree.get("datasets"), dict) or not tree["datasets"]:
         raise UserError(f"Expected {where!r} to hold a mapping `datasets`, got another value. Fix: add it.")
-    group, defaults = tree.get("group", GROUP), tree.get("defaults") or {}
+    group, defaults = tree.get("group", OWN_GROUP), tree.get("defaults") or {}
     if group in {each.group for each in datasets.catalogue().values()} or str(group).startswith("mini"):
         raise UserError(f"{where!r}: expected a new group, got {group!r} of the catalogue. Fix: rename it.")
     entries = {}

@@ -25,7 +25,7 @@ from elm_jax.errors import UserError
 from elm_jax.telemetry.events import Event, StepMetrics
 from elm_jax.telemetry.throughput import Throughput
 
-EVERY = 10  # of an expert's own steps
+STEPS_BETWEEN_LINES = 10  # of an expert's own steps
 REWRITE_EVERY = 60.0  # seconds between writes of a file that can only be written whole
 Record = dict[str, Any]
 
@@ -44,12 +44,12 @@ class _RecordForm(schema.Form):
     accuracy: float | None = None
 
 
-def metrics_to_log(event: Event, every: int = EVERY) -> list[StepMetrics]:
+def metrics_to_log(event: Event, every: int = STEPS_BETWEEN_LINES) -> list[StepMetrics]:
     """Returns the metrics that are worth a line: every so many of an expert's own steps, and its last."""
     return [each for each in event.metrics if each.step % every == 0 or each.step == each.steps]
 
 
-def journal_records(event: Event, throughput: Throughput, every: int = EVERY) -> list[Record]:
+def journal_records(event: Event, throughput: Throughput, every: int = STEPS_BETWEEN_LINES) -> list[Record]:
     """Returns what a journal says of one event, without the time."""
     measured = {
         "tokens": event.prompt_tokens + event.answer_tokens,
@@ -80,7 +80,7 @@ class Journal:
         self,
         where: epath.Path,
         *,
-        every: int = EVERY,
+        every: int = STEPS_BETWEEN_LINES,
         rewrite: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -140,7 +140,7 @@ class Journal:
 
 @contextmanager
 def open_journal(
-    where: epath.Path, start: Mapping[str, Any], *, every: int = EVERY
+    where: epath.Path, start: Mapping[str, Any], *, every: int = STEPS_BETWEEN_LINES
 ) -> Generator[Journal, None, None]:
     """Opens a journal, with a record of kind "run" of what starts now."""
     journal = Journal(where, every=every)

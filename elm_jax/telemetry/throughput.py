@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from elm_jax.models.flops import FlopsPerToken
 from elm_jax.telemetry.events import Event, StepMetrics
 
-WINDOW = 30.0  # seconds
+WINDOW_SECONDS = 30.0  # seconds
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # what JAX calls it
 
 
@@ -106,7 +106,7 @@ class ThroughputMeter:
         """Takes the event of a batch that has just ended."""
         new = self._sample(event)
         self._samples.append(new)
-        while len(self._samples) > 2 and new.at - self._samples[1].at >= WINDOW:
+        while len(self._samples) > 2 and new.at - self._samples[1].at >= WINDOW_SECONDS:
             self._samples.popleft()
         old = self._samples[0]
         self._training |= {each.expert: each for each in event.metrics}

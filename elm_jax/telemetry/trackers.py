@@ -22,7 +22,7 @@ from elm_jax import names, schema, storage
 from elm_jax.errors import UserError
 from elm_jax.extras import install_command
 from elm_jax.telemetry.events import Event
-from elm_jax.telemetry.jsonl_log import EVERY, explain_write_errors, metrics_to_log
+from elm_jax.telemetry.jsonl_log import STEPS_BETWEEN_LINES, explain_write_errors, metrics_to_log
 from elm_jax.telemetry.throughput import Throughput
 
 TOTAL = "total"
@@ -97,7 +97,9 @@ def require_trackers(wanted: Sequence[str]) -> None:
         names.resolve(name, TRACKERS, kind="tracker", where="elm_jax")
 
 
-def metric_points(event: Event, throughput: Throughput, every: int = EVERY) -> list[MetricPoint]:
+def metric_points(
+    event: Event, throughput: Throughput, every: int = STEPS_BETWEEN_LINES
+) -> list[MetricPoint]:
     """Returns the metrics of an event; totals come every so many batches, and with the last step."""
     points = [
         MetricPoint(each.expert, each.step, {"loss": each.loss, "rate": each.learning_rate})
@@ -155,7 +157,7 @@ def open_tracker(name: str, logs: epath.Path, settings: Mapping[str, Any]) -> Ge
         yield write
 
 
-def track_training(write: Write, every: int = EVERY) -> Callable[[Event, Throughput], None]:
+def track_training(write: Write, every: int = STEPS_BETWEEN_LINES) -> Callable[[Event, Throughput], None]:
     """Returns a function that writes the metrics of events, with `every` steps between an expert's points."""
 
     def track(event: Event, throughput: Throughput) -> None:

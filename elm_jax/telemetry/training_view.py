@@ -41,7 +41,7 @@ def training(
     peak: float | None = None,
     logs: epath.Path | None = None,
     trackers: Sequence[str] = (),
-    every: int = jsonl_log.EVERY,
+    every: int = jsonl_log.STEPS_BETWEEN_LINES,
     shows: bool = True,
     clock: Callable[[], float] = time.monotonic,
     rows: Mapping[str, Mapping[str, Any]] | None = None,

@@ -28,7 +28,7 @@ JSON, CONFIG, ADDED, SPECIAL = (
     *("tokenizer.json", "tokenizer_config.json"),
     *("added_tokens.json", "special_tokens_map.json"),
 )
-MODELS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 BYTE_TOKENIZER = "ByT5Tokenizer"
 # What `clean_up_tokenization_spaces` does to a decoded text, in this order.
 _CLEAN_UP = (
@@ -76,7 +76,9 @@ class HuggingFaceCodec:
 
 def has_tokenizer(directory: epath.Path) -> bool:
     """Returns whether a directory has a tokenizer that `load` reads."""
-    return any((directory / name).exists() for name in (JSON, *MODELS)) or _is_byte_tokenizer(directory)
+    return any((directory / name).exists() for name in (JSON, *SENTENCEPIECE_FILES)) or _is_byte_tokenizer(
+        directory
+    )
 
 
 def load(where: storage.PathLike) -> Tokenizer:
@@ -103,7 +105,7 @@ def load(where: storage.PathLike) -> Tokenizer:
             "tokenizer that reads special tokens in texts as one id each."
         )
     is_byte_level = False
-    model = next((directory / name for name in MODELS if (directory / name).exists()), None)
+    model = next((directory / name for name in SENTENCEPIECE_FILES if (directory / name).exists()), None)
     if (directory / JSON).exists():
         tokenizer = _parse(directory / JSON)
     elif model is not None:
@@ -113,7 +115,8 @@ def load(where: storage.PathLike) -> Tokenizer:
         tokenizer = make_byte_tokenizer(config)
     else:
         raise UserError(
-            f"Expected a tokenizer in {str(directory)!r}, as {JSON} or {', '.join(MODELS)}, got none. Fix: "
+            f"Expected a tokenizer in {str(directory)!r}, as {JSON} or {', '.join(SENTENCEPIECE_FILES)}, "
+            "got none. Fix: "
             "save it with transformers, which writes tokenizer.json."
         )
     tokenizer.no_padding()

@@ -20,7 +20,7 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 
 PAD, EOS, UNK = 0, 1, 2
-KINDS = ("unigram", "word", "bpe")
+VOCABULARY_KINDS = ("unigram", "word", "bpe")
 EXTRA_IDS = 100
 # SentencePiece skips longer lines silently; the documents of a corpus have to be read whole.
 LONGEST_LINE = 1 << 20
@@ -130,9 +130,9 @@ def train(
     Raises:
         UserError: If the texts hold no words, or the size cannot hold their characters.
     """
-    if kind not in KINDS:
+    if kind not in VOCABULARY_KINDS:
         raise UserError(
-            f"Expected a kind of tokenizer among {', '.join(KINDS)}, got {kind!r}. Fix: name one."
+            f"Expected a kind of tokenizer among {', '.join(VOCABULARY_KINDS)}, got {kind!r}. Fix: name one."
         )
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     if not lines:

@@ -18,7 +18,7 @@ OF_RUN = {"recipe": False}  # metadata of a field that changes a run, and not wh
 OF_MACHINE = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
 OF_NETWORK = {"identity": False}  # one that the network's own fingerprint has
 # One that checkpoints of before do not have: it is part of what a resumed run must have where it is set.
-LATER = {"identity": "where set"}
+LATER_RECIPE_KEYS = {"identity": "where set"}
 
 RECIPE_KEYS: Mapping[str, str] = {
     "optimizer.name": "optimizer",
@@ -92,9 +92,9 @@ class LossConfig:
 
     z_loss: float = field(default=0.0, metadata=ranges.real(0))
     label_smoothing: float = field(default=0.0, metadata=ranges.real(0, 1, below=True))
-    unlikely_loss: float = field(default=0.0, metadata=LATER | ranges.real(0))
-    mc_loss: float = field(default=0.0, metadata=LATER | ranges.real(0))
-    length_norm: float = field(default=1.0, metadata=LATER | ranges.real(0))
+    unlikely_loss: float = field(default=0.0, metadata=LATER_RECIPE_KEYS | ranges.real(0))
+    mc_loss: float = field(default=0.0, metadata=LATER_RECIPE_KEYS | ranges.real(0))
+    length_norm: float = field(default=1.0, metadata=LATER_RECIPE_KEYS | ranges.real(0))
 
     __post_init__ = ranges.check
 
@@ -300,7 +300,7 @@ def _flatten(config: TrainConfig, flag: str, is_wanted: Any = lambda path: True)
         for path, value, metadata in _leaves(config)
         if metadata.get(flag, True)
         and is_wanted(path)
-        and not (metadata.get(flag) == LATER["identity"] and value == defaults[path])
+        and not (metadata.get(flag) == LATER_RECIPE_KEYS["identity"] and value == defaults[path])
     }
 
 

@@ -21,7 +21,7 @@ from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
 from elm_jax.weights.base_model import Base
 
-UTILISATION = 0.4  # of the published peak that training is assumed to reach
+ASSUMED_UTILISATION = 0.4  # of the published peak that training is assumed to reach
 MATMUL_UTILISATION = 0.5  # the same, of the measured speed of matrix products
 MATRIX_SIDE = 2048  # of the matrices that are multiplied to measure it
 
@@ -156,7 +156,10 @@ def _flops_per_second(devices: Sequence[Any], dtype: str) -> tuple[float, str]:
     """Returns the FLOP/s that training is assumed to reach, and why."""
     peak = peak_flops(devices, dtype)
     if peak is not None:
-        return UTILISATION * peak, f"{100 * UTILISATION:.0f} % of the devices' published {peak:.3g} FLOP/s"
+        return (
+            ASSUMED_UTILISATION * peak,
+            f"{100 * ASSUMED_UTILISATION:.0f} % of the devices' published {peak:.3g} FLOP/s",
+        )
     measured = _matmul_flops_per_second(dtype) * (1 if jax.default_backend() == "cpu" else len(devices))
     return MATMUL_UTILISATION * measured, (
         f"{100 * MATMUL_UTILISATION:.0f} % of the {measured:.3g} FLOP/s that matrix products were just "

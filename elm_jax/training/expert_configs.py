@@ -23,9 +23,9 @@ T = TypeVar("T")
 STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 8, 1e-4
 PAPER_TABLES = ("prompt", "dataset_adapter", "dataset", "target")
 TRAIN_AS = ("experts", "dataset", "multitask")
-ANSWERS = ("first", "each")
+ANSWER_MODES = ("first", "each")
 MULTITASK = "multitask"  # the dataset in the id of an expert on several datasets
-ALL = "all"  # the prompt in the id of an expert on all prompts of a dataset
+ALL_PROMPTS = "all"  # the prompt in the id of an expert on all prompts of a dataset
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def resolve_experts(
     """
     expert, schedule, checkpoint = config.expert, config.schedule, config.checkpoint
     names.resolve(expert.train_as, TRAIN_AS, kind="way to train", where="TRAIN_AS")
-    names.resolve(config.answers, ANSWERS, kind="choice of answers", where="ANSWERS")
+    names.resolve(config.answers, ANSWER_MODES, kind="choice of answers", where="ANSWERS")
     if config.paper is not None:
         names.resolve(config.paper, PAPER_TABLES, kind="table of budgets", where="PAPER")
     optimizers.require_schedule(schedule)
@@ -111,7 +111,9 @@ def resolve_experts(
         grouped: dict[str, list[TaskSpec]] = {}
         for spec in specs:
             grouped.setdefault(spec.dataset, []).append(spec)
-        experts = [_resolve(names.task_id(each, ALL), own, config, lengths) for each, own in grouped.items()]
+        experts = [
+            _resolve(names.task_id(each, ALL_PROMPTS), own, config, lengths) for each, own in grouped.items()
+        ]
     else:
         experts = [_resolve(spec.id, [spec], config, lengths) for spec in specs]
     return take_part(experts, expert.part)

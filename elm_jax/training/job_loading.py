@@ -22,7 +22,7 @@ from elm_jax.training.jobs import TrainingJob, ValidationRows
 from elm_jax.weights.base_model import Base
 
 MOST_NAMED = 5  # experts in an error
-UNUSUAL = ("answers", "input_eos", "dtype")
+OPTIONAL_RECIPE_KEYS = ("answers", "input_eos", "dtype")
 """Keys that a recipe has only where their values are not the usual ones."""
 
 
@@ -131,7 +131,7 @@ def _find_other_keys(library: Library, job: TrainingJob, base: Base) -> list[str
     now = identity.drop_identity(job.recipe)
     if VOCABULARY not in spec.recipe:
         now.pop(VOCABULARY, None)
-    now = {name: None for name in UNUSUAL if name in spec.recipe} | now
+    now = {name: None for name in OPTIONAL_RECIPE_KEYS if name in spec.recipe} | now
     differing = [name for name, value in now.items() if spec.recipe.get(name, defaults.get(name)) != value]
     return differing if spec.base == base.fingerprint else [*differing, "base"]
 

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, Num
 from elm_jax.axes import PAD, Array, Targets
 from elm_jax.training.config import LossConfig
 
-PLAIN = LossConfig()
+PLAIN_LOSS = LossConfig()
 UNLIKELIHOOD_FLOOR = 0.01  # T-Few's, added to 1 - p before its logarithm
-ABSENT = -1e10  # logit of a choice that a row does not have
+ABSENT_CHOICE_LOGIT = -1e10  # logit of a choice that a row does not have
 
 
 def token_losses(
-    logits: Float[Array, "B T V"], targets: Targets, config: LossConfig = PLAIN
+    logits: Float[Array, "B T V"], targets: Targets, config: LossConfig = PLAIN_LOSS
 ) -> Float[Array, "B T"]:
     """Returns the loss of every real target token, in nats; 0 on padding.
 
@@ -67,7 +67,7 @@ def choice_losses(
     """
     real = jnp.asarray(lengths) > 0
     by_length = logp / jnp.where(real, lengths, 1).astype(jnp.float32) ** length_norm
-    return -jax.nn.log_softmax(jnp.where(real, by_length, ABSENT), axis=-1)[..., 0]
+    return -jax.nn.log_softmax(jnp.where(real, by_length, ABSENT_CHOICE_LOGIT), axis=-1)[..., 0]
 
 
 def _smooth_labels(

@@ -27,7 +27,7 @@ from elm_jax.training.programs import GroupPlan
 from elm_jax.weights import base_model, elm
 from elm_jax.weights.base_model import Base
 
-STAGE = "train the base"
+STAGE_NAME = "train the base"
 BATCH_TOKENS = 32768
 
 
@@ -89,7 +89,7 @@ def pretrain(
     """
     workspace = run if isinstance(run, Workspace) else Workspace.open(run, create=True)
     pretraining, stages = pretraining or Pretraining(), stages or Stages()
-    if (workspace.base / elm.CONFIG).exists():
+    if (workspace.base / elm.CONFIG_FILE).exists():
         return load_base_and_tokenizer(workspace.base)
     workspace.remove_leftovers()
     storage.writable_directory(workspace.base)
@@ -119,7 +119,7 @@ def pretrain(
     jobs = [TrainingJob("base", prompts, targets, config)]
     plan = GroupPlan(config, batch_tokens=BATCH_TOKENS, save_every=max(50, pretraining.steps // 8))
     checkpoints = CheckpointDirectory(workspace.checkpoints)
-    with training_view.training(stages, STAGE) as on_event:
+    with training_view.training(stages, STAGE_NAME) as on_event:
         fresh = init_params(jax.random.key(seed), network)
         (params,) = trainer.train_group(
             network, fresh, jobs, plan, checkpoints=checkpoints, on_event=on_event

@@ -40,7 +40,7 @@ def find_fit(
     programs = programs_for(network, base, plan_for(config, jobs), mesh)
     measured = [batches.measure(job) for job in jobs]
     memory = Memory(
-        held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST)),
+        held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST_SHAPE)),
         peak_bytes=lambda layout, shape: batch_search.peak_bytes(
             programs(layout, shape),
             whole_steps=batches.holds_steps(measured, shape, layout.slots, layout.parts),
@@ -50,7 +50,7 @@ def find_fit(
     return batch_search.largest_fit(search_for(network, config, measured, mesh, get_platform(mesh), memory))
 
 
-SMALLEST = Shape(1, 8, 8, 1)
+SMALLEST_SHAPE = Shape(1, 8, 8, 1)
 """Of a batch, where what is asked does not depend on it."""
 
 

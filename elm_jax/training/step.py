@@ -25,7 +25,7 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.models.t5 import T5
 from elm_jax.records import Params
 from elm_jax.training.config import LossConfig
-from elm_jax.training.loss import PLAIN, choice_losses, token_losses, unlikelihood_losses
+from elm_jax.training.loss import PLAIN_LOSS, choice_losses, token_losses, unlikelihood_losses
 
 FINITE = -1
 
@@ -163,7 +163,7 @@ def dropout_seeds(seed: int, step: int, rows: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def accumulate(
-    network: T5Config, kind: str, loss: LossConfig = PLAIN, *, platform: str = "cpu"
+    network: T5Config, kind: str, loss: LossConfig = PLAIN_LOSS, *, platform: str = "cpu"
 ) -> Accumulate:
     """Returns the program `(params, base, rows, accumulator) -> accumulator` that adds a batch.
 
@@ -185,7 +185,7 @@ def train_step(
     network: T5Config,
     kind: str,
     optimizer: optax.GradientTransformation,
-    loss: LossConfig = PLAIN,
+    loss: LossConfig = PLAIN_LOSS,
     *,
     platform: str = "cpu",
 ) -> TrainStep:
@@ -213,7 +213,7 @@ def train_step(
 @lru_cache(maxsize=16)
 def evaluate(network: T5Config, kind: str, *, platform: str = "cpu") -> Evaluate:
     """Returns the program `(params, base, rows, loss) -> loss` that adds a batch's plain loss."""
-    total = _total_loss(network, kind, PLAIN, train=False)
+    total = _total_loss(network, kind, PLAIN_LOSS, train=False)
 
     def add(params: Params, base: Params | Frozen | None, rows: Rows, loss: Array) -> Array:
         return loss + total(params, base, rows)[1]

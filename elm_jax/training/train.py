@@ -34,7 +34,7 @@ from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan
 from elm_jax.training.trainer import FinishedHandler
 
-FSDP = 16  # devices that a full expert's parameters are split over, where there are as many
+MAX_FSDP_DEVICES = 16  # devices that a full expert's parameters are split over, where there are as many
 
 
 def train(
@@ -158,7 +158,7 @@ def mesh_sizes(kind: str, devices: int, experts: int, slices: int = 1) -> dict[s
     ({'expert': 8, 'data': 1}, {'expert': 2, 'data': 4}, {'fsdp': 16, 'data': 2})
     """
     if kind == "full":
-        fsdp = math.gcd(FSDP, devices // slices)
+        fsdp = math.gcd(MAX_FSDP_DEVICES, devices // slices)
         return {"fsdp": fsdp, "data": devices // fsdp}
     expert = max(size for size in range(1, max(1, min(devices, experts)) + 1) if not devices % size)
     return {"expert": expert, "data": devices // expert}

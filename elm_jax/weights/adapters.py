@@ -18,9 +18,9 @@ from elm_jax.weights import safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 # The families that the library knows, and the class of transformers that it puts adapters into.
-FAMILIES: Mapping[str, str] = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
-NAME = "elm"  # of the adapter, by which a model of theirs activates it
-VERSION = "adapters.1.2.0"  # whose layout this is
+MODEL_CLASSES: Mapping[str, str] = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
+ADAPTER_NAME = "elm"  # of the adapter, by which a model of theirs activates it
+LAYOUT_VERSION = "adapters.1.2.0"  # whose layout this is
 _LAYERS = {"attention": 0, "self_attention": 0}  # of a block; the feed-forward is the last
 _MLP = {"encoder": 1, "decoder": 2}
 
@@ -36,9 +36,10 @@ def save(where: storage.PathLike, tree: Params, *, family: str = "t5") -> None:
     Raises:
         UserError: If the adapters are not all of one width, or the library has no such family.
     """
-    if family not in FAMILIES:
+    if family not in MODEL_CLASSES:
         raise UserError(
-            f"Expected a base of type {' or '.join(FAMILIES)} for the adapters library, got {family!r}. Fix: "
+            f"Expected a base of type {' or '.join(MODEL_CLASSES)} for the adapters library, got "
+            f"{family!r}. Fix: "
             "keep the expert in elm_jax's own format; the library has no other T5."
         )
     directory = storage.writable_directory(where)
@@ -52,7 +53,7 @@ def save(where: storage.PathLike, tree: Params, *, family: str = "t5") -> None:
         block = block.removesuffix("_adapter")
         for layer, own in enumerate(np.asarray(value, np.float32)):
             place = _LAYERS.get(block, _MLP[stack])
-            name = f"{stack}.block.{layer}.layer.{place}.adapters.{NAME}.adapter_{half}"
+            name = f"{stack}.block.{layer}.layer.{place}.adapters.{ADAPTER_NAME}.adapter_{half}"
             name += ".0" if half == "down" else ""
             arrays[f"{name}.{'weight' if leaf == 'kernel' else leaf}"] = own.T if leaf == "kernel" else own
         if (half, leaf) == ("down", "bias"):
@@ -100,9 +101,9 @@ def _config(emb_dim: int, width: int, family: str) -> Mapping[str, Any]:
             "phm_layer": False,
         },
         "hidden_size": emb_dim,
-        "model_class": FAMILIES[family],
+        "model_class": MODEL_CLASSES[family],
         "model_name": "",
         "model_type": family,
-        "name": NAME,
-        "version": VERSION,
+        "name": ADAPTER_NAME,
+        "version": LAYOUT_VERSION,
     }

@@ -14,7 +14,7 @@ from elm_jax.models import bert_encoder, paths
 from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.weights import tensors
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "mpnet")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "mpnet")
 _SIZE_FIELDS = {
     "vocab_size": "vocab_size",
     "emb_dim": "hidden_size",

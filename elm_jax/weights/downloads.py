@@ -14,7 +14,7 @@ _SPEC_FILES = ("expert.json", "adapter_config.json")
 _ADDED_FILES = ("keys.safetensors", "gates.safetensors")
 _EXPERT_FILES = (*_SPEC_FILES, *_ADDED_FILES, "params.safetensors", "adapter_model.safetensors")
 _SPEC_IN_LIBRARY = "*/*/expert.json"  # where a library has an expert
-_OTHER_FILES = (hf_config.FILE, *huggingface.OTHER_FILES)
+_OTHER_FILES = (hf_config.CONFIG_FILE, *huggingface.OTHER_FILES)
 
 
 def fetch_model(model: PublishedModel) -> epath.Path:
@@ -37,7 +37,7 @@ def fetch_model(model: PublishedModel) -> epath.Path:
             continue
         found = huggingface.find_weights(directory)
         is_read = found is not None and (found.startswith(huggingface.SAFETENSORS) or len(formats) > 1)
-        if is_read and (directory / hf_config.FILE).exists():
+        if is_read and (directory / hf_config.CONFIG_FILE).exists():
             return directory
         why = f"its repository has none of {', '.join(formats)}"
     near = [] if model.hub in _list_ids() else names.near_matches(model.hub, _list_ids())
@@ -46,7 +46,8 @@ def fetch_model(model: PublishedModel) -> epath.Path:
     raise UserError(
         f"Expected the model {model.hub!r} as a directory, in the cache at {constants.HF_HUB_CACHE!r} or on "
         f"the hub, got none ({why[:200]}).{hint} Fix: where there is a network, run `hf download "
-        f"{model.hub} --local-dir DIR`, which brings {hf_config.FILE} and weights ({', '.join(formats)}) "
+        f"{model.hub} --local-dir DIR`, which brings {hf_config.CONFIG_FILE} and weights "
+        f"({', '.join(formats)}) "
         f"from https://huggingface.co/{model.hub}{bucket}; then name DIR."
     )
 

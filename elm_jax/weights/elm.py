@@ -11,16 +11,20 @@ from elm_jax.errors import UserError
 from elm_jax.weights import base_model, safetensors
 from elm_jax.weights.base_model import Base, Checkpoint
 
-CONFIG = "config.json"
-PARAMS = "params.safetensors"
+CONFIG_FILE = "config.json"
+PARAMS_FILE = "params.safetensors"
 HF_CONFIG = "hf_config.json"  # the `config.json` of transformers that a converted base came with
 
 
 def save(where: storage.PathLike, base: Base) -> None:
     """Writes a base; `config.json` comes last, so that a directory that has it is whole."""
     directory = storage.writable_directory(where)
-    safetensors.write(directory / PARAMS, base_model.params_by_layer(base), {"format": str(storage.FORMAT)})
-    storage.write_json(directory / CONFIG, {"network": asdict(base.config), "fingerprint": base.fingerprint})
+    safetensors.write(
+        directory / PARAMS_FILE, base_model.params_by_layer(base), {"format": str(storage.FORMAT)}
+    )
+    storage.write_json(
+        directory / CONFIG_FILE, {"network": asdict(base.config), "fingerprint": base.fingerprint}
+    )
 
 
 def load(where: storage.PathLike) -> Base:
@@ -41,12 +45,12 @@ def open_checkpoint(
     raw = _read_config(directory)
     if not isinstance(raw["network"], dict):
         raise UserError(
-            f"Expected an object as 'network' in {str(directory / CONFIG)!r}, got another value. Fix: "
+            f"Expected an object as 'network' in {str(directory / CONFIG_FILE)!r}, got another value. Fix: "
             "restore it, or train the base again."
         )
     network = raw["network"] | ({"dtype": dtype} if dtype else {})
-    config = base_model.parse_config(network, where=str(directory / CONFIG))
-    file = directory / PARAMS
+    config = base_model.parse_config(network, where=str(directory / CONFIG_FILE))
+    file = directory / PARAMS_FILE
     return Checkpoint(config, safetensors.list_tensors(file), str(file))
 
 
@@ -61,11 +65,12 @@ def require_fingerprint(base: Base, where: storage.PathLike) -> None:
 
 
 def _read_config(directory: epath.Path) -> dict[str, Any]:
-    raw = storage.read_json(directory / CONFIG, what="A base model's configuration")
+    raw = storage.read_json(directory / CONFIG_FILE, what="A base model's configuration")
     for name in ("network", "fingerprint"):
         if name not in raw:
             raise UserError(
-                f"Expected {name!r} in {str(directory / CONFIG)!r}, got none. Fix: restore it, or train the "
+                f"Expected {name!r} in {str(directory / CONFIG_FILE)!r}, got none. Fix: restore it, or "
+                "train the "
                 "base again."
             )
     return raw

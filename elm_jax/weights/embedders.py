@@ -35,7 +35,7 @@ from elm_jax.weights.bert import get_tensor
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-OWNER = "sentence-transformers"  # whose the names without an owner are
+DEFAULT_OWNER = "sentence-transformers"  # whose the names without an owner are
 SUGGESTED_ENCODERS = (
     *("all-MiniLM-L6-v2", "all-MiniLM-L12-v2", "all-mpnet-base-v2", "nli-mpnet-base-v2"),
     *("paraphrase-MiniLM-L6-v2", "paraphrase-mpnet-base-v2", "multi-qa-MiniLM-L6-cos-v1"),
@@ -43,22 +43,22 @@ SUGGESTED_ENCODERS = (
 )
 """Names to suggest; any other of the hub is looked for too."""
 _CONFIG_PATTERNS = (
-    encoder_steps.MODULES,
-    encoder_steps.MODEL,
-    encoder_steps.CONFIG,
+    encoder_steps.MODULES_FILE,
+    encoder_steps.MODEL_FILE,
+    encoder_steps.CONFIG_FILE,
     "sentence_*_config.json",
     "tokenizer*.json",
-    f"*/{encoder_steps.CONFIG}",
+    f"*/{encoder_steps.CONFIG_FILE}",
 )
 _REQUIRED_FILES = (
     *(
-        encoder_steps.MODULES,
-        encoder_steps.CONFIG,
+        encoder_steps.MODULES_FILE,
+        encoder_steps.CONFIG_FILE,
         huggingface.SAFETENSORS,
-        encoder_tokenizer.FILE,
+        encoder_tokenizer.TOKENIZER_FILE,
         encoder_tokenizer.TOKENIZER_CONFIG,
     ),
-    *(encoder_tokenizer.STEP_CONFIGS[0], f"1_Pooling/{encoder_steps.CONFIG}"),
+    *(encoder_tokenizer.STEP_CONFIGS[0], f"1_Pooling/{encoder_steps.CONFIG_FILE}"),
 )
 _WEIGHT_PATTERNS = (
     ("model*.safetensors*", "*/model.safetensors"),
@@ -101,7 +101,7 @@ def find_encoder(path_or_name: storage.PathLike, *, pooling: str | None = None) 
             f"Expected a sentence encoder at {text!r}, got no directory. Fix: name the directory of one, or "
             f"a model of the hub such as {SUGGESTED_ENCODERS[0]!r}."
         )
-    return fetch_encoder(text if "/" in text else f"{OWNER}/{text}", pooling=pooling)
+    return fetch_encoder(text if "/" in text else f"{DEFAULT_OWNER}/{text}", pooling=pooling)
 
 
 def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str | None = None) -> epath.Path:
@@ -119,12 +119,12 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
             continue
         lacking = list_missing_files(directory, pooling=pooling)
         # A plain checkpoint that is whole; `load_encoder` says that its pooling has to be named.
-        if not lacking or (weights is not None and lacking == [encoder_steps.MODULES]):
+        if not lacking or (weights is not None and lacking == [encoder_steps.MODULES_FILE]):
             return directory
         why = "its repository has no more"
         if weights is not None and not any(file.endswith(huggingface.SAFETENSORS) for file in lacking):
             break  # the weights are there; those of another format would not help
-    short = repository.removeprefix(f"{OWNER}/")
+    short = repository.removeprefix(f"{DEFAULT_OWNER}/")
     near = [] if short in SUGGESTED_ENCODERS else names.near_matches(short, SUGGESTED_ENCODERS)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
@@ -137,17 +137,19 @@ def fetch_encoder(repository: str, *, pooling: str | None = None, revision: str 
 
 def list_missing_files(root: epath.Path, *, pooling: str | None = None) -> list[str]:
     """Returns the files that a directory lacks to be read, by name."""
-    is_pooling_known = pooling is not None or (root / encoder_steps.MODULES).exists()
+    is_pooling_known = pooling is not None or (root / encoder_steps.MODULES_FILE).exists()
     try:
         found = encoder_steps.read_steps(root, pooling if is_pooling_known else "mean")
     except UserError:  # `read` says so again, but for a file that is absent
-        pooled = f"1_Pooling/{encoder_steps.CONFIG}"
+        pooled = f"1_Pooling/{encoder_steps.CONFIG_FILE}"
         return [] if (root / pooled).exists() else [pooled]
     places = (found.network, *found.projections)
-    wanted = [place / encoder_steps.CONFIG for place in places] + [found.network / encoder_tokenizer.FILE]
+    wanted = [place / encoder_steps.CONFIG_FILE for place in places] + [
+        found.network / encoder_tokenizer.TOKENIZER_FILE
+    ]
     wanted += [place / huggingface.SAFETENSORS for place in places if not huggingface.find_weights(place)]
     absent = [str(file.relative_to(root)) for file in wanted if not file.exists()]
-    return absent if is_pooling_known else [encoder_steps.MODULES, *absent]
+    return absent if is_pooling_known else [encoder_steps.MODULES_FILE, *absent]
 
 
 def load_encoder(
@@ -174,21 +176,21 @@ def load_encoder(
     remedy = f"Name the directory of one, or a model of the hub such as {SUGGESTED_ENCODERS[0]!r}."
     root = storage.existing_directory(where, what="A sentence encoder", remedy=remedy)
     found = encoder_steps.read_steps(root, pooling, ignore=ignore)
-    file = found.network / encoder_steps.CONFIG
+    file = found.network / encoder_steps.CONFIG_FILE
     raw = encoder_steps.read_json_object(file)
-    kind, families = raw.get("model_type"), (*bert.FAMILIES, *hf_config.FAMILIES)
+    kind, families = raw.get("model_type"), (*bert.MODEL_TYPES, *hf_config.ARCHITECTURES)
     if kind not in families:
         raise UserError(
             f"Expected a model of type {', '.join(families)} in {str(file)!r}, got {kind!r:.50}. Fix: use "
             "another encoder."
         )
     held, weights = _read_tensors(found.network)
-    if kind in bert.FAMILIES:
-        hf_fields.BERT.require_known_fields(raw, where=str(file), ignore=ignore)
+    if kind in bert.MODEL_TYPES:
+        hf_fields.BERT_FIELDS.require_known_fields(raw, where=str(file), ignore=ignore)
         network = bert.parse_network(raw, dtype=dtype, where=str(file))
         flat, longest = bert.convert_params(network, held, kind, where=weights), network.longest
     else:
-        raw = hf_config.read_config(found.network, ignore=ignore, table=hf_fields.T5_ENCODER)
+        raw = hf_config.read_config(found.network, ignore=ignore, table=hf_fields.T5_ENCODER_FIELDS)
         network = hf_config.parse_network(raw, head=False, dtype=dtype, where=str(file))
         flat, longest = _convert_t5_encoder(network, held, where=weights), None
     tokenizer, length = encoder_tokenizer.load_tokenizer(found.network, longest, ignore=ignore)

@@ -15,10 +15,10 @@ from elm_jax.errors import UserError
 from elm_jax.models import pooling
 from elm_jax.weights import step_fields
 
-MODEL = "config_sentence_transformers.json"
-PACKAGE = "sentence_transformers."
-MODULES = "modules.json"
-CONFIG = "config.json"
+MODEL_FILE = "config_sentence_transformers.json"
+PACKAGE_PREFIX = "sentence_transformers."
+MODULES_FILE = "modules.json"
+CONFIG_FILE = "config.json"
 POOLINGS = (*pooling.POOLINGS, "pooler")
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 _MODES = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}  # as written before version 6
@@ -50,11 +50,12 @@ def read_steps(root: epath.Path, pooling_mode: str | None, *, ignore: Collection
     """
     if pooling_mode is not None:
         names.resolve(pooling_mode, POOLINGS, kind="pooling", where="elm_jax")
-    file = root / MODULES
+    file = root / MODULES_FILE
     if not file.exists():
         if pooling_mode is None:
             raise UserError(
-                f"Expected {MODULES} in {str(root)!r}, which says how tokens are pooled, got none. Fix: name "
+                f"Expected {MODULES_FILE} in {str(root)!r}, which says how tokens are pooled, got none. "
+                "Fix: name "
                 f"the pooling, one of {', '.join(POOLINGS)}, or save the model with sentence-transformers."
             )
         return EncoderSteps(root, pooling_mode, (), False)
@@ -67,8 +68,8 @@ def read_steps(root: epath.Path, pooling_mode: str | None, *, ignore: Collection
             "again."
         )
     for step in listed:
-        step_fields.MODULES.require_known_fields(step, where=str(file), ignore=ignore)
-        if not step["type"].startswith(PACKAGE):
+        step_fields.MODULES_FIELDS.require_known_fields(step, where=str(file), ignore=ignore)
+        if not step["type"].startswith(PACKAGE_PREFIX):
             raise UserError(
                 f"Expected steps of {str(file)!r} to be classes of sentence_transformers, got "
                 f"{step['type']!r:.100}. Fix: use another encoder; a repository's own code is not run."
@@ -82,24 +83,26 @@ def read_steps(root: epath.Path, pooling_mode: str | None, *, ignore: Collection
         )
     places = [root / step["path"] for step in listed]
     projections = tuple(place for kind, place in zip(kinds, places, strict=True) if kind == "Dense")
-    last = places[-1] / CONFIG
+    last = places[-1] / CONFIG_FILE
     if kinds[-1] == "Normalize" and last.exists():
-        step_fields.NORMALIZE.require_known_fields(read_json_object(last), where=str(last), ignore=ignore)
-    pooled, includes_prompt = _read_pooling(places[1] / CONFIG, ignore)
-    prompt = _read_default_prompt(root / MODEL, ignore)
+        step_fields.NORMALIZE_FIELDS.require_known_fields(
+            read_json_object(last), where=str(last), ignore=ignore
+        )
+    pooled, includes_prompt = _read_pooling(places[1] / CONFIG_FILE, ignore)
+    prompt = _read_default_prompt(root / MODEL_FILE, ignore)
     if prompt and not includes_prompt:
         raise UserError(
-            f"Expected the default prompt of {str(root / MODEL)!r} to be pooled like the text, got "
-            f"include_prompt false in {str(places[1] / CONFIG)!r}. Fix: use another encoder."
+            f"Expected the default prompt of {str(root / MODEL_FILE)!r} to be pooled like the text, got "
+            f"include_prompt false in {str(places[1] / CONFIG_FILE)!r}. Fix: use another encoder."
         )
     return EncoderSteps(places[0], pooled, projections, "Normalize" in kinds, prompt)
 
 
 def read_activation(directory: epath.Path, ignore: Collection[str] = ()) -> str:
     """Returns what follows the projection that a directory has."""
-    file = directory / CONFIG
+    file = directory / CONFIG_FILE
     raw = read_json_object(file)
-    step_fields.DENSE.require_known_fields(raw, where=str(file), ignore=ignore)
+    step_fields.DENSE_FIELDS.require_known_fields(raw, where=str(file), ignore=ignore)
     named = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = named.rpartition(".")[2]
     if kind not in _ACTIVATIONS or not named.startswith("torch.nn."):
@@ -135,7 +138,7 @@ def _read_default_prompt(file: epath.Path, ignore: Collection[str]) -> str:
     if not file.exists():
         return ""
     raw = read_json_object(file)
-    step_fields.MODEL.require_known_fields(raw, where=str(file), ignore=ignore)
+    step_fields.MODEL_FIELDS.require_known_fields(raw, where=str(file), ignore=ignore)
     name = raw.get("default_prompt_name")
     if name is None:
         return ""
@@ -152,7 +155,7 @@ def _read_default_prompt(file: epath.Path, ignore: Collection[str]) -> str:
 def _read_pooling(file: epath.Path, ignore: Collection[str]) -> tuple[str, bool]:
     """Returns how tokens are pooled, and whether those of a prompt are among them."""
     raw = read_json_object(file)
-    step_fields.POOLING.require_known_fields(raw, where=str(file), ignore=ignore)
+    step_fields.POOLING_FIELDS.require_known_fields(raw, where=str(file), ignore=ignore)
     modes = raw.get("pooling_mode")
     if modes is None:
         on = [name.removeprefix("pooling_mode_") for name in raw if raw[name] is True]

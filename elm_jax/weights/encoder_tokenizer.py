@@ -12,7 +12,7 @@ from elm_jax.weights import encoder_steps, step_fields
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # One of these says how the first step reads texts, by the network that it had at the time.
 STEP_CONFIGS = (
@@ -53,12 +53,12 @@ def load_tokenizer(
         ) from None
     step_config = _read_first_file(directory, STEP_CONFIGS)
     tokenizer_config = _read_first_file(directory, (TOKENIZER_CONFIG,))
-    step_fields.NETWORK.require_known_fields(
+    step_fields.NETWORK_FIELDS.require_known_fields(
         step_config, where=str(directory / STEP_CONFIGS[0]), ignore=ignore
     )
     lengths = step_config.get("max_seq_length"), tokenizer_config.get("model_max_length")
     length = _find_max_length(lengths, longest)
-    description = _merge_fields(directory / FILE, step_config, tokenizer_config)
+    description = _merge_fields(directory / TOKENIZER_FILE, step_config, tokenizer_config)
     if longest is not None and _find_side(description, tokenizer_config, "padding") != "right":
         raise UserError(
             f"Expected the tokenizer of {str(directory)!r} to pad on the right, got another padding_side. "
@@ -71,7 +71,8 @@ def load_tokenizer(
         tokenizer.enable_truncation(length, direction=_find_side(description, tokenizer_config, "truncation"))
     except Exception as error:  # the package raises plain exceptions
         raise UserError(
-            f"Expected a tokenizer in {str(directory / FILE)!r}, got {error!s:.200}. Fix: download it again."
+            f"Expected a tokenizer in {str(directory / TOKENIZER_FILE)!r}, got {error!s:.200}. Fix: "
+            "download it again."
         ) from None
     return tokenizer, length
 
@@ -82,7 +83,8 @@ def _merge_fields(
     """Returns the tokenizer's description with the changes that the files beside it make."""
     if not file.exists():
         raise UserError(
-            f"Expected {FILE} of a sentence encoder in {str(file.parent)!r}, got none. Fix: download it, or "
+            f"Expected {TOKENIZER_FILE} of a sentence encoder in {str(file.parent)!r}, got none. Fix: "
+            "download it, or "
             "write it with `save_pretrained` of transformers' `AutoTokenizer`."
         )
     description = encoder_steps.read_json_object(file)

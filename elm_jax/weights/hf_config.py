@@ -16,10 +16,10 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.weights import base_model, hf_fields
 from elm_jax.weights.fields import FieldTable
 
-FILE = "config.json"
-GENERATION = "generation_config.json"
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 # The class of transformers for each model_type that is read.
-FAMILIES: Mapping[str, str] = {
+ARCHITECTURES: Mapping[str, str] = {
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",
     "umt5": "UMT5ForConditionalGeneration",
@@ -63,7 +63,7 @@ _FEED_FORWARDS: dict[str, tuple[str, ...]] = {
 
 
 def read_config(
-    directory: epath.Path, *, ignore: Collection[str] = (), table: FieldTable = hf_fields.T5
+    directory: epath.Path, *, ignore: Collection[str] = (), table: FieldTable = hf_fields.T5_FIELDS
 ) -> dict[str, Any]:
     """Returns the configuration of a T5, mT5 or umT5.
 
@@ -76,20 +76,20 @@ def read_config(
         UserError: If it is another model's, lacks a size, or has a field that changes what the network
             computes and is not understood.
     """
-    file = directory / FILE
+    file = directory / CONFIG_FILE
     raw = _read_object(file)
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if family not in ARCHITECTURES:
         other = OTHER_FAMILIES.get(str(family), "elm_jax has no other network")
         raise UserError(
-            f"Expected {str(file)!r} to describe a model of type {', '.join(FAMILIES)}, got "
+            f"Expected {str(file)!r} to describe a model of type {', '.join(ARCHITECTURES)}, got "
             f"{family!r:.50}. Fix: use a T5, mT5, ByT5, UL2 or umT5 ({other})."
         )
     for name in _REQUIRED_FIELDS:
         if raw.get(name) is None:
             raise UserError(f"Expected {name!r} in {str(file)!r}, got none. Fix: download it again.")
     table.require_known_fields(raw, where=str(file), ignore=ignore)
-    beside = directory / GENERATION
+    beside = directory / GENERATION_CONFIG_FILE
     start = _read_object(beside).get("decoder_start_token_id") if beside.exists() else None
     if "decoder_start_token_id" not in ignore:
         table.require_known_fields({"decoder_start_token_id": start}, where=str(beside))
@@ -164,7 +164,7 @@ def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = 
         return dict(like)
     family = find_model_type(config, like)
     of_network = {
-        "architectures": [FAMILIES[family]],
+        "architectures": [ARCHITECTURES[family]],
         "model_type": family,
         **{theirs: getattr(config, ours) for ours, theirs in _SIZE_FIELDS.items()},
         "feed_forward_proj": activations[config.mlp_activations],
@@ -183,14 +183,14 @@ def to_hf_config(config: T5Config, dtype: str, like: Mapping[str, Any] | None = 
 def _describes(raw: Mapping[str, Any], config: T5Config, dtype: str) -> bool:
     """Says whether transformers builds a network from a configuration and the weights that are written."""
     head = not config.logits_via_embedding
-    if raw.get("model_type") not in FAMILIES or find_model_type(config, raw) != raw["model_type"]:
+    if raw.get("model_type") not in ARCHITECTURES or find_model_type(config, raw) != raw["model_type"]:
         return False
     # What states are divided by, the head of a umT5 is multiplied by when it is written; no other's is.
     if has_scaled_outputs(raw) != (raw["model_type"] == "umt5" or _scales(config)):
         return False
     if any(raw.get(name, dtype) != dtype for name in ("dtype", "torch_dtype")):
         return False
-    return parse_network(raw, head=head, dtype=config.dtype, where=FILE) == config
+    return parse_network(raw, head=head, dtype=config.dtype, where=CONFIG_FILE) == config
 
 
 def _scales(config: T5Config) -> bool:
@@ -215,7 +215,8 @@ def _require_derived(raw: Mapping[str, Any], feed_forward: str, where: str) -> N
 def _read_object(file: epath.Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(
-            f"Expected {FILE} of a Hugging Face checkpoint in {str(file.parent)!r}, got none. Fix: download "
+            f"Expected {CONFIG_FILE} of a Hugging Face checkpoint in {str(file.parent)!r}, got none. Fix: "
+            "download "
             "it."
         )
     raw = storage.read_json_value(file, what="The configuration of a Hugging Face checkpoint")

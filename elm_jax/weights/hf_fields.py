@@ -39,7 +39,7 @@ _CHANGING: Mapping[str, tuple[Any, ...]] = {
 }
 _QUANTIZED = "convert the checkpoint to float32 or bfloat16 with the library that quantised it"
 
-T5 = FieldTable(
+T5_FIELDS = FieldTable(
     format="a T5",
     used=frozenset(
         {
@@ -61,8 +61,8 @@ T5 = FieldTable(
         "quantization_config": _QUANTIZED,
     },
 )
-T5_ENCODER = replace(T5, ignoring=IGNORE_IN_INDEX)
-BERT = FieldTable(
+T5_ENCODER_FIELDS = replace(T5_FIELDS, ignoring=IGNORE_IN_INDEX)
+BERT_FIELDS = FieldTable(
     format="a BERT",
     used=frozenset(
         {

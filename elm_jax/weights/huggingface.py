@@ -16,20 +16,20 @@ from elm_jax.weights.tensors import Tensor
 
 SHARD_BYTES = 5 * 10**9  # bytes of one file of weights
 SAFETENSORS, FLAX, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
-INDEX = ".index.json"
+INDEX_SUFFIX = ".index.json"
 _ANCHOR = "encoder.final_layer_norm.weight"  # which every checkpoint of a T5 has
 # What lies beside the weights and is carried along as it is: how to generate, and the tokenizer.
-TOKENIZER = (
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
 )
-OTHER_FILES = (hf_config.GENERATION, *TOKENIZER)
+OTHER_FILES = (hf_config.GENERATION_CONFIG_FILE, *TOKENIZER_FILES)
 
 
 def find_weights(directory: epath.Path) -> str | None:
     """Returns the file of weights, or the index of its shards, that is read; None if there is none."""
     for name in (SAFETENSORS, FLAX, TORCH):
-        for file in (name, name + INDEX):
+        for file in (name, name + INDEX_SUFFIX):
             if (directory / file).exists():
                 return file
     return None
@@ -70,7 +70,7 @@ def open_checkpoint(
         head = None
     precision = base_model.choose_compute_dtype(found, dtype)
     config = hf_config.parse_network(
-        raw, head=head is not None, dtype=precision, where=str(directory / hf_config.FILE)
+        raw, head=head is not None, dtype=precision, where=str(directory / hf_config.CONFIG_FILE)
     )
     if head is not None and scaled:
         found[head_name] = tensors.scale(head, config.emb_dim**-0.5)
@@ -127,8 +127,8 @@ def save(
     if len(shards) > 1:
         total = sum(leaf.nbytes for leaf in arrays.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        storage.write_bytes(directory / (SAFETENSORS + INDEX), _to_json_bytes(index))
-    storage.write_bytes(directory / hf_config.FILE, _to_json_bytes(config))
+        storage.write_bytes(directory / (SAFETENSORS + INDEX_SUFFIX), _to_json_bytes(index))
+    storage.write_bytes(directory / hf_config.CONFIG_FILE, _to_json_bytes(config))
 
 
 def list_tensors(directory: epath.Path, file: str) -> dict[str, Tensor]:
@@ -146,8 +146,8 @@ def list_tensors(directory: epath.Path, file: str) -> dict[str, Tensor]:
         FLAX: lambda where: _require_tensors(paths.flatten(msgpack.list_tensors(where)), where),
         TORCH: torch_bin.list_tensors,
     }
-    read = readers[file.removesuffix(INDEX)]
-    if not file.endswith(INDEX):
+    read = readers[file.removesuffix(INDEX_SUFFIX)]
+    if not file.endswith(INDEX_SUFFIX):
         return read(directory / file)
     placed = _read_weight_map(directory / file)
     found: dict[str, Tensor] = {}

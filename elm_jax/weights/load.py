@@ -137,7 +137,7 @@ def detect_format(directory: epath.Path) -> str:
     Raises:
         UserError: If it holds something else.
     """
-    if (directory / elm.PARAMS).exists() and (directory / elm.CONFIG).exists():
+    if (directory / elm.PARAMS_FILE).exists() and (directory / elm.CONFIG_FILE).exists():
         return "elm"
     if huggingface.find_weights(directory):
         return "hf"
@@ -148,13 +148,13 @@ def detect_format(directory: epath.Path) -> str:
         if entry.suffix in PICKLES:
             raise _pickle_error(entry)
     there = ", ".join(entry.name for entry in entries[:6]) or "nothing"
-    if (directory / hf_config.FILE).exists():
+    if (directory / hf_config.CONFIG_FILE).exists():
         there += ": a configuration without its weights"
     elif (directory / "adapter_config.json").exists() or (directory / "expert.json").exists():
         there += ": an expert, which `elm convert` reads, but no model"
     raise UserError(
-        f"Expected a model in {str(directory)!r} (safetensors or msgpack with {hf_config.FILE}, a T5X "
-        f"checkpoint, or {elm.PARAMS} with {elm.CONFIG}), got {there}. Fix: name another directory."
+        f"Expected a model in {str(directory)!r} (safetensors or msgpack with {hf_config.CONFIG_FILE}, a T5X "
+        f"checkpoint, or {elm.PARAMS_FILE} with {elm.CONFIG_FILE}), got {there}. Fix: name another directory."
     )
 
 

@@ -175,12 +175,12 @@ def _config(directory: epath.Path, ignore: Collection[str]) -> dict[str, Any]:
         )
     told = storage.read_json_value(file, what="The configuration of a PEFT adapter")
     kind = told.get("peft_type") if isinstance(told, dict) else None
-    if not isinstance(kind, str) or kind not in peft_fields.TABLES:
+    if not isinstance(kind, str) or kind not in peft_fields.FIELDS_BY_TYPE:
         raise UserError(
-            f"Expected an adapter of type {' or '.join(peft_fields.TABLES)} in {str(file)!r}, got "
+            f"Expected an adapter of type {' or '.join(peft_fields.FIELDS_BY_TYPE)} in {str(file)!r}, got "
             f"{kind!r:.50}. Fix: train one of these."
         )
-    peft_fields.TABLES[kind].require_known_fields(told, where=str(file), ignore=ignore)
+    peft_fields.FIELDS_BY_TYPE[kind].require_known_fields(told, where=str(file), ignore=ignore)
     alphas = told.setdefault("alpha_pattern", {}) or {}
     told.setdefault("lora_alpha", 8)
     numbers = [told["lora_alpha"], *(alphas.values() if isinstance(alphas, dict) else [alphas])]

@@ -18,7 +18,7 @@ _RESIDUAL = (
 
 _IGNORING = "pass --ignore {field} to `elm experts add` or `elm convert`"
 
-LORA = FieldTable(
+LORA_FIELDS = FieldTable(
     format="PEFT's LoRA",
     ignoring=_IGNORING,
     used=frozenset({"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora"}),
@@ -49,14 +49,14 @@ LORA = FieldTable(
         "alora_invocation_tokens": "an adapter that acts from a token on is no expert here; train a LoRA",
     },
 )
-IA3 = FieldTable(
+IA3_FIELDS = FieldTable(
     format="PEFT's (IA)³",
     ignoring=_IGNORING,
     used=frozenset({"peft_type"}),
     unused=frozenset({*_UNUSED, "feedforward_modules", "init_ia3_weights"}),
     neutral={"modules_to_save": ([],)},
 )
-VERA = FieldTable(
+VERA_FIELDS = FieldTable(
     format="PEFT's VeRA",
     ignoring=_IGNORING,
     used=frozenset({"peft_type", "r", "save_projection"}),
@@ -82,9 +82,9 @@ PROMPT_TUNING = FieldTable(
     ),
     neutral={"modules_to_save": ([],)},
 )
-TABLES: Mapping[str, FieldTable] = {
-    "LORA": LORA,
-    "IA3": IA3,
-    "VERA": VERA,
+FIELDS_BY_TYPE: Mapping[str, FieldTable] = {
+    "LORA": LORA_FIELDS,
+    "IA3": IA3_FIELDS,
+    "VERA": VERA_FIELDS,
     "PROMPT_TUNING": PROMPT_TUNING,
 }

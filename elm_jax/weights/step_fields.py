@@ -16,16 +16,16 @@ def _table(
 
 
 # Texts are embedded as `encode` does it without a prompt's name: the other prompts are not used.
-MODEL = _table(
+MODEL_FIELDS = _table(
     "a sentence encoder",
     used={"prompts", "default_prompt_name"},
     unused={"__version__", "similarity_fn_name"},
     neutral={"model_type": ("SentenceTransformer",)},
 )
-MODULES = _table(
+MODULES_FIELDS = _table(
     "a step in modules.json", used={"path", "type"}, unused={"idx", "name"}, neutral={"kwargs": _EMPTY}
 )
-NETWORK = _table(
+NETWORK_FIELDS = _table(
     "a Transformer step",
     used={"max_seq_length", "do_lower_case"},
     unused={"unpad_inputs"},
@@ -40,7 +40,7 @@ NETWORK = _table(
         **dict.fromkeys(("processing_kwargs", "model_args", "tokenizer_args", "config_args"), _EMPTY),
     },
 )
-POOLING = _table(
+POOLING_FIELDS = _table(
     "a Pooling step",
     used={
         *("pooling_mode", "include_prompt"),
@@ -55,7 +55,7 @@ POOLING = _table(
     unused={"embedding_dimension", "word_embedding_dimension"},
     neutral={},
 )
-DENSE = _table(
+DENSE_FIELDS = _table(
     "a Dense step",
     used={"activation_function"},
     unused={"in_features", "out_features", "bias"},
@@ -65,7 +65,7 @@ DENSE = _table(
         "use_residual": (False,),
     },
 )
-NORMALIZE = _table(
+NORMALIZE_FIELDS = _table(
     "a Normalize step",
     used=set(),
     unused=set(),

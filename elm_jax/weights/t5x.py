@@ -20,7 +20,7 @@ from elm_jax.weights.base_model import Checkpoint
 from elm_jax.weights.tensors import Tensor, tensor_from_array
 
 TARGET = "target"
-STEP = re.compile(r"checkpoint_(\d+)")
+STEP_DIRECTORY = re.compile(r"checkpoint_(\d+)")
 LEGACY, STATE = "checkpoint", "state"
 UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$")
 _EMBEDDING = "token_embedder/embedding"
@@ -41,13 +41,13 @@ def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
         if _is_orbax(place):
             return "orbax", place
     entries = list(directory.iterdir())
-    steps = [entry for entry in entries if STEP.fullmatch(entry.name)]
+    steps = [entry for entry in entries if STEP_DIRECTORY.fullmatch(entry.name)]
     if steps:
         return find_checkpoint(max(steps, key=lambda entry: int(entry.name.partition("_")[2])))
     for entry in entries:
         if UNFINISHED.search(entry.name):
             raise _unfinished_error(entry)
-    if STEP.fullmatch(directory.name) or (directory / STATE).is_dir():
+    if STEP_DIRECTORY.fullmatch(directory.name) or (directory / STATE).is_dir():
         raise UserError(
             f"Expected a T5X checkpoint in {str(directory)!r}, as {STATE}/{stores.MANIFEST} or {LEGACY}, got "
             "neither: it is half written, or half copied. Fix: copy it again, or name an earlier one."

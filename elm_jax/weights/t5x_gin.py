@@ -13,9 +13,9 @@ from elm_jax import storage
 from elm_jax.errors import UserError
 from elm_jax.weights.fields import FieldTable
 
-FILES = ("config.gin", "operative_config.gin")
+GIN_FILES = ("config.gin", "operative_config.gin")
 CLASS, MODEL = "T5Config", "EncoderDecoderModel"
-TABLE = FieldTable(
+T5X_GIN_FIELDS = FieldTable(
     format="T5X's T5Config",
     used=frozenset(
         {
@@ -52,8 +52,8 @@ def read_network_fields(checkpoint: epath.Path, *, ignore: Collection[str] = ())
         return {}
     bound = _read_bindings(file)[0]
     raw = {name: value for name, value in bound.items() if name not in ignore and value != OUR_MODULE}
-    TABLE.require_known_fields(raw, where=str(file))
-    found = {name: raw[name] for name in sorted(TABLE.used & raw.keys()) if raw[name] is not None}
+    T5X_GIN_FIELDS.require_known_fields(raw, where=str(file))
+    found = {name: raw[name] for name in sorted(T5X_GIN_FIELDS.used & raw.keys()) if raw[name] is not None}
     if "mlp_activations" in found:
         names = found["mlp_activations"]
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
@@ -75,7 +75,7 @@ def _find_file(checkpoint: epath.Path) -> epath.Path | None:
     inside = checkpoint.name in ("state", "default")  # of `checkpoint_1000`, where newer versions keep arrays
     step = checkpoint.parent if inside else checkpoint
     for directory in (step, step.parent):
-        for name in FILES:
+        for name in GIN_FILES:
             if (directory / name).exists():
                 return directory / name
     return None

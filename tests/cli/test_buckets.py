@@ -76,7 +76,7 @@ def test_a_run_in_a_bucket_is_trained_indexed_evaluated_and_reported(bucket, bas
     means = [json.loads((home / "report" / "report.json").read_text())["means"] for home in (here, there)]
     assert means[0] == means[1]
     names = objects(there)
-    assert sum(name.endswith(f"/{versions.POINTER}") for name in names) >= 2
+    assert sum(name.endswith(f"/{versions.POINTER_FILE}") for name in names) >= 2
     assert not any(name.endswith((".lock", ".tmp")) for name in names)
     assert not any(name.startswith("checkpoints/") for name in names)
     # Nothing was written beside the bucket, where TensorStore would take its name for a directory's.

@@ -80,8 +80,8 @@ def test_fish_completes_verbs_options_values_tasks_and_files(script, tmp_path, w
 
 
 def test_the_values_of_options_are_those_that_there_are():
-    assert set(completion.VALUES["--kind"]) == set(expert_kinds.KINDS)
-    assert set(completion.VALUES["--group"]) <= {spec.group for spec in task_specs()} | {"mini"}
+    assert set(completion.OPTION_VALUES["--kind"]) == set(expert_kinds.KINDS)
+    assert set(completion.OPTION_VALUES["--group"]) <= {spec.group for spec in task_specs()} | {"mini"}
 
 
 def test_the_script_knows_the_tasks_of_the_catalogue(capsys):

@@ -346,7 +346,7 @@ def test_ranges_and_processes_give_the_bytes_of_all_rows_at_once(tokenizer, tmp_
     specs_ = task_selection.select_tasks([file], source)
     several = 1 if limit else 2
     for name, processes, rows_of_range in (("one", 1, 256), ("two", several, 2048), ("large", 1, 10_000)):
-        monkeypatch.setattr(row_ranges, "RENDERINGS", rows_of_range)
+        monkeypatch.setattr(row_ranges, "RENDERINGS_PER_RANGE", rows_of_range)
         monkeypatch.setattr(row_ranges, "FEWEST_ROWS", rows_of_range)
         outcomes = prepare.prepare_tasks(
             tasks=[file],
@@ -404,7 +404,7 @@ def is_alive(process: int) -> bool:
 def test_a_column_that_some_ranges_lack_is_no_error_and_one_that_all_lack_is(
     tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(row_ranges, "RENDERINGS", 2)
+    monkeypatch.setattr(row_ranges, "RENDERINGS_PER_RANGE", 2)
     monkeypatch.setattr(row_ranges, "FEWEST_ROWS", 2)
     rows = [{"text": f"row {number}", **({"note": "x"} if number > 3 else {})} for number in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

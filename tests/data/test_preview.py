@@ -66,7 +66,7 @@ def test_with_a_tokenizer_tokens_are_counted_and_text_beyond_the_limit_is_red(wo
     (row,), _ = previewed(spec, Source(), tokenizer=words, lengths=Lengths(prompt=3, answer=8))
     first = row.lines[0]
     assert first.plain == "one two three four [cut after 3 tokens: the last 10 characters]"
-    assert styled(first)["three four"] == preview.UNSEEN
+    assert styled(first)["three four"] == preview.UNSEEN_STYLE
     assert row.lines[-1].plain == "tokens: input 5 (limit 3), target 2 (limit 8), choices 2, 2"
     (row,), _ = previewed(spec, Source(), tokenizer=words, lengths=Lengths(prompt=5, answer=8))
     assert row.lines[0].plain == "one two three four"
@@ -77,7 +77,7 @@ def test_cuts_of_the_template_are_coloured():
     (row,), _ = previewed(defined([{"text": "word " * 1000}]), Source())
     line = row.lines[0]
     assert "characters cut by the template]" in line.plain
-    assert styled(line)["..."] == preview.CUT
+    assert styled(line)["..."] == preview.CUT_STYLE
 
 
 def test_a_limit_that_changes_what_a_template_computes_is_shown_beside_the_text_without_it():
@@ -121,8 +121,8 @@ def test_the_seen_characters_fit_and_one_more_does_not(words, found, most):
 def test_what_the_model_sees_follows_where_it_differs_from_the_text(words):
     spec = defined([{"text": "one zwei\ntwo"}])
     (row,), _ = previewed(spec, Source(), tokenizer=words)
-    assert styled(row.lines[0])["zwei"] == preview.UNKNOWN
-    assert preview.FOLDED in styled(row.lines[0])["\n"]
+    assert styled(row.lines[0])["zwei"] == preview.UNKNOWN_STYLE
+    assert preview.FOLDED_STYLE in styled(row.lines[0])["\n"]
     assert row.lines[1].plain == f"   the model sees: {words.decode(words.encode('one zwei two'))}"
     assert "⁇" in row.lines[1].plain
     (row,), _ = previewed(defined([{"text": "one two"}]), Source(), tokenizer=words)
@@ -146,7 +146,7 @@ def test_choices_that_are_no_choice_are_marked(words):
 
 def test_letters_in_two_parts_are_marked():
     (row,), _ = previewed(defined([{"text": "cafe\u0301 caf\u00e9"}]), Source())
-    assert styled(row.lines[0]) == {"e\u0301": preview.MARKS}
+    assert styled(row.lines[0]) == {"e\u0301": preview.COMBINING_MARK_STYLE}
 
 
 def test_no_more_rows_are_read_than_are_shown(monkeypatch):

@@ -95,7 +95,7 @@ def test_every_row_may_have_an_expert_of_its_own(run, unseen, outcome):
     assert len(set(experts)) > 1
     examples = task_rows.load_examples(unseen[0], run.source)
     cells = ranking.cells_of_scorer(task, experts)
-    found = ranking.method_scores(
+    found = ranking.load_or_compute_scores(
         ranking.score_cells(run, cells, load_tasks(run, unseen)), task, experts, "each"
     )
     assert found.row_ids == tuple(example.row_id for example in examples)

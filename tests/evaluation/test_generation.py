@@ -13,7 +13,7 @@ from elm_jax.evaluation import generation, results_cache
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.tasks import load_tasks
 from elm_jax.experts.library import Library
-from elm_jax.experts.lookup import BASE
+from elm_jax.experts.lookup import BASE_SCORER
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
@@ -87,7 +87,7 @@ def tasks(run, specs):
 def wanted(specs):
     """One expert and the base for one task, both experts for the others."""
     first, *others = [spec.id for spec in specs]
-    return results_cache.make_cells({first: [EXPERTS[0], BASE], **dict.fromkeys(others, EXPERTS)})
+    return results_cache.make_cells({first: [EXPERTS[0], BASE_SCORER], **dict.fromkeys(others, EXPERTS)})
 
 
 @pytest.fixture(scope="module")

@@ -202,6 +202,6 @@ def test_a_server_that_answers_is_reachable_and_one_that_is_silent_is_not(monkey
         return io.BytesIO()
 
     monkeypatch.setattr(missing_rows.urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(missing_rows, "PATIENCE", 0.1)
+    monkeypatch.setattr(missing_rows, "SERVER_TIMEOUT_SECONDS", 0.1)
     found = {host: missing_rows.is_reachable(host) for host in answers}
     assert found == {"answers": True, "refuses": True, "absent": False, "silent": False}

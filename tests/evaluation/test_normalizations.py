@@ -10,7 +10,7 @@ from elm_jax.evaluation import ranking, results_cache
 from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.tasks import load_tasks
-from elm_jax.experts.lookup import BASE
+from elm_jax.experts.lookup import BASE_SCORER
 from elm_jax.scoring import scorer
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.tasks import data_source, rendering
@@ -34,7 +34,7 @@ def scores(run, tasks):
     """Returns the base's scores of the task by a normalization."""
 
     def find(normalization):
-        cell = Cell(next(iter(tasks)), BASE)
+        cell = Cell(next(iter(tasks)), BASE_SCORER)
         options = ScoringOptions(normalization=normalization)
         return np.array(ranking.score_cells(run, [cell], tasks, options)[cell].scores)
 
@@ -79,7 +79,7 @@ def test_files_of_other_premises_and_exponents_lie_apart(run, tasks, scores):
     for way in ways:
         scores(way)
     (folder,) = {
-        results_cache.cell_file(run.workspace.scores, Cell(task, BASE), (), limit=ROWS).parent
+        results_cache.cell_file(run.workspace.scores, Cell(task, BASE_SCORER), (), limit=ROWS).parent
         for task in tasks
     }
     heads = [json.loads(file.read_text().splitlines()[0]) for file in folder.glob("*.jsonl")]

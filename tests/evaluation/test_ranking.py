@@ -12,7 +12,7 @@ from elm_jax.evaluation import evaluate, ranking
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.tasks import load_tasks
-from elm_jax.experts.lookup import BASE
+from elm_jax.experts.lookup import BASE_SCORER
 from elm_jax.tasks import data_source, datasets
 from tests.run_fixtures import BOTTLENECK, TRAINED, add_expert
 
@@ -51,7 +51,7 @@ datasets:
 
 def scored(run, specs, source=None):
     run = run if source is None else replace(run, source=source)
-    return score(run, specs, Cell(specs[0].id, BASE))
+    return score(run, specs, Cell(specs[0].id, BASE_SCORER))
 
 
 def score(run, specs, cell):
@@ -77,7 +77,7 @@ def test_an_empty_prompt_is_scored_after_the_end_of_sequence_alone(run, task):
     assert len(scored(run, specs).scores) == 1
     found = scored(run, specs, data_source.Source(faithful=("empty_renderings",)))
     assert len(found.scores) == 2
-    cell = Cell(specs[0].id, BASE, (1,), premise="")
+    cell = Cell(specs[0].id, BASE_SCORER, (1,), premise="")
     bare = score(run, specs, cell._replace(rows=(0,)))
     np.testing.assert_allclose(found.scores[0], bare.scores[0], rtol=1e-5)
 

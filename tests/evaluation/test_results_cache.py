@@ -14,7 +14,7 @@ from elm_jax.evaluation.config import ScoringOptions
 from elm_jax.evaluation.expert_stacks import ExpertStack
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.tasks import load_tasks
-from elm_jax.experts.lookup import BASE
+from elm_jax.experts.lookup import BASE_SCORER
 from tests.run_fixtures import ROWS, TRAINED
 
 
@@ -32,7 +32,7 @@ def validator():
 @pytest.fixture
 def kept(run, unseen):
     """The file of the base's scores of a task, whole."""
-    cell = Cell(unseen[0].id, BASE)
+    cell = Cell(unseen[0].id, BASE_SCORER)
     ranking.score_cells(run, [cell], load_tasks(run, unseen))
     where = results_cache.cell_file(run.workspace.scores, cell, (), limit=ROWS)
     whole = where.read_text()
@@ -41,7 +41,7 @@ def kept(run, unseen):
 
 
 def test_every_line_that_is_written_is_as_the_schema_says(run, unseen, validator):
-    cells = [Cell(spec.id, name) for spec in unseen for name in (BASE, TRAINED[0])]
+    cells = [Cell(spec.id, name) for spec in unseen for name in (BASE_SCORER, TRAINED[0])]
     some = Cell(unseen[0].id, TRAINED[1], (0, 5))
     tasks = load_tasks(run, unseen)
     for normalization in ("sum", "mean", "calibrated", "length:0.5", "pmi:a dog"):
@@ -79,7 +79,7 @@ def test_scores_of_other_rows_or_an_older_format_are_made_anew(run, unseen, kept
     whole = kept.read_text()
     head, *lines = whole.splitlines()
     kept.write_text("\n".join([json.dumps(json.loads(head) | change), *lines[:2]]) + "\n")
-    ranking.score_cells(run, [Cell(unseen[0].id, BASE)], load_tasks(run, unseen))
+    ranking.score_cells(run, [Cell(unseen[0].id, BASE_SCORER)], load_tasks(run, unseen))
     assert kept.read_text() == whole
 
 
@@ -96,14 +96,14 @@ def test_scores_of_other_rows_or_an_older_format_are_made_anew(run, unseen, kept
 def test_a_file_of_a_later_version_or_of_somebody_else_is_refused_and_stays(run, unseen, kept, content, said):
     kept.write_text(content)
     with pytest.raises(UserError, match=said):
-        ranking.score_cells(run, [Cell(unseen[0].id, BASE)], load_tasks(run, unseen))
+        ranking.score_cells(run, [Cell(unseen[0].id, BASE_SCORER)], load_tasks(run, unseen))
     assert kept.read_text() == content
 
 
 def test_scores_of_a_few_rows_lie_beside_those_of_more_and_cost_them_nothing(run, unseen, kept):
     before = kept.read_bytes()
     fewer = dataclasses.replace(run, source=dataclasses.replace(run.source, limit=2))
-    cell = Cell(unseen[0].id, BASE)
+    cell = Cell(unseen[0].id, BASE_SCORER)
     assert len(ranking.score_cells(fewer, [cell], load_tasks(fewer, unseen))[cell].row_ids) == 2
     assert kept.read_bytes() == before
     assert len(ranking.score_cells(run, [cell], load_tasks(run, unseen))[cell].row_ids) == ROWS
@@ -130,7 +130,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_file_that_was_changed_afterwards_is_named_and_made_anew(run, unseen, kept, damage, capsys):
-    whole, cell, tasks = kept.read_text(), Cell(unseen[0].id, BASE), load_tasks(run, unseen)
+    whole, cell, tasks = kept.read_text(), Cell(unseen[0].id, BASE_SCORER), load_tasks(run, unseen)
     before = ranking.score_cells(run, [cell], tasks)[cell]
     kept.write_text(damage(whole))
     assert kept.read_text() != whole
@@ -155,7 +155,7 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
 def test_scores_that_do_not_follow_are_refused_even_with_a_checksum_that_fits(run, unseen, kept, forge):
-    cell, tasks = Cell(unseen[0].id, BASE), load_tasks(run, unseen)
+    cell, tasks = Cell(unseen[0].id, BASE_SCORER), load_tasks(run, unseen)
     head, *rows = map(json.loads, kept.read_text().splitlines())
     del head["checksum"]
     forge(head, rows)

@@ -43,7 +43,7 @@ def test_a_directory_is_one_version_and_a_pointer_that_names_it(home):
     assert text_of(home) == "old"
     pointer, *files = objects(home)
     named = storage.read_json(home / pointer, what="A pointer")["directory"]
-    assert pointer == versions.POINTER
+    assert pointer == versions.POINTER_FILE
     assert named.startswith("expert-")
     assert files == [f"{named}/{name}" for name in (MARK, "first", "second")]
 
@@ -134,8 +134,8 @@ def test_a_directory_for_other_programs_has_no_versions(home):
 @pytest.mark.parametrize("content", [b"{", b'{"format": 1, "directory": "../expert"}', b'{"format": 99}'])
 def test_a_damaged_pointer_is_named(home, content):
     atomic_dir.write(home, MARK, filler("old"))
-    storage.write_bytes(home / versions.POINTER, content)
-    with pytest.raises(UserError, match=versions.POINTER):
+    storage.write_bytes(home / versions.POINTER_FILE, content)
+    with pytest.raises(UserError, match=versions.POINTER_FILE):
         atomic_dir.locate(home, MARK)
 
 

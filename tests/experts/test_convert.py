@@ -249,9 +249,9 @@ def test_a_mistake_is_one_sentence(source, tmp_path, capsys, arguments, told):
 
 
 def test_a_broken_source_leaves_nothing(source, tmp_path):
-    arrays = load_file(source / elm.PARAMS)
+    arrays = load_file(source / elm.PARAMS_FILE)
     del arrays["decoder/decoder_norm/scale"]
-    save_file(arrays, source / elm.PARAMS)
+    save_file(arrays, source / elm.PARAMS_FILE)
     with pytest.raises(UserError, match=r"'decoder/decoder_norm/scale' .*params\.safetensors'"):
         convert(source, tmp_path / "there", "hf")
     assert not (tmp_path / "there").exists()

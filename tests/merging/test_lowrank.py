@@ -11,7 +11,7 @@ LARGE = 90
 
 @pytest.fixture(autouse=True)
 def _only_the_least_are_small(monkeypatch):
-    monkeypatch.setattr(lowrank, "SMALL", 10)
+    monkeypatch.setattr(lowrank, "MAX_FULL_SVD_SIZE", 10)
 
 
 def matrix(inputs, outputs, sizes, seed=0):

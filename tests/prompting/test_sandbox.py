@@ -62,7 +62,7 @@ PYTHON = {
 @pytest.mark.parametrize("truncate", [2048, None])
 def test_a_template_that_runs_away_ends_in_an_error(source, truncate, monkeypatch):
     # A hundredth of the real budget: without a guard none of these would end at all.
-    monkeypatch.setattr(limits, "BUDGET", 20_000)
+    monkeypatch.setattr(limits, "MAX_SIZE", 20_000)
     monkeypatch.setattr(sandbox.Rendering, "budget", 20_000)
     if truncate and source == LARGE["doubling by a block"]:
         source += source  # each half is cut

@@ -149,7 +149,7 @@ def test_a_killed_run_resumes_and_ends_the_same_bit_for_bit(trained, place):
 def steps(directory):
     """Returns the steps of the checkpoints that are finished."""
     names = [entry.name for entry in directory.glob("checkpoint_*")]
-    return [int(found.group(1)) for name in names if (found := t5x.STEP.fullmatch(name))]
+    return [int(found.group(1)) for name in names if (found := t5x.STEP_DIRECTORY.fullmatch(name))]
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_many_texts_encode_as_each_of_them(words):
     assert words.encode_all([]) == []
 
 
-@pytest.mark.parametrize("kind", tokenizers.KINDS)
+@pytest.mark.parametrize("kind", tokenizers.VOCABULARY_KINDS)
 def test_the_same_texts_give_the_same_bytes_and_fingerprint(tmp_path, kind):
     made = [tokenizers.train(TEXTS, tmp_path / name, 40, kind=kind) for name in ("a", "b")]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -107,7 +107,7 @@ def test_a_model_with_other_special_ids_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", tokenizers.KINDS)
+@pytest.mark.parametrize("kind", tokenizers.VOCABULARY_KINDS)
 def test_ids_sizes_and_texts_equal_seqios(tmp_path, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow's, on import

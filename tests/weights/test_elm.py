@@ -33,7 +33,7 @@ def saved(base, tmp_path):
 
 def rewrite(saved, change):
     """Changes the named tensors of a base on disk."""
-    file = saved / elm.PARAMS
+    file = saved / elm.PARAMS_FILE
     arrays = storage.read_arrays(file, what="parameters")
     change(arrays)
     storage.write_arrays(file, arrays)
@@ -49,12 +49,12 @@ def test_a_base_comes_back_with_the_same_shape_fingerprint_and_bytes(base, saved
 
 def test_saving_what_was_loaded_writes_the_same_files(saved, tmp_path):
     elm.save(tmp_path / "again", elm.load(saved))
-    for name in (elm.CONFIG, elm.PARAMS):
+    for name in (elm.CONFIG_FILE, elm.PARAMS_FILE):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
 def test_tensors_on_disk_have_t5x_names_layer_by_layer(saved):
-    names = set(storage.read_arrays(saved / elm.PARAMS, what="parameters"))
+    names = set(storage.read_arrays(saved / elm.PARAMS_FILE, what="parameters"))
     assert {NORM, LAYER, "decoder/layers_0/mlp/wo/kernel", "decoder/logits_dense/kernel"} <= names
     assert not any("/layers/" in name for name in names)
 
@@ -112,7 +112,7 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(saved, name):
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
 def test_a_truncated_file_is_named(saved, keep):
-    file = saved / elm.PARAMS
+    file = saved / elm.PARAMS_FILE
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"params\.safetensors'"):
         elm.load(saved)
@@ -123,7 +123,7 @@ def test_a_missing_directory_is_refused_with_what_to_do(tmp_path):
         elm.load(tmp_path / "no" / "base")
 
 
-@pytest.mark.parametrize("name", [elm.CONFIG, elm.PARAMS])
+@pytest.mark.parametrize("name", [elm.CONFIG_FILE, elm.PARAMS_FILE])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
     with pytest.raises(UserError, match=f"{name}'"):
@@ -142,9 +142,9 @@ def test_a_missing_file_is_named(saved, name):
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(saved, change, told):
-    value = json.loads((saved / elm.CONFIG).read_text())
+    value = json.loads((saved / elm.CONFIG_FILE).read_text())
     change(value)
-    (saved / elm.CONFIG).write_text(json.dumps(value))
+    (saved / elm.CONFIG_FILE).write_text(json.dumps(value))
     with pytest.raises(UserError, match=told):
         elm.load(saved)
 

@@ -133,12 +133,12 @@ def test_a_file_that_is_absent_or_broken_is_named(place):
 
 def test_the_default_prompt_stands_before_texts_and_the_others_do_not(place):
     prompts = {"query": "find: ", "document": "keep: "}
-    put(place / encoder_steps.MODEL, {"prompts": prompts, "default_prompt_name": None})
+    put(place / encoder_steps.MODEL_FILE, {"prompts": prompts, "default_prompt_name": None})
     assert encoder_steps.read_steps(place, None).prompt == ""
-    put(place / encoder_steps.MODEL, {"prompts": prompts, "default_prompt_name": "query"})
+    put(place / encoder_steps.MODEL_FILE, {"prompts": prompts, "default_prompt_name": "query"})
     assert encoder_steps.read_steps(place, None).prompt == "find: "
     for wrong in ({"prompts": prompts, "default_prompt_name": "passage"}, {"default_prompt_name": "query"}):
-        put(place / encoder_steps.MODEL, wrong)
+        put(place / encoder_steps.MODEL_FILE, wrong)
         with pytest.raises(UserError, match="to have a text for its default_prompt_name"):
             encoder_steps.read_steps(place, None)
 
@@ -146,7 +146,7 @@ def test_the_default_prompt_stands_before_texts_and_the_others_do_not(place):
 def test_a_prompt_that_is_not_pooled_is_refused(place):
     put(place / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
     assert encoder_steps.read_steps(place, None).pooling == "mean"
-    put(place / encoder_steps.MODEL, {"prompts": {"query": "find: "}, "default_prompt_name": "query"})
+    put(place / encoder_steps.MODEL_FILE, {"prompts": {"query": "find: "}, "default_prompt_name": "query"})
     with pytest.raises(UserError, match="include_prompt false"):
         encoder_steps.read_steps(place, None)
 

@@ -59,8 +59,10 @@ def library(name):
 
 
 CONFIGS = {
-    **dict.fromkeys(("T5Config", "MT5Config", "UMT5Config"), hf_fields.T5),
-    **dict.fromkeys(("BertConfig", "RobertaConfig", "XLMRobertaConfig", "MPNetConfig"), hf_fields.BERT),
+    **dict.fromkeys(("T5Config", "MT5Config", "UMT5Config"), hf_fields.T5_FIELDS),
+    **dict.fromkeys(
+        ("BertConfig", "RobertaConfig", "XLMRobertaConfig", "MPNetConfig"), hf_fields.BERT_FIELDS
+    ),
 }
 
 
@@ -83,9 +85,9 @@ def test_every_field_that_peft_writes_is_in_the_table(kind):
     names = {"LORA": "LoraConfig", "IA3": "IA3Config", "VERA": "VeraConfig"}
     config = names.get(kind, "PromptTuningConfig")
     written = getattr(library("peft"), config)()
-    assert not {each.name for each in fields(written)} - peft_fields.TABLES[kind].known
+    assert not {each.name for each in fields(written)} - peft_fields.FIELDS_BY_TYPE[kind].known
     told = {**written.to_dict(), "peft_type": kind}
-    peft_fields.TABLES[kind].require_known_fields(told, where="there")
+    peft_fields.FIELDS_BY_TYPE[kind].require_known_fields(told, where="there")
 
 
 @pytest.mark.parity
@@ -93,10 +95,10 @@ def test_every_field_that_peft_writes_is_in_the_table(kind):
 @pytest.mark.parametrize(
     ("module", "name", "table"),
     [
-        ("base.modules", "Transformer", step_fields.NETWORK),
-        ("sentence_transformer.modules", "Pooling", step_fields.POOLING),
-        ("base.modules", "Dense", step_fields.DENSE),
-        ("base.modules", "Normalize", step_fields.NORMALIZE),
+        ("base.modules", "Transformer", step_fields.NETWORK_FIELDS),
+        ("sentence_transformer.modules", "Pooling", step_fields.POOLING_FIELDS),
+        ("base.modules", "Dense", step_fields.DENSE_FIELDS),
+        ("base.modules", "Normalize", step_fields.NORMALIZE_FIELDS),
     ],
 )
 def test_every_field_that_sentence_transformers_writes_is_in_the_table(module, name, table):
@@ -125,9 +127,9 @@ def test_every_field_of_a_whole_sentence_encoder_is_in_the_tables(tmp_path):
     model = theirs.SentenceTransformer(modules=[Network(), steps.Pooling(8), base.Normalize()], device="cpu")
     model.save(str(tmp_path), create_model_card=False)
     told = json.loads((tmp_path / "config_sentence_transformers.json").read_text())
-    step_fields.MODEL.require_known_fields(told, where="there")
+    step_fields.MODEL_FIELDS.require_known_fields(told, where="there")
     for step in json.loads((tmp_path / "modules.json").read_text()):
-        step_fields.MODULES.require_known_fields(step, where="there")
+        step_fields.MODULES_FIELDS.require_known_fields(step, where="there")
 
 
 def small_t5(transformers, torch, **changes):
