@@ -22,6 +22,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--size", default="small", help="T5 1.1's size")
     parser.add_argument("--layers", type=int, default=4, help="layers of either stack")
+    parser.add_argument("--vocabulary", type=int, help="tokens, of which few layers should have few")
     parser.add_argument("--dtype", default="float32", help="of products, parameters and experts")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="of a prompt")
@@ -57,6 +59,7 @@ def main() -> None:
 
     layers = {"num_encoder_layers": options.layers, "num_decoder_layers": options.layers}
     config = find_config(options.size, dtype=options.dtype, **layers)
+    config = replace(config, vocab_size=options.vocabulary or config.vocab_size)
     rng = np.random.default_rng(0)
     shape = (options.rows, options.choices, options.answer)
     base = narrow(init_params(jax.random.key(0), config), options.dtype)

@@ -33,10 +33,12 @@ Similarity = Literal["norm", "standard_dot"]
 Weighting = Literal["softmax", "uniform"]
 Mixing = Literal["outputs", "factors"]
 VARIANCE_FLOOR = 1e-5
+COLUMNS = 256
+"""With how many directions a token is multiplied together, where an expert has several."""
 BLOCK = 16
 """Tokens that are multiplied with one expert of many together."""
-WORTH = 8
-"""How many products of all tokens with all experts cost as much as one of a block with its expert."""
+WORTH = 4
+"""How many products of all tokens with all experts cost a CPU as much as one of a block with its expert."""
 
 
 @partial(
@@ -143,8 +145,17 @@ def score_experts(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array,
     """Returns how similar every token is to every expert, in float32; -inf for those not allowed."""
     wide = standardize(x) if gate.similarity == "standard_dot" else jnp.asarray(x, jnp.float32)
     prototypes = jnp.asarray(gate.prototypes, jnp.float32)
-    near = jnp.einsum("...i,eik->...ek", wide, prototypes, precision="highest")
-    scores = near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
+
+    def compare(prototypes: Array) -> jax.Array:  # of one expert, or of all
+        near = jnp.tensordot(wide, prototypes, (-1, -2), precision="highest")
+        return near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
+
+    experts, _, directions = prototypes.shape
+    if directions == 1 or experts * directions <= COLUMNS:
+        scores = compare(prototypes)
+    else:  # The products with all directions, many times the scores, would stand in memory together.
+        together = max(1, COLUMNS // directions)
+        scores = jnp.moveaxis(jax.lax.map(compare, prototypes, batch_size=together), 0, -1)
     return jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
 
 
