@@ -11,7 +11,7 @@ Expect  64 experts, gathered: at least 90 % of the rate of one and 85 % of the r
 With `--gated 296` it is LoRA alone, and its other ways are gates over so many experts, as routers of tokens
 have them: every token compares itself with one direction of each (Arrow, PHATGOOSE, average activation), or
 with as many as their rank (SpectR), and four experts share it. Expect at most 1.5 times the seconds of one
-expert with one direction, and with 16 only on a base as wide as XL: on a narrower one the comparison with all
+expert with one direction, and with 16 only on a base wider than XL: on a narrower one the comparison with all
 directions alone costs more. One layer and a 24th of the vocabulary stand for the whole of a large base:
 --size large --layers 1 --vocabulary 1339.
 
