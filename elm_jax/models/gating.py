@@ -33,10 +33,12 @@ Similarity = Literal["norm", "standard_dot"]
 Weighting = Literal["softmax", "uniform"]
 Mixing = Literal["outputs", "factors"]
 VARIANCE_FLOOR = 1e-5
+COLUMNS = 256
+"""With how many directions a token is multiplied together, where an expert has several."""
 BLOCK = 16
 """Tokens that are multiplied with one expert of many together."""
-WORTH = 8
-"""How many products of all tokens with all experts cost as much as one of a block with its expert."""
+WORTH = 4
+"""How many products of all tokens with all experts cost a CPU as much as one of a block with its expert."""
 
 
 @partial(
@@ -143,8 +145,17 @@ def score_experts(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array,
     """Returns how similar every token is to every expert, in float32; -inf for those not allowed."""
     wide = standardize(x) if gate.similarity == "standard_dot" else jnp.asarray(x, jnp.float32)
     prototypes = jnp.asarray(gate.prototypes, jnp.float32)
-    near = jnp.einsum("...i,eik->...ek", wide, prototypes, precision="highest")
-    scores = near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
+
+    def compare(prototypes: Array) -> jax.Array:  # of one expert, or of all
+        near = jnp.tensordot(wide, prototypes, (-1, -2), precision="highest")
+        return near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
+
+    experts, _, directions = prototypes.shape
+    if directions == 1 or experts * directions <= COLUMNS:
+        scores = compare(prototypes)
+    else:  # The products with all directions, many times the scores, would stand in memory together.
+        together = max(1, COLUMNS // directions)
+        scores = jnp.moveaxis(jax.lax.map(compare, prototypes, batch_size=together), 0, -1)
     return jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
 
 
@@ -159,7 +170,19 @@ def gate_weights(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array, 
     [[0.0, 1.0, 0.0]]
     """
     scores = score_experts(x, gate)
-    return _weigh(scores, jax.lax.top_k(scores, gate.k)[0][..., -1:], gate)
+    return _weigh(scores, _find_best(scores, gate.k)[0][..., -1:], gate)
+
+
+def _find_best(
+    scores: Float[Array, "*tokens E"], k: int
+) -> tuple[Float[Array, "*tokens k"], Int[Array, "*tokens k"]]:
+    """Returns the k largest scores of every token, and whose they are.
+
+    XLA's CPU backend has a fast program for just this. Where it merges what comes after into it, it sorts all
+    experts instead, which takes forty times as long.
+    """
+    best, chosen = jax.lax.optimization_barrier(jax.lax.top_k(scores, k))
+    return best, chosen
 
 
 def _weigh(
@@ -184,7 +207,7 @@ def gated_delta(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*
         return _multiply_all(x, gate_weights(x, gate), expert)
     flat = x.reshape(tokens, -1)
     scores = score_experts(flat, gate)
-    best, chosen = jax.lax.top_k(scores, gate.k)
+    best, chosen = _find_best(scores, gate.k)
     # More experts than k share a token where some tie with the k-th, and then all are multiplied.
     is_tied = ((scores >= best[:, -1:]).sum(axis=-1) > gate.k) & (best[:, -1] > -jnp.inf)
     delta = jax.lax.cond(
@@ -224,14 +247,20 @@ def _multiply_chosen(
     sorted_owner = owner[order]
     place = jnp.arange(tokens * k) - (last_pair - counts)[sorted_owner]  # among its expert's pairs
     slot = (last_block - blocks)[sorted_owner] * BLOCK + place
+    slot_of_pair = jnp.zeros(tokens * k, jnp.int32).at[order].set(slot.astype(jnp.int32))
     count = tokens * k // BLOCK + min(experts, tokens * k)  # blocks, as many as there can be
     token = jnp.zeros(count * BLOCK, jnp.int32).at[slot].set((order // k).astype(jnp.int32))
-    share = jnp.zeros(count * BLOCK, x.dtype).at[slot].set(weights.reshape(-1)[order].astype(x.dtype))
+    share = jnp.zeros(count * BLOCK, x.dtype).at[slot_of_pair].set(weights.reshape(-1).astype(x.dtype))
     owner_of_block = jnp.minimum(jnp.searchsorted(last_block, jnp.arange(count), side="right"), experts - 1)
     lora_a, lora_b = (jnp.asarray(expert[name], x.dtype)[owner_of_block] for name in ("lora_a", "lora_b"))
+
+    def sum_pairs(by_slot: Float[Array, "_ W"]) -> Float[Array, "T W"]:
+        # Gathered, since a CPU adds what is scattered row by row.
+        return by_slot[slot_of_pair.reshape(tokens, k)].sum(axis=1)
+
     inner = jnp.einsum("nbi,nir->nbr", x[token].reshape(count, BLOCK, -1), lora_a)
     inner = inner.reshape(count * BLOCK, -1) * share[:, None]
     if expert["gate"].mixing == "factors":
-        inner = jax.ops.segment_sum(inner, token, tokens)[token] * share[:, None]
+        inner = sum_pairs(inner)[token] * share[:, None]
     outer = jnp.einsum("nbr,nro->nbo", inner.reshape(count, BLOCK, -1), lora_b)
-    return jax.ops.segment_sum(outer.reshape(count * BLOCK, -1), token, tokens)
+    return sum_pairs(outer.reshape(count * BLOCK, -1))

@@ -25,6 +25,7 @@ from elm_jax.routing.token_gate import collect_lora_factors
 DIMENSIONS = 64
 SPARSITY = 0.8
 MOST_ROUNDS = 100
+COLUMNS = 1024  # entries of every expert that are copied at a time
 
 
 def embed_experts(
@@ -47,14 +48,17 @@ def embed_experts(
     """
     leaves = [leaf for pair in collect_lora_factors(params).values() for leaf in pair]
     flat = [np.asarray(leaf, np.float32).reshape(len(leaf), -1) for leaf in leaves]
+    cut = np.full((len(leaves[0]), 1), -1, np.float32)
     if sparsity:
         # One expert at a time: a copy of all would stand beside them.
         least = [np.quantile(np.abs(np.concatenate(own)), sparsity) for own in zip(*flat, strict=True)]
         cut = np.array(least, np.float32)[:, None]
-        flat = (np.where(np.abs(leaf) > cut, leaf, np.float32(0)) for leaf in flat)
     gram = np.zeros((len(leaves[0]), len(leaves[0])), np.float32)
     for leaf in flat:
-        gram += leaf @ leaf.T
+        for start in range(0, leaf.shape[1], COLUMNS):  # for the same reason
+            part = leaf[:, start : start + COLUMNS]
+            part = np.where(np.abs(part) > cut, part, np.float32(0))
+            gram += part @ part.T
     directions, sizes = _leading_eigenvectors(gram, dimensions)
     coordinates = directions * np.sqrt(np.maximum(sizes, 0.0))
     return coordinates / np.maximum(np.linalg.norm(coordinates, axis=1, keepdims=True), 1e-30)

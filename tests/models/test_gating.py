@@ -1,5 +1,7 @@
 """Gating: every token weighs the experts for itself, at every projection, also inside the network."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,6 +185,36 @@ def test_of_many_experts_those_that_tie_share_a_token_too():
     wanted = np.einsum("bte,bti,eir,ero->bto", weights, x, a, b, optimize=True)
     found = gating.gated_delta(jnp.asarray(x), {**factors, "gate": gate})
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixing", ["outputs", "factors"])
+def test_of_many_experts_the_gradient_too_is_that_of_the_formula(mixing):
+    factors, prototypes, x = draw_many()
+    gate = TokenGate(prototypes, np.ones(800, bool), 3, "norm", mixing=mixing)
+
+    def add_by_formula(x, factors):
+        weights = gating.gate_weights(x, gate)[..., None]
+        inner = weights * jnp.einsum("bti,eir->bter", x, factors["lora_a"])
+        if mixing == "factors":
+            inner = weights * inner.sum(axis=-2, keepdims=True)
+        return jnp.einsum("bter,ero->bto", inner, factors["lora_b"])
+
+    def pull(add):
+        run = jax.jit(jax.grad(lambda *given: jnp.sin(add(*given)).sum(), argnums=(0, 1)))
+        return run(jnp.asarray(x), jax.tree.map(jnp.asarray, factors))
+
+    found = pull(lambda x, factors: gating.gated_delta(x, {**factors, "gate": gate}))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), found, pull(add_by_formula))
+
+
+def test_a_score_is_the_length_of_what_all_directions_see_however_many_experts_have_them():
+    rng = np.random.default_rng(5)
+    prototypes = rng.normal(size=(83, 6, 16)).astype(np.float32)
+    x = rng.normal(size=(2, 5, 6)).astype(np.float32)
+    scores = gating.score_experts(x, TokenGate(prototypes, np.arange(83) != 7, 2, "norm"))
+    wanted = np.sqrt((np.einsum("bti,eik->btek", x, prototypes, optimize=True) ** 2).sum(axis=-1))
+    wanted[..., 7] = -np.inf
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
