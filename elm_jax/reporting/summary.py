@@ -131,7 +131,7 @@ def build_report(
     left_out = {
         names.task_id(rows.task, rows.prompt): sum(rows.left_out.values()) for rows in inputs.task_rows
     }
-    matrix = tuple(_expert_result(count, inputs.families) for count in inputs.correct_counts)
+    matrix = tuple(_expert_result(count, inputs.families) for count in inputs.expert_counts)
     return Report(
         rows=tuple(_prompt_result(task, left_out) for of_method in scores.values() for task in of_method),
         means=tuple(_method_mean(own, labels[method], ends, test) for method, own in counted.items()),
