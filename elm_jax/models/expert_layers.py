@@ -30,7 +30,7 @@ token weighs them (`gating`). Initial values are in `expert_kinds`.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,12 +39,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
 from elm_jax.errors import UserError
 from elm_jax.models import gating, magnitudes, paths, products, sharding
 from elm_jax.models.components import ComponentGate, component_delta
 from elm_jax.models.expert_kinds import GATES, KINDS, VERA, init_gates
 from elm_jax.records import Params
+
+MOST_SELECTS = 8  # segments of a row whose vectors are selected one after the other
+MOST_EXPERTS = 4  # times the segments of a row, of which a token is multiplied by all
 
 
 class LayeredExperts(NamedTuple):
@@ -83,6 +87,32 @@ class PerSegmentParams(NamedTuple):
 
     value: Array
     segments: Any
+
+
+class PerExpertParams(NamedTuple):
+    """A parameter of all stacked experts, for packed rows whose segments have any of them.
+
+    Attributes:
+        value: [E, …].
+        joined: Of kernels [E, I, O] a copy to multiply by, [I, E O] or, where I is the narrow side, [E I, O].
+        rows: Which of them every segment has.
+    """
+
+    value: Array
+    joined: Array | None
+    rows: SegmentExperts
+
+
+class LayerOfAll(NamedTuple):
+    """A layer of stacked experts that are not gathered.
+
+    Attributes:
+        layer: Its number.
+        joined: Copies of its kernels, as `PerExpertParams` have them; None for other parameters.
+    """
+
+    layer: Int[Array, ""]
+    joined: Any
 
 
 class GroupedKernel(NamedTuple):
@@ -192,9 +222,12 @@ def replace_segments(rows: Any, segments: Int[Array, "B N"] | None) -> Any:
 
 
 def split_by_layer(
-    layers: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None, shared: Params | None = None
+    layers: Params | None,
+    expert_of_row: ExpertOfRow | SegmentExperts | None,
+    shared: Params | None = None,
+    dtype: str = "float32",
 ) -> tuple[Any, Any]:
-    """Prepares experts for a scan over layers.
+    """Prepares experts for a scan over layers, in a network that computes in a type.
 
     Returns:
         What is split along L, and what is the same for all layers: the arguments of `gather_row_experts`. One
@@ -205,7 +238,25 @@ def split_by_layer(
         return layers, expert_of_row
     if expert_of_row is None:
         return layers, LayeredExperts(None, None, shared)
-    return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), LayeredExperts(layers, expert_of_row, shared)
+    experts, count = jax.tree.leaves(layers)[0].shape[:2]
+    index: Any = jnp.arange(count)
+    if isinstance(expert_of_row, SegmentExperts) and _multiplies_all(experts, expert_of_row):
+        index = LayerOfAll(index, jax.tree.map(partial(_join_kernels, dtype=dtype), layers))
+    return index, LayeredExperts(layers, expert_of_row, shared)
+
+
+def _join_kernels(stack: Array, dtype: str) -> Float[Array, "L I O"] | None:
+    """Returns the kernels of all experts side by side, layer by layer; the gradient takes another way.
+
+    So a TPU's compiler reads them as it reads those of the base, with no copy of a layer before its product.
+    """
+    if stack.ndim != 4:
+        return None
+    experts, layers, inputs, outputs = stack.shape
+    copy = jax.lax.stop_gradient(jnp.asarray(stack, dtype))
+    if inputs < outputs:
+        return copy.swapaxes(0, 1).reshape(layers, experts * inputs, outputs)
+    return copy.transpose(1, 2, 0, 3).reshape(layers, inputs, experts * outputs)
 
 
 def gather_row_experts(
@@ -231,6 +282,16 @@ def gather_row_experts(
         if isinstance(rows, LayeredExperts)
         else (params, rows, ())
     )
+
+    if isinstance(params, LayerOfAll):
+        of_segments: Any = index
+        return jax.tree.map(
+            lambda value, joined: PerExpertParams(
+                sharding.take_layer(value, params.layer), sharding.gather_whole(joined), of_segments
+            ),
+            tree,
+            params.joined,
+        )
 
     def gather(value: Array | GroupedKernel) -> Array | GroupedKernel | PerSegmentParams:
         if isinstance(value, GroupedKernel):
@@ -274,22 +335,36 @@ def mark_grouped(stack: Params) -> dict[str, Any]:
     return jax.tree.map(mark, dict(stack))
 
 
-def broadcast_to_tokens(value: Array | PerSegmentParams, like: Array) -> Array:
+def broadcast_to_tokens(value: Array | PerSegmentParams | PerExpertParams, like: Array) -> Array:
     """Broadcasts a vector to the shape of `like`, [B, …, D].
 
     Args:
-        value: [D] for all rows, [B, D] by row, or by segment.
+        value: [D] for all rows, [B, D] by row, by segment or by expert.
         like: Activations.
     """
+    if isinstance(value, PerExpertParams):
+        own = sharding.gather_by_segment(value.value, value.rows.expert_of_segment)
+        value = PerSegmentParams(own, value.rows.segments)
     if isinstance(value, PerSegmentParams):
-        # A product that selects: float32 values must pass unrounded, also where products round them.
-        with products.precision_context(str(like.dtype)):
-            own = products.einsum("bng,bgd->bnd", _segment_mask(value).astype(like.dtype), value.value)
-        return own.reshape(like.shape)
+        return _pick_by_segment(value, str(like.dtype)).reshape(like.shape)
     missing = like.ndim - value.ndim
     value = value.reshape(value.shape[: value.ndim - 1] + (1,) * missing + value.shape[-1:])
     # Broadcast before the cast, so that its gradient, a sum over tokens, is summed in its own type.
     return jnp.broadcast_to(value, like.shape).astype(like.dtype)
+
+
+def _pick_by_segment(vectors: PerSegmentParams, dtype: str) -> Float[Array, "B N D"]:
+    """Returns the vector of every token, that of its segment."""
+    value = vectors.value
+    if traced_platform() != "tpu" or value.shape[1] > MOST_SELECTS:
+        # A product that selects: float32 values must pass unrounded, also where products round them.
+        with products.precision_context(dtype):
+            return products.einsum("bng,bgd->bnd", _segment_mask(vectors).astype(dtype), value)
+    picked = value[:, :1]
+    for number in range(1, value.shape[1]):
+        is_next = (vectors.segments == number + 1)[..., None]
+        picked = jnp.where(is_next, value[:, number, None], picked)
+    return jnp.broadcast_to(picked, (*vectors.segments.shape, value.shape[2])).astype(dtype)
 
 
 def _segment_mask(params: PerSegmentParams) -> Bool[Array, "B N G"]:
@@ -313,8 +388,50 @@ def _multiply_per_segment(x: Float[Array, "B N I"], kernel: PerSegmentParams) ->
     return jnp.where(mask[..., None], all_segments, 0).sum(axis=2)
 
 
+def _multiplies_all(experts: int, rows: SegmentExperts) -> bool:
+    """Returns whether tokens are multiplied by the kernels of all experts, and others' products masked.
+
+    On a TPU that takes less than gathering the kernels of every segment, and scattering their gradients,
+    unless experts are many times the segments of a row.
+    """
+    return traced_platform() == "tpu" and experts <= MOST_EXPERTS * rows.expert_of_segment.shape[1]
+
+
+def _multiply_by_all(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float[Array, "B N W"]:
+    """Returns the products of every token with all kernels, W of E times O."""
+    experts, _, outputs = kernel.value.shape
+    if kernel.joined is None:
+        y = products.einsum("bni,eio->bneo", x, kernel.value)
+        return y.reshape(*x.shape[:2], -1)
+    y = jnp.einsum("bni,iw->bnw", x, kernel.joined).reshape(*x.shape[:2], experts, outputs)
+    return products.with_gradient("bni,bneo->eio", y, x, kernel.value).reshape(*x.shape[:2], -1)
+
+
+def _mask_others(wide: Float[Array, "B N W"], rows: SegmentExperts, experts: int) -> Float[Array, "B N W"]:
+    """Returns the columns of all experts, with 0 in those that are not of a token's own."""
+    segment = jnp.maximum(rows.segments - 1, 0)
+    own = jnp.take_along_axis(rows.expert_of_segment, segment, axis=1)
+    of_column = np.arange(wide.shape[-1], dtype=np.int32) // (wide.shape[-1] // experts)
+    return jnp.where(own[..., None] == of_column[None, None], wide, 0)
+
+
+def _multiply_own(wide: Float[Array, "B N W"], kernel: PerExpertParams) -> Float[Array, "B N O"]:
+    """Returns the product of masked columns, W of E times I, with the kernels of their experts."""
+    apart = wide.reshape(*wide.shape[:2], *kernel.value.shape[:2])
+    y = jnp.einsum("bnw,wo->bno", wide, kernel.joined)
+    return products.with_gradient("bnei,bno->eio", y, apart, kernel.value)
+
+
+def _multiply_per_expert(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float[Array, "B N O"]:
+    experts, inputs, outputs = kernel.value.shape
+    if inputs < outputs:
+        return _multiply_own(_mask_others(jnp.tile(x, (1, 1, experts)), kernel.rows, experts), kernel)
+    every = _mask_others(_multiply_by_all(x, kernel), kernel.rows, experts)
+    return every.reshape(*x.shape[:2], experts, outputs).sum(axis=2)
+
+
 def multiply(
-    x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams
+    x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams | PerExpertParams
 ) -> Float[Array, "B *tokens O"]:
     """Multiplies by a kernel: [I, O] for all rows, [B, I, O] by row, by segment, or grouped."""
     inputs, outputs = x.shape[-1], (*x.shape[:-1], -1)
@@ -326,6 +443,8 @@ def multiply(
         return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
     if isinstance(kernel, PerSegmentParams):
         return _multiply_per_segment(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+    if isinstance(kernel, PerExpertParams):
+        return _multiply_per_expert(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
     if kernel.ndim == 2:
         return products.multiply(x, kernel)
     rows = x.reshape(x.shape[0], -1, inputs)
@@ -338,11 +457,44 @@ def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> 
     if adapter is None:
         return x
 
-    def dense(x: Array, params: Params) -> Array:
-        y = multiply(x, params["kernel"])
-        return y + broadcast_to_tokens(params["bias"], y)
+    down, up = adapter["down"], adapter["up"]
 
-    return x + dense(jax.nn.gelu(dense(x, adapter["down"]), approximate=True), adapter["up"])
+    def activate(inner: Array, bias: Array) -> Array:
+        return jax.nn.gelu(inner + bias, approximate=True)
+
+    if _meet_in_columns(down["kernel"], up["kernel"]):
+        y = _multiply_through(
+            x, down["kernel"], up["kernel"], lambda inner: activate(inner, _join_columns(down["bias"], inner))
+        )
+    else:
+        inner = multiply(x, down["kernel"])
+        y = multiply(activate(inner, broadcast_to_tokens(down["bias"], inner)), up["kernel"])
+    return x + (y + broadcast_to_tokens(up["bias"], y))
+
+
+def _meet_in_columns(first: Any, second: Any) -> bool:
+    """Returns whether what is between two kernels can stay apart by expert: it is narrow."""
+    if not isinstance(first, PerExpertParams):
+        return False
+    (_, inputs, rank), (_, _, outputs) = first.value.shape, second.value.shape
+    return inputs >= rank < outputs
+
+
+def _multiply_through(
+    x: Float[Array, "B *tokens I"],
+    first: PerExpertParams,
+    second: PerExpertParams,
+    between: Callable[[Array], Array],
+) -> Float[Array, "B *tokens O"]:
+    """Multiplies by two kernels, with a function of all experts' columns between."""
+    inner = between(_multiply_by_all(x.reshape(x.shape[0], -1, x.shape[-1]), first))
+    masked = _mask_others(inner, first.rows, first.value.shape[0])
+    return _multiply_own(masked, second).reshape(*x.shape[:-1], -1)
+
+
+def _join_columns(vector: PerExpertParams, like: Float[Array, "B N W"]) -> Float[Array, "B N W"]:
+    """Returns the vectors of all experts, one after the other, for every token."""
+    return jnp.broadcast_to(vector.value.reshape(1, 1, -1), like.shape).astype(like.dtype)
 
 
 @partial(jax.checkpoint, prevent_cse=False)  # else the vectors of all tokens would be stored for the gradient
@@ -359,7 +511,7 @@ def scale_inputs(x: Float[Array, "B *tokens I"], expert: Params | None) -> Float
 
 def _open_gate(x: Float[Array, "B *tokens I"], gate: Any) -> Float[Array, "B *tokens 1"]:
     """Returns how much of a LoRA's change every token gets while its gate is trained: σ(x · gate)."""
-    segments = isinstance(gate, PerSegmentParams)
+    segments = isinstance(gate, PerSegmentParams | PerExpertParams)
     kernel = gate._replace(value=gate.value[..., None]) if segments else gate[..., None]
     return jax.nn.sigmoid(multiply(x, kernel))
 
@@ -371,6 +523,12 @@ def _cut(kernel: Any, axis: int, size: int) -> Any:
     return jax.lax.slice_in_dim(jnp.asarray(kernel), 0, size, axis=axis % kernel.ndim)
 
 
+def _multiply_lora(x: Float[Array, "B *tokens I"], a: Any, b: Any) -> Float[Array, "B *tokens O"]:
+    if _meet_in_columns(a, b):
+        return _multiply_through(x, a, b, lambda inner: inner)
+    return multiply(multiply(x, a), b)
+
+
 def apply_delta(
     x: Float[Array, "B *tokens I"], y: Float[Array, "B *tokens O"], expert: Params | None
 ) -> Float[Array, "B *tokens O"]:
@@ -379,7 +537,7 @@ def apply_delta(
         by_component = isinstance(expert["gate"], ComponentGate)
         y = y + (component_delta(x, expert) if by_component else gating.gated_delta(x, expert))
     elif expert is not None and "lora_a" in expert:
-        delta = multiply(multiply(x, expert["lora_a"]), expert["lora_b"])
+        delta = _multiply_lora(x, expert["lora_a"], expert["lora_b"])
         y = y + (_open_gate(x, expert["input_gate"]) * delta if "input_gate" in expert else delta)
     elif expert is not None and "lambda_d" in expert:
         inner = multiply(x, _cut(expert["vera_a"], -2, x.shape[-1]))
