@@ -94,7 +94,7 @@ class PerExpertParams(NamedTuple):
 
     Attributes:
         value: [E, …].
-        joined: Of kernels [E, I, O] a copy to multiply by, [I, E O] or, where I is the narrow side, [E I, O].
+        joined: Of kernels [E, I, O] a copy to multiply by, [E O, I] or, where I is the narrow side, [E I, O].
         rows: Which of them every segment has.
     """
 
@@ -245,18 +245,18 @@ def split_by_layer(
     return index, LayeredExperts(layers, expert_of_row, shared)
 
 
-def _join_kernels(stack: Array, dtype: str) -> Float[Array, "L I O"] | None:
-    """Returns the kernels of all experts side by side, layer by layer; the gradient takes another way.
+def _join_kernels(stack: Array, dtype: str) -> Float[Array, "L W D"] | None:
+    """Returns the kernels of all experts joined on their narrow side, layer by layer, with no gradient.
 
     So a TPU's compiler reads them as it reads those of the base, with no copy of a layer before its product.
     """
     if stack.ndim != 4:
         return None
-    experts, layers, inputs, outputs = stack.shape
-    copy = jax.lax.stop_gradient(jnp.asarray(stack, dtype))
-    if inputs < outputs:
-        return copy.swapaxes(0, 1).reshape(layers, experts * inputs, outputs)
-    return copy.transpose(1, 2, 0, 3).reshape(layers, inputs, experts * outputs)
+    narrow_first = stack.shape[2] < stack.shape[3]
+    moved = jnp.asarray(stack, dtype).transpose((1, 0, 2, 3) if narrow_first else (1, 0, 3, 2))
+    # Moved in one pass: joined at once, they would be copied twice.
+    moved = jax.lax.optimization_barrier(jax.lax.stop_gradient(moved))
+    return moved.reshape(moved.shape[0], -1, moved.shape[3])
 
 
 def gather_row_experts(
@@ -403,7 +403,7 @@ def _multiply_by_all(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float
     if kernel.joined is None:
         y = products.einsum("bni,eio->bneo", x, kernel.value)
         return y.reshape(*x.shape[:2], -1)
-    y = jnp.einsum("bni,iw->bnw", x, kernel.joined).reshape(*x.shape[:2], experts, outputs)
+    y = jnp.einsum("bni,wi->bnw", x, kernel.joined).reshape(*x.shape[:2], experts, outputs)
     return products.with_gradient("bni,bneo->eio", y, x, kernel.value).reshape(*x.shape[:2], -1)
 
 
@@ -487,8 +487,8 @@ def _multiply_through(
     between: Callable[[Array], Array],
 ) -> Float[Array, "B *tokens O"]:
     """Multiplies by two kernels, with a function of all experts' columns between."""
-    inner = between(_multiply_by_all(x.reshape(x.shape[0], -1, x.shape[-1]), first))
-    masked = _mask_others(inner, first.rows, first.value.shape[0])
+    inner = products.keep(_multiply_by_all(x.reshape(x.shape[0], -1, x.shape[-1]), first))
+    masked = _mask_others(between(inner), first.rows, first.value.shape[0])
     return _multiply_own(masked, second).reshape(*x.shape[:-1], -1)
 
 
