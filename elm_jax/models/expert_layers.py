@@ -30,7 +30,7 @@ token weighs them (`gating`). Initial values are in `expert_kinds`.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,13 +42,13 @@ from jaxtyping import Bool, Float, Int
 from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
 from elm_jax.errors import UserError
-from elm_jax.models import gating, magnitudes, paths, products, sharding
+from elm_jax.models import all_experts, gating, magnitudes, paths, products, sharding
+from elm_jax.models.all_experts import PerExpertParams, SegmentExperts
 from elm_jax.models.components import ComponentGate, component_delta
 from elm_jax.models.expert_kinds import GATES, KINDS, VERA, init_gates
 from elm_jax.records import Params
 
 MOST_SELECTS = 8  # segments of a row whose vectors are selected one after the other
-MOST_EXPERTS = 4  # times the segments of a row, of which a token is multiplied by all
 
 
 class LayeredExperts(NamedTuple):
@@ -65,18 +65,6 @@ class LayeredExperts(NamedTuple):
     shared: Params | None = None
 
 
-class SegmentExperts(NamedTuple):
-    """Which of the stacked experts every segment of a packed row has.
-
-    Attributes:
-        expert_of_segment: Indices of experts.
-        segments: The segment of every token, 1 to G, and 0 for padding.
-    """
-
-    expert_of_segment: ExpertOfSegment
-    segments: Int[Array, "B N"]
-
-
 class PerSegmentParams(NamedTuple):
     """A parameter of the experts of G segments of packed rows.
 
@@ -87,20 +75,6 @@ class PerSegmentParams(NamedTuple):
 
     value: Array
     segments: Any
-
-
-class PerExpertParams(NamedTuple):
-    """A parameter of all stacked experts, for packed rows whose segments have any of them.
-
-    Attributes:
-        value: [E, …].
-        joined: Of kernels [E, I, O] a copy to multiply by, [E O, I] or, where I is the narrow side, [E I, O].
-        rows: Which of them every segment has.
-    """
-
-    value: Array
-    joined: Array | None
-    rows: SegmentExperts
 
 
 class LayerOfAll(NamedTuple):
@@ -240,23 +214,9 @@ def split_by_layer(
         return layers, LayeredExperts(None, None, shared)
     experts, count = jax.tree.leaves(layers)[0].shape[:2]
     index: Any = jnp.arange(count)
-    if isinstance(expert_of_row, SegmentExperts) and _multiplies_all(experts, expert_of_row):
-        index = LayerOfAll(index, jax.tree.map(partial(_join_kernels, dtype=dtype), layers))
+    if isinstance(expert_of_row, SegmentExperts) and all_experts.multiplies_all(experts, expert_of_row):
+        index = LayerOfAll(index, jax.tree.map(partial(all_experts.join_kernels, dtype=dtype), layers))
     return index, LayeredExperts(layers, expert_of_row, shared)
-
-
-def _join_kernels(stack: Array, dtype: str) -> Float[Array, "L W D"] | None:
-    """Returns the kernels of all experts joined on their narrow side, layer by layer, with no gradient.
-
-    So a TPU's compiler reads them as it reads those of the base, with no copy of a layer before its product.
-    """
-    if stack.ndim != 4:
-        return None
-    narrow_first = stack.shape[2] < stack.shape[3]
-    moved = jnp.asarray(stack, dtype).transpose((1, 0, 2, 3) if narrow_first else (1, 0, 3, 2))
-    # Moved in one pass: joined at once, they would be copied twice.
-    moved = jax.lax.optimization_barrier(jax.lax.stop_gradient(moved))
-    return moved.reshape(moved.shape[0], -1, moved.shape[3])
 
 
 def gather_row_experts(
@@ -285,13 +245,12 @@ def gather_row_experts(
 
     if isinstance(params, LayerOfAll):
         of_segments: Any = index
-        return jax.tree.map(
-            lambda value, joined: PerExpertParams(
-                sharding.take_layer(value, params.layer), sharding.gather_whole(joined), of_segments
-            ),
-            tree,
-            params.joined,
-        )
+
+        def take(value: Array, joined: Array | None) -> PerExpertParams:
+            whole = None if joined is None else sharding.gather_whole(joined)
+            return PerExpertParams(sharding.take_layer(value, params.layer), whole, of_segments)
+
+        return jax.tree.map(take, tree, params.joined)
 
     def gather(value: Array | GroupedKernel) -> Array | GroupedKernel | PerSegmentParams:
         if isinstance(value, GroupedKernel):
@@ -388,48 +347,6 @@ def _multiply_per_segment(x: Float[Array, "B N I"], kernel: PerSegmentParams) ->
     return jnp.where(mask[..., None], all_segments, 0).sum(axis=2)
 
 
-def _multiplies_all(experts: int, rows: SegmentExperts) -> bool:
-    """Returns whether tokens are multiplied by the kernels of all experts, and others' products masked.
-
-    On a TPU that takes less than gathering the kernels of every segment, and scattering their gradients,
-    unless experts are many times the segments of a row.
-    """
-    return traced_platform() == "tpu" and experts <= MOST_EXPERTS * rows.expert_of_segment.shape[1]
-
-
-def _multiply_by_all(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float[Array, "B N W"]:
-    """Returns the products of every token with all kernels, W of E times O."""
-    experts, _, outputs = kernel.value.shape
-    if kernel.joined is None:
-        y = products.einsum("bni,eio->bneo", x, kernel.value)
-        return y.reshape(*x.shape[:2], -1)
-    y = jnp.einsum("bni,wi->bnw", x, kernel.joined).reshape(*x.shape[:2], experts, outputs)
-    return products.with_gradient("bni,bneo->eio", y, x, kernel.value).reshape(*x.shape[:2], -1)
-
-
-def _mask_others(wide: Float[Array, "B N W"], rows: SegmentExperts, experts: int) -> Float[Array, "B N W"]:
-    """Returns the columns of all experts, with 0 in those that are not of a token's own."""
-    segment = jnp.maximum(rows.segments - 1, 0)
-    own = jnp.take_along_axis(rows.expert_of_segment, segment, axis=1)
-    of_column = np.arange(wide.shape[-1], dtype=np.int32) // (wide.shape[-1] // experts)
-    return jnp.where(own[..., None] == of_column[None, None], wide, 0)
-
-
-def _multiply_own(wide: Float[Array, "B N W"], kernel: PerExpertParams) -> Float[Array, "B N O"]:
-    """Returns the product of masked columns, W of E times I, with the kernels of their experts."""
-    apart = wide.reshape(*wide.shape[:2], *kernel.value.shape[:2])
-    y = jnp.einsum("bnw,wo->bno", wide, kernel.joined)
-    return products.with_gradient("bnei,bno->eio", y, apart, kernel.value)
-
-
-def _multiply_per_expert(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float[Array, "B N O"]:
-    experts, inputs, outputs = kernel.value.shape
-    if inputs < outputs:
-        return _multiply_own(_mask_others(jnp.tile(x, (1, 1, experts)), kernel.rows, experts), kernel)
-    every = _mask_others(_multiply_by_all(x, kernel), kernel.rows, experts)
-    return every.reshape(*x.shape[:2], experts, outputs).sum(axis=2)
-
-
 def multiply(
     x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams | PerExpertParams
 ) -> Float[Array, "B *tokens O"]:
@@ -444,7 +361,7 @@ def multiply(
     if isinstance(kernel, PerSegmentParams):
         return _multiply_per_segment(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
     if isinstance(kernel, PerExpertParams):
-        return _multiply_per_expert(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+        return all_experts.multiply(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
     if kernel.ndim == 2:
         return products.multiply(x, kernel)
     rows = x.reshape(x.shape[0], -1, inputs)
@@ -462,39 +379,16 @@ def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> 
     def activate(inner: Array, bias: Array) -> Array:
         return jax.nn.gelu(inner + bias, approximate=True)
 
-    if _meet_in_columns(down["kernel"], up["kernel"]):
-        y = _multiply_through(
-            x, down["kernel"], up["kernel"], lambda inner: activate(inner, _join_columns(down["bias"], inner))
-        )
+    if all_experts.meet_in_columns(down["kernel"], up["kernel"]):
+
+        def between(inner: Array) -> Array:
+            return activate(inner, all_experts.join_columns(down["bias"], inner))
+
+        y = all_experts.multiply_through(x, down["kernel"], up["kernel"], between)
     else:
         inner = multiply(x, down["kernel"])
         y = multiply(activate(inner, broadcast_to_tokens(down["bias"], inner)), up["kernel"])
     return x + (y + broadcast_to_tokens(up["bias"], y))
-
-
-def _meet_in_columns(first: Any, second: Any) -> bool:
-    """Returns whether what is between two kernels can stay apart by expert: it is narrow."""
-    if not isinstance(first, PerExpertParams):
-        return False
-    (_, inputs, rank), (_, _, outputs) = first.value.shape, second.value.shape
-    return inputs >= rank < outputs
-
-
-def _multiply_through(
-    x: Float[Array, "B *tokens I"],
-    first: PerExpertParams,
-    second: PerExpertParams,
-    between: Callable[[Array], Array],
-) -> Float[Array, "B *tokens O"]:
-    """Multiplies by two kernels, with a function of all experts' columns between."""
-    inner = products.keep(_multiply_by_all(x.reshape(x.shape[0], -1, x.shape[-1]), first))
-    masked = _mask_others(between(inner), first.rows, first.value.shape[0])
-    return _multiply_own(masked, second).reshape(*x.shape[:-1], -1)
-
-
-def _join_columns(vector: PerExpertParams, like: Float[Array, "B N W"]) -> Float[Array, "B N W"]:
-    """Returns the vectors of all experts, one after the other, for every token."""
-    return jnp.broadcast_to(vector.value.reshape(1, 1, -1), like.shape).astype(like.dtype)
 
 
 @partial(jax.checkpoint, prevent_cse=False)  # else the vectors of all tokens would be stored for the gradient
@@ -524,8 +418,8 @@ def _cut(kernel: Any, axis: int, size: int) -> Any:
 
 
 def _multiply_lora(x: Float[Array, "B *tokens I"], a: Any, b: Any) -> Float[Array, "B *tokens O"]:
-    if _meet_in_columns(a, b):
-        return _multiply_through(x, a, b, lambda inner: inner)
+    if all_experts.meet_in_columns(a, b):
+        return all_experts.multiply_through(x, a, b, lambda inner: inner)
     return multiply(multiply(x, a), b)
 
 

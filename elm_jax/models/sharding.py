@@ -150,9 +150,9 @@ def take_layer(stack: Array, layer: Any) -> Float[Array, "E *axes"]:
     return gather_whole(jax.lax.dynamic_index_in_dim(stack, layer, axis=1, keepdims=False))
 
 
-def gather_whole(x: Array | None) -> Array | None:
+def gather_whole(x: Array) -> Array:
     """Constrains an array to lie whole on every device of a part of the mesh."""
-    return None if x is None else _constrain(x, _mesh_of(x), dict.fromkeys(range(x.ndim), ()))
+    return _constrain(x, _mesh_of(x), dict.fromkeys(range(x.ndim), ()))
 
 
 def gather_by_segment(stack: Array, of: Int[Array, "B G"], *layer: Any) -> Float[Array, "B G *axes"]:

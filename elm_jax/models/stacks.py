@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, Encoded, ExpertOfRow
 from elm_jax.models import expert_layers as ex
+from elm_jax.models.all_experts import SegmentExperts
 from elm_jax.models.dropout import Dropout, TokenSeeds
 from elm_jax.models.expert_kinds import VERA
 from elm_jax.models.layers import (
@@ -232,7 +233,7 @@ def _write_at(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
 
 
 def _split_layers(
-    config: T5Config, expert: Params | None, expert_of_row: ExpertOfRow | ex.SegmentExperts | None
+    config: T5Config, expert: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None
 ) -> Any:
     """Returns an expert's part for a stack as a scan over its layers takes it."""
     layers, shared = ex.get_child(expert, "layers"), ex.get_child(expert, VERA)
@@ -277,7 +278,7 @@ class Encoder(nn.Module):
         x: Float[Array, "B S D"],
         seen: Mask,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        expert_of_row: ExpertOfRow | SegmentExperts | None,
         tokens: TokenSeeds | None = None,
     ) -> Encoded:
         """Returns the states of all tokens.
@@ -329,7 +330,7 @@ class Decoder(nn.Module):
         seen: Mask,
         prompt_seen: Mask,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        expert_of_row: ExpertOfRow | SegmentExperts | None,
         depths: Int[Array, "B T"] | None = None,
         seeds: DecoderSeeds = NO_SEEDS,
         prompt_segments: Int[Array, "B S"] | None = None,
@@ -409,7 +410,7 @@ class Decoder(nn.Module):
         self,
         x: Array,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        expert_of_row: ExpertOfRow | SegmentExperts | None,
         tokens: TokenSeeds | None = None,
     ) -> Array:
         final = ex.gather_row_experts(ex.get_child(expert, "decoder_norm"), expert_of_row)

@@ -7,8 +7,8 @@ import pytest
 
 from elm_jax.aot.program import trace_for
 from elm_jax.errors import UserError
+from elm_jax.models import all_experts, paths
 from elm_jax.models import expert_layers as ex
-from elm_jax.models import paths
 from elm_jax.models.t5 import T5
 from elm_jax.training.step import stack
 
@@ -160,7 +160,7 @@ REAL = SEGMENTS > 0
 def form(request):
     """Traces for a platform; a TPU multiplies by the kernels of all experts, and selects vectors."""
     with trace_for(request.param):
-        yield {"cpu": ex.PerSegmentParams, "tpu": ex.PerExpertParams}[request.param]
+        yield {"cpu": ex.PerSegmentParams, "tpu": all_experts.PerExpertParams}[request.param]
 
 
 def slotted(stack, form, dtype="float32"):
