@@ -39,12 +39,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, ExpertOfRow, ExpertOfSegment
 from elm_jax.errors import UserError
-from elm_jax.models import gating, magnitudes, paths, products, sharding
+from elm_jax.models import all_experts, gating, magnitudes, paths, products, sharding
+from elm_jax.models.all_experts import PerExpertParams, SegmentExperts
 from elm_jax.models.components import ComponentGate, component_delta
 from elm_jax.models.expert_kinds import GATES, KINDS, VERA, init_gates
 from elm_jax.records import Params
+
+MOST_SELECTS = 8  # segments of a row whose vectors are selected one after the other
 
 
 class LayeredExperts(NamedTuple):
@@ -61,18 +65,6 @@ class LayeredExperts(NamedTuple):
     shared: Params | None = None
 
 
-class SegmentExperts(NamedTuple):
-    """Which of the stacked experts every segment of a packed row has.
-
-    Attributes:
-        expert_of_segment: Indices of experts.
-        segments: The segment of every token, 1 to G, and 0 for padding.
-    """
-
-    expert_of_segment: ExpertOfSegment
-    segments: Int[Array, "B N"]
-
-
 class PerSegmentParams(NamedTuple):
     """A parameter of the experts of G segments of packed rows.
 
@@ -83,6 +75,18 @@ class PerSegmentParams(NamedTuple):
 
     value: Array
     segments: Any
+
+
+class LayerOfAll(NamedTuple):
+    """A layer of stacked experts that are not gathered.
+
+    Attributes:
+        layer: Its number.
+        joined: Copies of its kernels, as `PerExpertParams` have them; None for other parameters.
+    """
+
+    layer: Int[Array, ""]
+    joined: Any
 
 
 class GroupedKernel(NamedTuple):
@@ -192,9 +196,12 @@ def replace_segments(rows: Any, segments: Int[Array, "B N"] | None) -> Any:
 
 
 def split_by_layer(
-    layers: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None, shared: Params | None = None
+    layers: Params | None,
+    expert_of_row: ExpertOfRow | SegmentExperts | None,
+    shared: Params | None = None,
+    dtype: str = "float32",
 ) -> tuple[Any, Any]:
-    """Prepares experts for a scan over layers.
+    """Prepares experts for a scan over layers, in a network that computes in a type.
 
     Returns:
         What is split along L, and what is the same for all layers: the arguments of `gather_row_experts`. One
@@ -205,7 +212,11 @@ def split_by_layer(
         return layers, expert_of_row
     if expert_of_row is None:
         return layers, LayeredExperts(None, None, shared)
-    return jnp.arange(jax.tree.leaves(layers)[0].shape[1]), LayeredExperts(layers, expert_of_row, shared)
+    experts, count = jax.tree.leaves(layers)[0].shape[:2]
+    index: Any = jnp.arange(count)
+    if isinstance(expert_of_row, SegmentExperts) and all_experts.multiplies_all(experts, expert_of_row):
+        index = LayerOfAll(index, jax.tree.map(partial(all_experts.join_kernels, dtype=dtype), layers))
+    return index, LayeredExperts(layers, expert_of_row, shared)
 
 
 def gather_row_experts(
@@ -231,6 +242,15 @@ def gather_row_experts(
         if isinstance(rows, LayeredExperts)
         else (params, rows, ())
     )
+
+    if isinstance(params, LayerOfAll):
+        of_segments: Any = index
+
+        def take(value: Array, joined: Array | None) -> PerExpertParams:
+            whole = None if joined is None else sharding.gather_whole(joined)
+            return PerExpertParams(sharding.take_layer(value, params.layer), whole, of_segments)
+
+        return jax.tree.map(take, tree, params.joined)
 
     def gather(value: Array | GroupedKernel) -> Array | GroupedKernel | PerSegmentParams:
         if isinstance(value, GroupedKernel):
@@ -274,22 +294,36 @@ def mark_grouped(stack: Params) -> dict[str, Any]:
     return jax.tree.map(mark, dict(stack))
 
 
-def broadcast_to_tokens(value: Array | PerSegmentParams, like: Array) -> Array:
+def broadcast_to_tokens(value: Array | PerSegmentParams | PerExpertParams, like: Array) -> Array:
     """Broadcasts a vector to the shape of `like`, [B, …, D].
 
     Args:
-        value: [D] for all rows, [B, D] by row, or by segment.
+        value: [D] for all rows, [B, D] by row, by segment or by expert.
         like: Activations.
     """
+    if isinstance(value, PerExpertParams):
+        own = sharding.gather_by_segment(value.value, value.rows.expert_of_segment)
+        value = PerSegmentParams(own, value.rows.segments)
     if isinstance(value, PerSegmentParams):
-        # A product that selects: float32 values must pass unrounded, also where products round them.
-        with products.precision_context(str(like.dtype)):
-            own = products.einsum("bng,bgd->bnd", _segment_mask(value).astype(like.dtype), value.value)
-        return own.reshape(like.shape)
+        return _pick_by_segment(value, str(like.dtype)).reshape(like.shape)
     missing = like.ndim - value.ndim
     value = value.reshape(value.shape[: value.ndim - 1] + (1,) * missing + value.shape[-1:])
     # Broadcast before the cast, so that its gradient, a sum over tokens, is summed in its own type.
     return jnp.broadcast_to(value, like.shape).astype(like.dtype)
+
+
+def _pick_by_segment(vectors: PerSegmentParams, dtype: str) -> Float[Array, "B N D"]:
+    """Returns the vector of every token, that of its segment."""
+    value = vectors.value
+    if traced_platform() != "tpu" or value.shape[1] > MOST_SELECTS:
+        # A product that selects: float32 values must pass unrounded, also where products round them.
+        with products.precision_context(dtype):
+            return products.einsum("bng,bgd->bnd", _segment_mask(vectors).astype(dtype), value)
+    picked = value[:, :1]
+    for number in range(1, value.shape[1]):
+        is_next = (vectors.segments == number + 1)[..., None]
+        picked = jnp.where(is_next, value[:, number, None], picked)
+    return jnp.broadcast_to(picked, (*vectors.segments.shape, value.shape[2])).astype(dtype)
 
 
 def _segment_mask(params: PerSegmentParams) -> Bool[Array, "B N G"]:
@@ -314,7 +348,7 @@ def _multiply_per_segment(x: Float[Array, "B N I"], kernel: PerSegmentParams) ->
 
 
 def multiply(
-    x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams
+    x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams | PerExpertParams
 ) -> Float[Array, "B *tokens O"]:
     """Multiplies by a kernel: [I, O] for all rows, [B, I, O] by row, by segment, or grouped."""
     inputs, outputs = x.shape[-1], (*x.shape[:-1], -1)
@@ -326,6 +360,8 @@ def multiply(
         return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
     if isinstance(kernel, PerSegmentParams):
         return _multiply_per_segment(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+    if isinstance(kernel, PerExpertParams):
+        return all_experts.multiply(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
     if kernel.ndim == 2:
         return products.multiply(x, kernel)
     rows = x.reshape(x.shape[0], -1, inputs)
@@ -338,11 +374,21 @@ def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> 
     if adapter is None:
         return x
 
-    def dense(x: Array, params: Params) -> Array:
-        y = multiply(x, params["kernel"])
-        return y + broadcast_to_tokens(params["bias"], y)
+    down, up = adapter["down"], adapter["up"]
 
-    return x + dense(jax.nn.gelu(dense(x, adapter["down"]), approximate=True), adapter["up"])
+    def activate(inner: Array, bias: Array) -> Array:
+        return jax.nn.gelu(inner + bias, approximate=True)
+
+    if all_experts.meet_in_columns(down["kernel"], up["kernel"]):
+
+        def between(inner: Array) -> Array:
+            return activate(inner, all_experts.join_columns(down["bias"], inner))
+
+        y = all_experts.multiply_through(x, down["kernel"], up["kernel"], between)
+    else:
+        inner = multiply(x, down["kernel"])
+        y = multiply(activate(inner, broadcast_to_tokens(down["bias"], inner)), up["kernel"])
+    return x + (y + broadcast_to_tokens(up["bias"], y))
 
 
 @partial(jax.checkpoint, prevent_cse=False)  # else the vectors of all tokens would be stored for the gradient
@@ -359,7 +405,7 @@ def scale_inputs(x: Float[Array, "B *tokens I"], expert: Params | None) -> Float
 
 def _open_gate(x: Float[Array, "B *tokens I"], gate: Any) -> Float[Array, "B *tokens 1"]:
     """Returns how much of a LoRA's change every token gets while its gate is trained: σ(x · gate)."""
-    segments = isinstance(gate, PerSegmentParams)
+    segments = isinstance(gate, PerSegmentParams | PerExpertParams)
     kernel = gate._replace(value=gate.value[..., None]) if segments else gate[..., None]
     return jax.nn.sigmoid(multiply(x, kernel))
 
@@ -371,6 +417,12 @@ def _cut(kernel: Any, axis: int, size: int) -> Any:
     return jax.lax.slice_in_dim(jnp.asarray(kernel), 0, size, axis=axis % kernel.ndim)
 
 
+def _multiply_lora(x: Float[Array, "B *tokens I"], a: Any, b: Any) -> Float[Array, "B *tokens O"]:
+    if all_experts.meet_in_columns(a, b):
+        return all_experts.multiply_through(x, a, b, lambda inner: inner)
+    return multiply(multiply(x, a), b)
+
+
 def apply_delta(
     x: Float[Array, "B *tokens I"], y: Float[Array, "B *tokens O"], expert: Params | None
 ) -> Float[Array, "B *tokens O"]:
@@ -379,7 +431,7 @@ def apply_delta(
         by_component = isinstance(expert["gate"], ComponentGate)
         y = y + (component_delta(x, expert) if by_component else gating.gated_delta(x, expert))
     elif expert is not None and "lora_a" in expert:
-        delta = multiply(multiply(x, expert["lora_a"]), expert["lora_b"])
+        delta = _multiply_lora(x, expert["lora_a"], expert["lora_b"])
         y = y + (_open_gate(x, expert["input_gate"]) * delta if "input_gate" in expert else delta)
     elif expert is not None and "lambda_d" in expert:
         inner = multiply(x, _cut(expert["vera_a"], -2, x.shape[-1]))

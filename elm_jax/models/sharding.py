@@ -145,6 +145,16 @@ def multiply(
     return _constrain(y, mesh, {-1: tokens, 0: rows}) if wide else y
 
 
+def take_layer(stack: Array, layer: Any) -> Float[Array, "E *axes"]:
+    """Takes one layer of stacked experts, [E, L, …]; on a mesh every device holds that whole layer."""
+    return gather_whole(jax.lax.dynamic_index_in_dim(stack, layer, axis=1, keepdims=False))
+
+
+def gather_whole(x: Array) -> Array:
+    """Constrains an array to lie whole on every device of a part of the mesh."""
+    return _constrain(x, _mesh_of(x), dict.fromkeys(range(x.ndim), ()))
+
+
 def gather_by_segment(stack: Array, of: Int[Array, "B G"], *layer: Any) -> Float[Array, "B G *axes"]:
     """Gathers the parameters of every segment's expert from a stack [E, …], or one layer of [E, L, …].
 
@@ -183,6 +193,12 @@ def shard_map_over_experts(
         axis_names={"expert"},
         check_vma=False,
     )
+
+
+def experts_of_part(stack: Any) -> int:
+    """Returns how many of stacked experts lie on each part of a mesh's expert axis."""
+    parts, _ = _count_expert_shards(stack)
+    return jax.tree.leaves(stack)[0].shape[0] // parts
 
 
 def shard_map_by_axes(

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from elm_jax.axes import Array, Encoded, ExpertOfRow
 from elm_jax.models import expert_layers as ex
+from elm_jax.models.all_experts import SegmentExperts
 from elm_jax.models.dropout import Dropout, TokenSeeds
 from elm_jax.models.expert_kinds import VERA
 from elm_jax.models.layers import (
@@ -231,9 +232,12 @@ def _write_at(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
     return put(old[0], new[0]), put(old[1], new[1])
 
 
-def _split_layers(expert: Params | None, expert_of_row: ExpertOfRow | ex.SegmentExperts | None) -> Any:
+def _split_layers(
+    config: T5Config, expert: Params | None, expert_of_row: ExpertOfRow | SegmentExperts | None
+) -> Any:
     """Returns an expert's part for a stack as a scan over its layers takes it."""
-    return ex.split_by_layer(ex.get_child(expert, "layers"), expert_of_row, ex.get_child(expert, VERA))
+    layers, shared = ex.get_child(expert, "layers"), ex.get_child(expert, VERA)
+    return ex.split_by_layer(layers, expert_of_row, shared, config.dtype)
 
 
 def _scan_layers(
@@ -274,7 +278,7 @@ class Encoder(nn.Module):
         x: Float[Array, "B S D"],
         seen: Mask,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        expert_of_row: ExpertOfRow | SegmentExperts | None,
         tokens: TokenSeeds | None = None,
     ) -> Encoded:
         """Returns the states of all tokens.
@@ -289,7 +293,7 @@ class Encoder(nn.Module):
         biases = mask_biases(self.config, seen, x.shape[1], x.shape[1])
         if not self.config.relpos_per_layer:
             biases = add_positions(biases, position_bias(self.relpos_bias(x.shape[1])))
-        layers = _split_layers(expert, expert_of_row)
+        layers = _split_layers(self.config, expert, expert_of_row)
         x, _ = self.layers(self.drop(x, tokens), *layers, biases, tokens)
         final = ex.gather_row_experts(ex.get_child(expert, "encoder_norm"), expert_of_row)
         return self.drop(self.encoder_norm(x, final), tokens)
@@ -326,7 +330,7 @@ class Decoder(nn.Module):
         seen: Mask,
         prompt_seen: Mask,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        expert_of_row: ExpertOfRow | SegmentExperts | None,
         depths: Int[Array, "B T"] | None = None,
         seeds: DecoderSeeds = NO_SEEDS,
         prompt_segments: Int[Array, "B S"] | None = None,
@@ -348,7 +352,7 @@ class Decoder(nn.Module):
         biases = mask_biases(self.config, seen, length, length)
         if not self.config.relpos_per_layer:
             biases = add_positions(biases, tree_position_bias(self.relpos_bias(length), depths))
-        layer_params, rows = _split_layers(expert, expert_of_row)
+        layer_params, rows = _split_layers(self.config, expert, expert_of_row)
         prompt_rows = ex.replace_segments(rows, prompt_segments)
         queries = x.shape[0] * x.shape[1] * length // encoded.shape[0]
         cross_biases = mask_biases(self.config, prompt_seen, queries, encoded.shape[1])
@@ -366,7 +370,7 @@ class Decoder(nn.Module):
     ) -> DecodeCache:
         """Returns the cache before the first token of answers of at most `length` tokens."""
         config = self.config
-        layers = _split_layers(expert, expert_of_row)
+        layers = _split_layers(self.config, expert, expert_of_row)
         _, prompt = self.layers.read_prompt(encoded, *layers)
         shape = (config.num_decoder_layers, real.shape[0], length, config.num_heads, config.head_dim)
         empty = jnp.zeros(shape, config.dtype)
@@ -384,7 +388,7 @@ class Decoder(nn.Module):
         biases: Biases = (mask_bias((jnp.arange(length) <= position)[None, None, None]),)
         if not self.config.relpos_per_layer:
             biases = add_positions(biases, step_position_bias(self.relpos_bias(length), position))
-        layer_params, rows = _split_layers(expert, expert_of_row)
+        layer_params, rows = _split_layers(self.config, expert, expert_of_row)
         x, keys_values = self.layers.step(
             self.drop(x),
             layer_params,
@@ -406,7 +410,7 @@ class Decoder(nn.Module):
         self,
         x: Array,
         expert: Params | None,
-        expert_of_row: ExpertOfRow | ex.SegmentExperts | None,
+        expert_of_row: ExpertOfRow | SegmentExperts | None,
         tokens: TokenSeeds | None = None,
     ) -> Array:
         final = ex.gather_row_experts(ex.get_child(expert, "decoder_norm"), expert_of_row)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elm_jax.aot.program import trace_for
 from elm_jax.errors import UserError
+from elm_jax.models import all_experts, paths
 from elm_jax.models import expert_layers as ex
-from elm_jax.models import paths
 from elm_jax.models.t5 import T5
 from elm_jax.training.step import stack
 
@@ -155,33 +156,46 @@ OF_TOKEN = np.take_along_axis(OF_SEGMENT, np.maximum(SEGMENTS - 1, 0), axis=1)
 REAL = SEGMENTS > 0
 
 
-def slotted(stack):
+@pytest.fixture(params=["cpu", "tpu"])
+def form(request):
+    """Traces for a platform; a TPU multiplies by the kernels of all experts, and selects vectors."""
+    with trace_for(request.param):
+        yield {"cpu": ex.PerSegmentParams, "tpu": all_experts.PerExpertParams}[request.param]
+
+
+def slotted(stack, form, dtype="float32"):
     """Gives every segment its expert, out of layer 1 of a stack."""
-    cut, rows = ex.split_by_layer(stack, ex.join_segments(OF_SEGMENT, SEGMENTS))
-    found = ex.gather_row_experts(cut[1], rows)
-    assert all(isinstance(leaf, ex.PerSegmentParams) for leaf in found.values())
+    cut, rows = ex.split_by_layer(stack, ex.join_segments(OF_SEGMENT, SEGMENTS), dtype=dtype)
+    found = ex.gather_row_experts(jax.tree.map(lambda leaf: leaf[1], cut), rows)
+    assert all(isinstance(leaf, form) for leaf in found.values())
     return found
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 2), (2, 5), (4, 4)], ids=["down", "up", "square"])
-def test_every_token_of_a_packed_row_meets_the_kernel_of_its_own_segment(inputs, outputs):
+def test_every_token_of_a_packed_row_meets_the_kernel_of_its_own_segment(inputs, outputs, form):
     kernels = RNG.normal(size=(4, 2, inputs, outputs)).astype(np.float32)
     x = RNG.normal(size=(3, 6, inputs)).astype(np.float32)
-    found = np.asarray(ex.multiply(jnp.asarray(x), slotted({"k": kernels})["k"]))
+    found = np.asarray(ex.multiply(jnp.asarray(x), slotted({"k": kernels}, form)["k"]))
     wanted = np.einsum("bni,bnio->bno", x, kernels[OF_TOKEN, 1])
     np.testing.assert_allclose(found[REAL], wanted[REAL], atol=1e-5)
-    between = ex.multiply(jnp.asarray(x)[:, None], slotted({"k": kernels})["k"])  # an answer to each prompt
+    between = ex.multiply(
+        jnp.asarray(x)[:, None], slotted({"k": kernels}, form)["k"]
+    )  # an answer to each prompt
     np.testing.assert_allclose(np.asarray(between)[:, 0], found, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 2), (2, 5)], ids=["down", "up"])
-def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_own_tokens(inputs, outputs):
+def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_own_tokens(
+    inputs, outputs, form, dtype
+):
     kernels = RNG.normal(size=(4, 2, inputs, outputs)).astype(np.float32)
     x = RNG.normal(size=(3, 6, inputs)).astype(np.float32)
     pull = np.where(REAL[..., None], RNG.normal(size=(3, 6, outputs)), 0).astype(np.float32)
+    x, pull = (np.asarray(jnp.asarray(each, dtype), np.float32) for each in (x, pull))  # what dtype can hold
 
     def total(stack):
-        return (ex.multiply(jnp.asarray(x), slotted(stack)["k"]) * pull).sum()
+        return (ex.multiply(jnp.asarray(x, dtype), slotted(stack, form, dtype)["k"]) * pull).sum()
 
     found = np.asarray(jax.jit(jax.grad(total))({"k": jnp.asarray(kernels)})["k"])
     assert not found[:, 0].any()
@@ -191,16 +205,18 @@ def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_ow
 
 
 @pytest.mark.parametrize("between", [(), (1,)], ids=["prompts", "answers"])
-def test_a_vector_of_a_segment_is_spread_over_its_own_tokens(between):
+def test_a_vector_of_a_segment_is_spread_over_its_own_tokens(between, form):
     vectors = RNG.normal(size=(4, 2, 5)).astype(np.float32)
     like = jnp.zeros((3, *between, 6, 5))
-    found = np.asarray(ex.broadcast_to_tokens(slotted({"v": vectors})["v"], like)).reshape(3, 6, 5)
+    found = np.asarray(ex.broadcast_to_tokens(slotted({"v": vectors}, form)["v"], like)).reshape(3, 6, 5)
     np.testing.assert_allclose(found[REAL], vectors[OF_TOKEN, 1][REAL], rtol=1e-6)
 
 
 # Soft prompts are no part of a layer, and VeRA's matrices are shared by all of them; `test_packing` has both.
 @pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind not in ("prompt", "vera")])
-def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_own_expert(trained, kind):
+def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_own_expert(
+    trained, kind, form
+):
     """What a kind has for an attention's key, or its adapter, by token and gathered by hand."""
     stacked = stack([*trained[kind], trained[kind][0]])["encoder"]["layers"]
     x = RNG.normal(size=(3, 6, 32)).astype(np.float32)
@@ -212,7 +228,9 @@ def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_o
         return ex.apply_delta(x, y, own["attention"]["key"])
 
     cut, rows = ex.split_by_layer(stacked, ex.join_segments(OF_SEGMENT, SEGMENTS))
-    found = np.asarray(passed(ex.gather_row_experts(cut[1], rows), jnp.asarray(x), jnp.asarray(y)))
+    gathered = ex.gather_row_experts(jax.tree.map(lambda leaf: leaf[1], cut), rows)
+    assert isinstance(jax.tree.leaves(gathered, is_leaf=lambda leaf: isinstance(leaf, form))[0], form)
+    found = np.asarray(passed(gathered, jnp.asarray(x), jnp.asarray(y)))
     for row, token in np.argwhere(REAL):
         own = jax.tree.map(lambda leaf, at=OF_TOKEN[row, token]: leaf[at, 1], stacked)
         wanted = passed(own, jnp.asarray(x[row, token][None, None]), jnp.asarray(y[row, token][None, None]))

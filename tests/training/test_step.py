@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elm_jax.aot import program
 from elm_jax.models import expert_layers as ex
+from elm_jax.models import meshes, sharding
 from elm_jax.models.t5 import T5, init_params
 from elm_jax.records import Params
 from elm_jax.training import optimizers, step
@@ -183,6 +185,29 @@ def test_an_expert_that_is_not_active_keeps_sums_parameters_and_moments_bit_for_
     for number in (0, 2):
         assert not equal(of(after.params, number), of(before.params, number))
         assert not any(leaf.any() for leaf in of(rest, number))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"expert": 3}], ids=["one device", "mesh"])
+@pytest.mark.parametrize("active", [(1, 0, 1, 0, 0, 1), (0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1)])
+def test_the_update_for_tpus_moves_the_same_experts_in_the_same_way(
+    start, accumulator, sizes, active, monkeypatch
+):
+    """It takes those that are active one after the other, on each part of a mesh its own."""
+    state, sums = jax.tree.map(lambda leaf: np.concatenate([leaf, 2 * leaf]), (start, accumulator))
+    state = state._replace(stopped=np.array([FINITE, FINITE, 3, FINITE, 4, FINITE], np.int32))
+    moving = Update(
+        np.linspace(1e-3, 6e-3, 6).astype(np.float32), np.array(active, bool), np.arange(6, dtype=np.int32)
+    )
+    wanted = apply_update(state, sums, moving)
+    monkeypatch.setattr(program, "COMPILER_OPTIONS", {})  # which a CPU's compiler does not know
+    run = step.apply_update.__wrapped__(OPTIMIZER, platform="tpu")
+    state, sums = jax.tree.map(jnp.array, (state, sums))
+    if sizes:
+        mesh = meshes.make_mesh(jax.devices()[:3], **sizes)
+        state, sums = jax.device_put(
+            (state, sums), sharding.param_shardings(mesh, (state, sums), experts=True)
+        )
+    assert_close(host(run(state, sums, moving)), wanted)
 
 
 def test_rows_rate_and_parameters_of_one_expert_do_not_reach_its_neighbours(owned, start, accumulate):
