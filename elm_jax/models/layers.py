@@ -265,9 +265,13 @@ class Attention(nn.Module):
         biases: tuple[Float[Array, "_ _ _ _"], ...],
         words: WeightWords | None,
     ) -> Float[Array, "N Q H P"]:
+        states = query, *keys_values
+        if (
+            not self.train
+        ):  # Else a TPU would make each in the order of the products here, which takes longer.
+            states = tuple(map(products.materialize, states))
         query, keys, values = (
-            x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
-            for x in (query, *keys_values)
+            x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim) for x in states
         )
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
         weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
