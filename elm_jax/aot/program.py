@@ -69,15 +69,29 @@ def traced_platform() -> str:
     return _traced_platform.get()
 
 
-def jit(function: Callable[..., Any], *, platform: str, **options: Any) -> Any:
-    """Returns `jax.jit` of a function, traced for a platform and compiled with the options for it."""
+def jit(
+    function: Callable[..., Any],
+    *,
+    platform: str,
+    compiler_options: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Any:
+    """Returns `jax.jit` of a function, traced for a platform and compiled with the options for it.
+
+    Args:
+        function: what is compiled.
+        platform: what it is traced for.
+        compiler_options: by the platform, besides `COMPILER_OPTIONS`.
+        options: of `jax.jit`.
+    """
+    of_platform = [given.get(platform, {}) for given in (COMPILER_OPTIONS, compiler_options or {})]
 
     @wraps(function)
     def traced(*arguments: Any, **keywords: Any) -> Any:
         with trace_for(platform):
             return function(*arguments, **keywords)
 
-    return jax.jit(traced, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})), **options)
+    return jax.jit(traced, compiler_options={**of_platform[0], **of_platform[1]}, **options)
 
 
 def get_platform(mesh: Mesh | AbstractMesh | None) -> str:

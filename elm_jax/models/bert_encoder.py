@@ -10,7 +10,7 @@ product, and the embedding of the only token type in use added to those of the p
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,23 @@ from jaxtyping import Float, Int
 
 from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, Encoded, Prompts
-from elm_jax.models import attention_kernel
+from elm_jax.models import attention_kernel, products
 from elm_jax.models.layers import KernelBias, attend_by_kernel, relative_bucket
 from elm_jax.models.masks import UNSEEN, SegmentMask, mask_bias
 from elm_jax.records import Params
 
 RELPOS_DISTANCE = 128  # beyond it all distances share MPNet's last bucket
+
+
+def _gelu(x: Array) -> jax.Array:
+    """Returns exact gelu; on a TPU by erf, as erfc, which is exact in more digits near zero, takes longer."""
+    if traced_platform() == "tpu":
+        return jnp.asarray(0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5))))
+    return jax.nn.gelu(x, approximate=False)
+
+
 ACTIVATIONS: Mapping[str, Callable[[Array], jax.Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
@@ -90,7 +99,6 @@ def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Arr
     """
     x = jnp.take(params["embedder"]["token"], tokens, axis=0)
     x = x.astype(jnp.float32) + _positions(config, params["embedder"]["position"], tokens)
-    x = _norm(config, params["embedder"]["norm"], x)
     seen = jnp.arange(tokens.shape[1])[None] < jnp.asarray(lengths)[:, None]
     positions = None
     if config.relpos_buckets:
@@ -102,8 +110,16 @@ def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Arr
     else:
         biases = mask_bias(seen)[:, None, None]
         biases = biases if positions is None else biases + positions[None]
-    x, _ = jax.lax.scan(lambda x, layer: (_layer(config, layer, x, biases), None), x, params["layers"])
-    return x
+    # The norm after a layer is computed in the next one, into its products: states are written once.
+    norms = params["embedder"]["norm"], params["layers"]["mlp_norm"]
+    norms = jax.tree.map(lambda first, others: jnp.concatenate([first[None], others]), *norms)
+    before, last = (jax.tree.map(lambda leaf, at=at: leaf[at], norms) for at in (slice(-1), -1))
+
+    def step(state: _Measured, layer: tuple[Params, Params]) -> tuple[_Measured, None]:
+        return _measure(_layer(config, layer[0], _normalize(config, layer[1], state), biases)), None
+
+    state, _ = jax.lax.scan(step, _measure(x), (params["layers"], before))
+    return _normalize(config, last, state)
 
 
 def _positions(config: BertConfig, table: Array, tokens: Prompts) -> Float[Array, "#B S D"]:
@@ -129,14 +145,21 @@ def _by_distance(config: BertConfig, table: Array, length: int) -> Float[Array, 
 def _layer(
     config: BertConfig, layer: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"] | KernelBias
 ) -> Float[Array, "B S D"]:
-    own = config, layer["attention"]["qkv"], x
+    """Returns the states after a layer, before the norm that follows."""
+    own = config, layer["attention"]["qkv"], _narrowed(config, x)
     if traced_platform() == "cpu" and not isinstance(biases, KernelBias):
         attended = _attend_on_cpu(*own, biases)
     else:
         attended = _attend(*own, biases)
-    x = _norm(config, layer["attention_norm"], x + _dense(config, layer["attention"]["out"], attended))
+    x = x + _dense(config, layer["attention"]["out"], attended)
+    x = _normalize(config, layer["attention_norm"], _measure(x))
     inside = ACTIVATIONS[config.activation](_dense(config, layer["mlp"]["wi"], x))
-    return _norm(config, layer["mlp_norm"], x + _dense(config, layer["mlp"]["wo"], inside))
+    return x + _dense(config, layer["mlp"]["wo"], _narrowed(config, inside))
+
+
+def _narrowed(config: BertConfig, x: Array) -> Array:
+    """Returns what enters products in their type; a TPU computes it once for all their tiles."""
+    return products.materialize(x.astype(config.dtype)) if traced_platform() == "tpu" else x
 
 
 def _attend(
@@ -195,9 +218,23 @@ def _product(config: BertConfig, axes: str, left: Array, right: Array) -> jax.Ar
     )
 
 
-def _norm(config: BertConfig, params: Params, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred * centred).mean(axis=-1, keepdims=True)
-    scaled = centred * jax.lax.rsqrt(variance + config.norm_epsilon)
+class _Measured(NamedTuple):
+    """States before a norm, with what it needs to know of them."""
+
+    x: Float[Array, "B S D"]
+    mean: Float[Array, "B S 1"]
+    variance: Float[Array, "B S 1"]
+
+
+def _measure(x: Float[Array, "B S D"]) -> _Measured:
+    mean = x.mean(axis=-1, keepdims=True)
+    if traced_platform() == "tpu":  # Where x is made both sums are; else it would be read once more.
+        return _Measured(x, mean, jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0))
+    centred = x - mean
+    return _Measured(x, mean, (centred * centred).mean(axis=-1, keepdims=True))
+
+
+def _normalize(config: BertConfig, params: Params, state: _Measured) -> Float[Array, "B S D"]:
+    scaled = (state.x - state.mean) * jax.lax.rsqrt(state.variance + config.norm_epsilon)
     scale, bias = (params[name][None, None].astype(jnp.float32) for name in ("scale", "bias"))
     return scaled * scale + bias

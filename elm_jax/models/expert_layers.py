@@ -101,6 +101,18 @@ class GroupedKernel(NamedTuple):
     expert_of_row: Any = None
 
 
+class TransposedKernel(NamedTuple):
+    """A kernel of more inputs than outputs, for every row, with the inputs last.
+
+    A TPU fills up the last axis to 128, so that a narrow one there takes twice its bytes and more.
+
+    Attributes:
+        value: [B, O, I], of all layers [L, B, O, I].
+    """
+
+    value: Array
+
+
 def init_expert(
     kind: str, key: jax.Array, base: Params, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -265,6 +277,28 @@ def gather_row_experts(
     return jax.tree.map(gather, tree, is_leaf=lambda value: isinstance(value, GroupedKernel))
 
 
+def gather_all_layers(part: Params, expert_of_row: ExpertOfRow) -> dict[str, Any]:
+    """Gathers the experts of rows for a whole stack of the network: for one that is called many times.
+
+    Args:
+        part: The stacked experts' part for the stack, as `prepare_stack` returns it.
+        expert_of_row: The index of every row.
+
+    Returns:
+        A part as of one expert for all rows: layers [L, B, …] and the rest [B, …].
+    """
+
+    def gather(value: Array) -> Array | TransposedKernel:
+        layer = jnp.arange(value.shape[1])[:, None]
+        own = jnp.asarray(value).at[(expert_of_row, layer)].get(mode="fill")  # an index too large gives NaN
+        narrow = own.ndim == 4 and own.shape[2] > own.shape[3]
+        return TransposedKernel(own.swapaxes(2, 3)) if narrow else own
+
+    rest = {name: value for name, value in part.items() if name != paths.STACK}
+    layers = {paths.STACK: jax.tree.map(gather, part[paths.STACK])} if paths.STACK in part else {}
+    return {**(gather_row_experts(rest, expert_of_row) or {}), **layers}
+
+
 def _add_shared(layer: Any, shared: Any) -> dict[str, Any]:
     """Returns a layer with VeRA's matrices beside each of its vectors."""
     added = shared if "lambda_d" in layer else {}
@@ -348,9 +382,10 @@ def _multiply_per_segment(x: Float[Array, "B N I"], kernel: PerSegmentParams) ->
 
 
 def multiply(
-    x: Float[Array, "B *tokens I"], kernel: Array | GroupedKernel | PerSegmentParams | PerExpertParams
+    x: Float[Array, "B *tokens I"],
+    kernel: Array | GroupedKernel | PerSegmentParams | PerExpertParams | TransposedKernel,
 ) -> Float[Array, "B *tokens O"]:
-    """Multiplies by a kernel: [I, O] for all rows, [B, I, O] by row, by segment, or grouped."""
+    """Multiplies by a kernel: [I, O] for all rows, [B, I, O] by row, transposed, by segment, or grouped."""
     inputs, outputs = x.shape[-1], (*x.shape[:-1], -1)
     if isinstance(kernel, GroupedKernel):
         rows, stack = x.reshape(x.shape[0], -1, inputs), jnp.asarray(kernel.kernel, x.dtype)
@@ -360,13 +395,14 @@ def multiply(
         return flat.reshape(*rows.shape[:2], -1)[jnp.argsort(order)].reshape(outputs)
     if isinstance(kernel, PerSegmentParams):
         return _multiply_per_segment(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+    rows = x.reshape(x.shape[0], -1, inputs)
     if isinstance(kernel, PerExpertParams):
-        return all_experts.multiply(x.reshape(x.shape[0], -1, inputs), kernel).reshape(outputs)
+        return all_experts.multiply(rows, kernel).reshape(outputs)
+    if isinstance(kernel, TransposedKernel):
+        return products.multiply_rows("bni,boi->bno", rows, kernel.value).reshape(outputs)
     if kernel.ndim == 2:
         return products.multiply(x, kernel)
-    rows = x.reshape(x.shape[0], -1, inputs)
-    y = products.einsum("bni,bio->bno", products.repeat_single_row(rows), kernel)
-    return y[:, : rows.shape[1]].reshape(outputs)
+    return products.multiply_rows("bni,bio->bno", rows, kernel).reshape(outputs)
 
 
 def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> Float[Array, "B *tokens D"]:

@@ -10,7 +10,7 @@ Raffel et al. (2020) and its T5 1.1 release; parameter names are T5X's.
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from operator import mul
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array
 from elm_jax.models import attention_kernel, products, sharding
 from elm_jax.models import expert_layers as ex
@@ -26,8 +27,9 @@ from elm_jax.models.masks import Mask, SegmentMask, mask_bias
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
-# [N, K, H, P] each: P is the width of a head, N whatever attends apart, rows or rows and their answers.
-KeysValues = tuple[Float[Array, "_ _ H P"], Float[Array, "_ _ H P"]]
+# [N, K, W] each: W is the width of all heads side by side, N whatever attends apart, rows or rows and their
+# answers.
+KeysValues = tuple[Float[Array, "_ _ W"], Float[Array, "_ _ W"]]
 
 
 class KernelBias(NamedTuple):
@@ -151,7 +153,9 @@ class Norm(nn.Module):
 
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
-        return (wide * ex.broadcast_to_tokens(scale, wide)).astype(self.config.dtype)
+        normed = (wide * ex.broadcast_to_tokens(scale, wide)).astype(self.config.dtype)
+        # The state of one token is soon written, and every product after it would compute it again.
+        return products.materialize(normed) if x.shape[-2] == 1 else normed
 
 
 class Dense(nn.Module):
@@ -167,6 +171,32 @@ class Dense(nn.Module):
         self.sow("intermediates", "input", x)  # nothing, unless it is asked for
         x = ex.scale_inputs(x.astype(self.dtype), expert)
         return products.keep(ex.apply_delta(x, sharding.multiply(x, kernel, str(self.name)), expert))
+
+
+class OneQuery(NamedTuple):
+    """What attention of one query of every row takes; `bias` has 1 for rows or heads that are alike."""
+
+    query: Float[Array, "N 1 W"]
+    key: Float[Array, "N K W"]
+    value: Float[Array, "N K W"]
+    bias: Float[Array, "_ _ K"]
+
+
+def attend_with_one_query(head_dim: int, given: OneQuery) -> Float[Array, "N W"]:
+    """Returns what a query reads of the values, in products over all heads at once: for TPUs.
+
+    A product of one query of each head is vector instructions there, and wants heads before keys: the cache
+    would be transposed at every token. So heads are rows of a matrix that is zero but for their own places,
+    and keys and values are read as they lie.
+    """
+    width = given.query.shape[2]
+    shape = (width // head_dim, width)
+    head, place = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    own = (place // head_dim == head)[None]
+    logits = jnp.einsum("nhw,nkw->nhk", jnp.where(own, given.query, 0), given.key).astype(jnp.float32)
+    weights = jax.nn.softmax(given.bias + logits, axis=-1).astype(given.value.dtype)
+    mixed = jnp.einsum("nhk,nkw->nhw", weights, given.value)
+    return jnp.where(own, mixed, 0).sum(axis=1)
 
 
 def attend_by_kernel(
@@ -201,8 +231,8 @@ class Attention(nn.Module):
         self.drop = Dropout(config.dropout_rate, self.train)
 
     def keys_values(self, x: Float[Array, "B *between K D"], expert: Params | None) -> KeysValues:
-        """Returns keys and values of [N, K, H, P], where N counts rows and what is between."""
-        shape = (-1, x.shape[-2], self.config.num_heads, self.config.head_dim)
+        """Returns keys and values of [N, K, W], where N counts rows and what is between."""
+        shape = (-1, x.shape[-2], self.config.num_heads * self.config.head_dim)
         keys = self.key(x, ex.get_child(expert, "key")).reshape(shape)
         return keys, self.value(x, ex.get_child(expert, "value")).reshape(shape)
 
@@ -215,37 +245,80 @@ class Attention(nn.Module):
         tokens: TokenSeeds | None = None,
         keys_of: TokenSeeds | None = None,
     ) -> Float[Array, "B *between Q D"]:
-        keys, values = keys_values
-        rows, count, heads, width = keys.shape
-        query = self.query(x, ex.get_child(expert, "query")).reshape(rows, -1, heads, width)
-        shape = (rows, heads, query.shape[1], count)
+        keys, _ = keys_values
+        rows, count, width = keys.shape
+        query = self.query(x, ex.get_child(expert, "query")).reshape(rows, -1, width)
+        shape = (rows, self.config.num_heads, query.shape[1], count)
         words = self.drop.weight_words(shape, tokens, keys_of)
         if isinstance(biases, KernelBias):
             mixed = self._mix_by_kernel(shape, query, keys_values, biases, words)
+        elif query.shape[1] == 1 and words is None and traced_platform() == "tpu":
+            mixed = self._mix_one_query(query, keys_values, biases)
         else:
-            repeated = products.repeat_single_row(query)
-            logits = jnp.einsum("nqhd,nkhd->nhqk", repeated, keys).astype(jnp.float32)
-            weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
-            if words is not None:
-                own = words.query[..., None] + words.key[:, None, None]
-                weights = drop(weights, own, self.config.dropout_rate)
-            mixed = products.keep(jnp.einsum("nhqk,nkhd->nqhd", weights, values)[:, : query.shape[1]])
+            mixed = self._mix(query, keys_values, biases, words)
         return self.out(mixed.reshape(*x.shape[:-1], -1), ex.get_child(expert, "out"))
+
+    def _mix(
+        self,
+        query: Float[Array, "N Q W"],
+        keys_values: KeysValues,
+        biases: tuple[Float[Array, "_ _ _ _"], ...],
+        words: WeightWords | None,
+    ) -> Float[Array, "N Q H P"]:
+        states = query, *keys_values
+        if (
+            not self.train
+        ):  # Else a TPU would make each in the order of the products here, which takes longer.
+            states = tuple(map(products.materialize, states))
+        query, keys, values = (
+            x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim) for x in states
+        )
+        logits = jnp.einsum("nqhd,nkhd->nhqk", query, keys).astype(jnp.float32)
+        weights = jax.nn.softmax(sum(biases, logits), axis=-1).astype(self.config.dtype)
+        if words is not None:
+            own = words.query[..., None] + words.key[:, None, None]
+            weights = drop(weights, own, self.config.dropout_rate)
+        return products.keep(jnp.einsum("nhqk,nkhd->nqhd", weights, values))
+
+    def _mix_one_query(
+        self,
+        query: Float[Array, "N 1 W"],
+        keys_values: KeysValues,
+        biases: tuple[Float[Array, "_ _ _ _"], ...],
+    ) -> Float[Array, "N W"]:
+        rows, heads = query.shape[0], self.config.num_heads
+        bias = sum((each[:, :, 0] for each in biases[1:]), biases[0][:, :, 0])
+        given = OneQuery(query, *keys_values, bias)
+        states = ("batch", None, "heads")
+        of_bias = (
+            "batch" if bias.shape[0] == rows else None,
+            "heads" if bias.shape[1] == heads else None,
+            None,
+        )
+        axes: Any = OneQuery._make((states, states, states, of_bias))
+        units = {"batch": rows, "heads": heads}
+        run = partial(attend_with_one_query, self.config.head_dim)
+        return sharding.shard_map_by_axes(run, given, axes, ("batch", "heads"), units)
 
     def _mix_by_kernel(
         self,
         shape: tuple[int, int, int, int],
-        query: Float[Array, "N Q H P"],
+        query: Float[Array, "N Q W"],
         keys_values: KeysValues,
         biases: KernelBias,
         words: WeightWords | None,
     ) -> Float[Array, "N Q W"]:
         rows, _, queries, keys = shape
         segments = biases.mask.to_segments(rows, queries, keys)
-        states = (x.reshape(*x.shape[:2], -1) for x in (query, *keys_values))
         of_keys = None if words is None else jnp.broadcast_to(words.key, (rows, keys))
         own = attention_kernel.Arguments._make(
-            (*states, *segments, biases.positions, None if words is None else words.query, of_keys)
+            (
+                *(query, *keys_values),
+                *segments,
+                biases.positions,
+                None if words is None else words.query,
+                of_keys,
+            )
         )
         rate = 0.0 if words is None else self.config.dropout_rate
         return attend_by_kernel(self.config.head_dim, biases.mask.causal, rate, own)

@@ -61,15 +61,17 @@ def multiply(x: Float[Array, "*places I"], kernel: Float[Array, "I O"]) -> Float
     return einsum(f"{places}i,io->{places}o", x, kernel)
 
 
-def repeat_single_row(x: Float[Array, "B N *rest"]) -> Float[Array, "B M *rest"]:
-    """Returns x with a single row repeated eight times if the traced platform is a TPU, else x itself.
+def multiply_rows(axes: str, x: Float[Array, "B N I"], kernel: Float[Array, "B _ _"]) -> jax.Array:
+    """Returns `einsum(axes, x, kernel)` of a kernel for each of B, as [B, N, O].
 
     A TPU's compiler makes batched products of one row out of vector instructions, which take four times as
-    long as the multipliers with eight. Results are the same in every row.
+    long as the multipliers with eight. So a single row is repeated there; results are the same in every row.
     """
     if x.shape[1] != 1 or traced_platform() != "tpu":
-        return x
-    return jnp.broadcast_to(x, (x.shape[0], TPU_ROWS, *x.shape[2:]))
+        return einsum(axes, x, kernel)
+    repeated = jnp.broadcast_to(x, (x.shape[0], TPU_ROWS, x.shape[2]))
+    # All are equal. The largest is taken within the product, a slice of it would be copied.
+    return einsum(axes, repeated, kernel).max(axis=1, keepdims=True)
 
 
 def materialize(x: Array) -> jax.Array:

@@ -46,7 +46,7 @@ Pair = tuple[Array, Array]  # keys and values
 
 
 class DecodeCache(NamedTuple):
-    """Keys and values of a decoder that decodes token by token; L layers, B rows, H heads of width P.
+    """Keys and values of a decoder that decodes token by token; L layers, B rows, W the width of all heads.
 
     Attributes:
         prompt: Keys and values of cross-attention, computed once.
@@ -55,8 +55,8 @@ class DecodeCache(NamedTuple):
         position: How many tokens of the answer were decoded.
     """
 
-    prompt: tuple[Float[Array, "L B S H P"], Float[Array, "L B S H P"]]
-    answer: tuple[Float[Array, "L B T H P"], Float[Array, "L B T H P"]]
+    prompt: tuple[Float[Array, "L B S W"], Float[Array, "L B S W"]]
+    answer: tuple[Float[Array, "L B T W"], Float[Array, "L B T W"]]
     real: Bool[Array, "B S"]
     position: Int[Array, ""]
 
@@ -182,7 +182,7 @@ class DecoderLayer(nn.Module):
         if self.config.relpos_per_layer:
             positions = step_position_bias(self.relpos_bias(answer[0].shape[1]), position)
             self_biases = add_positions(self_biases, positions)
-        add_earlier = partial(_write_at, answer, position=position, axis=1)
+        add_earlier = partial(_put_among, answer, position)
         return self._blocks(x, expert, add_earlier, prompt, self_biases, cross_biases, NO_SEEDS)
 
     def read_prompt(self, encoded: Encoded, expert: Any, rows: Any) -> tuple[Encoded, KeysValues]:
@@ -224,6 +224,15 @@ class DecoderLayer(nn.Module):
         return x + self.drop(
             ex.apply_bottleneck(fed, ex.get_child(expert, "mlp_adapter")), tokens
         ), keys_values
+
+
+def _put_among(old: KeysValues, position: Array, new: KeysValues) -> KeysValues:
+    """Returns the keys and values of a layer with those of one token among them.
+
+    Chosen and not written, so that a product reads the cache where it lies.
+    """
+    is_new = (jnp.arange(old[0].shape[1]) == position)[None, :, None]
+    return jnp.where(is_new, new[0], old[0]), jnp.where(is_new, new[1], old[1])
 
 
 def _write_at(old: Pair, new: Pair, position: Array, axis: int) -> Pair:
@@ -372,7 +381,7 @@ class Decoder(nn.Module):
         config = self.config
         layers = _split_layers(self.config, expert, expert_of_row)
         _, prompt = self.layers.read_prompt(encoded, *layers)
-        shape = (config.num_decoder_layers, real.shape[0], length, config.num_heads, config.head_dim)
+        shape = (config.num_decoder_layers, real.shape[0], length, config.num_heads * config.head_dim)
         empty = jnp.zeros(shape, config.dtype)
         return DecodeCache(prompt, (empty, empty), jnp.asarray(real), jnp.zeros((), jnp.int32))
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from elm_jax.aot.program import traced_platform
 from elm_jax.axes import PAD, Answers, Array, Encoded, ExpertOfRow, ExpertOfSegment, Prompts, Seeds
 from elm_jax.errors import UserError
 from elm_jax.models import expert_layers as ex
@@ -236,6 +237,19 @@ class T5(nn.Module):
         return self.decoder.start(
             encoded, rows.tokens != PAD, length, self._part(experts, "decoder"), expert_of_row
         )
+
+    def gather_experts(
+        self, experts: Params | None, expert_of_row: ExpertOfRow | None
+    ) -> tuple[Params | None, ExpertOfRow | None]:
+        """Returns the last arguments of `decode_step` for who takes many steps with the same experts.
+
+        On a TPU the experts of rows are gathered once for all steps. Elsewhere each layer gathers its own:
+        those of all layers would be in memory at once.
+        """
+        part = self._part(experts, "decoder")
+        if part is None or expert_of_row is None or traced_platform() != "tpu":
+            return experts, expert_of_row
+        return {"decoder": ex.gather_all_layers(part, expert_of_row)}, None
 
     @with_config_precision
     def decode_step(

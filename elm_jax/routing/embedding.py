@@ -36,6 +36,8 @@ BATCHES_AHEAD = 4  # that are computed before the first of them is fetched
 # On a CPU a batch of so few tokens reuses its memory: the allocator gives larger arrays back to the system,
 # which clears them again for every batch.
 CPU_BATCH_TOKENS, ACCELERATOR_BATCH_TOKENS = 1024, 65536
+# What a TPU computes at once of a batch: the activations of a small encoder's layer then stay on the chip.
+TPU_TOKENS_AT_ONCE = 16384
 T5_BATCH_ROWS = 64
 
 
@@ -194,15 +196,22 @@ def embed_program(
     batch: Any = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((rows, length), (rows,))]
     if mesh is not None:
         batch = with_shardings(batch, sharding.batch_shardings(mesh, batch))
-    run = _compile_embed(network, head, get_platform(mesh))
+    run = _compile_embed(network, head, get_platform(mesh), mesh is None or mesh.size == 1)
     return Program("embed", run, (with_replication(mesh, shapes_of(arrays)), *batch))
 
 
 @lru_cache(maxsize=16)
 def _compile_embed(
-    network: BertConfig | T5Config, head: PoolingHead, platform: str
+    network: BertConfig | T5Config, head: PoolingHead, platform: str, alone: bool
 ) -> Callable[..., jax.Array]:
-    """Returns the compiled embedding of a batch, tokens [B, S] and lengths [B] -> [B, D]."""
+    """Returns the compiled embedding of a batch, tokens [B, S] and lengths [B] -> [B, D].
+
+    Args:
+        network: As of `embed_program`.
+        head: As of `embed_program`.
+        platform: What it is traced for.
+        alone: Whether one device has all rows.
+    """
 
     def embed(arrays: tuple[Params, list[Params]], tokens: Prompts, lengths: Int[Array, " B"]) -> Embeddings:
         params, projections = arrays
@@ -215,7 +224,18 @@ def _compile_embed(
             vectors = pooling.project(vectors, projection, activation)
         return pooling.normalize(vectors) if head.normalized else vectors
 
-    return jit(embed, platform=platform)
+    def embed_in_parts(
+        arrays: tuple[Params, list[Params]], tokens: Prompts, lengths: Int[Array, " B"]
+    ) -> Embeddings:
+        least = min(tokens.shape[0], -(-tokens.size // TPU_TOKENS_AT_ONCE))
+        parts = next(count for count in range(least, tokens.shape[0] + 1) if tokens.shape[0] % count == 0)
+        if parts == 1:
+            return embed(arrays, tokens, lengths)
+        split = (jnp.asarray(x).reshape(parts, -1, *x.shape[1:]) for x in (tokens, lengths))
+        found = jax.lax.map(lambda part: embed(arrays, *part), tuple(split))
+        return found.reshape(tokens.shape[0], -1)
+
+    return jit(embed_in_parts if platform == "tpu" and alone else embed, platform=platform)
 
 
 def _embed_texts(

@@ -4,7 +4,7 @@ Greedy decoding, as the original evaluates tasks whose answers are free text. A 
 tokens are decoded one at a time, with a cache of the keys and values of those before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,9 @@ from elm_jax.records import Params
 
 NAN_TOKEN = -1
 """Ends an answer at the first token whose logits are NaN."""
+# A step of decoding reads all parameters and the cache from HBM for a few products, so it takes as long as
+# that: the larger the blocks that it reads, the better. By default half as much lies on the chip.
+COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {"tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"}}
 DecodingState = tuple[Int[Array, "B T"], Int[Array, " B"], Bool[Array, " B"], DecodeCache]
 
 
@@ -60,6 +63,7 @@ def decode_greedy(
 
     rows = prompts.shape[0]
     cache = network("start_cache", network("encode", prompts), prompts, length)
+    of_rows = apply("gather_experts", prepared, expert_of_row)
 
     def some_go_on(state: DecodingState) -> Bool[Array, ""]:
         _, _, ended, cache = state
@@ -68,7 +72,7 @@ def decode_greedy(
     def step(state: DecodingState) -> DecodingState:
         tokens, last, ended, cache = state
         position = cache.position
-        logits, cache = network("decode_step", cache, last)
+        logits, cache = apply("decode_step", cache, last, *of_rows)
         best = logits.argmax(axis=-1).astype(jnp.int32)
         # The maximum is NaN as soon as one of the logits is.
         found = jnp.where(ended, PAD, jnp.where(jnp.isnan(logits.max(axis=-1)), NAN_TOKEN, best))
@@ -97,4 +101,4 @@ def compiled_decoder(config: T5Config, length: int, platform: str) -> Callable[.
     ) -> Int[Array, "B T"]:
         return decode_greedy(config, params, prompts, length, eos, experts, expert_of_row)
 
-    return jit(run, platform=platform)
+    return jit(run, platform=platform, compiler_options=COMPILER_OPTIONS)

@@ -134,7 +134,7 @@ class Transformer(nn.Module):
 
     def _start_cache(self, rows: int, length: int) -> None:
         config = self.config
-        shape = (config.num_decoder_layers, rows, length, config.num_heads, config.head_dim)
+        shape = (config.num_decoder_layers, rows, length, config.num_heads * config.head_dim)
         empty = jnp.zeros(shape, config.dtype)
         self._put_cache(empty, empty, jnp.zeros((), jnp.int32))
 

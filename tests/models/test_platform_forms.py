@@ -10,6 +10,7 @@ from elm_jax.models import bert_encoder, expert_layers, stacks
 from elm_jax.models.bert_encoder import BertConfig
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
+from elm_jax.routing import embedding
 
 RNG = np.random.default_rng(3)
 CONFIG = find_config("tiny", vocab_size=40, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, dropout_rate=0.1)
@@ -71,25 +72,31 @@ def test_gradients_with_dropout_and_segments_are_equal(params, kind):
     assert_equal(*on_both(jax.value_and_grad(loss), experts), tolerance=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "lora", "ia3"])
-def test_decoding_token_by_token_gives_the_same_logits(params, kind):
-    experts, rows, model = stack_of(kind, params), np.array([0, 2, 1, 0], np.int32), T5(CONFIG)
+@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("kind", ["bottleneck", "lora", "ia3", "dora", "vera"])
+def test_decoding_token_by_token_gives_the_same_logits(params, kind, gathers):
+    """Whether or not the experts of rows are gathered before; the last row has an expert that is NaN."""
+    experts, rows, model = stack_of(kind, params), np.array([0, 2, 1, 3], np.int32), T5(CONFIG)
+    experts = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.full_like(leaf[:1], np.nan)]), experts)
 
     def decode(experts):
         run = {"params": params}
         encoded = model.apply(run, PROMPTS, experts, rows, method=T5.encode)
         cache = model.apply(run, encoded, PROMPTS, 3, experts, rows, method=T5.start_cache)
+        own = experts, rows
+        if gathers:
+            own = model.apply(run, *own, method=T5.gather_experts)
+            assert (own[1] is None) == (traced_platform() == "tpu")
         found = []
         for tokens in np.array([[0, 0, 0, 0], [5, 6, 7, 8], [9, 9, 4, 4]], np.int32):
-            logits, cache = model.apply(run, cache, tokens, experts, rows, method=T5.decode_step)
+            logits, cache = model.apply(run, cache, tokens, *own, method=T5.decode_step)
             found.append(logits)
         return jnp.stack(found)
 
     one, other = on_both(decode, experts)
     assert_equal(one, other)
-    with trace_for("tpu"):
-        lowered = jax.jit(decode).lower(experts).as_text()
-    assert f"tensor<4x{expert_layers.products.TPU_ROWS}x" in lowered
+    assert np.isfinite(one[:, :3]).all()
+    assert np.isnan(one[:, 3]).all()
 
 
 @pytest.mark.parametrize("relpos_buckets", [0, 32])
@@ -107,6 +114,31 @@ def test_sentence_encoders_give_the_same_states(relpos_buckets):
         return jnp.where((np.arange(7)[None] < lengths[:, None])[..., None], states, 0)
 
     assert_equal(*on_both(encode, params))
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+def test_a_batch_is_embedded_in_parts_on_a_tpu(monkeypatch, rows):
+    monkeypatch.setattr(embedding, "TPU_TOKENS_AT_ONCE", 14)
+    config = BertConfig(vocab_size=30, emb_dim=12, num_heads=3, num_layers=2, mlp_dim=20, positions=9)
+    shapes = bert_encoder.param_shapes(config)
+    params = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    tokens, lengths = RNG.integers(2, 30, (rows, 7)).astype(np.int32), np.array([7, 3, 5, 1, 6], np.int32)
+
+    def embed(platform):
+        monkeypatch.setattr(embedding, "get_platform", lambda mesh: platform)
+        monkeypatch.setattr(embedding, "jit", lambda function, platform: traced(function, platform))
+        program = embedding.embed_program(config, (params, []), rows, 7)
+        embedding._compile_embed.cache_clear()
+        return program((params, []), tokens, lengths[:rows])
+
+    def traced(function, platform):
+        def run(*arguments):
+            with trace_for(platform):
+                return jax.jit(lambda *given: function(*given))(*arguments)
+
+        return run
+
+    assert_equal(embed("cpu"), embed("tpu"))
 
 
 def test_what_two_stacks_keep_for_the_gradient_differs_in_shape(params):
