@@ -45,7 +45,7 @@ def random_base(name: str, dtype: str) -> base_model.Base:
     config = find_config(name, dtype=dtype)
     shapes = base_model.param_shapes(config)
     # A stack repeats its one layer.
-    own = {path: shape[1:] if f"/{paths.STACK}/" in path else shape for path, shape in shapes.items()}
+    own = {path: shape[1:] if f"/{paths.LAYER_STACK}/" in path else shape for path, shape in shapes.items()}
     longest = max(math.prod(shape) for shape in own.values())
     numbers = np.random.default_rng(0).normal(0, 0.05, longest).astype(base_model.DTYPES[dtype])
     params = {

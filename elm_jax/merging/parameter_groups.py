@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from elm_jax.errors import UserError
 from elm_jax.models.expert_kinds import PROMPT, VERA
-from elm_jax.models.magnitudes import LEAF as MAGNITUDE
+from elm_jax.models.magnitudes import MAGNITUDE_LEAF as MAGNITUDE
 
 Form = Literal["value", "vector", "lora", "dora", "vera", "prompt", "adapter"]
 Tensor = Float[np.ndarray, "..."]

@@ -132,7 +132,7 @@ def init_dora(
     flat = paths.flatten(init_lora(key, base, rank, projections, alpha, rslora))
     kernels = paths.flatten(base)
     for path in [path.rpartition("/")[0] for path in flat if path.endswith("/lora_a")]:
-        flat[f"{path}/{magnitudes.LEAF}"] = magnitudes.column_norms(kernels[f"{path}/kernel"])
+        flat[f"{path}/{magnitudes.MAGNITUDE_LEAF}"] = magnitudes.column_norms(kernels[f"{path}/kernel"])
     return paths.unflatten(flat)
 
 
@@ -294,10 +294,10 @@ def logical_axes(path: str) -> tuple[str, ...]:
         into, out = KERNEL_AXES[owner]
         known |= {"kernel": (into, out), "lora_a": (into, "rank"), "lora_b": ("rank", out)}
         known |= {"bias": (out,), "ia3_in": (into,), "ia3_out": (out,), "input_gate": (into,)}
-        known |= {"lambda_d": ("rank",), "lambda_b": (out,), magnitudes.LEAF: (out,)}
+        known |= {"lambda_d": ("rank",), "lambda_b": (out,), magnitudes.MAGNITUDE_LEAF: (out,)}
     if leaf not in known:
         raise UserError(f"Expected a parameter of a T5 or of an expert, got {path!r}. Fix: correct its path.")
-    return (("layers",) if paths.STACK in parents else ()) + known[leaf]
+    return (("layers",) if paths.LAYER_STACK in parents else ()) + known[leaf]
 
 
 def _select_projections(base: Params, projections: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -305,7 +305,7 @@ def _select_projections(base: Params, projections: Sequence[str]) -> dict[str, t
     known = {
         path.removesuffix("/kernel"): value.shape
         for path, value in paths.flatten(base).items()
-        if f"/{paths.STACK}/" in path and path.endswith("/kernel")
+        if f"/{paths.LAYER_STACK}/" in path and path.endswith("/kernel")
     }
     chosen = set()
     for name in [projections] if isinstance(projections, str) else projections:

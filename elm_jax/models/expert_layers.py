@@ -151,7 +151,7 @@ def make_neutral_expert(expert: Params, base: Params) -> dict[str, Any]:
     def neutral_value(path: str, value: Array) -> Array:
         if path in of_base:
             return of_base[path]
-        if path.endswith(magnitudes.LEAF):
+        if path.endswith(magnitudes.MAGNITUDE_LEAF):
             norms = magnitudes.column_norms(of_base[f"{path.rpartition('/')[0]}/kernel"])
             return np.asarray(norms, value.dtype) if isinstance(value, np.ndarray) else norms
         if path.startswith(f"{VERA}/"):
@@ -294,8 +294,12 @@ def gather_all_layers(part: Params, expert_of_row: ExpertOfRow) -> dict[str, Any
         narrow = own.ndim == 4 and own.shape[2] > own.shape[3]
         return TransposedKernel(own.swapaxes(2, 3)) if narrow else own
 
-    rest = {name: value for name, value in part.items() if name != paths.STACK}
-    layers = {paths.STACK: jax.tree.map(gather, part[paths.STACK])} if paths.STACK in part else {}
+    rest = {name: value for name, value in part.items() if name != paths.LAYER_STACK}
+    layers = (
+        {paths.LAYER_STACK: jax.tree.map(gather, part[paths.LAYER_STACK])}
+        if paths.LAYER_STACK in part
+        else {}
+    )
     return {**(gather_row_experts(rest, expert_of_row) or {}), **layers}
 
 

@@ -33,11 +33,11 @@ Similarity = Literal["norm", "standard_dot"]
 Weighting = Literal["softmax", "uniform"]
 Mixing = Literal["outputs", "factors"]
 VARIANCE_FLOOR = 1e-5
-COLUMNS = 256
+COLUMNS_PER_PRODUCT = 256
 """With how many directions a token is multiplied together, where an expert has several."""
-BLOCK = 16
+TOKENS_PER_BLOCK = 16
 """Tokens that are multiplied with one expert of many together."""
-WORTH = 4
+DENSE_PRODUCTS_PER_BLOCK = 4
 """How many products of all tokens with all experts cost a CPU as much as one of a block with its expert."""
 
 
@@ -151,10 +151,10 @@ def score_experts(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array,
         return near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
 
     experts, _, directions = prototypes.shape
-    if directions == 1 or experts * directions <= COLUMNS:
+    if directions == 1 or experts * directions <= COLUMNS_PER_PRODUCT:
         scores = compare(prototypes)
     else:  # The products with all directions, many times the scores, would stand in memory together.
-        together = max(1, COLUMNS // directions)
+        together = max(1, COLUMNS_PER_PRODUCT // directions)
         scores = jnp.moveaxis(jax.lax.map(compare, prototypes, batch_size=together), 0, -1)
     return jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
 
@@ -198,12 +198,13 @@ def gated_delta(x: Float[Array, "*tokens I"], expert: Params) -> Float[Array, "*
     """Returns what the gated experts of one projection add to its outputs, in the type of x.
 
     The lora_a of a few experts are multiplied with every token, as one product with E R columns. Of many
-    experts only those that a token uses are, its k pairs sorted by expert into blocks of `BLOCK` tokens.
+    experts only those that a token uses are, its k pairs sorted by expert into blocks of
+    `TOKENS_PER_BLOCK` tokens.
     """
     gate: TokenGate = expert["gate"]
     tokens, experts = math.prod(x.shape[:-1]), gate.prototypes.shape[-3]
-    pairs = tokens * gate.k + min(experts, tokens * gate.k) * BLOCK  # at most, padding among them
-    if WORTH * pairs >= tokens * experts or sharding.is_on_mesh(x):
+    pairs = tokens * gate.k + min(experts, tokens * gate.k) * TOKENS_PER_BLOCK  # at most, padding among them
+    if DENSE_PRODUCTS_PER_BLOCK * pairs >= tokens * experts or sharding.is_on_mesh(x):
         return _multiply_all(x, gate_weights(x, gate), expert)
     flat = x.reshape(tokens, -1)
     scores = score_experts(flat, gate)
@@ -241,16 +242,18 @@ def _multiply_chosen(
     experts = expert["lora_a"].shape[0]
     owner = chosen.reshape(-1)
     counts = jnp.bincount(owner, length=experts)
-    blocks = -(-counts // BLOCK)
+    blocks = -(-counts // TOKENS_PER_BLOCK)
     last_block, last_pair = jnp.cumsum(blocks), jnp.cumsum(counts)
     order = jnp.argsort(owner)
     sorted_owner = owner[order]
     place = jnp.arange(tokens * k) - (last_pair - counts)[sorted_owner]  # among its expert's pairs
-    slot = (last_block - blocks)[sorted_owner] * BLOCK + place
+    slot = (last_block - blocks)[sorted_owner] * TOKENS_PER_BLOCK + place
     slot_of_pair = jnp.zeros(tokens * k, jnp.int32).at[order].set(slot.astype(jnp.int32))
-    count = tokens * k // BLOCK + min(experts, tokens * k)  # blocks, as many as there can be
-    token = jnp.zeros(count * BLOCK, jnp.int32).at[slot].set((order // k).astype(jnp.int32))
-    share = jnp.zeros(count * BLOCK, x.dtype).at[slot_of_pair].set(weights.reshape(-1).astype(x.dtype))
+    count = tokens * k // TOKENS_PER_BLOCK + min(experts, tokens * k)  # blocks, as many as there can be
+    token = jnp.zeros(count * TOKENS_PER_BLOCK, jnp.int32).at[slot].set((order // k).astype(jnp.int32))
+    share = (
+        jnp.zeros(count * TOKENS_PER_BLOCK, x.dtype).at[slot_of_pair].set(weights.reshape(-1).astype(x.dtype))
+    )
     owner_of_block = jnp.minimum(jnp.searchsorted(last_block, jnp.arange(count), side="right"), experts - 1)
     lora_a, lora_b = (jnp.asarray(expert[name], x.dtype)[owner_of_block] for name in ("lora_a", "lora_b"))
 
@@ -258,9 +261,9 @@ def _multiply_chosen(
         # Gathered, since a CPU adds what is scattered row by row.
         return by_slot[slot_of_pair.reshape(tokens, k)].sum(axis=1)
 
-    inner = jnp.einsum("nbi,nir->nbr", x[token].reshape(count, BLOCK, -1), lora_a)
-    inner = inner.reshape(count * BLOCK, -1) * share[:, None]
+    inner = jnp.einsum("nbi,nir->nbr", x[token].reshape(count, TOKENS_PER_BLOCK, -1), lora_a)
+    inner = inner.reshape(count * TOKENS_PER_BLOCK, -1) * share[:, None]
     if expert["gate"].mixing == "factors":
         inner = sum_pairs(inner)[token] * share[:, None]
-    outer = jnp.einsum("nbr,nro->nbo", inner.reshape(count, BLOCK, -1), lora_b)
-    return sum_pairs(outer.reshape(count * BLOCK, -1))
+    outer = jnp.einsum("nbr,nro->nbo", inner.reshape(count, TOKENS_PER_BLOCK, -1), lora_b)
+    return sum_pairs(outer.reshape(count * TOKENS_PER_BLOCK, -1))

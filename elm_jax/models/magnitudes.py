@@ -19,7 +19,7 @@ from elm_jax.axes import Array
 from elm_jax.models import paths
 from elm_jax.records import Params
 
-LEAF = "dora_magnitude"
+MAGNITUDE_LEAF = "dora_magnitude"
 
 
 @jax.jit  # so that no copy of the kernel is made
@@ -56,12 +56,12 @@ def resolve_magnitudes(part: Params, base: Params) -> Params:
         base: Those of the base below that path.
     """
     flat = paths.flatten(part)
-    owners = [path.rpartition("/")[0] for path in flat if path.endswith(f"/{LEAF}")]
+    owners = [path.rpartition("/")[0] for path in flat if path.endswith(f"/{MAGNITUDE_LEAF}")]
     if not owners:
         return part
     kernels = paths.flatten(base)
     for owner in owners:
-        magnitude = jnp.asarray(flat.pop(f"{owner}/{LEAF}"))
+        magnitude = jnp.asarray(flat.pop(f"{owner}/{MAGNITUDE_LEAF}"))
         factors = [flat[f"{owner}/{leaf}"] for leaf in ("lora_a", "lora_b")]
         factors = [getattr(factor, "kernel", factor) for factor in factors]  # of a `GroupedKernel`
         if magnitude.ndim == 2:

@@ -13,8 +13,8 @@ import numpy as np
 from elm_jax.errors import UserError
 from elm_jax.records import Params
 
-STACK = "layers"
-_LAYER = re.compile(rf"^(.*\b){STACK}_(\d+)(/.*)$")
+LAYER_STACK = "layers"
+_LAYER = re.compile(rf"^(.*\b){LAYER_STACK}_(\d+)(/.*)$")
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
@@ -48,12 +48,12 @@ def unstack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
     """
     split: dict[str, Any] = {}
     for path, value in flat.items():
-        before, found, after = path.partition(f"/{STACK}/")
+        before, found, after = path.partition(f"/{LAYER_STACK}/")
         if not found:
             split[path] = value
             continue
         for layer in range(value.shape[0]):
-            split[f"{before}/{STACK}_{layer}/{after}"] = value[layer]
+            split[f"{before}/{LAYER_STACK}_{layer}/{after}"] = value[layer]
     return split
 
 
@@ -69,7 +69,7 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
         found = _LAYER.match(path)
         if found:
             before, layer, after = found.groups()
-            stacks.setdefault(f"{before}{STACK}{after}", {})[int(layer)] = value
+            stacks.setdefault(f"{before}{LAYER_STACK}{after}", {})[int(layer)] = value
         else:
             together[path] = value
     for path, layers in stacks.items():

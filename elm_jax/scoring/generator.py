@@ -20,7 +20,9 @@ from elm_jax.scoring.programs import network_arguments
 from elm_jax.scoring.scorer import BATCH_TOKENS, Network, OnProgress, compilation_tokens
 from elm_jax.scoring.tries import Tokens
 
-Unit = tuple[bytes, int]  # a prompt and an expert: what is written once, however often it is asked for
+GenerationItem = tuple[
+    bytes, int
+]  # a prompt and an expert: what is written once, however often it is asked for
 
 
 class AnswerLimit(NamedTuple):
@@ -76,16 +78,16 @@ def generate_rows(
     if pairs is None:
         pairs = np.stack([np.arange(len(prompts)), np.zeros(len(prompts), int)], axis=1)
     asked = [(keys[prompt], expert) for prompt, expert in pairs.tolist()]
-    times: dict[Unit, int] = {}
+    times: dict[GenerationItem, int] = {}
     for unit in asked:
         times[unit] = times.get(unit, 0) + 1
     if lengths is None:
         lengths = choose_prompt_lengths(params, prompts, experts=len(pairs) / max(1, len(prompts)))
     network = Network(config, params, experts, stacked and experts is not None)
-    answers: dict[Unit, np.ndarray] = {}
+    answers: dict[GenerationItem, np.ndarray] = {}
     done, waiting = 0, None
 
-    def fetch(units: list[Unit], pending: Array) -> int:
+    def fetch(units: list[GenerationItem], pending: Array) -> int:
         answers.update(zip(units, np.asarray(pending)[: len(units)], strict=True))
         return sum(times[unit] for unit in units)
 
@@ -145,12 +147,16 @@ def choose_prompt_lengths(params: Params, prompts: Sequence[Tokens], *, experts:
 
 
 def _batches(
-    network: Network, units: Sequence[Unit], lengths: Sequence[int], limit: AnswerLimit, batch_tokens: int
-) -> Iterator[tuple[list[Unit], Array]]:
+    network: Network,
+    units: Sequence[GenerationItem],
+    lengths: Sequence[int],
+    limit: AnswerLimit,
+    batch_tokens: int,
+) -> Iterator[tuple[list[GenerationItem], Array]]:
     """Yields batches that the device has begun to answer, the longest prompts first."""
     mesh, parts = network.mesh, network.row_parts
     compile_tokens = compilation_tokens(network.params)
-    members: dict[int, list[tuple[Unit, np.ndarray]]] = {}
+    members: dict[int, list[tuple[GenerationItem, np.ndarray]]] = {}
     for unit in units:
         prompt = np.frombuffer(unit[0], np.int32)
         members.setdefault(next(room for room in lengths if len(prompt) <= room), []).append((unit, prompt))

@@ -143,7 +143,7 @@ def _compile_input_sums(
         for path in projections:
             real = (prompts if _reads_prompt(path) else targets) != PAD
             (inputs,) = entered[f"{path}/input"]
-            stacked = f"/{paths.STACK}/" in path
+            stacked = f"/{paths.LAYER_STACK}/" in path
             # [L, B, N, I], and zero where it is padding, which adds nothing.
             layers = inputs.reshape(-1, *real.shape, inputs.shape[-1]).astype(jnp.float32)
             layers = layers * real[None, ..., None]

@@ -181,7 +181,7 @@ def _require_fit(network: Transformer, found: Mapping[str, Tensor], where: str, 
     if not missing | more | other:
         return
     first = min(missing | more | other)
-    scanned = any(f"/{paths.STACK}/" in path for path in stored)
+    scanned = any(f"/{paths.LAYER_STACK}/" in path for path in stored)
     fix = (
         "write it with its layers apart, with `elm convert`"
         if scanned

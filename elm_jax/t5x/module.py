@@ -166,4 +166,4 @@ def split_params(params: Mapping[str, Any], config: T5Config, kind: str) -> tupl
 
 
 def _is_kernel(path: str) -> bool:
-    return f"/{paths.STACK}_" in path and path.endswith("/kernel")
+    return f"/{paths.LAYER_STACK}_" in path and path.endswith("/kernel")

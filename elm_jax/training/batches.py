@@ -20,12 +20,12 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.training import jobs, step
 from elm_jax.training.jobs import TrainingJob
 
-STEP = 8  # lengths are multiples of it
+LENGTH_MULTIPLE = 8  # lengths are multiples of it
 MOST_SEGMENTS = 8  # in a row; every one of them costs its part of an adapter's products for all
 WELL_FILLED = 0.93  # of a batch that is real; on a CPU what has less is much the worse for it
 EMPTY, SHARED = -1, -2  # owner of a row that is not an isolated expert's
-TRIED = 24  # batches that a shape is tried on
-FOLDED = (1, 2, 4)  # rows whose targets are in one
+TRIAL_BATCHES = 24  # batches that a shape is tried on
+FOLD_COUNTS = (1, 2, 4)  # rows whose targets are in one
 
 
 class BatchCost(NamedTuple):
@@ -43,7 +43,7 @@ class BatchCost(NamedTuple):
     strictness: int = 4
 
 
-UNKNOWN = BatchCost()
+UNKNOWN_COST = BatchCost()
 """Of a network that is not known: tokens cost what they cost."""
 
 
@@ -248,7 +248,7 @@ def choose_shape(
     slots: int,
     parts: int = 1,
     multiple: int = 1,
-    cost: BatchCost = UNKNOWN,
+    cost: BatchCost = UNKNOWN_COST,
 ) -> Shape:
     """Returns the shape that batches of these jobs are best packed into, tried on their first steps.
 
@@ -273,7 +273,7 @@ def choose_shape(
     for stretch in (1.0, 1.25, 1.5, 2.0):
         length = _round_up(longest * stretch)
         segments = min(MOST_SEGMENTS, math.ceil(1.3 * length / prompt))
-        for slack, folded in itertools.product((1.15, 1.6), FOLDED):
+        for slack, folded in itertools.product((1.15, 1.6), FOLD_COUNTS):
             fitting = slack * target * length / prompt
             answer = _round_up(max(widest, fitting * folded))
             if folded > 1 and fitting * folded / 2 >= widest:
@@ -342,7 +342,7 @@ def fill_ratio(
         job = measured[slot].job
         return (job.steps - done[slot]) * job.batch_size - (job.batch_size - len(pending[slot]))
 
-    for _ in range(TRIED):
+    for _ in range(TRIAL_BATCHES):
         order = sorted(range(len(measured)), key=rows_left, reverse=True)
         batch = pack([pending[slot] for slot in order], shape, slots=slots, parts=parts)
         taken: list[set[int]] = [set() for _ in measured]
@@ -355,13 +355,13 @@ def fill_ratio(
             if not pending[slot]:
                 done[slot] += 1
                 pending[slot] = examples(slot, done[slot])
-    return real / (TRIED * shape.tokens)
+    return real / (TRIAL_BATCHES * shape.tokens)
 
 
 def holds_steps(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts: int) -> bool:
     """Returns whether a batch has room for a whole step of every slot's expert, tried on the first steps."""
     own = measured[:slots]
-    for number in range(min(TRIED, *(each.job.steps for each in own))):
+    for number in range(min(TRIAL_BATCHES, *(each.job.steps for each in own))):
         pending = [step_examples(each, slot, number) for slot, each in enumerate(own)]
         batch = pack(pending, shape, slots=slots, parts=parts)
         if len(batch.examples) < sum(map(len, pending)):
@@ -393,7 +393,9 @@ def assemble(
     chosen, shape = batch.rows[which], batch.shape
     widths = (shape.prompt, shape.prompt, shape.target, shape.target, *(shape.segments,) * 3)
     dtypes = (*(np.int32,) * 5, np.float32, np.uint32)
-    counts = [len(chosen) // (shape.folded if name in step.OF_TARGETS else 1) for name in step.ALWAYS]
+    counts = [
+        len(chosen) // (shape.folded if name in step.OF_TARGETS else 1) for name in step.ALWAYS_PRESENT_FIELDS
+    ]
     parts: list[Any] = [
         np.zeros((rows, wide), kind) for rows, wide, kind in zip(counts, widths, dtypes, strict=True)
     ]
@@ -439,4 +441,4 @@ def assemble(
 
 
 def _round_up(number: int | float) -> int:
-    return -(-int(number) // STEP) * STEP
+    return -(-int(number) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE

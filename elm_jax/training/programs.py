@@ -194,7 +194,7 @@ def row_shapes(shape: Shape, mesh: Mesh | AbstractMesh | None) -> step.Rows:
     dtypes = (*(np.int32,) * 5, np.float32, np.uint32)
     arrays: list[Any] = [
         jax.ShapeDtypeStruct((rows // folded if name in step.OF_TARGETS else rows, width), dtype)
-        for name, width, dtype in zip(step.ALWAYS, widths, dtypes, strict=True)
+        for name, width, dtype in zip(step.ALWAYS_PRESENT_FIELDS, widths, dtypes, strict=True)
     ]
     structs = step.Rows(*arrays)
     if choices > 1:

@@ -27,7 +27,7 @@ from elm_jax.records import Params
 from elm_jax.training.config import LossConfig
 from elm_jax.training.loss import PLAIN_LOSS, choice_losses, token_losses, unlikelihood_losses
 
-FINITE = -1
+ALL_FINITE = -1
 
 
 class GroupState(NamedTuple):
@@ -101,7 +101,7 @@ class Frozen(NamedTuple):
     experts: Params
 
 
-ALWAYS = Rows._fields[:-1]
+ALWAYS_PRESENT_FIELDS = Rows._fields[:-1]
 OF_TARGETS = ("targets", "target_segments", "target_choices")
 
 
@@ -145,7 +145,7 @@ def stack(trees: list[Params]) -> Params:
 def initial_state(params: Params, optimizer: optax.GradientTransformation) -> GroupState:
     """Returns the state before the first step of stacked experts [E, …]."""
     count = jax.tree.leaves(params)[0].shape[0]
-    return GroupState(params, jax.vmap(optimizer.init)(params), jnp.full(count, FINITE, jnp.int32))
+    return GroupState(params, jax.vmap(optimizer.init)(params), jnp.full(count, ALL_FINITE, jnp.int32))
 
 
 @partial(jax.jit, keep_unused=True)  # an argument that is unused still says which devices to run on
@@ -292,7 +292,7 @@ def resume_slot(
     """Lets a stopped expert go on from where it is, with an accumulator of zeros."""
     like = jax.tree.leaves(state.params)[0]
     zero = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), accumulator)
-    going = jnp.full(1, FINITE, jnp.int32)
+    going = jnp.full(1, ALL_FINITE, jnp.int32)
     state = state._replace(stopped=sharding.put_expert(jnp.asarray(state.stopped), going, slot))
     accumulator = sharding.put_expert(accumulator, zero, slot)
     return sharding.constrain_sharding_like(state, like), sharding.constrain_sharding_like(accumulator, like)
@@ -349,7 +349,7 @@ def _mover(optimizer: optax.GradientTransformation) -> Callable[..., GroupState]
 
     def move(state: GroupState, accumulator: GradAccumulator, update: Update) -> GroupState:
         finite = jnp.isfinite(accumulator.loss) & jnp.isfinite(optax.tree.norm(accumulator.gradient))
-        moving = update.active & (state.stopped == FINITE)
+        moving = update.active & (state.stopped == ALL_FINITE)
         direction, moments = optimizer.update(accumulator.gradient, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - update.learning_rate * d, state.params, direction)
         stopped = jnp.where(moving & ~finite, update.step, state.stopped)

@@ -35,7 +35,7 @@ from elm_jax.training.group import Group
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan, layout_for
 from elm_jax.training.slots import Slot, SlotTable
-from elm_jax.training.step import FINITE, GradAccumulator, GroupState, Update
+from elm_jax.training.step import ALL_FINITE, GradAccumulator, GroupState, Update
 
 FinishedHandler = Callable[[TrainingJob, Params], None]
 CHECK_EVERY = 100  # batches between checks for experts whose loss is not finite
@@ -359,7 +359,7 @@ class _Run:
         slot = self.table.slots[number]
         assert slot is not None
         job = self.jobs[slot.expert]
-        if stopped == FINITE:
+        if stopped == ALL_FINITE:
             if slot.step >= job.steps:
                 best = None if slot.best_score is None else self.best
                 params = self.state.params if best is None else best

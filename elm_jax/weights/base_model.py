@@ -84,7 +84,7 @@ def match_parameters(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...],
     """
     found, used = {}, set()
     for path, shape in param_shapes(checkpoint.config).items():
-        before, stacked, after = path.partition(f"/{paths.STACK}/")
+        before, stacked, after = path.partition(f"/{paths.LAYER_STACK}/")
         together = not stacked or path in checkpoint.tensors
         names = [path] if together else [f"{before}/layers_{layer}/{after}" for layer in range(shape[0])]
         wanted = shape if together else shape[1:]

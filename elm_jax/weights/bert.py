@@ -130,11 +130,11 @@ def convert_params(
             "mlp/wo": dense(own["mlp/wo"], config.mlp_dim, width),
         }
         for path, (kernel, bias) in pairs.items():
-            made[f"{paths.STACK}_{layer}/{path}/kernel"] = kernel
-            made[f"{paths.STACK}_{layer}/{path}/bias"] = bias
+            made[f"{paths.LAYER_STACK}_{layer}/{path}/kernel"] = kernel
+            made[f"{paths.LAYER_STACK}_{layer}/{path}/bias"] = bias
         for path in ("attention_norm", "mlp_norm"):
-            made[f"{paths.STACK}_{layer}/{path}/scale"] = get(f"{own[path]}.weight", width)
-            made[f"{paths.STACK}_{layer}/{path}/bias"] = get(f"{own[path]}.bias", width)
+            made[f"{paths.LAYER_STACK}_{layer}/{path}/scale"] = get(f"{own[path]}.weight", width)
+            made[f"{paths.LAYER_STACK}_{layer}/{path}/bias"] = get(f"{own[path]}.bias", width)
     return paths.stack_layers(made)
 
 

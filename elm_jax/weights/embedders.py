@@ -259,8 +259,12 @@ def _convert_t5_encoder(
     for path, shape in base_model.param_shapes(config).items():
         if not path.startswith(("token_embedder/", "encoder/")):
             continue
-        before, stack, after = path.partition(f"/{paths.STACK}/")
-        apart = [f"{before}/{paths.STACK}_{layer}/{after}" for layer in range(shape[0])] if stack else [path]
+        before, stack, after = path.partition(f"/{paths.LAYER_STACK}/")
+        apart = (
+            [f"{before}/{paths.LAYER_STACK}_{layer}/{after}" for layer in range(shape[0])]
+            if stack
+            else [path]
+        )
         order = -1 if hf_names.is_transposed(path) else 1
         wanted = (shape[1:] if stack else shape)[::order]
         leaves = [get_tensor(found, hf_names.torch_name(name), wanted, where=where) for name in apart]

@@ -40,9 +40,9 @@ def fold_expert(base: Base, kind: str, tree: Params) -> Base:
         kernel = f"{owner}/kernel"
         if leaf == "lora_a":
             flat[kernel] = flat[kernel] + np.matmul(owned[path], owned[f"{owner}/lora_b"])
-            if f"{owner}/{magnitudes.LEAF}" in owned:
+            if f"{owner}/{magnitudes.MAGNITUDE_LEAF}" in owned:
                 norms = np.linalg.norm(flat[kernel], axis=1)
-                flat[kernel] *= (owned[f"{owner}/{magnitudes.LEAF}"] / norms)[:, None, :]
+                flat[kernel] *= (owned[f"{owner}/{magnitudes.MAGNITUDE_LEAF}"] / norms)[:, None, :]
         elif leaf == "lambda_d":
             inner, outer = owned[f"{VERA}/vera_a"], owned[f"{VERA}/vera_b"]
             _, inputs, outputs = flat[kernel].shape
@@ -52,7 +52,7 @@ def fold_expert(base: Base, kind: str, tree: Params) -> Base:
             flat[kernel] = flat[kernel] * owned[path][:, None, :]
         elif leaf == "ia3_in":
             flat[kernel] = flat[kernel] * owned[path][:, :, None]
-        elif leaf not in ("lora_b", "lambda_b", magnitudes.LEAF):
+        elif leaf not in ("lora_b", "lambda_b", magnitudes.MAGNITUDE_LEAF):
             other = "with --to peft" if path == PROMPT else "with --to adapters"
             raise UserError(
                 f"Expected an expert that a base can have folded in, got one of kind {kind!r}, whose "

@@ -262,12 +262,12 @@ def _unstack_shapes(stacked: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[i
     """Returns the shape of every parameter, layer by layer."""
     apart = {}
     for path, shape in stacked.items():
-        before, stack, after = path.partition(f"/{paths.STACK}/")
+        before, stack, after = path.partition(f"/{paths.LAYER_STACK}/")
         if not stack:
             apart[path] = shape
         else:
             layers = range(shape[0])
-            apart |= {f"{before}/{paths.STACK}_{layer}/{after}": shape[1:] for layer in layers}
+            apart |= {f"{before}/{paths.LAYER_STACK}_{layer}/{after}": shape[1:] for layer in layers}
     return apart
 
 

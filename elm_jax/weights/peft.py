@@ -87,7 +87,7 @@ def load(
                 f"{str(file)!r}, got {name!r}. Fix: train the adapter without biases or other modules."
             )
         stack, layer, block, projection = place
-        path = f"{stack}/{paths.STACK}/{block}/{projection}"
+        path = f"{stack}/{paths.LAYER_STACK}/{block}/{projection}"
         apart.setdefault(path, {}).setdefault(layer, {})[part.group(2)] = tensor
     if not apart:
         raise UserError(f"Expected an adapter in {str(file)!r}, got no tensors. Fix: download it again.")
@@ -135,7 +135,7 @@ def save(where: storage.PathLike, kind: str, tree: Params) -> None:
             if leaf in ("lora_a", "lora_b"):
                 arrays[f"{_PREFIX}{module}.lora_{leaf[-1].upper()}.weight"] = own.T
                 ranks[module] = own.shape[leaf == "lora_a"]
-            elif leaf == magnitudes.LEAF:
+            elif leaf == magnitudes.MAGNITUDE_LEAF:
                 arrays[f"{_PREFIX}{module}.lora_magnitude_vector"] = own
             elif leaf in ("lambda_d", "lambda_b"):
                 arrays[f"{_PREFIX}{module}.vera_{leaf}"] = own
@@ -295,7 +295,7 @@ def _magnitudes(
             )
         _fits(parts["lora_magnitude_vector"], (outputs,))
         parts["lora_magnitude_vector"].read_into(found[layer])
-    return {f"{path}/{magnitudes.LEAF}": found}
+    return {f"{path}/{magnitudes.MAGNITUDE_LEAF}": found}
 
 
 def _ia3(

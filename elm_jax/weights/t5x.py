@@ -25,7 +25,7 @@ LEGACY, STATE = "checkpoint", "state"
 UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$")
 _EMBEDDING = "token_embedder/embedding"
 _ORBAX_FILES = (stores.MANIFEST, "_METADATA")
-_POSITION_TABLE = re.compile(rf"(encoder|decoder)/{paths.STACK}(_\d+)?/relpos_bias/rel_embedding")
+_POSITION_TABLE = re.compile(rf"(encoder|decoder)/{paths.LAYER_STACK}(_\d+)?/relpos_bias/rel_embedding")
 
 
 def find_checkpoint(directory: epath.Path) -> tuple[str, epath.Path] | None:
@@ -184,10 +184,10 @@ def _to_native(path: str, tensor: Tensor) -> tuple[str, Tensor]:
     scanned = re.fullmatch(r"(encoder/encoder|decoder/decoder)/(.+)", path)
     if scanned and len(tensor.shape) > 1:
         stack = scanned.group(1).partition("/")[0]
-        path = f"{stack}/{paths.STACK}/{scanned.group(2)}"
+        path = f"{stack}/{paths.LAYER_STACK}/{scanned.group(2)}"
         tensor = replace(tensor, axes=(1, 0, *range(2, len(tensor.shape))))
     heads = re.search(r"/(query|key|value|out)/kernel$", path)
-    stacked = path.count(f"/{paths.STACK}/")
+    stacked = path.count(f"/{paths.LAYER_STACK}/")
     if heads and len(tensor.shape) == 3 + stacked:
         tensor = replace(tensor, joined_axis=stacked + (heads.group(1) != "out"))
     return path, tensor
@@ -203,7 +203,7 @@ def _join_position_tables(found: dict[str, Tensor], where: str) -> dict[str, Ten
     shared = {}
     for path, value in sorted(read.items()):
         stack = path.partition("/")[0]
-        for table in value if f"/{paths.STACK}/" in path else [value]:
+        for table in value if f"/{paths.LAYER_STACK}/" in path else [value]:
             own = tensor_from_array(tables[path].name, where, table)
             first = shared.setdefault(f"{stack}/relpos_bias/rel_embedding", own)
             if first.read().tobytes() != table.tobytes():
@@ -216,7 +216,7 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
 
     def shape(*names: str) -> tuple[int, ...]:
         for name in names:
-            if name in found and len(found[name].network_shape) == 2 + name.count(f"/{paths.STACK}/"):
+            if name in found and len(found[name].network_shape) == 2 + name.count(f"/{paths.LAYER_STACK}/"):
                 return found[name].network_shape[-2:]
         raise UserError(
             f"Expected '{TARGET}/{names[0]}' of two axes in {where!r}, as a T5 has it, got none. Fix: name "
@@ -224,7 +224,7 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
         )
 
     def layer(stack: str, name: str) -> tuple[int, ...]:
-        return shape(f"{stack}/{paths.STACK}_0/{name}", f"{stack}/{paths.STACK}/{name}")
+        return shape(f"{stack}/{paths.LAYER_STACK}_0/{name}", f"{stack}/{paths.LAYER_STACK}/{name}")
 
     vocabulary, width = shape(_EMBEDDING)
     table = "relpos_bias/rel_embedding"
@@ -254,5 +254,5 @@ def _infer_fields(found: Mapping[str, Tensor], dtype: str | None, where: str) ->
 
 def _count_layers(found: Mapping[str, Tensor], stack: str) -> int:
     apart = {int(layer.group(1)) for name in found if (layer := re.match(rf"{stack}/layers_(\d+)/", name))}
-    stacked = [tensor for name, tensor in found.items() if name.startswith(f"{stack}/{paths.STACK}/")]
+    stacked = [tensor for name, tensor in found.items() if name.startswith(f"{stack}/{paths.LAYER_STACK}/")]
     return len(apart) or min((tensor.network_shape[0] for tensor in stacked), default=0)

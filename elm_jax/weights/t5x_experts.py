@@ -36,7 +36,7 @@ EXPERT_ONLY = re.compile(
 """Paths of parameters that experts have and no base has."""
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 _ADAPTERS = {
-    f"{stack}/{paths.STACK}/{block}_adapter/{half}"
+    f"{stack}/{paths.LAYER_STACK}/{block}_adapter/{half}"
     for stack, blocks in expert_kinds.ADAPTED_BLOCKS.items()
     for block in blocks
     for half in ("down", "up")
@@ -75,7 +75,7 @@ def infer_expert(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, 
     if kind == "prompt":
         return kind, {"tokens": added[expert_kinds.PROMPT][0]}
     added = {path: shape for path, shape in added.items() if not path.startswith(f"{expert_kinds.VERA}/")}
-    owners = (re.sub(r"/layers_\d+/", f"/{paths.STACK}/", path).rpartition("/")[0] for path in added)
+    owners = (re.sub(r"/layers_\d+/", f"/{paths.LAYER_STACK}/", path).rpartition("/")[0] for path in added)
     options: dict[str, Any] = {"projections": tuple(dict.fromkeys(owners))}
     if kind in ("lora", "dora"):
         rank = next(shape[-1] for path, shape in added.items() if path.endswith("/lora_a"))
@@ -189,7 +189,7 @@ def _stack_layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor |
             together[path] = tensor
         else:
             stack, number, rest = layer.groups()
-            apart.setdefault(f"{stack}/{paths.STACK}/{rest}", {})[int(number)] = tensor
+            apart.setdefault(f"{stack}/{paths.LAYER_STACK}/{rest}", {})[int(number)] = tensor
     for path, layers in apart.items():
         shapes = {number: tensor.network_shape for number, tensor in sorted(layers.items())}
         if set(shapes) != set(range(len(shapes))) or len(set(shapes.values())) > 1:

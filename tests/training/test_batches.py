@@ -202,7 +202,7 @@ def test_a_slice_of_a_batch_is_those_rows_of_it_and_reads_no_others():
     whole = batches.assemble(batch, of, slots_of_part=2)
     part = batches.assemble(batch, {1: of[1]}, slice(1, 2), slots_of_part=2)
     assert whole.choices is part.choices is None
-    for name in step.ALWAYS:
+    for name in step.ALWAYS_PRESENT_FIELDS:
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[1:2])
 
 

@@ -16,7 +16,7 @@ from elm_jax.records import Params
 from elm_jax.training import optimizers, step
 from elm_jax.training.config import LossConfig, OptimizerConfig
 from elm_jax.training.loss import token_losses
-from elm_jax.training.step import FINITE, Rows, Update
+from elm_jax.training.step import ALL_FINITE, Rows, Update
 
 RNG = np.random.default_rng(3)
 # Rows of two examples each, of three experts: the segments' experts are SLOT.
@@ -194,7 +194,7 @@ def test_the_update_for_tpus_moves_the_same_experts_in_the_same_way(
 ):
     """It takes those that are active one after the other, on each part of a mesh its own."""
     state, sums = jax.tree.map(lambda leaf: np.concatenate([leaf, 2 * leaf]), (start, accumulator))
-    state = state._replace(stopped=np.array([FINITE, FINITE, 3, FINITE, 4, FINITE], np.int32))
+    state = state._replace(stopped=np.array([ALL_FINITE, ALL_FINITE, 3, ALL_FINITE, 4, ALL_FINITE], np.int32))
     moving = Update(
         np.linspace(1e-3, 6e-3, 6).astype(np.float32), np.array(active, bool), np.arange(6, dtype=np.int32)
     )
@@ -279,7 +279,7 @@ def test_an_expert_whose_loss_or_gradient_is_not_finite_stops_at_its_step_and_it
 ):
     wanted, _, _ = apply_update(start, accumulator, update())
     found, rest, loss = apply_update(start, broken(accumulator, 1, **how), update())
-    assert found.stopped.tolist() == [FINITE, 6, FINITE]
+    assert found.stopped.tolist() == [ALL_FINITE, 6, ALL_FINITE]
     assert equal(of(found._replace(stopped=start.stopped), 1), of(start, 1))
     assert np.isfinite(loss[1]) == ("gradient" in how)
     assert not any(leaf.any() for leaf in jax.tree.leaves(rest))
@@ -300,7 +300,7 @@ def test_an_expert_that_waits_for_the_rest_of_its_step_is_not_stopped_by_sums_th
     start, accumulator
 ):
     held, _, _ = apply_update(start, broken(accumulator, 1), update(active=(1, 0, 1)))
-    assert held.stopped.tolist() == [FINITE] * 3
+    assert held.stopped.tolist() == [ALL_FINITE] * 3
 
 
 def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_row_with_it(owned, accumulate):
@@ -313,7 +313,7 @@ def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_ro
     found, wanted = accumulate(far, batch), accumulate(owned, batch)
     assert np.isfinite(found.loss).tolist() == [True, False, True]
     after, _, _ = apply_update(host(step.initial_state(far, OPTIMIZER)), found, update())
-    assert after.stopped.tolist() == [FINITE, 6, FINITE]
+    assert after.stopped.tolist() == [ALL_FINITE, 6, ALL_FINITE]
     for number in (0, 2):
         assert_close(of(found, number), of(wanted, number))
 
@@ -386,7 +386,7 @@ def test_fresh_experts_depend_on_their_own_seed_alone_and_are_those_of_the_kind(
     assert_close(of(three, 1), of(one, 0), rtol=1e-6)
     wanted = ex.init_expert("bottleneck", jax.random.key(8), base, {"width": 4})
     assert_close(of(one.params, 0), jax.tree.leaves(wanted), rtol=1e-6)
-    assert three.stopped.tolist() == [FINITE] * 3
+    assert three.stopped.tolist() == [ALL_FINITE] * 3
 
 
 def test_an_expert_put_into_a_slot_is_taken_out_of_it_and_its_neighbours_stay():
