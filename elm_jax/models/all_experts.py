@@ -6,6 +6,7 @@ their gradients are summed in their own type.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -117,19 +118,62 @@ def _multiply_by_all(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float
         y = products.einsum("bni,eio->bneo", x, kernel.value)
         return y.reshape(*x.shape[:2], -1)
     y = jnp.einsum("bni,wi->bnw", x, kernel.joined).reshape(*x.shape[:2], experts, outputs)
-    return products.with_gradient("bni,bneo->eio", y, x, kernel.value).reshape(*x.shape[:2], -1)
+    return _with_gradient("bni,bneo->eio", y, x, kernel).reshape(*x.shape[:2], -1)
 
 
 def _multiply_own(wide: Float[Array, "B N W"], kernel: PerExpertParams) -> Float[Array, "B N O"]:
     """Returns the product of masked columns, W of E times I, with the kernels of their experts."""
     apart = wide.reshape(*wide.shape[:2], *kernel.value.shape[:2])
     y = jnp.einsum("bnw,wo->bno", wide, kernel.joined)
-    return products.with_gradient("bnei,bno->eio", y, apart, kernel.value)
+    return _with_gradient("bnei,bno->eio", y, apart, kernel)
 
 
 def _mask_others(wide: Float[Array, "B N W"], rows: SegmentExperts, experts: int) -> Float[Array, "B N W"]:
     """Returns the columns of all experts, with 0 in those that are not of a token's own."""
-    segment = jnp.maximum(rows.segments - 1, 0)
-    own = jnp.take_along_axis(rows.expert_of_segment, segment, axis=1)
+    own = _find_owners(rows)
     of_column = np.arange(wide.shape[-1], dtype=np.int32) // (wide.shape[-1] // experts)
     return jnp.where(own[..., None] == of_column[None, None], wide, 0)
+
+
+def _find_owners(rows: SegmentExperts) -> Int[Array, "B N"]:
+    """Returns the expert of every token; padding has that of the first segment."""
+    return jnp.take_along_axis(rows.expert_of_segment, jnp.maximum(rows.segments - 1, 0), axis=1)
+
+
+def _with_gradient(axes: str, y: Array, x: Array, kernel: PerExpertParams) -> jax.Array:
+    """Returns y, a product of x whose gradient also reaches the kernels, in float32 sums of their type.
+
+    Args:
+        axes: as of `jnp.einsum`, of x and the gradient of y to that of the kernels.
+        y: the product, made with the joined copy.
+        x: what was multiplied; y itself has its gradient.
+        kernel: what the copy was made from.
+    """
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    owners = _find_owners(kernel.rows)
+    return _reach_kernels(axes, precision, y, jax.lax.stop_gradient(x), kernel.value, owners)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _reach_kernels(axes: str, precision: Any, y: Array, x: Array, kernels: Array, owners: Array) -> jax.Array:
+    return jnp.asarray(y)
+
+
+def _forward(
+    axes: str, precision: Any, y: Array, x: Array, kernels: Array, owners: Array
+) -> tuple[jax.Array, Any]:
+    return jnp.asarray(y), (x, kernels, owners)
+
+
+def _backward(axes: str, precision: Any, residuals: Any, gradient: Array) -> Any:
+    """What is not finite stops the expert that it is of: as 0 times infinity it would reach all others."""
+    x, kernels, owners = residuals
+    x, finite = (jnp.where(jnp.isfinite(each), each, 0) for each in (x, gradient))
+    sums = jnp.einsum(axes, x, finite, precision=precision, preferred_element_type=kernels.dtype)
+    token_breaks = ~jnp.isfinite(gradient).all(axis=tuple(range(2, gradient.ndim)))
+    expert = jnp.arange(kernels.shape[0], dtype=owners.dtype)
+    breaks = (token_breaks[..., None] & (owners[..., None] == expert[None, None])).any(axis=(0, 1))
+    return gradient, None, jnp.where(breaks[:, None, None], jnp.nan, sums), None
+
+
+_reach_kernels.defvjp(_forward, _backward)

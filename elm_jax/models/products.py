@@ -127,34 +127,3 @@ def _backward(axes: str, precision: Any, residuals: tuple[Any, Any], gradient: A
 
 
 _einsum.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def with_gradient(axes: str, y: Array, x: Array, kernel: Array) -> jax.Array:
-    """Returns y, a product of x whose gradient also reaches a kernel, in float32 sums of the kernel's type.
-
-    Args:
-        axes: as of `jnp.einsum`, of x and the gradient of y to that of the kernel.
-        y: the product, made with a copy of the kernel.
-        x: what was multiplied; y itself has its gradient.
-        kernel: what the copy was made from.
-    """
-    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    return _with_gradient(axes, precision, y, jax.lax.stop_gradient(x), kernel)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _with_gradient(axes: str, precision: Any, y: Array, x: Array, kernel: Array) -> jax.Array:
-    return jnp.asarray(y)
-
-
-def _keep_inputs(axes: str, precision: Any, y: Array, x: Array, kernel: Array) -> tuple[jax.Array, Any]:
-    return jnp.asarray(y), (x, kernel)
-
-
-def _reach_kernel(axes: str, precision: Any, residuals: tuple[Array, Array], gradient: Array) -> Any:
-    x, kernel = residuals
-    to_kernel = jnp.einsum(axes, x, gradient, precision=precision, preferred_element_type=kernel.dtype)
-    return gradient, None, to_kernel
-
-
-_with_gradient.defvjp(_keep_inputs, _reach_kernel)

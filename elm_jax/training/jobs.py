@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -55,6 +56,20 @@ class FrozenExpert:
 
     checksum: str
     load: Callable[[], Params]
+
+    def load_finite(self, job: str) -> Params:
+        """Reads the parameters for a job.
+
+        Raises:
+            UserError: If some are not finite, for in a group they would reach what other experts compute.
+        """
+        params = self.load()
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise UserError(
+                f"Expected finite parameters of the expert that {job!r} begins with, got some that are not. "
+                "Fix: train that expert again, or begin with another."
+            )
+        return params
 
 
 @dataclass(frozen=True)

@@ -343,12 +343,12 @@ class _Run:
     def _put_start(self, number: int, name: str) -> None:
         start = self.jobs[name].start
         if start is not None:
-            self.state = self.group.put_start(self.state, number, start.load())
+            self.state = self.group.put_start(self.state, number, start.load_finite(name))
 
     def _place_frozen_expert(self, number: int, name: str) -> None:
         frozen = self.jobs[name].frozen
         if frozen is not None:
-            self.group.put_frozen(number, frozen.load())
+            self.group.put_frozen(number, frozen.load_finite(name))
 
     def _release_slot(self, number: int, stopped: int) -> None:
         """Takes an expert out of its slot if it is done, or if it stopped although it shared no row.

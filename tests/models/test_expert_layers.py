@@ -204,6 +204,28 @@ def test_gradients_of_a_packed_row_reach_the_experts_of_its_segments_by_their_ow
         np.testing.assert_allclose(found[expert, 1], x[own].T @ pull[own], atol=1e-4)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 2), (2, 5)], ids=["down", "up"])
+@pytest.mark.parametrize("of_gradient", [False, True], ids=["activations", "gradients"])
+def test_what_is_not_finite_reaches_no_expert_of_another_row(inputs, outputs, form, broken, of_gradient):
+    """Row 1 has experts 3 and 1; row 0 has 2 and 0, and row 2 has 0 and 3."""
+    kernels = jnp.asarray(RNG.normal(size=(4, 2, inputs, outputs)), jnp.float32)
+    x = RNG.normal(size=(3, 6, inputs)).astype(np.float32)
+    pull = np.where(REAL[..., None], RNG.normal(size=(3, 6, outputs)), 0).astype(np.float32)
+
+    @jax.jit
+    def gradients(x, pull):
+        return jax.grad(lambda stack: (ex.multiply(x, slotted(stack, form)["k"]) * pull).sum())(
+            {"k": kernels}
+        )
+
+    wanted = np.asarray(gradients(x, pull)["k"])
+    (pull if of_gradient else x)[1, 0] = broken
+    found = np.asarray(gradients(x, pull)["k"])
+    np.testing.assert_allclose(found[[0, 2]], wanted[[0, 2]], rtol=1e-6)
+    assert not of_gradient or not np.isfinite(found[3, 1]).all()
+
+
 @pytest.mark.parametrize("between", [(), (1,)], ids=["prompts", "answers"])
 def test_a_vector_of_a_segment_is_spread_over_its_own_tokens(between, form):
     vectors = RNG.normal(size=(4, 2, 5)).astype(np.float32)

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import pytest
 
+from elm_jax.errors import UserError
 from elm_jax.models import expert_layers as ex
 from elm_jax.training import jobs as job_records
 from elm_jax.training import trainer
@@ -52,3 +54,11 @@ def test_a_run_from_another_start_is_another_run(base):
     job, _ = begin(base, 0, steps=5, rate=1e-2)
     other = replace(job, start=FrozenExpert("another sum", dict))
     assert job_records.resume_identity(job) != job_records.resume_identity(other)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_start_that_is_not_finite_is_refused(config, base, value):
+    job, tree = begin(base, 0, steps=1)
+    jax.tree.leaves(tree)[0].flat[0] = value
+    with pytest.raises(UserError, match="finite parameters of the expert that '0/x' begins with"):
+        trainer.train_group(config, base, [job], PLAN)

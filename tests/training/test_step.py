@@ -303,14 +303,24 @@ def test_an_expert_that_waits_for_the_rest_of_its_step_is_not_stopped_by_sums_th
     assert held.stopped.tolist() == [ALL_FINITE] * 3
 
 
-def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_row_with_it(owned, accumulate):
+@pytest.fixture(params=["cpu", "tpu"])
+def accumulate_for(request, config, base, monkeypatch):
+    """Adds a batch to zeros by the program for a platform."""
+    monkeypatch.setattr(program, "COMPILER_OPTIONS", {})  # which a CPU's compiler does not know
+    run = step.accumulate.__wrapped__(config, "bottleneck", LOSS, platform=request.param)
+    return lambda params, batch: host(run(params, base, batch, step.zero_accumulator(params)))
+
+
+def test_what_is_not_finite_in_a_row_stops_its_expert_and_none_that_shares_no_row_with_it(
+    owned, accumulate_for
+):
     far = jax.tree.map(np.copy, owned)
     far["decoder"]["decoder_norm"]["scale"][1] = np.inf
     batch = rows()._replace(slot=np.array([[0, 0], [2, 0], [1, 1], [0, 2]], np.int32))
     # The row has one example and room for two: what is left is its own expert's too.
     for segments in (batch.prompt_segments, batch.target_segments):
         segments[2] = np.minimum(segments[2], 1)
-    found, wanted = accumulate(far, batch), accumulate(owned, batch)
+    found, wanted = accumulate_for(far, batch), accumulate_for(owned, batch)
     assert np.isfinite(found.loss).tolist() == [True, False, True]
     after, _, _ = apply_update(host(step.initial_state(far, OPTIMIZER)), found, update())
     assert after.stopped.tolist() == [ALL_FINITE, 6, ALL_FINITE]
