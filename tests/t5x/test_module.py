@@ -139,7 +139,7 @@ def test_a_caches_rows_are_on_its_second_axis(bottleneck):
     cache = empty_cache(module, variables)
     assert module.scan_layers
     for name in ("cached_key", "cached_value"):
-        assert cache[name].shape == (2, 2, 4, 2, 4)  # layers, rows, tokens, heads, width
+        assert cache[name].shape == (2, 2, 4, 2 * 4)  # layers, rows, tokens, heads and their width
     assert cache["cache_index"].shape == ()
 
 
