@@ -111,10 +111,10 @@ def test_every_product_of_a_float32_training_is_float32_its_gradients_too(kind):
 
 
 def test_in_a_group_of_a_bfloat16_network_norm_scales_stay_float32():
-    """They are picked by a product, which would round them."""
+    """They are selected: a product, with one-hot vectors for instance, would round them."""
     text, _ = gathered("v5e-1")
-    picked = [product for product, _ in costs.list_products(text) if "layer_norm" in product.op_name]
-    assert_exact(picked)
+    assert "layer_norm" in text
+    assert not [product for product, _ in costs.list_products(text) if "layer_norm" in product.op_name]
 
 
 LAYOUTS = [
