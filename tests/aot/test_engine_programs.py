@@ -129,8 +129,8 @@ def test_gradients_are_summed_in_float32_over_devices_and_within_a_product(kind,
     summed = [each for each in collectives(text, mesh) if each.kind in ("all-reduce", "reduce-scatter")]
     assert summed
     assert {each.dtype for each in summed if each.dtype.startswith(("bf", "f"))} == {"f32"}
-    # Einsums whose result is a kernel, of all rows or of a row's experts.
-    of_kernels = [each for each, _ in costs.list_products(text) if re.search(r"->b?g?io/", each.op_name)]
+    # Einsums whose result is a kernel, of all rows, of a row's experts or of all experts.
+    of_kernels = [each for each, _ in costs.list_products(text) if re.search(r"->[be]?g?io/", each.op_name)]
     assert {product.result for product in of_kernels} <= {"f32"}
     assert of_kernels or kind == "ia3"
 
