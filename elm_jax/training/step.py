@@ -170,11 +170,13 @@ def accumulate(
     Parameters are those of E experts, [E, …]. Full ones train one on each part of the mesh, because no row
     has a network of its own, and take no base. Gates take `Frozen` as base. The old accumulator is donated.
     """
-    total = _total_loss(network, kind, loss, train=True)
+    gradient, total = _gradient(network, kind, loss), _total_loss(network, kind, loss, train=True)
 
     def add(
         params: Params, base: Params | Frozen | None, rows: Rows, accumulator: GradAccumulator
     ) -> GradAccumulator:
+        if traced_platform() != "tpu" or kind == "dora":  # of whose magnitudes JAX sums no gradient in place
+            return jax.tree.map(jnp.add, accumulator, gradient(params, base, rows))
         found: Any = jax.vjp(lambda own: total(own, base, rows), params, has_aux=True)
         loss, pull_back, each = found
         # Where the backward pass sums anyway, over layers and segments, it begins with what was there: no
