@@ -1,9 +1,10 @@
-"""LoRA and (IA)³ train through the grouped step, and the base they stand beside does not move."""
+"""Every kind trains through the grouped step, alike for each platform, and the base stays where it is."""
 
 import jax
 import numpy as np
 import pytest
 
+from elm_jax.aot import program
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import paths
 from elm_jax.models.sizes import find_config
@@ -56,3 +57,20 @@ def test_ten_steps_lower_the_loss_of_every_expert_and_leave_the_base(config, bas
         for path, leaf in moved.items():
             frozen = path.startswith("vera/")
             assert np.array_equal(np.asarray(leaf)[0], start[path]) == frozen, path
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ex.KINDS if kind != "full"])  # which shares no row
+def test_the_gradients_of_every_kind_are_the_same_in_the_program_for_tpus(config, base, kind, monkeypatch):
+    """There they are summed in place, and packed tokens are multiplied by the kernels of all experts."""
+    monkeypatch.setattr(program, "COMPILER_OPTIONS", {})  # which a CPU's compiler does not know
+    fresh = step.stack([ex.init_expert(kind, jax.random.key(seed), base) for seed in (1, 2)])
+    params = jax.tree.map(lambda leaf: leaf + 0.01, fresh)
+    found, wanted = (
+        step.accumulate.__wrapped__(config, kind, platform=platform)(
+            params, base, ROWS, step.zero_accumulator(params)
+        )
+        for platform in ("tpu", "cpu")
+    )
+    for one, same in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        one, same = np.asarray(one), np.asarray(same)
+        np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-5 * max(np.abs(same).max(), 1e-6))
