@@ -34,7 +34,7 @@ def job(name, seed):
 
 
 @pytest.fixture
-def called_computations(monkeypatch):
+def called(monkeypatch):
     """Every program that runs, with what it was called with."""
     seen = []
     run = Program.__call__
