@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 from tests.xla_flags import xla_flags
@@ -24,6 +22,7 @@ from elm_jax.models import expert_layers as ex
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import init_params
 from elm_jax.tasks import datasets
+from tests.commands import Command
 from tests.run_fixtures import clock, make_run, registries, unseen  # noqa: F401, fixtures
 from tests.s3_server import bucket, s3  # noqa: F401, fixtures
 from tests.shared_data import DATA
@@ -123,9 +122,7 @@ def elm(hub, tmp_path):
         # The hub's newer way of storing large files is a program's that no small server can answer.
         environment |= {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1"}
         environment |= {"HF_TOKEN": token} if token else {}
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path, **piped)
+        return Command([str(each) for each in arguments], code, environment, tmp_path)
 
     def run(*arguments, fails=False, **how):
         with start(*arguments, **how) as process:

@@ -96,13 +96,19 @@ def assert_exact(found):
     assert {each for product in found for each in product.operands} <= {"f32", "pred"}
 
 
-@pytest.mark.parametrize("name", FLOAT32)
+def some_nightly(cases, *shorter):
+    """Cases of a test, of which all but `shorter` run at night."""
+    marks = {True: (), False: (pytest.mark.nightly,)}
+    return [pytest.param(*case, marks=marks[case in shorter], id="-".join(map(str, case))) for case in cases]
+
+
+@pytest.mark.parametrize("name", some_nightly([(name,) for name in FLOAT32], ("a stack",), ("generation",)))
 def test_every_product_of_a_float32_network_is_float32(name):
     (program,) = FLOAT32[name].programs(mesh_of(*ONE))
     assert_exact(products(program))
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "lora", "full"])
+@pytest.mark.parametrize("kind", some_nightly([("bottleneck",), ("lora",), ("full",)], ("bottleneck",)))
 def test_every_product_of_a_float32_training_is_float32_its_gradients_too(kind):
     text, _ = gathered("v5e-1", kind, "float32")
     found = [product for product, _ in costs.list_products(text)]
@@ -118,12 +124,14 @@ def test_in_a_group_of_a_bfloat16_network_norm_scales_stay_float32():
 
 
 LAYOUTS = [
+    ("full", {"data": 2, "fsdp": 2}),
+    ("bottleneck", {"data": 2, "fsdp": 2}),
     *itertools.product(["full", "bottleneck"], [{"data": 4}, {"fsdp": 4}]),
-    *itertools.product(["full", "lora", "ia3"], [{"data": 2, "fsdp": 2}]),
+    *itertools.product(["lora", "ia3"], [{"data": 2, "fsdp": 2}]),
 ]
 
 
-@pytest.mark.parametrize(("kind", "sizes"), LAYOUTS, ids=str)
+@pytest.mark.parametrize(("kind", "sizes"), some_nightly(LAYOUTS, *LAYOUTS[:2]))
 def test_gradients_are_summed_in_float32_over_devices_and_within_a_product(kind, sizes):
     text, mesh = gathered("v5e-4", kind, **sizes)
     summed = [each for each in collectives(text, mesh) if each.kind in ("all-reduce", "reduce-scatter")]
@@ -135,7 +143,9 @@ def test_gradients_are_summed_in_float32_over_devices_and_within_a_product(kind,
     assert of_kernels or kind == "ia3"
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "lora", "ia3", "full"])
+@pytest.mark.parametrize(
+    "kind", some_nightly([(kind,) for kind in ("bottleneck", "lora", "ia3", "full")], ("bottleneck",))
+)
 def test_between_experts_nothing_travels(kind):
     text, mesh = gathered("v5e-4", kind, expert=4)
     assert collectives(text, mesh) == ()
@@ -190,15 +200,15 @@ def test_every_mesh_that_divides_the_devices_of_a_slice_can_be_made(name):
         assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("v6e-16", {"expert": 8, "fsdp": 2}),
-        ("2xv5e-4", {"data": 2, "fsdp": 4}),
-        ("2xv5e-4", {"expert": 2, "data": 2, "tensor": 2}),
-        ("2xv5e-4", {"expert": 8}),
-    ],
-)
+CRASHED = [
+    ("2xv5e-4", {"expert": 2, "data": 2, "tensor": 2}),
+    ("v6e-16", {"expert": 8, "fsdp": 2}),
+    ("2xv5e-4", {"data": 2, "fsdp": 4}),
+    ("2xv5e-4", {"expert": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes"), some_nightly(CRASHED, CRASHED[0]))
 def test_meshes_that_once_crashed_compile(name, sizes):
     kind = "full" if sizes.get("fsdp", 1) > 2 else "bottleneck"
     text, mesh = gathered(name, kind, **sizes)
@@ -213,6 +223,7 @@ def test_between_slices_no_kernel_is_gathered():
         meshes.make_mesh(devices, data=1, fsdp=8)
 
 
+@pytest.mark.nightly
 def test_programs_lower_for_a_gpu():
     """Without its compiler: that a program lowers for CUDA proves no more than that."""
     on = AbstractMesh((1,) * 4, AXES, axis_types=(AxisType.Auto,) * 4)

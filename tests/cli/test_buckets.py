@@ -18,8 +18,6 @@ from elm_jax.training.checkpoints import CheckpointStore
 from elm_jax.weights import base_model, elm
 from tests.s3_server import objects
 
-pytestmark = pytest.mark.slow
-
 TRAINED, UNSEEN = "mini_size_animal", "mini_size_suitcase"  # of two prompts each
 
 
@@ -83,6 +81,7 @@ def test_a_run_in_a_bucket_is_trained_indexed_evaluated_and_reported(bucket, bas
     assert not (storage.path(".") / "s3:").exists()
 
 
+@pytest.mark.nightly
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint_in_the_bucket(bucket, base, monkeypatch):
     save, saved = CheckpointStore.save, []
 

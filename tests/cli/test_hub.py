@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +112,7 @@ def test_a_library_goes_to_the_hub_and_into_another_run_byte_for_byte(hub, elm, 
     )
 
 
+@pytest.mark.nightly
 def test_gates_go_with_their_expert_and_come_to_one_that_lacks_them(hub, elm, runs):
     one, two = (Library.open(runs / name / "library", create=True) for name in ("one", "two"))
     elm("experts", "push", "me/e", FIRST, "--run", "one")
@@ -190,13 +190,14 @@ def test_the_card_tells_scores_with_intervals_base_and_recipe(hub, elm, runs, ba
     assert "dream/what%20%7C%20now%3F/keys.safetensors" in held
 
 
+@pytest.mark.nightly
 def test_a_push_that_is_killed_leaves_the_repository_as_it_was(hub, elm, runs):
     elm("experts", "push", "me/e", FIRST, "--run", "one")
     before = hub.names["me/e", "main"]
     hub.stalls = True
     with elm.start("experts", "push", "me/e", "--run", "one") as process:
         assert hub.stalled.wait(60)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
     hub.stalls = False
     hub.ends.set()

@@ -143,6 +143,7 @@ def test_the_filter_that_cuts_texts_may_change_what_a_template_computes(tmp_path
     assert told.findings == ()
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_texts_of_rows():
     texts = ["word " * 400] * 64
 

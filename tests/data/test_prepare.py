@@ -339,7 +339,7 @@ def written_task(folder: Path, **prompts: dict[str, str]) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("limit", [None, 1000, 1])
+@pytest.mark.parametrize("limit", [None, pytest.param(1000, marks=pytest.mark.nightly), 1])
 def test_ranges_and_processes_give_the_bytes_of_all_rows_at_once(tokenizer, tmp_path, monkeypatch, limit):
     file = made_up_rows(tmp_path, 3000)
     source = Source(tasks=[file], limit=limit)

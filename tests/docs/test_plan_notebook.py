@@ -8,8 +8,8 @@ import pytest
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "pod_plan.ipynb"
 
 
+@pytest.mark.nightly
 @pytest.mark.aot
-@pytest.mark.slow
 def test_the_notebook_plans_a_small_network_and_reads_the_plans_of_t5_xl(monkeypatch):
     pytest.importorskip("pandas", reason="the extra docs is not here")
     monkeypatch.chdir(NOTEBOOK.parent)

@@ -15,8 +15,6 @@ import pytest
 from tests.run_fixtures import BOTTLENECK, TRAINED
 from tests.xla_flags import xla_flags
 
-pytestmark = pytest.mark.slow
-
 EXPERTS = (*TRAINED, *(f"mini_taxonomy_kind/{number}" for number in range(12)))
 ASKED = (
     "mini-unseen",
@@ -74,6 +72,7 @@ def told(root):
     return {part: report[part] for part in ("rows", "means", "comparisons", "matrix", "examples")}
 
 
+@pytest.mark.nightly
 def test_an_evaluation_that_is_killed_goes_on_and_ends_with_the_same_bytes(copied):
     whole, torn = copied("whole"), copied("torn")
     ended(start(whole))

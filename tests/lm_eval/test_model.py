@@ -432,6 +432,7 @@ def test_lm_evals_command_knows_the_model_and_ends_with_code_2_on_our_errors(
     assert "No router named 'rio'" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_one_command_evaluates_several_methods_over_one_base(run, folder, ids, tmp_path, monkeypatch, capsys):
     from elm_jax.lm_eval import __main__ as launcher
 

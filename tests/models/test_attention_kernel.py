@@ -207,7 +207,13 @@ def stack_of(kind, params):
 
 
 @pytest.mark.parametrize(
-    ("kind", "per_layer"), [("bottleneck", False), ("lora", True), ("ia3", False), ("full", True)]
+    ("kind", "per_layer"),
+    [
+        ("bottleneck", False),
+        ("full", True),
+        pytest.param("lora", True, marks=pytest.mark.nightly),
+        pytest.param("ia3", False, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_network_has_the_same_gradients_with_the_kernel(params, kind, per_layer):
     config = replace(CONFIG, relpos_per_layer=per_layer)
@@ -220,7 +226,9 @@ def test_a_network_has_the_same_gradients_with_the_kernel(params, kind, per_laye
     close(found, expected, 5e-4)  # that of "bottleneck" moves by 1.5e-3 if the base does by two ulps
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 4, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({"data": 8}, marks=pytest.mark.nightly), {"fsdp": 4, "tensor": 2}], ids=str
+)
 def test_every_layout_on_a_mesh_gives_what_one_device_gives(params, sizes):
     mesh = meshes.make_mesh(**({"data": 1} | sizes))
     expected, _ = gradients(CONFIG, params, None, platform="cpu")

@@ -32,7 +32,6 @@ WAYS = {
     "base": ("unrolled", None, {}),
     "experts": ("scanned, tied, relu", "bottleneck", {"width": 4}),
     "dora": ("unrolled", "dora", {"rank": 2}),
-    "vera": ("unrolled", "vera", {"rank": 4}),
     "prompt": ("unrolled", "prompt", {"tokens": 3}),
 }
 

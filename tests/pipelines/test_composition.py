@@ -51,7 +51,6 @@ def tasks(tmp_path):
     return tmp_path / "tasks.yaml"
 
 
-@pytest.mark.slow
 def test_the_recipe_trains_two_experts_merges_them_and_scores_the_composed_instruction(tasks, tmp_path):
     out = tmp_path / "out"
     small = {

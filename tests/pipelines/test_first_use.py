@@ -52,6 +52,7 @@ def library(make_run):
     return make_run(LORA).workspace
 
 
+@pytest.mark.nightly
 @pytest.mark.aot
 def test_who_has_a_tpu_and_five_tasks_sees_what_a_slice_holds_and_what_will_be_trained(elm, library, five):
     assert "16 of 16 rows" in elm("tasks", "check", five)

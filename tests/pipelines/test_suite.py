@@ -23,7 +23,6 @@ def compiled_well():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_well")
 def test_on_the_embedded_suite_retrieval_beats_the_base_significantly(tmp_path):
     # $ELM_QUICKSTART is a run of this very code that is done, as .ci/run has one: nothing is done again.
@@ -34,7 +33,6 @@ def test_on_the_embedded_suite_retrieval_beats_the_base_significantly(tmp_path):
     assert ("roe_top1", "multitask") in found
 
 
-@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
     tiny = {

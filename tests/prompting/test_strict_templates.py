@@ -45,7 +45,7 @@ def cut(text, length):
     return jinja2.Environment().from_string("{{ text | truncate(length) }}").render(text=text, length=length)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     row=st.fixed_dictionaries(COLUMNS),
     expressions=st.lists(EXPRESSION, min_size=1, max_size=3),

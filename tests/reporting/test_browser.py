@@ -293,7 +293,7 @@ def test_the_keyboard_reaches_every_control_and_all_that_scrolls(text, drive):
     assert unreached == []
 
 
-@pytest.mark.parametrize("width", [1400, 520])
+@pytest.mark.parametrize("width", [1400, pytest.param(520, marks=pytest.mark.nightly)])
 def test_a_screenshot_is_not_blank_in_light_or_dark(text, tmp_path, width):
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "page.html").write_text(text)
@@ -313,6 +313,7 @@ def test_a_screenshot_is_not_blank_in_light_or_dark(text, tmp_path, width):
     assert brightness["dark"] < 80
 
 
+@pytest.mark.nightly
 def test_the_papers_whole_table_makes_a_page_below_ten_megabytes_that_opens(make_task, drive):
     tasks = [f"task-{task}/prompt {number}" for task in range(11) for number in range(10)]
     matrix = [

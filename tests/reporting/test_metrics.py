@@ -125,6 +125,7 @@ def test_a_mean_without_any_variance_is_as_sure_as_its_rows_allow(make_task, alw
     assert (found.low, found.high) == metrics.wilson_interval(float(always), 20)
 
 
+@pytest.mark.nightly
 def test_the_intervals_of_both_means_cover_the_truth_in_93_to_97_of_100_studies(make_task):
     rng = np.random.default_rng(0)
     macro = micro = unclustered = 0

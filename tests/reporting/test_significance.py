@@ -110,6 +110,7 @@ def test_p_is_not_zero_where_every_sample_agrees(make_task):
     assert mcnemar_test(a, b).p > 0
 
 
+@pytest.mark.nightly
 def test_the_interval_covers_the_truth_in_93_to_97_of_100_studies_and_p_keeps_its_level(make_task):
     rng = np.random.default_rng(0)
     covered = false_alarms = unclustered = coins = 0
@@ -293,6 +294,7 @@ def test_where_methods_take_prompts_differently_only_the_test_over_prompts_keeps
     assert found.rejected > 0.2  # methods do differ under these prompts
 
 
+@pytest.mark.nightly
 def test_intervals_of_twenty_rows_hold_the_truth_as_often_as_they_say():
     found = measure_coverage(Study(rows=20, prompts=5, lift=0.25, method_by_prompt=0.2), 1000, 300, seed=0)
     assert 0.935 <= found.accuracy <= 0.97

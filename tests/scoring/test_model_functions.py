@@ -18,7 +18,7 @@ from elm_jax.tokenizers import sentencepiece
 from elm_jax.training.step import stack
 from elm_jax.weights import base_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
+pytestmark = pytest.mark.filterwarnings("ignore")  # TensorFlow's own warnings
 TASK = "mini_taxonomy_kind/what kind of thing"
 LENGTHS = data_source.Lengths(prompt=16, answer=3)
 

@@ -30,11 +30,14 @@ ANSWERS = np.array([[4, 3, 1, 0], [2, 1, 0, 0]], np.int32)
 
 
 def init_variables(module):
-    """What T5X gets of a module, its parameters moved away from where experts start."""
-    made = module.init(jax.random.key(0), PROMPTS, ANSWERS, ANSWERS, decode=False, enable_dropout=False)
+    """What T5X gets of a module. Its parameters are drawn here, far from where experts start."""
+    made = jax.eval_shape(
+        lambda key: module.init(key, PROMPTS, ANSWERS, ANSWERS, decode=False, enable_dropout=False),
+        jax.random.key(0),
+    )
     rng = np.random.default_rng(0)
-    moved = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), made["params"])
-    return {**made, "params": jax.tree.map(jnp.float32, moved)}
+    drawn = jax.tree.map(lambda leaf: jnp.float32(rng.normal(0.2, 0.3, leaf.shape)), made["params"])
+    return {**made, "params": drawn}
 
 
 @pytest.fixture(scope="module", params=KINDS)

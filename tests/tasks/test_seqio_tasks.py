@@ -21,7 +21,7 @@ from elm_jax.tasks.datasets import all_datasets
 from elm_jax.tokenizers import sentencepiece
 from tests.shared_data import TEMPLATES
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TensorFlow's own warnings
+pytestmark = pytest.mark.filterwarnings("ignore")  # TensorFlow's own warnings
 MINI = "mini_taxonomy_kind/what kind of thing"
 LENGTHS = {"inputs": 12, "targets": 3}
 

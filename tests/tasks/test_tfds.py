@@ -16,8 +16,6 @@ from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import all_datasets
 from tests.shared_data import TEMPLATES
 
-pytestmark = pytest.mark.slow
-
 NLI = {"premise": "It rains.", "hypothesis": "It is wet.", "idx": 0, "label": 0}
 ARTICLE = {"document": "A long story.", "summary": "Short."}
 # One row of every builder that the catalogue names, in the builder's own columns.

@@ -102,15 +102,18 @@ def place_of(pieces, where, kind):
     return where
 
 
-KINDS = [
-    *("pieces alone", "pieces", "few sentinels", "mt5", "added_tokens.json", "saved by 5"),
-    *("saved by 5, added", "byt5", "byt5 saved"),
-]
-
-
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("pieces alone", "added_tokens.json", "saved by 5", "byt5"),
+        *(
+            pytest.param(kind, marks=pytest.mark.nightly)
+            for kind in ("pieces", "few sentinels", "mt5", "saved by 5, added", "byt5 saved")
+        ),
+    ],
+)
 def test_ids_and_decoded_texts_equal_those_of_transformers(pieces, tmp_path, kind):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     place = place_of(pieces, tmp_path / "base", kind)
@@ -142,7 +145,7 @@ FIELDS = {
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", ["pieces", "saved by 5"])
+@pytest.mark.parametrize("form", [pytest.param("pieces", marks=pytest.mark.nightly), "saved by 5"])
 @pytest.mark.parametrize("fields", FIELDS)
 def test_what_the_configuration_says_is_done_as_transformers_does_it(pieces, tmp_path, form, fields):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")

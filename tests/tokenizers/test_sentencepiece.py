@@ -106,7 +106,6 @@ def test_a_model_with_other_special_ids_is_refused(tmp_path):
         tokenizers.load(tmp_path / "m.model")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", tokenizers.VOCABULARY_KINDS)
 def test_ids_sizes_and_texts_equal_seqios(tmp_path, kind):
     with warnings.catch_warnings():

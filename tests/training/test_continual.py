@@ -29,7 +29,7 @@ def chosen(outcome, task):
     return {row.prompt: row.expert for row in outcome.report.selections if row.task == task}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_experts_that_join_a_library_serve_new_tasks_and_leave_old_scores_as_they_were(make_run):
     run = make_run(words=[TRAINED, TASK])
     place = run.workspace

@@ -10,7 +10,6 @@ from elm_jax.scoring import buckets, scorer
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.training.step import stack
 
-pytestmark = pytest.mark.slow
 ROWS, EXPERTS = 2000, 4
 RNG = np.random.default_rng(11)
 

@@ -31,7 +31,7 @@ from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, elm
 from tests.xla_flags import xla_flags
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ctrl_c")]
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 WITHOUT = Path(__file__).parents[1] / "without_tensorflow"
 
@@ -165,7 +165,13 @@ finally:
 """
 
 
-@pytest.mark.parametrize("names", [["mini_size_animal/than a dog"], list(TASKS[:1])], ids=["rows", "experts"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["mini_size_animal/than a dog"], id="rows"),
+        pytest.param(list(TASKS[:1]), id="experts", marks=pytest.mark.nightly),
+    ],
+)
 def test_each_of_two_processes_reads_its_own_rows_alone(make_run, names):
     root = make_run(f"counted{len(names[0])}")
     # Ten steps of four rows are one epoch over forty.
@@ -222,6 +228,7 @@ def test_a_signal_to_one_process_has_all_of_them_save_and_end_well(make_run):
     assert json.loads((directory / "identity.json").read_text())["run"]["base"]
 
 
+@pytest.mark.nightly
 def test_two_processes_that_split_a_network_stop_together_go_on_and_train_what_one_does(make_run):
     """All parameters are trained: each process has half of them, and saves its half."""
     flags, options = ("--kind", "full"), {"steps": 60, "tasks": ["mini_size_animal/than a dog"]}
@@ -253,6 +260,7 @@ def files(root):
     }
 
 
+@pytest.mark.nightly
 def test_a_run_killed_at_four_random_moments_ends_with_the_same_bytes(make_run):
     whole, torn = make_run("whole"), make_run("torn")
     steps = 100
@@ -279,6 +287,7 @@ def test_a_run_killed_at_four_random_moments_ends_with_the_same_bytes(make_run):
     assert list((torn / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.nightly
 def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on_from_there(make_run):
     whole, stopped = make_run("not_stopped"), make_run("stopped_once")
     steps = 60
@@ -340,6 +349,7 @@ def test_of_two_trainings_in_one_directory_the_second_is_refused_or_waits(make_r
     assert not [file for file in root.rglob(".*") if file.is_file()]
 
 
+@pytest.mark.nightly
 def test_a_command_that_was_stopped_does_not_block_its_correction(make_run):
     root = make_run("corrected")
     first = start(root, steps=100_000)
