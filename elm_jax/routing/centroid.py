@@ -13,13 +13,7 @@ from jaxtyping import Float
 from elm_jax.axes import Embeddings
 from elm_jax.records import Selection
 from elm_jax.routing import search, vote
-from elm_jax.routing.inputs import (
-    KeyIndex,
-    Queries,
-    find_allowed_experts,
-    find_allowed_keys,
-    require_vectors,
-)
+from elm_jax.routing.inputs import KeyIndex, Queries, find_experts_with_keys, require_vectors
 from elm_jax.routing.registry import register_router
 
 
@@ -47,9 +41,7 @@ def centroid(
         UserError: If queries and index do not compare, or an option is not valid.
     """
     vectors = require_vectors(queries, index)
-    allowed = find_allowed_experts(index, exclude)
-    with_keys = index.expert_of_row[find_allowed_keys(index, allowed)]
-    allowed &= np.isin(np.arange(len(index.experts)), with_keys)
+    allowed = find_experts_with_keys(index, exclude)
     means = index.once("centroid", lambda: mean_directions(index))
     similarities, nearest = search.top_k(normalize(vectors), means, k, allowed=allowed)
     return vote.elect_experts(

@@ -14,16 +14,9 @@ from collections.abc import Collection
 import numpy as np
 from jaxtyping import Float
 
-from elm_jax.errors import UserError
 from elm_jax.records import Selection
 from elm_jax.routing.components import COMPONENTS
-from elm_jax.routing.inputs import (
-    KeyIndex,
-    Queries,
-    find_allowed_experts,
-    find_allowed_keys,
-    require_vectors,
-)
+from elm_jax.routing.inputs import KeyIndex, Queries, find_experts_with_keys, require_vectors
 from elm_jax.routing.lorauter import select_nearest
 from elm_jax.routing.registry import register_router
 
@@ -58,11 +51,8 @@ def hilora(
     Raises:
         UserError: If queries and index do not compare, or an option is not valid.
     """
-    if k < 1 or not temperature > 0:
-        raise UserError(f"Expected k of at least 1 and a temperature above 0, got {k} and {temperature}.")
     vectors = np.asarray(require_vectors(queries, index), np.float64)
-    allowed = find_allowed_experts(index, exclude)
-    allowed &= np.isin(np.arange(len(index.experts)), index.expert_of_row[find_allowed_keys(index, allowed)])
+    allowed = find_experts_with_keys(index, exclude)
     means, precisions = index.once("hilora", lambda: fit_gaussians(index))
     constants = (np.log(precisions / (2 * np.pi)) - means**2 * precisions).mean(axis=1) / 2
     width = vectors.shape[1]

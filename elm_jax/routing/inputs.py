@@ -106,6 +106,17 @@ def find_allowed_keys(index: KeyIndex, allowed: Bool[np.ndarray, " E"]) -> Bool[
     return rows
 
 
+def find_experts_with_keys(index: KeyIndex, exclude: Collection[str] = ()) -> Bool[np.ndarray, " E"]:
+    """Returns which experts may be chosen by their keys: as `find_allowed_experts`, but those that have none.
+
+    Raises:
+        UserError: If there are none.
+    """
+    allowed = find_allowed_experts(index, exclude)
+    with_keys = index.expert_of_row[find_allowed_keys(index, allowed)]
+    return allowed & np.isin(np.arange(len(index.experts)), with_keys)
+
+
 def require_vectors(queries: Queries, index: KeyIndex, *, any_format: bool = False) -> Embeddings:
     """Returns the queries' vectors, which compare with the keys.
 

@@ -16,13 +16,7 @@ from jaxtyping import Float
 from elm_jax.errors import UserError
 from elm_jax.records import Selection
 from elm_jax.routing.centroid import mean_directions, normalize
-from elm_jax.routing.inputs import (
-    KeyIndex,
-    Queries,
-    find_allowed_experts,
-    find_allowed_keys,
-    require_vectors,
-)
+from elm_jax.routing.inputs import KeyIndex, Queries, find_experts_with_keys, require_vectors
 from elm_jax.routing.registry import register_router
 
 
@@ -54,12 +48,8 @@ def lorauter(
     Raises:
         UserError: If queries and index do not compare, or an option is not valid.
     """
-    if k < 1 or not temperature > 0:
-        raise UserError(f"Expected k of at least 1 and a temperature above 0, got {k} and {temperature}.")
     vectors = normalize(require_vectors(queries, index))
-    allowed = find_allowed_experts(index, exclude)
-    with_keys = index.expert_of_row[find_allowed_keys(index, allowed)]
-    allowed &= np.isin(np.arange(len(index.experts)), with_keys)
+    allowed = find_experts_with_keys(index, exclude)
     means = index.once("centroid", lambda: mean_directions(index))
     cosines = np.where(allowed, vectors @ means.T, -np.inf)
     return select_nearest("lorauter", queries, index, cosines, k=k, temperature=temperature)
@@ -83,7 +73,12 @@ def select_nearest(
         nearness: Of every expert to every query; -inf for those that may not be chosen.
         k: How many experts are taken; fewer if fewer may be chosen.
         temperature: Of the softmax.
+
+    Raises:
+        UserError: If `k` or the temperature is not valid.
     """
+    if k < 1 or not temperature > 0:
+        raise UserError(f"Expected k of at least 1 and a temperature above 0, got {k} and {temperature}.")
     of_task = nearness.mean(axis=0)
     chosen = np.argsort(-of_task, kind="stable")[: min(k, int((of_task > -np.inf).sum()))]
     shares = np.exp((of_task[chosen] - of_task[chosen[0]]) / temperature)
