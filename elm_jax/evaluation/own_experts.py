@@ -6,6 +6,7 @@ from elm_jax import names
 from elm_jax.errors import UserError
 from elm_jax.experts.library import Library
 from elm_jax.records import TaskSpec
+from elm_jax.training.expert_configs import ALL_PROMPTS
 
 OWN_EXPERT_KINDS = ("prompt", "dataset")
 """What an own expert may be of: the task's prompt, or all prompts of its dataset."""
@@ -30,7 +31,9 @@ def find_own_experts(
     for expert in experts:
         spec = library.spec(expert)
         trained = list(spec.recipe.get("tasks", [spec.id]))
-        if len(spec.datasets) == 1 and (len(trained) > 1) == (of == "dataset"):
+        # A dataset of one prompt has an expert of its own too, which was trained on one task.
+        of_dataset = len(trained) > 1 or names.split_id(spec.id)[1] == ALL_PROMPTS
+        if len(spec.datasets) == 1 and (of_dataset if of == "dataset" else len(trained) == 1):
             by_target.setdefault(trained[0] if of == "prompt" else spec.datasets[0], expert)
     targets = {task.id: task.id if of == "prompt" else task.dataset for task in tasks}
     lacking = [target for target in targets.values() if target not in by_target]

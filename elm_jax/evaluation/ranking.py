@@ -303,6 +303,8 @@ def _cache_keys(
     settings = results_cache.reading_settings(run)
     # The form of the header is in the key, so that a file with another one is written anew.
     settings |= {"score": normalization, "head": 3}
+    if normalization == "contextual":
+        settings["formula"] = 2  # it was another one before
     task_keys = {
         name: storage.fingerprint({**settings, "rows": task.row_ids(), **task.identity.digests.columns})
         for name, task in tasks.items()

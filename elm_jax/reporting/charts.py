@@ -136,7 +136,8 @@ def _strip(
         + (tables.SEEN_MARK if over_prompts.seen else ""),
         "mean": axis.at(over_prompts.accuracy),
         "mean_text": format_percent(over_prompts.accuracy),
-        "reach_text": f"{format_percent(lowest)} to {format_percent(highest)}",
+        "reach_text": f"{format_percent(lowest)} to {format_percent(highest)}, "
+        f"median {format_percent(over_prompts.median)}",
         "from": axis.at(lowest),
         "to": axis.at(highest),
         "points": [

@@ -24,6 +24,7 @@ def list_tables(report: Report) -> dict[str, tables.Table]:
     environment = tuple((name, value) for name, value in flatten_values(report.environment) if name != "note")
     made = {
         **({"accuracy": tables.methods_table(report)} if report.means else {}),
+        "prompts": tables.prompts_table(report),
         "rows": tables.rows_table(report),
         "ties": tables.ties_table(report),
         "generated": tables.generated_table(report),

@@ -146,6 +146,28 @@ def rows_table(report: Report) -> Table:
     )
 
 
+def prompts_table(report: Report) -> Table:
+    """Returns the mean, the median and the range over prompts, of methods on datasets of several prompts."""
+    names = {column.task: column.name for column in report_columns(report)}
+    return Table(
+        "Over prompts",
+        ("task", "method", "prompts", "mean", "median", "lowest", "highest"),
+        tuple(
+            (
+                names[row.task],
+                row.method + (SEEN_MARK if row.seen else ""),
+                f"{row.prompts}",
+                *map(format_percent, (row.accuracy, row.median, row.lowest, row.highest)),
+            )
+            for row in sorted(report.tasks, key=lambda row: list(names).index(row.task))
+            if row.prompts > 1
+        ),
+        "Accuracy in percent over the prompts of a task. T0 (Sanh et al. 2022) is compared by the median."
+        + seen_note(report)
+        + limit_note(report),
+    )
+
+
 def ties_table(report: Report) -> Table:
     """Returns the prompts whose rows tie: by which methods, and how many of them whatever scores them."""
     equal = {(row.task, row.prompt): row for row in report.equal_choices}

@@ -11,8 +11,10 @@ alone, or win because it is likely after any prompt:
     bytes           s / bytes of the text in UTF-8        its acc_bytes
     calibrated      s - s after end-of-sequence alone     its acc_mutual_info, with an empty context
     pmi:PREMISE     s - s after PREMISE                   Holtzman et al. 2021 (arXiv 2104.08315)
-    contextual      log p - log mean of p after           Zhao et al. 2021 (arXiv 2102.09690), with p the
-                    prompts without content               softmax of s over a row's choices, and b = 0
+    contextual      log p(s) - log p(log mean exp s       Zhao et al. 2021 (arXiv 2102.09690) as released, p
+                    after prompts without content)        the softmax over a row's choices, and b = 0
+
+No release has `pmi` with a premise, which is `calibrated` with other words: it is held by its formula alone.
 """
 
 from collections.abc import Sequence
@@ -123,7 +125,8 @@ def normalize_scores(
     assert after_premises is not None
     if normalization.name == "pmi":
         return sums - after_premises[0]
-    content_free = np.log(np.exp(log_shares(after_premises)).mean(axis=0))
+    # As released: probabilities are averaged over the prompts without content before they are normalized.
+    content_free = log_shares(np.logaddexp.reduce(np.asarray(after_premises, np.float64), axis=0))
     return (log_shares(sums) - content_free).astype(sums.dtype)
 
 

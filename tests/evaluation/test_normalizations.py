@@ -54,7 +54,7 @@ def test_pmi_takes_off_what_choices_score_after_the_premise(run, tasks, scores):
     np.testing.assert_allclose(found, scores("sum") - after(run, tasks, PREMISE), atol=1e-4)
 
 
-def test_contextual_divides_shares_by_the_mean_after_prompts_without_content(run, tasks, scores):
+def test_contextual_divides_shares_by_those_of_the_mean_probability_without_content(run, tasks, scores):
     def shares(sums):
         each = np.exp(sums - sums.max(axis=-1, keepdims=True))
         return each / each.sum(axis=-1, keepdims=True)
@@ -63,8 +63,8 @@ def test_contextual_divides_shares_by_the_mean_after_prompts_without_content(run
     (spec,) = (task.spec for task in tasks.values())
     texts = rendering.render_content_free(spec, data_source.Source())
     assert texts == [asked.format(text).strip() for text in ("N/A", "[MASK]", "")]
-    empty = np.mean([shares(after(run, tasks, text)) for text in texts], axis=0)
-    expected = np.log(shares(scores("sum")) / empty)
+    empty = np.mean([np.exp(np.float64(after(run, tasks, text))) for text in texts], axis=0)
+    expected = np.log(shares(scores("sum")) / (empty / empty.sum()))
     np.testing.assert_allclose(scores("contextual"), expected, atol=1e-4)
 
 

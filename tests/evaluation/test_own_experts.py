@@ -72,6 +72,18 @@ def test_an_own_expert_is_of_the_prompt_or_of_the_dataset(run, of, found):
         assert find_own_experts(library, list(TRAINED), [task], of) == {task.id: found}
 
 
+def test_a_dataset_of_one_prompt_has_a_dataset_expert_too(make_run):
+    """As `elm train` makes it: named after all prompts, and trained on the only one."""
+    run = make_run(experts=TRAINED[:1])
+    library = Library.open(run.workspace.library)
+    expert = library.load_expert(TRAINED[0])
+    dataset = expert.spec.datasets[0]
+    library.add(replace(expert, spec=replace(expert.spec, id=f"{dataset}/all")))
+    (task,) = task_selection.select_tasks(TRAINED[:1], evaluation=True)
+    for of, found in (("dataset", f"{dataset}/all"), ("prompt", TRAINED[0])):
+        assert find_own_experts(library, library.ids(), [task], of) == {task.id: found}
+
+
 def test_the_recipe_sets_own_experts_beside_the_multitask_baseline(make_run):
     run = make_run()
     library = Library.open(run.workspace.library)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elm_jax.reporting import documents, tables
+from elm_jax.reporting.summary import PairedTest, ReportInputs, build_report
 
 
 def test_markdown_has_a_table_for_each_part_and_numbers_to_the_right(small):
@@ -14,6 +15,7 @@ def test_markdown_has_a_table_for_each_part_and_numbers_to_the_right(small):
     assert [line for line in lines if line.startswith("#")] == [
         "# Report",
         "## Accuracy in percent",
+        "## Over prompts",
         "## Paired comparisons",
         "## Chosen experts",
         "## Environment",
@@ -21,6 +23,13 @@ def test_markdown_has_a_table_for_each_part_and_numbers_to_the_right(small):
     assert "| --- | ---: | ---: | ---: | ---: |" in lines
     assert "| roe − base | +25.0 | " in documents.render_markdown(small)
     assert "| versions.jax | 0.10 |" in lines
+
+
+def test_the_median_over_prompts_stands_beside_their_mean_where_there_are_several(make_task):
+    right = {"a/1": 0, "a/2": 1, "a/3": 4, "b/1": 2}  # of four rows
+    scores = [make_task(name, "base", [True] * n + [False] * (4 - n)) for name, n in right.items()]
+    table = tables.prompts_table(build_report(ReportInputs(scores, [], {}), test=PairedTest(50)))
+    assert table.rows == (("a", "base", "3", "41.7", "25.0", "0.0", "100.0"),)
 
 
 def test_a_report_without_comparisons_or_selections_leaves_their_tables_out(small):

@@ -34,12 +34,18 @@ def test_a_score_is_of_the_sum_and_of_the_choice_alone(way, scores):
     assert rank.normalize_scores(rank.parse_normalization(way), *given).tolist() == scores
 
 
-def test_contextual_takes_off_the_mean_share_that_choices_have_without_content():
-    # Shares 0.8 and 0.2 with the prompt; without content 0.9 and 0.1, 0.5 and 0.5, on average 0.7 and 0.3.
-    shares = np.array([0.8, 0.2]), np.array([[0.9, 0.1], [0.5, 0.5]])
-    given = np.log(shares[0]) - 7.0, [1, 1], ["a", "b"], np.log(shares[1]) - np.array([[3.0], [9.0]])
+def test_contextual_divides_shares_by_those_of_the_mean_probabilities_without_content():
+    """As in `get_p_content_free` of the authors' code, with W the inverse diagonal and b 0."""
+    after = np.array([[0.06, 0.02], [0.10, 0.02]])  # on average 0.08 and 0.02: shares 0.8 and 0.2
+    given = np.log([0.45, 0.05]), [1, 1], ["a", "b"], np.log(after)
     found = rank.normalize_scores(rank.parse_normalization("contextual"), *given)
-    np.testing.assert_allclose(found, np.log([0.8 / 0.7, 0.2 / 0.3]))
+    np.testing.assert_allclose(found, np.log([0.9 / 0.8, 0.1 / 0.2]))
+
+
+def test_contextual_takes_answers_of_many_tokens_whose_probabilities_are_below_the_least_number():
+    given = np.array([-2000.0, -2001.0]), [9, 9], ["a", "b"], np.array([[-3000.0, -3002.0]])
+    found = rank.normalize_scores(rank.parse_normalization("contextual"), *given)
+    np.testing.assert_allclose(found[1] - found[0], 1.0)  # -1 with the prompt, and 2 for what it is without
 
 
 def test_an_unknown_score_is_refused_with_the_nearest():
