@@ -8,6 +8,11 @@ from tests.shared_data import DATA
 
 FOLDER = DATA / "golden" / "methods"
 TOLERANCE = 2e-5  # of the largest value; integers and booleans are equal
+LEFT_OUT = {
+    # Of gradients through the norm too, which DoRA's authors and ours take for constant.
+    "experts_dora": {"grad_lora_a_full", "grad_lora_b_full", "grad_magnitude_full"},
+    "merging_wudi": {"first_loss", "last_loss"},  # of its own optimisation, which the merge does not return
+}
 
 
 def load(name: str) -> tuple[dict, dict]:
@@ -27,7 +32,7 @@ def load(name: str) -> tuple[dict, dict]:
 def test_a_method_gives_what_its_authors_code_gave(name):
     inputs, wanted = load(name)
     got = FUNCTIONS[name](inputs)
-    assert set() < got.keys() <= wanted.keys()
+    assert got.keys() == wanted.keys() - LEFT_OUT.get(name, set())
     for output, array in got.items():
         expected = wanted[output]
         if expected.dtype.kind == "f":
@@ -39,10 +44,7 @@ def test_a_method_gives_what_its_authors_code_gave(name):
 
 
 @pytest.mark.shared_data
-def test_every_file_of_routers_and_merges_has_a_function():
+def test_every_file_has_a_function():
     files = {file.stem for file in FOLDER.glob("*.npz")}
     assert files
-    assert {
-        name for name in files if name.partition("_")[0] in ("merging", "routing", "scoring")
-    } <= FUNCTIONS.keys()
-    assert "experts_phatgoose_gate" in FUNCTIONS.keys() & files
+    assert files <= FUNCTIONS.keys()

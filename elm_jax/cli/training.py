@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -23,6 +23,9 @@ from elm_jax.cli.options import (
     Wait,
 )
 from elm_jax.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from elm_jax.training.config import LossConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class TrainingFlags:
     mc_loss: Annotated[
         float, typer.Option(min=0, help="Weight of T-Few's loss for the right choice; there 1.")
     ] = 0.0
+    length_norm: Annotated[
+        float, typer.Option(min=0, help="Power of a choice's length by which --mc-loss divides its score.")
+    ] = 1.0
     track: Annotated[
         list[str] | None,
         typer.Option("--track", help="Write to tensorboard or wandb too; may be repeated."),
@@ -211,7 +217,7 @@ def train(
                 name=expert.multitask,
                 part=expert.part,
             ),
-            loss=configs.LossConfig(unlikely_loss=training.unlikely_loss, mc_loss=training.mc_loss),
+            loss=_loss_config(training),
             schedule=configs.ScheduleConfig(
                 steps=1000 if training.steps is None else training.steps,
                 learning_rate=1e-4 if training.rate is None else training.rate,
@@ -265,7 +271,7 @@ def _train_gates(
     config = dataclasses.replace(
         gates.gate_config(training.steps, training.batch_size, training.rate, training.seed),
         expert=configs.ExpertConfig(part=part),
-        loss=configs.LossConfig(unlikely_loss=training.unlikely_loss, mc_loss=training.mc_loss),
+        loss=_loss_config(training),
         checkpoint=configs.CheckpointConfig(restart=present.restart, wait=present.wait),
         log=configs.LogConfig(trackers=training.track or ()),
         answers=training.answers,
@@ -273,6 +279,14 @@ def _train_gates(
     dry_run = bool(how)
     opened = open_run(run, data, cache=data.cache, limit=data.limit, dtype=data.dtype, dry_run=dry_run)
     return gates.train_gates(opened, experts, config, **how)
+
+
+def _loss_config(training: TrainingFlags) -> "LossConfig":
+    from elm_jax.training.config import LossConfig
+
+    return LossConfig(
+        unlikely_loss=training.unlikely_loss, mc_loss=training.mc_loss, length_norm=training.length_norm
+    )
 
 
 def _require_no_tasks(names: list[str] | None, expert: ExpertFlags) -> None:

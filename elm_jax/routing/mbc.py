@@ -4,7 +4,8 @@
 (microsoft/mttl) computes it: of an expert's parameters the fifth that is largest counts, a truncated
 singular value decomposition over experts leaves a few numbers of each (`embed_experts`), and k-means groups
 the rows of their cosines (`cluster_experts`). The paper trains one expert per cluster (`cluster_training`);
-the router `mbc`, ours, lets a task's nearest keys elect a whole cluster.
+the router `mbc`, ours, lets a task's nearest keys elect a whole cluster. k-means starts from experts that lie
+far apart, not from scikit-learn's draw as theirs, so where clusters are not clear the groups may be others.
 """
 
 from collections.abc import Collection, Sequence
