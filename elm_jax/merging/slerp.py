@@ -8,8 +8,8 @@ the experts change in the base. A model of LoRA is its base and a change of low 
 keep low, so of LoRA there are changes alone.
 
 A mean of more than two on the sphere has no closed form. Experts are therefore added one after another, each
-with its share of the weights so far. In general their order matters; for equal arcs it does not. For this rule,
-ours, there is no implementation to compare with.
+with its share of the weights so far. In general their order matters; for equal arcs it does not. This rule
+is ours, and there is no implementation to compare with.
 """
 
 import math
