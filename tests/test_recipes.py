@@ -56,6 +56,13 @@ def test_a_recipe_opens_with_run_takes_and_expect(recipe):
     assert head
     for word in ("Run", "Takes", "Expect"):
         assert re.search(rf"^# {word} +\S", head.group(), re.MULTILINE)
+    reads = re.search(
+        r"^(?:EVAL_TASKS|MIXTURE_OR_TASK_NAME) = \W*(train|unseen|bigbench|targets)\b",
+        recipe.read_text(),
+        re.M,
+    )
+    if reads:
+        assert f"# Data    `elm tasks check {reads[1]} " in head.group()
 
 
 def texts(recipe):
