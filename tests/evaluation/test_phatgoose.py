@@ -117,7 +117,6 @@ def test_the_command_trains_gates_of_experts_that_lack_them(make_run, capsys):
     assert any((gate != first[path]).any() for path, gate in again.items())
 
 
-@pytest.mark.nightly
 def test_parts_of_a_command_train_gates_of_experts_of_their_own(make_run, capsys):
     own = make_run(LORA, keyed=False)
     command = ["--run", str(own.workspace.root), "--steps", "1", "--batch-size", "2", "--part"]

@@ -220,6 +220,7 @@ def filled_rows(stack, places):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[places], stack)
 
 
+@pytest.mark.nightly
 def test_as_many_experts_as_the_paper_has_stay_in_half_their_bytes(library, expert):
     names = [f"dream/{number}" for number in range(296)]
     for number, name in enumerate(names):

@@ -33,6 +33,7 @@ def test_on_the_embedded_suite_retrieval_beats_the_base_significantly(tmp_path):
     assert ("roe_top1", "multitask") in found
 
 
+@pytest.mark.nightly
 @pytest.mark.shared_data
 def test_the_recipe_for_dream_and_story_cloze_runs_on_the_real_files(tmp_path):
     tiny = {

@@ -64,6 +64,7 @@ def test_a_misspelt_task_is_named_with_exit_code_2(tmp_path, capsys):
     assert "'mini_size_animal'" in said
 
 
+@pytest.mark.nightly
 def test_two_parts_train_all_experts(tmp_path, capsys):
     base, out = tmp_path / "base", tmp_path / "out"
     texts = [

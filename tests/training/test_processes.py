@@ -318,6 +318,7 @@ def recipe(root, steps):
     return ["run", "--gin_file=gin/runs/pipeline.gin", *(f"--gin.{k}={v!r}" for k, v in macros.items())]
 
 
+@pytest.mark.nightly
 def test_a_whole_recipe_told_to_stop_while_it_trains_saves_and_says_so_in_one_sentence(make_run):
     root = make_run("recipe")
     process = start_command(root, recipe(root, 100_000))

@@ -1,6 +1,7 @@
 """Programs: the engines call them with the very shapes, types and shardings that they tell."""
 
 import gc
+import itertools
 
 import jax
 import numpy as np
@@ -62,9 +63,14 @@ def assert_as_told(called):
                 assert one.sharding.is_equivalent_to(same.sharding, one.ndim), program.name
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "full"])
-@pytest.mark.parametrize("sizes", [None, {"expert": 2, "data": 2, "fsdp": 2}], ids=["one device", "mesh"])
-@pytest.mark.parametrize("whole", [True, False], ids=["whole steps", "parts of steps"])
+MESH = {"expert": 2, "data": 2, "fsdp": 2}
+# Each of kind, mesh and steps with each other, and at night all three crossed.
+PAIRS = [("bottleneck", None, True), ("full", MESH, True), ("bottleneck", MESH, False), ("full", None, False)]
+CROSSED = [*itertools.product(("bottleneck", "full"), (None, MESH), (True, False))]
+OTHERS = [pytest.param(*case, marks=pytest.mark.nightly) for case in CROSSED if case not in PAIRS]
+
+
+@pytest.mark.parametrize(("kind", "sizes", "whole"), [*PAIRS, *OTHERS], ids=str)
 def test_training_runs_its_programs_as_they_tell(one_layer, called, kind, sizes, whole, monkeypatch):
     monkeypatch.setattr(batches, "holds_steps", lambda *_: whole)
     base = step_base(one_layer)

@@ -79,7 +79,12 @@ def assert_same_bytes(found, wanted):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("prompt", {"tokens": 2}), ("dora", {"rank": 2}), ("vera", {"rank": 4})]
+    ("kind", "options"),
+    [
+        ("prompt", {"tokens": 2}),
+        ("dora", {"rank": 2}),
+        pytest.param("vera", {"rank": 4}, marks=pytest.mark.nightly),
+    ],
 )
 def test_experts_of_other_kinds_train_in_a_group_as_alone(config, base, kind, options):
     plan = make_plan(kind=kind, options=options)
