@@ -14,6 +14,7 @@ from elm_jax.models.t5 import init_params
 from elm_jax.t5x import preflight
 from elm_jax.tokenizers import sentencepiece
 from elm_jax.weights import base_model, t5x_write
+from tests.shared_data import DATA
 
 RECIPE = """
 from __gin__ import dynamic_registration
@@ -170,6 +171,7 @@ def test_neither_tensorflow_nor_a_device_is_touched(place):
 
 
 @pytest.mark.t5x
+@pytest.mark.shared_data
 @pytest.mark.skipif(importlib.util.find_spec("t5x") is None, reason="T5X is not installed")
 @pytest.mark.parametrize("recipe", ["prompt_expert", "dataset_expert", "multitask", "score", "infer"])
 def test_every_recipe_of_ours_is_sound_on_top_of_t5xs(place, recipe):
@@ -182,10 +184,12 @@ def test_every_recipe_of_ours_is_sound_on_top_of_t5xs(place, recipe):
         given |= {"MODEL_DIR": str(place / "out")}
         given |= {"INITIAL_CHECKPOINT_PATH": str(place / "base" / "checkpoint_0")}
     bound = [f"--gin.{name}={value!r}" for name, value in given.items()]
-    check([f"--gin_file=gin/t5x/{recipe}.gin", *bound])
+    started = [f"--gin_file=gin/t5x/{recipe}.gin", "--gin.EXTRA_IDS=4"]
+    started += [f"--gin.TEMPLATES_DIR={str(DATA / 'promptsource' / 'templates')!r}"]
+    check([*started, *bound])
     with pytest.raises(UserError, match="of another shape"):
-        check([f"--gin_file=gin/t5x/{recipe}.gin", *bound, "--gin.VOCAB_SIZE=49"])
+        check([*started, *bound, "--gin.VOCAB_SIZE=49"])
     for name, value in given.items():
         others = [each for each in bound if value not in each]
         with pytest.raises(UserError, match=f"macros {name}, got none"):
-            check([f"--gin_file=gin/t5x/{recipe}.gin", *others])
+            check([*started, *others])
