@@ -6,8 +6,8 @@ averaged. Of LoRA the factors stand likewise, so that lora_a lora_b is the exact
 rank (the "cat" of `peft`). Norm scales, which multiply, are averaged, which too is exact for each norm.
 
 Each block's map of the same input is exact. After several blocks the inputs differ from those in the separate
-experts, so the whole network's outputs are not the average of theirs. No release has it for bottlenecks, and
-tests hold it against the outputs of the experts themselves.
+experts, so the whole network's outputs are not the average of theirs. It was compared with no other
+implementation; tests hold it against the outputs of the experts themselves.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ keep low, so of LoRA there are changes alone.
 
 A mean of more than two on the sphere has no closed form. Experts are therefore added one after another, each
 with its share of the weights so far. In general their order matters; for equal arcs it does not. This rule
-is ours, and there is no implementation to compare with.
+is ours, and was compared with no other implementation.
 """
 
 import math

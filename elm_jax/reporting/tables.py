@@ -148,19 +148,19 @@ def rows_table(report: Report) -> Table:
 
 def prompts_table(report: Report) -> Table:
     """Returns the mean, the median and the range over prompts, of methods on datasets of several prompts."""
-    names = {column.task: column.name for column in report_columns(report)}
     return Table(
         "Over prompts",
         ("task", "method", "prompts", "mean", "median", "lowest", "highest"),
         tuple(
             (
-                names[row.task],
+                column.name,
                 row.method + (SEEN_MARK if row.seen else ""),
                 f"{row.prompts}",
                 *map(format_percent, (row.accuracy, row.median, row.lowest, row.highest)),
             )
-            for row in sorted(report.tasks, key=lambda row: list(names).index(row.task))
-            if row.prompts > 1
+            for column in report_columns(report)
+            for row in report.tasks
+            if row.task == column.task and row.prompts > 1
         ),
         "Accuracy in percent over the prompts of a task. T0 (Sanh et al. 2022) is compared by the median."
         + seen_note(report)

@@ -107,7 +107,7 @@ def find_allowed_keys(index: KeyIndex, allowed: Bool[np.ndarray, " E"]) -> Bool[
 
 
 def find_experts_with_keys(index: KeyIndex, exclude: Collection[str] = ()) -> Bool[np.ndarray, " E"]:
-    """Returns which experts may be chosen by their keys: as `find_allowed_experts`, but those that have none.
+    """Returns which experts may be chosen and have keys to be chosen by.
 
     Raises:
         UserError: If there are none.

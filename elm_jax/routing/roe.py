@@ -99,7 +99,7 @@ def roe_per_instance(
 ) -> Selection:
     """For every query the expert with most votes among the query's own nearest keys.
 
-    The paper's code chooses for whole tasks alone, so there is none to compare with.
+    It was compared with no other implementation.
 
     Args:
         queries: The queries.

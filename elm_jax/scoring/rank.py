@@ -14,7 +14,7 @@ alone, or win because it is likely after any prompt:
     contextual      log p(s) - log p(log mean exp s       Zhao et al. 2021 (arXiv 2102.09690) as released, p
                     after prompts without content)        the softmax over a row's choices, and b = 0
 
-No release has `pmi` with a premise, which is `calibrated` with other words: it is held by its formula alone.
+`pmi` is `calibrated` with other words. It was not run beside its authors' release: its formula holds it.
 """
 
 from collections.abc import Sequence

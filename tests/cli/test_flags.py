@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 import elm_jax.cli
+from elm_jax.cli import training
 from elm_jax.cli.flags import flattened
 from elm_jax.cli.options import ProcessFlags, Wait
 from elm_jax.cli.training import TrainRecipeFlags
@@ -105,3 +106,9 @@ def test_no_function_of_the_command_line_takes_more_than_ten_arguments(name):
         if function.__module__ == module.__name__:
             parameters = inspect.signature(inspect.unwrap(function)).parameters
             assert len(parameters) <= 10, f"{name}.{function_name}"
+
+
+def test_the_losses_of_t_few_are_those_of_the_flags():
+    flags = training.TrainingFlags(unlikely_loss=0.5, mc_loss=2.0, length_norm=0.25)
+    found = training._loss_config(flags)
+    assert (found.unlikely_loss, found.mc_loss, found.length_norm) == (0.5, 2.0, 0.25)
