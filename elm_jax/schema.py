@@ -7,6 +7,7 @@ description as fast as `json` alone.
 """
 
 import functools
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def parse(content: bytes, form: Any, *, what: str, fix: str) -> Any:
         place = "/".join(map(str, first["loc"]))
         wrong = f"a file whose `{place:.200}` is wrong" if place else "a file that cannot be read"
         raise UserError(f"Expected {what}, got {wrong} ({first['msg']:.200}). Fix: {fix}.") from None
+
+
+def build(value: Any, form: type[T]) -> T:
+    """Returns the record of that form that values read from JSON stand for.
+
+    Raises:
+        ValueError: If any value is none of the form.
+    """
+    return _adapter(form).validate_json(json.dumps(value), strict=True)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import schema, storage
 from elm_jax.data import prepared_files, row_digests, tokenized_rows
 from elm_jax.data.row_digests import RowDigests
 from elm_jax.data.task_selection import SEQIO, prepared_file
@@ -36,6 +36,8 @@ from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 MODEL_SETTINGS = (VOCABULARY, "input_eos", "prompt tokens", "answer tokens", "base", "dtype")
 """Settings that change what a model makes of the texts, and no text."""
+_READING = ("split", "limit", "seed", "truncate", "faithful")
+"""Settings that a source is restored from."""
 MADE_OF = "made_of"
 """The key of a recipe that has the identity of the rows of every task of an expert."""
 
@@ -107,10 +109,24 @@ class RowsIdentity:
         return {"settings": dict(self.settings), "digests": self.digests.to_json()}
 
 
+@dataclass(frozen=True)
+class _ReadingSettings(schema.Form):
+    """Settings that a source is restored from."""
+
+    split: str
+    limit: schema.Size | None
+    seed: int
+    truncate: schema.Size | None
+    faithful: list[str]
+
+
 def from_json(value: Any) -> RowsIdentity | None:
     """Returns the identity that `to_json` wrote; None if the value is of another form."""
     try:
-        return RowsIdentity(dict(value["settings"]), row_digests.from_json(value["digests"]))
+        settings = dict(value["settings"])
+        if "limit" in settings:
+            schema.build({field: settings[field] for field in _READING}, _ReadingSettings)
+        return RowsIdentity(settings, row_digests.from_json(value["digests"]))
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -177,8 +193,9 @@ def restore_source(noted: RowsIdentity, spec: TaskSpec, source: Source) -> Sourc
     own = noted.settings
     if "limit" not in own:
         return source
-    fields = {name: own[name] for name in ("limit", "seed", "truncate", "faithful")}
-    return replace(source, splits={**source.splits, spec.dataset: own["split"]}, **fields)
+    split, *names = _READING
+    fields = {name: own[name] for name in names}
+    return replace(source, splits={**source.splits, spec.dataset: own[split]}, **fields)
 
 
 def describe_changes(before: RowsIdentity, now: RowsIdentity) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from elm_jax import schema
 from elm_jax.records import PromptedExample
 
 COLUMNS = ("label", "target", "input", "choices")
@@ -30,7 +31,7 @@ class RowDigests:
         sample: Column -> two bytes for each of some rows, as base64.
     """
 
-    count: int
+    count: schema.Count
     columns: Mapping[str, str]
     sample: Mapping[str, str]
 
@@ -78,13 +79,17 @@ def digest_rows(examples: Iterable[PromptedExample]) -> RowDigests:
     return digester.finish()
 
 
-def from_json(value: Mapping[str, Any]) -> RowDigests:
+def from_json(value: Any) -> RowDigests:
     """Returns the digests that `to_json` wrote.
 
     Raises:
-        KeyError, TypeError: If the value is of another form.
+        ValueError: If the value is of another form.
     """
-    return RowDigests(value["count"], dict(value["columns"]), dict(value["sample"]))
+    digests = schema.build(value, RowDigests)
+    for column, text in digests.sample.items():
+        if len(base64.b64decode(text, validate=True)) % 2:
+            raise ValueError(f"Expected two bytes a row, got an odd number for {column!r}.")
+    return digests
 
 
 def describe_differences(before: RowDigests, now: RowDigests) -> list[str]:

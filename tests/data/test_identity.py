@@ -237,7 +237,21 @@ def test_a_merged_recipe_says_what_all_parts_were_trained_on_in_few_bytes():
     assert identity.merge_identities([{}]) == {}
 
 
-@pytest.mark.parametrize("value", [None, 3, {}, {"settings": {}}, {"settings": {}, "digests": {"count": 1}}])
+READING = {"split": "test", "limit": 40, "seed": 1, "truncate": None, "faithful": ["case"]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 3, {}, {"settings": {}}, {"settings": {}, "digests": {"count": 1}}),
+        *(
+            noted(rows(), **READING | {field: wrong}).to_json()
+            for field, wrong in (("split", 3), ("limit", "x"), ("seed", None), ("faithful", "case"))
+        ),
+        noted(rows(), limit=40).to_json(),
+    ],
+)
 def test_what_is_no_identity_is_none(value):
     assert identity.from_json(value) is None
-    assert identity.from_json(noted(rows()).to_json()) == noted(rows())
+    for whole in (noted(rows()), noted(rows(), **READING)):
+        assert identity.from_json(whole.to_json()) == whole

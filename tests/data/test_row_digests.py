@@ -77,3 +77,24 @@ def test_digests_differ_exactly_where_rows_do(before, now):
 def test_digests_come_back_from_json(fields):
     found = digest_rows(made(fields))
     assert row_digests.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+WRITTEN = digest_rows(rows(3)).to_json()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        None,
+        {"count": 3},
+        WRITTEN | {"count": None},
+        WRITTEN | {"count": -1},
+        WRITTEN | {"columns": ["label"]},
+        WRITTEN | {"columns": {"label": 3}},
+        WRITTEN | {"sample": {"label": "no base64!"}},
+        WRITTEN | {"sample": {"label": "AAAA"}},  # three bytes, and every row has two
+    ],
+)
+def test_digests_of_another_form_are_refused(damaged):
+    with pytest.raises(ValueError, match=r"RowDigests|base64|two bytes"):
+        row_digests.from_json(damaged)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ UNUSUAL = [
 ]
 
 
+@cache
 def corpus():
     """2,000 texts: what the templates write, code, CJK, emoji, added tokens and white space, and mixtures."""
     rng = np.random.default_rng(0)
