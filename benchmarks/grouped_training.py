@@ -225,7 +225,7 @@ def grouped(
             if completed:
                 active = np.isin(np.arange(count), completed)
                 rate = np.where(active, jobs[0].config.schedule.peak, 0).astype(np.float32)
-                update = step.Update(rate, active, np.array(done, np.int32) + 1)
+                update = step.SlotUpdates(rate, active, np.array(done, np.int32) + 1)
                 state, accumulator, _ = group.update(state, accumulator, update)
                 for slot in completed:
                     done[slot] += 1

@@ -71,7 +71,7 @@ class OutOfMemoryError(UserError):
     """Not even the smallest group and batch fit a device's memory."""
 
 
-class MissingRowsError(UserError):
+class MissingDatasetRowsError(UserError):
     """Rows of a dataset that are not here; of a group the other datasets are evaluated."""
 
 

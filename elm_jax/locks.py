@@ -38,7 +38,7 @@ EXPIRY_SECONDS = 120.0
 SETTLE_SECONDS = 1.0
 """In which a process that took a free lock of a disk at the same time would have written it, too."""
 POLL_SECONDS = 0.1
-MOST_BYTES = 4096
+MAX_OWNER_BYTES = 4096
 """Of the file of a lock."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -230,7 +230,7 @@ def _owner(purpose: str) -> dict[str, Any]:
 def _read_owner(file: epath.Path) -> dict[str, Any]:
     """Returns what a lock says of its holder; nothing if it says nothing, or not yet."""
     try:
-        owner = json.loads(storage.read_content(file, what="A lock", most=MOST_BYTES))
+        owner = json.loads(storage.read_content(file, what="A lock", most=MAX_OWNER_BYTES))
     except (UserError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}

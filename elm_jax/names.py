@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 from elm_jax.errors import UserError
 
-MOST_BYTES = 217
+MAX_NAME_BYTES = 217
 """Of a name on disk: file systems take 255, and what is written has 38 more until it is whole."""
 MAX_LISTED_NAMES = 20
 """If no name is near, an error lists all names, up to this many."""
@@ -55,10 +55,10 @@ def directory_name(part: str) -> str:
     # A leading dot hides a file, and a tilde means a home directory or a backup to some programs.
     quoted = quoted.replace("~", "%7E")
     quoted = f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
-    if len(quoted) > MOST_BYTES:
+    if len(quoted) > MAX_NAME_BYTES:
         raise UserError(
-            f"Expected a name of at most {MOST_BYTES} bytes as %-encoded, got {len(quoted)} of {part!r:.60}. "
-            "Fix: shorten it."
+            f"Expected a name of at most {MAX_NAME_BYTES} bytes as %-encoded, got {len(quoted)} of "
+            f"{part!r:.60}. Fix: shorten it."
         )
     return quoted
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.axes import PAD
-from elm_jax.evaluation.few_shot import weigh_experts
+from elm_jax.evaluation.few_shot import sum_weighted_experts
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import gating
 from elm_jax.routing.arrow import arrow
@@ -122,7 +122,7 @@ def routing_lorahub(inputs: Arrays) -> Arrays:
     shots = int(inputs["n_examples"])
     parts = list(zip(inputs["batch_losses"].sum(axis=1).tolist(), inputs["weights"], strict=True))
     stack = stack_loras(inputs)
-    composed = [weigh_experts(stack, {}, weights)["mlp"]["wo"] for weights in inputs["weights"]]
+    composed = [sum_weighted_experts(stack, {}, weights)["mlp"]["wo"] for weights in inputs["weights"]]
     return {
         "loss": [penalize_weights(loss, 0 * weights, shots=shots) for loss, weights in parts],
         "penalty": [penalize_weights(0.0, weights, shots=shots) for _, weights in parts],

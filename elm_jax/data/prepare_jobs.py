@@ -38,7 +38,7 @@ def run_jobs(jobs: Sequence[PrepareJob], processes: int) -> Iterator[tuple[str, 
     Raises:
         UserError: If a process was killed.
     """
-    groups = [_Group(found) for found in _group_by_rows(jobs)]
+    groups = [_JobGroup(found) for found in _group_by_rows(jobs)]
     try:
         if processes > 1 and len(groups) == 1:  # a small task is done before a process has started
             yield from _run_here(groups[0], most=1)
@@ -62,7 +62,7 @@ def make_cache_key(job: PrepareJob) -> str:
     return prepared_files.make_cache_key(rendering_key, job.tokenizer, job.lengths)
 
 
-class _Group:
+class _JobGroup:
     """Tasks that share rows: what of them was given out, and what came back."""
 
     def __init__(self, jobs: Sequence[PrepareJob]) -> None:
@@ -170,7 +170,7 @@ class _Group:
                 directory.rmtree()
 
 
-def _run_here(group: _Group, most: int | None = None) -> Iterator[tuple[str, JobResult]]:
+def _run_here(group: _JobGroup, most: int | None = None) -> Iterator[tuple[str, JobResult]]:
     """Prepares a group, or so many ranges of it, in this process."""
     opened = None
     while group.has_more and most != 0:
@@ -184,9 +184,9 @@ def _run_here(group: _Group, most: int | None = None) -> Iterator[tuple[str, Job
     yield from group.finish()
 
 
-def _run_shared(groups: Sequence[_Group], processes: int) -> Iterator[tuple[str, JobResult]]:
+def _run_shared(groups: Sequence[_JobGroup], processes: int) -> Iterator[tuple[str, JobResult]]:
     """Prepares groups in other processes."""
-    pending: dict[Future[PreparedRange], _Group] = {}
+    pending: dict[Future[PreparedRange], _JobGroup] = {}
     with worker_pool.open_pool(processes) as pool:
         try:
             while pending or any(group.has_more for group in groups):

@@ -80,7 +80,7 @@ def _add(one: Any, other: Any) -> Any:
     return dict(Counter(one) + Counter(other)) if isinstance(one, Mapping) else one + other
 
 
-def count_losses(
+def count_token_losses(
     texts: Sequence[Sequence[str]],
     ids: Sequence[Sequence[list[int]]],
     choice_starts: np.ndarray,

@@ -152,7 +152,7 @@ def tokenize_examples(
         choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
         counts=get_row_counts(examples),
-        losses=token_losses.count_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
+        losses=token_losses.count_token_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
         accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
 

@@ -125,7 +125,7 @@ def fit_lorahub(
             loaded.clear()
             loaded[chosen] = library.load_stack(chosen, base=run.base.fingerprint)
         numbers = np.fromiter(weights.values(), np.float32, len(weights))
-        return weigh_experts(loaded[chosen], run.base.params, numbers)
+        return sum_weighted_experts(loaded[chosen], run.base.params, numbers)
 
     kind = library.spec(experts[0]).kind
 
@@ -161,7 +161,7 @@ def fit_lorahub(
     )
 
 
-def weigh_experts(stack: Params, base: Params, weights: np.ndarray) -> Params:
+def sum_weighted_experts(stack: Params, base: Params, weights: np.ndarray) -> Params:
     """Returns the neutral expert plus the weighted sum of how far each expert is from it.
 
     Of LoRA experts these are both factors, as LoraHub has it (get_final_weights of sail-sg/lorahub).

@@ -30,7 +30,7 @@ from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.scoring.decoding import NAN_TOKEN
 from elm_jax.session.workspace import Run
 from elm_jax.tasks import original
-from elm_jax.tasks.original import SWAPPED_BLEU
+from elm_jax.tasks.original import SWAPPED_BLEU_SWITCH
 
 Tasks = Mapping[str, EvaluationTask]
 
@@ -150,7 +150,9 @@ def generate_answers(
     )
     total = sum(results_cache.count_rows(cell, row_counts) for cell in share)
     rows = [row.prompt for own in prompts.values() for row in own]
-    lengths = engine.choose_prompt_lengths(run.base.params, rows, experts=total / max(1, len(rows)))
+    lengths = engine.choose_prompt_lengths(
+        run.base.params, rows, experts_per_prompt=total / max(1, len(rows))
+    )
     done = 0
     with run.stages.stage("write answers", total) as advance:
         scorers = [cell.scorer for cell in share]
@@ -255,7 +257,7 @@ def _evaluate(
 
 def _swaps_bleu(run: Run) -> bool:
     """Returns whether a run asks for the original's BLEU."""
-    return SWAPPED_BLEU in original.parse_switches(run.source.faithful)
+    return SWAPPED_BLEU_SWITCH in original.parse_switches(run.source.faithful)
 
 
 def _cache_keys(run: Run, tasks: Tasks, content_addressed: Collection[str]) -> results_cache.CacheKeys:

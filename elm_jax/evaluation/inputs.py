@@ -5,7 +5,7 @@ from typing import Any
 
 from elm_jax import names
 from elm_jax.data import task_selection
-from elm_jax.errors import MissingRowsError
+from elm_jax.errors import MissingDatasetRowsError
 from elm_jax.evaluation import ranking
 from elm_jax.evaluation.results_cache import Cell
 from elm_jax.evaluation.scorer_selection import ScorerSelection
@@ -27,8 +27,8 @@ def drop_missing_tasks(
     """Returns the tasks without those whose rows are missing, which it prints with how to get them.
 
     Raises:
-        MissingRowsError: rows of a task that is named by itself are missing, those of all tasks, or any with
-            `strict`.
+        MissingDatasetRowsError: rows of a task that is named by itself are missing, those of all tasks, or
+            any with `strict`.
     """
     if not missing:
         return list(specs)
@@ -37,7 +37,7 @@ def drop_missing_tasks(
     lines = [f"  {name}: {remedy}" for name, remedy in remedies.items()]
     is_named = any(spec.id in missing and not task_selection.names_group(tasks, spec) for spec in specs)
     if strict or is_named or not found:
-        raise MissingRowsError(
+        raise MissingDatasetRowsError(
             "\n".join([f"Expected rows of {', '.join(remedies)}, got none. Fix: get them.", *lines])
         )
     if hosts.is_primary():

@@ -50,7 +50,7 @@ SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {
 """Ways that are no router's, with their options."""
 DEFAULT_SHOTS = 5
 _MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
-_BESIDE_MERGES = {ENSEMBLE: ENSEMBLE_OPTIONS, FINETUNE: FINETUNE_OPTIONS, COMPONENTS: COMPONENT_OPTIONS}
+_NON_MERGE_OPTIONS = {ENSEMBLE: ENSEMBLE_OPTIONS, FINETUNE: FINETUNE_OPTIONS, COMPONENTS: COMPONENT_OPTIONS}
 _FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
 
 DescribedExperts = Sequence[tuple[ExpertSpec, Shapes]]
@@ -145,7 +145,7 @@ def parse_method(text: str) -> EvaluationMethod:
             f"Expected a router that chooses one expert before +{FINETUNE}, which trains it further, got "
             f"{text!r}. Fix: let it choose one, as with experts=1, or merge the experts."
         )
-    known = _BESIDE_MERGES[way] if way in _BESIDE_MERGES else merging.find_merge(way).options
+    known = _NON_MERGE_OPTIONS[way] if way in _NON_MERGE_OPTIONS else merging.find_merge(way).options
     where = f"the options of {way!r} ({', '.join(known) or 'it has none'})"
     for option, value in given.items():
         require_option_value(option, known[names.resolve(option, known, kind="option", where=where)], value)
@@ -166,7 +166,7 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
                     f"Expected LoRA experts for router {method.router!r}, got {other.id!r} of kind "
                     f"{other.kind!r}. Fix: train experts with `--kind lora`, or choose another router."
                 )
-        alike = method.router in ("uniform", "lorahub") and method.merge not in _BESIDE_MERGES
+        alike = method.router in ("uniform", "lorahub") and method.merge not in _NON_MERGE_OPTIONS
         whole = of_lora or alike
         if whole and len(groups) > 1:
             first, second = groups[0][0][0].id, groups[1][0][0].id
@@ -174,7 +174,7 @@ def require_compatible(wanted: Sequence[EvaluationMethod], library: DescribedExp
                 f"Expected experts of one kind and shape for method {method.name!r}, which merges them all, "
                 f"got {first!r} and {second!r}. Fix: leave out that method, or the experts of another kind."
             )
-        if method.merge is not None and method.merge not in _BESIDE_MERGES:
+        if method.merge is not None and method.merge not in _NON_MERGE_OPTIONS:
             _require_merge(method, groups)
 
 

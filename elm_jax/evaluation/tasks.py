@@ -8,7 +8,7 @@ import numpy as np
 from elm_jax.data import identity, task_rows, tokenized_rows
 from elm_jax.data.identity import RowsIdentity
 from elm_jax.data.tokenized_rows import TokenizedRows
-from elm_jax.errors import MissingRowsError, UserError
+from elm_jax.errors import MissingDatasetRowsError, UserError
 from elm_jax.records import PromptedExample, TaskSpec
 from elm_jax.scoring.buckets import PromptWithChoices
 from elm_jax.session.workspace import Run
@@ -98,7 +98,7 @@ def load_available(run: Run, specs: Iterable[TaskSpec]) -> tuple[dict[str, Evalu
                 failed[spec.id] = unavailable[spec.dataset]
             else:
                 loaded[spec.id] = _load(run, spec)
-        except MissingRowsError as error:
+        except MissingDatasetRowsError as error:
             failed[spec.id] = unavailable[spec.dataset] = str(error)
     return loaded, failed
 

@@ -71,7 +71,7 @@ class ExpertChanges(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True)
-class WrittenChange:
+class ChangeLeaves:
     """A merged change as an expert's leaves.
 
     Attributes:
@@ -146,7 +146,7 @@ def compute_changes(inputs: MergeInputs) -> ExpertChanges:
     raise ValueError(f"{form} groups have no change")
 
 
-def write_change(inputs: MergeInputs, change: Tensor | Factors, rank: int | None) -> WrittenChange:
+def write_change(inputs: MergeInputs, change: Tensor | Factors, rank: int | None) -> ChangeLeaves:
     """Returns the leaves that make up a change; `rank` is that of LoRA."""
     form = inputs.group.form
     if isinstance(change, Factors):
@@ -156,13 +156,13 @@ def write_change(inputs: MergeInputs, change: Tensor | Factors, rank: int | None
     if form == "lora":
         lora_a, lora_b = lowrank.factor(change, _written_rank(inputs, rank))
         norm = math.fsum(np.square(change, dtype=np.float64).sum(axis=1))
-        return WrittenChange([lora_a, lora_b], lowrank.squared_error(change, lora_a, lora_b), norm)
+        return ChangeLeaves([lora_a, lora_b], lowrank.squared_error(change, lora_a, lora_b), norm)
     if form == "vector":
-        return WrittenChange([change + np.float32(1)])
-    return WrittenChange([change if inputs.base is None else _as_float32(inputs.base) + change])
+        return ChangeLeaves([change + np.float32(1)])
+    return ChangeLeaves([change if inputs.base is None else _as_float32(inputs.base) + change])
 
 
-def _write_factors(inputs: MergeInputs, change: Factors, rank: int | None) -> WrittenChange:
+def _write_factors(inputs: MergeInputs, change: Factors, rank: int | None) -> ChangeLeaves:
     """Returns the leaves of LoRA for a change that is known by factors, of which no product is made."""
     rank = _written_rank(inputs, rank)
     left, sizes, right = lowrank.decompose(change)
@@ -172,7 +172,7 @@ def _write_factors(inputs: MergeInputs, change: Factors, rank: int | None) -> Wr
     lora_a[:, : len(sizes)], lora_b[: len(sizes)] = left[:, :rank], right[:rank]
     squares = np.square(sizes)
     leaves = [_as_float32(lora_a * roots), _as_float32(roots[:, None] * lora_b)]
-    return WrittenChange(leaves, math.fsum(squares[rank:]), math.fsum(squares))
+    return ChangeLeaves(leaves, math.fsum(squares[rank:]), math.fsum(squares))
 
 
 def _written_rank(inputs: MergeInputs, rank: int | None) -> int:

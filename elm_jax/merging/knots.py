@@ -66,7 +66,7 @@ def _factorize(
     return basis, inner
 
 
-def _trim_parts(
+def _ties_of_parts(
     layers: NetworkLayers,
     weights: tuple[float, ...],
     density: float,
@@ -93,6 +93,6 @@ def _merge_knots(
     """TIES in directions that all experts share."""
     if not is_matrix(inputs):
         return np.float32(scale) * weighted_sum(changes, inputs.weights)
-    merge_parts = network_of(changes, inputs).measure(_trim_parts, tuple(inputs.weights), density)
+    merge_parts = network_of(changes, inputs).measure(_ties_of_parts, tuple(inputs.weights), density)
     parts, shared = align_changes(as_matrices(changes, inputs))
     return Factors(scale * merge_parts(parts), shared)

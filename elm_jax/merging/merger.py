@@ -18,7 +18,7 @@ from elm_jax.data import identity
 from elm_jax.errors import UserError
 from elm_jax.experts import compatibility
 from elm_jax.merging import changes
-from elm_jax.merging.changes import WrittenChange
+from elm_jax.merging.changes import ChangeLeaves
 from elm_jax.merging.method import MergeMethod
 from elm_jax.merging.parameter_groups import Form, MergeInputs, Network, ParameterGroup
 from elm_jax.merging.plan import MergePlan, require_statistics
@@ -89,7 +89,7 @@ def merge(
         layers = []
         for inputs in _iterate_layers(plan, group, sources):
             written = (
-                WrittenChange(inputs.values[0])
+                ChangeLeaves(inputs.values[0])
                 if stays_unchanged
                 else _merge_layer(plan, replace(inputs, network=network), are_equal=are_equal)
             )
@@ -167,14 +167,14 @@ def _iterate_changes(
                 yield changes.compute_changes(inputs), inputs
 
 
-def _merge_layer(plan: MergePlan, inputs: MergeInputs, *, are_equal: bool) -> WrittenChange:
+def _merge_layer(plan: MergePlan, inputs: MergeInputs, *, are_equal: bool) -> ChangeLeaves:
     """Returns the merged leaves of one layer of a group."""
     method = plan.method_of(inputs.group)
     if method.works_on == "parameters":
         if are_equal:
-            return WrittenChange(inputs.values[0])
+            return ChangeLeaves(inputs.values[0])
         options = {name: plan.options[name] for name in method.options}
-        return WrittenChange(method.combine(inputs, **options))
+        return ChangeLeaves(method.combine(inputs, **options))
     options = {name: plan.options[name] for name in method.options if name not in changes.OPTIONS}
     expert_changes = changes.compute_changes(inputs)
     if are_equal:

@@ -21,7 +21,7 @@ from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, Encoded, Prompts
 from elm_jax.models import attention_kernel, products
 from elm_jax.models.layers import KernelBias, attend_by_kernel, relative_bucket
-from elm_jax.models.masks import UNSEEN, SegmentMask, mask_bias
+from elm_jax.models.masks import NEVER_ATTENDED, SegmentMask, mask_bias
 from elm_jax.records import Params
 
 RELPOS_DISTANCE = 128  # beyond it all distances share MPNet's last bucket
@@ -105,7 +105,7 @@ def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Arr
         positions = _by_distance(config, params["relpos"], tokens.shape[1])
     length, heads = x.shape[1], config.num_heads
     if attention_kernel.is_for(length, length, heads, config.emb_dim // heads):
-        mask = SegmentMask(None, jnp.where(seen, 0, UNSEEN))
+        mask = SegmentMask(None, jnp.where(seen, 0, NEVER_ATTENDED))
         biases = KernelBias(None if positions is None else positions.swapaxes(1, 2), mask)
     else:
         biases = mask_bias(seen)[:, None, None]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from elm_jax.axes import Array
 
 MASKED = -1e10  # finite, so that a row of padding alone gives no NaN
-UNSEEN = -1
+NEVER_ATTENDED = -1
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("queries", "keys"), meta_fields=("causal",))
@@ -19,8 +19,8 @@ class SegmentMask:
     """A mask of segments: a query sees the keys of its own.
 
     Attributes:
-        queries: the segment of every query; None if they see all keys but those that are UNSEEN.
-        keys: the segment of every key, or UNSEEN; None if all are seen.
+        queries: the segment of every query; None if they see all keys but those that are NEVER_ATTENDED.
+        keys: the segment of every key, or NEVER_ATTENDED; None if all are seen.
         causal: whether a query sees no key at a later position than its own.
     """
 
@@ -34,7 +34,7 @@ class SegmentMask:
         if self.keys is not None and self.queries is not None:
             seen = self.queries[:, :, None] == self.keys[:, None]
         elif self.keys is not None:
-            seen = (self.keys != UNSEEN)[:, None]
+            seen = (self.keys != NEVER_ATTENDED)[:, None]
         if self.causal:
             seen = seen & (jnp.arange(keys)[None] <= jnp.arange(queries)[:, None])[None]
         return seen
@@ -43,7 +43,9 @@ class SegmentMask:
         """Returns the segments of that many queries and keys, none of them None."""
         of_keys = jnp.zeros((rows, keys), jnp.int32) if self.keys is None else self.keys
         if self.queries is None:
-            return jnp.zeros((rows, queries), jnp.int32), jnp.where(of_keys == UNSEEN, UNSEEN, 0)
+            return jnp.zeros((rows, queries), jnp.int32), jnp.where(
+                of_keys == NEVER_ATTENDED, NEVER_ATTENDED, 0
+            )
         return self.queries, of_keys
 
 

@@ -27,7 +27,7 @@ from elm_jax.errors import UserError
 from elm_jax.models import expert_layers as ex
 from elm_jax.models import sharding, soft_prompts
 from elm_jax.models.dropout import make_token_seeds
-from elm_jax.models.masks import UNSEEN, SegmentMask
+from elm_jax.models.masks import NEVER_ATTENDED, SegmentMask
 from elm_jax.models.products import with_config_precision
 from elm_jax.models.sizes import T5Config
 from elm_jax.models.soft_prompts import insert_soft_tokens
@@ -275,7 +275,7 @@ class T5(nn.Module):
 
 def _segments_of_real(tokens: Prompts, segments: Prompts | None) -> Prompts:
     """Returns the segments of tokens that are seen as keys, all the same if rows are not packed."""
-    return jnp.where(jnp.asarray(tokens) != PAD, 0 if segments is None else segments, UNSEEN)
+    return jnp.where(jnp.asarray(tokens) != PAD, 0 if segments is None else segments, NEVER_ATTENDED)
 
 
 def init_params(key: jax.Array, config: T5Config) -> dict[str, Any]:

@@ -117,13 +117,13 @@ def find_experts_with_keys(index: KeyIndex, exclude: Collection[str] = ()) -> Bo
     return allowed & np.isin(np.arange(len(index.experts)), with_keys)
 
 
-def require_vectors(queries: Queries, index: KeyIndex, *, any_format: bool = False) -> Embeddings:
+def require_vectors(queries: Queries, index: KeyIndex, *, any_text_format: bool = False) -> Embeddings:
     """Returns the queries' vectors, which compare with the keys.
 
     Args:
         queries: The queries.
         index: The keys.
-        any_format: Whether the text formats may differ, as in the original.
+        any_text_format: Whether the text formats may differ, as in the original.
 
     Raises:
         UserError: If there are no vectors, or if their embedder, text format or width is not the keys'.
@@ -139,7 +139,7 @@ def require_vectors(queries: Queries, index: KeyIndex, *, any_format: bool = Fal
             f"{queries.vectors.shape[0]}."
         )
     _require_same(queries, "embedder", queries.embedder, index.embedder)
-    if not any_format:
+    if not any_text_format:
         _require_same(queries, "text format", queries.text_format, index.text_format)
     width, key_width = queries.vectors.shape[1], index.vectors.shape[1]
     if width != key_width:

@@ -45,7 +45,7 @@ def find_neighbours(
         UserError: If queries and index do not compare, or if the index has fewer than `k` rows.
     """
     index = original.adapt_index(index, switches)
-    vectors = require_vectors(queries, index, any_format="raw_queries" in switches)
+    vectors = require_vectors(queries, index, any_text_format="raw_queries" in switches)
     allowed = find_allowed_keys(index, find_allowed_experts(index, exclude))
     if "ties" in switches:
         return original.find_last_of_equals(vectors, index, k, allowed)

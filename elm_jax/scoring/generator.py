@@ -82,7 +82,7 @@ def generate_rows(
     for unit in asked:
         times[unit] = times.get(unit, 0) + 1
     if lengths is None:
-        lengths = choose_prompt_lengths(params, prompts, experts=len(pairs) / max(1, len(prompts)))
+        lengths = choose_prompt_lengths(params, prompts, experts_per_prompt=len(pairs) / max(1, len(prompts)))
     network = Network(config, params, experts, stacked and experts is not None)
     answers: dict[GenerationItem, np.ndarray] = {}
     done, waiting = 0, None
@@ -136,13 +136,15 @@ def generate_program(
     return Program("generate", run, (base, prompts, eos, experts, index))
 
 
-def choose_prompt_lengths(params: Params, prompts: Sequence[Tokens], *, experts: float = 1.0) -> list[int]:
-    """Returns the lengths that it is best to pad prompts to, each under so many experts on average."""
+def choose_prompt_lengths(
+    params: Params, prompts: Sequence[Tokens], *, experts_per_prompt: float = 1.0
+) -> list[int]:
+    """Returns the lengths that it is best to pad prompts to, where each is read under so many on average."""
     if not prompts:
         return []
     distinct = {_unit_key(number, prompt): len(prompt) for number, prompt in enumerate(prompts)}
     tokens = np.array(list(distinct.values()))
-    per_expert = compilation_tokens(params) / max(experts, 1.0)
+    per_expert = compilation_tokens(params) / max(experts_per_prompt, 1.0)
     return buckets.choose_lengths(tokens, buckets.PROMPT_STEP, buckets.MAX_PROMPT_LENGTHS, per_expert)
 
 

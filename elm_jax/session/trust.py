@@ -21,7 +21,7 @@ TRUSTED_FILE = "trusted.json"
 
 
 @dataclass(frozen=True)
-class _TrustedForm(schema.FileForm):
+class _TrustedFilesForm(schema.FileForm):
     files: Mapping[str, str]
 
 
@@ -77,7 +77,7 @@ def _digest(path: str) -> str | None:
 
 def _load() -> Mapping[str, str]:
     with suppress(UserError):
-        return schema.read(_file(), _TrustedForm, what="What is trusted", fix="delete it").files
+        return schema.read(_file(), _TrustedFilesForm, what="What is trusted", fix="delete it").files
     return {}
 
 

@@ -14,9 +14,9 @@ from elm_jax import names
 
 ROW_SWITCHES = ("empty_renderings", "first_rows", "dbpedia_labels", "homonyms")
 """Switches that change rows."""
-SWAPPED_BLEU = "swapped_bleu"
+SWAPPED_BLEU_SWITCH = "swapped_bleu"
 """The switch that changes a metric, not rows."""
-SWITCHES = (*ROW_SWITCHES, SWAPPED_BLEU)
+SWITCHES = (*ROW_SWITCHES, SWAPPED_BLEU_SWITCH)
 
 
 def parse_switches(switches: str | Sequence[str]) -> frozenset[str]:

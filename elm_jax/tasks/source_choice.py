@@ -5,7 +5,7 @@ import os
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.errors import MissingRowsError
+from elm_jax.errors import MissingDatasetRowsError
 from elm_jax.names import lower_first
 from elm_jax.tasks.datasets import Dataset, RowSource
 
@@ -34,11 +34,11 @@ def choose_source(dataset: Dataset, data_dir: storage.PathLike | None = None) ->
         if source.kind == "hub" or (source.kind == "tfds" and not source.manual):
             return source
     if root is None:
-        raise MissingRowsError(
+        raise MissingDatasetRowsError(
             f"Expected a data directory with the rows of {dataset.name!r}, got none. Fix: "
             f"{lower_first(remedy)}"
         )
-    raise MissingRowsError(
+    raise MissingDatasetRowsError(
         f"Expected rows of {dataset.name!r} in {str(root)!r}, got no file. Fix: {lower_first(remedy)}"
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax import names, storage
-from elm_jax.errors import MissingRowsError, UserError
+from elm_jax.errors import MissingDatasetRowsError, UserError
 from elm_jax.extras import install_command
 from elm_jax.names import lower_first
 from elm_jax.tasks.datasets import Dataset, RowSource
@@ -98,7 +98,7 @@ def _open_files(
             f"use one of the splits {', '.join(complete)}." if complete else lower_first(find_remedy(dataset))
         )
         place = f"at {str(missing)!r}" if missing else "as a file"
-        raise MissingRowsError(
+        raise MissingDatasetRowsError(
             f"Expected the {split} split of {dataset.name!r} {place}, got no file. Fix: {fix}"
         )
     origin = " and ".join(map(str, paths))
@@ -153,7 +153,7 @@ def _open_hub(dataset: Dataset, source: RowSource, split: str) -> OpenSplit:
     try:
         rows = hub.load_dataset(source.name, source.config, split=split, revision=source.revision)
     except Exception as error:  # whatever its network, files and scripts may raise
-        raise MissingRowsError(
+        raise MissingDatasetRowsError(
             f"Expected to load {origin!r} from the hub, got {_reason(error)}. Fix: if the hub cannot be "
             f"reached, load it once elsewhere and copy the cache.{alternative}"
         ) from error
@@ -179,7 +179,7 @@ def _open_tfds(source: RowSource, split: str, data_dir: storage.PathLike | None)
             builder.download_and_prepare()
         splits = builder.info.splits
     except Exception as error:  # whatever its downloads, parsers and files may raise
-        raise MissingRowsError(
+        raise MissingDatasetRowsError(
             f"Expected TFDS to prepare {source.name!r}, got {_reason(error)}. Fix: if its servers cannot be "
             "reached, prepare it elsewhere (`tfds build`) and give its data directory."
         ) from error

@@ -39,7 +39,7 @@ _CLEAN_UP = (
 
 
 @dataclass(frozen=True)
-class HuggingFaceCodec:
+class HuggingFaceBackend:
     """A tokenizer of the `tokenizers` package, as `Tokenizer` uses it."""
 
     tokenizer: "FastTokenizer"
@@ -140,7 +140,7 @@ def load(where: storage.PathLike) -> Tokenizer:
             {"tokenizer": tokenizer.to_str(), "eos": eos, "bytes": is_byte_level}
             | ({"cleans_up": True} if cleans_up else {})
         ),
-        codec=HuggingFaceCodec(tokenizer, eos, is_byte_level, cleans_up),
+        backend=HuggingFaceBackend(tokenizer, eos, is_byte_level, cleans_up),
         unknown=None if is_byte_level else _find_unknown(tokenizer, config),
     )
 

@@ -27,7 +27,7 @@ LONGEST_LINE = 1 << 20
 
 
 @runtime_checkable
-class Codec(Protocol):
+class TokenizerBackend(Protocol):
     """The library behind a tokenizer: it encodes and decodes."""
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
@@ -48,7 +48,7 @@ class Tokenizer:
         extra_ids: Number of sentinels.
         eos: Id of end-of-sequence.
         fingerprint: Fingerprint of everything that decides which ids a text gets.
-        codec: The library that encodes and decodes.
+        backend: The library that encodes and decodes.
         input_eos: Whether inputs end with end-of-sequence, as the base was trained.
         unknown: Id of what the vocabulary lacks; None if it lacks nothing.
     """
@@ -57,22 +57,22 @@ class Tokenizer:
     extra_ids: int
     eos: int
     fingerprint: str
-    codec: Codec = field(repr=False, compare=False)
+    backend: TokenizerBackend = field(repr=False, compare=False)
     input_eos: bool = True
     unknown: int | None = UNK
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without end-of-sequence."""
-        return self.codec.encode_all([text])[0]
+        return self.backend.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of many texts; much faster than one at a time."""
-        return self.codec.encode_all(list(texts)) if texts else []
+        return self.backend.encode_all(list(texts)) if texts else []
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first end-of-sequence."""
         tokens = [int(token) for token in ids]
-        return self.codec.decode(tokens[: tokens.index(self.eos)] if self.eos in tokens else tokens)
+        return self.backend.decode(tokens[: tokens.index(self.eos)] if self.eos in tokens else tokens)
 
     @functools.cached_property
     def has_words_only(self) -> bool:
@@ -88,12 +88,12 @@ class Tokenizer:
         return frozenset(mark for mark in "\n\t\r" if self.encode(f"{word}{mark}{word}") == space)
 
     def _alphabetic_pieces(self) -> Iterator[str]:
-        pieces = (self.codec.decode([token]).strip() for token in range(UNK + 1, self.size))
+        pieces = (self.backend.decode([token]).strip() for token in range(UNK + 1, self.size))
         return (piece for piece in pieces if piece.isalpha())
 
 
 @dataclass(frozen=True)
-class SentencePieceCodec:
+class SentencePieceBackend:
     """SentencePiece's own processor, as SeqIO and T5X use it."""
 
     processor: sentencepiece.SentencePieceProcessor
@@ -200,15 +200,15 @@ def load(path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> Tokenizer:
         extra_ids=extra_ids,
         eos=EOS,
         fingerprint=storage.fingerprint({"model": digest, "extra_ids": extra_ids}),
-        codec=SentencePieceCodec(processor),
+        backend=SentencePieceBackend(processor),
     )
 
 
 def load_with_sentinels(path: storage.PathLike) -> Tokenizer:
     """Loads a model as T5 or mT5 has it: with sentinels on top, unless the model holds them itself."""
     bare = load(path, extra_ids=0)
-    assert isinstance(bare.codec, SentencePieceCodec)
-    find = bare.codec.processor.piece_to_id
+    assert isinstance(bare.backend, SentencePieceBackend)
+    find = bare.backend.processor.piece_to_id
     return bare if find("<extra_id_0>") != UNK or find("▁<extra_id_0>") != UNK else load(path)
 
 

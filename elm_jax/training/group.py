@@ -18,7 +18,7 @@ from elm_jax.training import batches, step
 from elm_jax.training.batches import Batch, Shape
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan, Layout, group_programs
-from elm_jax.training.step import Frozen, GradAccumulator, GroupState, Update
+from elm_jax.training.step import Frozen, GradAccumulator, GroupState, SlotUpdates
 
 
 class Group:
@@ -80,14 +80,14 @@ class Group:
         return self.programs.accumulate(params, self.frozen, self._arrays(batch, job_of), accumulator)
 
     def update(
-        self, state: GroupState, accumulator: GradAccumulator, update: Update
+        self, state: GroupState, accumulator: GradAccumulator, update: SlotUpdates
     ) -> tuple[GroupState, GradAccumulator, Array]:
         """Moves experts by what was accumulated; the old two are donated, the losses are still computed."""
         state, accumulator, loss = self.programs.update(state, accumulator, update)
         return state, accumulator, self._replicate(loss)
 
     def train_step(
-        self, state: GroupState, batch: Batch, job_of: Mapping[int, TrainingJob], update: Update
+        self, state: GroupState, batch: Batch, job_of: Mapping[int, TrainingJob], update: SlotUpdates
     ) -> tuple[GroupState, Array]:
         """Moves experts by a batch that has their whole steps; the old state is donated."""
         state, loss = self.programs.train_step(state, self.frozen, self._arrays(batch, job_of), update)

@@ -156,7 +156,9 @@ def group_programs(
     slot = with_replication(mesh, jax.ShapeDtypeStruct((), jnp.int32))
     count = (layout.slots,)
     dtypes = (jnp.float32, jnp.bool_, jnp.int32)
-    update = step.Update(*(with_replication(mesh, jax.ShapeDtypeStruct(count, dtype)) for dtype in dtypes))
+    update = step.SlotUpdates(
+        *(with_replication(mesh, jax.ShapeDtypeStruct(count, dtype)) for dtype in dtypes)
+    )
     losses = jax.ShapeDtypeStruct(count, jnp.float32)
     target: Mapping[str, Any] = {"platform": platform}
     init = step.init(kind, options, optimizer, **target)

@@ -112,7 +112,7 @@ class GradAccumulator(NamedTuple):
     loss: Float[Array, " E"]
 
 
-class Update(NamedTuple):
+class SlotUpdates(NamedTuple):
     """How experts move.
 
     Attributes:
@@ -130,10 +130,10 @@ Accumulate = Callable[[Params, Params | Frozen | None, Rows, GradAccumulator], G
 Evaluate = Callable[[Params, Params | Frozen | None, Rows, Float[Array, " E"]], Float[Array, " E"]]
 Init = Callable[[Any, Params], GroupState]
 ApplyUpdate = Callable[
-    [GroupState, GradAccumulator, Update], tuple[GroupState, GradAccumulator, Float[Array, " E"]]
+    [GroupState, GradAccumulator, SlotUpdates], tuple[GroupState, GradAccumulator, Float[Array, " E"]]
 ]
 TrainStep = Callable[
-    [GroupState, Params | Frozen | None, Rows, Update], tuple[GroupState, Float[Array, " E"]]
+    [GroupState, Params | Frozen | None, Rows, SlotUpdates], tuple[GroupState, Float[Array, " E"]]
 ]
 
 
@@ -207,7 +207,7 @@ def train_step(
     move = _mover(optimizer)
 
     def run(
-        state: GroupState, base: Params | Frozen | None, rows: Rows, update: Update
+        state: GroupState, base: Params | Frozen | None, rows: Rows, update: SlotUpdates
     ) -> tuple[GroupState, Array]:
         # The function that runs on each expert's part of a mesh takes a fourth argument: here there is none.
         own = _shard_map_over_experts(lambda params, base, rows, _: gradient(params, base, rows))
@@ -240,13 +240,13 @@ def apply_update(optimizer: optax.GradientTransformation, *, platform: str = "cp
     move = _mover(optimizer)
 
     def one(
-        state: GroupState, accumulator: GradAccumulator, update: Update
+        state: GroupState, accumulator: GradAccumulator, update: SlotUpdates
     ) -> tuple[GroupState, GradAccumulator]:
         rest = jax.tree.map(lambda leaf: jnp.where(update.active, 0, leaf), accumulator)
         return move(state, accumulator, update), rest
 
     def every(
-        state: GroupState, accumulator: GradAccumulator, update: Update
+        state: GroupState, accumulator: GradAccumulator, update: SlotUpdates
     ) -> tuple[GroupState, GradAccumulator, Array]:
         like = jax.tree.leaves(state.params)[0]
         if traced_platform() == "tpu" and sharding.experts_of_part(state.params) > 1:
@@ -349,7 +349,7 @@ def _gradient(network: T5Config, kind: str, loss: LossConfig) -> Callable[..., G
 def _mover(optimizer: optax.GradientTransformation) -> Callable[..., GroupState]:
     """Returns `(state, accumulator, update) -> state`, of one expert: it moves if its step is complete."""
 
-    def move(state: GroupState, accumulator: GradAccumulator, update: Update) -> GroupState:
+    def move(state: GroupState, accumulator: GradAccumulator, update: SlotUpdates) -> GroupState:
         finite = jnp.isfinite(accumulator.loss) & jnp.isfinite(optax.tree.norm(accumulator.gradient))
         moving = update.active & (state.stopped == ALL_FINITE)
         direction, moments = optimizer.update(accumulator.gradient, state.moments, state.params)
@@ -366,7 +366,7 @@ def _mover(optimizer: optax.GradientTransformation) -> Callable[..., GroupState]
 
 
 def _map_active(
-    one: Callable[..., Any], state: GroupState, _: Any, update: Update, accumulator: GradAccumulator
+    one: Callable[..., Any], state: GroupState, _: Any, update: SlotUpdates, accumulator: GradAccumulator
 ) -> tuple[GroupState, GradAccumulator]:
     """Returns `one(state, accumulator, update)` of every expert, where it changes only those that are active.
 

@@ -223,7 +223,7 @@ def run_jobs(
         with run.stages.stage(f"{what}s are trained already", 0):
             checkpoint_directories.delete_directory(checkpoints.path, identity)
         return
-    plan = _group_plan(run, config, jobs, mesh)
+    plan = _plan_training_group(run, config, jobs, mesh)
     with ExitStack() as stack:
         should_stop = stack.enter_context(preemption.watch_for_preemption())
         title = f"train {missing} {what}{'s' * (missing != 1)}"
@@ -281,7 +281,9 @@ def _library_specs(run: Run) -> list[ExpertSpec]:
     return [library.spec(expert) for expert in library.ids()]
 
 
-def _group_plan(run: Run, config: TrainConfig, jobs: Sequence[TrainingJob], mesh: Mesh | None) -> GroupPlan:
+def _plan_training_group(
+    run: Run, config: TrainConfig, jobs: Sequence[TrainingJob], mesh: Mesh | None
+) -> GroupPlan:
     """Returns how the experts share the devices; what the config leaves open is what memory holds."""
     experts, tokens = config.batch.max_experts, config.batch.max_tokens
     if experts is None or tokens is None:

@@ -35,7 +35,7 @@ from elm_jax.training.group import Group
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan, layout_for
 from elm_jax.training.slots import Slot, SlotTable
-from elm_jax.training.step import ALL_FINITE, GradAccumulator, GroupState, Update
+from elm_jax.training.step import ALL_FINITE, GradAccumulator, GroupState, SlotUpdates
 
 FinishedHandler = Callable[[TrainingJob, Params], None]
 CHECK_EVERY = 100  # batches between checks for experts whose loss is not finite
@@ -248,7 +248,7 @@ class _Run:
         ]
         whole = len(completed) == len(used) and not any(in_slot[number].used_examples for number in used)
         if self.steps_are_batches and whole:
-            self.state, loss = group.train_step(self.state, batch, job_of, self._update_of(metrics))
+            self.state, loss = group.train_step(self.state, batch, job_of, self._slot_updates(metrics))
         else:
             self.accumulator = group.accumulate(self.state.params, batch, job_of, self._accumulator_or_zero())
             loss = self._update(metrics) if metrics else None
@@ -272,16 +272,16 @@ class _Run:
         self._refill()
 
     def _update(self, metrics: Sequence[tuple[int, StepMetrics]]) -> Array:
-        update, accumulator = self._update_of(metrics), self._accumulator_or_zero()
+        update, accumulator = self._slot_updates(metrics), self._accumulator_or_zero()
         self.state, self.accumulator, loss = self.group.update(self.state, accumulator, update)
         return loss
 
     def _accumulator_or_zero(self) -> GradAccumulator:
         return self.group.zero(self.state) if self.accumulator is None else self.accumulator
 
-    def _update_of(self, metrics: Sequence[tuple[int, StepMetrics]]) -> Update:
+    def _slot_updates(self, metrics: Sequence[tuple[int, StepMetrics]]) -> SlotUpdates:
         count = self.layout.slots
-        update = Update(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, np.int32))
+        update = SlotUpdates(np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, np.int32))
         for number, each in metrics:
             update.learning_rate[number], update.active[number] = each.learning_rate, True
             update.step[number] = each.step

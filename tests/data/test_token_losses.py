@@ -33,7 +33,7 @@ def counted(rows, tokenizer, lengths=LENGTHS):
     ]
     ids = [tokenizer.encode_all(each) for each in texts]
     starts = compute_offsets(len(row[2]) for row in rows)
-    return token_losses.count_losses(texts, ids, starts, tokenizer, lengths)
+    return token_losses.count_token_losses(texts, ids, starts, tokenizer, lengths)
 
 
 def test_every_kind_of_loss_is_counted(words):
@@ -114,7 +114,7 @@ def test_a_verb_says_in_one_line_what_is_lost_and_nothing_if_all_is_seen(words):
 
 
 class _Bytes:
-    """A codec of bytes, to which everything is known."""
+    """A tokenizer of bytes, to which everything is known."""
 
     def encode_all(self, texts):
         return [[3 + byte for byte in text.encode()] for text in texts]

@@ -9,7 +9,7 @@ import urllib.error
 import pytest
 
 from elm_jax.data import check, missing_rows, prepare, prepared_files, task_rows, task_selection
-from elm_jax.errors import MissingRowsError, UserError
+from elm_jax.errors import MissingDatasetRowsError, UserError
 from elm_jax.evaluation.config import EvaluationConfig
 from elm_jax.evaluation.evaluate import evaluate
 from elm_jax.records import PromptedExample
@@ -92,7 +92,7 @@ def test_what_fails_to_load_though_its_server_answers_is_left_out_of_a_group_too
 
     def fail(dataset, source, split):
         tries.append(dataset.name)
-        raise MissingRowsError(f"Expected {dataset.name!r}, got no answer. Fix: ask again.")
+        raise MissingDatasetRowsError(f"Expected {dataset.name!r}, got no answer. Fix: ask again.")
 
     monkeypatch.setattr(sources, "_open_hub", fail)
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_what_fails_to_load_though_its_server_answers_is_left_out_of_a_group_too
     assert set(report.environment["missing"]) == {"absent", "far", "built"}
     assert "Expected 'far', got no answer" in capsys.readouterr().err
     assert tries == ["far", "built"]
-    with pytest.raises(MissingRowsError):
+    with pytest.raises(MissingDatasetRowsError):
         evaluate(toys, "toys", dataclasses.replace(BASE_ALONE, strict=True))
 
 

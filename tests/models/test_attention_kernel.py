@@ -14,7 +14,7 @@ from elm_jax.aot.program import trace_for
 from elm_jax.models import attention_check, attention_tiles, expert_layers, meshes, sharding
 from elm_jax.models import attention_kernel as kernel
 from elm_jax.models.dropout import is_kept
-from elm_jax.models.masks import UNSEEN
+from elm_jax.models.masks import NEVER_ATTENDED
 from elm_jax.models.sizes import find_config
 from elm_jax.models.t5 import T5, init_params
 
@@ -58,7 +58,7 @@ def drawn(rows, queries, keys, heads, head_dim, rate, *, biased=True, dtype=jnp.
         return jnp.asarray(0.5 * RNG.normal(size=(rows, length, heads * head_dim)), dtype)
 
     segments = [np.sort(RNG.integers(1, 3, (rows, length)), axis=1) for length in (queries, keys)]
-    segments[1][:, -2:] = UNSEEN
+    segments[1][:, -2:] = NEVER_ATTENDED
     segments[0][0, -3:] = 9  # sees nothing
     return kernel.Arguments(
         states(queries),

@@ -47,7 +47,7 @@ def test_ten_steps_lower_the_loss_of_every_expert_and_leave_the_base(config, bas
     sums, losses = step.zero_accumulator(state.params), []
     for at in range(STEPS):
         sums = gather(state.params, base, ROWS, sums)
-        move = step.Update(np.full(2, 0.03, np.float32), np.ones(2, bool), np.full(2, at, np.int32))
+        move = step.SlotUpdates(np.full(2, 0.03, np.float32), np.ones(2, bool), np.full(2, at, np.int32))
         state, sums, loss = advance(state, sums, move)
         losses.append(np.asarray(loss))
     assert (losses[-1] < losses[0] - 0.1).all()

@@ -159,7 +159,7 @@ def group(base):
         RNG.uniform(0.5, 1.5, place.shape).astype(np.float32),
         np.zeros(place.shape, np.uint32),
     )
-    move = step.Update(
+    move = step.SlotUpdates(
         np.array([1e-3, 2e-3, 0.0, 1e-2], np.float32),
         np.array([True, True, True, False]),
         np.zeros(4, np.int32),

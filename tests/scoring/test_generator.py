@@ -123,7 +123,7 @@ def test_few_lengths_hold_all_prompts_and_equal_ones_count_once(base):
     assert len(lengths) <= 3
     assert generator.choose_prompt_lengths(base, []) == []
     # What a further shape saves grows with how often it is used.
-    assert generator.choose_prompt_lengths(base, prompts, experts=1e9) == [8, 16, 40]
+    assert generator.choose_prompt_lengths(base, prompts, experts_per_prompt=1e9) == [8, 16, 40]
 
 
 def test_no_prompts_have_no_answers(config, base):

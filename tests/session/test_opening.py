@@ -167,7 +167,7 @@ def test_prepared_rows_are_stale_if_input_eos_changes(published, tmp_path):
 
 
 def test_a_tokenizer_json_alone_is_read_and_so_is_its_copy_in_our_format(published, tmp_path):
-    whole = hf_tokenizer.load(published).codec.tokenizer.to_str()
+    whole = hf_tokenizer.load(published).backend.tokenizer.to_str()
     expected = opening.open_run(tmp_path / "tokenizer", initial_checkpoint=published).tokenizer
     (published / opening.HUB_VOCABULARY_FILE).unlink()
     (published / "tokenizer.json").write_text(whole)

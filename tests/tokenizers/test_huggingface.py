@@ -202,7 +202,7 @@ def saved(pieces, tmp_path):
     place = tmp_path / "saved.json"  # a directory all the same
     place.mkdir()
     shutil.copy(pieces, place / "spiece.model")
-    whole = json.loads(huggingface.load(place).codec.tokenizer.to_str())
+    whole = json.loads(huggingface.load(place).backend.tokenizer.to_str())
     (place / "spiece.model").unlink()
     return write(place, tokenizer=whole, tokenizer_config={"eos_token": "</s>", "pad_token": "<pad>"})
 

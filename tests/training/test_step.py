@@ -16,7 +16,7 @@ from elm_jax.records import Params
 from elm_jax.training import optimizers, step
 from elm_jax.training.config import LossConfig, OptimizerConfig
 from elm_jax.training.loss import token_losses
-from elm_jax.training.step import ALL_FINITE, Rows, Update
+from elm_jax.training.step import ALL_FINITE, Rows, SlotUpdates
 
 RNG = np.random.default_rng(3)
 # Rows of two examples each, of three experts: the segments' experts are SLOT.
@@ -67,7 +67,7 @@ def select_rows(part):
 
 
 def update(rate=(1e-3, 1e-3, 1e-3), active=(1, 1, 1), at=0):
-    return Update(np.array(rate, np.float32), np.array(active, bool), np.array([5, 6, 7], np.int32) + at)
+    return SlotUpdates(np.array(rate, np.float32), np.array(active, bool), np.array([5, 6, 7], np.int32) + at)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_the_update_for_tpus_moves_the_same_experts_in_the_same_way(
     """It takes those that are active one after the other, on each part of a mesh its own."""
     state, sums = jax.tree.map(lambda leaf: np.concatenate([leaf, 2 * leaf]), (start, accumulator))
     state = state._replace(stopped=np.array([ALL_FINITE, ALL_FINITE, 3, ALL_FINITE, 4, ALL_FINITE], np.int32))
-    moving = Update(
+    moving = SlotUpdates(
         np.linspace(1e-3, 6e-3, 6).astype(np.float32), np.array(active, bool), np.arange(6, dtype=np.int32)
     )
     wanted = apply_update(state, sums, moving)
