@@ -88,7 +88,7 @@ def main() -> None:
         one = jax.tree.map(lambda leaf: leaf[0], stack)
         ways[f"{kind}, one"] = lambda one=one: score(base, one)
         ways[f"{kind}, mixed"] = lambda stack=stack: score(base, stack, index)
-        ways[f"{kind}, grouped"] = lambda stack=stack: score(base, ex.mark_grouped(stack), index)
+        ways[f"{kind}, grouped"] = lambda stack=stack: score(base, ex.mark_for_ragged_dot(stack), index)
 
     seconds = timed(ways, options.rounds)
     for kind in () if options.gated else options.kinds:

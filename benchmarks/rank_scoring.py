@@ -221,7 +221,7 @@ def real_flops(config: T5Config, params: Any, rows: Sequence[PromptWithChoices])
             * width
             * (
                 config.num_encoder_layers * length**2
-                + config.num_decoder_layers * (nodes * length + int(item.trie.attended.sum()))
+                + config.num_decoder_layers * (nodes * length + int(item.trie.ancestor_mask.sum()))
             )
         )
         total += 2 * (of_prompt * length + of_node * nodes + attention)

@@ -18,7 +18,7 @@ import jinja2
 from elm_jax.prompting.syntax import SEPARATOR
 from elm_jax.prompting.template_files import load_templates
 from elm_jax.prompting.templates import MAX_VALUE_CHARACTERS, Template
-from elm_jax.prompting.values import PROTECTOR
+from elm_jax.prompting.values import SEPARATOR_PLACEHOLDER
 
 STORY = "The dog ran to the gate because it had heard the car of its owner in the street. "
 ROWS: dict[str, dict[str, Any]] = {
@@ -55,13 +55,13 @@ def compile_each_time(template: Template, row: dict[str, Any]) -> tuple[str, ...
     """Renders in plain jinja, compiling source and choices anew."""
     environment = jinja2.Environment(loader=jinja2.BaseLoader())
     protected = {
-        column: value.replace(SEPARATOR, PROTECTOR) if isinstance(value, str) else value
+        column: value.replace(SEPARATOR, SEPARATOR_PLACEHOLDER) if isinstance(value, str) else value
         for column, value in row.items()
     }
 
     def parts(source: str, **more: Any) -> tuple[str, ...]:
         text = environment.from_string(source).render(**protected, **more)
-        return tuple(part.replace(PROTECTOR, SEPARATOR).strip() for part in text.split(SEPARATOR))
+        return tuple(part.replace(SEPARATOR_PLACEHOLDER, SEPARATOR).strip() for part in text.split(SEPARATOR))
 
     choices = parts(template.answer_choices) if template.answer_choices else None
     cut = template.jinja.replace("}}", f" | string | truncate({MAX_VALUE_CHARACTERS}) }}}}")

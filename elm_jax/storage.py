@@ -31,7 +31,7 @@ from elm_jax.safetensors_header import read_header
 FORMAT = 1
 MOST_TEXT = 1 << 28
 """Bytes of a file of JSON that is read; one of ours has far fewer."""
-MOST_ROWS = 1 << 32
+MAX_ROW_FILE_BYTES = 1 << 32
 """Bytes of a file of rows that is read."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 _HERE = Path(__file__).parent
@@ -273,7 +273,7 @@ def read_jsonl(where: PathLike, *, what: str) -> list[Any]:
     """Reads one value of JSON per line; whether it is an object is for the reader to ask."""
     rows = []
     try:
-        text = read_content(where, what=what, most=MOST_ROWS).decode()
+        text = read_content(where, what=what, most=MAX_ROW_FILE_BYTES).decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"Expected {lower_first(what)} at {os.fspath(where)!r}, got bytes that are no UTF-8 ({error}). "
@@ -308,7 +308,7 @@ def read_sealed_lines(where: epath.Path) -> tuple[dict[str, Any] | None, bytes, 
     Raises:
         UserError: As `read_content` does.
     """
-    first, _, body = read_content(where, what="A file of results", most=MOST_ROWS).partition(b"\n")
+    first, _, body = read_content(where, what="A file of results", most=MAX_ROW_FILE_BYTES).partition(b"\n")
     try:
         header = json.loads(first)
     except (ValueError, RecursionError):

@@ -103,7 +103,7 @@ def test_continual_learning_adds_the_ten_targets_that_have_an_expert():
     found = tasks("continual")
     assert len(found) == 10
     assert {spec.group for spec in found} == {"targets"}
-    assert {budgets.get_target_budget(spec).max_prompt for spec in found} == {512}
+    assert {budgets.get_target_expert_budget(spec).max_prompt for spec in found} == {512}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from elm_jax.aot.collectives import Collective, find_collectives, find_fused_cha
 from elm_jax.aot.devices import DeviceKind
 from elm_jax.aot.hlo import Computation, Instruction, KernelWork, Module
 from elm_jax.aot.loops import count_trips
-from elm_jax.aot.products import Product, find_products
+from elm_jax.aot.products import MatrixProduct, find_products
 
 _RING_LINKS = 2  # of a TPU: a ring runs along one dimension of the torus, in both directions
 # Instructions that move nothing, and those that only wait for what runs beside the program.
@@ -62,7 +62,11 @@ _FREE_CALLS = frozenset(
     ]
 )
 _UNPRICED = ("sort",)
-_CUTS = ("slice", "dynamic-slice", "gather")  # that read no more of an array than they take out of it
+_PARTIAL_READ_OPCODES = (
+    "slice",
+    "dynamic-slice",
+    "gather",
+)  # that read no more of an array than they take out of it
 # Which operand is the update, and how often its bytes go to or from HBM: a scatter reads before it writes.
 _UPDATES: Mapping[str, tuple[int, int]] = {"dynamic-update-slice": (1, 1), "scatter": (2, 2)}
 _BRANCHES = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
@@ -138,7 +142,7 @@ def count_costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
     links = moves = kernels = 0.0
     collectives: list[tuple[Collective, int]] = []
     unpriced: Counter[str] = Counter()
-    for step in iterate_steps(module):
+    for step in iterate_instructions(module):
         computation, instruction, times = step.computation, step.instruction, step.times
         if instruction.opcode == "while":
             unpriced["loop of unknown length, counted as one run"] += times
@@ -170,17 +174,17 @@ def count_costs(text: str, kind: DeviceKind, mesh: Mapping[str, int]) -> Costs:
     )
 
 
-def list_products(text: str) -> list[tuple[Product, int]]:
+def list_products(text: str) -> list[tuple[MatrixProduct, int]]:
     """Returns every matrix product of a compiled program, with how often one call runs it."""
     module = hlo.parse(text)
     return [
         (product, step.times)
-        for step in iterate_steps(module)
+        for step in iterate_instructions(module)
         for product in find_products(module, step.computation, step.instruction)
     ]
 
 
-def iterate_steps(module: Module) -> Iterator[ExecutedInstruction]:
+def iterate_instructions(module: Module) -> Iterator[ExecutedInstruction]:
     """Yields the instructions that one call of a program runs, those of loops once with their trips.
 
     A conditional counts all its branches. A loop of unknown length is yielded itself, and counts as one run.
@@ -236,7 +240,7 @@ def _moved_bytes(module: Module, computation: Computation, instruction: Instruct
     written = sum(shape.hbm_bytes for shape in instruction.shapes)
     operands = [computation.by_name.get(name) for name in instruction.operands]
     read = [sum(shape.hbm_bytes for shape in operand.shapes) if operand else 0 for operand in operands]
-    if opcode in _CUTS:
+    if opcode in _PARTIAL_READ_OPCODES:
         return 2 * written
     if opcode == "fusion":
         read, written = _fusion_moves(module, instruction, read, written)
@@ -279,7 +283,11 @@ def _find_cuts(fused: Computation, name: str) -> list[Instruction]:
         if user.opcode == "bitcast":
             inner = _find_cuts(fused, user.name)
         else:
-            cuts = user.opcode in _CUTS and user.operands[0] == name and name not in user.operands[1:]
+            cuts = (
+                user.opcode in _PARTIAL_READ_OPCODES
+                and user.operands[0] == name
+                and name not in user.operands[1:]
+            )
             inner = [user] if cuts else []
         if not inner:
             return []

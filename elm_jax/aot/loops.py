@@ -14,7 +14,7 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "op
 
 
 @dataclass(frozen=True)
-class Linear:
+class AffineExpression:
     """A scalar: a constant, or an element of the loop's tuple with a constant added.
 
     Attributes:
@@ -30,9 +30,9 @@ class Linear:
 class _Bound:
     """A comparison that keeps a loop running."""
 
-    left: Linear
+    left: AffineExpression
     direction: str
-    right: Linear
+    right: AffineExpression
 
 
 def count_trips(module: Module, around: Computation, loop: Instruction) -> int | None:
@@ -53,14 +53,14 @@ def count_trips(module: Module, around: Computation, loop: Instruction) -> int |
     after = _elements(body, body.root.name)
 
     def begins_with(element: int) -> int | None:
-        value = _linear(module, around, before[element]) if element < len(before) else None
+        value = _affine_expression(module, around, before[element]) if element < len(before) else None
         return value.offset if value and value.element is None else None
 
     def step(element: int) -> int | None:
-        value = _linear(module, body, after[element]) if element < len(after) else None
+        value = _affine_expression(module, body, after[element]) if element < len(after) else None
         return value.offset if value and value.element == element else None
 
-    def limit(value: Linear) -> int | None:
+    def limit(value: AffineExpression) -> int | None:
         if value.element is None:
             return value.offset
         begun = begins_with(value.element)
@@ -98,7 +98,10 @@ def _elements(computation: Computation, name: str) -> tuple[str, ...]:
 
 
 def _bounds(
-    module: Module, computation: Computation, name: str, arguments: Sequence[Linear | None] | None = None
+    module: Module,
+    computation: Computation,
+    name: str,
+    arguments: Sequence[AffineExpression | None] | None = None,
 ) -> list[_Bound]:
     """Returns the comparisons that must all hold for a truth value to be true, where readable."""
     instruction = computation.by_name[name]
@@ -110,11 +113,11 @@ def _bounds(
         ]
     if instruction.opcode in ("fusion", "call"):
         inner = _callee(module, instruction)
-        values = [_linear(module, computation, each, arguments) for each in instruction.operands]
+        values = [_affine_expression(module, computation, each, arguments) for each in instruction.operands]
         return _bounds(module, inner, inner.root.name, values)
     if instruction.opcode != "compare":
         return []
-    left, right = (_linear(module, computation, each, arguments) for each in instruction.operands)
+    left, right = (_affine_expression(module, computation, each, arguments) for each in instruction.operands)
     direction = re.search(r"direction=(\w+)", instruction.attributes)
     if left is None or right is None or direction is None:
         return []
@@ -124,9 +127,12 @@ def _bounds(
     return [_Bound(left, direction[1], right)]
 
 
-def _linear(
-    module: Module, computation: Computation, name: str, arguments: Sequence[Linear | None] | None = None
-) -> Linear | None:
+def _affine_expression(
+    module: Module,
+    computation: Computation,
+    name: str,
+    arguments: Sequence[AffineExpression | None] | None = None,
+) -> AffineExpression | None:
     """Returns a scalar as a linear function of the loop's tuple; None if it is none.
 
     `arguments` are the values of a fused computation's parameters; without them the parameter is the tuple.
@@ -136,20 +142,20 @@ def _linear(
     match instruction.opcode:
         case "constant":
             whole = re.fullmatch(r"-?\d+", instruction.arguments)
-            return Linear(None, int(whole[0])) if whole else None
+            return AffineExpression(None, int(whole[0])) if whole else None
         case "parameter":
             return arguments[int(instruction.arguments)] if arguments is not None else None
         case "get-tuple-element":
             return _element(module, computation, instruction, arguments)
         case "add" | "subtract":
-            left, right = (_linear(module, computation, each, arguments) for each in operands)
-            return _add_linear(left, right, 1 if instruction.opcode == "add" else -1)
+            left, right = (_affine_expression(module, computation, each, arguments) for each in operands)
+            return _add_affine_expressions(left, right, 1 if instruction.opcode == "add" else -1)
         case "fusion" | "call":
             inner = _callee(module, instruction)
-            values = [_linear(module, computation, each, arguments) for each in operands]
-            return _linear(module, inner, inner.root.name, values)
+            values = [_affine_expression(module, computation, each, arguments) for each in operands]
+            return _affine_expression(module, inner, inner.root.name, values)
         case opcode if opcode in _SAME:
-            return _linear(module, computation, operands[0], arguments)
+            return _affine_expression(module, computation, operands[0], arguments)
         case _:
             return None
 
@@ -158,24 +164,26 @@ def _element(
     module: Module,
     computation: Computation,
     instruction: Instruction,
-    arguments: Sequence[Linear | None] | None,
-) -> Linear | None:
+    arguments: Sequence[AffineExpression | None] | None,
+) -> AffineExpression | None:
     index = re.search(r"index=(\d+)", instruction.attributes)
     source = computation.by_name[instruction.operands[0]]
     if index is None:
         return None
     if source.opcode == "parameter":
-        return Linear(int(index[1]), 0) if arguments is None else None
+        return AffineExpression(int(index[1]), 0) if arguments is None else None
     if source.opcode == "fusion":
         inner = _callee(module, source)
-        values = [_linear(module, computation, each, arguments) for each in source.operands]
+        values = [_affine_expression(module, computation, each, arguments) for each in source.operands]
         elements = _elements(inner, inner.root.name)
-        return _linear(module, inner, elements[int(index[1])], values) if elements else None
+        return _affine_expression(module, inner, elements[int(index[1])], values) if elements else None
     elements = _elements(computation, source.name)
-    return _linear(module, computation, elements[int(index[1])], arguments) if elements else None
+    return _affine_expression(module, computation, elements[int(index[1])], arguments) if elements else None
 
 
-def _add_linear(left: Linear | None, right: Linear | None, sign: int) -> Linear | None:
+def _add_affine_expressions(
+    left: AffineExpression | None, right: AffineExpression | None, sign: int
+) -> AffineExpression | None:
     if (
         left is None
         or right is None
@@ -183,7 +191,7 @@ def _add_linear(left: Linear | None, right: Linear | None, sign: int) -> Linear 
     ):
         return None
     element = left.element if left.element is not None else right.element
-    return Linear(element, left.offset + sign * right.offset)
+    return AffineExpression(element, left.offset + sign * right.offset)
 
 
 def _callee(module: Module, instruction: Instruction) -> Computation:

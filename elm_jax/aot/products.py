@@ -17,7 +17,7 @@ PRODUCT_OPCODES = ("convolution", "dot")
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """One matrix product of a program.
 
     Attributes:
@@ -46,7 +46,9 @@ class _Axis:
     rhs_dilate: int
 
 
-def find_products(module: Module, computation: Computation, instruction: Instruction) -> Iterator[Product]:
+def find_products(
+    module: Module, computation: Computation, instruction: Instruction
+) -> Iterator[MatrixProduct]:
     """Yields the products that an instruction makes: its own, or those inside a fusion."""
     if instruction.opcode in PRODUCT_OPCODES:
         yield _product(computation, instruction)
@@ -55,12 +57,12 @@ def find_products(module: Module, computation: Computation, instruction: Instruc
             yield _product(inside, inner)
 
 
-def _product(computation: Computation, instruction: Instruction) -> Product:
+def _product(computation: Computation, instruction: Instruction) -> MatrixProduct:
     left, right = (computation.by_name[name].shapes[0] for name in instruction.operands[:2])
     out = instruction.shapes[0]
     count = _convolution if instruction.opcode == "convolution" else _dot
     precision = re.search(r"operand_precision=\{(\w+)", instruction.attributes)
-    return Product(
+    return MatrixProduct(
         operands=(left.dtype, right.dtype),
         result=out.dtype,
         precision=precision[1] if precision else "default",

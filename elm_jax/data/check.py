@@ -13,7 +13,7 @@ from elm_jax import names, storage
 from elm_jax.data import identity, missing_rows, task_selection
 from elm_jax.data.findings import FINDING_KINDS, REASON_KINDS, Tally, TaskFinding, format_rows
 from elm_jax.data.text_findings import RowTextChecker
-from elm_jax.data.token_findings import TokenFinder
+from elm_jax.data.token_findings import TokenizationChecker
 from elm_jax.errors import RowReason, UserError
 from elm_jax.frames import Records
 from elm_jax.prompting.render import Renderings
@@ -90,7 +90,7 @@ def check_tasks(
                 opened = (key, raw_rows.open_rows(spec, source))
             checker = _TaskChecker(spec, template, source)
             if tokenizer is not None:
-                checker.tokens = TokenFinder(tokenizer, lengths or Lengths())
+                checker.tokens = TokenizationChecker(tokenizer, lengths or Lengths())
             checked.append(checker.check(opened[1]))
         except UserError as error:
             checked.append(_make_check(spec, source, [TaskFinding("rows", 0, str(error))]))
@@ -105,7 +105,7 @@ class _TaskChecker:
         truncate = task_templates.get_truncate_length(spec, source)
         self._is_cut = truncate is not None
         self._texts = RowTextChecker(truncate)
-        self.tokens: TokenFinder | None = None
+        self.tokens: TokenizationChecker | None = None
         self._counts = RowCounts(0, 0)
         self._unused: dict[RowReason, UnusedRow] = {}
         self._lacking: dict[str, Tally[RawRow]] = {}

@@ -30,7 +30,7 @@ from elm_jax.tasks import mini, mini_words, original, source_choice
 from elm_jax.tasks.data_source import Lengths, Source, get_split
 from elm_jax.tasks.datasets import Dataset, all_datasets, training
 from elm_jax.tasks.in_memory_rows import InMemoryRows
-from elm_jax.tasks.specs import is_embedded
+from elm_jax.tasks.specs import is_mini_task
 from elm_jax.tasks.task_templates import find_template
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
@@ -38,7 +38,7 @@ MODEL_SETTINGS = (VOCABULARY, "input_eos", "prompt tokens", "answer tokens", "ba
 """Settings that change what a model makes of the texts, and no text."""
 _READING = ("split", "limit", "seed", "truncate", "faithful")
 """Settings that a source is restored from."""
-MADE_OF = "made_of"
+ROW_IDENTITIES_KEY = "made_of"
 """The key of a recipe that has the identity of the rows of every task of an expert."""
 
 
@@ -49,7 +49,7 @@ def identify_rows(spec: TaskSpec, source: Source) -> Mapping[str, Any]:
         UserError: If no source of the dataset is available.
     """
     split, limit, data_dir = get_split(spec, source), source.limit, source.data_dir
-    if is_embedded(spec):
+    if is_mini_task(spec):
         code = [_digest_file(epath.Path(module.__file__ or "")) for module in (mini, mini_words)]
         return {"dataset": spec.dataset, "split": split, "rows": limit, "code": code}
     dataset = all_datasets()[spec.dataset]
@@ -80,7 +80,7 @@ def find_revision(spec: TaskSpec, source: Source) -> str | None:
 
     It is no part of `identify_rows`, since prepared rows are used without what they were downloaded from.
     """
-    if spec.group == SEQIO or is_embedded(spec):
+    if spec.group == SEQIO or is_mini_task(spec):
         return None
     chosen = source_choice.choose_source(all_datasets()[spec.dataset], source.data_dir)
     if chosen.kind != "hub" or epath.Path(chosen.name).is_dir():
@@ -220,11 +220,11 @@ def describe_all_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
     """
     changes = {
         task: describe_changes(was, own)
-        for task, value in now.get(MADE_OF, {}).items()
-        if (own := from_json(value)) and (was := from_json(before.get(MADE_OF, {}).get(task)))
+        for task, value in now.get(ROW_IDENTITIES_KEY, {}).items()
+        if (own := from_json(value)) and (was := from_json(before.get(ROW_IDENTITIES_KEY, {}).get(task)))
     }
     told = {task: change for task, change in changes.items() if change}
-    if len(now.get(MADE_OF, {})) == 1:
+    if len(now.get(ROW_IDENTITIES_KEY, {})) == 1:
         return next(iter(told.values()), "")
     return "; ".join(f"{task}: {change}" for task, change in told.items())
 
@@ -234,18 +234,18 @@ def merge_identities(recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Digests of single rows are left out: there may be hundreds of parts.
     """
-    tasks = {task: value for recipe in recipes for task, value in recipe.get(MADE_OF, {}).items()}
+    tasks = {task: value for recipe in recipes for task, value in recipe.get(ROW_IDENTITIES_KEY, {}).items()}
     short = {
         task: {**value, "digests": {**value["digests"], "sample": {}}}
         for task, value in tasks.items()
         if from_json(value)
     }
-    return {MADE_OF: short} if short else {}
+    return {ROW_IDENTITIES_KEY: short} if short else {}
 
 
 def drop_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an expert's recipe as people read it, without the digests of its rows."""
-    return {name: value for name, value in recipe.items() if name != MADE_OF}
+    return {name: value for name, value in recipe.items() if name != ROW_IDENTITIES_KEY}
 
 
 def _identify_content(

@@ -21,7 +21,7 @@ from elm_jax.records import TaskSpec
 from elm_jax.tasks import source_choice
 from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import Dataset, RowSource, all_datasets
-from elm_jax.tasks.specs import is_embedded
+from elm_jax.tasks.specs import is_mini_task
 
 SERVER_TIMEOUT_SECONDS = 2.0
 """Seconds that a server has to answer."""
@@ -44,7 +44,7 @@ def _find(specs: Iterable[TaskSpec], source: Source, describe: _Describe) -> dic
     reaches = functools.cache(is_reachable)
     found = {}
     for spec in specs:
-        if spec.group == SEQIO or is_embedded(spec):
+        if spec.group == SEQIO or is_mini_task(spec):
             continue
         remedy = describe(all_datasets()[spec.dataset], spec, source, reaches)
         if remedy is not None and not task_rows.is_prepared(spec, source):
@@ -54,7 +54,7 @@ def _find(specs: Iterable[TaskSpec], source: Source, describe: _Describe) -> dic
 
 def is_here(spec: TaskSpec, source: Source) -> bool:
     """Returns whether a task's rows can be read without a download."""
-    if spec.group == SEQIO or is_embedded(spec):
+    if spec.group == SEQIO or is_mini_task(spec):
         return True
     remedy = describe_missing(all_datasets()[spec.dataset], spec, source, lambda _: False)
     return remedy is None or task_rows.is_prepared(spec, source)

@@ -14,7 +14,7 @@ from typing import Any
 from elm_jax import locks, names, ranges, storage
 from elm_jax.data import missing_rows, prepare_jobs, prepared_files, seqio_rows, task_selection, token_losses
 from elm_jax.data.row_ranges import PrepareJob
-from elm_jax.data.token_losses import TokenLosses
+from elm_jax.data.token_losses import TokenizationReport
 from elm_jax.errors import UserError
 from elm_jax.records import RowCounts
 from elm_jax.tasks import data_source, datasets, rendering
@@ -44,7 +44,7 @@ class PreparedTask:
     rows: int
     made: bool
     counts: RowCounts | None = None
-    losses: TokenLosses | None = None
+    losses: TokenizationReport | None = None
 
 
 def prepare_tasks(
@@ -171,7 +171,7 @@ def describe_result(result: PreparedTask) -> str:
     parts = [
         "made" if result.made else "current already",
         describe_counts(result.counts) if result.counts else "",
-        token_losses.describe_losses(result.losses) if result.losses else "",
+        token_losses.describe_tokenization_report(result.losses) if result.losses else "",
     ]
     return ", ".join(filter(None, parts))
 

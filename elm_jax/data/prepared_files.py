@@ -88,7 +88,7 @@ def save(path: storage.PathLike, rows: TokenizedRows, cache_key: str, *, is_part
     if rows.counts is not None:
         arrays[COUNTS] = pack_counts(rows.counts)
     if rows.losses is not None:
-        arrays[LOSSES] = np.frombuffer(token_losses.dump_losses(rows.losses), np.uint8)
+        arrays[LOSSES] = np.frombuffer(token_losses.dump_tokenization_report(rows.losses), np.uint8)
     if not is_part:
         digests = rows.digests or row_digests.digest_rows(StoredExamples(rows, cache_key))
         sizes = {name: array.nbytes for name, array in arrays.items()}
@@ -137,7 +137,7 @@ def load(path: storage.PathLike, cache_key: str | None = None) -> TokenizedRows:
         labels=arrays["labels"],
         digests=digests,
         counts=row_counts.parse_counts(arrays[COUNTS].tobytes()) if COUNTS in arrays else None,
-        losses=token_losses.parse_losses(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
+        losses=token_losses.parse_tokenization_report(arrays[LOSSES].tobytes()) if LOSSES in arrays else None,
         accepted=texts(_ACCEPTED) if f"{_ACCEPTED}/content" in arrays else (),
     )
 

@@ -16,7 +16,7 @@ from elm_jax import storage
 from elm_jax.data import prepared_files, token_losses
 from elm_jax.data.prepared_files import ABOUT, COUNTS, LOSSES
 from elm_jax.data.row_digests import RowDigester, RowDigests
-from elm_jax.data.token_losses import TokenLosses
+from elm_jax.data.token_losses import TokenizationReport
 from elm_jax.data.tokenized_rows import StoredExamples
 from elm_jax.records import RowCounts
 from elm_jax.safetensors_header import DTYPES, METADATA, SafetensorsHeader, read_header
@@ -50,11 +50,14 @@ def join_parts(
         counts: What became of all rows.
     """
     parts = [_open_part(file) for file in files]
-    losses = sum((token_losses.parse_losses(part.read(LOSSES).tobytes()) for part in parts), TokenLosses())
+    losses = sum(
+        (token_losses.parse_tokenization_report(part.read(LOSSES).tobytes()) for part in parts),
+        TokenizationReport(),
+    )
     losses = replace(losses, missing=token_losses.keep_worst(losses.missing))
     own = {
         "fingerprint": np.frombuffer(cache_key.encode(), np.uint8),
-        LOSSES: np.frombuffer(token_losses.dump_losses(losses), np.uint8),
+        LOSSES: np.frombuffer(token_losses.dump_tokenization_report(losses), np.uint8),
         COUNTS: prepared_files.pack_counts(counts),
     }
     # The order and the header of the package safetensors: wide types first, then by name.

@@ -16,8 +16,8 @@ from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.tasks.row_counts import add_counts
 from elm_jax.tokenizers.sentencepiece import Tokenizer
 
-CUT_STYLE = "bold yellow"
-UNSEEN_STYLE = "red"
+TEMPLATE_CUT_STYLE = "bold yellow"
+TOKEN_CUT_STYLE = "red"
 UNKNOWN_STYLE = "magenta"
 FOLDED_STYLE = "cyan"
 COMBINING_MARK_STYLE = "underline"
@@ -95,14 +95,14 @@ def _lines(
     example: PromptedExample, whole: PromptedExample | None, tokenizer: Tokenizer | None, lengths: Lengths
 ) -> Iterator[Text]:
     if whole is None:
-        yield Text("[cannot be rendered without the limit of characters]", CUT_STYLE)
+        yield Text("[cannot be rendered without the limit of characters]", TEMPLATE_CUT_STYLE)
         whole = example
     yield from mark_text(example.input, whole.input, tokenizer, lengths.prompt, is_input=True)
     notes = _note_choices(example.choices, tokenizer, lengths)
     for number, (choice, note) in enumerate(zip(example.choices, notes, strict=True)):
         mark = Text("* " if number == example.label else "  ")
         first, *more = mark_text(choice, choice, tokenizer, lengths.answer)
-        yield from (mark + first + Text(note, UNSEEN_STYLE), *more)
+        yield from (mark + first + Text(note, TOKEN_CUT_STYLE), *more)
     first, *more = mark_text(example.target, whole.target, tokenizer, lengths.answer)
     yield from (Text("-> ", style="bold") + first, *more)
     texts = [example.input, example.target, *example.choices]
@@ -146,17 +146,17 @@ def mark_text(
             if character in tokenizer.folded:
                 shown.stylize(f"{FOLDED_STYLE} reverse", at, at + 1)
     if seen < len(text):
-        shown.stylize(UNSEEN_STYLE, seen)
+        shown.stylize(TOKEN_CUT_STYLE, seen)
     cuts = find_cuts(text, whole)
     for place in cuts:
-        shown.stylize(CUT_STYLE, place, place + len(ELLIPSIS))
+        shown.stylize(TEMPLATE_CUT_STYLE, place, place + len(ELLIPSIS))
     if cuts:
         cut = len(whole) - len(text) + len(cuts) * len(ELLIPSIS)
-        shown.append(f" [{cut:,} characters cut by the template]", CUT_STYLE)
+        shown.append(f" [{cut:,} characters cut by the template]", TEMPLATE_CUT_STYLE)
     elif text != whole:
-        shown.append(f" [without the limit of characters: {whole!r:.200}]", CUT_STYLE)
+        shown.append(f" [without the limit of characters: {whole!r:.200}]", TEMPLATE_CUT_STYLE)
     if seen < len(text):
-        shown.append(f" [cut after {most} tokens: the last {len(text) - seen:,} characters]", UNSEEN_STYLE)
+        shown.append(f" [cut after {most} tokens: the last {len(text) - seen:,} characters]", TOKEN_CUT_STYLE)
     yield shown
     if decoded.strip() != text[:seen].strip():
         yield Text("   the model sees: ", style="dim") + Text(decoded, UNKNOWN_STYLE)

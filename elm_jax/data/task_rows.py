@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from elm_jax.data import identity, prepared_files, token_losses, tokenized_rows
 from elm_jax.data.task_selection import SEQIO, prepared_file
-from elm_jax.data.token_losses import TokenLosses
+from elm_jax.data.token_losses import TokenizationReport
 from elm_jax.data.tokenized_rows import StoredExamples, TokenizedRows
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings
@@ -52,9 +52,9 @@ def print_counts(stages: Stages, counts: Iterable[RowCounts]) -> None:
         stages.console.print(f"{row_counts.describe_counts(every)}.", highlight=False)
 
 
-def print_losses(stages: Stages, losses: Iterable[TokenLosses | None]) -> None:
+def print_tokenization_report(stages: Stages, losses: Iterable[TokenizationReport | None]) -> None:
     """Prints what of the rows of tasks the model does not see, in one line, if there is any."""
-    lost = token_losses.describe_losses(token_losses.add_losses(losses))
+    lost = token_losses.describe_tokenization_report(token_losses.sum_tokenization_reports(losses))
     if lost:
         stages.console.print(f"The model does not see all: {lost}.", highlight=False)
 

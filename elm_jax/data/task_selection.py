@@ -16,7 +16,7 @@ Tasks = str | TaskSpec | Iterable[str | TaskSpec]
 """One or several tasks: specs, or names as `select_tasks` takes them."""
 
 
-_Labels = dict[str, list[TaskSpec]]
+_SpecsByName = dict[str, list[TaskSpec]]
 
 SEQIO = "seqio"
 """The prompt and group of tasks that a user registered with SeqIO, which have none of their own."""
@@ -37,7 +37,7 @@ def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool
     for file in source.tasks:
         user_tasks.load_tasks(file)
     chosen: dict[str, TaskSpec] = {}
-    known: _Labels | None = None
+    known: _SpecsByName | None = None
     for task in [tasks] if isinstance(tasks, str | TaskSpec) else tasks:
         if isinstance(task, TaskSpec):
             found = [task]
@@ -49,7 +49,7 @@ def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool
         elif is_task_file(task):
             found, known = user_tasks.load_tasks(task), None
         else:
-            known = _label_specs() if known is None else known
+            known = _index_specs_by_name() if known is None else known
             found = _find_by_name(task, known, source)
         chosen |= {spec.id: spec for spec in found}
     if not chosen:
@@ -61,7 +61,7 @@ def select_tasks(tasks: Tasks, source: Source | None = None, *, evaluation: bool
     return list(chosen.values())
 
 
-def names_group(tasks: Tasks, spec: TaskSpec) -> bool:
+def is_named_only_by_group(tasks: Tasks, spec: TaskSpec) -> bool:
     """Returns whether a task is among those that are named only as a part of a group."""
     named = [tasks] if isinstance(tasks, str | TaskSpec) else list(tasks)
     own = {spec.id, spec.dataset}
@@ -111,7 +111,7 @@ def is_task_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml", ".py"))
 
 
-def _find_by_name(name: str, known: _Labels, source: Source) -> list[TaskSpec]:
+def _find_by_name(name: str, known: _SpecsByName, source: Source) -> list[TaskSpec]:
     found = known.get(name, [])
     if not found:
         with contextlib.suppress(UserError):  # the error below knows more names
@@ -124,9 +124,9 @@ def _find_by_name(name: str, known: _Labels, source: Source) -> list[TaskSpec]:
     return found
 
 
-def _label_specs() -> _Labels:
+def _index_specs_by_name() -> _SpecsByName:
     """Returns the specs of all tasks by every name that stands for them, in their order."""
-    known: _Labels = {}
+    known: _SpecsByName = {}
     for spec in specs.task_specs():
         for label in {spec.id, spec.dataset, spec.group, specs.get_listed_group(spec)}:
             known.setdefault(label, []).append(spec)

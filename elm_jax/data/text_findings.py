@@ -8,7 +8,7 @@ from elm_jax.data import token_losses
 from elm_jax.data.findings import Tally, TaskFinding, format_rows
 from elm_jax.records import PromptedExample
 
-ONE_SIDED = 0.95
+MAJORITY_LABEL_SHARE = 0.95
 MIN_LABELLED_ROWS = 20  # labelled rows, for their share to mean anything
 
 
@@ -111,7 +111,7 @@ class RowTextChecker:
         if labelled < 2:
             return
         label, count = self._labels.most_common(1)[0]
-        if count == labelled or (labelled >= MIN_LABELLED_ROWS and count / labelled >= ONE_SIDED):
+        if count == labelled or (labelled >= MIN_LABELLED_ROWS and count / labelled >= MAJORITY_LABEL_SHARE):
             share = "all" if count == labelled else f"{count / labelled:.0%}"
             yield TaskFinding(
                 "one-sided",

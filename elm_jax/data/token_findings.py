@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from elm_jax.data import token_losses
 from elm_jax.data.findings import Tally, TaskFinding, format_rows
-from elm_jax.data.token_losses import TokenLoss
+from elm_jax.data.token_losses import TokenizationCounts
 from elm_jax.records import PromptedExample
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.tokenizers.sentencepiece import Tokenizer
@@ -13,7 +13,7 @@ from elm_jax.tokenizers.sentencepiece import Tokenizer
 NAMES = ("inputs", "targets", "choices")
 
 
-class TokenFinder:
+class TokenizationChecker:
     """Tokenises rows that come block by block, and keeps counts alone.
 
     Args:
@@ -25,7 +25,7 @@ class TokenFinder:
         self._tokenizer = tokenizer
         self._most = (lengths.prompt, lengths.answer, lengths.answer)
         self._kept = token_losses.kept_tokens(tokenizer, lengths)
-        self._losses = [TokenLoss()] * len(NAMES)
+        self._losses = [TokenizationCounts()] * len(NAMES)
         self._longest = [(0, "")] * len(NAMES)
         self._cut = [0] * len(NAMES)  # rows
         self._unknown = self._folded = 0
@@ -47,7 +47,7 @@ class TokenFinder:
         for number, owned in enumerate(of_kinds):
             texts = [text for _, text in owned]
             ids, kept = tokenizer.encode_all(texts), self._kept[number]
-            self._losses[number] += token_losses.count_loss(ids, kept, tokenizer.unknown)
+            self._losses[number] += token_losses.count_tokenization(ids, kept, tokenizer.unknown)
             self._missing.update(token_losses.count_missing(texts, ids, tokenizer))
             self._folded_marks.update(token_losses.count_folded(texts, tokenizer))
             cut: set[int] = set()

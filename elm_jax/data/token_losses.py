@@ -1,4 +1,4 @@
-"""Token losses: what of a task's texts the model does not see, counted where they are tokenised."""
+"""Tokenization reports: what of a task's texts the model does not see, counted where they are tokenised."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ MAX_FILED_LOSSES = 100
 
 
 @dataclass(frozen=True)
-class TokenLoss(schema.Form):
+class TokenizationCounts(schema.Form):
     """What is lost of some texts.
 
     Attributes:
@@ -38,12 +38,14 @@ class TokenLoss(schema.Form):
     cut: int = 0
     lost: int = 0
 
-    def __add__(self, other: "TokenLoss") -> "TokenLoss":
-        return TokenLoss(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+    def __add__(self, other: "TokenizationCounts") -> "TokenizationCounts":
+        return TokenizationCounts(
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
+        )
 
 
 @dataclass(frozen=True)
-class TokenLosses(schema.Form):
+class TokenizationReport(schema.Form):
     """What is lost of the rows of a task.
 
     Attributes:
@@ -59,9 +61,9 @@ class TokenLosses(schema.Form):
         decomposed: Rows with the parts of such characters, as in its normal form NFD.
     """
 
-    inputs: TokenLoss = TokenLoss()
-    targets: TokenLoss = TokenLoss()
-    choices: TokenLoss = TokenLoss()
+    inputs: TokenizationCounts = TokenizationCounts()
+    targets: TokenizationCounts = TokenizationCounts()
+    choices: TokenizationCounts = TokenizationCounts()
     missing: Mapping[str, int] = field(default_factory=dict)
     folded: Mapping[str, int] = field(default_factory=dict)
     same_choices: int = 0
@@ -70,8 +72,8 @@ class TokenLosses(schema.Form):
     composed: int = 0
     decomposed: int = 0
 
-    def __add__(self, other: "TokenLosses") -> "TokenLosses":
-        return TokenLosses(
+    def __add__(self, other: "TokenizationReport") -> "TokenizationReport":
+        return TokenizationReport(
             *(_add(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
         )
 
@@ -80,13 +82,13 @@ def _add(one: Any, other: Any) -> Any:
     return dict(Counter(one) + Counter(other)) if isinstance(one, Mapping) else one + other
 
 
-def count_token_losses(
+def build_tokenization_report(
     texts: Sequence[Sequence[str]],
     ids: Sequence[Sequence[list[int]]],
     choice_starts: np.ndarray,
     tokenizer: Tokenizer,
     lengths: Lengths,
-) -> TokenLosses:
+) -> TokenizationReport:
     """Returns what is lost of rows.
 
     Args:
@@ -107,11 +109,11 @@ def count_token_losses(
         faults[find_choice_faults(of_row, [each[: kept[2]] for each in ids[2][start:end]])] += 1
         forms[find_unicode_forms((texts[0][row], texts[1][row], *of_row))] += 1
     inputs, targets, choices = (
-        count_loss(lists, most, tokenizer.unknown) for lists, most in zip(ids, kept, strict=True)
+        count_tokenization(lists, most, tokenizer.unknown) for lists, most in zip(ids, kept, strict=True)
     )
     same, repeated, single = (sum(n for found, n in faults.items() if found[at]) for at in range(3))
     composed, decomposed = (sum(n for found, n in forms.items() if found[at]) for at in range(2))
-    return TokenLosses(
+    return TokenizationReport(
         inputs=inputs,
         targets=targets,
         choices=choices,
@@ -131,7 +133,7 @@ def kept_tokens(tokenizer: Tokenizer, lengths: Lengths) -> tuple[int, int, int]:
     return lengths.prompt - tokenizer.input_eos, lengths.answer - 1, lengths.answer - 1
 
 
-def count_loss(tokens: Sequence[Sequence[int]], kept: int, unknown: int | None) -> TokenLoss:
+def count_tokenization(tokens: Sequence[Sequence[int]], kept: int, unknown: int | None) -> TokenizationCounts:
     """Returns what is lost of texts.
 
     Args:
@@ -139,11 +141,11 @@ def count_loss(tokens: Sequence[Sequence[int]], kept: int, unknown: int | None) 
         kept: How many of a text are kept.
         unknown: The id of unknown; None if there is none.
 
-    >>> count_loss([[5, 2, 6], [2]], kept=2, unknown=2)
-    TokenLoss(texts=2, tokens=4, unknown=2, cut=1, lost=1)
+    >>> count_tokenization([[5, 2, 6], [2]], kept=2, unknown=2)
+    TokenizationCounts(texts=2, tokens=4, unknown=2, cut=1, lost=1)
     """
     over = [len(ids) - kept for ids in tokens if len(ids) > kept]
-    return TokenLoss(
+    return TokenizationCounts(
         texts=len(tokens),
         tokens=sum(map(len, tokens)),
         unknown=0 if unknown is None else sum(ids.count(unknown) for ids in tokens),
@@ -214,16 +216,16 @@ def find_choice_faults(choices: Sequence[str], tokens: Sequence[Sequence[int]]) 
     )
 
 
-def add_losses(losses: Iterable[TokenLosses | None]) -> TokenLosses:
+def sum_tokenization_reports(losses: Iterable[TokenizationReport | None]) -> TokenizationReport:
     """Returns the sum of losses, as far as they are known."""
-    return sum(filter(None, losses), TokenLosses())
+    return sum(filter(None, losses), TokenizationReport())
 
 
-def describe_losses(losses: TokenLosses) -> str:
+def describe_tokenization_report(losses: TokenizationReport) -> str:
     """Returns what the model does not see of a task's rows, in a line; nothing if it sees all of it."""
     parts = []
     for name in ("inputs", "targets", "choices"):
-        loss: TokenLoss = getattr(losses, name)
+        loss: TokenizationCounts = getattr(losses, name)
         if loss.unknown:
             parts.append(f"{loss.unknown / loss.tokens:.1%} of the tokens of {name} unknown")
         if loss.cut:
@@ -259,15 +261,17 @@ def keep_worst(missing: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0]))[:MAX_FILED_LOSSES])
 
 
-def dump_losses(losses: TokenLosses) -> bytes:
+def dump_tokenization_report(losses: TokenizationReport) -> bytes:
     """Returns losses as JSON; the same losses give the same bytes."""
     values = {
-        each.name: vars(value) if isinstance(value := getattr(losses, each.name), TokenLoss) else value
+        each.name: vars(value)
+        if isinstance(value := getattr(losses, each.name), TokenizationCounts)
+        else value
         for each in fields(losses)
     }
     return json.dumps(values, sort_keys=True).encode()
 
 
-def parse_losses(content: bytes) -> TokenLosses:
-    """Returns the losses that `dump_losses` wrote; raises a UserError if it wrote something else."""
-    return schema.parse(content, TokenLosses, what="losses of rows", fix="prepare the task again")
+def parse_tokenization_report(content: bytes) -> TokenizationReport:
+    """Returns the report that `dump_tokenization_report` wrote; raises a UserError for anything else."""
+    return schema.parse(content, TokenizationReport, what="losses of rows", fix="prepare the task again")

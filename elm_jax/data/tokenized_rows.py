@@ -17,7 +17,7 @@ from elm_jax.axes import PAD
 from elm_jax.data import ragged, row_digests, token_losses
 from elm_jax.data.ragged import RaggedTokens
 from elm_jax.data.row_digests import RowDigests
-from elm_jax.data.token_losses import TokenLosses
+from elm_jax.data.token_losses import TokenizationReport
 from elm_jax.errors import UserError
 from elm_jax.prompting.render import Renderings
 from elm_jax.records import PromptedExample, RowCounts
@@ -56,7 +56,7 @@ class TokenizedRows:
     labels: Int[np.ndarray, " N"]
     digests: RowDigests | None = None
     counts: RowCounts | None = None
-    losses: TokenLosses | None = None
+    losses: TokenizationReport | None = None
     accepted: Sequence[str] = ()
 
 
@@ -152,7 +152,9 @@ def tokenize_examples(
         choice_starts=starts,
         labels=np.array([-1 if example.label is None else example.label for example in examples], np.int32),
         counts=get_row_counts(examples),
-        losses=token_losses.count_token_losses((inputs, targets, choices), ids, starts, tokenizer, lengths),
+        losses=token_losses.build_tokenization_report(
+            (inputs, targets, choices), ids, starts, tokenizer, lengths
+        ),
         accepted=tuple(json.dumps(each.accepted) if each.accepted else "" for each in examples),
     )
 
@@ -163,7 +165,7 @@ def find_digests(examples: Sequence[PromptedExample]) -> RowDigests:
     return row_digests.digest_rows(examples) if stored is None else stored
 
 
-def pair_other_answers(
+def pair_extra_gold_answers(
     rows: TokenizedRows, tokenizer: Tokenizer, lengths: Lengths
 ) -> tuple[RaggedTokens, RaggedTokens]:
     """Returns the token ids of an input and a target for every accepted answer but the first of its row."""

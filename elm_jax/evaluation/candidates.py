@@ -20,22 +20,22 @@ from elm_jax.experts.library import Library
 from elm_jax.routing.registry import Router
 from elm_jax.routing.run_inputs import KeySettings
 
-EXPERT_OPTIONS: Mapping[str, Any] = {"library_size": 0, "without": ""}
+CANDIDATE_EXPERT_OPTIONS: Mapping[str, Any] = {"library_size": 0, "without": ""}
 KEY_OPTIONS: Mapping[str, Any] = {"keys": 0, "text_format": "", "embedder": ""}
-ONE_EXPERT = ("fixed", "oracle")
+ROUTERS_WITHOUT_CANDIDATES = ("fixed", "oracle")
 """Routers that do not choose among candidates."""
 
 
 def list_candidate_options(name: str, router: Router) -> dict[str, Any]:
     """Returns the options of this file that a router takes, with values that mean none was given."""
-    if name in ONE_EXPERT:
+    if name in ROUTERS_WITHOUT_CANDIDATES:
         return {}
-    return {**EXPERT_OPTIONS, **(KEY_OPTIONS if router.reads_keys else {})}
+    return {**CANDIDATE_EXPERT_OPTIONS, **(KEY_OPTIONS if router.reads_keys else {})}
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the options of a method's router, and those of this file."""
-    named = {**EXPERT_OPTIONS, **KEY_OPTIONS}
+    named = {**CANDIDATE_EXPERT_OPTIONS, **KEY_OPTIONS}
     return (
         {name: value for name, value in options.items() if name not in named},
         {name: value for name, value in options.items() if name in named},

@@ -137,7 +137,9 @@ def count_cost(
         rows = [prompts[cell.task][row] for row in cell.rows] if cell.rows else prompts[cell.task]
         key = (cell.task, cell.rows, cell.premise)
         if key not in counted:
-            counted[key] = _count_tokens(results_cache.prompt_rows(run, cell, rows), run.lengths.answer)
+            counted[key] = _count_tokens(
+                results_cache.replace_prompt_by_premise(run, cell, rows), run.lengths.answer
+            )
         lengths, nodes = counted[key]
         own = sum(_expert_flops(run, experts[name], lengths, nodes) for name in members.get(cell.scorer, ()))
         tokens = int(lengths.sum() + nodes.sum())

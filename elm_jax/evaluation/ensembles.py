@@ -59,7 +59,7 @@ def combine_scores(ensemble: Ensemble, scores: Float[np.ndarray, "E C"]) -> Floa
     weights = np.asarray(ensemble.weights, np.float64)
     if ensemble.of == "log_probabilities":
         return weights @ np.asarray(scores, np.float64)
-    return np.log(weights @ np.exp(rank.log_shares(scores)))
+    return np.log(weights @ np.exp(rank.choice_log_softmax(scores)))
 
 
 def combine_task_scores(ensemble: Ensemble, scores: Sequence[TaskScores]) -> TaskScores:

@@ -36,7 +36,7 @@ from elm_jax.evaluation.cost_estimate import CostEstimate
 from elm_jax.evaluation.method_results import MethodResults
 from elm_jax.evaluation.methods import HINDSIGHT_ROUTERS, EvaluationMethod
 from elm_jax.evaluation.scorer_selection import ScorerSelection
-from elm_jax.evaluation.tasks import EvaluationTask, load_available, print_rows
+from elm_jax.evaluation.tasks import EvaluationTask, load_available, print_row_summary
 from elm_jax.experts import compatibility, lookup
 from elm_jax.experts.library import Library
 from elm_jax.launch import hosts
@@ -129,9 +129,9 @@ def evaluate(
         )
         identities = {name: task.identity for name, task in loaded.items()}
         if hosts.is_primary():
-            print_rows(run, loaded.values())
+            print_row_summary(run, loaded.values())
             results_cache.say_changed_tasks(run, identities)
-        key = kept_results.choice_key(run, loaded, methods, experts, config)
+        key = kept_results.selection_cache_key(run, loaded, methods, experts, config)
         selection = _select(run, loaded, methods, experts, config, key, keep=not dry_run)
         every_expert = any(method.router in HINDSIGHT_ROUTERS for method in methods)
         cells = inputs.list_cells(specs, selection, experts if every_expert else ())

@@ -35,7 +35,9 @@ def drop_missing_tasks(
     found = [spec for spec in specs if spec.id not in missing]
     remedies = group_by_dataset(missing)
     lines = [f"  {name}: {remedy}" for name, remedy in remedies.items()]
-    is_named = any(spec.id in missing and not task_selection.names_group(tasks, spec) for spec in specs)
+    is_named = any(
+        spec.id in missing and not task_selection.is_named_only_by_group(tasks, spec) for spec in specs
+    )
     if strict or is_named or not found:
         raise MissingDatasetRowsError(
             "\n".join([f"Expected rows of {', '.join(remedies)}, got none. Fix: get them.", *lines])

@@ -35,7 +35,7 @@ class _MadeFromForm(schema.FileForm):
     files: Mapping[str, str]
 
 
-def choice_key(
+def selection_cache_key(
     run: Run,
     tasks: Mapping[str, EvaluationTask],
     methods: Sequence[EvaluationMethod],

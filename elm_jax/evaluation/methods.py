@@ -49,7 +49,7 @@ SPECIAL_ROUTERS: Mapping[str, Mapping[str, Any]] = {
 }
 """Ways that are no router's, with their options."""
 DEFAULT_SHOTS = 5
-_MERGES_ITSELF = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
+_ROUTERS_WITHOUT_MERGE = ("fixed", "oracle", "lorahub")  # one expert, or weights that the router merges by
 _NON_MERGE_OPTIONS = {ENSEMBLE: ENSEMBLE_OPTIONS, FINETUNE: FINETUNE_OPTIONS, COMPONENTS: COMPONENT_OPTIONS}
 _FORM = "ROUTER[:OPTION=VALUE,...][+MERGE[:OPTION=VALUE,...]]"
 
@@ -134,7 +134,7 @@ def parse_method(text: str) -> EvaluationMethod:
         own = routing.find_router(chosen).merge if _takes_several(made) else None
         return EvaluationMethod(name, chosen, made.options, own)
     way, given = _parse_options(merge[0], text)
-    alone = chosen in _MERGES_ITSELF and (chosen, way) != ("fixed", FINETUNE)
+    alone = chosen in _ROUTERS_WITHOUT_MERGE and (chosen, way) != ("fixed", FINETUNE)
     if chosen in SPECIAL_ROUTERS or alone or made.level != "task":
         raise UserError(
             f"Expected no merge after {chosen!r}, which chooses one expert or merges itself, got {text!r}. "
@@ -221,7 +221,7 @@ def _format_options(options: Mapping[str, Any]) -> list[str]:
 
 def _takes_several(method: EvaluationMethod) -> bool:
     """Says whether a router may choose several experts for a task, which are then merged."""
-    if method.level != "task" or method.router in (*SPECIAL_ROUTERS, *_MERGES_ITSELF):
+    if method.level != "task" or method.router in (*SPECIAL_ROUTERS, *_ROUTERS_WITHOUT_MERGE):
         return False
     takes = routing.find_router(method.router).options
     return "experts" not in takes or method.options.get("experts", 1) > 1

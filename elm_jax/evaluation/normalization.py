@@ -61,7 +61,7 @@ def normalize_cell(
     ]
 
 
-def file_kind(cell: Cell, normalization: str) -> str:
+def score_file_tag(cell: Cell, normalization: str) -> str:
     """Returns what tells a cell's file apart from that of its sums, fit to be a part of a file's name."""
     if cell.premise is not None:
         return f"premise_{storage.fingerprint(cell.premise)}" if cell.premise else "without_prompt"

@@ -322,7 +322,7 @@ def _cache_keys(
 
 def _file(run: Run, cell: Cell, tasks: Tasks, normalization: str) -> epath.Path:
     row_ids = tasks[cell.task].row_ids(cell.rows) if cell.rows else ()
-    kind = normalizations.file_kind(cell, normalization)
+    kind = normalizations.score_file_tag(cell, normalization)
     return results_cache.cell_file(run.workspace.scores, cell, row_ids, kind, run.source.limit)
 
 

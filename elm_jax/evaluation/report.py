@@ -92,7 +92,7 @@ def compare_over_prompts(workspace: Workspace, name: str | None = None) -> Repor
     report, scores = _read(report_directories.require_report(workspace, name))
     test = PairedTest(over="prompts")
     labels = {row.method: row.labels for row in report.methods}
-    scores = summary.count_seen_tasks(scores, report.methods)
+    scores = summary.clear_seen_for_own_method(scores, report.methods)
     pairs = [(scores[row.a], scores[row.b]) for row in report.comparisons]
     return replace(
         report,
@@ -163,8 +163,8 @@ def compare_runs(
         UserError: tasks, rows or labels differ; the message says which.
     """
     (old, old_rows), (new, new_rows) = _read(first), _read(second)
-    old_rows = summary.count_seen_tasks(old_rows, old.methods)
-    new_rows = summary.count_seen_tasks(new_rows, new.methods)
+    old_rows = summary.clear_seen_for_own_method(old_rows, old.methods)
+    new_rows = summary.clear_seen_for_own_method(new_rows, new.methods)
     named = [method.partition("=") for method in methods]
     pairs = [(one, other if equals else one) for one, equals, other in named]
     labels = {row.method: row.labels for row in (*old.methods, *new.methods)}

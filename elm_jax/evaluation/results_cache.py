@@ -269,7 +269,9 @@ def group_cells(
     return [group for group in groups if group]
 
 
-def prompt_rows(run: Run, cell: Cell, rows: Sequence[PromptWithChoices]) -> Sequence[PromptWithChoices]:
+def replace_prompt_by_premise(
+    run: Run, cell: Cell, rows: Sequence[PromptWithChoices]
+) -> Sequence[PromptWithChoices]:
     """Returns rows of a cell's task, with the cell's premise for a prompt if it has one."""
     if cell.premise is None:
         return rows
@@ -294,7 +296,7 @@ def flatten_cells(
         own = prompts[cell.task]
         start = starts.setdefault((cell.task, cell.premise), len(rows))
         if start == len(rows):
-            rows += prompt_rows(run, cell, own)
+            rows += replace_prompt_by_premise(run, cell, own)
         numbers = np.array(cell.rows or range(len(own)), np.int64)
         pairs.append(np.stack([start + numbers, np.full(len(numbers), stack.slots[cell.scorer])], axis=1))
     return rows, np.concatenate(pairs)

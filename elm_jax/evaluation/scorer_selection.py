@@ -330,7 +330,7 @@ class _EnsembleForm(schema.Form):
 
 
 @dataclass(frozen=True)
-class _ChoicesForm(schema.FileForm):
+class _ScorerSelectionForm(schema.FileForm):
     methods: Mapping[str, Mapping[schema.Text, schema.Text | tuple[schema.Text, ...] | _EnsembleForm]]
     composites: tuple[_CompositeForm, ...]
     gates: tuple[_GateForm, ...]
@@ -368,12 +368,12 @@ def _without_plan(composite: Composite) -> dict[str, Any]:
 
 def load_key(workspace: Workspace) -> str | None:
     """Returns the key of what was written; None if it has none, or nothing was written."""
-    return _read_choices(workspace).key if _file(workspace).exists() else None
+    return _read_scorer_selection(workspace).key if _file(workspace).exists() else None
 
 
 def load_selection(workspace: Workspace) -> ScorerSelection:
     """Returns what was written; plans of merges are not."""
-    told = _read_choices(workspace)
+    told = _read_scorer_selection(workspace)
     composites = [Composite(**vars(each)) for each in told.composites]
     gates = [GateSpec(**vars(each)) for each in told.gates]
 
@@ -393,8 +393,10 @@ def load_selection(workspace: Workspace) -> ScorerSelection:
     )
 
 
-def _read_choices(workspace: Workspace) -> _ChoicesForm:
-    return schema.read(_file(workspace), _ChoicesForm, what="What methods chose", fix="evaluate again")
+def _read_scorer_selection(workspace: Workspace) -> _ScorerSelectionForm:
+    return schema.read(
+        _file(workspace), _ScorerSelectionForm, what="What methods chose", fix="evaluate again"
+    )
 
 
 def find_multitask_expert(run: Run, name: str) -> str:

@@ -77,14 +77,14 @@ def load_tasks(run: Run, specs: Iterable[TaskSpec]) -> dict[str, EvaluationTask]
             none of the choices, or no row has two choices.
     """
     tasks = {spec.id: _load(run, spec) for spec in specs}
-    print_rows(run, tasks.values())
+    print_row_summary(run, tasks.values())
     return tasks
 
 
-def print_rows(run: Run, tasks: Collection[EvaluationTask]) -> None:
+def print_row_summary(run: Run, tasks: Collection[EvaluationTask]) -> None:
     """Prints what became of the rows of tasks, and what of them the model does not see."""
     task_rows.print_counts(run.stages, (tokenized_rows.get_row_counts(task.examples) for task in tasks))
-    task_rows.print_losses(run.stages, (task.tokens.losses for task in tasks))
+    task_rows.print_tokenization_report(run.stages, (task.tokens.losses for task in tasks))
 
 
 def load_available(run: Run, specs: Iterable[TaskSpec]) -> tuple[dict[str, EvaluationTask], dict[str, str]]:

@@ -57,7 +57,7 @@ def list_unfinished(parent: epath.Path, marker: str) -> list[tuple[str, epath.Pa
         if hidden:
             found.append((hidden.group(1), entry))
         elif not entry.name.startswith("."):
-            whole = versions.find_whole(entry, marker)
+            whole = versions.find_current_version(entry, marker)
             if whole is None:
                 found.append((entry.name, entry))
             found += [(entry.name, each) for each in versions.list_versions(entry) if whole and each != whole]
@@ -77,11 +77,11 @@ def locate(target: epath.Path, marker: str) -> epath.Path | None:
     """
     # A replacement between the two checks hides a directory from one round, hardly from three.
     for _ in range(3):
-        whole = versions.find_whole(target, marker)
+        whole = versions.find_current_version(target, marker)
         if whole is not None:
             return whole
         for aside in _list_set_aside(target):
-            whole = versions.find_whole(aside, marker)
+            whole = versions.find_current_version(aside, marker)
             if whole is not None:
                 return whole
     return None
@@ -208,10 +208,12 @@ def recover(target: epath.Path, marker: str) -> None:
     if buckets.is_bucket(target):
         versions.recover(target, marker)
         return
-    whole = [aside for aside in _list_set_aside(target) if versions.find_whole(aside, marker) is not None]
+    whole = [
+        aside for aside in _list_set_aside(target) if versions.find_current_version(aside, marker) is not None
+    ]
     if whole and not target.exists():
         whole[0].replace(target)
-    if versions.find_whole(target, marker) is not None:
+    if versions.find_current_version(target, marker) is not None:
         for aside in _list_set_aside(target):
             versions.delete(aside)
         storage.remove_unfinished(target)
@@ -238,7 +240,7 @@ def _move_into_place(
                     f"Expected to write the directory {target!s}, got {error.strerror or error}. Fix: remove "
                     "what is there, or choose another directory."
                 ) from error
-        if not replace and versions.find_whole(target, marker) is not None:
+        if not replace and versions.find_current_version(target, marker) is not None:
             raise FileExistsError(errno.EEXIST, "Directory exists", str(target))
         aside = _temporary_path(target, "old")
         try:

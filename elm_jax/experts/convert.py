@@ -83,7 +83,9 @@ def convert(
     target = storage.path(dst)
     atomic_dir.require_new(target)
     source = downloads.fetch_expert(src, required=False)
-    source = versions.find_whole(source, files.SPEC_FILE) or source  # of a library in a bucket, or a copy
+    source = (
+        versions.find_current_version(source, files.SPEC_FILE) or source
+    )  # of a library in a bucket, or a copy
     if kind is not None or (source / peft.CONFIG).exists():
         names.resolve(to, ["elm"], kind="format of an expert", where="elm convert")
         return _import_expert(source, target, base, kind, ignore)

@@ -126,7 +126,9 @@ def _find_expert_directory(src: storage.PathLike) -> epath.Path:
         raise UserError(
             f"Expected the directory of an expert at {str(source)!r}, got none. Fix: correct the path."
         )
-    return versions.find_whole(source, files.SPEC_FILE) or source  # of a library in a bucket, or a copy
+    return (
+        versions.find_current_version(source, files.SPEC_FILE) or source
+    )  # of a library in a bucket, or a copy
 
 
 def _load_library_expert(source: epath.Path, base: Base, id: str | None) -> Expert:

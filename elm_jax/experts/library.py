@@ -320,7 +320,7 @@ class Library(_ExpertMapping):
             UserError: If its files are damaged, or if there is an expert of that id and `replace` is False.
         """
         source = storage.path(directory)
-        source = versions.find_whole(source, files.SPEC_FILE) or source
+        source = versions.find_current_version(source, files.SPEC_FILE) or source
         identifier = files.read_description(source).spec.id
         for problem in files.find_problems(source, identifier, None):
             raise UserError(problem)

@@ -36,7 +36,7 @@ def load_training_rows(
 
 def find_training_source(spec: ExpertSpec, task: TaskSpec, source: data_source.Source) -> data_source.Source:
     """Returns where an expert's rows of a task are, with the split, limit, seed and cuts that it notes."""
-    noted = identity.from_json(spec.recipe.get(identity.MADE_OF, {}).get(task.id))
+    noted = identity.from_json(spec.recipe.get(identity.ROW_IDENTITIES_KEY, {}).get(task.id))
     return source if noted is None else identity.restore_source(noted, task, source)
 
 
@@ -61,7 +61,7 @@ def describe_changed_rows(spec: ExpertSpec, source: data_source.Source) -> str:
     downloaded.
     """
     now = {}
-    for name, value in spec.recipe.get(identity.MADE_OF, {}).items():
+    for name, value in spec.recipe.get(identity.ROW_IDENTITIES_KEY, {}).items():
         noted = identity.from_json(value)
         if noted is None:
             continue
@@ -74,7 +74,7 @@ def describe_changed_rows(spec: ExpertSpec, source: data_source.Source) -> str:
                 now[name] = identity.identify_texts(task, own, task_rows.load_examples(task, own)).to_json()
         except UserError:  # an expert is used without its rows, too
             continue
-    return identity.describe_all_changes(spec.recipe, {identity.MADE_OF: now})
+    return identity.describe_all_changes(spec.recipe, {identity.ROW_IDENTITIES_KEY: now})
 
 
 def training_lengths(spec: ExpertSpec, default: data_source.Lengths) -> data_source.Lengths:

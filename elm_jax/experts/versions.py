@@ -26,7 +26,7 @@ POINTER_FILE = "current.json"
 _VERSION = re.compile(r"[^/]+-[0-9a-f]{32}")
 
 
-def find_whole(target: epath.Path, marker: str) -> epath.Path | None:
+def find_current_version(target: epath.Path, marker: str) -> epath.Path | None:
     """Returns the version of a directory that counts, or the directory itself if it is a whole one.
 
     Args:
@@ -120,7 +120,7 @@ def remove(target: epath.Path) -> None:
 
 def recover(target: epath.Path, marker: str) -> None:
     """Deletes what killed writers left of a directory in a bucket, which nobody may write meanwhile."""
-    whole = find_whole(target, marker)
+    whole = find_current_version(target, marker)
     for entry in list_entries(target):
         if whole is None or (whole != target and entry not in (whole, target / POINTER_FILE)):
             delete(entry)

@@ -97,7 +97,7 @@ def _attention_kernel() -> str:
     from elm_jax.models import attention_check, attention_kernel
 
     found = f"{attention_check.largest_difference():.1e} of the largest value from the formula, in float32"
-    return f"{found}; {attention_kernel.SWITCH}=off does without"
+    return f"{found}; {attention_kernel.KERNEL_ENV_VARIABLE}=off does without"
 
 
 def _version(package: str) -> str | None:

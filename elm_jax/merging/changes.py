@@ -45,7 +45,7 @@ SUM_SCALE = MergeOption(
 OPTIONS: Mapping[str, MergeOption] = {"rank": RANK, "adapters": ADAPTERS}
 """Options of every method on changes; they are not handed to the method's function."""
 FindConflict = Callable[[Sequence[ParameterGroup], Options], str | None]
-WITHOUT_CHANGE: Mapping[Form, str] = {
+FORMS_WITHOUT_DELTA: Mapping[Form, str] = {
     "dora": "a merged ΔW has no magnitudes and factors of DoRA that make it up",
     "vera": "a merged ΔW has no two vectors of VeRA that make it up",
     "prompt": "a soft prompt changes none of its parameters",
@@ -95,8 +95,8 @@ def require_change(find_conflict: FindConflict) -> FindConflict:
 
     def find(groups: Sequence[ParameterGroup], options: Options) -> str | None:
         for group in groups:
-            if group.form in WITHOUT_CHANGE:
-                reason = WITHOUT_CHANGE[group.form]
+            if group.form in FORMS_WITHOUT_DELTA:
+                reason = FORMS_WITHOUT_DELTA[group.form]
                 return f"it works on ΔW, what an expert changes in the base, and {reason}"
         return find_conflict(groups, options)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from elm_jax.merging.average import average
-from elm_jax.merging.changes import WITHOUT_CHANGE
+from elm_jax.merging.changes import FORMS_WITHOUT_DELTA
 from elm_jax.merging.method import Options
 from elm_jax.merging.parameter_groups import MergeInputs, ParameterGroup, weighted_sum
 from elm_jax.merging.registry import register_merge
@@ -26,7 +26,7 @@ ADAPTER_LEAVES = ("down/bias", "down/kernel", "up/bias", "up/kernel")
 def _find_conflict(groups: Sequence[ParameterGroup], options: Options) -> str | None:
     """Says why experts cannot be concatenated; None if they can."""
     del options
-    if any(group.form in WITHOUT_CHANGE for group in groups):
+    if any(group.form in FORMS_WITHOUT_DELTA for group in groups):
         return "it puts bottlenecks or LoRA factors side by side, and these experts own other parameters"
     if not any(group.form in ("adapter", "lora") for group in groups):
         return (

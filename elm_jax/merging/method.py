@@ -33,7 +33,7 @@ class MergeOption:
     form: Form | None = None
 
 
-def _share_nothing(weights: tuple[float, ...], options: Options) -> float:
+def _unit_shared_factor(weights: tuple[float, ...], options: Options) -> float:
     del weights, options
     return 1.0
 
@@ -67,7 +67,7 @@ class MergeMethod:
     symmetric: bool = True
     weights_as_given: bool = False
     needs_base: bool = False
-    shared_factor: Callable[[tuple[float, ...], Options], float] = _share_nothing
+    shared_factor: Callable[[tuple[float, ...], Options], float] = _unit_shared_factor
     find_conflict: Callable[[Sequence[ParameterGroup], Options], str | None] = _find_no_conflict
     statistics_shape: Callable[[ParameterGroup, Shape], Shape | None] | None = None
     notes: Mapping[Form, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from elm_jax.merging.registry import register_merge
 from elm_jax.merging.ties import SHARE, elect_signs
 
 
-def select_variable(changes: Sequence[np.ndarray], select: float) -> Bool[np.ndarray, "..."]:
+def select_high_variance(changes: Sequence[np.ndarray], select: float) -> Bool[np.ndarray, "..."]:
     """Returns which values are among the share of highest variance over the experts."""
     variance = np.var(np.stack([np.asarray(change, np.float64) for change in changes]), axis=0)
     count = int(select * np.count_nonzero(variance))
@@ -33,7 +33,7 @@ def select_variable(changes: Sequence[np.ndarray], select: float) -> Bool[np.nda
 
 def sce(changes: Sequence[np.ndarray], weights: Sequence[float], select: float, merge: str) -> Tensor:
     """Returns the merged change of a tensor."""
-    selected = select_variable(changes, select)
+    selected = select_high_variance(changes, select)
     squares = [float(np.square(change, dtype=np.float64)[selected].sum()) for change in changes]
     coefficients = [weight * square for weight, square in zip(weights, squares, strict=True)]
     # Where nothing was selected, as of experts that are one and the same, they count by weight alone.

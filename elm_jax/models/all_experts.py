@@ -18,7 +18,7 @@ from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, ExpertOfSegment
 from elm_jax.models import products
 
-MOST_EXPERTS = 4  # times the segments of a row, of which a token is multiplied by all
+MAX_EXPERTS_PER_SEGMENT = 4  # times the segments of a row, of which a token is multiplied by all
 
 
 class SegmentExperts(NamedTuple):
@@ -47,13 +47,13 @@ class PerExpertParams(NamedTuple):
     rows: SegmentExperts
 
 
-def multiplies_all(experts: int, rows: SegmentExperts) -> bool:
+def computes_all_experts(experts: int, rows: SegmentExperts) -> bool:
     """Returns whether tokens are multiplied by the kernels of all experts, and others' products masked.
 
     On a TPU that takes less than gathering the kernels of every segment, and scattering their gradients,
     unless experts are many times the segments of a row.
     """
-    return traced_platform() == "tpu" and experts <= MOST_EXPERTS * rows.expert_of_segment.shape[1]
+    return traced_platform() == "tpu" and experts <= MAX_EXPERTS_PER_SEGMENT * rows.expert_of_segment.shape[1]
 
 
 def join_kernels(stack: Array, dtype: str) -> Float[Array, "L W D"] | None:
@@ -79,7 +79,7 @@ def multiply(x: Float[Array, "B N I"], kernel: PerExpertParams) -> Float[Array, 
     return every.reshape(*x.shape[:2], experts, outputs).sum(axis=2)
 
 
-def meet_in_columns(first: Any, second: Any) -> bool:
+def is_per_expert_low_rank(first: Any, second: Any) -> bool:
     """Returns whether what is between two kernels can stay apart by expert: it is narrow."""
     if not isinstance(first, PerExpertParams):
         return False
@@ -87,13 +87,13 @@ def meet_in_columns(first: Any, second: Any) -> bool:
     return inputs >= rank < outputs
 
 
-def multiply_through(
+def multiply_low_rank_pair(
     x: Float[Array, "B *tokens I"],
     first: PerExpertParams,
     second: PerExpertParams,
     between: Callable[[Array], Array],
 ) -> Float[Array, "B *tokens O"]:
-    """Multiplies by two kernels that `meet_in_columns`.
+    """Multiplies by two kernels for which `is_per_expert_low_rank` holds.
 
     Args:
         x: activations.
@@ -151,11 +151,13 @@ def _with_gradient(axes: str, y: Array, x: Array, kernel: PerExpertParams) -> ja
     """
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     owners = _find_owners(kernel.rows)
-    return _reach_kernels(axes, precision, y, jax.lax.stop_gradient(x), kernel.value, owners)
+    return _identity_with_kernel_vjp(axes, precision, y, jax.lax.stop_gradient(x), kernel.value, owners)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _reach_kernels(axes: str, precision: Any, y: Array, x: Array, kernels: Array, owners: Array) -> jax.Array:
+def _identity_with_kernel_vjp(
+    axes: str, precision: Any, y: Array, x: Array, kernels: Array, owners: Array
+) -> jax.Array:
     return jnp.asarray(y)
 
 
@@ -176,4 +178,4 @@ def _backward(axes: str, precision: Any, residuals: Any, gradient: Array) -> Any
     return gradient, None, jnp.where(breaks[:, None, None], jnp.nan, sums), None
 
 
-_reach_kernels.defvjp(_forward, _backward)
+_identity_with_kernel_vjp.defvjp(_forward, _backward)

@@ -32,8 +32,8 @@ def attend_plainly(head_dim: int, causal: bool, rate: float, given: Arguments) -
     if causal:
         seen = seen & np.tril(np.ones(seen.shape[1:], bool))
     weights = jax.nn.softmax(jnp.where(seen[:, None], logits, MASKED), axis=-1)
-    if given.query_words is not None and given.key_words is not None:
-        words = given.query_words[..., None] + given.key_words[:, None, None]
+    if given.query_dropout_seeds is not None and given.key_dropout_seeds is not None:
+        words = given.query_dropout_seeds[..., None] + given.key_dropout_seeds[:, None, None]
         weights = jnp.where(is_kept(words, rate), weights / (1 - rate), 0.0)
     return jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision="highest").reshape(rows, queries, width)
 

@@ -37,19 +37,21 @@ _REGISTER_CYCLES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "v5p": {"forward": (7.1, 10.2), "backward": (9.9, 13.9)},
     "v6e": {"forward": (7.1, 10.2), "backward": (9.9, 13.9)},
 }
-SWITCH = "ELM_ATTENTION_KERNEL"
+KERNEL_ENV_VARIABLE = "ELM_ATTENTION_KERNEL"
 """The environment variable that keeps to the plain form if it says off."""
-_LEAST_WEIGHTS = 8192  # of a head in a row; for fewer a step of the grid costs as much as what it saves
+_MIN_ATTENTION_WEIGHTS = (
+    8192  # of a head in a row; for fewer a step of the grid costs as much as what it saves
+)
 _MOST_KEYS = 2048  # of which the blocks of one step fit on the chip
 
 
-def is_for(queries: int, keys: int, heads: int, head_dim: int) -> bool:
+def should_use_kernel(queries: int, keys: int, heads: int, head_dim: int) -> bool:
     """Returns whether the kernel computes attention of these sizes on the traced platform."""
-    if switches.is_off(SWITCH, os.environ):
+    if switches.is_off(KERNEL_ENV_VARIABLE, os.environ):
         return False
     whole = heads * head_dim % LANES == 0 and (LANES % head_dim == 0 or head_dim % LANES == 0)
     fits = keys % 8 == 0 and keys <= _MOST_KEYS and queries % (8 if queries < LANES else LANES) == 0
-    return traced_platform() == "tpu" and whole and fits and queries * keys >= _LEAST_WEIGHTS
+    return traced_platform() == "tpu" and whole and fits and queries * keys >= _MIN_ATTENTION_WEIGHTS
 
 
 def count_blocks(heads: int, head_dim: int) -> int:
@@ -67,8 +69,9 @@ class Arguments(NamedTuple):
         query_segments: a query sees the keys of its own segment.
         key_segments: of the keys.
         bias: of every head, float32, added to the logits; keys before queries.
-        query_words: what dropout draws from for every query of every head.
-        key_words: the same for every key. A weight is kept if the hash of the sum reaches a threshold.
+        query_dropout_seeds: what dropout draws from for every query of every head.
+        key_dropout_seeds: the same for every key. A weight is kept if the hash of the sum reaches a
+            threshold.
     """
 
     query: Float[Array, "N Q W"]
@@ -77,8 +80,8 @@ class Arguments(NamedTuple):
     query_segments: Int[Array, "N Q"]
     key_segments: Int[Array, "N K"]
     bias: Float[Array, "H K Q"] | None
-    query_words: UInt32[Array, "N H Q"] | None
-    key_words: UInt32[Array, "N K"] | None
+    query_dropout_seeds: UInt32[Array, "N H Q"] | None
+    key_dropout_seeds: UInt32[Array, "N K"] | None
 
 
 AXES: Any = Arguments._make(
@@ -164,9 +167,9 @@ def _inputs(shape: Shape, arguments: Arguments) -> tuple[list[Any], list[Any]]:
     blocks = [spec["query"], spec["key"], spec["key"], spec["query_row"], spec["key_row"]]
     if given.bias is not None:
         arrays, blocks = [*arrays, given.bias], [*blocks, spec["bias"]]
-    if given.query_words is not None and given.key_words is not None:
-        words = given.query_words.reshape(shape.rows, -1, shape.together, shape.queries)
-        arrays += [words, given.key_words[:, None]]
+    if given.query_dropout_seeds is not None and given.key_dropout_seeds is not None:
+        words = given.query_dropout_seeds.reshape(shape.rows, -1, shape.together, shape.queries)
+        arrays += [words, given.key_dropout_seeds[:, None]]
         blocks += [spec["query_rows"], spec["key_row"]]
     return arrays, blocks
 
@@ -209,7 +212,7 @@ def backward(
         results: what it returned.
         gradient: of its first result.
     """
-    arrays, blocks = _inputs(shape, given._replace(query_words=None, key_words=None))
+    arrays, blocks = _inputs(shape, given._replace(query_dropout_seeds=None, key_dropout_seeds=None))
     spec, parts = _specs(shape), shape.grid[1]
     # Blocks of queries each have their part of the gradients of keys, which are added up afterwards.
     dtype = given.key.dtype if parts == 1 else jnp.float32

@@ -93,8 +93,8 @@ class Refs(NamedTuple):
     query_segments: Any
     key_segments: Any
     bias: Any
-    query_words: Any
-    key_words: Any
+    query_dropout_seeds: Any
+    key_dropout_seeds: Any
 
 
 def forward_kernel(shape: Shape, *refs: Any) -> None:
@@ -114,7 +114,7 @@ def forward_kernel(shape: Shape, *refs: Any) -> None:
             # A query that sees nothing passes no gradient on: exp(MASKED - 0) is zero.
             logsum[0, 0, head : head + 1, at] = jnp.where(most > MASKED, most + jnp.log(total), 0.0)
             if shape.rate:
-                words = columns[1] + given.query_words[0, 0, head : head + 1, at]
+                words = columns[1] + given.query_dropout_seeds[0, 0, head : head + 1, at]
                 is_own = is_kept(words, shape.rate)
                 kept[0][0, 0, head, :, at] = _pack(is_own)
                 weights = jnp.where(is_own, weights, 0.0)
@@ -213,7 +213,7 @@ def _own_lanes(shape: Shape, x: Array, head: int) -> Array:
 
 def _columns(shape: Shape, given: Refs) -> list[Any]:
     """Returns segments and words of the keys as columns, repeated for a tile of queries: [K, Q]."""
-    rows = [given.key_segments, given.key_words]
+    rows = [given.key_segments, given.key_dropout_seeds]
     padded = -(-shape.keys // LANES) * LANES
 
     def column(row: Array) -> Array:

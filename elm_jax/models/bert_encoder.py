@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array, Encoded, Prompts
 from elm_jax.models import attention_kernel, products
-from elm_jax.models.layers import KernelBias, attend_by_kernel, relative_bucket
+from elm_jax.models.layers import FusedAttentionBias, attend_by_kernel, relative_bucket
 from elm_jax.models.masks import NEVER_ATTENDED, SegmentMask, mask_bias
 from elm_jax.records import Params
 
@@ -104,9 +104,9 @@ def encode(config: BertConfig, params: Params, tokens: Prompts, lengths: Int[Arr
     if config.relpos_buckets:
         positions = _by_distance(config, params["relpos"], tokens.shape[1])
     length, heads = x.shape[1], config.num_heads
-    if attention_kernel.is_for(length, length, heads, config.emb_dim // heads):
+    if attention_kernel.should_use_kernel(length, length, heads, config.emb_dim // heads):
         mask = SegmentMask(None, jnp.where(seen, 0, NEVER_ATTENDED))
-        biases = KernelBias(None if positions is None else positions.swapaxes(1, 2), mask)
+        biases = FusedAttentionBias(None if positions is None else positions.swapaxes(1, 2), mask)
     else:
         biases = mask_bias(seen)[:, None, None]
         biases = biases if positions is None else biases + positions[None]
@@ -143,11 +143,14 @@ def _by_distance(config: BertConfig, table: Array, length: int) -> Float[Array, 
 
 
 def _layer(
-    config: BertConfig, layer: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"] | KernelBias
+    config: BertConfig,
+    layer: Params,
+    x: Float[Array, "B S D"],
+    biases: Float[Array, "B _ _ S"] | FusedAttentionBias,
 ) -> Float[Array, "B S D"]:
     """Returns the states after a layer, before the norm that follows."""
     own = config, layer["attention"]["qkv"], _narrowed(config, x)
-    if traced_platform() == "cpu" and not isinstance(biases, KernelBias):
+    if traced_platform() == "cpu" and not isinstance(biases, FusedAttentionBias):
         attended = _attend_on_cpu(*own, biases)
     else:
         attended = _attend(*own, biases)
@@ -163,7 +166,10 @@ def _narrowed(config: BertConfig, x: Array) -> Array:
 
 
 def _attend(
-    config: BertConfig, params: Params, x: Float[Array, "B S D"], biases: Float[Array, "B _ _ S"] | KernelBias
+    config: BertConfig,
+    params: Params,
+    x: Float[Array, "B S D"],
+    biases: Float[Array, "B _ _ S"] | FusedAttentionBias,
 ) -> Float[Array, "B S D"]:
     """Returns what tokens read of one another, before the output projection; a TPU copies nothing between."""
     kernels, offsets = (jnp.split(params[name], 3, axis=-1) for name in ("kernel", "bias"))
@@ -173,7 +179,7 @@ def _attend(
     )
     width = config.emb_dim // config.num_heads
     q = q * width**-0.5
-    if isinstance(biases, KernelBias):
+    if isinstance(biases, FusedAttentionBias):
         states = (each.astype(config.dtype) for each in (q, k, v))
         segments = biases.mask.to_segments(x.shape[0], x.shape[1], x.shape[1])
         own = attention_kernel.Arguments._make((*states, *segments, biases.positions, None, None))

@@ -55,7 +55,7 @@ def hash_words(x: UInt32[Array, "*places"]) -> UInt32[Array, "*places"]:
     return x ^ (x >> np.uint32(16))
 
 
-class WeightWords(NamedTuple):
+class AttentionDropoutSeeds(NamedTuple):
     """What dropout of attention's weights draws from; a weight is kept where `is_kept` of the sum says so.
 
     Attributes:
@@ -85,9 +85,9 @@ class Dropout(nn.Module):
         columns = np.arange(x.shape[-1], dtype=np.uint32).reshape((1,) * (x.ndim - 1) + (-1,)) * _COLUMN
         return drop(x, self._place_words(x.shape[:-1], tokens)[..., None] + columns, self.rate)
 
-    def weight_words(
+    def attention_dropout_seeds(
         self, shape: tuple[int, int, int, int], tokens: TokenSeeds | None, keys: TokenSeeds | None
-    ) -> WeightWords | None:
+    ) -> AttentionDropoutSeeds | None:
         """Returns what dropout of weights [N, H, Q, K] draws from; None if nothing is dropped.
 
         Args:
@@ -98,7 +98,7 @@ class Dropout(nn.Module):
         if not self.train or self.rate == 0.0:
             return None
         positions = np.arange(shape[-1], dtype=np.uint32)[None] if keys is None else keys.position
-        return WeightWords(self._place_words(shape[:-1], tokens), positions * _COLUMN)
+        return AttentionDropoutSeeds(self._place_words(shape[:-1], tokens), positions * _COLUMN)
 
     def _place_words(self, shape: tuple[int, ...], tokens: TokenSeeds | None) -> UInt32[Array, "*places"]:
         """Returns a word for every place [B, …, N] of tokens."""

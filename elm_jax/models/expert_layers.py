@@ -48,7 +48,7 @@ from elm_jax.models.components import ComponentGate, component_delta
 from elm_jax.models.expert_kinds import GATES, KINDS, VERA, init_gates
 from elm_jax.records import Params
 
-MOST_SELECTS = 8  # segments of a row whose vectors are selected one after the other
+MAX_UNROLLED_SELECTS = 8  # segments of a row whose vectors are selected one after the other
 
 
 class LayeredExperts(NamedTuple):
@@ -77,7 +77,7 @@ class PerSegmentParams(NamedTuple):
     segments: Any
 
 
-class LayerOfAll(NamedTuple):
+class UngatheredLayer(NamedTuple):
     """A layer of stacked experts that are not gathered.
 
     Attributes:
@@ -187,7 +187,7 @@ def get_child(expert: Params | None, name: str) -> Params | None:
     return None if expert is None else expert.get(name)
 
 
-def join_segments(
+def pair_with_segments(
     expert_of_row: ExpertOfRow | ExpertOfSegment | None, segments: Int[Array, "B N"] | None
 ) -> ExpertOfRow | SegmentExperts | None:
     """Joins the experts of segments with the segments of tokens; experts of whole rows stay unchanged."""
@@ -226,8 +226,8 @@ def split_by_layer(
         return layers, LayeredExperts(None, None, shared)
     experts, count = jax.tree.leaves(layers)[0].shape[:2]
     index: Any = jnp.arange(count)
-    if isinstance(expert_of_row, SegmentExperts) and all_experts.multiplies_all(experts, expert_of_row):
-        index = LayerOfAll(index, jax.tree.map(partial(all_experts.join_kernels, dtype=dtype), layers))
+    if isinstance(expert_of_row, SegmentExperts) and all_experts.computes_all_experts(experts, expert_of_row):
+        index = UngatheredLayer(index, jax.tree.map(partial(all_experts.join_kernels, dtype=dtype), layers))
     return index, LayeredExperts(layers, expert_of_row, shared)
 
 
@@ -255,7 +255,7 @@ def gather_row_experts(
         else (params, rows, ())
     )
 
-    if isinstance(params, LayerOfAll):
+    if isinstance(params, UngatheredLayer):
         of_segments: Any = index
 
         def take(value: Array, joined: Array | None) -> PerExpertParams:
@@ -310,7 +310,7 @@ def _add_shared(layer: Any, shared: Any) -> dict[str, Any]:
     return {**inner, **added}
 
 
-def mark_grouped(stack: Params) -> dict[str, Any]:
+def mark_for_ragged_dot(stack: Params) -> dict[str, Any]:
     """Marks the kernels of stacked experts for the grouped product, which is not the default.
 
     A kernel [E, L, I, O] can be multiplied in two ways with equal results. By default the kernels of rows are
@@ -353,7 +353,7 @@ def broadcast_to_tokens(value: Array | PerSegmentParams | PerExpertParams, like:
 def _pick_by_segment(vectors: PerSegmentParams, dtype: str) -> Float[Array, "B N D"]:
     """Returns the vector of every token, that of its segment."""
     value = vectors.value
-    if traced_platform() != "tpu" or value.shape[1] > MOST_SELECTS:
+    if traced_platform() != "tpu" or value.shape[1] > MAX_UNROLLED_SELECTS:
         # A product that selects: float32 values must pass unrounded, also where products round them.
         with products.precision_context(dtype):
             return products.einsum("bng,bgd->bnd", _segment_mask(vectors).astype(dtype), value)
@@ -419,12 +419,12 @@ def apply_bottleneck(x: Float[Array, "B *tokens D"], adapter: Params | None) -> 
     def activate(inner: Array, bias: Array) -> Array:
         return jax.nn.gelu(inner + bias, approximate=True)
 
-    if all_experts.meet_in_columns(down["kernel"], up["kernel"]):
+    if all_experts.is_per_expert_low_rank(down["kernel"], up["kernel"]):
 
         def between(inner: Array) -> Array:
             return activate(inner, all_experts.join_columns(down["bias"], inner))
 
-        y = all_experts.multiply_through(x, down["kernel"], up["kernel"], between)
+        y = all_experts.multiply_low_rank_pair(x, down["kernel"], up["kernel"], between)
     else:
         inner = multiply(x, down["kernel"])
         y = multiply(activate(inner, broadcast_to_tokens(down["bias"], inner)), up["kernel"])
@@ -450,16 +450,16 @@ def _open_gate(x: Float[Array, "B *tokens I"], gate: Any) -> Float[Array, "B *to
     return jax.nn.sigmoid(multiply(x, kernel))
 
 
-def _cut(kernel: Any, axis: int, size: int) -> Any:
+def _slice_vera_matrix(kernel: Any, axis: int, size: int) -> Any:
     """Returns as much of VeRA's matrix as a projection uses."""
     if isinstance(kernel, PerSegmentParams):
-        return kernel._replace(value=_cut(kernel.value, axis, size))
+        return kernel._replace(value=_slice_vera_matrix(kernel.value, axis, size))
     return jax.lax.slice_in_dim(jnp.asarray(kernel), 0, size, axis=axis % kernel.ndim)
 
 
 def _multiply_lora(x: Float[Array, "B *tokens I"], a: Any, b: Any) -> Float[Array, "B *tokens O"]:
-    if all_experts.meet_in_columns(a, b):
-        return all_experts.multiply_through(x, a, b, lambda inner: inner)
+    if all_experts.is_per_expert_low_rank(a, b):
+        return all_experts.multiply_low_rank_pair(x, a, b, lambda inner: inner)
     return multiply(multiply(x, a), b)
 
 
@@ -474,8 +474,10 @@ def apply_delta(
         delta = _multiply_lora(x, expert["lora_a"], expert["lora_b"])
         y = y + (_open_gate(x, expert["input_gate"]) * delta if "input_gate" in expert else delta)
     elif expert is not None and "lambda_d" in expert:
-        inner = multiply(x, _cut(expert["vera_a"], -2, x.shape[-1]))
-        outer = multiply(_scale(inner, expert["lambda_d"]), _cut(expert["vera_b"], -1, y.shape[-1]))
+        inner = multiply(x, _slice_vera_matrix(expert["vera_a"], -2, x.shape[-1]))
+        outer = multiply(
+            _scale(inner, expert["lambda_d"]), _slice_vera_matrix(expert["vera_b"], -1, y.shape[-1])
+        )
         y = y + _scale(outer, expert["lambda_b"])
     if expert is not None and "ia3_out" in expert:
         y = _scale(y, expert["ia3_out"])

@@ -33,7 +33,7 @@ Similarity = Literal["norm", "standard_dot"]
 Weighting = Literal["softmax", "uniform"]
 Mixing = Literal["outputs", "factors"]
 VARIANCE_FLOOR = 1e-5
-COLUMNS_PER_PRODUCT = 256
+DIRECTIONS_PER_PRODUCT = 256
 """With how many directions a token is multiplied together, where an expert has several."""
 TOKENS_PER_BLOCK = 16
 """Tokens that are multiplied with one expert of many together."""
@@ -151,10 +151,10 @@ def score_experts(x: Float[Array, "*tokens I"], gate: TokenGate) -> Float[Array,
         return near[..., 0] if gate.similarity == "standard_dot" else jnp.linalg.norm(near, axis=-1)
 
     experts, _, directions = prototypes.shape
-    if directions == 1 or experts * directions <= COLUMNS_PER_PRODUCT:
+    if directions == 1 or experts * directions <= DIRECTIONS_PER_PRODUCT:
         scores = compare(prototypes)
     else:  # The products with all directions, many times the scores, would stand in memory together.
-        together = max(1, COLUMNS_PER_PRODUCT // directions)
+        together = max(1, DIRECTIONS_PER_PRODUCT // directions)
         scores = jnp.moveaxis(jax.lax.map(compare, prototypes, batch_size=together), 0, -1)
     return jnp.where(jnp.broadcast_to(gate.allowed, scores.shape), scores, -jnp.inf)
 

@@ -22,7 +22,7 @@ from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array
 from elm_jax.models import attention_kernel, products, sharding
 from elm_jax.models import expert_layers as ex
-from elm_jax.models.dropout import Dropout, TokenSeeds, WeightWords, drop
+from elm_jax.models.dropout import AttentionDropoutSeeds, Dropout, TokenSeeds, drop
 from elm_jax.models.masks import Mask, SegmentMask, mask_bias
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
@@ -32,7 +32,7 @@ from elm_jax.records import Params
 KeysValues = tuple[Float[Array, "_ _ W"], Float[Array, "_ _ W"]]
 
 
-class KernelBias(NamedTuple):
+class FusedAttentionBias(NamedTuple):
     """What the attention kernel takes for biases.
 
     Attributes:
@@ -47,7 +47,7 @@ class KernelBias(NamedTuple):
 # Arrays of [N, H, Q, K] each, or 1 where all are alike: added to the logits of attention, in float32. They
 # stay apart until then: masks differ by row and relative positions by head, and their sum, an array of
 # rows x heads, would be kept in memory for all layers.
-Biases = KernelBias | tuple[Float[Array, "_ _ _ _"], ...]
+Biases = FusedAttentionBias | tuple[Float[Array, "_ _ _ _"], ...]
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=True),
     "linear": lambda x: x,
@@ -127,15 +127,15 @@ def step_position_bias(by_distance: Float[Array, "H _"], position: Int[Array, ""
 def mask_biases(config: T5Config, mask: Mask, queries: int, keys: int) -> Biases:
     """Returns the biases of attention with a mask, for the kernel where the traced platform has it."""
     if isinstance(mask, SegmentMask):
-        if attention_kernel.is_for(queries, keys, config.num_heads, config.head_dim):
-            return KernelBias(None, mask)
+        if attention_kernel.should_use_kernel(queries, keys, config.num_heads, config.head_dim):
+            return FusedAttentionBias(None, mask)
         mask = mask.to_bool(queries, keys)
     return (mask_bias(jnp.asarray(mask))[:, None],)
 
 
 def add_positions(biases: Biases, positions: Float[Array, "_ H Q K"]) -> Biases:
     """Returns biases with one of positions, which comes before that of the mask."""
-    if isinstance(biases, KernelBias):
+    if isinstance(biases, FusedAttentionBias):
         return biases._replace(positions=positions[0].swapaxes(1, 2))
     return (positions, *biases)
 
@@ -249,8 +249,8 @@ class Attention(nn.Module):
         rows, count, width = keys.shape
         query = self.query(x, ex.get_child(expert, "query")).reshape(rows, -1, width)
         shape = (rows, self.config.num_heads, query.shape[1], count)
-        words = self.drop.weight_words(shape, tokens, keys_of)
-        if isinstance(biases, KernelBias):
+        words = self.drop.attention_dropout_seeds(shape, tokens, keys_of)
+        if isinstance(biases, FusedAttentionBias):
             mixed = self._mix_by_kernel(shape, query, keys_values, biases, words)
         elif query.shape[1] == 1 and words is None and traced_platform() == "tpu":
             mixed = self._mix_one_query(query, keys_values, biases)
@@ -263,7 +263,7 @@ class Attention(nn.Module):
         query: Float[Array, "N Q W"],
         keys_values: KeysValues,
         biases: tuple[Float[Array, "_ _ _ _"], ...],
-        words: WeightWords | None,
+        words: AttentionDropoutSeeds | None,
     ) -> Float[Array, "N Q H P"]:
         states = query, *keys_values
         if (
@@ -305,8 +305,8 @@ class Attention(nn.Module):
         shape: tuple[int, int, int, int],
         query: Float[Array, "N Q W"],
         keys_values: KeysValues,
-        biases: KernelBias,
-        words: WeightWords | None,
+        biases: FusedAttentionBias,
+        words: AttentionDropoutSeeds | None,
     ) -> Float[Array, "N Q W"]:
         rows, _, queries, keys = shape
         segments = biases.mask.to_segments(rows, queries, keys)

@@ -21,16 +21,16 @@ from jaxtyping import Float
 from elm_jax.aot.program import traced_platform
 from elm_jax.axes import Array
 
-TPU_ROWS = 8  # of a register
+TPU_SUBLANES = 8  # of a register
 # What a layer keeps for its gradient: the results of its large products. What is cheap is computed again:
 # norms and activations would keep several arrays for each one that the products around them need, and
 # attention its weights before and after dropout, the largest arrays of all.
-SAVED = "saved"
+REMAT_SAVE_NAME = "saved"
 
 
 def keep(x: Array) -> jax.Array:
     """Returns x, marked as what a layer keeps for its gradient."""
-    return checkpoint_name(jnp.asarray(x), SAVED)
+    return checkpoint_name(jnp.asarray(x), REMAT_SAVE_NAME)
 
 
 def precision_context(dtype: str) -> AbstractContextManager[Any]:
@@ -69,7 +69,7 @@ def multiply_rows(axes: str, x: Float[Array, "B N I"], kernel: Float[Array, "B _
     """
     if x.shape[1] != 1 or traced_platform() != "tpu":
         return einsum(axes, x, kernel)
-    repeated = jnp.broadcast_to(x, (x.shape[0], TPU_ROWS, x.shape[2]))
+    repeated = jnp.broadcast_to(x, (x.shape[0], TPU_SUBLANES, x.shape[2]))
     # All are equal. The largest is taken within the product, a slice of it would be copied.
     return einsum(axes, repeated, kernel).max(axis=1, keepdims=True)
 

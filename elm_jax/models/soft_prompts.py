@@ -60,18 +60,20 @@ def insert_soft_tokens(
     vectors = None if experts is None else _find(experts)
     if vectors is None:
         return PromptRows(prompts, segments)
-    own: Any = ex.gather_row_experts({"prompt": vectors}, ex.join_segments(expert_of_row, segments))
+    own: Any = ex.gather_row_experts({"prompt": vectors}, ex.pair_with_segments(expert_of_row, segments))
     own = own["prompt"]
     if segments is None:
         soft = jnp.broadcast_to(own, (prompts.shape[0], *own.shape[-2:]))
-        tokens = jnp.concatenate([_number(soft), jnp.asarray(prompts)], axis=1)
+        tokens = jnp.concatenate([_soft_token_ids(soft), jnp.asarray(prompts)], axis=1)
         return PromptRows(tokens, None, soft[:, None])
     if not isinstance(own, ex.PerSegmentParams):
         raise UserError(
             "Expected an expert for every segment of packed rows, before each of which a soft prompt stands, "
             "got one for whole rows. Fix: name an expert for each segment, or do not pack rows."
         )
-    tokens, longer = jax.vmap(_lengthen)(jnp.asarray(prompts), jnp.asarray(segments), _number(own.value))
+    tokens, longer = jax.vmap(_lengthen)(
+        jnp.asarray(prompts), jnp.asarray(segments), _soft_token_ids(own.value)
+    )
     return PromptRows(tokens, longer, own.value)
 
 
@@ -95,7 +97,7 @@ def _find(experts: Params) -> Any:
     return node
 
 
-def _number(vectors: Float[Array, "*axes P D"]) -> Int[Array, "*axes P"]:
+def _soft_token_ids(vectors: Float[Array, "*axes P D"]) -> Int[Array, "*axes P"]:
     """Returns the numbers of soft tokens; padding for vectors of zeros."""
     numbers = jnp.arange(-1, -1 - vectors.shape[-2], -1, dtype=jnp.int32)
     return jnp.where((vectors != 0).any(axis=-1), jnp.broadcast_to(numbers, vectors.shape[:-1]), PAD)

@@ -36,7 +36,7 @@ from elm_jax.models.layers import (
     tree_position_bias,
 )
 from elm_jax.models.masks import Mask, mask_bias
-from elm_jax.models.products import SAVED
+from elm_jax.models.products import REMAT_SAVE_NAME
 from elm_jax.models.sizes import T5Config
 from elm_jax.records import Params
 
@@ -182,7 +182,7 @@ class DecoderLayer(nn.Module):
         if self.config.relpos_per_layer:
             positions = step_position_bias(self.relpos_bias(answer[0].shape[1]), position)
             self_biases = add_positions(self_biases, positions)
-        add_earlier = partial(_put_among, answer, position)
+        add_earlier = partial(_insert_by_select, answer, position)
         return self._blocks(x, expert, add_earlier, prompt, self_biases, cross_biases, NO_SEEDS)
 
     def read_prompt(self, encoded: Encoded, expert: Any, rows: Any) -> tuple[Encoded, KeysValues]:
@@ -226,7 +226,7 @@ class DecoderLayer(nn.Module):
         ), keys_values
 
 
-def _put_among(old: KeysValues, position: Array, new: KeysValues) -> KeysValues:
+def _insert_by_select(old: KeysValues, position: Array, new: KeysValues) -> KeysValues:
     """Returns the keys and values of a layer with those of one token among them.
 
     Chosen and not written, so that a product reads the cache where it lies.
@@ -254,7 +254,7 @@ def _scan_layers(
 ) -> Any:
     """Returns a stack of layers; `scans` has the axes along which the inputs of each method are split."""
     unrolled = length <= MAX_UNROLLED
-    policy = None if config.remat else jax.checkpoint_policies.save_only_these_names(SAVED)
+    policy = None if config.remat else jax.checkpoint_policies.save_only_these_names(REMAT_SAVE_NAME)
     # Without a loop, XLA would merge the two computations and keep the result in memory.
     layer = nn.remat(layer, prevent_cse=unrolled and config.remat, policy=policy)
     shared: Mapping[str, Any] = {

@@ -35,7 +35,7 @@ from elm_jax.models.stacks import DecodeCache, Decoder, DecoderSeeds, Encoder
 from elm_jax.records import Params
 
 STACKS = ("encoder", "decoder")
-MOST_PARTS = 2**16  # answers to the prompt of one segment
+MAX_SEGMENT_ANSWERS = 2**16  # answers to the prompt of one segment
 
 
 class TokenEmbedder(nn.Module):
@@ -109,7 +109,7 @@ class T5(nn.Module):
             soft_prompts.embed(rows, self.token_embedder(rows.token_ids)),
             SegmentMask(rows.segments, _segments_of_real(rows.tokens, rows.segments)),
             self._part(experts, "encoder"),
-            ex.join_segments(expert_of_row, rows.segments),
+            ex.pair_with_segments(expert_of_row, rows.segments),
             make_token_seeds(seeds, rows.segments, rows.tokens.shape[1]),
         )
 
@@ -168,7 +168,11 @@ class T5(nn.Module):
         shifted = jnp.pad(answers[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD)
         of_answer = of_token = None
         if prompt_segments is not None and answer_segments is not None:
-            parts = answer_segments if answer_parts is None else answer_segments * MOST_PARTS + answer_parts
+            parts = (
+                answer_segments
+                if answer_parts is None
+                else answer_segments * MAX_SEGMENT_ANSWERS + answer_parts
+            )
             before = jnp.pad(parts[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=-1)
             shifted = jnp.where(parts == before, shifted, PAD)
             of_answer = parts.reshape(-1, answers.shape[2])
@@ -179,7 +183,7 @@ class T5(nn.Module):
             SegmentMask(of_answer, of_answer, causal=True),
             SegmentMask(of_token, _segments_of_real(prompts, prompt_segments)),
             self._part(experts, "decoder"),
-            ex.join_segments(expert_of_row, segments),
+            ex.pair_with_segments(expert_of_row, segments),
             seeds=DecoderSeeds(
                 make_token_seeds(seeds, segments, answers.shape[2]),
                 make_token_seeds(seeds, prompt_segments, prompts.shape[1]),

@@ -25,7 +25,7 @@ from elm_jax.planning.workloads import ScoringWorkload
 from elm_jax.routing.embedding import ACCELERATOR_BATCH_TOKENS
 from elm_jax.scoring import buckets
 
-ROW_STEP = 8  # prompts are padded to multiples of it
+PROMPT_LENGTH_MULTIPLE = 8  # prompts are padded to multiples of it
 
 
 def plan_evaluation(
@@ -72,10 +72,12 @@ def _list_programs(load: ScoringWorkload, loaded: int, local: int) -> list[Progr
     shared: Mapping[str, Any] = {"network": load.network, "kind": load.kind, "options": load.options}
     lengths = load.lengths
     longest = buckets.BucketShape(
-        _round_up(lengths.prompt, ROW_STEP), _round_up(lengths.answer, 4), _round_up(lengths.answer, 4)
+        _round_up(lengths.prompt, PROMPT_LENGTH_MULTIPLE),
+        _round_up(lengths.answer, 4),
+        _round_up(lengths.answer, 4),
     )
     mean = buckets.BucketShape(
-        _round_up(load.prompt, ROW_STEP), _round_up(load.nodes, 4), _round_up(load.nodes, 4)
+        _round_up(load.prompt, PROMPT_LENGTH_MULTIPLE), _round_up(load.nodes, 4), _round_up(load.nodes, 4)
     )
     found: list[ProgramSpec] = []
     for mode in load.modes:

@@ -15,7 +15,7 @@ from elm_jax.planning.records import ProgramPlan, SlicePlan, make_program_plan, 
 from elm_jax.planning.workloads import TrainingWorkload
 from elm_jax.training import batch_search, batches, sizing, train
 from elm_jax.training.batch_search import Fit, Memory
-from elm_jax.training.batches import MeasuredJob, Shape
+from elm_jax.training.batches import JobWithLengths, Shape
 from elm_jax.training.programs import GroupPlan, Layout
 
 
@@ -48,7 +48,7 @@ def plan_training(
         return None if None in peaks else beside + max(each for each in peaks if each is not None)
 
     memory = Memory(
-        held_bytes=lambda layout: batch_search.held_bytes(programs(layout, sizing.SMALLEST_SHAPE)),
+        fixed_bytes=lambda layout: batch_search.fixed_bytes(programs(layout, sizing.SMALLEST_SHAPE)),
         peak_bytes=peak_bytes,
         limit_bytes=target.kind.memory_limit,
     )
@@ -143,7 +143,7 @@ def _unfit_plan(
     )
 
 
-def _count_sequential_batches(measured: Sequence[MeasuredJob], slots: int) -> int:
+def _count_sequential_batches(measured: Sequence[JobWithLengths], slots: int) -> int:
     """Returns how many batches pass until the last expert ends, if each has a step of every slot."""
     free = [0] * max(1, min(slots, len(measured)))
     for each in measured:

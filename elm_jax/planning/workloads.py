@@ -29,7 +29,7 @@ from elm_jax.session.workspace import Workspace
 from elm_jax.tasks import data_source, datasets, raw_rows
 from elm_jax.tasks.data_source import Lengths, Source
 from elm_jax.training import expert_configs, train
-from elm_jax.training.batches import MeasuredJob
+from elm_jax.training.batches import JobWithLengths
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.expert_configs import ExpertTrainConfig
 from elm_jax.training.jobs import TrainingJob
@@ -68,7 +68,7 @@ class TrainingWorkload:
         assumed: what is unknown, and what was assumed.
     """
 
-    measured: tuple[MeasuredJob, ...]
+    measured: tuple[JobWithLengths, ...]
     network: T5Config
     config: TrainConfig
     assumed: tuple[str, ...]
@@ -165,7 +165,9 @@ def _training_workload(bound: Mapping[str, Any], plan_options: PlanOptions) -> T
     return TrainingWorkload(jobs, network, config, (*assumed, _describe_assumed_lengths()))
 
 
-def _make_job(expert: ExpertTrainConfig, source: Source, plan_options: PlanOptions, seed: int) -> MeasuredJob:
+def _make_job(
+    expert: ExpertTrainConfig, source: Source, plan_options: PlanOptions, seed: int
+) -> JobWithLengths:
     """Returns an expert's job whose rows have assumed lengths, with a sample in place of many rows."""
     own = expert_configs.training_source(expert, source)
     rows = sum(_count_rows(spec, own, plan_options) for spec in expert.specs)
@@ -174,7 +176,7 @@ def _make_job(expert: ExpertTrainConfig, source: Source, plan_options: PlanOptio
     targets = _draw_lengths(expert.lengths.answer, ANSWER_SHARE, drawn, seed + 1)
     tokens: list[tuple[int, ...]] = [()] * drawn  # only lengths are used
     job = TrainingJob(expert.id, tokens, tokens, replace(expert.config_for(rows), seed=seed))
-    return MeasuredJob(job, prompts, targets)
+    return JobWithLengths(job, prompts, targets)
 
 
 def _draw_lengths(longest: int, share: float, rows: int, seed: int) -> np.ndarray:

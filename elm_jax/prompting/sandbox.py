@@ -98,7 +98,7 @@ class Index(int):
     """A negative number that a template of one's own computed, and no literal: it counts from no end."""
 
 
-class NoNumber(int):
+class NonIntegerResult(int):
     """What the filter `int` makes of a value that is no whole number, as 0 of a text: it is no index."""
 
 
@@ -157,8 +157,8 @@ def _int(context: Rendering, value: Any, *rest: Any, **options: Any) -> int:
     missing.require_number(value)
     made: Any = cast(Any, do_int)(value, None)
     if made is None:
-        return NoNumber()
-    return made if made == do_float(value, made) else NoNumber(made)
+        return NonIntegerResult()
+    return made if made == do_float(value, made) else NonIntegerResult(made)
 
 
 @pass_context
@@ -223,8 +223,8 @@ class _Environment(SandboxedEnvironment):
         self.binop_table |= {name: missing.trace(self.binop_table[name]) for name in ("+", "%")}
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, Index | NoNumber) and not isinstance(obj, Mapping):
-            got = f"{argument:d}" + (" for no whole number" if isinstance(argument, NoNumber) else "")
+        if isinstance(argument, Index | NonIntegerResult) and not isinstance(obj, Mapping):
+            got = f"{argument:d}" + (" for no whole number" if isinstance(argument, NonIntegerResult) else "")
             raise BadIndexError(f"expected an index from 0, got {got}")
         return super().getitem(obj, argument)
 

@@ -167,7 +167,9 @@ def _parts(
         )
     variables["answer_choices"] = None if choices is None else list(choices)
     if choices and template.strict and not template.own:  # the original protects no separators in choices
-        variables["answer_choices"] = [choice.replace(SEPARATOR, values.PROTECTOR) for choice in choices]
+        variables["answer_choices"] = [
+            choice.replace(SEPARATOR, values.SEPARATOR_PLACEHOLDER) for choice in choices
+        ]
     if truncate is not None and truncate < 3:
         raise UserError(f"Expected truncate to be 3 or more characters, got {truncate}. Fix: raise it.")
     parts, written, cut = _run(template, template.jinja, variables, row, row_id, truncate)
@@ -187,7 +189,7 @@ def _protect(template: Template, row: Mapping[str, Any], row_id: str | None) -> 
                     "too long",
                 )
             if not template.own:
-                value = value.replace(SEPARATOR, values.PROTECTOR)
+                value = value.replace(SEPARATOR, values.SEPARATOR_PLACEHOLDER)
         if (template.strict or isinstance(value, values.NO_PLAIN_VALUES)) and column in template.columns:
             try:
                 value = values.mark_texts(value, protect=not template.own)

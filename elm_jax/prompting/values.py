@@ -14,7 +14,7 @@ from elm_jax.prompting import sandbox
 from elm_jax.prompting.missing import BadValueError, MissingText, is_missing
 from elm_jax.prompting.syntax import SEPARATOR
 
-PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
+SEPARATOR_PLACEHOLDER = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 """Replaces separators in a row while it is rendered; PromptSource's own, on which some templates split."""
 NO_PLAIN_VALUES = (bytes, set, frozenset, np.ndarray)
 # What Python writes of an object that has no text of its own, whatever a filter makes of its letters.
@@ -39,7 +39,7 @@ def mark_texts(value: Any, *, protect: bool) -> Any:
     if isinstance(value, str):
         if not value.strip():
             return MissingText(value)
-        return value.replace(SEPARATOR, PROTECTOR) if protect else value
+        return value.replace(SEPARATOR, SEPARATOR_PLACEHOLDER) if protect else value
     if isinstance(value, Mapping):
         return {key: mark_texts(item, protect=protect) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -137,7 +137,7 @@ def _explain_undefined(about: str, reason: str, row: Mapping[str, Any], lacks_va
 
 
 def _restore(text: str) -> str:
-    return text.replace(PROTECTOR, SEPARATOR).strip()
+    return text.replace(SEPARATOR_PLACEHOLDER, SEPARATOR).strip()
 
 
 def _find_texts(value: Any) -> Iterator[str]:

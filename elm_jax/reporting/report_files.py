@@ -18,7 +18,7 @@ from elm_jax.records import TaskScores
 from elm_jax.reporting import documents, metrics, page
 from elm_jax.reporting.records import Report
 
-LATER_PARTS = ("equal_choices", "task_rows", "tied_with_best", "key_map")
+OPTIONAL_REPORT_FIELDS = ("equal_choices", "task_rows", "tied_with_best", "key_map")
 """What reports of the first versions lack."""
 FIX = "Fix: run `elm evaluate` again; scores on disk are read and not computed again."
 
@@ -85,7 +85,7 @@ def read_report(directory: storage.PathLike) -> Report:
         raise UserError(f"{error} {FIX}") from None
     del value["format"]
     checksum = value.pop("checksum", None)
-    needed = [part.name for part in fields(Report) if part.name not in LATER_PARTS]
+    needed = [part.name for part in fields(Report) if part.name not in OPTIONAL_REPORT_FIELDS]
     if missing := [part for part in needed if part not in value]:
         raise UserError(f"Expected a report at {str(where)!r}, got one without {', '.join(missing)}. {FIX}")
     what, fix = f"a report at {str(where)!r}", FIX.removeprefix("Fix: ").removesuffix(".")

@@ -116,7 +116,7 @@ def build_report(
     methods = table_layout.describe_methods(list(every), described)
     scores = {row.method: scores[row.method] for row in methods if row.method in scores}
     labels = {row.method: row.labels for row in methods}
-    counted = count_seen_tasks(scores, methods)
+    counted = clear_seen_for_own_method(scores, methods)
     if not scores:
         baseline = None
     if baseline is not None:
@@ -154,7 +154,7 @@ def build_report(
     )
 
 
-def count_seen_tasks(scores: ScoresByMethod, methods: Sequence[MethodDescription]) -> ScoresByMethod:
+def clear_seen_for_own_method(scores: ScoresByMethod, methods: Sequence[MethodDescription]) -> ScoresByMethod:
     """Returns what means and comparisons are over: data that nobody saw, as it is, or all of it.
 
     A report with the method `own` is about what experts were trained on, so that its tasks count as any do.

@@ -25,7 +25,7 @@ MetricHook = Callable[[Texts, Texts, Texts], float | Sequence[float]]
 """Takes targets, predictions and inputs; returns a percentage, or one a row, whose mean is then the value."""
 HOOKS: dict[str, MetricHook] = {}
 """Metrics of one's own by name, to be filled: `text_metrics.HOOKS["sari"] = my_sari`."""
-UNAVAILABLE = {
+HOOK_ONLY_METRICS = {
     "bert_score": "another network computes it: pip install bert-score",
     "sari": "it compares with the input too: pip install easse, or evaluate",
 }
@@ -114,9 +114,9 @@ def compute_metric(
 
 def require_metric(metric: str) -> None:
     """Raises a UserError for a metric that does not exist, before anything is generated."""
-    if metric in UNAVAILABLE and metric not in HOOKS:
+    if metric in HOOK_ONLY_METRICS and metric not in HOOKS:
         raise UserError(
-            f"Expected a function for metric {metric!r}, got none: {UNAVAILABLE[metric]}. Fix: set "
+            f"Expected a function for metric {metric!r}, got none: {HOOK_ONLY_METRICS[metric]}. Fix: set "
             f"elm_jax.reporting.text_metrics.HOOKS[{metric!r}], or choose another metric."
         )
     names.resolve(metric, [*METRICS, *HOOKS], kind="metric", where="elm_jax.reporting.text_metrics")

@@ -48,7 +48,7 @@ def average_activation(
     """
     if not activations:
         raise UserError("Expected mean activations of at least one projection, got none.")
-    return token_gate.make_standard_gate(
+    return token_gate.make_standardized_gate(
         "average_activation",
         queries.task,
         index,

@@ -274,7 +274,7 @@ def _require_current_keys(
         )
 
 
-def identify_reading(run: Run, encoder: Embedder) -> dict[str, Any]:
+def describe_tokenization(run: Run, encoder: Embedder) -> dict[str, Any]:
     """Returns what vectors depend on beside the texts and the encoder: the vocabulary, and the cut."""
     return {VOCABULARY: run.tokenizer.fingerprint, "max_length": encoder.max_length}
 
@@ -282,9 +282,10 @@ def identify_reading(run: Run, encoder: Embedder) -> dict[str, Any]:
 def _identify_keys(run: Run, spec: ExpertSpec, encoder: Embedder) -> dict[str, Any]:
     """Returns what an expert's keys are made of: how they are read, and its rows as far as it notes them."""
     rows = {
-        task: value["digests"]["columns"] for task, value in spec.recipe.get(identity.MADE_OF, {}).items()
+        task: value["digests"]["columns"]
+        for task, value in spec.recipe.get(identity.ROW_IDENTITIES_KEY, {}).items()
     }
-    return identify_reading(run, encoder) | ({"rows": rows} if rows else {})
+    return describe_tokenization(run, encoder) | ({"rows": rows} if rows else {})
 
 
 def _find_indexable_experts(run: Run, library: Library, *, rebuild: bool) -> list[str]:

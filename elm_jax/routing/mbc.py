@@ -26,7 +26,7 @@ from elm_jax.routing.token_gate import collect_lora_factors
 DIMENSIONS = 64
 SPARSITY = 0.8
 MOST_ROUNDS = 100
-COLUMNS = 1024  # entries of every expert that are copied at a time
+ENTRIES_PER_CHUNK = 1024  # entries of every expert that are copied at a time
 
 
 def embed_experts(
@@ -56,8 +56,8 @@ def embed_experts(
         cut = np.array(least, np.float32)[:, None]
     gram = np.zeros((len(leaves[0]), len(leaves[0])), np.float32)
     for leaf in flat:
-        for start in range(0, leaf.shape[1], COLUMNS):  # for the same reason
-            part = leaf[:, start : start + COLUMNS]
+        for start in range(0, leaf.shape[1], ENTRIES_PER_CHUNK):  # for the same reason
+            part = leaf[:, start : start + ENTRIES_PER_CHUNK]
             part = np.where(np.abs(part) > cut, part, np.float32(0))
             gram += part @ part.T
     directions, sizes = _leading_eigenvectors(gram, dimensions)

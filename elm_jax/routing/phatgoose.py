@@ -42,4 +42,4 @@ def phatgoose(
     Raises:
         UserError: If a gate is not finite, or `k` is not valid.
     """
-    return token_gate.make_standard_gate("phatgoose", queries.task, index, gates, k=k, exclude=exclude)
+    return token_gate.make_standardized_gate("phatgoose", queries.task, index, gates, k=k, exclude=exclude)

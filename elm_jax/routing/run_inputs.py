@@ -16,8 +16,8 @@ from elm_jax.routing.embedding import Embedder
 from elm_jax.routing.gate_specs import load_read_arguments
 from elm_jax.routing.index import (
     TEXT_FORMAT,
+    describe_tokenization,
     embed_keys,
-    identify_reading,
     load_embedder_settings,
     load_run_embedder,
     make_expert_keys,
@@ -102,7 +102,9 @@ class RoutingInputs:
             expert_statistics.report_skipped_experts(self.run, skipped)
         if usable and self.keys is not None:
             return self._make_key_index(usable, self.keys)
-        return build_key_index(self.library, usable or experts, identify_reading(self.run, self.embedder))
+        return build_key_index(
+            self.library, usable or experts, describe_tokenization(self.run, self.embedder)
+        )
 
     def _make_key_index(self, experts: Sequence[str], settings: KeySettings) -> KeyIndex:
         """Returns experts with keys of other settings than those that they have."""

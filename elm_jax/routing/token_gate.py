@@ -96,7 +96,7 @@ def make_token_gate(
     return TokenGate(task, router, index.experts, scaled, allowed, k)
 
 
-def make_standard_gate(
+def make_standardized_gate(
     router: str,
     task: str,
     index: KeyIndex,

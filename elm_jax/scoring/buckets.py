@@ -76,7 +76,7 @@ class ScoringBatch(NamedTuple):
         prompts: token ids.
         nodes: tokens that the decoder reads.
         depths: positions of the nodes in their answers.
-        attended: which nodes a node attends to; padding attends to itself alone.
+        ancestor_mask: which nodes a node attends to; padding attends to itself alone.
         real: which nodes are no padding.
         edge_nodes: the node that predicts each edge's token.
         edge_tokens: the token of each edge.
@@ -85,7 +85,7 @@ class ScoringBatch(NamedTuple):
     prompts: Int[Array, "B S"]
     nodes: Int[Array, "B N"]
     depths: Int[Array, "B N"]
-    attended: Bool[Array, "B N N"]
+    ancestor_mask: Bool[Array, "B N N"]
     real: Bool[Array, "B N"]
     edge_nodes: Int[Array, "B M"]
     edge_tokens: Int[Array, "B M"]
@@ -239,7 +239,7 @@ def pack_tries(groups: Sequence[PromptGroup], shape: BucketShape) -> tuple[Scori
         prompts=np.zeros((count, shape.prompt), np.int32),
         nodes=np.zeros((count, shape.nodes), np.int32),
         depths=np.zeros((count, shape.nodes), np.int32),
-        attended=np.broadcast_to(eye, (count, shape.nodes, shape.nodes)).copy(),
+        ancestor_mask=np.broadcast_to(eye, (count, shape.nodes, shape.nodes)).copy(),
         real=np.zeros((count, shape.nodes), bool),
         edge_nodes=np.zeros((count, shape.edges), np.int32),
         edge_tokens=np.zeros((count, shape.edges), np.int32),
@@ -250,7 +250,7 @@ def pack_tries(groups: Sequence[PromptGroup], shape: BucketShape) -> tuple[Scori
         batch.prompts[place, : len(group.prompt)] = group.prompt
         batch.nodes[place, :nodes] = trie.tokens
         batch.depths[place, :nodes] = trie.depths
-        batch.attended[place, :nodes, :nodes] = trie.attended
+        batch.ancestor_mask[place, :nodes, :nodes] = trie.ancestor_mask
         batch.real[place, :nodes] = True
         batch.edge_nodes[place, :edges] = trie.edge_nodes
         batch.edge_tokens[place, :edges] = trie.edge_tokens

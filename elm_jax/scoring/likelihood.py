@@ -53,9 +53,9 @@ def score_edges(
     def network(method: str, *arguments: Array | Params | None) -> Array:
         return jnp.asarray(T5(config).apply({"params": params}, *arguments, method=method))
 
-    prompts, nodes, depths, attended, real, edge_nodes, edge_tokens = batch
+    prompts, nodes, depths, ancestor_mask, real, edge_nodes, edge_tokens = batch
     encoded = network("encode", prompts, experts, expert_of_row)
-    hidden = network("decode_trie", encoded, prompts, nodes, depths, attended, experts, expert_of_row)
+    hidden = network("decode_trie", encoded, prompts, nodes, depths, ancestor_mask, experts, expert_of_row)
     rows, count = nodes.shape
     hidden = hidden.reshape(rows * count, -1)
     size = min(rows * count, max(64, LOGITS_AT_ONCE // config.vocab_size))

@@ -126,11 +126,11 @@ def normalize_scores(
     if normalization.name == "pmi":
         return sums - after_premises[0]
     # As released: probabilities are averaged over the prompts without content before they are normalized.
-    content_free = log_shares(np.logaddexp.reduce(np.asarray(after_premises, np.float64), axis=0))
-    return (log_shares(sums) - content_free).astype(sums.dtype)
+    content_free = choice_log_softmax(np.logaddexp.reduce(np.asarray(after_premises, np.float64), axis=0))
+    return (choice_log_softmax(sums) - content_free).astype(sums.dtype)
 
 
-def log_shares(scores: Float[np.ndarray, "*rows C"]) -> Float[np.ndarray, "*rows C"]:
+def choice_log_softmax(scores: Float[np.ndarray, "*rows C"]) -> Float[np.ndarray, "*rows C"]:
     """Returns the logarithms of a softmax over choices, in float64."""
     wide = np.asarray(scores, np.float64)
     wide = wide - wide.max(axis=-1, keepdims=True)

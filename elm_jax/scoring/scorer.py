@@ -211,7 +211,7 @@ def score_program(
         prompts=array(prompt),
         nodes=array(nodes),
         depths=array(nodes),
-        attended=array(nodes, nodes, dtype=jnp.bool_),
+        ancestor_mask=array(nodes, nodes, dtype=jnp.bool_),
         real=array(nodes, dtype=jnp.bool_),
         edge_nodes=array(edges),
         edge_tokens=array(edges),

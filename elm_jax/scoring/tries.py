@@ -45,7 +45,7 @@ class Trie:
         return found
 
     @functools.cached_property
-    def attended(self) -> Bool[np.ndarray, "N N"]:
+    def ancestor_mask(self) -> Bool[np.ndarray, "N N"]:
         """Which nodes a node attends to: itself and the beginnings of its beginning."""
         found = np.eye(len(self.parents), dtype=bool)
         for node, parent in enumerate(self.parents[1:], start=1):

@@ -30,7 +30,7 @@ def host_memory(root: Path = Path("/")) -> int:
     Args:
         root: Where the system's files are, of control groups among them.
     """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(root)]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_memory_limits(root)]
     with contextlib.suppress(ImportError):  # absent where the system is not POSIX
         import resource
 
@@ -42,7 +42,7 @@ def host_memory(root: Path = Path("/")) -> int:
     return min(limits)
 
 
-def _group_limits(root: Path) -> Iterator[int]:
+def _cgroup_memory_limits(root: Path) -> Iterator[int]:
     """Yields the memory that the control groups of this process, and those above, have; of both versions."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

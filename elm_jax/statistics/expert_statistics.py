@@ -40,7 +40,13 @@ def with_tasks_of_parts(spec: ExpertSpec) -> ExpertSpec:
     parts = spec.recipe.get("merged_from")
     if not parts:
         return spec
-    return replace(spec, recipe={"tasks": parts, identity.MADE_OF: spec.recipe.get(identity.MADE_OF, {})})
+    return replace(
+        spec,
+        recipe={
+            "tasks": parts,
+            identity.ROW_IDENTITIES_KEY: spec.recipe.get(identity.ROW_IDENTITIES_KEY, {}),
+        },
+    )
 
 
 def can_have_keys(spec: ExpertSpec, source: data_source.Source) -> bool:
@@ -101,7 +107,7 @@ def check_inputs(run: Run, experts: Iterable[str]) -> dict[str, str]:
     compatibility.require_vocabulary(specs, run.tokenizer.fingerprint)
     described = {spec.id: training_rows.describe_changed_rows(spec, run.source) for spec in specs}
     for spec in specs:
-        trained_here = identity.MADE_OF in spec.recipe and "merged_from" not in spec.recipe
+        trained_here = identity.ROW_IDENTITIES_KEY in spec.recipe and "merged_from" not in spec.recipe
         if trained_here and spec.recipe.get("input_eos", True) != run.tokenizer.input_eos:
             described[spec.id] = ", ".join(filter(None, [described[spec.id], "input_eos"]))
     changed = {expert: changes for expert, changes in described.items() if changes}

@@ -39,7 +39,7 @@ def complete_budget(
         return {}
     specs = registry.find_specs(macros["MIXTURE_OR_TASK_NAME"], files)
     try:
-        budget = budgets.get_prompt_budget(specs[0]) if len(specs) == 1 else None
+        budget = budgets.get_prompt_expert_budget(specs[0]) if len(specs) == 1 else None
     except UserError:  # the paper has none
         budget = None
     found = _values(budget or DEFAULT_BUDGET)

@@ -72,7 +72,7 @@ def make_module(
     rows = vocab_size or config.vocab_size
     config = replace(config, dropout_rate=dropout_rate, dtype=dtype, vocab_size=rows)
     if vocabulary is not None:
-        require_room(config, vocabulary.vocab_size)
+        require_embedding_rows(config, vocabulary.vocab_size)
     there, told = t5x_experts.infer_expert({path: tensor.shape for path, tensor in found.items()})
     kind = names.resolve(kind or there, t5x_experts.OWNED_PARAMS, kind="expert kind", where="elm_jax")
     network = Transformer(config, kind, {**(told if kind == there else {}), **(options or {})})
@@ -81,7 +81,7 @@ def make_module(
     return network
 
 
-def require_room(config: T5Config, ids: int) -> None:
+def require_embedding_rows(config: T5Config, ids: int) -> None:
     """Refuses a vocabulary of more ids than the table of embeddings has rows."""
     if ids > config.vocab_size:
         raise UserError(

@@ -218,7 +218,7 @@ def _require_fit(recipe: Recipe) -> None:
     if given and given - literal.keys() <= {"vocabulary"}:
         network = checkpoints.make_module(**literal)
         if ids is not None:
-            checkpoints.require_room(network.config, ids)
+            checkpoints.require_embedding_rows(network.config, ids)
 
 
 def _require_tasks(recipe: Recipe) -> None:

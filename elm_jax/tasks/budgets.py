@@ -33,7 +33,7 @@ FULL = PaperBudget(
 """Of a dataset expert that owns all parameters, the same for every dataset."""
 
 
-def get_prompt_budget(spec: TaskSpec) -> PaperBudget:
+def get_prompt_expert_budget(spec: TaskSpec) -> PaperBudget:
     """Returns the budget of one prompt's expert: its dataset's, or its own where it is an exception.
 
     Raises UserError for a task that the catalogue does not have, or that is for evaluation alone.
@@ -59,15 +59,15 @@ def get_dataset_budget(name: str) -> PaperBudget:
     )
 
 
-def get_target_budget(spec: TaskSpec) -> PaperBudget:
+def get_target_expert_budget(spec: TaskSpec) -> PaperBudget:
     """Returns the budget of a generative target's expert; of 16 such prompts ten have one."""
     targets = {name: dataset for name, dataset in all_datasets().items() if dataset.group == "targets"}
     trained = [names.task_id(name, prompt) for name, each in targets.items() for prompt in each.experts]
     names.resolve(spec.id, trained, kind="target with an expert", where="the catalogue")
-    return get_prompt_budget(spec)
+    return get_prompt_expert_budget(spec)
 
 
-def get_full_budget(name: str) -> PaperBudget:
+def get_full_finetuning_budget(name: str) -> PaperBudget:
     """Returns the budget of a dataset expert that owns all parameters: `FULL`, if the dataset is known."""
     _dataset(name)
     return FULL

@@ -12,7 +12,7 @@ import numpy as np
 from elm_jax.errors import UserError
 
 SourceRow = Mapping[str, Any]
-Adapter = Callable[[SourceRow, str], dict[str, Any]]
+RowConverter = Callable[[SourceRow, str], dict[str, Any]]
 """Takes a row and its place (for errors), and returns the templates' columns."""
 
 # TREC's classes as TFDS and the hub number them; PromptSource has templates for both.
@@ -132,7 +132,7 @@ def bigbench_hub(row: SourceRow, where: str) -> dict[str, Any]:
     }
 
 
-ADAPTERS: Mapping[str, Adapter] = {
+ROW_CONVERTERS: Mapping[str, RowConverter] = {
     adapter.__name__: adapter
     for adapter in (
         unchanged,
@@ -152,7 +152,7 @@ ADAPTERS: Mapping[str, Adapter] = {
 """Adapters by the name that the catalogue gives them."""
 
 
-def adapt_rows(
+def convert_rows(
     rows: Iterable[SourceRow],
     adapter: str,
     *,
@@ -165,7 +165,7 @@ def adapt_rows(
 
     Args:
         rows: A source's rows.
-        adapter: One of `ADAPTERS`.
+        adapter: One of `ROW_CONVERTERS`.
         file: The source's name in errors.
         columns: Columns to keep, as far as a row has them; default: all columns.
         numbers: Numbers of the rows in the source, from 0; default: consecutive.
@@ -174,7 +174,7 @@ def adapt_rows(
     Raises:
         UserError: If a row lacks what the adapter reads, or if no row has one of the columns.
     """
-    adapt, absent, row = ADAPTERS[adapter], set(columns), {}
+    adapt, absent, row = ROW_CONVERTERS[adapter], set(columns), {}
     for number, row in zip(itertools.count() if numbers is None else numbers, rows, strict=False):
         made = adapt(to_plain(row), f"{file!r}, row {number + 1}")
         absent -= made.keys()

@@ -36,7 +36,7 @@ class RowSource:
         header: Columns of CSV files that have no header.
         delimiter: What separates values of CSV; none is a comma, or a tab in files that end with .tsv.
         encoding: Encoding of files of JSON lines or CSV.
-        adapter: One of `columns.ADAPTERS`.
+        adapter: One of `columns.ROW_CONVERTERS`.
         splits: Our name of a split -> the source's.
         lacks: Columns that the source does not have.
         manual: What to do first if the rows cannot be downloaded automatically.
@@ -254,7 +254,7 @@ def _parse_source(entry: Mapping[str, Any], config: str | None, where: str) -> R
     for name in ("header", "lacks"):
         fields[name] = _as_texts(fields.get(name))
     source = _build_record(RowSource, fields, where)
-    names.resolve(source.adapter, columns.ADAPTERS, kind="adapter", where=where)
+    names.resolve(source.adapter, columns.ROW_CONVERTERS, kind="adapter", where=where)
     return source
 
 

@@ -8,7 +8,7 @@ from elm_jax.records import TaskSpec
 from elm_jax.tasks import columns, mini, original, sources, subsets
 from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import all_datasets, training
-from elm_jax.tasks.specs import is_embedded
+from elm_jax.tasks.specs import is_mini_task
 
 RawRow = dict[str, Any]
 
@@ -58,7 +58,7 @@ def open_rows(spec: TaskSpec, source: Source) -> RawRows:
             is noticed in reading.
     """
     split, limit = get_split(spec, source), source.limit
-    if is_embedded(spec):
+    if is_mini_task(spec):
         made = mini.make_rows(spec.dataset, split, seed=source.seed)
         return RawRows(len(made), lambda start, stop: iter(made[start:stop]))
     dataset = all_datasets()[spec.dataset]
@@ -85,8 +85,8 @@ def open_rows(spec: TaskSpec, source: Source) -> RawRows:
 
     def read(start: int, stop: int) -> Iterator[RawRow]:
         chosen, is_part = numbers[start:stop], (start, stop) != (0, count)
-        adapted = columns.adapt_rows(
-            take_known(start, stop) if opened.reads_all and is_part else opened.take(chosen),
+        adapted = columns.convert_rows(
+            take_known(start, stop) if opened.scans_from_start and is_part else opened.take(chosen),
             opened.source.adapter,
             file=opened.origin,
             columns=[name for name in dataset.columns if name not in opened.source.lacks],

@@ -13,7 +13,7 @@ from elm_jax.tasks.data_source import Source, get_split
 from elm_jax.tasks.datasets import all_datasets
 from elm_jax.tasks.raw_rows import iterate_rows
 from elm_jax.tasks.row_counts import describe_counts
-from elm_jax.tasks.specs import get_spec, is_embedded, is_ranked
+from elm_jax.tasks.specs import get_spec, is_mini_task, is_ranked
 from elm_jax.tasks.task_templates import find_template, get_truncate_length
 
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
@@ -103,7 +103,7 @@ def render_part(
         truncate=get_truncate_length(spec, source),
         keep_empty="empty_renderings" in original.parse_switches(source.faithful),
         is_ranked=is_ranked(spec),
-        label=dataset.label if dataset and not is_embedded(spec) else None,
+        label=dataset.label if dataset and not is_mini_task(spec) else None,
         limit=limit,
         is_part=is_part,
     )

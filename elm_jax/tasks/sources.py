@@ -36,14 +36,14 @@ class OpenSplit:
         origin: Its name in errors and reports: a file, a builder, or a dataset of the hub.
         count: Number of rows.
         take: Yields the rows of some numbers, from 0, in the order of the numbers.
-        reads_all: Whether every call of `take` reads the split from the front.
+        scans_from_start: Whether every call of `take` reads the split from the front.
     """
 
     source: RowSource
     origin: str
     count: int
     take: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]]
-    reads_all: bool = False
+    scans_from_start: bool = False
 
 
 def open_split(
@@ -189,7 +189,7 @@ def _open_tfds(source: RowSource, split: str, data_dir: storage.PathLike | None)
     rows = _find_random_access(builder, split)
     if rows is None:
         return OpenSplit(
-            source, origin, count, lambda numbers: _take_tfds(builder, split, numbers), reads_all=True
+            source, origin, count, lambda numbers: _take_tfds(builder, split, numbers), scans_from_start=True
         )
     return OpenSplit(source, origin, count, lambda numbers: (rows[number] for number in numbers))
 

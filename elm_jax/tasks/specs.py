@@ -49,7 +49,7 @@ def task_specs(group: str | None = None) -> Records[TaskSpec]:
 
 def get_listed_group(spec: TaskSpec) -> str:
     """Returns the group that a task is listed under: "mini" for the whole embedded suite."""
-    return "mini" if is_embedded(spec) else spec.group
+    return "mini" if is_mini_task(spec) else spec.group
 
 
 def find_task(name: str) -> TaskSpec:
@@ -82,7 +82,7 @@ def resolve_original_name(name: str) -> str:
     return aliases.resolve_alias(name, all_datasets())
 
 
-def is_embedded(spec: TaskSpec) -> bool:
+def is_mini_task(spec: TaskSpec) -> bool:
     """Returns whether a task is of the embedded suite."""
     return spec.group.startswith("mini")
 

@@ -14,7 +14,7 @@ from elm_jax.records import TaskSpec
 from elm_jax.tasks import mini
 from elm_jax.tasks.data_source import Source
 from elm_jax.tasks.datasets import Dataset, all_datasets, user_datasets
-from elm_jax.tasks.specs import is_embedded
+from elm_jax.tasks.specs import is_mini_task
 
 
 def find_template(spec: TaskSpec, templates_dir: storage.PathLike | None = None) -> Template:
@@ -31,7 +31,7 @@ def find_template(spec: TaskSpec, templates_dir: storage.PathLike | None = None)
     templates = load_dataset_templates(spec, templates_dir)
     where = f"the templates of {spec.dataset!r}"
     template = templates[names.resolve(spec.prompt, templates, kind="template", where=where)]
-    if not is_embedded(spec):
+    if not is_mini_task(spec):
         require_columns(all_datasets()[spec.dataset], template)
     return template
 
@@ -40,7 +40,7 @@ def load_dataset_templates(
     spec: TaskSpec, templates_dir: storage.PathLike | None = None
 ) -> Mapping[str, Template]:
     """Returns all templates of a task's dataset by name, whether or not they are tasks."""
-    if is_embedded(spec):
+    if is_mini_task(spec):
         return load_templates(mini.PROMPTS_DIR, spec.dataset)
     dataset = all_datasets()[spec.dataset]
     is_users = dataset.name in user_datasets()
@@ -83,7 +83,7 @@ def find_own_templates(folder: str, directory: str) -> epath.Path | None:
 
 def has_template(spec: TaskSpec) -> bool:
     """Returns whether a task's template is available if no directory of templates is given."""
-    if is_embedded(spec):
+    if is_mini_task(spec):
         return True
     dataset = all_datasets()[spec.dataset]
     own = dataset.directory and find_own_templates(dataset.templates or dataset.name, dataset.directory)
@@ -94,7 +94,7 @@ def has_template(spec: TaskSpec) -> bool:
 
 def may_cut_values(spec: TaskSpec) -> bool:
     """Returns whether the values that a task's template writes may be cut; those of whole texts may not."""
-    return is_embedded(spec) or all_datasets()[spec.dataset].template is None
+    return is_mini_task(spec) or all_datasets()[spec.dataset].template is None
 
 
 def get_truncate_length(spec: TaskSpec, source: Source) -> int | None:

@@ -28,7 +28,7 @@ Observer = Callable[[Event, Throughput], None]
 MAX_EXPERTS = 12  # in the table; the rest are counted
 LINES_BELOW = 8  # that the view has beside the table
 MAX_ROWS = 8  # of a step that are named; the journal has them all
-LEAST_FLOPS = 1e10  # of a second that are shown: a tiny network on a CPU says nothing by them
+MIN_SHOWN_FLOPS_PER_SECOND = 1e10  # of a second that are shown: a tiny network on a CPU says nothing by them
 JOURNAL = "training.jsonl"
 
 
@@ -220,11 +220,11 @@ def _format_speed(now: Throughput, cost: FlopsPerToken | None) -> str:
     else:
         parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
         flops = now.flops_per_second if cost else None
-        if flops is not None and cost is not None and flops >= LEAST_FLOPS:
+        if flops is not None and cost is not None and flops >= MIN_SHOWN_FLOPS_PER_SECOND:
             parts.append(f"{flops / 1e12:,.3g} TFLOP/s ({cost.formula})")
         if now.mfu is not None:
             parts.append(f"{now.mfu:.1%} of peak FLOP/s")
-        elif flops is None or flops >= LEAST_FLOPS:
+        elif flops is None or flops >= MIN_SHOWN_FLOPS_PER_SECOND:
             parts.append("utilisation unknown")
     if now.compile_seconds >= 1:
         parts.append(f"compiling took {now.compile_seconds:,.0f} s")

@@ -16,12 +16,14 @@ from elm_jax.models.sizes import T5Config
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import GroupPrograms, Layout
 
-GOOD_FILL = 0.85  # of the memory that is free for a batch; with more no other size is compiled
+ENOUGH_MEMORY_FILL = 0.85  # of the memory that is free for a batch; with more no other size is compiled
 TARGET_FILL = 0.94  # of it, when the next size is chosen
-MOST_TRIES = 14  # sizes of a batch that are compiled
-FEW_EXPERTS = 8  # fill a batch well together; more train at once only beside `BUSY_TOKENS`
-BUSY_TOKENS = 8192  # of a batch on one device, that keep it busy
-ALL_TOKENS = 10**12  # more than any experts have in a step
+MAX_BATCH_COMPILATIONS = 14  # sizes of a batch that are compiled
+SUFFICIENT_EXPERTS = (
+    8  # fill a batch well together; more train at once only beside `DEVICE_SATURATING_TOKENS`
+)
+DEVICE_SATURATING_TOKENS = 8192  # of a batch on one device, that keep it busy
+UNBOUNDED_TOKENS = 10**12  # more than any experts have in a step
 MOST_TOKENS: Mapping[str, int] = {"cpu": 8192}
 """Tokens of a batch on one device, by platform: more would fit on a CPU, and be no faster."""
 
@@ -35,7 +37,7 @@ class Fit:
         tokens: of a batch on all devices, as the search asked for it.
         shape: of the batch.
         peak_bytes: of one device, in the program that takes most.
-        held_bytes: of one device, whatever the batch: base, experts, moments and gradients.
+        fixed_bytes: of one device, whatever the batch: base, experts, moments and gradients.
         limit_bytes: that a device has.
         compiled: shapes that were compiled.
     """
@@ -44,14 +46,14 @@ class Fit:
     tokens: int
     shape: Shape
     peak_bytes: int
-    held_bytes: int
+    fixed_bytes: int
     limit_bytes: int
     compiled: int
 
     @property
     def fill_ratio(self) -> float:
-        """The share of what is free beside `held_bytes` that is used."""
-        return (self.peak_bytes - self.held_bytes) / max(1, self.limit_bytes - self.held_bytes)
+        """The share of what is free beside `fixed_bytes` that is used."""
+        return (self.peak_bytes - self.fixed_bytes) / max(1, self.limit_bytes - self.fixed_bytes)
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ class Memory:
     """What programs take of a device's memory.
 
     Attributes:
-        held_bytes: that a layout takes whatever the batch.
+        fixed_bytes: that a layout takes whatever the batch.
         peak_bytes: of the program that takes most; None if a compiler that refused it did not say.
         limit_bytes: that a device has.
     """
 
-    held_bytes: Callable[[Layout], int]
+    fixed_bytes: Callable[[Layout], int]
     peak_bytes: Callable[[Layout, Shape], int | None]
     limit_bytes: int
 
@@ -135,7 +137,7 @@ def token_bytes(network: T5Config, layout: Layout) -> float:
     return 1.2 * jnp.dtype(network.dtype).itemsize * layers * values / layout.row_parts
 
 
-def held_bytes(programs: GroupPrograms) -> int:
+def fixed_bytes(programs: GroupPrograms) -> int:
     """Returns the bytes of one device that a group holds between two batches."""
     accumulate = programs.accumulate
     params, base, _, accumulator = accumulate.arguments
@@ -174,28 +176,28 @@ def _layouts_to_try(search: BatchSearch) -> Iterator[Layout]:
     """Yields layouts: first the one with most experts that leaves room for enough tokens."""
     layouts = list(search.layouts)
     for number, layout in enumerate(layouts):
-        free = search.memory.limit_bytes - search.memory.held_bytes(layout)
+        free = search.memory.limit_bytes - search.memory.fixed_bytes(layout)
         tokens = TARGET_FILL * free / search.token_bytes
-        last = layout.slots <= FEW_EXPERTS or number + 1 == len(layouts)
-        enough = tokens >= BUSY_TOKENS * layout.row_parts
-        if last or enough or tokens >= search.shape_for(layout, ALL_TOKENS).tokens:
+        last = layout.slots <= SUFFICIENT_EXPERTS or number + 1 == len(layouts)
+        enough = tokens >= DEVICE_SATURATING_TOKENS * layout.row_parts
+        if last or enough or tokens >= search.shape_for(layout, UNBOUNDED_TOKENS).tokens:
             yield from layouts[number:]
             return
 
 
 def _largest_batch(search: BatchSearch, layout: Layout) -> tuple[Fit | None, int | None]:
     """Returns the largest batch that fits beside a layout, and what the smallest that does not fit needs."""
-    held, limit = search.memory.held_bytes(layout), search.memory.limit_bytes
+    held, limit = search.memory.fixed_bytes(layout), search.memory.limit_bytes
     free = limit - held
     if free <= 0:
         return None, held
     devices = layout.row_parts
-    most = ALL_TOKENS if search.most_tokens is None else search.most_tokens * devices
+    most = UNBOUNDED_TOKENS if search.most_tokens is None else search.most_tokens * devices
     best: Fit | None = None
     too_large: tuple[int, int | None] | None = None  # tokens of the smallest such shape, and its bytes
     tokens, tries = int(min(most, TARGET_FILL * free / search.token_bytes)), 0
     seen: set[Shape] = set()
-    while tries < MOST_TRIES:
+    while tries < MAX_BATCH_COMPILATIONS:
         shape = search.shape_for(layout, max(1, tokens))
         if shape in seen:
             break
@@ -206,7 +208,11 @@ def _largest_batch(search: BatchSearch, layout: Layout) -> tuple[Fit | None, int
             if best is None or shape.tokens > best.shape.tokens:
                 best = Fit(layout, tokens, shape, peak, held, limit, tries)
             used = max(1, peak - held)
-            if best.fill_ratio >= GOOD_FILL or tokens >= most or search.shape_for(layout, most) == shape:
+            if (
+                best.fill_ratio >= ENOUGH_MEMORY_FILL
+                or tokens >= most
+                or search.shape_for(layout, most) == shape
+            ):
                 break
             tokens = int(shape.tokens * min(4.0, TARGET_FILL * free / used))
         else:
@@ -230,6 +236,6 @@ def _interpolate_tokens(best: Fit, too_large: tuple[int, int | None], target_byt
     low, high = best.shape.tokens, too_large[0]
     if too_large[1] is None:
         return (low + high) // 2
-    used = best.peak_bytes - best.held_bytes
+    used = best.peak_bytes - best.fixed_bytes
     slope = (too_large[1] - best.peak_bytes) / (high - low)
     return min(max(low + 1, round(low + (target_bytes - used) / slope)), high - 1)

@@ -22,10 +22,10 @@ from elm_jax.training.jobs import TrainingJob
 
 LENGTH_MULTIPLE = 8  # lengths are multiples of it
 MOST_SEGMENTS = 8  # in a row; every one of them costs its part of an adapter's products for all
-WELL_FILLED = 0.93  # of a batch that is real; on a CPU what has less is much the worse for it
+FILL_PENALTY_THRESHOLD = 0.93  # of a batch that is real; on a CPU what has less is much the worse for it
 EMPTY, SHARED = -1, -2  # owner of a row that is not an isolated expert's
 TRIAL_BATCHES = 24  # batches that a shape is tried on
-FOLD_COUNTS = (1, 2, 4)  # rows whose targets are in one
+PROMPT_ROWS_PER_TARGET_ROW = (1, 2, 4)  # rows whose targets are in one
 
 
 class BatchCost(NamedTuple):
@@ -35,12 +35,12 @@ class BatchCost(NamedTuple):
         attention: of a token that attends to another, as a part of what a token costs itself.
         overhead: tokens of each device that a batch costs beside its own: parameters are read, kernels
             gathered, and experts moved.
-        strictness: the power to which a share of real tokens below `WELL_FILLED` counts.
+        fill_penalty_power: the power to which a share of real tokens below `FILL_PENALTY_THRESHOLD` counts.
     """
 
     attention: float = 0.0
     overhead: int = 256
-    strictness: int = 4
+    fill_penalty_power: int = 4
 
 
 UNKNOWN_COST = BatchCost()
@@ -74,7 +74,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MeasuredJob:
+class JobWithLengths:
     """A job and the lengths of all of its rows.
 
     Attributes:
@@ -104,8 +104,8 @@ class PendingExample:
         target: tokens, those of wrong choices among them.
         share: 1 / the target tokens of the expert's step.
         seed: what its dropout is drawn from.
-        wrong_share: 1 / the tokens of wrong choices of the expert's step.
-        row_share: 1 / the rows of the expert's step.
+        wrong_choice_weight: 1 / the tokens of wrong choices of the expert's step.
+        row_weight: 1 / the rows of the expert's step.
     """
 
     slot: int
@@ -115,8 +115,8 @@ class PendingExample:
     target: int
     share: float
     seed: int
-    wrong_share: float = 0.0
-    row_share: float = 0.0
+    wrong_choice_weight: float = 0.0
+    row_weight: float = 0.0
 
 
 StepExamples = Callable[[int, int], Sequence[PendingExample]]
@@ -136,37 +136,37 @@ class Batch:
         return [example for row in self.rows for example in row]
 
 
-def measure(job: TrainingJob) -> MeasuredJob:
+def measure(job: TrainingJob) -> JobWithLengths:
     """Returns a job with the lengths of its rows."""
     prompt, target = jobs.token_counts(job.prompts), jobs.token_counts(job.targets)
     if job.wrong is None:
-        return MeasuredJob(job, prompt, target)
+        return JobWithLengths(job, prompt, target)
     wrong = np.array([sum(map(len, choices)) for choices in job.wrong], np.int32)
-    return MeasuredJob(job, prompt, target + wrong, wrong, 1 + max(map(len, job.wrong), default=0))
+    return JobWithLengths(job, prompt, target + wrong, wrong, 1 + max(map(len, job.wrong), default=0))
 
 
-def measure_validation(job: TrainingJob) -> MeasuredJob | None:
+def measure_validation(job: TrainingJob) -> JobWithLengths | None:
     """Returns the rows that a job's expert is validated on, as a job; None if it has none."""
     if job.validation is None:
         return None
     return measure(replace(job, prompts=job.validation.prompts, targets=job.validation.targets, wrong=None))
 
 
-def step_examples(measured: MeasuredJob, slot: int, step_number: int) -> list[PendingExample]:
+def step_examples(measured: JobWithLengths, slot: int, step_number: int) -> list[PendingExample]:
     """Returns the examples of a step of the job in a slot; the first step is 0."""
     rows = jobs.rows_of_step(measured.job, step_number)
     seeds = step.dropout_seeds(measured.job.seed, step_number, len(rows))
     return _pending_examples(measured, slot, rows, seeds)
 
 
-def all_examples(measured: MeasuredJob, slot: int) -> list[PendingExample]:
+def all_examples(measured: JobWithLengths, slot: int) -> list[PendingExample]:
     """Returns all rows of a job as the examples of one step, in their own order."""
     count = len(measured.prompt)
     return _pending_examples(measured, slot, np.arange(count), np.zeros(count, np.uint32))
 
 
 def _pending_examples(
-    measured: MeasuredJob, slot: int, rows: np.ndarray, seeds: np.ndarray
+    measured: JobWithLengths, slot: int, rows: np.ndarray, seeds: np.ndarray
 ) -> list[PendingExample]:
     prompt, target = measured.prompt[rows], measured.target[rows]
     wrong = 0 if measured.wrong is None else int(measured.wrong[rows].sum())
@@ -242,7 +242,7 @@ def _pack_part(
 
 
 def choose_shape(
-    measured: Sequence[MeasuredJob],
+    measured: Sequence[JobWithLengths],
     batch_tokens: int,
     *,
     slots: int,
@@ -273,7 +273,7 @@ def choose_shape(
     for stretch in (1.0, 1.25, 1.5, 2.0):
         length = _round_up(longest * stretch)
         segments = min(MOST_SEGMENTS, math.ceil(1.3 * length / prompt))
-        for slack, folded in itertools.product((1.15, 1.6), FOLD_COUNTS):
+        for slack, folded in itertools.product((1.15, 1.6), PROMPT_ROWS_PER_TARGET_ROW):
             fitting = slack * target * length / prompt
             answer = _round_up(max(widest, fitting * folded))
             if folded > 1 and fitting * folded / 2 >= widest:
@@ -296,7 +296,12 @@ def choose_shape(
         if highest_worth(shape) < best[0]:
             break
         share = fill_ratio(measured[:slots], shape, slots, parts, examples)
-        worth = share * shape.tokens / spent(shape) * min(1.0, share / WELL_FILLED) ** cost.strictness
+        worth = (
+            share
+            * shape.tokens
+            / spent(shape)
+            * min(1.0, share / FILL_PENALTY_THRESHOLD) ** cost.fill_penalty_power
+        )
         best = max(best, (worth, shape))
     return best[1]
 
@@ -315,11 +320,11 @@ def batch_cost(network: T5Config, kind: str, platform: str) -> BatchCost:
     products = 2 * inner / (network.emb_dim * (4 * inner + wide))
     if platform == "cpu":
         return BatchCost(7.0 * products)
-    return BatchCost(6.0 * products, overhead=2048 if kind == "full" else 512, strictness=0)
+    return BatchCost(6.0 * products, overhead=2048 if kind == "full" else 512, fill_penalty_power=0)
 
 
 def fill_ratio(
-    measured: Sequence[MeasuredJob],
+    measured: Sequence[JobWithLengths],
     shape: Shape,
     slots: int,
     parts: int,
@@ -358,7 +363,7 @@ def fill_ratio(
     return real / (TRIAL_BATCHES * shape.tokens)
 
 
-def holds_steps(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts: int) -> bool:
+def holds_steps(measured: Sequence[JobWithLengths], shape: Shape, slots: int, parts: int) -> bool:
     """Returns whether a batch has room for a whole step of every slot's expert, tried on the first steps."""
     own = measured[:slots]
     for number in range(min(TRIAL_BATCHES, *(each.job.steps for each in own))):
@@ -369,7 +374,7 @@ def holds_steps(measured: Sequence[MeasuredJob], shape: Shape, slots: int, parts
     return True
 
 
-def _examples_of_steps(measured: Sequence[MeasuredJob]) -> StepExamples:
+def _examples_of_steps(measured: Sequence[JobWithLengths]) -> StepExamples:
     """Returns a function that makes the examples of a job's step once."""
 
     @functools.cache
@@ -430,8 +435,8 @@ def assemble(
                 numbers = np.arange(1, len(answers) + 1)
                 arrays.choices.target_choices[target_at] = np.repeat(numbers, lengths)
                 arrays.choices.lengths[number, segment, : len(answers)] = lengths
-                arrays.choices.wrong_share[number, segment] = example.wrong_share
-                arrays.choices.row_share[number, segment] = example.row_share
+                arrays.choices.wrong_choice_weight[number, segment] = example.wrong_choice_weight
+                arrays.choices.row_weight[number, segment] = example.row_weight
             arrays.target_segments[target_at] = nth * shape.segments + segment + 1
             arrays.slot[number, segment] = example.slot % slots_of_part
             arrays.share[number, segment] = example.share

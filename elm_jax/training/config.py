@@ -14,11 +14,11 @@ from typing import Any
 
 from elm_jax import ranges
 
-OF_RUN = {"recipe": False}  # metadata of a field that changes a run, and not what an expert becomes
-OF_MACHINE = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
-OF_NETWORK = {"identity": False}  # one that the network's own fingerprint has
+NOT_IN_RECIPE = {"recipe": False}  # metadata of a field that changes a run, and not what an expert becomes
+NOT_RECORDED = {"recipe": False, "identity": False}  # one that may differ when a run is resumed
+NOT_IN_IDENTITY = {"identity": False}  # one that the network's own fingerprint has
 # One that checkpoints of before do not have: it is part of what a resumed run must have where it is set.
-LATER_RECIPE_KEYS = {"identity": "where set"}
+IN_IDENTITY_WHERE_SET = {"identity": "where set"}
 
 RECIPE_KEYS: Mapping[str, str] = {
     "optimizer.name": "optimizer",
@@ -50,10 +50,10 @@ class ExpertConfig:
 
     kind: str = "bottleneck"
     options: Mapping[str, Any] = field(default_factory=dict)
-    dropout: float = field(default=0.1, metadata=OF_NETWORK | ranges.real(0, 1, below=True))
-    train_as: str = field(default="experts", metadata=OF_MACHINE)
-    name: str | None = field(default=None, metadata=OF_MACHINE)
-    part: str | None = field(default=None, metadata=OF_MACHINE)
+    dropout: float = field(default=0.1, metadata=NOT_IN_IDENTITY | ranges.real(0, 1, below=True))
+    train_as: str = field(default="experts", metadata=NOT_RECORDED)
+    name: str | None = field(default=None, metadata=NOT_RECORDED)
+    part: str | None = field(default=None, metadata=NOT_RECORDED)
 
     __post_init__ = ranges.check
 
@@ -92,9 +92,9 @@ class LossConfig:
 
     z_loss: float = field(default=0.0, metadata=ranges.real(0))
     label_smoothing: float = field(default=0.0, metadata=ranges.real(0, 1, below=True))
-    unlikely_loss: float = field(default=0.0, metadata=LATER_RECIPE_KEYS | ranges.real(0))
-    mc_loss: float = field(default=0.0, metadata=LATER_RECIPE_KEYS | ranges.real(0))
-    length_norm: float = field(default=1.0, metadata=LATER_RECIPE_KEYS | ranges.real(0))
+    unlikely_loss: float = field(default=0.0, metadata=IN_IDENTITY_WHERE_SET | ranges.real(0))
+    mc_loss: float = field(default=0.0, metadata=IN_IDENTITY_WHERE_SET | ranges.real(0))
+    length_norm: float = field(default=1.0, metadata=IN_IDENTITY_WHERE_SET | ranges.real(0))
 
     __post_init__ = ranges.check
 
@@ -117,7 +117,7 @@ class ScheduleConfig:
     """
 
     steps: int | None = field(default=None, metadata=ranges.whole(1))
-    epochs: int | float | None = field(default=None, metadata=OF_MACHINE | ranges.real(0, above=True))
+    epochs: int | float | None = field(default=None, metadata=NOT_RECORDED | ranges.real(0, above=True))
     learning_rate: float | None = field(default=None, metadata=ranges.real(0, 1))
     warmup: int = field(default=0, metadata=ranges.whole(0))
     name: str = "linear"
@@ -150,9 +150,9 @@ class BatchConfig:
     """
 
     size: int | None = field(default=None, metadata=ranges.whole(1))
-    max_experts: int | None = field(default=None, metadata=OF_MACHINE | ranges.whole(1))
-    max_tokens: int | None = field(default=None, metadata=OF_MACHINE | ranges.whole(1))
-    mesh: Mapping[str, int] | None = field(default=None, metadata=OF_MACHINE)
+    max_experts: int | None = field(default=None, metadata=NOT_RECORDED | ranges.whole(1))
+    max_tokens: int | None = field(default=None, metadata=NOT_RECORDED | ranges.whole(1))
+    mesh: Mapping[str, int] | None = field(default=None, metadata=NOT_RECORDED)
 
     __post_init__ = ranges.check
 
@@ -170,12 +170,12 @@ class CheckpointConfig:
         wait: whether to wait while another process trains in the run's directory.
     """
 
-    save_every: int | None = field(default=None, metadata=OF_RUN | ranges.whole(1))
-    validate_every: int = field(default=0, metadata=OF_RUN | ranges.whole(0))
-    validate_rows: int = field(default=300, metadata=OF_MACHINE | ranges.whole(1))
+    save_every: int | None = field(default=None, metadata=NOT_IN_RECIPE | ranges.whole(1))
+    validate_every: int = field(default=0, metadata=NOT_IN_RECIPE | ranges.whole(0))
+    validate_rows: int = field(default=300, metadata=NOT_RECORDED | ranges.whole(1))
     keep: str = "last"
-    restart: bool = field(default=False, metadata=OF_MACHINE)
-    wait: bool = field(default=False, metadata=OF_MACHINE)
+    restart: bool = field(default=False, metadata=NOT_RECORDED)
+    wait: bool = field(default=False, metadata=NOT_RECORDED)
 
     __post_init__ = ranges.check
 
@@ -189,8 +189,8 @@ class LogConfig:
         directory: where all of it goes. Default: `logs` in the run's directory.
     """
 
-    trackers: Sequence[str] = field(default=(), metadata=OF_MACHINE)
-    directory: str | None = field(default=None, metadata=OF_MACHINE)
+    trackers: Sequence[str] = field(default=(), metadata=NOT_RECORDED)
+    directory: str | None = field(default=None, metadata=NOT_RECORDED)
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    answers: str = field(default="first", metadata=OF_MACHINE)
-    paper: str | None = field(default=None, metadata=OF_MACHINE)
+    answers: str = field(default="first", metadata=NOT_RECORDED)
+    paper: str | None = field(default=None, metadata=NOT_RECORDED)
     seed: int = field(default=0, metadata=ranges.seed())
 
     __post_init__ = ranges.check
@@ -300,7 +300,7 @@ def _flatten(config: TrainConfig, flag: str, is_wanted: Any = lambda path: True)
         for path, value, metadata in _leaves(config)
         if metadata.get(flag, True)
         and is_wanted(path)
-        and not (metadata.get(flag) == LATER_RECIPE_KEYS["identity"] and value == defaults[path])
+        and not (metadata.get(flag) == IN_IDENTITY_WHERE_SET["identity"] and value == defaults[path])
     }
 
 

@@ -51,7 +51,7 @@ def corrupt_spans(
     return [*prompt, *tokens[at:], eos], [*target, eos]
 
 
-def cut_prefix(tokens: Sequence[int], *, eos: int, rng: np.random.Generator) -> Pair:
+def make_prefix_lm_pair(tokens: Sequence[int], *, eos: int, rng: np.random.Generator) -> Pair:
     """Cuts the text at a random position; both sides have at least one token if there are two."""
     cut = int(rng.integers(1, max(2, len(tokens))))
     return [*tokens[:cut], eos], [*tokens[cut:], eos]

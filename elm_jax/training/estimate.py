@@ -139,8 +139,8 @@ def tables(estimate: TrainingEstimate) -> list[Table]:
         ("batches", f"{estimate.batches:,.0f}, saved every {plan.save_every:,}"),
         (
             "memory of a device, GB",
-            f"{format_gigabytes(fit.held_bytes)} base and experts, "
-            f"{format_gigabytes(fit.peak_bytes - fit.held_bytes)} a batch, as compiled; "
+            f"{format_gigabytes(fit.fixed_bytes)} base and experts, "
+            f"{format_gigabytes(fit.peak_bytes - fit.fixed_bytes)} a batch, as compiled; "
             f"{format_gigabytes(fit.limit_bytes)} there",
         ),
         ("model FLOPs", f"{estimate.flops:.3g}"),

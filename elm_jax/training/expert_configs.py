@@ -116,10 +116,10 @@ def resolve_experts(
         ]
     else:
         experts = [_resolve(spec.id, [spec], config, lengths) for spec in specs]
-    return take_part(experts, expert.part)
+    return select_expert_shard(experts, expert.part)
 
 
-def take_part(experts: list[T], part: str | None) -> list[T]:
+def select_expert_shard(experts: list[T], part: str | None) -> list[T]:
     """Returns every N-th expert from the I-th on, for the part "I/N"; all for None."""
     if part is None:
         return experts
@@ -215,12 +215,12 @@ def _paper_budget(spec: TaskSpec, table: str, missing: Sequence[str]) -> PaperBu
     """Returns a task's budget in one of the paper's tables; if it has none, names the macros to set."""
     try:
         if table == "prompt":
-            return budgets.get_prompt_budget(spec)
+            return budgets.get_prompt_expert_budget(spec)
         if table == "target":
-            return budgets.get_target_budget(spec)
+            return budgets.get_target_expert_budget(spec)
         if table == "dataset_adapter":
             return budgets.get_dataset_budget(spec.dataset)
-        return budgets.get_full_budget(spec.dataset)
+        return budgets.get_full_finetuning_budget(spec.dataset)
     except UserError as error:
         raise UserError(f"{error} Fix: set {', '.join(missing)}, or PAPER=None.") from error
 

@@ -84,7 +84,7 @@ def train_gates(
             "'first'."
         )
     library = Library.open(run.workspace.library)
-    chosen = expert_configs.take_part(_choose_experts(run, library, experts), config.expert.part)
+    chosen = expert_configs.select_expert_shard(_choose_experts(run, library, experts), config.expert.part)
     known = [expert for expert in chosen if library.has_gates(expert) and not config.checkpoint.restart]
     if known and hosts.is_primary():
         told = f"Gates are trained already for {', '.join(known)}."

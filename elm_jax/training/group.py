@@ -58,7 +58,7 @@ class Group:
         """Puts a fresh expert into a slot; the old state is donated."""
         return self.programs.put_slot(state, np.int32(slot), self.init([seed]))
 
-    def put_start(self, state: GroupState, slot: int, expert: Params) -> GroupState:
+    def put_warm_start_expert(self, state: GroupState, slot: int, expert: Params) -> GroupState:
         """Puts an expert to go on from into a slot; the old state is donated."""
         one = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32)[None], dict(expert))
         return self.programs.put_slot(state, np.int32(slot), self.init([0])._replace(params=one))

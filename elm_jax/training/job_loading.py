@@ -34,7 +34,9 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
     pairs = [(each.inputs, each.targets) for each in rows]
     takes_each = expert.config.answers == "each"
     if takes_each:
-        pairs += [tokenized_rows.pair_other_answers(each, run.tokenizer, expert.lengths) for each in rows]
+        pairs += [
+            tokenized_rows.pair_extra_gold_answers(each, run.tokenizer, expert.lengths) for each in rows
+        ]
     prompts, targets = (join_rows(lists) for lists in zip(*pairs, strict=True))
     wrong = None
     if expert.config.loss.needs_choices:
@@ -54,7 +56,7 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
         "max_prompt": expert.lengths.prompt,
         "max_answer": expert.lengths.answer,
         VOCABULARY: run.tokenizer.fingerprint,
-        identity.MADE_OF: {
+        identity.ROW_IDENTITIES_KEY: {
             spec.id: identity.identify_texts(spec, source, own).to_json()
             for spec, own in zip(expert.specs, examples, strict=True)
         },
@@ -78,7 +80,7 @@ def load_job(run: Run, expert: ExpertTrainConfig) -> TrainingJob:
         counts=row_counts.add_counts(
             each.counts or RowCounts(len(each.labels), len(each.labels)) for each in rows
         ),
-        losses=token_losses.add_losses(each.losses for each in rows),
+        losses=token_losses.sum_tokenization_reports(each.losses for each in rows),
         wrong=wrong,
     )
 

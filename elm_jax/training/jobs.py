@@ -16,7 +16,7 @@ from jaxtyping import Int
 from elm_jax import names, storage
 from elm_jax.data import ragged
 from elm_jax.data.ragged import JoinedTokens, RaggedTokens
-from elm_jax.data.token_losses import TokenLosses
+from elm_jax.data.token_losses import TokenizationReport
 from elm_jax.errors import UserError
 from elm_jax.models import flops
 from elm_jax.models.expert_kinds import GATES
@@ -99,7 +99,7 @@ class TrainingJob:
     datasets: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     counts: RowCounts | None = None
-    losses: TokenLosses | None = None
+    losses: TokenizationReport | None = None
     frozen: FrozenExpert | None = None
     start: FrozenExpert | None = None
     wrong: Sequence[Sequence[Tokens]] | None = None

@@ -141,7 +141,7 @@ def denoising_pairs(
     for number, text in enumerate(chosen):
         ids = long_enough[text]
         if number % 2:
-            pairs.append(denoise.cut_prefix(ids, eos=tokenizer.eos, rng=rng))
+            pairs.append(denoise.make_prefix_lm_pair(ids, eos=tokenizer.eos, rng=rng))
         else:
             pairs.append(
                 denoise.corrupt_spans(

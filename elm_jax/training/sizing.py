@@ -13,7 +13,7 @@ from elm_jax.records import Params
 from elm_jax.session import devices
 from elm_jax.training import batch_search, batches
 from elm_jax.training.batch_search import BatchSearch, Fit, Memory
-from elm_jax.training.batches import MeasuredJob, Shape
+from elm_jax.training.batches import JobWithLengths, Shape
 from elm_jax.training.config import TrainConfig
 from elm_jax.training.jobs import TrainingJob
 from elm_jax.training.programs import GroupPlan, GroupPrograms, Layout, group_programs, layout_for
@@ -40,7 +40,7 @@ def find_fit(
     programs = programs_for(network, base, plan_for(config, jobs), mesh)
     measured = [batches.measure(job) for job in jobs]
     memory = Memory(
-        held_bytes=lambda layout: batch_search.held_bytes(programs(layout, SMALLEST_SHAPE)),
+        fixed_bytes=lambda layout: batch_search.fixed_bytes(programs(layout, SMALLEST_SHAPE)),
         peak_bytes=lambda layout, shape: batch_search.peak_bytes(
             programs(layout, shape),
             whole_steps=batches.holds_steps(measured, shape, layout.slots, layout.parts),
@@ -73,7 +73,7 @@ def programs_for(
 def search_for(
     network: T5Config,
     config: TrainConfig,
-    measured: Sequence[MeasuredJob],
+    measured: Sequence[JobWithLengths],
     mesh: Mesh | AbstractMesh | None,
     platform: str,
     memory: Memory,

@@ -52,14 +52,14 @@ class ChoiceRows(NamedTuple):
     Attributes:
         target_choices: which choice of its example a target token is of, from 1.
         lengths: tokens of each of C choices of each segment; 0 where there is none.
-        wrong_share: 1 / the tokens of wrong choices in the expert's step, for each segment.
-        row_share: 1 / the rows of the expert's step, for each segment.
+        wrong_choice_weight: 1 / the tokens of wrong choices in the expert's step, for each segment.
+        row_weight: 1 / the rows of the expert's step, for each segment.
     """
 
     target_choices: Int[Array, "_ T"]
     lengths: Int[Array, "B G C"]
-    wrong_share: Float[Array, "B G"]
-    row_share: Float[Array, "B G"]
+    wrong_choice_weight: Float[Array, "B G"]
+    row_weight: Float[Array, "B G"]
 
 
 class Rows(NamedTuple):
@@ -398,7 +398,7 @@ def _choice_terms(
 ) -> tuple[Float[Array, "_ T"], Float[Array, "_ _"]]:
     """Returns T-Few's unlikelihood of every target token, and the loss of the choices of every segment."""
     logp, is_wrong = -token_losses(logits, rows.targets), choices.target_choices > 1
-    share = jnp.take_along_axis(_join_folded_prompts(choices.wrong_share, rows), segment, axis=1)
+    share = jnp.take_along_axis(_join_folded_prompts(choices.wrong_choice_weight, rows), segment, axis=1)
     wrong = jnp.where(is_wrong, unlikelihood_losses(logp, is_wrong), 0.0) * share * config.unlikely_loss
     lengths = _join_folded_prompts(choices.lengths, rows)
     _, segments, most = lengths.shape
@@ -407,7 +407,7 @@ def _choice_terms(
     is_of = place[..., None] == jnp.arange(segments * most, dtype=jnp.int32)[None, None]
     sums = jnp.einsum("bt,btk->bk", logp, is_of.astype(logp.dtype), precision="highest")
     chosen = choice_losses(sums.reshape(lengths.shape), lengths, config.length_norm)
-    return wrong, chosen * _join_folded_prompts(choices.row_share, rows) * config.mc_loss
+    return wrong, chosen * _join_folded_prompts(choices.row_weight, rows) * config.mc_loss
 
 
 def _logits(model: T5, rows: Rows, expert: Params | None, slot: Any) -> Float[Array, "_ T V"]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from elm_jax import locks, storage
 from elm_jax.aot.devices import peak_flops
 from elm_jax.data import task_rows, task_selection
-from elm_jax.data.identity import MADE_OF
+from elm_jax.data.identity import ROW_IDENTITIES_KEY
 from elm_jax.errors import TrainingStopped, UserError
 from elm_jax.experts import lookup
 from elm_jax.experts.library import Library
@@ -110,12 +110,12 @@ def train(
     counts = row_counts.add_counts(job.counts for job in jobs if job.counts)
     if hosts.is_primary():
         task_rows.print_counts(run.stages, [counts])
-        task_rows.print_losses(run.stages, (job.losses for job in jobs))
+        task_rows.print_tokenization_report(run.stages, (job.losses for job in jobs))
     library = Library(_library_directory(run, jobs))
     for directory in (library.root, run.workspace.checkpoints, log_directory(run, config)):
         storage.require_writable(directory)
     trained = job_loading.list_trained(library, jobs, run.base, restart=config.checkpoint.restart)
-    unknown = [expert for expert in trained if MADE_OF not in library.spec(expert).recipe]
+    unknown = [expert for expert in trained if ROW_IDENTITIES_KEY not in library.spec(expert).recipe]
     if unknown:
         run.stages.console.print(
             f"Not known to be trained on these rows, since they were trained before rows were noted: "

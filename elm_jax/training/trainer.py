@@ -29,7 +29,7 @@ from elm_jax.telemetry.events import Event, EventHandler, Failure, StepMetrics, 
 from elm_jax.training import batches, checkpoint_directories, optimizers, slots
 from elm_jax.training import config as configs
 from elm_jax.training import jobs as job_records
-from elm_jax.training.batches import MeasuredJob, PendingExample
+from elm_jax.training.batches import JobWithLengths, PendingExample
 from elm_jax.training.checkpoints import CheckpointDirectory, CheckpointStore
 from elm_jax.training.group import Group
 from elm_jax.training.jobs import TrainingJob
@@ -343,7 +343,7 @@ class _Run:
     def _put_start(self, number: int, name: str) -> None:
         start = self.jobs[name].start
         if start is not None:
-            self.state = self.group.put_start(self.state, number, start.load_finite(name))
+            self.state = self.group.put_warm_start_expert(self.state, number, start.load_finite(name))
 
     def _place_frozen_expert(self, number: int, name: str) -> None:
         frozen = self.jobs[name].frozen
@@ -397,7 +397,7 @@ class _Run:
                 self.table = slots.set_best_score(self.table, number, score)
             self.news["validations"].append(Validation(job.id, slot.step, loss, accuracy, best))
 
-    def _validation_loss(self, measured: MeasuredJob, number: int) -> float:
+    def _validation_loss(self, measured: JobWithLengths, number: int) -> float:
         """Returns the loss of the expert in a slot on its validation rows."""
         pending, packed = batches.all_examples(measured, number), []
         while pending:

@@ -65,7 +65,12 @@ def open_checkpoint(
     name_of = hf_names.flax_name if flax else hf_names.torch_name
     embedding, head_name = _find_embedding(found, flax), name_of("decoder/logits_dense/kernel")
     head, scaled = found.get(head_name), hf_config.has_scaled_outputs(raw)
-    if head is not None and scaled and embedding is not None and _are_equal(head, embedding, turned=flax):
+    if (
+        head is not None
+        and scaled
+        and embedding is not None
+        and _are_equal(head, embedding, needs_transpose=flax)
+    ):
         del found[head_name]
         head = None
     precision = base_model.choose_compute_dtype(found, dtype)
@@ -78,8 +83,8 @@ def open_checkpoint(
     for path, shape in _unstack_shapes(base_model.param_shapes(config)).items():
         tensor = found.pop(name_of(path), None)
         if tensor is not None:
-            turned = hf_names.is_transposed(path, flax=flax) and len(tensor.shape) == len(shape)
-            by_path[path] = tensors.transpose(tensor) if turned else tensor
+            needs_transpose = hf_names.is_transposed(path, flax=flax) and len(tensor.shape) == len(shape)
+            by_path[path] = tensors.transpose(tensor) if needs_transpose else tensor
     # What is left is too many: the check that names it finds it under its own name.
     by_path |= {name: tensor for name, tensor in found.items() if not _is_copy(name)}
 
@@ -230,7 +235,7 @@ def _find_embedding(found: dict[str, Tensor], flax: bool) -> Tensor | None:
             continue
         if name not in found:
             found[name] = found[copy]
-        elif not _are_equal(found[copy], found[name], turned=False):
+        elif not _are_equal(found[copy], found[name], needs_transpose=False):
             raise UserError(
                 f"Expected {copy!r} in {found[copy].file!r} to equal {found[name].name!r}, got other values. "
                 "Fix: elm_jax has one table of embeddings for both stacks; use a checkpoint whose tables "
@@ -252,8 +257,8 @@ def _is_copy(name: str) -> bool:
     return name in hf_names.EMBEDDING_COPIES or name == hf_names.UNREAD_TENSOR
 
 
-def _are_equal(head: Tensor, embedding: Tensor, *, turned: bool) -> bool:
-    if turned:
+def _are_equal(head: Tensor, embedding: Tensor, *, needs_transpose: bool) -> bool:
+    if needs_transpose:
         head = tensors.transpose(head)
     return head.network_shape == embedding.shape and head.read().tobytes() == embedding.read().tobytes()
 

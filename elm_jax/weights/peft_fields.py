@@ -11,7 +11,7 @@ _UNUSED = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out"),
 }
-_RESIDUAL = (
+_CHANGED_BASE_REMEDY = (
     "this start changed the base's own weights; save the adapter with PEFT's "
     "path_initial_model_for_weight_conversion, which makes it a plain LoRA of twice the rank"
 )
@@ -45,7 +45,7 @@ LORA_FIELDS = FieldTable(
         "alora_invocation_tokens": (),
     },
     remedies={
-        "init_lora_weights": _RESIDUAL,
+        "init_lora_weights": _CHANGED_BASE_REMEDY,
         "alora_invocation_tokens": "an adapter that acts from a token on is no expert here; train a LoRA",
     },
 )

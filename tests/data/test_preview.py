@@ -66,7 +66,7 @@ def test_with_a_tokenizer_tokens_are_counted_and_text_beyond_the_limit_is_red(wo
     (row,), _ = previewed(spec, Source(), tokenizer=words, lengths=Lengths(prompt=3, answer=8))
     first = row.lines[0]
     assert first.plain == "one two three four [cut after 3 tokens: the last 10 characters]"
-    assert styled(first)["three four"] == preview.UNSEEN_STYLE
+    assert styled(first)["three four"] == preview.TOKEN_CUT_STYLE
     assert row.lines[-1].plain == "tokens: input 5 (limit 3), target 2 (limit 8), choices 2, 2"
     (row,), _ = previewed(spec, Source(), tokenizer=words, lengths=Lengths(prompt=5, answer=8))
     assert row.lines[0].plain == "one two three four"
@@ -77,7 +77,7 @@ def test_cuts_of_the_template_are_coloured():
     (row,), _ = previewed(defined([{"text": "word " * 1000}]), Source())
     line = row.lines[0]
     assert "characters cut by the template]" in line.plain
-    assert styled(line)["..."] == preview.CUT_STYLE
+    assert styled(line)["..."] == preview.TEMPLATE_CUT_STYLE
 
 
 def test_a_limit_that_changes_what_a_template_computes_is_shown_beside_the_text_without_it():

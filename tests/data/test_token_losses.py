@@ -10,7 +10,7 @@ from rich.console import Console
 
 from elm_jax.data import task_rows, token_losses
 from elm_jax.data.ragged import compute_offsets
-from elm_jax.data.token_losses import TokenLoss, TokenLosses
+from elm_jax.data.token_losses import TokenizationCounts, TokenizationReport
 from elm_jax.tasks.data_source import Lengths
 from elm_jax.telemetry.progress import Stages
 from elm_jax.tokenizers import sentencepiece
@@ -33,7 +33,7 @@ def counted(rows, tokenizer, lengths=LENGTHS):
     ]
     ids = [tokenizer.encode_all(each) for each in texts]
     starts = compute_offsets(len(row[2]) for row in rows)
-    return token_losses.count_token_losses(texts, ids, starts, tokenizer, lengths)
+    return token_losses.build_tokenization_report(texts, ids, starts, tokenizer, lengths)
 
 
 def test_every_kind_of_loss_is_counted(words):
@@ -46,9 +46,9 @@ def test_every_kind_of_loss_is_counted(words):
         ],
         words,
     )
-    assert losses.inputs == TokenLoss(texts=4, tokens=7, unknown=3, cut=1, lost=1)
-    assert losses.targets == TokenLoss(texts=4, tokens=5, unknown=0, cut=1, lost=1)
-    assert losses.choices == TokenLoss(texts=6, tokens=7, unknown=0, cut=1, lost=1)
+    assert losses.inputs == TokenizationCounts(texts=4, tokens=7, unknown=3, cut=1, lost=1)
+    assert losses.targets == TokenizationCounts(texts=4, tokens=5, unknown=0, cut=1, lost=1)
+    assert losses.choices == TokenizationCounts(texts=6, tokens=7, unknown=0, cut=1, lost=1)
     assert losses.folded == {"\n": 1}
     assert losses.missing["zwei"] == 1
     assert (losses.same_choices, losses.repeated_choices, losses.single_choices) == (1, 1, 1)
@@ -57,7 +57,7 @@ def test_every_kind_of_loss_is_counted(words):
 
 def test_rows_of_which_all_is_seen_have_no_losses(words):
     losses = counted([("one two", "no", ["no", "yes"])], words)
-    assert token_losses.describe_losses(losses) == ""
+    assert token_losses.describe_tokenization_report(losses) == ""
 
 
 ROWS = st.lists(
@@ -75,9 +75,12 @@ ROWS = st.lists(
 def test_parts_add_up_and_are_read_back_as_they_were_written(words, rows, split):
     whole = counted(rows, words)
     assert (
-        token_losses.add_losses([counted(rows[:split], words), None, counted(rows[split:], words)]) == whole
+        token_losses.sum_tokenization_reports(
+            [counted(rows[:split], words), None, counted(rows[split:], words)]
+        )
+        == whole
     )
-    assert token_losses.parse_losses(token_losses.dump_losses(whole)) == whole
+    assert token_losses.parse_tokenization_report(token_losses.dump_tokenization_report(whole)) == whole
     assert whole.inputs.texts == len(rows)
 
 
@@ -105,9 +108,9 @@ def test_newlines_count_only_where_they_are_spaces_to_the_vocabulary(words):
 
 def test_a_verb_says_in_one_line_what_is_lost_and_nothing_if_all_is_seen(words):
     stages = Stages(Console(file=io.StringIO(), width=1000))
-    task_rows.print_losses(stages, [counted([("one", "no", ["no", "yes"])], words), None])
+    task_rows.print_tokenization_report(stages, [counted([("one", "no", ["no", "yes"])], words), None])
     assert stages.console.file.getvalue() == ""
-    task_rows.print_losses(stages, [counted([("one zwei", "no", ["no"])], words)] * 2)
+    task_rows.print_tokenization_report(stages, [counted([("one zwei", "no", ["no"])], words)] * 2)
     (line,) = stages.console.file.getvalue().splitlines()
     for part in ("50.0% of the tokens of inputs unknown", "'zwei' 2", "2 rows with a single choice"):
         assert part in line
@@ -124,5 +127,5 @@ class _Bytes:
 
 
 def test_an_empty_sum_is_no_loss():
-    assert token_losses.add_losses([None]) == TokenLosses()
+    assert token_losses.sum_tokenization_reports([None]) == TokenizationReport()
     assert np.array_equal(token_losses.find_choice_faults([], []), (False, False, False))

@@ -60,10 +60,10 @@ def test_accepted_answers_but_the_first_are_paired_with_the_input_of_their_row(w
     several = PromptedExample("x", "aa bb", "cc", accepted=("cc", "dd", "ee aa bb cc"))
     rows = tokenized_rows.tokenize_examples([example(0, "aa"), several], words, Lengths(8, 4))
     a, b, d, e = (words.encode(word)[0] for word in ("aa", "bb", "dd", "ee"))
-    inputs, targets = tokenized_rows.pair_other_answers(rows, words, Lengths(8, 4))
+    inputs, targets = tokenized_rows.pair_extra_gold_answers(rows, words, Lengths(8, 4))
     assert [row.tolist() for row in inputs] == [[a, b, 1], [a, b, 1]]
     assert [row.tolist() for row in targets] == [[d, 1], [e, a, b, 1]]
-    none, _ = tokenized_rows.pair_other_answers(replace(rows, accepted=()), words, Lengths(8, 4))
+    none, _ = tokenized_rows.pair_extra_gold_answers(replace(rows, accepted=()), words, Lengths(8, 4))
     assert len(none) == 0
 
 

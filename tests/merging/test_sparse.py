@@ -10,7 +10,7 @@ from elm_jax.merging.breadcrumbs import keep_middle
 from elm_jax.merging.consensus import consensus_mask
 from elm_jax.merging.della import keep_probability, prune
 from elm_jax.merging.model_stock import interpolation_share
-from elm_jax.merging.sce import sce, select_variable
+from elm_jax.merging.sce import sce, select_high_variance
 from elm_jax.models import paths
 
 from .conftest import LAYERS, QUERY, WO, change, merge, values
@@ -122,8 +122,8 @@ def test_model_stock_has_an_angle_for_each_output_unit_if_asked_for(expert, toy_
 def test_sce_by_hand():
     changes = [array(4, 1, 1, 0), array(-2, 1, 3, 0)]
     # They differ by most at the first value, next at the third; the two others are in common.
-    np.testing.assert_array_equal(select_variable(changes, 0.5), [True, False, False, False])
-    np.testing.assert_array_equal(select_variable(changes, 1.0), [True, False, True, False])
+    np.testing.assert_array_equal(select_high_variance(changes, 0.5), [True, False, False, False])
+    np.testing.assert_array_equal(select_high_variance(changes, 1.0), [True, False, True, False])
     # Coefficients 16 and 4 of the first value alone; it has the sign of 4 - 2.
     np.testing.assert_allclose(sce(changes, [0.5, 0.5], 0.5, "all"), [4, 1, 1.4, 0], rtol=1e-6)
     np.testing.assert_allclose(sce(changes, [0.5, 0.5], 0.5, "selected"), [4, 0, 0, 0], rtol=1e-6)

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(7)
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch):
     monkeypatch.setattr(pl, "pallas_call", partial(pl.pallas_call, interpret=True))
-    monkeypatch.setattr(kernel, "_LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(kernel, "_MIN_ATTENTION_WEIGHTS", 0)
 
 
 def plain(head_dim, causal, rate, given):
@@ -40,7 +40,7 @@ def plain(head_dim, causal, rate, given):
         logits += given.bias.swapaxes(1, 2)[None]
     weights = jax.nn.softmax(jnp.where(seen_by(given, causal)[:, None], logits, -1e10), axis=-1)
     if rate:
-        words = given.query_words[..., None] + given.key_words[:, None, None]
+        words = given.query_dropout_seeds[..., None] + given.key_dropout_seeds[:, None, None]
         weights = jnp.where(is_kept(words, rate), weights / (1 - rate), 0)
     return jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(rows, queries, width)
 
@@ -89,9 +89,9 @@ def test_the_check_on_a_device_finds_what_is_wrong_and_passes_what_is_right(monk
 @pytest.mark.parametrize("word", ["off", "0"])
 def test_the_kernel_can_be_switched_off(monkeypatch, word):
     with trace_for("tpu"):
-        assert kernel.is_for(128, 128, 2, 64)
-        monkeypatch.setenv(kernel.SWITCH, word)
-        assert not kernel.is_for(128, 128, 2, 64)
+        assert kernel.should_use_kernel(128, 128, 2, 64)
+        monkeypatch.setenv(kernel.KERNEL_ENV_VARIABLE, word)
+        assert not kernel.should_use_kernel(128, 128, 2, 64)
 
 
 SIZES = {

@@ -132,7 +132,7 @@ def test_an_expert_owns_its_norm_scales(network, base):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_rows_of_different_experts_in_one_batch_score_as_each_alone(network, trained, kind, how):
     together = stack(trained[kind])
-    mixed = network(ex.mark_grouped(together) if how == "grouped" else together, INDEX)
+    mixed = network(ex.mark_for_ragged_dot(together) if how == "grouped" else together, INDEX)
     for expert, tree in enumerate(trained[kind]):
         rows = expert == INDEX
         np.testing.assert_allclose(mixed[rows], network(tree)[rows], atol=1e-5)
@@ -143,7 +143,7 @@ def test_rows_may_come_in_any_order_and_experts_have_no_rows(index):
     kernels = RNG.normal(size=(5, 2, 3, 4)).astype(np.float32)
     x = RNG.normal(size=(4, 2, 6, 3)).astype(np.float32)
     wanted = np.stack([x[row] @ kernels[expert, 1] for row, expert in enumerate(index)])
-    for tree in ({"k": kernels}, ex.mark_grouped({"k": kernels})):
+    for tree in ({"k": kernels}, ex.mark_for_ragged_dot({"k": kernels})):
         cut, rows = ex.split_by_layer(tree, np.array(index, np.int32))
         found = ex.multiply(jnp.asarray(x), ex.gather_row_experts(cut[1], rows)["k"])
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -165,7 +165,7 @@ def form(request):
 
 def slotted(stack, form, dtype="float32"):
     """Gives every segment its expert, out of layer 1 of a stack."""
-    cut, rows = ex.split_by_layer(stack, ex.join_segments(OF_SEGMENT, SEGMENTS), dtype=dtype)
+    cut, rows = ex.split_by_layer(stack, ex.pair_with_segments(OF_SEGMENT, SEGMENTS), dtype=dtype)
     found = ex.gather_row_experts(jax.tree.map(lambda leaf: leaf[1], cut), rows)
     assert all(isinstance(leaf, form) for leaf in found.values())
     return found
@@ -249,7 +249,7 @@ def test_tokens_of_packed_rows_pass_a_projection_and_an_adapter_as_under_their_o
             return ex.apply_bottleneck(x, own["attention_adapter"])
         return ex.apply_delta(x, y, own["attention"]["key"])
 
-    cut, rows = ex.split_by_layer(stacked, ex.join_segments(OF_SEGMENT, SEGMENTS))
+    cut, rows = ex.split_by_layer(stacked, ex.pair_with_segments(OF_SEGMENT, SEGMENTS))
     gathered = ex.gather_row_experts(jax.tree.map(lambda leaf: leaf[1], cut), rows)
     assert isinstance(jax.tree.leaves(gathered, is_leaf=lambda leaf: isinstance(leaf, form))[0], form)
     found = np.asarray(passed(gathered, jnp.asarray(x), jnp.asarray(y)))
@@ -267,7 +267,7 @@ def width_of_key(kind, stacked):
 
 def test_segments_of_experts_want_rows_with_segment_ids():
     with pytest.raises(UserError, match="segment ids"):
-        ex.join_segments(OF_SEGMENT, None)
+        ex.pair_with_segments(OF_SEGMENT, None)
 
 
 def test_a_scan_over_layers_reads_a_stack_without_copying_it():
@@ -292,7 +292,7 @@ def test_an_expert_that_does_not_exist_gives_no_number():
     assert np.isnan(found).any(axis=1).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("mark", [lambda tree: tree, ex.mark_grouped])
+@pytest.mark.parametrize("mark", [lambda tree: tree, ex.mark_for_ragged_dot])
 def test_gradients_of_a_row_reach_its_own_expert_alone(mark):
     stacked = {"a": RNG.normal(size=(3, 1, 4, 2)), "b": RNG.normal(size=(3, 1, 2, 4))}
     stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), stacked)

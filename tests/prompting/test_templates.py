@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from elm_jax.errors import RowError, UserError
 from elm_jax.prompting import sandbox
 from elm_jax.prompting.templates import Rendered, Template
-from elm_jax.prompting.values import PROTECTOR
+from elm_jax.prompting.values import SEPARATOR_PLACEHOLDER
 
 
 def template(jinja: str, answer_choices: str | None = None) -> Template:
@@ -48,7 +48,7 @@ def test_a_separator_in_a_nested_text_is_one():
 
 
 def test_templates_may_split_on_the_protector():
-    made = template('{{ document.split("' + PROTECTOR + '||")[1] }} ||| t')
+    made = template('{{ document.split("' + SEPARATOR_PLACEHOLDER + '||")[1] }} ||| t')
     assert made.render({"document": "one|||||two"}).input == "two"
 
 

@@ -62,8 +62,10 @@ def test_what_is_laid_out_is_the_item_and_padding(drawn):
         assert laid.prompts[0][laid.prompts[0] > 0].tolist() == list(item.prompt)
         assert laid.real[0].tolist() == [True] * nodes + [False] * (shape.nodes - nodes)
         assert laid.nodes[0, :nodes].tolist() == item.trie.tokens.tolist()
-        assert laid.attended[0, :nodes, :nodes].tolist() == item.trie.attended.tolist()
-        assert laid.attended[0, nodes:].sum() == shape.nodes - nodes  # itself, so that no softmax is empty
+        assert laid.ancestor_mask[0, :nodes, :nodes].tolist() == item.trie.ancestor_mask.tolist()
+        assert (
+            laid.ancestor_mask[0, nodes:].sum() == shape.nodes - nodes
+        )  # itself, so that no softmax is empty
         assert not laid.edge_tokens[0, edges:].any()
         for path, laid_path in zip(item.trie.paths, paths[0], strict=True):
             assert laid_path[laid_path < shape.edges].tolist() == path.tolist()

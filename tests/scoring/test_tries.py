@@ -50,7 +50,7 @@ def test_a_node_sees_itself_and_its_beginnings_and_stands_behind_them(answers):
     trie = tries.build_trie(answers)
     for node in range(len(trie.tokens)):
         own = beginning(trie, node)
-        seen = [beginning(trie, other) for other in np.flatnonzero(trie.attended[node])]
+        seen = [beginning(trie, other) for other in np.flatnonzero(trie.ancestor_mask[node])]
         assert sorted(seen, key=len) == [own[:place] for place in range(len(own) + 1)]
         assert trie.depths[node] == len(own)
 

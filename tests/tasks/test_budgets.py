@@ -24,11 +24,11 @@ EXCEPTIONS = {
 
 
 def of(task):
-    return budgets.get_prompt_budget(specs.find_task(task))
+    return budgets.get_prompt_expert_budget(specs.find_task(task))
 
 
 def test_every_training_prompt_has_a_budget():
-    found = [budgets.get_prompt_budget(spec) for spec in TRAINED]
+    found = [budgets.get_prompt_expert_budget(spec) for spec in TRAINED]
     assert len(found) == 296
     # TREC's 18 prompts and one of QuaRTz are trained for 10 epochs.
     assert Counter(each.epochs for each in found) == {5: 277, 10: 19}
@@ -42,13 +42,13 @@ def test_every_training_prompt_has_a_budget():
 def test_an_exception_differs_from_its_dataset_in_what_the_paper_says_alone(task, differs):
     dataset = datasets.all_datasets()[task.partition("/")[0]]
     other = next(spec for spec in TRAINED if spec.dataset == dataset.name and spec.id not in EXCEPTIONS)
-    assert of(task) == replace(budgets.get_prompt_budget(other), **differs)
+    assert of(task) == replace(budgets.get_prompt_expert_budget(other), **differs)
 
 
 @pytest.mark.parametrize("dataset", sorted({spec.dataset for spec in TRAINED}))
 def test_all_other_prompts_of_a_dataset_share_one_budget(dataset):
     others = [spec for spec in TRAINED if spec.dataset == dataset and spec.id not in EXCEPTIONS]
-    assert len({budgets.get_prompt_budget(spec) for spec in others}) == 1
+    assert len({budgets.get_prompt_expert_budget(spec) for spec in others}) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_every_training_dataset_has_a_budget_and_that_of_one_prompt_is_its_promp
 )
 def test_a_targets_budget_is_the_papers(task, epochs, batch_size):
     wanted = PaperBudget(epochs, 1e-4, batch_size, 512, 256, 100_000)
-    assert budgets.get_target_budget(specs.find_task(task)) == wanted
+    assert budgets.get_target_expert_budget(specs.find_task(task)) == wanted
 
 
 def test_a_target_without_an_expert_is_refused_with_the_nearest_that_has_one():
     other = specs.find_task("wiki_auto/simplification_2")
     with pytest.raises(UserError, match=r"'wiki_auto/simplification_2' .* mean 'wiki_auto/simplification_1'"):
-        budgets.get_target_budget(other)
+        budgets.get_target_expert_budget(other)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_steps_are_epochs_of_full_batches_and_a_last_one_of_what_is_left(rows, b
 
 def test_a_fully_trained_dataset_experts_budget_is_the_same_for_all():
     for name in {spec.dataset for spec in TRAINED}:
-        assert budgets.get_full_budget(name) == PaperBudget(5, 1e-4, 128, 512, 128, 100_000)
+        assert budgets.get_full_finetuning_budget(name) == PaperBudget(5, 1e-4, 128, 512, 128, 100_000)
     # 100,000 rows are 781 full steps of 128 and one of 32.
     assert budgets.count_steps(budgets.FULL, 100_000) == 5 * 782
 
 
-@pytest.mark.parametrize("table", [budgets.get_dataset_budget, budgets.get_full_budget])
+@pytest.mark.parametrize("table", [budgets.get_dataset_budget, budgets.get_full_finetuning_budget])
 def test_an_unknown_dataset_is_refused_with_the_nearest(table):
     with pytest.raises(UserError, match=r"'cosmosqa' is wanted.* Did you mean 'cosmos_qa'"):
         table("cosmosqa")
@@ -153,7 +153,7 @@ def test_a_task_without_a_budget_is_refused():
     with pytest.raises(UserError, match=r"'mini_sentiment_film' is wanted, .* no such dataset"):
         of("mini_sentiment_film/after the film")
     with pytest.raises(UserError, match=r"No prompt named 'no_prompt_txt' .*'no_prompt_text'"):
-        budgets.get_prompt_budget(
+        budgets.get_prompt_expert_budget(
             replace(specs.find_task("cosmos_qa/no_prompt_text"), prompt="no_prompt_txt")
         )
     with pytest.raises(UserError, match=r"for all of 'ct0_gigaword' is wanted, .* no `dataset_expert`"):

@@ -62,7 +62,7 @@ def test_bytes_that_are_no_text_stay_bytes():
 
 
 def test_story_cloze_gets_the_templates_names_and_a_whole_number():
-    (made,) = columns.adapt_rows([STORY], "story_cloze_csv", file="f.csv")
+    (made,) = columns.convert_rows([STORY], "story_cloze_csv", file="f.csv")
     assert made == {
         "story_id": "s",
         "input_sentence_1": "1.",
@@ -78,22 +78,22 @@ def test_story_cloze_gets_the_templates_names_and_a_whole_number():
 def test_a_column_that_is_not_there_is_named_with_the_row():
     without = {name: value for name, value in STORY.items() if name != "InputSentence3"}
     with pytest.raises(UserError, match=r"'f.csv', row 2: expected column 'InputSentence3', got"):
-        list(columns.adapt_rows([STORY, without], "story_cloze_csv", file="f.csv"))
+        list(columns.convert_rows([STORY, without], "story_cloze_csv", file="f.csv"))
 
 
 @pytest.mark.parametrize("label", ["", "B", "1.5", None])
 def test_a_label_that_is_no_whole_number_is_named(label):
     with pytest.raises(UserError, match=r"'f.csv', row 1: expected a whole number as label"):
-        list(columns.adapt_rows([{"label": label}], "cosmos_qa_csv", file="f.csv"))
+        list(columns.convert_rows([{"label": label}], "cosmos_qa_csv", file="f.csv"))
 
 
 def test_a_row_is_left_as_it_is_where_nothing_is_to_adapt():
     row = {"a": 1, "b": [1, 2]}
-    assert list(columns.adapt_rows([row], "unchanged", file="f")) == [row]
+    assert list(columns.convert_rows([row], "unchanged", file="f")) == [row]
 
 
 def adapted(adapter, row):
-    (made,) = columns.adapt_rows([row], adapter, file="f")
+    (made,) = columns.convert_rows([row], adapter, file="f")
     return made
 
 
@@ -138,7 +138,7 @@ def test_every_fine_class_of_trec_is_the_same_in_both_numberings():
         assert adapted("trec_tfds", old) == hub
 
 
-@pytest.mark.parametrize("adapter", sorted(set(columns.ADAPTERS) - {"unchanged"}))
+@pytest.mark.parametrize("adapter", sorted(set(columns.ROW_CONVERTERS) - {"unchanged"}))
 def test_a_row_without_the_columns_to_adapt_is_an_error_naming_one(adapter):
     with pytest.raises(UserError, match=r"'f', row 1: expected column '.+', got 'other'"):
         adapted(adapter, {"other": 1})
@@ -152,9 +152,9 @@ def test_a_class_that_trec_has_not_is_an_error(fine):
 
 def test_only_the_columns_asked_for_are_kept_as_far_as_a_row_has_them():
     rows = [{"a": 1, "b": 2}, {"a": 3}]
-    assert list(columns.adapt_rows(rows, "unchanged", file="f", columns=["b"])) == [{"b": 2}, {}]
+    assert list(columns.convert_rows(rows, "unchanged", file="f", columns=["b"])) == [{"b": 2}, {}]
 
 
 def test_a_column_that_no_row_has_is_refused():
     with pytest.raises(UserError, match=r"'f': expected column 'b', got 'a'"):
-        list(columns.adapt_rows([{"a": 1}, {"a": 2}], "unchanged", file="f", columns=["a", "b"]))
+        list(columns.convert_rows([{"a": 1}, {"a": 2}], "unchanged", file="f", columns=["a", "b"]))

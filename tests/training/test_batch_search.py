@@ -9,7 +9,7 @@ from elm_jax.aot import memory
 from elm_jax.errors import OutOfMemoryError
 from elm_jax.models.sizes import find_config
 from elm_jax.training import batch_search
-from elm_jax.training.batch_search import GOOD_FILL, BatchSearch, Memory
+from elm_jax.training.batch_search import ENOUGH_MEMORY_FILL, BatchSearch, Memory
 from elm_jax.training.batches import Shape
 from elm_jax.training.programs import GroupPlan, Layout, group_programs, layout_for
 
@@ -44,9 +44,9 @@ def test_the_largest_batch_fills_what_is_free():
     found, compiled = search(10_000)
     fit = batch_search.largest_fit(found)
     assert fit.layout.slots == 4
-    assert fit.held_bytes == 140
+    assert fit.fixed_bytes == 140
     assert fit.peak_bytes == 140 + 2 * fit.shape.tokens <= 10_000
-    assert fit.fill_ratio >= GOOD_FILL
+    assert fit.fill_ratio >= ENOUGH_MEMORY_FILL
     assert fit.compiled == len(compiled) <= 2
 
 
@@ -61,9 +61,11 @@ def test_a_batch_fits_and_fills_what_is_free_whatever_was_guessed(token, guess, 
     found, compiled = search(limit, token=token, guess=guess, silent=silent, bend=bend)
     fit = batch_search.largest_fit(found)
     assert fit.peak_bytes <= limit
-    assert len(compiled) <= batch_search.MOST_TRIES
+    assert len(compiled) <= batch_search.MAX_BATCH_COMPILATIONS
     one_row = ROW * token + bend * ((fit.shape.tokens + ROW) ** 2 - fit.shape.tokens**2)
-    assert fit.fill_ratio >= GOOD_FILL or one_row > (1 - GOOD_FILL) * (limit - fit.held_bytes)
+    assert fit.fill_ratio >= ENOUGH_MEMORY_FILL or one_row > (1 - ENOUGH_MEMORY_FILL) * (
+        limit - fit.fixed_bytes
+    )
 
 
 def test_a_batch_is_no_larger_than_what_the_experts_offer():
@@ -98,20 +100,20 @@ def test_with_a_real_compiler_batches_fill_what_is_free():
         return group_programs(config, plan, layout, shape)
 
     smallest = programs(layout_for("bottleneck", 4, None), Shape(1, 32, 8, 1))
-    held = batch_search.held_bytes(smallest)
+    held = batch_search.fixed_bytes(smallest)
     limit = held + 40_000_000
     found = BatchSearch(
         batch_search.layouts_for(layout_for("bottleneck", 4, None)),
         lambda layout, tokens: Shape(max(1, tokens // 40), 32, 8, 1),
         Memory(
-            lambda layout: batch_search.held_bytes(programs(layout, Shape(1, 32, 8, 1))),
+            lambda layout: batch_search.fixed_bytes(programs(layout, Shape(1, 32, 8, 1))),
             lambda layout, shape: batch_search.peak_bytes(programs(layout, shape)),
             limit,
         ),
         batch_search.token_bytes(config, Layout(4, 1, 1)),
     )
     fit = batch_search.largest_fit(found)
-    assert fit.fill_ratio >= GOOD_FILL
+    assert fit.fill_ratio >= ENOUGH_MEMORY_FILL
     accumulate = programs(fit.layout, fit.shape).accumulate
     assert (
         memory.count_program_bytes(accumulate.lower().compile()) + memory.resident_bytes(accumulate)
@@ -120,4 +122,4 @@ def test_with_a_real_compiler_batches_fill_what_is_free():
     )
     state, base, _, accumulator = accumulate.arguments
     leaves = jax.tree.leaves((state, base, accumulator, accumulate.resident))
-    assert fit.held_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert fit.fixed_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

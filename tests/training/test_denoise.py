@@ -110,7 +110,7 @@ def test_the_same_dice_cut_the_same_spans():
 @settings(deadline=None)
 @given(TEXT, SEED)
 def test_a_prefix_and_its_rest_are_the_text_and_both_end(tokens, seed):
-    prompt, target = denoise.cut_prefix(tokens, eos=EOS, rng=np.random.default_rng(seed))
+    prompt, target = denoise.make_prefix_lm_pair(tokens, eos=EOS, rng=np.random.default_rng(seed))
     assert prompt[:-1] + target[:-1] == tokens
     assert prompt[-1] == target[-1] == EOS
     assert len(prompt) > 1
@@ -119,7 +119,7 @@ def test_a_prefix_and_its_rest_are_the_text_and_both_end(tokens, seed):
 
 def test_a_prefix_is_cut_everywhere_inside_the_text():
     cuts = {
-        len(denoise.cut_prefix([5, 6, 7, 8], eos=EOS, rng=np.random.default_rng(seed))[0]) - 1
+        len(denoise.make_prefix_lm_pair([5, 6, 7, 8], eos=EOS, rng=np.random.default_rng(seed))[0]) - 1
         for seed in range(40)
     }
     assert cuts == {1, 2, 3}
