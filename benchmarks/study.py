@@ -2,8 +2,8 @@
 
 Run     python -m benchmarks.study --out DIR [--seeds 1 2 3 4 5] [--kinds lora bottleneck ia3] [--rows 48]
         the smallest size: --seeds 1 2 3 --kinds lora bottleneck --rows 24
-Takes   an hour for a seed of LoRA and four to seven minutes for one of bottlenecks, of 24 rows, on one slow
-        core beside other work
+Takes   22 minutes for a seed of LoRA and four for one of bottlenecks, of 24 rows, on one slow core beside
+        other work
 Expect  one table a kind. Which methods win is what the tables are for
 
 The experts are those of `benchmarks.routing`, trained on the embedded suite, and the methods are its methods
