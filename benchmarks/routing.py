@@ -2,7 +2,7 @@
 
 Run     python -m benchmarks.routing [--json FILE] [--out DIR] [--seed 0] [--kind lora]
         python -m benchmarks.routing --cost [--experts 3000] [--json FILE], which is benchmarks/router_cost.py
-Takes   not measured with all methods; with 22 of the 41 it was nine minutes on two cores that were shared
+Takes   25 minutes for LoRA and ten for bottlenecks, on one slow core beside other work
 Expect  one line a method. Which ones win is what the table is for; retrieval lies between the base and the
         oracle
 
