@@ -77,7 +77,7 @@ def parse(content: bytes, form: Any, *, what: str, fix: str) -> Any:
         raise UserError(f"Expected {what}, got {wrong} ({first['msg']:.200}). Fix: {fix}.") from None
 
 
-def build(value: Any, form: type[T]) -> T:
+def build_record(value: Any, form: type[T]) -> T:
     """Returns the record of that form that values read from JSON stand for.
 
     Raises:

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ from elm_jax.tokenizers.sentencepiece import Tokenizer
 
 MODEL_SETTINGS = (VOCABULARY, "input_eos", "prompt tokens", "answer tokens", "base", "dtype")
 """Settings that change what a model makes of the texts, and no text."""
-_READING = ("split", "limit", "seed", "truncate", "faithful")
-"""Settings that a source is restored from."""
 ROW_IDENTITIES_KEY = "made_of"
 """The key of a recipe that has the identity of the rows of every task of an expert."""
 
@@ -125,10 +123,15 @@ def from_json(value: Any) -> RowsIdentity | None:
     try:
         settings = dict(value["settings"])
         if "limit" in settings:
-            schema.build({field: settings[field] for field in _READING}, _ReadingSettings)
+            _build_reading_settings(settings)
         return RowsIdentity(settings, row_digests.from_json(value["digests"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def _build_reading_settings(settings: Mapping[str, Any]) -> _ReadingSettings:
+    own = {each.name: settings[each.name] for each in fields(_ReadingSettings)}
+    return schema.build_record(own, _ReadingSettings)
 
 
 def identify_task(
@@ -193,9 +196,8 @@ def restore_source(noted: RowsIdentity, spec: TaskSpec, source: Source) -> Sourc
     own = noted.settings
     if "limit" not in own:
         return source
-    split, *names = _READING
-    fields = {name: own[name] for name in names}
-    return replace(source, splits={**source.splits, spec.dataset: own[split]}, **fields)
+    reading = asdict(_build_reading_settings(own))
+    return replace(source, splits={**source.splits, spec.dataset: reading.pop("split")}, **reading)
 
 
 def describe_changes(before: RowsIdentity, now: RowsIdentity) -> str:

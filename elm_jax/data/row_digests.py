@@ -85,7 +85,7 @@ def from_json(value: Any) -> RowDigests:
     Raises:
         ValueError: If the value is of another form.
     """
-    digests = schema.build(value, RowDigests)
+    digests = schema.build_record(value, RowDigests)
     for column, text in digests.sample.items():
         if len(base64.b64decode(text, validate=True)) % 2:
             raise ValueError(f"Expected two bytes a row, got an odd number for {column!r}.")
